@@ -1,0 +1,1 @@
+"""Durably: durable execution for Python web apps."""

@@ -1,0 +1,64 @@
+"""A call: the request with which an engine advances a run (spec §4.4)."""
+
+from typing import Any
+
+import msgspec
+
+from .events import Event
+
+
+class Stack(msgspec.Struct, kw_only=True):
+    """``stack`` lists the hashed ids of finished steps in the order in which they finished (spec §5.4)."""
+
+    stack: list[str] | None = None
+    current: int = 0
+
+
+class CallContext(msgspec.Struct, kw_only=True):
+    run_id: str
+    attempt: int = 0
+    max_attempts: int | None = None
+    fn_id: str = ""
+    step_id: str = ""
+    env: str = ""
+    disable_immediate_execution: bool = False
+    use_api: bool = False
+    qi_id: str | None = None
+    request_id: str | None = None
+    generation_id: int | None = None
+    job_id: str | None = None
+    stack: Stack | None = None
+
+
+class CallRequest(msgspec.Struct, kw_only=True):
+    """``steps`` maps hashed step ids to memos, left undecoded: most are read once, some never.
+
+    ``event`` and ``events`` are absent where ``use_api`` tells the app to fetch them.
+    """
+
+    ctx: CallContext
+    event: Event | None = None
+    events: list[Event] | None = None
+    steps: dict[str, msgspec.Raw] | None = None
+    use_api: bool = False
+    version: Any = None
+
+
+_decoder = msgspec.json.Decoder(CallRequest)
+_steps_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_events_decoder = msgspec.json.Decoder(list[Event])
+
+
+def decode_call(body: bytes) -> CallRequest:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
+    return _decoder.decode(body)
+
+
+def decode_steps(body: bytes) -> dict[str, msgspec.Raw]:
+    """The answer to ``GET /v0/runs/{run}/actions``."""
+    return _steps_decoder.decode(body)
+
+
+def decode_events(body: bytes) -> list[Event]:
+    """The answer to ``GET /v0/runs/{run}/batch``."""
+    return _events_decoder.decode(body)

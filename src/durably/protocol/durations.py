@@ -1,0 +1,124 @@
+"""Durations and moments as the wire writes them (spec §1.3.2).
+
+A duration is Go-like text: ``1h30m``, ``500ms``, also ``d`` and ``w``. A moment is RFC 3339. Where the
+protocol accepts either, so does ``parse_moment``.
+"""
+
+import datetime as dt
+import email.utils
+import re
+
+from .errors import Error, ErrorCode
+
+_UNITS = {
+    "ns": dt.timedelta(microseconds=0.001),
+    "us": dt.timedelta(microseconds=1),
+    "µs": dt.timedelta(microseconds=1),
+    "μs": dt.timedelta(microseconds=1),
+    "ms": dt.timedelta(milliseconds=1),
+    "s": dt.timedelta(seconds=1),
+    "m": dt.timedelta(minutes=1),
+    "h": dt.timedelta(hours=1),
+    "d": dt.timedelta(days=1),
+    "w": dt.timedelta(weeks=1),
+}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d|w)", re.ASCII)
+_WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
+_MILLISECOND = dt.timedelta(milliseconds=1)
+_FORMAT_UNITS = tuple((unit, _UNITS[unit]) for unit in ("w", "d", "h", "m", "s"))
+
+Duration = int | dt.timedelta
+"""A duration as users write it: milliseconds, or a ``timedelta``."""
+
+
+class DurationInvalidError(Error, ValueError):
+    code = ErrorCode.DURATION_INVALID
+    is_retriable = False
+
+
+def to_timedelta(value: Duration) -> dt.timedelta:
+    """A user's duration as a ``timedelta``.
+
+    Raises ``DurationInvalidError`` for other types (``bool`` included) and for negative values.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | dt.timedelta):
+        raise DurationInvalidError(
+            f"a duration is a number of milliseconds (int) or a datetime.timedelta, not {value!r}"
+        )
+    try:
+        delta = dt.timedelta(milliseconds=value) if isinstance(value, int) else value
+    except OverflowError:
+        raise DurationInvalidError(f"the duration of {value} ms is too long") from None
+    if delta < dt.timedelta(0):
+        raise DurationInvalidError(f"a duration cannot be negative: {value!r}")
+    return delta
+
+
+def format_duration(value: Duration) -> str:
+    """Text of the largest unit that divides the duration exactly, down to milliseconds: ``90s``, ``1500ms``.
+
+    Fractions of a millisecond are rounded up, so that nothing ends early.
+    """
+    delta = to_timedelta(value)
+    milliseconds = -(-delta // _MILLISECOND)
+    if milliseconds == 0:
+        return "0s"
+    exact = dt.timedelta(milliseconds=milliseconds)
+    for unit, length in _FORMAT_UNITS:
+        if not exact % length:
+            return f"{exact // length}{unit}"
+    return f"{milliseconds}ms"
+
+
+def parse_duration(text: str) -> dt.timedelta:
+    """Raises ``DurationInvalidError`` for text that is not a whole sequence of ``<number><unit>``."""
+    stripped = text.strip()
+    if stripped == "0":
+        return dt.timedelta(0)
+    if not _WHOLE.fullmatch(stripped):
+        raise DurationInvalidError(f"invalid duration {text!r}: write it like 30s, 1h30m, 500ms, 7d or 2w")
+    try:
+        return sum((float(n) * _UNITS[unit] for n, unit in _PART.findall(stripped)), dt.timedelta(0))
+    except OverflowError:
+        raise DurationInvalidError(f"the duration {text!r} is too long") from None
+
+
+def format_moment(moment: dt.datetime) -> str:
+    """RFC 3339 in UTC with milliseconds. A naive ``datetime`` is local time, as everywhere in Python."""
+    utc = moment.astimezone(dt.UTC)
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_rfc3339(text: str) -> dt.datetime | None:
+    """The moment, in UTC where no offset is given; ``None`` if the text is none."""
+    try:
+        moment = dt.datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def parse_moment(text: str, now: dt.datetime) -> dt.datetime:
+    """When something is due that the wire gives as a duration from ``now`` or as an RFC 3339 date.
+
+    Raises ``DurationInvalidError``.
+    """
+    if len(text) >= 10 and (moment := parse_rfc3339(text)):
+        return moment
+    try:
+        return now + parse_duration(text)
+    except OverflowError:
+        raise DurationInvalidError(f"the duration {text!r} is too long") from None
+
+
+def parse_retry_after(text: str, now: dt.datetime) -> dt.datetime | None:
+    """The ``retry-after`` header: seconds, RFC 3339, or an HTTP date. ``None`` where it is none of them."""
+    text = text.strip()
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII):
+        return now + dt.timedelta(seconds=float(text))
+    if moment := parse_rfc3339(text):
+        return moment
+    try:
+        return email.utils.parsedate_to_datetime(text).astimezone(dt.UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,167 @@
+"""Errors that travel: what a function or a step raised, as the wire carries it (spec §4.4.3, §5.2.2).
+
+``Error`` is the base of every exception that Durably raises on purpose. The classes that decide how an
+answer is written (may it be retried, and when) live here, because both ``execution`` and ``comm`` need
+them; ``durably.errors`` exports all of them to users.
+"""
+
+import datetime as dt
+import traceback
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class ErrorCode(StrEnum):
+    ASYNC_UNSUPPORTED = "async_unsupported"
+    BODY_INVALID = "body_invalid"
+    BODY_TOO_LARGE = "body_too_large"
+    CLOCK_UNSUPPORTED = "clock_unsupported"
+    DURATION_INVALID = "duration_invalid"
+    EVENT_KEY_UNSPECIFIED = "event_key_unspecified"
+    FUNCTION_CONFIG_INVALID = "function_config_invalid"
+    FUNCTION_NOT_FOUND = "function_not_found"
+    HEADER_MISSING = "header_missing"
+    METHOD_UNSUPPORTED = "method_unsupported"
+    NON_RETRIABLE_ERROR = "non_retriable_error"
+    OUTPUT_UNSERIALIZABLE = "output_unserializable"
+    QUERY_PARAM_INVALID = "query_param_invalid"
+    QUERY_PARAM_MISSING = "query_param_missing"
+    REGISTRATION_FAILED = "registration_failed"
+    RETRY_AFTER_ERROR = "retry_after_error"
+    SEND_EVENT_FAILED = "send_event_failed"
+    SERVER_KIND_MISMATCH = "server_kind_mismatch"
+    SIGNING_KEY_UNSPECIFIED = "signing_key_unspecified"
+    SIG_VERIFICATION_FAILED = "sig_verification_failed"
+    STEP_ERRORED = "step_errored"
+    STEP_NESTED = "step_nested"
+    STEP_UNEXPECTED = "step_unexpected"
+    UNKNOWN = "unknown"
+    URL_INVALID = "url_invalid"
+
+
+class ErrorData(msgspec.Struct, kw_only=True):
+    """An error on the wire. Lenient in what it reads: official SDKs omit or null any of these."""
+
+    name: str | None = None
+    message: str | None = None
+    stack: str | None = None
+    code: str | None = None
+    cause: Any = None
+    data: Any = None
+
+    def to_wire(self) -> dict[str, Any]:
+        wire = {"code": self.code, "message": self.message or "", "name": self.name or "Error", "stack": self.stack}
+        if self.cause is not None:
+            wire["cause"] = self.cause
+        return wire
+
+
+class Error(Exception):
+    """Base of Durably's exceptions. ``code`` names the kind of failure on the wire."""
+
+    code: ErrorCode = ErrorCode.UNKNOWN
+    is_retriable: bool = True
+    include_stack: bool = True
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def stack(self) -> str | None:
+        return format_stack(self) if self.include_stack else None
+
+
+class NonRetriableError(Error):
+    """Raise in a function or step to fail it for good, without further attempts.
+
+    ``quiet`` keeps the error out of the app's log.
+    """
+
+    code = ErrorCode.NON_RETRIABLE_ERROR
+    is_retriable = False
+
+    def __init__(self, message: str | None = None, quiet: bool = False) -> None:
+        super().__init__(message or "")
+        self.quiet = quiet
+
+
+class RetryAfterError(Error):
+    """Raise in a function or step to choose the time of its next attempt.
+
+    ``retry_after`` is milliseconds, a ``timedelta``, or a ``datetime`` (naive ones are local time). The
+    engine clips it to one second … 24 hours. ``quiet`` keeps the error out of the app's log.
+    """
+
+    code = ErrorCode.RETRY_AFTER_ERROR
+
+    def __init__(
+        self,
+        message: str | None,
+        retry_after: int | dt.timedelta | dt.datetime,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__(message or "")
+        self.retry_after: dt.timedelta | dt.datetime = (
+            dt.timedelta(milliseconds=retry_after) if isinstance(retry_after, int) else retry_after
+        )
+        self.quiet = quiet
+
+
+class StepError(Error):
+    """A step failed for good; raised where the function awaits it, and may be caught there.
+
+    The original exception lived in another call, so what is left of it is its ``name``, ``message`` and
+    ``stack``. Not retriable: the step's own attempts are used up (spec §5.2.2).
+    """
+
+    code = ErrorCode.STEP_ERRORED
+    is_retriable = False
+
+    def __init__(self, message: str, name: str, stack: str | None) -> None:
+        super().__init__(message)
+        self._message, self._name, self._stack = message, name, stack
+
+    @property
+    def message(self) -> str:
+        return self._message
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def stack(self) -> str | None:
+        return self._stack
+
+    def __reduce__(self) -> tuple[Callable[..., "StepError"], tuple[str, str, str | None]]:
+        return (StepError, (self._message, self._name, self._stack))
+
+
+def format_stack(error: BaseException) -> str:
+    """The traceback as Python prints it, causes included."""
+    return "".join(traceback.format_exception(error))
+
+
+def is_retriable(error: BaseException) -> bool:
+    return error.is_retriable if isinstance(error, Error) else True
+
+
+def is_quiet(error: BaseException) -> bool:
+    return bool(getattr(error, "quiet", False))
+
+
+def describe_error(error: BaseException) -> ErrorData:
+    """An exception as the wire carries it; name, message and traceback are the user's own."""
+    if isinstance(error, Error):
+        return ErrorData(code=error.code, message=error.message, name=error.name, stack=error.stack)
+    return ErrorData(
+        code=ErrorCode.UNKNOWN, message=str(error), name=type(error).__name__, stack=format_stack(error)
+    )

@@ -1,0 +1,37 @@
+"""Events, as sent, stored and handed to functions (spec §1.3.4)."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Something that happened.
+
+    ``name`` is what triggers match on; ``data`` any JSON object; ``ts`` milliseconds since the epoch,
+    0 until it is sent; ``id`` is given by the engine where it is empty, and makes sending idempotent for
+    24 hours where it is not; ``user`` and ``v`` travel along untouched.
+    """
+
+    name: str
+    data: Mapping[str, Any] | None = None
+    id: str = ""
+    ts: int = 0
+    user: Any = None
+    v: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is None:
+            self.data = {}
+
+
+class InternalEvent(StrEnum):
+    """Events that engines send themselves."""
+
+    FUNCTION_FAILED = "inngest/function.failed"
+    FUNCTION_FINISHED = "inngest/function.finished"
+    FUNCTION_CANCELLED = "inngest/function.cancelled"
+    FUNCTION_INVOKED = "inngest/function.invoked"
+    SCHEDULED_TIMER = "inngest/scheduled.timer"

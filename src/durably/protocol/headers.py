@@ -1,0 +1,61 @@
+"""Names of HTTP headers, query parameters and their fixed values (spec §4.1)."""
+
+from enum import StrEnum
+
+
+class Header(StrEnum):
+    """Header names, in the lower case in which both sides compare them."""
+
+    AUTHORIZATION = "authorization"
+    CONTENT_TYPE = "content-type"
+    ENV = "x-inngest-env"
+    EVENT_ID_SEED = "x-inngest-event-id-seed"
+    EXPECTED_SERVER_KIND = "x-inngest-expected-server-kind"
+    FORCE_STEP_PLAN = "x-inngest-force-step-plan"
+    FRAMEWORK = "x-inngest-framework"
+    GENERATION_ID = "x-inngest-generation-id"
+    JOB_ID = "x-inngest-job-id"
+    NO_RETRY = "x-inngest-no-retry"
+    REQUEST_ID = "x-request-id"
+    REQUEST_VERSION = "x-inngest-req-version"
+    RETRY_AFTER = "retry-after"
+    RUN_ID = "x-run-id"
+    SDK = "x-inngest-sdk"
+    SERVER_KIND = "x-inngest-server-kind"
+    SERVER_TIMING = "server-timing"
+    SIGNATURE = "x-inngest-signature"
+    SYNC_KIND = "x-inngest-sync-kind"
+    TRACEPARENT = "traceparent"
+    USER_AGENT = "user-agent"
+
+
+class Query(StrEnum):
+    """Query parameters of the app's endpoint."""
+
+    FUNCTION_ID = "fnId"
+    STEP_ID = "stepId"
+    PROBE = "probe"
+    DEPLOY_ID = "deployId"
+
+
+class ServerKind(StrEnum):
+    """The two modes; an engine and an app work together only in the same one (spec §7)."""
+
+    CLOUD = "cloud"
+    DEV = "dev"
+
+
+class SyncKind(StrEnum):
+    IN_BAND = "in_band"
+    OUT_OF_BAND = "out_of_band"
+
+
+class Probe(StrEnum):
+    TRUST = "trust"
+
+
+DISCOVER = "step"
+"""The ``stepId`` of a call that targets no step: run the function until new steps are found."""
+
+REQUEST_VERSION = "2"
+"""Value of ``x-inngest-req-version``: the call format that both sides speak."""

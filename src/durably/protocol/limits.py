@@ -1,0 +1,30 @@
+"""The figures of the protocol. Bytes, seconds and counts, as named."""
+
+import datetime as dt
+
+DEFAULT_RETRIES = 4
+MAX_RETRIES = 20
+BACKOFF_SECONDS = (15, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200)
+BACKOFF_JITTER_SECONDS = 30
+RETRY_AFTER_MIN = dt.timedelta(seconds=1)
+RETRY_AFTER_MAX = dt.timedelta(hours=24)
+
+MAX_EVENT_BYTES = 512 * 1024
+MAX_EVENT_NAME_LENGTH = 512
+MAX_EVENTS_PER_POST = 5000
+MAX_STEP_OUTPUT_BYTES = 4 * 1024 * 1024
+MAX_RUN_STATE_BYTES = 32 * 1024 * 1024
+MAX_CALL_BODY_BYTES = 4 * 1024 * 1024
+"""Above this an engine sends ``use_api`` instead of memos and events (spec §4.4.2)."""
+MAX_REQUEST_BYTES = MAX_RUN_STATE_BYTES + 4 * 1024 * 1024
+"""The largest body that either side reads; answered with 413 beyond it."""
+MAX_STEPS = 1000
+MAX_WAIT = dt.timedelta(days=366)
+DEFAULT_LONG_TIMEOUT = dt.timedelta(days=365)
+"""An empty timeout of an invoke or of a wait for a signal."""
+MAX_CALL_DURATION = dt.timedelta(hours=2)
+IDEMPOTENCY_PERIOD = dt.timedelta(hours=24)
+MAX_TRIGGERS = 10
+MAX_CANCELS = 5
+MAX_CONCURRENCY = 2
+SIGNATURE_TOLERANCE = dt.timedelta(minutes=5)

@@ -1,0 +1,67 @@
+"""Ops: what a step asks of the engine, in the shape of one element of a 206 answer (spec §5.1.1, §5.3)."""
+
+import hashlib
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from .errors import ErrorData
+
+
+class Opcode(StrEnum):
+    STEP = "Step"
+    STEP_RUN = "StepRun"
+    STEP_ERROR = "StepError"
+    STEP_FAILED = "StepFailed"
+    STEP_PLANNED = "StepPlanned"
+    STEP_NOT_FOUND = "StepNotFound"
+    SLEEP = "Sleep"
+    WAIT_FOR_EVENT = "WaitForEvent"
+    WAIT_FOR_SIGNAL = "WaitForSignal"
+    INVOKE_FUNCTION = "InvokeFunction"
+    AI_GATEWAY = "AIGateway"
+    GATEWAY = "Gateway"
+    RUN_COMPLETE = "RunComplete"
+    DISCOVERY_REQUEST = "DiscoveryRequest"
+
+
+class ParallelMode(StrEnum):
+    """When the engine asks for discovery while several steps of a run are under way.
+
+    ``WAIT``: once all of them have ended, which costs the fewest calls. ``RACE``: after each one, so
+    that branches of several steps advance independently of each other.
+    """
+
+    RACE = "race"
+    WAIT = "wait"
+
+
+class Userland(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The step's id as the user wrote it, and which repetition of that id this is (from 1)."""
+
+    id: str
+    index: int | None = None
+
+
+class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name": "displayName"}):
+    """One op. ``data`` and ``error`` are set by executed steps, ``opts`` by all others."""
+
+    id: str = ""
+    op: str
+    name: str | None = None
+    display_name: str | None = None
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: ErrorData | None = None
+    opts: dict[str, Any] | None = None
+    userland: Userland | None = None
+
+    @property
+    def is_race(self) -> bool:
+        return bool(self.opts) and self.opts.get("parallelMode") == ParallelMode.RACE  # type: ignore[union-attr]
+
+
+def hash_step_id(step_id: str, index: int = 0) -> str:
+    """The wire id of a step: hex SHA-1 of its id, or of ``id:n`` for its n-th repetition (spec §5.1.2)."""
+    text = f"{step_id}:{index}" if index else step_id
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

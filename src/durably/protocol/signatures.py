@@ -1,0 +1,106 @@
+"""Signing requests and answers, and the bearer token for an engine's API (spec §4.1.3, §4.1.4).
+
+``x-inngest-signature`` is ``t=<unix seconds>&s=<hex HMAC-SHA256>`` over the body followed by the
+timestamp's digits, keyed with the signing key less its ``signkey-<env>-`` prefix.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Iterable
+from urllib.parse import parse_qs
+
+import rfc8785
+
+from .errors import Error, ErrorCode
+from .limits import SIGNATURE_TOLERANCE
+
+_PREFIX = re.compile(r"^signkey-\w+-")
+
+
+class SignatureError(Error):
+    """The request is not signed as it must be. The message never contains a key or a signature."""
+
+    code = ErrorCode.SIG_VERIFICATION_FAILED
+    include_stack = False
+    is_retriable = False
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.SIG_VERIFICATION_FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def strip_key_prefix(key: str) -> str:
+    return _PREFIX.sub("", key, count=1)
+
+
+def sign(body: bytes, key: str, timestamp: int) -> str:
+    """The header's value for ``body``, sent at ``timestamp`` (unix seconds)."""
+    return f"t={timestamp}&s={_digest(body, key, timestamp)}"
+
+
+def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> str:
+    """Check a signature and return the key that made it.
+
+    ``keys`` are tried in order, ``None`` skipped; ``now`` is unix seconds. Raw bytes are compared first;
+    where they fail, the body in RFC 8785 form, since a platform may have re-encoded it. Raises
+    ``SignatureError``.
+    """
+    usable = [key for key in keys if key]
+    if not usable:
+        raise SignatureError(
+            "cannot verify the request's signature: no signing key is set; give the client signing_key "
+            "or set INNGEST_SIGNING_KEY",
+            ErrorCode.SIGNING_KEY_UNSPECIFIED,
+        )
+    if not header:
+        raise SignatureError("the request has no x-inngest-signature header", ErrorCode.HEADER_MISSING)
+    fields = parse_qs(header)
+    stamp, signature = fields.get("t", [""])[0], fields.get("s", [""])[0]
+    if not re.fullmatch(r"\d{1,12}", stamp, re.ASCII) or not re.fullmatch(r"[0-9a-fA-F]{64}", signature):
+        raise SignatureError("the x-inngest-signature header is malformed; it must be t=<seconds>&s=<hex>")
+    if abs(now - int(stamp)) > SIGNATURE_TOLERANCE.total_seconds():
+        raise SignatureError("the request's signature is more than five minutes old or ahead; check both clocks")
+    forms = [body]
+    for form in forms:
+        for key in usable:
+            if hmac.compare_digest(_digest(form, key, int(stamp)), signature.lower()):
+                return key
+        if form is body and (canonical := canonicalize(body)) is not None and canonical != body:
+            forms.append(canonical)
+    raise SignatureError("the request's signature does not match any of the app's signing keys")
+
+
+def canonicalize(body: bytes) -> bytes | None:
+    """The body in RFC 8785 form, or ``None`` where it is no JSON."""
+    try:
+        return rfc8785.dumps(json.loads(body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def hash_signing_key(key: str) -> str:
+    """Hex SHA-256 of the hex-decoded key; keys that are no hex are hashed as text."""
+    bare = strip_key_prefix(key)
+    try:
+        raw = bytes.fromhex(bare)
+    except ValueError:
+        raw = bare.encode()
+    return hashlib.sha256(raw).hexdigest()
+
+
+def hash_event_key(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def bearer_token(key: str) -> str:
+    """What ``authorization: Bearer`` carries for a signing key: its prefix, then the hashed rest."""
+    bare = strip_key_prefix(key)
+    return key[: len(key) - len(bare)] + hash_signing_key(key)
+
+
+def _digest(body: bytes, key: str, timestamp: int) -> str:
+    mac = hmac.new(strip_key_prefix(key).encode(), body, hashlib.sha256)
+    mac.update(str(timestamp).encode())
+    return mac.hexdigest()

@@ -1,0 +1,141 @@
+"""Sync: an app telling an engine its functions (spec §4.3).
+
+Reading is lenient: official SDKs send ``appname`` or ``appName``, nulls for absent options, and durations
+as text that may also be an RFC 3339 date. Writing goes through ``durably.options``, which checks values.
+"""
+
+from typing import Any
+
+import msgspec
+
+SYNC_VERSION = "0.1"
+
+
+class _Wire(msgspec.Struct, kw_only=True, omit_defaults=True, rename="camel"):
+    """Base of the wire's structs: camelCase names, absent where default."""
+
+
+class Trigger(_Wire):
+    event: str | None = None
+    expression: str | None = None
+    cron: str | None = None
+    jitter: str | None = None
+
+
+class Runtime(_Wire):
+    url: str
+    type: str = "http"
+
+
+class Retries(_Wire):
+    attempts: int | None = None
+
+
+class StepConfig(_Wire):
+    id: str
+    runtime: Runtime
+    name: str | None = None
+    retries: Retries | None = None
+
+
+class BatchEvents(_Wire, rename={"max_size": "maxSize", "if_exp": "if"}):
+    max_size: int
+    timeout: str | None = None
+    key: str | None = None
+    if_exp: str | None = None
+
+
+class Cancel(_Wire, rename={"if_exp": "if"}):
+    event: str
+    if_exp: str | None = None
+    timeout: str | None = None
+
+
+class RateLimit(_Wire):
+    limit: int
+    period: str
+    key: str | None = None
+
+
+class Throttle(_Wire):
+    limit: int
+    period: str
+    burst: int | None = None
+    key: str | None = None
+
+
+class Debounce(_Wire):
+    period: str
+    timeout: str | None = None
+    key: str | None = None
+
+
+class Priority(_Wire):
+    run: str | None = None
+
+
+class Concurrency(_Wire):
+    limit: int
+    key: str | None = None
+    scope: str | None = None
+
+
+class Singleton(_Wire):
+    mode: str
+    key: str | None = None
+
+
+class Timeouts(_Wire):
+    start: str | None = None
+    finish: str | None = None
+
+
+class Checkpoint(_Wire, rename=None):
+    batch_steps: int | None = None
+    batch_interval: str | None = None
+    max_runtime: str | None = None
+
+
+class FunctionConfig(_Wire):
+    id: str
+    triggers: list[Trigger]
+    steps: dict[str, StepConfig]
+    name: str | None = None
+    idempotency: str | None = None
+    batch_events: BatchEvents | None = None
+    cancel: list[Cancel] | None = None
+    rate_limit: RateLimit | None = None
+    throttle: Throttle | None = None
+    debounce: Debounce | None = None
+    priority: Priority | None = None
+    concurrency: list[Concurrency] | Concurrency | int | None = None
+    singleton: Singleton | None = None
+    timeouts: Timeouts | None = None
+    checkpoint: Checkpoint | bool | None = None
+
+
+class SyncRequest(msgspec.Struct, kw_only=True):
+    """``POST {api}/fn/register``."""
+
+    url: str
+    functions: list[FunctionConfig]
+    app_name: str | None = msgspec.field(default=None, name="appName")
+    appname: str | None = None
+    app_version: str | None = msgspec.field(default=None, name="appVersion")
+    deploy_type: str | None = msgspec.field(default=None, name="deployType")
+    framework: str | None = None
+    sdk: str | None = None
+    v: str | None = None
+    capabilities: Any = None
+
+    @property
+    def app_id(self) -> str:
+        return self.app_name or self.appname or ""
+
+
+_decoder = msgspec.json.Decoder(SyncRequest)
+
+
+def decode_sync(body: bytes) -> SyncRequest:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
+    return _decoder.decode(body)
