@@ -1,0 +1,51 @@
+"""Reading request bodies: the size limit, and JSON whose faults are named by place."""
+
+import re
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from durably.protocol.limits import MAX_REQUEST_BYTES
+
+from .responses import ApiError
+
+T = TypeVar("T")
+_BYTE = re.compile(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body. Raises ``ApiError`` 413 above ``MAX_REQUEST_BYTES``."""
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes") from None
+
+
+async def read_json(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
+    return decode_json(await read_body(request), decoder)
+
+
+def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Raises ``ApiError`` 400 that names line and column of malformed JSON, or the path of a wrong value."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"the body has the wrong shape: {error}") from None
+    except msgspec.DecodeError as error:
+        raise ApiError(400, describe_malformed(body, str(error))) from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply") from None
+
+
+def describe_malformed(body: bytes, fault: str) -> str:
+    """``fault`` is msgspec's message, which counts bytes; people count lines and columns, from 1."""
+    if not body.strip():
+        return "the body is empty; send JSON"
+    if found := _BYTE.match(fault):
+        reason, offset = found[1], int(found[2])
+    else:
+        reason, offset = "it ends too early", len(body)
+    before = body[:offset].decode(errors="replace")
+    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+    return f"the body is not valid JSON: {reason} at line {line}, column {column}"

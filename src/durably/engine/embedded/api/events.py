@@ -1,0 +1,98 @@
+"""Receiving events (spec §4.2.2) and reading those that were received."""
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from durably.engine.embedded.views import EventView
+from durably.protocol.api import EventBody, SendBody
+from durably.protocol.events import Event
+from durably.protocol.headers import Header
+from durably.protocol.limits import MAX_EVENT_BYTES, MAX_EVENTS_PER_POST
+
+from .bodies import decode_json, read_body
+from .parameters import limit_parameter, moment_parameter
+from .responses import ApiError, data_response, json_response
+from .runs import run_body
+from .state import engine_of
+
+DEFAULT_EVENTS = 20
+MAX_LISTED = 100
+
+
+class PostedEvent(msgspec.Struct):
+    """An event as peers send it: anything but the name may be absent or null."""
+
+    name: str
+    data: dict[str, Any] | None = None
+    id: str | None = None
+    ts: int | None = None
+    user: Any = None
+    v: str | None = None
+
+    def to_event(self) -> Event:
+        return Event(name=self.name, data=self.data, id=self.id or "", ts=self.ts or 0, user=self.user, v=self.v)
+
+
+_one = msgspec.json.Decoder(PostedEvent)
+_many = msgspec.json.Decoder(list[PostedEvent])
+_unread_many = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+async def receive_events(request: web.Request) -> web.Response:
+    """``POST /e/{key}``: one event or a list of them, all or none of which are accepted."""
+    events = decode_events(await read_body(request))
+    ids = await engine_of(request).send_events(events, seed=request.headers.get(Header.EVENT_ID_SEED))
+    return json_response(SendBody(ids=ids, status=200))
+
+
+def decode_events(body: bytes) -> list[Event]:
+    """Raises ``ApiError``: 400 for malformed or too many events, 413 for one that is too large."""
+    if not body.lstrip().startswith(b"["):
+        _check_size(body, "the event")
+        return [decode_json(body, _one).to_event()]
+    if len(body) > MAX_EVENT_BYTES:
+        for index, raw in enumerate(decode_json(body, _unread_many)):
+            _check_size(bytes(raw), f"the event at index {index}")
+    posted = decode_json(body, _many)
+    if len(posted) > MAX_EVENTS_PER_POST:
+        raise ApiError(400, f"{len(posted)} events are too many for one request; send at most {MAX_EVENTS_PER_POST}")
+    return [event.to_event() for event in posted]
+
+
+def _check_size(encoded: bytes, what: str) -> None:
+    if len(encoded) > MAX_EVENT_BYTES:
+        raise ApiError(413, f"{what} is {len(encoded)} bytes, more than the {MAX_EVENT_BYTES} that an event may have")
+
+
+async def list_events(request: web.Request) -> web.Response:
+    """``GET /v1/events``, newest first; ``cursor`` is the ``internal_id`` after which to go on."""
+    events = await engine_of(request).list_events(
+        name=request.query.get("name") or None,
+        received_after=moment_parameter(request, "received_after"),
+        received_before=moment_parameter(request, "received_before"),
+        limit=limit_parameter(request, default=DEFAULT_EVENTS, most=MAX_LISTED),
+        cursor=request.query.get("cursor") or None,
+    )
+    return data_response([event_body(event) for event in events])
+
+
+async def get_event(request: web.Request) -> web.Response:
+    """``GET /v1/events/{event_id}``."""
+    return data_response(event_body(await _find_event(request)))
+
+
+async def list_event_runs(request: web.Request) -> web.Response:
+    """``GET /v1/events/{event_id}/runs``: the runs that the event triggered."""
+    event = await _find_event(request)
+    runs = await engine_of(request).event_runs(event.id)
+    return data_response([run_body(run) for run in runs])
+
+
+async def _find_event(request: web.Request) -> EventView:
+    event_id = request.match_info["event_id"]
+    event = await engine_of(request).get_event(event_id)
+    if event is None:
+        raise ApiError(404, f"no event has the id {event_id!r}")
+    return event

@@ -1,0 +1,28 @@
+"""Query parameters, checked: a bad one is a 400 that names it."""
+
+import datetime as dt
+
+from aiohttp import web
+
+from durably.protocol.durations import parse_rfc3339
+
+from .responses import ApiError
+
+
+def moment_parameter(request: web.Request, name: str) -> dt.datetime | None:
+    text = request.query.get(name)
+    if not text:
+        return None
+    # In a query string, an unescaped "+" of an offset arrives as a space.
+    if moment := parse_rfc3339(text.replace(" ", "+")):
+        return moment
+    raise ApiError(400, f"{name} must be an RFC 3339 moment like 2026-01-31T12:00:00Z, not {text!r}")
+
+
+def limit_parameter(request: web.Request, *, default: int, most: int) -> int:
+    text = request.query.get("limit")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
+        raise ApiError(400, f"limit must be a whole number from 1 to {most}, not {text!r}")
+    return int(text)

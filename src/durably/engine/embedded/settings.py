@@ -1,0 +1,50 @@
+"""What a person may choose about an embedded engine."""
+
+import datetime as dt
+from enum import StrEnum
+
+import msgspec
+
+from durably.engine.backoff import Backoff, dev_backoff, unreached_backoff
+from durably.protocol.headers import ServerKind
+from durably.protocol.limits import MAX_CALL_DURATION, MAX_EVENT_BYTES
+
+from .clock import Clock, SystemClock
+
+
+class Durability(StrEnum):
+    """What survives a power failure. A crash of the process alone loses nothing in either.
+
+    ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last moments may be lost.
+    """
+
+    FULL = "full"
+    NORMAL = "normal"
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``signing_key`` signs calls and is what the API verifies requests with; ``signing_key_fallback`` is the
+    key before a rotation, which the API accepts too.
+
+    ``backoff`` is when failed attempts are made again, ``unreached_backoff`` the same for calls that never
+    reached their app, which use up no attempt. ``call_timeout`` bounds one call, ``max_calls`` how many are
+    under way at a time. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them.
+    """
+
+    server_kind: ServerKind = ServerKind.DEV
+    signing_key: str | None = None
+    signing_key_fallback: str | None = None
+    backoff: Backoff = dev_backoff
+    unreached_backoff: Backoff = unreached_backoff
+    call_timeout: dt.timedelta = MAX_CALL_DURATION
+    connect_timeout: dt.timedelta = dt.timedelta(seconds=10)
+    max_calls: int = 500
+    max_event_bytes: int = MAX_EVENT_BYTES
+    allow_private_addresses: bool = False
+    durability: Durability = Durability.FULL
+    close_grace: dt.timedelta = dt.timedelta(seconds=5)
+    clock: Clock = msgspec.field(default_factory=SystemClock)
+
+    def __repr__(self) -> str:
+        """Without the keys: settings end up in logs and in assertion errors."""
+        return f"EngineSettings(server_kind={self.server_kind.value!r}, signed={self.signing_key is not None})"

@@ -1,0 +1,158 @@
+"""What the embedded engine shows of its state: frozen values, times as aware UTC datetimes."""
+
+import datetime as dt
+from enum import StrEnum
+
+import msgspec
+
+from durably.engine.head import RunStatus
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode
+
+__all__ = [
+    "AppView",
+    "CallView",
+    "EventView",
+    "InvokeReceipt",
+    "RunStatus",
+    "RunUpdate",
+    "RunView",
+    "StepStatus",
+    "StepView",
+    "SyncResult",
+    "UpdateKind",
+]
+
+
+class _View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the views."""
+
+
+class EventView(_View):
+    """``id`` is the engine's own (a ULID); ``event.id`` the sender's, where one was given."""
+
+    id: str
+    event: Event
+    received_at: dt.datetime
+
+
+class AppView(_View):
+    id: str
+    url: str
+    sdk: str | None
+    framework: str | None
+    version: str | None
+    synced_at: dt.datetime
+    function_count: int
+
+
+class SyncResult(_View):
+    """``modified`` is false where the app's functions are as they were at its last sync."""
+
+    app_id: str
+    modified: bool
+
+
+class RunView(_View):
+    """``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``.
+
+    ``started_at`` is when the first call was made. ``attempt`` is that of the call under way, from 0.
+    """
+
+    id: str
+    function_id: str
+    app_id: str
+    status: RunStatus
+    event_ids: list[str]
+    created_at: dt.datetime
+    started_at: dt.datetime | None
+    ended_at: dt.datetime | None
+    output: msgspec.Raw | None
+    attempt: int
+    max_attempts: int
+    rerun_of: str | None
+
+
+class StepStatus(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    PLANNED = "planned"
+    RETRYING = "retrying"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    WAITING = "waiting"
+
+
+class StepView(_View):
+    """``id`` is the step's id as the user wrote it, ``hashed_id`` the one on the wire.
+
+    ``attempts`` is how many were made. ``due_at`` is when a sleep ends, a wait times out, or the next attempt
+    is made. ``memo`` is JSON, in the form in which apps get it: ``{"data": …}``, ``{"error": …}``, the event
+    that was waited for, or null.
+    """
+
+    id: str
+    hashed_id: str
+    op: Opcode
+    status: StepStatus
+    attempts: int
+    created_at: dt.datetime
+    ended_at: dt.datetime | None
+    due_at: dt.datetime | None
+    memo: msgspec.Raw | None
+    error: str | None
+
+
+class CallView(_View):
+    """A call that is outstanding: scheduled for ``due_at``, or under way where ``in_flight``.
+
+    ``step_id`` is the hashed id of the step it targets, or ``step`` where it discovers. ``error`` is why the
+    attempt before it failed.
+    """
+
+    job_id: str
+    step_id: str
+    step_name: str | None
+    generation: int
+    attempt: int
+    due_at: dt.datetime
+    in_flight: bool
+    error: str | None
+
+
+class InvokeReceipt(_View):
+    event_id: str
+    run_id: str
+
+
+class UpdateKind(StrEnum):
+    RUN_STARTED = "run started"
+    STEP_COMPLETED = "step completed"
+    STEP_FAILED = "step failed"
+    RETRYING = "retrying"
+    UNREACHED = "app unreached"
+    SLEEPING = "sleeping"
+    WAITING = "waiting"
+    RUN_COMPLETED = "run completed"
+    RUN_FAILED = "run failed"
+    RUN_CANCELLED = "run cancelled"
+
+
+class RunUpdate(_View):
+    """Something that happened to a run, sent to those who watch once it is committed.
+
+    ``step`` is the step's id as the user wrote it, ``None`` where it concerns the function's own code.
+    ``attempt`` is the one that failed (from 0), ``due_at`` when the next is made, a sleep ends or a wait times
+    out. ``output`` is the JSON of a step or run that completed, ``error`` is ``"Name: message"``.
+    """
+
+    kind: UpdateKind
+    at: dt.datetime
+    run_id: str
+    function_id: str
+    step: str | None = None
+    op: Opcode | None = None
+    attempt: int | None = None
+    due_at: dt.datetime | None = None
+    output: msgspec.Raw | None = None
+    error: str | None = None

@@ -1,0 +1,62 @@
+"""Errors that engines raise. Each names what was wrong, where, and what to do about it."""
+
+from durably.protocol.errors import Error
+
+
+class EngineError(Error):
+    """Base of the errors below."""
+
+    include_stack = False
+    is_retriable = False
+
+
+class DatabaseLockedError(EngineError):
+    """Another engine owns the database."""
+
+
+class DatabaseTooNewError(EngineError):
+    """The database was written by a newer version of Durably than this one."""
+
+
+class DatabaseCorruptError(EngineError):
+    """The file is no database of Durably's, or its content is damaged."""
+
+
+class DatabaseLostError(EngineError):
+    """Another engine took the database over while this one was running; this one must stop."""
+
+
+class EngineClosedError(EngineError):
+    """The engine is closed or closing, and accepts nothing any more."""
+
+
+class EventInvalidError(EngineError):
+    """An event cannot be accepted. Nothing of what was sent together with it was stored."""
+
+
+class ConfigInvalidError(EngineError):
+    """A sync was refused. The message names the function and the option."""
+
+
+class FunctionNotFoundError(EngineError):
+    """No app that has synced has a function of this id."""
+
+
+class RunNotFoundError(EngineError):
+    """The engine has no run of this id."""
+
+
+class StaleCallError(EngineError):
+    """A call was given up on, or its run has ended: what it sends changes nothing any more (409)."""
+
+
+class CheckpointInvalidError(EngineError):
+    """A checkpoint carries an op that needs a decision of the engine, or one that is malformed (400)."""
+
+
+class TooLargeError(EngineError):
+    """A step's output, or the state of a run, is over the protocol's limit (413)."""
+
+
+class OpInvalidError(EngineError):
+    """An op cannot be carried out. The message names the step and the reason."""

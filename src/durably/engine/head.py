@@ -1,0 +1,126 @@
+"""The head of a run: all that decides what happens to it next.
+
+A head is small, whatever the run has done so far: memos are rows beside it that the machine never reads.
+It knows nothing of where it is stored; ``encode_head`` and ``decode_head`` give it a form to store.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from durably.protocol.headers import DISCOVER
+
+MACHINE_VERSION = 1
+"""Raised when a head of before would be read or carried on differently. ``decode_head`` reads all older ones."""
+
+
+class RunStatus(StrEnum):
+    SCHEDULED = "Scheduled"
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+    SKIPPED = "Skipped"
+
+    @property
+    def has_ended(self) -> bool:
+        return self not in (RunStatus.SCHEDULED, RunStatus.RUNNING)
+
+
+class WaitKind(StrEnum):
+    """What an outstanding step waits for."""
+
+    SLEEP = "sleep"
+    EVENT = "event"
+    SIGNAL = "signal"
+    INVOKE = "invoke"
+    REQUEST = "request"
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An outstanding call, to be made at ``due`` (milliseconds since the epoch) or under way since.
+
+    ``step_id`` is the planned step that it targets, or ``DISCOVER``. ``generation`` is its lease: whatever
+    arrives under another one is stale. ``attempt`` counts from 0; ``unreached`` is how often in a row it did
+    not reach the app. ``race`` is the parallel mode of the targeted step. ``error`` is why the attempt
+    before failed.
+    """
+
+    generation: int
+    due: int
+    step_id: str = DISCOVER
+    name: str = ""
+    attempt: int = 0
+    unreached: int = 0
+    race: bool = False
+    error: str = ""
+
+    @property
+    def is_discovery(self) -> bool:
+        return self.step_id == DISCOVER
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An outstanding step that waits for something other than a call.
+
+    ``generation``, ``attempt`` and ``needs_op`` concern requests alone: what a request was to send is kept
+    nowhere durable, so after a restart the step ``needs_op``: the app has to report it again.
+    """
+
+    step_id: str
+    kind: WaitKind
+    race: bool = False
+    generation: int = 0
+    attempt: int = 0
+    needs_op: bool = False
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``generation`` is the last one given out. ``discover_again`` is a wish for discovery that came while
+    one was under way. ``memos`` and ``bytes`` count what the run has stored, for the protocol's limits."""
+
+    version: int
+    status: RunStatus
+    max_attempts: int
+    generation: int = 0
+    calls: tuple[Call, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    discover_again: bool = False
+    disable_immediate: bool = False
+    memos: int = 0
+    bytes: int = 0
+
+    @property
+    def discovery(self) -> Call | None:
+        return next((call for call in self.calls if call.is_discovery), None)
+
+    def call(self, generation: int) -> Call | None:
+        return next((call for call in self.calls if call.generation == generation), None)
+
+    def wait(self, step_id: str) -> Wait | None:
+        return next((wait for wait in self.waits if wait.step_id == step_id), None)
+
+    @property
+    def outstanding_steps(self) -> set[str]:
+        """Hashed ids of the steps that have been asked for and have not ended."""
+        steps = {call.step_id for call in self.calls if not call.is_discovery}
+        steps.update(wait.step_id for wait in self.waits)
+        return steps
+
+    @property
+    def due(self) -> int | None:
+        """When the earliest of the outstanding calls is to be made."""
+        return min((call.due for call in self.calls), default=None)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Head)
+
+
+def encode_head(head: Head) -> bytes:
+    return _encoder.encode(head)
+
+
+def decode_head(stored: bytes) -> Head:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    return _decoder.decode(stored)
