@@ -7,18 +7,17 @@ hashed, as a bearer token. Keys are compared in constant time, and neither echoe
 """
 
 import hmac
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token
 
 from .responses import ApiError
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 EVENTS_PATH = "/e/{key}"
 _OPEN_PATHS = frozenset({"/health", EVENTS_PATH})
@@ -43,7 +42,7 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
         return f"ApiKeys({self.server_kind}, {len(self.event_keys)} event keys, {len(self.signing_keys)} signing keys)"
 
 
-def authorize(keys: ApiKeys) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def authorize(keys: ApiKeys) -> Middleware:
     """Middleware that lets through who may ask, and answers 401 or 403 to others."""
     tokens = tuple(bearer_token(key) for key in keys.signing_keys)
 
@@ -81,8 +80,9 @@ def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
 
 
 def _is_one_of(given: str, accepted: Iterable[str]) -> bool:
-    # A list, not a generator: how long the check takes must not tell which key matched.
-    return any([hmac.compare_digest(_bytes(given), _bytes(one)) for one in accepted])
+    # All are compared before any counts: how long it takes must not tell which key matched.
+    matches = [hmac.compare_digest(_bytes(given), _bytes(one)) for one in accepted]
+    return any(matches)
 
 
 def _bytes(text: str) -> bytes:

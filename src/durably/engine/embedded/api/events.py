@@ -12,7 +12,7 @@ from durably.protocol.headers import Header
 from durably.protocol.limits import MAX_EVENT_BYTES, MAX_EVENTS_PER_POST
 
 from .bodies import decode_json, read_body
-from .parameters import limit_parameter, moment_parameter
+from .parameters import limit_parameter, milliseconds_parameter
 from .responses import ApiError, data_response, json_response
 from .runs import run_body
 from .state import engine_of
@@ -37,7 +37,7 @@ class PostedEvent(msgspec.Struct):
 
 _one = msgspec.json.Decoder(PostedEvent)
 _many = msgspec.json.Decoder(list[PostedEvent])
-_unread_many = msgspec.json.Decoder(list[msgspec.Raw])
+_unread_many: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 async def receive_events(request: web.Request) -> web.Response:
@@ -53,7 +53,8 @@ def decode_events(body: bytes) -> list[Event]:
         _check_size(body, "the event")
         return [decode_json(body, _one).to_event()]
     if len(body) > MAX_EVENT_BYTES:
-        for index, raw in enumerate(decode_json(body, _unread_many)):
+        unread = decode_json(body, _unread_many)
+        for index, raw in enumerate(unread):
             _check_size(bytes(raw), f"the event at index {index}")
     posted = decode_json(body, _many)
     if len(posted) > MAX_EVENTS_PER_POST:
@@ -70,12 +71,26 @@ async def list_events(request: web.Request) -> web.Response:
     """``GET /v1/events``, newest first; ``cursor`` is the ``internal_id`` after which to go on."""
     events = await engine_of(request).list_events(
         name=request.query.get("name") or None,
-        received_after=moment_parameter(request, "received_after"),
-        received_before=moment_parameter(request, "received_before"),
+        received_after=milliseconds_parameter(request, "received_after"),
+        received_before=milliseconds_parameter(request, "received_before"),
         limit=limit_parameter(request, default=DEFAULT_EVENTS, most=MAX_LISTED),
         cursor=request.query.get("cursor") or None,
     )
     return data_response([event_body(event) for event in events])
+
+
+def event_body(view: EventView) -> EventBody:
+    event = view.event
+    return EventBody(
+        internal_id=view.id,
+        id=event.id or view.id,
+        name=event.name,
+        data=event.data,
+        ts=event.ts,
+        received_at=view.received_at,
+        user=event.user,
+        v=event.v,
+    )
 
 
 async def get_event(request: web.Request) -> web.Response:

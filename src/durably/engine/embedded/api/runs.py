@@ -1,9 +1,12 @@
-"""Runs: their state, steps, outstanding calls and inputs; cancelling and running again."""
+"""Runs: their state, steps, outstanding calls and inputs; cancelling and running again.
+
+``/v0/runs/{run_id}/batch`` and ``…/actions`` are for apps that were called with ``use_api`` (spec §4.4.2).
+"""
 
 from aiohttp import web
 
-from durably.engine.embedded.views import RunView
-from durably.protocol.api import RunBody
+from durably.engine.embedded.views import CallView, RunStatus, RunView
+from durably.protocol.api import JobBody, RunBody
 
 from .parameters import limit_parameter
 from .responses import ApiError, data_response, raw_response
@@ -29,8 +32,98 @@ async def get_run(request: web.Request) -> web.Response:
     return data_response(run_body(await _find_run(request)))
 
 
+async def list_run_steps(request: web.Request) -> web.Response:
+    """``GET /v1/runs/{run_id}/steps``, in the form of ``durably.protocol.api.StepBody``."""
+    run = await _find_run(request)
+    return data_response(await engine_of(request).run_steps(run.id))
+
+
+async def list_run_jobs(request: web.Request) -> web.Response:
+    """``GET /v1/runs/{run_id}/jobs``: the calls that are due or under way, the earliest first."""
+    run = await _find_run(request)
+    calls = sorted(await engine_of(request).run_calls(run.id), key=lambda call: call.due_at)
+    return data_response([_job_body(call, position) for position, call in enumerate(calls)])
+
+
 async def cancel_run(request: web.Request) -> web.Response:
     """``DELETE /v1/runs/{run_id}``; a run that has ended already stays as it is, which is no error."""
-    run = await _find_run(request)
-    await engine_of(request).cancel_run(run.id)
+    run_id = request.match_info["run_id"]
+    await engine_of(request).cancel_run(run_id)
     return data_response(run_body(await _find_run(request)))
+
+
+async def rerun(request: web.Request) -> web.Response:
+    """``POST /v1/runs/{run_id}/rerun``: the same function and event again, as a new run."""
+    engine = engine_of(request)
+    new_run = await engine.get_run(await engine.rerun(request.match_info["run_id"]))
+    assert new_run is not None, "a run that was just started exists"
+    return data_response(run_body(new_run))
+
+
+async def get_run_batch(request: web.Request) -> web.Response:
+    """``GET /v0/runs/{run_id}/batch``."""
+    run_id = request.match_info["run_id"]
+    return _raw_or_unknown(await engine_of(request).run_batch(run_id), run_id)
+
+
+async def get_run_actions(request: web.Request) -> web.Response:
+    """``GET /v0/runs/{run_id}/actions``."""
+    run_id = request.match_info["run_id"]
+    return _raw_or_unknown(await engine_of(request).run_actions(run_id), run_id)
+
+
+def run_body(run: RunView) -> RunBody:
+    return RunBody(
+        run_id=run.id,
+        function_id=run.function_id,
+        app_id=run.app_id,
+        status=run.status,
+        run_started_at=run.created_at,
+        ended_at=run.ended_at,
+        output=run.output,
+        attempt=run.attempt,
+        event_id=run.event_ids[0] if run.event_ids else None,
+        event_ids=run.event_ids,
+        original_run_id=run.rerun_of,
+    )
+
+
+def _job_body(call: CallView, position: int) -> JobBody:
+    return JobBody(
+        id=call.job_id,
+        at=call.due_at,
+        position=position,
+        kind="edge",
+        attempt=call.attempt,
+        step_id=call.step_id,
+        step_name=call.step_name,
+        in_flight=call.in_flight,
+        error=call.error,
+    )
+
+
+async def _find_run(request: web.Request) -> RunView:
+    run_id = request.match_info["run_id"]
+    if (run := await engine_of(request).get_run(run_id)) is None:
+        raise _unknown_run(run_id)
+    return run
+
+
+def _raw_or_unknown(body: bytes | None, run_id: str) -> web.Response:
+    if body is None:
+        raise _unknown_run(run_id)
+    return raw_response(body)
+
+
+def _unknown_run(run_id: str) -> ApiError:
+    return ApiError(404, f"no run has the id {run_id!r}")
+
+
+def _status_parameter(request: web.Request) -> RunStatus | None:
+    text = request.query.get("status")
+    if not text:
+        return None
+    try:
+        return RunStatus(text.capitalize())
+    except ValueError:
+        raise ApiError(400, f"status must be one of {', '.join(RunStatus)}, not {text!r}") from None

@@ -1,6 +1,7 @@
 """What the API's handlers share, kept in the aiohttp application."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -11,10 +12,20 @@ from durably.protocol.sync import SyncRequest
 OnSync = Callable[[SyncRequest, bool], None]
 """Told of each sync that was accepted, and whether it changed anything."""
 
-ENGINE = web.AppKey("engine", EmbeddedEngine)
-SERVER_KIND = web.AppKey("server_kind", ServerKind)
-ON_SYNC = web.AppKey("on_sync", OnSync)  # type: ignore[type-abstract]
+
+@dataclass(frozen=True)
+class ApiState:
+    engine: EmbeddedEngine
+    server_kind: ServerKind
+    on_sync: OnSync
+
+
+STATE = web.AppKey("state", ApiState)
+
+
+def state_of(request: web.Request) -> ApiState:
+    return request.config_dict[STATE]
 
 
 def engine_of(request: web.Request) -> EmbeddedEngine:
-    return request.app[ENGINE]
+    return state_of(request).engine

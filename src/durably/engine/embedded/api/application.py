@@ -1,0 +1,61 @@
+"""The routes, put together into an aiohttp application."""
+
+from aiohttp import web
+
+from durably.engine.embedded.engine import EmbeddedEngine
+from durably.protocol.headers import Header, ServerKind
+from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.sync import SyncRequest
+
+from . import checkpoint, cors, events, info, invoke, runs, signals, sync
+from .auth import EVENTS_PATH, ApiKeys, authorize
+from .failures import failures_as_json
+from .state import STATE, ApiState, OnSync
+
+_ROUTES = (
+    web.get("/health", info.get_health),
+    web.post(EVENTS_PATH, events.receive_events),
+    web.post("/fn/register", sync.register),
+    web.post("/invoke/{function_id}", invoke.invoke_function),
+    web.get("/v0/runs/{run_id}/batch", runs.get_run_batch),
+    web.get("/v0/runs/{run_id}/actions", runs.get_run_actions),
+    web.get("/v1/events", events.list_events),
+    web.get("/v1/events/{event_id}", events.get_event),
+    web.get("/v1/events/{event_id}/runs", events.list_event_runs),
+    web.get("/v1/runs", runs.list_runs),
+    web.get("/v1/runs/{run_id}", runs.get_run),
+    web.delete("/v1/runs/{run_id}", runs.cancel_run),
+    web.get("/v1/runs/{run_id}/jobs", runs.list_run_jobs),
+    web.get("/v1/runs/{run_id}/steps", runs.list_run_steps),
+    web.post("/v1/runs/{run_id}/rerun", runs.rerun),
+    web.post("/v1/signals", signals.send_signal),
+    web.get("/v1/apps/{app_id}/functions", sync.list_functions),
+    web.post("/v1/checkpoint/{run_id}/async", checkpoint.checkpoint_call),
+)
+_DEV_ROUTES = (
+    web.get("/dev", info.get_dev_info),
+    web.options(EVENTS_PATH, cors.preflight),
+)
+
+
+def ignore_sync(request: SyncRequest, modified: bool) -> None:
+    """The ``on_sync`` of those who do not care."""
+
+
+def create_api(engine: EmbeddedEngine, keys: ApiKeys, *, on_sync: OnSync = ignore_sync) -> web.Application:
+    """The API of an open engine, to be served with no access log: paths of ``/e/`` hold event keys."""
+    app = web.Application(
+        middlewares=[failures_as_json, authorize(keys)],
+        client_max_size=MAX_REQUEST_BYTES,
+    )
+    app[STATE] = ApiState(engine, keys.server_kind, on_sync)
+    app.add_routes(_ROUTES)
+    app.on_response_prepare.append(_add_server_kind)
+    if keys.server_kind is ServerKind.DEV:
+        app.add_routes(_DEV_ROUTES)
+        app.on_response_prepare.append(cors.allow_any_origin)
+    return app
+
+
+async def _add_server_kind(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[Header.SERVER_KIND] = request.config_dict[STATE].server_kind

@@ -1,0 +1,46 @@
+"""Turning what goes wrong in a handler into an error body with the right status."""
+
+import logging
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from durably.engine import errors
+
+from .responses import ApiError, error_response
+
+_logger = logging.getLogger("durably.engine.api")
+
+_STATUSES: dict[type[errors.EngineError], int] = {
+    errors.CheckpointInvalidError: 400,
+    errors.ConfigInvalidError: 400,
+    errors.EventInvalidError: 400,
+    errors.OpInvalidError: 400,
+    errors.FunctionNotFoundError: 404,
+    errors.RunNotFoundError: 404,
+    errors.StaleCallError: 409,
+    errors.TooLargeError: 413,
+    errors.DatabaseLostError: 503,
+    errors.EngineClosedError: 503,
+}
+
+
+@web.middleware
+async def failures_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return error_response(error.status, error.message, code=error.code, data=error.data)
+    except errors.EngineError as error:
+        status = _STATUSES.get(type(error), 500)
+        return error_response(status, error.message, data=dict(request.match_info) if status in (409, 413) else None)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return error_response(405, f"the method must be {allowed}, not {request.method}")
+    except web.HTTPNotFound:
+        return error_response(404, f"there is nothing at {request.path}")
+    except Exception:
+        # The route, not the path: the path of an event holds the event key.
+        resource = request.match_info.route.resource
+        _logger.exception("%s %s failed", request.method, resource.canonical if resource else "(unknown)")
+        return error_response(500, "the engine failed to handle the request; its log says why")

@@ -1,0 +1,121 @@
+"""Bodies of the engine's HTTP API, as its server writes them and its clients read them.
+
+Official clients read the fields of the public ``/v1`` API (``docs/openapi`` of inngest/inngest). Lists of
+runs, a run's steps, and ``rerun`` are Durably's own additions in the same manner. Moments are RFC 3339 text
+in UTC; ids are text; ``output``, ``data`` and ``error`` are any JSON.
+"""
+
+import datetime as dt
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class Metadata(msgspec.Struct, kw_only=True):
+    fetched_at: dt.datetime
+    cached_until: dt.datetime | None = None
+
+
+class Envelope(msgspec.Struct, Generic[T], kw_only=True):
+    """What every ``/v1`` answer is wrapped in."""
+
+    data: T
+    metadata: Metadata
+
+
+class ErrorBody(msgspec.Struct, kw_only=True):
+    """Every answer of status 400 and above. ``status`` repeats the HTTP status."""
+
+    error: str
+    status: int
+    code: str | None = None
+    data: Any = None
+
+
+class SendBody(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Answer of ``POST /e/{key}``: the ids of the events in the order in which they were sent."""
+
+    ids: list[str]
+    status: int
+    error: str | None = None
+
+
+class EventBody(msgspec.Struct, kw_only=True):
+    """An event as it was received. ``internal_id`` is its id in this API, ``id`` the one it was sent with."""
+
+    internal_id: str
+    id: str
+    name: str
+    data: Any
+    ts: int
+    received_at: dt.datetime
+    user: Any = None
+    v: str | None = None
+
+
+class RunBody(msgspec.Struct, kw_only=True):
+    """A run. ``run_started_at`` is when it was scheduled; a failed run's ``output`` is its error."""
+
+    run_id: str
+    function_id: str
+    app_id: str
+    status: str
+    run_started_at: dt.datetime
+    ended_at: dt.datetime | None = None
+    output: Any = None
+    attempt: int = 0
+    event_id: str | None = None
+    event_ids: list[str] = []
+    original_run_id: str | None = None
+
+
+class StepBody(msgspec.Struct, kw_only=True):
+    """A step of a run. ``id`` is as the user wrote it, ``hashed_id`` the one on the wire.
+
+    ``memo`` is null while the step is under way, and then what apps get: ``{"data": …}``, ``{"error": …}``, an
+    event, or null. ``error`` is why the last attempt failed, ``due_at`` when the next is made, a sleep ends or a
+    wait times out.
+    """
+
+    id: str
+    hashed_id: str
+    op: str
+    status: str
+    attempts: int
+    created_at: dt.datetime
+    ended_at: dt.datetime | None = None
+    due_at: dt.datetime | None = None
+    memo: Any = None
+    error: str | None = None
+
+
+class JobBody(msgspec.Struct, kw_only=True):
+    """A call of a run, under way or due ``at`` a time; ``step_id`` is the hashed id of the step it targets."""
+
+    id: str
+    at: dt.datetime
+    position: int
+    kind: str
+    attempt: int
+    step_id: str
+    step_name: str | None = None
+    in_flight: bool = False
+    error: str | None = None
+
+
+class FunctionBody(msgspec.Struct, kw_only=True):
+    """A function of an app; ``config`` is what the app synced."""
+
+    id: str
+    name: str
+    config: Any
+
+
+class InvokeBody(msgspec.Struct, kw_only=True):
+    """Answer of ``POST /invoke/{function}``: ``id`` is the event's, ``run_id`` the run that it started."""
+
+    id: str
+    run_id: str
+    status: int = 200
