@@ -5,12 +5,11 @@ from aiohttp import web
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
-from durably.protocol.sync import SyncRequest
 
 from . import checkpoint, cors, events, info, invoke, runs, signals, sync
 from .auth import EVENTS_PATH, ApiKeys, authorize
 from .failures import failures_as_json
-from .state import STATE, ApiState, OnSync
+from .state import STATE, AcceptedSync, ApiState, OnSync
 
 _ROUTES = (
     web.get("/health", info.get_health),
@@ -38,7 +37,7 @@ _DEV_ROUTES = (
 )
 
 
-def ignore_sync(request: SyncRequest, modified: bool) -> None:
+def ignore_sync(sync: AcceptedSync) -> None:
     """The ``on_sync`` of those who do not care."""
 
 

@@ -12,7 +12,7 @@ from durably.protocol.headers import Header
 from durably.protocol.limits import MAX_EVENT_BYTES, MAX_EVENTS_PER_POST
 
 from .bodies import decode_json, read_body
-from .parameters import limit_parameter, milliseconds_parameter
+from .parameters import limit_parameter, moment_parameter
 from .responses import ApiError, data_response, json_response
 from .runs import run_body
 from .state import engine_of
@@ -71,8 +71,8 @@ async def list_events(request: web.Request) -> web.Response:
     """``GET /v1/events``, newest first; ``cursor`` is the ``internal_id`` after which to go on."""
     events = await engine_of(request).list_events(
         name=request.query.get("name") or None,
-        received_after=milliseconds_parameter(request, "received_after"),
-        received_before=milliseconds_parameter(request, "received_before"),
+        received_after=moment_parameter(request, "received_after"),
+        received_before=moment_parameter(request, "received_before"),
         limit=limit_parameter(request, default=DEFAULT_EVENTS, most=MAX_LISTED),
         cursor=request.query.get("cursor") or None,
     )

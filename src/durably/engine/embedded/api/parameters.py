@@ -8,18 +8,14 @@ from durably.protocol.durations import parse_rfc3339
 
 from .responses import ApiError
 
-_EPOCH = dt.datetime.fromtimestamp(0, dt.UTC)
-_MILLISECOND = dt.timedelta(milliseconds=1)
 
-
-def milliseconds_parameter(request: web.Request, name: str) -> int | None:
-    """An RFC 3339 moment, as milliseconds since the epoch."""
+def moment_parameter(request: web.Request, name: str) -> dt.datetime | None:
     text = request.query.get(name)
     if not text:
         return None
     # In a query string, an unescaped "+" of an offset arrives as a space.
     if moment := parse_rfc3339(text.replace(" ", "+")):
-        return (moment - _EPOCH) // _MILLISECOND
+        return moment
     raise ApiError(400, f"{name} must be an RFC 3339 moment like 2026-01-31T12:00:00Z, not {text!r}")
 
 

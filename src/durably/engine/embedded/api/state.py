@@ -9,8 +9,17 @@ from durably.engine.embedded.engine import EmbeddedEngine
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 
-OnSync = Callable[[SyncRequest, bool], None]
-"""Told of each sync that was accepted, and whether it changed anything."""
+
+@dataclass(frozen=True)
+class AcceptedSync:
+    """A sync that the engine has stored. ``deploy_id`` is what the app was asked to sync with, if it was asked."""
+
+    request: SyncRequest
+    modified: bool
+    deploy_id: str | None
+
+
+OnSync = Callable[[AcceptedSync], None]
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,24 @@ import msgspec
 from aiohttp import web
 
 from durably.protocol.api import FunctionBody
-from durably.protocol.headers import Header
+from durably.protocol.headers import Header, Query
 from durably.protocol.sync import SyncRequest
 
 from .bodies import read_json
 from .responses import ApiError, data_response, json_response
-from .state import engine_of, state_of
+from .state import AcceptedSync, engine_of, state_of
 
 _decoder = msgspec.json.Decoder(SyncRequest)
 
 
 async def register(request: web.Request) -> web.Response:
-    """``POST /fn/register[?deployId=…]``. The id of a deploy has no meaning to an engine of one environment."""
+    """``POST /fn/register[?deployId=…]``."""
     _check_server_kind(request)
     sync = await read_json(request, _decoder)
     if not sync.app_id:
         raise ApiError(400, "the sync names no app: appName must not be empty")
     result = await engine_of(request).sync_app(sync)
-    state_of(request).on_sync(sync, result.modified)
+    state_of(request).on_sync(AcceptedSync(sync, result.modified, request.query.get(Query.DEPLOY_ID)))
     return json_response({"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id})
 
 

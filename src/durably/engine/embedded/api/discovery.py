@@ -1,0 +1,179 @@
+"""Asking an app, by its URL, to sync: the engine's side of ``durably dev -u URL`` (spec §4.3).
+
+Out of band, the app is sent a PUT and then posts its functions to the engine's ``/fn/register``; in cloud mode
+the engine asks for them in the signed answer itself, and falls back where the app declines.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from durably.engine.embedded.engine import EmbeddedEngine
+from durably.engine.embedded.settings import EngineSettings
+from durably.engine.errors import EngineError
+from durably.protocol.headers import Header, Query, ServerKind, SyncKind
+from durably.protocol.signatures import SignatureError, sign, verify
+from durably.protocol.sync import FunctionConfig, SyncRequest
+
+from .state import AcceptedSync, OnSync
+
+TIMEOUT_SECONDS = 10.0
+
+
+class AppUnreachedError(EngineError):
+    """Nothing answers at the app's URL (yet)."""
+
+
+class SyncFailedError(EngineError):
+    """What answers at the URL is no app, or an app that did not sync with this engine."""
+
+
+class Inspection(msgspec.Struct):
+    """The part of an app's answer to GET that matters here (spec §4.5)."""
+
+    mode: str | None = None
+    function_count: int | None = None
+
+
+class InBandSync(msgspec.Struct):
+    """An app's configuration in its answer to a signed PUT."""
+
+    app_id: str
+    url: str
+    functions: list[FunctionConfig]
+    framework: str | None = None
+    app_version: str | None = msgspec.field(default=None, name="appVersion")
+    sdk: str | None = None
+    sdk_language: str | None = None
+    sdk_version: str | None = None
+    capabilities: Any = None
+
+    def to_request(self) -> SyncRequest:
+        return SyncRequest(
+            url=self.url,
+            functions=self.functions,
+            app_name=self.app_id,
+            app_version=self.app_version,
+            framework=self.framework,
+            sdk=self.sdk or f"{self.sdk_language}:v{self.sdk_version}",
+            capabilities=self.capabilities,
+        )
+
+
+_inspection_decoder = msgspec.json.Decoder(Inspection)
+_in_band_decoder = msgspec.json.Decoder(InBandSync)
+_fault_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+class AppDiscovery:
+    """Asks apps to sync with ``engine``, which ``origin`` names in messages.
+
+    Give ``note_sync`` to ``create_api`` as its ``on_sync``; each accepted sync is passed on to ``on_sync``.
+    """
+
+    def __init__(self, engine: EmbeddedEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
+        self._engine, self._settings, self._origin, self._on_sync = engine, settings, origin, on_sync
+        self._awaited: dict[str, bool] = {}
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+            headers={str(Header.SERVER_KIND): settings.server_kind},
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    def note_sync(self, sync: AcceptedSync) -> None:
+        if sync.deploy_id in self._awaited:
+            self._awaited[sync.deploy_id] = True
+        self._on_sync(sync)
+
+    async def sync(self, url: str) -> None:
+        """Returns once the app's functions are stored. Raises ``AppUnreachedError``, ``SyncFailedError``."""
+        await self.inspect(url)
+        if self._settings.server_kind is ServerKind.CLOUD:
+            await self._sync_in_band(url)
+        else:
+            await self._sync_out_of_band(url)
+
+    async def inspect(self, url: str) -> Inspection:
+        """GET the URL, to learn whether an app of the engine's mode is there."""
+        status, headers, body = await self._request("GET", url)
+        if Header.SDK not in headers:
+            raise SyncFailedError(
+                f"{url} answered with status {status}, but serves no functions there (no {Header.SDK} header)"
+            )
+        try:
+            inspection = _inspection_decoder.decode(body)
+        except msgspec.DecodeError:
+            inspection = Inspection()
+        mode = self._settings.server_kind
+        if status == 403 or (inspection.mode or mode) != mode:
+            raise SyncFailedError(f"the app at {url} is not in {mode} mode: {self._mode_advice()}")
+        return inspection
+
+    def _mode_advice(self) -> str:
+        if self._settings.server_kind is ServerKind.DEV:
+            return f"start it with INNGEST_DEV={self._origin} in its environment"
+        return "start it without INNGEST_DEV, and with the engine's INNGEST_SIGNING_KEY, in its environment"
+
+    async def _sync_out_of_band(self, url: str) -> None:
+        deploy_id = str(uuid.uuid4())
+        self._awaited[deploy_id] = False
+        try:
+            status, _, body = await self._request("PUT", url, params={Query.DEPLOY_ID: deploy_id}, data=b"{}")
+            if status >= 300:
+                raise SyncFailedError(f"the app at {url} failed to sync: {_describe_fault(status, body)}")
+            if not self._awaited[deploy_id]:
+                raise SyncFailedError(f"the app at {url} synced with another engine: {self._mode_advice()}")
+        finally:
+            del self._awaited[deploy_id]
+
+    async def _sync_in_band(self, url: str) -> None:
+        key = self._settings.signing_key or ""
+        request = msgspec.json.encode({"url": url})
+        status, headers, body = await self._request(
+            "PUT",
+            url,
+            data=request,
+            headers={Header.SYNC_KIND: SyncKind.IN_BAND, Header.SIGNATURE: sign(request, key, int(time.time()))},
+        )
+        if status >= 300:
+            raise SyncFailedError(f"the app at {url} failed to sync: {_describe_fault(status, body)}")
+        if headers.get(Header.SYNC_KIND) != SyncKind.IN_BAND:
+            return  # It has posted its functions to the engine that it knows of.
+        keys = (self._settings.signing_key, self._settings.signing_key_fallback)
+        try:
+            verify(body, headers.get(Header.SIGNATURE), keys, time.time())
+            sync = _in_band_decoder.decode(body).to_request()
+        except SignatureError as error:
+            raise SyncFailedError(f"the answer of the app at {url} cannot be trusted: {error}") from None
+        except msgspec.DecodeError as error:
+            raise SyncFailedError(f"the app at {url} answered a sync with a wrong body: {error}") from None
+        result = await self._engine.sync_app(sync)
+        self.note_sync(AcceptedSync(sync, result.modified, None))
+
+    async def _request(self, method: str, url: str, **options: Any) -> tuple[int, Mapping[str, str], bytes]:
+        try:
+            async with self._session.request(method, url, allow_redirects=False, **options) as response:
+                return response.status, response.headers, await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise AppUnreachedError(f"no app answers at {url}: {_describe(error)}") from None
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {TIMEOUT_SECONDS:.0f} s"
+    return str(error) or type(error).__name__
+
+
+def _describe_fault(status: int, body: bytes) -> str:
+    try:
+        fault = _fault_decoder.decode(body)
+    except msgspec.DecodeError:
+        fault = {}
+    message = fault.get("message") or fault.get("error") or "no reason given"
+    return f"status {status}, {message}"
