@@ -1,12 +1,28 @@
-"""Listening: one address, no access log (the paths of ``/e/`` hold event keys), a prompt end."""
+"""An engine served over HTTP: the engine, its API on one address, and the asking of apps to sync.
+
+No access log is kept: the paths of ``/e/`` hold event keys.
+"""
 
 import errno
-import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
 
 from aiohttp import web
 
+from durably.engine.embedded.engine import EmbeddedEngine
+from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import EngineError
 
+from .application import create_api, ignore_sync
+from .auth import ApiKeys
+from .discovery import AppDiscovery
+from .state import OnSync
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8288
 SHUTDOWN_SECONDS = 2.0
 """How long requests under way may take once the server closes."""
 
@@ -15,39 +31,80 @@ class PortTakenError(EngineError):
     """Something else listens at the address already."""
 
 
-class ApiServer:
-    """Serves an application until closed. ``origin`` is how clients on this machine reach it."""
+class HostInvalidError(EngineError):
+    """The host to listen at is no address of this machine."""
 
-    def __init__(self, runner: web.AppRunner, host: str, port: int) -> None:
-        self._runner, self.host, self.port = runner, host, port
 
-    @property
-    def origin(self) -> str:
-        return f"http://{_reachable(self.host)}:{self.port}"
+class EngineServer:
+    """Open with ``await EngineServer.open(path, settings)``, close with ``await server.close()``.
+
+    ``origin`` is how clients on this machine reach it, ``discovery`` asks apps to sync with it.
+    """
+
+    def __init__(self, engine: EmbeddedEngine, discovery: AppDiscovery, runner: web.AppRunner, origin: str) -> None:
+        self.engine, self.discovery, self.origin, self._runner = engine, discovery, origin, runner
 
     @classmethod
-    async def start(cls, app: web.Application, *, host: str, port: int) -> "ApiServer":
-        """``port`` 0 takes a free one. Raises ``PortTakenError``, or ``OSError`` for a host that is not ours."""
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
-        await runner.setup()
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: EngineSettings,
+        *,
+        event_keys: Sequence[str] = (),
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        on_sync: OnSync = ignore_sync,
+    ) -> Self:
+        """``port`` 0 takes a free one. Raises ``PortTakenError``, ``HostInvalidError``, and what the engine raises.
+
+        ``event_keys`` and the settings' signing keys are required in cloud mode, and ignored in dev mode.
+        """
+        keys = ApiKeys(
+            server_kind=settings.server_kind,
+            event_keys=tuple(event_keys),
+            signing_keys=tuple(key for key in (settings.signing_key, settings.signing_key_fallback) if key),
+        )
+        listener = listen(host, port)
         try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            await runner.cleanup()
-            if error.errno == errno.EADDRINUSE:
-                raise PortTakenError(f"port {port} of {host} is taken by another program") from None
+            engine = await EmbeddedEngine.open(path, settings)
+        except BaseException:
+            listener.close()
             raise
-        return cls(runner, host, runner.addresses[0][1])
+        origin = f"http://{_reachable(host)}:{listener.getsockname()[1]}"
+        discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
+        api = create_api(engine, keys, on_sync=discovery.note_sync)
+        runner = web.AppRunner(api, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        return cls(engine, discovery, runner, origin)
 
     async def close(self) -> None:
+        """Finish the requests under way, then close the engine."""
         await self._runner.cleanup()
+        await self.discovery.close()
+        await self.engine.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ``PortTakenError``, ``HostInvalidError``."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTakenError(f"port {port} of {host} is taken by another program") from None
+        raise HostInvalidError(f"cannot listen at {host} port {port}: {error.strerror or error}") from None
 
 
 def _reachable(host: str) -> str:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.is_unspecified:
-        return "127.0.0.1"
-    return f"[{address}]" if address.version == 6 else host
+    """The host to connect to for one that is listened at."""
+    unspecified = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}
+    return unspecified.get(host, f"[{host}]" if ":" in host else host)
