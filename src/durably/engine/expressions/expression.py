@@ -1,0 +1,78 @@
+"""A compiled expression, and the cache of them."""
+
+import datetime as dt
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .compiler import Compiler, Evaluate
+from .equalities import Equality, read_equalities
+from .errors import ExpressionInvalidError, FaultError
+from .functions import TypeOf
+from .syntax import Node, parse
+from .values import UNKNOWN, Frame, FuelExhaustedError, to_text
+
+_CACHE_SIZE = 2048
+
+
+class Expression:
+    """One expression, compiled. Immutable, and may be evaluated from several threads. Evaluating raises nothing.
+
+    ``event`` is the trigger, ``async_`` the newcomer that the expression calls ``async``, both as JSON decodes
+    them. ``now`` is what its clock shows; the system's, if it asks for one and none is given.
+    """
+
+    __slots__ = ("_equalities", "_evaluate", "_variables", "text")
+
+    def __init__(self, text: str, evaluate: Evaluate, variables: int, node: Node) -> None:
+        self.text = text
+        self._evaluate = evaluate
+        self._variables = variables
+        self._equalities = tuple(read_equalities(node))
+
+    def __repr__(self) -> str:
+        return f"Expression({self.text!r})"
+
+    def matches(
+        self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: dt.datetime | None = None
+    ) -> bool:
+        """Whether the result is ``true`` itself: another truthy value is no match, as on the public server."""
+        return self._run(event, async_, now) is True
+
+    def value(
+        self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: dt.datetime | None = None
+    ) -> Any:
+        """The result as JSON has it, for keys and priorities: a bool, a finite number, a text, a list or a dict;
+        ``None`` for null and for what is unknown. Times (RFC 3339, ``90s``) and bytes become text."""
+        result = self._run(event, async_, now)
+        if result is UNKNOWN or (isinstance(result, float) and not math.isfinite(result)):
+            return None
+        if isinstance(result, dt.datetime | dt.timedelta | bytes):
+            return to_text(result)
+        return result.name if isinstance(result, TypeOf) else result
+
+    def equalities(self) -> list[Equality]:
+        """What holds between a newcomer and an event whenever ``matches`` does. See ``Equality``."""
+        return list(self._equalities)
+
+    def _run(self, event: object, newcomer: object, now: dt.datetime | None) -> Any:
+        frame = Frame(event, UNKNOWN if newcomer is None else newcomer, now, self._variables)
+        try:
+            return self._evaluate(frame)
+        except (FuelExhaustedError, RecursionError):  # too many elements, or data nested too deeply to compare
+            return UNKNOWN
+
+
+@functools.lru_cache(maxsize=_CACHE_SIZE)
+def compile_expression(text: str) -> Expression:
+    """Compile a CEL expression in the protocol's dialect; the last 2,048 are remembered.
+
+    Raises ``ExpressionInvalidError``, whose message quotes the expression and names the place and the fault.
+    """
+    try:
+        node = parse(text)
+        compiler = Compiler()
+        return Expression(text, compiler.compile(node), compiler.variables, node)
+    except FaultError as fault:
+        raise ExpressionInvalidError(text, fault.reason, fault.place) from None
