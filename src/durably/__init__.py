@@ -1,1 +1,69 @@
 """Durably: durable execution for Python web apps."""
+
+from durably.client import Client
+from durably.context import Context, ContextSync, Group, GroupSync, Step, StepSync
+from durably.errors import NonRetriableError, RetryAfterError, StepError
+from durably.events import Event, EventType
+from durably.execution import StepMemos
+from durably.functions import Function
+from durably.middleware import Middleware, MiddlewareSync, SendEventsResult, TransformOutputResult
+from durably.options import (
+    Batch,
+    Cancel,
+    Concurrency,
+    Debounce,
+    Priority,
+    RateLimit,
+    Singleton,
+    Throttle,
+    Timeouts,
+    TriggerCron,
+    TriggerEvent,
+)
+from durably.protocol.opcodes import ParallelMode
+from durably.serializers import PydanticSerializer, Serializer
+from durably.settings import Streaming
+from durably.steps import FetchResponse, Signal
+
+Inngest = Client
+JSON = bool | int | float | str | dict[str, object] | list[object] | None
+
+__all__ = [
+    "JSON",
+    "Batch",
+    "Cancel",
+    "Client",
+    "Concurrency",
+    "Context",
+    "ContextSync",
+    "Debounce",
+    "Event",
+    "EventType",
+    "FetchResponse",
+    "Function",
+    "Group",
+    "GroupSync",
+    "Inngest",
+    "Middleware",
+    "MiddlewareSync",
+    "NonRetriableError",
+    "ParallelMode",
+    "Priority",
+    "PydanticSerializer",
+    "RateLimit",
+    "RetryAfterError",
+    "SendEventsResult",
+    "Serializer",
+    "Signal",
+    "Singleton",
+    "Step",
+    "StepError",
+    "StepMemos",
+    "StepSync",
+    "Streaming",
+    "Throttle",
+    "Timeouts",
+    "TransformOutputResult",
+    "TriggerCron",
+    "TriggerEvent",
+]

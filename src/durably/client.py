@@ -1,0 +1,218 @@
+"""The client: an app's identity and settings, from which functions are made and events are sent."""
+
+import datetime as dt
+import importlib.metadata
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from durably import sending
+from durably.errors import FunctionConfigInvalidError
+from durably.execution import drive
+from durably.functions import Function, FunctionOpts, Handler, T
+from durably.middleware import MiddlewareFactory, MiddlewareStack
+from durably.options import (
+    Batch,
+    Cancel,
+    Concurrency,
+    Debounce,
+    Priority,
+    RateLimit,
+    Singleton,
+    Throttle,
+    Timeouts,
+    Trigger,
+)
+from durably.protocol.durations import Duration, to_timedelta
+from durably.protocol.events import Event
+from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
+from durably.serializers import Serializer, Unset
+from durably.settings import Environment, parse_origin
+from durably.transport import IO, AsyncIO, BlockingIO
+
+VERSION = importlib.metadata.version("durably")
+SDK_NAME = "durably"
+SDK = f"{SDK_NAME}:v{VERSION}"
+
+Logger = logging.Logger | logging.LoggerAdapter[Any]
+
+
+class Client:
+    """An app. Constructor arguments win over the environment (see ``durably.settings``).
+
+    ``app_id`` names the app to the engine; changing it makes another app. ``is_production`` chooses the
+    mode: in production every call must be signed. ``request_timeout`` (ms or ``timedelta``, default 30 s)
+    bounds each request to the engine.
+
+    Raises ``FunctionConfigInvalidError`` and ``URLInvalidError``, naming the argument or variable.
+    """
+
+    def __init__(
+        self,
+        *,
+        app_id: str,
+        api_base_url: str | None = None,
+        app_version: str | None = None,
+        env: str | None = None,
+        event_api_base_url: str | None = None,
+        event_key: str | None = None,
+        is_production: bool | None = None,
+        logger: Logger | None = None,
+        middleware: Sequence[MiddlewareFactory] | None = None,
+        request_timeout: Duration | None = None,
+        serializer: Serializer | None = None,
+        signing_key: str | None = None,
+    ) -> None:
+        if not isinstance(app_id, str) or not app_id.strip():
+            raise FunctionConfigInvalidError(f"Client.app_id must be text that names the app, not {app_id!r}")
+        environment = Environment()
+        self.app_id = app_id
+        self.app_version = app_version
+        self.logger: Logger = logger or _default_logger(environment)
+        self.mode = _choose_mode(is_production, environment)
+        self.env = env or environment.name
+        self.event_key = event_key or environment.event_key
+        self.signing_key = signing_key or environment.signing_key
+        self.signing_key_fallback = environment.signing_key_fallback
+        self.middleware: list[MiddlewareFactory] = list(middleware or ())
+        self.serializer = serializer
+        self.request_timeout = _seconds(request_timeout)
+        self.api_origin = (
+            parse_origin(api_base_url, self.mode, "api_base_url") if api_base_url else environment.api_origin(self.mode)
+        )
+        self.event_api_origin = (
+            parse_origin(event_api_base_url, self.mode, "event_api_base_url")
+            if event_api_base_url
+            else environment.event_origin(self.mode)
+        )
+
+    def __repr__(self) -> str:
+        return f"Client(app_id={self.app_id!r}, mode={self.mode.value!r})"
+
+    @property
+    def is_production(self) -> bool:
+        return self.mode is ServerKind.CLOUD
+
+    @property
+    def signing_keys(self) -> tuple[str | None, str | None]:
+        """The key and its fallback, in the order in which they are tried."""
+        return self.signing_key, self.signing_key_fallback
+
+    def add_middleware(self, middleware: MiddlewareFactory) -> None:
+        self.middleware.append(middleware)
+
+    def set_logger(self, logger: Logger) -> None:
+        self.logger = logger
+
+    def create_function(
+        self,
+        *,
+        fn_id: str,
+        trigger: Trigger | list[Trigger] | list[Any],
+        name: str | None = None,
+        retries: int | None = None,
+        on_failure: Handler[Any] | None = None,
+        middleware: Sequence[MiddlewareFactory] | None = None,
+        output_type: Any = Unset,
+        batch_events: Batch | None = None,
+        cancel: list[Cancel] | None = None,
+        concurrency: list[Concurrency] | None = None,
+        debounce: Debounce | None = None,
+        idempotency: str | None = None,
+        priority: Priority | None = None,
+        rate_limit: RateLimit | None = None,
+        singleton: Singleton | None = None,
+        throttle: Throttle | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> Callable[[Handler[T]], Function[T]]:
+        """Make a durable function of an async or a sync one, which is called with a ``Context`` alone.
+
+        ``retries`` is the number of attempts after the first (default 4, at most 20), counted for each
+        step anew. ``on_failure`` is called when a run has failed for good, as a function of its own.
+        ``output_type`` lets the client's serializer turn the output into JSON and back.
+
+        Raises ``FunctionConfigInvalidError``, naming the function and the option.
+        """
+        opts = FunctionOpts(
+            app_id=self.app_id,
+            local_id=fn_id,
+            name=name or fn_id,
+            triggers=tuple(trigger) if isinstance(trigger, list) else (trigger,),
+            retries=retries,
+            output_type=output_type,
+            batch_events=batch_events,
+            cancel=cancel,
+            concurrency=concurrency,
+            debounce=debounce,
+            idempotency=idempotency,
+            priority=priority,
+            rate_limit=rate_limit,
+            singleton=singleton,
+            throttle=throttle,
+            timeouts=timeouts,
+        )
+
+        def decorate(handler: Handler[T]) -> Function[T]:
+            return Function(opts, handler, on_failure=on_failure, middleware=middleware or ())
+
+        return decorate
+
+    async def send(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
+        """Send one event or several; returns their ids once the engine holds them safely.
+
+        Repeated with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were
+        accepted all the same, or ``EventKeyUnspecifiedError``.
+        """
+        return await self._send(events, AsyncIO(), skip_middleware)
+
+    def send_sync(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
+        """``send`` for synchronous code."""
+        return drive(self._send(events, BlockingIO(), skip_middleware))
+
+    async def _send(self, events: Event | Sequence[Event], io: IO, skip_middleware: bool) -> list[str]:
+        middleware = None if skip_middleware else MiddlewareStack(self.middleware, self, None, io)
+        return await sending.send_events(self, events, io, middleware)
+
+    def headers(self, framework: str | None = None) -> dict[str, str]:
+        """What every request and answer carries (spec §4.1)."""
+        headers = {
+            Header.CONTENT_TYPE.value: "application/json",
+            Header.REQUEST_VERSION.value: REQUEST_VERSION,
+            Header.SDK.value: SDK,
+            Header.USER_AGENT.value: SDK,
+        }
+        if self.env:
+            headers[Header.ENV.value] = self.env
+        if framework:
+            headers[Header.FRAMEWORK.value] = framework
+        return headers
+
+    def serialize(self, value: Any, output_type: Any) -> Any:
+        if self.serializer is None or output_type is Unset:
+            return value
+        return self.serializer.serialize(value, output_type)
+
+    def deserialize(self, value: Any, output_type: Any) -> Any:
+        if self.serializer is None or output_type is Unset:
+            return value
+        return self.serializer.deserialize(value, output_type)
+
+
+def _choose_mode(is_production: bool | None, environment: Environment) -> ServerKind:
+    if is_production is None:
+        return environment.mode
+    return ServerKind.CLOUD if is_production else ServerKind.DEV
+
+
+def _default_logger(environment: Environment) -> logging.Logger:
+    logger = logging.getLogger("durably")
+    if level := environment.log_level:
+        levels = logging.getLevelNamesMapping()
+        logger.setLevel(levels.get(level.upper(), logging.INFO))
+    return logger
+
+
+def _seconds(timeout: Duration | None) -> float:
+    if timeout is None:
+        return 30.0
+    return dt.timedelta.total_seconds(to_timedelta(timeout))

@@ -1,0 +1,11 @@
+"""The layer that answers an engine's requests, the same for every web framework.
+
+Adapters normalise a request into ``CommRequest`` and write out the ``CommResponse``; ``CommHandler``
+decides everything between.
+"""
+
+from .handler import CommHandler
+from .models import CommRequest, CommResponse
+from .syncer import Syncer
+
+__all__ = ["CommHandler", "CommRequest", "CommResponse", "Syncer"]

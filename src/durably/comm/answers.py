@@ -1,0 +1,94 @@
+"""The answer to a call, from how it ended: status, headers, JSON (spec §4.4.3, §5.1.1)."""
+
+import datetime as dt
+import json
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from durably.errors import OutputUnserializableError, RetryAfterError
+from durably.execution import Found, Outcome, Raised, StepReport
+from durably.protocol.durations import format_moment
+from durably.protocol.errors import describe_error, is_retriable
+from durably.protocol.headers import Header
+from durably.protocol.opcodes import Op, Opcode
+
+
+@dataclass(slots=True)
+class Answer:
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def encode(outcome: Outcome) -> Answer:
+    if isinstance(outcome, Found):
+        return _encode_found(outcome)
+    if isinstance(outcome, Raised):
+        return _encode_error(outcome.error)
+    try:
+        return Answer(HTTPStatus.OK, encode_output(outcome.value, "the function"))
+    except OutputUnserializableError as error:
+        return _encode_error(error)
+
+
+def encode_output(value: Any, source: str) -> bytes:
+    """JSON of what a function or step returned. Raises ``OutputUnserializableError`` naming the source."""
+    if value is msgspec.UNSET:
+        return b"null"
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        reason = error
+    try:
+        return json.dumps(value, allow_nan=False).encode()  # integers beyond 64 bits, which msgspec refuses
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise OutputUnserializableError(
+            f"{source} returned unserializable data: {reason}. Return what JSON can express, "
+            "or set output_type and give the client a serializer"
+        ) from None
+
+
+def _encode_error(error: BaseException) -> Answer:
+    body = msgspec.json.encode(describe_error(error).to_wire())
+    return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, body, _error_headers(error))
+
+
+def _error_headers(error: BaseException) -> dict[str, str]:
+    headers = {Header.NO_RETRY.value: "false" if is_retriable(error) else "true"}
+    if isinstance(error, RetryAfterError):
+        headers[Header.RETRY_AFTER.value] = format_moment(_moment(error.retry_after))
+    return headers
+
+
+def _moment(retry_after: dt.datetime | dt.timedelta) -> dt.datetime:
+    if isinstance(retry_after, dt.timedelta):
+        return dt.datetime.now(dt.UTC) + retry_after
+    return retry_after
+
+
+def _encode_found(found: Found) -> Answer:
+    headers: dict[str, str] = {}
+    ops: list[Op] = []
+    for report in found.reports:
+        _finish(report)
+        ops.append(report.op)
+        if report.error is not None:
+            headers |= _error_headers(report.error)
+    return Answer(HTTPStatus.PARTIAL_CONTENT, msgspec.json.encode(ops), headers)
+
+
+def _finish(report: StepReport) -> None:
+    """Put what the step returned or raised into its op."""
+    op = report.op
+    if report.error is None and op.op == Opcode.STEP_RUN:
+        try:
+            op.data = msgspec.Raw(encode_output(report.output, f'step "{report.info.id}"'))
+        except OutputUnserializableError as error:
+            report.error = error
+    if report.error is not None:
+        if op.op == Opcode.STEP_RUN or (op.op == Opcode.STEP_ERROR and not is_retriable(report.error)):
+            op.op = Opcode.STEP_ERROR if is_retriable(report.error) else Opcode.STEP_FAILED
+        op.error = describe_error(report.error)

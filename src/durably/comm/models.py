@@ -1,0 +1,151 @@
+"""Requests and responses without a framework."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from durably.errors import Error, FunctionNotFoundError, QueryParamInvalidError
+from durably.execution import Outcome, drive
+from durably.protocol.errors import ErrorCode
+from durably.protocol.headers import DISCOVER, Header, Probe, Query, ServerKind
+from durably.timings import Timings
+
+from . import answers
+
+
+@dataclass(kw_only=True)
+class CommRequest:
+    """A request as adapters hand it over.
+
+    ``headers`` may be in any case; ``query_params`` may have lists of values, of which the first counts;
+    ``raw_request`` is the framework's own, for middleware. ``is_connect``: the request came over a
+    connection that is authenticated as a whole, so it is not signed.
+    """
+
+    body: bytes
+    headers: Mapping[str, str]
+    query_params: Mapping[str, str] | Mapping[str, Sequence[str]]
+    raw_request: object
+    request_url: str
+    serve_origin: str | None = None
+    serve_path: str | None = None
+    public_path: str | None = None
+    is_connect: bool = False
+    timings: Timings = field(default_factory=Timings)
+
+    def __post_init__(self) -> None:
+        self.headers = {name.lower(): value for name, value in self.headers.items()}
+
+    def header(self, name: Header) -> str | None:
+        return self.headers.get(name.value) or None
+
+    def query(self, name: Query) -> str | None:
+        value = self.query_params.get(name.value)
+        if isinstance(value, str) or value is None:
+            return value or None
+        return (value[0] or None) if value else None
+
+    @property
+    def target(self) -> str | None:
+        """The hashed id of the step that the call targets, ``None`` to discover."""
+        step_id = self.query(Query.STEP_ID)
+        return None if step_id == DISCOVER else step_id
+
+    @property
+    def probe(self) -> Probe | None:
+        """Raises ``QueryParamInvalidError`` for unknown ones."""
+        value = self.query(Query.PROBE)
+        if value is None:
+            return None
+        try:
+            return Probe(value)
+        except ValueError:
+            raise QueryParamInvalidError(f'unknown probe "{value}"; known is "{Probe.TRUST.value}"') from None
+
+    @property
+    def server_kind(self) -> ServerKind | None:
+        try:
+            return ServerKind(self.headers.get(Header.SERVER_KIND.value, ""))
+        except ValueError:
+            return None
+
+
+_STATUS_OF_CODE = {
+    ErrorCode.BODY_INVALID: HTTPStatus.BAD_REQUEST,
+    ErrorCode.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorCode.HEADER_MISSING: HTTPStatus.UNAUTHORIZED,
+    ErrorCode.METHOD_UNSUPPORTED: HTTPStatus.METHOD_NOT_ALLOWED,
+    ErrorCode.QUERY_PARAM_INVALID: HTTPStatus.BAD_REQUEST,
+    ErrorCode.QUERY_PARAM_MISSING: HTTPStatus.BAD_REQUEST,
+    ErrorCode.SERVER_KIND_MISMATCH: HTTPStatus.BAD_REQUEST,
+    ErrorCode.SIG_VERIFICATION_FAILED: HTTPStatus.UNAUTHORIZED,
+    ErrorCode.SIGNING_KEY_UNSPECIFIED: HTTPStatus.UNAUTHORIZED,
+}
+"""Statuses of refused requests; anything else is a 500, as for a function that is not found (spec §4.4.1)."""
+
+
+@dataclass(kw_only=True)
+class CommResponse:
+    """A response for adapters to write: ``body_bytes()``, or, where ``stream`` is set, its chunks."""
+
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    status_code: int = HTTPStatus.OK
+    stream: Callable[[], AsyncIterator[bytes]] | None = None
+
+    @property
+    def no_retry(self) -> bool:
+        return self.headers.get(Header.NO_RETRY.value) == "true"
+
+    @property
+    def request_version(self) -> int | None:
+        value = self.headers.get(Header.REQUEST_VERSION.value, "")
+        return int(value) if value.isdigit() else None
+
+    @property
+    def retry_after(self) -> str | None:
+        return self.headers.get(Header.RETRY_AFTER.value)
+
+    @property
+    def sdk_version(self) -> str | None:
+        return self.headers.get(Header.SDK.value)
+
+    @classmethod
+    def from_call_result(cls, outcome: Outcome) -> "CommResponse":
+        """The answer to a call (spec §4.4.3, §5.1.1)."""
+        answer = answers.encode(outcome)
+        return cls(body=answer.body, headers=answer.headers, status_code=answer.status)
+
+    @classmethod
+    def from_error(cls, error: Exception) -> "CommResponse":
+        """The answer to a request that was refused, without any traceback of ours."""
+        code = error.code if isinstance(error, Error) else ErrorCode.UNKNOWN
+        body = {"code": code.value, "message": str(error), "name": type(error).__name__}
+        headers = {Header.NO_RETRY.value: "false"} if isinstance(error, FunctionNotFoundError) else {}
+        status = _STATUS_OF_CODE.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
+        return cls(body=body, headers=headers, status_code=status)
+
+    @classmethod
+    def create_streaming(cls, stream: Callable[[], AsyncIterator[bytes]]) -> "CommResponse":
+        """An answer whose chunks keep the connection alive until the call has ended (spec §9)."""
+        return cls(stream=stream, status_code=HTTPStatus.CREATED)
+
+    def body_bytes(self) -> bytes:
+        if not isinstance(self.body, bytes):
+            self.body = msgspec.json.encode(self.body)
+        return self.body
+
+    def stream_sync(self) -> Iterator[bytes]:
+        """``stream`` for frameworks that write in a thread; it must block instead of waiting."""
+        assert self.stream is not None
+        chunks = self.stream()
+        try:
+            while True:
+                yield drive(chunks.__anext__())  # type: ignore[arg-type]
+        except StopAsyncIteration:
+            return
+        finally:
+            drive(chunks.aclose())  # type: ignore[attr-defined]

@@ -1,0 +1,376 @@
+"""What user code holds: the context, its steps, and groups of steps.
+
+``Step`` and ``StepSync``, ``Group`` and ``GroupSync`` differ in their types alone; what each step means
+stands in ``durably.steps``.
+"""
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+from durably import steps
+from durably.errors import AsyncUnsupportedError
+from durably.execution import AsyncCall, Replay, SyncCall
+from durably.execution.asynchronous import group_mode
+from durably.protocol.durations import Duration
+from durably.protocol.events import Event
+from durably.protocol.opcodes import ParallelMode
+from durably.serializers import Unset
+from durably.steps import AIAdapter, FetchResponse, Signal
+
+if TYPE_CHECKING:
+    from durably.client import Client
+    from durably.functions import Function
+
+T = TypeVar("T")
+P = ParamSpec("P")
+OnConflict = Literal["fail", "replace"]
+Events = Event | Sequence[Event]
+
+
+class ReplayLogger(logging.LoggerAdapter[Any]):
+    """Silent while memos are replayed, so that a line is logged once and not at every call."""
+
+    def __init__(self, logger: Any, replay: Replay) -> None:
+        super().__init__(logger, {})
+        self._replay = replay
+
+    def isEnabledFor(self, level: int) -> bool:
+        return self._replay.is_fresh and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return msg, kwargs
+
+
+@dataclass
+class Context:
+    """The argument of an async function.
+
+    ``event`` triggered the run (``events`` are all of a batch); ``attempt`` counts from 0; ``logger`` is
+    silent while memos are replayed; ``request_id`` and ``job_id`` name the call to the engine.
+    """
+
+    event: Event
+    events: list[Event]
+    run_id: str
+    attempt: int
+    logger: Any
+    step: "Step"
+    group: "Group"
+    request_id: str | None = None
+    job_id: str | None = None
+
+
+@dataclass
+class ContextSync:
+    """The argument of a sync function; its fields are those of ``Context``."""
+
+    event: Event
+    events: list[Event]
+    run_id: str
+    attempt: int
+    logger: Any
+    step: "StepSync"
+    group: "GroupSync"
+    request_id: str | None = None
+    job_id: str | None = None
+
+
+class Step:
+    """The steps of an async function; each is awaited.
+
+    ``step_id`` names the step within its function; repeated ids are numbered in the order in which they
+    are made. Durations are milliseconds or ``timedelta``. A step that failed for good raises ``StepError``.
+    """
+
+    def __init__(self, client: "Client", call: AsyncCall, send: Callable[[Events], Awaitable[list[str]]]) -> None:
+        self._client = client
+        self._call = call
+        self._send = send
+        self.ai = AI(client, call)
+
+    def run(
+        self,
+        step_id: str,
+        handler: Callable[..., Awaitable[T]] | Callable[..., T],
+        *args: Any,
+        output_type: Any = Unset,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, T]:
+        """Run ``handler(*args, **kwargs)`` once it succeeds, and return what it returned, from JSON.
+
+        A sync handler runs in the event loop, like any sync call in async code. ``output_type`` lets the
+        client's serializer turn the output into JSON and back.
+        """
+        return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))
+
+    def sleep(self, step_id: str, duration: Duration) -> Coroutine[Any, Any, None]:
+        """Sleep; nothing of the app is kept alive meanwhile. At most 366 days."""
+        return self._call.step(steps.sleep(step_id, duration))
+
+    def sleep_until(self, step_id: str, until: dt.datetime) -> Coroutine[Any, Any, None]:
+        """Sleep until a moment (naive ones are local time)."""
+        return self._call.step(steps.sleep_until(step_id, until))
+
+    def wait_for_event(
+        self, step_id: str, *, event: str, if_exp: str | None = None, timeout: Duration
+    ) -> Coroutine[Any, Any, Event | None]:
+        """The next event of that name, or ``None`` after ``timeout``.
+
+        In ``if_exp`` the run's own event is ``event``, the newcomer ``async``.
+        """
+        return self._call.step(steps.wait_for_event(step_id, event, if_exp, timeout))
+
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: Duration | None = None, on_conflict: OnConflict = "fail"
+    ) -> Coroutine[Any, Any, Signal | None]:
+        """The signal once it is sent, or ``None`` after ``timeout`` (default a year).
+
+        One run at a time waits for a signal; ``on_conflict="replace"`` takes it over from another.
+        """
+        return self._call.step(steps.wait_for_signal(step_id, signal, timeout, on_conflict))
+
+    def invoke(
+        self,
+        step_id: str,
+        *,
+        function: "Function[T]",
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> Coroutine[Any, Any, T]:
+        """Run another function with ``data`` as its event's data, and return what it returned."""
+        return self._call.step(steps.invoke_function(self._client, step_id, function, data, timeout, v, user))
+
+    def invoke_by_id(
+        self,
+        step_id: str,
+        *,
+        app_id: str | None = None,
+        function_id: str,
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """``invoke`` of a function that is known by its id, of this app or another."""
+        return self._call.step(steps.invoke(self._client, step_id, app_id, function_id, data, timeout, v, user))
+
+    def send_event(self, step_id: str, events: Events) -> Coroutine[Any, Any, list[str]]:
+        """Send events once; returns their ids."""
+        return self.run(step_id, self._send, events)
+
+    def fetch(
+        self,
+        step_id: str,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> Coroutine[Any, Any, FetchResponse]:
+        """Have the engine make an HTTP request; ``body`` is text, or anything that JSON expresses."""
+        return self._call.step(steps.fetch(step_id, url, method, headers, body))
+
+
+class AI:
+    """Steps that call AI models."""
+
+    def __init__(self, client: "Client", call: AsyncCall) -> None:
+        self._client = client
+        self._call = call
+
+    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
+        """Have the engine make the request to the model; returns the provider's JSON."""
+        return self._call.step(steps.infer(step_id, adapter, body))
+
+    def wrap(
+        self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]:
+        """``run`` for a model's own client library; engines show such steps as AI calls."""
+        return self._call.step(steps.ai_wrap(self._client, step_id, handler, args, kwargs))
+
+
+class StepSync:
+    """The steps of a sync function; the methods are those of ``Step``."""
+
+    def __init__(self, client: "Client", call: SyncCall, send: Callable[[Events], list[str]]) -> None:
+        self._client = client
+        self._call = call
+        self._send = send
+        self.ai = AISync(client, call)
+
+    def run(self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any = Unset, **kwargs: Any) -> T:
+        """See ``Step.run``."""
+        return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))  # type: ignore[no-any-return]
+
+    def sleep(self, step_id: str, duration: Duration) -> None:
+        """See ``Step.sleep``."""
+        self._call.step(steps.sleep(step_id, duration))
+
+    def sleep_until(self, step_id: str, until: dt.datetime) -> None:
+        """See ``Step.sleep_until``."""
+        self._call.step(steps.sleep_until(step_id, until))
+
+    def wait_for_event(self, step_id: str, *, event: str, if_exp: str | None = None, timeout: Duration) -> Event | None:
+        """See ``Step.wait_for_event``."""
+        return self._call.step(steps.wait_for_event(step_id, event, if_exp, timeout))  # type: ignore[no-any-return]
+
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: Duration | None = None, on_conflict: OnConflict = "fail"
+    ) -> Signal | None:
+        """See ``Step.wait_for_signal``."""
+        return self._call.step(steps.wait_for_signal(step_id, signal, timeout, on_conflict))  # type: ignore[no-any-return]
+
+    def invoke(
+        self,
+        step_id: str,
+        *,
+        function: "Function[T]",
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> T:
+        """See ``Step.invoke``."""
+        request = steps.invoke_function(self._client, step_id, function, data, timeout, v, user)
+        return self._call.step(request)  # type: ignore[no-any-return]
+
+    def invoke_by_id(
+        self,
+        step_id: str,
+        *,
+        app_id: str | None = None,
+        function_id: str,
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> Any:
+        """See ``Step.invoke_by_id``."""
+        return self._call.step(steps.invoke(self._client, step_id, app_id, function_id, data, timeout, v, user))
+
+    def send_event(self, step_id: str, events: Events) -> list[str]:
+        """See ``Step.send_event``."""
+        return self.run(step_id, self._send, events)
+
+    def fetch(
+        self,
+        step_id: str,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> FetchResponse:
+        """See ``Step.fetch``."""
+        return self._call.step(steps.fetch(step_id, url, method, headers, body))  # type: ignore[no-any-return]
+
+
+class AISync:
+    """See ``AI``."""
+
+    def __init__(self, client: "Client", call: SyncCall) -> None:
+        self._client = client
+        self._call = call
+
+    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Any:
+        """See ``AI.infer``."""
+        return self._call.step(steps.infer(step_id, adapter, body))
+
+    def wrap(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See ``AI.wrap``."""
+        return self._call.step(steps.ai_wrap(self._client, step_id, handler, args, kwargs))  # type: ignore[no-any-return]
+
+
+class Group:
+    """Several steps at once, in async functions. Plain ``asyncio.gather`` and ``TaskGroup`` work as well."""
+
+    def __init__(self, call: AsyncCall) -> None:
+        self._call = call
+
+    async def parallel(
+        self,
+        callables: Sequence[Callable[[], Awaitable[T]]],
+        parallel_mode: ParallelMode = ParallelMode.WAIT,
+    ) -> tuple[T, ...]:
+        """Run callables that contain steps at the same time; returns what they returned, in their order.
+
+        ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE`` branches of several steps do not
+        wait for each other.
+        """
+        token = group_mode.set(parallel_mode)
+        try:
+            tasks = [asyncio.ensure_future(_await(function)) for function in callables]
+        finally:
+            group_mode.reset(token)
+        return tuple(await asyncio.gather(*tasks))
+
+    def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
+        """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``TimeoutError`` when it is over.
+
+        The clock is a durable sleep with that id, which races the steps inside.
+        """
+        return DurableTimeout(self._call, step_id, duration)
+
+
+class DurableTimeout:
+    """A sleep that races the steps of an ``async with`` block, and cancels the block if it wins."""
+
+    def __init__(self, call: AsyncCall, step_id: str, duration: Duration) -> None:
+        self._call = call
+        self._request = steps.sleep(step_id, duration)
+        self._has_expired = False
+
+    async def __aenter__(self) -> "DurableTimeout":
+        self._owner = asyncio.current_task()
+        assert self._owner is not None
+        self._cancelling = self._owner.cancelling()
+        self._clock = asyncio.ensure_future(self._call.step(self._request))
+        self._clock.add_done_callback(self._expire)
+        return self
+
+    def _expire(self, clock: "asyncio.Future[Any]") -> None:
+        if not clock.cancelled() and clock.exception() is None and self._owner is not None:
+            self._has_expired = True
+            self._owner.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        owner, self._owner = self._owner, None
+        self._clock.cancel()
+        if self._has_expired and owner is not None and owner.uncancel() <= self._cancelling:
+            if kind is not None and issubclass(kind, asyncio.CancelledError):
+                raise TimeoutError(f'"{self._request.step_id}" is over') from error
+
+
+class GroupSync:
+    """Several steps at once, in sync functions."""
+
+    def __init__(self, call: SyncCall) -> None:
+        self._call = call
+
+    def parallel(
+        self,
+        callables: Sequence[Callable[[], T]],
+        parallel_mode: ParallelMode = ParallelMode.WAIT,
+    ) -> tuple[T, ...]:
+        """See ``Group.parallel``. The steps run at the same time; the code between them does not."""
+        return self._call.parallel(callables, parallel_mode)
+
+    def timeout(self, step_id: str, duration: Duration) -> Any:
+        """Not possible in a sync function, whose code cannot be interrupted; raises ``AsyncUnsupportedError``."""
+        raise AsyncUnsupportedError(
+            f'group.timeout("{step_id}") needs an async function; in a sync one race a sleep with the step by '
+            "group.parallel, or give wait_for_event, wait_for_signal and invoke a timeout"
+        )
+
+
+async def _await(function: Callable[[], Awaitable[T]]) -> T:
+    return await function()

@@ -1,0 +1,100 @@
+"""Serving functions as a DigitalOcean Function (with ``web: raw``)."""
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import parse_qs, urljoin
+
+from durably.client import Client
+from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.errors import BodyInvalidError
+from durably.functions import Function
+from durably.settings import Streaming
+
+FRAMEWORK = "digitalocean"
+
+_WEB_PREFIX = "/api/v1/web"
+"""DigitalOcean passes the path below the function only; this is what stands before the function's name."""
+
+
+class FunctionContext(Protocol):
+    """What is used of the platform's context object."""
+
+    api_host: str
+    """Like ``https://faas-nyc1-2ef2e6cc.doserverless.co``."""
+    function_name: str
+    """Like ``/fn-b094417f/sample/hello``."""
+
+
+Main = Callable[[dict[str, Any], Any], dict[str, Any]]
+
+
+def serve(
+    client: Client,
+    functions: Sequence[Function[Any]],
+    *,
+    enable_unauthed_sync: bool | None = None,
+    public_path: str | None = None,
+    serve_origin: str | None = None,
+    serve_path: str | None = None,
+) -> Main:
+    """The ``main(event, context)`` of a DigitalOcean Function that answers engines.
+
+    The arguments are those of ``durably.fast_api.serve``; there is no streaming, because the platform
+    buffers answers. Async functions run on a background event loop.
+    """
+    handler = CommHandler(
+        client=client,
+        framework=FRAMEWORK,
+        functions=functions,
+        streaming=Streaming.DISABLE,
+        enable_unauthed_sync=enable_unauthed_sync,
+    )
+
+    def main(event: dict[str, Any], context: FunctionContext) -> dict[str, Any]:
+        try:
+            http = _http_of(event)
+            body = _body_of(http)
+        except BodyInvalidError as error:
+            return _to_result(CommResponse.from_error(error))
+        request = CommRequest(
+            body=body,
+            headers=http["headers"],
+            query_params=parse_qs(http["queryString"]),
+            raw_request={"event": event, "context": context},
+            request_url=urljoin(context.api_host, _WEB_PREFIX + context.function_name),
+            public_path=public_path,
+            serve_origin=serve_origin,
+            serve_path=serve_path,
+        )
+        return _to_result(handler.handle_sync(str(http.get("method", "")), request))
+
+    return main
+
+
+def _http_of(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    http = event.get("http")
+    if not isinstance(http, dict):
+        raise BodyInvalidError('the event has no "http"; is the function a web function?')
+    for key, kind in (("headers", dict), ("queryString", str)):
+        if not isinstance(http.get(key), kind):
+            raise BodyInvalidError(f'the event has no "http.{key}"; set "web: raw" in project.yml')
+    return http
+
+
+def _body_of(http: Mapping[str, Any]) -> bytes:
+    body = http.get("body") or ""
+    try:
+        return base64.b64decode(body, validate=True) if http.get("isBase64Encoded") else body.encode()
+    except (binascii.Error, ValueError, AttributeError):
+        raise BodyInvalidError('the event\'s "http.body" cannot be decoded') from None
+
+
+def _to_result(response: CommResponse) -> dict[str, Any]:
+    """The body is text, not an object: the platform would write an object anew, and its signature would break."""
+    return {
+        "statusCode": int(response.status_code),
+        "headers": response.headers,
+        "body": response.body_bytes().decode(),
+    }

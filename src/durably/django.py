@@ -1,0 +1,98 @@
+"""Serving functions in a Django project."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+try:
+    import django.http
+    import django.urls
+    from asgiref.sync import markcoroutinefunction
+except ImportError as error:
+    raise ImportError('durably.django needs Django: pip install "durably[django]"') from error
+
+from durably.client import Client
+from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.paths import mount_path
+from durably.functions import Function
+from durably.settings import Streaming
+
+FRAMEWORK = "django"
+
+
+def serve(
+    client: Client,
+    functions: Sequence[Function[Any]],
+    *,
+    enable_unauthed_sync: bool | None = None,
+    public_path: str | None = None,
+    serve_origin: str | None = None,
+    serve_path: str | None = None,
+    streaming: Streaming | None = None,
+) -> django.urls.URLPattern:
+    """The URL pattern of the endpoint that engines call, by default ``api/inngest``, for ``urlpatterns``.
+
+    The arguments are those of ``durably.fast_api.serve``. An async view under ASGI and a sync one under
+    WSGI; exempt from CSRF, because requests are signed, and from ``ATOMIC_REQUESTS``, because a function
+    decides itself what is one transaction.
+    """
+    handler = CommHandler(
+        client=client,
+        framework=FRAMEWORK,
+        functions=functions,
+        streaming=streaming,
+        enable_unauthed_sync=enable_unauthed_sync,
+    )
+
+    def to_request(request: django.http.HttpRequest) -> CommRequest:
+        return CommRequest(
+            # Not request.body: DATA_UPLOAD_MAX_MEMORY_SIZE is meant for forms, and smaller than a call may be.
+            body=request.read(),
+            headers=request.headers,
+            query_params=request.GET,  # type: ignore[arg-type]
+            raw_request=request,
+            request_url=request.build_absolute_uri(),
+            public_path=public_path,
+            serve_origin=serve_origin,
+            serve_path=serve_path,
+        )
+
+    return django.urls.path(mount_path(serve_path).lstrip("/"), _View(handler, to_request), name="durably")
+
+
+class _View:
+    """Async where an event loop runs (ASGI), sync elsewhere (WSGI); Django asks at each request."""
+
+    csrf_exempt = True
+    _non_atomic_requests = ("default",)
+    _coroutine_marks = vars(markcoroutinefunction(lambda: None))
+
+    def __init__(self, handler: CommHandler, to_request: Any) -> None:
+        self._handler = handler
+        self._to_request = to_request
+        self.__name__ = "durably"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._coroutine_marks and _is_under_asgi():
+            return self._coroutine_marks[name]
+        raise AttributeError(name)
+
+    def __call__(self, request: django.http.HttpRequest) -> Any:
+        if _is_under_asgi():
+            return self._answer(request)
+        response = self._handler.handle_sync(request.method or "", self._to_request(request))
+        return _to_django(response, None if response.stream is None else response.stream_sync())
+
+    async def _answer(self, request: django.http.HttpRequest) -> Any:
+        response = await self._handler.handle(request.method or "", self._to_request(request))
+        return _to_django(response, None if response.stream is None else response.stream())
+
+
+def _is_under_asgi() -> bool:
+    return asyncio._get_running_loop() is not None
+
+
+def _to_django(response: CommResponse, chunks: Any) -> Any:
+    if chunks is not None:
+        return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
+    return django.http.HttpResponse(response.body_bytes(), status=response.status_code, headers=response.headers)

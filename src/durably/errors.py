@@ -1,0 +1,137 @@
+"""Exceptions that Durably raises. Those that decide how an answer is written are defined with the wire."""
+
+from durably.execution.clocks import ClockUnsupportedError
+from durably.execution.replay import StepNestedError, StepUnexpectedError
+from durably.execution.synchronous import AsyncUnsupportedError
+from durably.protocol.durations import DurationInvalidError
+from durably.protocol.errors import Error, ErrorCode, NonRetriableError, RetryAfterError, StepError
+from durably.protocol.signatures import SignatureError
+
+__all__ = [
+    "AsyncUnsupportedError",
+    "BodyInvalidError",
+    "BodyTooLargeError",
+    "ClockUnsupportedError",
+    "DurationInvalidError",
+    "Error",
+    "EventKeyUnspecifiedError",
+    "FunctionConfigInvalidError",
+    "FunctionNotFoundError",
+    "MethodUnsupportedError",
+    "NonRetriableError",
+    "OutputUnserializableError",
+    "QueryParamInvalidError",
+    "QueryParamMissingError",
+    "RegistrationFailedError",
+    "RetryAfterError",
+    "SendEventsError",
+    "ServerKindMismatchError",
+    "SignatureError",
+    "SigningKeyMissingError",
+    "StepError",
+    "StepNestedError",
+    "StepUnexpectedError",
+    "TransportError",
+    "URLInvalidError",
+]
+
+
+class BodyInvalidError(Error):
+    """A request's body is not what the protocol says; the message names the place."""
+
+    code = ErrorCode.BODY_INVALID
+    include_stack = False
+
+
+class BodyTooLargeError(Error):
+    code = ErrorCode.BODY_TOO_LARGE
+    include_stack = False
+    is_retriable = False
+
+
+class EventKeyUnspecifiedError(Error):
+    """Events cannot be sent in production mode without an event key."""
+
+    code = ErrorCode.EVENT_KEY_UNSPECIFIED
+
+    def __init__(self) -> None:
+        super().__init__("no event key: give the client event_key or set INNGEST_EVENT_KEY (INNGEST_DEV=1 needs none)")
+
+
+class FunctionConfigInvalidError(Error, ValueError):
+    """A function's or client's configuration is wrong; the message names the function and the option."""
+
+    code = ErrorCode.FUNCTION_CONFIG_INVALID
+    is_retriable = False
+
+
+class FunctionNotFoundError(Error):
+    code = ErrorCode.FUNCTION_NOT_FOUND
+    include_stack = False
+
+
+class MethodUnsupportedError(Error):
+    code = ErrorCode.METHOD_UNSUPPORTED
+    include_stack = False
+
+
+class OutputUnserializableError(Error):
+    """A function or step returned what JSON cannot express."""
+
+    code = ErrorCode.OUTPUT_UNSERIALIZABLE
+    is_retriable = False
+    include_stack = False
+
+
+class QueryParamMissingError(Error):
+    code = ErrorCode.QUERY_PARAM_MISSING
+    include_stack = False
+
+
+class QueryParamInvalidError(Error):
+    code = ErrorCode.QUERY_PARAM_INVALID
+    include_stack = False
+
+
+class RegistrationFailedError(Error):
+    """The engine refused a sync, or gave no sensible answer to it."""
+
+    code = ErrorCode.REGISTRATION_FAILED
+    include_stack = False
+
+
+class ServerKindMismatchError(Error):
+    code = ErrorCode.SERVER_KIND_MISMATCH
+    include_stack = False
+
+
+class SigningKeyMissingError(Error):
+    """Production mode needs a signing key."""
+
+    code = ErrorCode.SIGNING_KEY_UNSPECIFIED
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no signing key: give the client signing_key or set INNGEST_SIGNING_KEY; "
+            "for development set INNGEST_DEV=1 or is_production=False"
+        )
+
+
+class SendEventsError(Error):
+    """Events were not accepted. ``ids`` are those of the events that were."""
+
+    code = ErrorCode.SEND_EVENT_FAILED
+
+    def __init__(self, message: str, ids: list[str]) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+
+class TransportError(Error):
+    """An engine could not be reached, or broke off. The message names its origin, never the whole URL."""
+
+    include_stack = False
+
+
+class URLInvalidError(Error, ValueError):
+    code = ErrorCode.URL_INVALID

@@ -1,0 +1,51 @@
+"""Events, and event types: a name bound to a pydantic model of the data."""
+
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from durably.protocol.events import Event
+
+__all__ = ["Event", "EventType", "as_data"]
+
+
+class Model(Protocol):
+    """What is needed of a pydantic model; Durably itself does not import pydantic."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self: ...
+
+
+M = TypeVar("M", bound=Model)
+
+
+class EventType(Generic[M]):
+    """An event name with the pydantic model of its data, so that senders and functions agree on it.
+
+    ``placed = EventType("shop/order.placed", Order)``, then ``placed(Order(...))`` makes an ``Event``,
+    ``placed.trigger()`` a trigger, and ``placed.data(ctx.event)`` the validated model.
+    """
+
+    def __init__(self, name: str, model: type[M]) -> None:
+        self.name = name
+        self.model = model
+
+    def __call__(self, data: M, *, id: str = "", ts: int = 0, user: Any = None, v: str | None = None) -> Event:
+        return Event(name=self.name, data=as_data(data), id=id, ts=ts, user=user, v=v)
+
+    def data(self, event: Event) -> M:
+        """The event's data as the model; raises pydantic's ``ValidationError``."""
+        return self.model.model_validate(event.data)
+
+    def trigger(self, expression: str | None = None) -> Any:
+        from durably.options import TriggerEvent
+
+        return TriggerEvent(event=self.name, expression=expression)
+
+
+def as_data(data: Mapping[str, Any] | Model | None) -> Mapping[str, Any] | None:
+    """Event data as a mapping; pydantic models are dumped in JSON mode."""
+    if data is None or isinstance(data, Mapping):
+        return data
+    return data.model_dump(mode="json")

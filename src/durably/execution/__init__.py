@@ -1,0 +1,31 @@
+"""Replaying one call of a function.
+
+A call runs the function from its top. Steps that have a memo return it; the first steps that have none
+end the call, executed or reported as ops (spec §5). ``AsyncCall`` and ``SyncCall`` do that for the two
+kinds of functions; what they decide by stands in ``replay``. Nothing here does I/O, starts a thread, reads
+the clock or the environment: what a call needs of the outside is handed in as ``Hooks``.
+"""
+
+from .asynchronous import AsyncCall
+from .memos import Memo, StepMemos
+from .outcome import Found, Outcome, Raised, Returned, StepReport
+from .replay import Hooks, Replay
+from .step import StepInfo, StepRequest
+from .synchronous import SyncCall, drive
+
+__all__ = [
+    "AsyncCall",
+    "Found",
+    "Hooks",
+    "Memo",
+    "Outcome",
+    "Raised",
+    "Replay",
+    "Returned",
+    "StepInfo",
+    "StepMemos",
+    "StepReport",
+    "StepRequest",
+    "SyncCall",
+    "drive",
+]

@@ -1,0 +1,77 @@
+"""Finding asyncio's own clocks around steps, to refuse them.
+
+``asyncio.timeout``, ``wait_for`` and ``wait(timeout=)`` count from the moment the call began, and every
+call begins anew: around a step that sleeps for a day they would either never fire or fire each time.
+A suspended task holds its clocks on its frames, where they are looked for when its steps are found.
+"""
+
+import asyncio
+import gc
+import types
+from collections.abc import Iterable
+from typing import Any
+
+from durably.protocol.errors import Error, ErrorCode
+
+from .tasks import AnyTask, await_chain, code_and_locals
+
+
+class ClockUnsupportedError(Error):
+    """A step stands inside one of asyncio's clocks, which are not durable."""
+
+    code = ErrorCode.CLOCK_UNSUPPORTED
+    is_retriable = False
+    include_stack = False
+
+
+def find_clock(tasks: Iterable[AnyTask]) -> str | None:
+    """The name of a clock that is running around what the tasks wait for, or ``None``."""
+    for task in tasks:
+        for awaitable in await_chain(task):
+            if (clock := _clock_on(awaitable)) is not None:
+                return clock
+        if _has_completion_deadline(task):
+            return "asyncio.as_completed(timeout=)"
+    return None
+
+
+def refusal(clock: str, step_ids: Iterable[str]) -> ClockUnsupportedError:
+    steps = ", ".join(f'"{step_id}"' for step_id in step_ids)
+    return ClockUnsupportedError(
+        f"{clock} around step {steps}: asyncio's clocks start anew at each call and are not durable. "
+        "Use `async with ctx.group.timeout(id, duration)`, or wait_for_event(timeout=) for an event."
+    )
+
+
+def _clock_on(awaitable: Any) -> str | None:
+    for referent in gc.get_referents(awaitable):
+        # The frame holds the method to leave the block by; from Python 3.14 on, the Timeout beside it.
+        owner = referent.__self__ if isinstance(referent, types.MethodType) else referent
+        if isinstance(owner, asyncio.Timeout) and _is_running(owner):
+            return "asyncio.timeout"
+    found = code_and_locals(awaitable)
+    if found is None:
+        return None
+    code, variables = found
+    if not code.co_filename.replace("\\", "/").endswith("asyncio/tasks.py"):
+        return None
+    if code.co_name == "wait_for" and variables.get("timeout") is not None:
+        return "asyncio.wait_for"
+    if code.co_name in ("wait", "_wait") and variables.get("timeout") is not None:
+        return "asyncio.wait(timeout=)"
+    return None
+
+
+def _is_running(timeout: asyncio.Timeout) -> bool:
+    return timeout.when() is not None and "[active]" in repr(timeout)
+
+
+def _has_completion_deadline(task: AnyTask) -> bool:
+    for callback, _context in getattr(task, "_callbacks", None) or ():
+        code = getattr(callback, "__code__", None)
+        if code is None or not code.co_qualname.startswith("as_completed."):
+            continue
+        for cell in callback.__closure__ or ():
+            if isinstance(cell.cell_contents, asyncio.TimerHandle):
+                return True
+    return False

@@ -1,0 +1,157 @@
+"""What a call knows and decides, whatever kind of function it runs.
+
+Which memo a step gets, which step is the call's target, whether a found step is executed at once, and how
+the result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
+"""
+
+import inspect
+import os.path
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol
+
+from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
+from durably.protocol.opcodes import Op, Opcode, hash_step_id
+
+from .memos import Memo, StepMemos
+from .outcome import Found, StepReport
+from .step import Step, StepInfo, StepRequest
+
+_OWN_CODE = os.path.dirname(__file__)
+
+in_step: ContextVar[str | None] = ContextVar("durably_in_step", default=None)
+"""Id of the step whose handler is running: a step inside it is an error, a task made in it is not the run's."""
+
+
+class StepNestedError(Error):
+    code = ErrorCode.STEP_NESTED
+    is_retriable = False
+    include_stack = False
+
+
+class StepUnexpectedError(Error):
+    code = ErrorCode.STEP_UNEXPECTED
+    is_retriable = False
+    include_stack = False
+
+
+class NestedStep(BaseException):
+    """Leaves a handler that called a step; a ``BaseException`` so that the handler does not swallow it."""
+
+
+class Hooks(Protocol):
+    """Where a call reports its progress to middleware. Each may do I/O; ``execution`` itself does none."""
+
+    async def unmemoized(self) -> None:
+        """All memos are returned, or a step without one is met: new code is about to run. Called once."""
+
+    async def before_step(self, step: StepInfo) -> None: ...
+
+    async def after_step(self, report: StepReport) -> None: ...
+
+
+@dataclass(slots=True)
+class Replay:
+    """The state of one call.
+
+    ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
+    execute, ``None`` to discover. ``attempt`` counts from 0.
+    """
+
+    memos: StepMemos
+    hooks: Hooks
+    stack: Sequence[str] = ()
+    target: str | None = None
+    disable_immediate: bool = False
+    attempt: int = 0
+    max_attempts: int | None = None
+    is_fresh: bool = False
+    _counts: dict[str, int] = field(default_factory=dict)
+    _positions: dict[str, int] | None = None
+
+    def identify(self, request: StepRequest) -> Step:
+        """Number the step among those of the same id (spec §5.1.2)."""
+        index = self._counts.get(request.step_id, 0)
+        self._counts[request.step_id] = index + 1
+        return Step(request, hash_step_id(request.step_id, index), index)
+
+    def position(self, hashed_id: str) -> int:
+        """Where in the stack a memo stands; those the stack does not name come last."""
+        if self._positions is None:
+            self._positions = {step_id: place for place, step_id in enumerate(self.stack)}
+        return self._positions.get(hashed_id, len(self._positions))
+
+    async def freshen(self) -> None:
+        """From here on new code runs."""
+        if not self.is_fresh:
+            self.is_fresh = True
+            await self.hooks.unmemoized()
+
+    def value(self, step: Step, memo: Memo) -> Any:
+        """What the step returns, or the error it raises."""
+        if (error := memo.error) is not None:
+            raise StepError(error.message or "", error.name or "Error", error.stack)
+        return step.request.decode(memo.data)
+
+    def runs_at_once(self, step: Step) -> bool:
+        return step.request.is_run and not self.disable_immediate
+
+    def not_found(self, target: str, met: Sequence[Step]) -> Found:
+        """The call's target never turned up: the function changed since it was planned."""
+        detail = (
+            f'found step "{met[0].request.step_id}" when targeting a different step'
+            if met
+            else "the targeted step was not found: the function no longer reaches it"
+        )
+        info = StepInfo(target, Opcode.STEP_NOT_FOUND, hashed_id=target)
+        return Found([StepReport(Op(id=target, op=Opcode.STEP_NOT_FOUND), info, error=StepUnexpectedError(detail))])
+
+    async def execute(self, step: Step, call: Callable[[Any], Awaitable[Any]]) -> StepReport:
+        """Run the step's handler. ``call`` resolves what it returned: awaits it, or refuses awaitables."""
+        request = step.request
+        await self.freshen()
+        await self.hooks.before_step(step.info())
+        token = in_step.set(request.step_id)
+        try:
+            replaced = self.memos.input_of(step.hashed_id)
+            args = request.args if replaced is None else replaced
+            assert request.handler is not None
+            output = await call(request.handler(*args, **request.kwargs))
+            report = StepReport(step.to_op(), step.info(), output=request.encode(output))
+        except NestedStep as nested:
+            report = self._failed(step, StepNestedError(str(nested)))
+        except Exception as error:
+            error.__traceback__ = without_own_frames(error.__traceback__)
+            report = self._failed(step, error)
+        finally:
+            in_step.reset(token)
+        await self.hooks.after_step(report)
+        return report
+
+    def _failed(self, step: Step, error: Exception) -> StepReport:
+        is_last = self.max_attempts is not None and self.attempt + 1 >= self.max_attempts
+        op = Opcode.STEP_FAILED if is_last or not is_retriable(error) else Opcode.STEP_ERROR
+        return StepReport(step.to_op(op), step.info(), error=error)
+
+
+def refuse_nested(request: StepRequest) -> None:
+    """Raises ``NestedStep`` if a handler is running."""
+    if (outer := in_step.get()) is not None:
+        raise NestedStep(
+            f'step "{request.step_id}" was called inside step "{outer}"; nested steps are not supported: '
+            "call it from the function, or make it ordinary code"
+        )
+
+
+async def resolve(value: Any) -> Any:
+    """In async functions handlers may be sync or async."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def without_own_frames(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is the user's."""
+    while tb is not None and os.path.dirname(tb.tb_frame.f_code.co_filename) == _OWN_CODE:
+        tb = tb.tb_next
+    return tb

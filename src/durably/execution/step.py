@@ -1,0 +1,70 @@
+"""What a step asks for: its op, its options, and how to make a value of its memo."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from durably.protocol.opcodes import Op, Opcode, ParallelMode, Userland
+
+
+def _identity(data: Any) -> Any:
+    return data
+
+
+@dataclass(slots=True)
+class StepRequest:
+    """A step as user code asked for it.
+
+    ``handler`` is called for steps that run in the app (op ``StepRun``); ``decode`` makes what the
+    step returns of the memo's data, ``encode`` what is memoised of what the handler returned.
+    """
+
+    step_id: str
+    op: Opcode
+    name: str | None = None
+    opts: Mapping[str, Any] | None = None
+    handler: Callable[..., Any] | None = None
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    decode: Callable[[Any], Any] = _identity
+    encode: Callable[[Any], Any] = _identity
+
+    @property
+    def is_run(self) -> bool:
+        return self.op is Opcode.STEP_RUN
+
+
+@dataclass(slots=True, frozen=True)
+class StepInfo:
+    """A step as middleware sees it. ``id`` is the user's own; ``index`` counts repetitions of it from 0."""
+
+    id: str
+    op: Opcode
+    opts: Mapping[str, Any] | None = None
+    index: int = 0
+    hashed_id: str = ""
+
+
+@dataclass(slots=True)
+class Step:
+    """A step that a call met: the request, and which repetition of its id it is."""
+
+    request: StepRequest
+    hashed_id: str
+    index: int
+
+    def info(self) -> StepInfo:
+        return StepInfo(self.request.step_id, self.request.op, self.request.opts, self.index, self.hashed_id)
+
+    def to_op(self, op: Opcode | None = None, parallel_mode: ParallelMode | None = None) -> Op:
+        opts = dict(self.request.opts) if self.request.opts else {}
+        if parallel_mode is ParallelMode.RACE:
+            opts["parallelMode"] = ParallelMode.RACE.value
+        return Op(
+            id=self.hashed_id,
+            op=op or self.request.op,
+            name=self.request.name or self.request.step_id,
+            display_name=self.request.step_id,
+            opts=opts or None,
+            userland=Userland(id=self.request.step_id, index=self.index or None),
+        )

@@ -1,0 +1,155 @@
+"""What asyncio's tasks are waiting for.
+
+A call ends when all of its run's tasks wait for steps, or for each other. asyncio does not say what a task
+waits for, so this module reads it from the task: the future it is suspended on, and the innermost frame
+that awaits it. It relies on three facts of CPython's asyncio that have held since 3.7 and that the tests
+pin down: ``Task._fut_waiter``, ``Future._callbacks``, and the ``_children`` of what ``gather`` returns.
+"""
+
+import asyncio
+import gc
+import types
+from collections.abc import Collection, Iterator
+from contextvars import Context, ContextVar
+from enum import Enum, auto
+from typing import Any, Protocol
+
+AnyTask = asyncio.Task[Any]
+AnyFuture = asyncio.Future[Any]
+
+
+class Tracker(Protocol):
+    def track(self, task: AnyTask) -> None: ...
+
+
+current_tracker: ContextVar[Tracker | None] = ContextVar("durably_tracker", default=None)
+"""The call whose function the code is running in. Tasks inherit it, which is how a run's tasks are known."""
+
+
+def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop tell a call of the tasks that its function creates; an existing factory is kept and chained."""
+    inner = loop.get_task_factory()
+    if getattr(inner, "tracks_durably", False):
+        return
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
+        task = asyncio.Task(coro, loop=loop, **kwargs) if inner is None else inner(loop, coro, **kwargs)
+        context: Context | None = kwargs.get("context")
+        tracker = current_tracker.get() if context is None else context.get(current_tracker)
+        if tracker is not None and isinstance(task, asyncio.Task) and not task.done():
+            tracker.track(task)
+        return task
+
+    factory.tracks_durably = True  # type: ignore[attr-defined]
+    loop.set_task_factory(factory)
+
+
+class Wait(Enum):
+    """What a task is doing, as far as its run's steps are concerned."""
+
+    READY = auto()
+    """It runs, or will in one of the loop's next iterations."""
+    TASKS = auto()
+    """It waits for other tasks of the run, by gather, wait, a lock, a queue …"""
+    OUTSIDE = auto()
+    """It waits for something that no step of the run brings about: I/O, a timer, a thread."""
+
+
+def waiter_of(task: AnyTask) -> AnyFuture | None:
+    return getattr(task, "_fut_waiter", None)
+
+
+def classify(task: AnyTask, run_tasks: Collection[AnyTask]) -> Wait:
+    waiter = waiter_of(task)
+    if waiter is None or waiter.done():
+        return Wait.READY
+    if isinstance(waiter, asyncio.Task) and waiter in run_tasks:
+        return Wait.TASKS
+    if (children := _children(waiter)) is not None:
+        return _classify_gather(children, run_tasks)
+    if _waits_in_asyncio(task) or any(waiter in _resolved_by(other) for other in run_tasks):
+        return Wait.TASKS
+    return Wait.OUTSIDE
+
+
+def _classify_gather(children: Collection[AnyFuture], run_tasks: Collection[AnyTask]) -> Wait:
+    pending = [child for child in children if not child.done()]
+    if not pending:
+        return Wait.READY
+    for child in pending:
+        nested = _children(child)
+        if child not in run_tasks and (nested is None or _classify_gather(nested, run_tasks) is Wait.OUTSIDE):
+            return Wait.OUTSIDE
+    return Wait.TASKS
+
+
+def _children(future: AnyFuture) -> Collection[AnyFuture] | None:
+    return getattr(future, "_children", None)
+
+
+_BETWEEN_TASKS = ("asyncio/tasks.py", "asyncio/locks.py", "asyncio/queues.py", "asyncio/taskgroups.py")
+_ANYIO = ("anyio/_backends/_asyncio.py", "anyio/_core/_synchronization.py")
+_OUTSIDE = {"sleep", "run_sync_in_worker_thread"}
+
+
+def _waits_in_asyncio(task: AnyTask) -> bool:
+    """Whether the innermost frame belongs to a primitive by which tasks wait for each other."""
+    code = None
+    for frame_owner in await_chain(task):
+        code = _code_of(frame_owner)
+    if code is None or code.co_name in _OUTSIDE:
+        return False
+    filename = code.co_filename.replace("\\", "/")
+    if filename.endswith(_ANYIO):
+        return code.co_name == "__aexit__" or code.co_name.startswith("wait")
+    return filename.endswith(_BETWEEN_TASKS)
+
+
+def _resolved_by(task: AnyTask) -> Iterator[Any]:
+    """Futures that the task's end resolves through a closure: what ``asyncio.shield`` returned, say."""
+    for callback, _context in getattr(task, "_callbacks", None) or ():
+        for cell in getattr(callback, "__closure__", None) or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:
+                continue
+            if isinstance(content, asyncio.Future):
+                yield content
+            elif (completed := getattr(content, "_on_completed_fut", None)) is not None:
+                yield completed
+
+
+def await_chain(task: AnyTask) -> Iterator[Any]:
+    """The coroutines of a suspended task, from the outermost to the one that awaits the future."""
+    awaitable: Any = task.get_coro()
+    while awaitable is not None:
+        if _code_of(awaitable) is not None:
+            yield awaitable
+        awaitable = _awaited_by(awaitable)
+
+
+def _awaited_by(awaitable: Any) -> Any:
+    for attribute in ("cr_await", "gi_yieldfrom", "ag_await"):
+        if hasattr(awaitable, attribute):
+            return getattr(awaitable, attribute)
+    if type(awaitable).__name__ in ("async_generator_asend", "async_generator_athrow", "anext_awaitable"):
+        # They hide what they drive; the collector can tell.
+        for referent in gc.get_referents(awaitable):
+            if isinstance(referent, types.AsyncGeneratorType) or hasattr(referent, "cr_await"):
+                return referent
+    return None
+
+
+def _code_of(awaitable: Any) -> types.CodeType | None:
+    for attribute in ("cr_code", "gi_code", "ag_code"):
+        if (code := getattr(awaitable, attribute, None)) is not None:
+            return code  # type: ignore[no-any-return]
+    return None
+
+
+def code_and_locals(awaitable: Any) -> tuple[types.CodeType, dict[str, Any]] | None:
+    code = _code_of(awaitable)
+    for attribute in ("cr_frame", "gi_frame", "ag_frame"):
+        if code is not None and (frame := getattr(awaitable, attribute, None)) is not None:
+            return code, frame.f_locals
+    return None

@@ -1,0 +1,63 @@
+"""Serving functions in a FastAPI app."""
+
+from collections.abc import Sequence
+from typing import Any
+
+try:
+    import fastapi
+    from fastapi.responses import StreamingResponse
+except ImportError as error:
+    raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
+
+from durably.client import Client
+from durably.comm import CommHandler, CommRequest
+from durably.comm.paths import mount_path
+from durably.functions import Function
+from durably.settings import Streaming
+
+FRAMEWORK = "fast_api"
+
+
+def serve(
+    app: fastapi.FastAPI,
+    client: Client,
+    functions: Sequence[Function[Any]],
+    *,
+    enable_unauthed_sync: bool | None = None,
+    public_path: str | None = None,
+    serve_origin: str | None = None,
+    serve_path: str | None = None,
+    streaming: Streaming | None = None,
+) -> None:
+    """Add the endpoint that engines call, by default at ``/api/inngest``.
+
+    ``serve_path`` mounts it elsewhere; ``serve_origin`` and ``public_path`` replace what the engine sees of
+    the app's URL, behind a proxy say. ``streaming`` keeps connections of long calls alive.
+    ``enable_unauthed_sync=False`` refuses unsigned syncs in production mode. Async functions run on the
+    server's event loop, sync ones in a thread pool.
+    """
+    handler = CommHandler(
+        client=client,
+        framework=FRAMEWORK,
+        functions=functions,
+        streaming=streaming,
+        enable_unauthed_sync=enable_unauthed_sync,
+    )
+
+    async def durably_endpoint(request: fastapi.Request) -> fastapi.Response:
+        comm_request = CommRequest(
+            body=await request.body(),
+            headers=request.headers,
+            query_params=request.query_params,
+            raw_request=request,
+            request_url=str(request.url),
+            public_path=public_path,
+            serve_origin=serve_origin,
+            serve_path=serve_path,
+        )
+        response = await handler.handle(request.method, comm_request)
+        if response.stream is not None:
+            return StreamingResponse(response.stream(), response.status_code, response.headers)
+        return fastapi.Response(response.body_bytes(), response.status_code, response.headers)
+
+    app.add_api_route(mount_path(serve_path), durably_endpoint, methods=["GET", "POST", "PUT"], include_in_schema=False)

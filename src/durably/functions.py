@@ -1,0 +1,341 @@
+"""Functions: user code plus its configuration, called once for each request of the engine."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+
+from durably.context import Context, ContextSync, Group, GroupSync, ReplayLogger, Step, StepSync
+from durably.errors import FunctionConfigInvalidError, FunctionNotFoundError
+from durably.execution import AsyncCall, Found, Outcome, Raised, Replay, Returned, StepMemos, SyncCall, drive
+from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult, result_of
+from durably.options import (
+    Batch,
+    Cancel,
+    Concurrency,
+    Debounce,
+    Option,
+    Priority,
+    RateLimit,
+    Singleton,
+    Throttle,
+    Timeouts,
+    Trigger,
+    TriggerEvent,
+)
+from durably.protocol.call import CallContext
+from durably.protocol.events import Event, InternalEvent
+from durably.protocol.headers import DISCOVER, Query
+from durably.protocol.limits import MAX_CANCELS, MAX_CONCURRENCY, MAX_RETRIES, MAX_TRIGGERS
+from durably.sending import send_events
+from durably.serializers import Unset
+from durably.timings import Timings
+from durably.transport import IO
+
+if TYPE_CHECKING:
+    from durably.client import Client
+
+T = TypeVar("T")
+Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionOpts:
+    """A function's configuration. Raises ``FunctionConfigInvalidError`` naming function and option."""
+
+    app_id: str
+    local_id: str
+    name: str
+    triggers: tuple[Trigger, ...]
+    retries: int | None = None
+    output_type: Any = Unset
+    batch_events: Batch | None = None
+    cancel: list[Cancel] | None = None
+    concurrency: list[Concurrency] | None = None
+    debounce: Debounce | None = None
+    idempotency: str | None = None
+    priority: Priority | None = None
+    rate_limit: RateLimit | None = None
+    singleton: Singleton | None = None
+    throttle: Throttle | None = None
+    timeouts: Timeouts | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.local_id, str) or not self.local_id:
+            raise FunctionConfigInvalidError(f"fn_id must be text that names the function, not {self.local_id!r}")
+        if not self.triggers or len(self.triggers) > MAX_TRIGGERS:
+            raise self._invalid("trigger", f"needs 1 to {MAX_TRIGGERS} triggers, not {len(self.triggers)}")
+        for trigger in self.triggers:
+            if not isinstance(trigger, Trigger):
+                raise self._invalid("trigger", f"takes TriggerEvent and TriggerCron, not {trigger!r}")
+        if self.retries is not None and not (
+            isinstance(self.retries, int) and not isinstance(self.retries, bool) and 0 <= self.retries <= MAX_RETRIES
+        ):
+            raise self._invalid("retries", f"must be 0 to {MAX_RETRIES}, not {self.retries!r}")
+        self._check_type("batch_events", Batch)
+        self._check_type("debounce", Debounce)
+        self._check_type("idempotency", str)
+        self._check_type("priority", Priority)
+        self._check_type("rate_limit", RateLimit)
+        self._check_type("singleton", Singleton)
+        self._check_type("throttle", Throttle)
+        self._check_type("timeouts", Timeouts)
+        self._check_list("cancel", Cancel, MAX_CANCELS)
+        self._check_list("concurrency", Concurrency, MAX_CONCURRENCY)
+
+    def _check_type(self, option: str, expected: type) -> None:
+        value = getattr(self, option)
+        if value is not None and not isinstance(value, expected):
+            raise self._invalid(option, f"takes {expected.__name__}, not {value!r}")
+
+    def _check_list(self, option: str, expected: type, most: int) -> None:
+        value = getattr(self, option)
+        if value is None:
+            return
+        if not isinstance(value, list) or not all(isinstance(item, expected) for item in value):
+            raise self._invalid(option, f"takes a list of {expected.__name__}, not {value!r}")
+        if len(value) > most:
+            raise self._invalid(option, f"takes at most {most}, not {len(value)}")
+
+    def _invalid(self, option: str, problem: str) -> FunctionConfigInvalidError:
+        return FunctionConfigInvalidError(f'function "{self.local_id}": {option} {problem}')
+
+    @property
+    def id(self) -> str:
+        return f"{self.app_id}-{self.local_id}"
+
+    @property
+    def failure_id(self) -> str:
+        return f"{self.id}-failure"
+
+    def to_wire(self, app_url: str) -> dict[str, Any]:
+        """The function's entry in the sync payload (spec §4.3.2)."""
+        config: dict[str, Any] = {
+            "id": self.id,
+            "name": self.name,
+            "triggers": [trigger.to_wire() for trigger in self.triggers],
+            "steps": _steps(app_url, self.id, self.retries),
+        }
+        options = {
+            "batchEvents": self.batch_events,
+            "cancel": self.cancel,
+            "concurrency": self.concurrency,
+            "debounce": self.debounce,
+            "idempotency": self.idempotency,
+            "priority": self.priority,
+            "rateLimit": self.rate_limit,
+            "singleton": self.singleton,
+            "throttle": self.throttle,
+            "timeouts": self.timeouts,
+        }
+        return config | {name: _wire(option) for name, option in options.items() if option is not None}
+
+    def failure_to_wire(self, app_url: str) -> dict[str, Any]:
+        """The entry of the failure handler: a function triggered by this one's failure (spec §11)."""
+        trigger = TriggerEvent(
+            event=InternalEvent.FUNCTION_FAILED.value, expression=f"event.data.function_id == '{self.id}'"
+        )
+        return {
+            "id": self.failure_id,
+            "name": f"{self.name} (failure)",
+            "triggers": [trigger.to_wire()],
+            "steps": _steps(app_url, self.failure_id, 0),
+        }
+
+
+def _wire(option: Any) -> Any:
+    if isinstance(option, list):
+        return [item.to_wire() for item in option]
+    return option.to_wire() if isinstance(option, Option) else option
+
+
+def _steps(app_url: str, function_id: str, retries: int | None) -> dict[str, Any]:
+    url = f"{app_url}?{urlencode({Query.FUNCTION_ID.value: function_id, Query.STEP_ID.value: DISCOVER})}"
+    step: dict[str, Any] = {"id": DISCOVER, "name": DISCOVER, "runtime": {"type": "http", "url": url}}
+    if retries is not None:
+        step["retries"] = {"attempts": retries}
+    return {DISCOVER: step}
+
+
+@dataclass(slots=True)
+class FunctionCall:
+    """One call, as ``CommHandler`` hands it over: what the engine sent, and what surrounds it here."""
+
+    function_id: str
+    context: CallContext
+    event: Event
+    events: list[Event]
+    steps: Mapping[str, msgspec.Raw]
+    target: str | None
+    raw_request: object
+    timings: Timings
+    request_id: str | None = None
+    job_id: str | None = None
+    disable_immediate: bool = field(default=False)
+
+
+class Function(Generic[T]):
+    """A durable function, made by ``Client.create_function``."""
+
+    def __init__(
+        self,
+        opts: FunctionOpts,
+        handler: Handler[T],
+        *,
+        on_failure: Handler[Any] | None = None,
+        middleware: Sequence[MiddlewareFactory] = (),
+    ) -> None:
+        if not callable(handler):
+            raise FunctionConfigInvalidError(f'function "{opts.local_id}" decorates {handler!r}, which is no function')
+        self.opts = opts
+        self._handler = handler
+        self._on_failure = on_failure
+        self._middleware = middleware
+        self.__doc__ = handler.__doc__
+
+    def __repr__(self) -> str:
+        return f"Function({self.id!r})"
+
+    @property
+    def id(self) -> str:
+        """The id under which engines know the function: ``<app>-<fn_id>``."""
+        return self.opts.id
+
+    @property
+    def local_id(self) -> str:
+        return self.opts.local_id
+
+    @property
+    def name(self) -> str:
+        return self.opts.name
+
+    @property
+    def on_failure_fn_id(self) -> str | None:
+        return self.opts.failure_id if self._on_failure is not None else None
+
+    @property
+    def is_handler_async(self) -> bool:
+        return inspect.iscoroutinefunction(self._handler)
+
+    @property
+    def is_on_failure_handler_async(self) -> bool | None:
+        return None if self._on_failure is None else inspect.iscoroutinefunction(self._on_failure)
+
+    def is_async(self, function_id: str) -> bool:
+        """Whether the handler behind an id, this function's or its failure handler's, is async."""
+        return inspect.iscoroutinefunction(self._handler_for(function_id))
+
+    def configs(self, app_url: str) -> list[dict[str, Any]]:
+        """This function's entries in the sync payload: its own, and its failure handler's."""
+        own = [self.opts.to_wire(app_url)]
+        return own if self._on_failure is None else [*own, self.opts.failure_to_wire(app_url)]
+
+    async def call(self, client: "Client", call: FunctionCall, io: IO) -> Outcome:
+        """Run the function for one call, with middleware around it."""
+        middleware = MiddlewareStack([*client.middleware, *self._middleware], client, call.raw_request, io)
+        try:
+            outcome = await self._execute(client, call, io, middleware)
+            outcome = await self._transform_output(outcome, call, middleware)
+            await middleware.call("before_response")
+        except Exception as error:
+            return Raised(error)
+        return outcome
+
+    def call_sync(self, client: "Client", call: FunctionCall, io: IO) -> Outcome:
+        """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
+        return drive(self.call(client, call, io))
+
+    async def _execute(self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack) -> Outcome:
+        handler = self._handler_for(call.function_id)
+        replay = _make_replay(call, middleware)
+        ctx, run = _make_context(handler, client, call, replay, io, middleware)
+        with call.timings.measure("mw.transform_input"):
+            await middleware.call("transform_input", ctx, self, replay.memos)
+        with call.timings.measure("function"):
+            outcome = await run(lambda: handler(ctx))
+        await middleware.call("after_execution")
+        if isinstance(outcome, Returned) and call.function_id == self.id:
+            return Returned(client.serialize(outcome.value, self.opts.output_type))
+        return outcome
+
+    async def _transform_output(self, outcome: Outcome, call: FunctionCall, middleware: MiddlewareStack) -> Outcome:
+        """Planned steps returned nothing yet, so where several were found there is nothing to transform."""
+        with call.timings.measure("mw.transform_output"):
+            if isinstance(outcome, Found):
+                if len(outcome.reports) == 1:
+                    report = outcome.reports[0]
+                    result = result_of(report)
+                    await middleware.call("transform_output", result)
+                    report.output, report.error = result.output, result.error
+                return outcome
+            result = _result_of_function(outcome)
+            await middleware.call("transform_output", result)
+            return Raised(result.error) if result.error is not None else Returned(result.output)
+
+    def _handler_for(self, function_id: str) -> Handler[Any]:
+        if function_id == self.id:
+            return self._handler
+        if function_id == self.on_failure_fn_id and self._on_failure is not None:
+            return self._on_failure
+        raise FunctionNotFoundError(f'function "{self.id}" does not answer to the id "{function_id}"')
+
+
+def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:
+    if isinstance(outcome, Returned):
+        return TransformOutputResult(None, outcome.value, None)
+    if not isinstance(outcome.error, Exception):
+        raise outcome.error
+    return TransformOutputResult(outcome.error, msgspec.UNSET, None)
+
+
+def _make_replay(call: FunctionCall, middleware: MiddlewareStack) -> Replay:
+    context = call.context
+    stack = context.stack.stack if context.stack is not None else None
+    return Replay(
+        memos=StepMemos(call.steps),
+        hooks=middleware,
+        stack=list(call.steps) if stack is None else stack,
+        target=call.target,
+        disable_immediate=call.disable_immediate,
+        attempt=context.attempt,
+        max_attempts=context.max_attempts,
+    )
+
+
+def _make_context(
+    handler: Handler[Any],
+    client: "Client",
+    call: FunctionCall,
+    replay: Replay,
+    io: IO,
+    middleware: MiddlewareStack,
+) -> tuple[Any, Callable[[Callable[[], Any]], Awaitable[Outcome]]]:
+    """The handler's argument, and how to run it."""
+    shared: dict[str, Any] = {
+        "event": call.event,
+        "events": call.events,
+        "run_id": call.context.run_id,
+        "attempt": call.context.attempt,
+        "logger": ReplayLogger(client.logger, replay),
+        "request_id": call.request_id,
+        "job_id": call.job_id,
+    }
+
+    async def send(events: Any) -> list[str]:
+        return await send_events(client, events, io, middleware)
+
+    if inspect.iscoroutinefunction(handler):
+        async_call = AsyncCall(replay)
+        ctx = Context(**shared, step=Step(client, async_call, send), group=Group(async_call))
+        return ctx, async_call.run
+
+    sync_call = SyncCall(replay)
+    step = StepSync(client, sync_call, lambda events: drive(send(events)))
+
+    async def run(function: Callable[[], Any]) -> Outcome:
+        return sync_call.run(function)
+
+    return ContextSync(**shared, step=step, group=GroupSync(sync_call)), run

@@ -1,0 +1,153 @@
+"""What a function can be configured with, as users write it (spec §4.3.2).
+
+Durations are milliseconds or ``timedelta``. ``to_wire`` gives the JSON object of the sync payload. Each
+class checks itself when made, so that a mistake shows at import, with the option's name.
+"""
+
+import datetime as dt
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from durably.errors import FunctionConfigInvalidError
+from durably.protocol.durations import Duration, DurationInvalidError, format_duration, to_timedelta
+
+_MIN_DURATION = dt.timedelta(seconds=1)
+
+
+class Option(msgspec.Struct, kw_only=True, frozen=True):
+    """Base of the options: checks durations and positive counts, writes the wire's form."""
+
+    _durations: ClassVar[tuple[str, ...]] = ("timeout", "period", "start", "finish")
+    _counts: ClassVar[tuple[str, ...]] = ("limit", "max_size", "burst")
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                if field.required:
+                    raise self._invalid(field.name, "is required")
+            elif field.name in self._durations:
+                msgspec.structs.force_setattr(self, field.name, self._duration(field.name, value))
+            elif field.name in self._counts:
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise self._invalid(field.name, f"must be a positive number, not {value!r}")
+            elif not isinstance(value, str):
+                raise self._invalid(field.name, f"must be text, not {value!r}")
+
+    def _duration(self, name: str, value: Duration) -> dt.timedelta:
+        try:
+            delta = to_timedelta(value)
+        except DurationInvalidError as error:
+            raise self._invalid(name, str(error)) from None
+        if delta < _MIN_DURATION:
+            raise self._invalid(name, f"must be at least one second, not {value!r}")
+        return delta
+
+    def _invalid(self, name: str, problem: str) -> FunctionConfigInvalidError:
+        return FunctionConfigInvalidError(f"{type(self).__name__}.{name} {problem}")
+
+    def to_wire(self) -> dict[str, Any]:
+        wire = {}
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                wire[field.encode_name] = format_duration(value) if isinstance(value, dt.timedelta) else value
+        return wire
+
+
+class Batch(Option, frozen=True, rename={"max_size": "maxSize", "if_exp": "if"}):
+    """Start one run for up to ``max_size`` events, or after ``timeout``; one batch per value of ``key``."""
+
+    max_size: int
+    timeout: Duration | None = None
+    key: str | None = None
+    if_exp: str | None = None
+
+
+class Cancel(Option, frozen=True, rename={"if_exp": "if"}):
+    """Cancel runs by an event; ``if_exp`` compares it (``async``) with the trigger (``event``)."""
+
+    event: str
+    if_exp: str | None = None
+    timeout: Duration | None = None
+
+
+class Concurrency(Option, frozen=True):
+    """At most ``limit`` steps executing at once, per value of ``key``, within ``scope`` (default ``fn``)."""
+
+    limit: int
+    key: str | None = None
+    scope: Literal["account", "env", "fn"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scope not in (None, "account", "env", "fn"):
+            raise self._invalid("scope", f'must be "fn", "env" or "account", not {self.scope!r}')
+
+
+class Debounce(Option, frozen=True):
+    """Start a run when no event has come for ``period``, at the latest ``timeout`` after the first."""
+
+    period: Duration
+    key: str | None = None
+    timeout: Duration | None = None
+
+
+class Priority(Option, frozen=True):
+    """An expression: by how many seconds (-600 … 600) a run goes ahead in the queue."""
+
+    run: str
+
+
+class RateLimit(Option, frozen=True):
+    """Drop events beyond ``limit`` in ``period``, per value of ``key``."""
+
+    limit: int
+    period: Duration
+    key: str | None = None
+
+
+class Singleton(Option, frozen=True):
+    """One run at a time per value of ``key``: a new one is skipped, or cancels the running one."""
+
+    mode: Literal["skip", "cancel"]
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in ("skip", "cancel"):
+            raise self._invalid("mode", f'must be "skip" or "cancel", not {self.mode!r}')
+
+
+class Throttle(Option, frozen=True):
+    """Start at most ``limit`` runs in ``period``, plus ``burst``, per value of ``key``; the others wait."""
+
+    limit: int
+    period: Duration
+    burst: int | None = 1
+    key: str | None = None
+
+
+class Timeouts(Option, frozen=True):
+    """Cancel a run that has not begun after ``start``, or not ended ``finish`` after it began."""
+
+    start: Duration | None = None
+    finish: Duration | None = None
+
+
+class TriggerCron(Option, frozen=True):
+    """A schedule of five fields, with an optional ``TZ=<zone>`` before them; ``jitter`` like ``30s``."""
+
+    cron: str
+    jitter: str | None = None
+
+
+class TriggerEvent(Option, frozen=True):
+    """An event's name, with an optional expression over ``event``."""
+
+    event: str
+    expression: str | None = None
+
+
+Trigger = TriggerCron | TriggerEvent

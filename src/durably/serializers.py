@@ -1,0 +1,52 @@
+"""Serializers: from Python objects to what JSON holds and back, for outputs with an ``output_type``."""
+
+from typing import Any, Protocol
+
+
+class Serializer(Protocol):
+    """Used for the outputs of functions and steps that are given an ``output_type``."""
+
+    def serialize(self, obj: object, typ: Any) -> object:
+        """An object as JSON values: dict, list, text, number, bool or None."""
+        ...
+
+    def deserialize(self, obj: object, typ: Any) -> object:
+        """JSON values as an object of ``typ``."""
+        ...
+
+
+class PydanticSerializer:
+    """Whatever pydantic's ``TypeAdapter`` understands: models, dataclasses, lists and unions of them …
+
+    Raises ``ImportError`` where pydantic is not installed (``pip install "durably[pydantic]"``).
+    """
+
+    def __init__(self) -> None:
+        try:
+            import pydantic
+        except ImportError as error:
+            raise ImportError('PydanticSerializer needs pydantic: pip install "durably[pydantic]"') from error
+        self._make_adapter = pydantic.TypeAdapter
+        self._adapters: dict[Any, Any] = {}
+
+    def serialize(self, obj: object, typ: Any) -> object:
+        return self._adapter(typ).dump_python(obj, mode="json")
+
+    def deserialize(self, obj: object, typ: Any) -> object:
+        return self._adapter(typ).validate_python(obj)
+
+    def _adapter(self, typ: Any) -> Any:
+        """Building an adapter is slow, so they are kept, but not without bound: types can be made at runtime."""
+        try:
+            adapter = self._adapters.get(typ)
+        except TypeError:
+            return self._make_adapter(typ)
+        if adapter is None:
+            if len(self._adapters) >= 512:
+                self._adapters.clear()
+            adapter = self._adapters[typ] = self._make_adapter(typ)
+        return adapter
+
+
+class Unset:
+    """The type of an ``output_type`` that was not given: outputs pass the serializer by."""

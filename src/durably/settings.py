@@ -1,0 +1,126 @@
+"""Settings: constructor arguments first, then the environment, then defaults. The only reader of ``os.environ``."""
+
+import os
+from collections.abc import Mapping
+from enum import Enum
+from urllib.parse import urlsplit
+
+from durably.errors import URLInvalidError
+from durably.protocol.headers import ServerKind
+
+DEV_ORIGIN = "http://127.0.0.1:8288"
+CLOUD_API_ORIGIN = "https://api.inngest.com"
+CLOUD_EVENT_ORIGIN = "https://inn.gs"
+DEFAULT_SERVE_PATH = "/api/inngest"
+
+_FALSE = ("", "0", "false")
+_TRUE = ("1", "true")
+_ENVIRONMENT_NAMES = ("INNGEST_ENV", "VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_BRANCH")
+
+
+class Streaming(Enum):
+    """Whether answers to calls are streamed: spaces that keep the connection alive, then the answer."""
+
+    DISABLE = "disable"
+    FORCE = "force"
+
+
+class Environment:
+    """The settings that the environment gives, read when asked for."""
+
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+        self._variables = os.environ if variables is None else variables
+
+    def _get(self, name: str) -> str | None:
+        value = self._variables.get(name, "").strip()
+        return value or None
+
+    @property
+    def mode(self) -> ServerKind:
+        dev = self._get("INNGEST_DEV")
+        return ServerKind.CLOUD if dev is None or dev.lower() in _FALSE else ServerKind.DEV
+
+    @property
+    def event_key(self) -> str | None:
+        return self._get("INNGEST_EVENT_KEY")
+
+    @property
+    def signing_key(self) -> str | None:
+        return self._get("INNGEST_SIGNING_KEY")
+
+    @property
+    def signing_key_fallback(self) -> str | None:
+        return self._get("INNGEST_SIGNING_KEY_FALLBACK")
+
+    @property
+    def name(self) -> str | None:
+        """The environment that an engine keeps apart from others: a branch, say."""
+        return next((value for name in _ENVIRONMENT_NAMES if (value := self._get(name))), None)
+
+    @property
+    def serve_origin(self) -> str | None:
+        return self._get("INNGEST_SERVE_ORIGIN")
+
+    @property
+    def serve_path(self) -> str | None:
+        return self._get("INNGEST_SERVE_PATH")
+
+    @property
+    def streaming(self) -> Streaming | None:
+        value = (self._get("INNGEST_STREAMING") or "").lower()
+        if value == "allow":  # what other SDKs of the protocol also accept
+            return Streaming.FORCE
+        return Streaming(value) if value in ("disable", "force") else None
+
+    @property
+    def allows_in_band_sync(self) -> bool:
+        return (self._get("INNGEST_ALLOW_IN_BAND_SYNC") or "1").lower() not in _FALSE
+
+    @property
+    def allows_unsigned_sync(self) -> bool:
+        return (self._get("INNGEST_ENABLE_UNAUTHED_SYNC") or "1").lower() not in _FALSE
+
+    @property
+    def thread_pool_max_workers(self) -> int | None:
+        """``0`` means no pool, ``None`` Python's default size."""
+        value = self._get("INNGEST_THREAD_POOL_MAX_WORKERS")
+        return int(value) if value is not None and value.isdigit() else None
+
+    @property
+    def log_level(self) -> str | None:
+        return self._get("INNGEST_LOG_LEVEL")
+
+    def api_origin(self, mode: ServerKind) -> str:
+        return self._origin("INNGEST_API_BASE_URL", mode, CLOUD_API_ORIGIN)
+
+    def event_origin(self, mode: ServerKind) -> str:
+        return self._origin("INNGEST_EVENT_API_BASE_URL", mode, CLOUD_EVENT_ORIGIN)
+
+    def _origin(self, name: str, mode: ServerKind, cloud: str) -> str:
+        for variable in (name, "INNGEST_BASE_URL"):
+            if value := self._get(variable):
+                return parse_origin(value, mode, variable)
+        dev = self._get("INNGEST_DEV")
+        if dev is not None and dev.lower() not in (*_TRUE, *_FALSE):
+            return parse_origin(dev, mode, "INNGEST_DEV")
+        return DEV_ORIGIN if mode is ServerKind.DEV else cloud
+
+
+def parse_origin(text: str, mode: ServerKind, setting: str) -> str:
+    """A base URL without trailing slash. A missing scheme is https, in dev mode http.
+
+    Raises ``URLInvalidError`` naming the setting.
+    """
+    url = text.strip()
+    if "://" not in url:
+        url = f"{'http' if mode is ServerKind.DEV else 'https'}://{url}"
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_valid = is_valid and ("." in parts.netloc or ":" in parts.netloc or parts.hostname == "localhost")
+        _ = parts.port
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise URLInvalidError(f"{setting} is not a valid URL: {text!r}; write it like https://engine.example.com")
+    return url.rstrip("/")

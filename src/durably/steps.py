@@ -1,0 +1,207 @@
+"""The steps that users can take, each as a ``StepRequest``: its op, its options, what its memo means (spec §5.3).
+
+Written once, for ``Step`` and ``StepSync``. Checks arguments, so that a mistake names the step.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from durably.errors import DurationInvalidError, FunctionConfigInvalidError
+from durably.events import as_data
+from durably.execution import StepRequest
+from durably.protocol.durations import Duration, format_duration, format_moment, to_timedelta
+from durably.protocol.events import Event
+from durably.protocol.limits import MAX_WAIT
+from durably.protocol.opcodes import Opcode
+from durably.serializers import Unset
+
+if TYPE_CHECKING:
+    from durably.client import Client
+    from durably.functions import Function
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """What ``wait_for_signal`` returns: the signal's name and the data sent with it."""
+
+    signal: str
+    data: Any = None
+
+
+class FetchResponse(msgspec.Struct, frozen=True, rename={"status_code": "status"}):
+    """The answer to ``step.fetch``: ``body`` is text; ``json()`` decodes it."""
+
+    status_code: int = 0
+    headers: dict[str, Any] = {}
+    body: str = ""
+
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+
+class AIAdapter(Protocol):
+    """How to reach an AI provider; the adapters of ``inngest.experimental.ai`` fit, those of ``durably.ai`` too."""
+
+    def auth_key(self) -> str: ...
+    def format(self) -> str: ...
+    def headers(self) -> dict[str, str]: ...
+    def on_call(self, body: dict[str, Any]) -> None: ...
+    def url_infer(self) -> str: ...
+
+
+def run(
+    client: "Client",
+    step_id: str,
+    handler: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output_type: Any,
+    opts: Mapping[str, Any] | None = None,
+) -> StepRequest:
+    if not callable(handler):
+        raise FunctionConfigInvalidError(f'step "{step_id}": the handler must be callable, not {handler!r}')
+    return StepRequest(
+        _checked(step_id),
+        Opcode.STEP_RUN,
+        opts=opts,
+        handler=handler,
+        args=args,
+        kwargs=kwargs,
+        encode=lambda output: client.serialize(output, output_type),
+        decode=lambda data: client.deserialize(data, output_type),
+    )
+
+
+def ai_wrap(
+    client: "Client", step_id: str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> StepRequest:
+    return run(client, step_id, handler, args, kwargs, Unset, {"type": "step.ai.wrap"})
+
+
+def sleep(step_id: str, duration: Duration) -> StepRequest:
+    text = _duration(step_id, duration)
+    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
+
+
+def sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
+    if not isinstance(until, dt.datetime):
+        raise DurationInvalidError(f'step "{step_id}": sleep_until takes a datetime, not {until!r}')
+    text = format_moment(until)
+    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
+
+
+def wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Duration) -> StepRequest:
+    opts = {"event": event, "timeout": _duration(step_id, timeout)}
+    if if_exp is not None:
+        opts["if"] = if_exp
+    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event)
+
+
+def wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conflict: str) -> StepRequest:
+    if on_conflict not in ("fail", "replace"):
+        raise FunctionConfigInvalidError(
+            f'step "{step_id}": on_conflict must be "fail" or "replace", not {on_conflict!r}'
+        )
+    opts = {"signal": signal, "conflict": on_conflict}
+    if timeout is not None:
+        opts["timeout"] = _duration(step_id, timeout)
+    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
+
+
+def invoke(
+    client: "Client",
+    step_id: str,
+    app_id: str | None,
+    function_id: str,
+    data: Any,
+    timeout: Duration | None,
+    v: str | None,
+    user: Any,
+    output_type: Any = Unset,
+) -> StepRequest:
+    payload: dict[str, Any] = {"data": as_data(data)}
+    payload |= {name: value for name, value in (("v", v), ("user", user)) if value is not None}
+    opts: dict[str, Any] = {"function_id": f"{app_id or client.app_id}-{function_id}", "payload": payload}
+    if timeout is not None:
+        opts["timeout"] = _duration(step_id, timeout)
+    return StepRequest(
+        _checked(step_id),
+        Opcode.INVOKE_FUNCTION,
+        opts=opts,
+        decode=lambda data: client.deserialize(data, output_type),
+    )
+
+
+def invoke_function(
+    client: "Client",
+    step_id: str,
+    function: "Function[Any]",
+    data: Any,
+    timeout: Duration | None,
+    v: str | None,
+    user: Any,
+) -> StepRequest:
+    from durably.functions import Function
+
+    if not isinstance(function, Function):
+        raise FunctionConfigInvalidError(
+            f'step "{step_id}": function must be a durable function, not {function!r}; '
+            "to invoke one by its id use invoke_by_id"
+        )
+    opts = function.opts
+    return invoke(client, step_id, opts.app_id, opts.local_id, data, timeout, v, user, opts.output_type)
+
+
+def fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | None, body: Any) -> StepRequest:
+    opts: dict[str, Any] = {"url": url, "method": method.upper(), "headers": dict(headers or {})}
+    if body is not None:
+        opts["body"] = body if isinstance(body, str) else msgspec.json.encode(body).decode()
+    return StepRequest(_checked(step_id), Opcode.GATEWAY, opts=opts, decode=_response)
+
+
+def infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepRequest:
+    sent = dict(body)
+    adapter.on_call(sent)
+    opts = {
+        "type": "step.ai.infer",
+        "url": adapter.url_infer(),
+        "headers": adapter.headers(),
+        "auth_key": adapter.auth_key(),
+        "format": adapter.format(),
+        "body": sent,
+    }
+    return StepRequest(_checked(step_id), Opcode.AI_GATEWAY, opts=opts)
+
+
+def _checked(step_id: str) -> str:
+    if not isinstance(step_id, str) or not step_id:
+        raise FunctionConfigInvalidError(f"a step's id must be text that names it, not {step_id!r}")
+    return step_id
+
+
+def _duration(step_id: str, duration: Duration) -> str:
+    try:
+        delta = to_timedelta(duration)
+    except DurationInvalidError as error:
+        raise DurationInvalidError(f'step "{step_id}": {error}') from None
+    if delta > MAX_WAIT:
+        raise DurationInvalidError(f'step "{step_id}": {delta} is longer than the {MAX_WAIT.days} days allowed')
+    return format_duration(delta)
+
+
+def _nothing(data: Any) -> None:
+    return None
+
+
+def _event(data: Any) -> Event | None:
+    return None if data is None else msgspec.convert(data, Event)
+
+
+def _signal(data: Any) -> Signal | None:
+    return None if data is None else msgspec.convert(data, Signal)
+
+
+def _response(data: Any) -> FetchResponse:
+    return msgspec.convert(data, FetchResponse, strict=False)

@@ -1,0 +1,5 @@
+"""Helpers for testing apps."""
+
+from .digital_ocean import DigitalOceanSimulator
+
+__all__ = ["DigitalOceanSimulator"]

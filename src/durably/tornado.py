@@ -1,0 +1,83 @@
+"""Serving functions in a Tornado application."""
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+try:
+    import tornado.iostream
+    import tornado.web
+except ImportError as error:
+    raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
+
+from durably.client import Client
+from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.paths import mount_path
+from durably.functions import Function
+from durably.settings import Streaming
+
+FRAMEWORK = "tornado"
+
+
+def serve(
+    app: tornado.web.Application,
+    client: Client,
+    functions: Sequence[Function[Any]],
+    *,
+    enable_unauthed_sync: bool | None = None,
+    public_path: str | None = None,
+    serve_origin: str | None = None,
+    serve_path: str | None = None,
+    streaming: Streaming | None = None,
+) -> None:
+    """Add the endpoint that engines call, by default at ``/api/inngest``.
+
+    The arguments are those of ``durably.fast_api.serve``. Async functions run on Tornado's own event loop,
+    sync ones in a thread pool.
+    """
+    handler = CommHandler(
+        client=client,
+        framework=FRAMEWORK,
+        functions=functions,
+        streaming=streaming,
+        enable_unauthed_sync=enable_unauthed_sync,
+    )
+
+    class DurablyHandler(tornado.web.RequestHandler):
+        def check_xsrf_cookie(self) -> None:
+            """Engines have no cookies; their requests are signed."""
+
+        async def _answer(self) -> None:
+            request = self.request
+            comm_request = CommRequest(
+                body=request.body,
+                headers=dict(request.headers.items()),
+                query_params={
+                    name: values[0].decode(errors="replace") for name, values in request.query_arguments.items()
+                },
+                raw_request=request,
+                request_url=request.full_url(),
+                public_path=public_path,
+                serve_origin=serve_origin,
+                serve_path=serve_path,
+            )
+            await self._write(await handler.handle(request.method or "", comm_request))
+
+        get = post = put = _answer
+
+        async def _write(self, response: CommResponse) -> None:
+            self.set_status(response.status_code)
+            for name, value in response.headers.items():
+                self.set_header(name, value)
+            if response.stream is None:
+                self.finish(response.body_bytes())
+                return
+            async with aclosing(cast(Any, response.stream())) as chunks:
+                async for chunk in chunks:
+                    self.write(chunk)
+                    try:
+                        await self.flush()
+                    except tornado.iostream.StreamClosedError:
+                        return
+
+    app.add_handlers(r".*", [(mount_path(serve_path), DurablyHandler)])
