@@ -345,9 +345,9 @@ class DurableTimeout:
     ) -> None:
         owner, self._owner = self._owner, None
         self._clock.cancel()
-        if self._has_expired and owner is not None and owner.uncancel() <= self._cancelling:
-            if kind is not None and issubclass(kind, asyncio.CancelledError):
-                raise TimeoutError(f'"{self._request.step_id}" is over') from error
+        was_ours = self._has_expired and owner is not None and owner.uncancel() <= self._cancelling
+        if was_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise TimeoutError(f'"{self._request.step_id}" is over') from error
 
 
 class GroupSync:

@@ -49,7 +49,7 @@ def serve(
             # Not request.body: DATA_UPLOAD_MAX_MEMORY_SIZE is meant for forms, and smaller than a call may be.
             body=request.read(),
             headers=request.headers,
-            query_params=request.GET,  # type: ignore[arg-type]
+            query_params=request.GET,
             raw_request=request,
             request_url=request.build_absolute_uri(),
             public_path=public_path,

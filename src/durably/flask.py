@@ -45,7 +45,7 @@ def serve(
         request = flask.request
         comm_request = CommRequest(
             body=request.get_data(),
-            headers=request.headers,
+            headers=dict(request.headers),
             query_params=request.args,
             raw_request=request,
             request_url=request.url,
