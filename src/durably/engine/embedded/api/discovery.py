@@ -28,8 +28,12 @@ class AppUnreachedError(EngineError):
     """Nothing answers at the app's URL (yet)."""
 
 
+class NoAppError(EngineError):
+    """What answers at the URL serves no functions."""
+
+
 class SyncFailedError(EngineError):
-    """What answers at the URL is no app, or an app that did not sync with this engine."""
+    """The app at the URL did not sync with this engine."""
 
 
 class Inspection(msgspec.Struct):
@@ -92,7 +96,10 @@ class AppDiscovery:
         self._on_sync(sync)
 
     async def sync(self, url: str) -> None:
-        """Returns once the app's functions are stored. Raises ``AppUnreachedError``, ``SyncFailedError``."""
+        """Returns once the app's functions are stored.
+
+        Raises ``AppUnreachedError``, ``NoAppError``, ``SyncFailedError``.
+        """
         await self.inspect(url)
         if self._settings.server_kind is ServerKind.CLOUD:
             await self._sync_in_band(url)
@@ -103,9 +110,7 @@ class AppDiscovery:
         """GET the URL, to learn whether an app of the engine's mode is there."""
         status, headers, body = await self._request("GET", url)
         if Header.SDK not in headers:
-            raise SyncFailedError(
-                f"{url} answered with status {status}, but serves no functions there (no {Header.SDK} header)"
-            )
+            raise NoAppError(f"{url} answered with status {status}, but serves no functions (no {Header.SDK} header)")
         try:
             inspection = _inspection_decoder.decode(body)
         except msgspec.DecodeError:

@@ -79,10 +79,12 @@ class EngineServer:
         return cls(engine, discovery, runner, origin)
 
     async def close(self) -> None:
-        """Finish the requests under way, then close the engine."""
-        await self._runner.cleanup()
-        await self.discovery.close()
-        await self.engine.close()
+        """Close the engine first: calls that it lets finish may still hand over their steps."""
+        try:
+            await self.engine.close()
+        finally:
+            await self.discovery.close()
+            await self._runner.cleanup()
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,0 +1,68 @@
+"""Importing the app that ``module:app`` names, and saying where the user's code went wrong if it did."""
+
+import difflib
+import importlib
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+DEFAULT_NAME = "app"
+
+
+class AppImportError(Exception):
+    """The app cannot be imported. The text says why and, for an error in the user's code, where."""
+
+
+def import_app(target: str) -> object:
+    """``target`` is ``module:name``, dots allowed in both; ``module`` alone means ``module:app``."""
+    module_name, _, name = target.partition(":")
+    found: object = _import_module(module_name)
+    for part in (name or DEFAULT_NAME).split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise AppImportError(f"{module_name} has no {part!r}{_suggest(part, found)}") from None
+    return found
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A module may also exit.
+        if isinstance(error, ModuleNotFoundError) and error.name and (name + ".").startswith(error.name + "."):
+            raise AppImportError(f"there is no module {error.name!r} in {Path.cwd()}") from None
+        if isinstance(error, ModuleNotFoundError | ValueError | TypeError) and not _user_frames(error):
+            raise AppImportError(f"{name!r} is not the name of a module; give module:app, like shop.main:app") from None
+        raise AppImportError(f"importing {name} failed: {_describe(error)}") from None
+
+
+def _describe(error: BaseException) -> str:
+    summary = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        return f"{summary}\n  at {error.filename}, line {error.lineno}"
+    frames = _user_frames(error)
+    if not frames:
+        return summary
+    last = frames[-1]
+    return f"{summary}\n  at {last.filename}, line {last.lineno}: {last.line}"
+
+
+def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Frames of files below the import machinery and this module; the last within the working directory, if any."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen ")
+    ]
+    here = str(Path.cwd())
+    own = [frame for frame in frames if frame.filename.startswith(here) and "site-packages" not in frame.filename]
+    return own or frames
+
+
+def _suggest(name: str, found: object) -> str:
+    public = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
+    if close := difflib.get_close_matches(name, public, n=1):
+        return f"; did you mean {close[0]!r}?"
+    return "; name the app in it: module:name"

@@ -1,0 +1,103 @@
+"""The program that serves a user's app, in a process of its own: ``python -m durably.cli.app_server module:app``.
+
+``durably dev`` starts it, and starts it anew when the source changes. It imports user code and its framework's
+server; it knows no engine beyond what its environment says. Errors end it with ``EXIT_REPORTED`` after one or
+two lines on stderr.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .app_import import AppImportError, import_app
+from .app_kinds import ACCEPTED, AppKind, NotAnAppError, detect_kind
+
+EXIT_REPORTED = 3
+"""Exit status of a server that has said what was wrong."""
+GRACE_SECONDS = 2
+_PARENT_CHECK_SECONDS = 1.0
+
+
+def serve_asgi(app: Any, host: str, port: int) -> None:
+    import uvicorn
+
+    uvicorn.run(
+        app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
+    )
+
+
+def serve_wsgi(app: Any, host: str, port: int) -> None:
+    from .wsgi_server import serve
+
+    serve(app, host, port)
+
+
+def serve_tornado(app: Any, host: str, port: int) -> None:
+    import asyncio
+
+    async def listen() -> None:
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        server = app.listen(port, host)
+        await stopped.wait()
+        server.stop()
+
+    asyncio.run(listen())
+
+
+def serve_digital_ocean(main: Any, host: str, port: int) -> None:
+    from durably.testing import DigitalOceanSimulator
+
+    serve_wsgi(DigitalOceanSimulator(main), host, port)
+
+
+SERVERS: dict[AppKind, Callable[[Any, str, int], None]] = {
+    AppKind.ASGI: serve_asgi,
+    AppKind.WSGI: serve_wsgi,
+    AppKind.TORNADO: serve_tornado,
+    AppKind.DIGITAL_OCEAN: serve_digital_ocean,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve an app.")
+    parser.add_argument("target")
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    # The terminal sends Ctrl-C to both processes; the parent ends this one in its own time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    try:
+        app = import_app(arguments.target)
+        kind = detect_kind(app)
+    except AppImportError as error:
+        _fail(str(error))
+    except NotAnAppError as error:
+        _fail(f"{arguments.target} is {error}, not an app\nGive {ACCEPTED}.")
+    SERVERS[kind](app, arguments.host, arguments.port)
+
+
+def _fail(message: str) -> None:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(EXIT_REPORTED)
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="durably-parent-watch").start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""The ``durably`` command and its parts."""
+
+import click
+
+from .dev import dev
+from .failures import Group
+from .invoke import invoke
+from .runs import runs
+from .send import send
+from .start import start
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="durably")
+def durably() -> None:
+    """Durable functions in Python web apps: run an engine, and talk to one."""
+
+
+for command in (dev, start, send, runs, invoke):
+    durably.add_command(command)

@@ -1,0 +1,69 @@
+"""``durably dev``."""
+
+from pathlib import Path
+
+import click
+
+from .options import server_options
+
+
+@click.command()
+@click.argument("target", metavar="[MODULE:APP]", required=False)
+@server_options
+@click.option(
+    "--app-port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port of MODULE:APP; 0 takes a free one.",
+)
+@click.option("--app-path", metavar="PATH", help="Where MODULE:APP serves its functions, if not at a usual path.")
+@click.option(
+    "--db",
+    "database",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="File that keeps the engine's state.  [default: .durably/dev.db]",
+)
+@click.option("--no-reload", is_flag=True, help="Do not restart MODULE:APP when its source changes.")
+@click.option("--allow-private-addresses", is_flag=True, help="Let step.fetch and step.ai.infer reach them.")
+def dev(
+    target: str | None,
+    urls: tuple[str, ...],
+    host: str,
+    port: int,
+    app_port: int,
+    app_path: str | None,
+    database: Path | None,
+    no_reload: bool,
+    allow_private_addresses: bool,
+) -> None:
+    """Run an engine for development, and MODULE:APP with it.
+
+    MODULE:APP is an ASGI app (FastAPI, Django), a WSGI app (Flask, Django), a tornado.web.Application or a
+    DigitalOcean main(event, context). It is told of the engine by INNGEST_DEV, restarted when Python source below
+    the working directory changes, and synced. Apps that you run yourself are given by -u, as the URL that they
+    serve their functions at, like http://127.0.0.1:3000/api/inngest.
+
+    Runs are printed as they happen. They are kept between starts, and go on where they were.
+    """
+    from .dev_server import DevOptions, DevServer
+    from .running import run_until_stopped
+
+    options = DevOptions(
+        target=target,
+        urls=urls,
+        host=host,
+        port=port,
+        app_port=app_port,
+        app_path=app_path,
+        database=database,
+        reload=not no_reload,
+        allow_private_addresses=allow_private_addresses,
+    )
+
+    async def serve() -> None:
+        async with DevServer(options) as server:
+            await server.run()
+
+    run_until_stopped(serve())

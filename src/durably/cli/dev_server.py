@@ -1,0 +1,202 @@
+"""What ``durably dev`` runs: an engine, the user's app in a child process, and the reporting of what happens.
+
+A script can use it too::
+
+    async with DevServer(DevOptions(target="shop:app", port=0, app_port=0)) as dev:
+        await dev.engine.send_events([...])
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from durably.engine.embedded.api.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
+from durably.engine.embedded.api.state import AcceptedSync
+from durably.engine.embedded.engine import EmbeddedEngine
+from durably.engine.embedded.settings import EngineSettings
+from durably.engine.errors import EngineError
+from durably.protocol.headers import ServerKind
+
+from .activity import Activity
+from .app_process import AppFailedError, AppProcess, free_port
+from .console import Console
+from .failures import CliError
+from .syncing import keep_synced
+
+STATE_DIRECTORY = Path(".durably")
+DEFAULT_APP_PORT = 8000
+POLL_SECONDS = 5.0
+CLOSE_GRACE = dt.timedelta(seconds=1)
+
+
+class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """``target`` is ``module:app`` to serve, ``urls`` apps that run by themselves. Ports of 0 take free ones.
+
+    Without ``database``, state is kept in ``.durably/dev.db`` below the working directory. ``app_path`` is where
+    the app serves its functions, if not at one of the usual paths. With ``reload``, the app is started anew when
+    Python source below the working directory changes.
+    """
+
+    target: str | None = None
+    urls: tuple[str, ...] = ()
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    app_port: int = DEFAULT_APP_PORT
+    app_path: str | None = None
+    database: Path | None = None
+    reload: bool = False
+    allow_private_addresses: bool = False
+
+
+class DevServer:
+    """Use as an asynchronous context manager: the app has synced once it is entered.
+
+    Raises ``CliError`` and ``EngineError`` on entering, for all that can keep it from starting.
+    """
+
+    def __init__(self, options: DevOptions, console: Console | None = None) -> None:
+        self.options, self.console = options, console or Console()
+        self.app: AppProcess | None = None
+        self._server: EngineServer | None = None
+        self._apps: set[str] = set()
+
+    @property
+    def engine(self) -> EmbeddedEngine:
+        return self.server.engine
+
+    @property
+    def server(self) -> EngineServer:
+        assert self._server is not None, "the server has not been started"
+        return self._server
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def run(self) -> None:
+        """Report runs, keep apps in sync and restart the app, until cancelled.
+
+        Raises ``AppFailedError`` where the app ends and is not restarted on changes.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._report_runs())
+                for url in self.options.urls:
+                    tasks.create_task(self._keep_synced(url))
+                if self.app is not None:
+                    tasks.create_task(self._reload_app(self.app) if self.options.reload else _fail_at_end(self.app))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _start(self) -> None:
+        options = self.options
+        database = options.database or default_database()
+        settings = EngineSettings(
+            server_kind=ServerKind.DEV,
+            allow_private_addresses=options.allow_private_addresses,
+            close_grace=CLOSE_GRACE,
+        )
+        self._server = await EngineServer.open(
+            database, settings, host=options.host, port=options.port, on_sync=self._report_sync
+        )
+        self.console.note(f"engine at {self.server.origin}, state in {database}")
+        if options.target is None:
+            return
+        self.app = AppProcess(
+            options.target,
+            host=options.host,
+            port=options.app_port or free_port(options.host),
+            path=options.app_path,
+            engine_origin=self.server.origin,
+        )
+        await self._start_app(self.app)
+
+    async def _start_app(self, app: AppProcess) -> None:
+        await app.start()
+        self.console.note(f"{app.target} at {await app.sync(self.server.discovery)}")
+
+    async def _close(self) -> None:
+        if self.app is not None:
+            await self.app.stop()
+        if self._server is not None:
+            await self._server.close()
+
+    async def _report_runs(self) -> None:
+        activity = Activity()
+        with self.engine.watch() as updates:
+            async for update in updates:
+                self.console.say(activity.format(update))
+
+    def _report_sync(self, sync: AcceptedSync) -> None:
+        request = sync.request
+        if sync.modified or request.app_id not in self._apps:
+            self._apps.add(request.app_id)
+            self.console.note(f"synced {request.app_id}: {_list_functions(fn.id for fn in request.functions)}")
+
+    async def _keep_synced(self, url: str) -> None:
+        await keep_synced(
+            url, self.server.discovery, interval=POLL_SECONDS, say=self.console.note, warn=self.console.warn
+        )
+
+    async def _reload_app(self, app: AppProcess) -> None:
+        import watchfiles
+
+        running = asyncio.create_task(self._report_end(app))
+        try:
+            async for changes in watchfiles.awatch(Path.cwd(), watch_filter=watchfiles.PythonFilter()):
+                running.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await running
+                self.console.note(f"{_list_files(path for _, path in changes)} changed, restarting {app.target}")
+                await app.stop()
+                running = asyncio.create_task(self._restart(app))
+        finally:
+            running.cancel()
+
+    async def _restart(self, app: AppProcess) -> None:
+        try:
+            await self._start_app(app)
+        except (CliError, EngineError) as error:
+            self.console.warn(f"{error.message or app.target + ' did not start'}; waiting for a change")
+            return
+        await self._report_end(app)
+
+    async def _report_end(self, app: AppProcess) -> None:
+        self.console.warn(f"{await app.wait()}; waiting for a change")
+
+
+def default_database() -> Path:
+    """``.durably/dev.db``, in a directory that keeps itself out of version control."""
+    STATE_DIRECTORY.mkdir(exist_ok=True)
+    ignore = STATE_DIRECTORY / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n")
+    return STATE_DIRECTORY / "dev.db"
+
+
+async def _fail_at_end(app: AppProcess) -> None:
+    raise AppFailedError(await app.wait())
+
+
+def _list_functions(ids: Iterable[str]) -> str:
+    return ", ".join(ids) or "no functions"
+
+
+def _list_files(paths: Iterable[str]) -> str:
+    names = sorted({Path(path).name for path in paths})
+    return names[0] if len(names) == 1 else f"{len(names)} files"

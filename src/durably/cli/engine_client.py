@@ -1,0 +1,113 @@
+"""Talking to a running engine over its HTTP API."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+import urllib3
+
+from durably.protocol.api import Envelope, ErrorBody, InvokeBody, RunBody, SendBody, StepBody
+from durably.protocol.events import Event
+from durably.protocol.signatures import bearer_token
+
+from .failures import CliError
+
+T = TypeVar("T")
+TIMEOUT_SECONDS = 30.0
+ANY_EVENT_KEY = "dev"
+"""A dev engine takes any event key."""
+
+
+class AnswerError(CliError):
+    """The engine refused. ``status`` is the HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EngineClient:
+    """``signing_keys`` are tried in order while the engine answers 401 or 403."""
+
+    def __init__(self, url: str, *, signing_keys: Sequence[str] = (), event_key: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._tokens = [bearer_token(key) for key in signing_keys]
+        self._event_key = event_key
+        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS))
+
+    @property
+    def has_signing_key(self) -> bool:
+        return bool(self._tokens)
+
+    def send_event(self, event: Event) -> str:
+        path = f"/e/{quote(self._event_key or ANY_EVENT_KEY, safe='')}"
+        return self._decode(self._request("POST", path, msgspec.json.encode(event)), SendBody).ids[0]
+
+    def event_runs(self, event_id: str) -> list[RunBody]:
+        return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}/runs"), list[RunBody])
+
+    def list_runs(self, *, status: str | None, function_id: str | None, limit: int) -> list[RunBody]:
+        query = {"status": status, "function_id": function_id, "limit": limit}
+        path = f"/v1/runs?{urlencode({name: value for name, value in query.items() if value})}"
+        return self._data(self._request("GET", path), list[RunBody])
+
+    def get_run(self, run_id: str) -> RunBody:
+        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}"), RunBody)
+
+    def run_steps(self, run_id: str) -> list[StepBody]:
+        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/steps"), list[StepBody])
+
+    def cancel_run(self, run_id: str) -> RunBody:
+        return self._data(self._request("DELETE", f"/v1/runs/{_segment(run_id)}"), RunBody)
+
+    def rerun(self, run_id: str) -> RunBody:
+        return self._data(self._request("POST", f"/v1/runs/{_segment(run_id)}/rerun"), RunBody)
+
+    def invoke(self, function_id: str, data: dict[str, Any]) -> InvokeBody:
+        body = msgspec.json.encode({"data": data})
+        return self._decode(self._request("POST", f"/invoke/{_segment(function_id)}", body), InvokeBody)
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        status, answer = 0, b""
+        for headers in [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]:
+            status, answer = self._attempt(method, path, body, headers)
+            if status not in (401, 403):
+                break
+        if status >= 400:
+            raise AnswerError(self._describe(status, answer), status)
+        return answer
+
+    def _attempt(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        if body is not None:
+            headers = headers | {"content-type": "application/json"}
+        try:
+            response = self._pool.request(method, self.url + path, body=body, headers=headers)
+        except urllib3.exceptions.TimeoutError:
+            raise CliError(f"the engine at {self.url} did not answer in time") from None
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            reason = "connection refused" if isinstance(error, urllib3.exceptions.NewConnectionError) else str(error)
+            raise CliError(
+                f"no engine answers at {self.url} ({reason})\n"
+                "Start one with `durably dev`, or say where it is with --url."
+            ) from None
+        return response.status, response.data
+
+    def _describe(self, status: int, answer: bytes) -> str:
+        try:
+            return msgspec.json.decode(answer, type=ErrorBody).error
+        except msgspec.DecodeError:
+            return f"what answers at {self.url} is not an engine of Durably (status {status})"
+
+    def _data(self, answer: bytes, of: type[T]) -> T:
+        return self._decode(answer, Envelope[of]).data  # type: ignore[valid-type]
+
+    def _decode(self, answer: bytes, as_type: type[T]) -> T:
+        try:
+            return msgspec.json.decode(answer, type=as_type)
+        except msgspec.DecodeError:
+            raise CliError(f"what answers at {self.url} is not an engine of Durably") from None
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")

@@ -1,0 +1,26 @@
+"""How commands fail: one or two lines on stderr and exit code 1, never a traceback of ours."""
+
+from typing import Any
+
+import click
+
+from durably.protocol.errors import Error
+
+
+class CliError(click.ClickException):
+    """``message`` says what was wrong and what to do."""
+
+    exit_code = 1
+
+
+class Group(click.Group):
+    """A group whose commands' errors, where they are Durably's own, are shown without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Error as error:
+            raise CliError(error.message) from error
+        except ModuleNotFoundError as error:
+            # Anything of ours that is not there comes with the extra; what is not ours was imported by an app.
+            raise CliError(f'{error.name} is not installed; it comes with pip install "durably[engine]"') from error

@@ -1,0 +1,53 @@
+"""``durably invoke``."""
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from .data import read_data
+from .failures import CliError
+from .options import client_options
+from .text import format_json
+
+if TYPE_CHECKING:
+    from durably.protocol.api import RunBody
+
+    from .engine_client import EngineClient
+
+_FIRST_POLL_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 1.0
+
+
+@click.command()
+@click.argument("function_id", metavar="FUNCTION")
+@click.option("--data", metavar="JSON|@FILE|-", help="The event's data: a JSON object, a file, or - for stdin.")
+@click.option("--no-wait", is_flag=True, help="Print the run's id, and do not wait for its end.")
+@client_options
+def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: bool) -> None:
+    """Run FUNCTION (<app>-<function>) and print its output as JSON.
+
+    Exit code 1 if the run fails or is cancelled.
+    """
+    receipt = client.invoke(function_id, read_data(data))
+    if no_wait:
+        click.echo(receipt.run_id)
+        return
+    click.echo(f"run {receipt.run_id}", err=True)
+    run = _wait_for_end(client, receipt.run_id)
+    if run.status != "Completed":
+        raise CliError(f"the run was {run.status.lower()}" if run.status != "Failed" else describe_failure(run))
+    click.echo(format_json(run.output))
+
+
+def _wait_for_end(client: "EngineClient", run_id: str) -> "RunBody":
+    pause = _FIRST_POLL_SECONDS
+    while (run := client.get_run(run_id)).ended_at is None:
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_POLL_SECONDS)
+    return run
+
+
+def describe_failure(run: "RunBody") -> str:
+    error = run.output if isinstance(run.output, dict) else {}
+    return f"the run failed: {error.get('name') or 'Error'}: {error.get('message') or 'no message'}"

@@ -1,0 +1,89 @@
+"""Options that several commands share. Keys belong in the environment, where no list of processes shows them."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+DEFAULT_URL = "http://127.0.0.1:8288"
+_NO_ORIGIN = {"", "0", "1", "true", "false"}
+"""Values of ``INNGEST_DEV`` that switch the mode and name no engine."""
+
+
+def engine_url() -> str:
+    """The engine that the environment names, as SDKs find it, or a dev engine on this machine."""
+    for name in ("INNGEST_BASE_URL", "INNGEST_DEV"):
+        value = os.environ.get(name, "").strip()
+        if value.lower() not in _NO_ORIGIN:
+            return value if "://" in value else f"http://{value}"
+    return DEFAULT_URL
+
+
+def signing_key_options(command: Command) -> Command:
+    """``signing_key`` and ``signing_key_fallback``."""
+    for option in (
+        click.option(
+            "--signing-key-fallback",
+            envvar="INNGEST_SIGNING_KEY_FALLBACK",
+            show_envvar=True,
+            metavar="KEY",
+            help="The key before a rotation, accepted too.",
+        ),
+        click.option(
+            "--signing-key",
+            envvar="INNGEST_SIGNING_KEY",
+            show_envvar=True,
+            metavar="KEY",
+            help="The engine's signing key.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def client_options(command: Command) -> Command:
+    """Gives the command a ``client``, the ``EngineClient`` that its options describe."""
+
+    @click.option(
+        "--url",
+        default=engine_url,
+        metavar="URL",
+        help=f"The engine to talk to.  [env var: INNGEST_BASE_URL, INNGEST_DEV; default: {DEFAULT_URL}]",
+    )
+    @signing_key_options
+    @click.option(
+        "--event-key", envvar="INNGEST_EVENT_KEY", show_envvar=True, metavar="KEY", help="One of its event keys."
+    )
+    @functools.wraps(command)
+    def with_client(
+        *, url: str, signing_key: str | None, signing_key_fallback: str | None, event_key: str | None, **options: Any
+    ) -> Any:
+        from .engine_client import EngineClient
+
+        keys = [key for key in (signing_key, signing_key_fallback) if key]
+        return command(client=EngineClient(url, signing_keys=keys, event_key=event_key), **options)
+
+    return with_client
+
+
+def server_options(command: Command) -> Command:
+    """``host`` and ``port`` of the engine, the ``urls`` of apps, and the ``poll_interval`` for those."""
+    for option in (
+        click.option(
+            "-u", "--app-url", "urls", multiple=True, metavar="URL", help="An app to sync with. May be repeated."
+        ),
+        click.option(
+            "--port",
+            default=8288,
+            show_default=True,
+            type=click.IntRange(0, 65535),
+            help="Port of the engine; 0 takes a free one.",
+        ),
+        click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
+    ):
+        command = option(command)
+    return command

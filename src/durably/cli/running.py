@@ -1,0 +1,30 @@
+"""Running a command's event loop until SIGINT or SIGTERM, after which it cleans up and ends."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+
+
+def run_until_stopped(work: Coroutine[None, None, None]) -> None:
+    """A first signal cancels ``work``, which is how a person ends it: no error. A second SIGINT interrupts."""
+
+    async def run() -> None:
+        task = asyncio.create_task(work)
+        stopped = False
+
+        def stop(*_: object) -> None:
+            nonlocal stopped
+            stopped = True
+            loop.call_soon_threadsafe(task.cancel)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, stop)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not stopped:
+                raise
+
+    asyncio.run(run())

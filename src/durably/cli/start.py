@@ -1,0 +1,115 @@
+"""``durably start``."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .failures import CliError
+from .options import server_options, signing_key_options
+
+if TYPE_CHECKING:
+    from durably.engine.embedded.api.server import EngineServer
+    from durably.engine.embedded.api.state import AcceptedSync
+
+_logger = logging.getLogger("durably.start")
+
+
+@click.command()
+@server_options
+@click.option(
+    "--db",
+    "database",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="File that keeps the engine's state.",
+)
+@signing_key_options
+@click.option(
+    "--event-key",
+    "event_keys",
+    multiple=True,
+    envvar="INNGEST_EVENT_KEY",
+    show_envvar=True,
+    metavar="KEY",
+    help="A key that senders of events must have. May be repeated; in the environment, separated by spaces.",
+)
+@click.option(
+    "--poll-interval",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Sync with the apps of -u again so often; 0 means once.",
+)
+@click.option("--allow-private-addresses", is_flag=True, help="Let step.fetch and step.ai.infer reach them.")
+def start(
+    urls: tuple[str, ...],
+    host: str,
+    port: int,
+    database: Path,
+    signing_key: str | None,
+    signing_key_fallback: str | None,
+    event_keys: tuple[str, ...],
+    poll_interval: float,
+    allow_private_addresses: bool,
+) -> None:
+    """Run an engine for production: one process that keeps its state in the file --db.
+
+    Calls to apps are signed with the signing key, which the API asks for in turn; events need an event key. Apps
+    sync when they are deployed, or are named by -u. The log is one JSON object a line, on stderr.
+    """
+    if not signing_key:
+        raise CliError("no signing key: set INNGEST_SIGNING_KEY, the same as the apps', or give --signing-key")
+    if not event_keys:
+        raise CliError("no event key: set INNGEST_EVENT_KEY, the same as the senders', or give --event-key")
+    from durably.engine.backoff import standard_backoff
+    from durably.engine.embedded.api.server import EngineServer
+    from durably.engine.embedded.settings import EngineSettings
+    from durably.protocol.headers import ServerKind
+
+    from .log_lines import log_json_lines
+    from .running import run_until_stopped
+
+    settings = EngineSettings(
+        server_kind=ServerKind.CLOUD,
+        signing_key=signing_key,
+        signing_key_fallback=signing_key_fallback,
+        backoff=standard_backoff,
+        allow_private_addresses=allow_private_addresses,
+    )
+    log_json_lines()
+
+    async def serve() -> None:
+        server = await EngineServer.open(
+            database, settings, event_keys=event_keys, host=host, port=port, on_sync=_log_sync
+        )
+        async with server:
+            _logger.info("engine started", extra={"fields": {"origin": server.origin, "database": str(database)}})
+            await _run(server, urls, poll_interval)
+
+    run_until_stopped(serve())
+    _logger.info("engine stopped")
+
+
+async def _run(server: "EngineServer", urls: tuple[str, ...], poll_interval: float) -> None:
+    from .log_lines import log_update
+    from .syncing import keep_synced
+
+    async with asyncio.TaskGroup() as tasks:
+        for url in urls:
+            tasks.create_task(
+                keep_synced(url, server.discovery, interval=poll_interval, say=_logger.info, warn=_logger.warning)
+            )
+        with server.engine.watch() as updates:
+            async for update in updates:
+                log_update(update)
+
+
+def _log_sync(sync: "AcceptedSync") -> None:
+    request = sync.request
+    fields = {"app_id": request.app_id, "functions": len(request.functions), "modified": sync.modified}
+    _logger.info("app synced", extra={"fields": fields})

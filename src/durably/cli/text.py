@@ -1,0 +1,76 @@
+"""Putting values into words and columns for a terminal."""
+
+import datetime as dt
+import json
+from typing import Any
+
+import click
+
+STATUS_COLOURS = {
+    "Scheduled": "blue",
+    "Running": "blue",
+    "Completed": "green",
+    "Failed": "red",
+    "Cancelled": "yellow",
+    "Skipped": "yellow",
+}
+_SHORT_ID_LENGTH = 6
+
+
+def short_id(run_id: str) -> str:
+    """The end of a run's id: its random part, which tells runs apart at a glance."""
+    return run_id[-_SHORT_ID_LENGTH:]
+
+
+def format_seconds(seconds: float) -> str:
+    """``0.042 s`` … ``59.9 s``, then ``3 m 20 s``, ``2 h 5 m``, ``4 d 1 h``."""
+    if seconds < 1:
+        return f"{max(seconds, 0.0):.3f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (whole_seconds, "s")]
+    while not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count)
+
+
+def format_local(moment: dt.datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def format_clock(moment: dt.datetime, now: dt.datetime) -> str:
+    """The local time of day, with the date where that is not today's."""
+    local = moment.astimezone()
+    return local.strftime("%H:%M:%S" if local.date() == now.astimezone().date() else "%Y-%m-%d %H:%M:%S")
+
+
+def format_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def shorten(text: str, width: int) -> str:
+    """One line of at most ``width`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
+def coloured_status(status: str) -> str:
+    return click.style(status, fg=STATUS_COLOURS.get(status))
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """Left-aligned columns, as wide as their widest cell; colours do not count."""
+    lines = [[click.style(heading, bold=True) for heading in headings], *rows]
+    widths = [max(len(click.unstyle(line[column])) for line in lines) for column in range(len(headings))]
+    return "\n".join(_row(line, widths) for line in lines)
+
+
+def _row(cells: list[str], widths: list[int]) -> str:
+    return "  ".join(_pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _pad(cell: str, width: int) -> str:
+    return cell + " " * (width - len(click.unstyle(cell)))

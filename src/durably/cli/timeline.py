@@ -1,0 +1,62 @@
+"""A run and its steps, for a person to read."""
+
+import click
+
+from durably.protocol.api import RunBody, StepBody
+
+from .text import coloured_status, format_json, format_local, format_seconds, shorten, table
+
+_MARKS = {"completed": ("✓", "green"), "failed": ("✗", "red"), "retrying": ("↻", "yellow")}
+_OTHER_MARK = ("…", "blue")
+_OUTPUT_WIDTH = 60
+
+
+def describe_run(run: RunBody) -> str:
+    facts = [
+        ("Run", run.run_id),
+        ("Function", run.function_id),
+        ("Status", coloured_status(run.status)),
+        ("Event", ", ".join(run.event_ids)),
+        ("Started", format_local(run.run_started_at)),
+    ]
+    if run.original_run_id:
+        facts.append(("Rerun of", run.original_run_id))
+    if run.ended_at:
+        facts.append(("Duration", format_seconds((run.ended_at - run.run_started_at).total_seconds())))
+    if run.status == "Failed":
+        facts.append(("Error", _describe_error(run.output)))
+    elif run.status == "Completed":
+        facts.append(("Output", format_json(run.output)))
+    return "\n".join(f"{click.style(name.ljust(9), bold=True)} {value}" for name, value in facts)
+
+
+def describe_steps(run: RunBody, steps: list[StepBody]) -> str:
+    """One line a step, at the time after the run's start at which it ended or, of others, was asked for."""
+    return table(["AT", "", "STEP", "KIND", "ATTEMPTS", "RESULT"], [_step_row(run, step) for step in steps])
+
+
+def _step_row(run: RunBody, step: StepBody) -> list[str]:
+    at = (step.ended_at or step.created_at) - run.run_started_at
+    mark, colour = _MARKS.get(step.status, _OTHER_MARK)
+    attempts = str(step.attempts) if step.attempts else ""
+    row = [f"+{format_seconds(at.total_seconds())}", click.style(mark, fg=colour), step.id, step.op, attempts]
+    return [*row, _result(step)]
+
+
+def _result(step: StepBody) -> str:
+    if step.error:
+        due = f"; again at {format_local(step.due_at)}" if step.due_at and not step.ended_at else ""
+        return shorten(step.error, _OUTPUT_WIDTH) + due
+    if step.ended_at is None:
+        return f"{step.status} until {format_local(step.due_at)}" if step.due_at else step.status
+    is_wrapped = isinstance(step.memo, dict) and set(step.memo) <= {"data", "type"} and "data" in step.memo
+    output = step.memo["data"] if is_wrapped else step.memo
+    return "" if output is None else shorten(format_json(output), _OUTPUT_WIDTH)
+
+
+def _describe_error(output: object) -> str:
+    if not isinstance(output, dict):
+        return format_json(output)
+    described = f"{output.get('name') or 'Error'}: {output.get('message') or ''}"
+    stack = output.get("stack")
+    return f"{described}\n\n{stack.rstrip()}" if isinstance(stack, str) and stack.strip() else described
