@@ -1,0 +1,49 @@
+# One obvious command for each habit. Each does its own set-up: a fresh machine needs Python 3.11+, make,
+# and the package registries.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo dev test lint format bench clean
+
+help:
+	@echo "make demo    run the example once, on the embedded engine, and show the run"
+	@echo "make dev     the same, and stay up"
+	@echo "make test    all tests"
+	@echo "make lint    formatting, lint, types"
+	@echo "make format  format the code"
+	@echo "make bench   benchmarks, side by side with peers"
+
+demo: $(READY)
+	$(BIN)/python -m examples.demo
+
+dev: $(READY)
+	$(BIN)/python -m examples.demo --stay
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .durably
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Durably needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group lint --group test
+	@touch $@

@@ -1,0 +1,77 @@
+"""``make demo``: the engine, a FastAPI app and real HTTP between them; one order from payment to delivery.
+
+Starts the embedded engine and ``examples/fastapi_orders`` as ``durably dev`` does, places an order through the
+app's own endpoint, prints what happens to the run as it happens, reports the delivery once the run waits for
+it, and prints the output. With ``--stay`` it then stays up.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import aiohttp
+
+from durably.cli.activity import Activity
+from durably.cli.dev_server import DevOptions, DevServer
+from durably.engine.embedded.views import RunUpdate, UpdateKind
+from durably.errors import Error
+
+ORDER = {"id": "A-1", "total": 42}
+ENDS = (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED)
+
+
+async def main(*, stay: bool) -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        options = DevOptions(
+            target="examples.fastapi_orders.app:app",
+            port=8288 if stay else 0,
+            app_port=8000 if stay else 0,
+            database=Path(directory) / "demo.db",
+            reload=stay,
+        )
+        async with DevServer(options) as dev:
+            end = await follow_order(dev)
+            if stay:
+                print("\nStill up: try the commands at the top of examples/fastapi_orders/app.py. Ctrl-C ends it.")
+                with contextlib.suppress(asyncio.CancelledError):
+                    await dev.run()
+    return 0 if end.kind is UpdateKind.RUN_COMPLETED else 1
+
+
+async def follow_order(dev: DevServer) -> RunUpdate:
+    """Place an order, deliver it when the run waits for that, and return the run's last update."""
+    assert dev.app is not None
+    activity = Activity()
+    async with aiohttp.ClientSession(dev.app.origin) as shop:
+        with dev.engine.watch() as updates:
+            print(f"\nPOST /orders {ORDER}")
+            await post(shop, "/orders", json=ORDER)
+            async for update in updates:
+                print(activity.format(update))
+                if update.kind is UpdateKind.WAITING:
+                    print("POST /orders/A-1/delivered")
+                    await post(shop, "/orders/A-1/delivered")
+                if update.kind in ENDS:
+                    if update.output is not None:
+                        print(f"\nOutput: {bytes(update.output).decode()}")
+                    return update
+    raise RuntimeError("the engine stopped before the run ended")
+
+
+async def post(shop: aiohttp.ClientSession, path: str, json: object = None) -> None:
+    async with shop.post(path, json=json) as response:
+        response.raise_for_status()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Run one order on the embedded engine and show what happens.")
+    parser.add_argument("--stay", action="store_true", help="stay up afterwards")
+    try:
+        sys.exit(asyncio.run(main(stay=parser.parse_args().stay)))
+    except Error as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit(0)
