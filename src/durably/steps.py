@@ -42,7 +42,7 @@ class FetchResponse(msgspec.Struct, frozen=True, rename={"status_code": "status"
 
 
 class AIAdapter(Protocol):
-    """How to reach an AI provider; the adapters of ``inngest.experimental.ai`` fit, those of ``durably.ai`` too."""
+    """How to reach an AI provider; ``durably.ai`` has adapters, and those of ``inngest.experimental.ai`` fit too."""
 
     def auth_key(self) -> str: ...
     def format(self) -> str: ...
