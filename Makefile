@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo dev test lint format bench clean
+.PHONY: help demo dev test lint format bench constraints clean
 
 help:
 	@echo "make demo    run the example once, on the embedded engine, and show the run"
@@ -37,6 +37,14 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# The dependencies' versions that make and CI install; names and versions only.
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	build/constraints/bin/python -m pip install --quiet --editable ".[all]" --group lint --group test
+	build/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
+	rm -rf build/constraints
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .durably
