@@ -9,6 +9,7 @@ import sys
 from typing import IO, Any
 
 from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError, NoAppError
+from durably.engine.embedded.api.server import reachable
 
 from .app_server import EXIT_REPORTED, GRACE_SECONDS
 from .failures import CliError
@@ -33,9 +34,13 @@ class AppProcess:
     def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
         self.target = target
         self._host, self._port = host, port
-        self._urls = [f"http://{host}:{port}{each}" for each in ([path] if path else USUAL_PATHS)]
+        self._urls = [f"{self.origin}{each}" for each in ([path] if path else USUAL_PATHS)]
         self._environment = os.environ | {"INNGEST_DEV": engine_origin}
         self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def origin(self) -> str:
+        return f"http://{reachable(self._host)}:{self._port}"
 
     async def start(self) -> None:
         """Raises ``CliError`` where the port is taken."""
@@ -56,8 +61,9 @@ class AppProcess:
                     self._check_alive()
                     await asyncio.sleep(_PAUSE_SECONDS)
         except TimeoutError:
-            address = f"http://{self._host}:{self._port}"
-            raise AppFailedError(f"{self.target} does not answer at {address} after {START_SECONDS:.0f} s") from None
+            raise AppFailedError(
+                f"{self.target} does not answer at {self.origin} after {START_SECONDS:.0f} s"
+            ) from None
 
     async def _sync_first(self, discovery: AppDiscovery) -> str:
         for url in self._urls:

@@ -70,7 +70,7 @@ class EngineServer:
         except BaseException:
             listener.close()
             raise
-        origin = f"http://{_reachable(host)}:{listener.getsockname()[1]}"
+        origin = f"http://{reachable(host)}:{listener.getsockname()[1]}"
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(engine, keys, on_sync=discovery.note_sync)
         runner = web.AppRunner(api, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
@@ -106,7 +106,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise HostInvalidError(f"cannot listen at {host} port {port}: {error.strerror or error}") from None
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """The host to connect to for one that is listened at."""
     unspecified = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}
     return unspecified.get(host, f"[{host}]" if ":" in host else host)

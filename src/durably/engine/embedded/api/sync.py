@@ -18,8 +18,6 @@ async def register(request: web.Request) -> web.Response:
     """``POST /fn/register[?deployId=…]``."""
     _check_server_kind(request)
     sync = await read_json(request, _decoder)
-    if not sync.app_id:
-        raise ApiError(400, "the sync names no app: appName must not be empty")
     result = await engine_of(request).sync_app(sync)
     state_of(request).on_sync(AcceptedSync(sync, result.modified, request.query.get(Query.DEPLOY_ID)))
     return json_response({"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id})

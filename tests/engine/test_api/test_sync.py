@@ -1,0 +1,154 @@
+"""Apps telling the engine their functions, asked and unasked."""
+
+import socket
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+import durably
+from durably.engine.embedded.api.discovery import AppUnreachedError, NoAppError, SyncFailedError
+
+from .conftest import FALLBACK_KEY, SIGNING_KEY, Harness, OpenServer, ServeFunctions, client_of
+
+
+def _sync_body(**changes: Any) -> dict[str, Any]:
+    url = "http://127.0.0.1:9/api/inngest"
+    function = {
+        "id": "shop-place",
+        "name": "place",
+        "triggers": [{"event": "order/placed"}],
+        "steps": {
+            "step": {
+                "id": "step",
+                "name": "step",
+                "runtime": {"type": "http", "url": f"{url}?fnId=shop-place&stepId=step"},
+            }
+        },
+    }
+    return {"url": url, "appName": "shop", "sdk": "js:v4.0.0", "v": "0.1", "functions": [function]} | changes
+
+
+def _hello(client: durably.Client) -> Any:
+    @client.create_function(fn_id="hello", trigger=durably.TriggerEvent(event="hello"))
+    async def hello(ctx: durably.Context) -> str:
+        return "hello"
+
+    return hello
+
+
+async def test_a_sync_is_stored_once(dev: Harness) -> None:
+    status, answer = await dev.json("POST", "/fn/register", json=_sync_body())
+    assert (status, answer["ok"], answer["modified"], answer["app_id"]) == (200, True, True, "shop")
+    status, answer = await dev.json("POST", "/fn/register?deployId=d1", json=_sync_body())
+    assert (status, answer["modified"]) == (200, False)
+    assert [(sync.modified, sync.deploy_id) for sync in dev.syncs] == [(True, None), (False, "d1")]
+
+    _, functions = await dev.json("GET", "/v1/apps/shop/functions")
+    assert [(fn["id"], fn["config"]["triggers"]) for fn in functions["data"]] == [
+        ("shop-place", [{"event": "order/placed"}])
+    ]
+    status, info = await dev.json("GET", "/dev")
+    assert (status, [fn["id"] for fn in info["functions"]]) == (200, ["shop-place"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "headers", "reason"),
+    [
+        ({"functions": "none"}, {}, "$.functions"),
+        ({"appName": ""}, {}, "app"),
+        ({"functions": [_sync_body()["functions"][0] | {"triggers": [{}]}]}, {}, "shop-place"),
+        ({}, {"x-inngest-expected-server-kind": "cloud"}, "dev mode"),
+    ],
+)
+async def test_a_bad_sync_is_refused(
+    dev: Harness, changes: dict[str, Any], headers: dict[str, str], reason: str
+) -> None:
+    status, answer = await dev.json("POST", "/fn/register", json=_sync_body(**changes), headers=headers)
+    assert status == 400
+    assert reason in answer["error"]
+    assert dev.syncs == []
+
+
+async def test_functions_of_an_unknown_app_are_not_found(dev: Harness) -> None:
+    status, answer = await dev.json("GET", "/v1/apps/nobody/functions")
+    assert (status, "nobody" in answer["error"]) == (404, True)
+
+
+async def test_an_app_is_asked_to_sync(dev: Harness, serve_functions: ServeFunctions) -> None:
+    client = client_of(dev)
+    await dev.server.discovery.sync(await serve_functions(client, [_hello(client)]))
+    [sync] = dev.syncs
+    assert (sync.request.app_id, sync.modified) == ("shop", True)
+    assert sync.deploy_id
+    assert "deployId" not in sync.request.url
+
+
+async def test_an_app_in_the_wrong_mode_is_told_how_to_change_it(dev: Harness, serve_functions: ServeFunctions) -> None:
+    client = client_of(dev, is_production=True, signing_key=SIGNING_KEY, event_key="x")
+    url = await serve_functions(client, [_hello(client)])
+    with pytest.raises(SyncFailedError, match=f"INNGEST_DEV={dev.server.origin}"):
+        await dev.server.discovery.sync(url)
+
+
+async def test_an_app_that_syncs_elsewhere_is_noticed(
+    dev: Harness, open_server: OpenServer, serve_functions: ServeFunctions, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = web.Application()
+
+    async def register(request: web.Request) -> web.Response:
+        return web.json_response({"ok": True, "modified": True})
+
+    elsewhere.add_routes([web.post("/fn/register", register)])
+    runner = web.AppRunner(elsewhere)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    client = client_of(dev, api_base_url=origin)
+    try:
+        with pytest.raises(SyncFailedError, match="synced with another engine"):
+            await dev.server.discovery.sync(await serve_functions(client, [_hello(client)]))
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_refused_sync_is_reported_with_its_reason(dev: Harness, serve_functions: ServeFunctions) -> None:
+    client = client_of(dev)
+
+    @client.create_function(fn_id="bad", trigger=durably.TriggerEvent(event="hello", expression="event.data. =="))
+    async def bad(ctx: durably.Context) -> None: ...
+
+    with pytest.raises(SyncFailedError, match="shop-bad"):
+        await dev.server.discovery.sync(await serve_functions(client, [bad]))
+
+
+async def test_nobody_at_the_url(dev: Harness) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(AppUnreachedError, match=str(port)):
+        await dev.server.discovery.sync(f"http://127.0.0.1:{port}/api/inngest")
+
+
+async def test_no_app_at_the_url(dev: Harness) -> None:
+    with pytest.raises(NoAppError, match="status 404"):
+        await dev.server.discovery.sync(f"{dev.server.origin}/api/inngest")
+
+
+@pytest.mark.parametrize("app_key", [SIGNING_KEY, FALLBACK_KEY])
+async def test_in_cloud_mode_functions_come_in_the_signed_answer(
+    cloud: Harness, serve_functions: ServeFunctions, app_key: str
+) -> None:
+    client = client_of(cloud, is_production=True, signing_key=app_key, signing_key_fallback=SIGNING_KEY, event_key="x")
+    await cloud.server.discovery.sync(await serve_functions(client, [_hello(client)]))
+    [sync] = cloud.syncs
+    assert (sync.request.app_id, [fn.id for fn in sync.request.functions]) == ("shop", ["shop-hello"])
+
+
+async def test_in_cloud_mode_an_app_of_another_key_is_refused(cloud: Harness, serve_functions: ServeFunctions) -> None:
+    other = "signkey-test-" + "9" * 32
+    client = client_of(cloud, is_production=True, signing_key=other, event_key="x")
+    url = await serve_functions(client, [_hello(client)])
+    with pytest.raises(SyncFailedError) as caught:
+        await cloud.server.discovery.sync(url)
+    assert SIGNING_KEY.removeprefix("signkey-test-") not in str(caught.value)
+    assert cloud.syncs == []
