@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 try:
     import django.http
@@ -48,16 +48,17 @@ def serve(
         return CommRequest(
             # Not request.body: DATA_UPLOAD_MAX_MEMORY_SIZE is meant for forms, and smaller than a call may be.
             body=request.read(),
-            headers=request.headers,
+            headers=dict(request.headers.items()),
             query_params=request.GET,
             raw_request=request,
-            request_url=request.build_absolute_uri(),
+            request_url=str(request.build_absolute_uri()),
             public_path=public_path,
             serve_origin=serve_origin,
             serve_path=serve_path,
         )
 
-    return django.urls.path(mount_path(serve_path).lstrip("/"), _View(handler, to_request), name="durably")
+    view: Any = _View(handler, to_request)
+    return cast(django.urls.URLPattern, django.urls.path(mount_path(serve_path).lstrip("/"), view, name="durably"))
 
 
 class _View:
