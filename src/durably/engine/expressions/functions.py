@@ -23,8 +23,10 @@ from durably.protocol.durations import DurationInvalidError, parse_duration, par
 from .values import INT_MAX, INT_MIN, UNKNOWN, Frame, is_number, to_text
 
 _MAX_PATTERN = 1000
+_MAX_WORD = 100
+"""Characters of a text that a number, a date or a duration is read from."""
 _EARLIEST_DATE_SECONDS = 946_684_800
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "t": True, "1": True} | {
     "false": False,
@@ -83,17 +85,18 @@ _text_question("endsWith", str.endswith)
 
 @_function("matches", 2, form="both", when_unknown=False)
 def _matches(frame: Frame, text: Any, pattern: Any) -> Any:
-    """RE2, whose time is linear in the text: a pattern cannot hang the engine."""
+    """RE2: its time is at most the text's length times the pattern's size, and that much fuel it costs."""
     if not (isinstance(text, str) and isinstance(pattern, str)):
         return UNKNOWN
-    frame.spend(1 + (len(text) >> 4))
     try:
-        return compile_pattern(pattern).search(text) is not None
+        compiled = compile_pattern(pattern)
+        frame.spend(1 + (len(text) * compiled.programsize >> 7))
+        return compiled.search(text) is not None
     except (ValueError, UnicodeEncodeError):
         return UNKNOWN
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
 def compile_pattern(pattern: str) -> Any:
     """Raises ``ValueError``, which says what is wrong with it."""
     if len(pattern) > _MAX_PATTERN:
@@ -171,7 +174,7 @@ def _uint(frame: Frame, value: Any) -> Any:
 @_function("double", 1)
 def _double(frame: Frame, value: Any) -> Any:
     if isinstance(value, str):
-        return float(value) if _DECIMAL.fullmatch(value) else UNKNOWN
+        return float(value) if len(value) <= _MAX_WORD and _DECIMAL.fullmatch(value) else UNKNOWN
     try:
         return float(value) if is_number(value) else UNKNOWN
     except OverflowError:
@@ -280,7 +283,7 @@ def _shift(moment: dt.datetime, duration: Any, sign: int) -> Any:
 def _duration(frame: Frame, value: Any) -> Any:
     if isinstance(value, dt.timedelta):
         return value
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _MAX_WORD:
         return UNKNOWN
     try:
         return -parse_duration(value[1:]) if value.startswith("-") else parse_duration(value)
@@ -294,7 +297,7 @@ def _timestamp(frame: Frame, value: Any) -> Any:
     match value:
         case dt.datetime():
             return value
-        case str():
+        case str() if len(value) <= _MAX_WORD:
             return parse_rfc3339(value) or UNKNOWN
         case int() if not isinstance(value, bool):
             return _from_epoch(value)
@@ -306,7 +309,7 @@ def _date(frame: Frame, value: Any) -> Any:
     """The dialect's: also dates without a time and HTTP dates; a number is seconds, milliseconds or nanoseconds
     since the epoch, whichever gives a year from 2000 on."""
     if isinstance(value, str):
-        return parse_rfc3339(value) or _parse_mail_date(value)
+        return (parse_rfc3339(value) or _parse_mail_date(value)) if len(value) <= _MAX_WORD else UNKNOWN
     if isinstance(value, dt.datetime):
         return value
     if not is_number(value) or value % 1 or value < _EARLIEST_DATE_SECONDS:

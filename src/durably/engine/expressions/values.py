@@ -34,7 +34,7 @@ class Unknown(Enum):
 UNKNOWN: Final = Unknown.UNKNOWN
 
 _ORDERED = (str, bool, bytes, dt.datetime, dt.timedelta)
-_SCALARS = (str, bool, int, float, bytes, dt.datetime, dt.timedelta, type(None))
+_SCALARS = frozenset((str, bool, int, float, bytes, dt.datetime, dt.timedelta, type(None)))
 
 Path = tuple[str | int, ...]
 """Where a value lies below ``event`` or ``async``: field names and list indexes."""
@@ -85,6 +85,8 @@ def is_truthy(value: object) -> bool:
 
 def read_field(value: object, key: object) -> Any:
     """``value[key]`` and ``value.key``; ``UNKNOWN`` where there is no such thing."""
+    if type(value) is dict and type(key) is str:
+        return value.get(key, UNKNOWN)
     if isinstance(value, Mapping):
         return value.get(key, UNKNOWN) if isinstance(key, str | int) and not isinstance(key, bool) else UNKNOWN
     if isinstance(value, list | tuple):
@@ -107,7 +109,7 @@ def equal(frame: Frame, left: object, right: object) -> bool:
         return right is None
     if right is UNKNOWN:
         return left is None
-    if type(left) is type(right) and isinstance(left, _SCALARS):
+    if type(left) is type(right) and type(left) in _SCALARS:
         return left == right
     return _equal_across_types(frame, left, right)
 
@@ -192,6 +194,9 @@ def add(frame: Frame, left: Any, right: Any) -> Any:
         return _calculate(operator.add, left, right)
     if type(left) is type(right):
         return UNKNOWN
+    for value in (left, right):
+        if isinstance(value, list | tuple | Mapping):
+            frame.spend(len(value))
     left_text, right_text = to_text(left), to_text(right)
     return _join(frame, left_text, right_text) if left_text is not None and right_text is not None else UNKNOWN
 
