@@ -44,14 +44,14 @@ def serve(
         enable_unauthed_sync=enable_unauthed_sync,
     )
 
-    def to_request(request: django.http.HttpRequest) -> CommRequest:
+    def to_request(request: Any) -> CommRequest:
         return CommRequest(
             # Not request.body: DATA_UPLOAD_MAX_MEMORY_SIZE is meant for forms, and smaller than a call may be.
             body=request.read(),
-            headers=dict(request.headers.items()),
+            headers=request.headers,
             query_params=request.GET,
             raw_request=request,
-            request_url=str(request.build_absolute_uri()),
+            request_url=request.build_absolute_uri(),
             public_path=public_path,
             serve_origin=serve_origin,
             serve_path=serve_path,
