@@ -214,7 +214,8 @@ expressions = st.recursive(
 
 
 @given(expressions, documents, st.none() | documents)
-@example("(event.a + 1) * 1e308 * event.a", {"a": 10**400}, None)
+@example("event.a * 0.5", {"a": 10**400}, None)
+@example("date('9999-12-31') + duration('99w')", {}, None)
 @example("event.a % 1 + event.a / 0.0", {"a": float("nan")}, None)
 def test_evaluating_never_raises(expression: str, event: Any, newcomer: Any) -> None:
     try:
