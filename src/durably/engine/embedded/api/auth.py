@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from durably.protocol.headers import Header, ServerKind
-from durably.protocol.signatures import bearer_token
+from durably.protocol.signatures import bearer_token, hash_signing_key
 
 from .responses import ApiError
 
@@ -44,7 +44,8 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
 
 def authorize(keys: ApiKeys) -> Middleware:
     """Middleware that lets through who may ask, and answers 401 or 403 to others."""
-    tokens = tuple(bearer_token(key) for key in keys.signing_keys)
+    # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends the hash alone.
+    tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
