@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from durably import steps
-from durably.errors import AsyncUnsupportedError
+from durably.errors import AsyncUnsupportedError, DeadlineError
 from durably.execution import AsyncCall, Replay, SyncCall
 from durably.execution.asynchronous import group_mode
 from durably.protocol.durations import Duration
@@ -312,7 +312,8 @@ class Group:
         return tuple(await asyncio.gather(*tasks))
 
     def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
-        """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``TimeoutError`` when it is over.
+        """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a
+        ``TimeoutError``, when it is over.
 
         The clock is a durable sleep with that id, which races the steps inside.
         """
@@ -347,7 +348,7 @@ class DurableTimeout:
         self._clock.cancel()
         was_ours = self._has_expired and owner is not None and owner.uncancel() <= self._cancelling
         if was_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
-            raise TimeoutError(f'"{self._request.step_id}" is over') from error
+            raise DeadlineError(f'group.timeout "{self._request.step_id}" is over') from error
 
 
 class GroupSync:

@@ -4,7 +4,7 @@ from durably.execution.clocks import ClockUnsupportedError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
 from durably.execution.synchronous import AsyncUnsupportedError
 from durably.protocol.durations import DurationInvalidError
-from durably.protocol.errors import Error, ErrorCode, NonRetriableError, RetryAfterError, StepError
+from durably.protocol.errors import DeadlineError, Error, ErrorCode, NonRetriableError, RetryAfterError, StepError
 from durably.protocol.signatures import SignatureError
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "BodyInvalidError",
     "BodyTooLargeError",
     "ClockUnsupportedError",
+    "DeadlineError",
     "DurationInvalidError",
     "Error",
     "EventKeyUnspecifiedError",

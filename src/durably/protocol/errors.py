@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     BODY_INVALID = "body_invalid"
     BODY_TOO_LARGE = "body_too_large"
     CLOCK_UNSUPPORTED = "clock_unsupported"
+    DEADLINE = "deadline"
     DURATION_INVALID = "duration_invalid"
     EVENT_KEY_UNSPECIFIED = "event_key_unspecified"
     FUNCTION_CONFIG_INVALID = "function_config_invalid"
@@ -115,6 +116,13 @@ class RetryAfterError(Error):
         self.quiet = quiet
 
 
+class DeadlineError(Error, TimeoutError):
+    """A ``group.timeout`` is over. Not retriable: at every replay it would be over again."""
+
+    code = ErrorCode.DEADLINE
+    is_retriable = False
+
+
 class StepError(Error):
     """A step failed for good; raised where the function awaits it, and may be caught there.
 
@@ -151,6 +159,9 @@ def format_stack(error: BaseException) -> str:
 
 
 def is_retriable(error: BaseException) -> bool:
+    """Whether another attempt can help; of a group, such as ``asyncio.TaskGroup`` raises, whether it can help any."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(is_retriable(inner) for inner in error.exceptions)
     return error.is_retriable if isinstance(error, Error) else True
 
 
@@ -162,6 +173,4 @@ def describe_error(error: BaseException) -> ErrorData:
     """An exception as the wire carries it; name, message and traceback are the user's own."""
     if isinstance(error, Error):
         return ErrorData(code=error.code, message=error.message, name=error.name, stack=error.stack)
-    return ErrorData(
-        code=ErrorCode.UNKNOWN, message=str(error), name=type(error).__name__, stack=format_stack(error)
-    )
+    return ErrorData(code=ErrorCode.UNKNOWN, message=str(error), name=type(error).__name__, stack=format_stack(error))
