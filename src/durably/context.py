@@ -368,8 +368,8 @@ class GroupSync:
     def timeout(self, step_id: str, duration: Duration) -> Any:
         """Not possible in a sync function, whose code cannot be interrupted; raises ``AsyncUnsupportedError``."""
         raise AsyncUnsupportedError(
-            f'group.timeout("{step_id}") needs an async function; in a sync one race a sleep with the step by '
-            "group.parallel, or give wait_for_event, wait_for_signal and invoke a timeout"
+            f'group.timeout("{step_id}") needs an async function: sync code cannot be interrupted. '
+            "Give wait_for_event, wait_for_signal or invoke a timeout of their own"
         )
 
 
