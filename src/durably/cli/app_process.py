@@ -6,13 +6,12 @@ import os
 import signal
 import socket
 import sys
-from typing import IO, Any
 
 from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError, NoAppError
 from durably.engine.embedded.api.server import reachable
+from durably.protocol.errors import Error
 
 from .app_server import EXIT_REPORTED, GRACE_SECONDS
-from .failures import CliError
 
 USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
 """Where apps are looked for: the default of every SDK, an older one, and that of DigitalOcean functions."""
@@ -20,12 +19,8 @@ START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 
 
-class AppFailedError(CliError):
+class AppFailedError(Error):
     """The app ended, or does not answer. The message is empty where the child process has said why."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        if self.message:
-            super().show(file)
 
 
 class AppProcess:
@@ -43,7 +38,7 @@ class AppProcess:
         return f"http://{reachable(self._host)}:{self._port}"
 
     async def start(self) -> None:
-        """Raises ``CliError`` where the port is taken."""
+        """Raises ``AppFailedError`` where the port is taken."""
         check_port_free(self._host, self._port)
         command = ("-m", "durably.cli.app_server", self.target, "--host", self._host, "--port", str(self._port))
         self._process = await asyncio.create_subprocess_exec(sys.executable, *command, env=self._environment)
@@ -110,7 +105,7 @@ def check_port_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        raise CliError(
+        raise AppFailedError(
             f"port {port} of {host} is taken ({error.strerror}); choose another for the app with --app-port"
         ) from None
 

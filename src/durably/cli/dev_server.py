@@ -20,13 +20,12 @@ from durably.engine.embedded.api.server import DEFAULT_HOST, DEFAULT_PORT, Engin
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.engine.embedded.settings import EngineSettings
-from durably.engine.errors import EngineError
+from durably.protocol.errors import Error
 from durably.protocol.headers import ServerKind
 
 from .activity import Activity
 from .app_process import AppFailedError, AppProcess, free_port
 from .console import Console
-from .failures import CliError
 from .syncing import keep_synced
 
 STATE_DIRECTORY = Path(".durably")
@@ -57,7 +56,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
 class DevServer:
     """Use as an asynchronous context manager: the app has synced once it is entered.
 
-    Raises ``CliError`` and ``EngineError`` on entering, for all that can keep it from starting.
+    Raises ``AppFailedError``, ``EngineError`` on entering, for all that can keep it from starting.
     """
 
     def __init__(self, options: DevOptions, console: Console | None = None) -> None:
@@ -171,7 +170,7 @@ class DevServer:
     async def _restart(self, app: AppProcess) -> None:
         try:
             await self._start_app(app)
-        except (CliError, EngineError) as error:
+        except Error as error:
             self.console.warn(f"{error.message or app.target + ' did not start'}; waiting for a change")
             return
         await self._report_end(app)

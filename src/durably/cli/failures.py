@@ -20,6 +20,8 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except Error as error:
+            if not error.message:  # What was wrong has been said.
+                raise click.exceptions.Exit(1) from error
             raise CliError(error.message) from error
         except ModuleNotFoundError as error:
             # Anything of ours that is not there comes with the extra; what is not ours was imported by an app.

@@ -1,0 +1,73 @@
+"""Sources of apps to serve: the same functions in each framework, written with one SDK or the other.
+
+``{sdk}`` is ``durably`` or ``inngest``: their public names are the same.
+"""
+
+FUNCTIONS = """
+    import {sdk}
+
+    client = {sdk}.Inngest(app_id="shop", is_production=False)
+
+
+    @client.create_function(fn_id="place", trigger={sdk}.TriggerEvent(event="order/placed"))
+    def place(ctx: {sdk}.ContextSync) -> object:
+        return ctx.step.run("charge", lambda: {{"charged": ctx.event.data["total"]}})
+"""
+
+FASTAPI = (
+    FUNCTIONS
+    + """
+    import fastapi
+    import {sdk}.fast_api
+
+    app = fastapi.FastAPI()
+    {sdk}.fast_api.serve(app, client, [place])
+"""
+)
+
+FLASK = (
+    FUNCTIONS
+    + """
+    import flask
+    import {sdk}.flask
+
+    app = flask.Flask(__name__)
+    {sdk}.flask.serve(app, client, [place])
+"""
+)
+
+DJANGO = (
+    FUNCTIONS
+    + """
+    import django
+    from django.conf import settings
+    from django.core.{gateway} import get_{gateway}_application
+    import {sdk}.django
+
+    settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="none")
+    urlpatterns = [{sdk}.django.serve(client, [place])]
+    app = get_{gateway}_application()
+"""
+)
+DJANGO_ASGI = DJANGO.replace("{gateway}", "asgi")
+DJANGO_WSGI = DJANGO.replace("{gateway}", "wsgi")
+
+TORNADO = (
+    FUNCTIONS
+    + """
+    import tornado.web
+    import {sdk}.tornado
+
+    app = tornado.web.Application()
+    {sdk}.tornado.serve(app, client, [place])
+"""
+)
+
+DIGITAL_OCEAN = (
+    FUNCTIONS
+    + """
+    import {sdk}.digital_ocean
+
+    app = {sdk}.digital_ocean.serve(client, [place])
+"""
+)

@@ -1,0 +1,143 @@
+"""The commands that talk to a running engine: ``send``, ``runs`` and ``invoke``."""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Command, Result, Run, Start, write
+
+APP = """
+    import durably
+    import durably.flask
+    import flask
+
+    client = durably.Client(app_id="shop", is_production=False)
+
+
+    @client.create_function(fn_id="place", trigger=durably.TriggerEvent(event="order/placed"), retries=0)
+    def place(ctx: durably.ContextSync) -> object:
+        charged = ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})
+        if ctx.event.data.get("wait"):
+            ctx.step.wait_for_event("paid", event="order/paid", timeout=60_000)
+        if ctx.event.data.get("fail"):
+            raise ValueError("out of stock")
+        return charged
+
+
+    app = flask.Flask(__name__)
+    durably.flask.serve(app, client, [place])
+"""
+
+
+@pytest.fixture
+def dev(start: Start, directory: Path) -> Command:
+    write(directory / "shop.py", APP)
+    dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload")
+    dev.until("shop:app at http")
+    return dev
+
+
+@pytest.fixture
+def ask(dev: Command, run: Run) -> Callable[..., Result]:
+    def ask_(*arguments: str, **options: str) -> Result:
+        return run(*arguments, INNGEST_DEV=dev.origin, **options)
+
+    return ask_
+
+
+Ask = Callable[..., Result]
+
+
+def test_a_run_from_its_event_to_its_rerun(ask: Ask, dev: Command) -> None:
+    sent = ask("send", "order/placed", "--data", '{"total": 3}', "--id", "order-1")
+    assert sent.status == 0, sent.stderr
+    run_id = sent.stderr.split()[2]
+    assert sent.stderr == f"started run {run_id} of shop-place\n"
+    dev.until("run completed")
+
+    listed = ask("runs", "list")
+    assert listed.stdout.splitlines()[0].split() == ["RUN", "FUNCTION", "STATUS", "STARTED", "DURATION"]
+    assert listed.stdout.splitlines()[1].split()[:3] == [run_id, "shop-place", "Completed"]
+    [run] = json.loads(ask("runs", "list", "--json", "--status", "completed", "--function", "shop-place").stdout)
+    assert (run["run_id"], run["output"]) == (run_id, {"charged": 3})
+    assert ask("runs", "list", "--status", "failed").stderr == "no runs\n"
+
+    shown = ask("runs", "show", run_id)
+    assert 'Output    {"charged": 3}' in shown.stdout
+    [line] = [line for line in shown.stdout.splitlines() if " charge " in line]
+    assert "✓" in line
+    assert '{"charged": 3}' in line
+    whole = json.loads(ask("runs", "show", run_id, "--json").stdout)
+    assert (whole["run"]["status"], whole["steps"][0]["id"]) == ("Completed", "charge")
+
+    again = ask("runs", "rerun", run_id)
+    assert again.status == 0
+    dev.until("run completed", after=dev.output.index(again.stdout.strip()))
+
+
+def test_a_waiting_run_is_cancelled(ask: Ask, dev: Command) -> None:
+    run_id = ask("invoke", "shop-place", "--data", '{"total": 3, "wait": true}', "--no-wait").stdout.strip()
+    dev.until("paid +waits until")
+    assert "WaitForEvent" in ask("runs", "show", run_id).stdout
+    cancelled = ask("runs", "cancel", run_id)
+    assert cancelled.stdout == f"run {run_id} is Cancelled\n"
+
+
+def test_invoke_prints_the_output(ask: Ask, directory: Path) -> None:
+    (directory / "order.json").write_text('{"total": 4}')
+    for arguments, stdin in [(["@order.json"], ""), (["-"], '{"total": 4}'), (['{"total": 4}'], "")]:
+        result = ask("invoke", "shop-place", "--data", *arguments, stdin=stdin)
+        assert (result.status, result.stdout) == (0, '{"charged": 4}\n'), result.stderr
+
+
+def test_invoke_fails_where_the_run_does(ask: Ask) -> None:
+    result = ask("invoke", "shop-place", "--data", '{"total": 4, "fail": true}')
+    assert (result.status, result.stdout) == (1, "")
+    assert "the run failed: ValueError: out of stock" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_mistakes_are_said_in_a_line(ask: Ask) -> None:
+    mistakes = [
+        (["send", "a", "--data", "{oops"], "--data is not valid JSON: .*line 1 column 2"),
+        (["send", "a", "--data", "[1]"], "--data must be a JSON object"),
+        (["send", "a", "--data", "@nowhere.json"], "cannot read nowhere.json"),
+        (["send", ""], "name"),
+        (["runs", "show", "nosuchrun"], "no run has the id 'nosuchrun'"),
+        (["runs", "cancel", "nosuchrun"], "nosuchrun"),
+        (["runs", "rerun", "nosuchrun"], "nosuchrun"),
+        (["invoke", "shop-nobody"], "shop-nobody"),
+    ]
+    for arguments, pattern in mistakes:
+        result = ask(*arguments)
+        assert result.status == 1, arguments
+        assert result.stdout == ""
+        with pytest.raises(AssertionError, match=pattern):
+            raise AssertionError(result.stderr)
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
+    result = ask("send", "nobody/listens")
+    assert (result.status, len(result.stdout.strip())) == (0, 26)
+    assert result.stderr == "no function is triggered by it\n"
+
+
+def test_there_is_no_engine(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for url in (f"http://127.0.0.1:{port}", "http://127.0.0.1:notaport"):
+        result = run("runs", "list", "--url", url)
+        assert result.status == 1
+        assert f"no engine answers at {url}" in result.stderr
+        assert "durably dev" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_help_and_version(run: Run) -> None:
+    for arguments in (["--help"], ["dev", "--help"], ["runs", "--help"], ["start", "-h"]):
+        assert run(*arguments).status == 0
+    assert run("--version").stdout.startswith("durably, version 0.1.0")

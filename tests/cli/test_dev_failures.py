@@ -1,0 +1,112 @@
+"""What can keep ``durably dev`` from starting, and what it then says: one or two lines, exit code 1, no traceback."""
+
+import re
+import signal
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import apps
+from .conftest import Result, Run, Start, write
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def check_failure(result: Result, pattern: str) -> None:
+    assert result.status == 1, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 3
+    assert re.search(pattern, result.stderr, re.DOTALL), result.stderr
+
+
+def test_the_engines_port_is_taken(run: Run, taken_port: int) -> None:
+    check_failure(run("dev", "--port", str(taken_port)), rf"port {taken_port} of 127.0.0.1 is taken.*--port")
+
+
+def test_the_apps_port_is_taken(run: Run, directory: Path, taken_port: int) -> None:
+    write(directory / "shop.py", apps.FLASK.format(sdk="durably"))
+    result = run("dev", "shop:app", "--port", "0", "--app-port", str(taken_port))
+    check_failure(result, rf"port {taken_port} of 127.0.0.1 is taken.*--app-port")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "pattern"),
+    [
+        ("app = 1", "shopp:app", "no module 'shopp' in .*project"),
+        ("app = 1", "shop:ap", "shop has no 'ap'; did you mean 'app'?"),
+        ("x = 1", "shop", "shop has no 'app'; name the app in it: module:name"),
+        ("x = 1\nimport nothere", "shop:x", r"No module named 'nothere'.*shop\.py, line 2: import nothere"),
+        ("def f():\n    raise ValueError('no config')\nf()", "shop:x", r"ValueError: no config.*shop\.py, line 2"),
+        ("app = (", "shop:app", r"SyntaxError: .*shop\.py, line 1"),
+        ("raise SystemExit('bye')", "shop:app", r"SystemExit: bye.*shop\.py, line 1"),
+        (
+            "app = {'a': 1}",
+            "shop:app",
+            "shop:app is an object of type builtins.dict, not an app.*FastAPI.*DigitalOcean",
+        ),
+        ("def app(): ...", "shop:app", r"shop:app is the function app\(\), not an app"),
+        ("app = 1", "./shop.py:app", "not the name of a module"),
+        ("", "shop:app.x.y", "shop has no 'app'"),
+    ],
+)
+def test_there_is_no_such_app(run: Run, directory: Path, source: str, target: str, pattern: str) -> None:
+    write(directory / "shop.py", source)
+    check_failure(run("dev", target, "--port", "0", "--app-port", "0"), pattern)
+
+
+def test_the_app_serves_no_functions(run: Run, directory: Path) -> None:
+    write(directory / "shop.py", "import flask\napp = flask.Flask(__name__)")
+    check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "serves no functions at .*--app-path")
+
+
+def test_the_app_serves_its_functions_elsewhere(start: Start, directory: Path) -> None:
+    source = apps.FLASK.format(sdk="durably").replace("client, [place])", 'client, [place], serve_path="/durable")')
+    write(directory / "shop.py", source)
+    dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", "--app-path", "/durable")
+    dev.until("shop:app at http://127.0.0.1:.*/durable")
+
+
+def test_the_app_is_in_production_mode(run: Run, directory: Path) -> None:
+    source = apps.FLASK.format(sdk="durably").replace(
+        "is_production=False", 'is_production=True, signing_key="ab", event_key="x"'
+    )
+    write(directory / "shop.py", source)
+    check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "not in dev mode")
+
+
+def test_the_app_ends_by_itself(run: Run, directory: Path) -> None:
+    write(directory / "shop.py", "import os\nos._exit(7)")
+    check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "ended with exit status 7")
+
+
+def test_the_database_is_locked_by_another_engine(start: Start, run: Run) -> None:
+    first = start("dev", "--port", "0")
+    assert first.origin
+    check_failure(run("dev", "--port", "0"), str(first.process.pid))
+    assert first.stop(signal.SIGTERM) == 0
+
+
+def test_the_database_is_of_a_newer_version(run: Run, directory: Path) -> None:
+    with sqlite3.connect(directory / "engine.db") as database:
+        database.execute("pragma user_version = 999999")
+    check_failure(run("dev", "--port", "0", "--db", "engine.db"), "newer")
+
+
+def test_the_database_is_none(run: Run, directory: Path) -> None:
+    (directory / "engine.db").write_bytes(b"this is no database" * 1000)
+    check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db")
+
+
+def test_the_databases_directory_is_missing(run: Run) -> None:
+    check_failure(run("dev", "--port", "0", "--db", "nowhere/engine.db"), "nowhere")
+
+
+def test_the_host_is_not_ours(run: Run) -> None:
+    check_failure(run("dev", "--port", "0", "--host", "203.0.113.7"), "cannot listen at 203.0.113.7")

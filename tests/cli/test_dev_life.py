@@ -1,0 +1,120 @@
+"""``durably dev`` over time: reloading, apps that run elsewhere, ending, and going on after a restart."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import apps
+from .conftest import Command, Run, Start, write
+
+
+def _start_shop(start: Start, directory: Path, *arguments: str) -> Command:
+    write(directory / "shop.py", apps.FLASK.format(sdk="durably"))
+    dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", *arguments)
+    dev.until("shop:app at http")
+    return dev
+
+
+def test_a_change_restarts_the_app_and_syncs_it(start: Start, directory: Path) -> None:
+    dev = _start_shop(start, directory)
+    dev.until("synced shop: shop-place\n")
+    source = (directory / "shop.py").read_text()
+
+    write(directory / "shop.py", source.replace('fn_id="place"', 'fn_id="order"'))
+    dev.until(r"shop\.py changed, restarting shop:app")
+    dev.until("synced shop: shop-order\n")
+
+    write(directory / "shop.py", "import nothere\n" + source)
+    dev.until(r"No module named 'nothere'")
+    dev.until("shop:app did not start; waiting for a change")
+
+    end = len(dev.output)
+    write(directory / "shop.py", source)
+    dev.until("synced shop: shop-place\n", after=end)
+    assert dev.stop() == 0
+
+
+def test_a_crash_of_the_app_is_said_and_waits_for_a_change(start: Start, directory: Path) -> None:
+    dev = _start_shop(start, directory)
+    os.kill(_child_of(dev), signal.SIGKILL)
+    dev.until("the process that serves shop:app ended with signal SIGKILL; waiting for a change")
+    write(directory / "shop.py", (directory / "shop.py").read_text())
+    dev.until("shop:app at http", after=dev.output.index("SIGKILL"))
+
+
+def test_without_reload_a_crash_of_the_app_ends_all(start: Start, directory: Path) -> None:
+    dev = _start_shop(start, directory, "--no-reload")
+    os.kill(_child_of(dev), signal.SIGKILL)
+    assert dev.wait() == 1
+    assert "Error: the process that serves shop:app ended with signal SIGKILL" in dev.output
+    assert "Traceback" not in dev.output
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_app_too(start: Start, directory: Path, how: signal.Signals) -> None:
+    dev = _start_shop(start, directory)
+    child = _child_of(dev)
+    assert dev.stop(how) == 0
+    assert "Traceback" not in dev.output
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_the_app_does_not_outlive_a_killed_command(start: Start, directory: Path) -> None:
+    dev = _start_shop(start, directory)
+    child = _child_of(dev)
+    dev.stop(signal.SIGKILL)
+    gone = subprocess.run(["tail", f"--pid={child}", "-f", "/dev/null"], timeout=10)
+    assert gone.returncode == 0
+
+
+def test_a_run_goes_on_after_a_restart(start: Start, run: Run, directory: Path) -> None:
+    source = apps.FLASK.format(sdk="durably")
+    source = source.replace(
+        "    return ctx", '    ctx.step.wait_for_event("paid", event="order/paid", timeout=60000)\n    return ctx'
+    )
+    write(directory / "shop.py", source)
+    arguments = ("dev", "shop:app", "--port", "0", "--app-port", "0")
+    first = start(*arguments)
+    first.until("shop:app at http")
+    run("send", "order/placed", "--data", '{"total": 3}', "--url", first.origin)
+    first.until("paid +waits")
+    assert first.stop() == 0
+    assert (directory / ".durably" / ".gitignore").read_text() == "*\n"
+
+    second = start(*arguments)
+    second.until("shop:app at http")
+    run("send", "order/paid", "--url", second.origin)
+    second.until("run completed")
+
+
+def test_an_app_that_runs_elsewhere_is_synced_when_it_comes_up(start: Start, directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api/inngest"
+    dev = start("dev", "--port", "0", "-u", url)
+    dev.until(f"no app answers at {url}.*; waiting for it")
+
+    write(directory / "shop.py", apps.FASTAPI.format(sdk="inngest"))
+    app = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port), "--log-level", "error"],
+        cwd=directory,
+        env=os.environ | {"INNGEST_DEV": dev.origin},
+    )
+    try:
+        dev.until("synced shop: shop-place")
+        dev.until(f"the app at {url} answers")
+    finally:
+        app.terminate()
+        app.wait(10)
+
+
+def _child_of(command: Command) -> int:
+    children = Path(f"/proc/{command.process.pid}/task/{command.process.pid}/children").read_text().split()
+    [child] = [pid for pid in children if b"app_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return int(child)

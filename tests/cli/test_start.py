@@ -1,0 +1,91 @@
+"""``durably start``: keys, signed syncs and calls, a log for machines."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import apps
+from .conftest import Command, Run, Start, write
+
+SIGNING_KEY = "signkey-prod-" + "0123456789abcdef" * 4
+EVENT_KEY = "event-key-of-the-shop"
+KEYS = {"INNGEST_SIGNING_KEY": SIGNING_KEY, "INNGEST_EVENT_KEY": EVENT_KEY}
+
+
+def logged(command: Command, message: str) -> dict[str, object]:
+    """The first line of the log with this message."""
+    line = json.loads(command.until(rf'\{{.*"message":"{message}".*\}}')[0])
+    assert isinstance(line, dict)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("keys", "pattern"),
+    [
+        ({}, "INNGEST_SIGNING_KEY"),
+        ({"INNGEST_SIGNING_KEY": SIGNING_KEY}, "INNGEST_EVENT_KEY"),
+        (KEYS | {"INNGEST_EVENT_KEY": ""}, "INNGEST_EVENT_KEY"),
+    ],
+)
+def test_keys_are_required(run: Run, keys: dict[str, str], pattern: str) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", **keys)
+    assert result.status == 1
+    assert pattern in result.stderr
+    assert SIGNING_KEY not in result.stderr
+
+
+def test_a_database_is_required(run: Run) -> None:
+    result = run("start", "--port", "0", **KEYS)
+    assert result.status == 2
+    assert "--db" in result.stderr
+
+
+@pytest.mark.parametrize("sdk", ["durably", "inngest"])
+def test_an_app_is_synced_called_and_logged(start: Start, run: Run, directory: Path, sdk: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    write(directory / "shop.py", apps.FASTAPI.format(sdk=sdk).replace(", is_production=False", ""))
+    url = f"http://127.0.0.1:{port}/api/inngest"
+    engine = start("start", "--db", "engine.db", "--port", "0", "-u", url, **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    app = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port), "--log-level", "error"],
+        cwd=directory,
+        env=os.environ | KEYS | {"INNGEST_BASE_URL": origin},
+    )
+    try:
+        assert logged(engine, "app synced")["app_id"] == "shop"
+        result = run("invoke", "shop-place", "--data", '{"total": 3}', INNGEST_BASE_URL=origin, **KEYS)
+        assert (result.status, result.stdout) == (0, '{"charged": 3}\n'), result.stderr
+        ended = logged(engine, "run completed")
+        assert (ended["function_id"], ended["level"]) == ("shop-place", "info")
+        assert "charged" not in engine.output
+    finally:
+        app.terminate()
+        app.wait(10)
+    assert engine.stop(signal.SIGTERM) == 0
+    logged(engine, "engine stopped")
+    for secret in (SIGNING_KEY, SIGNING_KEY.removeprefix("signkey-prod-"), EVENT_KEY):
+        assert secret not in engine.output
+
+
+def test_clients_need_the_keys(start: Start, run: Run) -> None:
+    engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    refused = run("runs", "list", "--url", origin)
+    assert (refused.status, "signing key" in refused.stderr) == (1, True)
+    refused = run("send", "a", "--url", origin, INNGEST_EVENT_KEY="wrong-key-of-mine")
+    assert (refused.status, "event key" in refused.stderr) == (1, True)
+    assert "wrong-key-of-mine" not in refused.stderr
+    sent = run("send", "a", "--url", origin, INNGEST_EVENT_KEY=EVENT_KEY)
+    assert (sent.status, sent.stderr) == (0, "")
+    listed = run(
+        "runs", "list", "--url", origin, "--signing-key", "signkey-prod-99", "--signing-key-fallback", SIGNING_KEY
+    )
+    assert (listed.status, listed.stderr) == (0, "no runs\n")

@@ -1,0 +1,35 @@
+"""Durations, tables and short lines."""
+
+import click
+import pytest
+
+from durably.cli.text import format_seconds, shorten, table
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.000 s"),
+        (-0.001, "0.000 s"),
+        (0.0421, "0.042 s"),
+        (1, "1.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 m"),
+        (200, "3 m 20 s"),
+        (7500, "2 h 5 m"),
+        (3600, "1 h"),
+        (86400 * 4 + 3600, "4 d 1 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_columns_are_aligned_whatever_their_colours() -> None:
+    lines = table(["A", "B"], [[click.style("x", fg="red"), "1"], ["long", "2"]]).splitlines()
+    assert [click.unstyle(line) for line in lines] == ["A     B", "x     1", "long  2"]
+
+
+def test_long_and_broken_lines_are_shortened() -> None:
+    assert shorten("a\n  b", 10) == "a b"
+    assert shorten("abcdef", 4) == "abc…"
