@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from durably import steps
 from durably.errors import AsyncUnsupportedError, DeadlineError
@@ -93,14 +93,17 @@ class Step:
         self._send = send
         self.ai = AI(client, call)
 
+    @overload
     def run(
-        self,
-        step_id: str,
-        handler: Callable[..., Awaitable[T]] | Callable[..., T],
-        *args: Any,
-        output_type: Any = Unset,
-        **kwargs: Any,
-    ) -> Coroutine[Any, Any, T]:
+        self, step_id: str, handler: Callable[..., Awaitable[T]], *args: Any, output_type: Any = Unset, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any = Unset, **kwargs: Any
+    ) -> Coroutine[Any, Any, T]: ...
+    def run(
+        self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
         """Run ``handler(*args, **kwargs)`` once it succeeds, and return what it returned, from JSON.
 
         A sync handler runs in the event loop, like any sync call in async code. ``output_type`` lets the

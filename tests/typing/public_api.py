@@ -1,0 +1,40 @@
+"""What type checkers infer for users; `make lint` checks it with mypy and pyright, nothing runs it."""
+
+from typing import assert_type
+
+import durably
+
+client = durably.Client(app_id="typing", is_production=False)
+
+
+async def load(number: int) -> str:
+    return str(number)
+
+
+def count(text: str) -> int:
+    return len(text)
+
+
+@client.create_function(fn_id="sync", trigger=durably.TriggerEvent(event="never"))
+def sync_function(ctx: durably.ContextSync) -> float:
+    assert_type(ctx.step.run("count", count, "text"), int)
+    assert_type(ctx.group.parallel((lambda: ctx.step.run("count", count, "text"),)), tuple[int, ...])
+    assert_type(ctx.step.invoke("again", function=async_function), bytes)
+    assert_type(ctx.step.wait_for_signal("signal", signal="go"), durably.Signal | None)
+    return 1.0
+
+
+@client.create_function(fn_id="async", trigger=durably.TriggerEvent(event="never"))
+async def async_function(ctx: durably.Context) -> bytes:
+    assert_type(await ctx.step.run("load", load, 1), str)
+    assert_type(await ctx.step.run("count", count, "text"), int)
+    assert_type(await ctx.step.ai.wrap("model", load, 1), str)
+    assert_type(await ctx.step.invoke("other", function=sync_function), float)
+    assert_type(await ctx.step.wait_for_event("event", event="never", timeout=1000), durably.Event | None)
+    assert_type(await ctx.step.fetch("fetch", "https://example.com"), durably.FetchResponse)
+    assert_type(await ctx.group.parallel((lambda: ctx.step.run("load", load, 1),)), tuple[str, ...])
+    return b""
+
+
+assert_type(sync_function, durably.Function[float])
+assert_type(async_function, durably.Function[bytes])
