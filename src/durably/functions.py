@@ -168,7 +168,7 @@ class FunctionCall:
     context: CallContext
     event: Event
     events: list[Event]
-    steps: Mapping[str, msgspec.Raw]
+    steps: Mapping[str, Any]
     target: str | None
     raw_request: object
     timings: Timings

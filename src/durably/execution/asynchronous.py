@@ -135,19 +135,16 @@ class AsyncCall:
             self._refuse_in_teardown()
         refuse_nested(step.request)
         replay = self._replay
-        if len(self._tasks) == 1 and step.hashed_id in replay.memos:
-            return await self._memoized_value(step)
-        if await self._park(step):
-            return await self._memoized_value(step)
-        self._end(Found([await replay.execute(step, resolve)]))
-        return await self._loop.create_future()  # until the teardown
-
-    async def _memoized_value(self, step: Step) -> Any:
-        memo = self._replay.memos.pop(step.hashed_id)
-        assert memo is not None
-        if not self._replay.memos:
-            await self._replay.freshen()
-        return self._replay.value(step, memo)
+        memo = replay.memos.pop(step.hashed_id) if len(self._tasks) == 1 else None
+        if memo is None:
+            if not await self._park(step):
+                self._end(Found([await replay.execute(step, resolve)]))
+                return await self._loop.create_future()  # until the teardown
+            memo = replay.memos.pop(step.hashed_id)
+            assert memo is not None
+        if not replay.memos:
+            await replay.freshen()
+        return replay.value(step, memo)
 
     async def _park(self, step: Step) -> bool:
         """Wait for the call's decision: True to return the memo, False to execute the step."""

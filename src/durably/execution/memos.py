@@ -7,85 +7,39 @@ import msgspec
 
 from durably.protocol.errors import ErrorData
 
-_decode = msgspec.json.Decoder().decode
+_RESULT_KEYS = frozenset(("data", "error", "type"))
+_INPUT_KEYS = frozenset(("input", "type"))
 
 
-class Memo:
-    """One finished step. ``data`` and ``error`` may be replaced, which is how middleware decrypts them.
+class Memo(msgspec.Struct):
+    """One finished step. ``data`` and ``error`` may be replaced, which is how middleware decrypts them."""
 
-    Decoded when first looked at: a call of a function with a thousand memos may need only a few.
-    """
-
-    __slots__ = ("_data", "_error", "_raw")
-
-    def __init__(self, raw: msgspec.Raw | None = None, *, data: Any = None, error: ErrorData | None = None) -> None:
-        self._raw = raw
-        self._data = data
-        self._error = error
-
-    def __repr__(self) -> str:
-        return f"Memo(data={self.data!r}, error={self.error!r})"
-
-    @property
-    def data(self) -> Any:
-        if self._raw is not None:
-            self._load()
-        return self._data
-
-    @data.setter
-    def data(self, value: Any) -> None:
-        if self._raw is not None:
-            self._load()
-        self._data = value
-
-    @property
-    def error(self) -> ErrorData | None:
-        if self._raw is not None:
-            self._load()
-        return self._error
-
-    @error.setter
-    def error(self, value: ErrorData | None) -> None:
-        if self._raw is not None:
-            self._load()
-        self._error = value
-
-    def _load(self) -> None:
-        value = _decode(self._raw)  # type: ignore[arg-type]
-        self._raw = None
-        if isinstance(value, dict) and value and value.keys() <= {"data", "error", "type"}:
-            if value.get("error") is not None:
-                self._error = _to_error(value["error"])
-            else:
-                self._data = value.get("data")
-        else:
-            # Waits memoise the event itself, sleeps null: neither is wrapped in an object.
-            self._data = value
-
-
-def _to_error(value: Any) -> ErrorData:
-    try:
-        return msgspec.convert(value, ErrorData)
-    except msgspec.ValidationError:
-        return ErrorData(name="Error", message=str(value))
+    data: Any = None
+    error: ErrorData | None = None
 
 
 class StepMemos:
-    """The memos of a call that no step has taken yet, by hashed step id."""
+    """The memos of a call that no step has taken yet, by hashed step id.
+
+    Made of the call's ``steps`` as JSON decodes them.
+    """
 
     __slots__ = ("_inputs", "_memos")
 
-    def __init__(self, steps: Mapping[str, msgspec.Raw | Memo] | None = None) -> None:
+    def __init__(self, steps: Mapping[str, Any] | None = None) -> None:
         self._memos: dict[str, Memo] = {}
         self._inputs: dict[str, Any] = {}
         for hashed_id, value in (steps or {}).items():
-            if isinstance(value, Memo):
-                self._memos[hashed_id] = value
-            elif bytes(memoryview(value)[:12]).replace(b" ", b"").startswith(b'{"input"'):
+            if not isinstance(value, dict) or not value:
+                self._memos[hashed_id] = Memo(value)  # sleeps and timeouts memoise null
+            elif _RESULT_KEYS.issuperset(value):
+                error = value.get("error")
+                self._memos[hashed_id] = Memo(value.get("data")) if error is None else Memo(error=_to_error(error))
+            elif _INPUT_KEYS.issuperset(value):
                 # Not a result: the step is to be run, with this input in place of its own.
-                self._inputs[hashed_id] = _decode(value)["input"]
+                self._inputs[hashed_id] = value["input"]
             else:
-                self._memos[hashed_id] = Memo(value)
+                self._memos[hashed_id] = Memo(value)  # waits memoise the event itself
 
     def __contains__(self, hashed_id: str) -> bool:
         return hashed_id in self._memos
@@ -111,3 +65,10 @@ class StepMemos:
         """Arguments that replace those of a step that is run again with another input."""
         value = self._inputs.get(hashed_id)
         return value if value is None or isinstance(value, list) else [value]
+
+
+def _to_error(value: Any) -> ErrorData:
+    try:
+        return msgspec.convert(value, ErrorData)
+    except msgspec.ValidationError:
+        return ErrorData(name="Error", message=str(value))
