@@ -57,7 +57,7 @@ def serve(
             http = _http_of(event)
             body = _body_of(http)
         except BodyInvalidError as error:
-            return _to_result(CommResponse.from_error(error))
+            return _to_result(handler.refuse(error))
         request = CommRequest(
             body=body,
             headers=http["headers"],

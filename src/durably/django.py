@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 try:
+    import django.db
     import django.http
     import django.urls
     from asgiref.sync import markcoroutinefunction
@@ -45,9 +46,11 @@ def serve(
     )
 
     def to_request(request: Any) -> CommRequest:
+        if not hasattr(request, "_body"):
+            # What request.body does, less DATA_UPLOAD_MAX_MEMORY_SIZE: it is meant for forms, and calls may be larger.
+            request._body = request.read()
         return CommRequest(
-            # Not request.body: DATA_UPLOAD_MAX_MEMORY_SIZE is meant for forms, and smaller than a call may be.
-            body=request.read(),
+            body=request.body,
             headers=request.headers,
             query_params=request.GET,
             raw_request=request,
@@ -65,13 +68,17 @@ class _View:
     """Async where an event loop runs (ASGI), sync elsewhere (WSGI); Django asks at each request."""
 
     csrf_exempt = True
-    _non_atomic_requests = ("default",)
     _coroutine_marks = vars(markcoroutinefunction(lambda: None))
 
     def __init__(self, handler: CommHandler, to_request: Any) -> None:
         self._handler = handler
         self._to_request = to_request
         self.__name__ = "durably"
+
+    @property
+    def _non_atomic_requests(self) -> set[str]:
+        """What ``transaction.non_atomic_requests`` sets, for every database."""
+        return set(django.db.connections)
 
     def __getattr__(self, name: str) -> Any:
         if name in self._coroutine_marks and _is_under_asgi():
@@ -90,7 +97,11 @@ class _View:
 
 
 def _is_under_asgi() -> bool:
-    return asyncio._get_running_loop() is not None
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _to_django(response: CommResponse, chunks: Any) -> Any:

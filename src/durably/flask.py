@@ -41,8 +41,9 @@ def serve(
         enable_unauthed_sync=enable_unauthed_sync,
     )
 
-    def durably_endpoint() -> flask.Response:
-        request = flask.request
+    def answer() -> flask.Response:
+        # The request itself, not the proxy: it stays what it is in other threads.
+        request = flask.request._get_current_object()  # type: ignore[attr-defined]
         comm_request = CommRequest(
             body=request.get_data(),
             headers=dict(request.headers),
@@ -54,13 +55,9 @@ def serve(
             serve_path=serve_path,
         )
         response = handler.handle_sync(request.method, comm_request)
-        body = response.body_bytes() if response.stream is None else response.stream_sync()
-        return flask.Response(body, response.status_code, response.headers)
+        if response.stream is None:
+            return flask.Response(response.body_bytes(), response.status_code, response.headers)
+        return flask.Response(flask.stream_with_context(response.stream_sync()), response.status_code, response.headers)
 
-    app.add_url_rule(
-        mount_path(serve_path),
-        "durably",
-        durably_endpoint,
-        methods=["GET", "POST", "PUT"],
-        provide_automatic_options=False,
-    )
+    path = mount_path(serve_path)
+    app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])

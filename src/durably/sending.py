@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -87,7 +88,8 @@ def _build_request(client: "Client", events: list[Event]) -> Request:
         body = msgspec.json.encode([_to_wire(event) for event in events])
     except (TypeError, OverflowError) as error:
         raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
-    return Request("POST", f"{client.event_api_origin}/e/{key}", headers, body, client.request_timeout)
+    url = f"{client.event_api_origin}/e/{quote(key, safe='')}"
+    return Request("POST", url, headers, body, client.request_timeout)
 
 
 def _to_wire(event: Event) -> Mapping[str, Any]:

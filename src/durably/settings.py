@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from enum import Enum
 from urllib.parse import urlsplit
 
-from durably.errors import URLInvalidError
+from durably.errors import FunctionConfigInvalidError, URLInvalidError
 from durably.protocol.headers import ServerKind
 
 DEV_ORIGIN = "http://127.0.0.1:8288"
@@ -67,10 +67,15 @@ class Environment:
 
     @property
     def streaming(self) -> Streaming | None:
-        value = (self._get("INNGEST_STREAMING") or "").lower()
-        if value == "allow":  # what other SDKs of the protocol also accept
+        value = self._get("INNGEST_STREAMING")
+        if value is None:
+            return None
+        if value.lower() == "allow":  # what other SDKs of the protocol also accept
             return Streaming.FORCE
-        return Streaming(value) if value in ("disable", "force") else None
+        try:
+            return Streaming(value.lower())
+        except ValueError:
+            raise FunctionConfigInvalidError(f'INNGEST_STREAMING must be "force" or "disable", not {value!r}') from None
 
     @property
     def allows_in_band_sync(self) -> bool:
@@ -84,7 +89,11 @@ class Environment:
     def thread_pool_max_workers(self) -> int | None:
         """``0`` means no pool, ``None`` Python's default size."""
         value = self._get("INNGEST_THREAD_POOL_MAX_WORKERS")
-        return int(value) if value is not None and value.isdigit() else None
+        if value is not None and not (value.isascii() and value.isdigit()):
+            raise FunctionConfigInvalidError(
+                f"INNGEST_THREAD_POOL_MAX_WORKERS must be a number of threads (0 for no pool), not {value!r}"
+            )
+        return None if value is None else int(value)
 
     @property
     def log_level(self) -> str | None:

@@ -1,8 +1,9 @@
 """Serving functions in a Tornado application."""
 
+import re
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 try:
     import tornado.iostream
@@ -72,7 +73,7 @@ def serve(
             if response.stream is None:
                 self.finish(response.body_bytes())
                 return
-            async with aclosing(cast(Any, response.stream())) as chunks:
+            async with aclosing(response.stream()) as chunks:
                 async for chunk in chunks:
                     self.write(chunk)
                     try:
@@ -80,4 +81,4 @@ def serve(
                     except tornado.iostream.StreamClosedError:
                         return
 
-    app.add_handlers(r".*", [(mount_path(serve_path), DurablyHandler)])
+    app.add_handlers(r".*", [(re.escape(mount_path(serve_path)), DurablyHandler)])

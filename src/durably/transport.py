@@ -9,14 +9,16 @@ outside; it is written once, over either kind.
 import asyncio
 import concurrent.futures
 import contextvars
+import ipaddress
+import logging
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -27,18 +29,21 @@ from durably.protocol.headers import Header
 from durably.protocol.signatures import bearer_token
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _MAX_CONNECTIONS = 32
+_CHUNK_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """A request to an engine; ``timeout`` is seconds, from connecting to the answer's last byte."""
+
     method: str
-    url: str
-    headers: Mapping[str, str]
-    body: bytes | None = None
+    url: str = field(repr=False)  # may contain an event key
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
     timeout: float = 30.0
-    """Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,12 @@ class Response:
     body: bytes
 
 
-Job = asyncio.Future[Any] | concurrent.futures.Future[Any]
-"""Something that was started: its ``result()`` once it has ended, ``cancel()`` before."""
+class Job(Protocol[T_co]):
+    """Something that was started: its ``result()`` once it has ended, ``cancel()`` before."""
+
+    def result(self) -> T_co: ...
+
+    def cancel(self) -> bool: ...
 
 
 class IO(Protocol):
@@ -68,11 +77,11 @@ class IO(Protocol):
         """Call something that blocks; where that would block an event loop, in the pool (if there is one)."""
         ...
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Job:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         """Start something asynchronous without waiting for it."""
         ...
 
-    async def wait(self, job: Job, seconds: float) -> bool:
+    async def wait(self, job: Job[Any], seconds: float) -> bool:
         """Wait for a job for so long; True if it has ended."""
         ...
 
@@ -86,14 +95,11 @@ class _Connections:
         self._executor: ThreadPoolExecutor | None = None
 
     def manager_for(self, url: str) -> urllib3.PoolManager:
-        parts = urlsplit(url)
-        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+        """Raises ``urllib3.exceptions.HTTPError`` for a proxy that is none."""
+        proxy = _proxy_for(url)
         with self._lock:
             if proxy not in self._managers:
-                options: dict[str, Any] = {"maxsize": _MAX_CONNECTIONS, "retries": False}
-                self._managers[proxy] = (
-                    urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-                )
+                self._managers[proxy] = _make_manager(proxy)
             return self._managers[proxy]
 
     def executor(self) -> ThreadPoolExecutor:
@@ -101,6 +107,34 @@ class _Connections:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(_MAX_CONNECTIONS, thread_name_prefix="durably-http")
             return self._executor
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment (or the platform) names; none is asked for what is on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_local(host) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _make_manager(proxy: str | None) -> urllib3.PoolManager:
+    options: dict[str, Any] = {"maxsize": _MAX_CONNECTIONS, "retries": False}
+    if proxy is None:
+        return urllib3.PoolManager(**options)
+    parts = urlsplit(proxy)
+    credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+    headers = urllib3.make_headers(proxy_basic_auth=credentials)
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
 
 
 _connections = _Connections()
@@ -115,8 +149,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
 
 
+class _Quiet(threading.local):
+    """Keeps urllib3 from logging our requests: it logs whole URLs, and some contain the event key."""
+
+    is_sending = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.is_sending
+
+
+_quiet = _Quiet()
+logging.getLogger("urllib3.connectionpool").addFilter(_quiet)
+
+
 def send(request: Request) -> Response:
-    """Send a request and wait for its answer; redirects are not followed."""
+    """Send a request and wait for its answer; redirects are not followed. Raises ``TransportError``."""
+    deadline = time.monotonic() + request.timeout
+    _quiet.is_sending = True
     try:
         answer = _connections.manager_for(request.url).request(
             request.method,
@@ -125,23 +174,43 @@ def send(request: Request) -> Response:
             headers=dict(request.headers),
             timeout=urllib3.Timeout(total=request.timeout),
             redirect=False,
+            preload_content=False,
         )
-    except urllib3.exceptions.HTTPError as error:
+        return Response(answer.status, _read(answer, deadline))
+    except (urllib3.exceptions.HTTPError, OSError) as error:
         parts = urlsplit(request.url)
-        reason = "it did not answer in time" if isinstance(error, urllib3.exceptions.TimeoutError) else _reason(error)
-        raise TransportError(f"cannot reach {parts.scheme}://{parts.netloc.rpartition('@')[2]}: {reason}") from None
-    return Response(answer.status, answer.data)
+        origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        raise TransportError(f"cannot reach {origin}: {_reason(error)}") from None
+    finally:
+        _quiet.is_sending = False
+
+
+def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    """The whole body. The socket's timeout bounds each wait for bytes; this bounds their sum."""
+    chunks: list[bytes] = []
+    for chunk in answer.stream(_CHUNK_BYTES):
+        chunks.append(chunk)
+        if time.monotonic() > deadline:
+            answer.close()
+            raise urllib3.exceptions.TimeoutError
+    return b"".join(chunks)
 
 
 def _reason(error: Exception) -> str:
     """What went wrong in plain words, without the URL that urllib3's messages contain."""
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "it did not answer in time"
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        return f"its proxy: {_reason(error.original_error)}"
+    if isinstance(error, urllib3.exceptions.ProxySchemeUnknown):
+        return "its proxy's URL must begin with http:// or https://"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "the host's name cannot be resolved"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):
-        return "the connection was refused"
     if isinstance(error, urllib3.exceptions.SSLError):
         return "the TLS handshake failed"
-    return "the connection broke off"
+    cause = error.__cause__ if isinstance(error, urllib3.exceptions.NewConnectionError) else error
+    text = cause.strerror if isinstance(cause, OSError) else None
+    return text.lower() if text else "the connection broke off"
 
 
 class BlockingIO:
@@ -159,10 +228,10 @@ class BlockingIO:
     async def run(self, pool: ThreadPoolExecutor | None, function: Callable[[], T]) -> T:
         return function()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Job:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         return get_portal().submit(coroutine)
 
-    async def wait(self, job: Job, seconds: float) -> bool:
+    async def wait(self, job: Job[Any], seconds: float) -> bool:
         assert isinstance(job, concurrent.futures.Future)
         return bool(concurrent.futures.wait([job], seconds).done)
 
@@ -185,10 +254,10 @@ class AsyncIO:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(pool, context.run, function)
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Job:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         return asyncio.ensure_future(coroutine)
 
-    async def wait(self, job: Job, seconds: float) -> bool:
+    async def wait(self, job: Job[Any], seconds: float) -> bool:
         assert isinstance(job, asyncio.Future)
         return bool((await asyncio.wait([job], timeout=seconds))[0])
 

@@ -8,7 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -16,21 +18,25 @@ from durably.client import Client
 from durably.errors import (
     BodyInvalidError,
     BodyTooLargeError,
+    Error,
     FunctionConfigInvalidError,
     FunctionNotFoundError,
     MethodUnsupportedError,
     QueryParamMissingError,
     SignatureError,
     SigningKeyMissingError,
+    TransportError,
 )
 from durably.execution import Found, Outcome, Raised, drive
 from durably.functions import Function, FunctionCall
 from durably.protocol import signatures
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import is_quiet
+from durably.protocol.events import Event
 from durably.protocol.headers import Header, Probe, Query, SyncKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.settings import Environment, Streaming
+from durably.timings import Timings
 from durably.transport import IO, AsyncIO, BlockingIO, Request, request_with_keys
 
 from . import inspection
@@ -38,7 +44,11 @@ from .models import CommRequest, CommResponse
 from .streaming import stream
 from .syncer import Syncer
 
-Method = Callable[[CommRequest, str | SignatureError | None, IO], Awaitable[CommResponse]]
+T = TypeVar("T")
+
+Key = str | SignatureError | None
+"""The key that signed a request; why it was refused; or ``None`` where nothing is signed nor need be."""
+Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
 
 
 class CommHandler:
@@ -103,14 +113,19 @@ class CommHandler:
         """Answer a request by its HTTP method, in this thread."""
         return drive(self._answer(req, self._method(method), BlockingIO()))
 
+    def refuse(self, error: Exception) -> CommResponse:
+        """Answer a request of which not even a ``CommRequest`` could be made."""
+        self._log_refusal("a request", error)
+        return self._seal(CommResponse.from_error(error), Timings(), None)
+
     # -- what all requests have in common
 
     def _method(self, method: str) -> Method:
         return {"GET": self._get, "POST": self._post, "PUT": self._put}.get(method.upper(), self._unsupported)
 
     async def _answer(self, req: CommRequest, method: Method, io: IO) -> CommResponse:
-        """Verify, answer, and put on what every answer carries. Never raises for what a request contains."""
-        key: str | SignatureError | None = None
+        """Verify and answer. Never raises for what a request contains."""
+        key: Key = None
         with req.timings.measure("comm_handler"):
             try:
                 if len(req.body) > MAX_REQUEST_BYTES:
@@ -118,16 +133,12 @@ class CommHandler:
                 key = self._verify(req)
                 response = await method(req, key, io)
             except Exception as error:
-                self._log(f"{req.request_url.partition('?')[0]} refused: {error}", error)
+                self._log_refusal(req.request_url.partition("?")[0], error)
                 response = CommResponse.from_error(error)
-        response.headers = self._base_headers() | response.headers
-        response.headers[Header.SERVER_TIMING.value] = req.timings.to_header()
-        if isinstance(key, str) and response.stream is None:
-            response.headers[Header.SIGNATURE.value] = signatures.sign(response.body_bytes(), key, int(time.time()))
-        return response
+        return self._seal(response, req.timings, key)
 
-    def _verify(self, req: CommRequest) -> str | SignatureError | None:
-        """The key that signed the request; an error if none did although one must; ``None`` where none need."""
+    def _verify(self, req: CommRequest) -> Key:
+        """In development nothing need be signed, but what is signed is verified."""
         client = self.client
         header = req.header(Header.SIGNATURE)
         if req.is_connect or (not client.is_production and not (header and client.signing_key)):
@@ -137,38 +148,43 @@ class CommHandler:
         except SignatureError as error:
             return error
 
-    def _base_headers(self) -> dict[str, str]:
-        headers = self.client.headers(self.framework)
-        headers[Header.EXPECTED_SERVER_KIND.value] = self.client.mode.value
-        return headers
+    def _seal(self, response: CommResponse, timings: Timings, key: Key) -> CommResponse:
+        """Put on what every answer carries, and sign it with the key that signed the request."""
+        response.headers = self.client.headers(self.framework) | response.headers
+        response.headers[Header.EXPECTED_SERVER_KIND.value] = self.client.mode.value
+        response.headers[Header.SERVER_TIMING.value] = timings.to_header()
+        if isinstance(key, str) and response.stream is None:
+            response.headers[Header.SIGNATURE.value] = signatures.sign(response.body_bytes(), key, int(time.time()))
+        return response
 
-    def _log(self, message: str, error: BaseException, *, with_traceback: bool = False) -> None:
-        if not is_quiet(error):
-            self.client.logger.error(message, exc_info=error if with_traceback else None)
+    def _log_refusal(self, what: str, error: Exception) -> None:
+        """Refusals explain themselves; what is no ``Error`` of ours is a fault, and needs its traceback."""
+        self.client.logger.error(
+            "%s was refused: %s", what, error, exc_info=None if isinstance(error, Error) else error
+        )
 
     # -- the methods
 
-    async def _get(self, req: CommRequest, key: str | SignatureError | None, io: IO) -> CommResponse:
+    async def _get(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         kind = req.server_kind
         if kind is not None and kind is not self.client.mode:
-            return CommResponse(body={}, status_code=403)
+            return CommResponse(body={}, status_code=HTTPStatus.FORBIDDEN)
         if isinstance(key, str):
             return CommResponse(body=inspection.authenticated(self, req))
-        was_signed = req.header(Header.SIGNATURE) is not None and isinstance(key, SignatureError)
+        was_signed = isinstance(key, SignatureError) and req.header(Header.SIGNATURE) is not None
         return CommResponse(body=inspection.unauthenticated(self, False if was_signed else None))
 
-    async def _put(self, req: CommRequest, key: str | SignatureError | None, io: IO) -> CommResponse:
-        if req.header(Header.SYNC_KIND) == SyncKind.IN_BAND and self._allows_in_band:
-            if isinstance(key, SignatureError):
-                raise key
-            if key is not None:
-                return Syncer(self).in_band(req)
-        if isinstance(key, SignatureError) and not self._allows_unsigned_sync:
+    async def _put(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
+        is_in_band = self._allows_in_band and req.header(Header.SYNC_KIND) == SyncKind.IN_BAND
+        if isinstance(key, SignatureError) and (is_in_band or not self._allows_unsigned_sync):
             raise key
-        return await Syncer(self).out_of_band(req, io)
+        syncer = Syncer(self)
+        if is_in_band and key is not None:
+            return syncer.in_band(req)
+        return await syncer.out_of_band(req, io)
 
-    async def _post(self, req: CommRequest, key: str | SignatureError | None, io: IO) -> CommResponse:
-        if isinstance(key, SignatureError):
+    async def _post(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
+        if isinstance(key, SignatureError) and self.client.is_production:
             raise key
         if req.probe is Probe.TRUST:
             return CommResponse(body=b"")
@@ -177,35 +193,36 @@ class CommHandler:
             raise QueryParamMissingError("the query parameter fnId is missing; it names the function to call")
         if req.query(Query.STEP_ID) is None:
             raise QueryParamMissingError('the query parameter stepId is missing; it is "step" to discover steps')
-        function, function_id = self._find(function_id)
+        function = self._find(function_id)
         call = await self._decode(req, function_id, io)
-        if self._is_streaming:
-            job = io.start(self._run(function, call, AsyncIO()))
-            return CommResponse.create_streaming(partial(stream, job, io, partial(self._finish, req, function, key)))
+        if self._can_stream(function, call):
+            return CommResponse.create_streaming(
+                lambda: stream(lambda: io.start(self._complete(function, call, key)), io)
+            )
         return self._respond(function, await self._run(function, call, io))
 
-    async def _unsupported(self, req: CommRequest, key: str | SignatureError | None, io: IO) -> CommResponse:
+    async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         raise MethodUnsupportedError("this endpoint answers GET, POST and PUT")
 
     # -- calls
 
-    def _find(self, function_id: str) -> tuple[Function[Any], str]:
+    def _find(self, function_id: str) -> Function[Any]:
         function = self._by_id.get(function_id)
         if function is None:
             known = ", ".join(sorted(self._by_id)) or "none"
-            raise FunctionNotFoundError(f'function "{function_id}" not found; this app serves: {known}')
-        return function, function_id
+            raise FunctionNotFoundError(f"function {function_id!r} not found; this app serves: {known}")
+        return function
 
     async def _decode(self, req: CommRequest, function_id: str, io: IO) -> FunctionCall:
         try:
             request = decode_call(req.body)
-            steps, events, event = request.steps or {}, request.events, request.event
-            if request.use_api or request.ctx.use_api:
-                with req.timings.measure("use_api"):
-                    steps, events = await self._fetch(request, io)
-                event = events[0] if events else event
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid call: {error}") from None
+        steps, events, event = request.steps or {}, request.events, request.event
+        if request.use_api or request.ctx.use_api:
+            with req.timings.measure("use_api"):
+                steps, events = await self._fetch(request, io)
+            event = events[0] if events else event
         events = events or ([event] if event is not None else [])
         if not events:
             raise BodyInvalidError("invalid call: it contains no event, and does not say to fetch it (use_api)")
@@ -223,47 +240,55 @@ class CommHandler:
             disable_immediate=request.ctx.disable_immediate_execution or req.header(Header.FORCE_STEP_PLAN) == "true",
         )
 
-    async def _fetch(self, request: CallRequest, io: IO) -> tuple[dict[str, msgspec.Raw], list[Any]]:
+    async def _fetch(self, request: CallRequest, io: IO) -> tuple[dict[str, msgspec.Raw], list[Event]]:
         """Memos and events of a call that was too large to carry them (spec §4.4.2)."""
-        base = f"{self.client.api_origin}/v0/runs/{request.ctx.run_id}"
-        bodies = []
-        for part in ("actions", "batch"):
-            fetch = Request("GET", f"{base}/{part}", self.client.headers(), timeout=self.client.request_timeout)
-            response = await request_with_keys(io, fetch, self.client.signing_keys)
-            if response.status != 200:
-                raise BodyInvalidError(f"the engine answered {response.status} to the request for the run's {part}")
-            bodies.append(response.body)
-        return decode_steps(bodies[0]), decode_events(bodies[1])
+        steps = await self._fetch_part(request, "actions", decode_steps, io)
+        return steps, await self._fetch_part(request, "batch", decode_events, io)
+
+    async def _fetch_part(self, request: CallRequest, part: str, decode: Callable[[bytes], T], io: IO) -> T:
+        client = self.client
+        url = f"{client.api_origin}/v0/runs/{quote(request.ctx.run_id, safe='')}/{part}"
+        fetch = Request("GET", url, client.headers(), timeout=client.request_timeout)
+        response = await request_with_keys(io, fetch, client.signing_keys)
+        if response.status != HTTPStatus.OK:
+            raise TransportError(f"cannot fetch the run's {part}: the engine answered {response.status}")
+        try:
+            return decode(response.body)
+        except msgspec.MsgspecError as error:
+            raise TransportError(f"cannot read the run's {part} that the engine sent: {error}") from None
 
     async def _run(self, function: Function[Any], call: FunctionCall, io: IO) -> Outcome:
         if function.is_async(call.function_id):
             return await io.resolve(function.call(self.client, call, AsyncIO()))
         return await io.run(self._thread_pool, partial(function.call_sync, self.client, call, BlockingIO()))
 
+    def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:
+        """A sync function without a pool blocks what would send the spaces."""
+        return self._is_streaming and (function.is_async(call.function_id) or self._thread_pool is not None)
+
+    async def _complete(self, function: Function[Any], call: FunctionCall, key: Key) -> CommResponse:
+        """The answer inside a streamed one, whose own status and headers are long sent."""
+        try:
+            response = self._respond(function, await self._run(function, call, AsyncIO()))
+        except Exception as error:
+            self._log_refusal(f'a call of function "{function.id}"', error)
+            response = CommResponse.from_error(error)
+        return self._seal(response, call.timings, key)
+
     def _respond(self, function: Function[Any], outcome: Outcome) -> CommResponse:
-        if isinstance(outcome, Raised):
-            self._log(
-                f'function "{function.id}" raised {type(outcome.error).__name__}', outcome.error, with_traceback=True
-            )
-        elif isinstance(outcome, Found):
-            for report in outcome.reports:
-                if report.error is not None:
-                    message = (
-                        f'step "{report.info.id}" of function "{function.id}" raised {type(report.error).__name__}'
-                    )
-                    self._log(message, report.error, with_traceback=True)
+        self._log_errors(function, outcome)
         return CommResponse.from_call_result(outcome)
 
-    def _finish(
-        self, req: CommRequest, function: Function[Any], key: str | SignatureError | None, outcome: Outcome
-    ) -> tuple[int, dict[str, str], bytes]:
-        """The answer inside a streamed one."""
-        response = self._respond(function, outcome)
-        headers = self._base_headers() | response.headers
-        headers[Header.SERVER_TIMING.value] = req.timings.to_header()
-        if isinstance(key, str):
-            headers[Header.SIGNATURE.value] = signatures.sign(response.body_bytes(), key, int(time.time()))
-        return response.status_code, headers, response.body_bytes()
+    def _log_errors(self, function: Function[Any], outcome: Outcome) -> None:
+        where = f'function "{function.id}"'
+        raised: list[tuple[str, BaseException]] = []
+        if isinstance(outcome, Raised):
+            raised = [(where, outcome.error)]
+        elif isinstance(outcome, Found):
+            raised = [(f'step "{r.info.id}" of {where}', r.error) for r in outcome.reports if r.error is not None]
+        for source, error in raised:
+            if not is_quiet(error):
+                self.client.logger.error("%s raised %s", source, type(error).__name__, exc_info=error)
 
 
 def _index(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:

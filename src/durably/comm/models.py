@@ -1,13 +1,13 @@
 """Requests and responses without a framework."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
-from durably.errors import Error, FunctionNotFoundError, QueryParamInvalidError
+from durably.errors import Error, FunctionNotFoundError, MethodUnsupportedError, QueryParamInvalidError
 from durably.execution import Outcome, drive
 from durably.protocol.errors import ErrorCode
 from durably.protocol.headers import DISCOVER, Header, Probe, Query, ServerKind
@@ -86,6 +86,14 @@ _STATUS_OF_CODE = {
 }
 """Statuses of refused requests; anything else is a 500, as for a function that is not found (spec §4.4.1)."""
 
+_HEADERS_OF_ERROR: dict[type[Error], dict[str, str]] = {
+    FunctionNotFoundError: {Header.NO_RETRY.value: "false"},  # a deployment may be under way
+    MethodUnsupportedError: {"allow": "GET, POST, PUT"},
+}
+
+
+Stream = AsyncGenerator[bytes, None]
+
 
 @dataclass(kw_only=True)
 class CommResponse:
@@ -94,7 +102,7 @@ class CommResponse:
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     status_code: int = HTTPStatus.OK
-    stream: Callable[[], AsyncIterator[bytes]] | None = None
+    stream: Callable[[], Stream] | None = None
 
     @property
     def no_retry(self) -> bool:
@@ -121,15 +129,18 @@ class CommResponse:
 
     @classmethod
     def from_error(cls, error: Exception) -> "CommResponse":
-        """The answer to a request that was refused, without any traceback of ours."""
-        code = error.code if isinstance(error, Error) else ErrorCode.UNKNOWN
-        body = {"code": code.value, "message": str(error), "name": type(error).__name__}
-        headers = {Header.NO_RETRY.value: "false"} if isinstance(error, FunctionNotFoundError) else {}
-        status = _STATUS_OF_CODE.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return cls(body=body, headers=headers, status_code=status)
+        """The answer to a request that was refused, without any traceback of ours.
+
+        What is not an ``Error`` of ours was not meant for others to read, so it is only named.
+        """
+        if not isinstance(error, Error):
+            error = Error(f"the app could not answer ({type(error).__name__}); its log says why")
+        body = {"code": error.code.value, "message": error.message, "name": error.name}
+        status = _STATUS_OF_CODE.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
+        return cls(body=body, headers=_HEADERS_OF_ERROR.get(type(error), {}).copy(), status_code=status)
 
     @classmethod
-    def create_streaming(cls, stream: Callable[[], AsyncIterator[bytes]]) -> "CommResponse":
+    def create_streaming(cls, stream: Callable[[], Stream]) -> "CommResponse":
         """An answer whose chunks keep the connection alive until the call has ended (spec §9)."""
         return cls(stream=stream, status_code=HTTPStatus.CREATED)
 
@@ -138,14 +149,14 @@ class CommResponse:
             self.body = msgspec.json.encode(self.body)
         return self.body
 
-    def stream_sync(self) -> Iterator[bytes]:
+    def stream_sync(self) -> Generator[bytes, None, None]:
         """``stream`` for frameworks that write in a thread; it must block instead of waiting."""
         assert self.stream is not None
         chunks = self.stream()
         try:
             while True:
-                yield drive(chunks.__anext__())  # type: ignore[arg-type]
+                yield drive(chunks.__anext__())
         except StopAsyncIteration:
             return
         finally:
-            drive(chunks.aclose())  # type: ignore[attr-defined]
+            drive(chunks.aclose())

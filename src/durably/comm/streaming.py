@@ -3,26 +3,38 @@
 Proxies and platforms close connections that stay silent; JSON readers skip leading spaces.
 """
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
 from durably.transport import IO, Job
 
+from .models import CommResponse
+
 KEEP_ALIVE_SECONDS = 3.0
 
 
-async def stream(job: Job, io: IO, finish: Callable[[Any], tuple[int, dict[str, str], bytes]]) -> AsyncIterator[bytes]:
-    """The chunks of one answer. ``finish`` makes status, headers and body of the job's result.
+async def stream(start: Callable[[], Job[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
+    """The chunks of one answer, which ``start`` begins to make.
 
-    The job is cancelled if the reader goes away.
+    It is started here and cancelled here: a reader who goes away, even before the first chunk, leaves
+    nothing running.
     """
+    job = start()
     try:
         yield b" "
         while not await io.wait(job, KEEP_ALIVE_SECONDS):
             yield b" "
-        status, headers, body = finish(job.result())
-        yield msgspec.json.encode({"status": int(status), "headers": headers, "body": body.decode()})
+        yield _envelope(job.result())
     finally:
         job.cancel()
+
+
+def _envelope(response: CommResponse) -> bytes:
+    return msgspec.json.encode(
+        {
+            "status": int(response.status_code),
+            "headers": response.headers,
+            "body": response.body_bytes().decode(),
+        }
+    )

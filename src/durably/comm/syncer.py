@@ -34,6 +34,7 @@ class Syncer:
 
     def in_band(self, req: CommRequest) -> CommResponse:
         """Answer a signed request with the app's whole configuration (spec §4.3.5)."""
+        self._refuse_other_kind(req.server_kind)
         try:
             url = serve_url(req, msgspec.json.decode(req.body, type=_InBandRequest).url)
         except msgspec.MsgspecError as error:
