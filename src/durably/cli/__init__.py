@@ -15,4 +15,4 @@ def main() -> None:
         if error.name != "click":
             raise
         sys.exit('Error: the durably command needs the "engine" extra: pip install "durably[engine]"')
-    durably()
+    durably(prog_name="durably")

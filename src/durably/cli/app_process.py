@@ -8,7 +8,7 @@ import socket
 import sys
 
 from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError, NoAppError
-from durably.engine.embedded.api.server import reachable
+from durably.engine.embedded.api.server import describe_os_error, reachable
 from durably.protocol.errors import Error
 
 from .app_server import EXIT_REPORTED, GRACE_SECONDS
@@ -106,7 +106,7 @@ def check_port_free(host: str, port: int) -> None:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise AppFailedError(
-            f"port {port} of {host} is taken ({error.strerror}); choose another for the app with --app-port"
+            f"port {port} of {host} is taken ({describe_os_error(error)}); choose another for the app with --app-port"
         ) from None
 
 

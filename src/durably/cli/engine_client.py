@@ -83,15 +83,18 @@ class EngineClient:
             headers = headers | {"content-type": "application/json"}
         try:
             response = self._pool.request(method, self.url + path, body=body, headers=headers)
+        except urllib3.exceptions.NewConnectionError:  # Before the timeouts: urllib3 has it among them.
+            raise self._unreached("connection refused") from None
         except urllib3.exceptions.TimeoutError:
-            raise CliError(f"the engine at {self.url} did not answer in time") from None
+            raise self._unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s") from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            reason = "connection refused" if isinstance(error, urllib3.exceptions.NewConnectionError) else str(error)
-            raise CliError(
-                f"no engine answers at {self.url} ({reason})\n"
-                "Start one with `durably dev`, or say where it is with --url."
-            ) from None
+            raise self._unreached(str(error)) from None
         return response.status, response.data
+
+    def _unreached(self, reason: str) -> CliError:
+        return CliError(
+            f"no engine answers at {self.url} ({reason})\nStart one with `durably dev`, or say where it is with --url."
+        )
 
     def _describe(self, status: int, answer: bytes) -> str:
         try:

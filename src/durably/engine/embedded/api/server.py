@@ -102,8 +102,15 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise PortTakenError(f"port {port} of {host} is taken by another program") from None
-        raise HostInvalidError(f"cannot listen at {host} port {port}: {error.strerror or error}") from None
+            raise PortTakenError(
+                f"port {port} of {host} is taken by another program; choose another (--port)"
+            ) from None
+        raise HostInvalidError(f"cannot listen at {host} port {port}: {describe_os_error(error)}") from None
+
+
+def describe_os_error(error: OSError) -> str:
+    """The reason alone: what the socket module adds to it names the address once more."""
+    return (error.strerror or str(error)).partition(" (")[0]
 
 
 def reachable(host: str) -> str:
