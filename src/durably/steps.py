@@ -62,16 +62,11 @@ def run(
 ) -> StepRequest:
     if not callable(handler):
         raise FunctionConfigInvalidError(f'step "{step_id}": the handler must be callable, not {handler!r}')
-    return StepRequest(
-        _checked(step_id),
-        Opcode.STEP_RUN,
-        opts=opts,
-        handler=handler,
-        args=args,
-        kwargs=kwargs,
-        encode=lambda output: client.serialize(output, output_type),
-        decode=lambda data: client.deserialize(data, output_type),
-    )
+    request = StepRequest(_checked(step_id), Opcode.STEP_RUN, opts=opts, handler=handler, args=args, kwargs=kwargs)
+    if output_type is not Unset:
+        request.encode = lambda output: client.serialize(output, output_type)
+        request.decode = lambda data: client.deserialize(data, output_type)
+    return request
 
 
 def ai_wrap(

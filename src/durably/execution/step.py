@@ -1,8 +1,10 @@
 """What a step asks for: its op, its options, and how to make a value of its memo."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from durably.protocol.opcodes import Op, Opcode, ParallelMode, Userland
 
@@ -11,9 +13,8 @@ def _identity(data: Any) -> Any:
     return data
 
 
-@dataclass(slots=True)
-class StepRequest:
-    """A step as user code asked for it.
+class StepRequest(msgspec.Struct):
+    """A step as user code asked for it. One is made for each step of each call, so it must be cheap to make.
 
     ``handler`` is called for steps that run in the app (op ``StepRun``); ``decode`` makes what the
     step returns of the memo's data, ``encode`` what is memoised of what the handler returned.
@@ -25,7 +26,7 @@ class StepRequest:
     opts: Mapping[str, Any] | None = None
     handler: Callable[..., Any] | None = None
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = {}
     decode: Callable[[Any], Any] = _identity
     encode: Callable[[Any], Any] = _identity
 
@@ -45,8 +46,7 @@ class StepInfo:
     hashed_id: str = ""
 
 
-@dataclass(slots=True)
-class Step:
+class Step(msgspec.Struct):
     """A step that a call met: the request, and which repetition of its id it is."""
 
     request: StepRequest

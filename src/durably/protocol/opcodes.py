@@ -2,6 +2,7 @@
 
 import hashlib
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -61,7 +62,11 @@ class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name
         return bool(self.opts) and self.opts.get("parallelMode") == ParallelMode.RACE  # type: ignore[union-attr]
 
 
+@lru_cache(maxsize=4096)
 def hash_step_id(step_id: str, index: int = 0) -> str:
-    """The wire id of a step: hex SHA-1 of its id, or of ``id:n`` for its n-th repetition (spec §5.1.2)."""
+    """The wire id of a step: hex SHA-1 of its id, or of ``id:n`` for its n-th repetition (spec §5.1.2).
+
+    Remembered, because ids are mostly literals in functions that are replayed again and again.
+    """
     text = f"{step_id}:{index}" if index else step_id
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
