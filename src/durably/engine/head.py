@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from durably.protocol.headers import DISCOVER
+from durably.protocol.opcodes import Opcode
 
 MACHINE_VERSION = 1
 """Raised when a head of before would be read or carried on differently. ``decode_head`` reads all older ones."""
@@ -25,16 +26,6 @@ class RunStatus(StrEnum):
     @property
     def has_ended(self) -> bool:
         return self not in (RunStatus.SCHEDULED, RunStatus.RUNNING)
-
-
-class WaitKind(StrEnum):
-    """What an outstanding step waits for."""
-
-    SLEEP = "sleep"
-    EVENT = "event"
-    SIGNAL = "signal"
-    INVOKE = "invoke"
-    REQUEST = "request"
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,14 +52,15 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An outstanding step that waits for something other than a call.
+    """An outstanding step that waits for something other than a call; ``op`` says for what.
 
     ``generation``, ``attempt`` and ``needs_op`` concern requests alone: what a request was to send is kept
     nowhere durable, so after a restart the step ``needs_op``: the app has to report it again.
     """
 
     step_id: str
-    kind: WaitKind
+    op: Opcode
+    name: str = ""
     race: bool = False
     generation: int = 0
     attempt: int = 0
@@ -89,10 +81,6 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     disable_immediate: bool = False
     memos: int = 0
     bytes: int = 0
-
-    @property
-    def discovery(self) -> Call | None:
-        return next((call for call in self.calls if call.is_discovery), None)
 
     def call(self, generation: int) -> Call | None:
         return next((call for call in self.calls if call.generation == generation), None)

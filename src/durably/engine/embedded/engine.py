@@ -3,12 +3,22 @@
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from durably.engine.errors import EventInvalidError
 from durably.protocol.checkpoint import CheckpointRequest
-from durably.protocol.events import Event
+from durably.protocol.events import Event, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
+from . import queries, work
+from .arrivals import check_content, check_event
+from .configs import check_sync
+from .ids import IdSeed
+from .runtime import Runtime
 from .settings import EngineSettings
 from .views import (
     AppView,
@@ -28,8 +38,15 @@ _DEFAULT = EngineSettings()
 class EmbeddedEngine:
     """Open with ``await EmbeddedEngine.open(path)``, close with ``await engine.close()``.
 
-    Not thread-safe: use it on the event loop that opened it. What a method answers has been committed.
+    Not thread-safe: use it on the event loop that opened it. What a method answers has been committed. Once the
+    engine is closed, or closing, methods that change something raise ``EngineClosedError``.
     """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._journal = runtime.journal
+        self._reader = runtime.reader
+        self._settings = runtime.settings
 
     @classmethod
     async def open(cls, path: str | os.PathLike[str], settings: EngineSettings = _DEFAULT) -> "EmbeddedEngine":
@@ -37,11 +54,11 @@ class EmbeddedEngine:
 
         Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
-        raise NotImplementedError
+        return cls(await Runtime.open(Path(path), settings))
 
     async def close(self) -> None:
         """Stop making calls, let those under way finish for ``close_grace``, hand the others back, close."""
-        raise NotImplementedError
+        await self._runtime.close()
 
     # events
 
@@ -51,43 +68,52 @@ class EmbeddedEngine:
         ``seed`` is the value of ``x-inngest-event-id-seed``: the same seed gives the same ids, so that sending
         again changes nothing. Raises ``EventInvalidError``, and then nothing is stored.
         """
-        raise NotImplementedError
+        for event in events:
+            check_event(event, self._settings.max_event_bytes)
+        id_seed = IdSeed(seed) if seed else None
+        return await self._journal.enter(lambda entry: entry.events.send(events, id_seed))
 
     async def get_event(self, event_id: str) -> EventView | None:
-        raise NotImplementedError
+        return await self._reader.read(lambda connection: queries.find_event(connection, event_id))
 
     async def list_events(
         self,
         *,
         name: str | None = None,
-        received_after: int | None = None,
-        received_before: int | None = None,
+        received_after: datetime | None = None,
+        received_before: datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> list[EventView]:
-        """Newest first. Times are milliseconds since the epoch; ``cursor`` is the id of the last one seen."""
-        raise NotImplementedError
+        """Newest first; ``cursor`` is the id of the last one seen."""
+        return await self._reader.read(
+            lambda connection: queries.list_events(connection, name, received_after, received_before, limit, cursor)
+        )
 
     async def event_runs(self, event_id: str) -> list[RunView]:
-        raise NotImplementedError
+        """The runs that an event triggered, in the order in which they were."""
+        first_call_at = self._runtime.executor.first_call_at
+        return await self._reader.read(lambda connection: queries.event_runs(connection, event_id, first_call_at))
 
     # apps
 
     async def sync_app(self, request: SyncRequest) -> SyncResult:
         """Raises ``ConfigInvalidError``, which names the function and the option."""
-        raise NotImplementedError
+        check_sync(request)
+        return await self._journal.enter(lambda entry: work.sync(entry, request))
 
     async def list_apps(self) -> list[AppView]:
-        raise NotImplementedError
+        return await self._reader.read(queries.list_apps)
 
     async def list_functions(self, app_id: str) -> list[FunctionConfig] | None:
         """``None`` where no such app has synced."""
-        raise NotImplementedError
+        return await self._reader.read(lambda connection: queries.list_functions(connection, app_id))
 
     # runs
 
     async def get_run(self, run_id: str) -> RunView | None:
-        raise NotImplementedError
+        first_call_at = self._runtime.executor.first_call_at
+        return await self._reader.read(lambda connection: queries.find_run(connection, run_id, first_call_at))
 
     async def list_runs(
         self,
@@ -98,49 +124,63 @@ class EmbeddedEngine:
         cursor: str | None = None,
     ) -> list[RunView]:
         """Newest first; ``cursor`` is the id of the last run seen."""
-        raise NotImplementedError
+        first_call_at = self._runtime.executor.first_call_at
+        return await self._reader.read(
+            lambda connection: queries.list_runs(connection, status, function_id, limit, cursor, first_call_at)
+        )
 
     async def run_steps(self, run_id: str) -> list[StepView]:
         """Finished steps in the order of their memos, then those outstanding."""
-        raise NotImplementedError
+        is_under_way = self._runtime.executor.is_under_way
+        return await self._reader.read(lambda connection: queries.run_steps(connection, run_id, is_under_way))
 
     async def run_calls(self, run_id: str) -> list[CallView]:
         """The calls that are scheduled or under way."""
-        raise NotImplementedError
+        is_under_way = self._runtime.executor.is_under_way
+        return await self._reader.read(lambda connection: queries.run_calls(connection, run_id, is_under_way))
 
     async def run_batch(self, run_id: str) -> bytes | None:
         """A JSON array of the run's events (``GET /v0/runs/{run}/batch``)."""
-        raise NotImplementedError
+        return await self._reader.read(lambda connection: queries.run_batch(connection, run_id))
 
     async def run_actions(self, run_id: str) -> bytes | None:
         """A JSON object of the run's memos by hashed step id (``GET /v0/runs/{run}/actions``)."""
-        raise NotImplementedError
+        return await self._reader.read(lambda connection: queries.run_actions(connection, run_id))
 
     async def cancel_run(self, run_id: str) -> bool:
         """False where the run has ended already. Raises ``RunNotFoundError``."""
-        raise NotImplementedError
+        return await self._journal.enter(lambda entry: work.cancel(entry, run_id))
 
     async def rerun(self, run_id: str) -> str:
-        """Run the same function again with the same event. Raises ``RunNotFoundError``, ``FunctionNotFoundError``."""
-        raise NotImplementedError
+        """Run the same function again with the same event; the new run's id.
+
+        Raises ``RunNotFoundError``, ``FunctionNotFoundError``.
+        """
+        return await self._journal.enter(lambda entry: work.rerun(entry, run_id))
 
     async def invoke(self, function_id: str, *, data: Any, user: Any = None, v: str | None = None) -> InvokeReceipt:
         """Start a run of one function. Raises ``FunctionNotFoundError``, ``EventInvalidError``."""
-        raise NotImplementedError
+        if data is not None and not isinstance(data, dict):
+            raise EventInvalidError(f"function {function_id!r} is invoked with data that is no object")
+        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data, user=user, v=v)
+        check_content(event, self._settings.max_event_bytes)
+        return await self._journal.enter(lambda entry: work.invoke(entry, function_id, event))
 
     async def signal(self, name: str, data: Any) -> str | None:
         """Wake the run that waits for a signal, and answer with its id; ``None`` where none waits."""
-        raise NotImplementedError
+        encoded = msgspec.json.encode(data)
+        return await self._journal.enter(lambda entry: work.signal(entry, name, encoded))
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         """Store steps that a call has finished while it goes on.
 
-        Raises ``StaleCallError`` (409), ``CheckpointInvalidError`` (400), ``TooLargeError`` (413).
+        Raises ``StaleCallError`` (409), ``CheckpointInvalidError`` (400), ``TooLargeError`` (413),
+        ``RunNotFoundError`` (404).
         """
-        raise NotImplementedError
+        await self._journal.enter(lambda entry: work.checkpoint(entry, run_id, request))
 
     # watching
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
         """What happens to runs from now on, for people to read: a slow reader loses the oldest updates."""
-        raise NotImplementedError
+        return self._runtime.watchers.watch()

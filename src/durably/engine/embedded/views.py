@@ -24,11 +24,7 @@ __all__ = [
 ]
 
 
-class _View(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the views."""
-
-
-class EventView(_View):
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
     """``id`` is the engine's own (a ULID); ``event.id`` the sender's, where one was given."""
 
     id: str
@@ -36,7 +32,7 @@ class EventView(_View):
     received_at: dt.datetime
 
 
-class AppView(_View):
+class AppView(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     url: str
     sdk: str | None
@@ -46,14 +42,14 @@ class AppView(_View):
     function_count: int
 
 
-class SyncResult(_View):
+class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
     """``modified`` is false where the app's functions are as they were at its last sync."""
 
     app_id: str
     modified: bool
 
 
-class RunView(_View):
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``.
 
     ``started_at`` is when the first call was made. ``attempt`` is that of the call under way, from 0.
@@ -83,7 +79,7 @@ class StepStatus(StrEnum):
     WAITING = "waiting"
 
 
-class StepView(_View):
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
     """``id`` is the step's id as the user wrote it, ``hashed_id`` the one on the wire.
 
     ``attempts`` is how many were made. ``due_at`` is when a sleep ends, a wait times out, or the next attempt
@@ -103,7 +99,7 @@ class StepView(_View):
     error: str | None
 
 
-class CallView(_View):
+class CallView(msgspec.Struct, frozen=True, kw_only=True):
     """A call that is outstanding: scheduled for ``due_at``, or under way where ``in_flight``.
 
     ``step_id`` is the hashed id of the step it targets, or ``step`` where it discovers. ``error`` is why the
@@ -120,7 +116,7 @@ class CallView(_View):
     error: str | None
 
 
-class InvokeReceipt(_View):
+class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
     run_id: str
 
@@ -138,7 +134,7 @@ class UpdateKind(StrEnum):
     RUN_CANCELLED = "run cancelled"
 
 
-class RunUpdate(_View):
+class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened to a run, sent to those who watch once it is committed.
 
     ``step`` is the step's id as the user wrote it, ``None`` where it concerns the function's own code.

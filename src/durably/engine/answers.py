@@ -1,0 +1,144 @@
+"""Reading an app's answer to a call (spec §4.4.3, §9). Pure: bytes in, a value out, never an exception.
+
+Whatever an app, or a proxy in front of it, may answer becomes one of four values: the function returned, it
+asks for something (ops), the attempt failed, or the call never reached the app.
+"""
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from durably.engine.backoff import clip_retry_after
+from durably.protocol.durations import parse_retry_after
+from durably.protocol.errors import ErrorData
+from durably.protocol.headers import Header
+from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
+from durably.protocol.opcodes import Op
+
+_EXCERPT_LENGTH = 300
+
+
+class Returned(msgspec.Struct, frozen=True):
+    """The function's return value, JSON."""
+
+    output: bytes
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """``races`` is set where the app predates parallel modes: each of its parallel steps asks for discovery."""
+
+    ops: list[Op]
+    no_retry: bool = False
+    retry_at: int | None = None
+    races: bool = False
+
+
+class AttemptFailed(msgspec.Struct, frozen=True):
+    error: ErrorData
+    no_retry: bool = False
+    retry_at: int | None = None
+
+
+class Unreached(msgspec.Struct, frozen=True):
+    """The app has seen nothing of the call, so this uses up no attempt."""
+
+    error: ErrorData
+
+
+Answer = Returned | Asked | AttemptFailed | Unreached
+
+
+class _Streamed(msgspec.Struct):
+    """A streamed answer: the status and headers that count, known only once the function ended."""
+
+    status: int
+    headers: dict[str, Any] = {}
+    body: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_ops_decoder = msgspec.json.Decoder(list[Op])
+_op_decoder = msgspec.json.Decoder(Op)
+_streamed_decoder = msgspec.json.Decoder(_Streamed)
+_error_decoder = msgspec.json.Decoder(ErrorData)
+
+
+def failed(name: str, message: str, *, no_retry: bool = False) -> AttemptFailed:
+    return AttemptFailed(error=ErrorData(name=name, message=message), no_retry=no_retry)
+
+
+def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: dt.datetime) -> Answer:
+    """``headers`` has lower-case names."""
+    if status == 201:
+        try:
+            streamed = _streamed_decoder.decode(body)
+            body = _unwrap_text(bytes(streamed.body))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return failed("AnswerInvalidError", f"the app's streamed answer is cut short or malformed: {error}")
+        inner = {name.lower(): str(value) for name, value in streamed.headers.items() if value is not None}
+        status, headers = streamed.status, {**headers, **inner}
+    no_retry = headers.get(Header.NO_RETRY, "").strip().lower() == "true"
+    retry_at = _read_retry_after(headers, now)
+    if not 200 <= status < 300:
+        return AttemptFailed(error=_read_error(status, headers, body), no_retry=no_retry, retry_at=retry_at)
+    if not headers.get(Header.SDK):
+        return failed(
+            "NotAnAppError",
+            f"the answer (status {status}) has no {Header.SDK} header, so it is not from an app: check that the "
+            "app's URL leads to its endpoint, and not to a login page or a proxy",
+        )
+    if status == 206:
+        return _read_ops(headers, body, no_retry, retry_at)
+    return _read_output(body)
+
+
+def _read_output(body: bytes) -> Answer:
+    if len(body) > MAX_STEP_OUTPUT_BYTES:
+        message = f"the function returned {len(body)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible"
+        return failed("OutputTooLargeError", message, no_retry=True)
+    body = body.strip() or b"null"
+    try:
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return failed("AnswerInvalidError", f"the function's return value is no JSON: {_excerpt(body)}")
+    return Returned(body)
+
+
+def _read_ops(headers: Mapping[str, str], body: bytes, no_retry: bool, retry_at: int | None) -> Answer:
+    try:
+        # The first SDKs sent a lone op instead of a list.
+        ops = [_op_decoder.decode(body)] if body.lstrip().startswith(b"{") else _ops_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return failed("AnswerInvalidError", f"the app's answer is no list of ops: {error}")
+    races = headers.get(Header.REQUEST_VERSION, "2").strip() in ("0", "1")
+    return Asked(ops=ops, no_retry=no_retry, retry_at=retry_at, races=races)
+
+
+def _read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> int | None:
+    text = headers.get(Header.RETRY_AFTER)
+    wanted = parse_retry_after(text, now) if text else None
+    return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
+
+
+def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> ErrorData:
+    """What a function raised or, of an answer that is no app's, what can be told about it."""
+    try:
+        error = _error_decoder.decode(_unwrap_text(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        error = None
+    if error and (error.message or error.name):
+        return error
+    source = "the app" if headers.get(Header.SDK) else "something other than the app (a proxy, perhaps)"
+    return ErrorData(name="CallFailedError", message=f"{source} answered with status {status}: {_excerpt(body)}")
+
+
+def _unwrap_text(body: bytes) -> bytes:
+    """JSON inside of a JSON string, as streaming writes it, and some SDKs their errors."""
+    stripped = body.strip()
+    return msgspec.json.decode(stripped, type=str).encode() if stripped.startswith(b'"') else stripped
+
+
+def _excerpt(body: bytes) -> str:
+    text = body[:_EXCERPT_LENGTH].decode(errors="replace").strip()
+    return (repr(text) + ("…" if len(body) > _EXCERPT_LENGTH else "")) if text else "an empty body"

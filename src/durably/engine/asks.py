@@ -1,0 +1,120 @@
+"""Reading what an op asks of the engine, and refusing what cannot be carried out.
+
+Pure: the time of day is passed in. Each ``read_`` function takes an op of one kind and returns what the
+machine needs of it, or raises ``OpInvalidError``, whose message names the step and the reason.
+"""
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+
+from durably.engine.errors import OpInvalidError
+from durably.engine.expressions import ExpressionInvalidError, compile_expression
+from durably.protocol.durations import DurationInvalidError, parse_moment
+from durably.protocol.limits import DEFAULT_LONG_TIMEOUT, MAX_EVENT_NAME_LENGTH, MAX_WAIT
+from durably.protocol.opcodes import Op
+
+
+class EventAsk(msgspec.Struct, frozen=True):
+    event: str
+    expression: str | None
+    until: int
+
+
+class SignalAsk(msgspec.Struct, frozen=True):
+    signal: str
+    replaces: bool
+    until: int
+
+
+class InvokeAsk(msgspec.Struct, frozen=True):
+    """``payload`` is an event without a name: ``data``, and perhaps ``user``, ``v``, ``id``, ``ts``."""
+
+    function_id: str
+    payload: dict[str, Any]
+    until: int
+
+
+def step_name(op: Op) -> str:
+    """The step's id as the user wrote it, with the number of its repetition, as far as the app tells."""
+    if op.userland:
+        return f"{op.userland.id}:{op.userland.index}" if op.userland.index else op.userland.id
+    return op.display_name or op.name or op.id
+
+
+def read_sleep(op: Op, now: int) -> int:
+    """When the sleep ends. The Python SDK sends the time in ``name``, others in ``opts.duration``."""
+    text = _text(op, "duration") or op.name or "0s"
+    return _until(op, text, now)
+
+
+def read_event_wait(op: Op, now: int) -> EventAsk:
+    """An empty timeout means now: the wait ends at once, without an event."""
+    event = _text(op, "event") or op.name or ""
+    if not event:
+        raise OpInvalidError(f"step {step_name(op)!r} waits for an event but names none")
+    if len(event) > MAX_EVENT_NAME_LENGTH:
+        raise OpInvalidError(
+            f"step {step_name(op)!r} waits for an event whose name has {len(event)} characters; "
+            f"at most {MAX_EVENT_NAME_LENGTH} are possible"
+        )
+    expression = _text(op, "if") or None
+    if expression:
+        try:
+            compile_expression(expression)
+        except ExpressionInvalidError as error:
+            raise OpInvalidError(
+                f"step {step_name(op)!r} waits for an event with an expression that is not valid: {error}"
+            ) from error
+    timeout = _text(op, "timeout")
+    return EventAsk(event=event, expression=expression, until=_until(op, timeout, now) if timeout else now)
+
+
+def read_signal_wait(op: Op, now: int) -> SignalAsk:
+    signal = _text(op, "signal")
+    if not signal:
+        raise OpInvalidError(f"step {step_name(op)!r} waits for a signal but names none")
+    conflict = _text(op, "conflict") or "fail"
+    if conflict not in ("fail", "replace"):
+        raise OpInvalidError(f"step {step_name(op)!r} has the conflict mode {conflict!r}; use 'fail' or 'replace'")
+    return SignalAsk(signal=signal, replaces=conflict == "replace", until=_long_timeout(op, now))
+
+
+def read_invoke(op: Op, now: int) -> InvokeAsk:
+    function_id = _text(op, "function_id")
+    if not function_id:
+        raise OpInvalidError(f"step {step_name(op)!r} invokes a function but names none")
+    payload = (op.opts or {}).get("payload") or {}
+    if not isinstance(payload, dict):
+        raise OpInvalidError(f"step {step_name(op)!r} invokes {function_id!r} with a payload that is no object")
+    data = payload.get("data")
+    if data is not None and not isinstance(data, dict):
+        raise OpInvalidError(f"step {step_name(op)!r} invokes {function_id!r} with data that is no object")
+    return InvokeAsk(function_id=function_id, payload=payload, until=_long_timeout(op, now))
+
+
+def _long_timeout(op: Op, now: int) -> int:
+    timeout = _text(op, "timeout")
+    return _until(op, timeout, now) if timeout else now + DEFAULT_LONG_TIMEOUT // dt.timedelta(milliseconds=1)
+
+
+def _until(op: Op, text: str, now: int) -> int:
+    moment = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
+    try:
+        until = parse_moment(text, moment)
+    except DurationInvalidError as error:
+        raise OpInvalidError(f"step {step_name(op)!r}: {error}") from error
+    if until - moment > MAX_WAIT:
+        raise OpInvalidError(f"step {step_name(op)!r} is to last {text!r}; at most {MAX_WAIT.days} days are possible")
+    # Rounded up: a wait must not end a fraction of a millisecond early.
+    return max(now, now + -(-(until - moment) // dt.timedelta(milliseconds=1)))
+
+
+def _text(op: Op, option: str) -> str:
+    value = (op.opts or {}).get(option)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise OpInvalidError(f"step {step_name(op)!r} has {option!r} as {type(value).__name__}; it must be text")
+    return value.strip()

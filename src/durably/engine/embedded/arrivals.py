@@ -1,0 +1,123 @@
+"""Events, as they are checked, named and stored: what comes in from senders, and what the engine sends itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from durably.engine.errors import EventInvalidError
+from durably.engine.head import RunStatus
+from durably.protocol.events import Event, InternalEvent
+from durably.protocol.limits import MAX_EVENT_NAME_LENGTH
+
+INTERNAL_PREFIX = "inngest/"
+_EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
+"""1980 and 2100: a timestamp outside of them is in seconds, or nanoseconds, or wrong."""
+
+_QUIET = frozenset({InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_FINISHED})
+"""A run that one of these triggered sends no such events itself: it would trigger itself without end."""
+
+
+class Arrival:
+    """An event that is stored, or about to be. ``body`` is JSON; ``fields`` the same, decoded when first needed."""
+
+    __slots__ = ("_fields", "body", "id", "name")
+
+    def __init__(self, event_id: str, name: str, body: bytes, fields: Mapping[str, Any] | None = None) -> None:
+        self.id, self.name, self.body, self._fields = event_id, name, body, fields
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        if self._fields is None:
+            self._fields = msgspec.json.decode(self.body)
+        return self._fields
+
+
+def check_event(event: Event, max_bytes: int) -> None:
+    """Raises ``EventInvalidError``."""
+    if not event.name or not event.name.strip():
+        raise EventInvalidError("an event has no name")
+    if len(event.name) > MAX_EVENT_NAME_LENGTH:
+        raise EventInvalidError(
+            f"the event name {event.name[:40]!r}… has {len(event.name)} characters; at most {MAX_EVENT_NAME_LENGTH} "
+            "are possible"
+        )
+    if event.name.startswith(INTERNAL_PREFIX):
+        raise EventInvalidError(
+            f"the event name {event.name!r} begins with {INTERNAL_PREFIX!r}, which is kept for the engine's own events"
+        )
+    check_content(event, max_bytes)
+
+
+def check_content(event: Event, max_bytes: int) -> None:
+    """Raises ``EventInvalidError``."""
+    if event.ts and not _EARLIEST <= event.ts <= _LATEST:
+        raise EventInvalidError(
+            f"event {event.name!r} has the timestamp {event.ts}; it must be milliseconds since the epoch, between the "
+            "years 1980 and 2100"
+        )
+    try:
+        size = len(msgspec.json.encode(event))
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        raise EventInvalidError(f"event {event.name!r} is no JSON: {error}") from error
+    if size > max_bytes:
+        raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are possible")
+
+
+def arrive(event: Event, event_id: str, now: int) -> Arrival:
+    """What functions get to see of an event: with an id, a time and a user, as official servers have it."""
+    fields: dict[str, Any] = {
+        "data": event.data or {},
+        "id": event.id or event_id,
+        "name": event.name,
+        "ts": event.ts or now,
+        "user": event.user if event.user is not None else {},
+    }
+    if event.v:
+        fields["v"] = event.v
+    return Arrival(event_id, event.name, msgspec.json.encode(fields), fields)
+
+
+class RunEnd(msgspec.Struct, frozen=True):
+    run_id: str
+    function_id: str
+    status: RunStatus
+    output: bytes
+
+
+def announce_end(end: RunEnd, trigger: Arrival) -> list[tuple[InternalEvent, bytes]]:
+    """Names and data of the events that tell of a run's end."""
+    if trigger.name in _QUIET:
+        return []
+    failed = end.status != RunStatus.COMPLETED
+    data = {
+        "_inngest": {"status": end.status},
+        "error" if failed else "result": msgspec.Raw(end.output),
+        "event": msgspec.Raw(trigger.body),
+        "events": [msgspec.Raw(trigger.body)],
+        "function_id": end.function_id,
+        "run_id": end.run_id,
+    }
+    correlation = _correlation_of(trigger)
+    if correlation is not None:
+        data["correlation_id"] = correlation
+    encoded = msgspec.json.encode(data)
+    names = [InternalEvent.FUNCTION_FINISHED]
+    if end.status == RunStatus.FAILED:
+        names.append(InternalEvent.FUNCTION_FAILED)
+    elif end.status == RunStatus.CANCELLED:
+        names.append(InternalEvent.FUNCTION_CANCELLED)
+    return [(name, encoded) for name in names]
+
+
+def _correlation_of(trigger: Arrival) -> str | None:
+    if trigger.name != InternalEvent.FUNCTION_INVOKED:
+        return None
+    metadata = trigger.fields["data"].get("_inngest")
+    return metadata.get("correlation_id") if isinstance(metadata, dict) else None
+
+
+def announce(name: InternalEvent, data: bytes, event_id: str, now: int) -> Arrival:
+    """One of the engine's own events, of data that is JSON already."""
+    fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
+    return Arrival(event_id, name, msgspec.json.encode(fields))

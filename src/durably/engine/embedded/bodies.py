@@ -1,0 +1,97 @@
+"""The body of a call (spec §4.4.1), put together from what is stored, without decoding any of it.
+
+Pure. Keys are in alphabetical order, so that a body made of canonical parts is canonical (RFC 8785).
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from durably.engine.head import Call
+from durably.protocol.limits import MAX_CALL_BODY_BYTES
+
+_SDK_DECIDES = -1
+"""``version``: the app is to use the version of the protocol that it likes best."""
+
+
+class CallData(msgspec.Struct, frozen=True):
+    """All that a call tells its app. ``memos`` are hashed step ids and memos in the order of the latter."""
+
+    run_id: str
+    function_id: str
+    call: Call
+    max_attempts: int
+    disable_immediate: bool
+    event: bytes
+    memos: Sequence[tuple[str, bytes]]
+
+    @property
+    def job_id(self) -> str:
+        return job_id_of(self.run_id, self.call.step_id)
+
+    @property
+    def request_id(self) -> str:
+        """Tells this call from all others. Checkpoints may be known by it where they have no generation."""
+        return request_id_of(self.run_id, self.call.generation)
+
+
+def job_id_of(run_id: str, step_id: str) -> str:
+    """The same for all attempts to discover, or to run one step."""
+    return f"{run_id}.{step_id}"
+
+
+def request_id_of(run_id: str, generation: int) -> str:
+    return f"{run_id}.{generation}"
+
+
+def generation_of(request_id: str) -> int | None:
+    """The generation in an id that ``request_id_of`` made."""
+    generation = request_id.rpartition(".")[2]
+    return int(generation) if generation.isdecimal() and generation.isascii() else None
+
+
+def build_body(data: CallData) -> bytes:
+    """Where it would be too large, the app is told to fetch memos and events from the engine's API instead."""
+    size = 2 * len(data.event) + sum(len(step_id) + len(memo) + 4 for step_id, memo in data.memos)
+    body = _assemble(data, use_api=False) if size <= MAX_CALL_BODY_BYTES else None
+    return body if body is not None and len(body) <= MAX_CALL_BODY_BYTES else _assemble(data, use_api=True)
+
+
+def join_memos(memos: Sequence[tuple[str, bytes]]) -> bytes:
+    """A JSON object of memos by hashed step id."""
+    return b"{" + b",".join(msgspec.json.encode(step_id) + b":" + memo for step_id, memo in sorted(memos)) + b"}"
+
+
+def _assemble(data: CallData, *, use_api: bool) -> bytes:
+    context = {
+        "attempt": data.call.attempt,
+        "disable_immediate_execution": data.disable_immediate,
+        "env": "",
+        "fn_id": data.function_id,
+        "generation_id": data.call.generation,
+        "job_id": data.job_id,
+        "max_attempts": data.max_attempts,
+        "qi_id": data.request_id,
+        "request_id": data.request_id,
+        "run_id": data.run_id,
+        "stack": {"current": len(data.memos), "stack": [step_id for step_id, _ in data.memos]},
+        "step_id": data.call.step_id,
+        "use_api": use_api,
+    }
+    return b"".join(
+        (
+            b'{"ctx":',
+            msgspec.json.encode(context),
+            b',"event":',
+            data.event,
+            b',"events":[',
+            b"" if use_api else data.event,
+            b'],"steps":',
+            b"{}" if use_api else join_memos(data.memos),
+            b',"use_api":',
+            b"true" if use_api else b"false",
+            b',"version":',
+            str(_SDK_DECIDES).encode(),
+            b"}",
+        )
+    )

@@ -1,0 +1,111 @@
+"""Making one call: the HTTP request to the app, and its answer, whatever it is, as a value."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import aiohttp
+from yarl import URL
+
+from durably.engine.answers import Answer, Unreached, failed, read_answer
+from durably.protocol.errors import ErrorData
+from durably.protocol.headers import Header
+from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.signatures import sign
+
+from .bodies import CallData
+from .settings import EngineSettings
+from .updates import to_datetime
+
+_CHUNK_BYTES = 64 * 1024
+_IDLE_SECONDS = 1.5
+"""How long an idle connection is kept: less than servers keep theirs (gunicorn 2 s, uvicorn and Node 5 s), so
+that a call rarely meets one that its server is closing."""
+
+
+class Caller:
+    """Use on one event loop. ``close`` it at the end."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_reuse)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+            timeout=aiohttp.ClientTimeout(
+                total=settings.call_timeout.total_seconds(), sock_connect=settings.connect_timeout.total_seconds()
+            ),
+            trace_configs=[trace],
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=True,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def call(self, url: URL, data: CallData, body: bytes) -> Answer:
+        """Raises nothing but ``CancelledError``."""
+        seen = SimpleNamespace(reused=False, answered=False)
+        try:
+            async with self._session.post(
+                url, data=body, headers=self._headers(data, body), allow_redirects=False, trace_request_ctx=seen
+            ) as response:
+                seen.answered = True
+                content = await _read(response)
+                now = to_datetime(self._settings.clock.now())
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            return _explain(error, url, seen)
+        if content is None:
+            message = f"the app's answer has more than {MAX_REQUEST_BYTES} bytes"
+            return failed("AnswerTooLargeError", message, no_retry=True)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return read_answer(response.status, headers, content, now)
+
+    def _headers(self, data: CallData, body: bytes) -> dict[str, str]:
+        headers = {
+            Header.CONTENT_TYPE: "application/json",
+            Header.USER_AGENT: "durably",
+            Header.SERVER_KIND: self._settings.server_kind,
+            Header.RUN_ID: data.run_id,
+            Header.REQUEST_ID: data.request_id,
+            Header.GENERATION_ID: str(data.call.generation),
+            Header.JOB_ID: data.job_id,
+        }
+        if self._settings.signing_key:
+            headers[Header.SIGNATURE] = sign(body, self._settings.signing_key, int(time.time()))
+        return {str(name): str(value) for name, value in headers.items()}
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+    context.trace_request_ctx.reused = True
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """The answer's body, or ``None`` where it is too large."""
+    chunks, size = [], 0
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        size += len(chunk)
+        if size > MAX_REQUEST_BYTES:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _explain(error: BaseException, url: URL, seen: SimpleNamespace) -> Answer:
+    """What a request that failed amounts to: has the app seen it?"""
+    place = f"{url.host}:{url.port}"
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        reason = getattr(error, "os_error", None) or error
+        return Unreached(
+            ErrorData(name="AppUnreachableError", message=f"no connection to the app at {place}: {reason}")
+        )
+    # A connection that was kept from an earlier call, and on which not a byte came back, was being closed by the
+    # server when it was used again: next time it is a new one.
+    if seen.reused and not seen.answered and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
+        return Unreached(ErrorData(name="AppUnreachableError", message=f"the app at {place} had closed the connection"))
+    if isinstance(error, asyncio.TimeoutError):
+        return failed("CallTimeoutError", f"the app at {place} did not answer in time")
+    if isinstance(error, aiohttp.InvalidURL | ValueError):
+        return failed("CallFailedError", f"the app's URL is not valid: {url}")
+    what = str(error) or type(error).__name__
+    return failed("CallLostError", f"the connection to the app at {place} broke before its answer was complete: {what}")

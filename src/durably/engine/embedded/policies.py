@@ -1,0 +1,18 @@
+"""The delays that an engine's settings amount to, spread out at random so that what failed together is not tried
+again together."""
+
+import datetime as dt
+import random
+
+from durably.engine.turn import Policy
+
+from .settings import EngineSettings
+
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+def make_policy(settings: EngineSettings) -> Policy:
+    return Policy(
+        retry_delay=lambda attempt: settings.backoff(attempt, random.random()) // _MILLISECOND,
+        unreached_delay=lambda failures: settings.unreached_backoff(failures, random.random()) // _MILLISECOND,
+    )

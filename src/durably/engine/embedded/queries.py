@@ -1,0 +1,323 @@
+"""Reading the database for people and for the API: rows into views. Runs in the reader's threads."""
+
+import datetime as dt
+import itertools
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from durably.engine.head import Call, Head, RunStatus, Wait, decode_head
+from durably.engine.ops import REQUESTS
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode, hash_step_id
+from durably.protocol.sync import FunctionConfig
+
+from .bodies import job_id_of, join_memos
+from .effects import CallAt, TimerAt
+from .updates import describe_error, to_datetime
+from .views import AppView, CallView, EventView, RunView, StepStatus, StepView
+
+IsUnderWay = Callable[[int, int], bool]
+"""Whether the call of a run's key and a generation is under way."""
+FirstCallAt = Callable[[int], int | None]
+"""When a run's first call was made, while that is not stored yet."""
+
+_EVENT = "SELECT id, received_at, body FROM events"
+_RUN = (
+    "SELECT runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, output, "
+    "rerun_of, events.id, heads.head FROM runs JOIN events ON events.key = runs.event_key "
+    "LEFT JOIN heads ON heads.run_key = runs.key"
+)
+_event_decoder = msgspec.json.Decoder(Event)
+_config_decoder = msgspec.json.Decoder(FunctionConfig)
+_memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _moment(milliseconds: int | None) -> dt.datetime | None:
+    return None if milliseconds is None else to_datetime(milliseconds)
+
+
+class Conditions:
+    """A WHERE clause, made of those conditions that apply."""
+
+    def __init__(self) -> None:
+        self._clauses: list[str] = []
+        self.values: list[object] = []
+
+    def add(self, clause: str, value: object) -> None:
+        if value is not None:
+            self._clauses.append(clause)
+            self.values.append(value)
+
+    @property
+    def text(self) -> str:
+        return f" WHERE {' AND '.join(self._clauses)}" if self._clauses else ""
+
+
+# events
+
+
+def find_event(connection: sqlite3.Connection, event_id: str) -> EventView | None:
+    row = connection.execute(f"{_EVENT} WHERE id = ?", (event_id,)).fetchone()
+    return _event_view(*row) if row else None
+
+
+def list_events(
+    connection: sqlite3.Connection,
+    name: str | None,
+    received_after: dt.datetime | None,
+    received_before: dt.datetime | None,
+    limit: int,
+    cursor: str | None,
+) -> list[EventView]:
+    conditions = Conditions()
+    conditions.add("name = ?", name)
+    conditions.add("received_at > ?", _milliseconds(received_after))
+    conditions.add("received_at < ?", _milliseconds(received_before))
+    conditions.add("key < (SELECT key FROM events WHERE id = ?)", cursor)
+    query = f"{_EVENT}{conditions.text} ORDER BY key DESC LIMIT ?"
+    return [_event_view(*row) for row in connection.execute(query, (*conditions.values, limit))]
+
+
+def _milliseconds(moment: dt.datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
+
+
+def _event_view(event_id: str, received_at: int, body: bytes) -> EventView:
+    return EventView(id=event_id, event=_event_decoder.decode(body), received_at=to_datetime(received_at))
+
+
+# apps
+
+
+def list_apps(connection: sqlite3.Connection) -> list[AppView]:
+    query = (
+        "SELECT id, url, sdk, framework, version, synced_at, "
+        "(SELECT count(*) FROM functions WHERE app_id = apps.id AND is_active) FROM apps ORDER BY id"
+    )
+    return [
+        AppView(
+            id=app_id,
+            url=url,
+            sdk=sdk,
+            framework=framework,
+            version=version,
+            synced_at=to_datetime(synced_at),
+            function_count=count,
+        )
+        for app_id, url, sdk, framework, version, synced_at, count in connection.execute(query)
+    ]
+
+
+def list_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionConfig] | None:
+    if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
+        return None
+    query = "SELECT config FROM functions WHERE app_id = ? AND is_active ORDER BY position"
+    return [_config_decoder.decode(config) for (config,) in connection.execute(query, (app_id,))]
+
+
+# runs
+
+
+def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> RunView | None:
+    row = connection.execute(f"{_RUN} WHERE runs.id = ?", (run_id,)).fetchone()
+    return _run_view(row, first_call_at) if row else None
+
+
+def event_runs(connection: sqlite3.Connection, event_id: str, first_call_at: FirstCallAt) -> list[RunView]:
+    rows = connection.execute(f"{_RUN} WHERE events.id = ? ORDER BY runs.key", (event_id,))
+    return [_run_view(row, first_call_at) for row in rows]
+
+
+def list_runs(
+    connection: sqlite3.Connection,
+    status: RunStatus | None,
+    function_id: str | None,
+    limit: int,
+    cursor: str | None,
+    first_call_at: FirstCallAt,
+) -> list[RunView]:
+    conditions = Conditions()
+    conditions.add("function_id = ?", function_id)
+    conditions.add("runs.key < (SELECT key FROM runs WHERE id = ?)", cursor)
+    # Whether a run is scheduled or running, the database learns late; so of those, each is looked at.
+    conditions.add("status = ?", status if status is not None and status.has_ended else None)
+    rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
+    views = (_run_view(row, first_call_at) for row in rows)
+    return list(itertools.islice((view for view in views if status in (None, view.status)), limit))
+
+
+def _run_view(row: Any, first_call_at: FirstCallAt) -> RunView:
+    key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
+    output, rerun_of, event_id, encoded = row[9:]
+    head = decode_head(encoded) if encoded else None
+    if head is not None and started_at is None:
+        started_at = first_call_at(key)
+        status = RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING
+    return RunView(
+        id=run_id,
+        function_id=function_id,
+        app_id=app_id,
+        status=RunStatus(status),
+        event_ids=[event_id],
+        created_at=to_datetime(created_at),
+        started_at=_moment(started_at),
+        ended_at=_moment(ended_at),
+        output=None if output is None else msgspec.Raw(output),
+        attempt=max((call.attempt for call in head.calls), default=0) if head else 0,
+        max_attempts=max_attempts,
+        rerun_of=rerun_of,
+    )
+
+
+def run_batch(connection: sqlite3.Connection, run_id: str) -> bytes | None:
+    row = connection.execute(
+        "SELECT body FROM events JOIN runs ON events.key = runs.event_key WHERE runs.id = ?", (run_id,)
+    ).fetchone()
+    return b"[" + row[0] + b"]" if row else None
+
+
+def run_actions(connection: sqlite3.Connection, run_id: str) -> bytes | None:
+    key = _run_key(connection, run_id)
+    if key is None:
+        return None
+    return join_memos(connection.execute("SELECT step_id, memo FROM memos WHERE run_key = ?", (key,)).fetchall())
+
+
+def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
+    row = connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
+    return row[0] if row else None
+
+
+def _run_head(connection: sqlite3.Connection, run_key: int) -> Head | None:
+    row = connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+    return decode_head(row[0]) if row else None
+
+
+# steps and calls
+
+
+def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[CallView]:
+    key = _run_key(connection, run_id)
+    head = None if key is None else _run_head(connection, key)
+    if key is None or head is None:
+        return []
+    return [
+        CallView(
+            job_id=job_id_of(run_id, call.step_id),
+            step_id=call.step_id,
+            step_name=call.name or None,
+            generation=call.generation,
+            attempt=call.attempt,
+            due_at=to_datetime(call.due),
+            in_flight=is_under_way(key, call.generation),
+            error=call.error or None,
+        )
+        for call in head.calls
+    ]
+
+
+def run_steps(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[StepView]:
+    key = _run_key(connection, run_id)
+    if key is None:
+        return []
+    rows = connection.execute(
+        "SELECT seq, step_id, name, op, attempts, failed, created_at, ended_at, memo FROM memos WHERE run_key = ?",
+        (key,),
+    ).fetchall()
+    steps = [_finished_step(*row[1:]) for row in sorted(rows)]
+    head = _run_head(connection, key)
+    if head is not None:
+        steps += [_called_step(call, is_under_way(key, call.generation)) for call in head.calls if call.name]
+        steps += [_waiting_step(connection, key, wait) for wait in head.waits]
+    return steps
+
+
+def _finished_step(
+    step_id: str, name: str, op: str, attempts: int, failed: int, created_at: int, ended_at: int, memo: bytes
+) -> StepView:
+    return StepView(
+        id=name,
+        hashed_id=step_id,
+        op=Opcode(op),
+        status=StepStatus.FAILED if failed else StepStatus.COMPLETED,
+        attempts=attempts,
+        created_at=to_datetime(created_at),
+        ended_at=to_datetime(ended_at),
+        due_at=None,
+        memo=msgspec.Raw(memo),
+        error=describe_error(_memo_decoder.decode(memo)["error"]) if failed else None,
+    )
+
+
+def _called_step(call: Call, in_flight: bool) -> StepView:
+    """A step that is planned, under way or to be tried again; also one that failed in a call that discovered."""
+    idle = StepStatus.RETRYING if call.attempt else StepStatus.PLANNED
+    return StepView(
+        id=call.name,
+        hashed_id=hash_step_id(call.name) if call.is_discovery else call.step_id,
+        op=Opcode.STEP_RUN,
+        status=StepStatus.RUNNING if in_flight else idle,
+        attempts=call.attempt + in_flight,
+        created_at=to_datetime(call.due),
+        ended_at=None,
+        due_at=to_datetime(call.due),
+        memo=None,
+        error=call.error or None,
+    )
+
+
+def _waiting_step(connection: sqlite3.Connection, run_key: int, wait: Wait) -> StepView:
+    due, created_at = connection.execute(
+        "SELECT due, created_at FROM waits WHERE run_key = ? AND step_id = ?", (run_key, wait.step_id)
+    ).fetchone()
+    idle = StepStatus.SLEEPING if wait.op == Opcode.SLEEP else StepStatus.WAITING
+    return StepView(
+        id=wait.name,
+        hashed_id=wait.step_id,
+        op=wait.op,
+        status=StepStatus.RUNNING if wait.op in REQUESTS else idle,
+        attempts=wait.attempt + 1,
+        created_at=to_datetime(created_at),
+        ended_at=None,
+        due_at=_moment(due),
+        memo=None,
+        error=None,
+    )
+
+
+# what is due
+
+
+def load_due(
+    connection: sqlite3.Connection, after: int, until: int, limit: int
+) -> tuple[list[tuple[int, CallAt | TimerAt]], int]:
+    """Timers and delayed calls due in ``(after, until]``, at most about ``limit`` of each, and how far they go."""
+    timers, timers_until = _load_until(connection, "SELECT due, run_key, step_id FROM waits WHERE", after, until, limit)
+    calls, calls_until = _load_until(
+        connection, "SELECT due, run_key, generation FROM delayed_calls WHERE", after, until, limit
+    )
+    reached = min(timers_until, calls_until)
+    items: list[tuple[int, CallAt | TimerAt]] = [
+        (due, TimerAt(run_key, step_id, due)) for due, run_key, step_id in timers if due <= reached
+    ]
+    for due, run_key, generation in calls:
+        head = _run_head(connection, run_key) if due <= reached else None
+        call = head.call(generation) if head else None
+        if call is not None:
+            items.append((due, CallAt(run_key, call)))
+    return items, reached
+
+
+def _load_until(
+    connection: sqlite3.Connection, select: str, after: int, until: int, limit: int
+) -> tuple[list[Any], int]:
+    rows = connection.execute(f"{select} due > ? AND due <= ? ORDER BY due LIMIT ?", (after, until, limit)).fetchall()
+    if len(rows) < limit:
+        return rows, until
+    last = rows[-1][0]
+    # Others may be due in the same millisecond as the last: all of that, or none.
+    rows = [row for row in rows if row[0] < last]
+    return rows + connection.execute(f"{select} due = ?", (last,)).fetchall(), last

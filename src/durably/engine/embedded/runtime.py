@@ -1,0 +1,168 @@
+"""A running embedded engine: its parts, how they are put together, and how they come to an end."""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from durably.engine.inputs import TimerFired
+
+from . import queries, work
+from .caller import Caller
+from .canonical import canonical_json
+from .effects import CallAt, Effects, RequestAt, TimerAt
+from .executor import Executor
+from .journal import Journal
+from .ledger import Entry, Ledger
+from .lock import DatabaseLock
+from .outbound import Outbound
+from .policies import make_policy
+from .reader import Reader
+from .registry import Registry
+from .requests import Requests
+from .schema import Ownership, open_database, take_ownership
+from .settings import EngineSettings
+from .store import Store
+from .timeline import Timeline
+from .watching import Watchers
+from .writer import Writer
+
+_LOAD_LIMIT = 10_000
+"""Timers, and delayed calls, read at a time."""
+_RECOVERED_TOGETHER = 100
+
+_logger = logging.getLogger("durably.engine")
+
+_Due = CallAt | TimerAt | RequestAt
+
+
+class Runtime:
+    """Made by ``open``."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: EngineSettings,
+        connection: sqlite3.Connection,
+        ownership: Ownership,
+        lock: DatabaseLock,
+    ) -> None:
+        self.settings = settings
+        self._connection = connection
+        self._lock = lock
+        self._closing: asyncio.Task[None] | None = None
+        store = Store(connection)
+        is_signed = settings.signing_key is not None
+        to_stored = canonical_json if is_signed else bytes
+        self.reader = Reader(path)
+        self._writer = Writer(connection, ownership.epoch, self._give_up)
+        self.journal = Journal(
+            self._writer,
+            Ledger(store, make_policy(settings), to_stored),
+            Registry.from_rows(store.all_functions()),
+            settings.clock,
+            self._carry_out,
+        )
+        self._caller = Caller(settings)
+        self.executor = Executor(
+            self._caller,
+            self.reader,
+            self.journal,
+            settings.clock,
+            max_calls=settings.max_calls,
+            canonicalise=is_signed and not ownership.is_canonical,
+        )
+        self._requests = Requests(Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal)
+        self._timeline: Timeline[_Due] = Timeline(settings.clock, self._load_due, self._meet)
+        self.watchers = Watchers(self._note_watched)
+        self._store = store
+
+    @classmethod
+    async def open(cls, path: Path, settings: EngineSettings) -> "Runtime":
+        """Raises what ``EmbeddedEngine.open`` does."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = DatabaseLock(path)
+        try:
+            connection = await asyncio.to_thread(open_database, path, settings.durability)
+            ownership = take_ownership(connection, writes_canonical=settings.signing_key is not None)
+            runtime = cls(path, settings, connection, ownership, lock)
+        except BaseException:
+            lock.release()
+            raise
+        runtime._writer.start()
+        await runtime._recover()
+        runtime._timeline.start()
+        return runtime
+
+    async def close(self) -> None:
+        """May be called more than once."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self._timeline.close()
+        await self.executor.close(self.settings.close_grace.total_seconds())
+        await self._requests.close()
+        await self._writer.close()
+        await self.reader.close()
+        await self._caller.close()
+        await asyncio.to_thread(self._connection.close)
+        self._lock.release()
+        self.watchers.close()
+
+    def _give_up(self) -> None:
+        _logger.critical("another engine has taken over the database; this engine stops")
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _recover(self) -> None:
+        """Whatever was under way when the engine stopped gets a new generation, and is made again."""
+        moving = self._store.moving_runs()
+        groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
+        await asyncio.gather(
+            *(self.journal.enter(lambda entry, keys=keys: work.recover(entry, keys)) for keys in groups)
+        )
+
+    # what is to be done
+
+    def _carry_out(self, effects: Effects) -> None:
+        """After the commit of a unit of work."""
+        for synced in effects.synced:
+            self.journal.registry = self.journal.registry.with_app(synced.app_id, synced.functions)
+        for run_key in effects.ended:
+            self._requests.forget(run_key)
+        for request in effects.requests:
+            self._requests.note(request)
+            self._timeline.add(request.request.due, request, is_stored=False)
+        for timer in effects.timers:
+            self._timeline.add(timer.due, timer)
+        now = self.settings.clock.now()
+        self.executor.make([due for due in effects.calls if due.call.due <= now])
+        for later in effects.calls:
+            if later.call.due > now:
+                self._timeline.add(later.call.due, later)
+        self.watchers.tell(effects.updates)
+
+    async def _load_due(self, after: int, until: int) -> tuple[list[tuple[int, _Due]], int]:
+        items, reached = await self.reader.read(
+            lambda connection: queries.load_due(connection, after, until, _LOAD_LIMIT)
+        )
+        return list(items), reached
+
+    def _meet(self, due: list[_Due]) -> None:
+        """What the timeline says is due now."""
+        self.executor.make([item for item in due if isinstance(item, CallAt)])
+        for item in due:
+            if isinstance(item, TimerAt):
+                self.journal.enter_soon(_fire(item))
+            elif isinstance(item, RequestAt):
+                self._requests.make(item)
+
+    def _note_watched(self, is_watched: bool) -> None:
+        self.journal.is_watched = is_watched
+
+
+def _fire(timer: TimerAt) -> Callable[[Entry], bool]:
+    return lambda entry: entry.apply(timer.run_key, TimerFired(timer.step_id))

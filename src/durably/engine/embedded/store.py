@@ -1,0 +1,261 @@
+"""The statements by which the writer changes the database, and reads what it needs to decide.
+
+Every method runs in the writer's thread, inside a transaction that the writer began. Nothing here decides.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator
+
+import msgspec
+
+from durably.engine.head import Head, RunStatus, decode_head, encode_head
+from durably.engine.inputs import WriteMemo
+from durably.protocol.opcodes import Opcode
+
+
+class RunRow(msgspec.Struct, frozen=True):
+    key: int
+    id: str
+    function_id: str
+    app_id: str
+    event_key: int
+    status: RunStatus
+    created_at: int
+    started_at: int | None
+
+
+class NewRun(msgspec.Struct, frozen=True):
+    id: str
+    function_id: str
+    app_id: str
+    event_key: int
+    max_attempts: int
+    created_at: int
+    rerun_of: str | None
+
+
+class WaitRow(msgspec.Struct, frozen=True):
+    """``path`` and ``value`` narrow down which events can end an event wait; see the schema."""
+
+    run_key: int
+    step_id: str
+    op: Opcode
+    topic: str | None = None
+    path: str | None = None
+    value: str | None = None
+    expression: str | None = None
+    due: int | None = None
+
+
+class Store:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # events
+
+    def add_event(self, event_id: str, sender_id: str | None, name: str, received_at: int, body: bytes) -> int:
+        cursor = self._connection.execute(
+            "INSERT INTO events (id, sender_id, name, received_at, body) VALUES (?, ?, ?, ?, ?)",
+            (event_id, sender_id, name, received_at, body),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def has_event(self, event_id: str) -> bool:
+        return self._connection.execute("SELECT 1 FROM events WHERE id = ?", (event_id,)).fetchone() is not None
+
+    def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
+        """The id of the event that came with this sender's id lately."""
+        row = self._connection.execute(
+            "SELECT id FROM events WHERE sender_id = ? AND received_at > ? ORDER BY received_at DESC LIMIT 1",
+            (sender_id, received_after),
+        ).fetchone()
+        return row[0] if row else None
+
+    def event(self, event_key: int) -> tuple[str, str, bytes]:
+        """Id, name and body."""
+        row: tuple[str, str, bytes] = self._connection.execute(
+            "SELECT id, name, body FROM events WHERE key = ?", (event_key,)
+        ).fetchone()
+        return row
+
+    # apps
+
+    def put_app(
+        self, app_id: str, url: str, sdk: str | None, framework: str | None, version: str | None, now: int
+    ) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO apps (id, url, sdk, framework, version, synced_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (app_id, url, sdk, framework, version, now),
+        )
+
+    def active_functions(self, app_id: str) -> list[tuple[str, bytes]]:
+        """Ids and configurations, in the order in which the app synced them."""
+        return self._connection.execute(
+            "SELECT id, config FROM functions WHERE app_id = ? AND is_active ORDER BY position", (app_id,)
+        ).fetchall()
+
+    def put_functions(self, app_id: str, configs: Iterable[tuple[str, bytes]]) -> None:
+        """Make these the app's active functions."""
+        self._connection.execute("UPDATE functions SET is_active = 0 WHERE app_id = ?", (app_id,))
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO functions (id, app_id, position, is_active, config) VALUES (?, ?, ?, 1, ?)",
+            [(function_id, app_id, position, config) for position, (function_id, config) in enumerate(configs)],
+        )
+
+    def all_functions(self) -> list[tuple[str, str, bool, bytes]]:
+        """Ids, apps, whether active, and configurations, in the order of apps and of functions within them."""
+        return self._connection.execute(
+            "SELECT id, app_id, is_active, config FROM functions ORDER BY app_id, position"
+        ).fetchall()
+
+    # runs
+
+    def add_run(self, run: NewRun, head: Head) -> int:
+        cursor = self._connection.execute(
+            "INSERT INTO runs (id, function_id, app_id, event_key, status, max_attempts, created_at, rerun_of) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run.id,
+                run.function_id,
+                run.app_id,
+                run.event_key,
+                head.status,
+                run.max_attempts,
+                run.created_at,
+                run.rerun_of,
+            ),
+        )
+        assert cursor.lastrowid is not None
+        self._connection.execute(
+            "INSERT INTO heads (run_key, is_moving, head) VALUES (?, 1, ?)", (cursor.lastrowid, encode_head(head))
+        )
+        return cursor.lastrowid
+
+    def find_run_key(self, run_id: str) -> int | None:
+        row = self._connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
+        return row[0] if row else None
+
+    def run(self, run_key: int) -> RunRow:
+        row = self._connection.execute(
+            "SELECT key, id, function_id, app_id, event_key, status, created_at, started_at FROM runs WHERE key = ?",
+            (run_key,),
+        ).fetchone()
+        key, run_id, function_id, app_id, event_key, status, created_at, started_at = row
+        return RunRow(key, run_id, function_id, app_id, event_key, RunStatus(status), created_at, started_at)
+
+    def head(self, run_key: int) -> Head | None:
+        """``None`` where the run has ended."""
+        row = self._connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+        return decode_head(row[0]) if row else None
+
+    def moving_runs(self) -> list[int]:
+        return [key for (key,) in self._connection.execute("SELECT run_key FROM heads WHERE is_moving")]
+
+    def put_head(self, run_key: int, head: Head, is_moving: bool) -> None:
+        self._connection.execute(
+            "UPDATE heads SET is_moving = ?, head = ? WHERE run_key = ?", (is_moving, encode_head(head), run_key)
+        )
+
+    def set_running(self, run_key: int, started_at: int) -> None:
+        self._connection.execute(
+            "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?) WHERE key = ?",
+            (RunStatus.RUNNING, started_at, run_key),
+        )
+
+    def end_run(self, run_key: int, status: RunStatus, started_at: int | None, ended_at: int, output: bytes) -> None:
+        self._connection.execute(
+            "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?), ended_at = ?, output = ? WHERE key = ?",
+            (status, started_at, ended_at, output, run_key),
+        )
+        for table in ("heads", "waits", "delayed_calls"):
+            self._connection.execute(f"DELETE FROM {table} WHERE run_key = ?", (run_key,))
+
+    # memos
+
+    def add_memo(self, run_key: int, seq: int, written: WriteMemo, created_at: int, ended_at: int) -> None:
+        self._connection.execute(
+            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run_key,
+                written.step_id,
+                seq,
+                written.name,
+                written.op,
+                written.attempts,
+                written.failed,
+                created_at,
+                ended_at,
+                written.memo,
+            ),
+        )
+
+    def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
+        """Those of the steps that have a memo."""
+        query = "SELECT 1 FROM memos WHERE run_key = ? AND step_id = ?"
+        return frozenset(
+            step_id for step_id in step_ids if self._connection.execute(query, (run_key, step_id)).fetchone()
+        )
+
+    # waits
+
+    def put_wait(self, wait: WaitRow, created_at: int) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO waits (run_key, step_id, op, topic, path, value, expression, due, created_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                wait.run_key,
+                wait.step_id,
+                wait.op,
+                wait.topic,
+                wait.path,
+                wait.value,
+                wait.expression,
+                wait.due,
+                created_at,
+            ),
+        )
+
+    def take_wait(self, run_key: int, step_id: str) -> int | None:
+        """Remove a wait; when it began."""
+        row = self._connection.execute(
+            "DELETE FROM waits WHERE run_key = ? AND step_id = ? RETURNING created_at", (run_key, step_id)
+        ).fetchone()
+        return row[0] if row else None
+
+    def mute_wait(self, run_key: int, step_id: str) -> None:
+        """Let nothing but its timeout end a wait."""
+        self._connection.execute("UPDATE waits SET topic = NULL WHERE run_key = ? AND step_id = ?", (run_key, step_id))
+
+    def waits_for(self, op: Opcode, topic: str) -> list[tuple[int, str]]:
+        """Runs and steps that wait for a signal or for the end of a run."""
+        return self._connection.execute(
+            "SELECT run_key, step_id FROM waits WHERE op = ? AND topic = ?", (op, topic)
+        ).fetchall()
+
+    def event_waits(self, event: str, path: str | None, value: str | None) -> Iterator[tuple[int, str, str | None]]:
+        """Runs, steps and expressions that wait for an event, narrowed down by what lies at ``path`` of it."""
+        rows: Iterator[tuple[int, str, str | None]] = self._connection.execute(
+            "SELECT run_key, step_id, expression FROM waits WHERE op = ? AND topic = ? AND path IS ? AND value IS ?",
+            (Opcode.WAIT_FOR_EVENT, event, path, value),
+        )
+        return rows
+
+    def add_wait_path(self, event: str, path: str) -> None:
+        self._connection.execute("INSERT OR IGNORE INTO wait_paths (event, path) VALUES (?, ?)", (event, path))
+
+    def wait_paths(self, event: str) -> list[str]:
+        return [path for (path,) in self._connection.execute("SELECT path FROM wait_paths WHERE event = ?", (event,))]
+
+    # delayed calls
+
+    def add_delayed_call(self, run_key: int, generation: int, due: int) -> None:
+        self._connection.execute(
+            "INSERT INTO delayed_calls (run_key, generation, due) VALUES (?, ?, ?)", (run_key, generation, due)
+        )
+
+    def drop_delayed_call(self, run_key: int, generation: int) -> None:
+        self._connection.execute(
+            "DELETE FROM delayed_calls WHERE run_key = ? AND generation = ?", (run_key, generation)
+        )

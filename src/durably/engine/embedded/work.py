@@ -1,0 +1,107 @@
+"""Units of work: what the engine's methods, and what falls due, enter into the ledger.
+
+Each function here makes a unit of work or is one; they run in the writer's thread.
+"""
+
+from collections.abc import Callable, Collection
+
+import msgspec
+
+from durably.engine.answers import Answer, Asked
+from durably.engine.errors import CheckpointInvalidError, FunctionNotFoundError, RunNotFoundError
+from durably.engine.inputs import Answered, CancelAsked, Checkpointed, Recovered, WaitResolved
+from durably.engine.turn import data_memo
+from durably.protocol.checkpoint import CheckpointRequest
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import SyncRequest
+
+from .bodies import generation_of
+from .effects import CallAt, Synced
+from .ledger import Entry
+from .registry import Function
+from .views import InvokeReceipt, SyncResult
+
+
+def answer(due: CallAt, answered: Answer) -> Callable[[Entry], None]:
+    """What follows from a call's answer. Raises ``StaleCallError``."""
+    step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, Asked) else set()
+    if not due.call.is_discovery:
+        step_ids.add(due.call.step_id)
+
+    def unit(entry: Entry) -> None:
+        memoised = entry.store.memoised(due.run_key, step_ids)
+        entry.apply(due.run_key, Answered(due.call.generation, answered, memoised))
+
+    return unit
+
+
+def checkpoint(entry: Entry, run_id: str, request: CheckpointRequest) -> None:
+    """Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``."""
+    generation = request.generation_id
+    if generation is None:
+        generation = generation_of(request.request_id or request.qi_id or "")
+    if generation is None:
+        raise CheckpointInvalidError(
+            "the checkpoint does not tell its call: generation_id, request_id or qi_id must be as in the call's context"
+        )
+    run_key = _find_run(entry, run_id)
+    memoised = entry.store.memoised(run_key, {op.id for op in request.steps})
+    entry.apply(run_key, Checkpointed(generation, request.steps, memoised))
+
+
+def cancel(entry: Entry, run_id: str) -> bool:
+    """False where the run has ended. Raises ``RunNotFoundError``."""
+    return entry.apply(_find_run(entry, run_id), CancelAsked())
+
+
+def rerun(entry: Entry, run_id: str) -> str:
+    """The new run's id. Raises ``RunNotFoundError``, ``FunctionNotFoundError``."""
+    run = entry.store.run(_find_run(entry, run_id))
+    return entry.start_run(_find_function(entry, run.function_id), run.event_key, rerun_of=run.id)
+
+
+def invoke(entry: Entry, function_id: str, event: Event) -> InvokeReceipt:
+    """Raises ``FunctionNotFoundError``."""
+    return entry.events.invoke(_find_function(entry, function_id), event, {"fn_id": function_id})
+
+
+def signal(entry: Entry, name: str, data: bytes) -> str | None:
+    """The id of the run that waited for the signal; ``data`` is JSON."""
+    for run_key, step_id in entry.store.waits_for(Opcode.WAIT_FOR_SIGNAL, name):
+        memo = data_memo(b'{"data":' + data + b',"signal":' + msgspec.json.encode(name) + b"}")
+        entry.apply(run_key, WaitResolved(step_id, memo))
+        return entry.store.run(run_key).id
+    return None
+
+
+def recover(entry: Entry, run_keys: Collection[int]) -> None:
+    for run_key in run_keys:
+        entry.apply(run_key, Recovered())
+
+
+def sync(entry: Entry, request: SyncRequest) -> SyncResult:
+    """Make the app's functions what it says they are. It has been checked."""
+    store, app_id = entry.store, request.app_id
+    configs = [(config.id, msgspec.json.encode(config)) for config in request.functions]
+    modified = store.active_functions(app_id) != configs
+    if modified:
+        store.put_functions(app_id, configs)
+        functions = [Function(config.id, app_id, True, config) for config in request.functions]
+        entry.effects.synced.append(Synced(app_id, functions))
+    store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
+    return SyncResult(app_id=app_id, modified=modified)
+
+
+def _find_run(entry: Entry, run_id: str) -> int:
+    key = entry.store.find_run_key(run_id)
+    if key is None:
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+    return key
+
+
+def _find_function(entry: Entry, function_id: str) -> Function:
+    function = entry.registry.find(function_id)
+    if function is None or not function.is_active:
+        raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
+    return function

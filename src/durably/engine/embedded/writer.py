@@ -1,0 +1,129 @@
+"""The one thread that writes, and group commit.
+
+Work is submitted as units. Whatever waits at one moment shares one transaction, so that one flush to disk
+serves many; each unit has a savepoint of its own, so that one that fails spoils no other. A unit's future is
+resolved after the commit, never before. What a unit is, the writer does not know.
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from durably.engine.errors import DatabaseLostError, EngineClosedError, EngineError
+
+T = TypeVar("T")
+Unit = Callable[[], T]
+
+_MAX_GROUP = 512
+"""Units in one transaction at most: the first of them should not wait long for the last."""
+
+
+class _Job:
+    __slots__ = ("error", "future", "on_commit", "result", "unit")
+
+    def __init__(self, unit: Unit[Any], future: asyncio.Future[Any], on_commit: Callable[[Any], None] | None) -> None:
+        self.unit = unit
+        self.future = future
+        self.on_commit = on_commit
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Writer:
+    """Owns ``connection`` from ``start`` to ``close``. ``on_lost`` is told, on the event loop, once another
+    engine has taken the database over."""
+
+    def __init__(self, connection: sqlite3.Connection, epoch: int, on_lost: Callable[[], None]) -> None:
+        self._connection = connection
+        self._epoch = epoch
+        self._on_lost = on_lost
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="durably-writer", daemon=True)
+        self._is_closed = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, unit: Unit[T], on_commit: Callable[[T], None] | None = None) -> asyncio.Future[T]:
+        """Run ``unit`` in the writer's thread. ``on_commit`` gets its result on the event loop, in the order of
+        the commits, even if nobody waits for the future any more. Raises ``EngineClosedError``."""
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put(_Job(unit, future, on_commit))
+        return future
+
+    async def close(self) -> None:
+        """Finish what was submitted, and stop."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+        # The last group's results are on their way to the loop: let them arrive.
+        await asyncio.sleep(0)
+
+    def _work(self) -> None:
+        while True:
+            group, is_last = self._next_group()
+            if group:
+                self._commit(group)
+                self._loop.call_soon_threadsafe(self._deliver, group)
+            if is_last:
+                return
+
+    def _next_group(self) -> tuple[list[_Job], bool]:
+        job = self._jobs.get()
+        group: list[_Job] = []
+        while job is not None:
+            group.append(job)
+            if len(group) == _MAX_GROUP:
+                return group, False
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                return group, False
+        return group, True
+
+    def _commit(self, group: list[_Job]) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._check_epoch()
+            for job in group:
+                self._run(job)
+            self._connection.execute("COMMIT")
+        except (sqlite3.Error, EngineError) as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            for job in group:
+                job.error = error
+
+    def _check_epoch(self) -> None:
+        (epoch,) = self._connection.execute("SELECT epoch FROM owner").fetchone()
+        if epoch != self._epoch:
+            raise DatabaseLostError("another engine has taken over the database; this engine stops")
+
+    def _run(self, job: _Job) -> None:
+        self._connection.execute("SAVEPOINT unit")
+        try:
+            job.result = job.unit()
+        except Exception as error:
+            job.error = error
+            self._connection.execute("ROLLBACK TO unit")
+        self._connection.execute("RELEASE unit")
+
+    def _deliver(self, group: list[_Job]) -> None:
+        for job in group:
+            if isinstance(job.error, DatabaseLostError):
+                self._on_lost()
+            if job.error is None and job.on_commit is not None:
+                job.on_commit(job.result)
+            if job.future.done():
+                continue
+            if job.error is None:
+                job.future.set_result(job.result)
+            else:
+                job.future.set_exception(job.error)

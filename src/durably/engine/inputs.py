@@ -1,0 +1,143 @@
+"""What can happen to a run (inputs) and what the machine then wants done (commands), as plain values.
+
+Times are milliseconds since the epoch. A memo is the JSON that apps get for a finished step.
+"""
+
+from typing import Any
+
+import msgspec
+
+from durably.engine.answers import Answer
+from durably.engine.asks import EventAsk, InvokeAsk, SignalAsk
+from durably.engine.head import Call, RunStatus
+from durably.protocol.opcodes import Op, Opcode
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """A call came to its end. ``memoised`` are those of the answer's step ids, and of the call's own target,
+    that have a memo already: the head does not know."""
+
+    generation: int
+    answer: Answer
+    memoised: frozenset[str] = frozenset()
+
+
+class Checkpointed(msgspec.Struct, frozen=True):
+    """A call that goes on hands over steps that it has finished. ``memoised`` as in ``Answered``."""
+
+    generation: int
+    ops: list[Op]
+    memoised: frozenset[str] = frozenset()
+
+
+class TimerFired(msgspec.Struct, frozen=True):
+    """A sleep is over, or a wait has timed out."""
+
+    step_id: str
+
+
+class WaitResolved(msgspec.Struct, frozen=True):
+    """What an outstanding step waited for has come: an event, a signal, an invoked run's end."""
+
+    step_id: str
+    memo: bytes
+    failed: bool = False
+
+
+class SignalConflicted(msgspec.Struct, frozen=True):
+    """Another run waits for the signal already, and this one does not replace it."""
+
+    step_id: str
+    signal: str
+
+
+class RequestFinished(msgspec.Struct, frozen=True):
+    """A request that the engine made for a step: ``memo`` where it failed for good or worked, ``error`` as
+    ``{name, message}`` where it failed and may be tried again."""
+
+    step_id: str
+    generation: int
+    memo: bytes
+    failed: bool = False
+    is_retriable: bool = False
+
+
+class CancelAsked(msgspec.Struct, frozen=True):
+    pass
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """The engine starts again: whatever was under way when it stopped will not be heard of any more."""
+
+
+Input = (
+    Answered | Checkpointed | TimerFired | WaitResolved | SignalConflicted | RequestFinished | CancelAsked | Recovered
+)
+
+
+class MakeCall(msgspec.Struct, frozen=True):
+    call: Call
+
+
+class WriteMemo(msgspec.Struct, frozen=True):
+    """``attempts`` is how many it took; ``failed`` whether the memo is an error."""
+
+    step_id: str
+    name: str
+    op: Opcode
+    memo: bytes
+    attempts: int = 1
+    failed: bool = False
+
+
+class Sleep(msgspec.Struct, frozen=True):
+    step_id: str
+    name: str
+    until: int
+
+
+class AwaitEvent(msgspec.Struct, frozen=True):
+    step_id: str
+    name: str
+    ask: EventAsk
+
+
+class AwaitSignal(msgspec.Struct, frozen=True):
+    step_id: str
+    name: str
+    ask: SignalAsk
+
+
+class Invoke(msgspec.Struct, frozen=True):
+    step_id: str
+    name: str
+    ask: InvokeAsk
+
+
+class MakeRequest(msgspec.Struct, frozen=True):
+    """``opts`` may hold credentials: it must not be stored. ``None`` means the same as for the attempt before."""
+
+    step_id: str
+    name: str
+    op: Opcode
+    generation: int
+    attempt: int
+    due: int
+    opts: dict[str, Any] | None
+
+    def __repr__(self) -> str:
+        return f"MakeRequest(step_id={self.step_id!r}, generation={self.generation}, attempt={self.attempt})"
+
+
+class CloseWait(msgspec.Struct, frozen=True):
+    step_id: str
+
+
+class EndRun(msgspec.Struct, frozen=True):
+    """Everything of the run that is outstanding is void. ``output`` is JSON: the result, or the error."""
+
+    status: RunStatus
+    output: bytes
+
+
+Command = MakeCall | WriteMemo | Sleep | AwaitEvent | AwaitSignal | Invoke | MakeRequest | CloseWait | EndRun

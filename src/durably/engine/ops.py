@@ -1,0 +1,182 @@
+"""What each op of an answer does to a run (spec §5.1.1, §5.3)."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from durably.engine.answers import Asked
+from durably.engine.asks import read_event_wait, read_invoke, read_signal_wait, read_sleep, step_name
+from durably.engine.errors import OpInvalidError
+from durably.engine.head import Call, RunStatus, Wait
+from durably.engine.inputs import AwaitEvent, AwaitSignal, Invoke, MakeRequest, Sleep
+from durably.engine.turn import Turn, data_memo, error_memo
+from durably.protocol.errors import ErrorData
+from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
+from durably.protocol.opcodes import Op, Opcode
+
+
+class Answering:
+    """The answer that is being read: the call that it ends, and what it says for all of its ops.
+
+    ``attempt`` is that at which the app ran the step being read. It starts anew after each step that was
+    executed, so an error that follows one in the same answer is a first attempt's.
+    """
+
+    def __init__(self, turn: Turn, call: Call, answer: Asked) -> None:
+        self.turn = turn
+        self.call = call
+        self.answer = answer
+        self.attempt = call.attempt
+
+    def is_race(self, op: Op) -> bool:
+        return self.answer.races or op.is_race or (self.call.race and op.id == self.call.step_id)
+
+    def wait(self, op: Op, kind: Opcode) -> None:
+        self.turn.wait(Wait(step_id=op.id, op=kind, name=step_name(op), race=self.is_race(op)))
+
+
+def carry_out(answering: Answering, op: Op) -> None:
+    """Raises ``OpInvalidError`` and ``RunOverflow``, either of which fails the run."""
+    handler = _HANDLERS.get(op.op)
+    if handler is None:
+        raise OpInvalidError(f"step {step_name(op)!r} asks for {op.op!r}, which this engine does not know")
+    if not op.id and op.op not in _WITHOUT_STEP:
+        raise OpInvalidError(f"an op {op.op!r} has no id")
+    handler(answering, op)
+
+
+def executed_memo(op: Op) -> tuple[bytes, bool]:
+    """The memo of a step that an app has executed, and whether it is an error."""
+    data = bytes(op.data) if isinstance(op.data, msgspec.Raw) else b"null"
+    if len(data) <= MAX_STEP_OUTPUT_BYTES:
+        return data_memo(data), False
+    message = (
+        f"step {step_name(op)!r} returned {len(data)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible: return "
+        "less, for instance a reference to where the data is stored"
+    )
+    return error_memo(ErrorData(name="StepOutputTooLargeError", message=message)), True
+
+
+def _step_run(answering: Answering, op: Op) -> None:
+    memo, failed = executed_memo(op)
+    _write(answering, op, memo, failed)
+
+
+def _step_error(answering: Answering, op: Op) -> None:
+    turn, attempt = answering.turn, answering.attempt
+    if answering.answer.no_retry or attempt + 1 >= turn.max_attempts:
+        _step_failed(answering, op)
+    else:
+        retry_at = answering.answer.retry_at
+        turn.retry(answering.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
+
+
+def _step_failed(answering: Answering, op: Op) -> None:
+    _write(answering, op, error_memo(_error_of(op)), failed=True)
+
+
+def _error_of(op: Op) -> ErrorData:
+    return op.error or ErrorData(message="the step failed without saying why")
+
+
+def _write(answering: Answering, op: Op, memo: bytes, failed: bool) -> None:
+    attempts = answering.attempt + 1
+    answering.turn.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, failed=failed)
+    answering.turn.step_ended(answering.is_race(op))
+    answering.attempt = 0
+
+
+def _step_planned(answering: Answering, op: Op) -> None:
+    turn = answering.turn
+    lost = turn.close_wait(op.id)
+    attempt = lost.attempt if lost else 0
+    race = answering.is_race(op)
+    turn.plan(Call(generation=0, due=turn.now, step_id=op.id, name=step_name(op), attempt=attempt, race=race))
+
+
+def _sleep(answering: Answering, op: Op) -> None:
+    until = read_sleep(op, answering.turn.now)
+    answering.wait(op, Opcode.SLEEP)
+    answering.turn.commands.append(Sleep(op.id, step_name(op), until))
+
+
+def _wait_for_event(answering: Answering, op: Op) -> None:
+    ask = read_event_wait(op, answering.turn.now)
+    answering.wait(op, Opcode.WAIT_FOR_EVENT)
+    answering.turn.commands.append(AwaitEvent(op.id, step_name(op), ask))
+
+
+def _wait_for_signal(answering: Answering, op: Op) -> None:
+    ask = read_signal_wait(op, answering.turn.now)
+    answering.wait(op, Opcode.WAIT_FOR_SIGNAL)
+    answering.turn.commands.append(AwaitSignal(op.id, step_name(op), ask))
+
+
+def _invoke(answering: Answering, op: Op) -> None:
+    ask = read_invoke(op, answering.turn.now)
+    answering.wait(op, Opcode.INVOKE_FUNCTION)
+    answering.turn.commands.append(Invoke(op.id, step_name(op), ask))
+
+
+def _request(answering: Answering, op: Op) -> None:
+    turn, kind, name = answering.turn, Opcode(op.op), step_name(op)
+    lost = turn.waits.get(op.id)
+    attempt = lost.attempt if lost else 0
+    generation = turn.next_generation()
+    turn.wait(
+        Wait(step_id=op.id, op=kind, name=name, race=answering.is_race(op), generation=generation, attempt=attempt)
+    )
+    turn.commands.append(MakeRequest(op.id, name, kind, generation, attempt, turn.now, op.opts or {}))
+
+
+def _step_not_found(answering: Answering, op: Op) -> None:
+    message = (
+        f"step {answering.call.name or step_name(op)!r} was planned, but the function did not reach it when called "
+        "for it: a function must find the same steps each time it is called with the same memos"
+    )
+    answering.turn.fail(ErrorData(name="StepNotFoundError", message=message))
+
+
+def _run_complete(answering: Answering, op: Op) -> None:
+    output = bytes(op.data) if isinstance(op.data, msgspec.Raw) else b"null"
+    answering.turn.end(RunStatus.COMPLETED, output)
+
+
+def _discovery_request(answering: Answering, op: Op) -> None:
+    answering.turn.discover()
+
+
+_HANDLERS: dict[str, Callable[[Answering, Op], None]] = {
+    Opcode.STEP: _step_run,
+    Opcode.STEP_RUN: _step_run,
+    Opcode.STEP_ERROR: _step_error,
+    Opcode.STEP_FAILED: _step_failed,
+    Opcode.STEP_PLANNED: _step_planned,
+    Opcode.STEP_NOT_FOUND: _step_not_found,
+    Opcode.SLEEP: _sleep,
+    Opcode.WAIT_FOR_EVENT: _wait_for_event,
+    Opcode.WAIT_FOR_SIGNAL: _wait_for_signal,
+    Opcode.INVOKE_FUNCTION: _invoke,
+    Opcode.AI_GATEWAY: _request,
+    Opcode.GATEWAY: _request,
+    Opcode.RUN_COMPLETE: _run_complete,
+    Opcode.DISCOVERY_REQUEST: _discovery_request,
+}
+
+_WITHOUT_STEP = frozenset({Opcode.RUN_COMPLETE, Opcode.DISCOVERY_REQUEST})
+"""Ops that concern the run, not a step of it."""
+
+EXECUTED = frozenset({Opcode.STEP, Opcode.STEP_RUN})
+"""Ops that report a step which the app has executed, and which needs no decision of the engine."""
+
+REQUESTS = frozenset({Opcode.AI_GATEWAY, Opcode.GATEWAY})
+"""Ops for which the engine makes a request of its own."""
+
+ASKING = REQUESTS | {
+    Opcode.STEP_PLANNED,
+    Opcode.SLEEP,
+    Opcode.WAIT_FOR_EVENT,
+    Opcode.WAIT_FOR_SIGNAL,
+    Opcode.INVOKE_FUNCTION,
+}
+"""Ops that ask the engine for something; several in one answer mean that the run has parallel branches."""

@@ -1,0 +1,219 @@
+"""One turn of the run machine: the head being changed, and the commands that come of it.
+
+The verbs that inputs and ops are made of stand here; which input uses which, in ``machine`` and ``ops``.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from durably.engine.errors import StaleCallError
+from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus, Wait
+from durably.engine.inputs import CloseWait, Command, EndRun, MakeCall, WriteMemo
+from durably.protocol.errors import ErrorData
+from durably.protocol.headers import DISCOVER
+from durably.protocol.limits import MAX_RUN_STATE_BYTES, MAX_STEPS
+from durably.protocol.opcodes import Opcode
+
+_ERROR_EXCERPT_LENGTH = 300
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How long to wait, in milliseconds: after the given attempt (from 0) failed, and after a call has not
+    reached its app so many times in a row (from 0)."""
+
+    retry_delay: Callable[[int], int]
+    unreached_delay: Callable[[int], int]
+
+
+class RunOverflow(Exception):
+    """The run is over one of the protocol's limits, and fails."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.error = ErrorData(name=name, message=message)
+
+
+def encode_error(error: ErrorData) -> bytes:
+    """An error as JSON, with at least ``name`` and ``message``."""
+    wire = {field: value for field, value in msgspec.structs.asdict(error).items() if value is not None}
+    return msgspec.json.encode({"name": "Error", "message": ""} | wire)
+
+
+def data_memo(data: bytes) -> bytes:
+    return b'{"data":' + data + b"}"
+
+
+def error_memo(error: ErrorData) -> bytes:
+    return b'{"error":' + encode_error(error) + b"}"
+
+
+class Turn:
+    def __init__(self, head: Head, now: int, policy: Policy) -> None:
+        self.now = now
+        self.policy = policy
+        self.status = head.status
+        self.max_attempts = head.max_attempts
+        self.generation = head.generation
+        self.calls = {call.generation: call for call in head.calls}
+        self.waits = {wait.step_id: wait for wait in head.waits}
+        self.discover_again = head.discover_again
+        self.disable_immediate = head.disable_immediate
+        self.memos = head.memos
+        self.bytes = head.bytes
+        self.commands: list[Command] = []
+        self.written: set[str] = set()
+        self._step_ended = False
+        self._race_ended = False
+
+    def next_head(self) -> Head:
+        return Head(
+            version=MACHINE_VERSION,
+            status=self.status,
+            max_attempts=self.max_attempts,
+            generation=self.generation,
+            calls=tuple(self.calls.values()),
+            waits=tuple(self.waits.values()),
+            discover_again=self.discover_again,
+            disable_immediate=self.disable_immediate,
+            memos=self.memos,
+            bytes=self.bytes,
+        )
+
+    # calls
+
+    def find_call(self, generation: int) -> Call:
+        call = self.calls.get(generation)
+        if call is None:
+            raise StaleCallError(
+                f"the call is stale: its generation {generation} is not outstanding any more, since the engine "
+                "has given it up and may have made another in its place"
+            )
+        return call
+
+    def call(self, call: Call) -> None:
+        """Make a call, under a generation of its own."""
+        call = msgspec.structs.replace(call, generation=self.next_generation())
+        self.calls[call.generation] = call
+        self.commands.append(MakeCall(call))
+
+    def next_generation(self) -> int:
+        self.generation += 1
+        return self.generation
+
+    def discover(self) -> None:
+        """Ask for discovery. One that has yet to be made will see all that this one would; one that is under
+        way may not, so another follows it."""
+        outstanding = self.discovery
+        if outstanding is None:
+            self.discover_again = False
+            self.call(Call(generation=0, due=self.now))
+        elif outstanding.due <= self.now:
+            self.discover_again = True
+
+    @property
+    def discovery(self) -> Call | None:
+        return next((call for call in self.calls.values() if call.is_discovery), None)
+
+    def retry(self, call: Call, error: ErrorData, *, attempt: int, retry_at: int | None, name: str = "") -> None:
+        """Make a call again of which ``attempt`` failed."""
+        if any(other.step_id == call.step_id for other in self.calls.values()):
+            return
+        due = retry_at if retry_at is not None else self.now + self.policy.retry_delay(attempt)
+        self.call(
+            msgspec.structs.replace(
+                call, due=due, attempt=attempt + 1, unreached=0, name=name or call.name, error=excerpt(error)
+            )
+        )
+
+    def fail_attempt(self, call: Call, error: ErrorData, *, no_retry: bool, retry_at: int | None) -> None:
+        if no_retry or call.attempt + 1 >= self.max_attempts:
+            self.fail(error)
+        else:
+            self.retry(call, error, attempt=call.attempt, retry_at=retry_at)
+
+    # steps
+
+    def is_outstanding(self, step_id: str) -> bool:
+        """Whether the step has been asked for and is on its way. One that waits for the app to report its op
+        again is not."""
+        wait = self.waits.get(step_id)
+        if wait is not None:
+            return not wait.needs_op
+        return any(call.step_id == step_id for call in self.calls.values())
+
+    def write(
+        self, step_id: str, name: str, op: Opcode, memo: bytes, *, attempts: int = 1, failed: bool = False
+    ) -> None:
+        """Store what a step came to. Raises ``RunOverflow`` where the run has no room for it."""
+        if self.memos + 1 > MAX_STEPS:
+            raise RunOverflow("StepLimitError", f"the run has more than {MAX_STEPS} steps, at {name!r}")
+        if self.bytes + len(memo) > MAX_RUN_STATE_BYTES:
+            raise RunOverflow(
+                "StateTooLargeError",
+                f"with the output of step {name!r} the run's state is over {MAX_RUN_STATE_BYTES} bytes: return less "
+                "from steps, for instance a reference to where the data is stored",
+            )
+        self.memos += 1
+        self.bytes += len(memo)
+        self.written.add(step_id)
+        self.commands.append(WriteMemo(step_id, name, op, memo, attempts, failed))
+
+    def step_ended(self, race: bool) -> None:
+        self._step_ended = True
+        self._race_ended = self._race_ended or race
+
+    def resolve(self, wait: Wait, memo: bytes, *, attempts: int = 1, failed: bool = False) -> None:
+        """What a step waited for has come, or will not any more."""
+        self.close_wait(wait.step_id)
+        try:
+            self.write(wait.step_id, wait.name, wait.op, memo, attempts=attempts, failed=failed)
+            self.step_ended(wait.race)
+        except RunOverflow as overflow:
+            self.fail(overflow.error)
+
+    def wait(self, wait: Wait) -> None:
+        self._check_room(wait.name)
+        self.waits[wait.step_id] = wait
+
+    def plan(self, call: Call) -> None:
+        self._check_room(call.name)
+        self.call(call)
+
+    def _check_room(self, name: str) -> None:
+        if self.memos + len(self.waits) + len(self.calls) >= MAX_STEPS:
+            raise RunOverflow("StepLimitError", f"the run has more than {MAX_STEPS} steps, at {name!r}")
+
+    def close_wait(self, step_id: str) -> Wait | None:
+        """The wait, which is one no more; ``None`` where there is none."""
+        wait = self.waits.pop(step_id, None)
+        if wait is not None:
+            self.commands.append(CloseWait(step_id))
+        return wait
+
+    def settle(self) -> None:
+        """At the end of a turn in which steps may have ended: go on discovering where it is time to."""
+        if self.status.has_ended:
+            return
+        steps_outstanding = bool(self.waits) or any(call.step_id != DISCOVER for call in self.calls.values())
+        wanted = self._race_ended or (self._step_ended and not steps_outstanding)
+        if wanted or (self.discover_again and self.discovery is None):
+            self.discover()
+
+    # ends
+
+    def fail(self, error: ErrorData) -> None:
+        self.end(RunStatus.FAILED, encode_error(error))
+
+    def end(self, status: RunStatus, output: bytes) -> None:
+        self.status = status
+        self.calls.clear()
+        self.waits.clear()
+        self.discover_again = False
+        self.commands.append(EndRun(status, output))
+
+
+def excerpt(error: ErrorData) -> str:
+    """``Name: message`` in one short line, for people."""
+    text = f"{error.name or 'Error'}: {error.message or ''}"
+    return text if len(text) <= _ERROR_EXCERPT_LENGTH else text[: _ERROR_EXCERPT_LENGTH - 1] + "…"
