@@ -24,5 +24,6 @@ class Group(click.Group):
                 raise click.exceptions.Exit(1) from error
             raise CliError(error.message) from error
         except ModuleNotFoundError as error:
-            # Anything of ours that is not there comes with the extra; what is not ours was imported by an app.
+            if (error.name or "durably").partition(".")[0] == "durably":
+                raise
             raise CliError(f'{error.name} is not installed; it comes with pip install "durably[engine]"') from error

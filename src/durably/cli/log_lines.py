@@ -18,7 +18,7 @@ _logger = logging.getLogger("durably.runs")
 
 
 class JsonFormatter(logging.Formatter):
-    """``{"ts", "level", "logger", "message", …}``, with what the caller gave as ``extra={"fields": {…}}``."""
+    """``{"ts", "level", "logger", "message", …}``, and the values given to ``log_fields``."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -48,4 +48,9 @@ def log_update(update: RunUpdate) -> None:
     for name in ("step", "attempt", "due_at", "error"):
         if (value := getattr(update, name)) is not None:
             fields[name] = value
-    _logger.log(_LEVELS.get(update.kind, logging.INFO), update.kind.value, extra={"fields": fields})
+    log_fields(_logger, update.kind.value, level=_LEVELS.get(update.kind, logging.INFO), **fields)
+
+
+def log_fields(logger: logging.Logger, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """Log a message with values beside it."""
+    logger.log(level, message, extra={"fields": fields})

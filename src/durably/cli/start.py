@@ -1,20 +1,11 @@
 """``durably start``."""
 
-import asyncio
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from .failures import CliError
 from .options import server_options, signing_key_options
-
-if TYPE_CHECKING:
-    from durably.engine.embedded.api.server import EngineServer
-    from durably.engine.embedded.api.state import AcceptedSync
-
-_logger = logging.getLogger("durably.start")
 
 
 @click.command()
@@ -67,11 +58,10 @@ def start(
     if not event_keys:
         raise CliError("no event key: set INNGEST_EVENT_KEY, the same as the senders', or give --event-key")
     from durably.engine.backoff import standard_backoff
-    from durably.engine.embedded.api.server import EngineServer
     from durably.engine.embedded.settings import EngineSettings
     from durably.protocol.headers import ServerKind
 
-    from .log_lines import log_json_lines
+    from .production_server import log_json_lines, serve
     from .running import run_until_stopped
 
     settings = EngineSettings(
@@ -82,34 +72,6 @@ def start(
         allow_private_addresses=allow_private_addresses,
     )
     log_json_lines()
-
-    async def serve() -> None:
-        server = await EngineServer.open(
-            database, settings, event_keys=event_keys, host=host, port=port, on_sync=_log_sync
-        )
-        async with server:
-            _logger.info("engine started", extra={"fields": {"origin": server.origin, "database": str(database)}})
-            await _run(server, urls, poll_interval)
-
-    run_until_stopped(serve())
-    _logger.info("engine stopped")
-
-
-async def _run(server: "EngineServer", urls: tuple[str, ...], poll_interval: float) -> None:
-    from .log_lines import log_update
-    from .syncing import keep_synced
-
-    async with asyncio.TaskGroup() as tasks:
-        for url in urls:
-            tasks.create_task(
-                keep_synced(url, server.discovery, interval=poll_interval, say=_logger.info, warn=_logger.warning)
-            )
-        with server.engine.watch() as updates:
-            async for update in updates:
-                log_update(update)
-
-
-def _log_sync(sync: "AcceptedSync") -> None:
-    request = sync.request
-    fields = {"app_id": request.app_id, "functions": len(request.functions), "modified": sync.modified}
-    _logger.info("app synced", extra={"fields": fields})
+    run_until_stopped(
+        serve(database, settings, event_keys=event_keys, host=host, port=port, urls=urls, poll_interval=poll_interval)
+    )

@@ -136,9 +136,10 @@ async def test_no_app_at_the_url(dev: Harness) -> None:
 
 @pytest.mark.parametrize("app_key", [SIGNING_KEY, FALLBACK_KEY])
 async def test_in_cloud_mode_functions_come_in_the_signed_answer(
-    cloud: Harness, serve_functions: ServeFunctions, app_key: str
+    cloud: Harness, serve_functions: ServeFunctions, app_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = client_of(cloud, is_production=True, signing_key=app_key, signing_key_fallback=SIGNING_KEY, event_key="x")
+    monkeypatch.setenv("INNGEST_SIGNING_KEY_FALLBACK", SIGNING_KEY)
+    client = client_of(cloud, is_production=True, signing_key=app_key, event_key="x")
     await cloud.server.discovery.sync(await serve_functions(client, [_hello(client)]))
     [sync] = cloud.syncs
     assert (sync.request.app_id, [fn.id for fn in sync.request.functions]) == ("shop", ["shop-hello"])

@@ -34,6 +34,8 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise ApiError(400, f"the body has the wrong shape: {error}") from None
     except msgspec.DecodeError as error:
         raise ApiError(400, describe_malformed(body, str(error))) from None
+    except UnicodeDecodeError:
+        raise ApiError(400, "the body is not valid JSON: it is not encoded in UTF-8") from None
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
 
