@@ -35,7 +35,7 @@ async def main(*, stay: bool) -> int:
         async with DevServer(options) as dev:
             end = await follow_order(dev)
             if stay:
-                print("\nStill up: try the commands at the top of examples/fastapi_orders/app.py. Ctrl-C ends it.")
+                dev.console.say("\nStill up: try the commands at the top of examples/fastapi_orders/app.py. Ctrl-C ends it.")
                 with contextlib.suppress(asyncio.CancelledError):
                     await dev.run()
     return 0 if end.kind is UpdateKind.RUN_COMPLETED else 1
@@ -47,16 +47,16 @@ async def follow_order(dev: DevServer) -> RunUpdate:
     activity = Activity()
     async with aiohttp.ClientSession(dev.app.origin) as shop:
         with dev.engine.watch() as updates:
-            print(f"\nPOST /orders {ORDER}")
+            dev.console.say(f"\nPOST /orders {ORDER}")
             await post(shop, "/orders", json=ORDER)
             async for update in updates:
-                print(activity.format(update))
+                dev.console.say(activity.format(update))
                 if update.kind is UpdateKind.WAITING:
-                    print("POST /orders/A-1/delivered")
+                    dev.console.say("POST /orders/A-1/delivered")
                     await post(shop, "/orders/A-1/delivered")
                 if update.kind in ENDS:
                     if update.output is not None:
-                        print(f"\nOutput: {bytes(update.output).decode()}")
+                        dev.console.say(f"\nOutput: {bytes(update.output).decode()}")
                     return update
     raise RuntimeError("the engine stopped before the run ended")
 
