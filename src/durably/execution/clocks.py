@@ -8,12 +8,17 @@ A suspended task holds its clocks on its frames, where they are looked for when 
 import asyncio
 import gc
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from durably.protocol.errors import Error, ErrorCode
 
-from .tasks import AnyTask, await_chain, code_and_locals
+from .tasks import AnyTask, await_chain, code_of, locals_of
+
+_FUNCTIONS_WITH_CLOCKS: dict[types.CodeType | None, str] = {
+    asyncio.wait_for.__code__: "asyncio.wait_for",
+    asyncio.wait.__code__: "asyncio.wait(timeout=)",
+}
 
 
 class ClockUnsupportedError(Error):
@@ -27,9 +32,11 @@ class ClockUnsupportedError(Error):
 def find_clock(tasks: Iterable[AnyTask]) -> str | None:
     """The name of a clock that is running around what the tasks wait for, or ``None``."""
     for task in tasks:
-        for awaitable in await_chain(task):
-            if (clock := _clock_on(awaitable)) is not None:
-                return clock
+        chain = list(await_chain(task))
+        if (clock := _function_with_clock(chain)) is not None:
+            return clock
+        if _is_in_timeout(chain):
+            return "asyncio.timeout"
         if _has_completion_deadline(task):
             return "asyncio.as_completed(timeout=)"
     return None
@@ -43,23 +50,21 @@ def refusal(clock: str, step_ids: Iterable[str]) -> ClockUnsupportedError:
     )
 
 
-def _clock_on(awaitable: Any) -> str | None:
-    for referent in gc.get_referents(awaitable):
-        # The frame holds the method to leave the block by; from Python 3.14 on, the Timeout beside it.
-        owner = referent.__self__ if isinstance(referent, types.MethodType) else referent
-        if isinstance(owner, asyncio.Timeout) and _is_running(owner):
-            return "asyncio.timeout"
-    found = code_and_locals(awaitable)
-    if found is None:
-        return None
-    code, variables = found
-    if not code.co_filename.replace("\\", "/").endswith("asyncio/tasks.py"):
-        return None
-    if code.co_name == "wait_for" and variables.get("timeout") is not None:
-        return "asyncio.wait_for"
-    if code.co_name in ("wait", "_wait") and variables.get("timeout") is not None:
-        return "asyncio.wait(timeout=)"
+def _function_with_clock(chain: Iterable[Any]) -> str | None:
+    for awaitable in chain:
+        name = _FUNCTIONS_WITH_CLOCKS.get(code_of(awaitable))
+        if name is not None and locals_of(awaitable).get("timeout") is not None:
+            return name
     return None
+
+
+def _is_in_timeout(chain: Sequence[Any]) -> bool:
+    # The frames hold the method to leave the block by; from Python 3.14 on, the Timeout beside it.
+    for referent in gc.get_referents(*chain):
+        owner = referent.__self__ if type(referent) is types.MethodType else referent
+        if isinstance(owner, asyncio.Timeout) and _is_running(owner):
+            return True
+    return False
 
 
 def _is_running(timeout: asyncio.Timeout) -> bool:

@@ -96,7 +96,7 @@ def _waits_in_asyncio(task: AnyTask) -> bool:
     """Whether the innermost frame belongs to a primitive by which tasks wait for each other."""
     code = None
     for frame_owner in await_chain(task):
-        code = _code_of(frame_owner)
+        code = code_of(frame_owner)
     if code is None or code.co_name in _OUTSIDE:
         return False
     filename = code.co_filename.replace("\\", "/")
@@ -123,7 +123,7 @@ def await_chain(task: AnyTask) -> Iterator[Any]:
     """The coroutines of a suspended task, from the outermost to the one that awaits the future."""
     awaitable: Any = task.get_coro()
     while awaitable is not None:
-        if _code_of(awaitable) is not None:
+        if code_of(awaitable) is not None:
             yield awaitable
         awaitable = _awaited_by(awaitable)
 
@@ -140,16 +140,15 @@ def _awaited_by(awaitable: Any) -> Any:
     return None
 
 
-def _code_of(awaitable: Any) -> types.CodeType | None:
+def code_of(awaitable: Any) -> types.CodeType | None:
     for attribute in ("cr_code", "gi_code", "ag_code"):
         if (code := getattr(awaitable, attribute, None)) is not None:
             return code  # type: ignore[no-any-return]
     return None
 
 
-def code_and_locals(awaitable: Any) -> tuple[types.CodeType, dict[str, Any]] | None:
-    code = _code_of(awaitable)
+def locals_of(awaitable: Any) -> dict[str, Any]:
     for attribute in ("cr_frame", "gi_frame", "ag_frame"):
-        if code is not None and (frame := getattr(awaitable, attribute, None)) is not None:
-            return code, frame.f_locals
-    return None
+        if (frame := getattr(awaitable, attribute, None)) is not None:
+            return frame.f_locals  # type: ignore[no-any-return]
+    return {}
