@@ -30,7 +30,7 @@ class Signal(msgspec.Struct, frozen=True):
     data: Any = None
 
 
-class FetchResponse(msgspec.Struct, frozen=True, rename={"status_code": "status"}):
+class FetchResponse(msgspec.Struct, frozen=True):
     """The answer to ``step.fetch``: ``body`` is text; ``json()`` decodes it."""
 
     status_code: int = 0

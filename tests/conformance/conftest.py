@@ -1,0 +1,121 @@
+"""What the tests speak to. By default they start it all: our own app and engine, and the same app with two official
+SDKs, which keeps the tests honest. The options point them at an app or an engine of anyone's; see the README.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ..peers import node
+from . import wire
+from .app_under_test import App
+from .fake_engine import FakeEngine, serving_fake_engine
+from .programs import clean_environment, free_port, running
+
+HERE = Path(__file__).parent
+DEFAULT_APPS = ("durably", "inngest", "inngest-npm")
+_OPTIONS = {
+    "--app-url": "app under test, in dev mode (its functions' URL)",
+    "--cloud-app-url": "app under test, in cloud mode",
+    "--fake-engine-port": "port of the engine that the tests play for the app under test",
+    "--engine-url": "engine under test, in dev mode (its origin)",
+    "--cloud-engine-url": "engine under test, in cloud mode",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    for option, text in _OPTIONS.items():
+        group.addoption(option, help=text)
+
+
+def option(config: pytest.Config, name: str) -> str | None:
+    """An option, or the variable ``DURABLY_CONFORMANCE_APP_URL`` and so on."""
+    given = config.getoption(name.removeprefix("--").replace("-", "_"), default=None)
+    return given or os.environ.get("DURABLY_CONFORMANCE_" + name.removeprefix("--").replace("-", "_").upper())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "app_name" in metafunc.fixturenames:
+        given = any(option(metafunc.config, name) for name in ("--app-url", "--cloud-app-url"))
+        only_engine = any(option(metafunc.config, name) for name in ("--engine-url", "--cloud-engine-url"))
+        names = ("given",) if given else () if only_engine else DEFAULT_APPS
+        metafunc.parametrize("app_name", names, scope="session")
+
+
+@pytest.fixture(scope="session")
+def _fake_engine(pytestconfig: pytest.Config) -> Iterator[FakeEngine]:
+    with serving_fake_engine(int(option(pytestconfig, "--fake-engine-port") or 0)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def _dev_app(app_name: str, _fake_engine: FakeEngine, pytestconfig: pytest.Config) -> Iterator[App]:
+    with _start(app_name, option(pytestconfig, "--app-url"), INNGEST_DEV=_fake_engine.origin) as url:
+        yield App(app_name, url, _fake_engine)
+
+
+@pytest.fixture(scope="session")
+def _cloud_app(app_name: str, _fake_engine: FakeEngine, pytestconfig: pytest.Config) -> Iterator[App]:
+    with _start(
+        app_name,
+        option(pytestconfig, "--cloud-app-url"),
+        INNGEST_BASE_URL=_fake_engine.origin,
+        INNGEST_SIGNING_KEY=wire.SIGNING_KEY,
+        INNGEST_SIGNING_KEY_FALLBACK=wire.FALLBACK_KEY,
+        INNGEST_EVENT_KEY=wire.EVENT_KEY,
+    ) as url:
+        yield App(app_name, url, _fake_engine, key=wire.SIGNING_KEY)
+
+
+@pytest.fixture
+def fake_engine(_fake_engine: FakeEngine) -> FakeEngine:
+    """The engine that the app under test knows, with nothing received yet."""
+    _fake_engine.forget()
+    return _fake_engine
+
+
+@pytest.fixture
+def app(_dev_app: App, fake_engine: FakeEngine) -> App:
+    """The app under test in dev mode."""
+    return _dev_app
+
+
+@pytest.fixture
+def cloud_app(_cloud_app: App, fake_engine: FakeEngine) -> App:
+    """The app under test in cloud mode; calls are signed unless a test says otherwise."""
+    return _cloud_app
+
+
+@contextmanager
+def _start(name: str, url: str | None, **variables: str) -> Iterator[str]:
+    if name == "given":
+        if url is None:
+            pytest.skip("no app was given for this mode")
+        yield url
+        return
+    port = free_port()
+    environment = clean_environment(PORT=str(port), CONFORMANCE_PACKAGE=name, **variables)
+    with running(_COMMANDS[name](port), port, environment):
+        yield f"http://127.0.0.1:{port}/api/inngest"
+
+
+def _python_app(port: int) -> list[str | Path]:
+    server = [sys.executable, "-m", "uvicorn", "python_app:app", "--app-dir", HERE / "apps"]
+    return [*server, "--port", str(port), "--log-level", "warning"]
+
+
+def _npm_app(port: int) -> list[str | Path]:
+    node.install_packages()
+    return [*node.node(), node.JS / "conformance.mjs"]
+
+
+_COMMANDS: dict[str, Callable[[int], list[str | Path]]] = {
+    "durably": _python_app,
+    "inngest": _python_app,
+    "inngest-npm": _npm_app,
+}
