@@ -72,6 +72,8 @@ class CommHandler:
         self.client = client
         self.framework = framework
         self.functions = list(functions)
+        self.serve_origin = environment.serve_origin
+        self.serve_path = environment.serve_path
         self._by_id = _index(self.functions)
         self._is_streaming = (streaming or environment.streaming) is Streaming.FORCE
         self._allows_in_band = environment.allows_in_band_sync

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from durably.client import VERSION
 from durably.protocol.signatures import hash_event_key, hash_signing_key
-from durably.settings import Environment
 
 from .models import CommRequest
 
@@ -24,7 +23,7 @@ def unauthenticated(handler: "CommHandler", succeeded: bool | None) -> dict[str,
 
 
 def authenticated(handler: "CommHandler", req: CommRequest) -> dict[str, Any]:
-    client, environment = handler.client, Environment()
+    client = handler.client
     return {
         "authentication_succeeded": True,
         **_common(handler),
@@ -36,8 +35,8 @@ def authenticated(handler: "CommHandler", req: CommRequest) -> dict[str, Any]:
         "framework": handler.framework,
         "sdk_language": "py",
         "sdk_version": VERSION,
-        "serve_origin": req.serve_origin or environment.serve_origin,
-        "serve_path": req.serve_path or environment.serve_path,
+        "serve_origin": req.serve_origin or handler.serve_origin,
+        "serve_path": req.serve_path or handler.serve_path,
         "signing_key_fallback_hash": _hashed(client.signing_key_fallback),
         "signing_key_hash": _hashed(client.signing_key),
     }

@@ -11,7 +11,6 @@ from durably.client import SDK
 from durably.errors import BodyInvalidError, RegistrationFailedError, ServerKindMismatchError
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.sync import SYNC_VERSION
-from durably.settings import Environment
 from durably.transport import IO, Request, Response, request_with_keys
 
 from .inspection import CAPABILITIES, authenticated
@@ -36,7 +35,7 @@ class Syncer:
         """Answer a signed request with the app's whole configuration (spec §4.3.5)."""
         self._refuse_other_kind(req.server_kind)
         try:
-            url = serve_url(req, msgspec.json.decode(req.body, type=_InBandRequest).url)
+            url = self._app_url(req, msgspec.json.decode(req.body, type=_InBandRequest).url)
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid in-band sync request: {error}") from None
         client = self._client
@@ -75,7 +74,7 @@ class Syncer:
 
     def _build_request(self, req: CommRequest) -> Request:
         client, framework = self._client, self._handler.framework
-        url = serve_url(req, req.request_url)
+        url = self._app_url(req, req.request_url)
         payload = {
             "url": url,
             "deployType": "ping",
@@ -101,6 +100,16 @@ class Syncer:
             client.request_timeout,
         )
 
+    def _app_url(self, req: CommRequest, used: str) -> str:
+        """Where the engine reaches the app: the URL it used, with what settings replace of it."""
+        parts = urlsplit(used)
+        scheme, netloc = parts.scheme, parts.netloc
+        if origin := req.serve_origin or self._handler.serve_origin:
+            given = urlsplit(origin if "://" in origin else f"https://{origin}")
+            scheme, netloc = given.scheme, given.netloc
+        path = req.public_path or req.serve_path or self._handler.serve_path or parts.path
+        return urlunsplit((scheme, netloc, path if path.startswith("/") else f"/{path}", "", ""))
+
     def _configs(self, url: str) -> Sequence[dict[str, Any]]:
         return [config for function in self._handler.functions for config in function.configs(url)]
 
@@ -120,15 +129,3 @@ def _hand_back(response: Response) -> CommResponse:
     refused.status_code = response.status
     refused.headers |= headers
     return refused
-
-
-def serve_url(req: CommRequest, request_url: str) -> str:
-    """Where the engine reaches the app: the URL it used, with what settings replace of it."""
-    environment = Environment()
-    parts = urlsplit(request_url)
-    scheme, netloc = parts.scheme, parts.netloc
-    if origin := req.serve_origin or environment.serve_origin:
-        given = urlsplit(origin if "://" in origin else f"https://{origin}")
-        scheme, netloc = given.scheme, given.netloc
-    path = req.public_path or req.serve_path or environment.serve_path or parts.path
-    return urlunsplit((scheme, netloc, path if path.startswith("/") else f"/{path}", "", ""))

@@ -1,0 +1,32 @@
+"""Each test that takes ``server`` runs on every server; each server starts once."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from .engine import FakeEngine, serving_engine
+from .servers import SERVER_NAMES, Server, running
+
+
+@pytest.fixture(scope="session")
+def _engine() -> Iterator[FakeEngine]:
+    with serving_engine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(_engine: FakeEngine) -> FakeEngine:
+    _engine.forget()
+    return _engine
+
+
+@pytest.fixture(scope="session", params=SERVER_NAMES)
+def server(request: pytest.FixtureRequest, _engine: FakeEngine) -> Iterator[Server]:
+    with running(request.param, _engine.origin) as server:
+        yield server
+
+
+@pytest.fixture(params=("async", "sync"))
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which kind of function is called."""
+    return str(request.param)

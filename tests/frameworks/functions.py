@@ -1,0 +1,245 @@
+"""The functions that every server under test serves, each as an async and as a sync one.
+
+They run in this process or in a server's own, so what tests want to know of them they return, or tell and ask
+the engine that the test plays (``data["engine"]``, ``data["name"]``).
+"""
+
+import asyncio
+import datetime as dt
+import threading
+import urllib.request
+from contextvars import ContextVar
+from typing import Any
+
+import durably
+from durably import Client, Context, ContextSync, Function, NonRetriableError, RetryAfterError
+
+KINDS = ("async", "sync")
+RETRY_AT = dt.datetime(2031, 2, 3, 4, 5, 6, tzinfo=dt.UTC)
+
+request_name: ContextVar[str] = ContextVar("request_name", default="unset")
+"""Set around each request, from its header ``x-name``, the way an app's own middleware would."""
+request_thread: ContextVar[int] = ContextVar("request_thread", default=0)
+
+
+class OddError(Exception):
+    """An error of the app's own."""
+
+
+def make_functions(client: Client) -> list[Function[Any]]:
+    return [*_make_async(client), *_make_sync(client), *_make_special(client)]
+
+
+def _make_async(client: Client) -> list[Function[Any]]:
+    def create(name: str, **options: Any) -> Any:
+        trigger = durably.TriggerEvent(event="test/event")
+        return client.create_function(fn_id=f"{name}-async", trigger=trigger, **options)
+
+    async def on_failure(ctx: Context) -> str:
+        return f"failed: {ctx.event.data}"
+
+    @create("plain", on_failure=on_failure, retries=2)
+    async def plain(ctx: Context) -> dict[str, Any]:
+        return _situation(ctx)
+
+    @create("steps")
+    async def steps(ctx: Context) -> list[Any]:
+        one = await ctx.step.run("one", _async_value, 1)
+        await ctx.step.sleep("nap", dt.timedelta(seconds=90))
+        return [one, await ctx.step.run("two", lambda: 2)]
+
+    @create("parallel")
+    async def parallel(ctx: Context) -> tuple[Any, ...]:
+        return await ctx.group.parallel(
+            (lambda: ctx.step.run("left", _async_value, "L"), lambda: ctx.step.run("right", _async_value, "R"))
+        )
+
+    @create("raises")
+    async def raises(ctx: Context) -> None:
+        raise _error(ctx.event.data["how"])
+
+    @create("step-raises")
+    async def step_raises(ctx: Context) -> None:
+        await ctx.step.run("bad", _raise, ctx.event.data["how"])
+
+    @create("held")
+    async def held(ctx: Context) -> str:
+        await asyncio.to_thread(report, ctx.event.data, "started")
+        try:
+            await asyncio.to_thread(wait_at_gate, ctx.event.data)
+        finally:
+            report(ctx.event.data, "left")
+        return "let go"
+
+    @create("mistakes")
+    async def mistakes(ctx: Context) -> Any:
+        async def nesting() -> None:
+            await ctx.step.run("inner", lambda: 1)
+
+        match ctx.event.data["what"]:
+            case "output":
+                return object()
+            case "step output":
+                await ctx.step.run("odd", object)
+            case "nested step":
+                await ctx.step.run("outer", nesting)
+            case "duration":
+                await ctx.step.sleep("nap", -5)
+
+    @create("middle", middleware=[SeesRequest, SeesRequestSync])
+    async def middle(ctx: Context) -> Any:
+        return dict(ctx.event.data or {})
+
+    @create("step-middle", middleware=[Upper])
+    async def step_middle(ctx: Context) -> Any:
+        return await ctx.step.run("shout", lambda: "hello")
+
+    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle]
+
+
+def _make_sync(client: Client) -> list[Function[Any]]:
+    def create(name: str, **options: Any) -> Any:
+        trigger = durably.TriggerEvent(event="test/event")
+        return client.create_function(fn_id=f"{name}-sync", trigger=trigger, **options)
+
+    def on_failure(ctx: ContextSync) -> str:
+        return f"failed: {ctx.event.data}"
+
+    @create("plain", on_failure=on_failure, retries=2)
+    def plain(ctx: ContextSync) -> dict[str, Any]:
+        return _situation(ctx)
+
+    @create("steps")
+    def steps(ctx: ContextSync) -> list[Any]:
+        one = ctx.step.run("one", lambda value: value, 1)
+        ctx.step.sleep("nap", dt.timedelta(seconds=90))
+        return [one, ctx.step.run("two", lambda: 2)]
+
+    @create("parallel")
+    def parallel(ctx: ContextSync) -> tuple[Any, ...]:
+        return ctx.group.parallel(
+            (lambda: ctx.step.run("left", lambda: "L"), lambda: ctx.step.run("right", lambda: "R"))
+        )
+
+    @create("raises")
+    def raises(ctx: ContextSync) -> None:
+        raise _error(ctx.event.data["how"])
+
+    @create("step-raises")
+    def step_raises(ctx: ContextSync) -> None:
+        ctx.step.run("bad", _raise, ctx.event.data["how"])
+
+    @create("held")
+    def held(ctx: ContextSync) -> str:
+        report(ctx.event.data, "started")
+        wait_at_gate(ctx.event.data)
+        report(ctx.event.data, "left")
+        return "let go"
+
+    @create("mistakes")
+    def mistakes(ctx: ContextSync) -> Any:
+        match ctx.event.data["what"]:
+            case "output":
+                return object()
+            case "step output":
+                ctx.step.run("odd", object)
+            case "nested step":
+                ctx.step.run("outer", lambda: ctx.step.run("inner", lambda: 1))
+            case "duration":
+                ctx.step.sleep("nap", -5)
+            case "coroutine":
+                ctx.step.run("wrong", _async_value, 1)
+
+    @create("middle", middleware=[SeesRequest, SeesRequestSync])
+    def middle(ctx: ContextSync) -> Any:
+        return dict(ctx.event.data or {})
+
+    @create("step-middle", middleware=[Upper])
+    def step_middle(ctx: ContextSync) -> Any:
+        return ctx.step.run("shout", lambda: "hello")
+
+    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle]
+
+
+def _make_special(client: Client) -> list[Function[Any]]:
+    @client.create_function(fn_id="endless", trigger=durably.TriggerEvent(event="test/event"))
+    async def endless(ctx: Context) -> None:
+        """Ends only when it is cancelled, and then says so."""
+        await asyncio.to_thread(report, ctx.event.data, "started")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            report(ctx.event.data, "cancelled")
+
+    return [endless]
+
+
+def report(data: Any, text: str) -> None:
+    urllib.request.urlopen(f"{data['engine']}/reports/{data['name']}", text.encode(), timeout=20).close()
+
+
+def wait_at_gate(data: Any) -> None:
+    urllib.request.urlopen(f"{data['engine']}/gates/{data['name']}", timeout=20).close()
+
+
+def _situation(ctx: Context | ContextSync) -> dict[str, Any]:
+    """What a test may want to know of where a function ran."""
+    return {
+        "data": dict(ctx.event.data or {}),
+        "events": len(ctx.events),
+        "run_id": ctx.run_id,
+        "attempt": ctx.attempt,
+        "request_name": request_name.get(),
+        "in_request_thread": request_thread.get() == threading.get_ident(),
+    }
+
+
+async def _async_value(value: Any) -> Any:
+    await asyncio.sleep(0)
+    return value
+
+
+def _error(how: str) -> Exception:
+    match how:
+        case "no retry":
+            return NonRetriableError("never again")
+        case "retry after":
+            return RetryAfterError("later", RETRY_AT)
+        case _:
+            return OddError("oh no")
+
+
+def _raise(how: str) -> None:
+    raise _error(how)
+
+
+class SeesRequest(durably.Middleware):
+    async def transform_input(self, ctx: Any, function: Any, steps: Any) -> None:
+        await asyncio.sleep(0)
+        ctx.event.data["async"] = describe_request(self.raw_request)
+
+    async def transform_output(self, result: durably.TransformOutputResult) -> None:
+        result.output["order"] = [*result.output.get("order", []), "async"]
+
+
+class SeesRequestSync(durably.MiddlewareSync):
+    def transform_input(self, ctx: Any, function: Any, steps: Any) -> None:
+        ctx.event.data["sync"] = describe_request(self.raw_request)
+
+    def transform_output(self, result: durably.TransformOutputResult) -> None:
+        result.output["order"] = [*result.output.get("order", []), "sync"]
+
+
+class Upper(durably.MiddlewareSync):
+    def transform_output(self, result: durably.TransformOutputResult) -> None:
+        if result.step is not None:
+            result.output = result.output.upper()
+
+
+def describe_request(raw: Any) -> dict[str, Any]:
+    """The framework's own request, by its type and by a header read from it."""
+    if isinstance(raw, dict):
+        return {"type": "dict", "name": raw["event"]["http"]["headers"].get("x-name")}
+    return {"type": f"{type(raw).__module__}.{type(raw).__name__}", "name": raw.headers.get("x-name")}
+
+

@@ -1,0 +1,69 @@
+"""GET: what an app says of itself."""
+
+import pytest
+
+from . import wire
+from .servers import Server
+
+UNSIGNED = {
+    "authentication_succeeded": None,
+    "capabilities": {"in_band_sync": "v1", "trust_probe": "v1"},
+    "function_count": 19,
+    "has_event_key": True,
+    "has_signing_key": True,
+    "has_signing_key_fallback": True,
+    "mode": "cloud",
+    "schema_version": "2024-05-24",
+}
+
+
+def test_unsigned_says_little(server: Server) -> None:
+    answer = wire.request("GET", server.url("cloud"))
+    assert answer.status == 200
+    assert answer.json == UNSIGNED
+    assert "x-inngest-signature" not in answer.headers
+
+
+@pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
+def test_signed_says_all_but_secrets(server: Server, key: str) -> None:
+    answer = wire.request("GET", server.url("cloud"), headers={"x-inngest-signature": wire.sign(b"", key)})
+    assert answer.status == 200
+    said = answer.json
+    assert {name: said[name] for name in UNSIGNED if name != "authentication_succeeded"} == {
+        name: value for name, value in UNSIGNED.items() if name != "authentication_succeeded"
+    }
+    assert said["authentication_succeeded"] is True
+    assert (said["app_id"], said["env"], said["framework"]) == ("app-cloud", "my-env", server.framework)
+    assert (said["sdk_language"], said["mode"]) == ("py", "cloud")
+    assert len({said["event_key_hash"], said["signing_key_hash"], said["signing_key_fallback_hash"]}) == 3
+    assert wire.is_signed(answer, key)
+
+
+@pytest.mark.parametrize("signature", [wire.sign(b"", wire.WRONG_KEY), wire.sign(b"else"), "t=1&s=2", "nonsense"])
+def test_badly_signed_says_no_more_than_unsigned(server: Server, signature: str) -> None:
+    answer = wire.request("GET", server.url("cloud"), headers={"x-inngest-signature": signature})
+    assert answer.status == 200
+    assert answer.json == {**UNSIGNED, "authentication_succeeded": False}
+    assert "x-inngest-signature" not in answer.headers
+
+
+def test_development_mode(server: Server) -> None:
+    answer = wire.request("GET", server.url("dev"))
+    assert answer.status == 200
+    assert (answer.json["mode"], answer.json["has_signing_key"]) == ("dev", False)
+
+
+@pytest.mark.parametrize(("variant", "kind"), [("cloud", "dev"), ("dev", "cloud")])
+def test_an_engine_of_the_other_kind_is_told_nothing(server: Server, variant: str, kind: str) -> None:
+    answer = wire.request("GET", server.url(variant), headers={"x-inngest-server-kind": kind})
+    assert (answer.status, answer.json) == (403, {})
+
+
+@pytest.mark.parametrize("kind", ["dev", "martian"])
+def test_an_engine_of_the_same_kind_or_of_none_is_answered(server: Server, kind: str) -> None:
+    assert wire.request("GET", server.url("dev"), headers={"x-inngest-server-kind": kind}).status == 200
+
+
+def test_settings_of_the_endpoint_are_shown(server: Server) -> None:
+    signed = {"x-inngest-signature": wire.sign(b"")}
+    assert wire.request("GET", server.url("dev-keys"), headers=signed).json["serve_path"] == "/dev-keys/api/inngest"

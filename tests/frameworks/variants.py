@@ -1,0 +1,97 @@
+"""The apps that every server under test serves: one for each way of configuring a client and its endpoint."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from durably import Client, Streaming
+from durably.comm import streaming
+
+from . import wire
+from .functions import make_functions
+
+KEEP_ALIVE_SECONDS = 0.05
+
+logger = logging.getLogger("durably.tests")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``client`` and ``serve`` are arguments, ``environ`` variables that are set while both are called."""
+
+    name: str
+    client: Mapping[str, Any] = field(default_factory=dict)
+    serve: Mapping[str, Any] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    has_own_path: bool = False
+
+
+_DEV = {"is_production": False}
+_CLOUD = {
+    "is_production": True,
+    "signing_key": wire.SIGNING_KEY,
+    "event_key": wire.EVENT_KEY,
+    "env": "my-env",
+    "app_version": "1.2.3",
+}
+_FALLBACK = {"INNGEST_SIGNING_KEY_FALLBACK": wire.FALLBACK_KEY}
+
+VARIANTS = (
+    Variant("default", _DEV, has_own_path=True),
+    Variant("dev", _DEV),
+    Variant("dev-keys", {**_DEV, "signing_key": wire.SIGNING_KEY}),
+    Variant("cloud", _CLOUD, environ=_FALLBACK),
+    Variant("strict", _CLOUD, {"enable_unauthed_sync": False}),
+    Variant("no-in-band", _CLOUD, environ={"INNGEST_ALLOW_IN_BAND_SYNC": "0"}),
+    Variant("away", {**_CLOUD, "api_base_url": "http://127.0.0.1:9"}),
+    Variant("public", _DEV, {"serve_origin": "https://public.example.com", "public_path": "/behind/proxy"}),
+    Variant(
+        "by-env",
+        _DEV,
+        environ={"INNGEST_SERVE_ORIGIN": "https://env.example.com", "INNGEST_SERVE_PATH": "/by-env/from-env"},
+        has_own_path=True,
+    ),
+    Variant("no-pool", _DEV, environ={"INNGEST_THREAD_POOL_MAX_WORKERS": "0"}),
+    Variant("stream", _DEV, {"streaming": Streaming.FORCE}),
+    Variant("stream-cloud", _CLOUD, environ={**_FALLBACK, "INNGEST_STREAMING": "force"}),
+    Variant("stream-no-pool", _DEV, {"streaming": Streaming.FORCE}, {"INNGEST_THREAD_POOL_MAX_WORKERS": "0"}),
+)
+
+PATHS = {
+    variant.name: "/api/inngest" if variant.name == "default" else f"/{variant.name}/from-env"
+    if variant.has_own_path
+    else f"/{variant.name}/api/inngest"
+    for variant in VARIANTS
+}
+
+
+def serve_all(engine_origin: str, serve: Callable[..., Any], *, can_stream: bool = True) -> dict[str, Any]:
+    """Make each variant's client and functions and hand them to ``serve``; returns what it returned, by path."""
+    streaming.KEEP_ALIVE_SECONDS = KEEP_ALIVE_SECONDS
+    logger.setLevel(logging.DEBUG)
+    served = {}
+    for variant in VARIANTS:
+        options = dict(variant.serve)
+        if not variant.has_own_path:
+            options["serve_path"] = PATHS[variant.name]
+        if not can_stream:
+            options.pop("streaming", None)
+        with _environ(variant.environ):
+            settings = {"api_base_url": engine_origin, "event_api_base_url": engine_origin, "logger": logger}
+            client = Client(app_id=f"app-{variant.name}", **(settings | dict(variant.client)))
+            served[PATHS[variant.name]] = serve(client, make_functions(client), **options)
+    return served
+
+
+@contextmanager
+def _environ(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
