@@ -198,19 +198,20 @@ def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
 
 def _reason(error: Exception) -> str:
     """What went wrong in plain words, without the URL that urllib3's messages contain."""
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return "it did not answer in time"
     if isinstance(error, urllib3.exceptions.ProxyError):
         return f"its proxy: {_reason(error.original_error)}"
-    if isinstance(error, urllib3.exceptions.ProxySchemeUnknown):
-        return "its proxy's URL must begin with http:// or https://"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "the host's name cannot be resolved"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a kind of TimeoutError, to urllib3
+        cause = error.__cause__
+        return str(getattr(cause, "strerror", None) or "no connection can be made").lower()
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "it did not answer in time"
+    if isinstance(error, urllib3.exceptions.ProxySchemeUnknown):
+        return "its proxy's URL must begin with http:// or https://"
     if isinstance(error, urllib3.exceptions.SSLError):
         return "the TLS handshake failed"
-    cause = error.__cause__ if isinstance(error, urllib3.exceptions.NewConnectionError) else error
-    text = cause.strerror if isinstance(cause, OSError) else None
-    return text.lower() if text else "the connection broke off"
+    return "the connection broke off"
 
 
 class BlockingIO:

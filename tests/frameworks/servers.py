@@ -92,7 +92,7 @@ def digital_ocean_simulated(engine: str) -> Iterator[str]:
 @contextmanager
 def _wsgiref(app: Any) -> Iterator[str]:
     from socketserver import ThreadingMixIn
-    from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer, make_server
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
     class Threaded(ThreadingMixIn, WSGIServer):
         daemon_threads = True
@@ -104,7 +104,6 @@ def _wsgiref(app: Any) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing."""
 
-    ServerHandler.http_version = "1.1"
     with make_server("127.0.0.1", 0, app, Threaded, Quiet) as server:
         with _in_thread(lambda: server.serve_forever(poll_interval=0.02)):
             yield f"http://127.0.0.1:{server.server_port}"

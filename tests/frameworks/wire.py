@@ -46,7 +46,7 @@ class Answer:
 def request(
     method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, timeout: float = 20
 ) -> Answer:
-    sent = {"content-type": "application/json", **(headers or {})}
+    sent = {"content-type": "application/json", "connection": "close", **(headers or {})}
     answer = _pool.request(method, url, body=body, headers=sent, redirect=False, timeout=timeout)
     return Answer(answer.status, answer.headers, answer.data)
 
