@@ -16,7 +16,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
-import re2  # type: ignore[import-untyped]
+import re2
 
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
