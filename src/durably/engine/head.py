@@ -33,8 +33,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``step_id`` is the planned step that it targets, or ``DISCOVER``. ``generation`` is its lease: whatever
     arrives under another one is stale. ``attempt`` counts from 0; ``unreached`` is how often in a row it did
-    not reach the app. ``race`` is the parallel mode of the targeted step. ``error`` is why the attempt
-    before failed.
+    not reach the app. ``race`` is the parallel mode of the targeted step, ``memos_seen`` how many memos the
+    discovery saw, at least, that is or that planned this call. ``error`` is why the attempt before failed.
     """
 
     generation: int
@@ -44,6 +44,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int = 0
     unreached: int = 0
     race: bool = False
+    memos_seen: int = 0
     error: str = ""
 
     @property

@@ -107,7 +107,8 @@ def _on_ops(turn: Turn, call: Call, answer: Asked, memoised: frozenset[str]) -> 
     except RunOverflow as overflow:
         turn.fail(overflow.error)
     else:
-        _check_progress(turn, call, memoised)
+        if not answering.gave_up:
+            _check_progress(turn, call, memoised)
 
 
 def _check_progress(turn: Turn, call: Call, memoised: frozenset[str]) -> None:
@@ -147,7 +148,8 @@ def _on_checkpoint(turn: Turn, happened: Checkpointed) -> None:
             raise TooLargeError(str(overflow)) from overflow
         attempts = 1
     if turn.written:
-        turn.calls[call.generation] = msgspec.structs.replace(call, attempt=0, unreached=0, name=call.name, error="")
+        name = "" if call.is_discovery else call.name
+        turn.calls[call.generation] = msgspec.structs.replace(call, attempt=0, unreached=0, name=name, error="")
 
 
 def _check_checkpointable(op: Op) -> None:

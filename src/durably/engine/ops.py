@@ -19,7 +19,8 @@ class Answering:
     """The answer that is being read: the call that it ends, and what it says for all of its ops.
 
     ``attempt`` is that at which the app ran the step being read. It starts anew after each step that was
-    executed, so an error that follows one in the same answer is a first attempt's.
+    executed, so an error that follows one in the same answer is a first attempt's. ``gave_up`` is set where the
+    function has gone on without the step that the call was for.
     """
 
     def __init__(self, turn: Turn, call: Call, answer: Asked) -> None:
@@ -27,6 +28,7 @@ class Answering:
         self.call = call
         self.answer = answer
         self.attempt = call.attempt
+        self.gave_up = False
 
     def is_race(self, op: Op) -> bool:
         return self.answer.races or op.is_race or (self.call.race and op.id == self.call.step_id)
@@ -88,10 +90,22 @@ def _write(answering: Answering, op: Op, memo: bytes, failed: bool) -> None:
 
 def _step_planned(answering: Answering, op: Op) -> None:
     turn = answering.turn
+    if op.id == answering.call.step_id:
+        # Planned instead of executed, by the very call that is to execute it: its attempt has come to nothing.
+        return
     lost = turn.close_wait(op.id)
     attempt = lost.attempt if lost else 0
-    race = answering.is_race(op)
-    turn.plan(Call(generation=0, due=turn.now, step_id=op.id, name=step_name(op), attempt=attempt, race=race))
+    turn.plan(
+        Call(
+            generation=0,
+            due=turn.now,
+            step_id=op.id,
+            name=step_name(op),
+            attempt=attempt,
+            race=answering.is_race(op),
+            memos_seen=answering.call.memos_seen,
+        )
+    )
 
 
 def _sleep(answering: Answering, op: Op) -> None:
@@ -130,11 +144,18 @@ def _request(answering: Answering, op: Op) -> None:
 
 
 def _step_not_found(answering: Answering, op: Op) -> None:
+    """A function that has seen more memos since it planned the step may have gone on without it, as when another
+    branch won a race or the step was cancelled. One that has not is not deterministic."""
+    turn, call = answering.turn, answering.call
+    if not call.is_discovery and turn.memos > call.memos_seen:
+        turn.step_ended(call.race)
+        answering.gave_up = True
+        return
     message = (
-        f"step {answering.call.name or step_name(op)!r} was planned, but the function did not reach it when called "
-        "for it: a function must find the same steps each time it is called with the same memos"
+        f"step {call.name or step_name(op)!r} was planned, but the function did not reach it when called for it: a "
+        "function must find the same steps each time it is called with the same memos"
     )
-    answering.turn.fail(ErrorData(name="StepNotFoundError", message=message))
+    turn.fail(ErrorData(name="StepNotFoundError", message=message))
 
 
 def _run_complete(answering: Answering, op: Op) -> None:

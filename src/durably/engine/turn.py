@@ -93,7 +93,8 @@ class Turn:
 
     def call(self, call: Call) -> None:
         """Make a call, under a generation of its own."""
-        call = msgspec.structs.replace(call, generation=self.next_generation())
+        seen = self.memos if call.is_discovery else call.memos_seen
+        call = msgspec.structs.replace(call, generation=self.next_generation(), memos_seen=seen)
         self.calls[call.generation] = call
         self.commands.append(MakeCall(call))
 

@@ -1,6 +1,7 @@
 """Making the calls that are due: as many at a time as allowed, each with what the run has stored by then."""
 
 import asyncio
+import functools
 import logging
 import sqlite3
 from collections import deque
@@ -70,7 +71,7 @@ class Executor:
                 continue
             task = asyncio.get_running_loop().create_task(self._make(due))
             self._under_way[key] = task
-            task.add_done_callback(lambda task, key=key: self._finished(key, task))
+            task.add_done_callback(functools.partial(self._finished, key))
 
     def _finished(self, key: tuple[int, int], task: asyncio.Task[None]) -> None:
         del self._under_way[key]

@@ -121,9 +121,7 @@ class Runtime:
         """Whatever was under way when the engine stopped gets a new generation, and is made again."""
         moving = self._store.moving_runs()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
-        await asyncio.gather(
-            *(self.journal.enter(lambda entry, keys=keys: work.recover(entry, keys)) for keys in groups)
-        )
+        await asyncio.gather(*(self.journal.enter(_recover(group)) for group in groups))
 
     # what is to be done
 
@@ -166,3 +164,7 @@ class Runtime:
 
 def _fire(timer: TimerAt) -> Callable[[Entry], bool]:
     return lambda entry: entry.apply(timer.run_key, TimerFired(timer.step_id))
+
+
+def _recover(run_keys: list[int]) -> Callable[[Entry], None]:
+    return lambda entry: work.recover(entry, run_keys)
