@@ -73,7 +73,13 @@ class Command:
         return status
 
 
+class Result:
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.status, self.stdout, self.stderr = done.returncode, done.stdout, done.stderr
+
+
 Start = Callable[..., Command]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
@@ -84,19 +90,18 @@ def directory(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
 def environment() -> dict[str, str]:
     """The tests' own, less all that names an engine or its keys."""
     return {name: value for name, value in os.environ.items() if not name.startswith("INNGEST_")}
 
 
 @pytest.fixture
-def start(directory: Path, environment: dict[str, str]) -> Iterator[Start]:
+def start(directory: Path) -> Iterator[Start]:
     """Start a command that stays up."""
     started: list[Command] = []
 
     def start_(*arguments: str, **variables: str) -> Command:
-        started.append(Command(arguments, directory, environment | variables))
+        started.append(Command(arguments, directory, environment() | variables))
         return started[-1]
 
     yield start_
@@ -104,16 +109,8 @@ def start(directory: Path, environment: dict[str, str]) -> Iterator[Start]:
         command.stop(signal.SIGKILL)
 
 
-class Result:
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.status, self.stdout, self.stderr = done.returncode, done.stdout, done.stderr
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run(directory: Path, environment: dict[str, str]) -> Run:
+def run(directory: Path) -> Run:
     """Run a command to its end."""
 
     def run_(*arguments: str, stdin: str = "", **variables: str) -> Result:
@@ -121,7 +118,7 @@ def run(directory: Path, environment: dict[str, str]) -> Run:
             subprocess.run(
                 [*COMMAND, *arguments],
                 cwd=directory,
-                env=environment | variables,
+                env=environment() | variables,
                 input=stdin,
                 capture_output=True,
                 text=True,

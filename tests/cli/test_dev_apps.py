@@ -17,8 +17,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("sdk", ["durably", "inngest"])
-@pytest.mark.parametrize("kind", KINDS)
+OFFICIAL = ("fastapi", "tornado")
+"""Served with the official SDK too."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "sdk"), [(kind, "durably") for kind in KINDS] + [(kind, "inngest") for kind in OFFICIAL]
+)
 def test_an_app_of_each_kind_runs(start: Start, run: Run, directory: Path, kind: str, sdk: str) -> None:
     write(directory / "shop.py", KINDS[kind].format(sdk=sdk))
     dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload")

@@ -89,14 +89,14 @@ def test_the_app_ends_by_itself(run: Run, directory: Path) -> None:
 def test_the_database_is_locked_by_another_engine(start: Start, run: Run) -> None:
     first = start("dev", "--port", "0")
     assert first.origin
-    check_failure(run("dev", "--port", "0"), str(first.process.pid))
+    check_failure(run("dev", "--port", "0"), "belongs to another engine")
     assert first.stop(signal.SIGTERM) == 0
 
 
 def test_the_database_is_of_a_newer_version(run: Run, directory: Path) -> None:
     with sqlite3.connect(directory / "engine.db") as database:
         database.execute("pragma user_version = 999999")
-    check_failure(run("dev", "--port", "0", "--db", "engine.db"), "newer")
+    check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db has schema version 999999.*update Durably")
 
 
 def test_the_database_is_none(run: Run, directory: Path) -> None:
@@ -104,8 +104,8 @@ def test_the_database_is_none(run: Run, directory: Path) -> None:
     check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db")
 
 
-def test_the_databases_directory_is_missing(run: Run) -> None:
-    check_failure(run("dev", "--port", "0", "--db", "nowhere/engine.db"), "nowhere")
+def test_the_database_cannot_be_written(run: Run) -> None:
+    check_failure(run("dev", "--port", "0", "--db", "/proc/nowhere/engine.db"), "cannot use the database /proc/nowhere")
 
 
 def test_the_host_is_not_ours(run: Run) -> None:

@@ -74,10 +74,8 @@ def test_the_app_does_not_outlive_a_killed_command(start: Start, directory: Path
 
 
 def test_a_run_goes_on_after_a_restart(start: Start, run: Run, directory: Path) -> None:
-    source = apps.FLASK.format(sdk="durably")
-    source = source.replace(
-        "    return ctx", '    ctx.step.wait_for_event("paid", event="order/paid", timeout=60000)\n    return ctx'
-    )
+    wait = 'ctx.step.wait_for_event("paid", event="order/paid", timeout=60000)'
+    source = apps.FLASK.replace("return ctx", f"{wait}\n        return ctx").format(sdk="durably")
     write(directory / "shop.py", source)
     arguments = ("dev", "shop:app", "--port", "0", "--app-port", "0")
     first = start(*arguments)

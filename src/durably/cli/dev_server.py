@@ -7,9 +7,9 @@ A script can use it too::
 """
 
 import asyncio
-import contextlib
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,12 +20,14 @@ from durably.engine.embedded.api.server import DEFAULT_HOST, DEFAULT_PORT, Engin
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.engine.embedded.settings import EngineSettings
-from durably.protocol.errors import Error
+from durably.engine.embedded.views import RunUpdate
+from durably.engine.errors import EngineClosedError
 from durably.protocol.headers import ServerKind
 
 from .activity import Activity
 from .app_process import AppFailedError, AppProcess, free_port
 from .console import Console
+from .reloading import SourceChanges, restart_on_changes
 from .syncing import keep_synced
 
 STATE_DIRECTORY = Path(".durably")
@@ -63,7 +65,10 @@ class DevServer:
         self.options, self.console = options, console or Console()
         self.app: AppProcess | None = None
         self._server: EngineServer | None = None
+        self._updates: AsyncIterator[RunUpdate] | None = None
+        self._changes = SourceChanges(Path.cwd())
         self._apps: set[str] = set()
+        self._cleanup = AsyncExitStack()
 
     @property
     def engine(self) -> EmbeddedEngine:
@@ -78,14 +83,14 @@ class DevServer:
         try:
             await self._start()
         except BaseException:
-            await self._close()
+            await self._cleanup.aclose()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._close()
+        await self._cleanup.aclose()
 
     async def run(self) -> None:
         """Report runs, keep apps in sync and restart the app, until cancelled.
@@ -98,7 +103,7 @@ class DevServer:
                 for url in self.options.urls:
                     tasks.create_task(self._keep_synced(url))
                 if self.app is not None:
-                    tasks.create_task(self._reload_app(self.app) if self.options.reload else _fail_at_end(self.app))
+                    tasks.create_task(self._restart_app(self.app) if self.options.reload else _fail_at_end(self.app))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
 
@@ -113,33 +118,34 @@ class DevServer:
         self._server = await EngineServer.open(
             database, settings, host=options.host, port=options.port, on_sync=self._report_sync
         )
+        self._cleanup.push_async_callback(self._server.close)
+        self._updates = self._cleanup.enter_context(self.engine.watch())
         self.console.note(f"engine at {self.server.origin}, state in {database}")
-        if options.target is None:
-            return
+        if options.target is not None:
+            await self._start_app(options.target)
+
+    async def _start_app(self, target: str) -> None:
+        options = self.options
+        if options.reload:  # From before the app reads its source.
+            self._changes.start()
+            self._cleanup.push_async_callback(self._changes.stop)
         self.app = AppProcess(
-            options.target,
+            target,
             host=options.host,
             port=options.app_port or free_port(options.host),
             path=options.app_path,
             engine_origin=self.server.origin,
         )
-        await self._start_app(self.app)
-
-    async def _start_app(self, app: AppProcess) -> None:
-        await app.start()
-        self.console.note(f"{app.target} at {await app.sync(self.server.discovery)}")
-
-    async def _close(self) -> None:
-        if self.app is not None:
-            await self.app.stop()
-        if self._server is not None:
-            await self._server.close()
+        self._cleanup.push_async_callback(self.app.stop)
+        await self.app.start()
+        self.console.note(f"{target} at {await self.app.sync(self.server.discovery)}")
 
     async def _report_runs(self) -> None:
         activity = Activity()
-        with self.engine.watch() as updates:
-            async for update in updates:
-                self.console.say(activity.format(update))
+        assert self._updates is not None, "run() is called while the server is up"
+        async for update in self._updates:
+            self.console.say(activity.format(update))
+        raise EngineClosedError("the engine stopped by itself")
 
     def _report_sync(self, sync: AcceptedSync) -> None:
         request = sync.request
@@ -147,36 +153,13 @@ class DevServer:
             self._apps.add(request.app_id)
             self.console.note(f"synced {request.app_id}: {_list_functions(fn.id for fn in request.functions)}")
 
+    async def _restart_app(self, app: AppProcess) -> None:
+        await restart_on_changes(app, self._changes, self.server.discovery, self.console)
+
     async def _keep_synced(self, url: str) -> None:
         await keep_synced(
             url, self.server.discovery, interval=POLL_SECONDS, say=self.console.note, warn=self.console.warn
         )
-
-    async def _reload_app(self, app: AppProcess) -> None:
-        import watchfiles
-
-        running = asyncio.create_task(self._report_end(app))
-        try:
-            async for changes in watchfiles.awatch(Path.cwd(), watch_filter=watchfiles.PythonFilter()):
-                running.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await running
-                self.console.note(f"{_list_files(path for _, path in changes)} changed, restarting {app.target}")
-                await app.stop()
-                running = asyncio.create_task(self._restart(app))
-        finally:
-            running.cancel()
-
-    async def _restart(self, app: AppProcess) -> None:
-        try:
-            await self._start_app(app)
-        except Error as error:
-            self.console.warn(f"{error.message or app.target + ' did not start'}; waiting for a change")
-            return
-        await self._report_end(app)
-
-    async def _report_end(self, app: AppProcess) -> None:
-        self.console.warn(f"{await app.wait()}; waiting for a change")
 
 
 def default_database() -> Path:
@@ -194,8 +177,3 @@ async def _fail_at_end(app: AppProcess) -> None:
 
 def _list_functions(ids: Iterable[str]) -> str:
     return ", ".join(ids) or "no functions"
-
-
-def _list_files(paths: Iterable[str]) -> str:
-    names = sorted({Path(path).name for path in paths})
-    return names[0] if len(names) == 1 else f"{len(names)} files"

@@ -4,6 +4,7 @@ Out of band, the app is sent a PUT and then posts its functions to the engine's 
 the engine asks for them in the signed answer itself, and falls back where the app declines.
 """
 
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -108,7 +109,7 @@ class AppDiscovery:
 
     async def inspect(self, url: str) -> Inspection:
         """GET the URL, to learn whether an app of the engine's mode is there."""
-        status, headers, body = await self._request("GET", url)
+        status, headers, body = await self._request("GET", url, headers=self._signed(b""))
         if Header.SDK not in headers:
             raise NoAppError(f"{url} answered with status {status}, but serves no functions (no {Header.SDK} header)")
         try:
@@ -138,13 +139,12 @@ class AppDiscovery:
             del self._awaited[deploy_id]
 
     async def _sync_in_band(self, url: str) -> None:
-        key = self._settings.signing_key or ""
         request = msgspec.json.encode({"url": url})
         status, headers, body = await self._request(
             "PUT",
             url,
             data=request,
-            headers={Header.SYNC_KIND: SyncKind.IN_BAND, Header.SIGNATURE: sign(request, key, int(time.time()))},
+            headers={Header.SYNC_KIND: SyncKind.IN_BAND} | self._signed(request),
         )
         if status >= 300:
             raise SyncFailedError(f"the app at {url} failed to sync: {_describe_fault(status, body)}")
@@ -161,6 +161,13 @@ class AppDiscovery:
         result = await self._engine.sync_app(sync)
         self.note_sync(AcceptedSync(sync, result.modified, None))
 
+    def _signed(self, body: bytes) -> dict[str, str]:
+        """In cloud mode apps show nothing to those who do not sign."""
+        key = self._settings.signing_key
+        if key is None or self._settings.server_kind is ServerKind.DEV:
+            return {}
+        return {Header.SIGNATURE: sign(body, key, int(time.time()))}
+
     async def _request(self, method: str, url: str, **options: Any) -> tuple[int, Mapping[str, str], bytes]:
         try:
             async with self._session.request(method, url, allow_redirects=False, **options) as response:
@@ -170,6 +177,8 @@ class AppDiscovery:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        return os.strerror(error.os_error.errno).lower()
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT_SECONDS:.0f} s"
     return str(error) or type(error).__name__

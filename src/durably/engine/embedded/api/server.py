@@ -35,6 +35,10 @@ class HostInvalidError(EngineError):
     """The host to listen at is no address of this machine."""
 
 
+class DatabaseUnusableError(EngineError):
+    """The operating system does not let the engine have a database there."""
+
+
 class EngineServer:
     """Open with ``await EngineServer.open(path, settings)``, close with ``await server.close()``.
 
@@ -55,9 +59,9 @@ class EngineServer:
         port: int = DEFAULT_PORT,
         on_sync: OnSync = ignore_sync,
     ) -> Self:
-        """``port`` 0 takes a free one. Raises ``PortTakenError``, ``HostInvalidError``, and what the engine raises.
+        """``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
 
-        ``event_keys`` and the settings' signing keys are required in cloud mode, and ignored in dev mode.
+        Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and what the engine raises.
         """
         keys = ApiKeys(
             server_kind=settings.server_kind,
@@ -67,6 +71,9 @@ class EngineServer:
         listener = listen(host, port)
         try:
             engine = await EmbeddedEngine.open(path, settings)
+        except OSError as error:
+            listener.close()
+            raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
         except BaseException:
             listener.close()
             raise

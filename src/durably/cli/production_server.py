@@ -1,0 +1,50 @@
+"""What ``durably start`` runs: an engine, its API, and a log for machines."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from durably.engine.embedded.api.server import EngineServer
+from durably.engine.embedded.api.state import AcceptedSync
+from durably.engine.embedded.settings import EngineSettings
+from durably.engine.errors import EngineClosedError
+
+from .log_lines import log_fields, log_json_lines, log_update
+from .syncing import keep_synced
+
+__all__ = ["log_json_lines", "serve"]
+
+_logger = logging.getLogger("durably.start")
+
+
+async def serve(
+    database: Path,
+    settings: EngineSettings,
+    *,
+    event_keys: Sequence[str],
+    host: str,
+    port: int,
+    urls: Sequence[str],
+    poll_interval: float,
+) -> None:
+    """Until cancelled. Raises what ``EngineServer.open`` raises."""
+    server = await EngineServer.open(database, settings, event_keys=event_keys, host=host, port=port, on_sync=_log_sync)
+    try:
+        async with server, asyncio.TaskGroup() as tasks:
+            log_fields(_logger, "engine started", origin=server.origin, database=str(database))
+            for url in urls:
+                tasks.create_task(
+                    keep_synced(url, server.discovery, interval=poll_interval, say=_logger.info, warn=_logger.warning)
+                )
+            with server.engine.watch() as updates:
+                async for update in updates:
+                    log_update(update)
+            raise EngineClosedError("the engine stopped by itself; the log says why")
+    finally:
+        _logger.info("engine stopped")
+
+
+def _log_sync(sync: AcceptedSync) -> None:
+    request = sync.request
+    log_fields(_logger, "app synced", app_id=request.app_id, functions=len(request.functions), modified=sync.modified)
