@@ -13,10 +13,13 @@ import pytest
 from ..peers import node
 from . import wire
 from .app_under_test import App
+from .engine_under_test import Engine
 from .fake_engine import FakeEngine, serving_fake_engine
 from .programs import clean_environment, free_port, running
+from .scripted_app import ScriptedApp, serving_scripted_app
 
 HERE = Path(__file__).parent
+DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
 DEFAULT_APPS = ("durably", "inngest", "inngest-npm")
 _OPTIONS = {
     "--app-url": "app under test, in dev mode (its functions' URL)",
@@ -119,3 +122,52 @@ _COMMANDS: dict[str, Callable[[int], list[str | Path]]] = {
     "inngest": _python_app,
     "inngest-npm": _npm_app,
 }
+
+
+@pytest.fixture(scope="session")
+def engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The engine under test in dev mode."""
+    _skip_unless_default_or(pytestconfig, "--engine-url")
+    if url := option(pytestconfig, "--engine-url"):
+        yield Engine(url.rstrip("/"))
+        return
+    port, database = free_port(), tmp_path_factory.mktemp("engine") / "dev.db"
+    command = [*DURABLY, "dev", "--port", str(port), "--db", database, "--allow-private-addresses"]
+    with running(command, port, clean_environment(), cwd=database.parent):
+        yield Engine(f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture(scope="session")
+def cloud_engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The engine under test in cloud mode, with the keys of ``wire``."""
+    _skip_unless_default_or(pytestconfig, "--cloud-engine-url")
+    if url := option(pytestconfig, "--cloud-engine-url"):
+        yield Engine(url.rstrip("/"), wire.EVENT_KEY, wire.SIGNING_KEY)
+        return
+    port, database = free_port(), tmp_path_factory.mktemp("engine") / "cloud.db"
+    environment = clean_environment(
+        INNGEST_SIGNING_KEY=wire.SIGNING_KEY,
+        INNGEST_SIGNING_KEY_FALLBACK=wire.FALLBACK_KEY,
+        INNGEST_EVENT_KEY=wire.EVENT_KEY,
+    )
+    with running([*DURABLY, "start", "--port", str(port), "--db", database], port, environment, cwd=database.parent):
+        yield Engine(f"http://127.0.0.1:{port}", wire.EVENT_KEY, wire.SIGNING_KEY)
+
+
+@pytest.fixture
+def script(engine: Engine) -> Iterator[ScriptedApp]:
+    """An app that the test plays, with the engine in dev mode."""
+    with serving_scripted_app(engine) as scripted:
+        yield scripted
+
+
+@pytest.fixture
+def cloud_script(cloud_engine: Engine) -> Iterator[ScriptedApp]:
+    """An app that the test plays, with the engine in cloud mode."""
+    with serving_scripted_app(cloud_engine) as scripted:
+        yield scripted
+
+
+def _skip_unless_default_or(config: pytest.Config, name: str) -> None:
+    if any(option(config, other) for other in _OPTIONS if other.endswith("-url")) and not option(config, name):
+        pytest.skip(f"{name} was not given")
