@@ -35,9 +35,7 @@ async def main(*, stay: bool) -> int:
         async with DevServer(options) as dev:
             end = await follow_order(dev)
             if stay:
-                dev.console.say(
-                    "\nStill up: try the commands at the top of examples/fastapi_orders/app.py. Ctrl-C ends it."
-                )
+                dev.console.say("\nStill up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
                 with contextlib.suppress(asyncio.CancelledError):
                     await dev.run()
     return 0 if end.kind is UpdateKind.RUN_COMPLETED else 1

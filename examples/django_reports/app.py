@@ -28,7 +28,7 @@ if not settings.configured:
         DEBUG=True,
         MIDDLEWARE=["django.middleware.common.CommonMiddleware", "django.middleware.csrf.CsrfViewMiddleware"],
         ROOT_URLCONF=__name__,
-        SECRET_KEY="an example has no secrets",  # noqa: S106
+        SECRET_KEY="an example has no secrets",
     )
     django.setup()
 
