@@ -335,6 +335,9 @@ class DurableTimeout:
         self._owner = asyncio.current_task()
         assert self._owner is not None
         self._cancelling = self._owner.cancelling()
+        # The engine must ask after the clock as after the steps, also where a group waits for all of its steps.
+        self._outer_mode = group_mode.get()
+        group_mode.set(ParallelMode.RACE)
         self._clock = asyncio.ensure_future(self._call.step(self._request))
         self._clock.add_done_callback(self._expire)
         return self
@@ -348,6 +351,7 @@ class DurableTimeout:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         owner, self._owner = self._owner, None
+        group_mode.set(self._outer_mode)
         self._clock.cancel()
         was_ours = self._has_expired and owner is not None and owner.uncancel() <= self._cancelling
         if was_ours and kind is not None and issubclass(kind, asyncio.CancelledError):

@@ -1,5 +1,6 @@
 """Exceptions that Durably raises. Those that decide how an answer is written are defined with the wire."""
 
+from durably.execution.branches import StepIdAmbiguousError
 from durably.execution.clocks import ClockUnsupportedError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
 from durably.execution.synchronous import AsyncUnsupportedError
@@ -30,6 +31,7 @@ __all__ = [
     "SignatureError",
     "SigningKeyMissingError",
     "StepError",
+    "StepIdAmbiguousError",
     "StepNestedError",
     "StepUnexpectedError",
     "TransportError",

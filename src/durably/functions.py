@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
@@ -255,10 +256,13 @@ class Function(Generic[T]):
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)
         with call.timings.measure("function"):
-            outcome = await run(lambda: handler(ctx))
+            outcome = await run(partial(handler, ctx))
         await middleware.call("after_execution")
         if isinstance(outcome, Returned) and call.function_id == self.id:
-            return Returned(client.serialize(outcome.value, self.opts.output_type))
+            try:
+                return Returned(client.serialize(outcome.value, self.opts.output_type))
+            except Exception as error:
+                return Raised(error)
         return outcome
 
     async def _transform_output(self, outcome: Outcome, call: FunctionCall, middleware: MiddlewareStack) -> Outcome:
@@ -269,7 +273,7 @@ class Function(Generic[T]):
                     report = outcome.reports[0]
                     result = result_of(report)
                     await middleware.call("transform_output", result)
-                    report.output, report.error = result.output, result.error
+                    report.replace(result.output, result.error)
                 return outcome
             result = _result_of_function(outcome)
             await middleware.call("transform_output", result)

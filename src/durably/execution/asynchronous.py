@@ -6,21 +6,27 @@ that is, and nothing has moved for a few iterations of the loop, the call is *se
 one more memo, in the order of the stack; else execute a step; else end and report what was found.
 Returning one memo at a time and settling after each makes races, and the numbering of repeated ids,
 replay exactly as they first happened.
+
+Tasks that wait for the outside (I/O, a timer) are waited for, but not for ever: nothing tells a future that I/O
+resolves from one that another branch resolves after its step, and some tasks never end (a heartbeat, the reader
+of a connection). While steps are parked, a task that has made no progress for a while no longer counts.
 """
 
 import asyncio
+import contextvars
 import heapq
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
-from durably.protocol.opcodes import Opcode, ParallelMode
+from durably.protocol.opcodes import ParallelMode
 
 from . import clocks
 from .outcome import Found, Outcome, Raised, Returned, StepReport
 from .replay import Replay, in_step, refuse_nested, resolve, without_own_frames
 from .step import Step, StepRequest
 from .tasks import AnyFuture, AnyTask, Wait, classify, current_tracker, install_task_factory, waiter_of
+from .teardown import tear_down
 
 _QUIET_ITERATIONS = 5
 """Iterations of the loop without any movement before several tasks count as settled.
@@ -29,22 +35,24 @@ A task's end reaches its awaiter through up to three callbacks (the task's, gath
 awaiter's own), one iteration each.
 """
 
-_MAX_TEARDOWN_STEPS = 100
+_PATIENCE_SECONDS = 1.0
+"""How long parked steps wait for a task that waits for the outside and makes no progress.
+
+Going on without it is safe: its steps are found later, as those of a slower branch.
+"""
+
+_MAX_REFUSALS = 10
+"""How many steps a task may call after its cancellation before it is taken to swallow cancellations."""
 
 group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", default=None)
 """Set inside ``group.parallel``: the mode of its steps."""
 
 
-class _TornDown(BaseException):
-    """Ends a task that keeps calling steps although its call is over."""
-
-
 class _Parked:
-    __slots__ = ("future", "mode", "step", "task")
+    __slots__ = ("future", "mode", "step")
 
-    def __init__(self, step: Step, task: AnyTask, future: asyncio.Future[bool], mode: ParallelMode | None) -> None:
+    def __init__(self, step: Step, future: asyncio.Future[bool], mode: ParallelMode | None) -> None:
         self.step = step
-        self.task = task
         self.future = future
         self.mode = mode
 
@@ -57,17 +65,21 @@ class AsyncCall:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Outcome | None] = self._loop.create_future()
         self._tasks: set[AnyTask] = set()
-        self._active: set[AnyTask] = set()  # tasks that are not parked on a step
-        self._parked: dict[str, _Parked] = {}  # by hashed id, in the order of finding
+        self._active: set[AnyTask] = set()  # tasks that are neither parked on a step nor wait for other tasks
+        self._ignored: set[AnyTask] = set()  # active tasks that are not waited for any more
+        self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by what they wait for, tasks to look at once it has come
+        self._parked: dict[str, _Parked] = {}  # by hashed id
+        self._parked_tasks: set[AnyTask] = set()
         self._memoized: list[tuple[int, str]] = []  # heap of parked steps that have memos, by place in the stack
-        self._moves = 0
+        self._progress = 0  # counts steps that park or go on, and tasks that begin or end
+        self._moves = 0  # counts whatever may have changed what a task waits for
         self._settling: asyncio.Handle | None = None
+        self._patience: asyncio.Handle | None = None
         self._quiet = 0
         self._seen_moves = -1
-        self._watched: set[AnyFuture] = set()
         self._is_executing = False
         self._is_closing = False
-        self._teardown_steps = 0
+        self._refusals: dict[AnyTask, int] = {}
 
     # -- running
 
@@ -76,21 +88,25 @@ class AsyncCall:
         install_task_factory(self._loop)
         if not self._replay.memos:
             await self._replay.freshen()
-        token = current_tracker.set(self)
-        try:
-            main = self._loop.create_task(_run(function))
-        finally:
-            current_tracker.reset(token)
-        self.track(main)
+        main = contextvars.copy_context().run(self._start, function)
         main.add_done_callback(self._on_main_done)
         try:
             outcome = await self._ended
             if outcome is None:
                 outcome = _outcome_of(main)
         finally:
-            await self._tear_down()
+            await self._close()
         await self._replay.freshen()
         return outcome
+
+    def _start(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
+        """The function's main task. Nothing of a run that this one is perhaps called from reaches into it."""
+        current_tracker.set(self)
+        in_step.set(None)
+        group_mode.set(None)
+        main = self._loop.create_task(_run(function))
+        self.track(main)
+        return main
 
     def _on_main_done(self, main: AnyTask) -> None:
         if not self._ended.done():
@@ -102,23 +118,25 @@ class AsyncCall:
             self._tasks.add(task)
             self._active.add(task)
             task.add_done_callback(self._untrack)
-            self._moved()
+            self._progressed()
 
     def _untrack(self, task: AnyTask) -> None:
         self._tasks.discard(task)
         self._active.discard(task)
-        self._moved()
+        self._ignored.discard(task)
+        self._progressed()
 
-    async def _tear_down(self) -> None:
+    async def _close(self) -> None:
         self._is_closing = True
-        if self._settling is not None:
-            self._settling.cancel()
-        while tasks := [task for task in self._tasks if not task.done()]:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        self._parked.clear()
+        for handle in (self._settling, self._patience):
+            if handle is not None:
+                handle.cancel()
+        for waiter in self._watched:
+            waiter.remove_done_callback(self._on_watched_done)
         self._watched.clear()
+        await tear_down(self._tasks)
+        self._parked.clear()
+        self._refusals.clear()
 
     # -- steps
 
@@ -131,62 +149,92 @@ class AsyncCall:
 
     async def _result_of(self, step: Step) -> Any:
         """Return the memo; park where there is none yet, or where its turn has to be awaited."""
+        task = asyncio.current_task()
+        assert task is not None
         if self._is_closing:
-            self._refuse_in_teardown()
+            await self._refuse_in_teardown(task)
         refuse_nested(step.request)
+        if task not in self._tasks:
+            self.track(task)  # made without the run's context, or started before the factory could tell
         replay = self._replay
         memo = replay.memos.pop(step.hashed_id) if len(self._tasks) == 1 else None
         if memo is None:
-            if not await self._park(step):
-                self._end(Found([await replay.execute(step, resolve)]))
-                return await self._loop.create_future()  # until the teardown
+            if not await self._park(step, task):
+                return await self._execute(step)
             memo = replay.memos.pop(step.hashed_id)
             assert memo is not None
-        if not replay.memos:
-            await replay.freshen()
+        if replay.is_last(step):
+            await self._freshen()
         return replay.value(step, memo)
 
-    async def _park(self, step: Step) -> bool:
+    async def _execute(self, step: Step) -> Any:
+        """Run the step's handler, which ends the call."""
+        try:
+            self._end(Found([await self._replay.execute(step, resolve)]))
+        except Exception as error:  # a hook's
+            self._end(Raised(error))
+        finally:
+            self._is_executing = False  # left without an end if user code cancels the task
+        return await self._loop.create_future()  # until the teardown
+
+    async def _freshen(self) -> None:
+        """What a hook raises here ends the call; it is none of the function's business."""
+        try:
+            await self._replay.freshen()
+        except Exception as error:
+            self._end(Raised(error))
+            await self._loop.create_future()
+
+    async def _park(self, step: Step, task: AnyTask) -> bool:
         """Wait for the call's decision: True to return the memo, False to execute the step."""
-        task = asyncio.current_task()
-        assert task is not None
-        self.track(task)
-        parked = _Parked(step, task, self._loop.create_future(), group_mode.get())
+        parked = _Parked(step, self._loop.create_future(), group_mode.get())
         self._parked[step.hashed_id] = parked
+        self._parked_tasks.add(task)
         if step.hashed_id in self._replay.memos:
             heapq.heappush(self._memoized, (self._replay.position(step.hashed_id), step.hashed_id))
         self._active.discard(task)
-        self._moved()
+        self._ignored.discard(task)
+        self._progressed()
         try:
             return await parked.future
         finally:
-            if self._parked.get(step.hashed_id) is parked:
-                del self._parked[step.hashed_id]
+            del self._parked[step.hashed_id]
+            self._parked_tasks.discard(task)
             if task in self._tasks:
                 self._active.add(task)
-            self._moved()
+            self._progressed()
 
-    def _refuse_in_teardown(self) -> None:
+    async def _refuse_in_teardown(self, task: AnyTask) -> None:
         """Steps met while the function's tasks are cancelled are not run: cancellation goes on."""
-        self._teardown_steps += 1
-        if self._teardown_steps > _MAX_TEARDOWN_STEPS:
-            raise _TornDown
+        refusals = self._refusals[task] = self._refusals.get(task, 0) + 1
+        if refusals > _MAX_REFUSALS:
+            await self._loop.create_future()
         raise asyncio.CancelledError("the call has ended")
 
     # -- settling
 
+    def _progressed(self) -> None:
+        self._progress += 1
+        self._moved()
+
     def _moved(self) -> None:
         """Something happened: look soon whether the call is settled."""
         self._moves += 1
-        if self._settling is None and not self._is_closing and not self._ended.done():
+        if self._settling is None and not self._is_over:
             self._settling = self._loop.call_soon(self._settle)
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_closing or self._ended.done()
 
     def _settle(self) -> None:
         self._settling = None
-        if self._ended.done() or self._is_executing or self._is_closing or not self._tasks:
+        if self._is_over or self._is_executing or not self._tasks:
             return
         if self._is_moving():
             self._quiet = 0
+            if self._parked and self._patience is None:
+                self._patience = self._loop.call_later(_PATIENCE_SECONDS, self._lose_patience, self._progress)
             return
         if len(self._tasks) > 1 and not self._is_quiet():
             self._settling = self._loop.call_soon(self._settle)
@@ -197,23 +245,36 @@ class AsyncCall:
     def _is_moving(self) -> bool:
         """Whether a task runs, or waits for the outside; either looks again by itself."""
         moving = False
-        for task in self._active:
+        for task in self._active - self._ignored:
             wait = classify(task, self._tasks)
             if wait is Wait.READY:
                 self._moved()
                 return True
-            self._watch(waiter_of(task))
-            moving = moving or wait is Wait.OUTSIDE
+            self._watch(task)
+            if wait is Wait.OUTSIDE:
+                moving = True
+            else:
+                self._active.discard(task)
         return moving
 
-    def _watch(self, waiter: AnyFuture | None) -> None:
-        """Look again once what a task waits for has come."""
-        if waiter is not None and waiter not in self._watched:
-            self._watched.add(waiter)
+    def _watch(self, task: AnyTask) -> None:
+        """Look at the task again once what it waits for has come."""
+        waiter = waiter_of(task)
+        assert waiter is not None
+        if waiter in self._watched:
+            self._watched[waiter].add(task)
+        else:
+            self._watched[waiter] = {task}
             waiter.add_done_callback(self._on_watched_done)
 
     def _on_watched_done(self, waiter: AnyFuture) -> None:
-        self._watched.discard(waiter)
+        self._active |= (self._watched.pop(waiter) & self._tasks) - self._parked_tasks
+        self._moved()
+
+    def _lose_patience(self, progress: int) -> None:
+        self._patience = None
+        if progress == self._progress and self._parked:
+            self._ignored = {task for task in self._active if classify(task, self._tasks) is not Wait.TASKS}
         self._moved()
 
     def _is_quiet(self) -> bool:
@@ -230,25 +291,25 @@ class AsyncCall:
         while self._memoized:
             _, hashed_id = heapq.heappop(self._memoized)
             if hashed_id in parked and hashed_id in replay.memos:
-                parked[hashed_id].future.set_result(True)
+                _resolve(parked[hashed_id].future, True)
                 return
-        if not parked:
-            return  # nothing to report: the function waits for something that will wake it
-        found = list(parked.values())
+        if not parked or any(entry.future.done() for entry in parked.values()):
+            return  # the function waits for something that will wake it, or is about to wake
+        found = sorted(parked.values(), key=lambda entry: entry.step.order)
         steps = [entry.step for entry in found]
-        if (clock := clocks.find_clock(self._tasks)) is not None:
+        if (clock := clocks.find_clock(self._tasks, self._ignored)) is not None:
             self._end(Raised(clocks.refusal(clock, [step.request.step_id for step in steps])))
         elif replay.target is not None:
             self._end(replay.not_found(replay.target, steps))
         elif len(found) == 1 and found[0].mode is None and replay.runs_at_once(steps[0]):
             self._execute_or_report(found[0])
         else:
-            self._end(Found([_plan(entry, among_several=len(found) > 1) for entry in found]))
+            self._end(Found([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found]))
 
     def _execute_or_report(self, entry: _Parked) -> None:
         if entry.step.request.is_run:
-            self._is_executing = True
-            entry.future.set_result(False)
+            self._is_executing = not entry.future.done()
+            _resolve(entry.future, False)
         else:
             self._end(Found([StepReport(entry.step.to_op(), entry.step.info())]))
 
@@ -257,11 +318,10 @@ class AsyncCall:
             self._ended.set_result(outcome)
 
 
-def _plan(entry: _Parked, *, among_several: bool) -> StepReport:
-    """Steps that plain asyncio found together race: the engine asks for discovery after each of them."""
-    mode = entry.mode or (ParallelMode.RACE if among_several else None)
-    op = Opcode.STEP_PLANNED if entry.step.request.is_run else None
-    return StepReport(entry.step.to_op(op, mode), entry.step.info())
+def _resolve(future: asyncio.Future[bool], value: bool) -> None:
+    """Unless the task that waits for it has just been cancelled."""
+    if not future.done():
+        future.set_result(value)
 
 
 async def _run(function: Callable[[], Awaitable[Any]]) -> Any:

@@ -8,12 +8,12 @@ A suspended task holds its clocks on its frames, where they are looked for when 
 import asyncio
 import gc
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from durably.protocol.errors import Error, ErrorCode
 
-from .tasks import AnyTask, await_chain, code_of, locals_of
+from .tasks import AnyTask, await_chain, code_of, locals_of, waits_only_for
 
 _FUNCTIONS_WITH_CLOCKS: dict[types.CodeType | None, str] = {
     asyncio.wait_for.__code__: "asyncio.wait_for",
@@ -29,9 +29,14 @@ class ClockUnsupportedError(Error):
     include_stack = False
 
 
-def find_clock(tasks: Iterable[AnyTask]) -> str | None:
-    """The name of a clock that is running around what the tasks wait for, or ``None``."""
+def find_clock(tasks: Iterable[AnyTask], ignored: Collection[AnyTask] = ()) -> str | None:
+    """The name of a clock that is running around what the tasks wait for, or ``None``.
+
+    Clocks of ``ignored`` tasks, and around those alone, are no concern of the steps.
+    """
     for task in tasks:
+        if ignored and (task in ignored or waits_only_for(task, ignored)):
+            continue
         chain = list(await_chain(task))
         if (clock := _function_with_clock(chain)) is not None:
             return clock
@@ -73,10 +78,12 @@ def _is_running(timeout: asyncio.Timeout) -> bool:
 
 def _has_completion_deadline(task: AnyTask) -> bool:
     for callback, _context in getattr(task, "_callbacks", None) or ():
+        owner = getattr(callback, "__self__", None)  # since Python 3.13, an iterator
+        if type(owner).__qualname__ == "_AsCompletedIterator" and getattr(owner, "_timeout_handle", None) is not None:
+            return True
         code = getattr(callback, "__code__", None)
-        if code is None or not code.co_qualname.startswith("as_completed."):
-            continue
-        for cell in callback.__closure__ or ():
-            if isinstance(cell.cell_contents, asyncio.TimerHandle):
+        if code is not None and code.co_qualname.startswith("as_completed."):
+            cells = dict(zip(code.co_freevars, callback.__closure__ or (), strict=True))
+            if "timeout_handle" in cells and cells["timeout_handle"].cell_contents is not None:
                 return True
     return False

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from durably.protocol.opcodes import Op
+from durably.protocol.opcodes import Op, Opcode
 
 from .step import StepInfo
 
@@ -33,9 +33,11 @@ class StepReport:
     output: Any = msgspec.UNSET
     error: BaseException | None = None
 
-    @property
-    def is_executed(self) -> bool:
-        return self.error is not None or self.output is not msgspec.UNSET
+    def replace(self, output: Any, error: BaseException | None) -> None:
+        """What middleware made of the step's result; an executed step whose error it took away has succeeded."""
+        if self.error is not None and error is None and self.op.op != Opcode.STEP_NOT_FOUND:
+            self.op.op = Opcode.STEP_RUN
+        self.output, self.error = output, error
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
-from durably.protocol.opcodes import Op, Opcode, hash_step_id
+from durably.protocol.opcodes import Op, Opcode, ParallelMode, hash_step_id
 
 from .memos import Memo, StepMemos
 from .outcome import Found, StepReport
@@ -69,19 +69,32 @@ class Replay:
     max_attempts: int | None = None
     is_fresh: bool = False
     _counts: dict[str, int] = field(default_factory=dict)
+    _met: int = 0
     _positions: dict[str, int] | None = None
+    _last: str | None = None
+
+    def __post_init__(self) -> None:
+        self._last = next((step_id for step_id in reversed(self.stack) if step_id in self.memos), None)
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
         index = self._counts.get(request.step_id, 0)
         self._counts[request.step_id] = index + 1
-        return Step(request, hash_step_id(request.step_id, index), index)
+        self._met += 1
+        return Step(request, hash_step_id(request.step_id, index), index, self._met)
 
     def position(self, hashed_id: str) -> int:
         """Where in the stack a memo stands; those the stack does not name come last."""
         if self._positions is None:
             self._positions = {step_id: place for place, step_id in enumerate(self.stack)}
         return self._positions.get(hashed_id, len(self._positions))
+
+    def is_last(self, step: Step) -> bool:
+        """Whether a step whose memo was just taken ends the replay.
+
+        The memo that was made last does, also where the function leaves others aside (a lost race's).
+        """
+        return step.hashed_id == self._last or not self.memos
 
     async def freshen(self) -> None:
         """From here on new code runs."""
@@ -97,6 +110,17 @@ class Replay:
 
     def runs_at_once(self, step: Step) -> bool:
         return step.request.is_run and not self.disable_immediate
+
+    def plan(self, step: Step, mode: ParallelMode | None, *, among_several: bool) -> StepReport:
+        """Report a step without executing it. ``mode`` is that of its ``group.parallel``, if any.
+
+        Steps that plain asyncio found together race: the engine asks for discovery after each of them. So does a
+        step alone once steps were parallel, or it would wait for those that lost a race and are still under way.
+        """
+        if mode is None and (among_several or self.disable_immediate):
+            mode = ParallelMode.RACE
+        op = Opcode.STEP_PLANNED if step.request.is_run else None
+        return StepReport(step.to_op(op, mode), step.info())
 
     def not_found(self, target: str, met: Sequence[Step]) -> Found:
         """The call's target never turned up: the function changed since it was planned."""

@@ -47,11 +47,12 @@ class StepInfo:
 
 
 class Step(msgspec.Struct):
-    """A step that a call met: the request, and which repetition of its id it is."""
+    """A step that a call met: the request, which repetition of its id it is, and its place among all steps met."""
 
     request: StepRequest
     hashed_id: str
     index: int
+    order: int
 
     def info(self) -> StepInfo:
         return StepInfo(self.request.step_id, self.request.op, self.request.opts, self.index, self.hashed_id)

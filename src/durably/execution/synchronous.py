@@ -5,13 +5,15 @@ It leaves by an interrupt derived from ``BaseException``, which ordinary ``excep
 
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from durably.protocol.errors import Error, ErrorCode
-from durably.protocol.opcodes import Opcode, ParallelMode
+from durably.protocol.opcodes import ParallelMode
 
+from .branches import Branches, StepIdAmbiguousError
 from .outcome import Found, Outcome, Raised, Returned, StepReport
-from .replay import Replay, refuse_nested, without_own_frames
+from .replay import Replay, in_step, refuse_nested, without_own_frames
 from .step import Step, StepRequest
 
 T = TypeVar("T")
@@ -27,7 +29,7 @@ class _Interrupt(BaseException):
 
 
 class _Skipped(BaseException):
-    """A step that is not the call's target, inside ``group.parallel``."""
+    """A branch of ``group.parallel`` has come to a step without a memo; the others go on."""
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -44,19 +46,29 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a coroutine driven without an event loop tried to wait for one")
 
 
+@dataclass(slots=True)
+class _Group:
+    """A running ``group.parallel``: the steps found in it, and whether a branch stopped at one, found or skipped."""
+
+    mode: ParallelMode
+    found: list[StepReport] = field(default_factory=list)
+    is_waiting: bool = False
+
+
 class SyncCall:
     """One call of one sync function."""
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
         self._outcome: Outcome | None = None
-        self._group: list[StepReport] | None = None
-        self._mode: ParallelMode | None = None
+        self._group: _Group | None = None
+        self._branches = Branches()
 
     def run(self, function: Callable[[], Any]) -> Outcome:
         """Run the function until it ends or the call does."""
         if not self._replay.memos:
             drive(self._replay.freshen())
+        outer_step = in_step.set(None)  # nothing of a run that this one is perhaps called from reaches into it
         try:
             value = function()
             if inspect.isawaitable(value):
@@ -68,6 +80,8 @@ class SyncCall:
         except Exception as error:
             error.__traceback__ = without_own_frames(error.__traceback__)
             returned = Raised(error)
+        finally:
+            in_step.reset(outer_step)
         # A function that swallows the interrupt goes on running, but what the call found stands.
         outcome = self._outcome if self._outcome is not None else returned
         drive(self._replay.freshen())
@@ -79,57 +93,84 @@ class SyncCall:
             raise _Interrupt
         refuse_nested(request)
         replay = self._replay
+        if self._group is not None or self._branches.has_abandoned:
+            self._check_id(request.step_id)
         step = replay.identify(request)
         memo = replay.memos.pop(step.hashed_id)
-        if memo is not None:
-            if not replay.memos:
-                drive(replay.freshen())
-            return replay.value(step, memo)
-        drive(replay.freshen())
-        self._meet(step)
+        if memo is None:
+            self._meet(step)
+        if replay.is_last(step):
+            self._freshen()
+        return replay.value(step, memo)
+
+    def _check_id(self, step_id: str) -> None:
+        try:
+            self._branches.meet(step_id)
+        except StepIdAmbiguousError as error:
+            self._end(Raised(error))
+
+    def _freshen(self) -> None:
+        """What a hook raises here ends the call; it is none of the function's business."""
+        try:
+            drive(self._replay.freshen())
+        except Exception as error:
+            self._end(Raised(error))
 
     def _meet(self, step: Step) -> NoReturn:
-        replay = self._replay
+        """A step without a memo ends the call, or, in a group, this branch's part of it."""
+        replay, group = self._replay, self._group
         if replay.target == step.hashed_id:
-            if step.request.is_run:
-                self._end(Found([drive(replay.execute(step, _refuse_awaitable))]))
-            self._end(Found([StepReport(step.to_op(), step.info())]))
-        if replay.target is not None:
-            if self._group is None:
+            self._end(self._execute(step) if step.request.is_run else Found([StepReport(step.to_op(), step.info())]))
+        if group is None:
+            if replay.target is not None:
                 self._end(replay.not_found(replay.target, [step]))
-            raise _Skipped
-        if self._group is None and replay.runs_at_once(step):
-            self._end(Found([drive(replay.execute(step, _refuse_awaitable))]))
-        op = Opcode.STEP_PLANNED if step.request.is_run else None
-        report = StepReport(step.to_op(op, self._mode), step.info())
-        if self._group is None:
-            self._end(Found([report]))
-        self._group.append(report)
+            if replay.runs_at_once(step):
+                self._end(self._execute(step))
+            self._end(Found([replay.plan(step, None, among_several=False)]))
+        group.is_waiting = True
+        if replay.target is None:
+            group.found.append(replay.plan(step, group.mode, among_several=True))
         raise _Skipped
 
-    def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
-        """Run each callable to its end or to its first step without a memo; report those steps together."""
-        outer, outer_mode = self._group, self._mode
-        group: list[StepReport] = []
-        self._group, self._mode = group, mode
-        outputs: list[T] = []
-        skipped = False
+    def _execute(self, step: Step) -> Outcome:
         try:
-            for function in callables:
-                try:
-                    outputs.append(function())
-                except _Skipped:
-                    skipped = True
+            return Found([drive(self._replay.execute(step, _refuse_awaitable))])
+        except Exception as error:  # a hook's
+            return Raised(error)
+
+    def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
+        """Run each callable to its end or to its first step without a memo; report those steps together.
+
+        If callables raise, all others are run nevertheless, so that their steps are numbered; then the first error
+        is raised.
+        """
+        outer = self._group
+        group = self._group = _Group(mode)
+        outputs: list[T] = []
+        errors: list[Exception] = []
+        try:
+            for number, function in enumerate(callables):
+                with self._branches.branch(number, mode):
+                    try:
+                        outputs.append(function())
+                    except _Skipped:
+                        pass
+                    except Exception as error:
+                        errors.append(error)
         finally:
-            self._group, self._mode = outer, outer_mode
-        if not skipped:
+            self._group = outer
+            self._branches.end_group(abandoned=bool(errors))
+        if errors:
+            raise errors[0]
+        if not group.is_waiting:
             return tuple(outputs)
         if outer is not None:
-            outer.extend(group)
+            outer.is_waiting = True
+            outer.found += group.found
             raise _Skipped
         if self._replay.target is not None:
             self._end(self._replay.not_found(self._replay.target, []))
-        self._end(Found(group))
+        self._end(Found(group.found))
 
     def _end(self, outcome: Outcome) -> NoReturn:
         self._outcome = outcome

@@ -59,55 +59,81 @@ def waiter_of(task: AnyTask) -> AnyFuture | None:
     return getattr(task, "_fut_waiter", None)
 
 
-def classify(task: AnyTask, run_tasks: Collection[AnyTask]) -> Wait:
+def classify(task: AnyTask, run_tasks: Collection[AnyFuture]) -> Wait:
     waiter = waiter_of(task)
-    if waiter is None or waiter.done():
+    if waiter is None:
         return Wait.READY
-    if isinstance(waiter, asyncio.Task) and waiter in run_tasks:
-        return Wait.TASKS
-    if (children := _children(waiter)) is not None:
-        return _classify_gather(children, run_tasks)
-    if _waits_in_asyncio(task) or any(waiter in _resolved_by(other) for other in run_tasks):
-        return Wait.TASKS
-    return Wait.OUTSIDE
+    wait = _classify_future(waiter, run_tasks)
+    if wait is not Wait.OUTSIDE:
+        return wait
+    if (waited_for := _waited_for(task)) is not None:
+        return _classify_all(waited_for, run_tasks)
+    return Wait.TASKS if _waits_in_primitive(task) else Wait.OUTSIDE
 
 
-def _classify_gather(children: Collection[AnyFuture], run_tasks: Collection[AnyTask]) -> Wait:
-    pending = [child for child in children if not child.done()]
-    if not pending:
+def _classify_future(future: AnyFuture, run_tasks: Collection[AnyFuture]) -> Wait:
+    if future.done():
         return Wait.READY
-    for child in pending:
-        nested = _children(child)
-        if child not in run_tasks and (nested is None or _classify_gather(nested, run_tasks) is Wait.OUTSIDE):
-            return Wait.OUTSIDE
-    return Wait.TASKS
+    if future in run_tasks:
+        return Wait.TASKS
+    if (children := _children(future)) is not None:
+        return _classify_all(children, run_tasks)
+    return Wait.TASKS if any(future in _resolved_by(task) for task in run_tasks) else Wait.OUTSIDE
+
+
+def _classify_all(futures: Collection[AnyFuture], run_tasks: Collection[AnyFuture]) -> Wait:
+    waits = {_classify_future(future, run_tasks) for future in futures if not future.done()}
+    return Wait.OUTSIDE if Wait.OUTSIDE in waits else Wait.TASKS if waits else Wait.READY
+
+
+def waits_only_for(task: AnyTask, others: Collection[AnyTask]) -> bool:
+    """Whether all that a task waits for, by itself, ``gather``, ``wait`` or ``wait_for``, are some of the others."""
+    waiter = waiter_of(task)
+    if waiter is None:
+        return False
+    waited_for = _children(waiter) or _waited_for(task) or (waiter,)
+    return all(future.done() or future in others for future in waited_for)
 
 
 def _children(future: AnyFuture) -> Collection[AnyFuture] | None:
     return getattr(future, "_children", None)
 
 
-_BETWEEN_TASKS = ("asyncio/tasks.py", "asyncio/locks.py", "asyncio/queues.py", "asyncio/taskgroups.py")
+_ASYNCIO_TASKS = "asyncio/tasks.py"
+_WAITED_FOR = {"_wait": "fs", "wait_for": "fut", "_cancel_and_wait": "fut"}
+"""Functions of ``asyncio.tasks`` that wait for futures by a future of their own, and where they keep those."""
+
+_ASYNCIO_PRIMITIVES = ("asyncio/locks.py", "asyncio/queues.py", "asyncio/taskgroups.py")
 _ANYIO = ("anyio/_backends/_asyncio.py", "anyio/_core/_synchronization.py")
-_OUTSIDE = {"sleep", "run_sync_in_worker_thread"}
+_ANYIO_PRIMITIVES = ("__aexit__", "acquire", "wait")
 
 
-def _waits_in_asyncio(task: AnyTask) -> bool:
+def _waited_for(task: AnyTask) -> Collection[AnyFuture] | None:
+    awaitable, filename, name = _innermost(task)
+    if not filename.endswith(_ASYNCIO_TASKS) or name not in _WAITED_FOR:
+        return None
+    futures = locals_of(awaitable).get(_WAITED_FOR[name], ())
+    return (futures,) if isinstance(futures, asyncio.Future) else futures
+
+
+def _waits_in_primitive(task: AnyTask) -> bool:
     """Whether the innermost frame belongs to a primitive by which tasks wait for each other."""
-    code = None
-    for frame_owner in await_chain(task):
-        code = code_of(frame_owner)
-    if code is None or code.co_name in _OUTSIDE:
-        return False
-    filename = code.co_filename.replace("\\", "/")
-    if filename.endswith(_ANYIO):
-        return code.co_name == "__aexit__" or code.co_name.startswith("wait")
-    return filename.endswith(_BETWEEN_TASKS)
+    _, filename, name = _innermost(task)
+    return filename.endswith(_ASYNCIO_PRIMITIVES) or (filename.endswith(_ANYIO) and name.startswith(_ANYIO_PRIMITIVES))
 
 
-def _resolved_by(task: AnyTask) -> Iterator[Any]:
-    """Futures that the task's end resolves through a closure: what ``asyncio.shield`` returned, say."""
-    for callback, _context in getattr(task, "_callbacks", None) or ():
+def _innermost(task: AnyTask) -> tuple[Any, str, str]:
+    """What awaits the future, the file of its code, and its name."""
+    innermost = None
+    for awaitable in await_chain(task):
+        innermost = awaitable
+    code = code_of(innermost)
+    return (innermost, code.co_filename.replace("\\", "/"), code.co_name) if code is not None else (None, "", "")
+
+
+def _resolved_by(future: AnyFuture) -> Iterator[Any]:
+    """Futures that this one's end resolves through a closure: what ``asyncio.shield`` returned, say."""
+    for callback, _context in getattr(future, "_callbacks", None) or ():
         for cell in getattr(callback, "__closure__", None) or ():
             try:
                 content = cell.cell_contents
@@ -115,8 +141,6 @@ def _resolved_by(task: AnyTask) -> Iterator[Any]:
                 continue
             if isinstance(content, asyncio.Future):
                 yield content
-            elif (completed := getattr(content, "_on_completed_fut", None)) is not None:
-                yield completed
 
 
 def await_chain(task: AnyTask) -> Iterator[Any]:

@@ -37,6 +37,7 @@ class ErrorCode(StrEnum):
     SIGNING_KEY_UNSPECIFIED = "signing_key_unspecified"
     SIG_VERIFICATION_FAILED = "sig_verification_failed"
     STEP_ERRORED = "step_errored"
+    STEP_ID_AMBIGUOUS = "step_id_ambiguous"
     STEP_NESTED = "step_nested"
     STEP_UNEXPECTED = "step_unexpected"
     UNKNOWN = "unknown"

@@ -1,0 +1,37 @@
+"""Taking down the tasks of a call that has ended."""
+
+import asyncio
+from collections.abc import Collection
+
+from .tasks import AnyTask
+
+_GRACE_SECONDS = 5.0
+"""How long a cancelled task may clean up before it is cancelled again."""
+
+_MAX_ROUNDS = 3
+
+
+async def tear_down(tasks: Collection[AnyTask]) -> None:
+    """Cancel the tasks and wait for them; ``tasks`` may change meanwhile, as they end and create others.
+
+    A task that goes on all the same, since it swallows its cancellation, is left behind rather than waited for, and
+    the loop's exception handler is told.
+    """
+    overdue_rounds = 0
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        done, overdue = await asyncio.wait(running, timeout=_GRACE_SECONDS)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # retrieved, so that asyncio does not log it: the call has its outcome
+        overdue_rounds += bool(overdue)
+        if overdue_rounds == _MAX_ROUNDS:
+            for task in overdue:
+                _report(task)
+            return
+
+
+def _report(task: AnyTask) -> None:
+    message = "a durable function's task goes on although its call has ended: it swallows asyncio.CancelledError"
+    task.get_loop().call_exception_handler({"message": message, "task": task})

@@ -1,0 +1,240 @@
+"""An engine in memory, played by the tests: it calls an app's handler with real JSON bodies and keeps what comes back.
+
+It knows the protocol only: it applies ops to memos and to the stack, calls for planned steps, repeats failed attempts
+and asks for discovery as each step's parallel mode says. Time does not pass: whatever is due happens when ``pick``
+chooses it, so a test decides in which order steps end.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from durably import Client, Function
+from durably.comm import CommHandler, CommRequest, CommResponse
+
+DISCOVER = "step"
+NULL = object()
+"""A reply of the engine's that is the memo ``null`` itself: the end of a sleep, a wait that timed out."""
+
+Pick = Callable[[Sequence["Job"]], int]
+"""Which of the jobs that are due comes next, as its index."""
+
+
+def first(jobs: Sequence["Job"]) -> int:
+    return 0
+
+
+def last(jobs: Sequence["Job"]) -> int:
+    return len(jobs) - 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An app's answer to a call."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def ops(self) -> list[dict[str, Any]]:
+        assert self.status == 206, (self.status, self.body)
+        return self.json  # type: ignore[no-any-return]
+
+    @property
+    def no_retry(self) -> bool:
+        return self.headers.get("x-inngest-no-retry") == "true"
+
+    def found(self) -> list[tuple[str, str]]:
+        """Opcode and the user's id of each op."""
+        return [(op["op"], op["userland"]["id"]) for op in self.ops]
+
+
+@dataclass
+class Job:
+    """Something that is due: a call (``target`` of a planned step, or ``None`` to discover), or an op's reply."""
+
+    target: str | None = None
+    op: dict[str, Any] | None = None
+    attempt: int = 0
+
+    @property
+    def is_call(self) -> bool:
+        return self.op is None or self.op["op"] == "StepPlanned"
+
+    @property
+    def is_race(self) -> bool:
+        return self.op is not None and (self.op.get("opts") or {}).get("parallelMode") == "race"
+
+    @property
+    def name(self) -> str:
+        """The user's id of the step, empty for a discovery."""
+        return self.op["userland"]["id"] if self.op else ""
+
+
+@dataclass
+class Run:
+    """A run's state, and what has happened in it."""
+
+    event: dict[str, Any]
+    run_id: str = "01RUN"
+    memos: dict[str, Any] = field(default_factory=dict)
+    stack: list[str] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=lambda: [Job()])
+    disable_immediate: bool = False
+    status: str = "Running"
+    output: Any = None
+    answers: list[Answer] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    retry_after: list[str] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status != "Running"
+
+    def state_at(self, length: int) -> "Run":
+        """The run as it was when ``length`` steps had ended."""
+        stack = self.stack[:length]
+        return Run(self.event, self.run_id, {step: self.memos[step] for step in stack}, stack)
+
+
+@dataclass
+class FakeEngine:
+    """Drives runs of ``functions``.
+
+    ``replies`` gives, by the step's id as the user wrote it, what the engine memoises for waits, invokes, fetches
+    and inferences: a memo as it stands on the wire, ``NULL``, or a function of the op that returns one. ``blocking``
+    calls the app as a sync server would.
+    """
+
+    client: Client
+    functions: Sequence[Function[Any]]
+    replies: Mapping[str, Any] = field(default_factory=dict)
+    blocking: bool = False
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        self.handler = CommHandler(client=self.client, framework="test", functions=self.functions)
+
+    async def run(
+        self, function: Function[Any] | None = None, data: Mapping[str, Any] | None = None, *, pick: Pick = first
+    ) -> Run:
+        """A run of ``function`` (the first, if none is given) from its event to its end."""
+        run = Run({"name": "test/event", "data": dict(data or {}), "id": "01EVENT", "ts": 1_700_000_000_000})
+        await self.drive(run, function, pick=pick)
+        return run
+
+    async def drive(
+        self, run: Run, function: Function[Any] | None = None, *, pick: Pick = first, steps: int = 1000
+    ) -> None:
+        """Carry a run on to its end, or by at most ``steps`` jobs."""
+        function_id = (function or self.functions[0]).id
+        for _ in range(steps):
+            if run.is_over or not run.jobs:
+                break
+            job = run.jobs.pop(pick(run.jobs))
+            if job.is_call:
+                await self._carry_out(run, function_id, job)
+            else:
+                self._end_step(run, job, self._reply(job))
+        assert run.is_over or run.jobs, "the run waits, and nothing is due"
+
+    async def _carry_out(self, run: Run, function_id: str, job: Job) -> None:
+        answer = await self.call(run, function_id, target=job.target, attempt=job.attempt)
+        run.answers.append(answer)
+        if "retry-after" in answer.headers:
+            run.retry_after.append(answer.headers["retry-after"])
+        if answer.status == 206:
+            self._apply(run, job, answer)
+        elif answer.status == 200:
+            run.status, run.output = "Completed", answer.json
+        elif answer.no_retry or job.attempt + 1 >= self.max_attempts:
+            run.status, run.output = "Failed", answer.json
+        else:
+            run.jobs.append(Job(job.target, job.op, job.attempt + 1))
+
+    async def call(
+        self,
+        run: Run,
+        function_id: str | None = None,
+        *,
+        target: str | None = None,
+        attempt: int = 0,
+        **context: Any,
+    ) -> Answer:
+        """One call; ``context`` are further fields of the body's ``ctx``."""
+        body = {
+            "ctx": {
+                "run_id": run.run_id,
+                "attempt": attempt,
+                "max_attempts": self.max_attempts,
+                "disable_immediate_execution": run.disable_immediate,
+                "stack": {"stack": run.stack, "current": len(run.stack)},
+                **context,
+            },
+            "event": run.event,
+            "events": [run.event],
+            "steps": run.memos,
+            "version": 1,
+        }
+        run.bodies.append(body)
+        query = {"fnId": function_id or self.functions[0].id, "stepId": target or DISCOVER}
+        request = CommRequest(
+            body=json.dumps(body).encode(),
+            headers={},
+            query_params=query,
+            raw_request=object(),
+            request_url="http://127.0.0.1/api/inngest",
+        )
+        response = self.handler.post_sync(request) if self.blocking else await self.handler.post(request)
+        return _read(response)
+
+    def _apply(self, run: Run, job: Job, answer: Answer) -> None:
+        ops = answer.ops
+        if len(ops) > 1:
+            run.disable_immediate = True
+        for op in ops:
+            if op["op"] == "StepRun":
+                self._end_step(run, _ending(job, op), {"data": op.get("data")})
+            elif op["op"] in ("StepError", "StepFailed"):
+                is_final = op["op"] == "StepFailed" or answer.no_retry or job.attempt + 1 >= self.max_attempts
+                if is_final:
+                    self._end_step(run, _ending(job, op), {"error": op["error"]})
+                else:
+                    run.jobs.append(Job(job.target, job.op, job.attempt + 1))
+            elif op["op"] == "StepNotFound":
+                run.status, run.output = "Failed", op.get("error")
+            elif op["id"] not in run.memos and all(op["id"] != (due.op or {}).get("id") for due in run.jobs):
+                run.jobs.append(Job(op["id"] if op["op"] == "StepPlanned" else None, op))
+
+    def _end_step(self, run: Run, job: Job, memo: Any) -> None:
+        assert job.op is not None
+        step_id = job.op["id"]
+        assert step_id not in run.memos, f'step "{job.name}" ended twice'
+        run.memos[step_id] = memo
+        run.stack.append(step_id)
+        are_others_due = any(due.op is not None for due in run.jobs)
+        is_discovery_due = any(due.op is None for due in run.jobs)
+        if not is_discovery_due and (job.is_race or not are_others_due):
+            run.jobs.append(Job())
+
+    def _reply(self, job: Job) -> Any:
+        assert job.op is not None
+        reply = self.replies.get(job.name, NULL)
+        if callable(reply):
+            reply = reply(job.op)
+        return None if reply is NULL else reply
+
+
+def _ending(job: Job, op: dict[str, Any]) -> Job:
+    """The job whose step has ended: as it was planned, or, where it was run at once, as it is reported."""
+    return job if job.op is not None else Job(op=op)
+
+
+def _read(response: CommResponse) -> Answer:
+    return Answer(int(response.status_code), response.headers, response.body_bytes())
