@@ -28,11 +28,11 @@ def test_an_app_of_each_kind_runs(start: Start, run: Run, directory: Path, kind:
     write(directory / "shop.py", KINDS[kind].format(sdk=sdk))
     dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload")
     dev.until("synced shop: shop-place")
-    dev.until("shop:app at http://127.0.0.1")
+    dev.until("shop:app is up at http://127.0.0.1")
     sent = run("send", "order/placed", "--data", '{"total": 3}', "--url", dev.origin)
     assert sent.status == 0, sent.stderr
     started = dev.until(r"(\w{6})  shop-place +▶  run started +(\w{26})")
     assert started[2].endswith(started[1])
     dev.until(started[1] + r'  shop-place +✓  charge .*\{"charged": ?3\}')
-    dev.until(started[1] + r'  shop-place +■  run completed .*in [\d.]+ s +\{"charged": ?3\}')
+    dev.until(started[1] + r'  shop-place +■  run completed .*\+[\d.]+ s +\{"charged": 3\}')
     assert dev.stop() == 0, dev.output

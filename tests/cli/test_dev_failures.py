@@ -37,28 +37,15 @@ def test_the_apps_port_is_taken(run: Run, directory: Path, taken_port: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "pattern"),
+    ("source", "pattern"),
     [
-        ("app = 1", "shopp:app", "no module 'shopp' in .*project"),
-        ("app = 1", "shop:ap", "shop has no 'ap'; did you mean 'app'?"),
-        ("x = 1", "shop", "shop has no 'app'; name the app in it: module:name"),
-        ("x = 1\nimport nothere", "shop:x", r"No module named 'nothere'.*shop\.py, line 2: import nothere"),
-        ("def f():\n    raise ValueError('no config')\nf()", "shop:x", r"ValueError: no config.*shop\.py, line 2"),
-        ("app = (", "shop:app", r"SyntaxError: .*shop\.py, line 1"),
-        ("raise SystemExit('bye')", "shop:app", r"SystemExit: bye.*shop\.py, line 1"),
-        (
-            "app = {'a': 1}",
-            "shop:app",
-            "shop:app is an object of type builtins.dict, not an app.*FastAPI.*DigitalOcean",
-        ),
-        ("def app(): ...", "shop:app", r"shop:app is the function app\(\), not an app"),
-        ("app = 1", "./shop.py:app", "not the name of a module"),
-        ("", "shop:app.x.y", "shop has no 'app'"),
+        ("import nothere", r"importing shop failed: .*No module named 'nothere'.*shop\.py, line 1: import nothere"),
+        ("app = {'a': 1}", "shop:app is an object of type builtins.dict, not an app.*FastAPI.*DigitalOcean"),
     ],
 )
-def test_there_is_no_such_app(run: Run, directory: Path, source: str, target: str, pattern: str) -> None:
+def test_there_is_no_app(run: Run, directory: Path, source: str, pattern: str) -> None:
     write(directory / "shop.py", source)
-    check_failure(run("dev", target, "--port", "0", "--app-port", "0"), pattern)
+    check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), pattern)
 
 
 def test_the_app_serves_no_functions(run: Run, directory: Path) -> None:
@@ -70,7 +57,7 @@ def test_the_app_serves_its_functions_elsewhere(start: Start, directory: Path) -
     source = apps.FLASK.format(sdk="durably").replace("client, [place])", 'client, [place], serve_path="/durable")')
     write(directory / "shop.py", source)
     dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", "--app-path", "/durable")
-    dev.until("shop:app at http://127.0.0.1:.*/durable")
+    dev.until("shop:app is up at http://127.0.0.1:.*/durable")
 
 
 def test_the_app_is_in_production_mode(run: Run, directory: Path) -> None:

@@ -16,7 +16,7 @@ from .conftest import Command, Run, Start, write
 def _start_shop(start: Start, directory: Path, *arguments: str) -> Command:
     write(directory / "shop.py", apps.FLASK.format(sdk="durably"))
     dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", *arguments)
-    dev.until("shop:app at http")
+    dev.until("shop:app is up at http")
     return dev
 
 
@@ -44,7 +44,7 @@ def test_a_crash_of_the_app_is_said_and_waits_for_a_change(start: Start, directo
     os.kill(_child_of(dev), signal.SIGKILL)
     dev.until("the process that serves shop:app ended with signal SIGKILL; waiting for a change")
     write(directory / "shop.py", (directory / "shop.py").read_text())
-    dev.until("shop:app at http", after=dev.output.index("SIGKILL"))
+    dev.until("shop:app is up at http", after=dev.output.index("SIGKILL"))
 
 
 def test_without_reload_a_crash_of_the_app_ends_all(start: Start, directory: Path) -> None:
@@ -79,14 +79,14 @@ def test_a_run_goes_on_after_a_restart(start: Start, run: Run, directory: Path) 
     write(directory / "shop.py", source)
     arguments = ("dev", "shop:app", "--port", "0", "--app-port", "0")
     first = start(*arguments)
-    first.until("shop:app at http")
+    first.until("shop:app is up at http")
     run("send", "order/placed", "--data", '{"total": 3}', "--url", first.origin)
-    first.until("paid +waits")
+    first.until("paid .* waits")
     assert first.stop() == 0
     assert (directory / ".durably" / ".gitignore").read_text() == "*\n"
 
     second = start(*arguments)
-    second.until("shop:app at http")
+    second.until("shop:app is up at http")
     run("send", "order/paid", "--url", second.origin)
     second.until("run completed")
 

@@ -1,13 +1,17 @@
 """One line for each thing that happens to a run, aligned so that a terminal full of them can be read."""
 
 import datetime as dt
+import shutil
 
 import click
+import msgspec
 
 from durably.engine.embedded.views import RunUpdate, UpdateKind
 
-from .text import format_clock, format_seconds, short_id, shorten
+from .memos import describe_memo
+from .text import format_clock, format_json, format_seconds, short_id, shorten
 
+_FAILURES = (UpdateKind.STEP_FAILED, UpdateKind.RUN_FAILED)
 _RUN_ENDS = (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED)
 _MARKS = {
     UpdateKind.RUN_STARTED: ("▶", "cyan"),
@@ -22,9 +26,11 @@ _MARKS = {
     UpdateKind.RUN_CANCELLED: ("■", "yellow"),
 }
 _FIRST_FUNCTION_WIDTH = 16
-_FIRST_STEP_WIDTH = 12
+_FIRST_STEP_WIDTH = 16
+_ELAPSED_WIDTH = 9
 _WIDEST = 32
-_DETAIL_WIDTH = 100
+_FALLBACK_TERMINAL = (160, 24)
+_LEAST_DETAIL_WIDTH = 40
 
 
 class Activity:
@@ -46,39 +52,42 @@ class Activity:
             update.function_id.ljust(self._function_width),
             click.style(mark, fg=colour),
             click.style(subject.ljust(self._step_width), fg=colour if is_run else None, bold=is_run),
-            self._detail(update),
+            click.style(self._elapsed(update).ljust(_ELAPSED_WIDTH), dim=True),
         )
-        return "  ".join(columns).rstrip()
-
-    def _detail(self, update: RunUpdate) -> str:
-        elapsed = self._elapsed(update)
-        match update.kind:
-            case UpdateKind.RUN_STARTED:
-                return click.style(update.run_id, dim=True)
-            case UpdateKind.SLEEPING:
-                return f"sleeps{_until(update)}"
-            case UpdateKind.WAITING:
-                return f"waits{_until(update)}"
-            case UpdateKind.RETRYING:
-                number = f"attempt {update.attempt + 1} failed" if update.attempt is not None else "failed"
-                return f"{number}: {_error(update)}; again{_in(update)}"
-            case UpdateKind.UNREACHED:
-                return f"the app does not answer ({_error(update)}); again{_in(update)}"
-            case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED:
-                return f"{elapsed}  {click.style(_error(update), fg='red')}"
-            case _:
-                return f"{elapsed}  {_output(update)}"
+        line = "  ".join(columns)
+        room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2
+        detail = shorten(_detail(update), max(room, _LEAST_DETAIL_WIDTH))
+        return f"{line}  {click.style(detail, fg='red') if update.kind in _FAILURES else detail}".rstrip()
 
     def _elapsed(self, update: RunUpdate) -> str:
         """Since the run started, where that was seen."""
         if update.kind is UpdateKind.RUN_STARTED:
             self._started[update.run_id] = update.at
+            return ""
         is_end = update.kind in _RUN_ENDS
         started = self._started.pop(update.run_id, None) if is_end else self._started.get(update.run_id)
-        if started is None:
-            return ""
-        passed = format_seconds((update.at - started).total_seconds())
-        return f"in {passed}" if is_end else click.style(f"+{passed}", dim=True)
+        return f"+{format_seconds((update.at - started).total_seconds())}" if started else ""
+
+
+def _detail(update: RunUpdate) -> str:
+    match update.kind:
+        case UpdateKind.RUN_STARTED:
+            return update.run_id
+        case UpdateKind.SLEEPING:
+            return f"sleeps{_until(update)}"
+        case UpdateKind.WAITING:
+            return f"waits{_until(update)}"
+        case UpdateKind.RETRYING:
+            number = f"attempt {update.attempt + 1} failed" if update.attempt is not None else "failed"
+            return f"{number}{_due(update)}: {_error(update)}"
+        case UpdateKind.UNREACHED:
+            return f"the app does not answer{_due(update)}: {_error(update)}"
+        case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED:
+            return _error(update)
+        case UpdateKind.STEP_COMPLETED:
+            return describe_memo(update.op, _output(update))
+        case _:
+            return format_json(_output(update)) if update.output is not None else ""
 
 
 def _widen(width: int, text: str) -> int:
@@ -89,13 +98,13 @@ def _until(update: RunUpdate) -> str:
     return f" until {format_clock(update.due_at, update.at)}" if update.due_at else ""
 
 
-def _in(update: RunUpdate) -> str:
-    return f" in {format_seconds((update.due_at - update.at).total_seconds())}" if update.due_at else ""
+def _due(update: RunUpdate) -> str:
+    return f", again in {format_seconds((update.due_at - update.at).total_seconds())}" if update.due_at else ""
 
 
 def _error(update: RunUpdate) -> str:
-    return shorten(update.error or "no reason given", _DETAIL_WIDTH)
+    return update.error or "no reason given"
 
 
-def _output(update: RunUpdate) -> str:
-    return shorten(bytes(update.output).decode(), _DETAIL_WIDTH) if update.output is not None else ""
+def _output(update: RunUpdate) -> object:
+    return None if update.output is None else msgspec.json.decode(update.output)

@@ -138,7 +138,7 @@ class DevServer:
         )
         self._cleanup.push_async_callback(self.app.stop)
         await self.app.start()
-        self.console.note(f"{target} at {await self.app.sync(self.server.discovery)}")
+        self.console.note(f"{target} is up at {await self.app.sync(self.server.discovery)}")
 
     async def _report_runs(self) -> None:
         activity = Activity()

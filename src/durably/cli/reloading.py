@@ -60,7 +60,7 @@ async def restart_on_changes(
 async def _start(app: AppProcess, discovery: AppDiscovery, console: Console) -> None:
     try:
         await app.start()
-        console.note(f"{app.target} at {await app.sync(discovery)}")
+        console.note(f"{app.target} is up at {await app.sync(discovery)}")
     except Error as error:
         console.warn(f"{error.message or app.target + ' did not start'}; waiting for a change")
         return

@@ -48,4 +48,4 @@ def _report_runs(client: "EngineClient", event_id: str) -> None:
     for run in runs:
         click.echo(f"started run {run.run_id} of {run.function_id}", err=True)
     if not runs:
-        click.echo("no function is triggered by it", err=True)
+        click.echo("it started no run", err=True)

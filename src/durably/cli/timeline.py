@@ -3,7 +3,9 @@
 import click
 
 from durably.protocol.api import RunBody, StepBody
+from durably.protocol.opcodes import Opcode
 
+from .memos import describe_memo
 from .text import coloured_status, format_json, format_local, format_seconds, shorten, table
 
 _MARKS = {"completed": ("✓", "green"), "failed": ("✗", "red"), "retrying": ("↻", "yellow")}
@@ -38,7 +40,7 @@ def describe_steps(run: RunBody, steps: list[StepBody]) -> str:
 def _step_row(run: RunBody, step: StepBody) -> list[str]:
     at = (step.ended_at or step.created_at) - run.run_started_at
     mark, colour = _MARKS.get(step.status, _OTHER_MARK)
-    attempts = str(step.attempts) if step.attempts else ""
+    attempts = str(step.attempts) if step.attempts > 1 or step.op == Opcode.STEP_RUN else ""
     row = [f"+{format_seconds(at.total_seconds())}", click.style(mark, fg=colour), step.id, step.op, attempts]
     return [*row, _result(step)]
 
@@ -49,9 +51,7 @@ def _result(step: StepBody) -> str:
         return shorten(step.error, _OUTPUT_WIDTH) + due
     if step.ended_at is None:
         return f"{step.status} until {format_local(step.due_at)}" if step.due_at else step.status
-    is_wrapped = isinstance(step.memo, dict) and set(step.memo) <= {"data", "type"} and "data" in step.memo
-    output = step.memo["data"] if is_wrapped else step.memo
-    return "" if output is None else shorten(format_json(output), _OUTPUT_WIDTH)
+    return shorten(describe_memo(step.op, step.memo), _OUTPUT_WIDTH)
 
 
 def _describe_error(output: object) -> str:

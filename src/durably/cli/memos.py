@@ -1,0 +1,20 @@
+"""What a finished step came to, in a few words: the inside of its memo."""
+
+from typing import Any
+
+from durably.protocol.opcodes import Opcode
+
+from .text import format_json
+
+_MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
+
+
+def describe_memo(op: str | None, memo: Any) -> str:
+    """``memo`` is as apps get it: ``{"data": …}``, ``{"error": …}``, an event that was waited for, or null."""
+    if memo is None:
+        return "timed out" if op in _MAY_TIME_OUT else ""
+    if op == Opcode.WAIT_FOR_EVENT:
+        return f"{memo.get('name')} {format_json(memo.get('data'))}"
+    if isinstance(memo, dict) and set(memo) <= {"data", "type"}:
+        return format_json(memo.get("data"))
+    return format_json(memo)

@@ -1,0 +1,84 @@
+"""The lines that ``durably dev`` prints for what happens to runs."""
+
+import datetime as dt
+from typing import Any
+
+import click
+import msgspec
+import pytest
+
+from durably.cli.activity import Activity
+from durably.cli.memos import describe_memo
+from durably.engine.embedded.views import RunUpdate, UpdateKind
+from durably.protocol.opcodes import Opcode
+
+START = dt.datetime(2026, 1, 31, 12, 0, 0, tzinfo=dt.UTC)
+RUN_ID = "01M7Y33DK2T1FZ340K66Q8GX9E"
+
+
+def update(kind: UpdateKind, seconds: float = 0, **fields: Any) -> RunUpdate:
+    at = START + dt.timedelta(seconds=seconds)
+    return RunUpdate(kind=kind, at=at, run_id=RUN_ID, function_id="shop-place", **fields)
+
+
+def raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_a_run_from_start_to_end() -> None:
+    activity, due = Activity(), START + dt.timedelta(seconds=5)
+    lines = [
+        activity.format(each)
+        for each in (
+            update(UpdateKind.RUN_STARTED),
+            update(UpdateKind.RETRYING, 0.5, step="charge", attempt=0, error="IOError: down", due_at=due),
+            update(UpdateKind.UNREACHED, 1, error="connection refused", due_at=due),
+            update(UpdateKind.STEP_COMPLETED, 2, step="charge", op=Opcode.STEP_RUN, output=raw({"data": {"n": 1}})),
+            update(UpdateKind.STEP_COMPLETED, 2, step="nap", op=Opcode.SLEEP, output=raw(None)),
+            update(UpdateKind.STEP_FAILED, 2, step="pack", error="ValueError: no box"),
+            update(UpdateKind.WAITING, 2, step="paid"),
+            update(UpdateKind.RUN_COMPLETED, 90, output=raw("done")),
+        )
+    ]
+    columns = [click.unstyle(line)[8:].split(None, 3) for line in lines]
+    assert all(column[0] == RUN_ID[-6:] and column[1] == "shop-place" for column in columns)
+    texts = [" ".join(click.unstyle(line)[8:].split()[2:]) for line in lines]
+    assert texts == [
+        f"▶ run started {RUN_ID}",
+        "↻ charge +0.500 s attempt 1 failed, again in 4.5 s: IOError: down",
+        "! (function) +1.0 s the app does not answer, again in 4.0 s: connection refused",
+        '✓ charge +2.0 s {"n": 1}',
+        "✓ nap +2.0 s",
+        "✗ pack +2.0 s ValueError: no box",
+        "… paid +2.0 s waits",
+        '■ run completed +1 m 30 s "done"',
+    ]
+    positions = {click.unstyle(line).index(each) for line, each in zip(lines, "▶↻!✓✓✗…■", strict=True)}
+    assert len(positions) == 1, "marks stand below each other"
+
+
+def test_lines_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    line = Activity().format(update(UpdateKind.RUN_FAILED, error="ValueError: " + "x " * 500))
+    assert len(click.unstyle(line)) == 120
+
+
+@pytest.mark.parametrize(
+    ("op", "memo", "text"),
+    [
+        ("StepRun", {"data": None}, "null"),
+        ("StepRun", {"type": "data", "data": [1]}, "[1]"),
+        ("Sleep", None, ""),
+        ("WaitForEvent", None, "timed out"),
+        ("WaitForEvent", {"name": "a/b", "data": {"x": 1}, "id": "1"}, 'a/b {"x": 1}'),
+        ("WaitForSignal", None, "timed out"),
+        ("WaitForSignal", {"data": {"signal": "s", "data": 1}}, '{"signal": "s", "data": 1}'),
+    ],
+)
+def test_memos_are_opened(op: str, memo: object, text: str) -> None:
+    assert describe_memo(op, memo) == text
