@@ -78,7 +78,7 @@ class IO(Protocol):
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        """Start something asynchronous without waiting for it."""
+        """Start something asynchronous without waiting for it. In an event loop it ends with the task that started it."""
         ...
 
     async def wait(self, job: Job[Any], seconds: float) -> bool:
@@ -256,7 +256,12 @@ class AsyncIO:
         return await asyncio.get_running_loop().run_in_executor(pool, context.run, function)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        return asyncio.ensure_future(coroutine)
+        job = asyncio.ensure_future(coroutine)
+        starter = asyncio.current_task()
+        assert starter is not None
+        # Servers cancel the task that writes to a client who went away, but do not all close what it reads from.
+        starter.add_done_callback(lambda _: job.cancel())
+        return job
 
     async def wait(self, job: Job[Any], seconds: float) -> bool:
         assert isinstance(job, asyncio.Future)

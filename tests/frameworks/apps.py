@@ -1,6 +1,7 @@
 """Each framework's app, with all variants mounted, and around it what a real app has: something that sets
 context variables for each request."""
 
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -68,7 +69,7 @@ def make_django_asgi(engine: str) -> Any:
     _set_up_django(engine)
     from django.core.asgi import get_asgi_application
 
-    return _marking_asgi(get_asgi_application())
+    return get_asgi_application()
 
 
 def make_digital_ocean(engine: str) -> Any:
@@ -85,15 +86,21 @@ def make_digital_ocean(engine: str) -> Any:
     return app
 
 
-class MarkDjango:
-    """Middleware of the WSGI app's; Django would run it in another thread than an async view."""
+def mark_django(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Middleware of both kinds: Django would run a sync one of an async app in another thread."""
 
-    def __init__(self, get_response: Callable[[Any], Any]) -> None:
-        self._get_response = get_response
-
-    def __call__(self, request: Any) -> Any:
+    def mark(request: Any) -> Any:
         _mark(request.headers.get("x-name"))
-        return self._get_response(request)
+        return get_response(request)
+
+    async def mark_async(request: Any) -> Any:
+        _mark(request.headers.get("x-name"))
+        return await get_response(request)
+
+    return mark_async if inspect.iscoroutinefunction(get_response) else mark
+
+
+mark_django.sync_capable = mark_django.async_capable = True  # type: ignore[attr-defined]
 
 
 def _set_up_django(engine: str) -> None:
@@ -112,7 +119,7 @@ def _set_up_django(engine: str) -> None:
         DATA_UPLOAD_MAX_MEMORY_SIZE=10_000,
         DEBUG=False,
         LOGGING_CONFIG=None,
-        MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware", f"{__name__}.MarkDjango"],
+        MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware", f"{__name__}.mark_django"],
         ROOT_URLCONF=urls,
         SECRET_KEY="for tests only",
     )

@@ -165,8 +165,8 @@ def _make_special(client: Client) -> list[Function[Any]]:
     @client.create_function(fn_id="endless", trigger=durably.TriggerEvent(event="test/event"))
     async def endless(ctx: Context) -> None:
         """Ends only when it is cancelled, and then says so."""
-        await asyncio.to_thread(report, ctx.event.data, "started")
         try:
+            await asyncio.to_thread(report, ctx.event.data, "started")
             await asyncio.sleep(3600)
         finally:
             report(ctx.event.data, "cancelled")
@@ -241,5 +241,3 @@ def describe_request(raw: Any) -> dict[str, Any]:
     if isinstance(raw, dict):
         return {"type": "dict", "name": raw["event"]["http"]["headers"].get("x-name")}
     return {"type": f"{type(raw).__module__}.{type(raw).__name__}", "name": raw.headers.get("x-name")}
-
-

@@ -61,7 +61,9 @@ VARIANTS = (
 )
 
 PATHS = {
-    variant.name: "/api/inngest" if variant.name == "default" else f"/{variant.name}/from-env"
+    variant.name: "/api/inngest"
+    if variant.name == "default"
+    else f"/{variant.name}/from-env"
     if variant.has_own_path
     else f"/{variant.name}/api/inngest"
     for variant in VARIANTS

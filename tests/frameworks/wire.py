@@ -108,3 +108,18 @@ def encode(value: Any) -> bytes:
 
 def step_ids(ops: Sequence[Mapping[str, Any]]) -> list[str]:
     return [op["id"] for op in ops]
+
+
+def call(
+    url: str,
+    function_id: str,
+    body: Mapping[str, Any] | bytes,
+    *,
+    target: str = "step",
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """POST a call; ``target`` is the hashed id of a step, or ``step``; signed if there is a key."""
+    content = body if isinstance(body, bytes) else encode(body)
+    signed = {"x-inngest-signature": sign(content, key)} if key else {}
+    return request("POST", f"{url}?fnId={function_id}&stepId={target}", content, {**signed, **(headers or {})})

@@ -1,0 +1,173 @@
+"""Requests and functions that are wrong: each is met with a clear error, and never with a traceback of ours."""
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+import pytest
+
+from . import wire
+from .engine import FakeEngine
+from .servers import Server
+
+
+def assert_refused(answer: wire.Answer, status: int, code: str, *words: str) -> None:
+    assert answer.status == status, answer.body
+    error = answer.json
+    assert set(error) == {"code", "message", "name"}
+    assert error["code"] == code
+    for word in words:
+        assert word in error["message"]
+    for trace in (b"Traceback", b"File ", b".py"):
+        assert trace not in answer.body
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[1, 2", b"\xff\xfe", b'{"ctx": {"run_id": "x"}} trailing'])
+def test_malformed_json(server: Server, body: bytes) -> None:
+    answer = wire.call(server.url("dev"), "app-dev-plain-sync", body)
+    assert_refused(answer, 400, "body_invalid", "invalid call: ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place"),
+    [
+        ([], "Expected `object`"),
+        ({}, "`ctx`"),
+        ({"ctx": {}}, "`run_id`"),
+        ({"ctx": {"run_id": 5}}, "$.ctx.run_id"),
+        ({"ctx": {"run_id": "r", "attempt": "first"}}, "$.ctx.attempt"),
+        ({"ctx": {"run_id": "r"}, "steps": []}, "$.steps"),
+        ({"ctx": {"run_id": "r"}, "event": {"data": {}}}, "$.event"),
+        ({"ctx": {"run_id": "r"}, "events": {"name": "x"}}, "$.events"),
+        ({"ctx": {"run_id": "r"}, "steps": {}}, "no event"),
+    ],
+)
+def test_wrong_shapes_are_named_by_their_place(server: Server, wrong: object, place: str) -> None:
+    answer = wire.call(server.url("dev"), "app-dev-plain-sync", json.dumps(wrong).encode())
+    assert_refused(answer, 400, "body_invalid", place)
+
+
+def test_a_function_that_is_not_there(server: Server) -> None:
+    answer = wire.call(server.url("dev"), "app-dev-gone", wire.call_body())
+    assert_refused(answer, 500, "function_not_found", "'app-dev-gone'", "app-dev-plain-sync")
+    assert answer.headers["x-inngest-no-retry"] == "false"
+
+
+@pytest.mark.parametrize(("query", "name"), [("", "fnId"), ("?fnId=", "fnId"), ("?fnId=app-dev-plain-sync", "stepId")])
+def test_missing_query_parameters(server: Server, query: str, name: str) -> None:
+    answer = wire.request("POST", server.url("dev") + query, wire.encode(wire.call_body()))
+    assert_refused(answer, 400, "query_param_missing", name)
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PATCH"])
+def test_other_methods(server: Server, method: str) -> None:
+    answer = wire.request(method, server.url("dev"), b"{}")
+    assert answer.status == 405
+    assert b"Traceback" not in answer.body
+
+
+def test_too_large_bodies(server: Server) -> None:
+    body = b'{"padding": "' + b"x" * (36 * 1024 * 1024) + b'"}'
+    answer = wire.call(server.url("dev"), "app-dev-plain-sync", body)
+    assert_refused(answer, 413, "body_too_large", "bytes")
+
+
+def test_bodies_that_are_large_but_not_too_large(server: Server) -> None:
+    answer = wire.call(server.url("dev"), "app-dev-plain-sync", wire.call_body({"padding": "x" * 5_000_000}))
+    assert answer.status == 200
+    assert len(answer.json["data"]["padding"]) == 5_000_000
+
+
+# -- functions
+
+
+def call_mistaken(server: Server, kind: str, what: str, *, streamed: bool = False) -> wire.Answer:
+    variant = "stream" if streamed else "dev"
+    return wire.call(server.url(variant), f"app-{variant}-mistakes-{kind}", wire.call_body({"what": what}))
+
+
+def assert_error(answer: wire.Answer, code: str, *words: str) -> None:
+    """A function's error, which says where in the app's code, but shows none of ours."""
+    assert answer.status == 500
+    assert answer.headers["x-inngest-no-retry"] == "true"
+    assert answer.json["code"] == code
+    for word in words:
+        assert word in answer.json["message"]
+    assert b"src/durably/comm" not in answer.body
+
+
+def assert_step_error(answer: wire.Answer, op: str, code: str, *words: str) -> None:
+    assert answer.status == 206
+    assert answer.json[0]["op"] == op
+    error = answer.json[0]["error"]
+    assert error["code"] == code
+    for word in words:
+        assert word in error["message"]
+    assert b"src/durably" not in answer.body
+
+
+def test_output_that_json_cannot_express(server: Server, kind: str) -> None:
+    answer = call_mistaken(server, kind, "output")
+    assert_error(answer, "output_unserializable", "the function returned", "object")
+    assert not answer.json["stack"]
+
+
+def test_step_output_that_json_cannot_express(server: Server, kind: str) -> None:
+    answer = call_mistaken(server, kind, "step output")
+    assert_step_error(answer, "StepFailed", "output_unserializable", 'step "odd" returned')
+
+
+def test_a_step_inside_a_step(server: Server, kind: str) -> None:
+    answer = call_mistaken(server, kind, "nested step")
+    assert_step_error(answer, "StepFailed", "step_nested", '"inner"', '"outer"')
+
+
+def test_a_duration_that_is_none(server: Server, kind: str) -> None:
+    assert_error(call_mistaken(server, kind, "duration"), "duration_invalid", 'step "nap"', "-5")
+
+
+def test_a_coroutine_function_given_to_a_sync_functions_step(server: Server) -> None:
+    answer = call_mistaken(server, "sync", "coroutine")
+    assert_step_error(answer, "StepFailed", "async_unsupported", "make the function async")
+
+
+# -- connections
+
+
+def test_a_body_that_arrives_slowly(server: Server) -> None:
+    """In two parts, of which the second is sent only once another request was answered."""
+    body = wire.encode(wire.call_body({"a": "b" * 5000}))
+    parts = urlsplit(server.url("dev"))
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    connection.putrequest("POST", f"{parts.path}?fnId=app-dev-plain-sync&stepId=step")
+    connection.putheader("content-length", str(len(body)))
+    connection.endheaders(body[:2000])
+    assert wire.request("GET", server.url("dev")).status == 200
+    connection.send(body[2000:])
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_a_client_that_breaks_off_in_its_body(server: Server) -> None:
+    parts = urlsplit(server.url("dev"))
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    connection.putrequest("POST", f"{parts.path}?fnId=app-dev-plain-sync&stepId=step")
+    connection.putheader("content-length", "5000")
+    connection.endheaders(b'{"ctx"')
+    connection.close()
+    assert wire.request("GET", server.url("dev")).status == 200
+
+
+def test_several_requests_on_one_connection(server: Server, engine: FakeEngine) -> None:
+    """Each answer ends where its length says, so that the next can follow it."""
+    parts = urlsplit(server.url("dev"))
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)  # which reconnects where the server closes
+    body = wire.encode(wire.call_body())
+    for _ in range(3):
+        for function, status in (("plain-sync", 200), ("steps-async", 206), ("gone", 500)):
+            connection.request("POST", f"{parts.path}?fnId=app-dev-{function}&stepId=step", body)
+            answer = connection.getresponse()
+            content = answer.read()
+            assert answer.status == status
+            assert answer.headers.get("content-length", str(len(content))) == str(len(content))
+    connection.close()

@@ -1,0 +1,307 @@
+"""POST: calls of functions of both kinds, and what their answers carry."""
+
+import json
+import time
+
+import pytest
+
+from . import wire
+from .engine import Answer, FakeEngine, Received
+from .functions import RETRY_AT
+from .servers import Server
+
+
+def test_a_function_without_steps(server: Server, kind: str) -> None:
+    body = wire.call_body({"text": "naïve ☃"}, run_id="01THISRUN", attempt=3)
+    answer = wire.call(server.url("dev"), f"app-dev-plain-{kind}", body)
+    assert answer.status == 200
+    assert {**answer.json, "in_request_thread": 0, "request_name": 0} == {
+        "data": {"text": "naïve ☃"},
+        "events": 1,
+        "run_id": "01THISRUN",
+        "attempt": 3,
+        "in_request_thread": 0,
+        "request_name": 0,
+    }
+
+
+def test_at_the_default_path(server: Server, kind: str) -> None:
+    assert wire.call(server.url("default"), f"app-default-plain-{kind}", wire.call_body()).status == 200
+
+
+def test_what_every_answer_carries(server: Server, kind: str) -> None:
+    url, function_id = server.url("cloud"), f"app-cloud-plain-{kind}"
+    for answer in (
+        wire.call(url, function_id, wire.call_body(), key=wire.SIGNING_KEY),
+        wire.call(url, "app-cloud-steps-sync", wire.call_body(), key=wire.SIGNING_KEY),
+        wire.call(url, "no-such-function", wire.call_body(), key=wire.SIGNING_KEY),
+        wire.call(url, function_id, b"{", key=wire.SIGNING_KEY),
+        wire.call(url, function_id, wire.call_body()),
+        wire.request("GET", url),
+        wire.request("PUT", url, b""),
+    ):
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-inngest-sdk"].startswith("durably:v")
+        assert answer.headers["user-agent"] == answer.headers["x-inngest-sdk"]
+        assert answer.headers["x-inngest-req-version"] == "2"
+        assert answer.headers["x-inngest-framework"] == server.framework
+        assert answer.headers["x-inngest-env"] == "my-env"
+        assert answer.headers["x-inngest-expected-server-kind"] == "cloud"
+        assert answer.headers["server-timing"].startswith("comm_handler;dur=")
+
+
+def test_timings_name_the_parts_of_a_call(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-plain-{kind}", wire.call_body())
+    parts = [part.partition(";dur=")[0] for part in answer.headers["server-timing"].split(", ")]
+    assert parts == ["comm_handler", "mw.transform_input", "function", "mw.transform_output"]
+
+
+# -- steps
+
+
+def test_steps_one_call_after_the_other(server: Server, kind: str) -> None:
+    url, function_id = server.url("dev"), f"app-dev-steps-{kind}"
+    memos: dict[str, object] = {}
+
+    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    assert answer.ops == [("StepRun", "one")]
+    assert (answer.json[0]["id"], answer.json[0]["data"]) == (wire.hashed("one"), 1)
+
+    memos["one"] = {"type": "data", "data": "from the engine"}
+    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    assert answer.ops == [("Sleep", "nap")]
+    assert answer.json[0]["opts"] == {"duration": "90s"}
+
+    memos["nap"] = None
+    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    assert answer.ops == [("StepRun", "two")]
+
+    memos["two"] = {"data": 2}
+    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    assert (answer.status, answer.json) == (200, ["from the engine", 2])
+
+
+def test_parallel_steps_are_planned_then_targeted(server: Server, kind: str) -> None:
+    url, function_id = server.url("dev"), f"app-dev-parallel-{kind}"
+    answer = wire.call(url, function_id, wire.call_body())
+    assert answer.ops == [("StepPlanned", "left"), ("StepPlanned", "right")]
+    answer = wire.call(url, function_id, wire.call_body(disable_immediate_execution=True), target=wire.hashed("right"))
+    assert answer.ops == [("StepRun", "right")]
+    assert answer.json[0]["data"] == "R"
+    memos = {"right": {"data": "R"}, "left": {"data": "L"}}
+    assert wire.call(url, function_id, wire.call_body(steps=memos)).json == ["L", "R"]
+
+
+def test_a_target_that_never_turns_up(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-parallel-{kind}", wire.call_body(), target=wire.hashed("long gone"))
+    [op] = answer.json
+    assert (answer.status, op["op"], op["id"]) == (206, "StepNotFound", wire.hashed("long gone"))
+
+
+# -- errors
+
+
+def test_an_error_is_answered_with_name_message_and_traceback(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-raises-{kind}", wire.call_body({"how": "plain"}))
+    assert answer.status == 500
+    assert answer.headers["x-inngest-no-retry"] == "false"
+    error = answer.json
+    assert (error["name"], error["message"]) == ("OddError", "oh no")
+    assert error["stack"].startswith("Traceback")
+    assert "functions.py" in error["stack"]
+    assert "src/durably" not in error["stack"]
+
+
+def test_an_error_that_is_not_to_be_retried(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-raises-{kind}", wire.call_body({"how": "no retry"}))
+    assert (answer.status, answer.headers["x-inngest-no-retry"]) == (500, "true")
+    assert answer.json["name"] == "NonRetriableError"
+
+
+def test_an_error_that_says_when_to_retry(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-raises-{kind}", wire.call_body({"how": "retry after"}))
+    assert (answer.status, answer.headers["x-inngest-no-retry"]) == (500, "false")
+    assert answer.headers["retry-after"] == RETRY_AT.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@pytest.mark.parametrize(
+    ("how", "attempt", "op", "no_retry"),
+    [
+        ("plain", 0, "StepError", "false"),
+        ("plain", 4, "StepFailed", "false"),
+        ("no retry", 0, "StepFailed", "true"),
+        ("retry after", 0, "StepError", "false"),
+    ],
+)
+def test_an_error_in_a_step(server: Server, kind: str, how: str, attempt: int, op: str, no_retry: str) -> None:
+    body = wire.call_body({"how": how}, attempt=attempt, max_attempts=5)
+    answer = wire.call(server.url("dev"), f"app-dev-step-raises-{kind}", body)
+    assert answer.ops == [(op, "bad")]
+    assert answer.headers["x-inngest-no-retry"] == no_retry
+    assert ("retry-after" in answer.headers) == (how == "retry after")
+    assert answer.json[0]["error"]["message"]
+
+
+def test_the_failure_handler_is_a_function_of_its_own(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-plain-{kind}-failure", wire.call_body({"of": "what"}))
+    assert (answer.status, answer.json) == (200, "failed: {'of': 'what'}")
+
+
+# -- middleware
+
+
+def test_middleware_sees_the_frameworks_own_request(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-middle-{kind}", wire.call_body(), headers={"x-name": "Ada"})
+    assert answer.status == 200
+    request_type = {
+        "fast_api": "starlette.requests.Request",
+        "flask": "flask.wrappers.Request",
+        "django": "django.core.handlers.asgi.ASGIRequest"
+        if server.is_async
+        else "django.core.handlers.wsgi.WSGIRequest",
+        "tornado": "tornado.httputil.HTTPServerRequest",
+        "digitalocean": "dict",
+    }[server.framework]
+    expected = {"type": request_type, "name": "Ada"}
+    assert answer.json["async"] == expected
+    assert answer.json["sync"] == expected
+    assert answer.json["order"] == ["sync", "async"]  # the output passes them in reverse
+
+
+def test_middleware_of_both_levels_sees_a_step(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("dev"), f"app-dev-step-middle-{kind}", wire.call_body())
+    assert answer.json[0]["data"] == "HELLO"
+
+
+# -- the API instead of the body
+
+
+def use_api_body() -> bytes:
+    return wire.encode(wire.call_body(use_api=True, run_id="01BIGRUN"))
+
+
+def test_a_large_runs_state_is_fetched(server: Server, engine: FakeEngine, kind: str) -> None:
+    events = [{"name": "test/event", "data": {"n": n}, "ts": 1, "id": f"e{n}"} for n in range(3)]
+    engine.answers["/v0/runs/01BIGRUN/actions"] = 200, {wire.hashed("one"): {"data": 1}, wire.hashed("nap"): None}
+    engine.answers["/v0/runs/01BIGRUN/batch"] = 200, events
+    answer = wire.call(server.url("cloud"), f"app-cloud-steps-{kind}", use_api_body(), key=wire.SIGNING_KEY)
+    assert answer.ops == [("StepRun", "two")]
+    assert {received.headers["authorization"] for received in engine.received} == {wire.bearer()}
+    assert "use_api;dur=" in answer.headers["server-timing"]
+
+    answer = wire.call(server.url("cloud"), f"app-cloud-plain-{kind}", use_api_body(), key=wire.SIGNING_KEY)
+    assert (answer.json["data"], answer.json["events"]) == ({"n": 0}, 3)
+
+
+def test_state_is_fetched_with_the_fallback_key_where_the_key_is_refused(server: Server, engine: FakeEngine) -> None:
+    def answer(received: Received) -> Answer:
+        if received.headers["authorization"] != wire.bearer(wire.FALLBACK_KEY):
+            return 401, {"error": "who?"}
+        return 200, [{"name": "test/event"}] if received.path.endswith("batch") else {}
+
+    engine.answers["/v0/runs/01BIGRUN/actions"] = engine.answers["/v0/runs/01BIGRUN/batch"] = answer
+    got = wire.call(server.url("cloud"), "app-cloud-steps-sync", use_api_body(), key=wire.SIGNING_KEY)
+    assert got.ops == [("StepRun", "one")]
+
+
+@pytest.mark.parametrize("fetched", [(404, {"error": "no such run"}), (200, b"<html>"), (200, [1, 2]), (503, b"")])
+def test_state_that_cannot_be_fetched(server: Server, engine: FakeEngine, fetched: Answer) -> None:
+    engine.answers["/v0/runs/01BIGRUN/actions"] = fetched
+    answer = wire.call(server.url("cloud"), "app-cloud-steps-sync", use_api_body(), key=wire.SIGNING_KEY)
+    assert answer.status == 500  # to be tried again
+    assert "the run's actions" in answer.json["message"]
+    assert answer.headers.get("x-inngest-no-retry") != "true"
+
+
+def test_state_of_an_engine_that_is_away(server: Server) -> None:
+    answer = wire.call(server.url("away"), "app-away-steps-sync", use_api_body(), key=wire.SIGNING_KEY)
+    assert answer.status == 500
+    assert answer.json["message"] == "cannot reach http://127.0.0.1:9: connection refused"
+
+
+# -- probes
+
+
+def test_the_trust_probe(server: Server) -> None:
+    url = server.url("cloud") + "?probe=trust"
+    answer = wire.request("POST", url, b"", {"x-inngest-signature": wire.sign(b"")})
+    assert (answer.status, answer.body) == (200, b"")
+    assert wire.is_signed(answer)
+    for headers in ({}, {"x-inngest-signature": wire.sign(b"", wire.WRONG_KEY)}):
+        answer = wire.request("POST", url, b"", headers)
+        assert answer.status == 401
+        assert "x-inngest-signature" not in answer.headers
+
+
+def test_the_trust_probe_in_development(server: Server) -> None:
+    answer = wire.request("POST", server.url("dev") + "?probe=trust", b"")
+    assert (answer.status, answer.body) == (200, b"")
+    assert "x-inngest-signature" not in answer.headers
+
+
+def test_a_probe_of_which_nothing_is_known(server: Server) -> None:
+    answer = wire.request("POST", server.url("dev") + "?probe=space", b"")
+    assert (answer.status, answer.json["code"]) == (400, "query_param_invalid")
+    assert "space" in answer.json["message"]
+
+
+# -- signatures
+
+
+@pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
+def test_the_answer_is_signed_with_the_key_that_signed_the_call(server: Server, kind: str, key: str) -> None:
+    answer = wire.call(server.url("cloud"), f"app-cloud-plain-{kind}", wire.call_body({"x": "é"}), key=key)
+    assert answer.status == 200
+    assert wire.is_signed(answer, key)
+
+
+@pytest.mark.parametrize("how", ["plain", "no retry"])
+def test_errors_are_signed_too(server: Server, how: str) -> None:
+    body = wire.call_body({"how": how})
+    assert wire.is_signed(wire.call(server.url("cloud"), "app-cloud-raises-sync", body, key=wire.SIGNING_KEY))
+
+
+def test_a_body_that_was_encoded_anew_on_its_way(server: Server) -> None:
+    body = wire.call_body({"z": 1.0, "a": [1, {"y": "é", "b": None}], "n": 1e21})
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = canonical.replace("1.0", "1")
+    sent = json.dumps(body, indent=3).encode()
+    headers = {"x-inngest-signature": wire.sign(canonical.encode())}
+    assert wire.call(server.url("cloud"), "app-cloud-plain-sync", sent, headers=headers).status == 200
+
+
+@pytest.mark.parametrize("seconds", [-299, 299])
+def test_a_signature_may_be_a_little_old_or_ahead(server: Server, seconds: int) -> None:
+    body = wire.encode(wire.call_body())
+    headers = {"x-inngest-signature": wire.sign(body, at=time.time() + seconds)}
+    assert wire.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers).status == 200
+
+
+@pytest.mark.parametrize("seconds", [-310, 310])
+def test_but_not_more(server: Server, seconds: int) -> None:
+    body = wire.encode(wire.call_body())
+    headers = {"x-inngest-signature": wire.sign(body, at=time.time() + seconds)}
+    answer = wire.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers)
+    assert (answer.status, answer.json["code"]) == (401, "sig_verification_failed")
+    assert "five minutes" in answer.json["message"]
+
+
+@pytest.mark.parametrize(
+    "signature", [None, "", "nonsense", "t=&s=", "t=1&s=" + "0" * 64, "s=ff", wire.sign(b"something else")]
+)
+def test_a_badly_signed_call_is_refused(server: Server, signature: str | None) -> None:
+    headers = {} if signature is None else {"x-inngest-signature": signature}
+    answer = wire.call(server.url("cloud"), "app-cloud-plain-sync", wire.call_body(), headers=headers)
+    assert answer.status == 401
+    assert answer.json["code"] == ("sig_verification_failed" if signature else "header_missing")
+    assert "x-inngest-signature" not in answer.headers
+
+
+def test_signatures_in_development(server: Server) -> None:
+    """What is rightly signed is answered so; else a signature is as good as none, as engines there sign or do not."""
+    url, function_id = server.url("dev-keys"), "app-dev-keys-plain-sync"
+    assert wire.is_signed(wire.call(url, function_id, wire.call_body(), key=wire.SIGNING_KEY))
+    for key in (None, wire.WRONG_KEY):
+        answer = wire.call(url, function_id, wire.call_body(), key=key)
+        assert answer.status == 200
+        assert "x-inngest-signature" not in answer.headers

@@ -1,0 +1,119 @@
+"""Streamed answers: status 201, spaces while the call runs, then the whole answer as one JSON object."""
+
+import http.client
+import json
+import uuid
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from . import wire
+from .engine import FakeEngine
+from .servers import Server
+
+
+@pytest.fixture(autouse=True)
+def _streams(server: Server) -> None:
+    if not server.streams:
+        pytest.skip("the platform buffers answers")
+
+
+@pytest.fixture
+def data(engine: FakeEngine) -> dict[str, str]:
+    return {"engine": engine.origin, "name": uuid.uuid4().hex}
+
+
+class Reading:
+    """A call whose answer is read as it arrives."""
+
+    def __init__(self, url: str, function_id: str, data: dict[str, str]) -> None:
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+        path = f"{parts.path}?fnId={function_id}&stepId=step"
+        self._connection.request("POST", path, wire.encode(wire.call_body(data)))
+        self.response = self._connection.getresponse()
+
+    def read(self, length: int) -> bytes:
+        return self.response.read(length)
+
+    def hang_up(self) -> None:
+        self.response.close()
+        self._connection.close()
+
+
+@pytest.fixture
+def reading() -> Iterator[list[Reading]]:
+    opened: list[Reading] = []
+    yield opened
+    for one in opened:
+        one.hang_up()
+
+
+def test_the_answer_comes_in_an_envelope(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("stream"), f"app-stream-plain-{kind}", wire.call_body({"text": "☃"}))
+    assert answer.status == 201
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-inngest-sdk"].startswith("durably:v")
+    assert answer.body.startswith(b" ")
+    assert set(answer.json) == {"status", "headers", "body"}
+    inner = answer.inner
+    assert (inner.status, inner.json["data"]) == (200, {"text": "☃"})
+    assert inner.headers["x-inngest-sdk"] == answer.headers["x-inngest-sdk"]
+    assert inner.headers["x-inngest-framework"] == server.framework
+    assert "function;dur=" in inner.headers["server-timing"]
+
+
+def test_spaces_arrive_while_the_call_runs(
+    server: Server, engine: FakeEngine, kind: str, data: dict[str, str], reading: list[Reading]
+) -> None:
+    call = Reading(server.url("stream"), f"app-stream-held-{kind}", data)
+    reading.append(call)
+    assert call.response.status == 201
+    engine.wait_for_report(data["name"], "started")
+    assert call.read(5) == b" " * 5
+    engine.open_gate(data["name"])
+    rest = json.loads(call.response.read())
+    assert (rest["status"], rest["body"]) == (200, '"let go"')
+
+
+def test_steps_and_errors_come_inside_too(server: Server, kind: str) -> None:
+    url = server.url("stream")
+    inner = wire.call(url, f"app-stream-steps-{kind}", wire.call_body()).inner
+    assert inner.ops == [("StepRun", "one")]
+    inner = wire.call(url, f"app-stream-raises-{kind}", wire.call_body({"how": "plain"})).inner
+    assert (inner.status, inner.json["name"], inner.headers["x-inngest-no-retry"]) == (500, "OddError", "false")
+    inner = wire.call(url, f"app-stream-raises-{kind}", wire.call_body({"how": "retry after"})).inner
+    assert "retry-after" in inner.headers
+    inner = wire.call(url, f"app-stream-mistakes-{kind}", wire.call_body({"what": "output"})).inner
+    assert (inner.status, inner.json["code"]) == (500, "output_unserializable")
+
+
+def test_middleware_runs_inside(server: Server, kind: str) -> None:
+    answer = wire.call(server.url("stream"), f"app-stream-middle-{kind}", wire.call_body(), headers={"x-name": "Ada"})
+    assert (answer.inner.json["sync"]["name"], answer.inner.json["async"]["name"]) == ("Ada", "Ada")
+
+
+@pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
+def test_the_inner_answer_is_signed(server: Server, kind: str, key: str) -> None:
+    answer = wire.call(server.url("stream-cloud"), f"app-stream-cloud-plain-{kind}", wire.call_body(), key=key)
+    assert "x-inngest-signature" not in answer.headers  # what would be signed is not yet known
+    assert wire.is_signed(answer.inner, key)
+
+
+def test_what_is_refused_is_not_streamed(server: Server) -> None:
+    url = server.url("stream-cloud")
+    assert wire.call(url, "app-stream-cloud-plain-sync", wire.call_body()).status == 401
+    assert wire.call(url, "gone", wire.call_body(), key=wire.SIGNING_KEY).status == 500
+    assert wire.call(url, "app-stream-cloud-plain-sync", b"{", key=wire.SIGNING_KEY).status == 400
+    assert wire.request("GET", url).status == 200
+
+
+def test_a_client_that_hangs_up_ends_the_job(
+    server: Server, engine: FakeEngine, data: dict[str, str], reading: list[Reading]
+) -> None:
+    call = Reading(server.url("stream"), "app-stream-endless", data)
+    engine.wait_for_report(data["name"], "started")
+    call.hang_up()
+    engine.wait_for_report(data["name"], "cancelled")
+    assert wire.call(server.url("stream"), "app-stream-plain-async", wire.call_body()).inner.status == 200

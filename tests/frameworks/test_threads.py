@@ -1,0 +1,94 @@
+"""Where functions run, and that one which takes its time keeps nobody else waiting."""
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from . import wire
+from .engine import FakeEngine
+from .servers import Server
+
+
+@contextmanager
+def in_background(function: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Run beside the test; the list holds what was returned once the block has ended."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    yield results
+    thread.join(10)
+    assert results
+
+
+@pytest.fixture
+def held(engine: FakeEngine) -> dict[str, str]:
+    """Data for a function that waits for a gate of the engine's."""
+    return {"engine": engine.origin, "name": uuid.uuid4().hex}
+
+
+def test_a_running_function_keeps_no_other_request_waiting(
+    server: Server, engine: FakeEngine, kind: str, held: dict[str, str]
+) -> None:
+    url = server.url("dev")
+    with in_background(lambda: wire.call(url, f"app-dev-held-{kind}", wire.call_body(held))) as answers:
+        engine.wait_for_report(held["name"], "started")
+        assert wire.request("GET", url, timeout=5).status == 200
+        assert wire.call(url, f"app-dev-plain-{kind}", wire.call_body()).status == 200
+        assert not answers
+        engine.open_gate(held["name"])
+    assert answers[0].json == "let go"
+
+
+def in_request_thread(server: Server, variant: str, kind: str) -> bool:
+    answer = wire.call(server.url(variant), f"app-{variant}-plain-{kind}", wire.call_body())
+    if answer.status == 201:
+        answer = answer.inner
+    return bool(answer.json["in_request_thread"])
+
+
+def test_async_functions_run_on_the_servers_loop_or_on_a_background_one(server: Server) -> None:
+    assert in_request_thread(server, "dev", "async") == server.is_async
+
+
+def test_sync_functions_run_in_a_pool_or_in_the_requests_thread(server: Server) -> None:
+    assert in_request_thread(server, "dev", "sync") == (not server.is_async)
+
+
+def test_without_a_pool_sync_functions_run_where_the_request_does(server: Server) -> None:
+    assert in_request_thread(server, "no-pool", "sync")
+    assert in_request_thread(server, "no-pool", "async") == server.is_async
+
+
+def test_streaming_without_a_pool_is_not_done_for_sync_functions(server: Server) -> None:
+    """Nothing could send the spaces while the function runs."""
+    url = server.url("stream-no-pool")
+    answer = wire.call(url, "app-stream-no-pool-plain-sync", wire.call_body())
+    assert (answer.status, answer.json["in_request_thread"]) == (200, True)
+    answer = wire.call(url, "app-stream-no-pool-plain-async", wire.call_body())
+    assert answer.status == (201 if server.streams else 200)
+
+
+@pytest.mark.parametrize("variant", ["dev", "no-pool", "stream"])
+def test_context_variables_of_the_request_reach_functions(server: Server, kind: str, variant: str) -> None:
+    function_id = f"app-{variant}-plain-{kind}"
+    answer = wire.call(server.url(variant), function_id, wire.call_body(), headers={"x-name": "Grace"})
+    if answer.status == 201:
+        answer = answer.inner
+    assert answer.json["request_name"] == "Grace"
+
+
+def test_and_only_their_own(server: Server, engine: FakeEngine, kind: str, held: dict[str, str]) -> None:
+    """Two at once, the first of which is still running when the second comes."""
+    url = server.url("dev")
+    with in_background(
+        lambda: wire.call(url, f"app-dev-held-{kind}", wire.call_body(held), headers={"x-name": "first"})
+    ):
+        engine.wait_for_report(held["name"], "started")
+        answer = wire.call(url, f"app-dev-plain-{kind}", wire.call_body(), headers={"x-name": "second"})
+        engine.open_gate(held["name"])
+    assert answer.json["request_name"] == "second"
+    assert wire.call(url, f"app-dev-plain-{kind}", wire.call_body()).json["request_name"] == "unset"
