@@ -50,7 +50,7 @@ def serve(
             headers=request.headers,
             query_params=request.query_params,
             raw_request=request,
-            request_url=str(request.url),
+            request_url=lambda: str(request.url),
             public_path=public_path,
             serve_origin=serve_origin,
             serve_path=serve_path,

@@ -46,10 +46,10 @@ def serve(
         request = flask.request._get_current_object()  # type: ignore[attr-defined]
         comm_request = CommRequest(
             body=request.get_data(),
-            headers=dict(request.headers),
+            headers=dict(request.headers.items()),
             query_params=request.args,
             raw_request=request,
-            request_url=request.url,
+            request_url=lambda: request.url,
             public_path=public_path,
             serve_origin=serve_origin,
             serve_path=serve_path,

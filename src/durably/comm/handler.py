@@ -135,7 +135,7 @@ class CommHandler:
                 key = self._verify(req)
                 response = await method(req, key, io)
             except Exception as error:
-                self._log_refusal(req.request_url.partition("?")[0], error)
+                self._log_refusal(req.url().partition("?")[0], error)
                 response = CommResponse.from_error(error)
         return self._seal(response, req.timings, key)
 

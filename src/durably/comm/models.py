@@ -21,15 +21,16 @@ class CommRequest:
     """A request as adapters hand it over.
 
     ``headers`` may be in any case; ``query_params`` may have lists of values, of which the first counts;
-    ``raw_request`` is the framework's own, for middleware. ``is_connect``: the request came over a
-    connection that is authenticated as a whole, so it is not signed.
+    ``raw_request`` is the framework's own, for middleware; ``request_url`` may be a function that returns the URL,
+    since frameworks take long to put it together and calls do not need it. ``is_connect``: the request came over
+    a connection that is authenticated as a whole, so it is not signed.
     """
 
     body: bytes
     headers: Mapping[str, str]
     query_params: Mapping[str, str] | Mapping[str, Sequence[str]]
     raw_request: object
-    request_url: str
+    request_url: str | Callable[[], str]
     serve_origin: str | None = None
     serve_path: str | None = None
     public_path: str | None = None
@@ -38,6 +39,9 @@ class CommRequest:
 
     def __post_init__(self) -> None:
         self.headers = {name.lower(): value for name, value in self.headers.items()}
+
+    def url(self) -> str:
+        return self.request_url if isinstance(self.request_url, str) else self.request_url()
 
     def header(self, name: Header) -> str | None:
         return self.headers.get(name.value) or None

@@ -74,7 +74,7 @@ class Syncer:
 
     def _build_request(self, req: CommRequest) -> Request:
         client, framework = self._client, self._handler.framework
-        url = self._app_url(req, req.request_url)
+        url = self._app_url(req, req.url())
         payload = {
             "url": url,
             "deployType": "ping",
