@@ -3,9 +3,11 @@ SDKs, which keeps the tests honest. The options point them at an app or an engin
 """
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from .fake_engine import FakeEngine, serving_fake_engine
 from .programs import clean_environment, free_port, running
 from .scripted_app import ScriptedApp, serving_scripted_app
 
+RestartableEngine = tuple[Engine, subprocess.Popen[bytes]]
 HERE = Path(__file__).parent
 DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
 DEFAULT_APPS = ("durably", "inngest", "inngest-npm")
@@ -131,10 +134,15 @@ def engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
     if url := option(pytestconfig, "--engine-url"):
         yield Engine(url.rstrip("/"))
         return
-    port, database = free_port(), tmp_path_factory.mktemp("engine") / "dev.db"
+    with running_dev_engine(tmp_path_factory.mktemp("engine") / "dev.db", free_port()) as (started, _):
+        yield started
+
+
+@contextmanager
+def running_dev_engine(database: Path, port: int) -> Iterator[RestartableEngine]:
     command = [*DURABLY, "dev", "--port", str(port), "--db", database, "--allow-private-addresses"]
-    with running(command, port, clean_environment(), cwd=database.parent):
-        yield Engine(f"http://127.0.0.1:{port}")
+    with running(command, port, clean_environment(), cwd=database.parent) as process:
+        yield Engine(f"http://127.0.0.1:{port}"), process
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +176,15 @@ def cloud_script(cloud_engine: Engine) -> Iterator[ScriptedApp]:
         yield scripted
 
 
+@pytest.fixture
+def restartable(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[[], AbstractContextManager[RestartableEngine]]:
+    """Starts an engine, the same at each time: state and address stay."""
+    _skip_unless_default_or(pytestconfig, "nothing: engines that are given cannot be killed")
+    return partial(running_dev_engine, tmp_path / "dev.db", free_port())
+
+
 def _skip_unless_default_or(config: pytest.Config, name: str) -> None:
-    if any(option(config, other) for other in _OPTIONS if other.endswith("-url")) and not option(config, name):
-        pytest.skip(f"{name} was not given")
+    if any(option(config, other) for other in _OPTIONS if other.endswith("-url")) and (
+        name not in _OPTIONS or not option(config, name)
+    ):
+        pytest.skip(f"needs {name}")

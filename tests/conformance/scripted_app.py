@@ -110,6 +110,11 @@ class Function:
         self.trigger(data)
         return self.next_call()
 
+    def forget_calls(self) -> None:
+        """Break off the calls that wait for an answer."""
+        while self.has_call:
+            self.next_call().breaks_off()
+
     @property
     def has_call(self) -> bool:
         return not self.app.calls[self.id].empty()
