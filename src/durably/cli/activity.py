@@ -26,7 +26,7 @@ _MARKS = {
     UpdateKind.RUN_CANCELLED: ("■", "yellow"),
 }
 _FIRST_FUNCTION_WIDTH = 16
-_FIRST_STEP_WIDTH = 16
+_FIRST_STEP_WIDTH = 20
 _ELAPSED_WIDTH = 9
 _WIDEST = 32
 _FALLBACK_TERMINAL = (160, 24)
@@ -52,12 +52,12 @@ class Activity:
             update.function_id.ljust(self._function_width),
             click.style(mark, fg=colour),
             click.style(subject.ljust(self._step_width), fg=colour if is_run else None, bold=is_run),
-            click.style(self._elapsed(update).ljust(_ELAPSED_WIDTH), dim=True),
+            click.style(self._elapsed(update).rjust(_ELAPSED_WIDTH), dim=True),
         )
         line = "  ".join(columns)
         room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2
         detail = shorten(_detail(update), max(room, _LEAST_DETAIL_WIDTH))
-        return f"{line}  {click.style(detail, fg='red') if update.kind in _FAILURES else detail}".rstrip()
+        return f"{line}  {click.style(detail, fg='red') if update.kind in _FAILURES else detail}" if detail else line
 
     def _elapsed(self, update: RunUpdate) -> str:
         """Since the run started, where that was seen."""

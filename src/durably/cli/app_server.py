@@ -17,10 +17,13 @@ from typing import Any
 from .app_import import AppImportError, import_app
 from .app_kinds import ACCEPTED, AppKind, NotAnAppError, detect_kind
 
+Server = Callable[[Any, str, int], None]
+"""Serves an app at a host and port until SIGTERM."""
+
 EXIT_REPORTED = 3
 """Exit status of a server that has said what was wrong."""
 GRACE_SECONDS = 2
-_PARENT_CHECK_SECONDS = 1.0
+_PARENT_CHECK_SECONDS = 0.5
 
 
 def serve_asgi(app: Any, host: str, port: int) -> None:
@@ -56,7 +59,7 @@ def serve_digital_ocean(main: Any, host: str, port: int) -> None:
     serve_wsgi(DigitalOceanSimulator(main), host, port)
 
 
-SERVERS: dict[AppKind, Callable[[Any, str, int], None]] = {
+SERVERS: dict[AppKind, Server] = {
     AppKind.ASGI: serve_asgi,
     AppKind.WSGI: serve_wsgi,
     AppKind.TORNADO: serve_tornado,
@@ -73,17 +76,19 @@ def main() -> None:
     # The terminal sends Ctrl-C to both processes; the parent ends this one in its own time.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
+    serve, app = _load(arguments.target)
+    serve(app, arguments.host, arguments.port)
+
+
+def _load(target: str) -> tuple[Server, object]:
+    """The app, and what can serve it. Exits with ``EXIT_REPORTED`` where there is none."""
     try:
-        app = import_app(arguments.target)
-        kind = detect_kind(app)
+        app = import_app(target)
+        return SERVERS[detect_kind(app)], app
     except AppImportError as error:
-        _fail(str(error))
+        message = str(error)
     except NotAnAppError as error:
-        _fail(f"{arguments.target} is {error}, not an app\nGive {ACCEPTED}.")
-    SERVERS[kind](app, arguments.host, arguments.port)
-
-
-def _fail(message: str) -> None:
+        message = f"{target} is {error}, not an app\nGive {ACCEPTED}."
     print(f"Error: {message}", file=sys.stderr)
     sys.exit(EXIT_REPORTED)
 

@@ -16,6 +16,7 @@ from typing import Self
 
 import msgspec
 
+from durably.engine.embedded.api.auth import LOOPBACK_HOSTS
 from durably.engine.embedded.api.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.engine import EmbeddedEngine
@@ -28,6 +29,7 @@ from .activity import Activity
 from .app_process import AppFailedError, AppProcess, free_port
 from .console import Console
 from .reloading import SourceChanges, restart_on_changes
+from .running import first_failure
 from .syncing import keep_synced
 
 STATE_DIRECTORY = Path(".durably")
@@ -97,15 +99,13 @@ class DevServer:
 
         Raises ``AppFailedError`` where the app ends and is not restarted on changes.
         """
-        try:
+        with first_failure():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._report_runs())
                 for url in self.options.urls:
                     tasks.create_task(self._keep_synced(url))
                 if self.app is not None:
                     tasks.create_task(self._restart_app(self.app) if self.options.reload else _fail_at_end(self.app))
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
 
     async def _start(self) -> None:
         options = self.options
@@ -121,8 +121,12 @@ class DevServer:
         self._cleanup.push_async_callback(self._server.close)
         self._updates = self._cleanup.enter_context(self.engine.watch())
         self.console.note(f"engine at {self.server.origin}, state in {database}")
+        if options.host not in LOOPBACK_HOSTS:
+            self.console.warn(f"whoever can reach {options.host} can use this engine: it asks for no keys")
         if options.target is not None:
             await self._start_app(options.target)
+        elif not options.urls:
+            self.console.note(f"start apps with INNGEST_DEV={self.server.origin}, or name them with -u")
 
     async def _start_app(self, target: str) -> None:
         options = self.options

@@ -10,10 +10,9 @@ from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import EngineClosedError
 
-from .log_lines import log_fields, log_json_lines, log_update
+from .log_lines import log_fields, log_update
+from .running import first_failure
 from .syncing import keep_synced
-
-__all__ = ["log_json_lines", "serve"]
 
 _logger = logging.getLogger("durably.start")
 
@@ -31,18 +30,25 @@ async def serve(
     """Until cancelled. Raises what ``EngineServer.open`` raises."""
     server = await EngineServer.open(database, settings, event_keys=event_keys, host=host, port=port, on_sync=_log_sync)
     try:
-        async with server, asyncio.TaskGroup() as tasks:
-            log_fields(_logger, "engine started", origin=server.origin, database=str(database))
-            for url in urls:
-                tasks.create_task(
-                    keep_synced(url, server.discovery, interval=poll_interval, say=_logger.info, warn=_logger.warning)
-                )
-            with server.engine.watch() as updates:
-                async for update in updates:
-                    log_update(update)
-            raise EngineClosedError("the engine stopped by itself; the log says why")
+        with first_failure():
+            async with server, asyncio.TaskGroup() as tasks:
+                log_fields(_logger, "engine started", origin=server.origin, database=str(database))
+                for url in urls:
+                    tasks.create_task(_keep_synced(url, server, poll_interval))
+                tasks.create_task(_log_runs(server))
     finally:
         _logger.info("engine stopped")
+
+
+async def _log_runs(server: EngineServer) -> None:
+    with server.engine.watch() as updates:
+        async for update in updates:
+            log_update(update)
+    raise EngineClosedError("the engine stopped by itself; the log says why")
+
+
+async def _keep_synced(url: str, server: EngineServer, interval: float) -> None:
+    await keep_synced(url, server.discovery, interval=interval, say=_logger.info, warn=_logger.warning)
 
 
 def _log_sync(sync: AcceptedSync) -> None:

@@ -2,7 +2,17 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def first_failure() -> Iterator[None]:
+    """Around a task group whose tasks run until cancelled: the first that fails is why the others end."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 def run_until_stopped(work: Coroutine[None, None, None]) -> None:

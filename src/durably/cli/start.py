@@ -61,7 +61,8 @@ def start(
     from durably.engine.embedded.settings import EngineSettings
     from durably.protocol.headers import ServerKind
 
-    from .production_server import log_json_lines, serve
+    from .log_lines import log_json_lines
+    from .production_server import serve
     from .running import run_until_stopped
 
     settings = EngineSettings(

@@ -22,7 +22,7 @@ from .responses import ApiError
 EVENTS_PATH = "/e/{key}"
 _OPEN_PATHS = frozenset({"/health", EVENTS_PATH})
 """Need no bearer token. ``EVENTS_PATH`` checks the event key instead."""
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,5 +93,5 @@ def _bytes(text: str) -> bytes:
 
 def _refuse_foreign_pages(request: web.Request) -> None:
     origin = request.headers.get("origin")
-    if origin and urlsplit(origin).hostname not in _LOOPBACK_HOSTS:
+    if origin and urlsplit(origin).hostname not in LOOPBACK_HOSTS:
         raise ApiError(403, "pages of another origin may send events to a dev engine, and nothing else")
