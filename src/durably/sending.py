@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from durably.client import Client
 
 MAX_ATTEMPTS = 5
-_BASE_DELAY = 0.1
+BASE_DELAY = 0.1
+"""Seconds before the second attempt; doubled before each further one."""
 _DEV_EVENT_KEY = "NO_EVENT_KEY_SET"
 
 
 class _Answer(msgspec.Struct):
+    """The part of an engine's answer that counts here; ``error`` is set where not all events were accepted."""
+
     ids: list[str] | None = None
     error: str | None = None
-    status: int | None = None
 
 
 async def send_events(
@@ -61,19 +63,29 @@ async def _send(client: "Client", events: list[Event], io: IO) -> list[str]:
     if not events:
         return []
     request = _build_request(client, events)
-    last_error = "no answer"
+    answer = await _attempt(request, io)
+    if answer.error is not None:
+        # An engine may quote the path that it was asked for.
+        message = answer.error.replace(client.event_key, "***") if client.event_key else answer.error
+        raise SendEventsError(message, answer.ids or [])
+    return answer.ids or []
+
+
+async def _attempt(request: Request, io: IO) -> _Answer:
+    answer = _Answer()
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
-            await io.sleep(_BASE_DELAY * 2 ** (attempt - 1) + random.random() * _BASE_DELAY)
+            await io.sleep(BASE_DELAY * 2 ** (attempt - 1) + random.random() * BASE_DELAY)
         try:
             response = await io.request(request)
         except TransportError as error:
-            last_error = str(error)
+            answer = _Answer(error=str(error))
             continue
+        answer = _read(response)
         if response.status < 500:
-            return _ids_of(response)
-        last_error = _decode(response).error or f"the engine answered {response.status}"
-    raise SendEventsError(f"events not sent after {MAX_ATTEMPTS} attempts: {last_error}", [])
+            return answer
+    answer.error = f"events not sent after {MAX_ATTEMPTS} attempts: {answer.error}"
+    return answer
 
 
 def _build_request(client: "Client", events: list[Event]) -> Request:
@@ -86,7 +98,7 @@ def _build_request(client: "Client", events: list[Event]) -> Request:
     headers[Header.EVENT_ID_SEED.value] = _seed()
     try:
         body = msgspec.json.encode([_to_wire(event) for event in events])
-    except (TypeError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
     url = f"{client.event_api_origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, client.request_timeout)
@@ -100,19 +112,14 @@ def _to_wire(event: Event) -> Mapping[str, Any]:
     return wire | {name: value for name, value in optional.items() if value}
 
 
-def _ids_of(response: Response) -> list[str]:
-    answer = _decode(response)
-    ids = answer.ids or []
-    if answer.error or response.status >= 300:
-        raise SendEventsError(answer.error or f"the engine answered {response.status}", ids)
-    return ids
-
-
-def _decode(response: Response) -> _Answer:
+def _read(response: Response) -> _Answer:
     try:
-        return msgspec.json.decode(response.body, type=_Answer)
+        answer = msgspec.json.decode(response.body, type=_Answer)
     except msgspec.MsgspecError:
-        return _Answer(error=f"the engine answered {response.status} with something else than JSON")
+        return _Answer(error=f"the engine answered {response.status}, and not in the form of an answer to events")
+    if response.status >= 300 and not answer.error:
+        answer.error = f"the engine answered {response.status}"
+    return answer
 
 
 def _seed() -> str:

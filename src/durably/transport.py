@@ -78,7 +78,7 @@ class IO(Protocol):
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        """Start something asynchronous without waiting for it. In an event loop it ends with the task that started it."""
+        """Start something asynchronous without waiting for it; in an event loop it ends with its starter's task."""
         ...
 
     async def wait(self, job: Job[Any], seconds: float) -> bool:

@@ -94,7 +94,11 @@ def _make_async(client: Client) -> list[Function[Any]]:
     async def step_middle(ctx: Context) -> Any:
         return await ctx.step.run("shout", lambda: "hello")
 
-    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle]
+    @create("sends")
+    async def sends(ctx: Context) -> list[str]:
+        return await ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
+
+    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends]
 
 
 def _make_sync(client: Client) -> list[Function[Any]]:
@@ -158,7 +162,11 @@ def _make_sync(client: Client) -> list[Function[Any]]:
     def step_middle(ctx: ContextSync) -> Any:
         return ctx.step.run("shout", lambda: "hello")
 
-    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle]
+    @create("sends")
+    def sends(ctx: ContextSync) -> list[str]:
+        return ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
+
+    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends]
 
 
 def _make_special(client: Client) -> list[Function[Any]]:

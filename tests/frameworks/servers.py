@@ -104,10 +104,10 @@ def _wsgiref(app: Any) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing."""
 
-    with make_server("127.0.0.1", 0, app, Threaded, Quiet) as server:
-        with _in_thread(lambda: server.serve_forever(poll_interval=0.02)):
-            yield f"http://127.0.0.1:{server.server_port}"
-            server.shutdown()
+    server = make_server("127.0.0.1", 0, app, Threaded, Quiet)
+    with server, _in_thread(lambda: server.serve_forever(poll_interval=0.02)):
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @contextmanager

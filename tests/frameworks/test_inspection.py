@@ -8,7 +8,7 @@ from .servers import Server
 UNSIGNED = {
     "authentication_succeeded": None,
     "capabilities": {"in_band_sync": "v1", "trust_probe": "v1"},
-    "function_count": 19,
+    "function_count": 21,
     "has_event_key": True,
     "has_signing_key": True,
     "has_signing_key_fallback": True,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from durably import Client, Streaming
+from durably import Client, Streaming, sending
 from durably.comm import streaming
 
 from . import wire
@@ -29,6 +29,9 @@ class Variant:
     has_own_path: bool = False
 
 
+AWAY = "http://127.0.0.1:9"
+"""Where nobody listens."""
+
 _DEV = {"is_production": False}
 _CLOUD = {
     "is_production": True,
@@ -46,7 +49,7 @@ VARIANTS = (
     Variant("cloud", _CLOUD, environ=_FALLBACK),
     Variant("strict", _CLOUD, {"enable_unauthed_sync": False}),
     Variant("no-in-band", _CLOUD, environ={"INNGEST_ALLOW_IN_BAND_SYNC": "0"}),
-    Variant("away", {**_CLOUD, "api_base_url": "http://127.0.0.1:9"}),
+    Variant("away", {**_CLOUD, "api_base_url": AWAY, "event_api_base_url": AWAY}),
     Variant("public", _DEV, {"serve_origin": "https://public.example.com", "public_path": "/behind/proxy"}),
     Variant(
         "by-env",
@@ -73,6 +76,7 @@ PATHS = {
 def serve_all(engine_origin: str, serve: Callable[..., Any], *, can_stream: bool = True) -> dict[str, Any]:
     """Make each variant's client and functions and hand them to ``serve``; returns what it returned, by path."""
     streaming.KEEP_ALIVE_SECONDS = KEEP_ALIVE_SECONDS
+    sending.BASE_DELAY = 0.001
     logger.setLevel(logging.DEBUG)
     served = {}
     for variant in VARIANTS:

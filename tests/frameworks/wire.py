@@ -1,4 +1,7 @@
-"""The protocol as an engine speaks it to apps: bodies of calls, signatures, requests. Written apart from the product."""
+"""The protocol as an engine speaks it to apps: bodies of calls, signatures, requests.
+
+Written apart from the product, so that a mistake there is not made here too.
+"""
 
 import hashlib
 import hmac
