@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from durably import Client, Function
+from durably import Client, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest, CommResponse
 
 DISCOVER = "step"
@@ -238,3 +238,34 @@ def _ending(job: Job, op: dict[str, Any]) -> Job:
 
 def _read(response: CommResponse) -> Answer:
     return Answer(int(response.status_code), response.headers, response.body_bytes())
+
+
+def engine_for(
+    *handlers: Callable[..., Any],
+    client: Client | None = None,
+    replies: Mapping[str, Any] | None = None,
+    blocking: bool = False,
+    max_attempts: int = 3,
+    **options: Any,
+) -> FakeEngine:
+    """An engine and an app of functions with the names of the handlers; ``options`` go to ``create_function``."""
+    client = client or Client(app_id="app", is_production=False)
+    trigger = TriggerEvent(event="test/event")
+    functions = [
+        client.create_function(fn_id=handler.__name__, trigger=trigger, **options)(handler) for handler in handlers
+    ]
+    return FakeEngine(client, functions, replies or {}, blocking, max_attempts)
+
+
+async def complete(handler: Callable[..., Any], *, data: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """The output of a run of a handler; ``options`` are those of ``engine_for``."""
+    run = await engine_for(handler, **options).run(data=data)
+    assert run.status == "Completed", run.output
+    return run.output
+
+
+async def fail(handler: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """The error of a run of a handler."""
+    run = await engine_for(handler, **options).run()
+    assert run.status == "Failed", run.output
+    return run.output  # type: ignore[no-any-return]

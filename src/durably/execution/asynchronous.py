@@ -15,6 +15,7 @@ of a connection). While steps are parked, a task that has made no progress for a
 import asyncio
 import contextvars
 import heapq
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
@@ -23,7 +24,7 @@ from durably.protocol.opcodes import ParallelMode
 
 from . import clocks
 from .outcome import Found, Outcome, Raised, Returned, StepReport
-from .replay import Replay, in_step, refuse_nested, resolve, without_own_frames
+from .replay import Replay, in_step, refuse_nested, without_own_frames
 from .step import Step, StepRequest
 from .tasks import AnyFuture, AnyTask, Wait, classify, current_tracker, install_task_factory, waiter_of
 from .teardown import tear_down
@@ -170,7 +171,7 @@ class AsyncCall:
     async def _execute(self, step: Step) -> Any:
         """Run the step's handler, which ends the call."""
         try:
-            self._end(Found([await self._replay.execute(step, resolve)]))
+            self._end(Found([await self._replay.execute(step, _resolve_output)]))
         except Exception as error:  # a hook's
             self._end(Raised(error))
         finally:
@@ -322,6 +323,21 @@ def _resolve(future: asyncio.Future[bool], value: bool) -> None:
     """Unless the task that waits for it has just been cancelled."""
     if not future.done():
         future.set_result(value)
+
+
+async def _resolve_output(output: Any) -> Any:
+    """In async functions handlers may be sync or async. One that cancels itself has failed like any other."""
+    if not inspect.isawaitable(output):
+        return output
+    task = asyncio.current_task()
+    assert task is not None
+    cancelling = task.cancelling()
+    try:
+        return await output
+    except asyncio.CancelledError as error:
+        if task.cancelling() > cancelling:
+            raise
+        raise RuntimeError("the handler was cancelled by its own code (asyncio.CancelledError)") from error
 
 
 async def _run(function: Callable[[], Awaitable[Any]]) -> Any:

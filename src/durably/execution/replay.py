@@ -4,7 +4,6 @@ Which memo a step gets, which step is the call's target, whether a found step is
 the result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
 """
 
-import inspect
 import os.path
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
@@ -167,11 +166,6 @@ def refuse_nested(request: StepRequest) -> None:
             f'step "{request.step_id}" was called inside step "{outer}"; nested steps are not supported: '
             "call it from the function, or make it ordinary code"
         )
-
-
-async def resolve(value: Any) -> Any:
-    """In async functions handlers may be sync or async."""
-    return await value if inspect.isawaitable(value) else value
 
 
 def without_own_frames(tb: TracebackType | None) -> TracebackType | None:

@@ -1,0 +1,287 @@
+"""Errors of steps and functions: attempts, what may be caught, and what is left of an error on its way."""
+
+import asyncio
+import contextlib
+import datetime as dt
+from typing import Any
+
+import pytest
+
+import durably
+from durably import Context, ContextSync
+from durably.errors import AsyncUnsupportedError
+
+from .engine import complete, engine_for, fail
+
+
+class OddError(Exception):
+    pass
+
+
+def explode() -> None:
+    raise OddError("boom")
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_step_is_tried_again_and_its_last_error_can_be_caught(blocking: bool) -> None:
+    attempts = []
+
+    def failing(ctx: Context | ContextSync) -> None:
+        attempts.append(ctx.attempt)
+        explode()
+
+    async def function(ctx: Context) -> Any:
+        try:
+            await ctx.step.run("it", failing, ctx)
+        except durably.StepError as error:
+            return [error.name, error.message, error.stack]
+
+    def function_sync(ctx: ContextSync) -> Any:
+        try:
+            ctx.step.run("it", failing, ctx)
+        except durably.StepError as error:
+            return [error.name, error.message, error.stack]
+
+    for handler in (function, function_sync):
+        attempts.clear()
+        run = await engine_for(handler, blocking=blocking).run()
+        assert attempts == [0, 1, 2]
+        assert [answer.ops[0]["op"] for answer in run.answers[:-1]] == ["StepError", "StepError", "StepFailed"]
+        assert [answer.no_retry for answer in run.answers[:-1]] == [False] * 3
+        name, message, stack = run.output
+        assert (name, message) == ("OddError", "boom")
+        assert _frames(stack) == ["failing", "explode"]
+
+
+async def test_an_uncaught_step_error_fails_the_run_at_once_with_the_steps_own_error() -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("it", explode)
+
+    run = await engine_for(function).run()
+    assert (run.answers[-1].status, run.answers[-1].no_retry) == (500, True)
+    assert run.output["code"] == "step_errored"
+    assert (run.output["name"], run.output["message"]) == ("OddError", "boom")
+    assert _frames(run.output["stack"]) == ["explode"]
+
+
+async def test_a_step_that_recovers() -> None:
+    async def function(ctx: Context) -> int:
+        def recovers() -> int:
+            if ctx.attempt < 2:
+                explode()
+            return ctx.attempt
+
+        return await ctx.step.run("it", recovers)
+
+    assert await complete(function) == 2
+
+
+async def test_a_function_is_tried_again_as_a_whole() -> None:
+    ran = []
+
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("it", ran.append, 1)
+        raise OddError(f"attempt {ctx.attempt}")
+
+    run = await engine_for(function).run()
+    assert ran == [1]
+    assert (run.status, run.output["message"]) == ("Failed", "attempt 2")
+    assert (run.output["code"], run.output["name"]) == ("unknown", "OddError")
+    assert _frames(run.output["stack"]) == ["function"]
+
+
+def test_frames_of_a_sync_functions_error_are_the_users() -> None:
+    def function(ctx: ContextSync) -> None:
+        explode()
+
+    for blocking in (True, False):
+        assert _frames(asyncio.run(fail(function, blocking=blocking))["stack"]) == ["function", "explode"]
+
+
+async def test_causes_are_kept() -> None:
+    async def function(ctx: Context) -> None:
+        try:
+            explode()
+        except OddError as error:
+            raise ValueError("worse") from error
+
+    stack = (await fail(function))["stack"]
+    assert "OddError: boom" in stack
+    assert "direct cause" in stack
+    assert "ValueError: worse" in stack
+
+
+@pytest.mark.parametrize("where", ["step", "function"])
+async def test_non_retriable_error(where: str) -> None:
+    def fatal() -> None:
+        raise durably.NonRetriableError("no use")
+
+    async def function(ctx: Context) -> None:
+        if where == "step":
+            await ctx.step.run("it", fatal)
+        fatal()
+
+    run = await engine_for(function).run()
+    assert run.answers[0].no_retry
+    assert (run.output["name"], run.output["message"]) == ("NonRetriableError", "no use")
+    if where == "step":
+        assert run.answers[0].found() == [("StepFailed", "it")]
+    assert len(run.answers) == (2 if where == "step" else 1)
+
+
+@pytest.mark.parametrize("where", ["step", "function"])
+@pytest.mark.parametrize(
+    "delay", [3_600_000, dt.timedelta(hours=1), lambda: dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)]
+)
+async def test_retry_after_error(where: str, delay: Any) -> None:
+    def later() -> None:
+        raise durably.RetryAfterError("busy", delay() if callable(delay) else delay)
+
+    raised = []
+
+    async def function(ctx: Context) -> None:
+        if where == "function" and not raised:
+            raised.append(1)
+            later()
+        await ctx.step.run("it", later if ctx.attempt == 0 and where == "step" else str)
+
+    run = await engine_for(function).run()
+    assert run.status == "Completed"
+    assert not run.answers[0].no_retry
+    [text] = run.retry_after
+    assert abs(dt.datetime.fromisoformat(text) - dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)).total_seconds() < 60
+    if where == "step":
+        assert run.answers[0].found() == [("StepError", "it")]
+
+
+async def test_quiet_errors_stay_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def function(ctx: Context) -> None:
+        raise durably.NonRetriableError("expected", quiet=True)
+
+    await fail(function)
+    assert caplog.records == []
+
+
+async def test_a_group_of_final_errors_is_final() -> None:
+    async def function(ctx: Context) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.step.run("a", explode))
+            group.create_task(ctx.step.run("b", explode))
+
+    run = await engine_for(function).run()
+    assert run.output["name"] == "ExceptionGroup"
+    assert run.answers[-1].no_retry
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_step_in_a_step_is_refused_even_if_the_handler_swallows_errors(blocking: bool) -> None:
+    async def function(ctx: Context) -> None:
+        async def outer() -> None:
+            with contextlib.suppress(Exception):
+                await ctx.step.run("inner", str)
+
+        await ctx.step.run("outer", outer)
+
+    def function_sync(ctx: ContextSync) -> None:
+        def outer() -> None:
+            with contextlib.suppress(Exception):
+                ctx.step.run("inner", str)
+
+        ctx.step.run("outer", outer)
+
+    for handler in (function, function_sync):
+        run = await engine_for(handler, blocking=blocking).run()
+        assert run.answers[0].found() == [("StepFailed", "outer")]
+        assert run.output["name"] == "StepNestedError"
+        assert 'step "inner" was called inside step "outer"' in run.output["message"]
+
+
+@pytest.mark.parametrize("where", ["handler", "function"])
+async def test_coroutines_in_a_sync_function_are_refused(where: str) -> None:
+    async def later() -> None: ...
+
+    def function(ctx: ContextSync) -> Any:
+        return ctx.step.run("it", later) if where == "handler" else later()
+
+    run = await engine_for(function, blocking=True).run()
+    assert run.output["name"] == AsyncUnsupportedError.__name__
+    assert "make the function async" in run.output["message"]
+
+
+async def test_an_unfound_target() -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("it", str)
+
+    def function_sync(ctx: ContextSync) -> None:
+        ctx.group.parallel([lambda: ctx.step.run("it", str)])
+
+    for handler in (function, function_sync):
+        engine = engine_for(handler)
+        run = await engine.run()
+        empty = run.state_at(0)
+        [op] = (await engine.call(empty, target="0" * 40)).ops
+        assert (op["op"], op["id"]) == ("StepNotFound", "0" * 40)
+
+
+async def test_swallowing_the_interrupt_changes_nothing() -> None:
+    """A bare ``except`` around a step of a sync function catches what ends the call."""
+    ran = []
+
+    def function(ctx: ContextSync) -> Any:
+        for number in range(3):
+            try:
+                ctx.step.run(f"step-{number}", ran.append, number)
+            except:  # noqa: E722
+                continue
+        return "end"
+
+    run = await engine_for(function, blocking=True).run()
+    assert (run.output, ran) == ("end", [0, 1, 2])
+    assert [answer.found() for answer in run.answers[:-1]] == [[("StepRun", f"step-{n}")] for n in range(3)]
+
+
+async def test_swallowing_the_interrupt_in_a_group_changes_nothing() -> None:
+    def function(ctx: ContextSync) -> Any:
+        def branch(number: int) -> Any:
+            try:
+                return ctx.step.run(f"step-{number}", int, number)
+            except BaseException:
+                return "swallowed"
+
+        return ctx.group.parallel([lambda: branch(1), lambda: branch(2)])
+
+    assert await complete(function, blocking=True) == [1, 2]
+
+
+async def test_finally_blocks_with_steps_in_sync_functions() -> None:
+    ran = []
+
+    def function(ctx: ContextSync) -> str:
+        try:
+            ctx.step.run("a", ran.append, "a")
+        finally:
+            ctx.step.run("b", ran.append, "b")
+        return "end"
+
+    assert await complete(function, blocking=True) == "end"
+    assert ran == ["a", "b"]
+
+
+async def test_a_handler_cancelled_by_its_own_code_fails_its_step() -> None:
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    async def function(ctx: Context) -> Any:
+        try:
+            await ctx.step.run("it", cancelled)
+        except durably.StepError as error:
+            return error.message
+
+    assert "cancelled" in await complete(function)
+
+
+def _frames(stack: str) -> list[str]:
+    """The names of the functions in a traceback, outermost first."""
+    return [line.rpartition(", in ")[2] for line in stack.splitlines() if line.startswith('  File "')]
