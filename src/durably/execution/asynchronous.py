@@ -150,7 +150,7 @@ class AsyncCall:
 
     async def _result_of(self, step: Step) -> Any:
         """Return the memo; park where there is none yet, or where its turn has to be awaited."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         if self._is_closing:
             await self._refuse_in_teardown(task)

@@ -93,7 +93,7 @@ class Replay:
 
         The memo that was made last does, also where the function leaves others aside (a lost race's).
         """
-        return step.hashed_id == self._last or not self.memos
+        return not self.memos if self._last is None else step.hashed_id == self._last
 
     async def freshen(self) -> None:
         """From here on new code runs."""

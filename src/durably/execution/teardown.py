@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 
 from .tasks import AnyTask
 
@@ -23,13 +24,22 @@ async def tear_down(tasks: Collection[AnyTask]) -> None:
             task.cancel()
         done, overdue = await asyncio.wait(running, timeout=_GRACE_SECONDS)
         for task in done:
-            if not task.cancelled():
-                task.exception()  # retrieved, so that asyncio does not log it: the call has its outcome
+            _forget_error(task)
         overdue_rounds += bool(overdue)
         if overdue_rounds == _MAX_ROUNDS:
             for task in overdue:
                 _report(task)
             return
+
+
+def _forget_error(task: AnyTask) -> None:
+    """The call has its outcome: asyncio need not log what the task raised.
+
+    Nor need the task keep its cancellation, whose traceback holds the frames of the function, its memos, and
+    through them the task: a cycle, which would stay in memory until the next garbage collection.
+    """
+    with suppress(BaseException):
+        task.exception()
 
 
 def _report(task: AnyTask) -> None:
