@@ -269,7 +269,7 @@ class Function(Generic[T]):
         """Planned steps returned nothing yet, so where several were found there is nothing to transform."""
         with call.timings.measure("mw.transform_output"):
             if isinstance(outcome, Found):
-                if len(outcome.reports) == 1:
+                if middleware and len(outcome.reports) == 1:
                     report = outcome.reports[0]
                     result = result_of(report)
                     await middleware.call("transform_output", result)

@@ -147,8 +147,13 @@ class MiddlewareStack:
         self._middleware = [factory(client, raw_request) for factory in factories]
         self._io = io
 
+    def __bool__(self) -> bool:
+        return bool(self._middleware)
+
     async def call(self, hook: str, *args: Any) -> None:
         """Run one hook of all middleware. What a hook raises ends the call, as the function's error."""
+        if not self._middleware:
+            return
         ordered = reversed(self._middleware) if hook in _REVERSED else self._middleware
         for middleware in ordered:
             result = getattr(middleware, hook)(*args)
@@ -156,13 +161,11 @@ class MiddlewareStack:
                 await self._io.resolve(result)
 
     async def unmemoized(self) -> None:
-        if self._middleware:
-            await self.call("after_memoization")
-            await self.call("before_execution")
+        await self.call("after_memoization")
+        await self.call("before_execution")
 
     async def before_step(self, step: StepInfo) -> None:
-        if self._middleware:
-            await self.call("before_step", step)
+        await self.call("before_step", step)
 
     async def after_step(self, report: StepReport) -> None:
         if self._middleware:
