@@ -1,0 +1,107 @@
+"""Apps of official SDKs on our engine: starting both, syncing, and following runs."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..conformance import wire
+from ..conformance.client import request
+from ..conformance.engine_under_test import Engine, until
+from ..conformance.programs import clean_environment, free_port, running
+
+HERE = Path(__file__).parent
+DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
+FUNCTION_PATH = "/api/inngest"
+
+
+@contextmanager
+def running_engine(database: Path, *, cloud: bool = False) -> Iterator[Engine]:
+    """``durably dev``, or ``durably start`` with the keys of ``wire``."""
+    port = free_port()
+    common = ["--port", str(port), "--db", str(database), "--allow-private-addresses"]
+    origin = f"http://127.0.0.1:{port}"
+    if cloud:
+        with running([*DURABLY, "start", *common], port, clean_environment(**_KEYS), cwd=database.parent):
+            yield Engine(origin, wire.EVENT_KEY, wire.SIGNING_KEY)
+    else:
+        with running([*DURABLY, "dev", *common], port, clean_environment(), cwd=database.parent):
+            yield Engine(origin)
+
+
+_KEYS = {"INNGEST_SIGNING_KEY": wire.SIGNING_KEY, "INNGEST_EVENT_KEY": wire.EVENT_KEY}
+
+
+@dataclass
+class PeerApp:
+    """A running app, synced with the engine. Its function ``x`` is triggered by the event ``<app>/x``."""
+
+    engine: Engine
+    id: str
+    is_cloud: bool
+    event_ids: dict[str, str] = field(default_factory=dict)
+
+    def start(self, names: Mapping[str, Any] | list[str], **data: Any) -> None:
+        """Trigger the functions, all at once."""
+        ids = self.engine.send(*(wire.event(f"{self.id}/{name}", data) for name in names))
+        self.event_ids |= dict(zip(names, ids, strict=True))
+
+    def run_id(self, name: str) -> str:
+        """The run of a function that was started."""
+        (run,) = self.engine.data(f"/v1/events/{self.event_ids[name]}/runs")
+        return run["run_id"]  # type: ignore[no-any-return]
+
+    def output(self, name: str) -> Any:
+        """What the run returned; it has to complete."""
+        return self.engine.completed(self.run_id(name))
+
+    def error(self, name: str) -> Any:
+        """What the run failed with; it has to fail."""
+        return self.engine.failed(self.run_id(name))
+
+    def steps(self, name: str) -> list[Any]:
+        return self.engine.data(f"/v1/runs/{self.run_id(name)}/steps")  # type: ignore[no-any-return]
+
+    def wait_for_step(self, name: str, status: str) -> None:
+        """Until a step of the run is in the status."""
+        look = lambda: True if any(step["status"] == status for step in self.steps(name)) else None  # noqa: E731
+        until(look, f"a {status} step of {name}")
+
+    def run_of_event(self, name: str, function: str) -> Any:
+        """The run of a function that another event than ours started, once it has ended."""
+        function_id = f"{self.id}-{function}"
+
+        def look() -> Any:
+            events = self.engine.data(f"/v1/events?name={name}&limit=100")
+            runs = [run for event in events for run in self.engine.data(f"/v1/events/{event['internal_id']}/runs")]
+            return next((run for run in runs if run["function_id"] == function_id and run["ended_at"]), None)
+
+        return until(look, f"a run of {function_id}")
+
+
+@contextmanager
+def running_app(
+    engine: Engine, app_id: str, command: list[str | Path], *, cloud: bool = False, **variables: str
+) -> Iterator[PeerApp]:
+    """The app, synced. ``{port}`` in the command is where it is to listen."""
+    port = free_port()
+    mode = {"INNGEST_BASE_URL": engine.origin, **_KEYS} if cloud else {"INNGEST_DEV": engine.origin}
+    environment = clean_environment(PORT=str(port), PEER_APP_ID=app_id, **mode, **variables)
+    placed = [str(part).format(port=port) for part in command]
+    with running(placed, port, environment, cwd=HERE):
+        headers = {"x-inngest-server-kind": "cloud" if cloud else "dev"}
+        answer = request("PUT", f"http://127.0.0.1:{port}{FUNCTION_PATH}", b"", headers)
+        assert answer.status == 200, answer.body
+        yield PeerApp(engine, app_id, cloud)
+
+
+def uvicorn(module: str) -> list[str | Path]:
+    server = [sys.executable, "-m", "uvicorn", f"{module}:app", "--app-dir", HERE / "apps"]
+    return [*server, "--port", "{port}", "--log-level", "warning"]
+
+
+def werkzeug(module: str) -> list[str | Path]:
+    program = f"import sys; sys.path.insert(0, {str(HERE / 'apps')!r}); from {module} import app; "
+    return [sys.executable, "-c", program.replace("{", "{{") + "app.run(port={port}, threaded=True)"]

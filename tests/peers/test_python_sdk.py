@@ -1,0 +1,107 @@
+"""The official Python SDK on our engine: each function of its apps runs to its end, in both modes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ..conformance import wire
+from ..conformance.engine_under_test import Engine
+from .conftest import Provider
+from .harness import PeerApp, running_app, uvicorn, werkzeug
+
+COMPLETED: dict[str, Any] = {
+    "run": {"id": 8, "placed": "2026-01-02"},
+    "sleep": "rested",
+    "wait": {"id": 1, "answer": True},
+    "wait-timeout": None,
+    "invoke": {"typed": 3, "by_id": {"id": 4, "placed": "2026-01-01"}, "error": "the child failed"},
+    "send": 2,
+    "parallel": [1, None, {"id": 5, "placed": "2026-01-01"}, 2],
+    "race": [["l1", "l2", "l3"], ["r1", "r2"], "after"],
+    "infer": "hello",
+    "retry": 1,
+    "step-retry": "second",
+    "step-fail": {"name": "LookupError", "message": "bad step", "stack": True},
+    "retry-after": 1,
+    "step-retry-after": "second",
+    "large": 4_500_000,
+    "middleware": {"function": [True, {"step": 1}]},
+}
+ASYNC_ONLY = {"remote-state": {"is_same": True}, "concurrent-io": [1, 2]}
+FAILED = {"non-retriable": "no more", "step-non-retriable": "no more", "guarded": "guarded failed"}
+SLOW_IN_CLOUD = {"retry", "step-retry"}
+"""In production the first retry waits for 15 seconds and more."""
+
+APPS = {
+    "fast-api": (uvicorn("fast_api_app"), False),
+    "flask": (werkzeug("flask_app"), False),
+    "fast-api-cloud-streaming": (uvicorn("fast_api_app"), True),
+    "flask-cloud": (werkzeug("flask_app"), True),
+}
+
+
+@pytest.fixture(scope="module", params=APPS)
+def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]:
+    """An app whose functions have all been started."""
+    name = request.param
+    command, cloud = APPS[name]
+    engine: Engine = request.getfixturevalue("cloud_engine" if cloud else "dev_engine")
+    streaming = {"PEER_STREAMING": "1"} if "streaming" in name else {}
+    with running_app(engine, f"peer-{name}", command, cloud=cloud, **streaming) as started:
+        others = ["encrypted", "triggers", "triggers-b"] + (list(ASYNC_ONLY) if "fast-api" in name else [])
+        started.start([*COMPLETED, *FAILED, *others], id=1, provider=provider.origin + "/v1")
+        yield started
+
+
+@pytest.mark.parametrize("name", COMPLETED)
+def test_a_function_completes(app: PeerApp, name: str) -> None:
+    if app.is_cloud and name in SLOW_IN_CLOUD:
+        pytest.skip("production's backoff is long")
+    if name == "wait":
+        app.wait_for_step("wait", "waiting")
+        app.engine.send(wire.event(f"{app.id}/answer", {"id": 2}))
+        app.engine.send(wire.event(f"{app.id}/answer", {"id": 1, "answer": True}))
+    assert app.output(name) == COMPLETED[name]
+
+
+@pytest.mark.parametrize("name", ASYNC_ONLY)
+def test_an_async_function_completes(app: PeerApp, name: str) -> None:
+    if name not in app.event_ids:
+        pytest.skip("a sync app")
+    assert app.output(name) == ASYNC_ONLY[name]
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_a_function_fails(app: PeerApp, name: str) -> None:
+    assert FAILED[name] in app.error(name)["message"]
+
+
+def test_the_failure_handler_runs(app: PeerApp) -> None:
+    run = app.run_of_event("inngest/function.failed", "guarded-failure")
+    assert run["status"] == "Completed"
+    assert run["output"] == {"message": "guarded failed", "event": f"{app.id}/guarded"}
+
+
+def test_sent_events_arrive(app: PeerApp) -> None:
+    run = app.run_of_event(f"{app.id}/received", "received")
+    assert run["output"]["n"] in (0, 1)
+
+
+def test_each_trigger_starts_the_function(app: PeerApp) -> None:
+    assert app.output("triggers") == f"{app.id}/triggers"
+    assert app.output("triggers-b") == f"{app.id}/triggers-b"
+
+
+def test_encrypted_steps_are_never_readable_here(app: PeerApp) -> None:
+    app.output("encrypted")
+    shown = app.engine.api("GET", f"/v1/runs/{app.run_id('encrypted')}/steps").body
+    assert b"__ENCRYPTED__" in shown
+    assert b"plain text" not in shown
+
+
+def test_the_models_key_reaches_the_provider_and_is_not_shown(app: PeerApp, provider: Provider) -> None:
+    app.output("infer")
+    keys = [headers.get("authorization") or headers.get("x-api-key") for _, headers, _ in provider.received]
+    assert any("sk-peer-secret" in (key or "") for key in keys)
+    assert b"sk-peer-secret" not in app.engine.api("GET", f"/v1/runs/{app.run_id('infer')}/steps").body
