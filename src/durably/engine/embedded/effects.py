@@ -9,7 +9,7 @@ from durably.engine.head import Call
 from durably.engine.inputs import MakeRequest
 
 from .registry import Function
-from .views import RunUpdate
+from .updates import Note
 
 
 class CallAt(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class Synced(msgspec.Struct, frozen=True):
 class Effects:
     """``ended`` are the keys of runs that have ended."""
 
-    __slots__ = ("calls", "ended", "requests", "synced", "timers", "updates")
+    __slots__ = ("calls", "ended", "notes", "requests", "synced", "timers")
 
     def __init__(self) -> None:
         self.calls: list[CallAt] = []
@@ -52,4 +52,4 @@ class Effects:
         self.requests: list[RequestAt] = []
         self.ended: list[int] = []
         self.synced: list[Synced] = []
-        self.updates: list[RunUpdate] = []
+        self.notes: list[Note] = []

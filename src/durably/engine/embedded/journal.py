@@ -19,14 +19,13 @@ _logger = logging.getLogger("durably.engine")
 
 
 class Journal:
-    """``registry`` is replaced when an app syncs, ``is_watched`` set while someone watches. ``on_effects`` gets what
-    each unit wants done once it is committed, in the order of the commits."""
+    """``registry`` is replaced when an app syncs. ``on_effects`` gets what each unit wants done once it is committed,
+    in the order of the commits."""
 
     def __init__(
         self, writer: Writer, ledger: Ledger, registry: Registry, clock: Clock, on_effects: Callable[[Effects], None]
     ) -> None:
         self.registry = registry
-        self.is_watched = False
         self._writer = writer
         self._ledger = ledger
         self._clock = clock
@@ -46,7 +45,7 @@ class Journal:
 
     def _submit(self, work: Callable[[Entry], T]) -> asyncio.Future[tuple[T, Effects]]:
         def unit() -> tuple[T, Effects]:
-            entry = Entry(self._ledger, self.registry, self._clock.now(), is_watched=self.is_watched)
+            entry = Entry(self._ledger, self.registry, self._clock.now())
             result = work(entry)
             return result, entry.finish()
 

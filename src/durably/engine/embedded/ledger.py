@@ -37,13 +37,13 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 
+from . import updates
 from .arrivals import RunEnd, announce_end
 from .effects import CallAt, Effects, RequestAt, TimerAt
 from .ids import new_id
 from .registry import Function, Registry
 from .router import EventRouter
 from .store import NewRun, RunRow, Store, WaitRow
-from .updates import Updates
 
 CANCELLED = msgspec.json.encode({"name": "FunctionCancelledError", "message": "the run was cancelled"})
 
@@ -72,7 +72,7 @@ class _LiveRun:
 class Entry:
     """``now`` is milliseconds since the epoch."""
 
-    def __init__(self, ledger: Ledger, registry: Registry, now: int, *, is_watched: bool) -> None:
+    def __init__(self, ledger: Ledger, registry: Registry, now: int) -> None:
         self.effects = Effects()
         self.now = now
         self.registry = registry
@@ -80,7 +80,6 @@ class Entry:
         self.to_stored = ledger.to_stored
         self.events = EventRouter(self)
         self._policy = ledger.policy
-        self._updates = Updates(self.effects, now) if is_watched else None
         self._runs: dict[int, _LiveRun] = {}
         self._pending: deque[tuple[int, Input]] = deque()
 
@@ -97,10 +96,8 @@ class Entry:
         )
         key = self.store.add_run(new, head)
         self.effects.calls.extend(CallAt(key, command.call) for command in commands if isinstance(command, MakeCall))
-        if self._updates:
-            self._updates.run_started(
-                RunRow(key, new.id, new.function_id, new.app_id, event_key, head.status, self.now, None)
-            )
+        row = RunRow(key, new.id, new.function_id, new.app_id, event_key, head.status, self.now, None)
+        self.effects.notes.append(updates.run_started(row, self.now))
         return new.id
 
     def happen(self, run_key: int, happened: Input) -> None:
@@ -162,16 +159,15 @@ class Entry:
         if command.call.due > self.now:
             self.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
         self.effects.calls.append(CallAt(live.row.key, command.call))
-        if self._updates:
-            self._updates.call_made(live.row, command.call)
+        if command.call.error:
+            self.effects.notes.append(updates.call_repeated(live.row, command.call, self.now))
 
     def _write_memo(self, live: _LiveRun, command: WriteMemo) -> None:
         live.memos += 1
         command = msgspec.structs.replace(command, memo=self.to_stored(command.memo))
         began = live.wait_began.get(command.step_id, live.began)
         self.store.add_memo(live.row.key, live.memos, command, began, self.now)
-        if self._updates:
-            self._updates.step_ended(live.row, command)
+        self.effects.notes.append(updates.step_ended(live.row, command, self.now))
 
     def _sleep(self, live: _LiveRun, command: Sleep) -> None:
         self._wait(live, command.name, WaitRow(live.row.key, command.step_id, Opcode.SLEEP, due=command.until))
@@ -248,8 +244,7 @@ class Entry:
         output = self.to_stored(CANCELLED if command.status == RunStatus.CANCELLED else command.output)
         self.store.end_run(row.key, command.status, live.began, self.now, output)
         self.effects.ended.append(row.key)
-        if self._updates:
-            self._updates.run_ended(row, command)
+        self.effects.notes.append(updates.run_ended(row, command, self.now))
         completed = command.status == RunStatus.COMPLETED
         memo = data_memo(output) if completed else b'{"error":' + output + b"}"
         for run_key, step_id in self.store.waits_for(Opcode.INVOKE_FUNCTION, row.id):
@@ -262,8 +257,7 @@ class Entry:
         self.store.put_wait(wait, self.now)
         if wait.due is not None:
             self.effects.timers.append(TimerAt(wait.run_key, wait.step_id, wait.due))
-            if self._updates:
-                self._updates.waiting(live.row, name, wait.op, wait.due)
+            self.effects.notes.append(updates.step_waits(live.row, name, wait.op, wait.due, self.now))
 
 
 _COMMANDS: dict[type[Any], Callable[[Entry, _LiveRun, Any], None]] = {

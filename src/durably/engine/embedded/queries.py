@@ -16,7 +16,7 @@ from durably.protocol.sync import FunctionConfig
 
 from .bodies import job_id_of, join_memos
 from .effects import CallAt, TimerAt
-from .updates import describe_error, to_datetime
+from .updates import describe_failed_memo, to_datetime
 from .views import AppView, CallView, EventView, RunView, StepStatus, StepView
 
 IsUnderWay = Callable[[int, int], bool]
@@ -32,7 +32,6 @@ _RUN = (
 )
 _event_decoder = msgspec.json.Decoder(Event)
 _config_decoder = msgspec.json.Decoder(FunctionConfig)
-_memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _moment(milliseconds: int | None) -> dt.datetime | None:
@@ -248,7 +247,7 @@ def _finished_step(
         ended_at=to_datetime(ended_at),
         due_at=None,
         memo=msgspec.Raw(memo),
-        error=describe_error(_memo_decoder.decode(memo)["error"]) if failed else None,
+        error=describe_failed_memo(memo) if failed else None,
     )
 
 

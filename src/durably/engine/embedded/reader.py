@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from durably.engine.errors import EngineClosedError
+
 from .schema import connect_reader
 
 T = TypeVar("T")
@@ -20,10 +22,16 @@ class Reader:
         self._path = path
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
+        self._is_closed = False
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="durably-reader")
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """The result of ``query``, all of which sees the database as it is at one moment."""
+        """The result of ``query``, all of which sees the database as it is at one moment.
+
+        Raises ``EngineClosedError``.
+        """
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed")
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, query)
 
     def _run(self, query: Callable[[sqlite3.Connection], T]) -> T:
@@ -42,6 +50,7 @@ class Reader:
         return connection
 
     async def close(self) -> None:
+        self._is_closed = True
         await asyncio.to_thread(self._threads.shutdown)
         for connection in self._connections:
             connection.close()

@@ -75,7 +75,7 @@ class Runtime:
         )
         self._requests = Requests(Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal)
         self._timeline: Timeline[_Due] = Timeline(settings.clock, self._load_due, self._meet)
-        self.watchers = Watchers(self._note_watched)
+        self.watchers = Watchers()
         self._store = store
 
     @classmethod
@@ -141,7 +141,7 @@ class Runtime:
         for later in effects.calls:
             if later.call.due > now:
                 self._timeline.add(later.call.due, later)
-        self.watchers.tell(effects.updates)
+        self.watchers.tell(effects.notes)
 
     async def _load_due(self, after: int, until: int) -> tuple[list[tuple[int, _Due]], int]:
         items, reached = await self.reader.read(
@@ -157,9 +157,6 @@ class Runtime:
                 self.journal.enter_soon(_fire(item))
             elif isinstance(item, RequestAt):
                 self._requests.make(item)
-
-    def _note_watched(self, is_watched: bool) -> None:
-        self.journal.is_watched = is_watched
 
 
 def _fire(timer: TimerAt) -> Callable[[Entry], bool]:

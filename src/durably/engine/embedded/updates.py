@@ -1,4 +1,7 @@
-"""Telling those who watch what happened to runs."""
+"""What happened to runs, as those who watch are told.
+
+A unit of work leaves notes, which are cheap; they become updates only where somebody watches.
+"""
 
 import datetime as dt
 
@@ -9,7 +12,6 @@ from durably.engine.inputs import EndRun, WriteMemo
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 
-from .effects import Effects
 from .store import RunRow
 from .views import RunUpdate, UpdateKind
 
@@ -18,86 +20,89 @@ _ENDS = {
     RunStatus.FAILED: UpdateKind.RUN_FAILED,
     RunStatus.CANCELLED: UpdateKind.RUN_CANCELLED,
 }
-_MEMO = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ERROR = msgspec.json.Decoder(ErrorData)
+_error_decoder = msgspec.json.Decoder(ErrorData)
+_memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def to_datetime(milliseconds: int) -> dt.datetime:
     return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
-def describe_error(encoded: bytes) -> str:
+def describe_error(encoded: bytes | msgspec.Raw) -> str:
     """``Name: message`` of an error as JSON."""
-    error = _ERROR.decode(encoded)
+    error = _error_decoder.decode(encoded)
     return f"{error.name or 'Error'}: {error.message or ''}"
 
 
-class Updates:
-    def __init__(self, effects: Effects, now: int) -> None:
-        self._effects = effects
-        self._at = to_datetime(now)
+def describe_failed_memo(memo: bytes) -> str:
+    return describe_error(_memo_decoder.decode(memo)["error"])
 
-    def run_started(self, run: RunRow) -> None:
-        self._add(run, UpdateKind.RUN_STARTED)
 
-    def call_made(self, run: RunRow, call: Call) -> None:
-        """Only calls that are made again are worth telling."""
-        if call.unreached:
-            self._add(run, UpdateKind.UNREACHED, due_at=to_datetime(call.due), error=call.error)
-        elif call.error:
-            self._add(
-                run,
-                UpdateKind.RETRYING,
-                step=call.name or None,
-                attempt=call.attempt - 1,
-                due_at=to_datetime(call.due),
-                error=call.error,
-            )
+class Note(msgspec.Struct, frozen=True):
+    """Times are milliseconds since the epoch. Of ``memo``, ``output`` and ``error`` one is set at most, the first
+    two JSON; ``failed`` says whether that is an error."""
 
-    def waiting(self, run: RunRow, step: str, op: Opcode, until: int) -> None:
-        kind = UpdateKind.SLEEPING if op == Opcode.SLEEP else UpdateKind.WAITING
-        self._add(run, kind, step=step, op=op, due_at=to_datetime(until))
+    kind: UpdateKind
+    at: int
+    run: RunRow
+    step: str | None = None
+    op: Opcode | None = None
+    attempt: int | None = None
+    due: int | None = None
+    memo: bytes | None = None
+    output: bytes | None = None
+    error: str | None = None
+    failed: bool = False
 
-    def step_ended(self, run: RunRow, written: WriteMemo) -> None:
-        output = error = None
-        if written.failed:
-            error = describe_error(_MEMO.decode(written.memo)["error"])
-        else:
-            output = msgspec.Raw(written.memo)
-        kind = UpdateKind.STEP_FAILED if written.failed else UpdateKind.STEP_COMPLETED
-        attempt = written.attempts - 1
-        self._add(run, kind, step=written.name, op=written.op, attempt=attempt, output=output, error=error)
-
-    def run_ended(self, run: RunRow, end: EndRun) -> None:
-        if end.status == RunStatus.FAILED:
-            self._add(run, _ENDS[end.status], error=describe_error(end.output))
-        else:
-            output = msgspec.Raw(end.output) if end.status == RunStatus.COMPLETED else None
-            self._add(run, _ENDS[end.status], output=output)
-
-    def _add(
-        self,
-        run: RunRow,
-        kind: UpdateKind,
-        *,
-        step: str | None = None,
-        op: Opcode | None = None,
-        attempt: int | None = None,
-        due_at: dt.datetime | None = None,
-        output: msgspec.Raw | None = None,
-        error: str | None = None,
-    ) -> None:
-        self._effects.updates.append(
-            RunUpdate(
-                kind=kind,
-                at=self._at,
-                run_id=run.id,
-                function_id=run.function_id,
-                step=step,
-                op=op,
-                attempt=attempt,
-                due_at=due_at,
-                output=output,
-                error=error,
-            )
+    def to_update(self) -> RunUpdate:
+        shown = None if self.failed else self.memo if self.memo is not None else self.output
+        return RunUpdate(
+            kind=self.kind,
+            at=to_datetime(self.at),
+            run_id=self.run.id,
+            function_id=self.run.function_id,
+            step=self.step,
+            op=self.op,
+            attempt=self.attempt,
+            due_at=None if self.due is None else to_datetime(self.due),
+            output=None if shown is None else msgspec.Raw(shown),
+            error=self._describe_error() if self.failed else self.error,
         )
+
+    def _describe_error(self) -> str:
+        return describe_failed_memo(self.memo) if self.memo is not None else describe_error(self.output or b"{}")
+
+
+def run_started(run: RunRow, at: int) -> Note:
+    return Note(UpdateKind.RUN_STARTED, at, run)
+
+
+def call_repeated(run: RunRow, call: Call, at: int) -> Note:
+    if call.unreached:
+        return Note(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)
+    return Note(
+        UpdateKind.RETRYING, at, run, step=call.name or None, attempt=call.attempt - 1, due=call.due, error=call.error
+    )
+
+
+def step_waits(run: RunRow, step: str, op: Opcode, until: int, at: int) -> Note:
+    kind = UpdateKind.SLEEPING if op == Opcode.SLEEP else UpdateKind.WAITING
+    return Note(kind, at, run, step=step, op=op, due=until)
+
+
+def step_ended(run: RunRow, written: WriteMemo, at: int) -> Note:
+    return Note(
+        UpdateKind.STEP_FAILED if written.failed else UpdateKind.STEP_COMPLETED,
+        at,
+        run,
+        step=written.name,
+        op=written.op,
+        attempt=written.attempts - 1,
+        memo=written.memo,
+        failed=written.failed,
+    )
+
+
+def run_ended(run: RunRow, end: EndRun, at: int) -> Note:
+    output = None if end.status == RunStatus.CANCELLED else end.output
+    return Note(_ENDS[end.status], at, run, output=output, failed=end.status == RunStatus.FAILED)

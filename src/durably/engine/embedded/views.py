@@ -139,7 +139,7 @@ class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
     ``step`` is the step's id as the user wrote it, ``None`` where it concerns the function's own code.
     ``attempt`` is the one that failed (from 0), ``due_at`` when the next is made, a sleep ends or a wait times
-    out. ``output`` is the JSON of a step or run that completed, ``error`` is ``"Name: message"``.
+    out. ``output`` is JSON: of a step its memo, of a run what the function returned. ``error`` is ``"Name: message"``.
     """
 
     kind: UpdateKind

@@ -1,38 +1,38 @@
 """Handing what happens to those who watch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
+from .updates import Note
 from .views import RunUpdate
 
 _MOST_UNREAD = 10_000
 
 
 class Watchers:
-    """``on_change`` is told whether anybody watches."""
-
-    def __init__(self, on_change: Callable[[bool], None]) -> None:
-        self._on_change = on_change
+    def __init__(self) -> None:
         self._watchers: set[_Watcher] = set()
 
     @contextmanager
     def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
         watcher = _Watcher()
         self._watchers.add(watcher)
-        self._on_change(True)
         try:
             yield watcher
         finally:
             self._watchers.discard(watcher)
-            self._on_change(bool(self._watchers))
 
-    def tell(self, updates: Iterable[RunUpdate]) -> None:
-        for update in updates:
+    def tell(self, notes: Sequence[Note]) -> None:
+        if not self._watchers:
+            return
+        for note in notes:
+            update = note.to_update()
             for watcher in self._watchers:
                 watcher.put(update)
 
     def close(self) -> None:
+        """Let those who watch come to an end."""
         for watcher in self._watchers:
             watcher.put(None)
 
