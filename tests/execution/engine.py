@@ -86,6 +86,8 @@ class Run:
     memos: dict[str, Any] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=lambda: [Job()])
+    found: frozenset[str] = frozenset()
+    """Steps that the last discovery found; the others under way lost a race, and are not waited for."""
     disable_immediate: bool = False
     status: str = "Running"
     output: Any = None
@@ -198,6 +200,8 @@ class FakeEngine:
         ops = answer.ops
         if len(ops) > 1:
             run.disable_immediate = True
+        if job.target is None:
+            run.found = frozenset(op["id"] for op in ops)
         for op in ops:
             if op["op"] == "StepRun":
                 self._end_step(run, _ending(job, op), {"data": op.get("data")})
@@ -218,7 +222,7 @@ class FakeEngine:
         assert step_id not in run.memos, f'step "{job.name}" ended twice'
         run.memos[step_id] = memo
         run.stack.append(step_id)
-        are_others_due = any(due.op is not None for due in run.jobs)
+        are_others_due = any(due.op is not None and due.op["id"] in run.found for due in run.jobs)
         is_discovery_due = any(due.op is None for due in run.jobs)
         if not is_discovery_due and (job.is_race or not are_others_due):
             run.jobs.append(Job())

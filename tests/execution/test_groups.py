@@ -1,0 +1,324 @@
+"""``group.parallel`` in both modes and both kinds of functions, nested and mixed, and ``group.timeout``."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import durably
+from durably import Context, ContextSync, ParallelMode
+
+from .engine import NULL, Run, complete, engine_for, fail, first, last
+from .test_asyncio import explode, named
+
+WAIT, RACE = ParallelMode.WAIT, ParallelMode.RACE
+
+
+def modes(run: Run, call: int = 0) -> dict[str, str | None]:
+    return {op["userland"]["id"]: (op.get("opts") or {}).get("parallelMode") for op in run.answers[call].ops}
+
+
+def discoveries(run: Run) -> int:
+    """Calls that found steps or ended the run, rather than executing a planned one."""
+    return sum(answer.status == 200 or answer.ops[0]["op"] not in ("StepRun", "StepError") for answer in run.answers)
+
+
+@pytest.mark.parametrize("mode", [WAIT, RACE])
+@pytest.mark.parametrize("pick", [first, last], ids=["in order", "in reverse"])
+@pytest.mark.parametrize("kind", ["async", "sync", "sync, blocking"])
+async def test_parallel(mode: ParallelMode, pick: Any, kind: str) -> None:
+    async def function(ctx: Context) -> Any:
+        async def branch() -> Any:
+            await ctx.step.sleep("c1", 1000)
+            return await ctx.step.run("c2", str, "c")
+
+        return await ctx.group.parallel(
+            (lambda: ctx.step.run("a", str, "a"), lambda: ctx.step.wait_for_event("b", event="e", timeout=1), branch),
+            parallel_mode=mode,
+        )
+
+    def function_sync(ctx: ContextSync) -> Any:
+        def branch() -> Any:
+            ctx.step.sleep("c1", 1000)
+            return ctx.step.run("c2", str, "c")
+
+        return ctx.group.parallel(
+            (lambda: ctx.step.run("a", str, "a"), lambda: ctx.step.wait_for_event("b", event="e", timeout=1), branch),
+            parallel_mode=mode,
+        )
+
+    handler = function if kind == "async" else function_sync
+    engine = engine_for(
+        handler, blocking="blocking" in kind, replies={"b": {"name": "e", "data": {}, "id": "1", "ts": 1}}
+    )
+    run = await engine.run(pick=pick)
+    assert run.output[0] == "a"
+    assert run.output[1]["name"] == "e"
+    assert run.output[2] == "c"
+    assert run.answers[0].found() == [("StepPlanned", "a"), ("WaitForEvent", "b"), ("Sleep", "c1")]
+    assert modes(run) == dict.fromkeys(("a", "b", "c1"), "race" if mode is RACE else None)
+    if mode is WAIT:
+        assert discoveries(run) == 3
+
+
+async def test_one_callable_is_a_group_too() -> None:
+    async def function(ctx: Context) -> Any:
+        return await ctx.group.parallel([lambda: ctx.step.run("a", str, "a")])
+
+    run = await engine_for(function).run()
+    assert (run.answers[0].found(), run.output) == ([("StepPlanned", "a")], ["a"])
+
+
+async def test_no_callables() -> None:
+    async def function(ctx: Context) -> Any:
+        return await ctx.group.parallel([])
+
+    def function_sync(ctx: ContextSync) -> Any:
+        return ctx.group.parallel([])
+
+    assert await complete(function) == []
+    assert await complete(function_sync) == []
+
+
+@pytest.mark.parametrize("pick", [first, last], ids=["in order", "in reverse"])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_groups_in_groups_keep_their_modes(pick: Any, kind: str) -> None:
+    async def function(ctx: Context) -> Any:
+        def leaf(name: str) -> Any:
+            return lambda: ctx.step.run(name, str, name)
+
+        return await ctx.group.parallel(
+            [
+                leaf("a"),
+                lambda: ctx.group.parallel([leaf("b"), leaf("c")], RACE),
+                lambda: ctx.group.parallel([leaf("d"), lambda: ctx.group.parallel([leaf("e")], WAIT)], RACE),
+            ]
+        )
+
+    def function_sync(ctx: ContextSync) -> Any:
+        def leaf(name: str) -> Any:
+            return lambda: ctx.step.run(name, str, name)
+
+        return ctx.group.parallel(
+            [
+                leaf("a"),
+                lambda: ctx.group.parallel([leaf("b"), leaf("c")], RACE),
+                lambda: ctx.group.parallel([leaf("d"), lambda: ctx.group.parallel([leaf("e")], WAIT)], RACE),
+            ]
+        )
+
+    run = await engine_for(function if kind == "async" else function_sync).run(pick=pick)
+    assert run.output == ["a", ["b", "c"], ["d", ["e"]]]
+    assert modes(run) == {"a": None, "b": "race", "c": "race", "d": "race", "e": None}
+
+
+async def test_plain_asyncio_inside_a_group_and_beside_it() -> None:
+    async def function(ctx: Context) -> Any:
+        return await asyncio.gather(
+            ctx.group.parallel(
+                [lambda: asyncio.gather(ctx.step.run("a", str, "a"), ctx.step.run("b", str, "b"))]  # type: ignore[list-item]
+            ),
+            ctx.step.run("c", str, "c"),
+        )
+
+    run = await engine_for(function).run()
+    assert run.output == [[["a", "b"]], "c"]
+    assert modes(run) == {"a": None, "b": None, "c": "race"}
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_an_error_in_a_group_can_be_caught_while_the_others_go_on(kind: str) -> None:
+    async def function(ctx: Context) -> Any:
+        try:
+            await ctx.group.parallel([lambda: ctx.step.run("bad", explode), lambda: ctx.step.sleep("long", 1000)], RACE)
+        except durably.StepError as error:
+            return [error.message, await ctx.step.run("after", str, "after")]
+
+    def function_sync(ctx: ContextSync) -> Any:
+        try:
+            ctx.group.parallel([lambda: ctx.step.run("bad", explode), lambda: ctx.step.sleep("long", 1000)], RACE)
+        except durably.StepError as error:
+            return [error.message, ctx.step.run("after", str, "after")]
+
+    run = await engine_for(function if kind == "async" else function_sync).run(pick=named("bad", "after", "long"))
+    assert run.output == ["boom", "after"]
+    assert len(run.stack) == 2, "the run did not wait for what was still under way"
+    assert modes(run, -3)["after"] == "race"
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_the_fan_out_with_one_id(kind: str) -> None:
+    """The same steps for each item, without numbers in their ids."""
+
+    async def function(ctx: Context) -> Any:
+        async def item(number: int) -> Any:
+            fetched = await ctx.step.run("fetch", int, number)
+            return await ctx.step.run("store", lambda: fetched * 10)
+
+        return await ctx.group.parallel([lambda number=number: item(number) for number in range(3)])
+
+    def function_sync(ctx: ContextSync) -> Any:
+        def item(number: int) -> Any:
+            fetched = ctx.step.run("fetch", int, number)
+            return ctx.step.run("store", lambda: fetched * 10)
+
+        return ctx.group.parallel([lambda number=number: item(number) for number in range(3)])
+
+    for pick in (first, last):
+        assert (await engine_for(function if kind == "async" else function_sync).run(pick=pick)).output == [0, 10, 20]
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        lambda ctx, leaf: ctx.group.parallel([lambda: (leaf("a"), leaf("s")), lambda: (leaf("b"), leaf("s"))], RACE),
+        lambda ctx, leaf: ctx.group.parallel([lambda: (leaf("s"), leaf("s")), lambda: leaf("s")]),
+        lambda ctx, leaf: ctx.group.parallel(
+            [lambda: ctx.group.parallel([lambda: (leaf("a"), leaf("s"))]), lambda: (leaf("b"), leaf("s"))]
+        ),
+    ],
+    ids=["racing branches", "in different places", "in nested groups"],
+)
+async def test_ids_that_a_sync_function_cannot_tell_apart_are_refused(group: Any) -> None:
+    def function(ctx: ContextSync) -> Any:
+        return group(ctx, lambda step_id: ctx.step.run(step_id, str))
+
+    for pick in (first, last):
+        run = await engine_for(function).run(pick=pick)
+        assert (run.status, run.output["code"]) == ("Failed", "step_id_ambiguous")
+        assert 'step id "s" repeats across branches' in run.output["message"]
+        assert run.answers[-1].no_retry
+
+
+# -- timeouts
+
+
+@pytest.mark.parametrize("expires", [True, False])
+async def test_timeout(expires: bool) -> None:
+    log = []
+
+    async def function(ctx: Context) -> Any:
+        try:
+            async with ctx.group.timeout("deadline", 60_000):
+                log.append(await ctx.step.run("slow", str, "slow"))
+        except TimeoutError as error:
+            log.append(str(error))
+        return await ctx.step.run("after", str, "after")
+
+    run = await engine_for(function).run(pick=named(*(("deadline", "after") if expires else ("slow", "after"))))
+    assert run.output == "after"
+    assert set(log) == {'group.timeout "deadline" is over' if expires else "slow"}
+    assert run.answers[0].found() == [("Sleep", "deadline"), ("StepPlanned", "slow")]
+    assert modes(run) == {"deadline": "race", "slow": "race"}
+    assert len(run.stack) == 2, "the run did not wait for the loser of the race"
+
+
+async def test_an_uncaught_timeout_fails_the_run() -> None:
+    async def function(ctx: Context) -> Any:
+        async with ctx.group.timeout("deadline", 60_000):
+            await ctx.step.wait_for_event("it", event="e", timeout=120_000)
+
+    run = await engine_for(function).run(pick=named("deadline"))
+    assert run.output["name"] == "DeadlineError"
+    assert run.answers[-1].no_retry
+
+
+@pytest.mark.parametrize("winner", ["inner", "outer", "work"])
+async def test_timeouts_in_timeouts(winner: str) -> None:
+    async def function(ctx: Context) -> Any:
+        ended = []
+        try:
+            async with ctx.group.timeout("outer", 60_000):
+                try:
+                    async with ctx.group.timeout("inner", 30_000):
+                        ended.append(await ctx.step.run("work", str, "work"))
+                except TimeoutError:
+                    ended.append("inner")
+        except TimeoutError:
+            ended.append("outer")
+        return ended
+
+    run = await engine_for(function).run(pick=named(winner, *{"inner", "outer", "work"} - {winner}))
+    assert run.output == [winner]
+
+
+async def test_a_timeout_around_branches_cancels_them_all() -> None:
+    async def function(ctx: Context) -> Any:
+        try:
+            async with ctx.group.timeout("deadline", 1000), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(ctx.step.sleep(f"long-{number}", 60_000)) for number in range(3)]
+        except TimeoutError:
+            return [task.cancelled() for task in tasks]
+
+    run = await engine_for(function).run(pick=named("deadline"))
+    assert run.output == [True, True, True]
+
+
+async def test_a_timeout_in_a_group_that_waits_races_nevertheless() -> None:
+    async def function(ctx: Context) -> Any:
+        async def guarded() -> str:
+            try:
+                async with ctx.group.timeout("deadline", 1000):
+                    await ctx.step.sleep("long", 60_000)
+            except TimeoutError:
+                return await ctx.step.run("late", str, "late")
+            return "in time"
+
+        return await ctx.group.parallel([guarded, lambda: ctx.step.run("other", str, "other")])
+
+    run = await engine_for(function).run(pick=named("deadline", "other", "late", "long"))
+    assert run.output == ["late", "other"]
+    assert modes(run) == {"deadline": "race", "long": "race", "other": None}
+    assert len(run.stack) == 3
+
+
+async def test_a_block_without_steps_ends_before_its_clock() -> None:
+    async def function(ctx: Context) -> Any:
+        async with ctx.group.timeout("deadline", 1000):
+            await asyncio.sleep(0.001)
+        return await ctx.step.run("after", str, "after")
+
+    run = await engine_for(function).run()
+    assert (run.output, run.answers[0].found()) == ("after", [("StepRun", "after")])
+
+
+async def test_errors_pass_through_a_timeout() -> None:
+    async def function(ctx: Context) -> Any:
+        async with ctx.group.timeout("deadline", 1000):
+            await ctx.step.run("bad", explode)
+
+    run = await engine_for(function).run(pick=named("bad"))
+    assert (run.output["name"], run.output["message"]) == ("ValueError", "boom")
+
+
+async def test_user_cancellation_is_not_taken_for_the_clock() -> None:
+    async def function(ctx: Context) -> Any:
+        async def guarded() -> None:
+            async with ctx.group.timeout("deadline", 1000):
+                await ctx.step.sleep("long", 60_000)
+
+        task = asyncio.create_task(guarded())
+        await ctx.step.run("a", str)
+        task.cancel()
+        [result] = await asyncio.gather(task, return_exceptions=True)
+        return type(result).__name__
+
+    run = await engine_for(function).run(pick=named("a"))
+    assert run.output == "CancelledError"
+
+
+async def test_wrong_durations_name_the_timeout() -> None:
+    async def function(ctx: Context) -> Any:
+        async with ctx.group.timeout("deadline", -1):
+            pass
+
+    assert 'step "deadline"' in (await fail(function))["message"]
+
+
+async def test_a_sync_function_has_no_timeout() -> None:
+    def function(ctx: ContextSync) -> Any:
+        ctx.group.timeout("deadline", 1)
+
+    error = await fail(function, replies={"x": NULL})
+    assert error["code"] == "async_unsupported"
+    assert 'group.timeout("deadline") needs an async function' in error["message"]
