@@ -58,10 +58,22 @@ def test_without_reload_a_crash_of_the_app_ends_all(start: Start, directory: Pat
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_app_too(start: Start, directory: Path, how: signal.Signals) -> None:
-    dev = _start_shop(start, directory)
+def test_a_signal_ends_the_app_too_in_its_own_way(start: Start, directory: Path, how: signal.Signals) -> None:
+    lifespan = """
+    import contextlib
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        print("the app says goodbye", flush=True)
+    """
+    source = apps.FASTAPI.replace("fastapi.FastAPI()", "fastapi.FastAPI(lifespan=lifespan)").format(sdk="durably")
+    write(directory / "shop.py", lifespan + source)
+    dev = start("dev", "shop:app", "--port", "0", "--app-port", "0")
+    dev.until("shop:app is up")
     child = _child_of(dev)
     assert dev.stop(how) == 0
+    assert "the app says goodbye" in dev.output
     assert "Traceback" not in dev.output
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)

@@ -153,3 +153,21 @@ async def test_in_cloud_mode_an_app_of_another_key_is_refused(cloud: Harness, se
         await cloud.server.discovery.sync(url)
     assert SIGNING_KEY.removeprefix("signkey-test-") not in str(caught.value)
     assert cloud.syncs == []
+
+
+async def test_in_cloud_mode_an_unsigned_answer_is_not_trusted(cloud: Harness) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        headers = {"x-inngest-sdk": "by-hand:v1", "x-inngest-sync-kind": "in_band", "x-inngest-signature": "t=1&s=00"}
+        return web.json_response({"app_id": "shop", "url": str(request.url), "functions": []}, headers=headers)
+
+    site = web.Application()
+    site.add_routes([web.get("/api", answer), web.put("/api", answer)])
+    runner = web.AppRunner(site)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        with pytest.raises(SyncFailedError, match="cannot be trusted"):
+            await cloud.server.discovery.sync(f"http://127.0.0.1:{runner.addresses[0][1]}/api")
+    finally:
+        await runner.cleanup()
+    assert cloud.syncs == []
