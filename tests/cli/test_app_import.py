@@ -32,6 +32,8 @@ def test_apps_are_found(write_module: Write) -> None:
     assert import_app("usershop:app") == 2
     assert import_app("usershop") == 2
     assert import_app("usershop:x.app") == 1
+    write_module("application = 3")
+    assert import_app("usershop") == 3
 
 
 @pytest.mark.parametrize(

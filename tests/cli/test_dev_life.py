@@ -1,5 +1,6 @@
 """``durably dev`` over time: reloading, apps that run elsewhere, ending, and going on after a restart."""
 
+import contextlib
 import os
 import select
 import signal
@@ -7,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,22 +121,29 @@ def test_an_engine_that_lost_its_database_ends(start: Start, run: Run, directory
     assert "Traceback" not in dev.output
 
 
-def test_an_app_that_runs_elsewhere_is_synced_when_it_comes_up(start: Start, directory: Path) -> None:
+def test_an_app_that_runs_elsewhere_is_synced_whenever_it_comes_up(start: Start, directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api/inngest"
-    dev = start("dev", "--port", "0", "-u", url)
-    dev.until(f"no app answers at {url}.*; waiting for it")
+    dev = start("dev", "--port", "0", "-u", url, "--poll-interval", "0.2")
+    dev.until(f"no app answers at {url}: connection refused; waiting for it")
+    source = apps.FASTAPI.format(sdk="inngest")
+    with _running_app(directory, source, port, dev.origin):
+        dev.until("synced shop: shop-place\n")
+        end = dev.until(f"the app at {url} answers").end()
+    end = dev.until(f"no app answers at {url}: connection refused; waiting for it", after=end).end()
+    with _running_app(directory, source.replace('fn_id="place"', 'fn_id="order"'), port, dev.origin):
+        dev.until("synced shop: shop-order\n", after=end)
+        dev.until(f"the app at {url} answers", after=end)
 
-    write(directory / "shop.py", apps.FASTAPI.format(sdk="inngest"))
-    app = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port), "--log-level", "error"],
-        cwd=directory,
-        env=os.environ | {"INNGEST_DEV": dev.origin},
-    )
+
+@contextlib.contextmanager
+def _running_app(directory: Path, source: str, port: int, engine_origin: str) -> Iterator[None]:
+    write(directory / "shop.py", source)
+    command = [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port), "--log-level", "error"]
+    app = subprocess.Popen(command, cwd=directory, env=os.environ | {"INNGEST_DEV": engine_origin})
     try:
-        dev.until("synced shop: shop-place")
-        dev.until(f"the app at {url} answers")
+        yield
     finally:
         app.terminate()
         app.wait(10)

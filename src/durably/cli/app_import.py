@@ -6,7 +6,8 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-DEFAULT_NAME = "app"
+USUAL_NAMES = ("app", "application", "main")
+"""What apps are called in FastAPI's and Flask's documentation, in Django's, and in DigitalOcean's."""
 
 
 class AppImportError(Exception):
@@ -14,10 +15,13 @@ class AppImportError(Exception):
 
 
 def import_app(target: str) -> object:
-    """``target`` is ``module:name``, dots allowed in both; ``module`` alone means ``module:app``."""
+    """``target`` is ``module:name``, dots allowed in both; ``module`` alone looks for ``USUAL_NAMES``."""
     module_name, _, name = target.partition(":")
-    found: object = _import_module(module_name)
-    for part in (name or DEFAULT_NAME).split("."):
+    module = _import_module(module_name)
+    if not name:
+        name = next((each for each in USUAL_NAMES if hasattr(module, each)), USUAL_NAMES[0])
+    found: object = module
+    for part in name.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:

@@ -9,7 +9,7 @@ from .options import server_options
 
 @click.command()
 @click.argument("target", metavar="[MODULE:APP]", required=False)
-@server_options
+@server_options(poll_interval=5)
 @click.option(
     "--app-port",
     default=8000,
@@ -26,10 +26,10 @@ from .options import server_options
     help="File that keeps the engine's state.  [default: .durably/dev.db]",
 )
 @click.option("--no-reload", is_flag=True, help="Do not restart MODULE:APP when its source changes.")
-@click.option("--allow-private-addresses", is_flag=True, help="Let step.fetch and step.ai.infer reach them.")
 def dev(
     target: str | None,
     urls: tuple[str, ...],
+    poll_interval: float,
     host: str,
     port: int,
     app_port: int,
@@ -53,6 +53,7 @@ def dev(
     options = DevOptions(
         target=target,
         urls=urls,
+        poll_interval=poll_interval,
         host=host,
         port=port,
         app_port=app_port,

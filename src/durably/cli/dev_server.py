@@ -34,12 +34,12 @@ from .syncing import keep_synced
 
 STATE_DIRECTORY = Path(".durably")
 DEFAULT_APP_PORT = 8000
-POLL_SECONDS = 5.0
 CLOSE_GRACE = dt.timedelta(seconds=1)
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``target`` is ``module:app`` to serve, ``urls`` apps that run by themselves. Ports of 0 take free ones.
+    """``target`` is ``module:app`` to serve, ``urls`` apps that run by themselves, which are asked to sync every
+    ``poll_interval`` seconds. Ports of 0 take free ones.
 
     Without ``database``, state is kept in ``.durably/dev.db`` below the working directory. ``app_path`` is where
     the app serves its functions, if not at one of the usual paths. With ``reload``, the app is started anew when
@@ -48,6 +48,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str | None = None
     urls: tuple[str, ...] = ()
+    poll_interval: float = 5.0
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     app_port: int = DEFAULT_APP_PORT
@@ -161,9 +162,8 @@ class DevServer:
         await restart_on_changes(app, self._changes, self.server.discovery, self.console)
 
     async def _keep_synced(self, url: str) -> None:
-        await keep_synced(
-            url, self.server.discovery, interval=POLL_SECONDS, say=self.console.note, warn=self.console.warn
-        )
+        interval, console = self.options.poll_interval, self.console
+        await keep_synced(url, self.server.discovery, interval=interval, say=console.note, warn=console.warn)
 
 
 def default_database() -> Path:

@@ -70,12 +70,10 @@ def client_options(command: Command) -> Command:
     return with_client
 
 
-def server_options(command: Command) -> Command:
-    """``host`` and ``port`` of the engine, the ``urls`` of apps, and the ``poll_interval`` for those."""
-    for option in (
-        click.option(
-            "-u", "--app-url", "urls", multiple=True, metavar="URL", help="An app to sync with. May be repeated."
-        ),
+def server_options(*, poll_interval: float) -> Callable[[Command], Command]:
+    """``host`` and ``port`` of the engine, the ``urls`` of apps, and how often these are asked to sync."""
+    options = (
+        click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
         click.option(
             "--port",
             default=8288,
@@ -83,7 +81,23 @@ def server_options(command: Command) -> Command:
             type=click.IntRange(0, 65535),
             help="Port of the engine; 0 takes a free one.",
         ),
-        click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
-    ):
-        command = option(command)
-    return command
+        click.option(
+            "-u", "--app-url", "urls", multiple=True, metavar="URL", help="An app to sync with. May be repeated."
+        ),
+        click.option(
+            "--poll-interval",
+            default=poll_interval,
+            show_default=True,
+            type=click.FloatRange(0),
+            metavar="SECONDS",
+            help="How often to sync with the apps of -u; 0 means once.",
+        ),
+        click.option("--allow-private-addresses", is_flag=True, help="Let step.fetch and step.ai.infer reach them."),
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

@@ -9,7 +9,7 @@ from .options import server_options, signing_key_options
 
 
 @click.command()
-@server_options
+@server_options(poll_interval=0)
 @click.option(
     "--db",
     "database",
@@ -28,15 +28,6 @@ from .options import server_options, signing_key_options
     metavar="KEY",
     help="A key that senders of events must have. May be repeated; in the environment, separated by spaces.",
 )
-@click.option(
-    "--poll-interval",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    metavar="SECONDS",
-    help="Sync with the apps of -u again so often; 0 means once.",
-)
-@click.option("--allow-private-addresses", is_flag=True, help="Let step.fetch and step.ai.infer reach them.")
 def start(
     urls: tuple[str, ...],
     host: str,
@@ -48,10 +39,11 @@ def start(
     poll_interval: float,
     allow_private_addresses: bool,
 ) -> None:
-    """Run an engine for production: one process that keeps its state in the file --db.
+    """Run an engine for production.
 
-    Calls to apps are signed with the signing key, which the API asks for in turn; events need an event key. Apps
-    sync when they are deployed, or are named by -u. The log is one JSON object a line, on stderr.
+    It is one process, and keeps its state in the file --db. Calls to apps are signed with the signing key, which the
+    API asks for in turn; events need an event key. Apps sync when they are deployed, or are named by -u. The log is
+    one JSON object a line, on stderr.
     """
     if not signing_key:
         raise CliError("no signing key: set INNGEST_SIGNING_KEY, the same as the apps', or give --signing-key")
