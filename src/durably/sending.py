@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from durably.encoding import encode_json
 from durably.errors import EventKeyUnspecifiedError, SendEventsError, TransportError
 from durably.events import as_data
 from durably.middleware import MiddlewareStack, SendEventsResult
@@ -97,8 +98,8 @@ def _build_request(client: "Client", events: list[Event]) -> Request:
     headers = client.headers()
     headers[Header.EVENT_ID_SEED.value] = _seed()
     try:
-        body = msgspec.json.encode([_to_wire(event) for event in events])
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        body = encode_json([_to_wire(event) for event in events])
+    except ValueError as error:
         raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
     url = f"{client.event_api_origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, client.request_timeout)

@@ -188,7 +188,7 @@ def send(request: Request) -> Response:
 def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
     """The whole body. The socket's timeout bounds each wait for bytes; this bounds their sum."""
     chunks: list[bytes] = []
-    for chunk in answer.stream(_CHUNK_BYTES):
+    while chunk := answer.read1(_CHUNK_BYTES):
         chunks.append(chunk)
         if time.monotonic() > deadline:
             answer.close()

@@ -89,6 +89,7 @@ class FakeEngine:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients under test break off on purpose."""

@@ -1,13 +1,13 @@
 """The answer to a call, from how it ended: status, headers, JSON (spec §4.4.3, §5.1.1)."""
 
 import datetime as dt
-import json
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
+from durably.encoding import encode_json
 from durably.errors import OutputUnserializableError, RetryAfterError
 from durably.execution import Found, Outcome, Raised, StepReport
 from durably.protocol.durations import format_moment
@@ -39,14 +39,10 @@ def encode_output(value: Any, source: str) -> bytes:
     if value is msgspec.UNSET:
         return b"null"
     try:
-        return msgspec.json.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError, UnicodeEncodeError) as error:
-        reason = error
-    try:
-        return json.dumps(value, allow_nan=False).encode()  # integers beyond 64 bits, which msgspec refuses
-    except (TypeError, ValueError, OverflowError, RecursionError):
+        return encode_json(value)
+    except ValueError as error:
         raise OutputUnserializableError(
-            f"{source} returned unserializable data: {reason}. Return what JSON can express, "
+            f"{source} returned unserializable data: {error}. Return what JSON can express, "
             "or set output_type and give the client a serializer"
         ) from None
 

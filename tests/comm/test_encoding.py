@@ -1,0 +1,62 @@
+"""What users' values become on the wire."""
+
+import enum
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durably.encoding import encode_json
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+class Text(str):
+    """Such as Django's ``SafeString``."""
+
+    __slots__ = ()
+
+
+class Count(int):
+    pass
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@given(JSON)
+def test_json_is_kept(value: Any) -> None:
+    assert json.loads(encode_json(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Text("safe"), "safe"),
+        ({"n": Count(2**70)}, {"n": 2**70}),
+        ({None: 1}, {"null": 1}),
+        ((1, 2), [1, 2]),
+        (Colour.RED, "red"),
+        ("\ud800", "\ud800"),
+    ],
+)
+def test_what_python_calls_json(value: Any, expected: Any) -> None:
+    assert json.loads(encode_json(value)) == expected
+
+
+def recursive() -> list[Any]:
+    endless: list[Any] = []
+    endless.append(endless)
+    return endless
+
+
+@pytest.mark.parametrize("value", [object(), {"deep": [object()]}, {(1, 2): 3}, recursive(), lambda: None])
+def test_what_json_cannot_express(value: Any) -> None:
+    with pytest.raises(ValueError):
+        encode_json(value)

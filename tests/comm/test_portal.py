@@ -1,0 +1,158 @@
+"""The portal: an event loop for synchronous places."""
+
+import asyncio
+import contextvars
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from typing import Any
+
+import pytest
+
+from durably.portal import get_portal
+
+
+async def value_of(value: Any) -> Any:
+    await asyncio.sleep(0)
+    return value
+
+
+def test_it_runs_coroutines_in_one_background_thread() -> None:
+    async def where() -> int:
+        return threading.get_ident()
+
+    portal = get_portal()
+    assert portal is get_portal()
+    assert portal.run(where()) == portal.run(where()) != threading.get_ident()
+
+
+def test_it_waits_for_any_awaitable() -> None:
+    class Later:
+        def __await__(self) -> Any:
+            return value_of("came").__await__()
+
+    assert get_portal().run(Later()) == "came"
+
+
+def test_many_threads_can_wait_at_once() -> None:
+    barrier = asyncio.Barrier(20)
+
+    async def meet(number: int) -> int:
+        await barrier.wait()  # only if all are under way at once
+        return number
+
+    results: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: results.append(get_portal().run(meet(n)))) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(results) == list(range(20))
+
+
+def test_what_it_raises_is_raised_here() -> None:
+    async def fail() -> None:
+        raise LookupError("not here")
+
+    with pytest.raises(LookupError, match="not here"):
+        get_portal().run(fail())
+
+
+def test_context_variables_come_along() -> None:
+    name = contextvars.ContextVar("name", default="unset")
+
+    async def read() -> str:
+        found = name.get()
+        name.set("changed inside")
+        return found
+
+    name.set("Ada")
+    assert get_portal().run(read()) == "Ada"
+    assert get_portal().submit(read()).result() == "Ada"
+    assert name.get() == "Ada"
+
+
+def hold(started: threading.Event, cancelled: threading.Event) -> Any:
+    async def held() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    return held()
+
+
+def test_cancelling_the_future_cancels_the_task() -> None:
+    started, cancelled = threading.Event(), threading.Event()
+    future = get_portal().submit(hold(started, cancelled))
+    assert started.wait(10)
+    assert future.cancel()
+    assert cancelled.wait(10)
+
+
+def test_an_interrupted_wait_cancels_the_task() -> None:
+    started, cancelled, interrupted = threading.Event(), threading.Event(), threading.Event()
+
+    def interrupt(*_: Any) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise InterruptedError
+
+    def send_signals() -> None:
+        started.wait(10)
+        while not interrupted.wait(0.01):  # one that comes just before the wait begins does not end it
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    main = threading.main_thread().ident
+    assert main is not None
+    thread = threading.Thread(target=send_signals)
+    thread.start()
+    try:
+        with pytest.raises(InterruptedError):
+            get_portal().run(hold(started, cancelled))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert cancelled.wait(10)
+
+
+@pytest.mark.parametrize("leaving", [SystemExit(3), KeyboardInterrupt()])
+def test_leaving_the_program_from_inside_leaves_the_portal_running(leaving: BaseException) -> None:
+    async def leave() -> None:
+        raise leaving
+
+    with pytest.raises(type(leaving)):
+        get_portal().run(leave())
+    assert get_portal().run(value_of("still here")) == "still here"
+
+
+def test_its_own_thread_cannot_wait_for_it() -> None:
+    async def wait_inside() -> None:
+        get_portal().run(value_of(1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a coroutine that was never awaited would be one
+        with pytest.raises(RuntimeError, match="await it there"):
+            get_portal().run(wait_inside())
+
+
+def test_a_forked_process_starts_its_own() -> None:
+    program = """
+import os
+from durably.portal import get_portal
+async def process(): return os.getpid()
+assert get_portal().run(process()) == os.getpid()
+parent = get_portal()
+if child := os.fork():
+    _, status = os.waitpid(child, 0)
+    assert get_portal() is parent and parent.run(process()) == os.getpid()
+    os._exit(os.waitstatus_to_exitcode(status))
+assert get_portal() is not parent and get_portal().run(process()) == os.getpid()
+os._exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 7

@@ -1,0 +1,277 @@
+"""Sending events: by ``client.send`` and by ``client.send_sync``, with one outcome."""
+
+import asyncio
+import base64
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import durably
+from durably import Client, Event, sending
+from durably.errors import EventKeyUnspecifiedError, SendEventsError
+
+from ..frameworks.engine import Answer, FakeEngine, Received
+from .test_transport import serving
+
+KEY = "event-key"
+ACCEPTED: Answer = (200, {"ids": ["01A", "01B"], "status": 200})
+TWO = [Event(name="test/one", data={"n": 1}), Event(name="test/two")]
+
+Send = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "BASE_DELAY", 0.001)
+
+
+@pytest.fixture(params=["send", "send_sync"])
+def send(request: pytest.FixtureRequest) -> Send:
+    """The same for both ways of sending."""
+
+    def run(client: Client, *args: Any, **kwargs: Any) -> list[str]:
+        if request.param == "send":
+            return asyncio.run(client.send(*args, **kwargs))
+        return client.send_sync(*args, **kwargs)
+
+    return run
+
+
+def make_client(engine: FakeEngine | str, **options: Any) -> Client:
+    origin = engine if isinstance(engine, str) else engine.origin
+    settings = {"app_id": "app", "event_api_base_url": origin, "event_key": KEY, "is_production": False}
+    return Client(**(settings | options))
+
+
+def test_events_and_their_ids(engine: FakeEngine, send: Send) -> None:
+    engine.answers[f"/e/{KEY}"] = ACCEPTED
+    assert send(make_client(engine, env="branch"), TWO) == ["01A", "01B"]
+    [received] = engine.received
+    assert received.method == "POST"
+    one, two = received.json
+    assert isinstance(one.pop("ts"), int)
+    assert one == {"name": "test/one", "data": {"n": 1}}
+    assert two["data"] == {}
+    assert received.headers["x-inngest-env"] == "branch"
+    assert received.headers["x-inngest-sdk"].startswith("durably:v")
+    assert received.headers["content-type"] == "application/json"
+
+
+def test_what_an_event_says_of_itself_is_kept(engine: FakeEngine, send: Send) -> None:
+    engine.answers[f"/e/{KEY}"] = ACCEPTED
+    send(make_client(engine), Event(name="test/full", data={"é": 1}, id="mine", ts=123, user={"id": 1}, v="2"))
+    expected = {"name": "test/full", "data": {"é": 1}, "id": "mine", "ts": 123, "user": {"id": 1}, "v": "2"}
+    assert engine.received[0].json == [expected]
+
+
+def test_nothing_to_send_is_not_sent(engine: FakeEngine, send: Send) -> None:
+    assert send(make_client(engine), []) == []
+    assert engine.received == []
+
+
+def test_the_seed_of_the_ids(engine: FakeEngine, send: Send) -> None:
+    engine.answers[f"/e/{KEY}"] = ACCEPTED
+    client = make_client(engine)
+    send(client, TWO)
+    send(client, TWO)
+    seeds = [received.headers["x-inngest-event-id-seed"] for received in engine.received]
+    assert len(set(seeds)) == 2
+    for seed in seeds:
+        assert re.fullmatch(r"\d{13},[A-Za-z0-9+/]{14}==", seed)
+        assert base64.b64decode(seed.partition(",")[2])[6] < 0x80  # adding an index cannot overflow
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_faults_of_the_engine_are_tried_again_with_one_seed(engine: FakeEngine, send: Send, status: int) -> None:
+    answers: list[Answer] = [(status, {"error": "busy"}), (status, b"<html>"), ACCEPTED]
+    engine.answers[f"/e/{KEY}"] = lambda received: answers.pop(0)
+    assert send(make_client(engine), TWO) == ["01A", "01B"]
+    assert len(engine.received) == 3
+    assert len({received.headers["x-inngest-event-id-seed"] for received in engine.received}) == 1
+    assert len({received.body for received in engine.received}) == 1
+
+
+def test_broken_connections_and_timeouts_are_tried_again_with_one_seed(send: Send) -> None:
+    seen: list[bytes] = []
+    done = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        seen.append(connection.recv(10_000))
+        if len(seen) == 1:
+            return  # breaks off
+        if len(seen) == 2:
+            done.wait(10)  # too late
+            return
+        content = json.dumps(ACCEPTED[1]).encode()
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content))
+
+    with serving(answer) as host:
+        assert send(make_client(f"http://{host}", request_timeout=200), TWO) == ["01A", "01B"]
+        done.set()
+    seeds = {re.search(rb"x-inngest-event-id-seed: (\S+)", request)[1] for request in seen}  # type: ignore[index]
+    assert (len(seen), len(seeds)) == (3, 1)
+
+
+def test_it_gives_up_in_the_end(engine: FakeEngine, send: Send) -> None:
+    engine.answers[f"/e/{KEY}"] = 503, {"error": "busy", "ids": ["01A"]}
+    with pytest.raises(SendEventsError, match="not sent after 5 attempts: busy") as raised:
+        send(make_client(engine), TWO)
+    assert raised.value.ids == ["01A"]
+    assert len(engine.received) == sending.MAX_ATTEMPTS
+
+
+def test_an_engine_that_is_away(send: Send) -> None:
+    with pytest.raises(SendEventsError, match=r"cannot reach http://127\.0\.0\.1:9: connection refused") as raised:
+        send(make_client("http://127.0.0.1:9"), TWO)
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message", "ids"),
+    [
+        ((400, {"error": "event 1: no name", "status": 400}), "event 1: no name", []),
+        ((400, {"error": "event 1: no name", "ids": ["01A"]}), "event 1: no name", ["01A"]),
+        ((401, {}), "the engine answered 401", []),
+        ((404, b"<html>"), "the engine answered 404", []),
+        ((302, b""), "the engine answered 302", []),
+        ((200, b"nonsense"), "the engine answered 200", []),
+        ((200, {"ids": ["01A"], "error": "one was not accepted"}), "one was not accepted", ["01A"]),
+    ],
+)
+def test_refusals_are_not_tried_again(
+    engine: FakeEngine, send: Send, answer: Answer, message: str, ids: list[str]
+) -> None:
+    engine.answers[f"/e/{KEY}"] = answer
+    with pytest.raises(SendEventsError, match=message) as raised:
+        send(make_client(engine), TWO)
+    assert raised.value.ids == ids
+    assert len(engine.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([{"name": "test/dict"}], "not dict"),
+        ("test/name", "not str"),
+        (Event(name="test/odd", data={"odd": object()}), "cannot be expressed in JSON"),
+    ],
+)
+def test_what_is_no_event(engine: FakeEngine, send: Send, events: Any, message: str) -> None:
+    with pytest.raises(SendEventsError, match=message):
+        send(make_client(engine), events)
+    assert engine.received == []
+
+
+# -- keys
+
+
+def test_production_needs_a_key(engine: FakeEngine, send: Send) -> None:
+    with pytest.raises(EventKeyUnspecifiedError, match="INNGEST_EVENT_KEY"):
+        send(make_client(engine, is_production=True, event_key=None), TWO)
+    assert engine.received == []
+
+
+def test_development_needs_none(engine: FakeEngine, send: Send) -> None:
+    send(make_client(engine, event_key=None), TWO)
+    assert engine.received[0].path.startswith("/e/")
+    assert len(engine.received[0].path) > len("/e/")
+
+
+def test_a_key_with_odd_characters_stays_one_part_of_the_path(engine: FakeEngine, send: Send) -> None:
+    send(make_client(engine, event_key="a/b?c"), TWO)
+    assert engine.received[0].path == "/e/a%2Fb%3Fc"
+
+
+# -- middleware
+
+
+def make_middleware(log: list[str], *, is_async: bool) -> type[Any]:
+    if is_async:
+
+        class Async(durably.Middleware):
+            async def before_send_events(self, events: list[Event]) -> None:
+                await asyncio.sleep(0)
+                log.append(f"async before {len(events)}")
+                events[0].data = {"marked": True}
+
+            async def after_send_events(self, result: durably.SendEventsResult) -> None:
+                await asyncio.sleep(0)
+                log.append(f"async after {result.ids} {result.error}")
+
+        return Async
+
+    class Sync(durably.MiddlewareSync):
+        def before_send_events(self, events: list[Event]) -> None:
+            log.append(f"sync before {len(events)}")
+
+        def after_send_events(self, result: durably.SendEventsResult) -> None:
+            log.append(f"sync after {result.ids} {result.error}")
+
+    return Sync
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def client(engine: FakeEngine, log: list[str]) -> Client:
+    both = [make_middleware(log, is_async=True), make_middleware(log, is_async=False)]
+    return make_client(engine, middleware=both)
+
+
+def test_hooks_run_once_each_and_in_order(engine: FakeEngine, send: Send, client: Client, log: list[str]) -> None:
+    answers: list[Answer] = [(500, {}), ACCEPTED]
+    engine.answers[f"/e/{KEY}"] = lambda received: answers.pop(0)
+    send(client, [Event(name="test/one"), Event(name="test/two")])
+    ids = ["01A", "01B"]
+    assert log == ["async before 2", "sync before 2", f"sync after {ids} None", f"async after {ids} None"]
+    assert engine.received[0].json[0]["data"] == {"marked": True}
+
+
+def test_hooks_learn_of_errors(engine: FakeEngine, send: Send, client: Client, log: list[str]) -> None:
+    engine.answers[f"/e/{KEY}"] = 400, {"error": "no", "ids": ["01A"]}
+    with pytest.raises(SendEventsError, match="no"):
+        send(client, Event(name="test/one"))
+    assert log == ["async before 1", "sync before 1", "sync after ['01A'] no", "async after ['01A'] no"]
+
+
+def test_hooks_can_be_skipped(engine: FakeEngine, send: Send, client: Client, log: list[str]) -> None:
+    engine.answers[f"/e/{KEY}"] = ACCEPTED
+    send(client, Event(name="test/one"), skip_middleware=True)
+    assert log == []
+
+
+def test_a_hook_that_raises_before_nothing_was_sent(engine: FakeEngine, send: Send) -> None:
+    class Refuses(durably.MiddlewareSync):
+        def before_send_events(self, events: list[Event]) -> None:
+            raise PermissionError("not these")
+
+    with pytest.raises(PermissionError, match="not these"):
+        send(make_client(engine, middleware=[Refuses]), Event(name="test/one"))
+    assert engine.received == []
+
+
+def test_events_of_many_threads_and_tasks(engine: FakeEngine) -> None:
+    def answer(received: Received) -> Answer:
+        return 200, {"ids": [event["name"] for event in received.json]}
+
+    engine.answers[f"/e/{KEY}"] = answer
+    client = make_client(engine)
+
+    async def send_all(prefix: str) -> list[list[str]]:
+        return await asyncio.gather(*(client.send(Event(name=f"{prefix}{n}")) for n in range(50)))
+
+    results: list[list[list[str]]] = []
+    threads = [threading.Thread(target=lambda p=p: results.append(asyncio.run(send_all(p)))) for p in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(ids for sent in results for [ids] in sent) == sorted(f"{p}{n}" for p in "abc" for n in range(50))
