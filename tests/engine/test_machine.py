@@ -261,6 +261,14 @@ def test_racing_steps_ask_for_discovery_each() -> None:
     assert len(run.discoveries) == 1
 
 
+def test_the_losers_of_a_race_hold_up_nothing() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), op(Opcode.SLEEP, "nap", race=True, opts={"duration": "1h"}))
+    run.ops(ran("a"), step="a")
+    run.ops(planned("after"), op(Opcode.SLEEP, "nap", race=True, opts={"duration": "1h"}))
+    assert kinds(run.ops(ran("after"), step="after")) == [WriteMemo, MakeCall]
+
+
 def test_an_app_older_than_parallel_modes_races_always() -> None:
     run = Run()
     run.answer(Asked([planned("a"), planned("b")], races=True))

@@ -11,7 +11,6 @@ from durably.engine.errors import StaleCallError
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus, Wait
 from durably.engine.inputs import CloseWait, Command, EndRun, MakeCall, WriteMemo
 from durably.protocol.errors import ErrorData
-from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import MAX_RUN_STATE_BYTES, MAX_STEPS
 from durably.protocol.opcodes import Opcode
 
@@ -193,13 +192,21 @@ class Turn:
         return wait
 
     def settle(self) -> None:
-        """At the end of a turn in which steps may have ended: go on discovering where it is time to."""
+        """At the end of a turn in which steps may have ended: go on discovering where it is time to.
+
+        Racing steps hold up none of the others: discovery follows the end of each, and the losers of a race may
+        be outstanding for long after the function has gone on.
+        """
         if self.status.has_ended:
             return
-        steps_outstanding = bool(self.waits) or any(call.step_id != DISCOVER for call in self.calls.values())
-        wanted = self._race_ended or (self._step_ended and not steps_outstanding)
+        wanted = self._race_ended or (self._step_ended and not self._has_steps_to_wait_for)
         if wanted or (self.discover_again and self.discovery is None):
             self.discover()
+
+    @property
+    def _has_steps_to_wait_for(self) -> bool:
+        waits = any(not wait.race for wait in self.waits.values())
+        return waits or any(not call.race for call in self.calls.values() if not call.is_discovery)
 
     # ends
 
