@@ -244,6 +244,26 @@ def test_a_racing_branch_advances_while_the_other_step_is_under_way(script: Scri
     assert engine.completed(last.run_id) == "done"
 
 
+def test_a_race_that_is_over_holds_up_no_later_step(script: ScriptedApp, engine: Engine) -> None:
+    fn = script.function()
+    race = {"parallelMode": "race"}
+    fn.first_call().reports(
+        wire.planned("a", race=True),
+        wire.op("Sleep", "nap", opts=race | {"duration": "1h"}),
+        wire.planned("b", race=True),
+    )
+    a, b = fn.next_calls("a", "b")
+    a.reports(wire.ran("a"))
+    fn.next_call().reports(wire.planned("later"))
+    (later,) = fn.next_calls("later")
+    later.reports(wire.ran("later"))
+    call = fn.next_call()
+    assert call.stack == [step_hash("a"), step_hash("later")]
+    call.returns("done")
+    assert engine.completed(call.run_id) == "done"
+    b.reports(wire.ran("b"))
+
+
 def test_a_step_found_alone_after_parallel_ones_is_planned_and_called(script: ScriptedApp, engine: Engine) -> None:
     fn = script.function()
     fn.first_call().reports(wire.planned("a"), wire.planned("b"))

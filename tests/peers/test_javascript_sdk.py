@@ -1,0 +1,117 @@
+"""The official JavaScript SDK on our engine: each function of its app runs to its end, in both modes, and with
+checkpoints after each step, after several, and without any."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ..conformance import wire
+from ..conformance.engine_under_test import Engine
+from . import node
+from .conftest import Provider
+from .harness import PeerApp, running_app
+
+COMPLETED: dict[str, Any] = {
+    "run": {"first": {"n": 7, "at": "1970-01-01T00:00:00.000Z"}, "again": 8, "nothing": None},
+    "sleep": "rested",
+    "wait": {"id": 1, "answer": True},
+    "wait-timeout": None,
+    "invoke": {"typed": {"id": 3}, "byId": {"id": 4}, "error": "the child failed"},
+    "send": 2,
+    "parallel": [1, None, {"id": 5}, 2],
+    "branches": [["l1", "l2", "l3"], ["r1", "r2"], "after"],
+    "race": ["quick", "after"],
+    "group-race": ["a1", "a2", "after"],
+    "unoptimised": [["l1", "l2"], ["r1", "r2"]],
+    "settled": ["good", "bad branch"],
+    "experiment": "from b",
+    "fetch": {"status": 200, "body": {"choices": ["hello"]}},
+    "infer": "hello",
+    "infer-anthropic": "hello",
+    "wrap": "answer to a question",
+    "retry": 1,
+    "step-retry": "second",
+    "step-fail": {"isStepError": True, "name": "TypeError", "message": "bad step", "cause": None},
+    "retry-after": 1,
+    "step-retry-after": "second",
+    "many": 190,
+    "large": 4_500_000,
+    "middleware": {"function": [True, {"step": 1}]},
+}
+FAILED = {"non-retriable": "no more", "step-non-retriable": "no more", "guarded": "guarded failed"}
+SLOW_IN_CLOUD = {"retry", "step-retry"}
+"""In production the first retry waits for 15 seconds and more."""
+
+APPS = {"on": False, "off": False, "buffered": False, "on-cloud": True}
+
+
+@pytest.fixture(scope="module", params=APPS)
+def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]:
+    """An app whose functions have all been started."""
+    node.install_packages()
+    name, cloud = request.param, APPS[request.param]
+    engine: Engine = request.getfixturevalue("cloud_engine" if cloud else "dev_engine")
+    command = [*node.node(), node.JS / "app.mjs"]
+    checkpointing = name.partition("-")[0]
+    with running_app(engine, f"peer-js-{name}", command, cloud=cloud, PEER_CHECKPOINTING=checkpointing) as started:
+        others = ["calls", "signal", "encrypted", "triggers", "triggers-b"]
+        started.start([*COMPLETED, *FAILED, *others], id=1, provider=provider.origin)
+        yield started
+
+
+@pytest.mark.parametrize("name", COMPLETED)
+def test_a_function_completes(app: PeerApp, name: str) -> None:
+    if app.is_cloud and name in SLOW_IN_CLOUD:
+        pytest.skip("production's backoff is long")
+    if name == "wait":
+        app.wait_for_step("wait", "waiting")
+        app.engine.send(wire.event(f"{app.id}/answer", {"id": 2}))
+        app.engine.send(wire.event(f"{app.id}/answer", {"id": 1, "answer": True}))
+    assert app.output(name) == COMPLETED[name]
+
+
+def test_a_signal_is_sent_and_arrives(app: PeerApp) -> None:
+    app.wait_for_step("signal", "waiting")
+    app.start(["send-signal"])
+    assert app.output("send-signal") == "sent"
+    assert app.output("signal") == {"signal": f"{app.id}-go", "data": {"n": 1}}
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_a_function_fails(app: PeerApp, name: str) -> None:
+    assert FAILED[name] in app.error(name)["message"]
+
+
+def test_checkpoints_save_calls(app: PeerApp) -> None:
+    assert app.output("calls") == (6 if app.id.endswith("-off") else 1)
+
+
+def test_the_failure_handler_runs(app: PeerApp) -> None:
+    run = app.run_of_event("inngest/function.failed", "guarded-failure")
+    assert run["status"] == "Completed"
+    assert run["output"] == {"message": "guarded failed", "event": f"{app.id}/guarded"}
+
+
+def test_sent_events_arrive(app: PeerApp) -> None:
+    run = app.run_of_event(f"{app.id}/received", "received")
+    assert run["output"]["n"] in (0, 1)
+
+
+def test_each_trigger_starts_the_function(app: PeerApp) -> None:
+    assert app.output("triggers") == f"{app.id}/triggers"
+    assert app.output("triggers-b") == f"{app.id}/triggers-b"
+
+
+def test_encrypted_steps_are_never_readable_here(app: PeerApp) -> None:
+    app.output("encrypted")
+    shown = app.engine.api("GET", f"/v1/runs/{app.run_id('encrypted')}/steps").body
+    assert b"__ENCRYPTED__" in shown
+    assert b"plain text" not in shown
+
+
+def test_the_models_key_reaches_the_provider_and_is_not_shown(app: PeerApp, provider: Provider) -> None:
+    app.output("infer")
+    keys = [headers.get("authorization") or headers.get("x-api-key") for _, headers, _ in provider.received]
+    assert any("sk-peer-secret" in (key or "") for key in keys)
+    assert b"sk-peer-secret" not in app.engine.api("GET", f"/v1/runs/{app.run_id('infer')}/steps").body
