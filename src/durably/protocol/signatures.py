@@ -17,6 +17,7 @@ from .errors import Error, ErrorCode
 from .limits import SIGNATURE_TOLERANCE
 
 _PREFIX = re.compile(r"^signkey-\w+-")
+_MAX_EXACT = 2**53
 
 
 class SignatureError(Error):
@@ -75,9 +76,15 @@ def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: flo
 def canonicalize(body: bytes) -> bytes | None:
     """The body in RFC 8785 form, or ``None`` where it is no JSON."""
     try:
-        return rfc8785.dumps(json.loads(body))
-    except (ValueError, RecursionError):
+        return rfc8785.dumps(json.loads(body, parse_int=_parse_integer))
+    except (ValueError, OverflowError, RecursionError):
         return None
+
+
+def _parse_integer(text: str) -> int | float:
+    """Numbers are doubles to RFC 8785, and where an integer is none exactly, its nearest is what was signed."""
+    value = int(text)
+    return value if abs(value) < _MAX_EXACT else float(value)
 
 
 def hash_signing_key(key: str) -> str:

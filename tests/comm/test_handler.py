@@ -1,0 +1,226 @@
+"""CommHandler and its models by themselves: what no framework is needed to show."""
+
+import base64
+import logging
+from typing import Any
+
+import pytest
+
+import durably
+from durably import Client, Context, ContextSync, Function
+from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.digital_ocean import serve as serve_digital_ocean
+from durably.errors import BodyInvalidError, FunctionConfigInvalidError, SigningKeyMissingError
+from durably.protocol.headers import Probe, ServerKind
+
+from ..frameworks import wire
+from ..frameworks.engine import FakeEngine
+
+EVENT = durably.TriggerEvent(event="test/event")
+
+
+def make_client(**options: Any) -> Client:
+    return Client(**({"app_id": "app", "is_production": False} | options))
+
+
+def make_function(client: Client, fn_id: str, **options: Any) -> Function[Any]:
+    @client.create_function(fn_id=fn_id, trigger=EVENT, **options)
+    def function(ctx: ContextSync) -> str:
+        return ctx.run_id
+
+    return function
+
+
+def make_handler(client: Client | None = None, *functions: Function[Any], **options: Any) -> CommHandler:
+    client = client or make_client()
+    return CommHandler(
+        client=client, framework="none", functions=functions or [make_function(client, "plain")], **options
+    )
+
+
+def make_request(body: bytes = b"", **options: Any) -> CommRequest:
+    settings = {
+        "body": body,
+        "headers": {},
+        "query_params": {},
+        "raw_request": None,
+        "request_url": "http://app.example.com/api/inngest",
+    }
+    return CommRequest(**(settings | options))
+
+
+def make_call(function_id: str = "app-plain", **options: Any) -> CommRequest:
+    query = {"fnId": function_id, "stepId": "step"}
+    return make_request(wire.encode(wire.call_body(run_id="01RUN")), query_params=query, **options)
+
+
+# -- making one
+
+
+def test_production_needs_a_signing_key() -> None:
+    with pytest.raises(SigningKeyMissingError, match="INNGEST_SIGNING_KEY"):
+        make_handler(make_client(is_production=True))
+
+
+def test_two_functions_with_one_id() -> None:
+    client = make_client()
+    with pytest.raises(FunctionConfigInvalidError, match='two functions have the id "app-twice"'):
+        make_handler(client, make_function(client, "twice"), make_function(client, "twice"))
+
+
+def test_a_function_with_the_id_of_anothers_failure_handler() -> None:
+    client = make_client()
+
+    def on_failure(ctx: ContextSync) -> None: ...
+
+    first = make_function(client, "pay", on_failure=on_failure)
+    with pytest.raises(FunctionConfigInvalidError, match='"app-pay-failure"'):
+        make_handler(client, first, make_function(client, "pay-failure"))
+
+
+def test_what_is_no_function() -> None:
+    with pytest.raises(FunctionConfigInvalidError, match=r"client\.create_function"):
+        make_handler(make_client(), lambda ctx: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("variable", ["INNGEST_THREAD_POOL_MAX_WORKERS", "INNGEST_STREAMING"])
+def test_settings_that_are_none_are_met_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "plenty")
+    with pytest.raises(FunctionConfigInvalidError, match=variable):
+        make_handler()
+
+
+# -- its fronts
+
+
+async def test_the_methods_by_name(engine: FakeEngine) -> None:
+    handler = make_handler(make_client(api_base_url=engine.origin))
+    assert (await handler.post(make_call())).body_bytes() == b'"01RUN"'
+    assert (await handler.put(make_request())).status_code == 200
+    assert (await handler.handle("get", make_request())).status_code == 200
+
+
+def test_the_methods_by_name_without_a_loop(engine: FakeEngine) -> None:
+    handler = make_handler(make_client(api_base_url=engine.origin))
+    assert handler.post_sync(make_call()).body_bytes() == b'"01RUN"'
+    assert handler.put_sync(make_request()).status_code == 200
+    assert handler.get_sync(make_request()).status_code == 200
+
+
+def test_other_methods_are_told_which_there_are() -> None:
+    response = make_handler().handle_sync("DELETE", make_request())
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, POST, PUT")
+
+
+def test_requests_of_an_authenticated_connection_are_not_signed() -> None:
+    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
+    assert handler.post_sync(make_call()).status_code == 401
+    assert handler.post_sync(make_call(is_connect=True)).status_code == 200
+
+
+def test_a_fault_is_logged_in_full_and_named_in_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(durably.MiddlewareSync):
+        def __init__(self, client: Client, raw_request: object) -> None:
+            raise LookupError("private detail")
+
+    with caplog.at_level(logging.ERROR):
+        response = make_handler(make_client(middleware=[Faulty])).post_sync(make_call())
+    assert response.status_code == 500
+    assert b"private detail" not in response.body_bytes()
+    assert b"LookupError" in response.body_bytes()
+    assert "private detail" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_a_refusal_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        make_handler().post_sync(make_call("app-gone\nERROR forged line"))
+    [record] = caplog.records
+    assert record.getMessage().startswith("http://app.example.com/api/inngest was refused: function")
+    assert "\n" not in record.getMessage()
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("quiet", "lines"), [(True, 0), (False, 1)])
+def test_quiet_errors_are_not_logged(caplog: pytest.LogCaptureFixture, quiet: bool, lines: int) -> None:
+    client = make_client()
+
+    @client.create_function(fn_id="fails", trigger=EVENT)
+    async def fails(ctx: Context) -> None:
+        raise durably.NonRetriableError("known", quiet=quiet)
+
+    with caplog.at_level(logging.ERROR):
+        make_handler(client, fails).post_sync(make_call("app-fails"))
+    assert len(caplog.records) == lines
+
+
+# -- requests and responses
+
+
+def test_headers_are_found_in_any_case() -> None:
+    request = make_request(headers={"X-Inngest-Server-Kind": "dev", "X-Other": ""})
+    assert request.server_kind is ServerKind.DEV
+    assert request.headers == {"x-inngest-server-kind": "dev", "x-other": ""}
+
+
+@pytest.mark.parametrize("query", [{"probe": "trust"}, {"probe": ["trust", "other"]}])
+def test_query_parameters_may_be_lists(query: Any) -> None:
+    assert make_request(query_params=query).probe is Probe.TRUST
+
+
+@pytest.mark.parametrize("query", [{}, {"stepId": ""}, {"stepId": []}, {"stepId": "step"}, {"stepId": ["step"]}])
+def test_discovery_has_no_target(query: Any) -> None:
+    assert make_request(query_params=query).target is None
+
+
+def test_what_a_response_says_of_itself() -> None:
+    handler = make_handler()
+    response = handler.post_sync(make_call())
+    assert (response.request_version, response.no_retry, response.retry_after) == (2, False, None)
+    assert response.sdk_version is not None
+    assert CommResponse().request_version is None
+
+
+def test_refusing_what_is_no_request() -> None:
+    response = make_handler().refuse(BodyInvalidError("not even a request"))
+    assert response.status_code == 400
+    assert "x-inngest-sdk" in response.headers
+
+
+# -- DigitalOcean's events, where they are not what they should be
+
+
+class DigitalOceanContext:
+    api_host = "https://faas.example.com"
+    function_name = "/fn-1/package/app"
+
+
+HTTP = {"method": "POST", "headers": {}, "queryString": "fnId=app-plain&stepId=step", "body": "", "path": ""}
+
+
+@pytest.mark.parametrize(
+    ("event", "word"),
+    [
+        ({}, "web function"),
+        ({"http": None}, "web function"),
+        ({"http": {"method": "GET"}}, "web: raw"),
+        ({"http": {**HTTP, "headers": None}}, "http.headers"),
+        ({"http": {**HTTP, "body": "***", "isBase64Encoded": True}}, "http.body"),
+        ({"http": {**HTTP, "body": {"parsed": True}}}, "http.body"),
+    ],
+)
+def test_events_that_are_no_requests(event: dict[str, Any], word: str) -> None:
+    client = make_client()
+    main = serve_digital_ocean(client, [make_function(client, "plain")])
+    result = main(event, DigitalOceanContext())
+    assert result["statusCode"] == 400
+    assert word in result["body"]
+    assert "x-inngest-sdk" in result["headers"]
+
+
+def test_a_body_in_base64() -> None:
+    client = make_client()
+    main = serve_digital_ocean(client, [make_function(client, "plain")])
+    body = base64.b64encode(wire.encode(wire.call_body({"text": "☃"}))).decode()
+    result = main({"http": {**HTTP, "body": body, "isBase64Encoded": True}}, DigitalOceanContext())
+    assert (result["statusCode"], result["body"]) == (200, '"01RUN"')

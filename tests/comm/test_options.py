@@ -1,0 +1,162 @@
+"""What functions are configured with: checked when it is made, written as the wire wants it."""
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import durably
+from durably import Client, ContextSync
+from durably.errors import FunctionConfigInvalidError
+from durably.protocol.durations import parse_duration
+
+MINUTE = dt.timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "wire"),
+    [
+        (durably.Batch(max_size=10, timeout=MINUTE), {"maxSize": 10, "timeout": "1m"}),
+        (
+            durably.Batch(max_size=10, timeout=90_000, key="event.data.k", if_exp="event.data.b"),
+            {"maxSize": 10, "timeout": "90s", "key": "event.data.k", "if": "event.data.b"},
+        ),
+        (durably.Cancel(event="stop"), {"event": "stop"}),
+        (
+            durably.Cancel(event="stop", if_exp="async.data.id == event.data.id", timeout=MINUTE),
+            {"event": "stop", "if": "async.data.id == event.data.id", "timeout": "1m"},
+        ),
+        (durably.Concurrency(limit=2), {"limit": 2}),
+        (
+            durably.Concurrency(limit=2, key="event.data.k", scope="env"),
+            {"limit": 2, "key": "event.data.k", "scope": "env"},
+        ),
+        (durably.Debounce(period=MINUTE), {"period": "1m"}),
+        (
+            durably.Debounce(period=MINUTE, key="event.data.k", timeout=dt.timedelta(hours=1)),
+            {"period": "1m", "key": "event.data.k", "timeout": "1h"},
+        ),
+        (durably.Priority(run="event.data.urgent ? 100 : 0"), {"run": "event.data.urgent ? 100 : 0"}),
+        (durably.RateLimit(limit=3, period=MINUTE), {"limit": 3, "period": "1m"}),
+        (durably.Singleton(mode="skip"), {"mode": "skip"}),
+        (durably.Singleton(mode="cancel", key="event.data.k"), {"mode": "cancel", "key": "event.data.k"}),
+        (durably.Throttle(limit=3, period=MINUTE), {"limit": 3, "period": "1m", "burst": 1}),
+        (durably.Timeouts(start=MINUTE, finish=dt.timedelta(days=2)), {"start": "1m", "finish": "2d"}),
+        (durably.Timeouts(), {}),
+        (durably.TriggerCron(cron="*/5 * * * *"), {"cron": "*/5 * * * *"}),
+        (durably.TriggerEvent(event="a", expression="event.data.b"), {"event": "a", "expression": "event.data.b"}),
+    ],
+)
+def test_options_on_the_wire(option: Any, wire: dict[str, Any]) -> None:
+    assert option.to_wire() == wire
+
+
+@given(st.timedeltas(min_value=dt.timedelta(seconds=1), max_value=dt.timedelta(days=500)))
+def test_a_period_is_never_shortened_and_hardly_lengthened(period: dt.timedelta) -> None:
+    written = parse_duration(durably.RateLimit(limit=1, period=period).to_wire()["period"])
+    assert period <= written < period + dt.timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: durably.Batch(max_size=0, timeout=MINUTE), "Batch.max_size must be a positive number, not 0"),
+        (lambda: durably.Batch(max_size="5", timeout=MINUTE), "Batch.max_size must be a positive number, not '5'"),
+        (lambda: durably.Concurrency(limit=True), "Concurrency.limit must be a positive number, not True"),
+        (lambda: durably.Concurrency(limit=1, scope="planet"), "Concurrency.scope must be"),
+        (lambda: durably.Debounce(period=-5), "Debounce.period a duration cannot be negative"),
+        (lambda: durably.Debounce(period=10), "Debounce.period must be at least one second"),
+        (lambda: durably.Debounce(period="5m"), "Debounce.period a duration is"),
+        (lambda: durably.Debounce(period=1.5), "Debounce.period a duration is"),
+        (lambda: durably.Debounce(period=10**30), "Debounce.period the duration of"),
+        (lambda: durably.Debounce(period=None), "Debounce.period is required"),
+        (lambda: durably.Priority(run=5), "Priority.run must be text"),
+        (lambda: durably.RateLimit(limit=1, period=None), "RateLimit.period is required"),
+        (lambda: durably.Singleton(mode="queue"), "Singleton.mode must be"),
+        (lambda: durably.Throttle(limit=1, period=MINUTE, burst=-1), "Throttle.burst must be a positive number"),
+        (lambda: durably.Timeouts(start=-1), "Timeouts.start"),
+        (lambda: durably.TriggerEvent(event=None), "TriggerEvent.event is required"),
+        (lambda: durably.Cancel(event=7), "Cancel.event must be text"),
+    ],
+)
+def test_options_that_are_wrong(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(FunctionConfigInvalidError) as raised:
+        make()
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trigger": []}, "trigger needs 1 to 10 triggers"),
+        ({"trigger": [durably.TriggerEvent(event=f"e{n}") for n in range(11)]}, "trigger needs 1 to 10 triggers"),
+        ({"trigger": "event"}, "trigger takes TriggerEvent and TriggerCron"),
+        ({"retries": -1}, "retries must be 0 to 20"),
+        ({"retries": 21}, "retries must be 0 to 20"),
+        ({"retries": "4"}, "retries must be 0 to 20"),
+        ({"concurrency": [durably.Concurrency(limit=n) for n in (1, 2, 3)]}, "concurrency takes at most 2, not 3"),
+        ({"concurrency": 5}, "concurrency takes a list of Concurrency"),
+        ({"cancel": [durably.Cancel(event="e")] * 6}, "cancel takes at most 5, not 6"),
+        ({"cancel": durably.Cancel(event="e")}, "cancel takes a list of Cancel"),
+        ({"throttle": durably.RateLimit(limit=1, period=MINUTE)}, "throttle takes Throttle"),
+        ({"idempotency": 5}, "idempotency takes str"),
+    ],
+)
+def test_functions_that_are_configured_wrongly(options: dict[str, Any], message: str) -> None:
+    client = Client(app_id="app", is_production=False)
+    with pytest.raises(FunctionConfigInvalidError) as raised:
+        client.create_function(**({"fn_id": "mine", "trigger": durably.TriggerEvent(event="e")} | options))
+    assert f'function "mine": {message}' in str(raised.value)
+
+
+@pytest.mark.parametrize("fn_id", ["", None, 5])
+def test_a_function_needs_a_name(fn_id: Any) -> None:
+    with pytest.raises(FunctionConfigInvalidError, match="fn_id"):
+        Client(app_id="app").create_function(fn_id=fn_id, trigger=durably.TriggerEvent(event="e"))
+
+
+def test_a_whole_function_on_the_wire() -> None:
+    client = Client(app_id="app", is_production=False)
+
+    def on_failure(ctx: ContextSync) -> None: ...
+
+    @client.create_function(
+        fn_id="all",
+        name="Everything",
+        trigger=[durably.TriggerEvent(event="e"), durably.TriggerCron(cron="0 0 * * *")],
+        retries=0,
+        on_failure=on_failure,
+        cancel=[durably.Cancel(event="stop")],
+        concurrency=[durably.Concurrency(limit=1)],
+        idempotency="event.data.id",
+        priority=durably.Priority(run="1"),
+        timeouts=durably.Timeouts(finish=MINUTE),
+    )
+    def function(ctx: ContextSync) -> None: ...
+
+    own, failure = function.configs("https://app.example.com/api/inngest")
+    url = "https://app.example.com/api/inngest?fnId=app-all&stepId=step"
+    assert own == {
+        "id": "app-all",
+        "name": "Everything",
+        "triggers": [{"event": "e"}, {"cron": "0 0 * * *"}],
+        "steps": {
+            "step": {
+                "id": "step",
+                "name": "step",
+                "runtime": {"type": "http", "url": url},
+                "retries": {"attempts": 0},
+            }
+        },
+        "cancel": [{"event": "stop"}],
+        "concurrency": [{"limit": 1}],
+        "idempotency": "event.data.id",
+        "priority": {"run": "1"},
+        "timeouts": {"finish": "1m"},
+    }
+    assert failure["id"] == "app-all-failure"
+    [trigger] = failure["triggers"]
+    assert trigger == {"event": "inngest/function.failed", "expression": "event.data.function_id == 'app-all'"}

@@ -1,0 +1,137 @@
+"""Signatures, and the bearer token."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from durably.protocol.errors import ErrorCode
+from durably.protocol.signatures import (
+    SignatureError,
+    bearer_token,
+    canonicalize,
+    hash_signing_key,
+    sign,
+    strip_key_prefix,
+    verify,
+)
+
+NOW = 1_700_000_000
+KEY = "signkey-prod-" + "ab" * 32
+OTHER = "signkey-prod-" + "cd" * 32
+
+KEYS = st.text("0123456789abcdef", min_size=2, max_size=64).map(lambda bare: f"signkey-test-{bare}")
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | FINITE | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(st.binary(), KEYS, st.integers(-300, 300))
+def test_what_is_signed_is_verified(body: bytes, key: str, seconds: int) -> None:
+    assert verify(body, sign(body, key, NOW), [None, key], NOW + seconds) == key
+
+
+@given(st.binary(), st.binary(), KEYS)
+def test_another_body_is_not(body: bytes, other: bytes, key: str) -> None:
+    assume(body != other and canonicalize(other) != body)
+    with pytest.raises(SignatureError):
+        verify(other, sign(body, key, NOW), [key], NOW)
+
+
+@given(st.binary(), KEYS, KEYS)
+def test_nor_is_another_key(body: bytes, key: str, other: str) -> None:
+    assume(strip_key_prefix(key) != strip_key_prefix(other))
+    with pytest.raises(SignatureError) as raised:
+        verify(body, sign(body, other, NOW), [key], NOW)
+    assert strip_key_prefix(key) not in str(raised.value) or len(strip_key_prefix(key)) < 8
+
+
+@given(st.integers(301, 10**9) | st.integers(-(10**9), -301))
+def test_nor_is_another_time(seconds: int) -> None:
+    with pytest.raises(SignatureError, match="five minutes"):
+        verify(b"", sign(b"", KEY, NOW), [KEY], NOW + seconds)
+
+
+@given(st.text())
+def test_no_header_whatever_gets_through_or_breaks_anything(header: str) -> None:
+    with pytest.raises(SignatureError):
+        verify(b"body", header, [KEY, OTHER], NOW)
+
+
+@given(JSON)
+def test_a_body_may_be_encoded_anew_on_its_way(value: object) -> None:
+    canonical = canonicalize(json.dumps(value).encode())
+    assert canonical is not None
+    anew = json.dumps(value, indent=2, sort_keys=False).encode()
+    assert verify(anew, sign(canonical, KEY, NOW), [KEY], NOW) == KEY
+
+
+@given(JSON)
+def test_canonical_json_says_the_same_and_is_its_own_form(value: object) -> None:
+    canonical = canonicalize(json.dumps(value).encode())
+    assert canonical is not None
+    assert json.loads(canonical, parse_int=float) == json.loads(json.dumps(value), parse_int=float)
+    assert canonicalize(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("[9007199254740991, 9007199254740993, 1e21, 1.0, -0.0]", b"[9007199254740991,9007199254740992,1e+21,1,0]"),
+        ('{"b": 1, "a": "\\u20ac\\u000a"}', '{"a":"€\\n","b":1}'.encode()),
+        ("1" * 400, None),
+        ("NaN", None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_canonical_forms(text: str, canonical: bytes | None) -> None:
+    assert canonicalize(text.encode()) == canonical
+
+
+@given(st.binary())
+def test_what_is_no_json_has_no_canonical_form_and_is_no_error(body: bytes) -> None:
+    canonicalize(body)
+
+
+def test_the_key_that_signed_is_returned() -> None:
+    for key in (KEY, OTHER):
+        assert verify(b"x", sign(b"x", key, NOW), [KEY, OTHER], NOW) == key
+
+
+@pytest.mark.parametrize(
+    ("header", "keys", "code"),
+    [
+        (None, [KEY], ErrorCode.HEADER_MISSING),
+        ("", [KEY], ErrorCode.HEADER_MISSING),
+        (sign(b"", KEY, NOW), [None, None], ErrorCode.SIGNING_KEY_UNSPECIFIED),
+        (sign(b"", KEY, NOW), [], ErrorCode.SIGNING_KEY_UNSPECIFIED),
+        ("t=now&s=xyz", [KEY], ErrorCode.SIG_VERIFICATION_FAILED),
+    ],
+)
+def test_what_was_wrong_is_told(header: str | None, keys: list[str | None], code: ErrorCode) -> None:
+    with pytest.raises(SignatureError) as raised:
+        verify(b"", header, keys, NOW)
+    assert raised.value.code is code
+
+
+def test_the_bearer_token_keeps_the_prefix_and_hashes_the_rest() -> None:
+    # The example of the specification.
+    hashed = "b2ed992186a5cb19f6668aade821f502c1d00970dfd0e35128d51bac4649916c"
+    assert bearer_token("signkey-prod-12345678") == f"signkey-prod-{hashed}"
+    assert bearer_token("12345678") == hashed
+
+
+def test_a_key_that_is_no_hex_is_hashed_as_text() -> None:
+    assert hash_signing_key("signkey-branch-zebra") == hashlib.sha256(b"zebra").hexdigest()
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1), st.text("0123456789abcdef", min_size=1))
+def test_prefixes(environment: str, bare: str) -> None:
+    assert strip_key_prefix(f"signkey-{environment}-{bare}") == bare
+    assert strip_key_prefix(bare) == bare
