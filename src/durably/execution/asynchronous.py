@@ -105,9 +105,16 @@ class AsyncCall:
         current_tracker.set(self)
         in_step.set(None)
         group_mode.set(None)
-        main = self._loop.create_task(_run(function))
-        self.track(main)
-        return main
+        return self._loop.create_task(self._run(function))
+
+    async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
+        self._track_current()  # an eager task runs before its factory could tell
+        return await function()
+
+    def _track_current(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.track(task)
 
     def _on_main_done(self, main: AnyTask) -> None:
         if not self._ended.done():
@@ -338,10 +345,6 @@ async def _resolve_output(output: Any) -> Any:
         if task.cancelling() > cancelling:
             raise
         raise RuntimeError("the handler was cancelled by its own code (asyncio.CancelledError)") from error
-
-
-async def _run(function: Callable[[], Awaitable[Any]]) -> Any:
-    return await function()
 
 
 def _outcome_of(main: AnyTask) -> Outcome:
