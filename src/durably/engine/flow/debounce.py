@@ -1,0 +1,66 @@
+"""Debounce: a run starts only when no event has come for a period, and gets the last event.
+
+Each event puts the start off by the whole period again, but never past ``timeout`` after the first. An event whose own
+timestamp is older than that of the event already held is late news: it neither replaces it nor puts anything off.
+"""
+
+import datetime as dt
+
+import msgspec
+
+from durably.engine.expressions import Expression
+from durably.protocol import sync
+
+from .buckets import Bucket, BucketKind, BucketState, Fields, ReadState, StateChange, key_of
+from .reading import OptionReader
+
+_LONGEST_PERIOD = dt.timedelta(days=7)
+
+
+class Debounce(msgspec.Struct, frozen=True):
+    """``period`` and ``timeout`` are milliseconds."""
+
+    period: int
+    timeout: int | None = None
+    key: Expression | None = None
+
+    def bucket(self, function_id: str, event: Fields) -> Bucket:
+        return Bucket(BucketKind.DEBOUNCE, function_id, key_of(self.key, event))
+
+
+class PendingDebounce(BucketState, frozen=True, array_like=True):
+    """The event that the run is to get, when it is to start, and when at the latest."""
+
+    event_key: int
+    event_ts: int
+    due: int
+    deadline: int | None = None
+
+
+def read_debounce(config: sync.Debounce | None, reader: OptionReader) -> Debounce | None:
+    if config is None:
+        return None
+    timeout = reader.duration("debounce.timeout", config.timeout) if config.timeout else None
+    return Debounce(
+        period=reader.duration("debounce.period", config.period, at_most=_LONGEST_PERIOD),
+        timeout=timeout,
+        key=reader.expression("debounce.key", config.key),
+    )
+
+
+def debounce(rule: Debounce, pending: PendingDebounce | None, event_key: int, ts: int, now: int) -> PendingDebounce:
+    """What is pending after an event; ``ts`` is the event's own timestamp."""
+    if pending is None:
+        deadline = None if rule.timeout is None else now + rule.timeout
+    elif ts < pending.event_ts:
+        return pending
+    else:
+        deadline = pending.deadline
+    due = now + rule.period
+    return PendingDebounce(event_key, ts, due if deadline is None else min(due, deadline), deadline)
+
+
+def hold_back(rule: Debounce, bucket: Bucket, read: ReadState, event_key: int, ts: int, now: int) -> StateChange:
+    """The bucket's state with the event in it, due when the run is to start."""
+    pending = debounce(rule, PendingDebounce.load(read, bucket), event_key, ts, now)
+    return StateChange(bucket, pending.encode(), due=pending.due)

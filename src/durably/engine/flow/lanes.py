@@ -1,0 +1,118 @@
+"""Lanes: queued calls that wait for exactly the same things, in the order of their places.
+
+Of all that is queued only the first call of each lane ever has to be looked at. A lane waits at one *gate*, the first
+that was found closed: a concurrency bucket without room under the lane's limit, or a throttle that is not yet ready.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from . import gcra
+from .config import Flow
+from .gcra import Level, Pace
+from .ticket import Ticket, TicketSlot
+
+
+class QueuedCall(NamedTuple):
+    """Compares by the order in which calls are made: by place, then by age of the run, then of the call."""
+
+    place: int
+    run_key: int
+    generation: int
+
+
+class Gate(NamedTuple):
+    """A concurrency bucket under a ``limit``, or, where the limit is 0, a throttle's bucket."""
+
+    bucket_id: str
+    limit: int = 0
+
+
+OPEN = Gate("")
+"""The gate of a lane that nothing holds up any more."""
+
+
+class Slot(msgspec.Struct, frozen=True, array_like=True):
+    limit_name: str
+    bucket_id: str
+    limit: int
+
+
+class StartPace(msgspec.Struct, frozen=True, array_like=True):
+    bucket_id: str
+    pace: Pace
+
+
+class Lane(msgspec.Struct, frozen=True, kw_only=True):
+    """``first`` is the call that goes next; ``throttle`` is there where its calls start runs."""
+
+    id: str
+    function_id: str
+    slots: tuple[Slot, ...]
+    throttle: StartPace | None
+    first: QueuedCall
+    waits_at: Gate = OPEN
+
+
+class ClosedGate(NamedTuple):
+    """``opens_at`` is ``None`` where that depends on the calls under way."""
+
+    gate: Gate
+    opens_at: int | None = None
+
+
+def lane_of(ticket: Ticket, flow: Flow, call: QueuedCall, *, starts_run: bool) -> Lane:
+    """The lane in which a call queues, with the numbers that the function has now."""
+    throttle = ticket.throttle if starts_run else None
+    names = (flow.function_id, throttle, *(slot.bucket_id for slot in ticket.slots))
+    return Lane(
+        id=hashlib.blake2b(msgspec.msgpack.encode(names), digest_size=16).hexdigest(),
+        function_id=flow.function_id,
+        slots=_slots(flow, ticket.slots),
+        throttle=_start_pace(flow, throttle),
+        first=call,
+    )
+
+
+def with_numbers_of(flow: Flow, lane: Lane) -> Lane:
+    """The lane with the function's present numbers: what it has given up holds nothing up."""
+    throttle = None if lane.throttle is None else lane.throttle.bucket_id
+    return msgspec.structs.replace(lane, slots=_slots(flow, lane.slots), throttle=_start_pace(flow, throttle))
+
+
+def _slots(flow: Flow, slots: Iterable[TicketSlot | Slot]) -> tuple[Slot, ...]:
+    return tuple(
+        Slot(slot.limit_name, slot.bucket_id, limit)
+        for slot in slots
+        if (limit := flow.limit(slot.limit_name)) is not None
+    )
+
+
+def _start_pace(flow: Flow, bucket_id: str | None) -> StartPace | None:
+    if bucket_id is None or flow.throttle is None:
+        return None
+    return StartPace(bucket_id, flow.throttle.pace)
+
+
+def find_closed(
+    lane: Lane, used: Callable[[str], int], level: Callable[[str], Level | None], now: int
+) -> ClosedGate | None:
+    """The gate at which the lane has to wait: the one where it waits already, if that is still closed."""
+    closed = [ClosedGate(Gate(slot.bucket_id, slot.limit)) for slot in lane.slots if used(slot.bucket_id) >= slot.limit]
+    if lane.throttle is not None:
+        opens_at = gcra.ready_at(lane.throttle.pace, level(lane.throttle.bucket_id), now)
+        if opens_at > now:
+            closed.append(ClosedGate(Gate(lane.throttle.bucket_id), opens_at))
+    return min(closed, key=lambda found: found.gate != lane.waits_at, default=None)
+
+
+def encode_lane(lane: Lane) -> bytes:
+    return msgspec.msgpack.encode(lane)
+
+
+def decode_lane(stored: bytes) -> Lane:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    return msgspec.msgpack.decode(stored, type=Lane)

@@ -1,0 +1,79 @@
+"""Reading an option's values from an app's configuration, and refusing those that cannot work."""
+
+import datetime as dt
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+
+from durably.engine.errors import ConfigInvalidError
+from durably.engine.expressions import Expression, ExpressionInvalidError, compile_expression
+from durably.protocol.durations import DurationInvalidError, format_duration, parse_duration, parse_rfc3339
+from durably.protocol.limits import MAX_WAIT
+
+_MILLISECOND = dt.timedelta(milliseconds=1)
+_SECOND = dt.timedelta(seconds=1)
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class Deadline(msgspec.Struct, frozen=True):
+    """``after`` so many milliseconds, or ``at`` a fixed time."""
+
+    after: int = 0
+    at: int | None = None
+
+    def counted_from(self, now: int) -> int:
+        return now + self.after if self.at is None else self.at
+
+
+class OptionReader:
+    """Reads values of one function's options. Every method raises ``ConfigInvalidError``, which names both."""
+
+    def __init__(self, function_id: str) -> None:
+        self.function_id = function_id
+
+    def refuse(self, option: str, reason: str) -> ConfigInvalidError:
+        return ConfigInvalidError(f"function {self.function_id!r}: {option} {reason}")
+
+    def expression(self, option: str, text: str | None) -> Expression | None:
+        """``None`` where there is none: SDKs also send empty text."""
+        if text is None or not text.strip():
+            return None
+        try:
+            return compile_expression(text)
+        except ExpressionInvalidError as error:
+            raise self.refuse(option, f"is not valid: {error}") from error
+
+    def duration(
+        self, option: str, text: str, *, at_least: dt.timedelta = _SECOND, at_most: dt.timedelta = MAX_WAIT
+    ) -> int:
+        """Milliseconds, rounded up."""
+        try:
+            duration = parse_duration(text)
+        except DurationInvalidError as error:
+            raise self.refuse(option, f"is not valid: {error}") from error
+        if not at_least <= duration <= at_most:
+            least, most = format_duration(at_least), format_duration(at_most)
+            raise self.refuse(option, f"is {text!r}; it must be between {least} and {most}")
+        return -(-duration // _MILLISECOND)
+
+    def deadline(self, option: str, text: str | None) -> Deadline | None:
+        """A duration, or a date that is the same for all runs; ``None`` where there is none."""
+        if text is None or not text.strip():
+            return None
+        if len(text) >= 10 and (moment := parse_rfc3339(text)):
+            return Deadline(at=round(moment.timestamp() * 1000))
+        return Deadline(after=self.duration(option, text))
+
+    def count(self, option: str, value: int, *, at_least: int = 1) -> int:
+        if value < at_least:
+            raise self.refuse(option, f"is {value}; it must be at least {at_least}")
+        return value
+
+    def choice(self, option: str, value: str, choices: type[Choice]) -> Choice:
+        try:
+            return choices(value)
+        except ValueError:
+            names = ", ".join(repr(choice.value) for choice in choices)
+            raise self.refuse(option, f"is {value!r}; it must be one of {names}") from None
