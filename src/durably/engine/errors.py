@@ -26,6 +26,12 @@ class DatabaseLostError(EngineError):
     """Another engine took the database over while this one was running; this one must stop."""
 
 
+class DatabaseUnavailableError(EngineError):
+    """The database cannot be read or written at the moment: the disk is full, or failing. Nothing was changed."""
+
+    is_retriable = True
+
+
 class EngineClosedError(EngineError):
     """The engine is closed or closing, and accepts nothing any more."""
 

@@ -7,7 +7,7 @@ import sqlite3
 from collections import deque
 
 from durably.engine.answers import Answer, failed
-from durably.engine.errors import EngineClosedError, StaleCallError
+from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError, StaleCallError
 from durably.engine.head import decode_head
 
 from . import work
@@ -18,6 +18,8 @@ from .clock import Clock
 from .effects import CallAt
 from .journal import Journal
 from .reader import Reader
+
+_READ_AGAIN_SECONDS = 1.0
 
 _logger = logging.getLogger("durably.engine")
 
@@ -81,27 +83,48 @@ class Executor:
         self._pump()
 
     async def _make(self, due: CallAt) -> None:
-        data = await self._reader.read(lambda connection: read_call(connection, due.run_key, due.call.generation))
+        data = await self._read(due)
         if data is None:
             return
+        answer = await self._call(due, data)
+        try:
+            await self._journal.enter_surely(work.answer(due, answer))
+        except (StaleCallError, EngineClosedError, DatabaseLostError):
+            # Somebody gave up on the call meanwhile; or it is made again when the engine starts.
+            return
+        except Exception:
+            # An answer that cannot be stored costs an attempt, not the run.
+            _logger.exception("an answer of run %s could not be stored", data.run_id)
+            unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
+            await self._journal.enter_surely(work.answer(due, unusable))
+
+    async def _read(self, due: CallAt) -> CallData | None:
+        """What the call is to tell; ``None`` where there is no need for it any more."""
+        while True:
+            try:
+                return await self._reader.read(
+                    lambda connection: read_call(connection, due.run_key, due.call.generation)
+                )
+            except EngineClosedError:
+                return None
+            except DatabaseUnavailableError as error:
+                _logger.error("%s; trying again in %s s", error, _READ_AGAIN_SECONDS)
+                await asyncio.sleep(_READ_AGAIN_SECONDS)
+
+    async def _call(self, due: CallAt, data: CallData) -> Answer:
         function = self._journal.registry.find(data.function_id)
         if function is None:
-            answer: Answer = failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
-        else:
-            self._started.setdefault(due.run_key, self._clock.now())
-            answer = await self._caller.call(function.url_of(data.call.step_id), data, self._build(data))
-        await self._report(due, answer)
+            return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
+        self._started.setdefault(due.run_key, self._clock.now())
+        try:
+            return await self._caller.call(function.url_of(data.call.step_id), data, self._build(data))
+        except Exception as error:
+            _logger.exception("a call of run %s could not be made", data.run_id)
+            return failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
 
     def _build(self, data: CallData) -> bytes:
         body = build_body(data)
         return canonical_json(body) if self._canonicalise else body
-
-    async def _report(self, due: CallAt, answer: Answer) -> None:
-        try:
-            await self._journal.enter(work.answer(due, answer))
-        except (StaleCallError, EngineClosedError):
-            # Somebody gave up on the call meanwhile; or it is made again when the engine starts.
-            return
 
 
 def read_call(connection: sqlite3.Connection, run_key: int, generation: int) -> CallData | None:

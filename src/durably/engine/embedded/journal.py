@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from durably.engine.errors import EngineClosedError, StaleCallError
+from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 
 from .clock import Clock
 from .effects import Effects
@@ -14,6 +14,9 @@ from .registry import Registry
 from .writer import Writer
 
 T = TypeVar("T")
+
+_FIRST_RETRY_SECONDS = 0.1
+_LAST_RETRY_SECONDS = 30.0
 
 _logger = logging.getLogger("durably.engine")
 
@@ -30,18 +33,48 @@ class Journal:
         self._ledger = ledger
         self._clock = clock
         self._on_effects = on_effects
+        self._retrying: set[asyncio.Task[object]] = set()
 
     async def enter(self, work: Callable[[Entry], T]) -> T:
-        """Carry ``work`` out, in the writer's thread, and answer with its result once it is committed."""
+        """Carry ``work`` out, in the writer's thread, and answer with its result once it is committed.
+
+        Raises what ``work`` does, ``DatabaseUnavailableError`` and ``EngineClosedError``.
+        """
         result, _ = await self._submit(work)
         return result
+
+    async def enter_surely(self, work: Callable[[Entry], T]) -> T:
+        """The same for what must not be lost: while the database is unavailable, it is tried again."""
+        delay = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await self.enter(work)
+            except DatabaseUnavailableError as error:
+                _logger.error("%s; trying again in %s s", error, delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LAST_RETRY_SECONDS)
 
     def enter_soon(self, work: Callable[[Entry], object]) -> None:
         """The same, for nobody who waits. What fails is logged."""
         try:
-            self._submit(work).add_done_callback(_log_failure)
+            future = self._submit(work)
         except EngineClosedError:
             return
+        future.add_done_callback(lambda future: self._check(work, future))
+
+    def _check(self, work: Callable[[Entry], object], future: asyncio.Future[tuple[object, Effects]]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, DatabaseUnavailableError):
+            task = asyncio.get_running_loop().create_task(self.enter_surely(work))
+            self._retrying.add(task)
+            task.add_done_callback(self._retrying.discard)
+        elif error is not None and not isinstance(error, EngineClosedError | DatabaseLostError):
+            _logger.error("what happened to a run could not be stored: %s", error, exc_info=error)
+
+    def close(self) -> None:
+        """Give up what is still being tried again."""
+        for task in self._retrying:
+            task.cancel()
 
     def _submit(self, work: Callable[[Entry], T]) -> asyncio.Future[tuple[T, Effects]]:
         def unit() -> tuple[T, Effects]:
@@ -50,9 +83,3 @@ class Journal:
             return result, entry.finish()
 
         return self._writer.submit(unit, lambda outcome: self._on_effects(outcome[1]))
-
-
-def _log_failure(future: asyncio.Future[tuple[object, Effects]]) -> None:
-    error = None if future.cancelled() else future.exception()
-    if error is not None and not isinstance(error, StaleCallError | EngineClosedError):
-        _logger.error("what happened to a run could not be stored: %s", error, exc_info=error)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from durably.engine.errors import EngineClosedError
+from durably.engine.errors import DatabaseUnavailableError, EngineClosedError
 
 from .schema import connect_reader
 
@@ -28,19 +28,22 @@ class Reader:
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """The result of ``query``, all of which sees the database as it is at one moment.
 
-        Raises ``EngineClosedError``.
+        Raises ``EngineClosedError``, ``DatabaseUnavailableError``.
         """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, query)
 
     def _run(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        connection = self._connection()
-        connection.execute("BEGIN")
         try:
-            return query(connection)
-        finally:
-            connection.execute("COMMIT")
+            connection = self._connection()
+            connection.execute("BEGIN")
+            try:
+                return query(connection)
+            finally:
+                connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise DatabaseUnavailableError(f"the database cannot be read at the moment: {error}") from error
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

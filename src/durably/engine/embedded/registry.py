@@ -3,17 +3,20 @@
 Immutable: a sync makes a new one, so that the writer's thread and the event loop may both read it.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 from yarl import URL
 
-from durably.engine.expressions import Expression, compile_expression
+from durably.engine.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_RETRIES
 from durably.protocol.sync import FunctionConfig
 
 from .arrivals import Arrival
+
+_logger = logging.getLogger("durably.engine")
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -59,8 +62,14 @@ class Registry:
 
     def _index(self, function: Function) -> None:
         for trigger in function.config.triggers:
-            if trigger.event:
+            if not trigger.event:
+                continue
+            try:
                 expression = compile_expression(trigger.expression) if trigger.expression else None
+            except ExpressionInvalidError as error:
+                # Checked when it was synced, by an earlier version perhaps: no reason not to start.
+                _logger.error("function %s: its trigger %s is left out: %s", function.id, trigger.event, error)
+            else:
                 self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))
 
     def with_app(self, app_id: str, functions: Sequence[Function]) -> "Registry":

@@ -73,7 +73,7 @@ class Requests:
         except OutboundError as error:
             outcome = _failed(request, error.name, error.message, is_retriable=error.retriable)
         try:
-            await self._journal.enter(lambda entry: entry.apply(wanted.run_key, outcome))
+            await self._journal.enter_surely(lambda entry: entry.apply(wanted.run_key, outcome))
         except EngineClosedError:
             return
 

@@ -85,9 +85,14 @@ class Runtime:
         lock = DatabaseLock(path)
         try:
             connection = await asyncio.to_thread(open_database, path, settings.durability)
+        except BaseException:
+            lock.release()
+            raise
+        try:
             ownership = take_ownership(connection, writes_canonical=settings.signing_key is not None)
             runtime = cls(path, settings, connection, ownership, lock)
         except BaseException:
+            connection.close()
             lock.release()
             raise
         runtime._writer.start()
@@ -105,6 +110,7 @@ class Runtime:
         self._timeline.close()
         await self.executor.close(self.settings.close_grace.total_seconds())
         await self._requests.close()
+        self.journal.close()
         await self._writer.close()
         await self.reader.close()
         await self._caller.close()

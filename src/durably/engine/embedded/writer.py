@@ -6,16 +6,19 @@ resolved after the commit, never before. What a unit is, the writer does not kno
 """
 
 import asyncio
+import logging
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from durably.engine.errors import DatabaseLostError, EngineClosedError, EngineError
+from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 
 T = TypeVar("T")
 Unit = Callable[[], T]
+
+_logger = logging.getLogger("durably.engine")
 
 _MAX_GROUP = 512
 """Units in one transaction at most: the first of them should not wait long for the last."""
@@ -29,7 +32,7 @@ class _Job:
         self.future = future
         self.on_commit = on_commit
         self.result: Any = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
 
 class Writer:
@@ -95,11 +98,11 @@ class Writer:
             for job in group:
                 self._run(job)
             self._connection.execute("COMMIT")
-        except (sqlite3.Error, EngineError) as error:
+        except Exception as error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             for job in group:
-                job.error = error
+                job.error = explain(error)
 
     def _check_epoch(self) -> None:
         (epoch,) = self._connection.execute("SELECT epoch FROM owner").fetchone()
@@ -111,7 +114,10 @@ class Writer:
         try:
             job.result = job.unit()
         except Exception as error:
-            job.error = error
+            job.error = explain(error)
+            if not self._connection.in_transaction:
+                # SQLite has rolled back all of it, and so the group's other units too.
+                raise
             self._connection.execute("ROLLBACK TO unit")
         self._connection.execute("RELEASE unit")
 
@@ -120,10 +126,24 @@ class Writer:
             if isinstance(job.error, DatabaseLostError):
                 self._on_lost()
             if job.error is None and job.on_commit is not None:
-                job.on_commit(job.result)
+                self._tell(job.on_commit, job.result)
             if job.future.done():
                 continue
             if job.error is None:
                 job.future.set_result(job.result)
             else:
                 job.future.set_exception(job.error)
+
+    def _tell(self, on_commit: Callable[[Any], None], result: object) -> None:
+        try:
+            on_commit(result)
+        except Exception:
+            # Of one unit; the others' results must arrive all the same.
+            _logger.exception("what follows from a commit could not be done")
+
+
+def explain(error: Exception) -> Exception:
+    """Errors of the disk, told apart from mistakes in statements."""
+    if isinstance(error, sqlite3.OperationalError):
+        return DatabaseUnavailableError(f"the database cannot be used at the moment: {error}")
+    return error
