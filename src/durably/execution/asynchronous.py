@@ -87,7 +87,7 @@ class AsyncCall:
     async def run(self, function: Callable[[], Awaitable[Any]]) -> Outcome:
         """Run the function until it ends or the call does, and take its tasks down."""
         install_task_factory(self._loop)
-        if not self._replay.memos:
+        if self._replay.is_new:
             await self._replay.freshen()
         main = contextvars.copy_context().run(self._start, function)
         main.add_done_callback(self._on_main_done)

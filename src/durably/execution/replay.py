@@ -73,7 +73,15 @@ class Replay:
     _last: str | None = None
 
     def __post_init__(self) -> None:
-        self._last = next((step_id for step_id in reversed(self.stack) if step_id in self.memos), None)
+        if self.target is not None:
+            self._last = ""
+        else:
+            self._last = next((step_id for step_id in reversed(self.stack) if step_id in self.memos), None)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the call has nothing to replay."""
+        return self.target is None and not self.memos
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
@@ -91,7 +99,8 @@ class Replay:
     def is_last(self, step: Step) -> bool:
         """Whether a step whose memo was just taken ends the replay.
 
-        The memo that was made last does, also where the function leaves others aside (a lost race's).
+        The memo that was made last does, also where the function leaves others aside (a lost race's). What stands
+        before a call's target was new in the call that planned it.
         """
         return not self.memos if self._last is None else step.hashed_id == self._last
 

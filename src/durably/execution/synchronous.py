@@ -66,7 +66,7 @@ class SyncCall:
 
     def run(self, function: Callable[[], Any]) -> Outcome:
         """Run the function until it ends or the call does."""
-        if not self._replay.memos:
+        if self._replay.is_new:
             drive(self._replay.freshen())
         outer_step = in_step.set(None)  # nothing of a run that this one is perhaps called from reaches into it
         try:
