@@ -32,7 +32,7 @@ class EventType(Generic[M]):
         self.model = model
 
     def __call__(self, data: M, *, id: str = "", ts: int = 0, user: Any = None, v: str | None = None) -> Event:
-        return Event(name=self.name, data=as_data(data), id=id, ts=ts, user=user, v=v)
+        return Event(name=self.name, data=as_data(data) or {}, id=id, ts=ts, user=user, v=v)
 
     def data(self, event: Event) -> M:
         """The event's data as the model; raises pydantic's ``ValidationError``."""

@@ -205,6 +205,10 @@ class Function(Generic[T]):
         """The id under which engines know the function: ``<app>-<fn_id>``."""
         return self.opts.id
 
+    def get_id(self) -> str:
+        """The same as ``id``, under the name that users of the ``inngest`` package know."""
+        return self.id
+
     @property
     def local_id(self) -> str:
         return self.opts.local_id

@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    Data = Mapping[str, Any]
+else:
+    Data = Mapping[str, Any] | None
+    """Peers send null for no data. It is read as that, and held as an empty mapping."""
 
 
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -16,7 +22,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     name: str
-    data: Mapping[str, Any] | None = None
+    data: Data = None  # type: ignore[assignment]
     id: str = ""
     ts: int = 0
     user: Any = None

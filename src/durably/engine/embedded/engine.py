@@ -162,7 +162,7 @@ class EmbeddedEngine:
         """Start a run of one function. Raises ``FunctionNotFoundError``, ``EventInvalidError``."""
         if data is not None and not isinstance(data, dict):
             raise EventInvalidError(f"function {function_id!r} is invoked with data that is no object")
-        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data, user=user, v=v)
+        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
         check_content(event, self._settings.max_event_bytes)
         return await self._journal.enter(lambda entry: work.invoke(entry, function_id, event))
 

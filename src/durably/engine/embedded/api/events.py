@@ -32,7 +32,7 @@ class PostedEvent(msgspec.Struct):
     v: str | None = None
 
     def to_event(self) -> Event:
-        return Event(name=self.name, data=self.data, id=self.id or "", ts=self.ts or 0, user=self.user, v=self.v)
+        return Event(name=self.name, data=self.data or {}, id=self.id or "", ts=self.ts or 0, user=self.user, v=self.v)
 
 
 _one = msgspec.json.Decoder(PostedEvent)
