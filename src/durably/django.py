@@ -35,7 +35,8 @@ def serve(
 
     The arguments are those of ``durably.fast_api.serve``. An async view under ASGI and a sync one under
     WSGI; exempt from CSRF, because requests are signed, and from ``ATOMIC_REQUESTS``, because a function
-    decides itself what is one transaction.
+    decides itself what is one transaction. Before 5.0, Django under ASGI does not notice when the reader of a
+    streamed answer goes away, so that its call runs to its end.
     """
     handler = CommHandler(
         client=client,

@@ -134,9 +134,9 @@ def tornado_on_its_own(engine: str) -> Iterator[str]:
 @contextmanager
 def flask_on_gunicorn(engine: str) -> Iterator[str]:
     with _listening_socket() as listener:
-        command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", "--threads", "8"]
-        command += ["--worker-class", "gthread", "--log-level", "error", "--graceful-timeout", "1"]
-        command += ["--no-control-socket", "tests.frameworks.apps:make_flask_of_environment()"]
+        settings = Path(__file__).with_name("gunicorn.conf.py")
+        command = [sys.executable, "-m", "gunicorn", "--config", str(settings), "--bind", f"fd://{listener.fileno()}"]
+        command += ["tests.frameworks.apps:make_flask_of_environment()"]
         process = subprocess.Popen(
             command,
             pass_fds=[listener.fileno()],
