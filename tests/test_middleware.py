@@ -16,8 +16,7 @@ from durably.execution import StepInfo, StepMemos
 
 from .conformance.fake_engine import FakeEngine as HTTPEngine
 from .conformance.fake_engine import serving_fake_engine
-from .execution.engine import Run, complete, engine_for, fail
-from .execution.test_asyncio import named
+from .execution.engine import Run, complete, engine_for, fail, named
 
 HOOKS = (
     "transform_input",

@@ -29,6 +29,17 @@ def last(jobs: Sequence["Job"]) -> int:
     return len(jobs) - 1
 
 
+def named(*names: str) -> Pick:
+    """Steps end in the order of the names, and what is not named last."""
+    return lambda jobs: min(range(len(jobs)), key=lambda index: _place(jobs[index], names))
+
+
+def _place(job: "Job", names: tuple[str, ...]) -> int:
+    if job.op is None:
+        return -1  # discovery comes first
+    return names.index(job.name) if job.name in names else len(names)
+
+
 @dataclass(frozen=True)
 class Answer:
     """An app's answer to a call."""

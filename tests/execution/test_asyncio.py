@@ -14,18 +14,7 @@ import durably
 from durably import Context
 from durably.execution import asynchronous
 
-from .engine import Job, complete, engine_for, fail, first, last
-
-
-def named(*names: str) -> Callable[[Any], int]:
-    """Steps end in the order of the names, and what is not named last."""
-    return lambda jobs: min(range(len(jobs)), key=lambda index: _place(jobs[index], names))
-
-
-def _place(job: Job, names: tuple[str, ...]) -> int:
-    if job.op is None:
-        return -1  # discovery comes first
-    return names.index(job.name) if job.name in names else len(names)
+from .engine import complete, engine_for, fail, first, last, named
 
 
 def explode() -> None:

@@ -8,8 +8,8 @@ import pytest
 import durably
 from durably import Context, ContextSync, ParallelMode
 
-from .engine import NULL, Run, complete, engine_for, fail, first, last
-from .test_asyncio import explode, named
+from .engine import NULL, Run, complete, engine_for, fail, first, last, named
+from .test_asyncio import explode
 
 WAIT, RACE = ParallelMode.WAIT, ParallelMode.RACE
 

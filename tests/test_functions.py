@@ -1,0 +1,188 @@
+"""``create_function``: what it makes of a handler, what it tells engines, and the mistakes it names."""
+
+import datetime as dt
+import functools
+from typing import Any
+
+import pytest
+
+import durably
+from durably import Client, Context, ContextSync, TriggerCron, TriggerEvent
+from durably.errors import FunctionConfigInvalidError
+
+from .execution.engine import FakeEngine, Run, engine_for
+
+CLIENT = Client(app_id="app", is_production=False)
+TRIGGER = TriggerEvent(event="e")
+
+
+async def handler(ctx: Context) -> None:
+    """What the function is for."""
+
+
+def configs(**options: Any) -> list[dict[str, Any]]:
+    return CLIENT.create_function(**{"fn_id": "fn", "trigger": TRIGGER} | options)(handler).configs("http://app/x")
+
+
+def test_the_least_configuration() -> None:
+    assert configs() == [
+        {
+            "id": "app-fn",
+            "name": "fn",
+            "triggers": [{"event": "e"}],
+            "steps": {
+                "step": {
+                    "id": "step",
+                    "name": "step",
+                    "runtime": {"type": "http", "url": "http://app/x?fnId=app-fn&stepId=step"},
+                }
+            },
+        }
+    ]
+
+
+def test_every_option_reaches_the_engine() -> None:
+    [config] = configs(
+        name="Fulfil",
+        trigger=[TriggerEvent(event="e", expression="event.data.a == 1"), TriggerCron(cron="0 * * * *", jitter="30s")],
+        retries=0,
+        batch_events=durably.Batch(max_size=10, timeout=dt.timedelta(seconds=5), key="event.data.k", if_exp="true"),
+        cancel=[durably.Cancel(event="c", if_exp="async.data.a == 1", timeout=dt.timedelta(hours=1))],
+        concurrency=[durably.Concurrency(limit=2, key="event.data.k", scope="env")],
+        debounce=durably.Debounce(period=60_000, key="k", timeout=dt.timedelta(minutes=5)),
+        idempotency="event.data.id",
+        priority=durably.Priority(run="100"),
+        rate_limit=durably.RateLimit(limit=3, period=dt.timedelta(minutes=1), key="k"),
+        singleton=durably.Singleton(mode="cancel", key="k"),
+        throttle=durably.Throttle(limit=1, period=dt.timedelta(seconds=30), burst=2, key="k"),
+        timeouts=durably.Timeouts(start=1000, finish=dt.timedelta(days=1)),
+    )
+    del config["id"]
+    assert config.pop("steps")["step"]["retries"] == {"attempts": 0}
+    assert config == {
+        "name": "Fulfil",
+        "triggers": [{"event": "e", "expression": "event.data.a == 1"}, {"cron": "0 * * * *", "jitter": "30s"}],
+        "batchEvents": {"maxSize": 10, "timeout": "5s", "key": "event.data.k", "if": "true"},
+        "cancel": [{"event": "c", "if": "async.data.a == 1", "timeout": "1h"}],
+        "concurrency": [{"limit": 2, "key": "event.data.k", "scope": "env"}],
+        "debounce": {"period": "1m", "key": "k", "timeout": "5m"},
+        "idempotency": "event.data.id",
+        "priority": {"run": "100"},
+        "rateLimit": {"limit": 3, "period": "1m", "key": "k"},
+        "singleton": {"mode": "cancel", "key": "k"},
+        "throttle": {"limit": 1, "period": "30s", "burst": 2, "key": "k"},
+        "timeouts": {"start": "1s", "finish": "1d"},
+    }
+
+
+def test_a_failure_handler_is_a_second_function() -> None:
+    own, failure = configs(on_failure=handler, name="Fulfil")
+    assert (own["id"], failure["id"], failure["name"]) == ("app-fn", "app-fn-failure", "Fulfil (failure)")
+    assert failure["triggers"] == [
+        {"event": "inngest/function.failed", "expression": "event.data.function_id == 'app-fn'"}
+    ]
+    assert failure["steps"]["step"]["retries"] == {"attempts": 0}
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: bool) -> None:
+    async def on_failure(ctx: Context) -> Any:
+        return await ctx.step.run("note", str, ctx.event.data["error"]["message"])  # type: ignore[index]
+
+    def on_failure_sync(ctx: ContextSync) -> Any:
+        return ctx.step.run("note", str, ctx.event.data["error"]["message"])  # type: ignore[index]
+
+    function = CLIENT.create_function(
+        fn_id="fn", trigger=TRIGGER, on_failure=on_failure if kind == "async" else on_failure_sync
+    )(handler)
+    engine = FakeEngine(CLIENT, [function], blocking=blocking)
+    event = {"name": "inngest/function.failed", "data": {"error": {"message": "boom"}}, "id": "1", "ts": 1}
+    answer = await engine.call(Run(event), function.on_failure_fn_id)
+    assert answer.ops[0]["data"] == "boom"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fn_id": ""}, "fn_id must be text that names the function, not ''"),
+        ({"fn_id": 7}, "fn_id must be text"),
+        ({"trigger": []}, 'function "fn": trigger needs 1 to 10 triggers, not 0'),
+        ({"trigger": [TRIGGER] * 11}, "not 11"),
+        ({"trigger": "e"}, "trigger takes TriggerEvent and TriggerCron, not 'e'"),
+        ({"retries": 21}, "retries must be 0 to 20, not 21"),
+        ({"retries": -1}, "retries must be 0 to 20, not -1"),
+        ({"retries": True}, "retries must be 0 to 20, not True"),
+        ({"retries": "3"}, "retries must be 0 to 20, not '3'"),
+        ({"idempotency": 7}, "idempotency takes str, not 7"),
+        ({"debounce": 1000}, "debounce takes Debounce, not 1000"),
+        ({"cancel": durably.Cancel(event="c")}, "cancel takes a list of Cancel"),
+        ({"cancel": [durably.Cancel(event="c")] * 6}, "cancel takes at most 5, not 6"),
+        ({"concurrency": [durably.Concurrency(limit=1)] * 3}, "concurrency takes at most 2, not 3"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FunctionConfigInvalidError) as raised:
+        configs(**options)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: durably.Batch(max_size=0), "Batch.max_size must be a positive number, not 0"),
+        (lambda: durably.Batch(max_size=5, timeout=500), "Batch.timeout must be at least one second, not 500"),
+        (lambda: durably.Cancel(event=None), "Cancel.event is required"),  # type: ignore[arg-type]
+        (lambda: durably.Concurrency(limit=True), "Concurrency.limit must be a positive number"),
+        (lambda: durably.Concurrency(limit=1, scope="world"), 'Concurrency.scope must be "fn", "env"'),  # type: ignore[arg-type]
+        (lambda: durably.Debounce(period="1m"), "Debounce.period a duration is"),  # type: ignore[arg-type]
+        (lambda: durably.Priority(run=100), "Priority.run must be text, not 100"),  # type: ignore[arg-type]
+        (lambda: durably.RateLimit(limit=1, period=-5), "RateLimit.period a duration cannot be negative"),
+        (lambda: durably.Singleton(mode="maybe"), 'Singleton.mode must be "skip" or "cancel"'),  # type: ignore[arg-type]
+        (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit must be a positive number"),  # type: ignore[arg-type]
+        (lambda: TriggerCron(cron=5), "TriggerCron.cron must be text, not 5"),  # type: ignore[arg-type]
+        (lambda: TriggerEvent(event=5), "TriggerEvent.event must be text, not 5"),  # type: ignore[arg-type]
+    ],
+)
+def test_options_check_themselves(make: Any, message: str) -> None:
+    with pytest.raises(FunctionConfigInvalidError) as raised:
+        make()
+    assert message in str(raised.value)
+
+
+def test_only_functions_can_be_decorated() -> None:
+    with pytest.raises(FunctionConfigInvalidError, match='"fn" decorates 7'):
+        CLIENT.create_function(fn_id="fn", trigger=TRIGGER)(7)  # type: ignore[arg-type]
+
+
+def test_what_a_function_says_of_itself() -> None:
+    function = CLIENT.create_function(fn_id="fn", trigger=TRIGGER, name="Fn", on_failure=handler)(handler)
+    assert (function.id, function.local_id, function.name) == ("app-fn", "fn", "Fn")
+    assert (function.is_handler_async, function.is_on_failure_handler_async) == (True, True)
+    assert function.on_failure_fn_id == "app-fn-failure"
+    assert function.__doc__ == "What the function is for."
+    assert repr(function) == "Function('app-fn')"
+
+
+async def test_partials_and_methods_are_handlers_too() -> None:
+    class Service:
+        async def work(self, ctx: Context) -> str:
+            return await ctx.step.run("it", str, "method")
+
+    async def with_argument(text: str, ctx: Context) -> str:
+        return await ctx.step.run("it", str, text)
+
+    partial = functools.partial(with_argument, "partial")
+    for number, chosen in enumerate([Service().work, partial]):
+        function = CLIENT.create_function(fn_id=f"fn-{number}", trigger=TRIGGER)(chosen)
+        assert (await FakeEngine(CLIENT, [function]).run()).output in ("method", "partial")
+
+
+async def test_the_context() -> None:
+    async def function(ctx: Context) -> Any:
+        return [ctx.run_id, ctx.attempt, ctx.event.name, ctx.event.id, len(ctx.events)]
+
+    engine = engine_for(function)
+    run = Run({"name": "e", "data": {}, "id": "01EVENT", "ts": 1})
+    assert (await engine.call(run, attempt=2)).json == ["01RUN", 2, "e", "01EVENT", 1]
