@@ -22,6 +22,7 @@ from durably.engine.errors import (
 from durably.protocol.events import Event
 
 from .conftest import QUICK, opened, send
+from .small_app import SmallApp
 
 
 async def test_one_engine_owns_a_database(path: Path) -> None:
@@ -67,6 +68,23 @@ async def test_another_programs_database_is_refused(path: Path) -> None:
     connection.close()
     with pytest.raises(DatabaseCorruptError, match="another program"):
         await EmbeddedEngine.open(path, QUICK)
+
+
+async def test_a_damaged_head_is_named_and_the_database_let_go(path: Path, app: SmallApp) -> None:
+    app.function("slow")(lambda steps: None)
+    app.gate.clear()
+    async with opened(path) as engine:
+        await engine.sync_app(app.sync_request())
+        await send(engine, "slow")
+        await app.wait_for_calls(1)
+        run_id = (await engine.list_runs())[0].id
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE heads SET head = x'c1'")
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        with pytest.raises(DatabaseCorruptError, match=run_id):
+            await EmbeddedEngine.open(path, QUICK)
 
 
 async def test_an_engine_whose_database_was_taken_over_stops(path: Path) -> None:

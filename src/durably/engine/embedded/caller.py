@@ -14,6 +14,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import sign
 
 from .bodies import CallData
+from .canonical import to_sign
 from .settings import EngineSettings
 from .updates import to_datetime
 
@@ -72,7 +73,7 @@ class Caller:
             Header.JOB_ID: data.job_id,
         }
         if self._settings.signing_key:
-            headers[Header.SIGNATURE] = sign(body, self._settings.signing_key, int(time.time()))
+            headers[Header.SIGNATURE] = sign(to_sign(body), self._settings.signing_key, int(time.time()))
         return {str(name): str(value) for name, value in headers.items()}
 
 

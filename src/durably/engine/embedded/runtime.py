@@ -96,7 +96,11 @@ class Runtime:
             lock.release()
             raise
         runtime._writer.start()
-        await runtime._recover()
+        try:
+            await runtime._recover()
+        except BaseException:
+            await runtime.close()
+            raise
         runtime._timeline.start()
         return runtime
 

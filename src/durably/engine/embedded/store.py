@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
+from durably.engine.errors import DatabaseCorruptError
 from durably.engine.head import Head, RunStatus, decode_head, encode_head
 from durably.engine.inputs import WriteMemo
 from durably.protocol.opcodes import Opcode
@@ -145,9 +146,12 @@ class Store:
         return RunRow(key, run_id, function_id, app_id, event_key, RunStatus(status), created_at, started_at)
 
     def head(self, run_key: int) -> Head | None:
-        """``None`` where the run has ended."""
+        """``None`` where the run has ended. Raises ``DatabaseCorruptError``."""
         row = self._connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
-        return decode_head(row[0]) if row else None
+        try:
+            return decode_head(row[0]) if row else None
+        except msgspec.MsgspecError as error:
+            raise DatabaseCorruptError(f"the stored head of run {self.run(run_key).id} is damaged: {error}") from error
 
     def moving_runs(self) -> list[int]:
         return [key for (key,) in self._connection.execute("SELECT run_key FROM heads WHERE is_moving")]

@@ -13,10 +13,13 @@ _MOST_UNREAD = 10_000
 class Watchers:
     def __init__(self) -> None:
         self._watchers: set[_Watcher] = set()
+        self._is_closed = False
 
     @contextmanager
     def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
         watcher = _Watcher()
+        if self._is_closed:
+            watcher.put(None)
         self._watchers.add(watcher)
         try:
             yield watcher
@@ -33,6 +36,7 @@ class Watchers:
 
     def close(self) -> None:
         """Let those who watch come to an end."""
+        self._is_closed = True
         for watcher in self._watchers:
             watcher.put(None)
 
