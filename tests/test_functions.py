@@ -136,9 +136,9 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
         (lambda: durably.Cancel(event=None), "Cancel.event is required"),  # type: ignore[arg-type]
         (lambda: durably.Concurrency(limit=True), "Concurrency.limit must be a positive number"),
         (lambda: durably.Concurrency(limit=1, scope="world"), 'Concurrency.scope must be "fn", "env"'),  # type: ignore[arg-type]
-        (lambda: durably.Debounce(period="1m"), "Debounce.period a duration is"),  # type: ignore[arg-type]
+        (lambda: durably.Debounce(period="1m"), "Debounce.period: a duration is"),  # type: ignore[arg-type]
         (lambda: durably.Priority(run=100), "Priority.run must be text, not 100"),  # type: ignore[arg-type]
-        (lambda: durably.RateLimit(limit=1, period=-5), "RateLimit.period a duration cannot be negative"),
+        (lambda: durably.RateLimit(limit=1, period=-5), "RateLimit.period: a duration cannot be negative"),
         (lambda: durably.Singleton(mode="maybe"), 'Singleton.mode must be "skip" or "cancel"'),  # type: ignore[arg-type]
         (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit must be a positive number"),  # type: ignore[arg-type]
         (lambda: TriggerCron(cron=5), "TriggerCron.cron must be text, not 5"),  # type: ignore[arg-type]

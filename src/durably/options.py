@@ -39,7 +39,7 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
         try:
             delta = to_timedelta(value)
         except DurationInvalidError as error:
-            raise self._invalid(name, str(error)) from None
+            raise FunctionConfigInvalidError(f"{type(self).__name__}.{name}: {error}") from None
         if delta < _MIN_DURATION:
             raise self._invalid(name, f"must be at least one second, not {value!r}")
         return delta

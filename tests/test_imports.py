@@ -1,0 +1,188 @@
+"""The layers of the design, read from the imports: who may know whom, and what importing ``durably`` brings along."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "durably"
+ADAPTERS = {
+    "flask": {"flask"},
+    "django": {"django", "asgiref"},
+    "fast_api": {"fastapi"},
+    "tornado": {"tornado"},
+    "digital_ocean": set[str](),
+}
+FRAMEWORKS = set[str]().union(*ADAPTERS.values()) | {"starlette", "werkzeug", "aiohttp", "uvicorn"}
+OUTSIDE = {
+    "aiohttp",
+    "concurrent.futures",
+    "http",
+    "http.client",
+    "httpx",
+    "multiprocessing",
+    "os",
+    "random",
+    "requests",
+    "secrets",
+    "selectors",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "urllib.request",
+    "urllib3",
+    "uuid",
+}
+"""Modules by which code reaches a clock, chance, settings, files, threads or the network."""
+
+
+def modules(*parts: str) -> list[Path]:
+    """The files of a subpackage, or of the whole package."""
+    found = sorted((PACKAGE.joinpath(*parts)).rglob("*.py"))
+    assert found
+    return found
+
+
+def imports(path: Path, *, also_for_types: bool = False) -> Iterator[str]:
+    """The modules that a file imports, anywhere in it; of ``from a import b`` both ``a`` and ``a.b``."""
+    package = ["durably", *path.relative_to(PACKAGE).parent.parts]
+    for node in _runtime_nodes(ast.parse(path.read_text()), also_for_types):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _runtime_nodes(tree: ast.AST, also_for_types: bool) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not also_for_types:
+            continue
+        yield node
+        yield from _runtime_nodes(node, also_for_types)
+
+
+def is_within(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def violations(files: list[Path], is_allowed: Callable[[str], bool]) -> list[str]:
+    return [
+        f"{file.relative_to(PACKAGE)} imports {module}"
+        for file in files
+        for module in imports(file, also_for_types=True)
+        if not is_allowed(module)
+    ]
+
+
+def is_ours(module: str) -> bool:
+    return is_within(module, "durably")
+
+
+def test_protocol_imports_nothing_of_ours() -> None:
+    assert violations(modules("protocol"), lambda m: not is_ours(m) or is_within(m, "durably.protocol")) == []
+
+
+def test_execution_imports_protocol_only() -> None:
+    allowed = ("durably.protocol", "durably.execution")
+    assert violations(modules("execution"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
+
+
+def test_protocol_and_execution_reach_nothing_outside() -> None:
+    files = modules("protocol") + modules("execution")
+    assert violations(files, lambda m: m not in OUTSIDE and not is_within(m, *FRAMEWORKS)) == []
+
+
+def test_the_run_machine_and_flow_control_reach_nothing_outside() -> None:
+    pure = [file for file in modules("engine") if "embedded" not in file.parts]
+    assert violations(pure, lambda m: m not in OUTSIDE | {"asyncio"} and not is_within(m, *FRAMEWORKS)) == []
+
+
+def test_the_engine_knows_apps_by_the_protocol_only() -> None:
+    allowed = ("durably.engine", "durably.protocol")
+    assert violations(modules("engine"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
+
+
+def test_the_run_machine_does_not_know_who_stores_it() -> None:
+    pure = [file for file in modules("engine") if "embedded" not in file.parts]
+    assert violations(pure, lambda m: not is_within(m, "durably.engine.embedded")) == []
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
+    ours = ("durably.client", "durably.comm", "durably.errors", "durably.functions", "durably.settings")
+
+    def is_allowed(module: str) -> bool:
+        if is_ours(module):
+            return is_within(module, *ours)
+        return is_within(module, *ADAPTERS[adapter]) or module.partition(".")[0] in sys.stdlib_module_names
+
+    assert violations([PACKAGE / f"{adapter}.py"], is_allowed) == []
+
+
+def test_nothing_below_an_adapter_knows_one() -> None:
+    adapters = [f"durably.{adapter}" for adapter in ADAPTERS]
+    below = [
+        file
+        for file in modules()
+        if file.stem not in ADAPTERS and file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")
+    ]
+    assert violations(below, lambda m: not is_within(m, *adapters, *FRAMEWORKS - {"aiohttp", "uvicorn"})) == []
+
+
+def test_an_adapter_is_short() -> None:
+    lengths = {adapter: len((PACKAGE / f"{adapter}.py").read_text().splitlines()) for adapter in ADAPTERS}
+    assert {adapter: length for adapter, length in lengths.items() if length > 120} == {}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_importing_durably_brings_no_framework_no_engine_and_no_pydantic() -> None:
+    done = python("import durably, sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    unwanted = (*FRAMEWORKS, "pydantic", "durably.engine", "durably.cli", "durably.testing", "lark", "ulid", "re2")
+    assert [module for module in loaded if is_within(module, *unwanted)] == []
+    assert [f"durably.{adapter}" for adapter in ADAPTERS if f"durably.{adapter}" in loaded] == []
+
+
+def test_importing_durably_starts_nothing() -> None:
+    done = python("import durably, threading; print(threading.active_count())")
+    assert done.stdout.strip() == "1", done.stderr
+
+
+MISSING = [
+    ("import durably.flask", "flask", "durably[flask]"),
+    ("import durably.django", "django", "durably[django]"),
+    ("import durably.fast_api", "fastapi", "durably[fast-api]"),
+    ("import durably.tornado", "tornado", "durably[tornado]"),
+    ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
+    ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
+]
+
+
+@pytest.mark.parametrize(("code", "package", "extra"), MISSING, ids=lambda value: value)
+def test_a_missing_dependency_names_its_extra(code: str, package: str, extra: str) -> None:
+    blocking = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+    done = python(blocking + code)
+    assert done.returncode != 0
+    assert extra in done.stderr.strip().splitlines()[-1], done.stderr
