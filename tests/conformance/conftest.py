@@ -50,7 +50,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         given = any(option(metafunc.config, name) for name in ("--app-url", "--cloud-app-url"))
         only_engine = any(option(metafunc.config, name) for name in ("--engine-url", "--cloud-engine-url"))
         names = ("given",) if given else () if only_engine else DEFAULT_APPS
-        metafunc.parametrize("app_name", names, scope="session")
+        slow = pytest.mark.timeout(node.INSTALL_SECONDS + 100)
+        params = [pytest.param(name, marks=slow if name == "inngest-npm" else ()) for name in names]
+        metafunc.parametrize("app_name", params, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,6 @@ def test_planned_steps_are_called_each_and_discovery_follows_once_all_have_ended
     assert call.target == "step"
     assert sorted(call.stack) == sorted([step_hash("a"), step_hash("b")])
     assert call.steps == {step_hash("a"): {"data": "A"}, step_hash("b"): {"data": "B"}}
-    assert call.ctx["disable_immediate_execution"] is True
     assert not fn.has_call
     call.returns(None)
 

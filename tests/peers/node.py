@@ -3,13 +3,13 @@
 What the apps need is installed by the first test that needs it, into ``js/node_modules``, exactly as locked.
 """
 
+import fcntl
 import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
 
 JS = Path(__file__).parent / "js"
-_INSTALLED = JS / "node_modules" / ".package-lock.json"
 _STAMP = JS / "node_modules" / ".locked"
 INSTALL_SECONDS = 300
 
@@ -42,10 +42,12 @@ def _command(in_wheel: str, name: str) -> list[str]:
 def install_packages() -> None:
     """``npm ci``, unless what is locked is there already. Raises ``RuntimeError`` with npm's own words."""
     locked = (JS / "package-lock.json").read_text()
-    if _INSTALLED.exists() and _STAMP.exists() and _STAMP.read_text() == locked:
-        return
-    command = [*npm(), "ci", "--no-progress", "--loglevel=error"]
-    done = subprocess.run(command, cwd=JS, capture_output=True, text=True, timeout=INSTALL_SECONDS)
-    if done.returncode:
-        raise RuntimeError(f"npm ci failed in {JS}:\n{done.stderr or done.stdout}")
-    _STAMP.write_text(locked)
+    with open(JS / "package.json") as only_one:  # of several test runs in this checkout
+        fcntl.flock(only_one, fcntl.LOCK_EX)
+        if _STAMP.exists() and _STAMP.read_text() == locked:
+            return
+        command = [*npm(), "ci", "--no-progress", "--loglevel=error"]
+        done = subprocess.run(command, cwd=JS, capture_output=True, text=True, timeout=INSTALL_SECONDS)
+        if done.returncode:
+            raise RuntimeError(f"npm ci failed in {JS}:\n{done.stderr or done.stdout}")
+        _STAMP.write_text(locked)

@@ -1,5 +1,9 @@
 """The official JavaScript SDK on our engine: each function of its app runs to its end, in both modes, and with
-checkpoints after each step, after several, and without any."""
+checkpoints after each step, after several, and without any.
+
+What needs the services of the hosted platform is left out: realtime messages, sandboxes, and what its documents call
+experimental (deferred functions, scores, metadata).
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +15,8 @@ from ..conformance.engine_under_test import Engine
 from . import node
 from .conftest import Provider
 from .harness import PeerApp, running_app
+
+pytestmark = pytest.mark.timeout(node.INSTALL_SECONDS + 100)
 
 COMPLETED: dict[str, Any] = {
     "run": {"first": {"n": 7, "at": "1970-01-01T00:00:00.000Z"}, "again": 8, "nothing": None},
