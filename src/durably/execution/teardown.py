@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Collection
-from contextlib import suppress
 
 from .tasks import AnyTask
 
@@ -38,8 +37,10 @@ def _forget_error(task: AnyTask) -> None:
     Nor need the task keep its cancellation, whose traceback holds the frames of the function, its memos, and
     through them the task: a cycle, which would stay in memory until the next garbage collection.
     """
-    with suppress(BaseException):
+    try:
         task.exception()
+    except asyncio.CancelledError as error:
+        error.__traceback__ = None
 
 
 def _report(task: AnyTask) -> None:
