@@ -13,6 +13,7 @@ import pytest
 import durably
 from durably import Context
 from durably.execution import asynchronous
+from durably.protocol.opcodes import hash_step_id
 
 from .engine import complete, engine_for, fail, first, last, named
 
@@ -428,6 +429,26 @@ async def test_cancelling_a_parked_task_from_the_loop_itself() -> None:
         return [str(type(result).__name__) for result in results]
 
     assert await complete(function) == ["CancelledError", "CancelledError", "str"]
+
+
+async def test_cancelling_a_parked_task_as_its_memo_is_returned() -> None:
+    delay = 0
+
+    async def function(ctx: Context) -> Any:
+        tasks = [asyncio.create_task(ctx.step.run(name, str, name)) for name in "ab"]
+        _after(delay, tasks[0].cancel)
+        return [type(result).__name__ for result in await asyncio.gather(*tasks, return_exceptions=True)]
+
+    engine = engine_for(function)
+    run = await engine.run()
+    for step_id in ("a", "b"):
+        hashed_id = hash_step_id(step_id)
+        run.memos[hashed_id] = {"data": step_id}
+    run.stack = list(run.memos)
+    outcomes = set()
+    for delay in range(25):  # noqa: B007
+        outcomes.add(tuple((await engine.call(run)).json))
+    assert outcomes == {("CancelledError", "str"), ("str", "str")}
 
 
 def _after(iterations: int, callback: Callable[[], Any]) -> None:

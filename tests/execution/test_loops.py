@@ -135,9 +135,16 @@ async def test_a_run_started_from_within_another_is_none_of_its_business() -> No
     async def inner(ctx: Context) -> Any:
         return await asyncio.gather(ctx.step.run("a", str, "a"), ctx.step.run("b", str, "b"))
 
+    runs = []
+
+    async def call_inner() -> Any:
+        runs.append(await engine_for(inner).run())
+        return runs[-1].output
+
     async def outer(ctx: Context) -> Any:
-        by_handler = await ctx.step.run("handler", complete, inner)
-        in_group = await ctx.group.parallel([lambda: complete(inner)])
+        by_handler = await ctx.step.run("handler", call_inner)
+        in_group = await ctx.group.parallel([call_inner])
         return [by_handler, in_group, await ctx.step.run("after", str, "after")]
 
     assert await complete(outer) == [["a", "b"], [["a", "b"]], "after"]
+    assert all(op["opts"] == {"parallelMode": "race"} for run in runs for op in run.answers[0].ops)
