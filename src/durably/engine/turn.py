@@ -199,6 +199,9 @@ class Turn:
         """
         if self.status.has_ended:
             return
+        if self._step_ended and not self.waits and all(call.is_discovery for call in self.calls.values()):
+            # The parallel steps are over: the app may execute the next step as soon as it finds it.
+            self.disable_immediate = False
         wanted = self._race_ended or (self._step_ended and not self._has_steps_to_wait_for)
         if wanted or (self.discover_again and self.discovery is None):
             self.discover()

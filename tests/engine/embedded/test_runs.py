@@ -134,7 +134,7 @@ async def test_parallel_steps_run_side_by_side(engine: EmbeddedEngine, app: Smal
     assert app.executions == {"a": 1, "b": 1}
     # One discovery, two targeted calls, one discovery after the last of the three.
     assert len(app.calls) == 4
-    assert [call.ctx.disable_immediate_execution for call in app.calls] == [False, True, True, True]
+    assert [call.ctx.disable_immediate_execution for call in app.calls] == [False, True, True, False]
 
 
 async def test_a_raced_sleep_is_a_timeout(engine: EmbeddedEngine, app: SmallApp) -> None:
