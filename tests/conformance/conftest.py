@@ -112,17 +112,17 @@ def _start(name: str, url: str | None, **variables: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/api/inngest"
 
 
-def _python_app(port: int) -> list[str | Path]:
-    server = [sys.executable, "-m", "uvicorn", "python_app:app", "--app-dir", HERE / "apps"]
+def _python_app(port: int) -> list[str]:
+    server = [sys.executable, "-m", "uvicorn", "python_app:app", "--app-dir", str(HERE / "apps")]
     return [*server, "--port", str(port), "--log-level", "warning"]
 
 
-def _npm_app(port: int) -> list[str | Path]:
+def _npm_app(port: int) -> list[str]:
     node.install_packages()
-    return [*node.node(), node.JS / "conformance.mjs"]
+    return [*node.node(), str(node.JS / "conformance.mjs")]
 
 
-_COMMANDS: dict[str, Callable[[int], list[str | Path]]] = {
+_COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "durably": _python_app,
     "inngest": _python_app,
     "inngest-npm": _npm_app,
@@ -142,7 +142,7 @@ def engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 
 @contextmanager
 def running_dev_engine(database: Path, port: int) -> Iterator[RestartableEngine]:
-    command = [*DURABLY, "dev", "--port", str(port), "--db", database, "--allow-private-addresses"]
+    command = [*DURABLY, "dev", "--port", str(port), "--db", str(database), "--allow-private-addresses"]
     with running(command, port, clean_environment(), cwd=database.parent) as process:
         yield Engine(f"http://127.0.0.1:{port}"), process
 
@@ -160,7 +160,9 @@ def cloud_engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
         INNGEST_SIGNING_KEY_FALLBACK=wire.FALLBACK_KEY,
         INNGEST_EVENT_KEY=wire.EVENT_KEY,
     )
-    with running([*DURABLY, "start", "--port", str(port), "--db", database], port, environment, cwd=database.parent):
+    with running(
+        [*DURABLY, "start", "--port", str(port), "--db", str(database)], port, environment, cwd=database.parent
+    ):
         yield Engine(f"http://127.0.0.1:{port}", wire.EVENT_KEY, wire.SIGNING_KEY)
 
 

@@ -28,12 +28,12 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 @contextmanager
 def running(
-    command: Sequence[str | Path], port: int, environment: Mapping[str, str], cwd: Path | None = None
+    command: Sequence[str], port: int, environment: Mapping[str, str], cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The program while it listens at the port. Where it does not come up, the error holds what it printed."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [str(part) for part in command],
+            command,
             env=dict(environment),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -57,7 +57,7 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: int)
         except OSError:
             pause.wait(0.02)
     printed = os.pread(log, 100_000, 0).decode(errors="replace")
-    raise RuntimeError(f"{' '.join(map(str, process.args[:4]))} does not listen at port {port}:\n{printed}")  # type: ignore[index,arg-type]
+    raise RuntimeError(f"the program does not listen at port {port}: {process.args!r}\n{printed}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -66,7 +66,10 @@ class PeerApp:
 
     def wait_for_step(self, name: str, status: str) -> None:
         """Until a step of the run is in the status."""
-        look = lambda: True if any(step["status"] == status for step in self.steps(name)) else None  # noqa: E731
+
+        def look() -> bool | None:
+            return any(step["status"] == status for step in self.steps(name)) or None
+
         until(look, f"a {status} step of {name}")
 
     def run_of_event(self, name: str, function: str) -> Any:
@@ -83,13 +86,13 @@ class PeerApp:
 
 @contextmanager
 def running_app(
-    engine: Engine, app_id: str, command: list[str | Path], *, cloud: bool = False, **variables: str
+    engine: Engine, app_id: str, command: list[str], *, cloud: bool = False, **variables: str
 ) -> Iterator[PeerApp]:
     """The app, synced. ``{port}`` in the command is where it is to listen."""
     port = free_port()
     mode = {"INNGEST_BASE_URL": engine.origin, **_KEYS} if cloud else {"INNGEST_DEV": engine.origin}
     environment = clean_environment(PORT=str(port), PEER_APP_ID=app_id, **mode, **variables)
-    placed = [str(part).format(port=port) for part in command]
+    placed = [part.format(port=port) for part in command]
     with running(placed, port, environment, cwd=HERE):
         headers = {"x-inngest-server-kind": "cloud" if cloud else "dev"}
         answer = request("PUT", f"http://127.0.0.1:{port}{FUNCTION_PATH}", b"", headers)
@@ -97,11 +100,11 @@ def running_app(
         yield PeerApp(engine, app_id, cloud)
 
 
-def uvicorn(module: str) -> list[str | Path]:
-    server = [sys.executable, "-m", "uvicorn", f"{module}:app", "--app-dir", HERE / "apps"]
+def uvicorn(module: str, directory: Path = HERE / "apps") -> list[str]:
+    server = [sys.executable, "-m", "uvicorn", f"{module}:app", "--app-dir", str(directory)]
     return [*server, "--port", "{port}", "--log-level", "warning"]
 
 
-def werkzeug(module: str) -> list[str | Path]:
+def werkzeug(module: str) -> list[str]:
     program = f"import sys; sys.path.insert(0, {str(HERE / 'apps')!r}); from {module} import app; "
     return [sys.executable, "-c", program.replace("{", "{{") + "app.run(port={port}, threaded=True)"]

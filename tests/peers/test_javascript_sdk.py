@@ -58,7 +58,7 @@ def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]
     node.install_packages()
     name, cloud = request.param, APPS[request.param]
     engine: Engine = request.getfixturevalue("cloud_engine" if cloud else "dev_engine")
-    command = [*node.node(), node.JS / "app.mjs"]
+    command = [*node.node(), str(node.JS / "app.mjs")]
     checkpointing = name.partition("-")[0]
     with running_app(engine, f"peer-js-{name}", command, cloud=cloud, PEER_CHECKPOINTING=checkpointing) as started:
         others = ["calls", "signal", "encrypted", "triggers", "triggers-b"]

@@ -17,8 +17,7 @@ PACKAGES = ("inngest", "durably")
 
 @contextmanager
 def running_shop(package: str, database: Path) -> Iterator[PeerApp]:
-    server = uvicorn("examples.migrate.app")
-    server[server.index("--app-dir") + 1] = ROOT
+    server = uvicorn("examples.migrate.app", ROOT)
     with running_engine(database) as engine, running_app(engine, "shop", server, MIGRATE_TO=package) as app:
         yield app
 

@@ -245,7 +245,7 @@ async def middleware(ctx: inngest.Context) -> Any:
 
 
 @function("encrypted", middleware=[EncryptionMiddleware.factory("a key of the app's own")])
-async def encrypted(ctx: inngest.Context) -> str:
+async def encrypted(ctx: inngest.Context) -> Any:
     found = await ctx.step.run("secret", value, "plain text of a step")
     assert found == "plain text of a step"
     return found

@@ -232,7 +232,7 @@ def middleware(ctx: inngest.ContextSync) -> Any:
 
 
 @function("encrypted", middleware=[EncryptionMiddleware.factory("a key of the app's own")])
-def encrypted(ctx: inngest.ContextSync) -> str:
+def encrypted(ctx: inngest.ContextSync) -> Any:
     found = ctx.step.run("secret", value, "plain text of a step")
     assert found == "plain text of a step"
     return found
