@@ -229,11 +229,11 @@ async def test_calls_that_park_leave_nothing(parks: str, caplog: pytest.LogCaptu
         return len(gc.get_objects()), tracemalloc.get_traced_memory()[0]
 
     caplog.set_level(logging.DEBUG, "asyncio")
-    await park(100)
+    await park(50)
     tracemalloc.start()
     try:
-        before = await park(100)
-        after = await park(1000)
+        before = await park(50)
+        after = await park(400)
     finally:
         tracemalloc.stop()
     assert after[0] - before[0] < 100
