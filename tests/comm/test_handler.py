@@ -224,3 +224,16 @@ def test_a_body_in_base64() -> None:
     body = base64.b64encode(wire.encode(wire.call_body({"text": "☃"}))).decode()
     result = main({"http": {**HTTP, "body": body, "isBase64Encoded": True}}, DigitalOceanContext())
     assert (result["statusCode"], result["body"]) == (200, '"01RUN"')
+
+
+def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
+    monkeypatch.setenv("INNGEST_SERVE_ORIGIN", "public.example.com")
+    monkeypatch.setenv("INNGEST_SERVE_PATH", "of/env")
+    handler = make_handler(make_client(signing_key=wire.SIGNING_KEY, api_base_url=engine.origin))
+    monkeypatch.delenv("INNGEST_SERVE_ORIGIN")
+    monkeypatch.delenv("INNGEST_SERVE_PATH")
+    signed = make_request(headers={"x-inngest-signature": wire.sign(b"")})
+    inspected = handler.get_sync(signed).body
+    assert (inspected["serve_origin"], inspected["serve_path"]) == ("public.example.com", "of/env")
+    handler.put_sync(signed)
+    assert engine.to("/fn/register")[0].json["url"] == "https://public.example.com/of/env"

@@ -53,7 +53,7 @@ def make_tornado(engine: str) -> Any:
             _mark(request.headers.get("x-name"))
             return super().find_handler(request, **kwargs)
 
-    app = App()
+    app = App(xsrf_cookies=True, cookie_secret="for tests only")
     serve_all(engine, partial(durably.tornado.serve, app))
     return app
 

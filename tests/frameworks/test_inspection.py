@@ -67,3 +67,10 @@ def test_an_engine_of_the_same_kind_or_of_none_is_answered(server: Server, kind:
 def test_settings_of_the_endpoint_are_shown(server: Server) -> None:
     signed = {"x-inngest-signature": wire.sign(b"")}
     assert wire.request("GET", server.url("dev-keys"), headers=signed).json["serve_path"] == "/dev-keys/api/inngest"
+
+
+def test_a_path_is_meant_as_it_is_written(server: Server) -> None:
+    if server.framework == "digitalocean":
+        pytest.skip("the platform routes")
+    assert wire.request("GET", server.origin + "/by-env/from.env").status == 200
+    assert wire.request("GET", server.origin + "/by-env/from-env").status == 404

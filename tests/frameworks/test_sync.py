@@ -174,7 +174,7 @@ def test_an_engine_of_the_other_kind_cannot_sync(
     ("variant", "url"),
     [
         ("public", "https://public.example.com/behind/proxy"),
-        ("by-env", "https://env.example.com/by-env/from-env"),
+        ("by-env", "https://env.example.com/by-env/from.env"),
     ],
 )
 def test_what_the_engine_sees_of_the_url_can_be_set(server: Server, engine: FakeEngine, variant: str, url: str) -> None:

@@ -54,7 +54,7 @@ VARIANTS = (
     Variant(
         "by-env",
         _DEV,
-        environ={"INNGEST_SERVE_ORIGIN": "https://env.example.com", "INNGEST_SERVE_PATH": "/by-env/from-env"},
+        environ={"INNGEST_SERVE_ORIGIN": "https://env.example.com", "INNGEST_SERVE_PATH": "/by-env/from.env"},
         has_own_path=True,
     ),
     Variant("no-pool", _DEV, environ={"INNGEST_THREAD_POOL_MAX_WORKERS": "0"}),
@@ -66,7 +66,7 @@ VARIANTS = (
 PATHS = {
     variant.name: "/api/inngest"
     if variant.name == "default"
-    else f"/{variant.name}/from-env"
+    else f"/{variant.name}/from.env"
     if variant.has_own_path
     else f"/{variant.name}/api/inngest"
     for variant in VARIANTS

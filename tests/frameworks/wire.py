@@ -100,7 +100,8 @@ def call_body(
         **ctx,
     }
     if use_api:
-        return {"ctx": context, "use_api": True, "version": 1}
+        stripped = {"event": {"name": "", "data": {}}, "events": [], "steps": {}}
+        return {"ctx": context, **stripped, "use_api": True, "version": 1}
     return {"ctx": context, "event": event, "events": [event], "steps": memos, "use_api": False, "version": 1}
 
 
