@@ -36,9 +36,12 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class AttemptFailed(msgspec.Struct, frozen=True):
+    """``written`` is the error as the app wrote it, JSON; ``None`` where the app wrote none."""
+
     error: ErrorData
     no_retry: bool = False
     retry_at: int | None = None
+    written: bytes | None = None
 
 
 class Unreached(msgspec.Struct, frozen=True):
@@ -81,7 +84,8 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: dt.da
     no_retry = headers.get(Header.NO_RETRY, "").strip().lower() == "true"
     retry_at = _read_retry_after(headers, now)
     if not 200 <= status < 300:
-        return AttemptFailed(error=_read_error(status, headers, body), no_retry=no_retry, retry_at=retry_at)
+        raised, written = _read_error(status, headers, body)
+        return AttemptFailed(raised, no_retry, retry_at, written)
     if not headers.get(Header.SDK):
         return failed(
             "NotAnAppError",
@@ -121,16 +125,18 @@ def _read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> int | Non
     return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
 
 
-def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> ErrorData:
+def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[ErrorData, bytes | None]:
     """What a function raised or, of an answer that is no app's, what can be told about it."""
     try:
-        error = _error_decoder.decode(_unwrap_text(body))
+        written = _unwrap_text(body)
+        error = _error_decoder.decode(written)
+        if error.message or error.name:
+            return error, written if error.name else None
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        error = None
-    if error and (error.message or error.name):
-        return error
+        pass
     source = "the app" if headers.get(Header.SDK) else "something other than the app (a proxy, perhaps)"
-    return ErrorData(name="CallFailedError", message=f"{source} answered with status {status}: {_excerpt(body)}")
+    message = f"{source} answered with status {status}: {_excerpt(body)}"
+    return ErrorData(name="CallFailedError", message=message), None
 
 
 def _unwrap_text(body: bytes) -> bytes:

@@ -80,8 +80,8 @@ def _on_answer(turn: Turn, happened: Answered) -> None:
             turn.end(RunStatus.COMPLETED, output)
         case Asked() as answer:
             _on_ops(turn, call, answer, happened.memoised)
-        case AttemptFailed(error, no_retry, retry_at):
-            turn.fail_attempt(call, error, no_retry=no_retry, retry_at=retry_at)
+        case AttemptFailed(error, no_retry, retry_at, written):
+            turn.fail_attempt(call, error, no_retry=no_retry, retry_at=retry_at, written=written)
         case Unreached(error):
             delay = turn.policy.unreached_delay(call.unreached)
             again = msgspec.structs.replace(

@@ -126,9 +126,12 @@ class Turn:
             )
         )
 
-    def fail_attempt(self, call: Call, error: ErrorData, *, no_retry: bool, retry_at: int | None) -> None:
+    def fail_attempt(
+        self, call: Call, error: ErrorData, *, no_retry: bool, retry_at: int | None, written: bytes | None = None
+    ) -> None:
+        """``written`` is the error as the app wrote it, which becomes the run's output if this was its last attempt."""
         if no_retry or call.attempt + 1 >= self.max_attempts:
-            self.fail(error)
+            self.end(RunStatus.FAILED, written or encode_error(error))
         else:
             self.retry(call, error, attempt=call.attempt, retry_at=retry_at)
 

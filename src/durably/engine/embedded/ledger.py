@@ -32,7 +32,7 @@ from durably.engine.inputs import (
 )
 from durably.engine.machine import advance, start
 from durably.engine.ops import REQUESTS
-from durably.engine.turn import Policy, data_memo, error_memo
+from durably.engine.turn import Policy, data_memo, encode_error, error_memo
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -246,11 +246,13 @@ class Entry:
         self.effects.ended.append(row.key)
         self.effects.notes.append(updates.run_ended(row, command, self.now))
         completed = command.status == RunStatus.COMPLETED
-        memo = data_memo(output) if completed else b'{"error":' + output + b"}"
+        # Runs keep their error as the app wrote it; others get it without the nulls, as official servers send it.
+        told = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
+        memo = data_memo(told) if completed else b'{"error":' + told + b"}"
         for run_key, step_id in self.store.waits_for(Opcode.INVOKE_FUNCTION, row.id):
             self.happen(run_key, WaitResolved(step_id, memo, failed=not completed))
         trigger = self.events.trigger_of(row.event_key)
-        for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, output), trigger):
+        for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), trigger):
             self.events.emit(name, data)
 
     def _wait(self, live: _LiveRun, name: str, wait: WaitRow) -> None:

@@ -3,9 +3,6 @@
 ``/v0/runs/{run_id}/batch`` and ``…/actions`` are for apps that were called with ``use_api`` (spec §4.4.2).
 """
 
-from typing import Any
-
-import msgspec
 from aiohttp import web
 
 from durably.engine.embedded.views import CallView, RunStatus, RunView
@@ -83,7 +80,7 @@ def run_body(run: RunView) -> RunBody:
         status=run.status,
         run_started_at=run.created_at,
         ended_at=run.ended_at,
-        output=_output(run),
+        output=run.output,
         attempt=run.attempt,
         event_id=run.event_ids[0] if run.event_ids else None,
         event_ids=run.event_ids,
@@ -130,10 +127,3 @@ def _status_parameter(request: web.Request) -> RunStatus | None:
         return RunStatus(text.capitalize())
     except ValueError:
         raise ApiError(400, f"status must be one of {', '.join(RunStatus)}, not {text!r}") from None
-
-
-def _output(run: RunView) -> object:
-    """A failed run's error always has the protocol's ``name``, ``message`` and ``stack``, null where unknown."""
-    if run.status is not RunStatus.FAILED or run.output is None:
-        return run.output
-    return {"stack": None} | msgspec.json.decode(run.output, type=dict[str, Any])
