@@ -1,7 +1,7 @@
 """Serving functions in a Django project."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 try:
@@ -71,10 +71,9 @@ class _View:
     csrf_exempt = True
     _coroutine_marks = vars(markcoroutinefunction(lambda: None))
 
-    def __init__(self, handler: CommHandler, to_request: Any) -> None:
+    def __init__(self, handler: CommHandler, to_request: Callable[[Any], CommRequest]) -> None:
         self._handler = handler
         self._to_request = to_request
-        self.__name__ = "durably"
 
     @property
     def _non_atomic_requests(self) -> set[str]:
@@ -82,27 +81,19 @@ class _View:
         return set(django.db.connections)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._coroutine_marks and _is_under_asgi():
+        if name in self._coroutine_marks and asyncio._get_running_loop() is not None:
             return self._coroutine_marks[name]
         raise AttributeError(name)
 
-    def __call__(self, request: django.http.HttpRequest) -> Any:
-        if _is_under_asgi():
+    def __call__(self, request: Any) -> Any:
+        if asyncio._get_running_loop() is not None:
             return self._answer(request)
-        response = self._handler.handle_sync(request.method or "", self._to_request(request))
+        response = self._handler.handle_sync(request.method, self._to_request(request))
         return _to_django(response, None if response.stream is None else response.stream_sync())
 
-    async def _answer(self, request: django.http.HttpRequest) -> Any:
-        response = await self._handler.handle(request.method or "", self._to_request(request))
+    async def _answer(self, request: Any) -> Any:
+        response = await self._handler.handle(request.method, self._to_request(request))
         return _to_django(response, None if response.stream is None else response.stream())
-
-
-def _is_under_asgi() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _to_django(response: CommResponse, chunks: Any) -> Any:

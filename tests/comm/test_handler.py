@@ -1,6 +1,7 @@
 """CommHandler and its models by themselves: what no framework is needed to show."""
 
 import base64
+import json
 import logging
 from typing import Any
 
@@ -233,7 +234,7 @@ def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("INNGEST_SERVE_ORIGIN")
     monkeypatch.delenv("INNGEST_SERVE_PATH")
     signed = make_request(headers={"x-inngest-signature": wire.sign(b"")})
-    inspected = handler.get_sync(signed).body
+    inspected = json.loads(handler.get_sync(signed).body_bytes())
     assert (inspected["serve_origin"], inspected["serve_path"]) == ("public.example.com", "of/env")
     handler.put_sync(signed)
     assert engine.to("/fn/register")[0].json["url"] == "https://public.example.com/of/env"
