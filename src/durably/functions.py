@@ -169,7 +169,7 @@ class FunctionCall:
     context: CallContext
     event: Event
     events: list[Event]
-    steps: Mapping[str, Any]
+    steps: Mapping[str, msgspec.Raw]
     target: str | None
     raw_request: object
     timings: Timings

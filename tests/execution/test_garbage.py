@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from durably.execution import AsyncCall, Replay, StepInfo, StepMemos, StepReport, StepRequest
@@ -83,7 +84,7 @@ async def test_a_call_leaves_nothing_to_the_garbage_collector(
     watched: list[weakref.ref[Any]] = []
 
     async def call() -> None:
-        memos = StepMemos({hash_step_id("memoized"): {"data": 1}})
+        memos = StepMemos({hash_step_id("memoized"): msgspec.Raw(b'{"data":1}')})
         replay = Replay(memos=memos, hooks=NoHooks(), disable_immediate=disable_immediate)
         running = AsyncCall(replay)
 

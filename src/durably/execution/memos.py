@@ -21,25 +21,26 @@ class Memo(msgspec.Struct):
 class StepMemos:
     """The memos of a call that no step has taken yet, by hashed step id.
 
-    Made of the call's ``steps`` as JSON decodes them.
+    Each is decoded when it is taken: to hold the Python objects of a thousand memos at once would set off the
+    garbage collector, which costs more than all the rest of the replay.
     """
 
     __slots__ = ("_inputs", "_memos")
 
-    def __init__(self, steps: Mapping[str, Any] | None = None) -> None:
-        self._memos: dict[str, Memo] = {}
+    def __init__(self, steps: Mapping[str, msgspec.Raw] | None = None) -> None:
+        raw = steps or {}
+        self._memos: dict[str, msgspec.Raw | Memo] = dict(raw)
         self._inputs: dict[str, Any] = {}
-        for hashed_id, value in (steps or {}).items():
-            if not isinstance(value, dict) or not value:
-                self._memos[hashed_id] = Memo(value)  # sleeps and timeouts memoise null
-            elif _RESULT_KEYS.issuperset(value):
-                error = value.get("error")
-                self._memos[hashed_id] = Memo(value.get("data")) if error is None else Memo(error=_to_error(error))
-            elif _INPUT_KEYS.issuperset(value):
-                # Not a result: the step is to be run, with this input in place of its own.
+        if b'"input"' in b"".join(raw.values()):
+            self._take_inputs(raw)
+
+    def _take_inputs(self, steps: Mapping[str, msgspec.Raw]) -> None:
+        """Not results: these steps are to be run, with these inputs in place of their own."""
+        for hashed_id, raw in steps.items():
+            value = _decode(raw)
+            if isinstance(value, dict) and "input" in value and _INPUT_KEYS.issuperset(value):
                 self._inputs[hashed_id] = value["input"]
-            else:
-                self._memos[hashed_id] = Memo(value)  # waits memoise the event itself
+                del self._memos[hashed_id]
 
     def __contains__(self, hashed_id: str) -> bool:
         return hashed_id in self._memos
@@ -52,14 +53,17 @@ class StepMemos:
         return len(self._memos)
 
     def values(self) -> Iterator[Memo]:
-        return iter(self._memos.values())
+        return (memo for _, memo in self.items())
 
     def items(self) -> Iterator[tuple[str, Memo]]:
-        return iter(self._memos.items())
+        for hashed_id, value in list(self._memos.items()):
+            memo = self._memos[hashed_id] = value if isinstance(value, Memo) else _to_memo(value)
+            yield hashed_id, memo
 
     def pop(self, hashed_id: str) -> Memo | None:
         """Take the memo, so that it is returned once; ``None`` if there is none."""
-        return self._memos.pop(hashed_id, None)
+        value = self._memos.pop(hashed_id, None)
+        return value if value is None or isinstance(value, Memo) else _to_memo(value)
 
     def input_of(self, hashed_id: str) -> Sequence[Any] | None:
         """Arguments that replace those of a step that is run again with another input."""
@@ -67,8 +71,24 @@ class StepMemos:
         return value if value is None or isinstance(value, list) else [value]
 
 
-def _to_error(value: Any) -> ErrorData:
+class _Result(Memo, forbid_unknown_fields=True):
+    """The shape of nearly all memos."""
+
+    type: Any = None
+
+
+_decode = msgspec.json.Decoder().decode
+_decode_result = msgspec.json.Decoder(_Result | None).decode
+
+
+def _to_memo(raw: msgspec.Raw) -> Memo:
     try:
-        return msgspec.convert(value, ErrorData)
+        return _decode_result(raw) or Memo()  # sleeps and timeouts memoise null
     except msgspec.ValidationError:
-        return ErrorData(name="Error", message=str(value))
+        return _to_rare_memo(_decode(raw))
+
+
+def _to_rare_memo(value: Any) -> Memo:
+    if isinstance(value, dict) and "error" in value and _RESULT_KEYS.issuperset(value):
+        return Memo(error=ErrorData(name="Error", message=str(value["error"])))  # not as errors are written
+    return Memo(value)  # waits memoise the event itself

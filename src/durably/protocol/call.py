@@ -31,7 +31,7 @@ class CallContext(msgspec.Struct, kw_only=True):
 
 
 class CallRequest(msgspec.Struct, kw_only=True):
-    """``steps`` maps hashed step ids to memos, whose shapes the app tells apart (spec §5.2).
+    """``steps`` maps hashed step ids to memos, left undecoded: the app decodes each when its step takes it.
 
     ``event`` and ``events`` are absent where ``use_api`` tells the app to fetch them.
     """
@@ -39,13 +39,13 @@ class CallRequest(msgspec.Struct, kw_only=True):
     ctx: CallContext
     event: Event | None = None
     events: list[Event] | None = None
-    steps: dict[str, Any] | None = None
+    steps: dict[str, msgspec.Raw] | None = None
     use_api: bool = False
     version: Any = None
 
 
 _decoder = msgspec.json.Decoder(CallRequest)
-_steps_decoder = msgspec.json.Decoder(dict[str, Any])
+_steps_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _events_decoder = msgspec.json.Decoder(list[Event])
 
 
@@ -54,7 +54,7 @@ def decode_call(body: bytes) -> CallRequest:
     return _decoder.decode(body)
 
 
-def decode_steps(body: bytes) -> dict[str, Any]:
+def decode_steps(body: bytes) -> dict[str, msgspec.Raw]:
     """The answer to ``GET /v0/runs/{run}/actions``."""
     return _steps_decoder.decode(body)
 

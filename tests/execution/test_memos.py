@@ -1,0 +1,72 @@
+"""The shapes that memos have on the wire, and what a call makes of them."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from durably.execution import StepMemos
+from durably.protocol.errors import ErrorData
+
+EVENT = {"name": "paid", "data": {"input": 1}, "id": "1", "ts": 2}
+
+
+def memos_of(**values: Any) -> StepMemos:
+    return StepMemos({name: msgspec.Raw(msgspec.json.encode(value)) for name, value in values.items()})
+
+
+def take(memos: StepMemos, name: str) -> tuple[Any, ErrorData | None] | None:
+    memo = memos.pop(name)
+    return memo and (memo.data, memo.error)
+
+
+@pytest.mark.parametrize(
+    ("wire", "data", "error"),
+    [
+        ({"data": {"a": [1, None]}}, {"a": [1, None]}, None),
+        ({"type": "data", "data": "text"}, "text", None),
+        ({"data": None}, None, None),
+        ({"data": {"input": [1]}}, {"input": [1]}, None),
+        ({"error": {"name": "E", "message": "m"}}, None, ErrorData(name="E", message="m")),
+        (
+            {"error": {"name": "E", "message": "m", "more": 1}, "type": "error"},
+            None,
+            ErrorData(name="E", message="m"),
+        ),
+        ({"error": "only text"}, None, ErrorData(name="Error", message="only text")),
+        ({"data": 1, "error": None}, 1, None),
+        (None, None, None),
+        (EVENT, EVENT, None),
+        ([1, 2], [1, 2], None),
+        ({"other": 1}, {"other": 1}, None),
+    ],
+)
+def test_shapes(wire: Any, data: Any, error: ErrorData | None) -> None:
+    assert take(memos_of(a=wire, b=wire), "a") == (data, error)
+
+
+def test_a_memo_is_taken_once() -> None:
+    memos = memos_of(a={"data": 1})
+    assert "a" in memos
+    assert take(memos, "a") == (1, None)
+    assert take(memos, "a") is None
+    assert (len(memos), "a" in memos) == (0, False)
+
+
+@pytest.mark.parametrize(("wire", "arguments"), [({"input": [1, 2]}, [1, 2]), ({"type": "input", "input": 3}, [3])])
+def test_an_input_is_no_memo(wire: Any, arguments: list[int]) -> None:
+    memos = memos_of(a=wire, b={"data": {"input": 1}})
+    assert (take(memos, "a"), memos.input_of("a")) == (None, arguments)
+    assert (take(memos, "b"), memos.input_of("b")) == (({"input": 1}, None), None)
+
+
+def test_what_middleware_replaces_is_what_the_step_gets() -> None:
+    memos = memos_of(a={"data": "secret"}, b={"error": {"name": "E", "message": "secret"}}, c={"data": 1})
+    for memo in memos.values():
+        if memo.data == "secret":
+            memo.data = "plain"
+        if memo.error is not None:
+            memo.error = ErrorData(name="E", message="plain")
+    assert dict(memos.items())["c"].data == 1
+    assert take(memos, "a") == ("plain", None)
+    assert take(memos, "b") == (None, ErrorData(name="E", message="plain"))
