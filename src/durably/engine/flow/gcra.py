@@ -21,7 +21,7 @@ class Level(BucketState, frozen=True, array_like=True):
     @property
     def expires(self) -> int:
         """From when on, in milliseconds, the level means the same as none."""
-        return -(-self.full_at // _NANOSECONDS)
+        return -(-self.full_at // _NANOSECONDS) + 1
 
 
 class Pace(msgspec.Struct, frozen=True, array_like=True):
@@ -34,7 +34,7 @@ class Pace(msgspec.Struct, frozen=True, array_like=True):
 def pace_of(limit: int, period: int, burst: int) -> Pace:
     """``limit`` units in each ``period`` of milliseconds, of which up to ``burst`` (at least one) may come at once.
 
-    Over any stretch of time no more than ``stretch / period * limit + burst`` units come.
+    Over any stretch of time, a millisecond more or less, no more than ``stretch / period * limit + burst`` units come.
     """
     interval = -(-period * _NANOSECONDS // limit)
     return Pace(interval, (burst - 1) * interval)
@@ -49,7 +49,9 @@ def ready_at(pace: Pace, level: Level | None, now: int) -> int:
 
 def take(pace: Pace, level: Level | None, now: int) -> Level:
     """The level after a unit that has come ``now``."""
-    arrival = now * _NANOSECONDS
+    # Who waits is told whole milliseconds, rounded up. Were that counted as the arrival, each wait would cost up to a
+    # millisecond of the rate.
+    arrival = (now - 1) * _NANOSECONDS + 1
     full_at = arrival if level is None else max(arrival, _believed(pace, level, now))
     return Level(full_at + pace.interval)
 

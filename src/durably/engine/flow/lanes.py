@@ -36,14 +36,18 @@ OPEN = Gate("")
 
 
 class Slot(msgspec.Struct, frozen=True, array_like=True):
+    """``limit`` is ``None`` where the function has given it up: calls are still counted, should it come back."""
+
     limit_name: str
     bucket_id: str
-    limit: int
+    limit: int | None
 
 
-class StartPace(msgspec.Struct, frozen=True, array_like=True):
+class Throttled(msgspec.Struct, frozen=True, array_like=True):
+    """``pace`` is ``None`` where the function has given up its throttle."""
+
     bucket_id: str
-    pace: Pace
+    pace: Pace | None
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +56,17 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     function_id: str
     slots: tuple[Slot, ...]
-    throttle: StartPace | None
+    throttle: Throttled | None
     first: QueuedCall
     waits_at: Gate = OPEN
+
+    @property
+    def gates(self) -> list[Gate]:
+        """Where it may come to wait."""
+        gates = [Gate(slot.bucket_id, slot.limit) for slot in self.slots if slot.limit is not None]
+        if self.throttle is not None and self.throttle.pace is not None:
+            gates.append(Gate(self.throttle.bucket_id))
+        return gates
 
 
 class ClosedGate(NamedTuple):
@@ -72,37 +84,31 @@ def lane_of(ticket: Ticket, flow: Flow, call: QueuedCall, *, starts_run: bool) -
         id=hashlib.blake2b(msgspec.msgpack.encode(names), digest_size=16).hexdigest(),
         function_id=flow.function_id,
         slots=_slots(flow, ticket.slots),
-        throttle=_start_pace(flow, throttle),
+        throttle=_throttled(flow, throttle),
         first=call,
     )
 
 
 def with_numbers_of(flow: Flow, lane: Lane) -> Lane:
-    """The lane with the function's present numbers: what it has given up holds nothing up."""
+    """The lane with the function's present numbers."""
     throttle = None if lane.throttle is None else lane.throttle.bucket_id
-    return msgspec.structs.replace(lane, slots=_slots(flow, lane.slots), throttle=_start_pace(flow, throttle))
+    return msgspec.structs.replace(lane, slots=_slots(flow, lane.slots), throttle=_throttled(flow, throttle))
 
 
 def _slots(flow: Flow, slots: Iterable[TicketSlot | Slot]) -> tuple[Slot, ...]:
-    return tuple(
-        Slot(slot.limit_name, slot.bucket_id, limit)
-        for slot in slots
-        if (limit := flow.limit(slot.limit_name)) is not None
-    )
+    return tuple(Slot(slot.limit_name, slot.bucket_id, flow.limit(slot.limit_name)) for slot in slots)
 
 
-def _start_pace(flow: Flow, bucket_id: str | None) -> StartPace | None:
-    if bucket_id is None or flow.throttle is None:
-        return None
-    return StartPace(bucket_id, flow.throttle.pace)
+def _throttled(flow: Flow, bucket_id: str | None) -> Throttled | None:
+    return None if bucket_id is None else Throttled(bucket_id, flow.throttle.pace if flow.throttle else None)
 
 
 def find_closed(
     lane: Lane, used: Callable[[str], int], level: Callable[[str], Level | None], now: int
 ) -> ClosedGate | None:
     """The gate at which the lane has to wait: the one where it waits already, if that is still closed."""
-    closed = [ClosedGate(Gate(slot.bucket_id, slot.limit)) for slot in lane.slots if used(slot.bucket_id) >= slot.limit]
-    if lane.throttle is not None:
+    closed = [ClosedGate(gate) for gate in lane.gates if gate.limit and used(gate.bucket_id) >= gate.limit]
+    if lane.throttle is not None and lane.throttle.pace is not None:
         opens_at = gcra.ready_at(lane.throttle.pace, level(lane.throttle.bucket_id), now)
         if opens_at > now:
             closed.append(ClosedGate(Gate(lane.throttle.bucket_id), opens_at))

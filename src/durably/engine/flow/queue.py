@@ -102,9 +102,8 @@ class Queue:
             heapq.heappush(self._new.setdefault(lane.id, _NewLane(lane)).calls, call)
             return
         self._rows.add_call(lane.id, call)
-        changed = msgspec.structs.replace(lane, first=min(stored.first, call), waits_at=stored.waits_at)
-        if changed != stored:
-            self._put_changed(changed)
+        if call < stored.first:
+            self._rows.put_lane(msgspec.structs.replace(stored, first=call))
 
     def leave(self, run_key: int, generation: int) -> None:
         """A call has come to its end, or is not wanted any more. May be asked for any call, and more than once."""
@@ -199,7 +198,7 @@ class Queue:
             self._used[slot.bucket_id] = self._count(slot.bucket_id) + 1
         if lane.slots:
             self._rows.put_hold(call.run_key, call.generation, tuple(slot.bucket_id for slot in lane.slots))
-        if lane.throttle is not None:
+        if lane.throttle is not None and lane.throttle.pace is not None:
             bucket_id = lane.throttle.bucket_id
             level = gcra.take(lane.throttle.pace, self._level(bucket_id), self._now)
             self._levels[bucket_id] = level
@@ -215,15 +214,11 @@ class Queue:
             self._rows.put_lane(msgspec.structs.replace(lane, first=first))
 
     def _put_changed(self, lane: Lane) -> None:
-        """Write a lane whose numbers may have changed, and have it looked at where the gate it waits at has."""
-        gates = [Gate(slot.bucket_id, slot.limit) for slot in lane.slots]
-        if lane.throttle is not None:
-            gates.append(Gate(lane.throttle.bucket_id))
+        """Write a lane whose numbers may have changed, and have it looked at."""
+        gates = lane.gates
         if lane.waits_at not in gates:
             lane = msgspec.structs.replace(lane, waits_at=gates[0] if gates else OPEN)
-            self._to_look_at.add(lane.waits_at)
-        elif not lane.waits_at.limit:
-            self._to_look_at.add(lane.waits_at)
+        self._to_look_at.add(lane.waits_at)
         self._rows.put_lane(lane)
 
     def _forget(self, run_key: int, generation: int) -> None:
