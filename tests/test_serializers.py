@@ -121,11 +121,17 @@ async def test_an_output_of_the_function_that_cannot_be_serialized_is_its_error(
         def deserialize(self, obj: object, typ: Any) -> object:
             return obj
 
+    class Note(durably.MiddlewareSync):
+        def transform_output(self, result: durably.TransformOutputResult) -> None:
+            noted.append(str(result.error))
+
     async def function(ctx: Context) -> int:
         return 7
 
-    app = Client(app_id="app", is_production=False, serializer=Refuses())
-    assert (await fail(function, client=app, output_type=int))["message"] == "cannot serialize 7"
+    noted: list[str] = []
+    app = Client(app_id="app", is_production=False, serializer=Refuses(), middleware=[Note])
+    assert (await fail(function, client=app, output_type=int, max_attempts=1))["message"] == "cannot serialize 7"
+    assert noted == ["cannot serialize 7"]
 
 
 def test_adapters_are_kept_but_not_without_bound() -> None:

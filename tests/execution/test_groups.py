@@ -190,6 +190,23 @@ async def test_ids_that_a_sync_function_cannot_tell_apart_are_refused(group: Any
         assert run.answers[-1].no_retry
 
 
+async def test_an_id_that_an_abandoned_branch_uses_too_is_refused() -> None:
+    """An error ended the group, but each call runs its other branches as far as they get."""
+
+    def function(ctx: ContextSync) -> Any:
+        def goes_on() -> None:
+            ctx.step.run("slow", str)
+            ctx.step.run("same", str, "branch")
+
+        try:
+            ctx.group.parallel([lambda: ctx.step.run("bad", explode), goes_on], RACE)
+        except durably.StepError:
+            return ctx.step.run("same", str, "function")
+
+    error = await fail(function)
+    assert error["code"] == "step_id_ambiguous"
+
+
 # -- timeouts
 
 
@@ -304,6 +321,24 @@ async def test_user_cancellation_is_not_taken_for_the_clock() -> None:
         return type(result).__name__
 
     run = await engine_for(function).run(pick=named("a"))
+    assert run.output == "CancelledError"
+
+
+async def test_a_cancellation_beside_the_clock_goes_on() -> None:
+    async def function(ctx: Context) -> Any:
+        async def guarded() -> None:
+            async with ctx.group.timeout("deadline", 1000):
+                try:
+                    await ctx.step.sleep("long", 60_000)
+                except asyncio.CancelledError:
+                    task.cancel()
+                    raise
+
+        task = asyncio.create_task(guarded())
+        [result] = await asyncio.gather(task, return_exceptions=True)
+        return type(result).__name__
+
+    run = await engine_for(function).run(pick=named("deadline"))
     assert run.output == "CancelledError"
 
 
