@@ -89,8 +89,8 @@ class World:
         assert head.memos == len(self.memos)
         assert head.bytes == sum(map(len, self.memos.values()))
         ended = set(self.memos) - self.checkpointed
-        assert not head.outstanding_steps & ended, "a step that has ended is outstanding"
         targets = [call.step_id for call in head.calls] + [wait.step_id for wait in head.waits]
+        assert not ended & set(targets), "a step that has ended is outstanding"
         assert len(targets) == len(set(targets)), "a step is outstanding twice"
         assert head.status.has_ended == (self.ended is not None)
         if head.status.has_ended:

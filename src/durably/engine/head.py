@@ -86,21 +86,6 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def call(self, generation: int) -> Call | None:
         return next((call for call in self.calls if call.generation == generation), None)
 
-    def wait(self, step_id: str) -> Wait | None:
-        return next((wait for wait in self.waits if wait.step_id == step_id), None)
-
-    @property
-    def outstanding_steps(self) -> set[str]:
-        """Hashed ids of the steps that have been asked for and have not ended."""
-        steps = {call.step_id for call in self.calls if not call.is_discovery}
-        steps.update(wait.step_id for wait in self.waits)
-        return steps
-
-    @property
-    def due(self) -> int | None:
-        """When the earliest of the outstanding calls is to be made."""
-        return min((call.due for call in self.calls), default=None)
-
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Head)
