@@ -431,7 +431,7 @@ async def test_cancelling_a_parked_task_from_the_loop_itself() -> None:
     assert await complete(function) == ["CancelledError", "CancelledError", "str"]
 
 
-async def test_cancelling_a_parked_task_as_its_memo_is_returned() -> None:
+async def test_cancelling_a_parked_task_as_its_memo_is_returned(caplog: pytest.LogCaptureFixture) -> None:
     delay = 0
 
     async def function(ctx: Context) -> Any:
@@ -449,6 +449,7 @@ async def test_cancelling_a_parked_task_as_its_memo_is_returned() -> None:
     for delay in range(25):  # noqa: B007
         outcomes.add(tuple((await engine.call(run)).json))
     assert outcomes == {("CancelledError", "str"), ("str", "str")}
+    assert caplog.records == []
 
 
 def _after(iterations: int, callback: Callable[[], Any]) -> None:
