@@ -97,14 +97,23 @@ def _to_text(value: object) -> str:
     """The same text for values that expressions hold equal, such as 1 and 1.0, and another for others."""
     if isinstance(value, list | dict):
         return f"composite:{_hash(msgspec.json.encode(_normalise(value)))}"
-    return to_index_key(value)
+    return _scalar_text(value)
 
 
 def _normalise(value: object) -> object:
     if isinstance(value, list):
         return [_normalise(item) for item in value]
     if isinstance(value, dict):
-        return {"map": sorted((to_index_key(name), _normalise(member)) for name, member in value.items())}
+        return {"map": sorted((_scalar_text(name), _normalise(member)) for name, member in value.items())}
+    return _scalar_text(value)
+
+
+def _scalar_text(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        # Ids may have more digits than a double; those that differ in the last must not share a bucket.
+        return f"number:{value}"
     return to_index_key(value)
 
 
