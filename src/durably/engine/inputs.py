@@ -52,8 +52,8 @@ class SignalConflicted(msgspec.Struct, frozen=True):
 
 
 class RequestFinished(msgspec.Struct, frozen=True):
-    """A request that the engine made for a step: ``memo`` where it failed for good or worked, ``error`` as
-    ``{name, message}`` where it failed and may be tried again."""
+    """A request that the engine made for a step is over. ``memo`` is what the step comes to, ``{data}`` or, where it
+    ``failed``, ``{error}``, unless it ``is_retriable`` and has attempts left."""
 
     step_id: str
     generation: int

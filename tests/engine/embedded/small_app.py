@@ -40,8 +40,8 @@ class Raised(Exception):
 
 
 class Steps:
-    def __init__(self, app: "SmallApp", call: CallRequest, target: str) -> None:
-        self.app, self.call, self.target = app, call, target
+    def __init__(self, app: "SmallApp", call: CallRequest, memos: dict[str, Any], target: str) -> None:
+        self.app, self.call, self.memos, self.target = app, call, memos, target
         self.event = call.event
         self.attempt = call.ctx.attempt
 
@@ -73,16 +73,16 @@ class Steps:
         return Branch(step_id, {"op": op, "opts": opts}, None)
 
     def parallel(self, *branches: "Branch") -> list[Any]:
-        missing = [branch for branch in branches if hash_step_id(branch.step_id) not in (self.call.steps or {})]
+        missing = [branch for branch in branches if hash_step_id(branch.step_id) not in self.memos]
         if missing:
             self._find(missing)
         return [self._memo(branch) for branch in branches]
 
     def has(self, step_id: str) -> bool:
-        return hash_step_id(step_id) in (self.call.steps or {})
+        return hash_step_id(step_id) in self.memos
 
     def _memo(self, branch: "Branch") -> Any:
-        memo = (self.call.steps or {})[hash_step_id(branch.step_id)]
+        memo = self.memos[hash_step_id(branch.step_id)]
         if isinstance(memo, dict) and "error" in memo:
             raise StepFailed(memo["error"]["message"], memo["error"]["name"])
         return memo["data"] if isinstance(memo, dict) and set(memo) == {"data"} else memo
@@ -172,12 +172,15 @@ class SmallApp:
             self.called.notify_all()
         await self.gate.wait()
         answer = self.before(call)
-        return answer if answer is not None else self.run(call, request.query["fnId"], request.query["stepId"])
+        if answer is not None:
+            return answer
+        steps = Steps(self, call, msgspec.json.decode(body)["steps"], request.query["stepId"])
+        return self.run(steps, request.query["fnId"])
 
-    def run(self, call: CallRequest, function_id: str, target: str) -> web.Response:
+    def run(self, steps: Steps, function_id: str) -> web.Response:
         handler, _ = self.functions[function_id]
         try:
-            result = handler(Steps(self, call, target))
+            result = handler(steps)
             return reply(200, result)
         except Found as found:
             return reply(206, found.ops, found.headers)
