@@ -49,6 +49,7 @@ class QueueRows(Protocol):
 
     def used(self, bucket_id: str) -> int:
         """How many calls hold a slot of the bucket."""
+        ...
 
     def put_used(self, bucket_id: str, used: int) -> None: ...
 
@@ -66,6 +67,7 @@ class QueueRows(Protocol):
 
     def take_openings(self, until: int, at_most: int) -> list[str]:
         """Remove what ``put_opening`` noted up to a time: ids of buckets."""
+        ...
 
 
 class _NewLane:
@@ -83,7 +85,7 @@ class Queue:
         self._rows = rows
         self._now = now
         self._made: list[QueuedCall] = []
-        self._heap: list[tuple[QueuedCall, _NewLane | Gate]] = []
+        self._heap: list[tuple[QueuedCall, _NewLane | Lane]] = []
         self._new: dict[str, _NewLane] = {}
         self._freed: set[str] = set()
         self._to_look_at: set[Gate] = set()
@@ -114,8 +116,9 @@ class Queue:
                 self._freed.add(bucket_id)
             return
         lane_id = self._rows.drop_call(run_key, generation)
-        if lane_id is not None:
-            self._advance(lane_id)
+        lane = None if lane_id is None else self._rows.lane(lane_id)
+        if lane is not None:
+            self._advance(lane)
         else:
             self._forget(run_key, generation)
 
@@ -144,7 +147,7 @@ class Queue:
             if isinstance(source, _NewLane):
                 self._look_at_new(source)
             else:
-                self._look_at_gate(source)
+                self._look_at_waiting(source)
         self._write_counts()
         return self._made
 
@@ -158,27 +161,25 @@ class Queue:
         return gates
 
     def _push(self, gate: Gate) -> None:
+        """Have the first lane that waits at a gate looked at in its turn. It cannot change before that: lanes only come
+        to wait at gates that have closed, and within a transaction those do not open again."""
         lane = self._rows.first_lane(gate)
         if lane is not None:
-            heapq.heappush(self._heap, (lane.first, gate))
+            heapq.heappush(self._heap, (lane.first, lane))
 
-    def _look_at_gate(self, gate: Gate) -> None:
-        """Look at the first lane that waits at the gate, and have the next one looked at in its turn."""
-        lane = self._rows.first_lane(gate)
-        if lane is None:
-            return
+    def _look_at_waiting(self, lane: Lane) -> None:
         closed = find_closed(lane, self._count, self._level, self._now)
         if closed is not None:
             if closed.opens_at is not None:
                 self._rows.put_opening(closed.gate.bucket_id, closed.opens_at)
-            if closed.gate == gate:
+            if closed.gate == lane.waits_at:
                 return
             self._rows.put_lane(msgspec.structs.replace(lane, waits_at=closed.gate))
         else:
             self._rows.drop_call(lane.first.run_key, lane.first.generation)
             self._make(lane, lane.first)
-            self._advance(lane.id)
-        self._push(gate)
+            self._advance(lane)
+        self._push(lane.waits_at)
 
     def _look_at_new(self, new: _NewLane) -> None:
         closed = find_closed(new.lane, self._count, self._level, self._now)
@@ -205,12 +206,12 @@ class Queue:
             self._rows.put_level(bucket_id, level)
         self._made.append(call)
 
-    def _advance(self, lane_id: str) -> None:
+    def _advance(self, lane: Lane) -> None:
         """After a call has left a lane's rows."""
-        lane, first = self._rows.lane(lane_id), self._rows.first_call(lane_id)
+        first = self._rows.first_call(lane.id)
         if first is None:
-            self._rows.drop_lane(lane_id)
-        elif lane is not None and lane.first != first:
+            self._rows.drop_lane(lane.id)
+        elif first != lane.first:
             self._rows.put_lane(msgspec.structs.replace(lane, first=first))
 
     def _put_changed(self, lane: Lane) -> None:
