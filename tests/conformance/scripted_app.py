@@ -163,7 +163,11 @@ class ScriptedApp:
 
 
 @contextmanager
-def serving_scripted_app(engine: Engine, port: int = 0) -> Iterator[ScriptedApp]:
+def serving_scripted_app(
+    engine: Engine, port: int = 0, calls: dict[str, "queue.Queue[Call]"] | None = None
+) -> Iterator[ScriptedApp]:
+    """``calls`` are where the calls go: those of an app that was served at this port before, say."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -192,6 +196,8 @@ def serving_scripted_app(engine: Engine, port: int = 0) -> Iterator[ScriptedApp]
 
     with _Server(("127.0.0.1", port), Handler) as server:
         app = ScriptedApp(engine, f"http://127.0.0.1:{server.server_address[1]}/api/inngest")
+        if calls is not None:
+            app.calls = calls
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

@@ -212,6 +212,5 @@ def test_a_call_that_never_reached_the_app_does_not(engine: Engine) -> None:
     with serving_scripted_app(engine, port) as app:
         fn = app.function()
     fn.trigger()
-    with serving_scripted_app(engine, port) as again:
-        again.calls = app.calls
+    with serving_scripted_app(engine, port, app.calls):
         assert fn.next_call().ctx["attempt"] == 0

@@ -178,7 +178,7 @@ class _TreeBuilder:
         return tuple(parts)
 
     def map_of(self, parts: list[Any]) -> Node:
-        entries = tuple(parts[0] or ())
+        entries: tuple[tuple[Node, Node], ...] = tuple(parts[0] or ())
         return MapOf(entries, depth=_depth_over([node for entry in entries for node in entry]))
 
     def true(self, parts: list[Any]) -> Node:
