@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime as dt
+import sys
 from typing import Any
 
 import pytest
@@ -285,3 +286,25 @@ async def test_a_handler_cancelled_by_its_own_code_fails_its_step() -> None:
 def _frames(stack: str) -> list[str]:
     """The names of the functions in a traceback, outermost first."""
     return [line.rpartition(", in ")[2] for line in stack.splitlines() if line.startswith('  File "')]
+
+
+@pytest.mark.parametrize("where", ["step", "function"])
+async def test_sys_exit_fails_the_call_and_not_the_server(where: str) -> None:
+    def leave() -> None:
+        sys.exit(3)
+
+    async def function(ctx: Context) -> None:
+        if where == "step":
+            await ctx.step.run("it", leave)
+        leave()
+
+    def function_sync(ctx: ContextSync) -> None:
+        if where == "step":
+            ctx.step.run("it", leave)
+        leave()
+
+    for handler in (function, function_sync):
+        error = await fail(handler)
+        assert error["name"] == "RuntimeError"
+        assert error["message"].startswith("sys.exit(3) was called")
+        assert "leave" in error["stack"]

@@ -24,7 +24,7 @@ from durably.protocol.opcodes import ParallelMode
 
 from . import clocks
 from .outcome import Found, Outcome, Raised, Returned, StepReport
-from .replay import Replay, in_step, refuse_nested, without_own_frames
+from .replay import Replay, in_step, raised_by_user, refuse_nested
 from .step import Step, StepRequest
 from .tasks import AnyFuture, AnyTask, Wait, classify, current_tracker, install_task_factory, waiter_of
 from .teardown import tear_down
@@ -109,7 +109,11 @@ class AsyncCall:
 
     async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
         self._track_current()  # an eager task runs before its factory could tell
-        return await function()
+        try:
+            return await function()
+        except SystemExit as error:
+            # Out of a task it would stop the server's event loop.
+            raise raised_by_user(error) from None
 
     def _track_current(self) -> None:
         task = asyncio.current_task()
@@ -353,6 +357,5 @@ def _outcome_of(main: AnyTask) -> Outcome:
     if (error := main.exception()) is None:
         return Returned(main.result())
     if isinstance(error, Exception):
-        error.__traceback__ = without_own_frames(error.__traceback__)
-        return Raised(error)
+        return Raised(raised_by_user(error))
     raise error

@@ -154,9 +154,8 @@ class Replay:
             report = StepReport(step.to_op(), step.info(), output=request.encode(output))
         except NestedStep as nested:
             report = self._failed(step, StepNestedError(str(nested)))
-        except Exception as error:
-            error.__traceback__ = without_own_frames(error.__traceback__)
-            report = self._failed(step, error)
+        except (Exception, SystemExit) as error:
+            report = self._failed(step, raised_by_user(error))
         finally:
             in_step.reset(token)
         await self.hooks.after_step(report)
@@ -177,7 +176,19 @@ def refuse_nested(request: StepRequest) -> None:
         )
 
 
-def without_own_frames(tb: TracebackType | None) -> TracebackType | None:
+def raised_by_user(error: Exception | SystemExit) -> Exception:
+    """What a function or handler raised, with a traceback that begins in its code.
+
+    ``sys.exit`` is an error like any other: it would end the server's process, and all that runs in it.
+    """
+    error.__traceback__ = _without_own_frames(error.__traceback__)
+    if not isinstance(error, SystemExit):
+        return error
+    wrapped = RuntimeError(f"sys.exit({error.code!r}) was called, which durable functions must not do: return or raise")
+    return wrapped.with_traceback(error.__traceback__)
+
+
+def _without_own_frames(tb: TracebackType | None) -> TracebackType | None:
     """The traceback from the first frame that is the user's."""
     while tb is not None and os.path.dirname(tb.tb_frame.f_code.co_filename) == _OWN_CODE:
         tb = tb.tb_next

@@ -13,7 +13,7 @@ from durably.protocol.opcodes import ParallelMode
 
 from .branches import Branches, StepIdAmbiguousError
 from .outcome import Found, Outcome, Raised, Returned, StepReport
-from .replay import Replay, in_step, refuse_nested, without_own_frames
+from .replay import Replay, in_step, raised_by_user, refuse_nested
 from .step import Step, StepRequest
 
 T = TypeVar("T")
@@ -77,9 +77,8 @@ class SyncCall:
             returned: Outcome = Returned(value)
         except (_Interrupt, _Skipped):
             returned = Raised(RuntimeError("the call was interrupted without an outcome"))
-        except Exception as error:
-            error.__traceback__ = without_own_frames(error.__traceback__)
-            returned = Raised(error)
+        except (Exception, SystemExit) as error:
+            returned = Raised(raised_by_user(error))
         finally:
             in_step.reset(outer_step)
         # A function that swallows the interrupt goes on running, but what the call found stands.

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .errors import FaultError, Place
 from .strings import decode_string
@@ -178,8 +178,8 @@ class _TreeBuilder:
         return tuple(parts)
 
     def map_of(self, parts: list[Any]) -> Node:
-        entries: tuple[tuple[Node, Node], ...] = tuple(parts[0] or ())
-        return MapOf(entries, depth=_depth_over([node for entry in entries for node in entry]))
+        entries = cast(tuple[tuple[Node, Node], ...], tuple(parts[0] or ()))
+        return MapOf(entries, depth=_depth_over([node for pair in entries for node in pair]))
 
     def true(self, parts: list[Any]) -> Node:
         return Literal(True)
