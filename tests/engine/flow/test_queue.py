@@ -353,3 +353,20 @@ def test_what_a_turn_costs_does_not_depend_on_how_much_is_queued() -> None:
         few, many = count_statements(100, flow, users), count_statements(5_000, flow, users)
         assert many <= few + 2, (few, many)
         assert many < 60
+
+
+def test_lanes_stay_where_they_wait_while_that_gate_is_closed() -> None:
+    rows = SqliteRows(":memory:")
+    limits = [{"limit": 1}, {"limit": 1, "key": "event.data.user"}]
+    world = World(rows, [flow_of(concurrency=limits, throttle={"limit": 1, "period": "10s"})])
+    with world.transaction() as queue:
+        first = world.start_run(queue, 0, user=0)
+        for user in range(1, 50):
+            world.start_run(queue, 0, user=user)
+    with world.transaction() as queue:
+        world.leave(queue, first)  # now all of them wait for the throttle
+    rows.record_statements()
+    world.pass_time(10_000)
+    assert len(world.plain.under_way) == 1
+    assert len(rows.statements) < 20
+    rows.close()
