@@ -274,6 +274,25 @@ async def test_tasks_that_never_end_do_not_hold_a_call_up(monkeypatch: pytest.Mo
     assert beats
 
 
+async def test_a_target_behind_slow_io_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run would fail if the call gave the step up for gone."""
+    monkeypatch.setattr(asynchronous, "_PATIENCE_SECONDS", 0.01)
+
+    async def function(ctx: Context) -> Any:
+        async def slow() -> Any:
+            if calls > 1:
+                await asyncio.sleep(0.1)  # far beyond the call's patience
+            return await ctx.step.run("slow", str, "slow")
+
+        nonlocal calls
+        calls += 1
+        return await asyncio.gather(ctx.step.run("quick", str, "quick"), slow())
+
+    calls = 0
+    run = await engine_for(function).run(pick=named("slow", "quick"))
+    assert run.output == ["quick", "slow"]
+
+
 async def test_steps_of_a_slow_branch_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asynchronous, "_PATIENCE_SECONDS", 0.02)
     calls = []
