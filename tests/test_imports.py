@@ -170,6 +170,8 @@ MISSING = [
     ("import durably.tornado", "tornado", "durably[tornado]"),
     ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
+    ("import durably.engine.embedded", "aiohttp", "durably[engine]"),
+    ("import durably.engine.machine", "re2", "durably[engine]"),
 ]
 
 

@@ -4,3 +4,17 @@
 that keeps its state in one SQLite file. An engine knows apps only through ``durably.protocol``; it never
 imports the SDK, a web framework or user code.
 """
+
+from importlib.util import find_spec
+
+
+def _is_missing(package: str) -> bool:
+    try:
+        return find_spec(package) is None
+    except ImportError:
+        return True
+
+
+_missing = [package for package in ("aiohttp", "lark", "re2", "ulid", "yarl") if _is_missing(package)]
+if _missing:
+    raise ImportError(f'durably.engine needs {", ".join(_missing)}: pip install "durably[engine]"')
