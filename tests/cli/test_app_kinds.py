@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import django
@@ -17,10 +18,15 @@ from durably.cli.app_kinds import AppKind, NotAnAppError, detect_kind
 
 
 @pytest.fixture(scope="module", autouse=True)
-def django_settings() -> None:
-    if not django.conf.settings.configured:
-        django.conf.settings.configure(ROOT_URLCONF=__name__)
+def django_settings() -> Iterator[None]:
+    """A process has one set of settings: other tests' stay, and these are taken back for other tests' sake."""
+    if django.conf.settings.configured:
+        yield
+        return
+    django.conf.settings.configure(ROOT_URLCONF=__name__)
     django.setup()
+    yield
+    django.conf.settings._wrapped = django.conf.empty
 
 
 async def raw_asgi(scope: Any, receive: Any, send: Any) -> None: ...
