@@ -17,4 +17,5 @@ def _is_missing(package: str) -> bool:
 
 _missing = [package for package in ("aiohttp", "lark", "re2", "ulid", "yarl") if _is_missing(package)]
 if _missing:
-    raise ImportError(f'durably.engine needs {", ".join(_missing)}: pip install "durably[engine]"')
+    message = f'durably.engine needs {", ".join(_missing)}: pip install "durably[engine]"'
+    raise ModuleNotFoundError(message, name=_missing[0])
