@@ -564,6 +564,18 @@ def test_recovery_gives_what_was_under_way_a_new_generation_and_leaves_the_rest(
     assert {call.generation for call in run.head.calls} == {a.generation, a.generation + 1}
 
 
+def test_a_clock_that_was_set_back_neither_strands_a_call_at_a_restart_nor_loses_a_wish_for_discovery() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), planned("b", race=True))
+    run.ops(ran("a"), step="a")
+    run.now -= 60_000
+    run.ops(ran("b"), step="b")
+    assert run.head.discover_again
+    (command,) = run.feed(Recovered())
+    assert isinstance(command, MakeCall)
+    assert (command.call.is_discovery, command.call.due) == (True, run.now)
+
+
 def test_a_head_of_before_is_read() -> None:
     """Fields that are added later have defaults."""
     from durably.engine.head import decode_head

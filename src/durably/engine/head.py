@@ -51,6 +51,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_discovery(self) -> bool:
         return self.step_id == DISCOVER
 
+    def is_made(self, now: int) -> bool:
+        """Whether it is under way, or about to be: all but repetitions that are put off. What was never put off is
+        made even where the clock has been set back since, and now says that it is not due."""
+        return self.due <= now or not self.error
+
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An outstanding step that waits for something other than a call; ``op`` says for what.

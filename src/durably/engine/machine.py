@@ -217,9 +217,9 @@ def _on_recovery(turn: Turn, happened: Recovered) -> None:
     for wait in [wait for wait in turn.waits.values() if wait.op in REQUESTS]:
         turn.waits[wait.step_id] = msgspec.structs.replace(wait, needs_op=True)
         turn.discover_again = True
-    for call in [call for call in turn.calls.values() if call.due <= turn.now]:
+    for call in [call for call in turn.calls.values() if call.is_made(turn.now)]:
         del turn.calls[call.generation]
-        turn.call(call)
+        turn.call(msgspec.structs.replace(call, due=min(call.due, turn.now)))
     if turn.discovery is not None:
         turn.discover_again = False
 

@@ -108,7 +108,7 @@ class Turn:
         if outstanding is None:
             self.discover_again = False
             self.call(Call(generation=0, due=self.now))
-        elif outstanding.due <= self.now:
+        elif outstanding.is_made(self.now):
             self.discover_again = True
 
     @property
