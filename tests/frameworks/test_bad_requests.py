@@ -29,6 +29,14 @@ def test_malformed_json(server: Server, body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "fault"), [(b'"\xff"', "not encoded in UTF-8"), (b"[" * 100_000 + b"]" * 100_000, "nested too deeply")]
+)
+def test_json_that_cannot_be_decoded(server: Server, data: bytes, fault: str) -> None:
+    body = b'{"ctx": {"run_id": "r"}, "event": {"name": "x", "data": {"a": %b}}}' % data
+    assert_refused(wire.call(server.url("dev"), "app-dev-plain-sync", body), 400, "body_invalid", fault)
+
+
+@pytest.mark.parametrize(
     ("wrong", "place"),
     [
         ([], "Expected `object`"),

@@ -1,10 +1,12 @@
 """A call: the request with which an engine advances a run (spec §4.4)."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from .events import Event
+
+T = TypeVar("T")
 
 
 class Stack(msgspec.Struct, kw_only=True):
@@ -51,14 +53,24 @@ _events_decoder = msgspec.json.Decoder(list[Event])
 
 def decode_call(body: bytes) -> CallRequest:
     """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
-    return _decoder.decode(body)
+    return _decode(_decoder, body)
 
 
 def decode_steps(body: bytes) -> dict[str, msgspec.Raw]:
-    """The answer to ``GET /v0/runs/{run}/actions``."""
-    return _steps_decoder.decode(body)
+    """The answer to ``GET /v0/runs/{run}/actions``. Raises like ``decode_call``."""
+    return _decode(_steps_decoder, body)
 
 
 def decode_events(body: bytes) -> list[Event]:
-    """The answer to ``GET /v0/runs/{run}/batch``."""
-    return _events_decoder.decode(body)
+    """The answer to ``GET /v0/runs/{run}/batch``. Raises like ``decode_call``."""
+    return _decode(_events_decoder, body)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Two kinds of malformed JSON msgspec leaves to exceptions that are not its own."""
+    try:
+        return decoder.decode(body)
+    except UnicodeDecodeError:
+        raise msgspec.DecodeError("JSON is malformed: it is not encoded in UTF-8") from None
+    except RecursionError:
+        raise msgspec.DecodeError("JSON is nested too deeply") from None
