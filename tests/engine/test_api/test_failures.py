@@ -1,5 +1,8 @@
 """Requests that no handler takes, and handlers that break."""
 
+import asyncio
+from urllib.parse import urlsplit
+
 import pytest
 
 from .conftest import EVENT_KEY, Harness
@@ -41,3 +44,26 @@ async def test_a_closed_engine_says_that_it_is(dev: Harness) -> None:
     await dev.engine.close()
     status, answer = await dev.json("POST", "/e/any", json={"name": "a"})
     assert (status, answer["status"]) == (503, 503)
+
+
+async def test_a_body_that_its_headers_belie_is_refused(dev: Harness) -> None:
+    status, answer = await dev.json("POST", "/e/any", data=b'{"name": "a"}', headers={"content-encoding": "gzip"})
+    assert (status, "content-encoding" in answer["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("limit", ["0", "000000001000", "000000001" + "9" * 5000])
+async def test_a_limit_beyond_what_is_possible_is_refused(dev: Harness, limit: str) -> None:
+    status, answer = await dev.json("GET", "/v1/events", params={"limit": limit})
+    assert (status, "limit must be" in answer["error"]) == (400, True)
+
+
+async def test_a_header_that_is_not_text_can_be_quoted(dev: Harness) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(dev.server.origin).port)
+    writer.write(
+        b"POST /fn/register HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n"
+        b"x-inngest-expected-server-kind: \xff\r\n\r\n"
+    )
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"expected an engine in ? mode" in answer

@@ -15,11 +15,13 @@ _BYTE = re.compile(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$")
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The whole body. Raises ``ApiError`` 413 above ``MAX_REQUEST_BYTES``."""
+    """The whole body. Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 400 if it is not what its headers say."""
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes") from None
+    except web.RequestPayloadError:
+        raise ApiError(400, "the body cannot be read: it does not fit its content-encoding or length") from None
 
 
 async def read_json(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:

@@ -23,6 +23,6 @@ def limit_parameter(request: web.Request, *, default: int, most: int) -> int:
     text = request.query.get("limit")
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most):
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
         raise ApiError(400, f"limit must be a whole number from 1 to {most}, not {text!r}")
     return int(text)

@@ -33,4 +33,6 @@ def data_response(data: Any) -> web.Response:
 
 
 def error_response(status: int, message: str, *, code: str | None = None, data: Any = None) -> web.Response:
-    return json_response(ErrorBody(error=message, status=status, code=code, data=data), status)
+    # What a message quotes of a request may hold bytes that are no UTF-8, as surrogates, which JSON cannot.
+    text = message.encode(errors="replace").decode()
+    return json_response(ErrorBody(error=text, status=status, code=code, data=data), status)
