@@ -131,15 +131,33 @@ def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
 def test_there_is_no_engine(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    for url in (f"http://127.0.0.1:{port}", "http://127.0.0.1:notaport"):
-        result = run("runs", "list", "--url", url)
-        assert result.status == 1
-        assert f"no engine answers at {url}" in result.stderr
-        assert "durably dev" in result.stderr
-        assert "Traceback" not in result.stderr
+    result = run("runs", "list", "--url", f"127.0.0.1:{port}")
+    assert result.status == 1
+    assert f"no engine answers at http://127.0.0.1:{port}" in result.stderr
+    assert "durably dev" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_help_and_version(run: Run) -> None:
     for arguments in (["--help"], ["dev", "--help"], ["runs", "--help"], ["start", "-h"]):
         assert run(*arguments).status == 0
     assert run("--version").stdout.startswith("durably, version 0.1.0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "fault"),
+    [
+        (("send", "\udcff"), 2, "name is not encoded in UTF-8"),
+        (("send", "a", "--data", '{"a": "\udcff"}'), 2, "data is not encoded in UTF-8"),
+        (("send", "a", "--data", r'{"a": "\ud800"}'), 1, "half of a surrogate pair"),
+        (("send", "a", "--data", "[" * 100_000), 1, "--data is nested too deeply"),
+        (("runs", "show", "\udcff"), 2, "run id is not encoded in UTF-8"),
+        (("runs", "list", "--url", "ftp://127.0.0.1"), 2, "Invalid value for '--url': it must be a URL like"),
+        (("runs", "list", "--url", "http://127.0.0.1:nine"), 2, "Invalid value for '--url': it must be a URL like"),
+        (("dev", "-u", "nonsense"), 2, "Invalid value for '-u' / '--app-url': it must be a URL like"),
+    ],
+)
+def test_input_that_cannot_be_used_is_named(ask: Ask, arguments: tuple[str, ...], status: int, fault: str) -> None:
+    result = ask(*arguments)
+    assert (result.status, "Traceback" in result.stderr) == (status, False), result.stderr
+    assert fault in result.stderr

@@ -40,6 +40,12 @@ def test_keys_are_required(run: Run, keys: dict[str, str], pattern: str) -> None
     assert SIGNING_KEY not in result.stderr
 
 
+def test_an_event_key_is_not_empty(run: Run) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", "--event-key", "", **KEYS)
+    assert (result.status, "Traceback" in result.stderr) == (1, False)
+    assert "no event key" in result.stderr
+
+
 def test_a_database_is_required(run: Run) -> None:
     result = run("start", "--port", "0", **KEYS)
     assert result.status == 2

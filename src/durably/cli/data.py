@@ -25,6 +25,8 @@ def read_data(text: str | None) -> dict[str, Any]:
         data = json.loads(content)
     except json.JSONDecodeError as error:
         raise CliError(f"{source} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise CliError(f"{source} is nested too deeply") from None
     if not isinstance(data, dict):
         raise CliError(f"{source} must be a JSON object like '{{\"id\": 1}}', not {type(data).__name__}")
     return data

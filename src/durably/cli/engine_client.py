@@ -42,7 +42,7 @@ class EngineClient:
 
     def send_event(self, event: Event) -> str:
         path = f"/e/{quote(self._event_key or ANY_EVENT_KEY, safe='')}"
-        return self._decode(self._request("POST", path, msgspec.json.encode(event)), SendBody).ids[0]
+        return self._decode(self._request("POST", path, _encode(event)), SendBody).ids[0]
 
     def event_runs(self, event_id: str) -> list[RunBody]:
         return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}/runs"), list[RunBody])
@@ -65,7 +65,7 @@ class EngineClient:
         return self._data(self._request("POST", f"/v1/runs/{_segment(run_id)}/rerun"), RunBody)
 
     def invoke(self, function_id: str, data: dict[str, Any]) -> InvokeBody:
-        body = msgspec.json.encode({"data": data})
+        body = _encode({"data": data})
         return self._decode(self._request("POST", f"/invoke/{_segment(function_id)}", body), InvokeBody)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -114,3 +114,10 @@ class EngineClient:
 
 def _segment(text: str) -> str:
     return quote(text, safe="")
+
+
+def _encode(body: Any) -> bytes:
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError:  # "\\ud800" is valid in JSON, but half of a character
+        raise CliError("the data holds text that is not valid Unicode: half of a surrogate pair") from None

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -19,8 +20,34 @@ def engine_url() -> str:
     for name in ("INNGEST_BASE_URL", "INNGEST_DEV"):
         value = os.environ.get(name, "").strip()
         if value.lower() not in _NO_ORIGIN:
-            return value if "://" in value else f"http://{value}"
+            return value
     return DEFAULT_URL
+
+
+def _check_engine_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    return _check_url(url if "://" in url else f"http://{url}")
+
+
+def _check_app_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_check_url(url) for url in urls)
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        is_good = False
+    if not is_good:
+        raise click.BadParameter("it must be a URL like http://127.0.0.1:8000")
+    return url
+
+
+def _check_text(options: dict[str, Any]) -> None:
+    """Bytes of an argument that are not UTF-8 arrive as surrogates, which cannot be sent to the engine."""
+    for name, value in options.items():
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise click.UsageError(f"{name.replace('_', ' ')} is not encoded in UTF-8")
 
 
 def signing_key_options(command: Command) -> Command:
@@ -51,6 +78,7 @@ def client_options(command: Command) -> Command:
     @click.option(
         "--url",
         default=engine_url,
+        callback=_check_engine_url,
         metavar="URL",
         help=f"The engine to talk to.  [env var: INNGEST_BASE_URL, INNGEST_DEV; default: {DEFAULT_URL}]",
     )
@@ -64,6 +92,7 @@ def client_options(command: Command) -> Command:
     ) -> Any:
         from .engine_client import EngineClient
 
+        _check_text(options)
         keys = [key for key in (signing_key, signing_key_fallback) if key]
         return command(client=EngineClient(url, signing_keys=keys, event_key=event_key), **options)
 
@@ -82,7 +111,13 @@ def server_options(*, poll_interval: float) -> Callable[[Command], Command]:
             help="Port of the engine; 0 takes a free one.",
         ),
         click.option(
-            "-u", "--app-url", "urls", multiple=True, metavar="URL", help="An app to sync with. May be repeated."
+            "-u",
+            "--app-url",
+            "urls",
+            multiple=True,
+            callback=_check_app_urls,
+            metavar="URL",
+            help="An app to sync with. May be repeated.",
         ),
         click.option(
             "--poll-interval",

@@ -47,7 +47,7 @@ def start(
     """
     if not signing_key:
         raise CliError("no signing key: set INNGEST_SIGNING_KEY, the same as the apps', or give --signing-key")
-    if not event_keys:
+    if not event_keys or not all(event_keys):
         raise CliError("no event key: set INNGEST_EVENT_KEY, the same as the senders', or give --event-key")
     from durably.engine.backoff import standard_backoff
     from durably.engine.embedded.settings import EngineSettings
