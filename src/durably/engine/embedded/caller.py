@@ -3,6 +3,7 @@
 import asyncio
 import time
 from types import SimpleNamespace
+from typing import Protocol
 
 import aiohttp
 from yarl import URL
@@ -15,6 +16,7 @@ from durably.protocol.signatures import sign
 
 from .bodies import CallData
 from .canonical import to_sign
+from .registry import Function
 from .settings import EngineSettings
 from .updates import to_datetime
 
@@ -24,8 +26,19 @@ _IDLE_SECONDS = 1.5
 that a call rarely meets one that its server is closing."""
 
 
-class Caller:
-    """Use on one event loop. ``close`` it at the end."""
+class Caller(Protocol):
+    """How an engine reaches its apps. Used on the engine's event loop alone."""
+
+    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+        """Make one call: ``body`` is what ``data`` amounts to on the wire (spec §4.4.1). An app that cannot be
+        reached, or answers badly, is an ``Answer`` too. Raises nothing but ``CancelledError``."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class HttpCaller:
+    """Calls apps over HTTP, at the URLs that they synced."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -44,8 +57,8 @@ class Caller:
     async def close(self) -> None:
         await self._session.close()
 
-    async def call(self, url: URL, data: CallData, body: bytes) -> Answer:
-        """Raises nothing but ``CancelledError``."""
+    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+        url = function.url_of(data.call.step_id)
         seen = SimpleNamespace(reused=False, answered=False)
         try:
             async with self._session.post(
@@ -63,18 +76,23 @@ class Caller:
         return read_answer(response.status, headers, content, now)
 
     def _headers(self, data: CallData, body: bytes) -> dict[str, str]:
-        headers = {
-            Header.CONTENT_TYPE: "application/json",
-            Header.USER_AGENT: "durably",
-            Header.SERVER_KIND: self._settings.server_kind,
-            Header.RUN_ID: data.run_id,
-            Header.REQUEST_ID: data.request_id,
-            Header.GENERATION_ID: str(data.call.generation),
-            Header.JOB_ID: data.job_id,
-        }
+        headers = call_headers(data, self._settings)
         if self._settings.signing_key:
-            headers[Header.SIGNATURE] = sign(to_sign(body), self._settings.signing_key, int(time.time()))
-        return {str(name): str(value) for name, value in headers.items()}
+            headers[Header.SIGNATURE.value] = sign(to_sign(body), self._settings.signing_key, int(time.time()))
+        return headers
+
+
+def call_headers(data: CallData, settings: EngineSettings) -> dict[str, str]:
+    """What the headers of a call tell, whichever way it is made; unsigned."""
+    return {
+        Header.CONTENT_TYPE.value: "application/json",
+        Header.USER_AGENT.value: "durably",
+        Header.SERVER_KIND.value: settings.server_kind.value,
+        Header.RUN_ID.value: data.run_id,
+        Header.REQUEST_ID.value: data.request_id,
+        Header.GENERATION_ID.value: str(data.call.generation),
+        Header.JOB_ID.value: data.job_id,
+    }
 
 
 async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:

@@ -1,7 +1,7 @@
 """The embedded engine's interface: everything that its HTTP API, its command line and tests do with it."""
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from . import queries, work
 from .arrivals import check_content, check_event
+from .caller import Caller, HttpCaller
 from .configs import check_sync
 from .ids import IdSeed
 from .runtime import Runtime
@@ -49,12 +50,19 @@ class EmbeddedEngine:
         self._settings = runtime.settings
 
     @classmethod
-    async def open(cls, path: str | os.PathLike[str], settings: EngineSettings = _DEFAULT) -> "EmbeddedEngine":
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: EngineSettings = _DEFAULT,
+        *,
+        make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
+    ) -> "EmbeddedEngine":
         """Own the database at ``path`` (made where there is none), recover what it holds, and start.
 
+        ``make_caller`` makes what reaches the apps; it is called on the event loop, and closed with the engine.
         Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
-        return cls(await Runtime.open(Path(path), settings))
+        return cls(await Runtime.open(Path(path), settings, make_caller))
 
     async def close(self) -> None:
         """Stop making calls, let those under way finish for ``close_grace``, hand the others back, close."""

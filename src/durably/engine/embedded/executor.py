@@ -117,7 +117,7 @@ class Executor:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
         self._started.setdefault(due.run_key, self._clock.now())
         try:
-            return await self._caller.call(function.url_of(data.call.step_id), data, self._build(data))
+            return await self._caller.call(function, data, self._build(data))
         except Exception as error:
             _logger.exception("a call of run %s could not be made", data.run_id)
             return failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from durably.engine.inputs import TimerFired
 
 from . import queries, work
-from .caller import Caller
+from .caller import Caller, HttpCaller
 from .canonical import canonical_json
 from .effects import CallAt, Effects, RequestAt, TimerAt
 from .executor import Executor
@@ -47,6 +47,7 @@ class Runtime:
         connection: sqlite3.Connection,
         ownership: Ownership,
         lock: DatabaseLock,
+        make_caller: Callable[[EngineSettings], Caller],
     ) -> None:
         self.settings = settings
         self._connection = connection
@@ -64,7 +65,7 @@ class Runtime:
             settings.clock,
             self._carry_out,
         )
-        self._caller = Caller(settings)
+        self._caller = make_caller(settings)
         self.executor = Executor(
             self._caller,
             self.reader,
@@ -79,7 +80,9 @@ class Runtime:
         self._store = store
 
     @classmethod
-    async def open(cls, path: Path, settings: EngineSettings) -> "Runtime":
+    async def open(
+        cls, path: Path, settings: EngineSettings, make_caller: Callable[[EngineSettings], Caller] = HttpCaller
+    ) -> "Runtime":
         """Raises what ``EmbeddedEngine.open`` does."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = DatabaseLock(path)
@@ -90,7 +93,7 @@ class Runtime:
             raise
         try:
             ownership = take_ownership(connection, writes_canonical=settings.signing_key is not None)
-            runtime = cls(path, settings, connection, ownership, lock)
+            runtime = cls(path, settings, connection, ownership, lock, make_caller)
         except BaseException:
             connection.close()
             lock.release()
