@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,11 +12,13 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.embedded import EmbeddedEngine
+from durably.engine.embedded import EmbeddedEngine, caller
+from durably.engine.embedded.caller import open_socket
 from durably.engine.embedded.ledger import Entry
 from durably.engine.embedded.registry import Function, Registry
 from durably.engine.embedded.views import RunStatus
 from durably.engine.errors import DatabaseCorruptError, DatabaseUnavailableError
+from durably.protocol.call import CallRequest
 from durably.protocol.events import Event
 
 from .conftest import QUICK, ended, only_run, opened, output, run_to_end, send
@@ -114,6 +117,45 @@ async def test_a_connection_that_the_app_was_closing_costs_no_attempt(engine: Em
     run = await run_to_end(engine, "two")
     assert output(run) == "fine"
     assert [call.ctx.attempt for call in app.calls] == [0, 0, 0]
+
+
+async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(engine: EmbeddedEngine, app: SmallApp) -> None:
+    """The first time, over a connection that was kept, it looks as if the app had closed that; never again."""
+
+    @app.function("fatal", retries=1)
+    def fatal(steps: Steps) -> object:
+        steps.run("a", lambda: 1)
+        return "never"
+
+    def go_down(call: CallRequest) -> web.StreamResponse | None:
+        if call.steps:
+            transport = app.requests[-1].transport
+            assert transport is not None
+            transport.close()
+        return None
+
+    app.before = go_down
+    await engine.sync_app(app.sync_request())
+    run = await run_to_end(engine, "fatal")
+    assert output(run)["name"] == "CallLostError"
+    assert [call.ctx.attempt for call in app.calls] == [0, 0, 0, 1]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the platform has no such option")
+async def test_a_host_that_vanishes_is_noticed(path: Path, app: SmallApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the connection itself, long before the call may have taken too long."""
+    sockets: list[socket.socket] = []
+    monkeypatch.setattr(caller, "open_socket", lambda address: sockets.append(open_socket(address)) or sockets[-1])
+
+    @app.function("simple")
+    def simple(steps: Steps) -> object:
+        option = sockets[0].getsockopt
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        return [option(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *(option(socket.IPPROTO_TCP, name) for name in names)]
+
+    async with opened(path) as engine:
+        await engine.sync_app(app.sync_request())
+        assert output(await run_to_end(engine, "simple")) == [1, 30, 10, 3]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Making one call: the HTTP request to the app, and its answer, whatever it is, as a value."""
 
 import asyncio
+import socket
 import time
 from types import SimpleNamespace
 from typing import Protocol
@@ -25,6 +26,19 @@ _IDLE_SECONDS = 1.5
 """How long an idle connection is kept: less than servers keep theirs (gunicorn 2 s, uvicorn and Node 5 s), so
 that a call rarely meets one that its server is closing."""
 
+_LIVENESS = (
+    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
+    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 30),
+    ("TCP_KEEPALIVE", socket.IPPROTO_TCP, 30),
+    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 10),
+    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 3),
+    ("TCP_USER_TIMEOUT", socket.IPPROTO_TCP, 60_000),
+)
+"""Options of a connection, so far as the platform has them, by which the loss of the host behind it is noticed within
+a minute, and not only when the call times out after hours: it is asked for a sign of life after 30 s of silence and
+then every 10 s, three times; what was sent is given up on after 60 s without an acknowledgement. (macOS says
+``TCP_KEEPALIVE`` for ``TCP_KEEPIDLE``.)"""
+
 
 class Caller(Protocol):
     """How an engine reaches its apps. Used on the engine's event loop alone."""
@@ -42,26 +56,24 @@ class HttpCaller:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
-            timeout=aiohttp.ClientTimeout(
-                total=settings.call_timeout.total_seconds(), sock_connect=settings.connect_timeout.total_seconds()
-            ),
-            trace_configs=[trace],
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=True,
+        self._session = _open_session(
+            settings, aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, socket_factory=open_socket)
+        )
+        self._fresh_session = _open_session(
+            settings, aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=open_socket)
         )
 
     async def close(self) -> None:
         await self._session.close()
+        await self._fresh_session.close()
 
     async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
         url = function.url_of(data.call.step_id)
+        # After a connection that was kept had gone, the next tells for certain whether the app is there.
+        session = self._fresh_session if data.call.unreached else self._session
         seen = SimpleNamespace(reused=False, answered=False)
         try:
-            async with self._session.post(
+            async with session.post(
                 url, data=body, headers=self._headers(data, body), allow_redirects=False, trace_request_ctx=seen
             ) as response:
                 seen.answered = True
@@ -95,6 +107,29 @@ def call_headers(data: CallData, settings: EngineSettings) -> dict[str, str]:
     }
 
 
+def open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket for a connection to an address of ``getaddrinfo``, which notices when the other side has vanished."""
+    opened = socket.socket(*address[:3])
+    for name, level, value in _LIVENESS:
+        if hasattr(socket, name):
+            opened.setsockopt(level, getattr(socket, name), value)
+    return opened
+
+
+def _open_session(settings: EngineSettings, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(
+            total=settings.call_timeout.total_seconds(), sock_connect=settings.connect_timeout.total_seconds()
+        ),
+        trace_configs=[trace],
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=True,
+    )
+
+
 async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
     context.trace_request_ctx.reused = True
 
@@ -118,8 +153,9 @@ def _explain(error: BaseException, url: URL, seen: SimpleNamespace) -> Answer:
         return Unreached(
             ErrorData(name="AppUnreachableError", message=f"no connection to the app at {place}: {reason}")
         )
-    # A connection that was kept from an earlier call, and on which not a byte came back, was being closed by the
-    # server when it was used again: next time it is a new one.
+    # A connection that was kept from an earlier call, and on which not a byte came back, was most likely being closed
+    # by the server when it was used again. Most likely: the call may have brought the app down, too. So the next one
+    # is made over a connection of its own, and if that breaks, an attempt has failed.
     if seen.reused and not seen.answered and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
         return Unreached(ErrorData(name="AppUnreachableError", message=f"the app at {place} had closed the connection"))
     if isinstance(error, asyncio.TimeoutError):
