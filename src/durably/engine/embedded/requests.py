@@ -1,7 +1,7 @@
 """The requests that the engine makes itself, for steps that ``fetch`` or ``infer``.
 
-What such a request sends may hold credentials, so it is kept in memory alone, for as long as the step may be tried
-again. After a restart the app is asked to report the step again.
+What such a request sends may hold credentials, so it is kept in memory alone, and only until the step has come to its
+end. After a restart the app is asked to report the step again.
 """
 
 import asyncio
@@ -17,17 +17,20 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Opcode
 
+from .clock import Clock
 from .effects import RequestAt
 from .journal import Journal
+from .ledger import Entry
 from .outbound import Outbound, OutboundError
 
 _logger = logging.getLogger("durably.engine")
 
 
 class Requests:
-    def __init__(self, outbound: Outbound, journal: Journal) -> None:
+    def __init__(self, outbound: Outbound, journal: Journal, clock: Clock) -> None:
         self._outbound = outbound
         self._journal = journal
+        self._clock = clock
         self._opts: dict[int, dict[str, dict[str, Any]]] = {}
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}
 
@@ -40,6 +43,7 @@ class Requests:
         opts = self._opts.get(wanted.run_key, {}).get(wanted.request.step_id)
         if opts is None:
             return
+        self._clock.hold()
         task = asyncio.get_running_loop().create_task(self._make(wanted, opts))
         self._tasks.setdefault(wanted.run_key, set()).add(task)
         task.add_done_callback(lambda task: self._finished(wanted.run_key, task))
@@ -63,19 +67,47 @@ class Requests:
             del self._tasks[run_key]
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its text may quote what was sent.
-            _logger.error("a step's request could not be carried out: %s", type(error).__name__)
+            _logger.error("what a step's request came to could not be stored: %s", type(error).__name__)
+        self._clock.release()
 
     async def _make(self, wanted: RequestAt, opts: dict[str, Any]) -> None:
-        request = wanted.request
-        send = self._outbound.infer if request.op == Opcode.AI_GATEWAY else self._outbound.fetch
+        outcome = await self._send(wanted.request, opts)
+
+        def unit(entry: Entry) -> bool:
+            """Whether it is to be made again."""
+            entry.apply(wanted.run_key, outcome)
+            return any(_is_same_step(wanted, again) for again in entry.effects.requests)
+
         try:
-            outcome = _worked(request, msgspec.json.encode(await send(opts)))
-        except OutboundError as error:
-            outcome = _failed(request, error.name, error.message, is_retriable=error.retriable)
-        try:
-            await self._journal.enter_surely(lambda entry: entry.apply(wanted.run_key, outcome))
+            is_repeated = await self._journal.enter_surely(unit)
         except EngineClosedError:
             return
+        if not is_repeated:
+            self._drop(wanted, opts)
+
+    async def _send(self, request: MakeRequest, opts: dict[str, Any]) -> RequestFinished:
+        send = self._outbound.infer if request.op == Opcode.AI_GATEWAY else self._outbound.fetch
+        try:
+            return _worked(request, msgspec.json.encode(await send(opts)))
+        except OutboundError as error:
+            return _failed(request, error.name, error.message, is_retriable=error.retriable)
+        except Exception as error:
+            # Its text, and its traceback, may quote what was sent.
+            kind = type(error).__name__
+            _logger.error("the request of step %r could not be made: %s", request.name, kind)
+            message = f"the engine could not make the request of step {request.name!r}: {kind}"
+            return _failed(request, "RequestFailedError", message, is_retriable=False)
+
+    def _drop(self, wanted: RequestAt, opts: dict[str, Any]) -> None:
+        of_run = self._opts.get(wanted.run_key, {})
+        if of_run.get(wanted.request.step_id) is opts:
+            del of_run[wanted.request.step_id]
+            if not of_run:
+                del self._opts[wanted.run_key]
+
+
+def _is_same_step(one: RequestAt, other: RequestAt) -> bool:
+    return (one.run_key, one.request.step_id) == (other.run_key, other.request.step_id)
 
 
 def _worked(request: MakeRequest, data: bytes) -> RequestFinished:
