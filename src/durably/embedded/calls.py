@@ -1,0 +1,56 @@
+"""A call without HTTP: what the engine hands over, and what comes back, whichever process answers it."""
+
+import msgspec
+
+from durably.comm import CommHandler, CommRequest
+from durably.engine.answers import Answer, failed, read_answer
+from durably.engine.embedded.bodies import CallData
+from durably.engine.embedded.caller import call_headers
+from durably.engine.embedded.registry import Function
+from durably.engine.embedded.settings import EngineSettings
+from durably.engine.embedded.updates import to_datetime
+from durably.protocol.headers import Query
+from durably.protocol.limits import MAX_REQUEST_BYTES
+
+
+class HandedCall(msgspec.Struct, frozen=True, array_like=True):
+    """One call (spec §4.4.1). It is not signed: nobody else can hand it over."""
+
+    app_id: str
+    function_id: str
+    step_id: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class HandedAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """``headers`` has lower-case names."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def hand_over(function: Function, data: CallData, body: bytes, settings: EngineSettings) -> HandedCall:
+    return HandedCall(function.app_id, function.id, data.call.step_id, call_headers(data, settings), body)
+
+
+async def answer_call(call: HandedCall, handler: CommHandler) -> HandedAnswer:
+    """Run the function, on this event loop or in its handler's thread pool."""
+    request = CommRequest(
+        body=call.body,
+        headers=call.headers,
+        query_params={Query.FUNCTION_ID.value: call.function_id, Query.STEP_ID.value: call.step_id},
+        raw_request=None,
+        request_url=f"embedded://{call.app_id}",
+        is_connect=True,
+    )
+    response = await handler.post(request)
+    return HandedAnswer(int(response.status_code), response.headers, response.body_bytes())
+
+
+def read_handed(answer: HandedAnswer, settings: EngineSettings) -> Answer:
+    if len(answer.body) > MAX_REQUEST_BYTES:
+        message = f"the app's answer has more than {MAX_REQUEST_BYTES} bytes"
+        return failed("AnswerTooLargeError", message, no_retry=True)
+    return read_answer(answer.status, answer.headers, answer.body, to_datetime(settings.clock.now()))

@@ -1,0 +1,36 @@
+"""An engine's way to the functions that its own process serves: a function call in place of an HTTP request."""
+
+import asyncio
+from collections.abc import Mapping
+
+from durably.comm import CommHandler
+from durably.engine.answers import Answer, Unreached, failed
+from durably.engine.embedded.bodies import CallData
+from durably.engine.embedded.registry import Function
+from durably.engine.embedded.settings import EngineSettings
+from durably.protocol.errors import ErrorData
+
+from .calls import answer_call, hand_over, read_handed
+
+
+class LocalCaller:
+    """A ``Caller``. ``handlers`` are those of the apps by their ids, and may come to be more while it is used."""
+
+    def __init__(self, handlers: Mapping[str, CommHandler], settings: EngineSettings) -> None:
+        self._handlers = handlers
+        self._settings = settings
+
+    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+        handler = self._handlers.get(function.app_id)
+        if handler is None:
+            message = f"this process does not serve the app {function.app_id!r}"
+            return Unreached(ErrorData(name="AppUnreachableError", message=message))
+        try:
+            async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
+                answer = await answer_call(hand_over(function, data, body, self._settings), handler)
+        except TimeoutError:
+            return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
+        return read_handed(answer, self._settings)
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
