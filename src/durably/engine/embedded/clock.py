@@ -11,11 +11,20 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then."""
+    """``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
+
+    ``hold`` says that something is under way which needs no time to come, and ``release`` that it has ended: for a
+    clock that skips time, which must not skip it meanwhile. Whatever follows from it holds before it is released,
+    so that nothing is under way where nothing holds. Both are called on the event loop.
+    """
 
     def now(self) -> int: ...
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer: ...
+
+    def hold(self) -> None: ...
+
+    def release(self) -> None: ...
 
 
 class SystemClock:
@@ -30,3 +39,9 @@ class SystemClock:
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
         seconds = min(max(when - self.now(), 0) / 1000, self._LONGEST_NAP_SECONDS)
         return asyncio.get_running_loop().call_later(seconds, callback)
+
+    def hold(self) -> None:
+        """Real time passes whatever is under way."""
+
+    def release(self) -> None:
+        """See ``hold``."""

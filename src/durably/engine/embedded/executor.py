@@ -71,6 +71,7 @@ class Executor:
             key = (due.run_key, due.call.generation)
             if key in self._under_way:
                 continue
+            self._clock.hold()
             task = asyncio.get_running_loop().create_task(self._make(due))
             self._under_way[key] = task
             task.add_done_callback(functools.partial(self._finished, key))
@@ -81,6 +82,7 @@ class Executor:
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("a call could not be carried out: %s", error, exc_info=error)
         self._pump()
+        self._clock.release()
 
     async def _make(self, due: CallAt) -> None:
         data = await self._read(due)

@@ -60,6 +60,7 @@ class Journal:
             future = self._submit(work)
         except EngineClosedError:
             return
+        self._clock.hold()
         future.add_done_callback(lambda future: self._check(work, future))
 
     def _check(self, work: Callable[[Entry], object], future: asyncio.Future[tuple[object, Effects]]) -> None:
@@ -67,9 +68,15 @@ class Journal:
         if isinstance(error, DatabaseUnavailableError):
             task = asyncio.get_running_loop().create_task(self.enter_surely(work))
             self._retrying.add(task)
-            task.add_done_callback(self._retrying.discard)
-        elif error is not None and not isinstance(error, EngineClosedError | DatabaseLostError):
+            task.add_done_callback(self._retried)
+            return
+        if error is not None and not isinstance(error, EngineClosedError | DatabaseLostError):
             _logger.error("what happened to a run could not be stored: %s", error, exc_info=error)
+        self._clock.release()
+
+    def _retried(self, task: asyncio.Task[object]) -> None:
+        self._retrying.discard(task)
+        self._clock.release()
 
     def close(self) -> None:
         """Give up what is still being tried again."""

@@ -16,6 +16,7 @@ from durably.protocol.sync import FunctionConfig
 
 from .bodies import job_id_of, join_memos
 from .effects import CallAt, TimerAt
+from .timeline import Loaded
 from .updates import describe_failed_memo, to_datetime
 from .views import AppView, CallView, EventView, RunView, StepStatus, StepView
 
@@ -290,10 +291,8 @@ def _waiting_step(connection: sqlite3.Connection, run_key: int, wait: Wait) -> S
 # what is due
 
 
-def load_due(
-    connection: sqlite3.Connection, after: int, until: int, limit: int
-) -> tuple[list[tuple[int, CallAt | TimerAt]], int]:
-    """Timers and delayed calls due in ``(after, until]``, at most about ``limit`` of each, and how far they go."""
+def load_due(connection: sqlite3.Connection, after: int, until: int, limit: int) -> Loaded[CallAt | TimerAt]:
+    """Timers and delayed calls due in ``(after, until]``, at most about ``limit`` of each."""
     timers, timers_until = _load_until(connection, "SELECT due, run_key, step_id FROM waits WHERE", after, until, limit)
     calls, calls_until = _load_until(
         connection, "SELECT due, run_key, generation FROM delayed_calls WHERE", after, until, limit
@@ -307,7 +306,14 @@ def load_due(
         call = head.call(generation) if head else None
         if call is not None:
             items.append((due, CallAt(run_key, call)))
-    return items, reached
+    return Loaded(items, reached, _next_due(connection, reached))
+
+
+def _next_due(connection: sqlite3.Connection, after: int) -> int | None:
+    """When the first of what comes after a window is due."""
+    queries = (f"SELECT min(due) FROM {table} WHERE due > ?" for table in ("waits", "delayed_calls"))
+    dues = [connection.execute(query, (after,)).fetchone()[0] for query in queries]
+    return min((due for due in dues if due is not None), default=None)
 
 
 def _load_until(

@@ -24,7 +24,7 @@ from .requests import Requests
 from .schema import Ownership, open_database, take_ownership
 from .settings import EngineSettings
 from .store import Store
-from .timeline import Timeline
+from .timeline import Loaded, Timeline
 from .watching import Watchers
 from .writer import Writer
 
@@ -74,7 +74,9 @@ class Runtime:
             max_calls=settings.max_calls,
             canonicalise=is_signed and not ownership.is_canonical,
         )
-        self._requests = Requests(Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal)
+        self._requests = Requests(
+            Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal, settings.clock
+        )
         self._timeline: Timeline[_Due] = Timeline(settings.clock, self._load_due, self._meet)
         self.watchers = Watchers()
         self._store = store
@@ -156,11 +158,9 @@ class Runtime:
                 self._timeline.add(later.call.due, later)
         self.watchers.tell(effects.notes)
 
-    async def _load_due(self, after: int, until: int) -> tuple[list[tuple[int, _Due]], int]:
-        items, reached = await self.reader.read(
-            lambda connection: queries.load_due(connection, after, until, _LOAD_LIMIT)
-        )
-        return list(items), reached
+    async def _load_due(self, after: int, until: int) -> Loaded[_Due]:
+        loaded = await self.reader.read(lambda connection: queries.load_due(connection, after, until, _LOAD_LIMIT))
+        return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _meet(self, due: list[_Due]) -> None:
         """What the timeline says is due now."""

@@ -1,4 +1,7 @@
-"""What is due when. Only the next minute is held in memory; the rest is read from the database in time."""
+"""What is due when. Only the next minute is held in memory; the rest is read from the database in time.
+
+Of the rest it is known when the first is due, so that where nothing is due for long, nothing is read for as long.
+"""
 
 import asyncio
 import heapq
@@ -7,23 +10,37 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+import msgspec
+
 from .clock import Clock, Timer
 
 T = TypeVar("T")
-Load = Callable[[int, int], Awaitable[tuple[list[tuple[int, T]], int]]]
+
+
+class Loaded(msgspec.Struct, Generic[T], frozen=True):
+    """``items`` are what is due, each with its time, up to ``reached``; the first thing after that is due at
+    ``next_due``, ``None`` where there is none."""
+
+    items: list[tuple[int, T]]
+    reached: int
+    next_due: int | None
+
+
+Load = Callable[[int, int], Awaitable[Loaded[T]]]
 
 _WINDOW_MILLISECONDS = 60_000
 _AHEAD_MILLISECONDS = 5_000
-"""The next window is read so long before this one ends."""
+"""What is stored is read so long before it is due."""
 _RETRY_MILLISECONDS = 1_000
+_NEVER = 2**63
 
 _logger = logging.getLogger("durably.engine")
 
 
 class Timeline(Generic[T]):
     """``load(after, until)`` reads what is due in ``(after, until]``; where that is much it may answer with a part
-    of it, and how far it got. ``on_due`` is given what is due, in order; what is added while it is being read may be
-    given twice. Times are milliseconds since the epoch."""
+    of it. ``on_due`` is given what is due, in order; what is added while it is being read may be given twice. Times
+    are milliseconds since the epoch."""
 
     def __init__(self, clock: Clock, load: Load[T], on_due: Callable[[list[T]], None]) -> None:
         self._clock = clock
@@ -31,7 +48,8 @@ class Timeline(Generic[T]):
         self._on_due = on_due
         self._heap: list[tuple[int, int, T]] = []
         self._order = itertools.count()
-        self._horizon = -1
+        self._horizon = -1  # what is due until then is in the heap
+        self._next_stored = 0  # between the horizon and then, nothing is stored
         self._loading: asyncio.Task[None] | None = None
         self._timer: Timer | None = None
         self._wakes_at: int | None = None
@@ -49,53 +67,76 @@ class Timeline(Generic[T]):
 
     def add(self, due: int, item: T, *, is_stored: bool = True) -> None:
         """What is stored, and due only after what has been read so far, is left to be read in time."""
-        if self._is_closed or (is_stored and due > self._horizon):
+        if self._is_closed:
             return
-        heapq.heappush(self._heap, (due, next(self._order), item))
-        if self._wakes_at is None or due < self._wakes_at:
-            self._wake_at(due)
+        self._look_ahead()
+        if is_stored and due > self._horizon:
+            self._next_stored = min(self._next_stored, due)
+            wakes_at = due - _AHEAD_MILLISECONDS if self._loading is None else _NEVER
+        else:
+            heapq.heappush(self._heap, (due, next(self._order), item))
+            wakes_at = due
+        if wakes_at < (_NEVER if self._wakes_at is None else self._wakes_at):
+            self._wake_at(wakes_at)
+
+    def _look_ahead(self) -> None:
+        """The next minute counts as read, as far as nothing is stored in it."""
+        if self._loading is None:
+            self._horizon = max(self._horizon, min(self._clock.now() + _WINDOW_MILLISECONDS, self._next_stored - 1))
 
     def _tick(self) -> None:
         if self._is_closed:
             return
-        self._wakes_at = None
+        self._sleep_on()
         now = self._clock.now()
         due: list[T] = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heapq.heappop(self._heap)[2])
-        if self._loading is None and self._horizon - now < _AHEAD_MILLISECONDS:
+        self._look_ahead()
+        if self._loading is None and self._next_stored - now <= _AHEAD_MILLISECONDS:
+            self._clock.hold()
             self._loading = asyncio.get_running_loop().create_task(self._read_on(now + _WINDOW_MILLISECONDS))
+            self._loading.add_done_callback(lambda _: self._clock.release())
         if due:
             self._on_due(due)
         self._wake()
 
     def _wake(self) -> None:
         """Set the timer to when there is something to do next."""
-        times = [self._heap[0][0]] if self._heap else []
+        when = self._heap[0][0] if self._heap else _NEVER
         if self._loading is None:
-            times.append(self._horizon - _AHEAD_MILLISECONDS)
-        if times:
-            self._wake_at(min(times))
+            when = min(when, self._next_stored - _AHEAD_MILLISECONDS)
+        if when < _NEVER - _AHEAD_MILLISECONDS:
+            self._wake_at(when)
 
     def _wake_at(self, when: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._sleep_on()
         self._wakes_at = when
         self._timer = self._clock.call_at(when, self._tick)
+
+    def _sleep_on(self) -> None:
+        self._wakes_at = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _read_on(self, until: int) -> None:
         # From now on, what is added up to ``until`` is kept: a transaction that the read does not see yet reports
         # what it adds after this line, and one that it does see may report before, hence things given twice.
-        before, self._horizon = self._horizon, until
+        horizon, self._horizon = self._horizon, until
+        next_stored, self._next_stored = self._next_stored, _NEVER
         try:
-            items, self._horizon = await self._load(before, until)
-            for due, item in items:
-                heapq.heappush(self._heap, (due, next(self._order), item))
+            loaded = await self._load(horizon, until)
         except Exception:
             _logger.exception("reading what is due next failed; trying again")
-            self._horizon = before
+            self._horizon, self._next_stored = horizon, min(next_stored, self._next_stored)
             self._loading = None
-            self._wake_at(self._clock.now() + _RETRY_MILLISECONDS)
+            again = self._clock.now() + _RETRY_MILLISECONDS
+            self._wake_at(min(again, self._heap[0][0]) if self._heap else again)
         else:
+            for due, item in loaded.items:
+                heapq.heappush(self._heap, (due, next(self._order), item))
+            self._horizon = loaded.reached
+            self._next_stored = min(self._next_stored, _NEVER if loaded.next_due is None else loaded.next_due)
             self._loading = None
             self._tick()
