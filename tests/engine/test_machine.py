@@ -554,6 +554,32 @@ def test_run_complete_and_discovery_request() -> None:
     assert run.end.output == b"7"
 
 
+def test_a_step_that_fails_beside_a_wish_for_discovery_uses_up_its_attempts() -> None:
+    run = Run(max_attempts=2)
+    again = Op(op=Opcode.DISCOVERY_REQUEST)
+    run.ops(again, op(Opcode.STEP_ERROR, error=BOOM))
+    assert [call.attempt for call in run.discoveries] == [1]
+    run.ops(again, op(Opcode.STEP_ERROR, error=BOOM))
+    assert kinds(run.commands) == [WriteMemo, MakeCall]
+
+
+def test_an_app_that_only_asks_for_discovery_uses_up_its_attempts() -> None:
+    run = Run(max_attempts=3)
+    for attempt in (1, 2):
+        run.ops(Op(op=Opcode.DISCOVERY_REQUEST), op(Opcode.STEP_ERROR, error=BOOM), memoised=("a",))
+        assert [call.attempt for call in run.discoveries] == [attempt]
+    run.ops(Op(op=Opcode.DISCOVERY_REQUEST))
+    assert run.error["name"] == "NothingAskedError"
+
+
+def test_discovery_follows_at_once_where_steps_were_checkpointed() -> None:
+    run = Run()
+    (call,) = run.discoveries
+    run.feed(Checkpointed(call.generation, [ran("a")]))
+    run.ops(Op(op=Opcode.DISCOVERY_REQUEST))
+    assert [(call.attempt, call.due) for call in run.discoveries] == [(0, NOW)]
+
+
 def test_recovery_gives_what_was_under_way_a_new_generation_and_leaves_the_rest() -> None:
     run = Run()
     run.ops(planned("a"), planned("b"))

@@ -164,7 +164,10 @@ def _run_complete(answering: Answering, op: Op) -> None:
 
 
 def _discovery_request(answering: Answering, op: Op) -> None:
-    answering.turn.discover()
+    """Granted when the answer has been read: a failed step in it is called for again by its own discovery. An app
+    that asks for this alone, and has finished no step since it was called, has done nothing with its attempt."""
+    turn = answering.turn
+    turn.discover_again = turn.discover_again or turn.memos > answering.call.memos_seen
 
 
 _HANDLERS: dict[str, Callable[[Answering, Op], None]] = {
