@@ -10,6 +10,7 @@ from durably.middleware import Middleware, MiddlewareSync, SendEventsResult, Tra
 from durably.options import (
     Batch,
     Cancel,
+    Checkpointing,
     Concurrency,
     Debounce,
     Priority,
@@ -32,6 +33,7 @@ __all__ = [
     "JSON",
     "Batch",
     "Cancel",
+    "Checkpointing",
     "Client",
     "Concurrency",
     "Context",

@@ -10,10 +10,12 @@ from durably import sending
 from durably.errors import FunctionConfigInvalidError
 from durably.execution import drive
 from durably.functions import Function, FunctionOpts, Handler, T
+from durably.in_process import InProcessEngine
 from durably.middleware import MiddlewareFactory, MiddlewareStack
 from durably.options import (
     Batch,
     Cancel,
+    Checkpointing,
     Concurrency,
     Debounce,
     Priority,
@@ -22,6 +24,7 @@ from durably.options import (
     Throttle,
     Timeouts,
     Trigger,
+    check_checkpointing,
 )
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import Event
@@ -42,7 +45,8 @@ class Client:
 
     ``app_id`` names the app to the engine; changing it makes another app. ``is_production`` chooses the
     mode: in production every call must be signed. ``request_timeout`` (ms or ``timedelta``, default 30 s)
-    bounds each request to the engine.
+    bounds each request to the engine. ``checkpointing`` keeps functions going from step to step (see
+    ``Checkpointing``); an engine in this process does that by default, one over HTTP where it is asked for.
 
     Raises ``FunctionConfigInvalidError`` and ``URLInvalidError``, naming the argument or variable.
     """
@@ -53,6 +57,7 @@ class Client:
         app_id: str,
         api_base_url: str | None = None,
         app_version: str | None = None,
+        checkpointing: bool | Checkpointing | None = None,
         env: str | None = None,
         event_api_base_url: str | None = None,
         event_key: str | None = None,
@@ -68,6 +73,9 @@ class Client:
         environment = Environment()
         self.app_id = app_id
         self.app_version = app_version
+        self.engine = engine
+        check_checkpointing(checkpointing, "Client")
+        self.checkpointing = checkpointing
         self.logger: Logger = logger or _default_logger(environment)
         self.mode = _choose_mode(is_production, environment)
         self.env = env or environment.name
@@ -124,12 +132,14 @@ class Client:
         singleton: Singleton | None = None,
         throttle: Throttle | None = None,
         timeouts: Timeouts | None = None,
+        checkpointing: bool | Checkpointing | None = None,
     ) -> Callable[[Handler[T]], Function[T]]:
         """Make a durable function of an async or a sync one, which is called with a ``Context`` alone.
 
         ``retries`` is the number of attempts after the first (default 4, at most 20), counted for each
         step anew. ``on_failure`` is called when a run has failed for good, as a function of its own.
-        ``output_type`` lets the client's serializer turn the output into JSON and back.
+        ``output_type`` lets the client's serializer turn the output into JSON and back. ``checkpointing`` wins over
+        the client's.
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """
@@ -150,6 +160,7 @@ class Client:
             singleton=singleton,
             throttle=throttle,
             timeouts=timeouts,
+            checkpointing=self.checkpointing if checkpointing is None else checkpointing,
         )
 
         def decorate(handler: Handler[T]) -> Function[T]:
@@ -167,6 +178,8 @@ class Client:
 
     def send_sync(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
         """``send`` for synchronous code."""
+        if self.engine is not None:
+            self.engine.refuse_to_block()
         return drive(self._send(events, BlockingIO(), skip_middleware))
 
     async def _send(self, events: Event | Sequence[Event], io: IO, skip_middleware: bool) -> list[str]:

@@ -12,6 +12,8 @@ __all__ = [
     "AsyncUnsupportedError",
     "BodyInvalidError",
     "BodyTooLargeError",
+    "CallStaleError",
+    "CheckpointRefusedError",
     "ClockUnsupportedError",
     "DeadlineError",
     "DurationInvalidError",
@@ -50,6 +52,21 @@ class BodyTooLargeError(Error):
     code = ErrorCode.BODY_TOO_LARGE
     include_stack = False
     is_retriable = False
+
+
+class CallStaleError(Error):
+    """The engine has given a call up, and perhaps made another in its place: whatever this one does is void."""
+
+    code = ErrorCode.CALL_STALE
+    include_stack = False
+    quiet = True
+
+
+class CheckpointRefusedError(Error):
+    """The engine does not take steps while their call goes on."""
+
+    code = ErrorCode.CHECKPOINT_REFUSED
+    include_stack = False
 
 
 class EventKeyUnspecifiedError(Error):

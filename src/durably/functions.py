@@ -1,6 +1,7 @@
 """Functions: user code plus its configuration, called once for each request of the engine."""
 
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,13 +10,29 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from durably.checkpointing import Checkpoints
 from durably.context import Context, ContextSync, Group, GroupSync, ReplayLogger, Step, StepSync
 from durably.errors import FunctionConfigInvalidError, FunctionNotFoundError
-from durably.execution import AsyncCall, Found, Outcome, Raised, Replay, Returned, StepMemos, SyncCall, drive
-from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult, result_of
+from durably.execution import (
+    AsyncCall,
+    Ending,
+    Found,
+    HandedOver,
+    Handover,
+    Outcome,
+    Raised,
+    Replay,
+    Returned,
+    StepMemos,
+    SyncCall,
+    drive,
+)
+from durably.handover import StepHandover
+from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 from durably.options import (
     Batch,
     Cancel,
+    Checkpointing,
     Concurrency,
     Debounce,
     Option,
@@ -26,8 +43,10 @@ from durably.options import (
     Timeouts,
     Trigger,
     TriggerEvent,
+    check_checkpointing,
 )
 from durably.protocol.call import CallContext
+from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_CANCELS, MAX_CONCURRENCY, MAX_RETRIES, MAX_TRIGGERS
@@ -63,6 +82,7 @@ class FunctionOpts:
     singleton: Singleton | None = None
     throttle: Throttle | None = None
     timeouts: Timeouts | None = None
+    checkpointing: bool | Checkpointing | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.local_id, str) or not self.local_id:
@@ -84,6 +104,7 @@ class FunctionOpts:
         self._check_type("singleton", Singleton)
         self._check_type("throttle", Throttle)
         self._check_type("timeouts", Timeouts)
+        check_checkpointing(self.checkpointing, f'function "{self.local_id}"')
         self._check_list("cancel", Cancel, MAX_CANCELS)
         self._check_list("concurrency", Concurrency, MAX_CONCURRENCY)
 
@@ -112,6 +133,11 @@ class FunctionOpts:
     def failure_id(self) -> str:
         return f"{self.id}-failure"
 
+    def checkpointing_or(self, default: bool) -> Checkpointing | None:
+        """How the function hands finished steps over; ``None`` where it does not."""
+        chosen = default if self.checkpointing is None else self.checkpointing
+        return (Checkpointing() if chosen else None) if isinstance(chosen, bool) else chosen
+
     def to_wire(self, app_url: str) -> dict[str, Any]:
         """The function's entry in the sync payload (spec §4.3.2)."""
         config: dict[str, Any] = {
@@ -131,6 +157,7 @@ class FunctionOpts:
             "singleton": self.singleton,
             "throttle": self.throttle,
             "timeouts": self.timeouts,
+            "checkpoint": self.checkpointing_or(False),
         }
         return config | {name: _wire(option) for name, option in options.items() if option is not None}
 
@@ -163,7 +190,11 @@ def _steps(app_url: str, function_id: str, retries: int | None) -> dict[str, Any
 
 @dataclass(slots=True)
 class FunctionCall:
-    """One call, as ``CommHandler`` hands it over: what the engine sent, and what surrounds it here."""
+    """One call, as ``CommHandler`` hands it over: what the engine sent, and what surrounds it here.
+
+    By ``checkpoints`` it may hand finished steps over, ``None`` where that is not possible. ``is_in_process``: they are
+    those of an engine of ours in this process, which costs so little that it is the default.
+    """
 
     function_id: str
     context: CallContext
@@ -176,6 +207,8 @@ class FunctionCall:
     request_id: str | None = None
     job_id: str | None = None
     disable_immediate: bool = field(default=False)
+    checkpoints: Checkpoints | None = None
+    is_in_process: bool = False
 
 
 class Function(Generic[T]):
@@ -241,45 +274,72 @@ class Function(Generic[T]):
     async def call(self, client: "Client", call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it."""
         middleware = MiddlewareStack([*client.middleware, *self._middleware], client, call.raw_request, io)
+        handover = self._open_handover(client, call, io, middleware)
+        if handover is None:
+            ending = await self._run(client, call, io, middleware, None)
+            assert not isinstance(ending, HandedOver)
+            return ending
         try:
-            outcome = await self._execute(client, call, io, middleware)
-            outcome = await self._transform_output(outcome, call, middleware)
-            await middleware.call("before_response")
-        except Exception as error:
-            return Raised(error)
-        return outcome
+            return await handover.conclude(await self._run(client, call, io, middleware, handover))
+        finally:
+            handover.close()
 
     def call_sync(self, client: "Client", call: FunctionCall, io: IO) -> Outcome:
         """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
         return drive(self.call(client, call, io))
 
-    async def _execute(self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack) -> Outcome:
+    def _open_handover(
+        self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack
+    ) -> StepHandover | None:
+        """``None`` for a call that ends with the first step it executes: one that targets a step, and one that is
+        made again, since engines count attempts by call and the steps after the one that failed have their own."""
+        config = self.opts.checkpointing_or(call.is_in_process)
+        if config is None or call.checkpoints is None or call.target is not None or call.context.attempt:
+            return None
+        return StepHandover(
+            call.checkpoints, config, _tell_call(call), io, middleware, client.logger, is_joined=call.is_in_process
+        )
+
+    async def _run(
+        self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, handover: Handover | None
+    ) -> Ending:
+        try:
+            ending = await self._execute(client, call, io, middleware, handover)
+            ending = await self._transform_output(ending, call, middleware)
+            await middleware.call("before_response")
+        except Exception as error:
+            return Raised(error)
+        return ending
+
+    async def _execute(
+        self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, handover: Handover | None
+    ) -> Ending:
         handler = self._handler_for(call.function_id)
-        replay = _make_replay(call, middleware)
+        replay = _make_replay(call, middleware, handover)
         ctx, run = _make_context(handler, client, call, replay, io, middleware)
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)
         with call.timings.measure("function"):
-            outcome = await run(partial(handler, ctx))
-        await middleware.call("after_execution")
-        if isinstance(outcome, Returned) and call.function_id == self.id:
+            ending = await run(partial(handler, ctx))
+        await middleware.end_execution()
+        if isinstance(ending, Returned) and call.function_id == self.id:
             try:
-                return Returned(client.serialize(outcome.value, self.opts.output_type))
+                return Returned(client.serialize(ending.value, self.opts.output_type))
             except Exception as error:
                 return Raised(error)
-        return outcome
+        return ending
 
-    async def _transform_output(self, outcome: Outcome, call: FunctionCall, middleware: MiddlewareStack) -> Outcome:
-        """Planned steps returned nothing yet, so where several were found there is nothing to transform."""
+    async def _transform_output(self, ending: Ending, call: FunctionCall, middleware: MiddlewareStack) -> Ending:
+        """Planned steps returned nothing yet, so where several were found there is nothing to transform; those handed
+        over have been transformed one by one."""
         with call.timings.measure("mw.transform_output"):
-            if isinstance(outcome, Found):
-                if middleware and len(outcome.reports) == 1:
-                    report = outcome.reports[0]
-                    result = result_of(report)
-                    await middleware.call("transform_output", result)
-                    report.replace(result.output, result.error)
-                return outcome
-            result = _result_of_function(outcome)
+            if isinstance(ending, HandedOver):
+                return ending
+            if isinstance(ending, Found):
+                if len(ending.reports) == 1:
+                    await middleware.transform_step(ending.reports[0])
+                return ending
+            result = _result_of_function(ending)
             await middleware.call("transform_output", result)
             return Raised(result.error) if result.error is not None else Returned(result.output)
 
@@ -299,12 +359,26 @@ def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:
     return TransformOutputResult(outcome.error, msgspec.UNSET, None)
 
 
-def _make_replay(call: FunctionCall, middleware: MiddlewareStack) -> Replay:
+def _tell_call(call: FunctionCall) -> CheckpointRequest:
+    """Which call it is, in the words in which the engine told it."""
+    context = call.context
+    return CheckpointRequest(
+        run_id=context.run_id,
+        fn_id=context.fn_id or call.function_id,
+        qi_id=context.qi_id,
+        request_id=call.request_id,
+        generation_id=context.generation_id,
+        request_started_at=time.time_ns() // 1_000_000,
+    )
+
+
+def _make_replay(call: FunctionCall, middleware: MiddlewareStack, handover: Handover | None) -> Replay:
     context = call.context
     stack = context.stack.stack if context.stack is not None else None
     return Replay(
         memos=StepMemos(call.steps),
         hooks=middleware,
+        handover=handover,
         stack=list(call.steps) if stack is None else stack,
         target=call.target,
         disable_immediate=call.disable_immediate,
@@ -320,7 +394,7 @@ def _make_context(
     replay: Replay,
     io: IO,
     middleware: MiddlewareStack,
-) -> tuple[Any, Callable[[Callable[[], Any]], Awaitable[Outcome]]]:
+) -> tuple[Any, Callable[[Callable[[], Any]], Awaitable[Ending]]]:
     """The handler's argument, and how to run it."""
     shared: dict[str, Any] = {
         "event": call.event,
@@ -343,7 +417,7 @@ def _make_context(
     sync_call = SyncCall(replay)
     step = StepSync(client, sync_call, lambda events: drive(send(events)))
 
-    async def run(function: Callable[[], Any]) -> Outcome:
+    async def run(function: Callable[[], Any]) -> Ending:
         return sync_call.run(function)
 
     return ContextSync(**shared, step=step, group=GroupSync(sync_call)), run

@@ -5,6 +5,10 @@ For each call the hooks of all middleware run once, client's before function's, 
 ``before_response``. Hooks named *after*, and ``transform_output``, run in reverse order of registration.
 ``before_step`` and ``after_step`` run around each executed step, ``before_send_events`` and
 ``after_send_events`` around each sending of events.
+
+With checkpointing a call executes several steps: ``before_execution``, ``after_execution`` and ``transform_output``
+then run for each of them, and once more for the function's end. The function goes on with what its step returned, as
+JSON holds it; what ``transform_output`` made of it is stored, and ``transform_input`` must restore it at later calls.
 """
 
 from __future__ import annotations
@@ -146,6 +150,7 @@ class MiddlewareStack:
     def __init__(self, factories: Sequence[MiddlewareFactory], client: Client, raw_request: object, io: IO) -> None:
         self._middleware = [factory(client, raw_request) for factory in factories]
         self._io = io
+        self._is_executing = False
 
     def __bool__(self) -> bool:
         return bool(self._middleware)
@@ -162,7 +167,17 @@ class MiddlewareStack:
 
     async def unmemoized(self) -> None:
         await self.call("after_memoization")
+        await self.begin_execution()
+
+    async def begin_execution(self) -> None:
+        self._is_executing = True
         await self.call("before_execution")
+
+    async def end_execution(self) -> None:
+        """``after_execution``, for each ``before_execution`` once."""
+        if self._is_executing:
+            self._is_executing = False
+            await self.call("after_execution")
 
     async def before_step(self, step: StepInfo) -> None:
         await self.call("before_step", step)
@@ -170,6 +185,13 @@ class MiddlewareStack:
     async def after_step(self, report: StepReport) -> None:
         if self._middleware:
             await self.call("after_step", report.info, result_of(report))
+
+    async def transform_step(self, report: StepReport) -> None:
+        """``transform_output`` of a step."""
+        if self._middleware:
+            result = result_of(report)
+            await self.call("transform_output", result)
+            report.replace(result.output, result.error)
 
 
 def result_of(report: StepReport) -> TransformOutputResult:

@@ -12,14 +12,13 @@ import msgspec
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.durations import Duration, DurationInvalidError, format_duration, to_timedelta
 
-_MIN_DURATION = dt.timedelta(seconds=1)
-
 
 class Option(msgspec.Struct, kw_only=True, frozen=True):
     """Base of the options: checks durations and positive counts, writes the wire's form."""
 
     _durations: ClassVar[tuple[str, ...]] = ("timeout", "period", "start", "finish")
     _counts: ClassVar[tuple[str, ...]] = ("limit", "max_size", "burst")
+    _shortest: ClassVar[tuple[dt.timedelta, str]] = (dt.timedelta(seconds=1), "one second")
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(self):
@@ -40,8 +39,9 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
             delta = to_timedelta(value)
         except DurationInvalidError as error:
             raise FunctionConfigInvalidError(f"{type(self).__name__}.{name}: {error}") from None
-        if delta < _MIN_DURATION:
-            raise self._invalid(name, f"must be at least one second, not {value!r}")
+        shortest, text = self._shortest
+        if delta < shortest:
+            raise self._invalid(name, f"must be at least {text}, not {value!r}")
         return delta
 
     def _invalid(self, name: str, problem: str) -> FunctionConfigInvalidError:
@@ -148,6 +148,45 @@ class TriggerEvent(Option, frozen=True):
 
     event: str
     expression: str | None = None
+
+
+class Checkpointing(Option, frozen=True):
+    """Keep a function going from step to step instead of calling it anew after each.
+
+    Its finished steps are handed to the engine ``buffered_steps`` at a time, and at the latest ``interval`` after
+    the first of them was finished: what has not been handed over when the app dies runs again. After ``max_runtime``
+    a call executes no further step, and the function goes on in another.
+    """
+
+    _durations = ("interval", "max_runtime")
+    _counts = ("buffered_steps",)
+    _shortest = (dt.timedelta(milliseconds=1), "one millisecond")
+
+    buffered_steps: int = 1
+    interval: Duration | None = None
+    max_runtime: Duration | None = None
+
+    @property
+    def interval_seconds(self) -> float | None:
+        return _to_seconds(self.interval)
+
+    @property
+    def max_runtime_seconds(self) -> float | None:
+        return _to_seconds(self.max_runtime)
+
+    def to_wire(self) -> dict[str, Any]:
+        names = {"buffered_steps": "batch_steps", "interval": "batch_interval"}
+        return {names.get(name, name): value for name, value in super().to_wire().items()}
+
+
+def check_checkpointing(value: object, owner: str) -> None:
+    """Raises ``FunctionConfigInvalidError`` unless it is a choice about checkpointing, or none."""
+    if not (value is None or isinstance(value, bool | Checkpointing)):
+        raise FunctionConfigInvalidError(f"{owner}: checkpointing takes True, False or Checkpointing, not {value!r}")
+
+
+def _to_seconds(duration: Duration | None) -> float | None:
+    return None if duration is None else to_timedelta(duration).total_seconds()
 
 
 Trigger = TriggerCron | TriggerEvent

@@ -81,6 +81,10 @@ class IO(Protocol):
         """Start something asynchronous without waiting for it; in an event loop it ends with its starter's task."""
         ...
 
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+        """Start something asynchronous that does not end with its starter's task."""
+        ...
+
     async def wait(self, job: Job[Any], seconds: float) -> bool:
         """Wait for a job for so long; True if it has ended."""
         ...
@@ -232,6 +236,9 @@ class BlockingIO:
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         return get_portal().submit(coroutine)
 
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+        return get_portal().submit(coroutine)
+
     async def wait(self, job: Job[Any], seconds: float) -> bool:
         assert isinstance(job, concurrent.futures.Future)
         return bool(concurrent.futures.wait([job], seconds).done)
@@ -262,6 +269,9 @@ class AsyncIO:
         # Servers cancel the task that writes to a client who went away, but do not all close what it reads from.
         starter.add_done_callback(lambda _: job.cancel())
         return job
+
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+        return asyncio.get_running_loop().create_task(coroutine)
 
     async def wait(self, job: Job[Any], seconds: float) -> bool:
         assert isinstance(job, asyncio.Future)

@@ -3,17 +3,16 @@
 import datetime as dt
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
 
 import msgspec
 
-from durably.encoding import encode_json
 from durably.errors import OutputUnserializableError, RetryAfterError
-from durably.execution import Found, Outcome, Raised, StepReport
+from durably.execution import Found, Outcome, Raised
 from durably.protocol.durations import format_moment
 from durably.protocol.errors import describe_error, is_retriable
 from durably.protocol.headers import Header
-from durably.protocol.opcodes import Op, Opcode
+from durably.protocol.opcodes import Op
+from durably.reports import encode_output, finish
 
 
 @dataclass(slots=True)
@@ -32,19 +31,6 @@ def encode(outcome: Outcome) -> Answer:
         return Answer(HTTPStatus.OK, encode_output(outcome.value, "the function"))
     except OutputUnserializableError as error:
         return _encode_error(error)
-
-
-def encode_output(value: Any, source: str) -> bytes:
-    """JSON of what a function or step returned. Raises ``OutputUnserializableError`` naming the source."""
-    if value is msgspec.UNSET:
-        return b"null"
-    try:
-        return encode_json(value)
-    except ValueError as error:
-        raise OutputUnserializableError(
-            f"{source} returned unserializable data: {error}. Return what JSON can express, "
-            "or set output_type and give the client a serializer"
-        ) from None
 
 
 def _encode_error(error: BaseException) -> Answer:
@@ -69,22 +55,8 @@ def _encode_found(found: Found) -> Answer:
     headers: dict[str, str] = {}
     ops: list[Op] = []
     for report in found.reports:
-        _finish(report)
+        finish(report)
         ops.append(report.op)
         if report.error is not None:
             headers |= _error_headers(report.error)
     return Answer(HTTPStatus.PARTIAL_CONTENT, msgspec.json.encode(ops), headers)
-
-
-def _finish(report: StepReport) -> None:
-    """Put what the step returned or raised into its op."""
-    op = report.op
-    if report.error is None and op.op == Opcode.STEP_RUN:
-        try:
-            op.data = msgspec.Raw(encode_output(report.output, f'step "{report.info.id}"'))
-        except OutputUnserializableError as error:
-            report.error = error
-    if report.error is not None:
-        if op.op == Opcode.STEP_RUN or (op.op == Opcode.STEP_ERROR and not is_retriable(report.error)):
-            op.op = Opcode.STEP_ERROR if is_retriable(report.error) else Opcode.STEP_FAILED
-        op.error = describe_error(report.error)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from durably.checkpointing import HttpCheckpoints
 from durably.client import Client
 from durably.errors import (
     BodyInvalidError,
@@ -75,14 +76,19 @@ class CommHandler:
         self.serve_origin = environment.serve_origin
         self.serve_path = environment.serve_path
         self._by_id = _index(self.functions)
+        self._checkpoints = HttpCheckpoints(client)
         self._is_streaming = (streaming or environment.streaming) is Streaming.FORCE
         self._allows_in_band = environment.allows_in_band_sync
         self._allows_unsigned_sync = (
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
         )
         workers = environment.thread_pool_max_workers
+        if workers == 0 and client.engine is not None:
+            workers = None  # There is no request in whose thread a sync function could run.
         self._thread_pool = None if workers == 0 else ThreadPoolExecutor(workers, thread_name_prefix="durably-call")
-        if client.is_production and client.signing_key is None:
+        if client.engine is not None:
+            client.engine.add_handler(self)
+        elif client.is_production and client.signing_key is None:
             raise SigningKeyMissingError
 
     # -- fronts
@@ -197,7 +203,7 @@ class CommHandler:
             raise QueryParamMissingError('the query parameter stepId is missing; it is "step" to discover steps')
         function = self._find(function_id)
         call = await self._decode(req, function_id, io)
-        if self._can_stream(function, call):
+        if self._can_stream(function, call) and not req.is_connect:
             return CommResponse.create_streaming(
                 lambda: stream(lambda: io.start(self._complete(function, call, key)), io)
             )
@@ -239,8 +245,15 @@ class CommHandler:
             timings=req.timings,
             request_id=req.header(Header.REQUEST_ID) or request.ctx.request_id,
             job_id=req.header(Header.JOB_ID) or request.ctx.job_id,
+            checkpoints=req.checkpoints or self._checkpoints_for(request),
+            is_in_process=req.checkpoints is not None,
             disable_immediate=request.ctx.disable_immediate_execution or req.header(Header.FORCE_STEP_PLAN) == "true",
         )
+
+    def _checkpoints_for(self, request: CallRequest) -> HttpCheckpoints | None:
+        """``None`` where the engine is known not to take checkpoints: those that do tell how to refer to the call."""
+        tells_call = request.ctx.qi_id is not None or request.ctx.generation_id is not None
+        return self._checkpoints if tells_call and self._checkpoints.are_possible else None
 
     async def _fetch(self, request: CallRequest, io: IO) -> tuple[dict[str, msgspec.Raw], list[Event]]:
         """Memos and events of a call that was too large to carry them (spec §4.4.2)."""
@@ -248,16 +261,22 @@ class CommHandler:
         return steps, await self._fetch_part(request, "batch", decode_events, io)
 
     async def _fetch_part(self, request: CallRequest, part: str, decode: Callable[[bytes], T], io: IO) -> T:
+        run_id, engine = request.ctx.run_id, self.client.engine
+        try:
+            if engine is None:
+                return decode(await self._request_part(run_id, part, io))
+            return decode(await io.resolve(engine.fetch_part(run_id, part)) or b"")
+        except msgspec.MsgspecError as error:
+            raise TransportError(f"cannot read the run's {part} that the engine sent: {error}") from None
+
+    async def _request_part(self, run_id: str, part: str, io: IO) -> bytes:
         client = self.client
-        url = f"{client.api_origin}/v0/runs/{quote(request.ctx.run_id, safe='')}/{part}"
+        url = f"{client.api_origin}/v0/runs/{quote(run_id, safe='')}/{part}"
         fetch = Request("GET", url, client.headers(), timeout=client.request_timeout)
         response = await request_with_keys(io, fetch, client.signing_keys)
         if response.status != HTTPStatus.OK:
             raise TransportError(f"cannot fetch the run's {part}: the engine answered {response.status}")
-        try:
-            return decode(response.body)
-        except msgspec.MsgspecError as error:
-            raise TransportError(f"cannot read the run's {part} that the engine sent: {error}") from None
+        return response.body
 
     async def _run(self, function: Function[Any], call: FunctionCall, io: IO) -> Outcome:
         if function.is_async(call.function_id):

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from durably.checkpointing import Checkpoints
 from durably.errors import Error, FunctionNotFoundError, MethodUnsupportedError, QueryParamInvalidError
 from durably.execution import Outcome, drive
 from durably.protocol.errors import ErrorCode
@@ -23,7 +24,9 @@ class CommRequest:
     ``headers`` may be in any case; ``query_params`` may have lists of values, of which the first counts;
     ``raw_request`` is the framework's own, for middleware; ``request_url`` may be a function that returns the URL,
     since frameworks take long to put it together and calls do not need it. ``is_connect``: the request came over
-    a connection that is authenticated as a whole, so it is not signed.
+    a connection that is authenticated as a whole, so it is not signed. ``checkpoints`` are those of an engine of
+    ours in this process, in place of the engine's API; with them, functions hand their steps over unless they are
+    told not to.
     """
 
     body: bytes
@@ -35,6 +38,7 @@ class CommRequest:
     serve_path: str | None = None
     public_path: str | None = None
     is_connect: bool = False
+    checkpoints: Checkpoints | None = None
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:

@@ -3,19 +3,22 @@
 A call runs the function from its top. Steps that have a memo return it; the first steps that have none
 end the call, executed or reported as ops (spec §5). ``AsyncCall`` and ``SyncCall`` do that for the two
 kinds of functions; what they decide by stands in ``replay``. Nothing here does I/O, starts a thread, reads
-the clock or the environment: what a call needs of the outside is handed in as ``Hooks``.
+the clock or the environment: what a call needs of the outside is handed in as ``Hooks`` and ``Handover``.
 """
 
 from .asynchronous import AsyncCall
 from .memos import Memo, StepMemos
-from .outcome import Found, Outcome, Raised, Returned, StepReport
-from .replay import Hooks, Replay
+from .outcome import Ending, Found, HandedOver, Outcome, Raised, Returned, StepReport
+from .replay import Handover, Hooks, Replay
 from .step import StepInfo, StepRequest
 from .synchronous import SyncCall, drive
 
 __all__ = [
     "AsyncCall",
+    "Ending",
     "Found",
+    "HandedOver",
+    "Handover",
     "Hooks",
     "Memo",
     "Outcome",

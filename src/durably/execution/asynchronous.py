@@ -23,7 +23,8 @@ from typing import Any
 from durably.protocol.opcodes import ParallelMode
 
 from . import clocks
-from .outcome import Found, Outcome, Raised, Returned, StepReport
+from .memos import Memo
+from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
 from .replay import Replay, in_step, raised_by_user, refuse_nested
 from .step import Step, StepRequest
 from .tasks import AnyFuture, AnyTask, Wait, classify, current_tracker, install_task_factory, waiter_of
@@ -65,7 +66,7 @@ class AsyncCall:
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[Outcome | None] = self._loop.create_future()
+        self._ended: asyncio.Future[Ending | None] = self._loop.create_future()
         self._tasks: set[AnyTask] = set()
         self._active: set[AnyTask] = set()  # tasks that are neither parked on a step nor wait for other tasks
         self._ignored: set[AnyTask] = set()  # active tasks that are not waited for any more
@@ -85,7 +86,7 @@ class AsyncCall:
 
     # -- running
 
-    async def run(self, function: Callable[[], Awaitable[Any]]) -> Outcome:
+    async def run(self, function: Callable[[], Awaitable[Any]]) -> Ending:
         """Run the function until it ends or the call does, and take its tasks down."""
         install_task_factory(self._loop)
         if self._replay.is_new:
@@ -173,22 +174,34 @@ class AsyncCall:
         memo = replay.memos.pop(step.hashed_id) if len(self._tasks) == 1 else None
         if memo is None:
             if not await self._park(step, task):
-                return await self._execute(step)
+                return replay.value(step, await self._execute(step))
             memo = replay.memos.pop(step.hashed_id)
             assert memo is not None
         if replay.is_last(step):
             await self._freshen()
         return replay.value(step, memo)
 
-    async def _execute(self, step: Step) -> Any:
-        """Run the step's handler, which ends the call."""
+    async def _execute(self, step: Step) -> Memo:
+        """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
-            self._end(Found([await self._replay.execute(step, _resolve_output)]))
+            report = await self._replay.execute(step, _resolve_output)
+            ending = await self._conclude(report)
+            if isinstance(ending, Memo):
+                self._progressed()
+                return ending
+            self._end(ending)
         except Exception as error:  # a hook's
             self._end(Raised(error))
         finally:
             self._is_executing = False  # left without an end if user code cancels the task
-        return await self._loop.create_future()  # until the teardown
+        return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
+
+    async def _conclude(self, report: StepReport) -> Memo | Ending:
+        token = current_tracker.set(None)  # tasks that are made to hand the step over are not the run's
+        try:
+            return await self._replay.conclude(report)
+        finally:
+            current_tracker.reset(token)
 
     async def _freshen(self) -> None:
         """What a hook raises here ends the call; it is none of the function's business."""
@@ -316,7 +329,10 @@ class AsyncCall:
             if not self._ignored:  # else one of those tasks may be on the way to the target
                 self._end(replay.not_found(replay.target, steps))
         elif len(found) == 1 and found[0].mode is None and replay.runs_at_once(steps[0]):
-            self._execute_or_report(found[0])
+            if replay.is_over:
+                self._end(HandedOver())
+            else:
+                self._execute_or_report(found[0])
         else:
             self._end(Found([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found]))
 
@@ -327,9 +343,9 @@ class AsyncCall:
         else:
             self._end(Found([StepReport(entry.step.to_op(), entry.step.info())]))
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, ending: Ending) -> None:
         if not self._ended.done():
-            self._ended.set_result(outcome)
+            self._ended.set_result(ending)
 
 
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:
@@ -353,7 +369,7 @@ async def _resolve_output(output: Any) -> Any:
         raise RuntimeError("the handler was cancelled by its own code (asyncio.CancelledError)") from error
 
 
-def _outcome_of(main: AnyTask) -> Outcome:
+def _outcome_of(main: AnyTask) -> Ending:
     if main.cancelled():
         return Raised(RuntimeError("the function was cancelled by its own code (asyncio.CancelledError)"))
     if (error := main.exception()) is None:

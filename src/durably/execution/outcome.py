@@ -1,4 +1,8 @@
-"""How a call ends: the function returned, raised, or there are ops for the engine."""
+"""How a call ends: the function returned, raised, or there are ops for the engine.
+
+``Outcome`` is what an engine is told, ``Ending`` what came of running the function: there, steps that were
+handed over one by one are not repeated.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -47,4 +51,10 @@ class Found:
     reports: list[StepReport]
 
 
+@dataclass(slots=True)
+class HandedOver:
+    """The function cannot go on, and all that the call has found is with its ``Handover``."""
+
+
 Outcome = Returned | Raised | Found
+Ending = Outcome | HandedOver

@@ -15,7 +15,7 @@ from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Op, Opcode, ParallelMode, hash_step_id
 
 from .memos import Memo, StepMemos
-from .outcome import Found, StepReport
+from .outcome import Ending, Found, HandedOver, StepReport
 from .step import Step, StepInfo, StepRequest
 
 _OWN_CODE = os.path.dirname(__file__)
@@ -51,16 +51,31 @@ class Hooks(Protocol):
     async def after_step(self, report: StepReport) -> None: ...
 
 
+class Handover(Protocol):
+    """Takes the steps that a call has executed, so that its function goes on at once (spec §10)."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call must execute no further step."""
+        ...
+
+    async def take(self, report: StepReport) -> Memo | None:
+        """Take an executed step; the memo to go on with, ``None`` where the call ends here."""
+        ...
+
+
 @dataclass(slots=True)
 class Replay:
     """The state of one call.
 
     ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
-    execute, ``None`` to discover. ``attempt`` counts from 0.
+    execute, ``None`` to discover. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
+    step that it executes.
     """
 
     memos: StepMemos
     hooks: Hooks
+    handover: Handover | None = None
     stack: Sequence[str] = ()
     target: str | None = None
     disable_immediate: bool = False
@@ -118,6 +133,18 @@ class Replay:
 
     def runs_at_once(self, step: Step) -> bool:
         return step.request.is_run and not self.disable_immediate
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call ends before it executes another step."""
+        return self.handover is not None and self.handover.is_over
+
+    async def conclude(self, report: StepReport) -> Memo | Ending:
+        """After a step was executed: the memo with which the function goes on, or how the call ends."""
+        if self.handover is None:
+            return Found([report])
+        memo = await self.handover.take(report)
+        return HandedOver() if memo is None else memo
 
     def plan(self, step: Step, mode: ParallelMode | None, *, among_several: bool) -> StepReport:
         """Report a step without executing it. ``mode`` is that of its ``group.parallel``, if any.

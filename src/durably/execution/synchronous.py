@@ -12,7 +12,8 @@ from durably.protocol.errors import Error, ErrorCode
 from durably.protocol.opcodes import ParallelMode
 
 from .branches import Branches, StepIdAmbiguousError
-from .outcome import Found, Outcome, Raised, Returned, StepReport
+from .memos import Memo
+from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
 from .replay import Replay, in_step, raised_by_user, refuse_nested
 from .step import Step, StepRequest
 
@@ -60,11 +61,11 @@ class SyncCall:
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
-        self._outcome: Outcome | None = None
+        self._outcome: Ending | None = None
         self._group: _Group | None = None
         self._branches = Branches()
 
-    def run(self, function: Callable[[], Any]) -> Outcome:
+    def run(self, function: Callable[[], Any]) -> Ending:
         """Run the function until it ends or the call does."""
         if self._replay.is_new:
             drive(self._replay.freshen())
@@ -74,7 +75,7 @@ class SyncCall:
             if inspect.isawaitable(value):
                 _discard(value)
                 raise AsyncUnsupportedError("a sync function returned an awaitable: make the function async")
-            returned: Outcome = Returned(value)
+            returned: Ending = Returned(value)
         except (_Interrupt, _Skipped):
             returned = Raised(RuntimeError("the call was interrupted without an outcome"))
         except (Exception, SystemExit) as error:
@@ -97,8 +98,8 @@ class SyncCall:
         step = replay.identify(request)
         memo = replay.memos.pop(step.hashed_id)
         if memo is None:
-            self._meet(step)
-        if replay.is_last(step):
+            memo = self._meet(step)
+        elif replay.is_last(step):
             self._freshen()
         return replay.value(step, memo)
 
@@ -115,27 +116,37 @@ class SyncCall:
         except Exception as error:
             self._end(Raised(error))
 
-    def _meet(self, step: Step) -> NoReturn:
-        """A step without a memo ends the call, or, in a group, this branch's part of it."""
+    def _meet(self, step: Step) -> Memo:
+        """A step without a memo ends the call, or, in a group, this branch's part of it, unless the step can be
+        executed and handed over: then its memo is returned."""
         replay, group = self._replay, self._group
         if replay.target == step.hashed_id:
-            self._end(self._execute(step) if step.request.is_run else Found([StepReport(step.to_op(), step.info())]))
+            if step.request.is_run:
+                return self._execute(step)
+            self._end(Found([StepReport(step.to_op(), step.info())]))
         if group is None:
             if replay.target is not None:
                 self._end(replay.not_found(replay.target, [step]))
             if replay.runs_at_once(step):
-                self._end(self._execute(step))
+                if replay.is_over:
+                    self._end(HandedOver())
+                return self._execute(step)
             self._end(Found([replay.plan(step, None, among_several=False)]))
         group.is_waiting = True
         if replay.target is None:
             group.found.append(replay.plan(step, group.mode, among_several=True))
         raise _Skipped
 
-    def _execute(self, step: Step) -> Outcome:
+    def _execute(self, step: Step) -> Memo:
+        """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
-            return Found([drive(self._replay.execute(step, _refuse_awaitable))])
+            report = drive(self._replay.execute(step, _refuse_awaitable))
+            ending = drive(self._replay.conclude(report))
         except Exception as error:  # a hook's
-            return Raised(error)
+            ending = Raised(error)
+        if isinstance(ending, Memo):
+            return ending
+        self._end(ending)
 
     def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
         """Run each callable to its end or to its first step without a memo; report those steps together.
@@ -171,8 +182,8 @@ class SyncCall:
             self._end(self._replay.not_found(self._replay.target, []))
         self._end(Found(group.found))
 
-    def _end(self, outcome: Outcome) -> NoReturn:
-        self._outcome = outcome
+    def _end(self, ending: Ending) -> NoReturn:
+        self._outcome = ending
         raise _Interrupt
 
 

@@ -18,6 +18,8 @@ class ErrorCode(StrEnum):
     ASYNC_UNSUPPORTED = "async_unsupported"
     BODY_INVALID = "body_invalid"
     BODY_TOO_LARGE = "body_too_large"
+    CALL_STALE = "call_stale"
+    CHECKPOINT_REFUSED = "checkpoint_refused"
     CLOCK_UNSUPPORTED = "clock_unsupported"
     DEADLINE = "deadline"
     DURATION_INVALID = "duration_invalid"

@@ -1,0 +1,193 @@
+"""Handing over the steps of one call while it goes on (spec §10).
+
+A finished step is kept until as many are together as ``Checkpointing`` says; then they are committed, and the
+function goes on. Nothing is lost where that fails: what has not been committed is told in the call's answer, as if
+there were no checkpoints. Nothing here knows how steps reach the engine (``durably.checkpointing``).
+"""
+
+import asyncio
+import contextvars
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from durably.checkpointing import Checkpoints
+from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError
+from durably.execution import Ending, Found, HandedOver, Memo, Outcome, Raised, Returned, StepInfo, StepReport
+from durably.middleware import MiddlewareStack
+from durably.options import Checkpointing
+from durably.protocol.checkpoint import CheckpointRequest
+from durably.protocol.opcodes import Op, Opcode, hash_step_id
+from durably.reports import encode_output, encode_step_output, finish
+from durably.transport import IO, AsyncIO, Job
+
+if TYPE_CHECKING:
+    from durably.client import Logger
+
+_RUN_COMPLETE_ID = hash_step_id("complete")
+_DISCOVERY_ID = hash_step_id("discovery")
+
+
+class StepHandover:
+    """What one call has finished and the engine does not know yet (an ``execution.Handover``).
+
+    ``call`` tells the engine which call it is. ``is_joined``: the engine takes steps and an op that follows them in
+    one answer for just that. Others take several ops for parallel branches, and plan each step of the run from then
+    on; for those, what is kept is committed before the answer.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        config: Checkpointing,
+        call: CheckpointRequest,
+        io: IO,
+        middleware: MiddlewareStack,
+        logger: "Logger",
+        *,
+        is_joined: bool,
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._config = config
+        self._call = call
+        self._io = io
+        self._middleware = middleware
+        self._logger = logger
+        self._is_joined = is_joined
+        self._context = contextvars.copy_context()
+        # By hashed id. The commit of a timer may remove some from another thread, one by one.
+        self._unsent: dict[str, StepReport] = {}
+        self._failed: list[StepReport] = []
+        self._timers: list[Job[None]] = []
+        self._stale: CallStaleError | None = None
+        self._is_refused = False
+        runtime = config.max_runtime_seconds
+        self._deadline = None if runtime is None else time.monotonic() + runtime
+
+    # -- while the function runs
+
+    @property
+    def is_over(self) -> bool:
+        return self._must_stop or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    @property
+    def _must_stop(self) -> bool:
+        return self._stale is not None or self._is_refused
+
+    async def take(self, report: StepReport) -> Memo | None:
+        """Keep or commit the step. The function goes on with what it would get at its next call."""
+        memo = self._memo_of(report)
+        await self._middleware.end_execution()
+        await self._middleware.transform_step(report)
+        finish(report)
+        if report.error is not None:
+            self._failed.append(report)
+            return None
+        self._unsent[report.op.id] = report
+        if memo is None:
+            return None
+        if len(self._unsent) >= self._config.buffered_steps:
+            await self._commit_all()
+        elif len(self._unsent) == 1:
+            self._start_timer()
+        if self._must_stop:
+            return None
+        await self._middleware.begin_execution()
+        return memo
+
+    def _memo_of(self, report: StepReport) -> Memo | None:
+        """What the step returns to its function; ``None`` where only the next call can tell.
+
+        Middleware that transforms outputs restores them when it transforms the input of a call, which happens once.
+        """
+        if report.error is not None:
+            return None
+        try:
+            data = encode_step_output(report)
+            memo = Memo(msgspec.json.decode(data))
+        except (OutputUnserializableError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        if not self._middleware:
+            report.op.data = msgspec.Raw(data)
+        return memo
+
+    async def _commit_all(self) -> None:
+        self.close()
+        await self._commit(self._io)
+
+    async def _commit(self, io: IO) -> None:
+        reports = list(self._unsent.values())
+        ops = [report.op for report in reports]
+        request = msgspec.structs.replace(self._call, steps=ops, ts=time.time_ns() // 1_000_000)
+        try:
+            await io.resolve(self._checkpoints.commit(request))
+        except CallStaleError as error:
+            self._stale = error
+        except CheckpointRefusedError as error:
+            self._is_refused = True
+            self._logger.warning("run %s: a checkpoint was refused, the call ends: %s", request.run_id, error)
+        else:
+            for op in ops:
+                self._unsent.pop(op.id, None)
+
+    def _start_timer(self) -> None:
+        if (seconds := self._config.interval_seconds) is not None:
+            # In the context from before the function: the timer is none of its tasks.
+            self._timers.append(self._context.run(self._io.detach, self._commit_after(seconds)))
+
+    async def _commit_after(self, seconds: float) -> None:
+        while self._unsent and not self._must_stop:
+            await asyncio.sleep(seconds)
+            if self._unsent:
+                await self._commit(AsyncIO())
+
+    # -- at the end of the call
+
+    async def conclude(self, ending: Ending) -> Outcome:
+        """The answer, from which the engine learns all that it does not know yet."""
+        self.close()
+        if isinstance(ending, Returned) and self._unsent:
+            ending = _complete(ending)
+        if self._must_commit_before(ending):
+            await self._commit_all()
+        if self._stale is not None:
+            return Raised(self._stale)
+        unsent = list(self._unsent.values())
+        if isinstance(ending, HandedOver):
+            return Found([*unsent, *self._failed] or [_discovery()])
+        if isinstance(ending, Found):
+            return Found([*unsent, *ending.reports])
+        return Found(unsent) if unsent else ending  # an error's answer has no room for steps: it is raised again
+
+    def _must_commit_before(self, ending: Ending) -> bool:
+        if self._must_stop or not self._unsent:
+            return False
+        if isinstance(ending, Raised):
+            return True
+        following = ending.reports if isinstance(ending, Found) else self._failed
+        is_end = any(report.op.op == Opcode.RUN_COMPLETE for report in following)
+        return not self._is_joined and not is_end and len(self._unsent) + len(following) > 1
+
+    def close(self) -> None:
+        """Stop the timers. A commit that one has begun may be repeated, which changes nothing."""
+        while self._timers:
+            self._timers.pop().cancel()
+
+
+def _complete(returned: Returned) -> Found | Raised:
+    """The function's end as an op, which can follow steps in one answer."""
+    try:
+        data = msgspec.Raw(encode_output(returned.value, "the function"))
+    except OutputUnserializableError as error:
+        return Raised(error)
+    return Found([_report_of(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
+
+
+def _discovery() -> StepReport:
+    """Has the engine call again."""
+    return _report_of(Op(id=_DISCOVERY_ID, op=Opcode.DISCOVERY_REQUEST))
+
+
+def _report_of(op: Op) -> StepReport:
+    return StepReport(op, StepInfo(op.op, Opcode(op.op), hashed_id=op.id))
