@@ -11,8 +11,9 @@ from urllib.parse import quote
 import msgspec
 
 from durably.encoding import encode_json
-from durably.errors import EventKeyUnspecifiedError, SendEventsError, TransportError
+from durably.errors import Error, EventKeyUnspecifiedError, SendEventsError, TransportError
 from durably.events import as_data
+from durably.in_process import InProcessEngine
 from durably.middleware import MiddlewareStack, SendEventsResult
 from durably.protocol.events import Event
 from durably.protocol.headers import Header, ServerKind
@@ -63,13 +64,24 @@ async def send_events(
 async def _send(client: "Client", events: list[Event], io: IO) -> list[str]:
     if not events:
         return []
-    request = _build_request(client, events)
+    body = _encode(events)
+    if client.engine is not None:
+        return await _send_in_process(client.engine, body, io, client.request_timeout)
+    request = _build_request(client, body)
     answer = await _attempt(request, io)
     if answer.error is not None:
         # An engine may quote the path that it was asked for.
         message = answer.error.replace(client.event_key, "***") if client.event_key else answer.error
         raise SendEventsError(message, answer.ids or [])
     return answer.ids or []
+
+
+async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float) -> list[str]:
+    """The engine repeats this by itself while it moves from one process to another."""
+    try:
+        return await io.resolve(engine.send_events(body, _seed(), timeout))
+    except Error as error:
+        raise SendEventsError(error.message, []) from None
 
 
 async def _attempt(request: Request, io: IO) -> _Answer:
@@ -89,7 +101,14 @@ async def _attempt(request: Request, io: IO) -> _Answer:
     return answer
 
 
-def _build_request(client: "Client", events: list[Event]) -> Request:
+def _encode(events: list[Event]) -> bytes:
+    try:
+        return encode_json([_to_wire(event) for event in events])
+    except ValueError as error:
+        raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
+
+
+def _build_request(client: "Client", body: bytes) -> Request:
     key = client.event_key
     if not key:
         if client.mode is not ServerKind.DEV:
@@ -97,10 +116,6 @@ def _build_request(client: "Client", events: list[Event]) -> Request:
         key = _DEV_EVENT_KEY
     headers = client.headers()
     headers[Header.EVENT_ID_SEED.value] = _seed()
-    try:
-        body = encode_json([_to_wire(event) for event in events])
-    except ValueError as error:
-        raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
     url = f"{client.event_api_origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, client.request_timeout)
 

@@ -129,6 +129,8 @@ class CommHandler:
     # -- what all requests have in common
 
     def _method(self, method: str) -> Method:
+        if self.client.engine is not None and method.upper() != "GET":
+            return self._not_by_http
         return {"GET": self._get, "POST": self._post, "PUT": self._put}.get(method.upper(), self._unsupported)
 
     async def _answer(self, req: CommRequest, method: Method, io: IO) -> CommResponse:
@@ -208,6 +210,9 @@ class CommHandler:
                 lambda: stream(lambda: io.start(self._complete(function, call, key)), io)
             )
         return self._respond(function, await self._run(function, call, io))
+
+    async def _not_by_http(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
+        raise MethodUnsupportedError("the app's engine is in its own process, so this endpoint answers GET alone")
 
     async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         raise MethodUnsupportedError("this endpoint answers GET, POST and PUT")

@@ -22,11 +22,13 @@ else:
 
 
 class DatabaseLock:
-    """Holds the lock from its construction to ``release``. Raises ``DatabaseLockedError``."""
+    """Holds the lock from its construction to ``release``. Raises ``DatabaseLockedError``.
 
-    def __init__(self, database: Path) -> None:
-        path = database.with_name(database.name + ".lock")
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    ``note`` is written into the file, for others to read who find it locked.
+    """
+
+    def __init__(self, database: Path, note: str = "") -> None:
+        self._descriptor = os.open(_path_of(database), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             _try_lock(self._descriptor)
         except OSError:
@@ -35,6 +37,22 @@ class DatabaseLock:
                 f"the database {database} belongs to another engine that is running; stop that one, or give this "
                 "one a database of its own"
             ) from None
+        os.ftruncate(self._descriptor, 0)
+        if note:
+            os.write(self._descriptor, note.encode())
 
     def release(self) -> None:
+        """Also for a forked child, in which it leaves the lock to the parent."""
         os.close(self._descriptor)
+
+
+def read_note(database: Path) -> str:
+    """The note of whoever holds the lock, or held it last; empty where nobody ever did."""
+    try:
+        return _path_of(database).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _path_of(database: Path) -> Path:
+    return database.with_name(database.name + ".lock")

@@ -1,0 +1,53 @@
+"""What the SDK asks of an engine that runs in the app's own processes, in place of requests to its HTTP API."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol
+
+from durably.checkpointing import Checkpoints
+
+if TYPE_CHECKING:
+    from durably.comm import CommHandler
+
+
+class InProcessEngine(Protocol):
+    """Given to ``Client(engine=…)``.
+
+    What is awaited may be awaited on any event loop, and raises ``durably.errors.Error``: what the engine refuses,
+    and ``TransportError`` where none could be reached.
+    """
+
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+
+    async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
+        """Store events, a JSON list, and answer with their ids after the commit. ``seed`` makes sending again
+        harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is seconds."""
+        ...
+
+    async def fetch_part(self, run_id: str, part: str) -> bytes | None:
+        """JSON of a run's ``batch`` or ``actions`` (spec §4.4.2); ``None`` where there is no such run."""
+        ...
+
+    def refuse_to_block(self) -> None:
+        """Raises ``RuntimeError`` in the thread whose event loop runs the engine: blocked, it would never answer."""
+        ...
+
+    # for CommHandler and the adapters
+
+    def add_handler(self, handler: "CommHandler") -> None:
+        """Let the engine call the handler's functions, once it is started."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Start on the running event loop, and stop at the end."""
+        ...
+
+    def start_when_served(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Start once a web server has loaded the app, in this process or in those that it forks; on ``loop``, where
+        there is one, which is running, else in the background."""
+        ...
+
+    def ensure_started(self) -> None:
+        """Start in the background, where nothing is started yet."""
+        ...
