@@ -2,6 +2,7 @@
 
 import msgspec
 
+from durably.checkpointing import Checkpoints
 from durably.comm import CommHandler, CommRequest
 from durably.engine.answers import Answer, failed, read_answer
 from durably.engine.embedded.bodies import CallData
@@ -35,7 +36,7 @@ def hand_over(function: Function, data: CallData, body: bytes, settings: EngineS
     return HandedCall(function.app_id, function.id, data.call.step_id, call_headers(data, settings), body)
 
 
-async def answer_call(call: HandedCall, handler: CommHandler) -> HandedAnswer:
+async def answer_call(call: HandedCall, handler: CommHandler, checkpoints: Checkpoints | None) -> HandedAnswer:
     """Run the function, on this event loop or in its handler's thread pool."""
     request = CommRequest(
         body=call.body,
@@ -44,6 +45,7 @@ async def answer_call(call: HandedCall, handler: CommHandler) -> HandedAnswer:
         raw_request=None,
         request_url=f"embedded://{call.app_id}",
         is_connect=True,
+        checkpoints=checkpoints,
     )
     response = await handler.post(request)
     return HandedAnswer(int(response.status_code), response.headers, response.body_bytes())

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 
+from durably.checkpointing import Checkpoints
 from durably.comm import CommHandler
 from durably.engine.answers import Answer, Unreached, failed
 from durably.engine.embedded.bodies import CallData
@@ -14,20 +15,23 @@ from .calls import answer_call, hand_over, read_handed
 
 
 class LocalCaller:
-    """A ``Caller``. ``handlers`` are those of the apps by their ids, and may come to be more while it is used."""
+    """A ``Caller``. ``handlers`` are those of the apps by their ids, and may come to be more while it is used.
+    ``checkpoints`` is how finished steps reach the engine."""
 
-    def __init__(self, handlers: Mapping[str, CommHandler], settings: EngineSettings) -> None:
+    def __init__(self, handlers: Mapping[str, CommHandler], settings: EngineSettings, checkpoints: Checkpoints) -> None:
         self._handlers = handlers
         self._settings = settings
+        self._checkpoints = checkpoints
 
     async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
         handler = self._handlers.get(function.app_id)
         if handler is None:
             message = f"this process does not serve the app {function.app_id!r}"
             return Unreached(ErrorData(name="AppUnreachableError", message=message))
+        handed = hand_over(function, data, body, self._settings)
         try:
             async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
-                answer = await answer_call(hand_over(function, data, body, self._settings), handler)
+                answer = await answer_call(handed, handler, self._checkpoints)
         except TimeoutError:
             return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
         return read_handed(answer, self._settings)

@@ -1,0 +1,22 @@
+"""Checkpoints of calls that an engine without HTTP made: finished steps reach it by a function call."""
+
+from collections.abc import Awaitable, Callable
+
+from durably.engine.errors import EngineError, RunNotFoundError, StaleCallError
+from durably.errors import CallStaleError, CheckpointRefusedError, TransportError
+from durably.protocol.checkpoint import CheckpointRequest
+
+
+class EngineCheckpoints:
+    """``checkpoint`` is ``EmbeddedEngine.checkpoint``, or leads to it; see ``durably.checkpointing.Checkpoints``."""
+
+    def __init__(self, checkpoint: Callable[[str, CheckpointRequest], Awaitable[None]]) -> None:
+        self._checkpoint = checkpoint
+
+    async def commit(self, request: CheckpointRequest) -> None:
+        try:
+            await self._checkpoint(request.run_id, request)
+        except (StaleCallError, RunNotFoundError) as error:
+            raise CallStaleError(error.message) from None
+        except (EngineError, TransportError) as error:
+            raise CheckpointRefusedError(error.message) from None
