@@ -58,6 +58,7 @@ class Client:
         api_base_url: str | None = None,
         app_version: str | None = None,
         checkpointing: bool | Checkpointing | None = None,
+        engine: InProcessEngine | None = None,
         env: str | None = None,
         event_api_base_url: str | None = None,
         event_key: str | None = None,

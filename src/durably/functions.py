@@ -23,6 +23,7 @@ from durably.execution import (
     Raised,
     Replay,
     Returned,
+    StandIn,
     StepMemos,
     SyncCall,
     drive,
@@ -209,6 +210,7 @@ class FunctionCall:
     disable_immediate: bool = field(default=False)
     checkpoints: Checkpoints | None = None
     is_in_process: bool = False
+    stand_in: StandIn | None = None
 
 
 class Function(Generic[T]):
@@ -384,6 +386,7 @@ def _make_replay(call: FunctionCall, middleware: MiddlewareStack, handover: Hand
         disable_immediate=call.disable_immediate,
         attempt=context.attempt,
         max_attempts=context.max_attempts,
+        stand_in=call.stand_in,
     )
 
 

@@ -64,10 +64,10 @@ async def send_events(
 async def _send(client: "Client", events: list[Event], io: IO) -> list[str]:
     if not events:
         return []
-    body = _encode(events)
     if client.engine is not None:
-        return await _send_in_process(client.engine, body, io, client.request_timeout)
-    request = _build_request(client, body)
+        # Its clock is the one that counts: the events get their time from it.
+        return await _send_in_process(client.engine, _encode(events, now=0), io, client.request_timeout)
+    request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000))
     answer = await _attempt(request, io)
     if answer.error is not None:
         # An engine may quote the path that it was asked for.
@@ -101,9 +101,9 @@ async def _attempt(request: Request, io: IO) -> _Answer:
     return answer
 
 
-def _encode(events: list[Event]) -> bytes:
+def _encode(events: list[Event], *, now: int) -> bytes:
     try:
-        return encode_json([_to_wire(event) for event in events])
+        return encode_json([_to_wire(event, now) for event in events])
     except ValueError as error:
         raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
 
@@ -120,10 +120,10 @@ def _build_request(client: "Client", body: bytes) -> Request:
     return Request("POST", url, headers, body, client.request_timeout)
 
 
-def _to_wire(event: Event) -> Mapping[str, Any]:
+def _to_wire(event: Event, now: int) -> Mapping[str, Any]:
     if not isinstance(event, Event):
         raise SendEventsError(f"events are durably.Event objects, not {type(event).__name__}", [])
-    wire = {"name": event.name, "data": as_data(event.data), "ts": event.ts or time.time_ns() // 1_000_000}
+    wire = {"name": event.name, "data": as_data(event.data), "ts": event.ts or now}
     optional = {"id": event.id, "user": event.user, "v": event.v}
     return wire | {name: value for name, value in optional.items() if value}
 

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -73,7 +73,7 @@ class IO(Protocol):
         """Wait for something asynchronous; where that blocks, it happens in the portal."""
         ...
 
-    async def run(self, pool: ThreadPoolExecutor | None, function: Callable[[], T]) -> T:
+    async def run(self, pool: Executor | None, function: Callable[[], T]) -> T:
         """Call something that blocks; where that would block an event loop, in the pool (if there is one)."""
         ...
 
@@ -230,7 +230,7 @@ class BlockingIO:
     async def resolve(self, value: Awaitable[T]) -> T:
         return get_portal().run(value)
 
-    async def run(self, pool: ThreadPoolExecutor | None, function: Callable[[], T]) -> T:
+    async def run(self, pool: Executor | None, function: Callable[[], T]) -> T:
         return function()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
@@ -256,7 +256,7 @@ class AsyncIO:
     async def resolve(self, value: Awaitable[T]) -> T:
         return await value
 
-    async def run(self, pool: ThreadPoolExecutor | None, function: Callable[[], T]) -> T:
+    async def run(self, pool: Executor | None, function: Callable[[], T]) -> T:
         if pool is None:
             return function()
         context = contextvars.copy_context()

@@ -6,7 +6,7 @@ event loop over blocking I/O, and whatever is really asynchronous goes to the po
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -55,8 +55,11 @@ Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
 class CommHandler:
     """Serves ``functions`` of one client's app.
 
-    ``framework`` is the name that engines show. ``streaming`` wins over ``INNGEST_STREAMING``. Raises
-    ``SigningKeyMissingError`` in production mode without a signing key, and ``FunctionConfigInvalidError``
+    ``framework`` is the name that engines show. ``streaming`` wins over ``INNGEST_STREAMING``.
+    ``thread_pool`` runs sync functions where an event loop is in the way; by default it has as many threads as
+    ``INNGEST_THREAD_POOL_MAX_WORKERS`` says.
+
+    Raises ``SigningKeyMissingError`` in production mode without a signing key, and ``FunctionConfigInvalidError``
     for two functions with one id.
     """
 
@@ -68,6 +71,7 @@ class CommHandler:
         functions: Sequence[Function[Any]],
         streaming: Streaming | None = None,
         enable_unauthed_sync: bool | None = None,
+        thread_pool: Executor | None = None,
     ) -> None:
         environment = Environment()
         self.client = client
@@ -82,10 +86,7 @@ class CommHandler:
         self._allows_unsigned_sync = (
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
         )
-        workers = environment.thread_pool_max_workers
-        if workers == 0 and client.engine is not None:
-            workers = None  # There is no request in whose thread a sync function could run.
-        self._thread_pool = None if workers == 0 else ThreadPoolExecutor(workers, thread_name_prefix="durably-call")
+        self._thread_pool = thread_pool or _make_thread_pool(environment, is_in_process=client.engine is not None)
         if client.engine is not None:
             client.engine.add_handler(self)
         elif client.is_production and client.signing_key is None:
@@ -252,6 +253,7 @@ class CommHandler:
             job_id=req.header(Header.JOB_ID) or request.ctx.job_id,
             checkpoints=req.checkpoints or self._checkpoints_for(request),
             is_in_process=req.checkpoints is not None,
+            stand_in=req.stand_in,
             disable_immediate=request.ctx.disable_immediate_execution or req.header(Header.FORCE_STEP_PLAN) == "true",
         )
 
@@ -315,6 +317,15 @@ class CommHandler:
         for source, error in raised:
             if not is_quiet(error):
                 self.client.logger.error("%s raised %s", source, type(error).__name__, exc_info=error)
+
+
+def _make_thread_pool(environment: Environment, *, is_in_process: bool) -> Executor | None:
+    workers = environment.thread_pool_max_workers
+    if workers == 0:
+        if not is_in_process:
+            return None
+        workers = None  # There is no request in whose thread a sync function could run.
+    return ThreadPoolExecutor(workers, thread_name_prefix="durably-call")
 
 
 def _index(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:

@@ -9,7 +9,7 @@ import msgspec
 
 from durably.checkpointing import Checkpoints
 from durably.errors import Error, FunctionNotFoundError, MethodUnsupportedError, QueryParamInvalidError
-from durably.execution import Outcome, drive
+from durably.execution import Outcome, StandIn, drive
 from durably.protocol.errors import ErrorCode
 from durably.protocol.headers import DISCOVER, Header, Probe, Query, ServerKind
 from durably.timings import Timings
@@ -26,7 +26,7 @@ class CommRequest:
     since frameworks take long to put it together and calls do not need it. ``is_connect``: the request came over
     a connection that is authenticated as a whole, so it is not signed. ``checkpoints`` are those of an engine of
     ours in this process, in place of the engine's API; with them, functions hand their steps over unless they are
-    told not to.
+    told not to. ``stand_in`` is for tests: it takes the place of steps.
     """
 
     body: bytes
@@ -39,6 +39,7 @@ class CommRequest:
     public_path: str | None = None
     is_connect: bool = False
     checkpoints: Checkpoints | None = None
+    stand_in: StandIn | None = None
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from .asynchronous import AsyncCall
 from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, Outcome, Raised, Returned, StepReport
 from .replay import Handover, Hooks, Replay
-from .step import StepInfo, StepRequest
+from .step import StandIn, StepInfo, StepRequest
 from .synchronous import SyncCall, drive
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Raised",
     "Replay",
     "Returned",
+    "StandIn",
     "StepInfo",
     "StepMemos",
     "StepReport",

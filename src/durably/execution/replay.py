@@ -16,7 +16,7 @@ from durably.protocol.opcodes import Op, Opcode, ParallelMode, hash_step_id
 
 from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, StepReport
-from .step import Step, StepInfo, StepRequest
+from .step import StandIn, Step, StepInfo, StepRequest
 
 _OWN_CODE = os.path.dirname(__file__)
 
@@ -70,7 +70,7 @@ class Replay:
 
     ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
     execute, ``None`` to discover. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
-    step that it executes.
+    step that it executes. ``stand_in`` takes the place of steps in tests.
     """
 
     memos: StepMemos
@@ -81,6 +81,7 @@ class Replay:
     disable_immediate: bool = False
     attempt: int = 0
     max_attempts: int | None = None
+    stand_in: StandIn | None = None
     is_fresh: bool = False
     _counts: dict[str, int] = field(default_factory=dict)
     _met: int = 0
@@ -100,6 +101,8 @@ class Replay:
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
+        if self.stand_in is not None:
+            request = self.stand_in(request, self.attempt)
         index = self._counts.get(request.step_id, 0)
         self._counts[request.step_id] = index + 1
         self._met += 1

@@ -35,6 +35,11 @@ class StepRequest(msgspec.Struct):
         return self.op is Opcode.STEP_RUN
 
 
+StandIn = Callable[[StepRequest, int], StepRequest]
+"""What a step is to be in place of what user code asked for, at an attempt (from 0): the same, or one of the same
+``step_id`` made up for a test."""
+
+
 @dataclass(slots=True, frozen=True)
 class StepInfo:
     """A step as middleware sees it. ``id`` is the user's own; ``index`` counts repetitions of it from 0."""
