@@ -1,16 +1,22 @@
 """The database: who owns it, what it is refused for, and how things are written to it."""
 
 import asyncio
+import contextlib
+import datetime as dt
 import sqlite3
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 import pytest
 
 from durably.engine.embedded import EmbeddedEngine
 from durably.engine.embedded.reader import Reader
 from durably.engine.embedded.schema import MIGRATIONS, open_database, take_ownership
 from durably.engine.embedded.settings import Durability
+from durably.engine.embedded.views import RunStatus
 from durably.engine.embedded.writer import Writer
 from durably.engine.errors import (
     DatabaseCorruptError,
@@ -21,8 +27,10 @@ from durably.engine.errors import (
 )
 from durably.protocol.events import Event
 
-from .conftest import QUICK, opened, send
-from .small_app import SmallApp
+from .conftest import QUICK, ended, only_run, opened, output, send, until
+from .small_app import SmallApp, Steps
+
+T = TypeVar("T")
 
 
 async def test_one_engine_owns_a_database(path: Path) -> None:
@@ -70,21 +78,88 @@ async def test_another_programs_database_is_refused(path: Path) -> None:
         await EmbeddedEngine.open(path, QUICK)
 
 
-async def test_a_damaged_head_is_named_and_the_database_let_go(path: Path, app: SmallApp) -> None:
-    app.function("slow")(lambda steps: None)
+def change(path: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
+
+
+async def test_a_run_whose_head_is_damaged_fails_when_the_engine_starts(path: Path, app: SmallApp) -> None:
+    """And no other."""
+
+    @app.function("slow")
+    def slow(steps: Steps) -> str:
+        return "fine"
+
     app.gate.clear()
     async with opened(path) as engine:
         await engine.sync_app(app.sync_request())
-        await send(engine, "slow")
-        await app.wait_for_calls(1)
-        run_id = (await engine.list_runs())[0].id
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE heads SET head = x'c1'")
-    connection.commit()
-    connection.close()
-    for _ in range(2):
-        with pytest.raises(DatabaseCorruptError, match=run_id):
-            await EmbeddedEngine.open(path, QUICK)
+        first, second = [await only_run(engine, await send(engine, "slow")) for _ in range(2)]
+        await app.wait_for_calls(2)
+    change(path, f"UPDATE heads SET head = x'c1' WHERE run_key = (SELECT key FROM runs WHERE id = '{first}')")
+    app.gate.set()
+    async with opened(path) as engine:
+        damaged = await ended(engine, first)
+        assert damaged.status == RunStatus.FAILED
+        assert output(damaged)["name"] == "DatabaseCorruptError"
+        assert "head" in output(damaged)["message"]
+        assert output(await ended(engine, second)) == "fine"
+
+
+@pytest.mark.parametrize("step", ["nap", "retried", "called", "listed"])
+async def test_a_run_whose_head_is_damaged_fails_when_it_is_to_move(path: Path, app: SmallApp, step: str) -> None:
+    long_backoff = msgspec.structs.replace(QUICK, backoff=lambda attempt, jitter: dt.timedelta(hours=1))
+
+    @app.function("f")
+    def f(steps: Steps) -> None:
+        if step == "nap":
+            steps.sleep("nap", "1h")
+        elif step == "retried":
+            raise ValueError
+        steps.wait_for_event("wait", "go")
+
+    async with opened(path, long_backoff) as engine:
+        await engine.sync_app(app.sync_request())
+        run_id = await only_run(engine, await send(engine, "f"))
+        if step == "retried":
+            await until(engine, lambda: has(engine.run_calls(run_id), lambda call: call.error is not None))
+        else:
+            await until(engine, lambda: has(engine.run_steps(run_id), lambda step: True))
+    change(path, "UPDATE heads SET head = x'c1'")
+    for table in ("waits", "delayed_calls"):
+        change(path, f"UPDATE {table} SET due = 1 WHERE '{step}' IN ('nap', 'retried')")
+    async with opened(path, long_backoff) as engine:
+        if step == "called":
+            await send(engine, "go")
+        elif step == "listed":
+            assert [run.status for run in await engine.list_runs()] == [RunStatus.RUNNING]
+            assert await engine.cancel_run(run_id) is False
+        assert output(await ended(engine, run_id))["name"] == "DatabaseCorruptError"
+
+
+async def has(found: Awaitable[list[T]], is_so: Callable[[T], bool]) -> bool:
+    return any(is_so(each) for each in await found)
+
+
+async def test_a_database_that_turns_out_to_be_damaged_stops_the_engine(path: Path, app: SmallApp) -> None:
+    """Nothing is acknowledged that might not be there."""
+    async with opened(path) as engine:
+        await send(engine, "before")
+        root = await engine._reader.read(
+            lambda connection: connection.execute(
+                "SELECT rootpage, page_size FROM sqlite_schema, pragma_page_size WHERE name = 'events'"
+            ).fetchone()
+        )
+    with path.open("r+b") as file:
+        file.seek((root[0] - 1) * root[1])
+        file.write(b"\xff" * root[1])
+    async with opened(path) as engine:
+        with pytest.raises(DatabaseCorruptError, match="durably check"):
+            await send(engine, "after")
+        with engine.watch() as updates:
+            async for _ in updates:
+                pass
+        with pytest.raises(EngineClosedError):
+            await send(engine, "later")
 
 
 async def test_an_engine_whose_database_was_taken_over_stops(path: Path) -> None:
@@ -113,7 +188,7 @@ async def test_what_waits_together_is_committed_together_and_failures_stay_alone
         commits += statement == "COMMIT"
 
     connection.set_trace_callback(count)
-    writer = Writer(connection, take_ownership(connection, writes_canonical=False).epoch, on_lost=lambda: None)
+    writer = Writer(connection, take_ownership(connection, writes_canonical=False).epoch, on_lost=lambda reason: None)
     commits = 0
     started, go = threading.Event(), threading.Event()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.errors import EventInvalidError
+from durably.engine.errors import EventInvalidError, StaleCallError
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
@@ -185,7 +185,8 @@ class EmbeddedEngine:
         Raises ``StaleCallError`` (409), ``CheckpointInvalidError`` (400), ``TooLargeError`` (413),
         ``RunNotFoundError`` (404).
         """
-        await self._journal.enter(lambda entry: work.checkpoint(entry, run_id, request))
+        if not await self._journal.enter(lambda entry: work.checkpoint(entry, run_id, request)):
+            raise StaleCallError("the call is stale: its run has failed")
 
     # watching
 

@@ -6,8 +6,16 @@ import logging
 import sqlite3
 from collections import deque
 
+import msgspec
+
 from durably.engine.answers import Answer, failed
-from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError, StaleCallError
+from durably.engine.errors import (
+    DatabaseCorruptError,
+    DatabaseLostError,
+    DatabaseUnavailableError,
+    EngineClosedError,
+    StaleCallError,
+)
 from durably.engine.head import decode_head
 
 from . import work
@@ -85,15 +93,22 @@ class Executor:
         self._clock.release()
 
     async def _make(self, due: CallAt) -> None:
-        data = await self._read(due)
-        if data is None:
-            return
-        answer = await self._call(due, data)
         try:
-            await self._journal.enter_surely(work.answer(due, answer))
+            data = await self._read(due)
+            if data is not None:
+                await self._store(due, data, await self._call(due, data))
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             # Somebody gave up on the call meanwhile; or it is made again when the engine starts.
             return
+        except Exception as error:
+            _logger.exception("a call could not be carried out, so its run fails")
+            await self._journal.enter_surely(work.fail(due.run_key, error))
+
+    async def _store(self, due: CallAt, data: CallData, answer: Answer) -> None:
+        try:
+            await self._journal.enter_surely(work.answer(due, answer))
+        except (StaleCallError, EngineClosedError, DatabaseLostError):
+            raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
             _logger.exception("an answer of run %s could not be stored", data.run_id)
@@ -130,7 +145,7 @@ class Executor:
 
 
 def read_call(connection: sqlite3.Connection, run_key: int, generation: int) -> CallData | None:
-    """What a call tells its app; ``None`` where it is not outstanding any more."""
+    """What a call tells its app; ``None`` where it is not outstanding any more. Raises ``DatabaseCorruptError``."""
     row = connection.execute(
         "SELECT heads.head, runs.id, runs.function_id, events.body FROM heads "
         "JOIN runs ON runs.key = heads.run_key JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
@@ -139,7 +154,10 @@ def read_call(connection: sqlite3.Connection, run_key: int, generation: int) -> 
     if row is None:
         return None
     encoded, run_id, function_id, event = row
-    head = decode_head(encoded)
+    try:
+        head = decode_head(encoded)
+    except msgspec.MsgspecError as error:
+        raise DatabaseCorruptError(f"the stored head of run {run_id} is damaged: {error}") from error
     call = head.call(generation)
     if call is None:
         return None

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 
@@ -33,7 +33,7 @@ class Journal:
         self._ledger = ledger
         self._clock = clock
         self._on_effects = on_effects
-        self._retrying: set[asyncio.Task[object]] = set()
+        self._retrying: set[asyncio.Task[None]] = set()
 
     async def enter(self, work: Callable[[Entry], T]) -> T:
         """Carry ``work`` out, in the writer's thread, and answer with its result once it is committed.
@@ -54,28 +54,48 @@ class Journal:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LAST_RETRY_SECONDS)
 
-    def enter_soon(self, work: Callable[[Entry], object]) -> None:
-        """The same, for nobody who waits. What fails is logged."""
+    def enter_soon(
+        self, work: Callable[[Entry], object], otherwise: Callable[[Exception], Callable[[Entry], object]] | None = None
+    ) -> None:
+        """The same, for nobody who waits. What fails is logged, and what follows from it entered in its place."""
         try:
             future = self._submit(work)
         except EngineClosedError:
             return
         self._clock.hold()
-        future.add_done_callback(lambda future: self._check(work, future))
 
-    def _check(self, work: Callable[[Entry], object], future: asyncio.Future[tuple[object, Effects]]) -> None:
-        error = None if future.cancelled() else future.exception()
-        if isinstance(error, DatabaseUnavailableError):
-            task = asyncio.get_running_loop().create_task(self.enter_surely(work))
+        def check(future: asyncio.Future[tuple[object, Effects]]) -> None:
+            if future.cancelled() or future.exception() is None:
+                self._clock.release()
+                return
+            task = asyncio.get_running_loop().create_task(self._insist(future, work, otherwise))
             self._retrying.add(task)
             task.add_done_callback(self._retried)
-            return
-        if error is not None and not isinstance(error, EngineClosedError | DatabaseLostError):
-            _logger.error("what happened to a run could not be stored: %s", error, exc_info=error)
-        self._clock.release()
 
-    def _retried(self, task: asyncio.Task[object]) -> None:
+        future.add_done_callback(check)
+
+    async def _insist(
+        self,
+        failed: asyncio.Future[Any],
+        work: Callable[[Entry], object],
+        otherwise: Callable[[Exception], Callable[[Entry], object]] | None,
+    ) -> None:
+        try:
+            try:
+                await failed
+            except DatabaseUnavailableError:
+                await self.enter_surely(work)
+        except (EngineClosedError, DatabaseLostError):
+            return
+        except Exception as error:
+            _logger.exception("what happened to a run could not be stored")
+            if otherwise is not None:
+                await self.enter_surely(otherwise(error))
+
+    def _retried(self, task: asyncio.Task[None]) -> None:
         self._retrying.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("that a run has failed could not be stored: %s", error)
         self._clock.release()
 
     def close(self) -> None:

@@ -5,15 +5,16 @@ answer, event or timer, such as memos, new waits, runs that it starts and other 
 together or not at all. What must happen outside the database afterwards comes back as ``Effects``.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from durably.engine.errors import StaleCallError
+from durably.engine.errors import DatabaseCorruptError, StaleCallError
 from durably.engine.expressions import Equality, compile_expression
-from durably.engine.head import Head, RunStatus
+from durably.engine.head import MACHINE_VERSION, Head, RunStatus
 from durably.engine.inputs import (
     Answered,
     AwaitEvent,
@@ -44,6 +45,8 @@ from .ids import new_id
 from .registry import Function, Registry
 from .router import EventRouter
 from .store import NewRun, RunRow, Store, WaitRow
+
+_logger = logging.getLogger("durably.engine")
 
 CANCELLED = msgspec.json.encode({"name": "FunctionCancelledError", "message": "the run was cancelled"})
 
@@ -105,10 +108,11 @@ class Entry:
         self._pending.append((run_key, happened))
 
     def apply(self, run_key: int, happened: Input) -> bool:
-        """Let something happen to a run now. False where the run has ended. Raises what the machine raises."""
+        """Let something happen to a run now. False where the run has ended, perhaps because its head turned out to be
+        damaged. Raises what the machine raises."""
         live = self._load(run_key)
         if live is None:
-            if isinstance(happened, Answered | Checkpointed):
+            if isinstance(happened, Answered | Checkpointed) and run_key not in self._runs:
                 raise StaleCallError("the call is stale: its run has ended")
             return False
         live.began = self._beginning(live, happened)
@@ -118,6 +122,16 @@ class Entry:
         for command in commands:
             _COMMANDS[type(command)](self, live, command)
         return True
+
+    def fail_run(self, run_key: int, error: ErrorData) -> None:
+        """End a run that cannot be carried on, whatever its head says. Nothing where it has ended already."""
+        row = self.store.run(run_key)
+        if row.status.has_ended:
+            return
+        _logger.error("run %s cannot be carried on, and has failed: %s", row.id, error.message)
+        head = Head(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
+        live = self._runs[run_key] = _LiveRun(row, head)
+        self._end_run(live, EndRun(RunStatus.FAILED, encode_error(error)))
 
     def finish(self) -> Effects:
         """Carry out what is pending, and write the heads."""
@@ -135,7 +149,12 @@ class Entry:
     def _load(self, run_key: int) -> _LiveRun | None:
         live = self._runs.get(run_key)
         if live is None:
-            head = self.store.head(run_key)
+            try:
+                head = self.store.head(run_key)
+            except DatabaseCorruptError as error:
+                # Nothing can be made of this run any more; the others are none the worse for it.
+                self.fail_run(run_key, ErrorData(name=error.name, message=error.message))
+                return None
             if head is None:
                 return None
             live = self._runs[run_key] = _LiveRun(self.store.run(run_key), head)

@@ -152,7 +152,7 @@ def list_runs(
 def _run_view(row: Any, first_call_at: FirstCallAt) -> RunView:
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
     output, rerun_of, event_id, encoded = row[9:]
-    head = decode_head(encoded) if encoded else None
+    head = _readable(encoded) if encoded else None
     if head is not None and started_at is None:
         started_at = first_call_at(key)
         status = RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING
@@ -193,7 +193,15 @@ def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
 
 def _run_head(connection: sqlite3.Connection, run_key: int) -> Head | None:
     row = connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
-    return decode_head(row[0]) if row else None
+    return _readable(row[0]) if row else None
+
+
+def _readable(stored: bytes) -> Head | None:
+    """``None`` where the head is damaged: its run fails as soon as something is to happen to it."""
+    try:
+        return decode_head(stored)
+    except msgspec.MsgspecError:
+        return None
 
 
 # steps and calls
@@ -302,10 +310,12 @@ def load_due(connection: sqlite3.Connection, after: int, until: int, limit: int)
         (due, TimerAt(run_key, step_id, due)) for due, run_key, step_id in timers if due <= reached
     ]
     for due, run_key, generation in calls:
-        head = _run_head(connection, run_key) if due <= reached else None
-        call = head.call(generation) if head else None
-        if call is not None:
-            items.append((due, CallAt(run_key, call)))
+        if due <= reached:
+            head = _run_head(connection, run_key)
+            # Where the head is damaged, those who make the call find out.
+            call = head.call(generation) if head else Call(generation=generation, due=due)
+            if call is not None:
+                items.append((due, CallAt(run_key, call)))
     return Loaded(items, reached, _next_due(connection, reached))
 
 

@@ -1,11 +1,13 @@
 """A running embedded engine: its parts, how they are put together, and how they come to an end."""
 
 import asyncio
+import functools
 import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError
 from durably.engine.inputs import TimerFired
 
 from . import queries, work
@@ -127,8 +129,8 @@ class Runtime:
         self._lock.release()
         self.watchers.close()
 
-    def _give_up(self) -> None:
-        _logger.critical("another engine has taken over the database; this engine stops")
+    def _give_up(self, reason: str) -> None:
+        _logger.critical("%s; this engine stops", reason)
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close())
 
@@ -136,7 +138,21 @@ class Runtime:
         """Whatever was under way when the engine stopped gets a new generation, and is made again."""
         moving = self._store.moving_runs()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
-        await asyncio.gather(*(self.journal.enter(_recover(group)) for group in groups))
+        await asyncio.gather(*(self._recover_together(group) for group in groups))
+
+    async def _recover_together(self, run_keys: list[int]) -> None:
+        """One with which something is wrong holds up none of the others."""
+        try:
+            await self.journal.enter(_recover(run_keys))
+        except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
+            raise
+        except Exception as error:
+            if len(run_keys) > 1:
+                for run_key in run_keys:
+                    await self._recover_together([run_key])
+            else:
+                _logger.exception("a run could not be recovered")
+                self.journal.enter_soon(work.fail(run_keys[0], error))
 
     # what is to be done
 
@@ -152,9 +168,9 @@ class Runtime:
         for timer in effects.timers:
             self._timeline.add(timer.due, timer)
         now = self.settings.clock.now()
-        self.executor.make([due for due in effects.calls if due.call.due <= now])
+        self.executor.make([due for due in effects.calls if due.call.is_made(now)])
         for later in effects.calls:
-            if later.call.due > now:
+            if not later.call.is_made(now):
                 self._timeline.add(later.call.due, later)
         self.watchers.tell(effects.notes)
 
@@ -167,7 +183,7 @@ class Runtime:
         self.executor.make([item for item in due if isinstance(item, CallAt)])
         for item in due:
             if isinstance(item, TimerAt):
-                self.journal.enter_soon(_fire(item))
+                self.journal.enter_soon(_fire(item), functools.partial(work.fail, item.run_key))
             elif isinstance(item, RequestAt):
                 self._requests.make(item)
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from durably.engine.answers import Answer, Asked
-from durably.engine.errors import CheckpointInvalidError, FunctionNotFoundError, RunNotFoundError
+from durably.engine.errors import CheckpointInvalidError, EngineError, FunctionNotFoundError, RunNotFoundError
 from durably.engine.inputs import Answered, CancelAsked, Checkpointed, Recovered, WaitResolved
 from durably.engine.turn import data_memo
 from durably.protocol.checkpoint import CheckpointRequest
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import SyncRequest
@@ -36,8 +37,11 @@ def answer(due: CallAt, answered: Answer) -> Callable[[Entry], None]:
     return unit
 
 
-def checkpoint(entry: Entry, run_id: str, request: CheckpointRequest) -> None:
-    """Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``."""
+def checkpoint(entry: Entry, run_id: str, request: CheckpointRequest) -> bool:
+    """False where the run turned out to be damaged, and has failed.
+
+    Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
+    """
     generation = request.generation_id
     if generation is None:
         generation = generation_of(request.request_id or request.qi_id or "")
@@ -47,7 +51,17 @@ def checkpoint(entry: Entry, run_id: str, request: CheckpointRequest) -> None:
         )
     run_key = _find_run(entry, run_id)
     memoised = entry.store.memoised(run_key, {op.id for op in request.steps})
-    entry.apply(run_key, Checkpointed(generation, request.steps, memoised))
+    return entry.apply(run_key, Checkpointed(generation, request.steps, memoised))
+
+
+def fail(run_key: int, error: Exception) -> Callable[[Entry], None]:
+    """The end of a run with which the engine itself has failed: stuck, it would be lost in silence."""
+    if isinstance(error, EngineError):
+        data = ErrorData(name=error.name, message=error.message)
+    else:
+        message = f"the engine cannot carry on this run, see its log: {type(error).__name__}: {error}"
+        data = ErrorData(name="RunDamagedError", message=message)
+    return lambda entry: entry.fail_run(run_key, data)
 
 
 def cancel(entry: Entry, run_id: str) -> bool:

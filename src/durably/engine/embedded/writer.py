@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
+from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 
 T = TypeVar("T")
 Unit = Callable[[], T]
 
 _logger = logging.getLogger("durably.engine")
 
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _MAX_GROUP = 512
 """Units in one transaction at most: the first of them should not wait long for the last."""
 
@@ -36,10 +37,10 @@ class _Job:
 
 
 class Writer:
-    """Owns ``connection`` from ``start`` to ``close``. ``on_lost`` is told, on the event loop, once another
-    engine has taken the database over."""
+    """Owns ``connection`` from ``start`` to ``close``. ``on_lost`` is told why, on the event loop, once the database
+    must not be written any more: another engine has taken it over, or it is damaged."""
 
-    def __init__(self, connection: sqlite3.Connection, epoch: int, on_lost: Callable[[], None]) -> None:
+    def __init__(self, connection: sqlite3.Connection, epoch: int, on_lost: Callable[[str], None]) -> None:
         self._connection = connection
         self._epoch = epoch
         self._on_lost = on_lost
@@ -107,7 +108,7 @@ class Writer:
     def _check_epoch(self) -> None:
         (epoch,) = self._connection.execute("SELECT epoch FROM owner").fetchone()
         if epoch != self._epoch:
-            raise DatabaseLostError("another engine has taken over the database; this engine stops")
+            raise DatabaseLostError("another engine has taken over the database")
 
     def _run(self, job: _Job) -> None:
         self._connection.execute("SAVEPOINT unit")
@@ -115,16 +116,17 @@ class Writer:
             job.result = job.unit()
         except Exception as error:
             job.error = explain(error)
-            if not self._connection.in_transaction:
-                # SQLite has rolled back all of it, and so the group's other units too.
+            if not self._connection.in_transaction or isinstance(job.error, DatabaseCorruptError):
+                # SQLite has rolled back all of it, and so the group's other units too; or nothing should be
+                # added to what is damaged.
                 raise
             self._connection.execute("ROLLBACK TO unit")
         self._connection.execute("RELEASE unit")
 
     def _deliver(self, group: list[_Job]) -> None:
         for job in group:
-            if isinstance(job.error, DatabaseLostError):
-                self._on_lost()
+            if isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
+                self._on_lost(job.error.message)
             if job.error is None and job.on_commit is not None:
                 self._tell(job.on_commit, job.result)
             if job.future.done():
@@ -144,6 +146,10 @@ class Writer:
 
 def explain(error: Exception) -> Exception:
     """Errors of the disk, told apart from mistakes in statements."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+        return DatabaseCorruptError(
+            f"the database is damaged ({error}): see what `durably check` finds, and go back to a backup if need be"
+        )
     if isinstance(error, sqlite3.OperationalError):
         return DatabaseUnavailableError(f"the database cannot be used at the moment: {error}")
     return error

@@ -21,6 +21,7 @@ _STATUSES: dict[type[errors.EngineError], int] = {
     errors.StaleCallError: 409,
     errors.TooLargeError: 413,
     errors.DatabaseLostError: 503,
+    errors.DatabaseUnavailableError: 503,
     errors.EngineClosedError: 503,
 }
 
