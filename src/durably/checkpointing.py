@@ -25,6 +25,11 @@ _ABSENCE_SECONDS = 60.0
 class Checkpoints(Protocol):
     """The way by which finished steps reach the engine that made the call."""
 
+    @property
+    def are_default(self) -> bool:
+        """Whether functions that do not say hand their steps over."""
+        ...
+
     async def commit(self, request: CheckpointRequest) -> None:
         """Hand steps over; they are stored durably once this returns. Steps handed over before change nothing.
 
@@ -44,6 +49,7 @@ class HttpCheckpoints:
     def __init__(self, client: "Client") -> None:
         self._client = client
         self._absent_until = 0.0
+        self.are_default = False
 
     @property
     def are_possible(self) -> bool:

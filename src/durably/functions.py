@@ -194,7 +194,7 @@ class FunctionCall:
     """One call, as ``CommHandler`` hands it over: what the engine sent, and what surrounds it here.
 
     By ``checkpoints`` it may hand finished steps over, ``None`` where that is not possible. ``is_in_process``: they are
-    those of an engine of ours in this process, which costs so little that it is the default.
+    those of an engine of ours in this process.
     """
 
     function_id: str
@@ -295,8 +295,10 @@ class Function(Generic[T]):
     ) -> StepHandover | None:
         """``None`` for a call that ends with the first step it executes: one that targets a step, and one that is
         made again, since engines count attempts by call and the steps after the one that failed have their own."""
-        config = self.opts.checkpointing_or(call.is_in_process)
-        if config is None or call.checkpoints is None or call.target is not None or call.context.attempt:
+        if call.checkpoints is None or call.target is not None or call.context.attempt:
+            return None
+        config = self.opts.checkpointing_or(call.checkpoints.are_default)
+        if config is None:
             return None
         return StepHandover(
             call.checkpoints, config, _tell_call(call), io, middleware, client.logger, is_joined=call.is_in_process

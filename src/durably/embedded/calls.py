@@ -10,6 +10,7 @@ from durably.engine.embedded.caller import call_headers
 from durably.engine.embedded.registry import Function
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.embedded.updates import to_datetime
+from durably.execution import StandIn
 from durably.protocol.headers import Query
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
@@ -36,7 +37,9 @@ def hand_over(function: Function, data: CallData, body: bytes, settings: EngineS
     return HandedCall(function.app_id, function.id, data.call.step_id, call_headers(data, settings), body)
 
 
-async def answer_call(call: HandedCall, handler: CommHandler, checkpoints: Checkpoints | None) -> HandedAnswer:
+async def answer_call(
+    call: HandedCall, handler: CommHandler, checkpoints: Checkpoints | None, stand_in: StandIn | None = None
+) -> HandedAnswer:
     """Run the function, on this event loop or in its handler's thread pool."""
     request = CommRequest(
         body=call.body,
@@ -46,6 +49,7 @@ async def answer_call(call: HandedCall, handler: CommHandler, checkpoints: Check
         request_url=f"embedded://{call.app_id}",
         is_connect=True,
         checkpoints=checkpoints,
+        stand_in=stand_in,
     )
     response = await handler.post(request)
     return HandedAnswer(int(response.status_code), response.headers, response.body_bytes())

@@ -8,10 +8,16 @@ from durably.protocol.checkpoint import CheckpointRequest
 
 
 class EngineCheckpoints:
-    """``checkpoint`` is ``EmbeddedEngine.checkpoint``, or leads to it; see ``durably.checkpointing.Checkpoints``."""
+    """``checkpoint`` is ``EmbeddedEngine.checkpoint``, or leads to it; see ``durably.checkpointing.Checkpoints``.
 
-    def __init__(self, checkpoint: Callable[[str, CheckpointRequest], Awaitable[None]]) -> None:
+    They cost so little that they are the default, unless ``are_default`` says otherwise.
+    """
+
+    def __init__(
+        self, checkpoint: Callable[[str, CheckpointRequest], Awaitable[None]], *, are_default: bool = True
+    ) -> None:
         self._checkpoint = checkpoint
+        self.are_default = are_default
 
     async def commit(self, request: CheckpointRequest) -> None:
         try:
