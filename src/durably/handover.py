@@ -62,6 +62,7 @@ class StepHandover:
         self._timers: list[Job[None]] = []
         self._stale: CallStaleError | None = None
         self._is_refused = False
+        self._has_finished_steps = False
         runtime = config.max_runtime_seconds
         self._deadline = None if runtime is None else time.monotonic() + runtime
 
@@ -69,7 +70,9 @@ class StepHandover:
 
     @property
     def is_over(self) -> bool:
-        return self._must_stop or (self._deadline is not None and time.monotonic() >= self._deadline)
+        """A call that has finished nothing goes on however late it is, or the next one would get no further."""
+        is_late = self._deadline is not None and time.monotonic() >= self._deadline
+        return self._must_stop or (is_late and self._has_finished_steps)
 
     @property
     def _must_stop(self) -> bool:
@@ -84,6 +87,7 @@ class StepHandover:
         if report.error is not None:
             self._failed.append(report)
             return None
+        self._has_finished_steps = True
         self._unsent[report.op.id] = report
         if memo is None:
             return None
