@@ -6,14 +6,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from durably.engine.embedded import EmbeddedEngine
 from durably.engine.embedded.views import RunStatus, StepStatus, UpdateKind
 from durably.engine.errors import FunctionNotFoundError, RunNotFoundError
+from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
+from durably.protocol.opcodes import Op
 
 from .conftest import ENDS, ended, only_run, opened, output, run_to_end, send, step_is
-from .small_app import Raised, SmallApp, StepFailed, Steps
+from .small_app import SDK_HEADERS, Raised, SmallApp, StepFailed, Steps
 
 
 async def test_steps_are_executed_once_and_their_memos_come_back(engine: EmbeddedEngine, app: SmallApp) -> None:
@@ -347,3 +350,51 @@ async def test_many_runs_at_once(engine: EmbeddedEngine, app: SmallApp) -> None:
     runs = await engine.list_runs(limit=500)
     assert sorted(msgspec.json.decode(run.output) for run in runs if run.output) == sorted(n * n for n in range(200))
     assert app.executions["square"] == 200
+
+
+async def test_an_invocation_is_held_to_the_size_of_an_event(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("child")
+    def child(steps: Steps) -> None: ...
+
+    @app.function("parent")
+    def parent(steps: Steps) -> object:
+        try:
+            steps.invoke("too much", "app-child", {"text": "x" * 600_000})
+        except StepFailed as failure:
+            return failure.args
+
+    await engine.sync_app(app.sync_request())
+    message, name = output(await run_to_end(engine, "parent"))
+    assert name == "EventInvalidError"
+    assert message.startswith("step 'too much' cannot invoke 'app-child': ")
+    assert "at most 524288 are possible" in message
+
+
+async def test_what_is_put_off_is_stored_until_it_has_come_to_something(engine: EmbeddedEngine, app: SmallApp) -> None:
+    """Even where it is due at once: the clock may be set back, and the engine started anew."""
+    stored: list[int] = []
+
+    async def count_stored() -> None:
+        query = "SELECT count(*) FROM delayed_calls"
+        stored.append(await engine._reader.read(lambda connection: connection.execute(query).fetchone()[0]))
+
+    @app.function("f")
+    def f(steps: Steps) -> str:
+        return "fine"
+
+    app.before = lambda call: None if call.ctx.attempt else web.Response(status=206, body=b"[]", headers=SDK_HEADERS)
+    await engine.sync_app(app.sync_request())
+    app.gate.clear()
+    run_id = await only_run(engine, await send(engine, "f"))
+    await app.wait_for_calls(1)
+    app.gate.set()
+    app.gate.clear()
+    await app.wait_for_calls(2)
+    await count_stored()
+    step = Op(id="a", op="StepRun", data=msgspec.Raw(b"1"))
+    generation = app.calls[1].ctx.generation_id
+    await engine.checkpoint(run_id, CheckpointRequest(run_id=run_id, generation_id=generation, steps=[step]))
+    await count_stored()
+    app.gate.set()
+    await ended(engine, run_id)
+    assert stored == [1, 0]

@@ -132,3 +132,15 @@ async def test_ids(engine: EmbeddedEngine) -> None:
         await engine.sync_app(request(config(), app=""))
     with pytest.raises(ConfigInvalidError, match="a function has no id"):
         await engine.sync_app(request(config("")))
+
+
+async def test_functions_of_two_apps_have_ids_of_their_own(engine: EmbeddedEngine) -> None:
+    """``a`` and ``b-c`` make the same id as ``a-b`` and ``c``."""
+    await engine.sync_app(request(config("a-b-c"), app="a"))
+    with pytest.raises(
+        ConfigInvalidError, match="app 'a-b': the function id 'a-b-c' is taken by a function of app 'a'"
+    ):
+        await engine.sync_app(request(config("a-b-c"), app="a-b"))
+    assert await engine.list_functions("a-b") is None
+    await engine.sync_app(request(app="a"))
+    assert (await engine.sync_app(request(config("a-b-c"), app="a-b"))).modified

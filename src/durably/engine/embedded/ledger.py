@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.errors import DatabaseCorruptError, StaleCallError
+from durably.engine.errors import DatabaseCorruptError, EventInvalidError, StaleCallError
 from durably.engine.expressions import Equality, compile_expression
 from durably.engine.head import MACHINE_VERSION, Head, RunStatus
 from durably.engine.inputs import (
@@ -39,7 +39,7 @@ from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 
 from . import updates
-from .arrivals import RunEnd, announce_end
+from .arrivals import RunEnd, announce_end, check_content
 from .effects import CallAt, Effects, RequestAt, TimerAt
 from .ids import new_id
 from .registry import Function, Registry
@@ -58,6 +58,7 @@ class Ledger(msgspec.Struct, frozen=True):
     policy: Policy
     to_stored: Callable[[bytes], bytes]
     """The form in which JSON is stored."""
+    max_event_bytes: int
 
 
 class _LiveRun:
@@ -83,6 +84,7 @@ class Entry:
         self.to_stored = ledger.to_stored
         self.events = EventRouter(self)
         self._policy = ledger.policy
+        self._max_event_bytes = ledger.max_event_bytes
         self._runs: dict[int, _LiveRun] = {}
         self._pending: deque[tuple[int, Input]] = deque()
 
@@ -167,15 +169,16 @@ class Entry:
         return self.now
 
     def _drop_delayed_calls(self, run_key: int, before: Head, after: Head) -> None:
-        outstanding = {call.generation for call in after.calls}
+        repeated = {call.generation for call in after.calls if call.attempt or call.unreached}
         for call in before.calls:
-            if (call.attempt or call.unreached) and call.generation not in outstanding:
+            if (call.attempt or call.unreached) and call.generation not in repeated:
                 self.store.drop_delayed_call(run_key, call.generation)
 
     # commands
 
     def _make_call(self, live: _LiveRun, command: MakeCall) -> None:
-        if command.call.due > self.now:
+        # Whatever was tried before is put off until then, should the clock be set back.
+        if command.call.due > self.now or command.call.error:
             self.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
         self.effects.calls.append(CallAt(live.row.key, command.call))
         if command.call.error:
@@ -230,8 +233,14 @@ class Entry:
                 f"step {command.name!r} invokes the function {ask.function_id!r}, which no app has synced: its id is "
                 "its app's id, a hyphen, and its own"
             )
-            error = ErrorData(name="FunctionNotFoundError", message=message)
-            self.happen(live.row.key, WaitResolved(command.step_id, error_memo(error), failed=True))
+            self._fail_wait(live, command.step_id, ErrorData(name="FunctionNotFoundError", message=message))
+            return
+        event = _invocation(ask.payload)
+        try:
+            check_content(event, self._max_event_bytes)
+        except EventInvalidError as invalid:
+            message = f"step {command.name!r} cannot invoke {ask.function_id!r}: {invalid.message}"
+            self._fail_wait(live, command.step_id, ErrorData(name=invalid.name, message=message))
             return
         metadata = {
             "correlation_id": f"{live.row.id}.{command.step_id}",
@@ -241,12 +250,15 @@ class Entry:
             "source_app_id": live.row.app_id,
             "source_fn_id": live.row.function_id,
         }
-        run_id = self.events.invoke(function, _invocation(ask.payload), metadata).run_id
+        run_id = self.events.invoke(function, event, metadata).run_id
         self._wait(
             live,
             command.name,
             WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=run_id, due=ask.until),
         )
+
+    def _fail_wait(self, live: _LiveRun, step_id: str, error: ErrorData) -> None:
+        self.happen(live.row.key, WaitResolved(step_id, error_memo(error), failed=True))
 
     def _make_request(self, live: _LiveRun, command: MakeRequest) -> None:
         # Only that there is a request is stored: what it sends may hold credentials.

@@ -96,6 +96,13 @@ class Store:
             "SELECT id, config FROM functions WHERE app_id = ? AND is_active ORDER BY position", (app_id,)
         ).fetchall()
 
+    def other_owner(self, function_id: str, app_id: str) -> str | None:
+        """Another app that has an active function of this id."""
+        row = self._connection.execute(
+            "SELECT app_id FROM functions WHERE id = ? AND is_active AND app_id != ?", (function_id, app_id)
+        ).fetchone()
+        return row[0] if row else None
+
     def put_functions(self, app_id: str, configs: Iterable[tuple[str, bytes]]) -> None:
         """Make these the app's active functions."""
         self._connection.execute("UPDATE functions SET is_active = 0 WHERE app_id = ?", (app_id,))

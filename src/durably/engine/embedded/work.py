@@ -8,7 +8,13 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from durably.engine.answers import Answer, Asked
-from durably.engine.errors import CheckpointInvalidError, EngineError, FunctionNotFoundError, RunNotFoundError
+from durably.engine.errors import (
+    CheckpointInvalidError,
+    ConfigInvalidError,
+    EngineError,
+    FunctionNotFoundError,
+    RunNotFoundError,
+)
 from durably.engine.inputs import Answered, CancelAsked, Checkpointed, Recovered, WaitResolved
 from durably.engine.turn import data_memo
 from durably.protocol.checkpoint import CheckpointRequest
@@ -95,16 +101,28 @@ def recover(entry: Entry, run_keys: Collection[int]) -> None:
 
 
 def sync(entry: Entry, request: SyncRequest) -> SyncResult:
-    """Make the app's functions what it says they are. It has been checked."""
+    """Make the app's functions what it says they are. It has been checked. Raises ``ConfigInvalidError``."""
     store, app_id = entry.store, request.app_id
     configs = [(config.id, msgspec.json.encode(config)) for config in request.functions]
     modified = store.active_functions(app_id) != configs
     if modified:
+        _check_owners(entry, app_id, [function_id for function_id, _ in configs])
         store.put_functions(app_id, configs)
         functions = [Function(config.id, app_id, True, config) for config in request.functions]
         entry.effects.synced.append(Synced(app_id, functions))
     store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
     return SyncResult(app_id=app_id, modified=modified)
+
+
+def _check_owners(entry: Entry, app_id: str, function_ids: list[str]) -> None:
+    for function_id in function_ids:
+        other = entry.store.other_owner(function_id, app_id)
+        if other is not None:
+            raise ConfigInvalidError(
+                f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
+                "is the app's id, a hyphen and the function's own, so that two apps may come to the same; rename the "
+                "function"
+            )
 
 
 def _find_run(entry: Entry, run_id: str) -> int:
