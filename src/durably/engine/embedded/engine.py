@@ -1,7 +1,7 @@
 """The embedded engine's interface: everything that its HTTP API, its command line and tests do with it."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -56,17 +56,30 @@ class EmbeddedEngine:
         settings: EngineSettings = _DEFAULT,
         *,
         make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
+        takes_lock: bool = True,
+        on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "EmbeddedEngine":
         """Own the database at ``path`` (made where there is none), recover what it holds, and start.
 
         ``make_caller`` makes what reaches the apps; it is called on the event loop, and closed with the engine.
+        ``takes_lock=False`` is for who looks after the database's lock file itself. ``on_owned`` is told the epoch
+        once the database is owned, before anything in it is touched.
         Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
-        return cls(await Runtime.open(Path(path), settings, make_caller))
+        runtime = await Runtime.open(Path(path), settings, make_caller, takes_lock=takes_lock, on_owned=on_owned)
+        return cls(runtime)
 
     async def close(self) -> None:
         """Stop making calls, let those under way finish for ``close_grace``, hand the others back, close."""
         await self._runtime.close()
+
+    async def wait_closed(self) -> None:
+        """Returns once the engine is closed: by ``close``, or because another has taken the database over."""
+        await self._runtime.closed.wait()
+
+    async def verify(self) -> None:
+        """Raises ``DatabaseLostError`` where another engine has taken the database over; this one then closes."""
+        await self._journal.enter(lambda entry: None)
 
     # events
 

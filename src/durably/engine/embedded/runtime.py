@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError
@@ -48,13 +48,14 @@ class Runtime:
         settings: EngineSettings,
         connection: sqlite3.Connection,
         ownership: Ownership,
-        lock: DatabaseLock,
+        lock: DatabaseLock | None,
         make_caller: Callable[[EngineSettings], Caller],
     ) -> None:
         self.settings = settings
         self._connection = connection
         self._lock = lock
         self._closing: asyncio.Task[None] | None = None
+        self.closed = asyncio.Event()
         store = Store(connection)
         is_signed = settings.signing_key is not None
         to_stored = canonical_json if is_signed else bytes
@@ -85,22 +86,31 @@ class Runtime:
 
     @classmethod
     async def open(
-        cls, path: Path, settings: EngineSettings, make_caller: Callable[[EngineSettings], Caller] = HttpCaller
+        cls,
+        path: Path,
+        settings: EngineSettings,
+        make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
+        *,
+        takes_lock: bool = True,
+        on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "Runtime":
-        """Raises what ``EmbeddedEngine.open`` does."""
+        """See ``EmbeddedEngine.open``."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = DatabaseLock(path)
+        lock = DatabaseLock(path) if takes_lock else None
+        connection: sqlite3.Connection | None = None
         try:
             connection = await asyncio.to_thread(open_database, path, settings.durability)
-        except BaseException:
-            lock.release()
-            raise
-        try:
-            ownership = take_ownership(connection, writes_canonical=settings.signing_key is not None)
+            ownership = await asyncio.to_thread(
+                take_ownership, connection, writes_canonical=settings.signing_key is not None
+            )
+            if on_owned is not None:
+                await on_owned(ownership.epoch)
             runtime = cls(path, settings, connection, ownership, lock, make_caller)
         except BaseException:
-            connection.close()
-            lock.release()
+            if connection is not None:
+                connection.close()
+            if lock is not None:
+                lock.release()
             raise
         runtime._writer.start()
         try:
@@ -114,25 +124,29 @@ class Runtime:
     async def close(self) -> None:
         """May be called more than once."""
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close())
+            grace = self.settings.close_grace.total_seconds()
+            self._closing = asyncio.get_running_loop().create_task(self._close(grace))
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, grace_seconds: float) -> None:
         self._timeline.close()
-        await self.executor.close(self.settings.close_grace.total_seconds())
+        await self.executor.close(grace_seconds)
         await self._requests.close()
         self.journal.close()
         await self._writer.close()
         await self.reader.close()
         await self._caller.close()
         await asyncio.to_thread(self._connection.close)
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
         self.watchers.close()
+        self.closed.set()
 
     def _give_up(self, reason: str) -> None:
         _logger.critical("%s; this engine stops", reason)
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close())
+            # What is under way has nowhere to put its answer.
+            self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
 
     async def _recover(self) -> None:
         """Whatever was under way when the engine stopped gets a new generation, and is made again."""
