@@ -154,6 +154,7 @@ def test_help_and_version(run: Run) -> None:
         (("runs", "show", "\udcff"), 2, "run id is not encoded in UTF-8"),
         (("runs", "list", "--url", "ftp://127.0.0.1"), 2, "Invalid value for '--url': it must be a URL like"),
         (("runs", "list", "--url", "http://127.0.0.1:nine"), 2, "Invalid value for '--url': it must be a URL like"),
+        (("runs", "list", "--url", "http://ann:hunter2@127.0.0.1:1"), 2, "'--url': it must not hold a user name or"),
         (("dev", "-u", "nonsense"), 2, "Invalid value for '-u' / '--app-url': it must be a URL like"),
     ],
 )

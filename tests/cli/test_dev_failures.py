@@ -73,10 +73,13 @@ def test_the_app_ends_by_itself(run: Run, directory: Path) -> None:
     check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "ended with exit status 7")
 
 
-def test_the_database_is_locked_by_another_engine(start: Start, run: Run) -> None:
+def test_the_database_is_locked_by_another_engine(start: Start, run: Run, directory: Path) -> None:
     first = start("dev", "--port", "0")
     assert first.origin
     check_failure(run("dev", "--port", "0"), "belongs to another engine")
+    check_failure(run("dev", "nosuch:app", "--port", "0"), "there is no module 'nosuch'")
+    (directory / "fine.py").write_text("async def app(scope, receive, send): ...")
+    check_failure(run("dev", "fine:app", "--port", "0"), "belongs to another engine")
     assert first.stop(signal.SIGTERM) == 0
 
 

@@ -68,3 +68,11 @@ def test_a_result_as_an_answer(result: Any, status: str, body: bytes) -> None:
         {**((result or {}).get("headers") or {}), "content-length": str(len(body))},
         body,
     )
+
+
+@pytest.mark.parametrize("length", ["ten", "-1", "9" * 5000])
+def test_a_content_length_that_is_no_number_is_refused(length: str) -> None:
+    started: list[str] = []
+    simulator = DigitalOceanSimulator(lambda event, context: pytest.fail("called"))
+    answer = simulator({"CONTENT_LENGTH": length}, lambda status, headers: started.append(status))
+    assert (started, list(answer)) == (["400 Bad Request"], [b""])

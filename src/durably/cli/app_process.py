@@ -17,6 +17,7 @@ USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
 """Where apps are looked for: the default of every SDK, an older one, and that of DigitalOcean functions."""
 START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
+_PROGRAM = "durably.cli.app_server"
 
 
 class AppFailedError(Error):
@@ -40,7 +41,7 @@ class AppProcess:
     async def start(self) -> None:
         """Raises ``AppFailedError`` where the port is taken."""
         check_port_free(self._host, self._port)
-        command = ("-m", "durably.cli.app_server", self.target, "--host", self._host, "--port", str(self._port))
+        command = ("-m", _PROGRAM, self.target, "--host", self._host, "--port", str(self._port))
         self._process = await asyncio.create_subprocess_exec(sys.executable, *command, env=self._environment)
 
     async def sync(self, discovery: AppDiscovery) -> str:
@@ -98,6 +99,13 @@ class AppProcess:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+
+
+async def check_importable(target: str) -> None:
+    """Raises ``AppFailedError`` where there is no such app."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", _PROGRAM, target, "--check")
+    if await process.wait() == EXIT_REPORTED:
+        raise AppFailedError("")
 
 
 def check_port_free(host: str, port: int) -> None:

@@ -70,13 +70,16 @@ SERVERS: dict[AppKind, Server] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve an app.")
     parser.add_argument("target")
-    parser.add_argument("--host", required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--check", action="store_true", help="Only see whether there is such an app.")
     arguments = parser.parse_args()
     # The terminal sends Ctrl-C to both processes; the parent ends this one in its own time.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     serve, app = _load(arguments.target)
+    if arguments.check:
+        return
     serve(app, arguments.host, arguments.port)
 
 

@@ -22,11 +22,11 @@ from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.embedded.views import RunUpdate
-from durably.engine.errors import EngineClosedError
+from durably.engine.errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
 
 from .activity import Activity
-from .app_process import AppFailedError, AppProcess, free_port
+from .app_process import AppFailedError, AppProcess, check_importable, free_port
 from .console import Console
 from .reloading import SourceChanges, restart_on_changes
 from .running import first_failure
@@ -116,9 +116,15 @@ class DevServer:
             allow_private_addresses=options.allow_private_addresses,
             close_grace=CLOSE_GRACE,
         )
-        self._server = await EngineServer.open(
-            database, settings, host=options.host, port=options.port, on_sync=self._report_sync
-        )
+        try:
+            self._server = await EngineServer.open(
+                database, settings, host=options.host, port=options.port, on_sync=self._report_sync
+            )
+        except DatabaseLockedError:
+            # Who mistypes the app's name most likely runs an engine here already: that is not what is wrong.
+            if options.target is not None:
+                await check_importable(options.target)
+            raise
         self._cleanup.push_async_callback(self._server.close)
         self._updates = self._cleanup.enter_context(self.engine.watch())
         self.console.note(f"engine at {self.server.origin}, state in {database}")

@@ -25,7 +25,12 @@ def engine_url() -> str:
 
 
 def _check_engine_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    return _check_url(url if "://" in url else f"http://{url}")
+    url = _check_url(url if "://" in url else f"http://{url}")
+    if "@" in urlsplit(url).netloc:
+        raise click.BadParameter(
+            "it must not hold a user name or password; the engine's keys are given by their options"
+        )
+    return url
 
 
 def _check_app_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:

@@ -30,15 +30,25 @@ class DigitalOceanSimulator:
         self._main = main
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        result = self._main(_event_of(environ), SimulatedContext(_origin_of(environ)))
-        status, headers, body = _answer_of(result)
-        headers["content-length"] = str(len(body))
+        length = _content_length(environ)
+        if length is None:
+            start_response("400 Bad Request", [("content-length", "0")])
+            return [b""]
+        body = environ["wsgi.input"].read(length)
+        result = self._main(_event_of(environ, body), SimulatedContext(_origin_of(environ)))
+        status, headers, answer = _answer_of(result)
+        headers["content-length"] = str(len(answer))
         start_response(f"{status} {HTTPStatus(status).phrase}", [(name, str(value)) for name, value in headers.items()])
-        return [body]
+        return [answer]
 
 
-def _event_of(environ: dict[str, Any]) -> dict[str, Any]:
-    raw = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+def _content_length(environ: dict[str, Any]) -> int | None:
+    """``None`` where the header is no number."""
+    text = environ.get("CONTENT_LENGTH") or "0"
+    return int(text) if text.isdecimal() and len(text) < 20 else None
+
+
+def _event_of(environ: dict[str, Any], raw: bytes) -> dict[str, Any]:
     try:
         body, is_base64 = raw.decode(), False
     except UnicodeDecodeError:

@@ -67,3 +67,32 @@ async def test_a_header_that_is_not_text_can_be_quoted(dev: Harness) -> None:
     writer.close()
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"expected an engine in ? mode" in answer
+
+
+async def exchange(harness: Harness, request: bytes) -> bytes:
+    parts = urlsplit(harness.server.origin)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(request)
+    answer = await reader.readuntil(b"\r\n")
+    writer.close()
+    return answer
+
+
+async def test_the_log_quotes_nothing_of_what_is_no_http(cloud: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    parts = urlsplit(cloud.server.origin)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(get)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(f"POST /e/{EVENT_KEY} is no HTTP\r\n\r\n".encode())
+    assert b" 400 " in await reader.read()
+    writer.close()
+    assert "a request was no HTTP, and was refused" in caplog.text
+    assert EVENT_KEY not in caplog.text
+
+
+async def test_what_is_expected_of_the_engine(dev: Harness) -> None:
+    request = "POST /e/any HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nExpect: {}\r\n\r\n"
+    assert b" 100 " in await exchange(dev, request.format("100-continue").encode())
+    assert b" 417 " in await exchange(dev, request.format("cake").encode())
+    assert b" 417 " in await exchange(dev, request.format("Käse").encode("latin-1"))

@@ -1,5 +1,7 @@
 """The routes, put together into an aiohttp application."""
 
+from collections.abc import Sequence
+
 from aiohttp import web
 
 from durably.engine.embedded.engine import EmbeddedEngine
@@ -10,6 +12,7 @@ from . import checkpoint, cors, events, info, invoke, runs, signals, sync
 from .auth import EVENTS_PATH, ApiKeys, authorize
 from .failures import failures_as_json
 from .state import STATE, AcceptedSync, ApiState, OnSync
+from .unreadable import answer_expectation
 
 _ROUTES = (
     web.get("/health", info.get_health),
@@ -48,12 +51,19 @@ def create_api(engine: EmbeddedEngine, keys: ApiKeys, *, on_sync: OnSync = ignor
         client_max_size=MAX_REQUEST_BYTES,
     )
     app[STATE] = ApiState(engine, keys.server_kind, on_sync)
-    app.add_routes(_ROUTES)
+    app.add_routes(_expecting(_ROUTES))
     app.on_response_prepare.append(_add_server_kind)
     if keys.server_kind is ServerKind.DEV:
-        app.add_routes(_DEV_ROUTES)
+        app.add_routes(_expecting(_DEV_ROUTES))
         app.on_response_prepare.append(cors.allow_any_origin)
     return app
+
+
+def _expecting(routes: Sequence[web.RouteDef]) -> list[web.RouteDef]:
+    return [
+        web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": answer_expectation})
+        for route in routes
+    ]
 
 
 async def _add_server_kind(request: web.Request, response: web.StreamResponse) -> None:

@@ -20,6 +20,7 @@ from .application import create_api, ignore_sync
 from .auth import ApiKeys
 from .discovery import AppDiscovery
 from .state import OnSync
+from .unreadable import SERVER_LOGGER
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8288
@@ -80,7 +81,7 @@ class EngineServer:
         origin = f"http://{reachable(host)}:{listener.getsockname()[1]}"
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(engine, keys, on_sync=discovery.note_sync)
-        runner = web.AppRunner(api, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        runner = web.AppRunner(api, access_log=None, logger=SERVER_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         await web.SockSite(runner, listener).start()
         return cls(engine, discovery, runner, origin)

@@ -1,0 +1,37 @@
+"""Requests that never get to a handler: what is no HTTP, and expectations that nobody meets.
+
+aiohttp logs the former with a traceback that quotes them, and a request line may hold an event key.
+"""
+
+import logging
+
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from .responses import error_response
+
+SERVER_LOGGER = logging.getLogger("durably.engine.http")
+"""For aiohttp's server: says that a request could not be read, not what it was."""
+
+
+class _Discreet(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.exc_info = None
+            record.msg, record.args = "a request was no HTTP, and was refused: %s", (type(error).__name__,)
+        return True
+
+
+SERVER_LOGGER.addFilter(_Discreet())
+
+
+async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
+    """For a route's ``Expect`` header (RFC 9110 §10.1.1): the answer, or ``None`` to go on."""
+    if request.version < HttpVersion11:
+        return None
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        return error_response(417, "the only expectation that is met is 100-continue")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # The answer itself has not begun.
+    return None
