@@ -17,6 +17,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from durably import Client, Function, TriggerEvent
+from durably.checkpointing import Checkpoints
 from durably.comm import CommHandler, CommRequest
 from durably.engine.embedded import EngineSettings
 from durably.engine.embedded.api.server import EngineServer
@@ -73,12 +74,13 @@ class Gate:
 @dataclass
 class App:
     """``calls`` are the bodies of the calls to it, ``answers`` the statuses and bodies that it gave. ``is_blocking``
-    has it answer as under a WSGI server."""
+    has it answer as under a WSGI server, ``checkpoints`` as one with the engine in its process."""
 
     client: Client
     engine: EngineServer
     gate: Gate
     is_blocking: bool = False
+    checkpoints: Checkpoints | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     answers: list[tuple[int, Any]] = field(default_factory=list)
     url: str = ""
@@ -96,6 +98,7 @@ class App:
             query_params=dict(request.query),
             raw_request=request,
             request_url=self.url,
+            checkpoints=self.checkpoints,
         )
         if self.is_blocking:
             response = await asyncio.to_thread(self.handler.handle_sync, request.method, comm_request)

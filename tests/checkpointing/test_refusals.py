@@ -1,5 +1,6 @@
 """Engines that do not take checkpoints, or not this one: no step is lost, and none is executed twice."""
 
+import asyncio
 import logging
 from collections import Counter
 from typing import Any
@@ -89,6 +90,31 @@ async def test_a_stale_call_stops(app: App, caplog: pytest.LogCaptureFixture, is
     assert app.answers[0][0] == 500
     assert app.answers[0][1]["code"] == "call_stale"
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("status", [409, 500])
+async def test_a_buffer_refused_between_steps_ends_the_call_before_the_next(app: App, status: int) -> None:
+    """Its interval was over while the function did something of its own."""
+    ran: list[str] = []
+    refused = asyncio.Event()
+
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("a", ran.append, "a")
+        if len(app.calls) == 1:
+            await refused.wait()
+        await ctx.step.run("b", ran.append, "b")
+
+    app.gate.answer = lambda request: status if len(app.gate.checkpoints) == 1 else None
+    config = Checkpointing(buffered_steps=10, interval=5)
+    function_ = durable(app, function, checkpointing=config)
+    run_id = await app.start(function_)
+    while not (timers := [task for task in asyncio.all_tasks() if "_commit_after" in repr(task)]):
+        await asyncio.sleep(0)
+    await asyncio.wait(timers)  # it ends once it has read the answer
+    refused.set()
+    await app.ended(run_id)
+    assert ran == (["a", "a", "b"] if status == 409 else ["a", "b"])
+    assert app.answers[0][0] == (500 if status == 409 else 206)
 
 
 async def test_a_lost_acknowledgement_changes_nothing(app: App) -> None:
