@@ -1,46 +1,34 @@
-"""``python -m benchmarks``: measure, print, and write RESULTS.md."""
+"""``python -m benchmarks [ROW …]``: measure, print, and with ``--save`` write RESULTS.md."""
 
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 
-from . import cost, memory
-from .apps import DURABLY, FAST_API, FLASK, PEER
-from .report import render
-
-RESULTS = Path(__file__).parent / "RESULTS.md"
+from .results import RESULTS, save
+from .rows import ROWS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and calls, a minute in all; writes no file")
-    parser.add_argument("--only", choices=("cost", "memory"), help="one half; writes no file")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"all, or some of: {', '.join(ROWS)}")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: that the rows run, not what they come to")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
+    if unknown := set(options.rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    if options.quick and options.save:
+        parser.error("--quick sizes measure nothing worth saving")
     for name in [name for name in os.environ if name.startswith("INNGEST_")]:
         del os.environ[name]  # settings of the shell, which would change what is measured
-
-    rounds, slot, calls = (5, 0.03, 2_000) if options.quick else (21, 0.06, 100_000)
-    series, growths = [], []
-    if options.only != "memory":
-        for framework in (FAST_API, FLASK):
-            for is_signed in (False, True):
-                _tell(f"cost: {framework}, {'signed' if is_signed else 'unsigned'}")
-                series.append(cost.measure(framework, is_signed=is_signed, rounds=rounds, slot=slot))
-    if options.only != "cost":
-        for case in memory.CASES:
-            _tell(f"memory: {case.description}")
-            own = memory.measure(DURABLY, case, calls)
-            assert own is not None
-            growths.append((case, own, memory.measure(PEER, case, calls // 10)))
-    text = render(series, growths, rounds)
-    print(text)
-    if not options.quick and options.only is None:
-        RESULTS.write_text(text)
-
-
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr)
+    for name in options.rows or ROWS:
+        print(f"{name} …", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="durably-benchmark-") as directory:
+            section = ROWS[name](Path(directory), is_quick=options.quick)
+        print(section)
+        if options.save:
+            save({name: section}, list(ROWS))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,31 @@
+"""The work that each contender does: runs of a function of three steps, so many of them at once."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+STEPS = 3
+
+RunOne = Callable[[int], Awaitable[None]]
+"""Start the run of that number, and wait until it has ended."""
+
+
+def charged(number: int) -> dict[str, Any]:
+    """What each step returns."""
+    return {"id": f"charge-{number}", "amount": 4200 + number, "currency": "EUR", "paid": True}
+
+
+async def time_runs(run_one: RunOne, runs: int, at_once: int) -> float:
+    """Seconds that so many runs take, each started as soon as one of those before has ended."""
+    numbers = iter(range(runs))
+
+    async def work() -> None:
+        for number in numbers:
+            await run_one(number)
+
+    start = time.perf_counter()
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(at_once):
+            workers.create_task(work())
+    return time.perf_counter() - start

@@ -1,0 +1,30 @@
+"""RESULTS.md: a section for each row, each of which can be measured, and replaced, by itself."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+PREFACE = """\
+# Results
+
+Written by `make bench`; how it is measured, and how to read it, stands in [README.md](README.md). Under `make bench`
+all sections are measured in one run; a section alone is measured anew with `python -m benchmarks ROW --save`.
+"""
+
+_MARK = re.compile(r"^<!-- row: ([\w-]+) -->$", re.MULTILINE)
+
+
+def save(sections: Mapping[str, str], order: Sequence[str], path: Path = RESULTS) -> None:
+    """Replace these sections, and keep the others, in the given order."""
+    known = _read(path) | dict(sections)
+    parts = [f"<!-- row: {name} -->\n{known[name].strip()}\n" for name in order if name in known]
+    path.write_text("\n".join([PREFACE, *parts]))
+
+
+def _read(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    _, *rest = _MARK.split(path.read_text())
+    return dict(zip(rest[::2], rest[1::2], strict=True))

@@ -1,0 +1,17 @@
+"""The rows of the results, in their order: each measures in a directory of its own, and writes its section."""
+
+from pathlib import Path
+from typing import Protocol
+
+from . import sdk_report, throughput
+
+
+class Row(Protocol):
+    def __call__(self, directory: Path, *, is_quick: bool) -> str: ...
+
+
+ROWS: dict[str, Row] = {
+    "throughput": throughput.report,
+    "cost": sdk_report.report_cost,
+    "memory": sdk_report.report_memory,
+}
