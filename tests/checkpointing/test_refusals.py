@@ -96,7 +96,7 @@ async def test_a_stale_call_stops(app: App, caplog: pytest.LogCaptureFixture, is
 async def test_a_buffer_refused_between_steps_ends_the_call_before_the_next(app: App, status: int) -> None:
     """Its interval was over while the function did something of its own."""
     ran: list[str] = []
-    refused = asyncio.Event()
+    asked, refused = asyncio.Event(), asyncio.Event()
 
     async def function(ctx: Context) -> None:
         await ctx.step.run("a", ran.append, "a")
@@ -104,13 +104,16 @@ async def test_a_buffer_refused_between_steps_ends_the_call_before_the_next(app:
             await refused.wait()
         await ctx.step.run("b", ran.append, "b")
 
-    app.gate.answer = lambda request: status if len(app.gate.checkpoints) == 1 else None
+    def answer(request: CheckpointRequest) -> int | None:
+        asked.set()
+        return status if len(app.gate.checkpoints) == 1 else None
+
+    app.gate.answer = answer
     config = Checkpointing(buffered_steps=10, interval=5)
     function_ = durable(app, function, checkpointing=config)
     run_id = await app.start(function_)
-    while not (timers := [task for task in asyncio.all_tasks() if "_commit_after" in repr(task)]):
-        await asyncio.sleep(0)
-    await asyncio.wait(timers)  # it ends once it has read the answer
+    await asked.wait()
+    await asyncio.wait([task for task in asyncio.all_tasks() if "_commit_after" in repr(task)])  # has read the answer
     refused.set()
     await app.ended(run_id)
     assert ran == (["a", "a", "b"] if status == 409 else ["a", "b"])

@@ -92,6 +92,12 @@ async def test_after_its_max_runtime_a_call_ends_and_another_goes_on(app: App, i
     assert len(app.gate.checkpoints) == 4
 
 
+async def test_a_thousand_steps_are_one_call_and_each_is_sent_once(app: App) -> None:
+    assert len(await app.run(durable(app, sequence(1000, is_async=True)))) == 1000
+    assert len(app.calls) == 1
+    assert [len(batch) for batch in app.gate.batches] == [1] * 1000
+
+
 async def test_without_checkpointing_each_step_ends_its_call(app: App) -> None:
     await app.run(durable(app, sequence(3, is_async=True), checkpointing=None))
     assert len(app.calls) == 4
