@@ -1,5 +1,40 @@
-"""Helpers for testing apps."""
+"""Helpers for testing apps: an engine that skips time, a check of determinism, DigitalOcean's runtime."""
+
+from typing import TYPE_CHECKING, Any
 
 from .digital_ocean import DigitalOceanSimulator
+from .errors import NotDeterministicError, RunStuckError, RunUnknownError
 
-__all__ = ["DigitalOceanSimulator"]
+if TYPE_CHECKING:
+    from .engine import TestEngine, TestRun
+    from .steps import TestStep
+    from .sync import SyncTestEngine, SyncTestRun
+
+__all__ = [
+    "DigitalOceanSimulator",
+    "NotDeterministicError",
+    "RunStuckError",
+    "RunUnknownError",
+    "SyncTestEngine",
+    "SyncTestRun",
+    "TestEngine",
+    "TestRun",
+    "TestStep",
+]
+
+_MODULES = {
+    "SyncTestEngine": "sync",
+    "SyncTestRun": "sync",
+    "TestEngine": "engine",
+    "TestRun": "engine",
+    "TestStep": "steps",
+}
+"""What needs the engine, and the modules that have it: imported when it is asked for, not with the simulator."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -13,13 +13,15 @@ from .clock import Clock, SystemClock
 
 
 class Durability(StrEnum):
-    """What survives a power failure. A crash of the process alone loses nothing in either.
+    """What survives a power failure. A crash of the process alone loses nothing in any.
 
     ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last moments may be lost.
+    ``OFF``: nothing, perhaps; for databases that are not kept.
     """
 
     FULL = "full"
     NORMAL = "normal"
+    OFF = "off"
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):

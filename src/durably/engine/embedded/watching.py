@@ -1,7 +1,7 @@
 """Handing what happens to those who watch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from .updates import Note
@@ -13,6 +13,7 @@ _MOST_UNREAD = 10_000
 class Watchers:
     def __init__(self) -> None:
         self._watchers: set[_Watcher] = set()
+        self._listeners: set[Callable[[RunUpdate], None]] = set()
         self._is_closed = False
 
     @contextmanager
@@ -26,11 +27,22 @@ class Watchers:
         finally:
             self._watchers.discard(watcher)
 
+    @contextmanager
+    def listen(self, listener: Callable[[RunUpdate], None]) -> Iterator[None]:
+        """Tell ``listener`` at once, and of everything; it must be quick, and not raise."""
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
+
     def tell(self, notes: Sequence[Note]) -> None:
-        if not self._watchers:
+        if not self._watchers and not self._listeners:
             return
         for note in notes:
             update = note.to_update()
+            for listener in self._listeners:
+                listener(update)
             for watcher in self._watchers:
                 watcher.put(update)
 

@@ -1,0 +1,316 @@
+"""The engine for tests: the embedded one, whole, on a virtual clock, calling functions in this process.
+
+Time stands still, except where a test lets it go on: then it goes from one timer to the next. Each method returns
+once nothing more can happen at that moment, so that a test never races with what it tests.
+"""
+
+import datetime as dt
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, overload
+
+from durably.client import Client
+from durably.comm import CommHandler
+from durably.engine.backoff import standard_backoff
+from durably.engine.embedded import EmbeddedEngine, EngineSettings
+from durably.engine.embedded.caller import Caller
+from durably.engine.embedded.runtime import Runtime
+from durably.engine.embedded.settings import Durability
+from durably.events import Event, as_data
+from durably.functions import Function
+
+from .clock import VirtualClock
+from .errors import RunStuckError
+from .inspection import Inspector
+from .link import TestCaller, TestLink, linked, refuse_inside_calls, sync_request
+from .mocks import Mocks, calling, raising, returning
+from .runs import Records, RunFacts, RunRef
+from .timeline import Recorder
+
+if TYPE_CHECKING:
+    from .sync import SyncTestEngine
+
+DEFAULT_MAX_TIME = dt.timedelta(days=400)
+"""More than the 366 days that a single sleep or wait may last."""
+_MILLISECOND = dt.timedelta(milliseconds=1)
+_UNSET: Any = object()
+
+
+def _moment(milliseconds: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+
+
+def _id_of(function: Function[Any] | None) -> str | None:
+    return None if function is None else function.id
+
+
+class TestRun(RunFacts):
+    """A run of a ``TestEngine``."""
+
+    def __init__(self, engine: "TestEngine", records: Records, ref: RunRef) -> None:
+        super().__init__(records, ref)
+        self._engine = engine
+
+    async def wait(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> Self:
+        """Let time go on until the run has ended, however it ends; the run itself.
+
+        Raises ``RunStuckError``, which says what the run waits for, where nothing more can happen, or not within
+        ``max_time`` of virtual time.
+        """
+        await self._engine.wait_for(self, max_time)
+        return self
+
+    async def cancel(self) -> bool:
+        """False where the run had ended."""
+        return await self._engine.cancel(self)
+
+
+class TestEngine:
+    """Runs ``functions`` of ``client``'s app: ``async with TestEngine(client, [function]) as engine:``.
+
+    While it is open, all that the client sends goes to it. It belongs to the event loop that opened it.
+
+    ``now`` is where its clock begins (default: the real time). ``calls_at_once`` is how many functions may be called
+    at the same time; with one, the default, the same test does the same things in the same order each time.
+    ``checkpointing`` lets functions go on after a step in the same call, as in-process mode does; without it each step
+    ends its call, so that functions are replayed as often as they ever are. ``allow_private_addresses`` lets
+    ``fetch`` and ``ai.infer``, where they are not mocked, reach servers on this machine.
+    """
+
+    __test__ = False
+
+    def __init__(
+        self,
+        client: Client,
+        functions: Sequence[Function[Any]],
+        *,
+        now: dt.datetime | None = None,
+        calls_at_once: int = 1,
+        checkpointing: bool = False,
+        allow_private_addresses: bool = False,
+    ) -> None:
+        self._apps: list[tuple[Client, Sequence[Function[Any]]]] = [(client, functions)]
+        self._clock = VirtualClock(round((now or dt.datetime.now(dt.UTC)).timestamp() * 1000))
+        self._settings = EngineSettings(
+            backoff=lambda attempt, jitter: standard_backoff(attempt, 0.0),
+            max_calls=calls_at_once,
+            allow_private_addresses=allow_private_addresses,
+            durability=Durability.OFF,
+            close_grace=dt.timedelta(0),
+            clock=self._clock,
+        )
+        self._link = TestLink(checkpointing=checkpointing)
+        self._mocks = Mocks()
+        self._recorder = Recorder()
+        self._stack = AsyncExitStack()
+        self._calls_at_once = calls_at_once
+        self._records: Records | None = None
+
+    def with_app(self, client: Client, functions: Sequence[Function[Any]]) -> Self:
+        """Run the functions of another app too, from the engine's opening on."""
+        self._apps.append((client, functions))
+        return self
+
+    def sync(self) -> "SyncTestEngine":
+        """This engine for synchronous tests: ``with TestEngine(client, [function]).sync() as engine:``."""
+        from .sync import SyncTestEngine
+
+        return SyncTestEngine(self)
+
+    # opening and closing
+
+    async def __aenter__(self) -> Self:
+        pool = ThreadPoolExecutor(self._calls_at_once, thread_name_prefix="durably-test-call")
+        self._stack.callback(pool.shutdown)
+        return await self.open(pool)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self, thread_pool: Executor) -> Self:
+        """``thread_pool`` runs sync functions."""
+        async with AsyncExitStack() as stack:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="durably-test-"))
+            for client, functions in self._apps:
+                stack.enter_context(linked(self._link, client))
+                CommHandler(client=client, framework="testing", functions=functions, thread_pool=thread_pool)
+            path = Path(directory) / "engine.db"
+            self._runtime = await Runtime.open(path, self._settings, self._make_caller)
+            stack.push_async_callback(self._runtime.close)
+            self._engine = EmbeddedEngine(self._runtime)
+            self._link.open(self._engine, self._clock)
+            stack.enter_context(self._runtime.watchers.listen(self._recorder.note))
+            inspector = Inspector(path, self._runtime.executor)
+            stack.callback(inspector.close)
+            self._records = Records(inspector, self._recorder, self._clock)
+            for handler in self._link.handlers.values():
+                await self._engine.sync_app(sync_request(handler))
+            await self._clock.rest()
+            await self._stack.enter_async_context(stack.pop_all())
+        return self
+
+    async def close(self) -> None:
+        """End what is under way, and forget everything."""
+        self._records = None
+        await self._stack.aclose()
+
+    def _make_caller(self, settings: EngineSettings) -> Caller:
+        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.stand_in)
+
+    @property
+    def _open_records(self) -> Records:
+        if self._records is None:
+            raise RuntimeError("the test engine is not open: use it in `async with` or, made by .sync(), in `with`")
+        return self._records
+
+    # what comes from outside
+
+    @overload
+    async def send(self, events: Event) -> TestRun: ...
+    @overload
+    async def send(self, events: Sequence[Event]) -> list[TestRun]: ...
+    async def send(self, events: Event | Sequence[Event]) -> TestRun | list[TestRun]:
+        """Send an event, or several, as the first app's client does; the run of the event, or all runs of several.
+
+        The run of a single event is known once it is looked at: an event that only wakes others need start none.
+        """
+        batch = [events] if isinstance(events, Event) else list(events)
+        records = await self._rest()
+        ids = await self._apps[0][0].send(batch)
+        await self._clock.rest()
+        if isinstance(events, Event):
+            return TestRun(self, records, RunRef(event_id=ids[0], event_name=events.name))
+        runs = {run.id: run for event_id in ids for run in records.inspector.runs_of_event(event_id)}
+        return [self._run(run_id) for run_id in runs]
+
+    async def invoke(self, function: Function[Any], data: Mapping[str, Any] | None = None) -> TestRun:
+        """Run a function, whatever its trigger, with ``data`` as its event's."""
+        await self._rest()
+        receipt = await self._engine.invoke(function.id, data=as_data(data))
+        await self._clock.rest()
+        return self._run(receipt.run_id)
+
+    async def signal(self, name: str, data: Any = None) -> bool:
+        """Whether a run waited for the signal."""
+        await self._rest()
+        woken = await self._engine.signal(name, data)
+        await self._clock.rest()
+        return woken is not None
+
+    async def cancel(self, run: RunFacts) -> bool:
+        """False where the run had ended."""
+        await self._rest()
+        cancelled = await self._engine.cancel_run(run.id)
+        await self._clock.rest()
+        return cancelled
+
+    def runs(self, function: Function[Any] | None = None) -> list[TestRun]:
+        """All runs, or those of one function, oldest first."""
+        found = self._open_records.inspector.runs(_id_of(function))
+        return [self._run(run.id) for run in found]
+
+    # time
+
+    @property
+    def now(self) -> dt.datetime:
+        """The time on the engine's clock, UTC."""
+        return _moment(self._clock.now())
+
+    async def advance(
+        self,
+        delta: dt.timedelta = dt.timedelta(0),
+        *,
+        days: float = 0,
+        hours: float = 0,
+        minutes: float = 0,
+        seconds: float = 0,
+    ) -> None:
+        """Let so much time pass, and all that is due in it happen, each at its own time."""
+        await self._rest()
+        delta += dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        until = self._clock.now() + round(delta / _MILLISECOND)
+        while await self._clock.go_on(until):
+            pass
+
+    async def run_until_idle(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+        """Let time go on until nothing more is due. Raises ``RunStuckError`` where that takes longer than
+        ``max_time``, as it does with a cron trigger, which is always due once more."""
+        await self._rest()
+        until = self._clock.now() + round(max_time / _MILLISECOND)
+        while (due := self._clock.next_due()) is not None:
+            if due > until:
+                raise RunStuckError(f"something is still due after {max_time} of virtual time, at {_moment(due)}")
+            await self._clock.go_on()
+
+    async def wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+        """What ``run.wait()`` does."""
+        await self._rest()
+        until = self._clock.now() + round(max_time / _MILLISECOND)
+        while not run.has_ended:
+            due = self._clock.next_due()
+            if due is None:
+                raise run.why_stuck("and nothing is scheduled any more")
+            if due > until:
+                raise run.why_stuck(f"not within {max_time} of virtual time (wait(max_time=…) allows more)")
+            await self._clock.go_on()
+
+    # steps
+
+    def mock_step(
+        self,
+        step_id: str,
+        *,
+        returns: Any = None,
+        raises: BaseException | type[BaseException] | None = None,
+        calls: Callable[..., Any] | None = None,
+        function: Function[Any] | None = None,
+    ) -> None:
+        """From now on let a step of that id, of whatever kind, come to something of the test's choice.
+
+        ``returns`` is what the step returns to its function: of a wait an ``Event``, a ``Signal``, or ``None`` for a
+        timeout; of ``fetch`` a ``FetchResponse``. ``raises`` is what its handler raises, to be tried again like any
+        error; a ``NonRetriableError`` is final. ``calls`` is called in place of the handler with its arguments, or,
+        for steps without a handler, with a dictionary of what the step asks the engine for. ``function`` narrows it
+        down to one function.
+        """
+        if raises is not None and calls is not None:
+            raise TypeError("mock_step takes one of returns, raises and calls")
+        if calls is not None:
+            make = calling(calls)
+        elif raises is not None:
+            make = raising(raises() if isinstance(raises, type) else raises)
+        else:
+            make = returning(returns)
+        self._mocks.mock(step_id, _id_of(function), make)
+
+    def fail_step(
+        self,
+        step_id: str,
+        *,
+        attempts: Collection[int] | None = None,
+        error: BaseException | type[BaseException] | None = None,
+        function: Function[Any] | None = None,
+    ) -> None:
+        """From now on let a step of that id fail, before it does anything, at these attempts (from 0, as
+        ``ctx.attempt`` counts), or at all. ``error`` is what it raises, by default a ``RuntimeError``."""
+        if error is None:
+            error = RuntimeError(f"the test lets step {step_id!r} fail")
+        elif isinstance(error, type):
+            error = error()
+        self._mocks.fail(step_id, _id_of(function), attempts, error)
+
+    async def _rest(self) -> Records:
+        """All that was set off before comes first."""
+        refuse_inside_calls()
+        records = self._open_records
+        await self._clock.rest()
+        return records
+
+    def _run(self, run_id: str) -> TestRun:
+        return TestRun(self, self._open_records, RunRef(run_id))

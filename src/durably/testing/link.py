@@ -1,0 +1,138 @@
+"""What clients are given in place of their engine while a test engine is open (``durably.in_process``)."""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import msgspec
+
+from durably.checkpointing import Checkpoints
+from durably.client import SDK, Client
+from durably.comm import CommHandler
+from durably.embedded.checkpoints import EngineCheckpoints
+from durably.embedded.local_caller import LocalCaller
+from durably.engine.answers import Answer
+from durably.engine.embedded import EmbeddedEngine
+from durably.engine.embedded.bodies import CallData
+from durably.engine.embedded.clock import Clock
+from durably.engine.embedded.registry import Function
+from durably.protocol.checkpoint import CheckpointRequest
+from durably.protocol.events import Event
+from durably.protocol.sync import SYNC_VERSION, FunctionConfig, SyncRequest
+
+T = TypeVar("T")
+
+_inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("durably_inside_test_call", default=False)
+
+
+class TestCaller(LocalCaller):
+    """Marks what runs inside of a call, where waiting for the engine to come to rest would never end."""
+
+    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+        token = _inside_call.set(True)
+        try:
+            return await super().call(function, data, body)
+        finally:
+            _inside_call.reset(token)
+
+
+def refuse_inside_calls() -> None:
+    """Raises ``RuntimeError`` in a function that the test engine is calling."""
+    if _inside_call.get():
+        raise RuntimeError(
+            "a function under test used its test engine, which cannot come to rest before that function has ended: "
+            "in functions use ctx.step and the client, as ever"
+        )
+
+
+class TestLink:
+    """Leads from the clients of ``handlers``, by their apps' ids, to an engine on one event loop. An
+    ``InProcessEngine``: its methods may be awaited on any loop."""
+
+    def __init__(self, *, checkpointing: bool) -> None:
+        self.handlers: dict[str, CommHandler] = {}
+        self._checkpoints = EngineCheckpoints(self._checkpoint, are_default=checkpointing)
+
+    def open(self, engine: EmbeddedEngine, clock: Clock) -> None:
+        """From now on what comes in goes to ``engine``, which runs on this event loop."""
+        self._engine, self._clock = engine, clock
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return self._checkpoints
+
+    def add_handler(self, handler: CommHandler) -> None:
+        self.handlers[handler.client.app_id] = handler
+
+    async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
+        events = msgspec.json.decode(body, type=list[Event])
+        return await self._on_loop(self._engine.send_events(events, seed=seed))
+
+    async def fetch_part(self, run_id: str, part: str) -> bytes | None:
+        read = self._engine.run_batch if part == "batch" else self._engine.run_actions
+        return await self._on_loop(read(run_id))
+
+    async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
+        await self._on_loop(self._engine.checkpoint(run_id, request))
+
+    def refuse_to_block(self) -> None:
+        if threading.get_ident() == self._thread:
+            raise RuntimeError(
+                "client.send_sync would block the event loop on which the test engine runs: await client.send, or use "
+                "the test engine's sync flavour, TestEngine(…).sync()"
+            )
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Whether a web server runs is all the same to a test engine, which is started by its test."""
+        return nullcontext()
+
+    def start_when_served(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """See ``running``."""
+
+    def ensure_started(self) -> None:
+        """See ``running``."""
+
+    async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        held = self._hold_through(work)
+        if asyncio.get_running_loop() is self._loop:
+            return await held
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(held, self._loop))
+
+    async def _hold_through(self, work: Coroutine[Any, Any, T]) -> T:
+        self._clock.hold()
+        try:
+            return await work
+        finally:
+            self._clock.release()
+
+
+@contextmanager
+def linked(link: TestLink, client: Client) -> Iterator[None]:
+    """Let the client's events, and what else it wants of its engine, go through ``link``."""
+    before = client.engine
+    if isinstance(before, TestLink):
+        raise RuntimeError(f"{client!r} is in use by another test engine that is open; close that one first")
+    client.engine = link
+    try:
+        yield
+    finally:
+        client.engine = before
+
+
+def sync_request(handler: CommHandler) -> SyncRequest:
+    """What the app would sync over HTTP."""
+    url = "http://test-engine.invalid/api/inngest"
+    configs: Sequence[Any] = [config for function in handler.functions for config in function.configs(url)]
+    return SyncRequest(
+        url=url,
+        functions=msgspec.convert(msgspec.to_builtins(configs), list[FunctionConfig]),
+        app_name=handler.client.app_id,
+        app_version=handler.client.app_version,
+        framework=handler.framework,
+        sdk=SDK,
+        v=SYNC_VERSION,
+    )

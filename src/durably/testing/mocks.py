@@ -1,0 +1,93 @@
+"""Steps that a test makes up: what takes the place of a step's own handler, or of what it asks the engine for.
+
+A mocked step of any kind becomes a ``step.run`` whose handler is the mock, so that it is memoised, tried again and
+shown like any other; what its function gets is made of the mock's result as it would be of the real one.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import msgspec
+
+from durably.execution import StandIn, StepRequest
+from durably.protocol.opcodes import Opcode
+
+Handler = Callable[..., Any]
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    """``function_id`` and ``attempts`` say where it applies: everywhere, where they are ``None``. ``make`` gives the
+    handler for a step."""
+
+    step_id: str
+    function_id: str | None
+    attempts: frozenset[int] | None
+    make: Callable[[StepRequest], Handler]
+
+    def applies(self, function_id: str, step_id: str, attempt: int) -> bool:
+        return (
+            self.step_id == step_id
+            and self.function_id in (None, function_id)
+            and (self.attempts is None or attempt in self.attempts)
+        )
+
+
+class Mocks:
+    """Of rules of one kind the latest wins; failures win over mocks, so that both may be wanted of one step."""
+
+    def __init__(self) -> None:
+        self._mocked: list[_Rule] = []
+        self._failing: list[_Rule] = []
+
+    def mock(self, step_id: str, function_id: str | None, make: Callable[[StepRequest], Handler]) -> None:
+        self._mocked.insert(0, _Rule(step_id, function_id, None, make))
+
+    def fail(
+        self, step_id: str, function_id: str | None, attempts: Collection[int] | None, error: BaseException
+    ) -> None:
+        chosen = None if attempts is None else frozenset(attempts)
+        self._failing.insert(0, _Rule(step_id, function_id, chosen, raising(error)))
+
+    def stand_in(self, function_id: str) -> StandIn | None:
+        """What takes the place of a function's steps."""
+        if not self._mocked and not self._failing:
+            return None
+
+        def replaced(request: StepRequest, attempt: int) -> StepRequest:
+            for rule in (*self._failing, *self._mocked):
+                if rule.applies(function_id, request.step_id, attempt):
+                    return _replace(request, rule.make(request))
+            return request
+
+        return replaced
+
+
+def returning(value: Any) -> Callable[[StepRequest], Handler]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        return value
+
+    return lambda request: handler
+
+
+def raising(error: BaseException) -> Callable[[StepRequest], Handler]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        raise error.with_traceback(None)
+
+    return lambda request: handler
+
+
+def calling(function: Handler) -> Callable[[StepRequest], Handler]:
+    """The handler's own arguments go to ``function``; of a step without a handler, its options as one dictionary."""
+    return lambda request: function if request.is_run else lambda: function(dict(request.opts or {}))
+
+
+def _replace(request: StepRequest, handler: Handler) -> StepRequest:
+    if request.is_run:
+        return msgspec.structs.replace(request, handler=handler)
+    return StepRequest(request.step_id, Opcode.STEP_RUN, handler=handler, encode=_to_json, decode=request.decode)
+
+
+def _to_json(value: Any) -> Any:
+    """What the engine would have answered: a pydantic model, say of an invoked function's output, as its data."""
+    dump = getattr(value, "model_dump", None)
+    return value if dump is None else dump(mode="json")

@@ -1,0 +1,99 @@
+"""What happened to a run, in the order in which it did, at times relative to its beginning: for people to read."""
+
+import datetime as dt
+from collections import deque
+
+import msgspec
+
+from durably.engine.embedded.views import RunUpdate, RunView, UpdateKind
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode
+
+from .text import format_span, format_value, shorten
+
+_MOST_REMEMBERED = 10_000
+_MOST_OUTPUT_BYTES = 1000
+_ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}
+_MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
+
+
+class Recorder:
+    """Remembers the latest of what happened to all runs, and no more of it than that, however many runs there are."""
+
+    def __init__(self) -> None:
+        self._updates: deque[RunUpdate] = deque(maxlen=_MOST_REMEMBERED)
+
+    def note(self, update: RunUpdate) -> None:
+        if update.output is not None and len(update.output) > _MOST_OUTPUT_BYTES:
+            update = msgspec.structs.replace(update, output=msgspec.Raw(bytes(update.output)[:_MOST_OUTPUT_BYTES]))
+        self._updates.append(update)
+
+    def of_run(self, run_id: str) -> list[RunUpdate]:
+        return [update for update in self._updates.copy() if update.run_id == run_id]
+
+
+def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], now: dt.datetime) -> str:
+    """A heading, and a line for each thing that happened."""
+    span = format_span((run.ended_at or now) - run.created_at)
+    heading = f"run {run.id} of {run.function_id}: {run.status.value} {'after' if run.ended_at else 'for'} {span}"
+    if not updates:
+        return f"{heading}\n  (what happened to it is too long ago to be remembered)"
+    rows = [_row(run, events, update) for update in updates]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}".rstrip() for row in rows]
+    return "\n".join([heading, *lines])
+
+
+def _row(run: RunView, events: list[Event], update: RunUpdate) -> tuple[str, str, str]:
+    at = f"+{format_span(update.at - run.created_at)}"
+    if update.kind is UpdateKind.RUN_STARTED:
+        return at, "(run)", "began: " + ", ".join(f"{event.name} {format_value(event.data)}" for event in events)
+    return at, update.step or "(run)", _describe(run, update)
+
+
+def _describe(run: RunView, update: RunUpdate) -> str:
+    due = "" if update.due_at is None else f"+{format_span(update.due_at - run.created_at)}"
+    match update.kind:
+        case UpdateKind.RETRYING:
+            return f"attempt {(update.attempt or 0) + 1} failed, again at {due}: {update.error}"
+        case UpdateKind.UNREACHED:
+            return f"the app was not reached, again at {due}: {update.error}"
+        case UpdateKind.SLEEPING:
+            return f"sleeps until {due}"
+        case UpdateKind.WAITING:
+            return f"waits until {due}"
+        case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED:
+            return f"failed: {update.error}"
+        case UpdateKind.RUN_CANCELLED:
+            return "cancelled"
+        case UpdateKind.STEP_COMPLETED:
+            return _describe_memo(update)
+        case UpdateKind.RUN_COMPLETED:
+            return f"completed → {_text(update)}"
+        case _:
+            return update.kind.value
+
+
+def _describe_memo(update: RunUpdate) -> str:
+    text = _text(update)
+    if update.op == Opcode.SLEEP:
+        return "woke"
+    if text == "null" and update.op in _MAY_TIME_OUT:
+        return "timed out"
+    tries = f" (attempt {update.attempt + 1})" if update.attempt else ""
+    return f"→ {_inside(update)}{tries}"
+
+
+def _text(update: RunUpdate) -> str:
+    return shorten(bytes(update.output or b"null").decode(errors="replace"))
+
+
+def _inside(update: RunUpdate) -> str:
+    """A step's result, of an event wait the event's name and data, without the wrapping of its memo."""
+    try:
+        memo = msgspec.json.decode(update.output or b"null")
+    except msgspec.DecodeError:  # only its beginning was remembered
+        return _text(update)
+    if update.op == Opcode.WAIT_FOR_EVENT:
+        return f"{memo.get('name')} {format_value(memo.get('data'))}"
+    return format_value(memo["data"] if isinstance(memo, dict) and "data" in memo else memo)
