@@ -30,9 +30,11 @@ class Contender:
 
 FLOOR = Contender("SQLite, one row a commit", "commits", 2_000)
 HTTP = Contender("Durably over HTTP", "durably_http", 400)
+HTTP_EACH = Contender("Durably over HTTP, checkpoint after each step", "durably_http", 400, ("1",))
+HTTP_BUFFERED = Contender("Durably over HTTP, checkpoint of three steps", "durably_http", 400, ("3",))
 DBOS = Contender("DBOS on SQLite", "dbos_sqlite", 100)
 TEMPORAL = Contender("Temporal's development server", "temporal_dev", 100)
-CONTENDERS = (FLOOR, HTTP, DBOS, TEMPORAL)
+CONTENDERS = (FLOOR, HTTP, HTTP_EACH, HTTP_BUFFERED, DBOS, TEMPORAL)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def measure(
 
 def _start(contender: Contender, directory: Path) -> Child:
     module = f"benchmarks.contenders.{contender.module}"
-    return Child(module, directory / contender.module / "".join(contender.arguments), *contender.arguments)
+    return Child(module, directory / "-".join((contender.module, *contender.arguments)), *contender.arguments)
 
 
 def report(directory: Path, *, is_quick: bool) -> str:
