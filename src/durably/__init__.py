@@ -2,6 +2,7 @@
 
 from durably.client import Client
 from durably.context import Context, ContextSync, Group, GroupSync, Step, StepSync
+from durably.embedded import Embedded
 from durably.errors import NonRetriableError, RetryAfterError, StepError
 from durably.events import Event, EventType
 from durably.execution import StepMemos
@@ -39,6 +40,7 @@ __all__ = [
     "Context",
     "ContextSync",
     "Debounce",
+    "Embedded",
     "Event",
     "EventType",
     "FetchResponse",

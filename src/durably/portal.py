@@ -20,7 +20,7 @@ class Portal:
     """An event loop in a daemon thread, with a way in from other threads."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="durably-portal", daemon=True)
         self._thread.start()
 
@@ -28,11 +28,11 @@ class Portal:
         """``sys.exit()`` in user code stops the loop; who waits for that code gets it, and the portal goes on."""
         while True:
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
-                self._loop.run_forever()
+                self.loop.run_forever()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine in the loop, with the caller's context variables; cancelling the future cancels it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def run(self, awaitable: Awaitable[T]) -> T:
         """Wait for an awaitable in the loop. Raises what it raises; cancels it if the wait is interrupted."""

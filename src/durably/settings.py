@@ -96,6 +96,12 @@ class Environment:
         return None if value is None else int(value)
 
     @property
+    def is_reloader_parent(self) -> bool:
+        """Whether this process of ``flask run`` only watches over the one that serves."""
+        is_debug = (self._get("FLASK_DEBUG") or "").lower() not in ("", "0", "false", "no")
+        return is_debug and self._get("WERKZEUG_RUN_MAIN") != "true"
+
+    @property
     def log_level(self) -> str | None:
         return self._get("INNGEST_LOG_LEVEL")
 

@@ -92,6 +92,11 @@ class CommHandler:
         elif client.is_production and client.signing_key is None:
             raise SigningKeyMissingError
 
+    @property
+    def function_ids(self) -> frozenset[str]:
+        """Of the functions and of their failure handlers."""
+        return frozenset(self._by_id)
+
     # -- fronts
 
     async def post(self, req: CommRequest) -> CommResponse:
@@ -272,7 +277,8 @@ class CommHandler:
         try:
             if engine is None:
                 return decode(await self._request_part(run_id, part, io))
-            return decode(await io.resolve(engine.fetch_part(run_id, part)) or b"")
+            found = await io.resolve(engine.fetch_part(run_id, part))
+            return decode(found or b"")
         except msgspec.MsgspecError as error:
             raise TransportError(f"cannot read the run's {part} that the engine sent: {error}") from None
 

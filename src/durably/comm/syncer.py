@@ -72,13 +72,13 @@ class Syncer:
                 "set INNGEST_DEV=1 for development, unset it for production"
             )
 
-    def _build_request(self, req: CommRequest) -> Request:
-        client, framework = self._client, self._handler.framework
-        url = self._app_url(req, req.url())
+    def payload(self, url: str) -> dict[str, Any]:
+        """What tells an engine the app's functions, and that they are called at ``url``."""
+        client = self._client
         payload = {
             "url": url,
             "deployType": "ping",
-            "framework": framework,
+            "framework": self._handler.framework,
             "appName": client.app_id,
             "sdk": SDK,
             "v": SYNC_VERSION,
@@ -87,6 +87,11 @@ class Syncer:
         }
         if client.app_version is not None:
             payload["appVersion"] = client.app_version
+        return payload
+
+    def _build_request(self, req: CommRequest) -> Request:
+        client, framework = self._client, self._handler.framework
+        payload = self.payload(self._app_url(req, req.url()))
         headers = client.headers(framework)
         if req.server_kind is not None:
             headers[Header.EXPECTED_SERVER_KIND.value] = req.server_kind.value

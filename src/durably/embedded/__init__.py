@@ -4,3 +4,7 @@
 database is a *member*; one of them is its *owner* and runs the engine, the others follow it over a local
 socket. The engine itself knows nothing of all this: it reaches functions by a ``Caller``, as always.
 """
+
+from .handle import Embedded
+
+__all__ = ["Embedded"]

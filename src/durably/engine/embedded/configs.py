@@ -44,7 +44,7 @@ class _FunctionCheck:
                 "runtime.type", f"is {step.runtime.type!r}; this engine calls functions over 'http' only"
             )
         parts = urlsplit(step.runtime.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https", "embedded") or not parts.hostname:
             raise self._refuse("runtime.url", f"is {step.runtime.url!r}; it must be an http or https URL")
         attempts = step.retries.attempts if step.retries else None
         if attempts is not None and not 0 <= attempts <= MAX_RETRIES:

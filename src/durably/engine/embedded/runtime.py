@@ -28,7 +28,7 @@ from .settings import EngineSettings
 from .store import Store
 from .timeline import Loaded, Timeline
 from .watching import Watchers
-from .writer import Writer
+from .writer import Writer, explain
 
 _LOAD_LIMIT = 10_000
 """Timers, and delayed calls, read at a time."""
@@ -100,9 +100,7 @@ class Runtime:
         connection: sqlite3.Connection | None = None
         try:
             connection = await asyncio.to_thread(open_database, path, settings.durability)
-            ownership = await asyncio.to_thread(
-                take_ownership, connection, writes_canonical=settings.signing_key is not None
-            )
+            ownership = await _take_ownership(connection, settings)
             if on_owned is not None:
                 await on_owned(ownership.epoch)
             runtime = cls(path, settings, connection, ownership, lock, make_caller)
@@ -200,6 +198,15 @@ class Runtime:
                 self.journal.enter_soon(_fire(item), functools.partial(work.fail, item.run_key))
             elif isinstance(item, RequestAt):
                 self._requests.make(item)
+
+
+async def _take_ownership(connection: sqlite3.Connection, settings: EngineSettings) -> Ownership:
+    """Raises ``DatabaseUnavailableError`` where another process does not let go of it."""
+    is_signed = settings.signing_key is not None
+    try:
+        return await asyncio.to_thread(take_ownership, connection, writes_canonical=is_signed)
+    except sqlite3.Error as error:
+        raise explain(error) from error
 
 
 def _fire(timer: TimerAt) -> Callable[[Entry], bool]:

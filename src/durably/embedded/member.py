@@ -1,0 +1,223 @@
+"""A member: one of the processes that use a database. It owns it, or follows the one that does.
+
+When the owner is gone, whoever gets the lock is the next. An owner that is stopped keeps the lock: once it has shown
+no sign of life for the lease, its database is taken over by a new epoch, in which it can write nothing any more.
+What was asked of an owner that is gone is asked of the next.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from durably.engine.embedded import EngineSettings
+from durably.engine.embedded.lock import DatabaseLock, read_note
+from durably.engine.errors import DatabaseLockedError, EngineError
+from durably.errors import TransportError
+
+from . import sockets
+from .errors import MemberClosedError, PlaceLostError
+from .follower import Follower
+from .link import Timing
+from .operations import OPERATIONS
+from .owner import LOCK_NOTE, Owner
+from .worker import LocalWorker
+
+_SEARCH_SECONDS = 0.025
+"""Between two looks for an owner, or for the lock."""
+_SPREAD_SECONDS = 0.2
+"""Those who notice at the same moment that the owner is silent do not all take over."""
+_STRANGER_SECONDS = 1.0
+"""How long the lock may be held by a process that has not said what it is: one that has only just got it."""
+_AGAIN_SECONDS = 1.0
+"""Before another try, after the database could not be opened."""
+
+_logger = logging.getLogger("durably.engine")
+
+
+class Member:
+    """Lives on one event loop."""
+
+    def __init__(
+        self,
+        database: Path,
+        settings: EngineSettings,
+        worker: LocalWorker,
+        timing: Timing,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.loop = loop
+        self._database = database
+        self._directory = sockets.directory_of(database)
+        self._settings = settings
+        self._worker = worker
+        self._timing = timing
+        self._is_closed = False
+        self._place: asyncio.Future[Owner | Follower] = loop.create_future()
+        self._first_try: asyncio.Future[None] = loop.create_future()
+        self._life: asyncio.Task[None] | None = None
+        self._trouble: Exception | None = None
+        self._silent_socket: Path | None = None
+
+    def start(self) -> None:
+        """Begin to look for a place; what is asked meanwhile waits until there is one."""
+        if not self._is_closed:
+            self._life = self.loop.create_task(self._live())
+
+    async def wait_placed(self) -> None:
+        """Raises what stands in this process's way, ``EngineError`` or ``OSError``; it is tried again all the same."""
+        await asyncio.shield(self._first_try)
+
+    async def ask(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Raises what the operation does, ``MemberClosedError``, and ``TransportError`` where it is unclear whether
+        something that must not be repeated has been done."""
+        operation = OPERATIONS[name]
+        while True:
+            if self._is_closed:
+                raise MemberClosedError("this process has left the engine")
+            place = self._place.result() if self._place.done() else await asyncio.shield(self._place)
+            try:
+                return await place.ask(operation, arguments)
+            except PlaceLostError as error:
+                if error.is_unclear and not operation.is_repeatable:
+                    raise TransportError(
+                        f"the engine's process ended while it carried out {name!r}: whether it did is unclear"
+                    ) from None
+                await place.wait_lost()
+                await asyncio.sleep(0)
+
+    @property
+    def trouble(self) -> Exception | None:
+        """Why there is no place, where that is known."""
+        return self._trouble
+
+    async def update(self) -> None:
+        """This process serves other functions than before. Raises ``ConfigInvalidError``."""
+        if self._place.done():
+            await self._place.result().update()
+
+    async def close(self) -> None:
+        """Let calls under way end for the settings' ``close_grace``; hand the others back."""
+        self._is_closed = True
+        self._worker.refuse()
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.gather(self._life, return_exceptions=True)
+        if not self._place.done():
+            self._place.set_exception(MemberClosedError("this process has left the engine"))
+            self._place.exception()
+            return
+        place = self._place.result()
+        if isinstance(place, Follower):
+            with contextlib.suppress(PlaceLostError, EngineError, TimeoutError):
+                async with asyncio.timeout(self._timing.beat):
+                    await place.update()
+            await self._worker.finish(self._settings.close_grace.total_seconds())
+        await place.close()
+
+    def forget(self) -> None:
+        """In a forked child: leave everything to the parent, and hold nothing by which others could think it alive."""
+        place = self._place.result() if self._place.done() and self._place.exception() is None else None
+        if place is None:
+            return
+        for descriptor in place.descriptors():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        if isinstance(place, Owner):
+            place.release_lock()
+
+    # places
+
+    async def _live(self) -> None:
+        while True:
+            try:
+                place = await self._find_place()
+            except (EngineError, OSError) as error:
+                self._note(error)
+                await asyncio.sleep(_AGAIN_SECONDS)
+                continue
+            self._trouble = None
+            self._place.set_result(place)
+            if not self._first_try.done():
+                self._first_try.set_result(None)
+            await place.wait_lost()
+            self._place = self.loop.create_future()
+            if isinstance(place, Follower):
+                self._silent_socket = place.socket if place.was_silent else None
+
+    def _note(self, error: Exception) -> None:
+        if not self._first_try.done():
+            self._first_try.set_exception(error)
+            self._first_try.exception()
+        if str(error) != str(self._trouble):
+            _logger.error("process %d does not get at the engine; it tries again: %s", os.getpid(), error)
+        self._trouble = error
+
+    async def _find_place(self) -> Owner | Follower:
+        """Raises ``EngineError`` and ``OSError``."""
+        self._database.parent.mkdir(parents=True, exist_ok=True)
+        sockets.make_directory(self._directory)
+        waited = 0.0
+        while True:
+            if (follower := await self._follow()) is not None:
+                return follower
+            if (lock := self._try_lock()) is not None:
+                return await self._own(lock)
+            is_member = read_note(self._database) == LOCK_NOTE
+            if not is_member and waited > _STRANGER_SECONDS:
+                raise DatabaseLockedError(
+                    f"the database {self._database} belongs to another engine that is running, and that is not in "
+                    "the processes of a web app: stop that one, or give this one a database of its own"
+                )
+            if self._silent_socket is not None or (is_member and waited > self._timing.lease):
+                await asyncio.sleep(random.random() * _SPREAD_SECONDS)
+                if sockets.newest(self._directory) == self._silent_socket:
+                    return await self._take_over()
+            await asyncio.sleep(_SEARCH_SECONDS)
+            waited += _SEARCH_SECONDS
+
+    async def _follow(self) -> Follower | None:
+        newest = sockets.newest(self._directory)
+        if newest is None or newest == self._silent_socket:
+            return None
+        try:
+            follower = await Follower.connect(newest, self._worker, self._timing)
+        except TimeoutError:
+            self._silent_socket = newest
+            return None
+        self._silent_socket = None
+        if follower is None:
+            return None
+        try:
+            await follower.update()
+        except PlaceLostError:
+            return None
+        except BaseException:
+            await follower.close()
+            raise
+        return follower
+
+    def _try_lock(self) -> DatabaseLock | None:
+        try:
+            return DatabaseLock(self._database, LOCK_NOTE)
+        except DatabaseLockedError:
+            return None
+
+    async def _take_over(self) -> Owner:
+        _logger.warning(
+            "the process that owns the database %s has shown no sign of life for %s s: process %d takes over",
+            self._database,
+            self._timing.lease,
+            os.getpid(),
+        )
+        return await self._own(None)
+
+    async def _own(self, lock: DatabaseLock | None) -> Owner:
+        try:
+            owner = await Owner.open(self._database, self._settings, self._worker, self._timing, lock)
+        finally:
+            self._silent_socket = None
+        return owner

@@ -1,0 +1,92 @@
+"""What a process may ask of the engine, by name, so that it can be asked over a link as well as directly.
+
+Arguments and results travel as JSON: they hold what users stored as JSON, untouched.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+import durably.engine.errors
+from durably.engine.embedded.engine import EmbeddedEngine
+from durably.engine.embedded.views import InvokeReceipt, RunStatus, RunView, StepView
+from durably.engine.errors import EngineError, EventInvalidError
+from durably.protocol.checkpoint import CheckpointRequest
+from durably.protocol.events import Event
+from durably.protocol.limits import MAX_EVENTS_PER_POST
+from durably.protocol.sync import SyncRequest
+
+_events_decoder = msgspec.json.Decoder(list[Event])
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """``is_repeatable``: carried out twice, it does what it does once. One that is not, and whose answer is lost
+    with the engine's process, may or may not have been carried out."""
+
+    name: str
+    carry_out: Callable[..., Awaitable[Any]]
+    arguments: Any
+    result: Any
+    is_repeatable: bool = True
+
+    def encode_arguments(self, arguments: tuple[Any, ...]) -> bytes:
+        return msgspec.json.encode(arguments)
+
+    async def answer(self, engine: EmbeddedEngine, encoded: bytes) -> bytes:
+        """Carry it out for another process. Raises ``EngineError``."""
+        arguments = msgspec.json.decode(encoded, type=self.arguments)
+        return msgspec.json.encode(await self.carry_out(engine, *arguments))
+
+    def decode_result(self, encoded: bytes) -> Any:
+        return msgspec.json.decode(encoded, type=self.result)
+
+
+async def _send_events(engine: EmbeddedEngine, body: msgspec.Raw, seed: str) -> list[str]:
+    try:
+        events = _events_decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EventInvalidError(f"the events are malformed: {error}") from None
+    if len(events) > MAX_EVENTS_PER_POST:
+        raise EventInvalidError(f"{len(events)} events are too many at a time; send at most {MAX_EVENTS_PER_POST}")
+    return await engine.send_events(events, seed=seed)
+
+
+async def _fetch_part(engine: EmbeddedEngine, run_id: str, part: str) -> msgspec.Raw | None:
+    body = await (engine.run_batch(run_id) if part == "batch" else engine.run_actions(run_id))
+    return None if body is None else msgspec.Raw(body)
+
+
+async def _list_runs(
+    engine: EmbeddedEngine, status: str | None, function_id: str | None, limit: int, cursor: str | None
+) -> list[RunView]:
+    status = RunStatus(status) if status else None
+    return await engine.list_runs(status=status, function_id=function_id, limit=limit, cursor=cursor)
+
+
+async def _invoke(engine: EmbeddedEngine, function_id: str, data: dict[str, Any]) -> InvokeReceipt:
+    return await engine.invoke(function_id, data=data)
+
+
+_ALL = (
+    Operation("send_events", _send_events, tuple[msgspec.Raw, str], list[str]),
+    Operation("checkpoint", EmbeddedEngine.checkpoint, tuple[str, CheckpointRequest], None),
+    Operation("fetch_part", _fetch_part, tuple[str, str], msgspec.Raw),
+    Operation("sync_app", EmbeddedEngine.sync_app, tuple[SyncRequest], Any),
+    Operation("get_run", EmbeddedEngine.get_run, tuple[str], RunView | None),
+    Operation("list_runs", _list_runs, tuple[str | None, str | None, int, str | None], list[RunView]),
+    Operation("event_runs", EmbeddedEngine.event_runs, tuple[str], list[RunView]),
+    Operation("run_steps", EmbeddedEngine.run_steps, tuple[str], list[StepView]),
+    Operation("cancel_run", EmbeddedEngine.cancel_run, tuple[str], bool),
+    Operation("rerun", EmbeddedEngine.rerun, tuple[str], str, is_repeatable=False),
+    Operation("invoke", _invoke, tuple[str, dict[str, Any]], InvokeReceipt, is_repeatable=False),
+    Operation("signal", EmbeddedEngine.signal, tuple[str, Any], str | None, is_repeatable=False),
+)
+OPERATIONS = {operation.name: operation for operation in _ALL}
+
+
+def to_error(name: str, message: str) -> EngineError:
+    """The engine's error, as another process told of it."""
+    kind = getattr(durably.engine.errors, name, EngineError)
+    is_known = isinstance(kind, type) and issubclass(kind, EngineError)
+    return kind(message) if is_known else EngineError(f"{name}: {message}")

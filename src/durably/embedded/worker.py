@@ -1,0 +1,71 @@
+"""What a process does for the engine: it runs the functions that it serves, and keeps count of what is under way."""
+
+import asyncio
+import os
+from urllib.parse import quote
+
+import msgspec
+
+from durably.checkpointing import Checkpoints
+from durably.comm import CommHandler, Syncer
+from durably.protocol.sync import SyncRequest
+
+from .calls import HandedAnswer, HandedCall, answer_call
+from .errors import CallHandedBackError
+from .roster import Offer
+
+
+class LocalWorker:
+    """This process. ``handlers`` are those of the apps by their ids. It takes ``max_calls`` calls at a time, until
+    it is told to refuse them."""
+
+    def __init__(self, handlers: dict[str, CommHandler], max_calls: int, checkpoints: Checkpoints) -> None:
+        self._handlers = handlers
+        self._max_calls = max_calls
+        self._checkpoints = checkpoints
+        self._tasks: set[asyncio.Task[HandedAnswer]] = set()
+        self._is_stopping = False
+
+    def offer(self) -> Offer:
+        function_ids = {function_id for handler in self._handlers.values() for function_id in handler.function_ids}
+        max_calls = 0 if self._is_stopping or not function_ids else self._max_calls
+        return Offer(os.getpid(), frozenset(function_ids), max_calls)
+
+    def syncs(self) -> list[SyncRequest]:
+        """What tells the engine the functions of each app."""
+        return [
+            msgspec.convert(Syncer(handler).payload(f"embedded://{quote(app_id, safe='')}"), SyncRequest)
+            for app_id, handler in self._handlers.items()
+        ]
+
+    async def answer(self, call: HandedCall) -> HandedAnswer:
+        """Raises ``CallHandedBackError``."""
+        handler = self._handlers.get(call.app_id)
+        if handler is None or self._is_stopping:
+            raise CallHandedBackError(f"process {os.getpid()} does not serve the app {call.app_id!r}")
+        task = asyncio.get_running_loop().create_task(answer_call(call, handler, self._checkpoints))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task.cancelled() and self._is_stopping:
+                raise CallHandedBackError(f"process {os.getpid()} stops") from None
+            task.cancel()
+            raise
+
+    def refuse(self) -> None:
+        """Take no more calls; what is offered from now on is none."""
+        self._is_stopping = True
+
+    async def finish(self, grace_seconds: float) -> None:
+        """After ``refuse``: let calls under way end, and hand back those that have not by then."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(set(self._tasks), timeout=grace_seconds)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        # Two turns for the answers, or what stands for them, to be sent.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
