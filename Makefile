@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo dev test lint format bench constraints clean
+.PHONY: help demo dev test soak lint format bench constraints clean
 
 help:
 	@echo "make demo    run the example once, on the embedded engine, and show the run"
 	@echo "make dev     the same, and stay up"
 	@echo "make test    all tests"
+	@echo "make soak    hundreds of crashes under load; SOAK='--blows 1000 --seed 7'"
 	@echo "make lint    formatting, lint, types"
 	@echo "make format  format the code"
 	@echo "make bench   benchmarks, side by side with peers"
@@ -34,6 +35,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+soak: $(READY)
+	$(BIN)/python -m tests.crash.soak $(SOAK)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench

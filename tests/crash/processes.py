@@ -1,0 +1,47 @@
+"""The processes that are killed: an engine and its app, each at an address of its own that it comes back to."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Victim:
+    """A process that can be brought down and comes up again. What it says is kept in ``log``."""
+
+    def __init__(self, name: str, log: Path, *arguments: str, **environment: str) -> None:
+        self.name, self.log = name, log
+        self._command = [sys.executable, "-m", f"tests.crash.{name}_process", *arguments]
+        self._environment = {key: value for key, value in os.environ.items() if not key.startswith("INNGEST_")}
+        self._environment |= environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        assert self._process is not None
+        return self._process.wait(timeout=60)

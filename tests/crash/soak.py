@@ -1,0 +1,61 @@
+"""A long storm: ``python -m tests.crash.soak [--blows 300] [--seed N] [--directory DIR]``.
+
+Storms of 50 blows follow one another, each on a database of its own, until as many were struck as wanted. Exits with 1,
+naming the seed, the faults and where the database, the diary and the logs are, at the first storm after which something
+is not as it should be.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .storm import Storm
+from .verdict import Verdict
+
+_BLOWS_PER_STORM = 50
+_PATIENCE_SECONDS = 900
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kill and stop an engine and its app under load, again and again.")
+    parser.add_argument("--blows", type=int, default=300, help="how often a process is killed, stopped or terminated")
+    parser.add_argument("--seed", type=int, default=None, help="of the first storm; the others' follow from it")
+    parser.add_argument("--directory", type=Path, default=None, help="where databases and logs are kept")
+    arguments = parser.parse_args()
+    seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
+    directory = arguments.directory or Path(tempfile.mkdtemp(prefix="durably-soak-"))
+    left = arguments.blows
+    while left > 0:
+        blows = min(left, _BLOWS_PER_STORM)
+        if not asyncio.run(_storm(directory / str(seed), seed, blows)):
+            sys.exit(1)
+        left, seed = left - blows, seed + 1
+
+
+async def _storm(directory: Path, seed: int, blows: int) -> bool:
+    directory.mkdir(parents=True)
+    print(f"seed {seed}, {blows} blows, in {directory}", flush=True)
+    storm, began = Storm(directory, seed), time.monotonic()
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await storm.rage(blows)
+    except TimeoutError:
+        print(f"  some runs have not ended after {_PATIENCE_SECONDS} s; the blows were: {', '.join(storm.blows)}")
+    verdict = Verdict(storm.database, storm.diary, storm.accepted)
+    for fault in verdict.faults:
+        print(f"  {fault}")
+    executed = sum(len(executions) for executions in verdict.executions.values())
+    print(
+        f"  {len(storm.accepted)} events, {len(verdict.executions)} steps in {executed} executions, "
+        f"{time.monotonic() - began:.0f} s, {len(verdict.faults)} faults",
+        flush=True,
+    )
+    return not verdict.faults
+
+
+if __name__ == "__main__":
+    main()

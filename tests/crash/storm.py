@@ -1,0 +1,124 @@
+"""Load on an engine and its app, and at random instants one of the two, or both, is killed or stopped for a while.
+
+Everything random follows from the seed, but for what the operating system makes of it.
+"""
+
+import asyncio
+import contextlib
+import random
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from .engine_process import LEASE
+from .processes import Victim, free_port
+
+EVENTS = ("crash/journey", "crash/voyage", "crash/walk", "crash/doomed")
+_SENDERS = 3
+_PACE_SECONDS = 0.4
+"""Each sender's pause: the load should keep up with the crashes, so that all ends soon after the last."""
+_LONGEST_STOP = 1.5 * LEASE.total_seconds()
+
+
+@dataclass
+class Storm:
+    """``accepted`` are the ids, the senders' own, of the events that the engine has acknowledged, with their names;
+    ``blows`` is what was done to whom."""
+
+    directory: Path
+    seed: int
+    accepted: dict[str, str] = field(default_factory=dict)
+    blows: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+        engine_port, app_port = free_port(), free_port()
+        self.engine_url, self.app_url = f"http://127.0.0.1:{engine_port}", f"http://127.0.0.1:{app_port}/api/inngest"
+        self.database, self.diary = self.directory / "engine.db", self.directory / "diary.jsonl"
+        self.engine = Victim("engine", self.directory / "engine.log", str(engine_port), str(self.database))
+        self.app = Victim(
+            "app", self.directory / "app.log", str(app_port), str(self.diary), INNGEST_DEV=self.engine_url
+        )
+        self._is_over = False
+        self._sent = 0
+
+    async def rage(self, blows: int) -> None:
+        """Strike ``blows`` times while events are sent, and wait until all that was begun has ended."""
+        async with self._running(), aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as http:
+            await self._sync(http)
+            async with asyncio.TaskGroup() as senders:
+                for _ in range(_SENDERS):
+                    senders.create_task(self._send_events(http))
+                try:
+                    for _ in range(blows):
+                        await asyncio.sleep(self._random.uniform(0.05, 0.9))
+                        await self._strike()
+                finally:
+                    self._is_over = True
+            await self._calm()
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        self.engine.start()
+        self.app.start()
+        try:
+            yield
+        finally:
+            self.engine.kill()
+            self.app.kill()
+
+    async def _sync(self, http: aiohttp.ClientSession) -> None:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with http.put(self.app_url) as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+
+    async def _send_events(self, http: aiohttp.ClientSession) -> None:
+        """Each event is sent until it is acknowledged."""
+        while not self._is_over:
+            number, self._sent = self._sent, self._sent + 1
+            name, event_id = EVENTS[number % len(EVENTS)], f"event-{number}"
+            event = {"name": name, "id": event_id, "data": {"number": number}}
+            while event_id not in self.accepted:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                    async with http.post(f"{self.engine_url}/e/any", json=event) as response:
+                        if response.status == 200:
+                            self.accepted[event_id] = name
+                            break
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(_PACE_SECONDS)
+
+    async def _strike(self) -> None:
+        victims = self._random.choice([[self.engine], [self.app], [self.engine, self.app]])
+        blow = self._random.choices(["kill", "stop", "terminate"], [6, 2, 1])[0]
+        self.blows.append(f"{blow} {' and '.join(victim.name for victim in victims)}")
+        if blow == "kill":
+            for victim in victims:
+                victim.send(signal.SIGKILL)
+        elif blow == "terminate":
+            for victim in victims:
+                victim.send(signal.SIGTERM)
+        else:
+            for victim in victims:
+                victim.send(signal.SIGSTOP)
+            await asyncio.sleep(self._random.uniform(0.1, _LONGEST_STOP))
+            for victim in victims:
+                victim.send(signal.SIGCONT)
+            return
+        for victim in victims:
+            await asyncio.to_thread(victim.wait)
+            victim.start()
+
+    async def _calm(self) -> None:
+        """Returns once no run is live."""
+        while True:
+            with contextlib.closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:
+                if connection.execute("SELECT count(*) FROM heads").fetchone() == (0,):
+                    return
+            await asyncio.sleep(0.1)

@@ -1,0 +1,23 @@
+"""A short storm, in every run of the tests; ``make soak`` makes a long one."""
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+from .storm import Storm
+from .verdict import Verdict
+
+BLOWS = 12
+PATIENCE_SECONDS = 100
+
+
+async def test_nothing_is_lost_in_a_storm(tmp_path: Path) -> None:
+    seed = int(os.environ.get("CRASH_SEED") or random.randrange(1_000_000))
+    print(f"CRASH_SEED={seed}")
+    storm = Storm(tmp_path, seed)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await storm.rage(BLOWS)
+    verdict = Verdict(storm.database, storm.diary, storm.accepted)
+    assert verdict.faults == []
+    assert len(storm.accepted) >= BLOWS

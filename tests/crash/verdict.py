@@ -1,0 +1,144 @@
+"""What must hold after a storm, read from the engine's database and the app's diary alone."""
+
+import contextlib
+import json
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .app_process import NAP
+
+FUNCTIONS = {f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doomed")}
+"""What each event starts, and nothing else."""
+ENDS = {"crash-doomed": "Failed"}
+"""All others are to complete."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Of a step, by the call of a generation; ``at`` is milliseconds since the epoch."""
+
+    run: str
+    step: str
+    generation: int
+    token: str
+    at: int
+
+
+class Verdict:
+    """``faults`` are sentences; none is as it should be."""
+
+    def __init__(self, database: Path, diary: Path, accepted: dict[str, str]) -> None:
+        self.accepted = accepted
+        self.executions: dict[tuple[str, str], list[Execution]] = defaultdict(list)
+        for line in diary.read_text().splitlines():
+            execution = Execution(**json.loads(line))
+            self.executions[execution.run, execution.step].append(execution)
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            self._rows = connection.execute
+            self.faults = [fault for check in _CHECKS for fault in check(self)]
+
+    def events_led_to_their_runs(self) -> Iterator[str]:
+        started: dict[str, list[str]] = defaultdict(list)
+        for sender_id, function_id in self._rows(
+            "SELECT sender_id, function_id FROM runs JOIN events ON events.key = runs.event_key "
+            "WHERE sender_id IS NOT NULL"
+        ):
+            started[sender_id].append(function_id)
+        for event_id, name in self.accepted.items():
+            if started[event_id] != [FUNCTIONS[name]]:
+                yield f"event {event_id} ({name}) led to {started[event_id]}"
+        for (event_id,) in self._rows("SELECT sender_id FROM events WHERE name = 'crash/asked'"):
+            if started[event_id] != ["crash-answer"]:
+                yield f"event {event_id} led to {started[event_id]}"
+
+    def runs_have_ended(self) -> Iterator[str]:
+        for run_id, function_id, status in self._rows("SELECT id, function_id, status FROM runs"):
+            if status != ENDS.get(function_id, "Completed"):
+                yield f"run {run_id} of {function_id} is {status}"
+        for table in ("heads", "waits", "delayed_calls"):
+            [(count,)] = self._rows(f"SELECT count(*) FROM {table}")
+            if count:
+                yield f"{count} {table} are left of runs that have ended"
+
+    def committed_steps_did_not_run_again(self) -> Iterator[str]:
+        """The call that executed what counts is the last that executed the step at all: no call that was made after
+        the commit did, and nothing was taken from a call that had been given up on."""
+        for run_id, step, memo in self._memos("op = 'StepRun' AND NOT failed"):
+            if not isinstance(memo, str):  # the ids of events that the step sent
+                continue
+            executions = self.executions[run_id, step]
+            counting = [execution for execution in executions if execution.token == memo]
+            if len(counting) != 1:
+                yield f"step {step} of run {run_id} has a memo that no execution returned: {memo}"
+                continue
+            [that] = counting
+            for other in executions:
+                if other is not that and other.generation >= that.generation:
+                    yield (
+                        f"step {step} of run {run_id} was executed by call {that.generation}, whose result was "
+                        f"committed, and by call {other.generation}"
+                    )
+
+    def outputs_are_made_of_memos(self) -> Iterator[str]:
+        memos: dict[str, set[Any]] = defaultdict(set)
+        for run_id, _, memo in self._memos("op IN ('StepRun', 'InvokeFunction') AND NOT failed"):
+            if isinstance(memo, str):
+                memos[run_id].add(memo)
+        for run_id, output in self._rows("SELECT id, output FROM runs WHERE status = 'Completed'"):
+            tokens = json.loads(output)
+            if isinstance(tokens, list) and not (len(tokens) >= 6 and set(tokens) <= memos[run_id]):
+                yield f"run {run_id} returned what its steps did not: {tokens}"
+
+    def invocations_started_one_run_each(self) -> Iterator[str]:
+        invoked = Counter(
+            json.loads(body)["data"]["_inngest"]["correlation_id"]
+            for (body,) in self._rows(
+                "SELECT body FROM runs JOIN events ON events.key = event_key WHERE function_id = 'crash-child'"
+            )
+        )
+        wanted = {
+            f"{run_id}.{step_id}"
+            for run_id, step_id in self._rows(
+                "SELECT runs.id, step_id FROM memos JOIN runs ON runs.key = run_key WHERE op = 'InvokeFunction'"
+            )
+        }
+        if set(invoked) != wanted or set(invoked.values()) - {1}:
+            yield f"steps invoked {len(wanted)} times, and {invoked.total()} runs of {len(invoked)} steps came of it"
+
+    def failures_were_handled_once(self) -> Iterator[str]:
+        [(failures,)] = self._rows("SELECT count(*) FROM runs WHERE function_id = 'crash-doomed'")
+        handled = Counter(
+            json.loads(body)["data"]["run_id"]
+            for (body,) in self._rows(
+                "SELECT body FROM runs JOIN events ON events.key = event_key WHERE function_id = 'crash-doomed-failure'"
+            )
+        )
+        if len(handled) != failures or handled.total() != failures:
+            yield f"{failures} runs failed; {len(handled)} of them were handled, by {handled.total()} runs"
+
+    def sleeps_were_not_cut_short(self) -> Iterator[str]:
+        for (run_id, step), executions in self.executions.items():
+            if step == "a" and (began := self.executions.get((run_id, "first"))):
+                slept = min(each.at for each in executions) - min(each.at for each in began)
+                if slept < NAP.total_seconds() * 1000:
+                    yield f"run {run_id} slept for {slept} ms"
+
+    def _memos(self, condition: str) -> Iterator[tuple[str, str, Any]]:
+        query = f"SELECT runs.id, name, memo FROM memos JOIN runs ON runs.key = run_key WHERE {condition}"
+        for run_id, step, memo in self._rows(query):
+            yield run_id, step, json.loads(memo)["data"]
+
+
+_CHECKS = (
+    Verdict.events_led_to_their_runs,
+    Verdict.runs_have_ended,
+    Verdict.committed_steps_did_not_run_again,
+    Verdict.outputs_are_made_of_memos,
+    Verdict.invocations_started_one_run_each,
+    Verdict.failures_were_handled_once,
+    Verdict.sleeps_were_not_cut_short,
+)
