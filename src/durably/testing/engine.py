@@ -5,6 +5,7 @@ once nothing more can happen at that moment, so that a test never races with wha
 """
 
 import datetime as dt
+import random
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TIME = dt.timedelta(days=400)
 """More than the 366 days that a single sleep or wait may last."""
 _MILLISECOND = dt.timedelta(milliseconds=1)
-_UNSET: Any = object()
+_ID_SEED = 0
+"""Ids of runs and events are the same in each test; the times in them are those of its clock."""
 
 
 def _moment(milliseconds: int) -> dt.datetime:
@@ -102,6 +104,7 @@ class TestEngine:
             durability=Durability.OFF,
             close_grace=dt.timedelta(0),
             clock=self._clock,
+            entropy=random.Random(_ID_SEED).randbytes,
         )
         self._link = TestLink(checkpointing=checkpointing)
         self._mocks = Mocks()

@@ -70,7 +70,7 @@ class TestLink:
 
     async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
         events = msgspec.json.decode(body, type=list[Event])
-        return await self._on_loop(self._engine.send_events(events, seed=seed))
+        return await self._on_loop(self._engine.send_events(events))
 
     async def fetch_part(self, run_id: str, part: str) -> bytes | None:
         read = self._engine.run_batch if part == "batch" else self._engine.run_actions
@@ -90,10 +90,10 @@ class TestLink:
         """Whether a web server runs is all the same to a test engine, which is started by its test."""
         return nullcontext()
 
-    def start_when_served(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def start_when_served(self) -> None:
         """See ``running``."""
 
-    def ensure_started(self) -> None:
+    def ensure_started(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """See ``running``."""
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:

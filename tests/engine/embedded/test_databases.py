@@ -245,7 +245,7 @@ async def test_what_was_submitted_is_written_though_its_sender_has_gone(path: Pa
 @pytest.mark.parametrize("durability", list(Durability))
 async def test_durability(path: Path, durability: Durability) -> None:
     connection = open_database(path, durability)
-    expected = {Durability.FULL: 2, Durability.NORMAL: 1}
+    expected = {Durability.FULL: 2, Durability.NORMAL: 1, Durability.OFF: 0}
     assert connection.execute("PRAGMA synchronous").fetchone() == (expected[durability],)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()

@@ -2,20 +2,22 @@
 
 import base64
 import binascii
-import os
+from collections.abc import Callable
 
 from ulid import ULID
 
 from durably.engine.errors import EventInvalidError
 
-_ENTROPY_BYTES = 10
+ENTROPY_BYTES = 10
+Entropy = Callable[[int], bytes]
+"""So many bytes that nobody guesses; in tests, ones that are the same each time."""
 _COUNTER_BYTES = 4
 _MAX_MILLISECONDS = 2**48 - 1
 
 
-def new_id(now: int) -> str:
+def new_id(now: int, entropy: Entropy) -> str:
     """``now`` is milliseconds since the epoch: ids sort by it."""
-    return _ulid(now, os.urandom(_ENTROPY_BYTES))
+    return _ulid(now, entropy(ENTROPY_BYTES))
 
 
 class IdSeed:
@@ -32,7 +34,7 @@ class IdSeed:
             self._entropy = base64.b64decode(encoded, validate=True)
         except (ValueError, binascii.Error):
             self._entropy = b""
-        if len(self._entropy) != _ENTROPY_BYTES or not 0 < self._milliseconds <= _MAX_MILLISECONDS:
+        if len(self._entropy) != ENTROPY_BYTES or not 0 < self._milliseconds <= _MAX_MILLISECONDS:
             raise EventInvalidError(
                 "the event id seed is malformed; it must be <milliseconds since the epoch>,<base64 of 10 bytes>"
             )

@@ -41,7 +41,7 @@ from durably.protocol.opcodes import Opcode
 from . import updates
 from .arrivals import RunEnd, announce_end, check_content
 from .effects import CallAt, Effects, RequestAt, TimerAt
-from .ids import new_id
+from .ids import Entropy, new_id
 from .registry import Function, Registry
 from .router import EventRouter
 from .store import NewRun, RunRow, Store, WaitRow
@@ -59,6 +59,7 @@ class Ledger(msgspec.Struct, frozen=True):
     to_stored: Callable[[bytes], bytes]
     """The form in which JSON is stored."""
     max_event_bytes: int
+    entropy: Entropy
 
 
 class _LiveRun:
@@ -85,13 +86,18 @@ class Entry:
         self.events = EventRouter(self)
         self._policy = ledger.policy
         self._max_event_bytes = ledger.max_event_bytes
+        self._entropy = ledger.entropy
         self._runs: dict[int, _LiveRun] = {}
         self._pending: deque[tuple[int, Input]] = deque()
+
+    def new_id(self) -> str:
+        """For a run or an event that there is from now on."""
+        return new_id(self.now, self._entropy)
 
     def start_run(self, function: Function, event_key: int, *, rerun_of: str | None = None) -> str:
         head, commands = start(function.max_attempts, self.now)
         new = NewRun(
-            id=new_id(self.now),
+            id=self.new_id(),
             function_id=function.id,
             app_id=function.app_id,
             event_key=event_key,

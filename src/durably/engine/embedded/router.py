@@ -14,7 +14,7 @@ from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
 from .arrivals import Arrival, announce, arrive
-from .ids import IdSeed, new_id
+from .ids import IdSeed
 from .registry import Function
 from .views import InvokeReceipt
 
@@ -35,7 +35,7 @@ class EventRouter:
         and has the id that it got then."""
         ids = []
         for index, event in enumerate(events):
-            event_id = seed.id_of(index) if seed else new_id(self._entry.now)
+            event_id = seed.id_of(index) if seed else self._entry.new_id()
             known = self._find_duplicate(event, event_id if seed else None)
             if known is None:
                 self._take(arrive(event, event_id, self._entry.now), sender_id=event.id or None)
@@ -45,13 +45,13 @@ class EventRouter:
     def invoke(self, function: Function, event: Event, metadata: dict[str, Any]) -> InvokeReceipt:
         """Start a run of one function, whatever triggers it otherwise."""
         event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
-        arrival = arrive(event, new_id(self._entry.now), self._entry.now)
+        arrival = arrive(event, self._entry.new_id(), self._entry.now)
         key = self._take(arrival, besides=function)
         return InvokeReceipt(event_id=arrival.id, run_id=self._entry.start_run(function, key))
 
     def emit(self, name: InternalEvent, data: bytes) -> None:
         """Send one of the engine's own events; ``data`` is JSON."""
-        self._take(announce(name, data, new_id(self._entry.now), self._entry.now))
+        self._take(announce(name, data, self._entry.new_id(), self._entry.now))
 
     def trigger_of(self, event_key: int) -> Arrival:
         """The event that a run was triggered by."""

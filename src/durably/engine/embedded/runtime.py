@@ -63,7 +63,7 @@ class Runtime:
         self._writer = Writer(connection, ownership.epoch, self._give_up)
         self.journal = Journal(
             self._writer,
-            Ledger(store, make_policy(settings), to_stored, settings.max_event_bytes),
+            Ledger(store, make_policy(settings), to_stored, settings.max_event_bytes, settings.entropy),
             Registry.from_rows(store.all_functions()),
             settings.clock,
             self._carry_out,

@@ -1,6 +1,7 @@
 """What a person may choose about an embedded engine."""
 
 import datetime as dt
+import os
 from enum import StrEnum
 
 import msgspec
@@ -10,6 +11,7 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_EVENT_BYTES
 
 from .clock import Clock, SystemClock
+from .ids import Entropy
 
 
 class Durability(StrEnum):
@@ -30,7 +32,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``backoff`` is when failed attempts are made again, ``unreached_backoff`` the same for calls that never
     reached their app, which use up no attempt. ``call_timeout`` bounds one call, ``max_calls`` how many are
-    under way at a time. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them.
+    under way at a time. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them. ``clock`` and
+    ``entropy``, which makes ids, are for tests to replace.
     """
 
     server_kind: ServerKind = ServerKind.DEV
@@ -46,6 +49,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     durability: Durability = Durability.FULL
     close_grace: dt.timedelta = dt.timedelta(seconds=5)
     clock: Clock = msgspec.field(default_factory=SystemClock)
+    entropy: Entropy = os.urandom
 
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in assertion errors."""

@@ -1,0 +1,310 @@
+"""The engine for tests: months in milliseconds, each thing at its time, and nothing left to chance."""
+
+import asyncio
+import datetime as dt
+import re
+import time
+from typing import Any
+
+import pytest
+
+import durably
+from durably.engine.embedded.views import RunStatus
+from durably.testing import RunStuckError, RunUnknownError, TestEngine
+
+from .shop import DAY, approve, billing, charge, client, mail, onboard, order, race
+
+SIGN_UP = durably.Event(name="user/signed.up", data={"email": "ada@example.com"})
+
+
+async def test_a_function_that_takes_a_month_takes_no_time() -> None:
+    began = time.monotonic()
+    async with TestEngine(client, [onboard]) as engine:
+        start = engine.now
+        run = await engine.send(SIGN_UP)
+        await run.wait()
+        run.assert_completed(output="reminded")
+        assert engine.now - start == 37 * DAY
+        assert run.steps["a-month"].ended_at == start + 30 * DAY
+    assert time.monotonic() - began < 20
+
+
+async def test_time_stands_still_until_it_is_let_go_on() -> None:
+    async with TestEngine(client, [onboard]) as engine:
+        start = engine.now
+        run = await engine.send(SIGN_UP)
+        assert list(run.steps) == ["welcome", "a-month"]
+        assert run.steps["a-month"].due_at == start + 30 * DAY
+        await engine.advance(days=29, hours=23, minutes=59, seconds=59)
+        assert not run.steps["a-month"].has_ended
+        await engine.advance(seconds=1)
+        assert run.steps["a-month"].has_ended
+        assert run.status is RunStatus.RUNNING
+        await engine.send(durably.Event(name="user/logged.in", data={"email": "bob@example.com"}))
+        assert not run.has_ended
+        await engine.send(durably.Event(name="user/logged.in", data={"email": "ada@example.com", "city": "Rome"}))
+        run.assert_completed(output="came back from Rome")
+        assert engine.now == start + 30 * DAY
+
+
+async def test_the_clock_begins_where_it_is_told_to() -> None:
+    begin = dt.datetime(2031, 3, 30, 1, 30, tzinfo=dt.UTC)
+    async with TestEngine(client, [onboard], now=begin) as engine:
+        run = await engine.send(SIGN_UP)
+        assert run.events[0].ts == begin.timestamp() * 1000
+        await engine.advance(dt.timedelta(hours=1))
+        assert engine.now == begin + dt.timedelta(hours=1)
+
+
+async def test_functions_of_several_apps_invoke_each_other() -> None:
+    async with TestEngine(client, [order]).with_app(billing, [mail]) as engine:
+        engine.mock_step("charge", returns="receipt 1")
+        run = await engine.send(durably.Event(name="order/placed", data={"amount": 3}))
+        await run.wait()
+        run.assert_completed(output={"receipt": "receipt 1", "mailed": "mailed receipt 1"})
+        (mailing,) = engine.runs(mail)
+        assert mailing.function_id == "billing-mail"
+        mailing.assert_step("send", output="mailed receipt 1")
+
+
+async def test_events_that_functions_send_go_to_the_test_engine() -> None:
+    @client.create_function(fn_id="count", trigger=durably.TriggerEvent(event="billing/mailed"))
+    def count(ctx: durably.ContextSync) -> str:
+        return str(ctx.event.data["text"])
+
+    async with TestEngine(client, [count]).with_app(billing, [mail]) as engine:
+        start = engine.now
+        run = await engine.invoke(mail, {"receipt": "r"})
+        await run.wait()
+        (counted,) = engine.runs(count)
+        counted.assert_completed(output="mailed r")
+        assert counted.events[0].ts == (start + DAY / 2).timestamp() * 1000
+
+
+async def test_retries_take_the_time_that_they_take_in_production() -> None:
+    @client.create_function(fn_id="flaky", trigger=durably.TriggerEvent(event="flaky"), retries=3)
+    async def flaky(ctx: durably.Context) -> None:
+        await ctx.step.run("fail", charge, 1)
+
+    async with TestEngine(client, [flaky]) as engine:
+        start = engine.now
+        run = await engine.send(durably.Event(name="flaky"))
+        await run.wait()
+        run.assert_failed(error="CardError", message="no bank")
+        run.assert_step("fail", error="CardError", attempts=4)
+        assert engine.now - start == dt.timedelta(seconds=15 + 30 + 60)
+
+
+async def test_a_cancelled_run_has_ended() -> None:
+    async with TestEngine(client, [onboard]) as engine:
+        run = await engine.send(SIGN_UP)
+        await engine.advance(days=3)
+        assert await run.cancel()
+        await run.wait()
+        run.assert_cancelled()
+        assert not await run.cancel()
+
+
+async def test_signals() -> None:
+    async with TestEngine(client, [approve]) as engine:
+        run = await engine.send(durably.Event(name="approval/asked"))
+        assert not await engine.signal("approval-2")
+        assert await engine.signal("approval-1", {"by": "Eve"})
+        run.assert_completed(output={"by": "Eve"})
+        late = await (await engine.send(durably.Event(name="approval/asked"))).wait()
+        late.assert_completed(output=None)
+
+
+async def test_several_events_give_their_runs() -> None:
+    async with TestEngine(client, [onboard, approve]) as engine:
+        runs = await engine.send([SIGN_UP, durably.Event(name="nobody/cares"), durably.Event(name="approval/asked")])
+        assert [run.function_id for run in runs] == [onboard.id, approve.id]
+        assert [run.id for run in engine.runs()] == [run.id for run in runs]
+
+
+async def test_an_event_that_starts_no_run_or_several_says_so_when_its_run_is_looked_at() -> None:
+    @client.create_function(fn_id="also", trigger=durably.TriggerEvent(event="user/signed.up"))
+    def also(ctx: durably.ContextSync) -> None: ...
+
+    async with TestEngine(client, [onboard, also]) as engine:
+        nothing = await engine.send(durably.Event(name="nobody/cares"))
+        with pytest.raises(RunUnknownError, match="'nobody/cares' has started no run"):
+            _ = nothing.status
+        with pytest.raises(RunStuckError, match="starts no run"):
+            await nothing.wait()
+        both = await engine.send(SIGN_UP)
+        with pytest.raises(RunUnknownError, match="2 runs, of shop-onboard, shop-also"):
+            _ = both.output
+        assert "2 runs" in repr(both)
+
+
+async def test_a_wait_goes_no_further_than_it_may() -> None:
+    async with TestEngine(client, [onboard]) as engine:
+        run = await engine.send(SIGN_UP)
+        await engine.advance(days=30)
+        with pytest.raises(RunStuckError) as caught:
+            await run.wait(max_time=dt.timedelta(days=6))
+        assert str(caught.value).startswith("the run does not end, not within 6 days")
+        assert "step 'login' (WaitForEvent) waiting" in str(caught.value)
+        assert "'user/logged.in' if async.data.email == event.data.email" in str(caught.value)
+        assert "+30d  login    waits until +37d" in str(caught.value)
+        run.assert_no_step("remind")
+
+
+async def test_until_nothing_is_due_any_more() -> None:
+    async with TestEngine(client, [onboard, approve]) as engine:
+        runs = await engine.send([SIGN_UP, durably.Event(name="approval/asked")])
+        with pytest.raises(RunStuckError, match="still due after 1 day"):
+            await engine.run_until_idle(max_time=DAY)
+        await engine.run_until_idle()
+        assert [run.status for run in runs] == [RunStatus.COMPLETED] * 2
+
+
+async def test_functions_that_wait_for_the_outside_hold_the_clock() -> None:
+    opened = asyncio.Event()
+
+    @client.create_function(fn_id="outside", trigger=durably.TriggerEvent(event="outside"))
+    async def outside(ctx: durably.Context) -> str:
+        return await ctx.step.run("read", read)
+
+    async def read() -> str:
+        server = await asyncio.start_server(greet, "127.0.0.1")
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+            opened.set()
+            line = await reader.readline()
+            writer.close()
+        return line.decode()
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await opened.wait()
+        writer.write(b"hello")
+        writer.close()
+
+    async with TestEngine(client, [outside, onboard]) as engine:
+        start = engine.now
+        await engine.send(SIGN_UP)
+        run = await engine.send(durably.Event(name="outside"))
+        run.assert_completed(output="hello")
+        assert engine.now == start
+
+
+async def test_several_runs_are_waited_for_at_once() -> None:
+    async with TestEngine(client, [onboard, approve, race]) as engine:
+        runs = await engine.send([SIGN_UP, durably.Event(name="approval/asked"), durably.Event(name="race/started")])
+        await asyncio.gather(*(run.wait() for run in runs))
+        runs[2].assert_completed(output=["quick", "middling", "slow"])
+
+
+def without_ids(timeline: str) -> str:
+    return timeline.partition(" of ")[2]
+
+
+async def race_timeline() -> str:
+    begin = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    async with TestEngine(client, [race, order], now=begin).with_app(billing, [mail]) as engine:
+        engine.mock_step("charge", returns=1)
+        await engine.send([durably.Event(name="race/started"), durably.Event(name="order/placed", data={"amount": 1})])
+        await engine.run_until_idle()
+        return "\n".join(without_ids(run.timeline()) for run in engine.runs())
+
+
+async def test_the_same_test_has_the_same_timeline_each_time() -> None:
+    first = await race_timeline()
+    assert re.search(r'\+10s +quick +→ "quick"\n', first)
+    for _ in range(5):
+        assert await race_timeline() == first
+
+
+async def test_several_calls_at_once_where_a_test_wants_them() -> None:
+    both_there = asyncio.Barrier(2)
+
+    @client.create_function(fn_id="meet", trigger=durably.TriggerEvent(event="meet"))
+    async def meet(ctx: durably.Context) -> None:
+        await both_there.wait()
+
+    async with TestEngine(client, [meet], calls_at_once=2) as engine:
+        first, second = await engine.send([durably.Event(name="meet"), durably.Event(name="meet")])
+        first.assert_completed()
+        second.assert_completed()
+
+
+async def test_checkpointing_is_off_unless_asked_for() -> None:
+    calls = 0
+
+    @client.create_function(fn_id="steps", trigger=durably.TriggerEvent(event="steps"))
+    async def steps(ctx: durably.Context) -> None:
+        nonlocal calls
+        calls += 1
+        for index in range(3):
+            await ctx.step.run(f"step-{index}", lambda: None)
+
+    for checkpointing, expected in ((False, 4), (True, 1)):
+        calls = 0
+        async with TestEngine(client, [steps], checkpointing=checkpointing) as engine:
+            run = await engine.send(durably.Event(name="steps"))
+            run.assert_completed()
+            assert list(run.steps) == ["step-0", "step-1", "step-2"]
+        assert calls == expected
+
+
+async def test_a_sync_function_may_send_events_and_hand_steps_over() -> None:
+    @client.create_function(fn_id="sender", trigger=durably.TriggerEvent(event="sender"))
+    def sender(ctx: durably.ContextSync) -> list[str]:
+        ctx.step.send_event("first", durably.Event(name="approval/asked"))
+        return ctx.step.run("second", client.send_sync, durably.Event(name="approval/asked"))
+
+    async with TestEngine(client, [sender, approve], checkpointing=True) as engine:
+        run = await engine.send(durably.Event(name="sender"))
+        await run.wait()
+        assert len(engine.runs(approve)) == 2
+
+
+async def test_what_would_block_or_never_end_is_refused() -> None:
+    @client.create_function(fn_id="selfish", trigger=durably.TriggerEvent(event="selfish"), retries=0)
+    async def selfish(ctx: durably.Context) -> None:
+        await engine.advance(days=1)
+
+    async with TestEngine(client, [selfish]) as engine:
+        with pytest.raises(RuntimeError, match="would block the event loop"):
+            client.send_sync(durably.Event(name="selfish"))
+        run = await engine.send(durably.Event(name="selfish"))
+        run.assert_failed(message="a function under test used its test engine")
+        with pytest.raises(RuntimeError, match="in use by another test engine"):
+            async with TestEngine(client, [selfish]):
+                pass
+    with pytest.raises(RuntimeError, match="is not open"):
+        await engine.send(SIGN_UP)
+
+
+async def test_clients_are_given_back_as_they_were() -> None:
+    async with TestEngine(client, [onboard]).with_app(billing, [mail]):
+        assert client.engine is not None
+    assert client.engine is None
+    assert billing.engine is None
+    with pytest.raises(durably.errors.FunctionConfigInvalidError, match="two functions"):
+        async with TestEngine(client, [onboard, onboard]):
+            pass
+    assert client.engine is None
+
+
+async def test_wrong_options_are_refused_as_by_any_engine() -> None:
+    @client.create_function(
+        fn_id="odd", trigger=durably.TriggerEvent(event="odd", expression="event.data.amount >"), retries=0
+    )
+    def odd(ctx: durably.ContextSync) -> None: ...
+
+    with pytest.raises(durably.errors.Error, match="shop-odd"):
+        async with TestEngine(client, [odd]):
+            pass
+
+
+async def test_calls_that_are_too_large_for_one_body() -> None:
+    @client.create_function(fn_id="large", trigger=durably.TriggerEvent(event="large"))
+    async def large(ctx: durably.Context) -> int:
+        outputs: list[Any] = [await ctx.step.run(f"step-{index}", lambda: "x" * 3_000_000) for index in range(3)]
+        return sum(map(len, outputs))
+
+    async with TestEngine(client, [large]) as engine:
+        run = await engine.send(durably.Event(name="large"))
+        run.assert_completed(output=9_000_000)
