@@ -120,7 +120,14 @@ def test_the_run_machine_does_not_know_who_stores_it() -> None:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
-    ours = ("durably.client", "durably.comm", "durably.errors", "durably.functions", "durably.settings")
+    ours = (
+        "durably.client",
+        "durably.comm",
+        "durably.errors",
+        "durably.functions",
+        "durably.in_process",
+        "durably.settings",
+    )
 
     def is_allowed(module: str) -> bool:
         if is_ours(module):

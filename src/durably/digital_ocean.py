@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urljoin
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
-from durably.errors import BodyInvalidError
+from durably.errors import BodyInvalidError, FunctionConfigInvalidError
 from durably.functions import Function
 from durably.settings import Streaming
 
@@ -44,6 +44,11 @@ def serve(
     The arguments are those of ``durably.fast_api.serve``; there is no streaming, because the platform
     buffers answers. Async functions run on a background event loop.
     """
+    if client.engine is not None:
+        raise FunctionConfigInvalidError(
+            "Client.engine cannot be used in DigitalOcean Functions, whose processes do not outlive a request: leave "
+            "it out, and let an engine elsewhere call this function"
+        )
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,

@@ -1,10 +1,12 @@
 """Serving functions in a Django project."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 try:
+    import django.core.signals
     import django.db
     import django.http
     import django.urls
@@ -44,7 +46,12 @@ def serve(
         functions=functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
+        surroundings=_usable_connections,
     )
+    if client.engine is not None:
+        start = client.engine.ensure_started
+        django.core.signals.request_started.connect(lambda **_: start(), weak=False)
+        client.engine.start_when_served()
 
     def to_request(request: Any) -> CommRequest:
         if not hasattr(request, "_body"):
@@ -100,3 +107,14 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
     if chunks is not None:
         return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
     return django.http.HttpResponse(response.body_bytes(), status=response.status_code, headers=response.headers)
+
+
+@contextmanager
+def _usable_connections() -> Iterator[None]:
+    """What Django does around a request; async functions have connections in other threads than this."""
+    close = (lambda: None) if asyncio._get_running_loop() else django.db.close_old_connections
+    close()
+    try:
+        yield
+    finally:
+        close()

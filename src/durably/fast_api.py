@@ -1,6 +1,7 @@
 """Serving functions in a FastAPI app."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 try:
@@ -13,6 +14,7 @@ from durably.client import Client
 from durably.comm import CommHandler, CommRequest
 from durably.comm.paths import mount_path
 from durably.functions import Function
+from durably.in_process import InProcessEngine
 from durably.settings import Streaming
 
 FRAMEWORK = "fast_api"
@@ -60,4 +62,18 @@ def serve(
             return StreamingResponse(response.stream(), response.status_code, response.headers)
         return fastapi.Response(response.body_bytes(), response.status_code, response.headers)
 
+    if client.engine is not None:
+        _run_within_lifespan(app, client.engine)
     app.add_api_route(mount_path(serve_path), durably_endpoint, methods=["GET", "POST", "PUT"], include_in_schema=False)
+
+
+def _run_within_lifespan(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
+    """Functions may use what the app's own lifespan sets up."""
+    own = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[Any]:
+        async with own(app) as state, engine.running():
+            yield state
+
+    app.router.lifespan_context = lifespan

@@ -39,6 +39,7 @@ def serve(
         functions=functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
+        surroundings=app.app_context,
     )
 
     def answer() -> flask.Response:
@@ -59,5 +60,8 @@ def serve(
             return flask.Response(response.body_bytes(), response.status_code, response.headers)
         return flask.Response(flask.stream_with_context(response.stream_sync()), response.status_code, response.headers)
 
+    if client.engine is not None:
+        app.before_request(client.engine.ensure_started)
+        client.engine.start_when_served()
     path = mount_path(serve_path)
     app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])

@@ -43,11 +43,10 @@ class InProcessEngine(Protocol):
         """Start on the running event loop, and stop at the end."""
         ...
 
-    def start_when_served(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Start once a web server has loaded the app, in this process or in those that it forks; on ``loop``, where
-        there is one, which is running, else in the background."""
+    def start_when_served(self) -> None:
+        """Start in the background once a web server has loaded the app, in this process or in those that it forks."""
         ...
 
-    def ensure_started(self) -> None:
-        """Start in the background, where nothing is started yet."""
+    def ensure_started(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Start soon, where nothing is started yet: on ``loop``, which is that of the thread, or in the background."""
         ...

@@ -1,5 +1,6 @@
 """Serving functions in a Tornado application."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.paths import mount_path
 from durably.functions import Function
+from durably.in_process import InProcessEngine
 from durably.settings import Streaming
 
 FRAMEWORK = "tornado"
@@ -81,4 +83,20 @@ def serve(
                     except tornado.iostream.StreamClosedError:
                         return
 
+    if client.engine is not None:
+        _start_with_loop(app, client.engine)
     app.add_handlers(r".*", [(re.escape(mount_path(serve_path)), DurablyHandler)])
+
+
+def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:
+    """Now, in an application that is made where its event loop runs; else with the first request."""
+    if (running := asyncio._get_running_loop()) is not None:
+        engine.ensure_started(running)
+        return
+    start_request = app.start_request
+
+    def start(*args: Any) -> Any:
+        engine.ensure_started(asyncio.get_running_loop())
+        return start_request(*args)
+
+    app.start_request = start  # type: ignore[method-assign, assignment]

@@ -7,7 +7,7 @@ event loop over blocking I/O, and whatever is really asynchronous goes to the po
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -50,6 +50,7 @@ T = TypeVar("T")
 Key = str | SignatureError | None
 """The key that signed a request; why it was refused; or ``None`` where nothing is signed nor need be."""
 Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
+Surroundings = Callable[[], AbstractContextManager[object]]
 
 
 class CommHandler:
@@ -57,7 +58,8 @@ class CommHandler:
 
     ``framework`` is the name that engines show. ``streaming`` wins over ``INNGEST_STREAMING``.
     ``thread_pool`` runs sync functions where an event loop is in the way; by default it has as many threads as
-    ``INNGEST_THREAD_POOL_MAX_WORKERS`` says.
+    ``INNGEST_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework has around each request, for calls
+    that come without one.
 
     Raises ``SigningKeyMissingError`` in production mode without a signing key, and ``FunctionConfigInvalidError``
     for two functions with one id.
@@ -72,6 +74,7 @@ class CommHandler:
         streaming: Streaming | None = None,
         enable_unauthed_sync: bool | None = None,
         thread_pool: Executor | None = None,
+        surroundings: Surroundings = nullcontext,
     ) -> None:
         environment = Environment()
         self.client = client
@@ -87,6 +90,7 @@ class CommHandler:
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
         )
         self._thread_pool = thread_pool or _make_thread_pool(environment, is_in_process=client.engine is not None)
+        self._surroundings = surroundings
         if client.engine is not None:
             client.engine.add_handler(self)
         elif client.is_production and client.signing_key is None:
@@ -292,9 +296,16 @@ class CommHandler:
         return response.body
 
     async def _run(self, function: Function[Any], call: FunctionCall, io: IO) -> Outcome:
+        surroundings = self._surroundings if call.raw_request is None else nullcontext
         if function.is_async(call.function_id):
-            return await io.resolve(function.call(self.client, call, AsyncIO()))
-        return await io.run(self._thread_pool, partial(function.call_sync, self.client, call, BlockingIO()))
+            with surroundings():
+                return await io.resolve(function.call(self.client, call, AsyncIO()))
+
+        def call_sync() -> Outcome:
+            with surroundings():
+                return function.call_sync(self.client, call, BlockingIO())
+
+        return await io.run(self._thread_pool, call_sync)
 
     def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:
         """A sync function without a pool blocks what would send the spaces."""

@@ -191,19 +191,20 @@ class Embedded(Queries):
         finally:
             await self.stop()
 
-    def start_when_served(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        if loop is not None:
-            self._starting = loop.create_task(self._start_anyhow(loop))
-            return
+    def start_when_served(self) -> None:
         loading = Loading()
         if loading.loader is Loader.PRELOADER:
             self._starts_after_fork = True
         elif loading.loader is Loader.SERVER:
             self._start_after(loading.wait_done)
 
-    def ensure_started(self) -> None:
-        if not self._is_serving:
+    def ensure_started(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        if self._is_serving or self._starting is not None:
+            return
+        if loop is None:
             self._start_after(lambda: None)
+        else:
+            self._starting = loop.create_task(self._start_anyhow(loop))
 
     # inside
 

@@ -78,6 +78,7 @@ class Owner:
         self._seat: Seat | None = None
         self._guests: set[_Guest] = set()
         self._server: asyncio.Server | None = None
+        self._socket = Path()
         self._engine: asyncio.Future[EmbeddedEngine] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -157,6 +158,7 @@ class Owner:
             task.cancel()
         if self._server is not None:
             self._server.close()
+            self._socket.unlink(missing_ok=True)
         for guest in list(self._guests):
             if guest.link is not None:
                 guest.link.close()
@@ -188,11 +190,11 @@ class Owner:
 
     async def _let_in(self, epoch: int) -> None:
         """Before the engine recovers what there is, which may take long: those who wait shall know that it is done."""
-        path = sockets.path_of(self._directory, epoch)
-        path.unlink(missing_ok=True)
+        self._socket = sockets.path_of(self._directory, epoch)
+        self._socket.unlink(missing_ok=True)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._meet, path, backlog=1024)
-        os.chmod(path, 0o600)
+        self._server = await loop.create_unix_server(self._meet, self._socket, backlog=1024)
+        os.chmod(self._socket, 0o600)
         sockets.remove_older(self._directory, epoch)
         _logger.info("process %d owns the database %s from now on (epoch %d)", os.getpid(), self._database, epoch)
 
