@@ -282,7 +282,7 @@ class TestEngine:
         for steps without a handler, with a dictionary of what the step asks the engine for. ``function`` narrows it
         down to one function.
         """
-        if raises is not None and calls is not None:
+        if sum(given is not None for given in (returns, raises, calls)) > 1:
             raise TypeError("mock_step takes one of returns, raises and calls")
         if calls is not None:
             make = calling(calls)

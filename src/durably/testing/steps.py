@@ -7,10 +7,9 @@ import msgspec
 
 from durably.engine.embedded.views import StepStatus, StepView
 from durably.protocol.errors import ErrorData
-from durably.protocol.opcodes import Opcode, hash_step_id
+from durably.protocol.opcodes import Opcode
 
 _RESULT_KEYS = frozenset(("data", "type"))
-_MOST_REPETITIONS = 10_000
 
 
 class TestStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +53,7 @@ def _to_step(view: StepView) -> TestStep:
         name, _, message = view.error.partition(": ")
         error = ErrorData(name=name, message=message)
     return TestStep(
-        id=numbered(view.id, view.hashed_id),
+        id=view.id,
         op=view.op,
         status=view.status,
         attempts=view.attempts,
@@ -69,11 +68,3 @@ def _to_step(view: StepView) -> TestStep:
 def _unwrap(memo: Any) -> Any:
     """A step's result, which all memos but those of event waits wrap."""
     return memo["data"] if isinstance(memo, dict) and "data" in memo and _RESULT_KEYS.issuperset(memo) else memo
-
-
-def numbered(step_id: str, hashed_id: str) -> str:
-    """``id:n`` for the n-th repetition of an id, which its hash tells."""
-    for index in range(_MOST_REPETITIONS):
-        if hash_step_id(step_id, index) == hashed_id:
-            return f"{step_id}:{index}" if index else step_id
-    return step_id

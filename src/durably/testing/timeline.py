@@ -36,9 +36,9 @@ def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], no
     """A heading, and a line for each thing that happened."""
     span = format_span((run.ended_at or now) - run.created_at)
     heading = f"run {run.id} of {run.function_id}: {run.status.value} {'after' if run.ended_at else 'for'} {span}"
-    if not updates:
-        return f"{heading}\n  (what happened to it is too long ago to be remembered)"
     rows = [_row(run, events, update) for update in updates]
+    if not updates or updates[0].kind is not UpdateKind.RUN_STARTED:
+        rows.insert(0, ("…", "(run)", "what happened at first is not remembered any more"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}".rstrip() for row in rows]
     return "\n".join([heading, *lines])
