@@ -12,7 +12,12 @@ from .memos import describe_memo
 from .text import format_clock, format_json, format_seconds, short_id, shorten
 
 _FAILURES = (UpdateKind.STEP_FAILED, UpdateKind.RUN_FAILED)
-_RUN_ENDS = (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED)
+_RUN_ENDS = (
+    UpdateKind.RUN_COMPLETED,
+    UpdateKind.RUN_FAILED,
+    UpdateKind.RUN_CANCELLED,
+    UpdateKind.RUN_SKIPPED,
+)
 _MARKS = {
     UpdateKind.RUN_STARTED: ("▶", "cyan"),
     UpdateKind.STEP_COMPLETED: ("✓", "green"),
@@ -24,6 +29,7 @@ _MARKS = {
     UpdateKind.RUN_COMPLETED: ("■", "green"),
     UpdateKind.RUN_FAILED: ("■", "red"),
     UpdateKind.RUN_CANCELLED: ("■", "yellow"),
+    UpdateKind.RUN_SKIPPED: ("□", "yellow"),
 }
 _FIRST_FUNCTION_WIDTH = 16
 _FIRST_STEP_WIDTH = 20
@@ -82,7 +88,7 @@ def _detail(update: RunUpdate) -> str:
             return f"{number}{_due(update)}: {_error(update)}"
         case UpdateKind.UNREACHED:
             return f"the app does not answer{_due(update)}: {_error(update)}"
-        case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED:
+        case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED | UpdateKind.RUN_SKIPPED:
             return _error(update)
         case UpdateKind.STEP_COMPLETED:
             return describe_memo(update.op, _output(update))

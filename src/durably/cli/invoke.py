@@ -30,13 +30,15 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
     Exit code 1 if the run fails or is cancelled.
     """
     receipt = client.invoke(function_id, read_data(data))
+    if receipt.run_id is None:
+        raise CliError(f"no run of {function_id} was started, or not yet: its flow control held the event back")
     if no_wait:
         click.echo(receipt.run_id)
         return
     click.echo(f"run {receipt.run_id}", err=True)
     run = _wait_for_end(client, receipt.run_id)
     if run.status != "Completed":
-        raise CliError(f"the run was {run.status.lower()}" if run.status != "Failed" else describe_failure(run))
+        raise CliError("the run was cancelled" if run.status == "Cancelled" else describe_failure(run))
     click.echo(format_json(run.output))
 
 
@@ -50,4 +52,6 @@ def _wait_for_end(client: "EngineClient", run_id: str) -> "RunBody":
 
 def describe_failure(run: "RunBody") -> str:
     error = run.output if isinstance(run.output, dict) else {}
+    if run.status == "Skipped":
+        return f"the run was skipped: {error.get('message')}"
     return f"the run failed: {error.get('name') or 'Error'}: {error.get('message') or 'no message'}"

@@ -48,8 +48,24 @@ class FunctionNotFoundError(EngineError):
     """No app that has synced has a function of this id."""
 
 
+class FunctionPausedError(EngineError):
+    """The function is paused: nothing of it is started."""
+
+
 class RunNotFoundError(EngineError):
     """The engine has no run of this id."""
+
+
+class StepNotFoundError(EngineError):
+    """A run is to be run again from a step that it has not finished."""
+
+
+class CancellationNotFoundError(EngineError):
+    """The engine has no bulk cancellation of this id."""
+
+
+class ReplayNotFoundError(EngineError):
+    """The engine has no bulk replay of this id."""
 
 
 class StaleCallError(EngineError):

@@ -63,7 +63,9 @@ class RequestFinished(msgspec.Struct, frozen=True):
 
 
 class CancelAsked(msgspec.Struct, frozen=True):
-    pass
+    """``reason`` becomes the message of the run's error."""
+
+    reason: str = "the run was cancelled"
 
 
 class Recovered(msgspec.Struct, frozen=True):

@@ -36,7 +36,7 @@ from durably.engine.inputs import (
     WaitResolved,
 )
 from durably.engine.ops import ASKING, EXECUTED, REQUESTS, Answering, carry_out, executed_memo
-from durably.engine.turn import Policy, RunOverflow, Turn, error_memo, excerpt
+from durably.engine.turn import Policy, RunOverflow, Turn, encode_error, error_memo, excerpt
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op, Opcode
@@ -50,9 +50,10 @@ NOTHING_ASKED = ErrorData(
 )
 
 
-def start(max_attempts: int, now: int) -> tuple[Head, list[Command]]:
-    """The head of a new run, and its first call."""
-    head = Head(version=MACHINE_VERSION, status=RunStatus.SCHEDULED, max_attempts=max_attempts)
+def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> tuple[Head, list[Command]]:
+    """The head of a new run, and its first call. ``memos`` and ``size`` count what it takes over from another run, in
+    number and in bytes."""
+    head = Head(version=MACHINE_VERSION, status=RunStatus.SCHEDULED, max_attempts=max_attempts, memos=memos, bytes=size)
     turn = Turn(head, now, _NO_RETRIES)
     turn.discover()
     return turn.next_head(), turn.commands
@@ -210,7 +211,7 @@ def _on_request_finished(turn: Turn, happened: RequestFinished) -> None:
 
 
 def _cancel(turn: Turn, happened: CancelAsked) -> None:
-    turn.end(RunStatus.CANCELLED, b"null")
+    turn.end(RunStatus.CANCELLED, encode_error(ErrorData(name="FunctionCancelledError", message=happened.reason)))
 
 
 def _on_recovery(turn: Turn, happened: Recovered) -> None:

@@ -114,8 +114,9 @@ class FunctionBody(msgspec.Struct, kw_only=True):
 
 
 class InvokeBody(msgspec.Struct, kw_only=True):
-    """Answer of ``POST /invoke/{function}``: ``id`` is the event's, ``run_id`` the run that it started."""
+    """Answer of ``POST /invoke/{function}``: ``id`` is the event's, ``run_id`` the run that it started, null where flow
+    control starts none, or not yet."""
 
     id: str
-    run_id: str
+    run_id: str | None = None
     status: int = 200

@@ -23,6 +23,7 @@ from durably.engine.embedded.runtime import Runtime
 from durably.engine.embedded.settings import Durability
 from durably.events import Event, as_data
 from durably.functions import Function
+from durably.protocol.events import InternalEvent
 
 from .clock import VirtualClock
 from .errors import RunStuckError
@@ -194,9 +195,11 @@ class TestEngine:
 
     async def invoke(self, function: Function[Any], data: Mapping[str, Any] | None = None) -> TestRun:
         """Run a function, whatever its trigger, with ``data`` as its event's."""
-        await self._rest()
+        records = await self._rest()
         receipt = await self._engine.invoke(function.id, data=as_data(data))
         await self._clock.rest()
+        if receipt.run_id is None:
+            return TestRun(self, records, RunRef(event_id=receipt.event_id, event_name=InternalEvent.FUNCTION_INVOKED))
         return self._run(receipt.run_id)
 
     async def signal(self, name: str, data: Any = None) -> bool:

@@ -13,7 +13,7 @@ from .text import format_span, format_value, shorten
 
 _MOST_REMEMBERED = 10_000
 _MOST_OUTPUT_BYTES = 1000
-_ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}
+_ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED, UpdateKind.RUN_SKIPPED}
 _MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
 
 
@@ -66,6 +66,8 @@ def _describe(run: RunView, update: RunUpdate) -> str:
             return f"failed: {update.error}"
         case UpdateKind.RUN_CANCELLED:
             return "cancelled"
+        case UpdateKind.RUN_SKIPPED:
+            return f"skipped: {update.error}"
         case UpdateKind.STEP_COMPLETED:
             return _describe_memo(update)
         case UpdateKind.RUN_COMPLETED:

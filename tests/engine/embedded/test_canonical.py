@@ -39,7 +39,7 @@ def test_a_call_of_canonical_parts_is_canonical(memos: dict[str, Any], event: di
         call=Call(generation=3, due=5, attempt=1),
         max_attempts=5,
         disable_immediate=True,
-        event=canonical_json(json.dumps(event).encode()),
+        events=[canonical_json(json.dumps(event).encode())],
         memos=[(step_id, canonical_json(json.dumps(memo).encode())) for step_id, memo in memos.items()],
     )
     body = build_body(data)

@@ -38,7 +38,6 @@ async def test_what_was_synced_is_listed(engine: EmbeddedEngine) -> None:
     everything = config(
         "shop-a",
         idempotency="event.data.id",
-        batchEvents={"maxSize": 10, "timeout": "5s"},
         cancel=[{"event": "stop", "if": "async.data.id == event.data.id", "timeout": "1h"}],
         rateLimit={"limit": 1, "period": "1m", "key": "event.data.id"},
         throttle={"limit": 1, "period": "1m", "burst": 2},

@@ -1,6 +1,6 @@
 """Events, as they are checked, named and stored: what comes in from senders, and what the engine sends itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -85,8 +85,9 @@ class RunEnd(msgspec.Struct, frozen=True):
     output: bytes
 
 
-def announce_end(end: RunEnd, trigger: Arrival) -> list[tuple[InternalEvent, bytes]]:
-    """Names and data of the events that tell of a run's end."""
+def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[InternalEvent, bytes]]:
+    """Names and data of the events that tell of a run's end. ``triggers`` is more than one where it had a batch."""
+    trigger = triggers[0]
     if trigger.name in _QUIET:
         return []
     failed = end.status != RunStatus.COMPLETED
@@ -94,7 +95,7 @@ def announce_end(end: RunEnd, trigger: Arrival) -> list[tuple[InternalEvent, byt
         "_inngest": {"status": end.status},
         "error" if failed else "result": msgspec.Raw(end.output),
         "event": msgspec.Raw(trigger.body),
-        "events": [msgspec.Raw(trigger.body)],
+        "events": [msgspec.Raw(one.body) for one in triggers],
         "function_id": end.function_id,
         "run_id": end.run_id,
     }

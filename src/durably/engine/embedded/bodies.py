@@ -15,15 +15,18 @@ _SDK_DECIDES = -1
 
 
 class CallData(msgspec.Struct, frozen=True):
-    """All that a call tells its app. ``memos`` are hashed step ids and memos in the order of the latter."""
+    """All that a call tells its app. ``events`` are JSON, more than one where the run has a batch; ``memos`` are hashed
+    step ids and memos in the order of the latter. ``step_input``, if any, is a step that has yet to run, by its hashed
+    id, and the input that a person gave it: ``{"input": […]}``."""
 
     run_id: str
     function_id: str
     call: Call
     max_attempts: int
     disable_immediate: bool
-    event: bytes
+    events: Sequence[bytes]
     memos: Sequence[tuple[str, bytes]]
+    step_input: tuple[str, bytes] | None = None
 
     @property
     def job_id(self) -> str:
@@ -52,7 +55,8 @@ def generation_of(request_id: str) -> int | None:
 
 def build_body(data: CallData) -> bytes:
     """Where it would be too large, the app is told to fetch memos and events from the engine's API instead."""
-    size = 2 * len(data.event) + sum(len(step_id) + len(memo) + 4 for step_id, memo in data.memos)
+    events = len(data.events[0]) + sum(map(len, data.events))
+    size = events + sum(len(step_id) + len(memo) + 4 for step_id, memo in data.memos)
     body = _assemble(data, use_api=False) if size <= MAX_CALL_BODY_BYTES else None
     return body if body is not None and len(body) <= MAX_CALL_BODY_BYTES else _assemble(data, use_api=True)
 
@@ -60,6 +64,10 @@ def build_body(data: CallData) -> bytes:
 def join_memos(memos: Sequence[tuple[str, bytes]]) -> bytes:
     """A JSON object of memos by hashed step id."""
     return b"{" + b",".join(msgspec.json.encode(step_id) + b":" + memo for step_id, memo in sorted(memos)) + b"}"
+
+
+def _steps(data: CallData) -> Sequence[tuple[str, bytes]]:
+    return data.memos if data.step_input is None else [*data.memos, data.step_input]
 
 
 def _assemble(data: CallData, *, use_api: bool) -> bytes:
@@ -83,11 +91,11 @@ def _assemble(data: CallData, *, use_api: bool) -> bytes:
             b'{"ctx":',
             msgspec.json.encode(context),
             b',"event":',
-            data.event,
+            data.events[0],
             b',"events":[',
-            b"" if use_api else data.event,
+            b"" if use_api else b",".join(data.events),
             b'],"steps":',
-            b"{}" if use_api else join_memos(data.memos),
+            b"{}" if use_api else join_memos(_steps(data)),
             b',"use_api":',
             b"true" if use_api else b"false",
             b',"version":',

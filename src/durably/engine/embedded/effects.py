@@ -8,15 +8,16 @@ import msgspec
 from durably.engine.head import Call
 from durably.engine.inputs import MakeRequest
 
-from .registry import Function
+from .registry import Function, Restraint
 from .updates import Note
 
 
 class CallAt(msgspec.Struct, frozen=True):
-    """A call to make when it is due."""
+    """A call to make when it is due or, where it ``has_to_queue``, to let join the queue then."""
 
     run_key: int
     call: Call
+    has_to_queue: bool = False
 
 
 class TimerAt(msgspec.Struct, frozen=True):
@@ -34,6 +35,45 @@ class RequestAt(msgspec.Struct, frozen=True):
     request: MakeRequest
 
 
+class DeadlineAt(msgspec.Struct, frozen=True):
+    """A run to cancel if it has not started, or not ended, by then."""
+
+    run_key: int
+    due: int
+
+
+class BucketAt(msgspec.Struct, frozen=True):
+    """A debounce or a batch to end, if it has not been put off by then."""
+
+    bucket_id: str
+    due: int
+
+
+class TickAt(msgspec.Struct, frozen=True):
+    """A cron schedule to fire."""
+
+    function_id: str
+    schedule: str
+    due: int
+
+
+class OpeningAt(msgspec.Struct, frozen=True):
+    """Throttles to look at."""
+
+    due: int
+
+
+StoredTimer = TimerAt | DeadlineAt | BucketAt | TickAt | OpeningAt
+"""What is due at a time, and is read from the database again where it is not heard of before."""
+
+
+class Restrained(msgspec.Struct, frozen=True):
+    """What holds for the runs that a function is to start, from now on."""
+
+    function_id: str
+    restraint: Restraint
+
+
 class Synced(msgspec.Struct, frozen=True):
     """The functions that an app has from now on."""
 
@@ -42,14 +82,16 @@ class Synced(msgspec.Struct, frozen=True):
 
 
 class Effects:
-    """``ended`` are the keys of runs that have ended."""
+    """``ended`` are the keys of runs that have ended, ``sweeps`` the ids of those that are to go on."""
 
-    __slots__ = ("calls", "ended", "notes", "requests", "synced", "timers")
+    __slots__ = ("calls", "ended", "notes", "requests", "restrained", "sweeps", "synced", "timers")
 
     def __init__(self) -> None:
         self.calls: list[CallAt] = []
-        self.timers: list[TimerAt] = []
+        self.timers: list[StoredTimer] = []
         self.requests: list[RequestAt] = []
         self.ended: list[int] = []
         self.synced: list[Synced] = []
+        self.restrained: list[Restrained] = []
+        self.sweeps: list[str] = []
         self.notes: list[Note] = []

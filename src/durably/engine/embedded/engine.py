@@ -17,8 +17,9 @@ from durably.protocol.sync import FunctionConfig, SyncRequest
 from . import queries, work
 from .arrivals import check_content, check_event
 from .caller import Caller, HttpCaller
-from .configs import check_sync
+from .configs import read_sync
 from .ids import IdSeed
+from .reruns import FromStep
 from .runtime import Runtime
 from .settings import EngineSettings
 from .views import (
@@ -120,8 +121,8 @@ class EmbeddedEngine:
 
     async def sync_app(self, request: SyncRequest) -> SyncResult:
         """Raises ``ConfigInvalidError``, which names the function and the option."""
-        check_sync(request)
-        return await self._journal.enter(lambda entry: work.sync(entry, request))
+        functions = read_sync(request)
+        return await self._journal.enter(lambda entry: work.sync(entry, request, functions))
 
     async def list_apps(self) -> list[AppView]:
         return await self._reader.read(queries.list_apps)
@@ -172,12 +173,13 @@ class EmbeddedEngine:
         """False where the run has ended already. Raises ``RunNotFoundError``."""
         return await self._journal.enter(lambda entry: work.cancel(entry, run_id))
 
-    async def rerun(self, run_id: str) -> str:
-        """Run the same function again with the same event; the new run's id.
+    async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
+        """Run the same function again with the same events; the new run's id. From a step: with the memos that were
+        made before that step's.
 
-        Raises ``RunNotFoundError``, ``FunctionNotFoundError``.
+        Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, ``StepNotFoundError``.
         """
-        return await self._journal.enter(lambda entry: work.rerun(entry, run_id))
+        return await self._journal.enter(lambda entry: work.rerun(entry, run_id, from_step))
 
     async def invoke(self, function_id: str, *, data: Any, user: Any = None, v: str | None = None) -> InvokeReceipt:
         """Start a run of one function. Raises ``FunctionNotFoundError``, ``EventInvalidError``."""

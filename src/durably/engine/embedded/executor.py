@@ -6,17 +6,8 @@ import logging
 import sqlite3
 from collections import deque
 
-import msgspec
-
 from durably.engine.answers import Answer, failed
-from durably.engine.errors import (
-    DatabaseCorruptError,
-    DatabaseLostError,
-    DatabaseUnavailableError,
-    EngineClosedError,
-    StaleCallError,
-)
-from durably.engine.head import decode_head
+from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError, StaleCallError
 
 from . import work
 from .bodies import CallData, build_body
@@ -25,7 +16,9 @@ from .canonical import canonical_json
 from .clock import Clock
 from .effects import CallAt
 from .journal import Journal
+from .queries import pending_input, read_batch
 from .reader import Reader
+from .store import read_head
 
 _READ_AGAIN_SECONDS = 1.0
 
@@ -147,17 +140,14 @@ class Executor:
 def read_call(connection: sqlite3.Connection, run_key: int, generation: int) -> CallData | None:
     """What a call tells its app; ``None`` where it is not outstanding any more. Raises ``DatabaseCorruptError``."""
     row = connection.execute(
-        "SELECT heads.head, runs.id, runs.function_id, events.body FROM heads "
+        "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body FROM heads "
         "JOIN runs ON runs.key = heads.run_key JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
         (run_key,),
     ).fetchone()
     if row is None:
         return None
-    encoded, run_id, function_id, event = row
-    try:
-        head = decode_head(encoded)
-    except msgspec.MsgspecError as error:
-        raise DatabaseCorruptError(f"the stored head of run {run_id} is damaged: {error}") from error
+    encoded, step_input, run_id, function_id, is_batch, event = row
+    head = read_head(encoded)
     call = head.call(generation)
     if call is None:
         return None
@@ -169,6 +159,7 @@ def read_call(connection: sqlite3.Connection, run_key: int, generation: int) -> 
         call=call,
         max_attempts=head.max_attempts,
         disable_immediate=head.disable_immediate,
-        event=event,
+        events=read_batch(connection, run_key) if is_batch else [event],
         memos=[(step_id, memo) for _, step_id, memo in memos],
+        step_input=None if step_input is None else pending_input(step_input, {step_id for _, step_id, _ in memos}),
     )

@@ -7,18 +7,21 @@ together or not at all. What must happen outside the database afterwards comes b
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from durably.engine.errors import DatabaseCorruptError, EventInvalidError, StaleCallError
-from durably.engine.expressions import Equality, compile_expression
-from durably.engine.head import MACHINE_VERSION, Head, RunStatus
+from durably.engine.expressions import compile_expression
+from durably.engine.flow.lanes import QueuedCall
+from durably.engine.flow.ticket import Ticket
+from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus
 from durably.engine.inputs import (
     Answered,
     AwaitEvent,
     AwaitSignal,
+    CancelAsked,
     Checkpointed,
     CloseWait,
     EndRun,
@@ -39,16 +42,18 @@ from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 
 from . import updates
-from .arrivals import RunEnd, announce_end, check_content
+from .admissions import Admissions
+from .arrivals import Arrival, RunEnd, announce_end, check_content
 from .effects import CallAt, Effects, RequestAt, TimerAt
 from .ids import Entropy, new_id
+from .narrowing import narrow
 from .registry import Function, Registry
+from .reruns import Rerun
 from .router import EventRouter
+from .run_queue import RunQueue
 from .store import NewRun, RunRow, Store, WaitRow
 
 _logger = logging.getLogger("durably.engine")
-
-CANCELLED = msgspec.json.encode({"name": "FunctionCancelledError", "message": "the run was cancelled"})
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -63,11 +68,14 @@ class Ledger(msgspec.Struct, frozen=True):
 
 
 class _LiveRun:
-    """A run that this entry changes. ``began`` is when what is happening to it began."""
+    """A run that this entry changes. ``began`` is when what is happening to it began. ``is_changing`` while what is
+    happening to it has not all been carried out."""
 
-    def __init__(self, row: RunRow, head: Head) -> None:
+    def __init__(self, row: RunRow, head: Head, ticket: Ticket | None) -> None:
         self.row = row
         self.head = head
+        self.ticket = ticket
+        self.is_changing = False
         self.began = row.created_at
         self.wait_began: dict[str, int] = {}
         self.memos = head.memos
@@ -84,6 +92,8 @@ class Entry:
         self.store = ledger.store
         self.to_stored = ledger.to_stored
         self.events = EventRouter(self)
+        self.admissions = Admissions(self)
+        self.queue = RunQueue(ledger.store, registry, self.effects, now)
         self._policy = ledger.policy
         self._max_event_bytes = ledger.max_event_bytes
         self._entropy = ledger.entropy
@@ -94,22 +104,50 @@ class Entry:
         """For a run or an event that there is from now on."""
         return new_id(self.now, self._entropy)
 
-    def start_run(self, function: Function, event_key: int, *, rerun_of: str | None = None) -> str:
-        head, commands = start(function.max_attempts, self.now)
-        new = NewRun(
-            id=self.new_id(),
-            function_id=function.id,
-            app_id=function.app_id,
-            event_key=event_key,
-            max_attempts=function.max_attempts,
-            created_at=self.now,
-            rerun_of=rerun_of,
-        )
-        key = self.store.add_run(new, head)
-        self.effects.calls.extend(CallAt(key, command.call) for command in commands if isinstance(command, MakeCall))
-        row = RunRow(key, new.id, new.function_id, new.app_id, event_key, head.status, self.now, None)
-        self.effects.notes.append(updates.run_started(row, self.now))
-        return new.id
+    def start_run(
+        self,
+        function: Function,
+        event_keys: tuple[int, ...],
+        *,
+        ticket: Ticket | None = None,
+        rerun: Rerun | None = None,
+    ) -> RunRow:
+        """Start a run that was admitted. A rerun takes over memos of the run that it repeats."""
+        taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
+        head, commands = start(function.max_attempts, self.now, *taken_over)
+        has_to_queue = ticket is not None and ticket.is_queued
+        run = self.store.add_run(self._new_run(function, event_keys, rerun, ticket), head, is_moving=not has_to_queue)
+        if rerun is not None and rerun.memos:
+            self.store.copy_memos(rerun.run_key, run.key, rerun.until)
+        for call in (command.call for command in commands if isinstance(command, MakeCall)):
+            if ticket is not None and has_to_queue:
+                self.queue.join(run, call, ticket)
+            else:
+                self.effects.calls.append(CallAt(run.key, call))
+        self.effects.notes.append(updates.run_started(run, self.now))
+        return run
+
+    def skip_run(
+        self, function: Function, event_keys: tuple[int, ...], error: ErrorData, rerun_of: str | None
+    ) -> RunRow:
+        """Note that no run was started for events, so that people see it."""
+        output = self.to_stored(encode_error(error))
+        run = self.store.add_skipped_run(self._new_run(function, event_keys, rerun_of=rerun_of), output)
+        self.effects.notes.append(updates.run_skipped(run, output, self.now))
+        return run
+
+    def tell_invokers(self, event_keys: Sequence[int], error: ErrorData) -> None:
+        """Steps that invoked a function by these events are told that no run of it starts."""
+        for trigger in map(self.events.trigger_of, event_keys):
+            self._resolve_invokers(trigger, error_memo(error), failed=True)
+
+    def cancel(self, run_key: int, reason: str) -> None:
+        """Cancel a run now or, if it is just being changed, as soon as that is done with."""
+        live = self._runs.get(run_key)
+        if live is not None and live.is_changing:
+            self.happen(run_key, CancelAsked(reason))
+        else:
+            self.apply(run_key, CancelAsked(reason))
 
     def happen(self, run_key: int, happened: Input) -> None:
         """Let something happen to a run, once what is happening now is done with."""
@@ -126,9 +164,11 @@ class Entry:
         live.began = self._beginning(live, happened)
         before = live.head
         live.head, commands = advance(before, happened, self.now, self._policy)
-        self._drop_delayed_calls(run_key, before, live.head)
+        live.is_changing = True
+        self._leave_calls(live, before)
         for command in commands:
             _COMMANDS[type(command)](self, live, command)
+        live.is_changing = False
         return True
 
     def fail_run(self, run_key: int, error: ErrorData) -> None:
@@ -138,18 +178,19 @@ class Entry:
             return
         _logger.error("run %s cannot be carried on, and has failed: %s", row.id, error.message)
         head = Head(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
-        live = self._runs[run_key] = _LiveRun(row, head)
+        live = self._runs[run_key] = _LiveRun(row, head, self.store.ticket(run_key))
+        self.queue.leave_all(run_key)
         self._end_run(live, EndRun(RunStatus.FAILED, encode_error(error)))
 
     def finish(self) -> Effects:
-        """Carry out what is pending, and write the heads."""
-        while self._pending:
-            self.apply(*self._pending.popleft())
+        """Carry out what is pending, let calls through that have room now, and write the heads."""
+        while through := self._settle():
+            for queued in through:
+                self._let_through(queued)
         for key, live in self._runs.items():
             if live.head.status.has_ended:
                 continue
-            is_moving = bool(live.head.calls) or any(wait.op in REQUESTS for wait in live.head.waits)
-            self.store.put_head(key, live.head, is_moving)
+            self.store.put_head(key, live.head, self._is_moving(live))
             if live.head.status == RunStatus.RUNNING and not live.was_running:
                 self.store.set_running(key, live.began)
         return self.effects
@@ -165,28 +206,94 @@ class Entry:
                 return None
             if head is None:
                 return None
-            live = self._runs[run_key] = _LiveRun(self.store.run(run_key), head)
+            live = self._runs[run_key] = _LiveRun(self.store.run(run_key), *head)
         return None if live.head.status.has_ended else live
 
+    def _new_run(
+        self,
+        function: Function,
+        event_keys: tuple[int, ...],
+        rerun: Rerun | None = None,
+        ticket: Ticket | None = None,
+        *,
+        rerun_of: str | None = None,
+    ) -> NewRun:
+        return NewRun(
+            id=self.new_id(),
+            function_id=function.id,
+            app_id=function.app_id,
+            event_keys=event_keys,
+            max_attempts=function.max_attempts,
+            created_at=self.now,
+            rerun_of=rerun_of if rerun is None else rerun.run_id,
+            ticket=ticket,
+            step_input=None if rerun is None else rerun.step_input,
+        )
+
     def _beginning(self, live: _LiveRun, happened: Input) -> int:
-        if isinstance(happened, Answered | Checkpointed):
-            call = live.head.call(happened.generation)
-            return call.due if call else self.now
+        if isinstance(happened, Answered | Checkpointed) and (call := live.head.call(happened.generation)):
+            return call.due if live.ticket is None else self.queue.let_through_at(live.row, call)
         return self.now
 
-    def _drop_delayed_calls(self, run_key: int, before: Head, after: Head) -> None:
-        repeated = {call.generation for call in after.calls if call.attempt or call.unreached}
+    def _is_moving(self, live: _LiveRun) -> bool:
+        """Whether anything of a run is under way, or will be without anything else happening first."""
+        waiting = self.queue.waiting(live.row.key) if live.ticket is not None and live.ticket.is_queued else ()
+        calls = any(call.generation not in waiting for call in live.head.calls)
+        return calls or any(wait.op in REQUESTS for wait in live.head.waits)
+
+    def _leave_calls(self, live: _LiveRun, before: Head) -> None:
+        """Of calls that are outstanding no more, nothing is left that would make them, or make room for them."""
+        after = {call.generation: call for call in live.head.calls}
         for call in before.calls:
-            if (call.attempt or call.unreached) and call.generation not in repeated:
-                self.store.drop_delayed_call(run_key, call.generation)
+            now = after.get(call.generation)
+            if _is_repeated(call) and (now is None or not _is_repeated(now)):
+                self.store.drop_delayed_call(live.row.key, call.generation)
+            if live.ticket is not None and now is None:
+                self.queue.leave(live.row.key, call.generation)
+
+    # the queue
+
+    def _settle(self) -> list[QueuedCall]:
+        while self._pending:
+            self.apply(*self._pending.popleft())
+        return self.queue.settle()
+
+    def join_queue(self, run_key: int, generation: int) -> None:
+        """A call that was put off is due."""
+        live = self._load(run_key)
+        call = None if live is None else live.head.call(generation)
+        if live is None or call is None:
+            return
+        if live.ticket is not None and live.ticket.has_to_queue(starts_run=live.row.started_at is None):
+            self.queue.join_again(live.row, call, live.ticket)
+        else:
+            self.effects.calls.append(CallAt(run_key, call))
+
+    def _let_through(self, queued: QueuedCall) -> None:
+        live = self._load(queued.run_key)
+        call = None if live is None else live.head.call(queued.generation)
+        if live is None or call is None:
+            self.queue.leave(queued.run_key, queued.generation)
+            return
+        self.effects.calls.append(CallAt(queued.run_key, call))
+        if live.row.started_at is None:
+            live.row = self.store.begin_run(live.row, self.now)
+            live.was_running = True
+            self.admissions.begun(live.row)
 
     # commands
 
     def _make_call(self, live: _LiveRun, command: MakeCall) -> None:
         # Whatever was tried before is put off until then, should the clock be set back.
-        if command.call.due > self.now or command.call.error:
+        is_later = command.call.due > self.now
+        if is_later or command.call.error:
             self.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
-        self.effects.calls.append(CallAt(live.row.key, command.call))
+        if live.ticket is None or not live.ticket.has_to_queue(starts_run=live.row.started_at is None):
+            self.effects.calls.append(CallAt(live.row.key, command.call))
+        elif is_later:
+            self.effects.calls.append(CallAt(live.row.key, command.call, has_to_queue=True))
+        else:
+            self.queue.join(live.row, command.call, live.ticket)
         if command.call.error:
             self.effects.notes.append(updates.call_repeated(live.row, command.call, self.now))
 
@@ -204,11 +311,9 @@ class Entry:
         ask = command.ask
         path = value = None
         if ask.expression:
-            equality = _most_selective(compile_expression(ask.expression).equalities())
-            if equality is not None:
-                path = msgspec.json.encode(equality.async_path).decode()
-                value = equality.wanted_key(self.events.trigger_of(live.row.event_key).fields)
-                self.store.add_wait_path(ask.event, path)
+            trigger = self.events.trigger_of(live.row.event_key)
+            path, value = narrow(compile_expression(ask.expression), trigger.fields)
+        self.store.add_wait_path(ask.event, path)
         wait = WaitRow(
             live.row.key,
             command.step_id,
@@ -256,12 +361,10 @@ class Entry:
             "source_app_id": live.row.app_id,
             "source_fn_id": live.row.function_id,
         }
-        run_id = self.events.invoke(function, event, metadata).run_id
-        self._wait(
-            live,
-            command.name,
-            WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=run_id, due=ask.until),
-        )
+        event_id = self.new_id()
+        wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=ask.until)
+        self._wait(live, command.name, wait)
+        self.events.invoke(function, event, event_id, metadata)
 
     def _fail_wait(self, live: _LiveRun, step_id: str, error: ErrorData) -> None:
         self.happen(live.row.key, WaitResolved(step_id, error_memo(error), failed=True))
@@ -278,7 +381,7 @@ class Entry:
 
     def _end_run(self, live: _LiveRun, command: EndRun) -> None:
         row = live.row
-        output = self.to_stored(CANCELLED if command.status == RunStatus.CANCELLED else command.output)
+        output = self.to_stored(command.output)
         self.store.end_run(row.key, command.status, live.began, self.now, output)
         self.effects.ended.append(row.key)
         self.effects.notes.append(updates.run_ended(row, command, self.now))
@@ -286,11 +389,19 @@ class Entry:
         # Runs keep their error as the app wrote it; others get it without the nulls, as official servers send it.
         told = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
         memo = data_memo(told) if completed else b'{"error":' + told + b"}"
-        for run_key, step_id in self.store.waits_for(Opcode.INVOKE_FUNCTION, row.id):
-            self.happen(run_key, WaitResolved(step_id, memo, failed=not completed))
-        trigger = self.events.trigger_of(row.event_key)
-        for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), trigger):
+        if live.ticket is not None:
+            self.admissions.ended(row, live.ticket)
+        triggers = [self.events.trigger_of(event_key) for event_key in self.store.event_keys(row)]
+        if row.rerun_of is None:
+            for trigger in triggers:
+                self._resolve_invokers(trigger, memo, failed=not completed)
+        for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), triggers):
             self.events.emit(name, data)
+
+    def _resolve_invokers(self, trigger: Arrival, memo: bytes, *, failed: bool) -> None:
+        if trigger.name == InternalEvent.FUNCTION_INVOKED:
+            for run_key, step_id in self.store.waits_for(Opcode.INVOKE_FUNCTION, trigger.id):
+                self.happen(run_key, WaitResolved(step_id, memo, failed=failed))
 
     def _wait(self, live: _LiveRun, name: str, wait: WaitRow) -> None:
         self.store.put_wait(wait, self.now)
@@ -312,10 +423,8 @@ _COMMANDS: dict[type[Any], Callable[[Entry, _LiveRun, Any], None]] = {
 }
 
 
-def _most_selective(equalities: list[Equality]) -> Equality | None:
-    """The equality that leaves the fewest waits: with the trigger's own data rather than with a constant."""
-    with_trigger = (equality for equality in equalities if equality.event_path is not None)
-    return next(with_trigger, None) or next(iter(equalities), None)
+def _is_repeated(call: Call) -> bool:
+    return bool(call.attempt or call.unreached)
 
 
 def _invocation(payload: dict[str, Any]) -> Event:

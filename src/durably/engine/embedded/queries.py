@@ -3,20 +3,20 @@
 import datetime as dt
 import itertools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
 
-from durably.engine.head import Call, Head, RunStatus, Wait, decode_head
+from durably.engine.errors import DatabaseCorruptError
+from durably.engine.head import Call, Head, RunStatus, Wait
 from durably.engine.ops import REQUESTS
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode, hash_step_id
 from durably.protocol.sync import FunctionConfig
 
 from .bodies import job_id_of, join_memos
-from .effects import CallAt, TimerAt
-from .timeline import Loaded
+from .store import read_head
 from .updates import describe_failed_memo, to_datetime
 from .views import AppView, CallView, EventView, RunView, StepStatus, StepView
 
@@ -28,11 +28,12 @@ FirstCallAt = Callable[[int], int | None]
 _EVENT = "SELECT id, received_at, body FROM events"
 _RUN = (
     "SELECT runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, output, "
-    "rerun_of, events.id, heads.head FROM runs JOIN events ON events.key = runs.event_key "
+    "rerun_of, events.id, is_batch, heads.head FROM runs JOIN events ON events.key = runs.event_key "
     "LEFT JOIN heads ON heads.run_key = runs.key"
 )
 _event_decoder = msgspec.json.Decoder(Event)
 _config_decoder = msgspec.json.Decoder(FunctionConfig)
+_step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _moment(milliseconds: int | None) -> dt.datetime | None:
@@ -123,12 +124,17 @@ def list_functions(connection: sqlite3.Connection, app_id: str) -> list[Function
 
 def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> RunView | None:
     row = connection.execute(f"{_RUN} WHERE runs.id = ?", (run_id,)).fetchone()
-    return _run_view(row, first_call_at) if row else None
+    return _run_view(connection, row, first_call_at) if row else None
 
 
 def event_runs(connection: sqlite3.Connection, event_id: str, first_call_at: FirstCallAt) -> list[RunView]:
-    rows = connection.execute(f"{_RUN} WHERE events.id = ? ORDER BY runs.key", (event_id,))
-    return [_run_view(row, first_call_at) for row in rows]
+    key = "(SELECT key FROM events WHERE id = ?)"
+    of_event = f"SELECT key FROM runs WHERE event_key = {key}"
+    with_batch = f"SELECT run_key FROM run_events WHERE event_key = {key}"
+    rows = connection.execute(
+        f"{_RUN} WHERE runs.key IN ({of_event} UNION {with_batch}) ORDER BY runs.key", (event_id, event_id)
+    )
+    return [_run_view(connection, row, first_call_at) for row in rows]
 
 
 def list_runs(
@@ -145,13 +151,13 @@ def list_runs(
     # Whether a run is scheduled or running, the database learns late; so of those, each is looked at.
     conditions.add("status = ?", status if status is not None and status.has_ended else None)
     rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
-    views = (_run_view(row, first_call_at) for row in rows)
+    views = (_run_view(connection, row, first_call_at) for row in rows)
     return list(itertools.islice((view for view in views if status in (None, view.status)), limit))
 
 
-def _run_view(row: Any, first_call_at: FirstCallAt) -> RunView:
+def _run_view(connection: sqlite3.Connection, row: Any, first_call_at: FirstCallAt) -> RunView:
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
-    output, rerun_of, event_id, encoded = row[9:]
+    output, rerun_of, event_id, is_batch, encoded = row[9:]
     head = _readable(encoded) if encoded else None
     if head is not None and started_at is None:
         started_at = first_call_at(key)
@@ -161,7 +167,7 @@ def _run_view(row: Any, first_call_at: FirstCallAt) -> RunView:
         function_id=function_id,
         app_id=app_id,
         status=RunStatus(status),
-        event_ids=[event_id],
+        event_ids=_batch_ids(connection, key) if is_batch else [event_id],
         created_at=to_datetime(created_at),
         started_at=_moment(started_at),
         ended_at=_moment(ended_at),
@@ -172,18 +178,53 @@ def _run_view(row: Any, first_call_at: FirstCallAt) -> RunView:
     )
 
 
+def _batch_ids(connection: sqlite3.Connection, run_key: int) -> list[str]:
+    rows = connection.execute(
+        "SELECT id FROM run_events JOIN events ON events.key = run_events.event_key WHERE run_key = ? "
+        "ORDER BY event_key",
+        (run_key,),
+    )
+    return [event_id for (event_id,) in rows]
+
+
 def run_batch(connection: sqlite3.Connection, run_id: str) -> bytes | None:
     row = connection.execute(
-        "SELECT body FROM events JOIN runs ON events.key = runs.event_key WHERE runs.id = ?", (run_id,)
+        "SELECT runs.key, is_batch, body FROM events JOIN runs ON events.key = runs.event_key WHERE runs.id = ?",
+        (run_id,),
     ).fetchone()
-    return b"[" + row[0] + b"]" if row else None
+    if row is None:
+        return None
+    key, is_batch, body = row
+    return b"[" + b",".join(read_batch(connection, key) if is_batch else [body]) + b"]"
+
+
+def read_batch(connection: sqlite3.Connection, run_key: int) -> list[bytes]:
+    """The events of a run that has several, in the order in which they came."""
+    rows = connection.execute(
+        "SELECT body FROM run_events JOIN events ON events.key = run_events.event_key WHERE run_key = ? "
+        "ORDER BY event_key",
+        (run_key,),
+    )
+    return [body for (body,) in rows]
 
 
 def run_actions(connection: sqlite3.Connection, run_id: str) -> bytes | None:
-    key = _run_key(connection, run_id)
-    if key is None:
+    row = connection.execute(
+        "SELECT runs.key, heads.step_input FROM runs LEFT JOIN heads ON heads.run_key = runs.key WHERE runs.id = ?",
+        (run_id,),
+    ).fetchone()
+    if row is None:
         return None
-    return join_memos(connection.execute("SELECT step_id, memo FROM memos WHERE run_key = ?", (key,)).fetchall())
+    key, step_input = row
+    memos = connection.execute("SELECT step_id, memo FROM memos WHERE run_key = ?", (key,)).fetchall()
+    pending = None if step_input is None else pending_input(step_input, {step_id for step_id, _ in memos})
+    return join_memos(memos if pending is None else [*memos, pending])
+
+
+def pending_input(step_input: bytes, memoised: Collection[str]) -> tuple[str, bytes] | None:
+    """The step that is to run with another input, and that, unless it has run."""
+    ((step_id, given),) = _step_input_decoder.decode(step_input).items()
+    return None if step_id in memoised else (step_id, bytes(given))
 
 
 def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
@@ -191,7 +232,7 @@ def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
     return row[0] if row else None
 
 
-def _run_head(connection: sqlite3.Connection, run_key: int) -> Head | None:
+def run_head(connection: sqlite3.Connection, run_key: int) -> Head | None:
     row = connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
     return _readable(row[0]) if row else None
 
@@ -199,8 +240,8 @@ def _run_head(connection: sqlite3.Connection, run_key: int) -> Head | None:
 def _readable(stored: bytes) -> Head | None:
     """``None`` where the head is damaged: its run fails as soon as something is to happen to it."""
     try:
-        return decode_head(stored)
-    except msgspec.MsgspecError:
+        return read_head(stored)
+    except DatabaseCorruptError:
         return None
 
 
@@ -209,7 +250,7 @@ def _readable(stored: bytes) -> Head | None:
 
 def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[CallView]:
     key = _run_key(connection, run_id)
-    head = None if key is None else _run_head(connection, key)
+    head = None if key is None else run_head(connection, key)
     if key is None or head is None:
         return []
     return [
@@ -236,7 +277,7 @@ def run_steps(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnder
         (key,),
     ).fetchall()
     steps = [_finished_step(*row[1:]) for row in sorted(rows)]
-    head = _run_head(connection, key)
+    head = run_head(connection, key)
     if head is not None:
         steps += [_called_step(call, is_under_way(key, call.generation)) for call in head.calls if call.name]
         steps += [_waiting_step(connection, key, wait) for wait in head.waits]
@@ -294,45 +335,3 @@ def _waiting_step(connection: sqlite3.Connection, run_key: int, wait: Wait) -> S
         memo=None,
         error=None,
     )
-
-
-# what is due
-
-
-def load_due(connection: sqlite3.Connection, after: int, until: int, limit: int) -> Loaded[CallAt | TimerAt]:
-    """Timers and delayed calls due in ``(after, until]``, at most about ``limit`` of each."""
-    timers, timers_until = _load_until(connection, "SELECT due, run_key, step_id FROM waits WHERE", after, until, limit)
-    calls, calls_until = _load_until(
-        connection, "SELECT due, run_key, generation FROM delayed_calls WHERE", after, until, limit
-    )
-    reached = min(timers_until, calls_until)
-    items: list[tuple[int, CallAt | TimerAt]] = [
-        (due, TimerAt(run_key, step_id, due)) for due, run_key, step_id in timers if due <= reached
-    ]
-    for due, run_key, generation in calls:
-        if due <= reached:
-            head = _run_head(connection, run_key)
-            # Where the head is damaged, those who make the call find out.
-            call = head.call(generation) if head else Call(generation=generation, due=due)
-            if call is not None:
-                items.append((due, CallAt(run_key, call)))
-    return Loaded(items, reached, _next_due(connection, reached))
-
-
-def _next_due(connection: sqlite3.Connection, after: int) -> int | None:
-    """When the first of what comes after a window is due."""
-    queries = (f"SELECT min(due) FROM {table} WHERE due > ?" for table in ("waits", "delayed_calls"))
-    dues = [connection.execute(query, (after,)).fetchone()[0] for query in queries]
-    return min((due for due in dues if due is not None), default=None)
-
-
-def _load_until(
-    connection: sqlite3.Connection, select: str, after: int, until: int, limit: int
-) -> tuple[list[Any], int]:
-    rows = connection.execute(f"{select} due > ? AND due <= ? ORDER BY due LIMIT ?", (after, until, limit)).fetchall()
-    if len(rows) < limit:
-        return rows, until
-    last = rows[-1][0]
-    # Others may be due in the same millisecond as the last: all of that, or none.
-    rows = [row for row in rows if row[0] < last]
-    return rows + connection.execute(f"{select} due = ?", (last,)).fetchall(), last

@@ -4,12 +4,14 @@ Immutable: a sync makes a new one, so that the writer's thread and the event loo
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from yarl import URL
 
+from durably.engine.errors import ConfigInvalidError
 from durably.engine.expressions import Expression, ExpressionInvalidError, compile_expression
+from durably.engine.flow.config import Flow, read_flow
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_RETRIES
 from durably.protocol.sync import FunctionConfig
@@ -20,12 +22,34 @@ _logger = logging.getLogger("durably.engine")
 
 
 class Function(msgspec.Struct, frozen=True):
-    """``is_active`` is false where its app has not synced it the last time; runs of it go on."""
+    """``is_active`` is false where its app has not synced it the last time; runs of it go on.
+
+    ``flow`` is its flow control; ``is_plain`` says that it has none, and spares the look at it.
+    """
 
     id: str
     app_id: str
     is_active: bool
     config: FunctionConfig
+    flow: Flow
+    is_plain: bool
+
+    @classmethod
+    def from_config(cls, config: FunctionConfig, app_id: str) -> "Function":
+        """Raises ``ConfigInvalidError``, which names the function and the option."""
+        flow = read_flow(config)
+        return cls(config.id, app_id, True, config, flow, flow.is_plain)
+
+    @classmethod
+    def from_row(cls, function_id: str, app_id: str, is_active: bool, encoded: bytes) -> "Function":
+        config = _config_decoder.decode(encoded)
+        try:
+            function = cls.from_config(config, app_id)
+        except ConfigInvalidError as error:
+            # Checked when it was synced, by an earlier version perhaps: no reason not to start.
+            _logger.error("%s; the engine goes on without the function's flow control", error)
+            function = cls(function_id, app_id, True, config, Flow(function_id=function_id), is_plain=True)
+        return msgspec.structs.replace(function, is_active=is_active)
 
     @property
     def max_attempts(self) -> int:
@@ -44,17 +68,42 @@ class _Triggered(msgspec.Struct, frozen=True):
     expression: Expression | None
 
 
+class Restraint(msgspec.Struct, frozen=True):
+    """What a person has ordered about the runs that a function is to start."""
+
+    is_paused: bool = False
+    cancellations: tuple["StandingCancellation", ...] = ()
+
+
+class StandingCancellation(msgspec.Struct, frozen=True):
+    """Runs created up to ``until`` are cancelled, if the condition holds for their event."""
+
+    since: int | None
+    until: int
+    condition: Expression | None
+
+    def applies(self, now: int, event: Mapping[str, object]) -> bool:
+        in_time = (self.since is None or self.since <= now) and now < self.until
+        return in_time and (self.condition is None or self.condition.matches(event))
+
+
 _config_decoder = msgspec.json.Decoder(FunctionConfig)
+_UNRESTRAINED = Restraint()
 
 
 class Registry:
-    @classmethod
-    def from_rows(cls, rows: Iterable[tuple[str, str, bool, bytes]]) -> "Registry":
-        """Of ids, apps, whether active, and configurations as JSON."""
-        return cls(Function(id, app, bool(active), _config_decoder.decode(config)) for id, app, active, config in rows)
+    """``restraints`` are by the ids of functions."""
 
-    def __init__(self, functions: Iterable[Function]) -> None:
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[tuple[str, str, bool, bytes]], restraints: Mapping[str, Restraint] | None = None
+    ) -> "Registry":
+        """Of ids, apps, whether active, and configurations as JSON."""
+        return cls((Function.from_row(*row) for row in rows), restraints or {})
+
+    def __init__(self, functions: Iterable[Function], restraints: Mapping[str, Restraint]) -> None:
         self._functions = {function.id: function for function in functions}
+        self._restraints = restraints
         self._by_pattern: dict[str, list[_Triggered]] = {}
         for function in self._functions.values():
             if function.is_active:
@@ -80,7 +129,16 @@ class Registry:
             msgspec.structs.replace(function, is_active=False) if function.app_id == app_id else function
             for function in others
         ]
-        return Registry([*kept, *functions])
+        return Registry([*kept, *functions], self._restraints)
+
+    def with_restraint(self, function_id: str, restraint: Restraint) -> "Registry":
+        restraints = {**self._restraints, function_id: restraint}
+        if restraint == _UNRESTRAINED:
+            del restraints[function_id]
+        return Registry(self._functions.values(), restraints)
+
+    def restraint_of(self, function_id: str) -> Restraint | None:
+        return self._restraints.get(function_id)
 
     def find(self, function_id: str) -> Function | None:
         return self._functions.get(function_id)

@@ -1,34 +1,43 @@
-"""Where events go: into the database, to the functions they trigger, and to the steps that wait for them.
+"""Where events go: into the database, to the runs they cancel, the functions they trigger, and the steps that wait.
 
 Part of an entry in the ledger; runs in the writer's thread, in the transaction of whatever brought the event.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from durably.engine.expressions import Equality, compile_expression
+from durably.engine.expressions import compile_expression
 from durably.engine.inputs import WaitResolved
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
 from .arrivals import Arrival, announce, arrive
 from .ids import IdSeed
+from .narrowing import value_at
 from .registry import Function
-from .views import InvokeReceipt
+from .store import RunRow
 
 if TYPE_CHECKING:
     from .ledger import Entry
 
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
-_PATH = msgspec.json.Decoder(tuple[str | int, ...])
+
+_Listened = tuple[str | None, str | None]
+"""A place by which waits for an event are narrowed down, and the value that the event has there."""
 
 
 class EventRouter:
+    """Events that the engine sends while another is being taken are taken after it: however many runs end by each
+    other's ends, the order is that in which it happened."""
+
     def __init__(self, entry: "Entry") -> None:
         self._entry = entry
         self._triggers: dict[int, Arrival] = {}
+        self._announced: deque[Arrival] = deque()
+        self._is_taking = False
 
     def send(self, events: Sequence[Event], seed: IdSeed | None) -> list[str]:
         """Take events from outside, and answer with their ids. An event that was sent before changes nothing,
@@ -42,16 +51,21 @@ class EventRouter:
             ids.append(known or event_id)
         return ids
 
-    def invoke(self, function: Function, event: Event, metadata: dict[str, Any]) -> InvokeReceipt:
-        """Start a run of one function, whatever triggers it otherwise."""
+    def invoke(self, function: Function, event: Event, event_id: str, metadata: dict[str, Any]) -> RunRow | None:
+        """Start a run of one function, whatever triggers it otherwise; ``None`` where none starts, or not yet."""
         event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
-        arrival = arrive(event, self._entry.new_id(), self._entry.now)
+        return self.take_for(function, arrive(event, event_id, self._entry.now))
+
+    def take_for(self, function: Function, arrival: Arrival) -> RunRow | None:
+        """Take an event that is meant for one function; others that it triggers start as well."""
         key = self._take(arrival, besides=function)
-        return InvokeReceipt(event_id=arrival.id, run_id=self._entry.start_run(function, key))
+        return self._entry.admissions.trigger(function, key)
 
     def emit(self, name: InternalEvent, data: bytes) -> None:
         """Send one of the engine's own events; ``data`` is JSON."""
-        self._take(announce(name, data, self._entry.new_id(), self._entry.now))
+        self._announced.append(announce(name, data, self._entry.new_id(), self._entry.now))
+        if not self._is_taking:
+            self._take_announced()
 
     def trigger_of(self, event_key: int) -> Arrival:
         """The event that a run was triggered by."""
@@ -70,24 +84,51 @@ class EventRouter:
         return seeded_id if seeded_id is not None and store.has_event(seeded_id) else None
 
     def _take(self, arrival: Arrival, *, sender_id: str | None = None, besides: Function | None = None) -> int:
+        was_taking, self._is_taking = self._is_taking, True
+        try:
+            key = self._receive(arrival, sender_id, besides)
+        finally:
+            self._is_taking = was_taking
+        if not was_taking:
+            self._take_announced()
+        return key
+
+    def _take_announced(self) -> None:
+        self._is_taking = True
+        try:
+            while self._announced:
+                self._receive(self._announced.popleft(), None, None)
+        finally:
+            self._is_taking = False
+
+    def _receive(self, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int:
+        """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
         entry = self._entry
         body = entry.to_stored(arrival.body)
         key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, body)
-        for function in entry.registry.triggered_by(arrival):
+        listened = [(path, value_at(path, arrival.fields)) for path in entry.store.wait_paths(arrival.name)]
+        if listened:
+            self._cancel(arrival, listened)
+        functions = entry.registry.triggered_by(arrival)
+        if functions:
+            self._triggers[key] = arrival
+        for function in functions:
             if besides is None or function.id != besides.id:
-                entry.start_run(function, key)
-        self._wake(arrival, body)
+                entry.admissions.trigger(function, key)
+        for path, value in listened:
+            self._wake(arrival, body, path, value)
         return key
 
-    def _wake(self, arrival: Arrival, body: bytes) -> None:
-        """End the waits for the event. Those narrowed down to something else are never looked at."""
-        store = self._entry.store
-        self._wake_among(arrival, body, None, None)
-        for encoded in store.wait_paths(arrival.name):
-            value = Equality(_PATH.decode(encoded)).found_key(arrival.fields)
-            self._wake_among(arrival, body, encoded, value)
+    def _cancel(self, arrival: Arrival, listened: Sequence[_Listened]) -> None:
+        entry = self._entry
+        reason = f"the run was cancelled by the event {arrival.name!r}"
+        for path, value in listened:
+            for run_key, expression in entry.store.flow.cancels(arrival.name, path, value, entry.now):
+                if expression is None or self._matches(run_key, expression, arrival):
+                    entry.cancel(run_key, reason)
 
-    def _wake_among(self, arrival: Arrival, body: bytes, path: str | None, value: str | None) -> None:
+    def _wake(self, arrival: Arrival, body: bytes, path: str | None, value: str | None) -> None:
+        """End the waits for the event. Those narrowed down to something else are never looked at."""
         entry = self._entry
         for run_key, step_id, expression in entry.store.event_waits(arrival.name, path, value):
             if expression is None or self._matches(run_key, expression, arrival):

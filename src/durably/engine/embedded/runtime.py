@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError
-from durably.engine.inputs import TimerFired
 
-from . import queries, work
+from . import sweeps, work
 from .caller import Caller, HttpCaller
 from .canonical import canonical_json
-from .effects import CallAt, Effects, RequestAt, TimerAt
+from .due import load_due
+from .effects import CallAt, Effects, RequestAt, StoredTimer, TimerAt
 from .executor import Executor
 from .journal import Journal
 from .ledger import Entry, Ledger
@@ -26,6 +26,7 @@ from .requests import Requests
 from .schema import Ownership, open_database, take_ownership
 from .settings import EngineSettings
 from .store import Store
+from .sweeps import restraints_of
 from .timeline import Loaded, Timeline
 from .watching import Watchers
 from .writer import Writer, explain
@@ -36,7 +37,7 @@ _RECOVERED_TOGETHER = 100
 
 _logger = logging.getLogger("durably.engine")
 
-_Due = CallAt | TimerAt | RequestAt
+_Due = CallAt | StoredTimer | RequestAt
 
 
 class Runtime:
@@ -64,7 +65,7 @@ class Runtime:
         self.journal = Journal(
             self._writer,
             Ledger(store, make_policy(settings), to_stored, settings.max_event_bytes, settings.entropy),
-            Registry.from_rows(store.all_functions()),
+            Registry.from_rows(store.all_functions(), restraints_of(store, settings.clock.now())),
             settings.clock,
             self._carry_out,
         )
@@ -148,9 +149,11 @@ class Runtime:
 
     async def _recover(self) -> None:
         """Whatever was under way when the engine stopped gets a new generation, and is made again."""
-        moving = self._store.moving_runs()
+        moving, open_sweeps = self._store.moving_runs(), self._store.sweeps.open_sweeps()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
+        for sweep_id in open_sweeps:
+            self.journal.enter_soon(sweeps.go_on(sweep_id))
 
     async def _recover_together(self, run_keys: list[int]) -> None:
         """One with which something is wrong holds up none of the others."""
@@ -172,6 +175,8 @@ class Runtime:
         """After the commit of a unit of work."""
         for synced in effects.synced:
             self.journal.registry = self.journal.registry.with_app(synced.app_id, synced.functions)
+        for order in effects.restrained:
+            self.journal.registry = self.journal.registry.with_restraint(order.function_id, order.restraint)
         for run_key in effects.ended:
             self._requests.forget(run_key)
         for request in effects.requests:
@@ -180,24 +185,34 @@ class Runtime:
         for timer in effects.timers:
             self._timeline.add(timer.due, timer)
         now = self.settings.clock.now()
-        self.executor.make([due for due in effects.calls if due.call.is_made(now)])
+        self._make([due for due in effects.calls if due.call.is_made(now)])
         for later in effects.calls:
             if not later.call.is_made(now):
                 self._timeline.add(later.call.due, later)
+        for sweep_id in effects.sweeps:
+            self.journal.enter_soon(sweeps.go_on(sweep_id))
         self.watchers.tell(effects.notes)
 
     async def _load_due(self, after: int, until: int) -> Loaded[_Due]:
-        loaded = await self.reader.read(lambda connection: queries.load_due(connection, after, until, _LOAD_LIMIT))
+        loaded = await self.reader.read(lambda connection: load_due(connection, after, until, _LOAD_LIMIT))
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _meet(self, due: list[_Due]) -> None:
         """What the timeline says is due now."""
-        self.executor.make([item for item in due if isinstance(item, CallAt)])
+        self._make([item for item in due if isinstance(item, CallAt)])
         for item in due:
-            if isinstance(item, TimerAt):
-                self.journal.enter_soon(_fire(item), functools.partial(work.fail, item.run_key))
-            elif isinstance(item, RequestAt):
+            if isinstance(item, RequestAt):
                 self._requests.make(item)
+            elif isinstance(item, TimerAt):
+                self.journal.enter_soon(work.fall_due(item), functools.partial(work.fail, item.run_key))
+            elif not isinstance(item, CallAt):
+                self.journal.enter_soon(work.fall_due(item))
+
+    def _make(self, calls: list[CallAt]) -> None:
+        self.executor.make([call for call in calls if not call.has_to_queue])
+        for call in calls:
+            if call.has_to_queue:
+                self.journal.enter_soon(work.join_queue(call), functools.partial(work.fail, call.run_key))
 
 
 async def _take_ownership(connection: sqlite3.Connection, settings: EngineSettings) -> Ownership:
@@ -207,10 +222,6 @@ async def _take_ownership(connection: sqlite3.Connection, settings: EngineSettin
         return await asyncio.to_thread(take_ownership, connection, writes_canonical=is_signed)
     except sqlite3.Error as error:
         raise explain(error) from error
-
-
-def _fire(timer: TimerAt) -> Callable[[Entry], bool]:
-    return lambda entry: entry.apply(timer.run_key, TimerFired(timer.step_id))
 
 
 def _recover(run_keys: list[int]) -> Callable[[Entry], None]:

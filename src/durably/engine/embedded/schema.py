@@ -130,7 +130,154 @@ CREATE TABLE delayed_calls (
 CREATE INDEX delayed_calls_by_due ON delayed_calls (due);
 """
 
-MIGRATIONS = (_FIRST,)
+_FLOW_CONTROL = """
+-- A run may be started by several events: event_key is then the first, and run_events has all of them.
+ALTER TABLE runs ADD COLUMN is_batch INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE run_events (
+    run_key INTEGER NOT NULL,
+    event_key INTEGER NOT NULL,
+    PRIMARY KEY (run_key, event_key)
+) WITHOUT ROWID;
+CREATE INDEX run_events_by_event ON run_events (event_key);
+
+-- ticket is what a run carries with it about flow control, if its function has any. step_input, if any, is the step
+-- that a person gave another input, and that input: {"<hashed step id>": {"input": ...}}.
+ALTER TABLE heads ADD COLUMN ticket BLOB;
+ALTER TABLE heads ADD COLUMN step_input BLOB;
+
+-- What options count, such as a rate limit's level for one value of its key. due is when something is to be done about
+-- a bucket, expires from when on its state means the same as none.
+CREATE TABLE buckets (
+    id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    function_id TEXT NOT NULL,
+    key TEXT NOT NULL,
+    state BLOB NOT NULL,
+    due INTEGER,
+    expires INTEGER
+) WITHOUT ROWID;
+CREATE INDEX buckets_by_due ON buckets (due) WHERE due IS NOT NULL;
+CREATE INDEX buckets_by_expiry ON buckets (expires) WHERE expires IS NOT NULL;
+
+-- Events that have yet to start their run: the one of a debounce, those of a batch.
+CREATE TABLE held_events (
+    bucket_id TEXT NOT NULL,
+    event_key INTEGER NOT NULL,
+    PRIMARY KEY (bucket_id, event_key)
+) WITHOUT ROWID;
+CREATE INDEX held_events_by_event ON held_events (event_key);
+
+-- Calls that wait for room, in lanes; see durably.engine.flow.queue. Of those that were let through, holds tells the
+-- concurrency slots that they take, and since when.
+CREATE TABLE lanes (
+    id TEXT PRIMARY KEY,
+    function_id TEXT NOT NULL,
+    gate TEXT NOT NULL,
+    gate_limit INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    run_key INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    lane BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX lanes_by_gate ON lanes (gate, gate_limit, place, run_key, generation);
+CREATE INDEX lanes_by_function ON lanes (function_id);
+CREATE TABLE queued_calls (
+    lane_id TEXT NOT NULL,
+    place INTEGER NOT NULL,
+    run_key INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    PRIMARY KEY (lane_id, place, run_key, generation)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX queued_calls_by_run ON queued_calls (run_key, generation);
+CREATE TABLE slots_used (
+    id TEXT PRIMARY KEY,
+    used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE holds (
+    run_key INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    bucket_ids BLOB NOT NULL,
+    made_at INTEGER NOT NULL,
+    PRIMARY KEY (run_key, generation)
+) WITHOUT ROWID;
+CREATE TABLE levels (
+    id TEXT PRIMARY KEY,
+    level BLOB NOT NULL,
+    expires INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX levels_by_expiry ON levels (expires);
+CREATE TABLE openings (
+    id TEXT PRIMARY KEY,
+    opens_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX openings_by_time ON openings (opens_at);
+
+-- Events that cancel a run, narrowed down as in waits; until is the last moment at which they do.
+CREATE TABLE cancels (
+    run_key INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    event TEXT NOT NULL,
+    path TEXT,
+    value TEXT,
+    expression TEXT,
+    until INTEGER,
+    PRIMARY KEY (run_key, position)
+) WITHOUT ROWID;
+CREATE INDEX cancels_by_event ON cancels (event, path, value);
+
+-- When a run is cancelled if it has not started, or not ended, by then; kind tells which.
+CREATE TABLE deadlines (
+    run_key INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    due INTEGER NOT NULL
+);
+CREATE INDEX deadlines_by_due ON deadlines (due);
+
+-- The next tick of each cron schedule: at is the scheduled time, due the same with its jitter.
+CREATE TABLE schedules (
+    function_id TEXT NOT NULL,
+    schedule TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    due INTEGER NOT NULL,
+    PRIMARY KEY (function_id, schedule)
+) WITHOUT ROWID;
+CREATE INDEX schedules_by_due ON schedules (due);
+
+CREATE TABLE pauses (
+    function_id TEXT PRIMARY KEY,
+    paused_at INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- What a person asked to be done about many runs of a function: those created from started_after to started_before with
+-- one of the statuses (a JSON array; any where NULL), for whose event the expression holds. Runs are looked at in the
+-- order of their keys; cursor is the last that was, until_key the last to look at.
+CREATE TABLE sweeps (
+    id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    function_id TEXT NOT NULL,
+    started_after INTEGER,
+    started_before INTEGER NOT NULL,
+    expression TEXT,
+    statuses TEXT,
+    created_at INTEGER NOT NULL,
+    ended_at INTEGER,
+    cursor INTEGER NOT NULL,
+    until_key INTEGER NOT NULL,
+    affected INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX sweeps_open ON sweeps (id) WHERE ended_at IS NULL;
+
+-- From now on all that waits for an event has a row in wait_paths, with an empty path where it is not narrowed down.
+INSERT OR IGNORE INTO wait_paths (event, path)
+SELECT DISTINCT topic, '' FROM waits WHERE op = 'WaitForEvent' AND topic IS NOT NULL AND path IS NULL;
+
+-- Who invokes waits for the event of the invocation, whichever run that starts, and whenever.
+UPDATE waits SET topic = (
+    SELECT events.id FROM runs JOIN events ON events.key = runs.event_key WHERE runs.id = waits.topic
+) WHERE op = 'InvokeFunction' AND topic IS NOT NULL;
+"""
+
+MIGRATIONS = (_FIRST, _FLOW_CONTROL)
 """In order, each a script that takes the schema one version further. Those that were released never change."""
 
 

@@ -9,30 +9,44 @@ from collections.abc import Collection, Iterable, Iterator
 import msgspec
 
 from durably.engine.errors import DatabaseCorruptError
+from durably.engine.flow.ticket import Ticket, decode_ticket, encode_ticket
 from durably.engine.head import Head, RunStatus, decode_head, encode_head
 from durably.engine.inputs import WriteMemo
 from durably.protocol.opcodes import Opcode
 
+from .flow_store import FlowStore
+from .sweep_store import SweepStore
+
+_RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of FROM runs"
+
 
 class RunRow(msgspec.Struct, frozen=True):
+    """``event_key`` is the event that triggered the run, or the first of them where it ``is_batch``."""
+
     key: int
     id: str
     function_id: str
     app_id: str
     event_key: int
+    is_batch: bool
     status: RunStatus
     created_at: int
     started_at: int | None
+    rerun_of: str | None
 
 
 class NewRun(msgspec.Struct, frozen=True):
+    """``step_input``: see the schema."""
+
     id: str
     function_id: str
     app_id: str
-    event_key: int
+    event_keys: tuple[int, ...]
     max_attempts: int
     created_at: int
-    rerun_of: str | None
+    rerun_of: str | None = None
+    ticket: Ticket | None = None
+    step_input: bytes | None = None
 
 
 class WaitRow(msgspec.Struct, frozen=True):
@@ -49,8 +63,12 @@ class WaitRow(msgspec.Struct, frozen=True):
 
 
 class Store:
+    """``flow`` and ``sweeps`` hold the statements of what they are named for."""
+
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+        self.connection = self._connection = connection
+        self.flow = FlowStore(connection)
+        self.sweeps = SweepStore(connection)
 
     # events
 
@@ -119,46 +137,110 @@ class Store:
 
     # runs
 
-    def add_run(self, run: NewRun, head: Head) -> int:
+    def add_run(self, run: NewRun, head: Head, *, is_moving: bool) -> RunRow:
+        row = self._add_run_row(run, head.status)
+        self._connection.execute(
+            "INSERT INTO heads (run_key, is_moving, head, ticket, step_input) VALUES (?, ?, ?, ?, ?)",
+            (
+                row.key,
+                is_moving,
+                encode_head(head),
+                None if run.ticket is None else encode_ticket(run.ticket),
+                run.step_input,
+            ),
+        )
+        return row
+
+    def add_skipped_run(self, run: NewRun, output: bytes) -> RunRow:
+        """A run that is to be seen, but is over."""
+        row = self._add_run_row(run, RunStatus.SKIPPED)
+        self._connection.execute(
+            "UPDATE runs SET ended_at = ?, output = ? WHERE key = ?", (run.created_at, output, row.key)
+        )
+        return row
+
+    def _add_run_row(self, run: NewRun, status: RunStatus) -> RunRow:
+        is_batch = len(run.event_keys) > 1
         cursor = self._connection.execute(
-            "INSERT INTO runs (id, function_id, app_id, event_key, status, max_attempts, created_at, rerun_of) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO runs "
+            "(id, function_id, app_id, event_key, is_batch, status, max_attempts, created_at, rerun_of) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 run.id,
                 run.function_id,
                 run.app_id,
-                run.event_key,
-                head.status,
+                run.event_keys[0],
+                is_batch,
+                status,
                 run.max_attempts,
                 run.created_at,
                 run.rerun_of,
             ),
         )
-        assert cursor.lastrowid is not None
-        self._connection.execute(
-            "INSERT INTO heads (run_key, is_moving, head) VALUES (?, 1, ?)", (cursor.lastrowid, encode_head(head))
+        key = cursor.lastrowid
+        assert key is not None
+        if is_batch:
+            self._connection.executemany(
+                "INSERT INTO run_events (run_key, event_key) VALUES (?, ?)",
+                [(key, event_key) for event_key in run.event_keys],
+            )
+        return RunRow(
+            key,
+            run.id,
+            run.function_id,
+            run.app_id,
+            run.event_keys[0],
+            is_batch,
+            status,
+            run.created_at,
+            None,
+            run.rerun_of,
         )
-        return cursor.lastrowid
 
     def find_run_key(self, run_id: str) -> int | None:
         row = self._connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
         return row[0] if row else None
 
     def run(self, run_key: int) -> RunRow:
-        row = self._connection.execute(
-            "SELECT key, id, function_id, app_id, event_key, status, created_at, started_at FROM runs WHERE key = ?",
-            (run_key,),
-        ).fetchone()
-        key, run_id, function_id, app_id, event_key, status, created_at, started_at = row
-        return RunRow(key, run_id, function_id, app_id, event_key, RunStatus(status), created_at, started_at)
+        key, run_id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of = (
+            self._connection.execute(f"{_RUN} WHERE key = ?", (run_key,)).fetchone()
+        )
+        return RunRow(
+            key,
+            run_id,
+            function_id,
+            app_id,
+            event_key,
+            bool(is_batch),
+            RunStatus(status),
+            created_at,
+            started_at,
+            rerun_of,
+        )
 
-    def head(self, run_key: int) -> Head | None:
-        """``None`` where the run has ended. Raises ``DatabaseCorruptError``."""
-        row = self._connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+    def event_keys(self, run: RunRow) -> tuple[int, ...]:
+        """The events that started a run."""
+        if not run.is_batch:
+            return (run.event_key,)
+        rows = self._connection.execute(
+            "SELECT event_key FROM run_events WHERE run_key = ? ORDER BY event_key", (run.key,)
+        )
+        return tuple(event_key for (event_key,) in rows)
+
+    def head(self, run_key: int) -> tuple[Head, Ticket | None] | None:
+        """The head, and the ticket if it has one; ``None`` where the run has ended. Raises ``DatabaseCorruptError``."""
+        row = self._connection.execute("SELECT head, ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+        if row is None:
+            return None
+        return read_head(row[0]), None if row[1] is None else decode_ticket(row[1])
+
+    def ticket(self, run_key: int) -> Ticket | None:
+        """The ticket of a run whose head is damaged, if that can be read."""
+        row = self._connection.execute("SELECT ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
         try:
-            return decode_head(row[0]) if row else None
-        except msgspec.MsgspecError as error:
-            raise DatabaseCorruptError(f"the stored head of run {self.run(run_key).id} is damaged: {error}") from error
+            return decode_ticket(row[0]) if row and row[0] is not None else None
+        except msgspec.MsgspecError:
+            return None
 
     def moving_runs(self) -> list[int]:
         return [key for (key,) in self._connection.execute("SELECT run_key FROM heads WHERE is_moving")]
@@ -167,6 +249,11 @@ class Store:
         self._connection.execute(
             "UPDATE heads SET is_moving = ?, head = ? WHERE run_key = ?", (is_moving, encode_head(head), run_key)
         )
+
+    def begin_run(self, run: RunRow, started_at: int) -> RunRow:
+        """Note that the run's first call is made."""
+        self.set_running(run.key, started_at)
+        return msgspec.structs.replace(run, status=RunStatus.RUNNING, started_at=started_at)
 
     def set_running(self, run_key: int, started_at: int) -> None:
         self._connection.execute(
@@ -209,6 +296,29 @@ class Store:
             step_id for step_id in step_ids if self._connection.execute(query, (run_key, step_id)).fetchone()
         )
 
+    def memo_order(self, run_key: int) -> list[tuple[int, str, str]]:
+        """Places, hashed ids and names of the steps that have a memo, in the order of the memos."""
+        return self._connection.execute(
+            "SELECT seq, step_id, name FROM memos WHERE run_key = ? ORDER BY seq", (run_key,)
+        ).fetchall()
+
+    def size_of_memos(self, run_key: int, before: int) -> tuple[int, int]:
+        """How many of the run's memos come before a place, and how many bytes they have."""
+        row: tuple[int, int] = self._connection.execute(
+            "SELECT count(*), coalesce(sum(length(memo)), 0) FROM memos WHERE run_key = ? AND seq < ?",
+            (run_key, before),
+        ).fetchone()
+        return row
+
+    def copy_memos(self, from_key: int, to_key: int, before: int) -> None:
+        """Give a run those memos of another that come before a place."""
+        self._connection.execute(
+            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo) "
+            "SELECT ?, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo FROM memos "
+            "WHERE run_key = ? AND seq < ?",
+            (to_key, from_key, before),
+        )
+
     # waits
 
     def put_wait(self, wait: WaitRow, created_at: int) -> None:
@@ -240,7 +350,7 @@ class Store:
         self._connection.execute("UPDATE waits SET topic = NULL WHERE run_key = ? AND step_id = ?", (run_key, step_id))
 
     def waits_for(self, op: Opcode, topic: str) -> list[tuple[int, str]]:
-        """Runs and steps that wait for a signal or for the end of a run."""
+        """Runs and steps that wait for a signal, or for the run that an event starts."""
         return self._connection.execute(
             "SELECT run_key, step_id FROM waits WHERE op = ? AND topic = ?", (op, topic)
         ).fetchall()
@@ -253,11 +363,13 @@ class Store:
         )
         return rows
 
-    def add_wait_path(self, event: str, path: str) -> None:
-        self._connection.execute("INSERT OR IGNORE INTO wait_paths (event, path) VALUES (?, ?)", (event, path))
+    def add_wait_path(self, event: str, path: str | None) -> None:
+        """Note that something waits for, or is cancelled by, an event, narrowed down by a place of it or not."""
+        self._connection.execute("INSERT OR IGNORE INTO wait_paths (event, path) VALUES (?, ?)", (event, path or ""))
 
-    def wait_paths(self, event: str) -> list[str]:
-        return [path for (path,) in self._connection.execute("SELECT path FROM wait_paths WHERE event = ?", (event,))]
+    def wait_paths(self, event: str) -> list[str | None]:
+        rows = self._connection.execute("SELECT path FROM wait_paths WHERE event = ?", (event,))
+        return [path or None for (path,) in rows]
 
     # delayed calls
 
@@ -270,3 +382,11 @@ class Store:
         self._connection.execute(
             "DELETE FROM delayed_calls WHERE run_key = ? AND generation = ?", (run_key, generation)
         )
+
+
+def read_head(stored: bytes) -> Head:
+    """Raises ``DatabaseCorruptError``."""
+    try:
+        return decode_head(stored)
+    except msgspec.MsgspecError as error:
+        raise DatabaseCorruptError(f"the head that is stored of the run is damaged: {error}") from error

@@ -77,6 +77,10 @@ def run_started(run: RunRow, at: int) -> Note:
     return Note(UpdateKind.RUN_STARTED, at, run)
 
 
+def run_skipped(run: RunRow, output: bytes, at: int) -> Note:
+    return Note(UpdateKind.RUN_SKIPPED, at, run, output=output, failed=True)
+
+
 def call_repeated(run: RunRow, call: Call, at: int) -> Note:
     if call.unreached:
         return Note(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)

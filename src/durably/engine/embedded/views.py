@@ -117,8 +117,10 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """``run_id`` is ``None`` where flow control starts no run, or not yet."""
+
     event_id: str
-    run_id: str
+    run_id: str | None
 
 
 class UpdateKind(StrEnum):
@@ -132,6 +134,7 @@ class UpdateKind(StrEnum):
     RUN_COMPLETED = "run completed"
     RUN_FAILED = "run failed"
     RUN_CANCELLED = "run cancelled"
+    RUN_SKIPPED = "run skipped"
 
 
 class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 Each function here makes a unit of work or is one; they run in the writer's thread.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from durably.engine.errors import (
     FunctionNotFoundError,
     RunNotFoundError,
 )
-from durably.engine.inputs import Answered, CancelAsked, Checkpointed, Recovered, WaitResolved
+from durably.engine.inputs import Answered, CancelAsked, Checkpointed, Recovered, TimerFired, WaitResolved
 from durably.engine.turn import data_memo
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.errors import ErrorData
@@ -24,10 +24,19 @@ from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import SyncRequest
 
 from .bodies import generation_of
-from .effects import CallAt, Synced
+from .effects import BucketAt, CallAt, DeadlineAt, OpeningAt, StoredTimer, Synced, TickAt, TimerAt
+from .flow_store import DeadlineKind
 from .ledger import Entry
 from .registry import Function
+from .reruns import FromStep, plan_rerun
+from .schedules import fire_tick, plan_schedules
+from .sweeps import refuse_paused
 from .views import InvokeReceipt, SyncResult
+
+_LATE = {
+    DeadlineKind.START: "the run was cancelled: it had not started by the time that timeouts.start allows",
+    DeadlineKind.FINISH: "the run was cancelled: it had not ended by the time that timeouts.finish allows",
+}
 
 
 def answer(due: CallAt, answered: Answer) -> Callable[[Entry], None]:
@@ -70,20 +79,51 @@ def fail(run_key: int, error: Exception) -> Callable[[Entry], None]:
     return lambda entry: entry.fail_run(run_key, data)
 
 
+def fall_due(timer: StoredTimer) -> Callable[[Entry], object]:
+    """What follows from the time having come."""
+    match timer:
+        case TimerAt(run_key, step_id):
+            return lambda entry: entry.apply(run_key, TimerFired(step_id))
+        case DeadlineAt(run_key):
+            return lambda entry: _end_late_run(entry, run_key)
+        case BucketAt(bucket_id):
+            return lambda entry: entry.admissions.end_bucket(bucket_id)
+        case TickAt():
+            return lambda entry: fire_tick(entry, timer)
+        case OpeningAt():
+            return lambda entry: entry.queue.look_at_openings()
+
+
+def join_queue(due: CallAt) -> Callable[[Entry], None]:
+    """A call that was put off, and may have to wait for room, is due."""
+    return lambda entry: entry.join_queue(due.run_key, due.call.generation)
+
+
+def _end_late_run(entry: Entry, run_key: int) -> None:
+    deadline = entry.store.flow.deadline(run_key)
+    if deadline is not None and deadline[1] <= entry.now:
+        entry.cancel(run_key, _LATE[deadline[0]])
+
+
 def cancel(entry: Entry, run_id: str) -> bool:
     """False where the run has ended. Raises ``RunNotFoundError``."""
     return entry.apply(_find_run(entry, run_id), CancelAsked())
 
 
-def rerun(entry: Entry, run_id: str) -> str:
-    """The new run's id. Raises ``RunNotFoundError``, ``FunctionNotFoundError``."""
+def rerun(entry: Entry, run_id: str, from_step: FromStep | None) -> str:
+    """The new run's id. Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``,
+    ``StepNotFoundError``."""
     run = entry.store.run(_find_run(entry, run_id))
-    return entry.start_run(_find_function(entry, run.function_id), run.event_key, rerun_of=run.id)
+    function = find_function(entry, run.function_id)
+    refuse_paused(entry, function)
+    return entry.admissions.rerun(function, plan_rerun(entry.store, run, from_step)).id
 
 
 def invoke(entry: Entry, function_id: str, event: Event) -> InvokeReceipt:
     """Raises ``FunctionNotFoundError``."""
-    return entry.events.invoke(_find_function(entry, function_id), event, {"fn_id": function_id})
+    event_id = entry.new_id()
+    run = entry.events.invoke(find_function(entry, function_id), event, event_id, {"fn_id": function_id})
+    return InvokeReceipt(event_id=event_id, run_id=None if run is None else run.id)
 
 
 def signal(entry: Entry, name: str, data: bytes) -> str | None:
@@ -100,15 +140,18 @@ def recover(entry: Entry, run_keys: Collection[int]) -> None:
         entry.apply(run_key, Recovered())
 
 
-def sync(entry: Entry, request: SyncRequest) -> SyncResult:
-    """Make the app's functions what it says they are. It has been checked. Raises ``ConfigInvalidError``."""
+def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> SyncResult:
+    """Make the app's functions what it says they are. They have been checked. Raises ``ConfigInvalidError``."""
     store, app_id = entry.store, request.app_id
-    configs = [(config.id, msgspec.json.encode(config)) for config in request.functions]
+    configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
     modified = store.active_functions(app_id) != configs
     if modified:
         _check_owners(entry, app_id, [function_id for function_id, _ in configs])
         store.put_functions(app_id, configs)
-        functions = [Function(config.id, app_id, True, config) for config in request.functions]
+        store.flow.drop_schedules_of_others(app_id)
+        for function in functions:
+            plan_schedules(entry, function)
+            entry.queue.look_at_function(function.flow)
         entry.effects.synced.append(Synced(app_id, functions))
     store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
     return SyncResult(app_id=app_id, modified=modified)
@@ -132,7 +175,8 @@ def _find_run(entry: Entry, run_id: str) -> int:
     return key
 
 
-def _find_function(entry: Entry, function_id: str) -> Function:
+def find_function(entry: Entry, function_id: str) -> Function:
+    """Raises ``FunctionNotFoundError``."""
     function = entry.registry.find(function_id)
     if function is None or not function.is_active:
         raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")

@@ -13,7 +13,7 @@ from .batch import Batch, OpenBatch, join_batch
 from .buckets import Bucket, Fields, ReadState, StateChange
 from .cancellation import CancelOn, listen
 from .config import Flow
-from .debounce import PendingDebounce, hold_back
+from .debounce import Debounce, PendingDebounce, debounce
 from .idempotency import see
 from .priority import place_of
 from .rate_limit import count_event
@@ -56,10 +56,16 @@ class Skip(msgspec.Struct, frozen=True):
 
 
 class Debounced(msgspec.Struct, frozen=True):
-    """Start a run when ``due``, for whatever event is pending in the bucket then."""
+    """Start a run when ``due``, for whatever event is pending in the bucket then.
+
+    ``was_due`` is when one would have started before this event, if any was pending. ``dropped`` is the key of the
+    event that lost its place thereby: the one that was pending, or this one if it is late news.
+    """
 
     bucket: Bucket
     due: int
+    was_due: int | None = None
+    dropped: int | None = None
 
 
 class Batched(msgspec.Struct, frozen=True):
@@ -97,10 +103,8 @@ def admit(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
             return Admission(Skip(SkipReason.RATE_LIMIT))
         changes.append(counted)
     if flow.debounce is not None:
-        bucket = flow.debounce.bucket(flow.function_id, event)
-        pending = hold_back(flow.debounce, bucket, read, trigger.key, event.get("ts") or now, now)
-        assert pending.due is not None
-        return Admission(Debounced(bucket, pending.due), (*changes, pending))
+        held_back = _hold_back(flow.debounce, flow.debounce.bucket(flow.function_id, event), trigger, read, now)
+        return Admission(held_back.outcome, (*changes, *held_back.changes))
     started = start(flow, event, read, now)
     return Admission(started.outcome, (*changes, *started.changes))
 
@@ -153,6 +157,16 @@ def release(ticket: Ticket, run_key: int, read: ReadState) -> tuple[StateChange,
     if ticket.singleton is None or Holder.load(read, ticket.singleton) != Holder(run_key):
         return ()
     return (StateChange(ticket.singleton, None),)
+
+
+def _hold_back(rule: Debounce, bucket: Bucket, trigger: Trigger, read: ReadState, now: int) -> Admission:
+    before = PendingDebounce.load(read, bucket)
+    after = debounce(rule, before, trigger.key, trigger.fields.get("ts") or now, now)
+    change = StateChange(bucket, after.encode(), due=after.due)
+    if before is None:
+        return Admission(Debounced(bucket, after.due), (change,))
+    dropped = trigger.key if after is before else before.event_key
+    return Admission(Debounced(bucket, after.due, before.due, dropped), (change,))
 
 
 def _add_to_batch(rule: Batch, bucket: Bucket, trigger: Trigger, read: ReadState, now: int) -> Admission:

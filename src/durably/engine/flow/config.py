@@ -44,6 +44,11 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
     schedules: tuple[Schedule, ...] = ()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every event starts a run at once, whose calls are made as they come."""
+        return self == Flow(function_id=self.function_id, schedules=self.schedules)
+
     def limit(self, name: str) -> int | None:
         """The concurrency limit of this name; ``None`` where the function has it no more."""
         return next((limit.limit for limit in self.concurrency if limit.name == name), None)

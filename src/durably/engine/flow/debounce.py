@@ -11,7 +11,7 @@ import msgspec
 from durably.engine.expressions import Expression
 from durably.protocol import sync
 
-from .buckets import Bucket, BucketKind, BucketState, Fields, ReadState, StateChange, key_of
+from .buckets import Bucket, BucketKind, BucketState, Fields, key_of
 from .reading import OptionReader
 
 _LONGEST_PERIOD = dt.timedelta(days=7)
@@ -58,9 +58,3 @@ def debounce(rule: Debounce, pending: PendingDebounce | None, event_key: int, ts
         deadline = pending.deadline
     due = now + rule.period
     return PendingDebounce(event_key, ts, due if deadline is None else min(due, deadline), deadline)
-
-
-def hold_back(rule: Debounce, bucket: Bucket, read: ReadState, event_key: int, ts: int, now: int) -> StateChange:
-    """The bucket's state with the event in it, due when the run is to start."""
-    pending = debounce(rule, PendingDebounce.load(read, bucket), event_key, ts, now)
-    return StateChange(bucket, pending.encode(), due=pending.due)

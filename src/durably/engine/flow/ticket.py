@@ -27,8 +27,12 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
     @property
     def is_queued(self) -> bool:
-        """Whether the run's calls have to ask the queue at all."""
+        """Whether the run's calls, or its first at least, have to ask the queue at all."""
         return bool(self.slots) or self.throttle is not None
+
+    def has_to_queue(self, *, starts_run: bool) -> bool:
+        """The same of one call; ``starts_run`` as in ``Queue.join``."""
+        return bool(self.slots) or (starts_run and self.throttle is not None)
 
 
 _encoder = msgspec.msgpack.Encoder()

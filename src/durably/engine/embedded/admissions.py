@@ -1,0 +1,229 @@
+"""What becomes of events that trigger functions, carried out in the database: runs that start, at once or later,
+are skipped, or make others end.
+
+Part of an entry in the ledger; what is to be done decides ``durably.engine.flow.admission``.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from durably.engine.flow.admission import (
+    Admission,
+    Batched,
+    Debounced,
+    Skip,
+    SkipReason,
+    Start,
+    Trigger,
+    admit,
+    end_batch,
+    end_debounce,
+    hold,
+    release,
+    start,
+)
+from durably.engine.flow.batch import OpenBatch
+from durably.engine.flow.buckets import BucketKind, StateChange
+from durably.engine.flow.cancellation import CancelOn
+from durably.engine.flow.ticket import Ticket
+from durably.protocol.errors import ErrorData
+
+from .effects import BucketAt, DeadlineAt
+from .flow_store import CancelRow, DeadlineKind
+from .narrowing import narrow
+from .registry import Function
+from .reruns import Rerun
+from .store import RunRow
+
+if TYPE_CHECKING:
+    from .ledger import Entry
+
+_PAUSED = "it is paused"
+_TOOK_PLACE = "a later event took the place of this one (debounce)"
+_REASONS = {
+    SkipReason.IDEMPOTENCY: "an event with the same value of its idempotency expression came less than 24 hours before",
+    SkipReason.RATE_LIMIT: "the event is over its rate limit",
+    SkipReason.SINGLETON: "a run of it is under way (singleton)",
+}
+_SINGLETON_CANCELLED = "the run was cancelled: a newer one took its place (singleton)"
+_BULK_CANCELLED = "the run was cancelled: a bulk cancellation holds for it"
+
+
+class Admissions:
+    def __init__(self, entry: "Entry") -> None:
+        self._entry = entry
+        self._flow = entry.store.flow
+
+    def trigger(self, function: Function, event_key: int) -> RunRow | None:
+        """An event triggers a function. The run that starts for it, or is shown as skipped; ``None`` where there is
+        none, or not yet."""
+        restraint = self._entry.registry.restraint_of(function.id)
+        if function.is_plain and restraint is None:
+            return self._entry.start_run(function, (event_key,))
+        if restraint is not None and restraint.is_paused:
+            return self._skip_run(function, (event_key,), _PAUSED)
+        arrival = self._entry.events.trigger_of(event_key)
+        trigger = Trigger(event_key, arrival.fields, len(arrival.body))
+        admission = admit(function.flow, trigger, self._flow.read, self._entry.now)
+        self._put(admission.changes)
+        match admission.outcome:
+            case Debounced() as debounced:
+                self._hold_back(function, event_key, debounced)
+                return None
+            case Batched() as batched:
+                return self._add_to_batch(function, event_key, batched)
+            case Skip(reason, None):
+                self._drop(function, event_key, _REASONS[reason])
+                return None
+            case _:
+                return self._start_or_skip(function, (event_key,), admission)
+
+    def rerun(self, function: Function, rerun: Rerun) -> RunRow:
+        """Start a run again that was admitted before."""
+        event = self._entry.events.trigger_of(rerun.event_keys[0]).fields
+        admission = start(function.flow, event, self._flow.read, self._entry.now)
+        return self._start_or_skip(function, rerun.event_keys, admission, rerun)
+
+    def end_bucket(self, bucket_id: str) -> None:
+        """A debounce or a batch is due; where it has been put off meanwhile, it is looked at again then."""
+        found = self._flow.due_bucket(bucket_id)
+        if found is None:
+            return
+        bucket, state, due = found
+        now, read = self._entry.now, self._flow.read
+        if due > now:
+            self._entry.effects.timers.append(BucketAt(bucket_id, due))
+            return
+        change: StateChange | None
+        if bucket.kind is BucketKind.DEBOUNCE:
+            ended = end_debounce(bucket, read, now)
+            change = ended[1] if ended else None
+        else:
+            change = end_batch(bucket, OpenBatch.decode(state).id, read)
+        function = self._entry.registry.find(bucket.function_id)
+        if change is not None and function is not None:
+            self._put((change,))
+            self._start_held(function, bucket_id)
+
+    def begun(self, run: RunRow) -> None:
+        """The run's first call, which had to queue, is made now."""
+        self._flow.drop_deadline(run.key)
+        function = self._entry.registry.find(run.function_id)
+        if function is not None:
+            self._set_finish(function, run)
+
+    def ended(self, run: RunRow, ticket: Ticket) -> None:
+        self._put(release(ticket, run.key, self._flow.read))
+        self._flow.forget_run(run.key)
+
+    # what becomes of an event
+
+    def _hold_back(self, function: Function, event_key: int, debounced: Debounced) -> None:
+        bucket_id = debounced.bucket.id
+        if debounced.was_due is None or debounced.due < debounced.was_due:
+            # One that is put off is found again when it would have been due.
+            self._entry.effects.timers.append(BucketAt(bucket_id, debounced.due))
+        if debounced.dropped != event_key:
+            self._flow.hold_event(bucket_id, event_key)
+        if debounced.dropped is not None:
+            self._flow.drop_held_event(bucket_id, debounced.dropped)
+            self._drop(function, debounced.dropped, _TOOK_PLACE)
+
+    def _add_to_batch(self, function: Function, event_key: int, batched: Batched) -> RunRow | None:
+        bucket_id = batched.bucket.id
+        self._flow.hold_event(bucket_id, event_key)
+        if batched.is_full:
+            return self._start_held(function, bucket_id)
+        if batched.batch.size == 1:
+            self._entry.effects.timers.append(BucketAt(bucket_id, batched.due))
+        return None
+
+    def _start_held(self, function: Function, bucket_id: str) -> RunRow | None:
+        event_keys = self._flow.take_held_events(bucket_id)
+        restraint = self._entry.registry.restraint_of(function.id)
+        if restraint is not None and restraint.is_paused:
+            return self._skip_run(function, event_keys, _PAUSED)
+        event = self._entry.events.trigger_of(event_keys[0]).fields
+        return self._start_or_skip(function, event_keys, start(function.flow, event, self._flow.read, self._entry.now))
+
+    def _drop(self, function: Function, event_key: int, reason: str) -> None:
+        """Start nothing, for good. Who invoked the function hears of it; others asked for just that."""
+        self._entry.tell_invokers((event_key,), _skipped(function, reason))
+
+    def _skip_run(
+        self, function: Function, event_keys: Sequence[int], reason: str, rerun_of: str | None = None
+    ) -> RunRow:
+        """Show a run that is skipped, so that it can be found and run again."""
+        error = _skipped(function, reason)
+        run = self._entry.skip_run(function, tuple(event_keys), error, rerun_of=rerun_of)
+        if rerun_of is None:
+            self._entry.tell_invokers(event_keys, error)
+        return run
+
+    # starting a run
+
+    def _start_or_skip(
+        self, function: Function, event_keys: tuple[int, ...], admission: Admission, rerun: Rerun | None = None
+    ) -> RunRow:
+        self._put(admission.changes)
+        outcome = admission.outcome
+        if isinstance(outcome, Skip):
+            rerun_of = None if rerun is None else rerun.run_id
+            return self._skip_run(function, event_keys, _REASONS[outcome.reason], rerun_of)
+        assert isinstance(outcome, Start), f"a run that starts now cannot be {outcome}"
+        return self._start(function, event_keys, outcome, rerun)
+
+    def _start(self, function: Function, event_keys: tuple[int, ...], how: Start, rerun: Rerun | None) -> RunRow:
+        ticket = how.ticket if _is_needed(function, how) else None
+        run = self._entry.start_run(function, event_keys, ticket=ticket, rerun=rerun)
+        if ticket is not None:
+            self._put(hold(ticket, run.key))
+            self._listen(run, how.cancel_on)
+            if not ticket.is_queued:
+                self._set_finish(function, run)
+            elif how.start_by is not None:
+                self._set_deadline(run, DeadlineKind.START, how.start_by)
+        if how.cancels is not None:
+            # Only now: who hears of its end is to meet the new run.
+            self._entry.cancel(how.cancels, _SINGLETON_CANCELLED)
+        self._heed_cancellations(function, run)
+        return run
+
+    def _listen(self, run: RunRow, cancel_on: Sequence[CancelOn]) -> None:
+        for position, cancel in enumerate(cancel_on):
+            path, value = narrow(cancel.condition, self._entry.events.trigger_of(run.event_key).fields)
+            expression = None if cancel.condition is None else cancel.condition.text
+            self._flow.add_cancel(run.key, position, CancelRow(cancel.event, path, value, expression, cancel.until))
+            self._entry.store.add_wait_path(cancel.event, path)
+
+    def _heed_cancellations(self, function: Function, run: RunRow) -> None:
+        restraint = self._entry.registry.restraint_of(function.id)
+        if restraint is not None and restraint.cancellations:
+            event = self._entry.events.trigger_of(run.event_key).fields
+            if any(standing.applies(run.created_at, event) for standing in restraint.cancellations):
+                self._entry.cancel(run.key, _BULK_CANCELLED)
+
+    def _set_finish(self, function: Function, run: RunRow) -> None:
+        finish_by = function.flow.timeouts.finish_by(self._entry.now)
+        if finish_by is not None:
+            self._set_deadline(run, DeadlineKind.FINISH, finish_by)
+
+    def _set_deadline(self, run: RunRow, kind: DeadlineKind, due: int) -> None:
+        self._flow.put_deadline(run.key, kind, due)
+        self._entry.effects.timers.append(DeadlineAt(run.key, due))
+
+    def _put(self, changes: Sequence[StateChange]) -> None:
+        for change in changes:
+            self._flow.put(change, self._entry.now)
+
+
+def _is_needed(function: Function, how: Start) -> bool:
+    """Whether anything about the run depends on its ticket, or is to be tidied up after it."""
+    ticket = how.ticket
+    has_deadline = how.start_by is not None or function.flow.timeouts.finish is not None
+    return ticket.is_queued or ticket.singleton is not None or bool(how.cancel_on) or has_deadline
+
+
+def _skipped(function: Function, reason: str) -> ErrorData:
+    message = f"no run of the function {function.id!r} was started: {reason}"
+    return ErrorData(name="FunctionSkippedError", message=message)

@@ -1,0 +1,198 @@
+"""What people order about a function's runs: that none starts (pause), that many are cancelled, or run again.
+
+What concerns many runs is done a few at a time, each time in a unit of work of its own, and goes on after a restart.
+A bulk cancellation whose range of time reaches into the future also holds for the runs that start until then.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from durably.engine.errors import (
+    CancellationNotFoundError,
+    ConfigInvalidError,
+    FunctionPausedError,
+)
+from durably.engine.expressions import ExpressionInvalidError, compile_expression
+from durably.engine.head import RunStatus
+
+from .effects import Restrained
+from .registry import Function, Restraint, StandingCancellation
+from .reruns import plan_rerun
+from .store import Store
+from .sweep_store import Sweep, SweepKind
+
+if TYPE_CHECKING:
+    from .ledger import Entry
+
+_TOGETHER = 200
+"""Runs looked at in one unit of work: others should not wait long for it."""
+_ALL_RUNS = 2**62
+_CANCELLED = "the run was cancelled: a bulk cancellation holds for it"
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs of a function: those created from ``started_after`` until before ``started_before``, for whose event the
+    expression holds."""
+
+    function_id: str
+    started_before: dt.datetime
+    started_after: dt.datetime | None = None
+    expression: str | None = None
+
+
+def check_selection(selection: Selection) -> None:
+    """Raises ``ConfigInvalidError``."""
+    if selection.started_after is not None and selection.started_after >= selection.started_before:
+        raise ConfigInvalidError("started_after must be before started_before")
+    if selection.expression:
+        try:
+            compile_expression(selection.expression)
+        except ExpressionInvalidError as error:
+            raise ConfigInvalidError(f"the expression is not valid: {error}") from error
+
+
+def cancel_runs(entry: "Entry", selection: Selection) -> Sweep:
+    """Begin to cancel runs."""
+    sweep = _begin(entry, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
+    _tell_restraint(entry, selection.function_id)
+    return sweep
+
+
+def replay_runs(entry: "Entry", function: Function, selection: Selection, statuses: Sequence[RunStatus]) -> Sweep:
+    """Begin to run again what has ended. Raises ``FunctionPausedError``."""
+    refuse_paused(entry, function)
+    last_key = entry.store.sweeps.last_run_key()
+    return _begin(entry, SweepKind.REPLAY, selection, tuple(statuses), until_key=last_key)
+
+
+def delete_cancellation(entry: "Entry", cancellation_id: str) -> None:
+    """Runs that were cancelled by it stay so. Raises ``CancellationNotFoundError``."""
+    sweep = entry.store.sweeps.find(cancellation_id)
+    if sweep is None or sweep.kind is not SweepKind.CANCEL:
+        raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
+    entry.store.sweeps.delete(sweep.id)
+    _tell_restraint(entry, sweep.function_id)
+
+
+def pause(entry: "Entry", function_id: str) -> None:
+    entry.store.sweeps.set_paused(function_id, entry.now)
+    _tell_restraint(entry, function_id)
+
+
+def resume(entry: "Entry", function_id: str) -> None:
+    entry.store.sweeps.set_resumed(function_id)
+    _tell_restraint(entry, function_id)
+    # Replays that the pause has held up.
+    entry.effects.sweeps.extend(entry.store.sweeps.open_sweeps(function_id))
+
+
+def refuse_paused(entry: "Entry", function: Function) -> None:
+    """Raises ``FunctionPausedError``."""
+    if function.id in entry.store.sweeps.paused_functions():
+        raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
+
+
+def go_on(sweep_id: str) -> Callable[["Entry"], None]:
+    """Look at the next runs of a sweep."""
+    return lambda entry: _go_on(entry, sweep_id)
+
+
+def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
+    """What holds for the runs that functions are to start."""
+    cancellations: dict[str, list[StandingCancellation]] = {}
+    for sweep in store.sweeps.of_kind(SweepKind.CANCEL):
+        if sweep.started_before > now:
+            condition = compile_expression(sweep.expression) if sweep.expression else None
+            standing = StandingCancellation(sweep.started_after, sweep.started_before, condition)
+            cancellations.setdefault(sweep.function_id, []).append(standing)
+    paused = store.sweeps.paused_functions()
+    return {
+        function_id: Restraint(function_id in paused, tuple(cancellations.get(function_id, ())))
+        for function_id in paused | cancellations.keys()
+    }
+
+
+def _tell_restraint(entry: "Entry", function_id: str) -> None:
+    restraint = restraints_of(entry.store, entry.now).get(function_id, Restraint())
+    entry.effects.restrained.append(Restrained(function_id, restraint))
+
+
+def _begin(
+    entry: "Entry",
+    kind: SweepKind,
+    selection: Selection,
+    statuses: tuple[RunStatus, ...] | None,
+    until_key: int,
+) -> Sweep:
+    sweep = Sweep(
+        id=entry.new_id(),
+        kind=kind,
+        function_id=selection.function_id,
+        started_after=_milliseconds(selection.started_after),
+        started_before=_milliseconds(selection.started_before) or 0,
+        expression=selection.expression or None,
+        statuses=statuses,
+        created_at=entry.now,
+        until_key=until_key,
+    )
+    entry.store.sweeps.add(sweep)
+    entry.effects.sweeps.append(sweep.id)
+    return sweep
+
+
+def _go_on(entry: "Entry", sweep_id: str) -> None:
+    sweeps = entry.store.sweeps
+    sweep = sweeps.find(sweep_id)
+    if sweep is None or sweep.ended_at is not None:
+        return
+    act = _ACTS[sweep.kind]
+    if sweep.kind is SweepKind.REPLAY and sweep.function_id in sweeps.paused_functions():
+        return
+    runs = sweeps.runs_between(sweep.function_id, sweep.cursor, sweep.until_key, _TOGETHER)
+    affected = sum(
+        act(entry, run_key)
+        for run_key, status, created_at in runs
+        if _is_meant(sweep, status, created_at) and _holds(entry, sweep, run_key)
+    )
+    if runs:
+        sweeps.note_progress(sweep.id, cursor=runs[-1][0], affected=sweep.affected + affected)
+    if len(runs) < _TOGETHER:
+        sweeps.end(sweep.id, entry.now)
+    else:
+        entry.effects.sweeps.append(sweep.id)
+
+
+def _is_meant(sweep: Sweep, status: RunStatus, created_at: int) -> bool:
+    in_time = (sweep.started_after is None or sweep.started_after <= created_at) and created_at < sweep.started_before
+    return in_time and (not status.has_ended if sweep.statuses is None else status in sweep.statuses)
+
+
+def _holds(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
+    if sweep.expression is None:
+        return True
+    event = entry.events.trigger_of(entry.store.run(run_key).event_key).fields
+    return compile_expression(sweep.expression).matches(event)
+
+
+def _cancel(entry: "Entry", run_key: int) -> bool:
+    entry.cancel(run_key, _CANCELLED)
+    return True
+
+
+def _replay(entry: "Entry", run_key: int) -> bool:
+    run = entry.store.run(run_key)
+    function = entry.registry.find(run.function_id)
+    if function is None or not function.is_active:
+        return False
+    entry.admissions.rerun(function, plan_rerun(entry.store, run, None))
+    return True
+
+
+_ACTS: dict[SweepKind, Callable[["Entry", int], bool]] = {SweepKind.CANCEL: _cancel, SweepKind.REPLAY: _replay}
+
+
+def _milliseconds(moment: dt.datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
