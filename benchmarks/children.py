@@ -1,7 +1,8 @@
 """Processes that measure or serve, each alone in its own, so that nothing one does is counted against another.
 
 A child is a module of this package that is sent questions, each a line of JSON, and answers each with another. Its
-standard output belongs to that; what peers print goes to the log beside the benchmark's files.
+standard output belongs to that; what peers print goes to the log beside the benchmark's files. All of them run on uvloop,
+as web servers do.
 """
 
 import asyncio
@@ -17,6 +18,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import uvloop
 
 Answerer = Callable[[dict[str, Any]], Awaitable[Any]]
 
@@ -107,7 +110,7 @@ def serve(open_child: Callable[[Path, list[str]], AbstractAsyncContextManager[tu
     def say(answer: Any) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
-    asyncio.run(_serve(open_child(Path(sys.argv[1]), sys.argv[2:]), say))
+    uvloop.run(_serve(open_child(Path(sys.argv[1]), sys.argv[2:]), say))
 
 
 async def _serve(opened: AbstractAsyncContextManager[tuple[Any, Answerer]], say: Callable[[Any], None]) -> None:

@@ -1,13 +1,11 @@
 """The engine and its API in a process of its own: what ``durably dev`` has, without what prints runs.
 
-It is ready with its origin, and the seconds that opening took. Asked whatever, it answers once no run is moving.
+It is ready with its origin, and the seconds that opening the database took, recovery included.
 """
 
-import asyncio
-import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +13,18 @@ from durably.engine.embedded.api.server import EngineServer
 from durably.engine.embedded.settings import EngineSettings
 
 from .children import Answerer, serve
-
-_LOOK_AGAIN_SECONDS = 0.002
+from .database import DATABASE
 
 
 @asynccontextmanager
-async def open_engine(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[tuple[str, float], Answerer]]:
-    path = directory / "durably.db"
+async def open_engine(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[dict[str, Any], Answerer]]:
     start = time.perf_counter()
-    async with await EngineServer.open(path, EngineSettings(), port=0) as server:
-        opened = time.perf_counter() - start
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    async with await EngineServer.open(directory / DATABASE, EngineSettings(), port=0) as server:
+        yield {"origin": server.origin, "opened": time.perf_counter() - start}, _answer
 
-            async def answer(question: dict[str, Any]) -> None:
-                while connection.execute("SELECT 1 FROM heads WHERE is_moving LIMIT 1").fetchone():
-                    await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
-            yield (server.origin, opened), answer
+async def _answer(question: dict[str, Any]) -> None:
+    """Nothing is asked of it."""
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from . import sdk_report, throughput
+from . import latency, sdk_report, step_cost, throughput
 
 
 class Row(Protocol):
@@ -12,6 +12,8 @@ class Row(Protocol):
 
 ROWS: dict[str, Row] = {
     "throughput": throughput.report,
+    "latency": latency.report,
+    "step-cost": step_cost.report,
     "cost": sdk_report.report_cost,
     "memory": sdk_report.report_memory,
 }

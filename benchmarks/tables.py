@@ -13,12 +13,10 @@ def table(header: list[str], rows: Iterable[Row]) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def describe_machine(packages: Iterable[str]) -> str:
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return (
-        f"{os.cpu_count()} cores ({_processor()}), {platform.system()}, "
-        f"{platform.python_implementation()} {platform.python_version()}; {versions}."
-    )
+def describe_machine(packages: Iterable[str] = ()) -> str:
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    versions = [f"{package} {version(package)}" for package in packages]
+    return f"{os.cpu_count()} cores ({_processor()}), {platform.system()}, {', '.join([python, *versions])}."
 
 
 def _processor() -> str:

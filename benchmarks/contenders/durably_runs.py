@@ -1,11 +1,14 @@
 """The three-step function written with Durably, whichever way it reaches the engine."""
 
 import asyncio
+import time
 from typing import Any
 
 import durably
+from benchmarks.children import Answerer
+from benchmarks.serving import Settle
 
-from .load import STEPS, charged
+from .load import STEPS, charged, time_runs
 
 EVENT = "benchmark/run"
 
@@ -15,12 +18,12 @@ async def charge(number: int) -> dict[str, Any]:
 
 
 class Runs:
-    """``function`` is to be served for ``client``."""
-
-    def __init__(self, client: durably.Client, *, checkpointing: bool | durably.Checkpointing | None = None) -> None:
-        self._client = client
+    def __init__(self) -> None:
         self._ended: dict[int, asyncio.Event] = {}
 
+    def make_functions(
+        self, client: durably.Client, checkpointing: bool | durably.Checkpointing | None = None
+    ) -> list[durably.Function[Any]]:
         @client.create_function(
             fn_id="three-steps", trigger=durably.TriggerEvent(event=EVENT), checkpointing=checkpointing
         )
@@ -30,10 +33,19 @@ class Runs:
                 await ctx.step.run(f"charge-{step}", charge, number)
             self._ended[number].set()
 
-        self.function = three_steps
+        return [three_steps]
 
-    async def run_one(self, number: int) -> None:
-        """To the last line of the function: that the run has ended is yet to be stored."""
-        ended = self._ended[number] = asyncio.Event()
-        await self._client.send(durably.Event(name=EVENT, data={"number": number}))
-        await ended.wait()
+    def answerer(self, client: durably.Client, settle: Settle) -> Answerer:
+        async def run_one(number: int) -> None:
+            """To the last line of the function: that the run has ended is yet to be stored."""
+            ended = self._ended[number] = asyncio.Event()
+            await client.send(durably.Event(name=EVENT, data={"number": number}))
+            await ended.wait()
+
+        async def answer(question: dict[str, Any]) -> float:
+            start = time.perf_counter()
+            await time_runs(run_one, question["runs"], question["at_once"])
+            await settle()
+            return time.perf_counter() - start
+
+        return answer

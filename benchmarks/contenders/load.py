@@ -1,11 +1,14 @@
 """The work that each contender does: runs of a function of three steps, so many of them at once."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 STEPS = 3
+
+EVENT_BODY = json.dumps({"name": "benchmark/run", "data": {"number": 1}}).encode()
 
 RunOne = Callable[[int], Awaitable[None]]
 """Start the run of that number, and wait until it has ended."""

@@ -1,0 +1,21 @@
+"""Durably in one process: the engine, the functions, and what sends the events that start the runs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from benchmarks.children import Answerer, serve
+from benchmarks.serving import in_process
+
+from .durably_runs import Runs
+
+
+@asynccontextmanager
+async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[str, Answerer]]:
+    runs = Runs()
+    async with in_process(directory, runs.make_functions) as (client, settle):
+        yield "ready", runs.answerer(client, settle)
+
+
+if __name__ == "__main__":
+    serve(open_contender)

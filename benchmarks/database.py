@@ -1,0 +1,16 @@
+"""An engine's database, as benchmarks look into it from outside."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+DATABASE = "durably.db"
+_LOOK_AGAIN_SECONDS = 0.002
+
+
+async def wait_settled(directory: Path) -> None:
+    """No run has a call outstanding: each has ended, or waits for something else."""
+    with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as connection:
+        while connection.execute("SELECT 1 FROM heads WHERE is_moving LIMIT 1").fetchone():
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)

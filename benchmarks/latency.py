@@ -1,0 +1,59 @@
+"""From sending an event to the function's first line: two hops and one commit, and the same two hops and commit bare.
+
+An event is sent when all before have ended. Both sides send with one client, are served by uvicorn and FastAPI, and
+have the party in the middle in a process of its own; they take turns.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+from .children import Child
+from .tables import describe_machine, table
+
+PACKAGES = ("aiohttp", "uvicorn", "fastapi")
+_IN_A_SLOT = 25
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds, each in the order in which they were measured."""
+
+    own: list[float]
+    floor: list[float]
+
+
+def measure(directory: Path, *, rounds: int) -> Latencies:
+    with (
+        Child("benchmarks.contenders.latency_durably", directory / "durably") as durably,
+        Child("benchmarks.contenders.latency_floor", directory / "floor") as floor,
+    ):
+        for child in (durably, floor):
+            child.ask(times=_IN_A_SLOT)  # warming up
+        latencies = Latencies([], [])
+        for number in range(rounds):
+            sides = [(durably, latencies.own), (floor, latencies.floor)]
+            for child, found in sides if number % 2 else reversed(sides):
+                found += child.ask(times=_IN_A_SLOT)
+        return latencies
+
+
+def p99(seconds: list[float]) -> float:
+    return quantiles(seconds, n=100)[98]
+
+
+def report(directory: Path, *, is_quick: bool) -> str:
+    """The section of the results."""
+    latencies = measure(directory, rounds=1 if is_quick else 40)
+    rows = [
+        [name, *(f"{find(found) * 1e3:.2f} ms" for find in (median, p99))]
+        for name, found in (("Durably", latencies.own), ("bare", latencies.floor))
+    ]
+    ratios = [f"{find(latencies.own) / find(latencies.floor):.2f} ×" for find in (median, p99)]
+    return "\n".join(
+        [
+            "## From an event to the function's first line\n",
+            f"{describe_machine(PACKAGES)} {len(latencies.own):,} events a side. Aim: at most 1.3 ×.\n",
+            table(["", "p50", "p99"], [*rows, ["ratio", *ratios]]),
+        ]
+    )

@@ -1,0 +1,53 @@
+"""Durably functions being served, with an engine: in this process, or as a process of its own and over HTTP.
+
+What is measured is written once, as functions of a client, and served either way.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import fastapi
+
+import durably
+import durably.fast_api
+
+from .children import Child
+from .database import DATABASE, wait_settled
+from .web import serve_app, sync_app
+
+MakeFunctions = Callable[[durably.Client], Sequence[durably.Function[Any]]]
+Settle = Callable[[], Awaitable[None]]
+"""Returns once no run is moving."""
+
+
+@asynccontextmanager
+async def in_process(directory: Path, make_functions: MakeFunctions) -> AsyncIterator[tuple[durably.Client, Settle]]:
+    embedded = durably.Embedded(directory / DATABASE)
+    client = durably.Client(app_id="benchmark", is_production=False, engine=embedded)
+    durably.fast_api.serve(fastapi.FastAPI(), client, make_functions(client))
+    async with embedded.running():
+        yield client, lambda: wait_settled(directory)
+
+
+@asynccontextmanager
+async def over_http(
+    directory: Path, make_functions: MakeFunctions, *, engine_in: str = "engine"
+) -> AsyncIterator[tuple[durably.Client, Settle]]:
+    with Child("benchmarks.engine_process", directory / engine_in) as engine:
+        async with served(engine.ready["origin"], make_functions) as client:
+            yield client, lambda: wait_settled(directory / engine_in)
+
+
+@asynccontextmanager
+async def served(engine_origin: str, make_functions: MakeFunctions) -> AsyncIterator[durably.Client]:
+    """An app with these functions, synced with an engine that is there."""
+    client = durably.Client(
+        app_id="benchmark", is_production=False, api_base_url=engine_origin, event_api_base_url=engine_origin
+    )
+    app = fastapi.FastAPI()
+    durably.fast_api.serve(app, client, make_functions(client))
+    async with serve_app(app) as origin:
+        await sync_app(origin)
+        yield client
