@@ -83,7 +83,7 @@ run {run.id} of shop-chain: Completed after 16s 500ms
   +15s        third    sleeps until +16s 500ms
   +16s 500ms  third    woke
   +16s 500ms  first:1  → "again"
-  +16s 500ms  (run)    completed → "{{'n': 1}}\"""""
+  +16s 500ms  (run)    completed → "{{'n': 1}}\""""
         )
         assert repr(run) == f"<{run.timeline()}>"
 

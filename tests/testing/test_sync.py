@@ -1,0 +1,114 @@
+"""The sync flavour: in plain functions, in unittest, and in Django's own test case."""
+
+import datetime as dt
+import subprocess
+import sys
+import threading
+import unittest
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import durably
+from durably.testing import RunStuckError, TestEngine
+
+from .shop import DAY, approve, billing, client, mail, onboard, order
+
+SIGN_UP = durably.Event(name="user/signed.up", data={"email": "ada@example.com"})
+
+
+def test_all_of_it_without_an_event_loop() -> None:
+    begin = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    with TestEngine(client, [onboard, approve, order], now=begin).with_app(billing, [mail]).sync() as engine:
+        run = engine.send(SIGN_UP)
+        engine.advance(days=1, hours=1)
+        assert engine.now == begin + dt.timedelta(hours=25)
+        with pytest.raises(RunStuckError):
+            run.wait(max_time=DAY)
+        run.wait().assert_completed(output="reminded")
+        approval, ordering = engine.send(
+            [durably.Event(name="approval/asked"), durably.Event(name="order/placed", data={"amount": 1})]
+        )
+        assert engine.signal("approval-1", "yes")
+        approval.assert_completed(output="yes")
+        assert ordering.cancel()
+        mailing = engine.invoke(mail, {"receipt": 1})
+        assert not mailing.has_ended
+        engine.run_until_idle()
+        mailing.assert_completed()
+        assert [run.id for run in engine.runs(mail)] == [mailing.id]
+    assert client.engine is None
+
+
+def test_mocks_and_failing_steps() -> None:
+    with TestEngine(client, [order]).with_app(billing, [mail]).sync() as engine:
+        engine.mock_step("charge", returns="paid")
+        engine.fail_step("charge", attempts=[0])
+        run = engine.send(durably.Event(name="order/placed", data={"amount": 1})).wait()
+        run.assert_step("charge", output="paid", attempts=2)
+
+
+def test_sync_functions_run_in_the_tests_own_thread_and_async_ones_do_not() -> None:
+    threads: dict[str, Any] = {}
+
+    @client.create_function(fn_id="sync", trigger=durably.TriggerEvent(event="where"))
+    def sync(ctx: durably.ContextSync) -> None:
+        threads["sync"] = threading.current_thread()
+        ctx.step.run("send", client.send_sync, durably.Event(name="approval/asked"))
+
+    @client.create_function(fn_id="async", trigger=durably.TriggerEvent(event="where"))
+    async def not_sync(ctx: durably.Context) -> None:
+        threads["async"] = threading.current_thread()
+
+    with TestEngine(client, [sync, not_sync, approve], checkpointing=True).sync() as engine:
+        for run in engine.send([durably.Event(name="where")]):
+            run.wait().assert_completed()
+        (approval,) = engine.runs(approve)
+        approval.wait()
+    assert threads["sync"] is threading.current_thread()
+    assert threads["async"] is not threading.current_thread()
+
+
+def test_what_a_view_sends_is_there_when_the_engine_is_asked() -> None:
+    with TestEngine(client, [approve]).sync() as engine:
+        client.send_sync(durably.Event(name="approval/asked"))
+        engine.advance(days=3)
+        (run,) = engine.runs(approve)
+        run.assert_completed(output=None)
+
+
+def test_a_function_that_uses_its_engine_fails_instead_of_hanging() -> None:
+    @client.create_function(fn_id="selfish", trigger=durably.TriggerEvent(event="selfish"), retries=0)
+    def selfish(ctx: durably.ContextSync) -> None:
+        engine.advance(days=1)
+
+    with TestEngine(client, [selfish]).sync() as engine:
+        run = engine.send(durably.Event(name="selfish"))
+        run.assert_failed(message="a function under test used its test engine")
+
+
+class OnboardingTest(unittest.TestCase):
+    def setUp(self) -> None:
+        self.engine = self.enterContext(TestEngine(client, [onboard]).sync())
+
+    def test_who_does_not_come_back_is_reminded(self) -> None:
+        run = self.engine.send(SIGN_UP).wait()
+        run.assert_step("remind", output="We miss you, ada@example.com")
+
+    def test_who_comes_back_is_not(self) -> None:
+        run = self.engine.send(SIGN_UP)
+        self.engine.advance(days=31)
+        self.engine.send(durably.Event(name="user/logged.in", data={"email": "ada@example.com", "city": "Oslo"}))
+        run.assert_completed(output="came back from Oslo")
+        run.assert_no_step("remind")
+
+
+def test_in_djangos_test_case() -> None:
+    """In a process of its own, since Django is configured once in each."""
+    project = Path(__file__).parent / "django_project"
+    done = subprocess.run(
+        [sys.executable, "manage.py", "test"], cwd=project, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Ran 4 tests" in done.stderr
