@@ -1,0 +1,28 @@
+"""Temporal workflows from web apps: the connection, the HTTP gateway, encryption.
+
+``durably.temporal.fast_api``, ``.flask``, ``.django`` and ``.tornado`` mount the gateway in a framework.
+"""
+
+try:
+    import temporalio
+except ImportError as error:
+    raise ImportError('durably.temporal needs temporalio: pip install "durably[temporal]"') from error
+
+from .connection import Health, Temporal
+from .errors import TemporalSettingsError, TemporalUnreachableError
+from .settings import ConnectionSettings
+from .sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
+
+__all__ = [
+    "ConnectionSettings",
+    "Health",
+    "StartOperation",
+    "SyncClient",
+    "SyncUpdateHandle",
+    "SyncWorkflowHandle",
+    "Temporal",
+    "TemporalSettingsError",
+    "TemporalUnreachableError",
+]
+
+del temporalio

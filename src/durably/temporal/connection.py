@@ -1,0 +1,288 @@
+"""The connection of an app to its Temporal server: one client per process, connected when first used.
+
+A ``Temporal`` is made at import time, before any event loop, before a fork, while the server may be away. The first use
+connects, on the portal's loop; from then on the client serves every event loop and thread of the process, and
+reconnects by itself when the server comes back. It knows nothing of HTTP, workflows or workers.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import re
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import temporalio.api.workflowservice.v1 as workflowservice
+from temporalio.client import Client, Interceptor, Plugin
+from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
+
+from durably.portal import get_portal
+
+from .errors import TemporalSettingsError, TemporalUnreachableError
+from .runtimes import RuntimeFactory, never_free, plain_runtime, runtime_of_process
+from .settings import ConnectionSettings, resolve
+from .sync import SyncClient
+
+WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
+"""How a web app repeats what an absent server did not answer: a visitor waits three seconds, not the SDK's ten."""
+
+DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the server answers for the namespace, and why not."""
+
+    ok: bool
+    address: str
+    namespace: str
+    problem: str | None = None
+
+
+class Temporal:
+    """An app's connection to Temporal.
+
+    ``address`` is ``host:port``. What is not given comes from ``TEMPORAL_…`` environment variables, Temporal's
+    configuration file (``profile``, ``config_file``) and the framework's settings; see ``durably.temporal.settings``.
+    ``task_queue`` is the one on which workflows are started that name none. ``data_converter`` is the pydantic one
+    when pydantic is installed; ``encryption`` is a codec added to it, which hides failures' texts too.
+    ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` says how long calls are
+    repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole.
+
+    Making one connects to nothing and reads no settings. ``await temporal.client()`` gives the client;
+    ``temporal.sync`` is the same for synchronous code.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        namespace: str | None = None,
+        *,
+        task_queue: str | None = None,
+        api_key: str | None = None,
+        tls: bool | TLSConfig | None = None,
+        rpc_metadata: Mapping[str, str] | None = None,
+        data_converter: DataConverter | None = None,
+        encryption: PayloadCodec | None = None,
+        interceptors: Sequence[Interceptor] = (),
+        plugins: Sequence[Plugin] = (),
+        identity: str | None = None,
+        retry_config: RetryConfig | None = WEB_RETRY,
+        keep_alive_config: KeepAliveConfig | None = KeepAliveConfig.default,
+        connect_timeout: timedelta = DEFAULT_CONNECT_TIMEOUT,
+        runtime: RuntimeFactory = plain_runtime,
+        profile: str | None = None,
+        config_file: str | Path | None = None,
+        configuration: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._arguments = {
+            "address": address,
+            "namespace": namespace,
+            "task_queue": task_queue,
+            "api_key": api_key,
+            "tls": tls,
+            "rpc_metadata": rpc_metadata,
+        }
+        self._profile = profile
+        self._config_file = config_file
+        self._configuration = configuration
+        self._given_converter = data_converter
+        self._encryption = encryption
+        self.interceptors = list(interceptors)
+        self.plugins = list(plugins)
+        self._identity = identity
+        self._retry_config = retry_config
+        self._keep_alive_config = keep_alive_config
+        self._connect_timeout = connect_timeout
+        self._runtime = runtime
+        self._override: Client | None = None
+        self._start_anew()
+        _connections.add(self)
+
+    def _start_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._client: Client | None = None
+        self._connecting: concurrent.futures.Future[Client] | None = None
+
+    def _after_fork(self) -> None:
+        for inherited in (self._client, self._connecting):
+            if inherited is not None:
+                never_free(inherited)
+        self._start_anew()
+
+    def configure(self, configuration: Callable[[], Mapping[str, Any]]) -> None:
+        """Where a framework keeps its settings (``durably.temporal.settings.FRAMEWORK_KEYS``): read at first use.
+
+        Raises ``TemporalSettingsError`` when the settings have been read already.
+        """
+        if "settings" in self.__dict__:
+            raise TemporalSettingsError(
+                "the settings for Temporal are in use already: configure it before its first use"
+            )
+        self._configuration = configuration
+
+    @cached_property
+    def settings(self) -> ConnectionSettings:
+        """Raises ``TemporalSettingsError``."""
+        framework = self._configuration() if self._configuration is not None else {}
+        return resolve(self._arguments, framework, profile=self._profile, config_file=self._config_file)
+
+    @cached_property
+    def data_converter(self) -> DataConverter:
+        """What turns values into payloads: workers of the same app need the same."""
+        converter = self._given_converter or _default_converter()
+        if self._encryption is None:
+            return converter
+        return replace(
+            converter,
+            payload_codec=self._encryption,
+            failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
+        )
+
+    @cached_property
+    def sync(self) -> SyncClient:
+        """The client for synchronous code: ``temporal.sync.start_workflow(OrderWorkflow.run, order)``."""
+        return SyncClient(self.client, lambda: self.settings.task_queue)
+
+    async def client(self) -> Client:
+        """The process's client, connected. Works as ``fastapi.Depends(temporal.client)``.
+
+        Raises ``TemporalUnreachableError`` or ``TemporalSettingsError``; the next call tries again.
+        """
+        client = self._override or self._client
+        if client is not None:
+            return client
+        # Whoever gives up waiting must not take the connection away from the others.
+        return await asyncio.shield(asyncio.wrap_future(self._start_connecting()))
+
+    def _start_connecting(self) -> concurrent.futures.Future[Client]:
+        with self._lock:
+            if self._connecting is None:
+                self._connecting = get_portal().submit(self._connect_shared())
+            return self._connecting
+
+    async def _connect_shared(self) -> Client:
+        try:
+            client = await self.connect()
+            self._client = client
+            return client
+        finally:
+            with self._lock:
+                self._connecting = None
+
+    async def connect(
+        self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[Interceptor] | None = None
+    ) -> Client:
+        """A client of one's own with the same settings, for a worker say, whose calls are repeated otherwise.
+
+        Raises what ``client`` raises.
+        """
+        settings = self.settings
+        connecting = Client.connect(
+            settings.address,
+            namespace=settings.namespace,
+            api_key=settings.api_key,
+            tls=settings.tls,
+            rpc_metadata=settings.rpc_metadata,
+            data_converter=self.data_converter,
+            interceptors=self.interceptors if interceptors is None else interceptors,
+            plugins=self.plugins,
+            identity=self._identity,
+            retry_config=retry_config or self._retry_config,
+            keep_alive_config=self._keep_alive_config,
+            connect_timeout=self._connect_timeout,
+            runtime=runtime_of_process(self._runtime),
+        )
+        try:
+            return await asyncio.wait_for(connecting, self._connect_timeout.total_seconds())
+        except TimeoutError as error:
+            seconds = self._connect_timeout.total_seconds()
+            raise _unreachable(settings, f"no answer in {seconds:g} seconds") from error
+        except (RuntimeError, RPCError) as error:
+            raise _unreachable(settings, _reason(error)) from error
+
+    async def check_health(self, timeout: timedelta = timedelta(seconds=2)) -> Health:
+        """Ask the server for the namespace. Never raises for a server that is away or refuses: see ``Health``."""
+        settings = self.settings
+        request = workflowservice.DescribeNamespaceRequest(namespace=settings.namespace)
+        try:
+            async with asyncio.timeout(timeout.total_seconds()):
+                client = await self.client()
+                await client.workflow_service.describe_namespace(request)
+        except TimeoutError:
+            return Health(False, settings.address, settings.namespace, "the server does not answer")
+        except TemporalUnreachableError as error:
+            return Health(False, settings.address, settings.namespace, error.message)
+        except RPCError as error:
+            problem = f"{error.status.name}: {error.message}"
+            if error.status is RPCStatusCode.NOT_FOUND:
+                problem = f'the server has no namespace "{settings.namespace}"'
+            return Health(False, settings.address, settings.namespace, problem)
+        return Health(True, settings.address, settings.namespace)
+
+    @contextlib.contextmanager
+    def override(self, client: Client) -> Iterator[None]:
+        """Use another client meanwhile, in the whole process: that of a test environment."""
+        before, self._override = self._override, client
+        try:
+            yield
+        finally:
+            self._override = before
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """For ``FastAPI(lifespan=temporal.lifespan)``. Connects in the background: the app starts without a server."""
+        connecting = self._start_connecting() if self._client is None and self._override is None else None
+        if connecting is not None:
+            connecting.add_done_callback(_forget_failure)
+        yield
+
+
+def _forget_failure(connecting: "concurrent.futures.Future[Client]") -> None:
+    """The first request will tell of it."""
+    if not connecting.cancelled():
+        connecting.exception()
+
+
+def _default_converter() -> DataConverter:
+    try:
+        from temporalio.contrib.pydantic import pydantic_data_converter
+    except ImportError:
+        return DataConverter.default
+    return pydantic_data_converter
+
+
+def _unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachableError:
+    return TemporalUnreachableError(
+        f"the Temporal server at {settings.address} cannot be reached: {reason}. Is it running, and is the address "
+        "right (TEMPORAL_ADDRESS)? For development, `temporal server start-dev` starts one.",
+        settings.address,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What the native client says, less its wrappings: the innermost message."""
+    if isinstance(error, RPCError):
+        return f"{error.status.name}: {error.message}"
+    messages = re.findall(r'message: "([^"]*)"', str(error))
+    return messages[-1] if messages else str(error)
+
+
+_connections: "weakref.WeakSet[Temporal]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for temporal in list(_connections):
+        temporal._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,114 @@
+"""Payloads that the Temporal server stores but cannot read: AES-GCM, with keys that can be replaced.
+
+The wire format is that of Temporal's encryption samples (``binary/encrypted``, the key's id in the metadata, a nonce of
+12 bytes before the ciphertext), so that codec servers and other SDKs that follow them understand it.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import PayloadCodec
+
+try:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+except ImportError as error:
+    raise ImportError(
+        'encryption of payloads needs cryptography: pip install "durably[temporal-encryption]"'
+    ) from error
+
+from durably.errors import Error
+
+from .errors import TemporalSettingsError
+
+_ENCODING = b"binary/encrypted"
+_NONCE_BYTES = 12
+
+
+class PayloadEncryptionError(Error):
+    """A payload cannot be decrypted: its key is not among the codec's, or it was changed on its way."""
+
+
+@dataclass(frozen=True)
+class EncryptionKey:
+    """A key of 16, 24 or 32 bytes (AES-128, -192, -256), and the id by which payloads refer to it."""
+
+    id: str
+    key: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.key) not in (16, 24, 32):
+            raise TemporalSettingsError(f'the encryption key "{self.id}" has {len(self.key)} bytes, not 16, 24 or 32')
+
+    @classmethod
+    def parse(cls, text: str) -> "EncryptionKey":
+        """From ``id:key``, the key in Base64. Raises ``TemporalSettingsError``."""
+        id, colon, encoded = text.partition(":")
+        if not colon or not id:
+            raise TemporalSettingsError("an encryption key is written id:key, the key in Base64")
+        try:
+            return cls(id, base64.b64decode(encoded, validate=True))
+        except binascii.Error:
+            raise TemporalSettingsError(f'the encryption key "{id}" is no Base64') from None
+
+    @classmethod
+    def generate(cls, id: str) -> "EncryptionKey":
+        return cls(id, os.urandom(32))
+
+    def export(self) -> str:
+        """What ``parse`` reads. A secret."""
+        return f"{self.id}:{base64.b64encode(self.key).decode()}"
+
+
+class EncryptionCodec(PayloadCodec):
+    """Encrypts with the first key; decrypts with whichever a payload names.
+
+    To replace a key: add the new one at the end everywhere, then move it to the front everywhere, and remove the old
+    one when no workflow that was started with it is kept any more. Payloads that are not encrypted are read as they
+    are, so that encryption can be turned on while workflows run; ``require_encrypted=True`` refuses them.
+    """
+
+    def __init__(self, *keys: EncryptionKey, require_encrypted: bool = False) -> None:
+        if not keys:
+            raise TemporalSettingsError("EncryptionCodec needs a key, such as EncryptionKey.parse(os.environ[…])")
+        if len({key.id for key in keys}) < len(keys):
+            raise TemporalSettingsError("two encryption keys have the same id")
+        self._ciphers = {key.id: AESGCM(key.key) for key in keys}
+        self._active = keys[0].id
+        self._require_encrypted = require_encrypted
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [self._encrypt(payload) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [self._decrypt(payload) for payload in payloads]
+
+    def _encrypt(self, payload: Payload) -> Payload:
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._ciphers[self._active].encrypt(nonce, payload.SerializeToString(), None)
+        return Payload(
+            metadata={"encoding": _ENCODING, "encryption-key-id": self._active.encode()},
+            data=nonce + sealed,
+        )
+
+    def _decrypt(self, payload: Payload) -> Payload:
+        if payload.metadata.get("encoding") != _ENCODING:
+            if self._require_encrypted:
+                raise PayloadEncryptionError("a payload is not encrypted, and this codec requires it")
+            return payload
+        id = payload.metadata.get("encryption-key-id", b"").decode(errors="replace")
+        cipher = self._ciphers.get(id)
+        if cipher is None:
+            known = ", ".join(self._ciphers)
+            raise PayloadEncryptionError(f'a payload is encrypted with the key "{id}"; known are {known}')
+        try:
+            plain = cipher.decrypt(payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:], None)
+        except (InvalidTag, ValueError):
+            raise PayloadEncryptionError(
+                f'a payload of the key "{id}" cannot be decrypted: another key, or changed'
+            ) from None
+        return Payload.FromString(plain)

@@ -1,0 +1,18 @@
+"""What goes wrong between an app and a Temporal server, apart from what ``temporalio`` itself raises."""
+
+from durably.errors import Error
+
+
+class TemporalSettingsError(Error):
+    """A setting of the connection is unknown, malformed or missing; the message names it and its source."""
+
+
+class TemporalUnreachableError(Error):
+    """The Temporal server cannot be reached; the message names its address and the reason.
+
+    ``address`` is ``host:port``. Trying again is worth it: the next use of the client connects anew.
+    """
+
+    def __init__(self, message: str, address: str) -> None:
+        super().__init__(message)
+        self.address = address

@@ -1,0 +1,413 @@
+"""The Temporal client for synchronous code: Flask and Django views, scripts, shells.
+
+Each method is a front over the method of the same name of ``temporalio``'s client, run on the portal's event loop: no
+loop per request, one connection for all threads. What has no front here goes through ``SyncClient.run``.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowExecution,
+    WorkflowExecutionCount,
+    WorkflowExecutionDescription,
+    WorkflowHandle,
+    WorkflowHistory,
+    WorkflowUpdateHandle,
+    WorkflowUpdateStage,
+)
+from temporalio.common import (
+    Priority,
+    QueryRejectCondition,
+    RetryPolicy,
+    TypedSearchAttributes,
+    VersioningOverride,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.types import (
+    MethodAsyncNoParam,
+    MethodAsyncSingleParam,
+    MethodSyncOrAsyncNoParam,
+    MethodSyncOrAsyncSingleParam,
+)
+from temporalio.workflow import UpdateMethodMultiParam
+
+from durably.portal import get_portal
+
+from .errors import TemporalSettingsError
+
+T = TypeVar("T")
+W = TypeVar("W")
+A = TypeVar("A")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+class CallOptions(TypedDict, total=False):
+    """What every call to the server takes; the timeout is that of one request."""
+
+    rpc_metadata: Mapping[str, str | bytes]
+    rpc_timeout: timedelta
+
+
+class StartOptions(CallOptions, total=False):
+    """How a workflow is started, as ``temporalio.client.Client.start_workflow`` describes it."""
+
+    task_queue: str
+    execution_timeout: timedelta
+    run_timeout: timedelta
+    task_timeout: timedelta
+    id_reuse_policy: WorkflowIDReusePolicy
+    id_conflict_policy: WorkflowIDConflictPolicy
+    retry_policy: RetryPolicy
+    cron_schedule: str
+    memo: Mapping[str, Any]
+    search_attributes: TypedSearchAttributes
+    static_summary: str
+    static_details: str
+    start_delay: timedelta
+    start_signal: str
+    start_signal_args: Sequence[Any]
+    request_eager_start: bool
+    priority: Priority
+    versioning_override: VersioningOverride
+
+
+class QueryOptions(CallOptions, total=False):
+    reject_condition: QueryRejectCondition
+
+
+class UpdateOptions(CallOptions, total=False):
+    id: str
+
+
+class Runner:
+    """Runs the client's coroutines on the portal. Refused on an event loop, which the wait would block."""
+
+    def __init__(self, client: Callable[[], Awaitable[Client]]) -> None:
+        self._client = client
+
+    def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "temporal.sync would block this event loop: in async code use the client itself, "
+                "client = await temporal.client()"
+            )
+        return get_portal().run(self._call(call))
+
+    async def _call(self, call: Callable[[Client], Awaitable[T]]) -> T:
+        return await call(await self._client())
+
+    def iterate(self, make: Callable[[Client], AsyncIterator[T]]) -> Iterator[T]:
+        iterator: AsyncIterator[T] | None = None
+
+        async def take(client: Client) -> tuple[bool, T | None]:
+            nonlocal iterator
+            iterator = make(client) if iterator is None else iterator
+            try:
+                return True, await anext(iterator)
+            except StopAsyncIteration:
+                return False, None
+
+        while True:
+            found, item = self.run(take)
+            if not found:
+                return
+            yield item  # type: ignore[misc]
+
+
+class SyncClient:
+    """``temporal.sync``: starts workflows and gives handles to them. Raises what ``temporalio`` raises, and
+    ``TemporalUnreachableError`` while there has been no connection yet."""
+
+    def __init__(self, client: Callable[[], Awaitable[Client]], task_queue: Callable[[], str | None]) -> None:
+        self._runner = Runner(client)
+        self._task_queue = task_queue
+
+    def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
+        """Anything else of the client: ``temporal.sync.run(lambda client: client.count_workflows("…"))``."""
+        return self._runner.run(call)
+
+    @property
+    def client(self) -> Client:
+        """The connected client itself, to pass on to asynchronous code."""
+        return self._runner.run(_itself)
+
+    @overload
+    def start_workflow(
+        self, workflow: MethodAsyncNoParam[W, R], *, id: str, **options: Unpack[StartOptions]
+    ) -> "SyncWorkflowHandle[W, R]": ...
+    @overload
+    def start_workflow(
+        self, workflow: MethodAsyncSingleParam[W, A, R], arg: A, *, id: str, **options: Unpack[StartOptions]
+    ) -> "SyncWorkflowHandle[W, R]": ...
+    @overload
+    def start_workflow(
+        self,
+        workflow: Callable[Concatenate[W, P], Awaitable[R]],
+        *,
+        args: Sequence[Any],
+        id: str,
+        **options: Unpack[StartOptions],
+    ) -> "SyncWorkflowHandle[W, R]": ...
+    @overload
+    def start_workflow(
+        self, workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[StartOptions]
+    ) -> "SyncWorkflowHandle[Any, Any]": ...
+    def start_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> "SyncWorkflowHandle[Any, Any]":
+        """Start a workflow and return as soon as the server has taken it.
+
+        ``task_queue`` is the connection's if not given. Raises ``WorkflowAlreadyStartedError``, ``RPCError``.
+        """
+        options = self._with_queue(options)
+        return self._handle(self.run(lambda client: client.start_workflow(workflow, *arg, id=id, **options)))
+
+    @overload
+    def execute_workflow(
+        self, workflow: MethodAsyncNoParam[W, R], *, id: str, **options: Unpack[StartOptions]
+    ) -> R: ...
+    @overload
+    def execute_workflow(
+        self, workflow: MethodAsyncSingleParam[W, A, R], arg: A, *, id: str, **options: Unpack[StartOptions]
+    ) -> R: ...
+    @overload
+    def execute_workflow(
+        self,
+        workflow: Callable[Concatenate[W, P], Awaitable[R]],
+        *,
+        args: Sequence[Any],
+        id: str,
+        **options: Unpack[StartOptions],
+    ) -> R: ...
+    @overload
+    def execute_workflow(
+        self, workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[StartOptions]
+    ) -> Any: ...
+    def execute_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> Any:
+        """``start_workflow(…).result()``: the thread waits for the workflow's end, so hardly ever in a view."""
+        options = self._with_queue(options)
+        return self.run(lambda client: client.execute_workflow(workflow, *arg, id=id, **options))
+
+    def get_workflow_handle(
+        self, workflow_id: str, *, run_id: str | None = None, result_type: type | None = None
+    ) -> "SyncWorkflowHandle[Any, Any]":
+        """A handle to a workflow that exists; asks the server nothing yet."""
+        return self._handle(
+            self.client.get_workflow_handle(workflow_id, run_id=run_id, result_type=result_type),
+        )
+
+    @overload
+    def get_workflow_handle_for(
+        self, workflow: MethodAsyncNoParam[W, R], workflow_id: str, *, run_id: str | None = None
+    ) -> "SyncWorkflowHandle[W, R]": ...
+    @overload
+    def get_workflow_handle_for(
+        self, workflow: MethodAsyncSingleParam[W, Any, R], workflow_id: str, *, run_id: str | None = None
+    ) -> "SyncWorkflowHandle[W, R]": ...
+    def get_workflow_handle_for(
+        self, workflow: Any, workflow_id: str, *, run_id: str | None = None
+    ) -> "SyncWorkflowHandle[Any, Any]":
+        """A handle that knows the types of the workflow's result, signals, queries and updates."""
+        return self._handle(self.client.get_workflow_handle_for(workflow, workflow_id, run_id=run_id))
+
+    def list_workflows(self, query: str | None = None, **options: Any) -> Iterator[WorkflowExecution]:
+        """Workflows that match a visibility query, page by page as they are taken."""
+        return self._runner.iterate(lambda client: client.list_workflows(query, **options))
+
+    def count_workflows(self, query: str | None = None, **options: Unpack[CallOptions]) -> WorkflowExecutionCount:
+        return self.run(lambda client: client.count_workflows(query, **options))
+
+    def execute_update_with_start_workflow(
+        self, update: Any, *arg: Any, start: "StartOperation", **options: Any
+    ) -> Any:
+        """Start the workflow unless it runs, update it, and wait for the update's result."""
+
+        async def execute(client: Client) -> Any:
+            return await client.execute_update_with_start_workflow(
+                update, *arg, start_workflow_operation=start.make(self._with_queue), **options
+            )
+
+        return self.run(execute)
+
+    def _with_queue(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        queue = options.get("task_queue") or self._task_queue()
+        if queue is None:
+            raise TemporalSettingsError(
+                "on which task queue? Give task_queue=, here or to Temporal(), or set TEMPORAL_TASK_QUEUE"
+            )
+        return {**options, "task_queue": queue}
+
+    def _handle(self, handle: WorkflowHandle[Any, Any]) -> "SyncWorkflowHandle[Any, Any]":
+        return SyncWorkflowHandle(self._runner, handle)
+
+
+class StartOperation:
+    """What ``execute_update_with_start_workflow`` starts: the arguments of ``start_workflow``.
+
+    The SDK requires ``id_conflict_policy`` among them.
+    """
+
+    def __init__(self, workflow: Any, *arg: Any, id: str, **options: Any) -> None:
+        self._workflow, self._arg, self._id, self._options = workflow, arg, id, options
+
+    def make(self, with_queue: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+        return WithStartWorkflowOperation(self._workflow, *self._arg, id=self._id, **with_queue(self._options))
+
+
+class SyncWorkflowHandle(Generic[W, R]):
+    """A workflow of the server, for synchronous code. ``handle`` is ``temporalio``'s."""
+
+    def __init__(self, runner: Runner, handle: WorkflowHandle[W, R]) -> None:
+        self._runner = runner
+        self.handle = handle
+
+    @property
+    def id(self) -> str:
+        return self.handle.id
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that calls go to; ``None`` for the latest."""
+        return self.handle.run_id
+
+    @property
+    def result_run_id(self) -> str | None:
+        """The run that ``result`` starts from: the one that was started."""
+        return self.handle.result_run_id
+
+    def result(
+        self, *, timeout: timedelta | None = None, follow_runs: bool = True, **options: Unpack[CallOptions]
+    ) -> R:
+        """Wait for the result, at most for ``timeout`` (then ``TimeoutError``; the workflow goes on)."""
+
+        async def wait(client: Client) -> R:
+            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+                return await self.handle.result(follow_runs=follow_runs, **options)
+
+        return self._runner.run(wait)
+
+    def describe(self, **options: Unpack[CallOptions]) -> WorkflowExecutionDescription:
+        return self._run(self.handle.describe, **options)
+
+    def cancel(self, *, reason: str = "", **options: Unpack[CallOptions]) -> None:
+        self._run(self.handle.cancel, reason=reason, **options)
+
+    def terminate(self, *args: Any, reason: str | None = None, **options: Unpack[CallOptions]) -> None:
+        self._run(self.handle.terminate, *args, reason=reason, **options)
+
+    def fetch_history(self, **options: Unpack[CallOptions]) -> WorkflowHistory:
+        return self._run(self.handle.fetch_history, **options)
+
+    @overload
+    def query(self, query: MethodSyncOrAsyncNoParam[W, T], **options: Unpack[QueryOptions]) -> T: ...
+    @overload
+    def query(self, query: MethodSyncOrAsyncSingleParam[W, A, T], arg: A, **options: Unpack[QueryOptions]) -> T: ...
+    @overload
+    def query(
+        self,
+        query: Callable[Concatenate[W, P], Awaitable[T] | T],
+        *,
+        args: Sequence[Any],
+        **options: Unpack[QueryOptions],
+    ) -> T: ...
+    @overload
+    def query(
+        self,
+        query: str,
+        *arg: Any,
+        args: Sequence[Any] = (),
+        result_type: type | None = None,
+        **options: Unpack[QueryOptions],
+    ) -> Any: ...
+    def query(self, query: Any, *arg: Any, **options: Any) -> Any:
+        """Ask the workflow; a worker must be there to answer."""
+        return self._run(self.handle.query, query, *arg, **options)
+
+    @overload
+    def signal(self, signal: MethodSyncOrAsyncNoParam[W, None], **options: Unpack[CallOptions]) -> None: ...
+    @overload
+    def signal(
+        self, signal: MethodSyncOrAsyncSingleParam[W, A, None], arg: A, **options: Unpack[CallOptions]
+    ) -> None: ...
+    @overload
+    def signal(
+        self,
+        signal: Callable[Concatenate[W, P], Awaitable[None] | None],
+        *,
+        args: Sequence[Any],
+        **options: Unpack[CallOptions],
+    ) -> None: ...
+    @overload
+    def signal(self, signal: str, *arg: Any, args: Sequence[Any] = (), **options: Unpack[CallOptions]) -> None: ...
+    def signal(self, signal: Any, *arg: Any, **options: Any) -> None:
+        """Tell the workflow; returns when the server has it."""
+        self._run(self.handle.signal, signal, *arg, **options)
+
+    @overload
+    def execute_update(self, update: UpdateMethodMultiParam[[W], T], **options: Unpack[UpdateOptions]) -> T: ...
+    @overload
+    def execute_update(
+        self, update: UpdateMethodMultiParam[[W, A], T], arg: A, **options: Unpack[UpdateOptions]
+    ) -> T: ...
+    @overload
+    def execute_update(
+        self, update: UpdateMethodMultiParam[..., T], *, args: Sequence[Any], **options: Unpack[UpdateOptions]
+    ) -> T: ...
+    @overload
+    def execute_update(
+        self,
+        update: str,
+        *arg: Any,
+        args: Sequence[Any] = (),
+        result_type: type | None = None,
+        **options: Unpack[UpdateOptions],
+    ) -> Any: ...
+    def execute_update(self, update: Any, *arg: Any, **options: Any) -> Any:
+        """Update the workflow and wait for the update's result. Raises ``WorkflowUpdateFailedError``."""
+        return self._run(self.handle.execute_update, update, *arg, **options)
+
+    def start_update(
+        self,
+        update: Any,
+        *arg: Any,
+        wait_for_stage: WorkflowUpdateStage = WorkflowUpdateStage.ACCEPTED,
+        **options: Any,
+    ) -> "SyncUpdateHandle[Any]":
+        """Update the workflow and return once the update has come to the stage."""
+        handle = self._run(self.handle.start_update, update, *arg, wait_for_stage=wait_for_stage, **options)
+        return SyncUpdateHandle(self._runner, handle)
+
+    def get_update_handle(self, id: str, *, result_type: type | None = None) -> "SyncUpdateHandle[Any]":
+        return SyncUpdateHandle(self._runner, self.handle.get_update_handle(id, result_type=result_type))
+
+    def for_run(self, run_id: str) -> Self:
+        """A handle to one run of the workflow."""
+        client = self._runner.run(_itself)
+        return type(self)(self._runner, client.get_workflow_handle(self.id, run_id=run_id))
+
+    def _run(self, method: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+        return self._runner.run(lambda client: method(*args, **options))
+
+
+class SyncUpdateHandle(Generic[T]):
+    """An update that was asked for, for synchronous code. ``handle`` is ``temporalio``'s."""
+
+    def __init__(self, runner: Runner, handle: WorkflowUpdateHandle[T]) -> None:
+        self._runner = runner
+        self.handle = handle
+
+    @property
+    def id(self) -> str:
+        return self.handle.id
+
+    def result(self, **options: Unpack[CallOptions]) -> T:
+        return self._runner.run(lambda client: self.handle.result(**options))
+
+
+async def _itself(client: Client) -> Client:
+    return client

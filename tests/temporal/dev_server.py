@@ -1,0 +1,53 @@
+"""Temporal's development server for tests: a real one, on a free port, which can be killed and started again."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PATIENCE = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+class DevServer:
+    """``temporal server start-dev`` on a port of its own. With ``database`` it keeps what it knows over a restart."""
+
+    def __init__(self, database: Path | None = None) -> None:
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self._database = database
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        binary = Path(sys.executable).with_name("temporal")
+        command = [str(binary if binary.exists() else shutil.which("temporal")), "server", "start-dev", "--headless"]
+        command += ["--ip", "127.0.0.1", "--port", str(self.port), "--log-level", "never"]
+        if self._database is not None:
+            command += ["--db-filename", str(self._database)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._wait_until_it_accepts()
+
+    def _wait_until_it_accepts(self) -> None:
+        assert self._process is not None
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            assert self._process.poll() is None, "the development server has stopped"
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError("the development server does not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

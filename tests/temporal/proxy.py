@@ -1,0 +1,40 @@
+"""A TCP proxy before the server: counts the connections that an app opens, and can hold or refuse them."""
+
+import contextlib
+import socket
+import threading
+
+from .dev_server import free_port
+
+
+class Proxy:
+    def __init__(self, target: int) -> None:
+        self.opened = 0
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.opened += 1
+            far = socket.create_connection(("127.0.0.1", self._target))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,78 @@
+"""Where the connection's settings come from, and which source counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.service import TLSConfig
+
+from durably.temporal import Temporal, TemporalSettingsError
+from durably.temporal.settings import resolve
+
+NOTHING: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def no_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(tmp_path / "none.toml"))
+
+
+def test_the_defaults_are_those_of_a_development_server() -> None:
+    settings = resolve({}, {}, environment=NOTHING)
+    assert (settings.address, settings.namespace, settings.tls) == ("localhost:7233", "default", None)
+
+
+def test_arguments_come_before_the_environment_and_that_before_the_framework(tmp_path: Path) -> None:
+    framework = {"SERVER": "f:1", "NAMESPACE": "f", "TASK_QUEUE": "f"}
+    environment = {"TEMPORAL_ADDRESS": "e:1", "TEMPORAL_NAMESPACE": "e"}
+    settings = resolve({"address": "a:1", "namespace": None}, framework, environment=environment)
+    assert (settings.address, settings.namespace, settings.task_queue) == ("a:1", "e", "f")
+
+
+def test_a_profile_is_read_and_the_environment_comes_before_it(tmp_path: Path) -> None:
+    file = tmp_path / "temporal.toml"
+    file.write_text('[profile.prod]\naddress = "p:1"\nnamespace = "p"\n')
+    settings = resolve(
+        {}, {"ADDRESS": "f:1"}, profile="prod", config_file=file, environment={"TEMPORAL_NAMESPACE": "e"}
+    )
+    assert (settings.address, settings.namespace) == ("p:1", "e")
+
+
+def test_certificates_for_mutual_tls_are_read(tmp_path: Path) -> None:
+    (tmp_path / "cert").write_bytes(b"the certificate")
+    (tmp_path / "key").write_bytes(b"the key")
+    framework = {"TLS_CLIENT_CERT_PATH": tmp_path / "cert", "TLS_CLIENT_KEY_PATH": tmp_path / "key"}
+    tls = resolve({}, framework, environment=NOTHING).tls
+    assert isinstance(tls, TLSConfig)
+    assert (tls.client_cert, tls.client_private_key) == (b"the certificate", b"the key")
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = resolve({"api_key": "hush", "rpc_metadata": {"authorization": "hush"}}, {}, environment=NOTHING)
+    assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "framework", "environment", "words"),
+    [
+        ({"address": "http://localhost:7233"}, {}, {}, "host:port"),
+        ({"address": "localhost"}, {}, {}, "host:port"),
+        ({}, {"ADRESS": "x:1"}, {}, "unknown setting 'ADRESS'"),
+        ({}, {"NAMESPACE": 3}, {}, "'NAMESPACE' for Temporal is not text"),
+        ({}, {}, {"TEMPORAL_PROFILE": "none"}, "Profile 'none' not found"),
+        ({}, {"TLS_CLIENT_CERT_PATH": "/nowhere"}, {}, "/nowhere"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    arguments: dict[str, Any], framework: dict[str, Any], environment: dict[str, str], words: str
+) -> None:
+    with pytest.raises(TemporalSettingsError, match=words):
+        resolve(arguments, framework, environment=environment)
+
+
+def test_settings_are_read_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    temporal = Temporal()
+    temporal.configure(lambda: {"ADDRESS": "f:1"})
+    assert temporal.settings.address == "f:1"
+    with pytest.raises(TemporalSettingsError, match="in use already"):
+        temporal.configure(dict)

@@ -1,0 +1,119 @@
+"""Workflows of the tests: an order that is paid, changed and shipped, and some that fail or wait."""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from temporalio import activity, workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from pydantic import BaseModel, Field
+
+
+class Order(BaseModel):
+    order_id: str = Field(min_length=1, max_length=40, description="The shop's own id.")
+    amount: float = Field(ge=0)
+    lines: list[str] = []
+
+
+class Receipt(BaseModel):
+    order_id: str
+    paid: float
+    note: str = ""
+
+
+@activity.defn
+async def charge(order: Order) -> str:
+    if "decline" in order.lines:
+        raise ApplicationError(
+            "the card was declined", {"card": "4242-secret"}, type="CardDeclined", non_retryable=True
+        )
+    if "flaky" in order.lines:
+        raise ApplicationError("the bank does not answer", type="BankAway")
+    return f"charged {order.amount}"
+
+
+@workflow.defn
+class OrderWorkflow:
+    """Charges an order, and waits until it is shipped."""
+
+    def __init__(self) -> None:
+        self.status = "placed"
+        self.notes: list[str] = []
+        self.shipped = False
+        self.address = ""
+
+    @workflow.run
+    async def run(self, order: Order) -> Receipt:
+        await workflow.execute_activity(
+            charge,
+            order,
+            start_to_close_timeout=timedelta(seconds=10),
+            retry_policy=RetryPolicy(
+                initial_interval=timedelta(milliseconds=50), maximum_interval=timedelta(seconds=1)
+            ),
+        )
+        self.status = "charged"
+        if "wait" in order.lines:
+            await workflow.wait_condition(lambda: self.shipped)
+            self.status = "shipped"
+        return Receipt(order_id=order.order_id, paid=order.amount, note=",".join(self.notes))
+
+    @workflow.signal
+    def ship(self) -> None:
+        """The parcel has left."""
+        self.shipped = True
+
+    @workflow.signal
+    def add_note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @workflow.signal
+    def secret(self) -> None:
+        """Not exposed by the tests' gateway."""
+
+    @workflow.query
+    def state(self) -> str:
+        return self.status
+
+    @workflow.query
+    def note(self, index: int) -> str:
+        return self.notes[index]
+
+    @workflow.update
+    async def change_address(self, address: str) -> str:
+        before, self.address = self.address, address
+        return before
+
+    @change_address.validator
+    def check_address(self, address: str) -> None:
+        if not address:
+            raise ApplicationError("an address is needed", type="AddressMissing")
+
+
+@dataclass
+class Pair:
+    left: int
+    right: list[int] = field(default_factory=list)
+
+
+@workflow.defn(name="sum-of-pair")
+class SumWorkflow:
+    @workflow.run
+    async def run(self, pair: Pair, factor: int = 1) -> int:
+        return (pair.left + sum(pair.right)) * factor
+
+
+@workflow.defn
+class SleepingWorkflow:
+    @workflow.run
+    async def run(self) -> str:
+        await asyncio.sleep(3600)
+        return "awake"
+
+
+WORKFLOWS = [OrderWorkflow, SumWorkflow, SleepingWorkflow]
+ACTIVITIES = [charge]
+TASK_QUEUE = "orders"
