@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from durably.execution import asynchronous
+from durably.execution import settling
 
 
 @pytest.fixture(autouse=True, scope="module")
 def endless_patience() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asynchronous, "_PATIENCE_SECONDS", 3600.0)
+        patch.setattr(settling, "_PATIENCE_SECONDS", 3600.0)
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from durably import Context
-from durably.execution import asynchronous
+from durably.execution import settling
 
 from .engine import complete, engine_for, fail
 
@@ -148,7 +148,7 @@ async def test_clocks_that_run_out_around_other_things() -> None:
 
 async def test_clocks_around_slow_io_beside_steps(clock: tuple[str, Around], monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that do not wait for a slow branch any longer have nothing to do with its clock."""
-    monkeypatch.setattr(asynchronous, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.02)
     _, around = clock
     answers: list[asyncio.Future[str]] = []
 

@@ -2,21 +2,17 @@
 
 The function runs as a task; the tasks it creates are known through the loop's task factory. Each step
 without a result *parks* its task on a future. When every task of the run is parked, or waits for one
-that is, and nothing has moved for a few iterations of the loop, the call is *settled* and decides: return
-one more memo, in the order of the stack; else execute a step; else end and report what was found.
+that is, and nothing has moved for a few iterations of the loop, the call is *settled* (``settling``) and decides:
+return one more memo, in the order of the stack; else execute a step; else end and report what was found.
 Returning one memo at a time and settling after each makes races, and the numbering of repeated ids,
 replay exactly as they first happened.
-
-Tasks that wait for the outside (I/O, a timer) are waited for, but not for ever: nothing tells a future that I/O
-resolves from one that another branch resolves after its step, and some tasks never end (a heartbeat, the reader
-of a connection). While steps are parked, a task that has made no progress for a while no longer counts.
 """
 
 import asyncio
 import contextvars
 import heapq
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,23 +22,10 @@ from . import clocks
 from .memos import Memo
 from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
 from .replay import Replay, in_step, raised_by_user, refuse_nested
+from .settling import Settling
 from .step import Step, StepRequest
-from .tasks import AnyFuture, AnyTask, Wait, classify, current_tracker, install_task_factory, waiter_of
+from .tasks import AnyTask, current_tracker, install_task_factory
 from .teardown import tear_down
-
-_QUIET_ITERATIONS = 5
-"""Iterations of the loop without any movement before several tasks count as settled.
-
-A task's end reaches its awaiter through up to three callbacks (the task's, gather's or wait's, the
-awaiter's own), one iteration each.
-"""
-
-_PATIENCE_SECONDS = 1.0
-"""How long parked steps wait for a task that waits for the outside and makes no progress.
-
-Going on without it is safe: its steps are found later, as those of a slower branch. Only a call that targets a step
-waits on, since what it waits for may be on the way to its target.
-"""
 
 _MAX_REFUSALS = 10
 """How many steps a task may call after its cancellation before it is taken to swallow cancellations."""
@@ -52,12 +35,15 @@ group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", d
 
 
 class _Parked:
-    __slots__ = ("future", "mode", "step")
+    """``is_new``: it was met after the memos were returned, so no call before this one can have found it."""
 
-    def __init__(self, step: Step, future: asyncio.Future[bool], mode: ParallelMode | None) -> None:
+    __slots__ = ("future", "is_new", "mode", "step")
+
+    def __init__(self, step: Step, future: asyncio.Future[bool], mode: ParallelMode | None, is_new: bool) -> None:
         self.step = step
         self.future = future
         self.mode = mode
+        self.is_new = is_new
 
 
 class AsyncCall:
@@ -67,20 +53,12 @@ class AsyncCall:
         self._replay = replay
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ending | None] = self._loop.create_future()
-        self._tasks: set[AnyTask] = set()
-        self._active: set[AnyTask] = set()  # tasks that are neither parked on a step nor wait for other tasks
-        self._ignored: set[AnyTask] = set()  # active tasks that are not waited for any more
-        self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by what they wait for, tasks to look at once it has come
+        self._settling = Settling(self._loop, self._decide)
+        self._tasks = self._settling.tasks
         self._parked: dict[str, _Parked] = {}  # by hashed id
-        self._parked_tasks: set[AnyTask] = set()
         self._memoized: list[tuple[int, str]] = []  # heap of parked steps that have memos, by place in the stack
-        self._progress = 0  # counts steps that park or go on, and tasks that begin or end
-        self._moves = 0  # counts whatever may have changed what a task waits for
-        self._settling: asyncio.Handle | None = None
-        self._patience: asyncio.Handle | None = None
-        self._quiet = 0
-        self._seen_moves = -1
-        self._is_executing = False
+        self._executing = 0
+        self._executed: list[StepReport] = []
         self._is_closing = False
         self._refusals: dict[AnyTask, int] = {}
 
@@ -124,30 +102,17 @@ class AsyncCall:
 
     def _on_main_done(self, main: AnyTask) -> None:
         if not self._ended.done():
+            self._settling.stop()
             self._ended.set_result(None)
 
     def track(self, task: AnyTask) -> None:
         """Count a task as the run's, unless a step's handler made it."""
-        if in_step.get() is None and task not in self._tasks:
-            self._tasks.add(task)
-            self._active.add(task)
-            task.add_done_callback(self._untrack)
-            self._progressed()
-
-    def _untrack(self, task: AnyTask) -> None:
-        self._tasks.discard(task)
-        self._active.discard(task)
-        self._ignored.discard(task)
-        self._progressed()
+        if in_step.get() is None:
+            self._settling.track(task)
 
     async def _close(self) -> None:
         self._is_closing = True
-        for handle in (self._settling, self._patience):
-            if handle is not None:
-                handle.cancel()
-        for waiter in self._watched:
-            waiter.remove_done_callback(self._on_watched_done)
-        self._watched.clear()
+        self._settling.close()
         await tear_down(self._tasks)
         self._parked.clear()
         self._refusals.clear()
@@ -187,14 +152,25 @@ class AsyncCall:
             report = await self._replay.execute(step, _resolve_output)
             ending = await self._conclude(report)
             if isinstance(ending, Memo):
-                self._progressed()
                 return ending
-            self._end(ending)
+            if isinstance(ending, Found):
+                self._executed += ending.reports
+            else:
+                self._end(ending)
         except Exception as error:  # a hook's
             self._end(Raised(error))
         finally:
-            self._is_executing = False  # left without an end if user code cancels the task
+            self._finish_executing()
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
+
+    def _finish_executing(self) -> None:
+        """Also where user code has cancelled the step's task, and there is nothing to report of it."""
+        self._executing -= 1
+        if not self._executing:
+            if self._executed:
+                self._end(Found(self._executed))
+            self._settling.is_suspended = False
+            self._settling.progressed()
 
     async def _conclude(self, report: StepReport) -> Memo | Ending:
         token = current_tracker.set(None)  # tasks that are made to hand the step over are not the run's
@@ -213,22 +189,17 @@ class AsyncCall:
 
     async def _park(self, step: Step, task: AnyTask) -> bool:
         """Wait for the call's decision: True to return the memo, False to execute the step."""
-        parked = _Parked(step, self._loop.create_future(), group_mode.get())
+        replay = self._replay
+        parked = _Parked(step, self._loop.create_future(), group_mode.get(), replay.is_fresh)
         self._parked[step.hashed_id] = parked
-        self._parked_tasks.add(task)
-        if step.hashed_id in self._replay.memos:
-            heapq.heappush(self._memoized, (self._replay.position(step.hashed_id), step.hashed_id))
-        self._active.discard(task)
-        self._ignored.discard(task)
-        self._progressed()
+        if step.hashed_id in replay.memos:
+            heapq.heappush(self._memoized, (replay.position(step.hashed_id), step.hashed_id))
+        self._settling.park(task)
         try:
             return await parked.future
         finally:
             del self._parked[step.hashed_id]
-            self._parked_tasks.discard(task)
-            if task in self._tasks:
-                self._active.add(task)
-            self._progressed()
+            self._settling.unpark(task)
 
     async def _refuse_in_teardown(self, task: AnyTask) -> None:
         """Steps met while the function's tasks are cancelled are not run: cancellation goes on."""
@@ -237,82 +208,12 @@ class AsyncCall:
             await self._loop.create_future()
         raise asyncio.CancelledError("the call has ended")
 
-    # -- settling
-
-    def _progressed(self) -> None:
-        self._progress += 1
-        self._moved()
-
-    def _moved(self) -> None:
-        """Something happened: look soon whether the call is settled."""
-        self._moves += 1
-        if self._settling is None and not self._is_over:
-            self._settling = self._loop.call_soon(self._settle)
-
-    @property
-    def _is_over(self) -> bool:
-        return self._is_closing or self._ended.done()
-
-    def _settle(self) -> None:
-        self._settling = None
-        if self._is_over or self._is_executing or not self._tasks:
-            return
-        if self._is_moving():
-            self._quiet = 0
-            if self._parked and self._patience is None:
-                self._patience = self._loop.call_later(_PATIENCE_SECONDS, self._lose_patience, self._progress)
-            return
-        if len(self._tasks) > 1 and not self._is_quiet():
-            self._settling = self._loop.call_soon(self._settle)
-            return
-        self._quiet = 0
-        self._decide()
-
-    def _is_moving(self) -> bool:
-        """Whether a task runs, or waits for the outside; either looks again by itself."""
-        moving = False
-        for task in self._active - self._ignored:
-            wait = classify(task, self._tasks)
-            if wait is Wait.READY:
-                self._moved()
-                return True
-            self._watch(task)
-            if wait is Wait.OUTSIDE:
-                moving = True
-            else:
-                self._active.discard(task)
-        return moving
-
-    def _watch(self, task: AnyTask) -> None:
-        """Look at the task again once what it waits for has come."""
-        waiter = waiter_of(task)
-        assert waiter is not None
-        if waiter in self._watched:
-            self._watched[waiter].add(task)
-        else:
-            self._watched[waiter] = {task}
-            waiter.add_done_callback(self._on_watched_done)
-
-    def _on_watched_done(self, waiter: AnyFuture) -> None:
-        self._active |= (self._watched.pop(waiter) & self._tasks) - self._parked_tasks
-        self._moved()
-
-    def _lose_patience(self, progress: int) -> None:
-        self._patience = None
-        if progress == self._progress and self._parked:
-            self._ignored = {task for task in self._active if classify(task, self._tasks) is not Wait.TASKS}
-        self._moved()
-
-    def _is_quiet(self) -> bool:
-        if self._seen_moves != self._moves:
-            self._seen_moves, self._quiet = self._moves, 0
-        self._quiet += 1
-        return self._quiet > _QUIET_ITERATIONS
+    # -- deciding
 
     def _decide(self) -> None:
         replay, parked = self._replay, self._parked
-        if replay.target in parked and replay.target not in replay.memos:
-            self._execute_or_report(parked[replay.target])
+        if targets := [parked[step_id] for step_id in replay.targets if self._is_unmemoized(step_id)]:
+            self._execute_or_report(targets)
             return
         while self._memoized:
             _, hashed_id = heapq.heappop(self._memoized)
@@ -323,28 +224,39 @@ class AsyncCall:
             return  # the function waits for something that will wake it, or is about to wake
         found = sorted(parked.values(), key=lambda entry: entry.step.order)
         steps = [entry.step for entry in found]
-        if (clock := clocks.find_clock(self._tasks, self._ignored)) is not None:
+        settling = self._settling
+        if (clock := clocks.find_clock(self._tasks, settling.ignored)) is not None:
             self._end(Raised(clocks.refusal(clock, [step.request.step_id for step in steps])))
         elif replay.target is not None:
-            if not self._ignored:  # else one of those tasks may be on the way to the target
+            if not settling.ignored:  # else one of those tasks may be on the way to the target
                 self._end(replay.not_found(replay.target, steps))
+        elif settling.ignored and not any(entry.is_new for entry in found) and settling.waits_longer():
+            return  # the engine knows all of these, and would not call again before one of them has ended
         elif len(found) == 1 and found[0].mode is None and replay.runs_at_once(steps[0]):
             if replay.is_over:
                 self._end(HandedOver())
             else:
-                self._execute_or_report(found[0])
+                self._execute_or_report(found)
         else:
             self._end(Found([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found]))
 
-    def _execute_or_report(self, entry: _Parked) -> None:
-        if entry.step.request.is_run:
-            self._is_executing = not entry.future.done()
-            _resolve(entry.future, False)
-        else:
-            self._end(Found([StepReport(entry.step.to_op(), entry.step.info())]))
+    def _is_unmemoized(self, hashed_id: str) -> bool:
+        return hashed_id in self._parked and hashed_id not in self._replay.memos
+
+    def _execute_or_report(self, entries: Sequence[_Parked]) -> None:
+        for entry in entries:
+            if not entry.step.request.is_run:
+                self._executed.append(StepReport(entry.step.to_op(), entry.step.info()))
+            elif not entry.future.done():  # else its task has just been cancelled
+                self._executing += 1
+                entry.future.set_result(False)
+        self._settling.is_suspended = bool(self._executing)
+        if self._executed and not self._executing:
+            self._end(Found(self._executed))
 
     def _end(self, ending: Ending) -> None:
         if not self._ended.done():
+            self._settling.stop()
             self._ended.set_result(ending)
 
 

@@ -69,8 +69,9 @@ class Replay:
     """The state of one call.
 
     ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
-    execute, ``None`` to discover. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
-    step that it executes. ``stand_in`` takes the place of steps in tests.
+    execute, ``None`` to discover. ``also`` are others that may be executed in the same call. ``attempt`` counts from
+    0. Without a ``handover`` the call ends with the first step that it executes. ``stand_in`` takes the place of
+    steps in tests.
     """
 
     memos: StepMemos
@@ -78,6 +79,7 @@ class Replay:
     handover: Handover | None = None
     stack: Sequence[str] = ()
     target: str | None = None
+    also: Sequence[str] = ()
     disable_immediate: bool = False
     attempt: int = 0
     max_attempts: int | None = None
@@ -93,6 +95,10 @@ class Replay:
             self._last = ""
         else:
             self._last = next((step_id for step_id in reversed(self.stack) if step_id in self.memos), None)
+
+    @property
+    def targets(self) -> Sequence[str]:
+        return () if self.target is None else (self.target, *self.also)
 
     @property
     def is_new(self) -> bool:

@@ -1,0 +1,178 @@
+"""When a call of an async function is settled: every task of the run is parked on a step, or waits for one that is.
+
+Tasks that wait for the outside (I/O, a timer) are waited for, but not for ever: nothing tells a future that I/O
+resolves from one that another branch resolves after its step, and some tasks never end (a heartbeat, the reader
+of a connection). While steps are parked, a task that has made no progress for a while no longer counts.
+
+What then happens is not decided here.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from .tasks import AnyFuture, AnyTask, Wait, classify, waiter_of
+
+_QUIET_ITERATIONS = 5
+"""Iterations of the loop without any movement before several tasks count as settled.
+
+A task's end reaches its awaiter through up to three callbacks (the task's, gather's or wait's, the
+awaiter's own), one iteration each.
+"""
+
+_PATIENCE_SECONDS = 1.0
+"""How long parked steps wait for a task that waits for the outside and makes no progress.
+
+Going on without it is mostly safe: its steps are found later, as those of a slower branch.
+"""
+
+_LONG_PATIENCE_SECONDS = 25.0
+"""The same where going on would be in vain. Less than the 30 s after which many servers and proxies
+give a request up."""
+
+
+class Settling:
+    """The tasks of one call. ``decide`` is called each time they are settled."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, decide: Callable[[], None]) -> None:
+        self._loop = loop
+        self._decide = decide
+        self.tasks: set[AnyTask] = set()
+        self.ignored: set[AnyTask] = set()
+        """Active tasks that are not waited for any more."""
+        self.is_suspended = False
+        """Set while a step is executed: its function must not go on meanwhile."""
+        self._is_over = False
+        self._active: set[AnyTask] = set()  # tasks that are neither parked on a step nor wait for other tasks
+        self._parked: set[AnyTask] = set()
+        self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by what they wait for, tasks to look at once it has come
+        self._progress = 0  # counts steps that park or go on, and tasks that begin or end
+        self._moves = 0  # counts whatever may have changed what a task waits for
+        self._quiet = 0
+        self._seen_moves = -1
+        self._next_look: asyncio.Handle | None = None
+        self._patience: asyncio.Handle | None = None
+        self._long_patience: asyncio.Handle | None = None
+        self._is_resigned = False
+
+    def track(self, task: AnyTask) -> None:
+        """Count a task as the run's."""
+        if task not in self.tasks:
+            self.tasks.add(task)
+            self._active.add(task)
+            task.add_done_callback(self._untrack)
+            self.progressed()
+
+    def _untrack(self, task: AnyTask) -> None:
+        self.tasks.discard(task)
+        self._active.discard(task)
+        self.ignored.discard(task)
+        self.progressed()
+
+    def park(self, task: AnyTask) -> None:
+        """The task waits for a step."""
+        self._parked.add(task)
+        self._active.discard(task)
+        self.ignored.discard(task)
+        self.progressed()
+
+    def unpark(self, task: AnyTask) -> None:
+        self._parked.discard(task)
+        if task in self.tasks:
+            self._active.add(task)
+        self.progressed()
+
+    def progressed(self) -> None:
+        self._progress += 1
+        self._moved()
+
+    def waits_longer(self) -> bool:
+        """Whether ignored tasks are worth waiting for all the same."""
+        if self._long_patience is None:
+            self._long_patience = self._loop.call_later(_LONG_PATIENCE_SECONDS, self._resign)
+        return bool(self.ignored) and not self._is_resigned
+
+    def _resign(self) -> None:
+        self._is_resigned = True
+        self._moved()
+
+    def stop(self) -> None:
+        """Look no more: the call has its outcome."""
+        self._is_over = True
+
+    def close(self) -> None:
+        self.stop()
+        for handle in (self._next_look, self._patience, self._long_patience):
+            if handle is not None:
+                handle.cancel()
+        for waiter in self._watched:
+            waiter.remove_done_callback(self._on_watched_done)
+        self._watched.clear()
+        self._decide = _nothing  # what decides holds this: together they would wait for the garbage collector
+
+    # -- looking
+
+    def _moved(self) -> None:
+        """Something happened: look soon whether the call is settled."""
+        self._moves += 1
+        if self._next_look is None and not self._is_over:
+            self._next_look = self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        if self._is_over or self.is_suspended or not self.tasks:
+            return
+        if self._is_moving():
+            self._quiet = 0
+            if self._parked and self._patience is None:
+                self._patience = self._loop.call_later(_PATIENCE_SECONDS, self._lose_patience, self._progress)
+            return
+        if len(self.tasks) > 1 and not self._is_quiet():
+            self._next_look = self._loop.call_soon(self._look)
+            return
+        self._quiet = 0
+        self._decide()
+
+    def _is_moving(self) -> bool:
+        """Whether a task runs, or waits for the outside; either looks again by itself."""
+        moving = False
+        for task in self._active - self.ignored:
+            wait = classify(task, self.tasks)
+            if wait is Wait.READY:
+                self._moved()
+                return True
+            self._watch(task)
+            if wait is Wait.OUTSIDE:
+                moving = True
+            else:
+                self._active.discard(task)
+        return moving
+
+    def _watch(self, task: AnyTask) -> None:
+        """Look at the task again once what it waits for has come."""
+        waiter = waiter_of(task)
+        assert waiter is not None
+        if waiter in self._watched:
+            self._watched[waiter].add(task)
+        else:
+            self._watched[waiter] = {task}
+            waiter.add_done_callback(self._on_watched_done)
+
+    def _on_watched_done(self, waiter: AnyFuture) -> None:
+        self._active |= (self._watched.pop(waiter) & self.tasks) - self._parked
+        self._moved()
+
+    def _lose_patience(self, progress: int) -> None:
+        self._patience = None
+        if progress == self._progress and self._parked:
+            self.ignored = {task for task in self._active if classify(task, self.tasks) is not Wait.TASKS}
+        self._moved()
+
+    def _is_quiet(self) -> bool:
+        if self._seen_moves != self._moves:
+            self._seen_moves, self._quiet = self._moves, 0
+        self._quiet += 1
+        return self._quiet > _QUIET_ITERATIONS
+
+
+def _nothing() -> None:
+    """In place of a decision, once the call is over."""
