@@ -45,6 +45,14 @@ def test_shapes(wire: Any, data: Any, error: ErrorData | None) -> None:
     assert take(memos_of(a=wire, b=wire), "a") == (data, error)
 
 
+@pytest.mark.parametrize(
+    ("wire", "data"), [(b'{"data":"\\ud83d"}', "\ud83d"), (b'["\\ude00", "\xc3\xa9"]', ["\ude00", "é"])]
+)
+def test_half_of_a_surrogate_pair(wire: bytes, data: Any) -> None:
+    """Not text that can be encoded, but SDKs send it."""
+    assert take(StepMemos({"a": msgspec.Raw(wire)}), "a") == (data, None)
+
+
 def test_a_memo_is_taken_once() -> None:
     memos = memos_of(a={"data": 1})
     assert "a" in memos

@@ -32,8 +32,11 @@ def test_malformed_json(server: Server, body: bytes) -> None:
     ("data", "fault"), [(b'"\xff"', "not encoded in UTF-8"), (b"[" * 100_000 + b"]" * 100_000, "nested too deeply")]
 )
 def test_json_that_cannot_be_decoded(server: Server, data: bytes, fault: str) -> None:
-    body = b'{"ctx": {"run_id": "r"}, "event": {"name": "x", "data": {"a": %b}}}' % data
-    assert_refused(wire.call(server.url("dev"), "app-dev-plain-sync", body), 400, "body_invalid", fault)
+    for body in (
+        b'{"ctx": {"run_id": "r"}, "event": {"name": "x", "data": {"a": %b}}}' % data,
+        b'{"ctx": {"run_id": "r"}, "event": {"name": "x"}, "steps": {"a": {"data": %b}}}' % data,
+    ):
+        assert_refused(wire.call(server.url("dev"), "app-dev-plain-sync", body), 400, "body_invalid", fault)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Memos: the results of finished steps, as the engine sent them (spec §5.2)."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -77,18 +78,27 @@ class _Result(Memo, forbid_unknown_fields=True):
     type: Any = None
 
 
-_decode = msgspec.json.Decoder().decode
+_decode_strictly = msgspec.json.Decoder().decode
 _decode_result = msgspec.json.Decoder(_Result | None).decode
 
 
 def _to_memo(raw: msgspec.Raw) -> Memo:
     try:
         return _decode_result(raw) or Memo()  # sleeps and timeouts memoise null
-    except msgspec.ValidationError:
+    except msgspec.DecodeError:
         return _to_rare_memo(_decode(raw))
 
 
+def _decode(raw: msgspec.Raw) -> Any:
+    try:
+        return _decode_strictly(raw)
+    except msgspec.DecodeError:
+        return json.loads(bytes(raw))  # half of a surrogate pair, which JavaScript and Python write if they are told to
+
+
 def _to_rare_memo(value: Any) -> Memo:
+    if isinstance(value, dict) and "data" in value and _RESULT_KEYS.issuperset(value):
+        return Memo(value["data"])
     if isinstance(value, dict) and "error" in value and _RESULT_KEYS.issuperset(value):
         return Memo(error=ErrorData(name="Error", message=str(value["error"])))  # not as errors are written
     return Memo(value)  # waits memoise the event itself

@@ -67,9 +67,13 @@ def decode_events(body: bytes) -> list[Event]:
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Two kinds of malformed JSON msgspec leaves to exceptions that are not its own."""
+    """Two kinds of malformed JSON msgspec leaves to exceptions that are not its own, and text inside of ``Raw`` is not
+    looked at."""
     try:
-        return decoder.decode(body)
+        decoded = decoder.decode(body)
+        if not body.isascii():
+            body.decode()
+        return decoded
     except UnicodeDecodeError:
         raise msgspec.DecodeError("JSON is malformed: it is not encoded in UTF-8") from None
     except RecursionError:
