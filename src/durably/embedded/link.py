@@ -8,6 +8,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
+from typing import cast
 
 import msgspec
 
@@ -124,9 +125,8 @@ class Link(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        if is_same_user(transport.get_extra_info("socket")):
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is of a class of its own
+        if is_same_user(self.descriptor):
             self._tick()
         else:
             self.close()

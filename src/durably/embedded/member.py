@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 from pathlib import Path
 from typing import Any
 
 from durably.engine.embedded import EngineSettings
 from durably.engine.embedded.lock import DatabaseLock, read_note
-from durably.engine.errors import DatabaseLockedError, EngineError
+from durably.engine.errors import DatabaseLockedError, DatabaseLostError, EngineError
 from durably.errors import TransportError
 
 from . import sockets
@@ -28,8 +27,8 @@ from .worker import LocalWorker
 
 _SEARCH_SECONDS = 0.025
 """Between two looks for an owner, or for the lock."""
-_SPREAD_SECONDS = 0.2
-"""Those who notice at the same moment that the owner is silent do not all take over."""
+_SHY_SECONDS = 0.5
+"""How long a process that serves nothing leaves the database to those that do: a shell, or a script."""
 _STRANGER_SECONDS = 1.0
 """How long the lock may be held by a process that has not said what it is: one that has only just got it."""
 _AGAIN_SECONDS = 1.0
@@ -164,7 +163,8 @@ class Member:
         while True:
             if (follower := await self._follow()) is not None:
                 return follower
-            if (lock := self._try_lock()) is not None:
+            is_due = self._worker.offer().max_calls > 0 or waited > _SHY_SECONDS
+            if is_due and (lock := self._try_lock()) is not None:
                 return await self._own(lock)
             is_member = read_note(self._database) == LOCK_NOTE
             if not is_member and waited > _STRANGER_SECONDS:
@@ -172,10 +172,9 @@ class Member:
                     f"the database {self._database} belongs to another engine that is running, and that is not in "
                     "the processes of a web app: stop that one, or give this one a database of its own"
                 )
-            if self._silent_socket is not None or (is_member and waited > self._timing.lease):
-                await asyncio.sleep(random.random() * _SPREAD_SECONDS)
-                if sockets.newest(self._directory) == self._silent_socket:
-                    return await self._take_over()
+            is_silent = self._silent_socket is not None or (is_member and waited > self._timing.lease)
+            if is_due and is_silent and (owner := await self._take_over()) is not None:
+                return owner
             await asyncio.sleep(_SEARCH_SECONDS)
             waited += _SEARCH_SECONDS
 
@@ -198,6 +197,7 @@ class Member:
         except BaseException:
             await follower.close()
             raise
+        _logger.info("process %d follows the one that owns the database %s", os.getpid(), self._database)
         return follower
 
     def _try_lock(self) -> DatabaseLock | None:
@@ -206,18 +206,19 @@ class Member:
         except DatabaseLockedError:
             return None
 
-    async def _take_over(self) -> Owner:
+    async def _take_over(self) -> Owner | None:
+        """``None`` where another process was faster."""
         _logger.warning(
             "the process that owns the database %s has shown no sign of life for %s s: process %d takes over",
             self._database,
             self._timing.lease,
             os.getpid(),
         )
-        return await self._own(None)
-
-    async def _own(self, lock: DatabaseLock | None) -> Owner:
+        silent, self._silent_socket = self._silent_socket, None
         try:
-            owner = await Owner.open(self._database, self._settings, self._worker, self._timing, lock)
-        finally:
-            self._silent_socket = None
-        return owner
+            return await self._own(None, None if silent is None else sockets.epoch_of(silent))
+        except DatabaseLostError:
+            return None
+
+    async def _own(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Owner:
+        return await Owner.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)

@@ -90,15 +90,21 @@ class Owner:
         worker: LocalWorker,
         timing: Timing,
         lock: DatabaseLock | None,
+        after_epoch: int | None = None,
     ) -> "Owner":
         """``lock`` is the database's, or ``None`` where its holder shows no sign of life: then the database is taken
-        over by its epoch alone, and the lock as soon as it is free. Raises what ``EmbeddedEngine.open`` does, and
-        ``ConfigInvalidError`` for what this process serves."""
+        over by ending that one's epoch alone, and the lock as soon as it is free. Raises what ``EmbeddedEngine.open``
+        does, and ``ConfigInvalidError`` for what this process serves."""
         owner = cls(database, settings, worker, timing, lock)
         owner._seat = owner._roster.add(worker, worker.offer())
         try:
             engine = await EmbeddedEngine.open(
-                database, settings, make_caller=lambda _: owner._roster, takes_lock=False, on_owned=owner._let_in
+                database,
+                settings,
+                make_caller=lambda _: owner._roster,
+                takes_lock=False,
+                after_epoch=after_epoch,
+                on_owned=owner._let_in,
             )
         except BaseException:
             owner._engine.cancel()

@@ -44,6 +44,10 @@ def path_of(directory: Path, epoch: int) -> Path:
     return directory / str(epoch)
 
 
+def epoch_of(path: Path) -> int:
+    return int(path.name)
+
+
 def newest(directory: Path) -> Path | None:
     """The socket of the last owner, who may be gone."""
     try:
@@ -59,11 +63,12 @@ def remove_older(directory: Path, epoch: int) -> None:
             path_of(directory, int(name)).unlink(missing_ok=True)
 
 
-def is_same_user(connection: socket.socket) -> bool:
-    """Whether the process on the other side belongs to this process's user. The directory's mode keeps others out
-    already; this holds where somebody has changed it."""
-    if sys.platform == "linux":
+def is_same_user(descriptor: int) -> bool:
+    """Whether the process on the other side of a connection belongs to this process's user. The directory's mode keeps
+    others out already; this holds, where the platform tells (Linux does), even if somebody has changed it."""
+    if sys.platform != "linux":
+        return True
+    with socket.socket(fileno=os.dup(descriptor)) as connection:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, user, _ = struct.unpack("3i", credentials)
-        return bool(user == os.getuid())
-    return True
+    _, user, _ = struct.unpack("3i", credentials)
+    return bool(user == os.getuid())

@@ -58,16 +58,21 @@ class EmbeddedEngine:
         *,
         make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
         takes_lock: bool = True,
+        after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "EmbeddedEngine":
         """Own the database at ``path`` (made where there is none), recover what it holds, and start.
 
         ``make_caller`` makes what reaches the apps; it is called on the event loop, and closed with the engine.
-        ``takes_lock=False`` is for who looks after the database's lock file itself. ``on_owned`` is told the epoch
-        once the database is owned, before anything in it is touched.
-        Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
+        ``takes_lock=False`` is for who looks after the database's lock file itself, and ``after_epoch`` for who takes
+        the database over from a certain owner. ``on_owned`` is told the new epoch once the database is owned, before
+        anything in it is touched.
+        Raises ``DatabaseLockedError``, ``DatabaseLostError`` where ``after_epoch`` is over already,
+        ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
-        runtime = await Runtime.open(Path(path), settings, make_caller, takes_lock=takes_lock, on_owned=on_owned)
+        runtime = await Runtime.open(
+            Path(path), settings, make_caller, takes_lock=takes_lock, after_epoch=after_epoch, on_owned=on_owned
+        )
         return cls(runtime)
 
     async def close(self) -> None:

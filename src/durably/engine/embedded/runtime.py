@@ -93,6 +93,7 @@ class Runtime:
         make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
         *,
         takes_lock: bool = True,
+        after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "Runtime":
         """See ``EmbeddedEngine.open``."""
@@ -101,7 +102,7 @@ class Runtime:
         connection: sqlite3.Connection | None = None
         try:
             connection = await asyncio.to_thread(open_database, path, settings.durability)
-            ownership = await _take_ownership(connection, settings)
+            ownership = await _take_ownership(connection, settings, after_epoch)
             if on_owned is not None:
                 await on_owned(ownership.epoch)
             runtime = cls(path, settings, connection, ownership, lock, make_caller)
@@ -142,8 +143,8 @@ class Runtime:
         self.closed.set()
 
     def _give_up(self, reason: str) -> None:
-        _logger.critical("%s; this engine stops", reason)
         if self._closing is None:
+            _logger.critical("%s; this engine stops", reason)
             # What is under way has nowhere to put its answer.
             self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
 
@@ -215,11 +216,13 @@ class Runtime:
                 self.journal.enter_soon(work.join_queue(call), functools.partial(work.fail, call.run_key))
 
 
-async def _take_ownership(connection: sqlite3.Connection, settings: EngineSettings) -> Ownership:
+async def _take_ownership(
+    connection: sqlite3.Connection, settings: EngineSettings, after_epoch: int | None
+) -> Ownership:
     """Raises ``DatabaseUnavailableError`` where another process does not let go of it."""
     is_signed = settings.signing_key is not None
     try:
-        return await asyncio.to_thread(take_ownership, connection, writes_canonical=is_signed)
+        return await asyncio.to_thread(take_ownership, connection, writes_canonical=is_signed, after_epoch=after_epoch)
     except sqlite3.Error as error:
         raise explain(error) from error
 

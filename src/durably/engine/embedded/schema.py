@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.errors import DatabaseCorruptError, DatabaseTooNewError
+from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseTooNewError
 
 from .settings import Durability
 
@@ -346,9 +346,18 @@ class Ownership(msgspec.Struct, frozen=True):
     is_canonical: bool
 
 
-def take_ownership(connection: sqlite3.Connection, *, writes_canonical: bool) -> Ownership:
-    """Begin a new epoch. Whoever owned the database before finds its own gone, and stops."""
+def take_ownership(
+    connection: sqlite3.Connection, *, writes_canonical: bool, after_epoch: int | None = None
+) -> Ownership:
+    """Begin a new epoch. Whoever owned the database before finds its own gone, and stops.
+
+    ``after_epoch`` is the one that is to end; raises ``DatabaseLostError`` where another has begun since.
+    """
     connection.execute("BEGIN IMMEDIATE")
+    (current,) = connection.execute("SELECT epoch FROM owner").fetchone()
+    if after_epoch not in (None, current):
+        connection.execute("ROLLBACK")
+        raise DatabaseLostError("another engine has taken over the database already")
     connection.execute("UPDATE owner SET epoch = epoch + 1, is_canonical = is_canonical AND ?", (writes_canonical,))
     epoch, is_canonical = connection.execute("SELECT epoch, is_canonical FROM owner").fetchone()
     connection.execute("COMMIT")

@@ -1,0 +1,68 @@
+"""The functions that the apps under test serve. What they do is written to a file, a line each, for tests to count."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from durably import Client, Context, ContextSync, Event, Function, TriggerEvent
+
+STEPS = 4
+
+
+class Diary:
+    """Lines are shorter than what the system writes at once, so that processes do not mix theirs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def note(self, what: str, **more: Any) -> str:
+        line = json.dumps({"what": what, "process": os.getpid(), "at": time.time(), **more})
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)
+        return what
+
+    def entries(self, what: str | None = None) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        entries = [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [entry for entry in entries if what is None or entry["what"] == what]
+
+
+def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:
+    @client.create_function(fn_id="count", trigger=TriggerEvent(event="count"), retries=20)
+    async def count(ctx: Context) -> int:
+        for number in range(STEPS):
+            await ctx.step.run(f"step-{number}", diary.note, "step", run=ctx.run_id, step=number)
+        return STEPS
+
+    @client.create_function(fn_id="count-sync", trigger=TriggerEvent(event="count-sync"), retries=20)
+    def count_sync(ctx: ContextSync) -> int:
+        for number in range(STEPS):
+            ctx.step.run(f"step-{number}", diary.note, "step", run=ctx.run_id, step=number)
+        return STEPS
+
+    @client.create_function(fn_id="relay", trigger=TriggerEvent(event="relay"))
+    def relay(ctx: ContextSync) -> str:
+        ctx.step.send_event("pass-on", Event(name="count"))
+        client.send_sync(Event(name="count", id=ctx.run_id))
+        return threading.current_thread().name
+
+    @client.create_function(fn_id="hold", trigger=TriggerEvent(event="hold"), retries=20)
+    def hold(ctx: ContextSync) -> int:
+        """Holds its process up until the file that the event names is there."""
+
+        def wait() -> int:
+            diary.note("held", run=ctx.run_id, attempt=ctx.attempt)
+            while not os.path.exists(ctx.event.data["until"]):
+                time.sleep(0.01)
+            return os.getpid()
+
+        return ctx.step.run("wait", wait)
+
+    return [count, count_sync, relay, hold]

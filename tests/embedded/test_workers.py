@@ -1,0 +1,115 @@
+"""Several worker processes of real servers: one owns the database, all run functions, and one may go at any time."""
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .cluster import Cluster, eventually, gunicorn, serving, uvicorn
+
+SERVERS = {
+    "gunicorn-flask": gunicorn("flask_app", 3),
+    "gunicorn-preloaded": gunicorn("flask_app", 3, "--preload"),
+    "uvicorn-fast_api": uvicorn("fast_api_app", 3),
+}
+
+
+def numbered(count: int, name: str = "count") -> list[dict[str, str]]:
+    return [{"name": name, "id": f"{name}-{number}"} for number in range(count)]
+
+
+def assert_each_step_ran_once(cluster: Cluster) -> None:
+    steps = Counter((entry["run"], entry["step"]) for entry in cluster.diary.entries("step"))
+    assert set(steps.values()) == {1}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_path: Path) -> None:
+    with serving(SERVERS[server], tmp_path) as cluster:
+        owner = cluster.wait_joined(3)
+        cluster.send(*numbered(60), *numbered(60, "count-sync"))
+        cluster.wait_completed(120)
+        assert_each_step_ran_once(cluster)
+        ran = {entry["process"] for entry in cluster.diary.entries("step")}
+        assert ran == cluster.workers()
+        assert owner in ran
+        assert cluster.log().count("(epoch ") == 1
+
+
+@pytest.mark.parametrize("server", ["gunicorn-flask", "uvicorn-fast_api"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_when_the_owner_ends_another_takes_over(server: str, how: signal.Signals, tmp_path: Path) -> None:
+    with serving(SERVERS[server], tmp_path) as cluster:
+        owner = cluster.wait_joined(3)
+        cluster.send(*numbered(30))
+        os.kill(owner, how)
+        cluster.send(*numbered(30, "count-sync"))
+        cluster.wait_completed(60)
+        assert cluster.wait_owner(but=owner) != owner
+
+
+def test_takeover_takes_less_than_a_second(tmp_path: Path) -> None:
+    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+        took = []
+        for _ in range(3):
+            owner = cluster.wait_joined(3)
+            os.kill(owner, signal.SIGKILL)
+            began = time.monotonic()
+            cluster.wait_owner(but=owner)
+            took.append(time.monotonic() - began)
+        assert min(took) < 1, took
+
+
+def test_a_stopped_owner_loses_the_database_and_follows_once_revived(tmp_path: Path) -> None:
+    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+        stopped = cluster.wait_joined(3)
+        cluster.send(*numbered(10))
+        cluster.wait_completed(10)
+        os.kill(stopped, signal.SIGSTOP)
+        cluster.wait_owner(but=stopped)
+        cluster.send(*numbered(20, "count-sync"))
+        cluster.wait_completed(30)
+        follows = cluster.log().count("follows the one")
+        os.kill(stopped, signal.SIGCONT)
+        eventually(lambda: cluster.log().count("follows the one") > follows, "the old owner follows")
+        assert "another engine has taken over the database" in cluster.log()
+        cluster.send(*numbered(60))
+        cluster.wait_completed(80)
+        assert_each_step_ran_once(cluster)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_path: Path) -> None:
+    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+        owner = cluster.wait_joined(3)
+        until = tmp_path / "until"
+        cluster.send(*({"name": "hold", "id": str(number), "data": {"until": str(until)}} for number in range(3)))
+        held = eventually(lambda: held if len(held := cluster.diary.entries("held")) == 3 else None, "all hold")
+        lost = next(entry for entry in held if entry["process"] != owner)
+        os.kill(lost["process"], how)
+        again = eventually(lambda: cluster.diary.entries("held")[3:], "the lost call is made again")[0]
+        assert again["run"] == lost["run"]
+        assert again["attempt"] == lost["attempt"] + 1
+        assert again["process"] != lost["process"]
+        os.kill(lost["process"], signal.SIGCONT) if how == signal.SIGSTOP else None
+        until.touch()
+        cluster.wait_completed(3)
+        [(memo,)] = cluster.query(
+            "SELECT memo FROM memos JOIN runs ON runs.key = run_key WHERE runs.id = ?", lost["run"]
+        )
+        assert memo == b'{"data":%d}' % again["process"]
+
+
+def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
+    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+        cluster.wait_joined(3)
+        cluster.send(*numbered(5))
+        cluster.wait_completed(5)
+        began = time.monotonic()
+        cluster.process.terminate()
+        cluster.process.wait()
+        assert time.monotonic() - began < 3  # a second, and what a busy machine adds
+        assert "Traceback" not in cluster.log()
