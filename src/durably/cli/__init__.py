@@ -1,6 +1,7 @@
-"""The command line: ``durably dev``, ``start``, ``send``, ``runs`` and ``invoke``.
+"""The command line: ``durably dev``, ``start``, ``send``, ``runs``, ``invoke``, ``backup`` and ``check``.
 
-``dev`` and ``start`` run an engine; the other commands talk to a running one over HTTP. Modules here that run an
+``dev`` and ``start`` run an engine; ``backup`` and ``check`` read a database; the others talk to a running engine over
+HTTP. Modules here that run an
 engine, or serve an app, are imported by the command that needs them, so that the others start at once.
 """
 

@@ -2,6 +2,8 @@
 
 import click
 
+from .backup import backup
+from .check import check
 from .dev import dev
 from .failures import Group
 from .invoke import invoke
@@ -16,5 +18,5 @@ def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
 
 
-for command in (dev, start, send, runs, invoke):
+for command in (dev, start, send, runs, invoke, backup, check):
     durably.add_command(command)

@@ -1,12 +1,16 @@
 """Options that several commands share. Keys belong in the environment, where no list of processes shows them."""
 
+import datetime as dt
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import click
+
+from durably.protocol.durations import DurationInvalidError, parse_duration
 
 Command = Callable[..., Any]
 
@@ -35,6 +39,18 @@ def _check_engine_url(context: click.Context, parameter: click.Parameter, url: s
 
 def _check_app_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_check_url(url) for url in urls)
+
+
+def check_age(context: click.Context, parameter: click.Parameter, text: str | None) -> dt.timedelta | None:
+    if text is None:
+        return None
+    try:
+        age = parse_duration(text)
+    except DurationInvalidError as error:
+        raise click.BadParameter(f"it must be a time like 30d or 12h: {error}") from None
+    if age <= dt.timedelta():
+        raise click.BadParameter("it must be a time like 30d or 12h")
+    return age
 
 
 def _check_url(url: str) -> str:
@@ -102,6 +118,18 @@ def client_options(command: Command) -> Command:
         return command(client=EngineClient(url, signing_keys=keys, event_key=event_key), **options)
 
     return with_client
+
+
+def database_option(command: Command) -> Command:
+    """``database``, for commands that read it themselves, whether an engine is running or not."""
+    return click.option(
+        "--db",
+        "database",
+        required=True,
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="PATH",
+        help="The database: what an engine was given as --db, or .durably/dev.db.",
+    )(command)
 
 
 def server_options(*, poll_interval: float) -> Callable[[Command], Command]:

@@ -1,11 +1,12 @@
 """``durably start``."""
 
+import datetime as dt
 from pathlib import Path
 
 import click
 
 from .failures import CliError
-from .options import server_options, signing_key_options
+from .options import check_age, server_options, signing_key_options
 
 
 @click.command()
@@ -28,6 +29,12 @@ from .options import server_options, signing_key_options
     metavar="KEY",
     help="A key that senders of events must have. May be repeated; in the environment, separated by spaces.",
 )
+@click.option(
+    "--retention",
+    callback=check_age,
+    metavar="AGE",
+    help="Purge finished runs, and events that no run needs, at this age, like 30d or 12h.  [default: keep them]",
+)
 def start(
     urls: tuple[str, ...],
     host: str,
@@ -38,6 +45,7 @@ def start(
     event_keys: tuple[str, ...],
     poll_interval: float,
     allow_private_addresses: bool,
+    retention: dt.timedelta | None,
 ) -> None:
     """Run an engine for production.
 
@@ -63,6 +71,7 @@ def start(
         signing_key_fallback=signing_key_fallback,
         backoff=standard_backoff,
         allow_private_addresses=allow_private_addresses,
+        retention=retention,
     )
     log_json_lines()
     run_until_stopped(

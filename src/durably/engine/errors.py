@@ -10,6 +10,10 @@ class EngineError(Error):
     is_retriable = False
 
 
+class DatabaseMissingError(EngineError):
+    """There is no database at the path."""
+
+
 class DatabaseLockedError(EngineError):
     """Another engine owns the database."""
 
@@ -30,6 +34,10 @@ class DatabaseUnavailableError(EngineError):
     """The database cannot be read or written at the moment: the disk is full, or failing. Nothing was changed."""
 
     is_retriable = True
+
+
+class BackupFailedError(EngineError):
+    """A database could not be copied. Nothing was left behind."""
 
 
 class EngineClosedError(EngineError):

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from durably.engine.embedded import EmbeddedEngine, EngineSettings
+from durably.engine.embedded.clock import SystemClock
 from durably.engine.embedded.views import RunView, UpdateKind
 from durably.protocol.events import Event
 
@@ -20,6 +21,16 @@ QUICK = EngineSettings(
     allow_private_addresses=True,
 )
 ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}
+
+
+class ShiftedClock(SystemClock):
+    """The wall clock, set to another time; ``offset`` is in milliseconds and may be changed."""
+
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+
+    def now(self) -> int:
+        return super().now() + self.offset
 
 
 @pytest.fixture

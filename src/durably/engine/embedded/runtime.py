@@ -20,9 +20,11 @@ from .ledger import Entry, Ledger
 from .lock import DatabaseLock
 from .outbound import Outbound
 from .policies import make_policy
+from .purge_store import PurgeStore
 from .reader import Reader
 from .registry import Registry
 from .requests import Requests
+from .retention import Retention
 from .schema import Ownership, open_database, take_ownership
 from .settings import EngineSettings
 from .store import Store
@@ -82,6 +84,9 @@ class Runtime:
             Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal, settings.clock
         )
         self._timeline: Timeline[_Due] = Timeline(settings.clock, self._load_due, self._meet)
+        self._retention: Retention | None = None
+        if settings.retention is not None:
+            self._retention = Retention(PurgeStore(connection), self.journal, settings.clock, settings.retention)
         self.watchers = Watchers()
         self._store = store
 
@@ -119,6 +124,8 @@ class Runtime:
             await runtime.close()
             raise
         runtime._timeline.start()
+        if runtime._retention is not None:
+            runtime._retention.start()
         return runtime
 
     async def close(self) -> None:
@@ -130,6 +137,8 @@ class Runtime:
 
     async def _close(self, grace_seconds: float) -> None:
         self._timeline.close()
+        if self._retention is not None:
+            await self._retention.close()
         await self.executor.close(grace_seconds)
         await self._requests.close()
         self.journal.close()

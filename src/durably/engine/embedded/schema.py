@@ -9,7 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseTooNewError
+from durably.engine.errors import (
+    DatabaseCorruptError,
+    DatabaseLostError,
+    DatabaseMissingError,
+    DatabaseTooNewError,
+)
 
 from .settings import Durability
 
@@ -277,7 +282,12 @@ UPDATE waits SET topic = (
 ) WHERE op = 'InvokeFunction' AND topic IS NOT NULL;
 """
 
-MIGRATIONS = (_FIRST, _FLOW_CONTROL)
+_RETENTION = """
+-- By which runs that ended long ago are found.
+CREATE INDEX runs_by_end ON runs (ended_at) WHERE ended_at IS NOT NULL;
+"""
+
+MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION)
 """In order, each a script that takes the schema one version further. Those that were released never change."""
 
 
@@ -319,6 +329,27 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     return connection
 
 
+def open_existing(path: Path) -> sqlite3.Connection:
+    """A connection that only reads, to a database that an engine may be using.
+
+    Raises ``DatabaseMissingError``, ``DatabaseTooNewError`` and ``DatabaseCorruptError``.
+    """
+    if not path.exists():
+        raise DatabaseMissingError(f"there is no database {path}")
+    connection = connect_reader(path)
+    try:
+        _check_owner(connection, path)
+        if _check_version(connection, path) == 0:
+            raise DatabaseCorruptError(f"{path} is no database of an engine: it is empty")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise DatabaseCorruptError(f"the database {path} cannot be read: {error}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -326,13 +357,18 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
         raise DatabaseCorruptError(f"{path} is a SQLite database of another program; give the engine a file of its own")
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+def _check_version(connection: sqlite3.Connection, path: Path) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise DatabaseTooNewError(
             f"the database {path} has schema version {version}, and this version of Durably knows those up to "
             f"{len(MIGRATIONS)}: update Durably, or use another database"
         )
+    return version
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    version = _check_version(connection, path)
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         # user_version and application_id are part of the transaction: a migration is applied wholly or not at all.
         marks = f"PRAGMA user_version = {number}; PRAGMA application_id = {APPLICATION_ID};"

@@ -32,7 +32,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``backoff`` is when failed attempts are made again, ``unreached_backoff`` the same for calls that never
     reached their app, which use up no attempt. ``call_timeout`` bounds one call, ``max_calls`` how many are
-    under way at a time. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them. ``clock`` and
+    under way at a time. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them. ``retention`` is how
+    long finished runs, and events that no run needs, are kept: for ever where it is ``None``. ``clock`` and
     ``entropy``, which makes ids, are for tests to replace.
     """
 
@@ -48,6 +49,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_private_addresses: bool = False
     durability: Durability = Durability.FULL
     close_grace: dt.timedelta = dt.timedelta(seconds=5)
+    retention: dt.timedelta | None = None
     clock: Clock = msgspec.field(default_factory=SystemClock)
     entropy: Entropy = os.urandom
 

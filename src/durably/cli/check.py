@@ -1,0 +1,24 @@
+"""``durably check``."""
+
+from pathlib import Path
+
+import click
+
+from .options import database_option
+
+
+@click.command()
+@database_option
+def check(database: Path) -> None:
+    """Examine the database --db: is the file sound, and does all in it fit together?
+
+    Only reads; the engine may be running. Prints what is wrong; exit code 1 if anything is.
+    """
+    from durably.engine.embedded.check import check_database
+
+    findings = check_database(database)
+    for finding in findings:
+        click.echo(finding)
+    if findings:
+        raise click.exceptions.Exit(1)
+    click.echo(f"{database}: no fault found")
