@@ -47,9 +47,9 @@ def check_age(context: click.Context, parameter: click.Parameter, text: str | No
     try:
         age = parse_duration(text)
     except DurationInvalidError as error:
-        raise click.BadParameter(f"it must be a time like 30d or 12h: {error}") from None
+        raise click.BadParameter(error.message) from None
     if age <= dt.timedelta():
-        raise click.BadParameter("it must be a time like 30d or 12h")
+        raise click.BadParameter("it must be longer than nothing")
     return age
 
 
