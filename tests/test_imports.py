@@ -179,6 +179,7 @@ MISSING = [
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
     ("import durably.engine.embedded", "aiohttp", "durably[engine]"),
     ("import durably.engine.machine", "re2", "durably[engine]"),
+    ("from durably.testing import TestEngine", "aiohttp", "durably[engine]"),
 ]
 
 

@@ -6,11 +6,13 @@ from .digital_ocean import DigitalOceanSimulator
 from .errors import NotDeterministicError, RunStuckError, RunUnknownError
 
 if TYPE_CHECKING:
+    from .determinism import DeterminismWarning, check_determinism
     from .engine import TestEngine, TestRun
     from .steps import TestStep
     from .sync import SyncTestEngine, SyncTestRun
 
 __all__ = [
+    "DeterminismWarning",
     "DigitalOceanSimulator",
     "NotDeterministicError",
     "RunStuckError",
@@ -20,9 +22,12 @@ __all__ = [
     "TestEngine",
     "TestRun",
     "TestStep",
+    "check_determinism",
 ]
 
 _MODULES = {
+    "DeterminismWarning": "determinism",
+    "check_determinism": "determinism",
     "SyncTestEngine": "sync",
     "SyncTestRun": "sync",
     "TestEngine": "engine",

@@ -30,6 +30,7 @@ from .errors import RunStuckError
 from .inspection import Inspector
 from .link import TestCaller, TestLink, linked, refuse_inside_calls, sync_request
 from .mocks import Mocks, calling, raising, returning
+from .replays import Past
 from .runs import Records, RunFacts, RunRef
 from .timeline import Recorder
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TIME = dt.timedelta(days=400)
 """More than the 366 days that a single sleep or wait may last."""
 _MILLISECOND = dt.timedelta(milliseconds=1)
+_MOST_DESCRIBED = 10
 _ID_SEED = 0
 """Ids of runs and events are the same in each test; the times in them are those of its clock."""
 
@@ -135,7 +137,19 @@ class TestEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
+        self.annotate(error)
         await self.close()
+
+    def annotate(self, error: BaseException | None) -> None:
+        """Let an error that ends the test tell what the engine's runs have come to."""
+        if error is not None and self._records is not None:
+            error.add_note(self.describe_runs())
+
+    def describe_runs(self) -> str:
+        """The timelines of the latest runs."""
+        runs = self.runs()
+        heading = f"The test engine's {'latest ' if len(runs) > _MOST_DESCRIBED else ''}runs, at {self.now}:"
+        return "\n".join([heading, *(run.timeline() for run in runs[-_MOST_DESCRIBED:])])
 
     async def open(self, thread_pool: Executor) -> Self:
         """``thread_pool`` runs sync functions."""
@@ -310,6 +324,28 @@ class TestEngine:
         elif isinstance(error, type):
             error = error()
         self._mocks.fail(step_id, _id_of(function), attempts, error)
+
+    async def check_determinism(self, run: RunFacts, *, orders: int = 5) -> None:
+        """Call the run's function again, with the memos of ever more of its steps, and for parallel ones in ``orders``
+        other orders: it must find the same steps each time, at other times and in another process too.
+
+        Its steps are not executed, but its code between them is, many times. Raises ``NotDeterministicError``, which
+        names the step; warns by ``DeterminismWarning`` where it cannot use another process.
+        """
+        from .determinism import DeterminismCheck
+
+        await self._rest()
+        inspector = self._open_records.inspector
+        past = Past(run.id, run.function_id, run.events, inspector.finished_steps(run.id))
+        handler, function = self._find(run.function_id)
+        await DeterminismCheck(handler, function, past, run.status, orders=orders).run()
+
+    def _find(self, function_id: str) -> tuple[CommHandler, Function[Any]]:
+        for handler in self._link.handlers.values():
+            for function in handler.functions:
+                if function_id in (function.id, function.on_failure_fn_id):
+                    return handler, function
+        raise RuntimeError(f"no function {function_id!r} is under test")
 
     async def _rest(self) -> Records:
         """All that was set off before comes first."""

@@ -14,6 +14,8 @@ from durably.engine.embedded.schema import connect_reader
 from durably.engine.embedded.views import RunView, StepView
 from durably.protocol.events import Event
 
+from .replays import PastStep
+
 T = TypeVar("T")
 
 _PAGE = 1000
@@ -73,6 +75,14 @@ class Inspector:
         query = "SELECT step_id, topic, expression FROM waits JOIN runs ON runs.key = waits.run_key WHERE runs.id = ?"
         rows = self._read(lambda connection: connection.execute(query, (run_id,)).fetchall())
         return {row[0]: OutstandingWait(*row) for row in rows}
+
+    def finished_steps(self, run_id: str) -> list[PastStep]:
+        """In the order of their memos."""
+        query = (
+            "SELECT step_id, name, memo FROM memos JOIN runs ON runs.key = memos.run_key WHERE runs.id = ? ORDER BY seq"
+        )
+        rows = self._read(lambda connection: connection.execute(query, (run_id,)).fetchall())
+        return [PastStep(step_id, name, msgspec.Raw(memo)) for step_id, name, memo in rows]
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:

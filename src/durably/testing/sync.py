@@ -80,6 +80,7 @@ class SyncTestEngine:
     def __init__(self, engine: TestEngine) -> None:
         self._engine = engine
         self._thread = CallerThread()
+        self.describe_runs = engine.describe_runs
         self.mock_step = engine.mock_step
         self.fail_step = engine.fail_step
 
@@ -88,6 +89,7 @@ class SyncTestEngine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._engine.annotate(error)
         self._wait(self._engine.close())
 
     @property
@@ -131,6 +133,9 @@ class SyncTestEngine:
 
     def wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
         self._wait(self._engine.wait_for(run, max_time))
+
+    def check_determinism(self, run: RunFacts, *, orders: int = 5) -> None:
+        self._wait(self._engine.check_determinism(run, orders=orders))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         try:

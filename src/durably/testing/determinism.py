@@ -1,0 +1,199 @@
+"""Is a function deterministic? It is called again with the memos that a run has made, and must find the same steps.
+
+A call is repeated under other circumstances: as it is, at other times, in a process in which sets have another order.
+That is done for each prefix of the run's memos, and for other orders in which the same steps might have finished.
+"""
+
+import asyncio
+import datetime as dt
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from durably.client import Client
+from durably.comm import CommHandler
+from durably.engine.embedded.views import RunStatus
+from durably.events import Event
+from durably.functions import Function
+
+from .engine import TestEngine
+from .errors import NotDeterministicError
+from .other_process import OtherProcessError, replay_elsewhere
+from .replays import RETURNED, Found, Past, PastStep, call_body, replay
+
+_REPETITIONS = 8
+"""Calls with the same memos: what is chosen at random shows with a probability that grows with them."""
+_TIME_SHIFTS = (dt.timedelta(hours=12), dt.timedelta(days=3, hours=6), dt.timedelta(days=200))
+
+_ADVICE = """\
+A function is called again and again from its top, and must find the same steps each time it is called with the same
+memos: else steps are run twice, or never."""
+_AT_RANDOM = """\
+What the function does before that differs from call to call: is anything there random, a uuid, read from outside
+(a database, a file, a global variable), or in the order of a set? Do it in a step, whose memo stays:
+    chosen = await ctx.step.run("choose", random.choice, candidates)"""
+_BY_TIME = """\
+The second call was made {shift} later: does the function read the clock? Do it in a step, whose memo stays:
+    now = await ctx.step.run("now", time.time)"""
+_BY_ORDER = """\
+The second call was made in another process: does the function go through a set, or depend on anything else that is
+each process's own (hash() of text, id(), a global variable)? Sort the set:
+    for name in sorted(names): ..."""
+_SINCE = """\
+The run itself did otherwise when it was made: is anything before that random, taken from the clock, read from outside?
+Do it in a step, whose memo stays. Or has the code changed since?"""
+
+
+class DeterminismWarning(UserWarning):
+    """A part of the check could not be done."""
+
+
+class _Point(msgspec.Struct, frozen=True):
+    """A call that was repeated: with these memos it found that."""
+
+    memos: Sequence[PastStep]
+    found: Found
+
+
+Choose = Callable[[Sequence[PastStep], Sequence[PastStep]], PastStep | None]
+"""From the memos before, and those that may be the next, to the next; ``None`` to end."""
+
+
+class DeterminismCheck:
+    """Of one run of ``function``, which ``handler`` serves. ``orders`` other orders of its memos are tried."""
+
+    def __init__(
+        self, handler: CommHandler, function: Function[Any], past: Past, status: RunStatus, *, orders: int
+    ) -> None:
+        self._handler = handler
+        self._function = function
+        self._past = past
+        self._status = status
+        self._orders = orders
+        self._points: dict[tuple[str, ...], _Point] = {}
+
+    async def run(self) -> None:
+        """Raises ``NotDeterministicError``, which names the step. Warns where it cannot use another process."""
+        await self._walk(self._next_in_history)
+        for seed in range(self._orders if self._is_parallel() else 0):
+            await self._walk(partial(_choose_any, random.Random(seed)))
+        await self._compare_elsewhere()
+
+    async def _walk(self, choose: Choose) -> None:
+        """Give the function one memo after the other, and look which steps it finds."""
+        memos: list[PastStep] = []
+        known: set[str] = set()
+        while True:
+            found = await self._find(memos)
+            known |= found.steps.keys()
+            taken = {step.hashed_id for step in memos}
+            candidates = [step for step in self._past.steps if step.hashed_id in known and step.hashed_id not in taken]
+            chosen = choose(memos, [] if found.end else candidates)
+            if chosen is None:
+                return
+            memos.append(chosen)
+
+    def _next_in_history(self, memos: Sequence[PastStep], candidates: Sequence[PastStep]) -> PastStep | None:
+        """The run's own next step, which must have been found by now."""
+        found = self._points[_key(memos)].found
+        if len(memos) == len(self._past.steps):
+            self._check_end(memos, found)
+            return None
+        expected = self._past.steps[len(memos)]
+        if expected in candidates:
+            return expected
+        if found.end and any(expected.hashed_id in point.found.steps for point in self._points.values()):
+            return None  # it lost a race, and finished all the same
+        raise self._failure(memos, f"the run had step {expected.name!r} next", f"it found {found}", _SINCE)
+
+    def _check_end(self, memos: Sequence[PastStep], found: Found) -> None:
+        if self._status is RunStatus.COMPLETED and found.end != RETURNED:
+            raise self._failure(memos, "the run returned", f"it found {found}", _SINCE)
+        if self._status is RunStatus.FAILED and found.end == RETURNED:
+            raise self._failure(memos, "the run failed", f"it found {found}", _SINCE)
+
+    def _is_parallel(self) -> bool:
+        """Whether the run's steps could have finished in another order."""
+        return any(len(point.found.steps) > 1 for point in self._points.values())
+
+    async def _find(self, memos: Sequence[PastStep]) -> Found:
+        """What the function finds, each time it is called with these memos."""
+        key = _key(memos)
+        if key in self._points:
+            return self._points[key].found
+        body = call_body(self._past, memos)
+        first = await self._replay(body, None)
+        for _ in range(_REPETITIONS - 1):
+            self._compare(memos, first, await self._replay(body, None), _AT_RANDOM)
+        for shift in _TIME_SHIFTS:
+            self._compare(memos, first, await self._replay(body, shift), _BY_TIME.format(shift=shift))
+        self._points[key] = _Point(tuple(memos), first)
+        return first
+
+    async def _replay(self, body: bytes, shift: dt.timedelta | None) -> Found:
+        with nullcontext() if shift is None else _shifted(shift):
+            return await replay(self._handler, self._past.function_id, body)
+
+    async def _compare_elsewhere(self) -> None:
+        points = list(self._points.values())
+        bodies = [call_body(self._past, point.memos) for point in points]
+        try:
+            found = await asyncio.to_thread(
+                replay_elsewhere, self._handler.client, self._function, self._past.function_id, bodies
+            )
+        except OtherProcessError as error:
+            message = f"whether the function depends on the order of sets could not be checked: {error}"
+            warnings.warn(message, DeterminismWarning, stacklevel=2)
+            return
+        for point, elsewhere in zip(points, found, strict=True):
+            self._compare(point.memos, point.found, elsewhere, _BY_ORDER)
+
+    def _compare(self, memos: Sequence[PastStep], first: Found, second: Found, cause: str) -> None:
+        if not first.is_like(second):
+            raise self._failure(
+                memos, f"it found {first}", f"called again with the same memos, it found {second}", cause
+            )
+
+    def _failure(self, memos: Sequence[PastStep], first: str, second: str, cause: str) -> NotDeterministicError:
+        names = ", ".join(repr(step.name) for step in memos)
+        given = f"the memos of {len(memos)} step{'s' * (len(memos) > 1)} ({names})" if memos else "no memo yet"
+        return NotDeterministicError(
+            f"function {self._past.function_id!r} is not deterministic.\n"
+            f"  With {given},\n    {first};\n    {second}.\n\n{cause}\n\n{_ADVICE}"
+        )
+
+
+def _choose_any(chance: random.Random, memos: Sequence[PastStep], candidates: Sequence[PastStep]) -> PastStep | None:
+    return chance.choice(candidates) if candidates else None
+
+
+def _key(memos: Sequence[PastStep]) -> tuple[str, ...]:
+    return tuple(step.hashed_id for step in memos)
+
+
+def _shifted(shift: dt.timedelta) -> Any:
+    try:
+        import time_machine
+    except ImportError as error:
+        raise ImportError('checking determinism needs time-machine: pip install "durably[testing]"') from error
+    return time_machine.travel(dt.datetime.now(dt.UTC) + shift, tick=True)
+
+
+async def check_determinism(
+    client: Client, function: Function[Any], event: Event, *, mocks: Mapping[str, Any] | None = None, orders: int = 5
+) -> None:
+    """Run a function on an event, in a ``TestEngine`` of its own, to its end, and check that it is deterministic.
+
+    ``mocks`` are what its steps return, by id; see ``TestEngine.mock_step``, and ``TestEngine.check_determinism``.
+    """
+    async with TestEngine(client, [function]) as engine:
+        for step_id, output in (mocks or {}).items():
+            engine.mock_step(step_id, returns=output)
+        run = await engine.send(event)
+        await run.wait()
+        await engine.check_determinism(run, orders=orders)

@@ -1,0 +1,58 @@
+"""Pytest's plugin: fixtures that make test engines, and the timelines of their runs in the reports of failed tests.
+
+Outside of the package ``durably``, of which nothing is imported before a test asks for a fixture: pytest loads its
+plugins at each start, whatever it then runs.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from durably import Client, Function
+    from durably.testing import SyncTestEngine, TestEngine
+
+_open_engines = pytest.StashKey[list["SyncTestEngine"]]()
+
+
+class OpenEngine(Protocol):
+    """``options`` are those of ``TestEngine``."""
+
+    def __call__(self, client: "Client", functions: "Sequence[Function[Any]]", **options: Any) -> "SyncTestEngine": ...
+
+
+@pytest.fixture
+def durably_engine() -> "type[TestEngine]":
+    """Makes a ``TestEngine``: ``async with durably_engine(client, [function]) as engine:``."""
+    from durably.testing import TestEngine
+
+    return TestEngine
+
+
+@pytest.fixture
+def durably_sync_engine(request: pytest.FixtureRequest) -> Iterator[OpenEngine]:
+    """Opens a ``SyncTestEngine`` for the rest of the test: ``engine = durably_sync_engine(client, [function])``."""
+    from durably.testing import TestEngine
+
+    engines = request.node.stash.setdefault(_open_engines, [])
+    with ExitStack() as stack:
+
+        def open_engine(client: "Client", functions: "Sequence[Function[Any]]", **options: Any) -> "SyncTestEngine":
+            engine = stack.enter_context(TestEngine(client, functions, **options).sync())
+            engines.append(engine)
+            return engine
+
+        yield open_engine
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call" and report.failed:
+        for engine in item.stash.get(_open_engines, []):
+            report.sections.append(("durably: runs of the test engine", engine.describe_runs()))
+    return report

@@ -1,0 +1,117 @@
+"""The fixtures, in a pytest of its own; and what a failed test tells."""
+
+import subprocess
+import sys
+import unittest
+
+import pytest
+
+import durably
+from durably.testing import TestEngine
+
+from .shop import approve, client
+
+pytest_plugins = ["pytester"]
+
+APP = """
+import datetime as dt
+import durably
+
+client = durably.Client(app_id="app")
+
+@client.create_function(fn_id="nap", trigger=durably.TriggerEvent(event="tired"))
+async def nap(ctx):
+    await ctx.step.sleep("nap", dt.timedelta(days=30))
+    return "rested"
+
+tired = durably.Event(name="tired")
+"""
+
+
+@pytest.fixture
+def app(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makepyfile(naps=APP)
+    pytester.syspathinsert()
+    return pytester
+
+
+def test_the_fixture_for_async_tests(app: pytest.Pytester) -> None:
+    app.makepyfile("""
+        import pytest
+        from naps import client, nap, tired
+
+        @pytest.mark.asyncio
+        async def test_nap(durably_engine):
+            async with durably_engine(client, [nap]) as engine:
+                run = await engine.send(tired)
+                await run.wait()
+                run.assert_completed(output="rested")
+    """)
+    app.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_the_fixture_for_sync_tests_closes_what_it_opened_and_tells_of_failures(app: pytest.Pytester) -> None:
+    app.makepyfile("""
+        from naps import client, nap, tired
+
+        def test_nap(durably_sync_engine):
+            engine = durably_sync_engine(client, [nap], calls_at_once=2)
+            run = engine.send(tired)
+            engine.advance(days=29)
+            assert run.output == "rested"
+
+        def test_afterwards():
+            assert client.engine is None
+    """)
+    result = app.runpytest_subprocess()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*durably: runs of the test engine*", "run * of app-nap: Running for 29d", "*nap *sleeps until +30d"]
+    )
+
+
+def test_an_error_that_leaves_an_engine_tells_of_its_runs(app: pytest.Pytester) -> None:
+    app.makepyfile("""
+        from naps import client, nap, tired
+        from durably.testing import TestEngine
+
+        def test_nap():
+            with TestEngine(client, [nap]).sync() as engine:
+                run = engine.send(tired).wait()
+                assert run.output == "tired"
+    """)
+    result = app.runpytest_subprocess()
+    result.stdout.fnmatch_lines(["*The test engine's runs, at *", "*run * of app-nap: Completed after 30d"])
+
+
+async def test_in_an_async_test_too() -> None:
+    async def fail() -> None:
+        async with TestEngine(client, [approve]) as engine:
+            await engine.send([durably.Event(name="approval/asked")] * 11)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await fail()
+    (note,) = caught.value.__notes__
+    assert note.startswith("The test engine's latest runs")
+    assert note.count(" of shop-approve") == 10
+
+
+def test_pytest_starts_without_durably() -> None:
+    """The plugin is loaded at each start of pytest, whatever it then runs."""
+    code = "import sys, pytest_durably; print([m for m in sys.modules if m.partition('.')[0] == 'durably'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_unittest_is_told_too() -> None:
+    class Failing(unittest.TestCase):
+        def runTest(self) -> None:
+            with TestEngine(client, [approve]).sync() as engine:
+                engine.send(durably.Event(name="approval/asked"))
+                self.fail("for a reason")
+
+    result = Failing().run()
+    assert result is not None
+    ((_, text),) = result.failures
+    assert "of shop-approve: Running for 0s" in text
