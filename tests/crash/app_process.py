@@ -18,7 +18,7 @@ import tornado.web
 
 import durably
 import durably.tornado
-from durably import Checkpointing, Context, ContextSync, Event, Function, TriggerEvent
+from durably import Checkpointing, Concurrency, Context, ContextSync, Event, Function, Timeouts, TriggerEvent
 
 NAP = dt.timedelta(milliseconds=150)
 PATIENCE = dt.timedelta(seconds=2)
@@ -112,7 +112,14 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
         """The same, handing its steps over while it goes on."""
         return await travel(ctx)
 
-    @client.create_function(fn_id="walk", trigger=TriggerEvent(event="crash/walk"), retries=RETRIES, checkpointing=True)
+    @client.create_function(
+        fn_id="walk",
+        trigger=TriggerEvent(event="crash/walk"),
+        retries=RETRIES,
+        checkpointing=True,
+        concurrency=[Concurrency(limit=2)],
+        timeouts=Timeouts(finish=dt.timedelta(hours=1)),
+    )
     def walk(ctx: ContextSync) -> list[str]:
         tokens = [ctx.step.run(f"pace {number}", diary.execute, ctx, f"pace {number}") for number in range(4)]
         ctx.step.sleep("rest", NAP)

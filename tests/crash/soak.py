@@ -31,13 +31,13 @@ def main() -> None:
     left = arguments.blows
     while left > 0:
         blows = min(left, _BLOWS_PER_STORM)
+        (directory / str(seed)).mkdir(parents=True)
         if not asyncio.run(_storm(directory / str(seed), seed, blows)):
             sys.exit(1)
         left, seed = left - blows, seed + 1
 
 
 async def _storm(directory: Path, seed: int, blows: int) -> bool:
-    directory.mkdir(parents=True)
     print(f"seed {seed}, {blows} blows, in {directory}", flush=True)
     storm, began = Storm(directory, seed), time.monotonic()
     try:

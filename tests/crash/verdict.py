@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from durably.engine.embedded.check import check_database
+
 from .app_process import NAP
 
 FUNCTIONS = {f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doomed")}
 """What each event starts, and nothing else."""
 ENDS = {"crash-doomed": "Failed"}
 """All others are to complete."""
+_OF_LIVE_RUNS = ("heads", "waits", "delayed_calls", "queued_calls", "holds", "slots_used", "held_events", "deadlines")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Verdict:
     """``faults`` are sentences; none is as it should be."""
 
     def __init__(self, database: Path, diary: Path, accepted: dict[str, str]) -> None:
-        self.accepted = accepted
+        self.database, self.accepted = database, accepted
         self.executions: dict[tuple[str, str], list[Execution]] = defaultdict(list)
         for line in diary.read_text().splitlines():
             execution = Execution(**json.loads(line))
@@ -59,10 +62,13 @@ class Verdict:
         for run_id, function_id, status in self._rows("SELECT id, function_id, status FROM runs"):
             if status != ENDS.get(function_id, "Completed"):
                 yield f"run {run_id} of {function_id} is {status}"
-        for table in ("heads", "waits", "delayed_calls"):
+        for table in _OF_LIVE_RUNS:
             [(count,)] = self._rows(f"SELECT count(*) FROM {table}")
             if count:
                 yield f"{count} {table} are left of runs that have ended"
+
+    def the_database_is_sound(self) -> Iterator[str]:
+        yield from check_database(self.database)
 
     def committed_steps_did_not_run_again(self) -> Iterator[str]:
         """The call that executed what counts is the last that executed the step at all: no call that was made after
@@ -136,6 +142,7 @@ class Verdict:
 _CHECKS = (
     Verdict.events_led_to_their_runs,
     Verdict.runs_have_ended,
+    Verdict.the_database_is_sound,
     Verdict.committed_steps_did_not_run_again,
     Verdict.outputs_are_made_of_memos,
     Verdict.invocations_started_one_run_each,
