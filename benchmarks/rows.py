@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from . import ingest, latency, sdk_report, step_cost, throughput, waiting
+from . import latency, sdk_report, step_cost, throughput
 
 
 class Row(Protocol):
@@ -14,8 +14,6 @@ ROWS: dict[str, Row] = {
     "throughput": throughput.report,
     "latency": latency.report,
     "step-cost": step_cost.report,
-    "waiting": waiting.report,
-    "ingest": ingest.report,
     "cost": sdk_report.report_cost,
     "memory": sdk_report.report_memory,
 }

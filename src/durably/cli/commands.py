@@ -6,6 +6,7 @@ from .backup import backup
 from .check import check
 from .dev import dev
 from .failures import Group
+from .functions import functions
 from .invoke import invoke
 from .runs import runs
 from .send import send
@@ -18,5 +19,5 @@ def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
 
 
-for command in (dev, start, send, runs, invoke, backup, check):
+for command in (dev, start, send, runs, functions, invoke, backup, check):
     durably.add_command(command)

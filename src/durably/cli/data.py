@@ -1,17 +1,23 @@
-"""The value of ``--data``: a JSON object given in place, in a file, or on stdin."""
+"""JSON that an option gives in place, in a file, or on stdin."""
 
 import json
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from .failures import CliError
+
+T = TypeVar("T")
+_SHAPES: dict[type, str] = {dict: "a JSON object like '{\"id\": 1}'", list: "a JSON array like '[1]'"}
 
 
 def read_data(text: str | None) -> dict[str, Any]:
     """``text`` is JSON, ``@file``, or ``-`` for stdin; without it, the object is empty."""
-    if text is None:
-        return {}
-    source, content = "--data", text
+    return {} if text is None else read_json(text, "--data", dict)
+
+
+def read_json(text: str, option: str, shape: type[T]) -> T:
+    """The value of an option that takes a JSON object or array in the same ways."""
+    source, content = option, text
     if text == "-":
         source, content = "the JSON on stdin", sys.stdin.read()
     elif text.startswith("@"):
@@ -27,6 +33,6 @@ def read_data(text: str | None) -> dict[str, Any]:
         raise CliError(f"{source} is not valid JSON: {error}") from None
     except RecursionError:
         raise CliError(f"{source} is nested too deeply") from None
-    if not isinstance(data, dict):
-        raise CliError(f"{source} must be a JSON object like '{{\"id\": 1}}', not {type(data).__name__}")
+    if not isinstance(data, shape):
+        raise CliError(f"{source} must be {_SHAPES[shape]}, not {type(data).__name__}")
     return data

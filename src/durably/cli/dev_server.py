@@ -24,6 +24,7 @@ from durably.engine.embedded.settings import EngineSettings
 from durably.engine.embedded.views import RunUpdate
 from durably.engine.errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
+from durably.protocol.limits import MAX_DEV_EVENT_BYTES
 
 from .activity import Activity
 from .app_process import AppFailedError, AppProcess, check_importable, free_port
@@ -115,6 +116,7 @@ class DevServer:
             server_kind=ServerKind.DEV,
             allow_private_addresses=options.allow_private_addresses,
             close_grace=CLOSE_GRACE,
+            max_event_bytes=MAX_DEV_EVENT_BYTES,
         )
         try:
             self._server = await EngineServer.open(

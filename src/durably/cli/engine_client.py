@@ -7,7 +7,16 @@ from urllib.parse import quote, urlencode
 import msgspec
 import urllib3
 
-from durably.protocol.api import Envelope, ErrorBody, InvokeBody, RunBody, SendBody, StepBody
+from durably.protocol.api import (
+    Envelope,
+    ErrorBody,
+    FunctionBody,
+    InvokeBody,
+    ReplayBody,
+    RunBody,
+    SendBody,
+    StepBody,
+)
 from durably.protocol.events import Event
 from durably.protocol.signatures import bearer_token
 
@@ -61,8 +70,24 @@ class EngineClient:
     def cancel_run(self, run_id: str) -> RunBody:
         return self._data(self._request("DELETE", f"/v1/runs/{_segment(run_id)}"), RunBody)
 
-    def rerun(self, run_id: str) -> RunBody:
-        return self._data(self._request("POST", f"/v1/runs/{_segment(run_id)}/rerun"), RunBody)
+    def rerun(self, run_id: str, from_step: dict[str, Any] | None) -> RunBody:
+        body = _encode({} if from_step is None else {"from_step": from_step})
+        return self._data(self._request("POST", f"/v1/runs/{_segment(run_id)}/rerun", body), RunBody)
+
+    def replay(self, selection: dict[str, Any]) -> ReplayBody:
+        return self._data(self._request("POST", "/v1/replays", _encode(selection)), ReplayBody)
+
+    def get_replay(self, replay_id: str) -> ReplayBody:
+        return self._data(self._request("GET", f"/v1/replays/{_segment(replay_id)}"), ReplayBody)
+
+    def list_functions(self) -> list[FunctionBody]:
+        return self._data(self._request("GET", "/v1/functions"), list[FunctionBody])
+
+    def pause_function(self, function_id: str) -> FunctionBody:
+        return self._data(self._request("POST", f"/v1/functions/{_segment(function_id)}/pause"), FunctionBody)
+
+    def resume_function(self, function_id: str) -> FunctionBody:
+        return self._data(self._request("POST", f"/v1/functions/{_segment(function_id)}/resume"), FunctionBody)
 
     def invoke(self, function_id: str, data: dict[str, Any]) -> InvokeBody:
         body = _encode({"data": data})

@@ -71,6 +71,22 @@ def _check_text(options: dict[str, Any]) -> None:
             raise click.UsageError(f"{name.replace('_', ' ')} is not encoded in UTF-8")
 
 
+def read_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+    """RFC 3339, or a duration before now, as RFC 3339: the callback of options that take a time."""
+    from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
+
+    if text is None:
+        return None
+    if moment := parse_rfc3339(text):
+        return format_moment(moment)
+    try:
+        return format_moment(dt.datetime.now(dt.UTC) - parse_duration(text))
+    except (DurationInvalidError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is neither a moment like 2026-01-31T12:00:00Z nor a duration like 2h"
+        ) from None
+
+
 def signing_key_options(command: Command) -> Command:
     """``signing_key`` and ``signing_key_fallback``."""
     for option in (

@@ -1,16 +1,21 @@
-"""``durably runs list|show|cancel|rerun``."""
+"""``durably runs list|show|cancel|rerun|replay``."""
 
+import time
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import client_options
-from .text import STATUS_COLOURS, coloured_status, format_local, format_seconds, table
+from .data import read_json
+from .options import client_options, read_moment
+from .text import STATUS_COLOURS, coloured_status, echo_json, format_local, format_seconds, table
 
 if TYPE_CHECKING:
     from durably.protocol.api import RunBody
 
     from .engine_client import EngineClient
+
+
+_POLL_SECONDS = 0.1
 
 
 @click.group()
@@ -30,7 +35,7 @@ def list_runs(client: "EngineClient", status: str | None, function_id: str | Non
     """List runs, newest first."""
     found = client.list_runs(status=status, function_id=function_id, limit=limit)
     if as_json:
-        _echo_json(found)
+        echo_json(found)
     elif not found:
         click.echo("no runs", err=True)
     else:
@@ -48,7 +53,7 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 
     run, steps = client.get_run(run_id), client.run_steps(run_id)
     if as_json:
-        _echo_json({"run": run, "steps": steps})
+        echo_json({"run": run, "steps": steps})
         return
     click.echo(describe_run(run))
     if steps:
@@ -66,10 +71,66 @@ def cancel(client: "EngineClient", run_id: str) -> None:
 
 @runs.command()
 @click.argument("run_id", metavar="RUN")
+@click.option("--from-step", metavar="ID", help="Keep what the steps before this one came to.")
+@click.option(
+    "--input", "step_input", metavar="JSON|@FILE|-", help="A JSON array: arguments for that step in place of its own."
+)
 @client_options
-def rerun(client: "EngineClient", run_id: str) -> None:
-    """Run the same function again with the same event, and print the new run's id."""
-    click.echo(client.rerun(run_id).run_id)
+def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input: str | None) -> None:
+    """Run the same function again with the same events, and print the new run's id."""
+    if step_input is not None and from_step is None:
+        raise click.UsageError("--input is for the step of --from-step")
+    step = None
+    if from_step is not None:
+        step = {"step_id": from_step, "input": None if step_input is None else read_json(step_input, "--input", list)}
+    click.echo(client.rerun(run_id, step).run_id)
+
+
+@runs.command()
+@click.option("--function", "function_id", metavar="FUNCTION", required=True, help="The function whose runs to replay.")
+@click.option(
+    "--since", callback=read_moment, metavar="TIME", help="Only runs created since: RFC 3339, or how long ago, like 2h."
+)
+@click.option(
+    "--until", callback=read_moment, metavar="TIME", help="Only runs created before: the same. [default: now]"
+)
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    default=("Failed",),
+    show_default=True,
+    type=click.Choice(("Failed", "Cancelled", "Completed", "Skipped"), case_sensitive=False),
+    help="Only runs that ended so. May be repeated.",
+)
+@click.option("--if", "expression", metavar="EXPRESSION", help="Only runs for whose event this holds.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until all were started.")
+@client_options
+def replay(
+    client: "EngineClient",
+    function_id: str,
+    since: str | None,
+    until: str | None,
+    statuses: tuple[str, ...],
+    expression: str | None,
+    no_wait: bool,
+) -> None:
+    """Run many runs of a function again, and print how many."""
+    selection = {
+        "function_id": function_id,
+        "started_after": since,
+        "started_before": until,
+        "statuses": statuses,
+        "if": expression,
+    }
+    started = client.replay(selection)
+    if no_wait:
+        click.echo(f"replay {started.id} goes on")
+        return
+    while started.ended_at is None:
+        time.sleep(_POLL_SECONDS)
+        started = client.get_replay(started.id)
+    click.echo(f"{started.replayed} {'run was' if started.replayed == 1 else 'runs were'} started again")
 
 
 def _times(run: "RunBody") -> list[str]:
@@ -77,9 +138,3 @@ def _times(run: "RunBody") -> list[str]:
     if run.ended_at is None:
         return [started, ""]
     return [started, format_seconds((run.ended_at - run.run_started_at).total_seconds())]
-
-
-def _echo_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))

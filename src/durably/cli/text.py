@@ -74,3 +74,10 @@ def _row(cells: list[str], widths: list[int]) -> str:
 
 def _pad(cell: str, width: int) -> str:
     return cell + " " * (width - len(click.unstyle(cell)))
+
+
+def echo_json(value: object) -> None:
+    """Anything that msgspec encodes, for programs to read."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))

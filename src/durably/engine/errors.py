@@ -72,8 +72,8 @@ class CancellationNotFoundError(EngineError):
     """The engine has no bulk cancellation of this id."""
 
 
-class ReplayNotFoundError(EngineError):
-    """The engine has no bulk replay of this id."""
+class SelectionInvalidError(EngineError):
+    """What runs a bulk cancellation or replay is to concern, is not said well."""
 
 
 class StaleCallError(EngineError):

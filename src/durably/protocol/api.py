@@ -105,12 +105,42 @@ class JobBody(msgspec.Struct, kw_only=True):
     error: str | None = None
 
 
-class FunctionBody(msgspec.Struct, kw_only=True):
-    """A function of an app; ``config`` is what the app synced."""
+class FunctionBody(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A function of an app; ``config`` is what the app synced. A function that ``is_paused`` starts no runs."""
 
     id: str
     name: str
     config: Any
+    app_id: str = ""
+    is_paused: bool = False
+
+
+class CancellationBody(msgspec.Struct, kw_only=True, rename={"expression": "if"}):
+    """A bulk cancellation of runs created in a range of time; ``cancelled`` is how many it has cancelled of those that
+    there were."""
+
+    id: str
+    function_id: str
+    started_before: dt.datetime
+    created_at: dt.datetime
+    started_after: dt.datetime | None = None
+    expression: str | None = None
+    cancelled: int = 0
+
+
+class ReplayBody(msgspec.Struct, kw_only=True, rename={"expression": "if"}):
+    """A bulk replay of runs created in a range of time; ``replayed`` is how many were started again so far, all of them
+    once there is an ``ended_at``."""
+
+    id: str
+    function_id: str
+    started_before: dt.datetime
+    created_at: dt.datetime
+    started_after: dt.datetime | None = None
+    expression: str | None = None
+    statuses: list[str] = []
+    ended_at: dt.datetime | None = None
+    replayed: int = 0
 
 
 class InvokeBody(msgspec.Struct, kw_only=True):

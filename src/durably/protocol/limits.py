@@ -10,6 +10,8 @@ RETRY_AFTER_MIN = dt.timedelta(seconds=1)
 RETRY_AFTER_MAX = dt.timedelta(hours=24)
 
 MAX_EVENT_BYTES = 512 * 1024
+MAX_DEV_EVENT_BYTES = 3 * 1024 * 1024
+"""Development servers take what any plan of the hosted one may allow."""
 MAX_EVENT_NAME_LENGTH = 512
 MAX_EVENTS_PER_POST = 5000
 MAX_STEP_OUTPUT_BYTES = 4 * 1024 * 1024

@@ -1,7 +1,7 @@
 """The embedded engine's interface: everything that its HTTP API, its command line and tests do with it."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
-from . import queries, work
+from . import queries, sweeps, work
 from .arrivals import check_content, check_event
 from .caller import Caller, HttpCaller
 from .configs import read_sync
@@ -22,15 +22,19 @@ from .ids import IdSeed
 from .reruns import FromStep
 from .runtime import Runtime
 from .settings import EngineSettings
+from .sweep_store import SweepKind
+from .sweeps import Selection, check_selection, check_statuses
 from .views import (
     AppView,
     CallView,
     EventView,
+    FunctionView,
     InvokeReceipt,
     RunStatus,
     RunUpdate,
     RunView,
     StepView,
+    SweepView,
     SyncResult,
 )
 
@@ -89,6 +93,10 @@ class EmbeddedEngine:
 
     # events
 
+    @property
+    def max_event_bytes(self) -> int:
+        return self._settings.max_event_bytes
+
     async def send_events(self, events: Sequence[Event], *, seed: str | None = None) -> list[str]:
         """Store events and start the runs they trigger. Answers with their ids, in order, after the commit.
 
@@ -135,6 +143,54 @@ class EmbeddedEngine:
     async def list_functions(self, app_id: str) -> list[FunctionConfig] | None:
         """``None`` where no such app has synced."""
         return await self._reader.read(lambda connection: queries.list_functions(connection, app_id))
+
+    async def list_all_functions(self) -> list[FunctionView]:
+        """The functions that apps have, in the order of apps and of functions within them."""
+        return await self._reader.read(queries.list_all_functions)
+
+    async def pause_function(self, function_id: str) -> None:
+        """Let the function start no more runs: what triggers it is shown as skipped. Runs under way go on.
+
+        Raises ``FunctionNotFoundError``.
+        """
+        await self._journal.enter(lambda entry: sweeps.pause(entry, work.find_function(entry, function_id).id))
+
+    async def resume_function(self, function_id: str) -> None:
+        """Let a paused function start runs again. Raises ``FunctionNotFoundError``."""
+        await self._journal.enter(lambda entry: sweeps.resume(entry, work.find_function(entry, function_id).id))
+
+    # many runs at once
+
+    async def cancel_runs(self, selection: Selection) -> SweepView:
+        """Begin to cancel runs of a function: those that there are, and those that start until ``started_before``.
+
+        Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
+        """
+        check_selection(selection)
+        return queries.sweep_view(await self._journal.enter(lambda entry: sweeps.cancel_runs(entry, selection)))
+
+    async def list_cancellations(self) -> list[SweepView]:
+        """Newest first."""
+        return await self._reader.read(lambda connection: queries.list_sweeps(connection, SweepKind.CANCEL))
+
+    async def delete_cancellation(self, cancellation_id: str) -> None:
+        """Let it cancel no more runs. Raises ``CancellationNotFoundError``."""
+        await self._journal.enter(lambda entry: sweeps.delete_cancellation(entry, cancellation_id))
+
+    async def replay_runs(self, selection: Selection, statuses: Collection[RunStatus]) -> SweepView:
+        """Begin to run again those runs of a function that have ended with one of the statuses.
+
+        Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
+        """
+        check_selection(selection)
+        check_statuses(statuses)
+        return queries.sweep_view(
+            await self._journal.enter(lambda entry: sweeps.replay_runs(entry, selection, statuses))
+        )
+
+    async def list_replays(self) -> list[SweepView]:
+        """Newest first."""
+        return await self._reader.read(lambda connection: queries.list_sweeps(connection, SweepKind.REPLAY))
 
     # runs
 

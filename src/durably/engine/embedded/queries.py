@@ -17,8 +17,9 @@ from durably.protocol.sync import FunctionConfig
 
 from .bodies import job_id_of, join_memos
 from .store import read_head
+from .sweep_store import Sweep, SweepKind, read_sweeps
 from .updates import describe_failed_memo, to_datetime
-from .views import AppView, CallView, EventView, RunView, StepStatus, StepView
+from .views import AppView, CallView, EventView, FunctionView, RunView, StepStatus, StepView, SweepView
 
 IsUnderWay = Callable[[int, int], bool]
 """Whether the call of a run's key and a generation is under way."""
@@ -117,6 +118,39 @@ def list_functions(connection: sqlite3.Connection, app_id: str) -> list[Function
         return None
     query = "SELECT config FROM functions WHERE app_id = ? AND is_active ORDER BY position"
     return [_config_decoder.decode(config) for (config,) in connection.execute(query, (app_id,))]
+
+
+def list_all_functions(connection: sqlite3.Connection) -> list[FunctionView]:
+    query = (
+        "SELECT id, app_id, config, pauses.paused_at IS NOT NULL FROM functions "
+        "LEFT JOIN pauses ON pauses.function_id = functions.id WHERE is_active ORDER BY app_id, position"
+    )
+    return [
+        FunctionView(id=function_id, app_id=app_id, config=_config_decoder.decode(config), is_paused=bool(is_paused))
+        for function_id, app_id, config, is_paused in connection.execute(query)
+    ]
+
+
+# sweeps
+
+
+def list_sweeps(connection: sqlite3.Connection, kind: SweepKind) -> list[SweepView]:
+    """Newest first."""
+    return [sweep_view(sweep) for sweep in reversed(read_sweeps(connection, kind))]
+
+
+def sweep_view(sweep: Sweep) -> SweepView:
+    return SweepView(
+        id=sweep.id,
+        function_id=sweep.function_id,
+        started_after=_moment(sweep.started_after),
+        started_before=to_datetime(sweep.started_before),
+        expression=sweep.expression,
+        statuses=sweep.statuses or (),
+        created_at=to_datetime(sweep.created_at),
+        ended_at=_moment(sweep.ended_at),
+        affected=sweep.affected,
+    )
 
 
 # runs

@@ -5,15 +5,16 @@ A bulk cancellation whose range of time reaches into the future also holds for t
 """
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from durably.engine.errors import (
     CancellationNotFoundError,
-    ConfigInvalidError,
+    FunctionNotFoundError,
     FunctionPausedError,
+    SelectionInvalidError,
 )
 from durably.engine.expressions import ExpressionInvalidError, compile_expression
 from durably.engine.head import RunStatus
@@ -44,25 +45,36 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_selection(selection: Selection) -> None:
-    """Raises ``ConfigInvalidError``."""
+    """Raises ``SelectionInvalidError``."""
     if selection.started_after is not None and selection.started_after >= selection.started_before:
-        raise ConfigInvalidError("started_after must be before started_before")
+        raise SelectionInvalidError("started_after must be before started_before")
     if selection.expression:
         try:
             compile_expression(selection.expression)
         except ExpressionInvalidError as error:
-            raise ConfigInvalidError(f"the expression is not valid: {error}") from error
+            raise SelectionInvalidError(f"the expression is not valid: {error}") from error
+
+
+def check_statuses(statuses: Collection[RunStatus]) -> None:
+    """Of runs that are to run again. Raises ``SelectionInvalidError``."""
+    if not statuses or not all(status.has_ended for status in statuses):
+        raise SelectionInvalidError("only runs that have ended can be replayed: give at least one such status")
 
 
 def cancel_runs(entry: "Entry", selection: Selection) -> Sweep:
-    """Begin to cancel runs."""
+    """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
+    if entry.registry.find(selection.function_id) is None:
+        raise _unknown(selection.function_id)
     sweep = _begin(entry, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
     _tell_restraint(entry, selection.function_id)
     return sweep
 
 
-def replay_runs(entry: "Entry", function: Function, selection: Selection, statuses: Sequence[RunStatus]) -> Sweep:
-    """Begin to run again what has ended. Raises ``FunctionPausedError``."""
+def replay_runs(entry: "Entry", selection: Selection, statuses: Collection[RunStatus]) -> Sweep:
+    """Begin to run again what has ended. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
+    function = entry.registry.find(selection.function_id)
+    if function is None or not function.is_active:
+        raise _unknown(selection.function_id)
     refuse_paused(entry, function)
     last_key = entry.store.sweeps.last_run_key()
     return _begin(entry, SweepKind.REPLAY, selection, tuple(statuses), until_key=last_key)
@@ -113,6 +125,10 @@ def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
         function_id: Restraint(function_id in paused, tuple(cancellations.get(function_id, ())))
         for function_id in paused | cancellations.keys()
     }
+
+
+def _unknown(function_id: str) -> FunctionNotFoundError:
+    return FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
 
 
 def _tell_restraint(entry: "Entry", function_id: str) -> None:

@@ -8,17 +8,20 @@ import msgspec
 from durably.engine.head import RunStatus
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import FunctionConfig
 
 __all__ = [
     "AppView",
     "CallView",
     "EventView",
+    "FunctionView",
     "InvokeReceipt",
     "RunStatus",
     "RunUpdate",
     "RunView",
     "StepStatus",
     "StepView",
+    "SweepView",
     "SyncResult",
     "UpdateKind",
 ]
@@ -40,6 +43,34 @@ class AppView(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None
     synced_at: dt.datetime
     function_count: int
+
+
+class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that its app has. ``config`` is as it was synced; ``is_paused`` says that it starts no runs."""
+
+    id: str
+    app_id: str
+    config: FunctionConfig
+    is_paused: bool
+
+
+class SweepView(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulk cancellation or replay: of the function's runs created from ``started_after`` until before
+    ``started_before``, for whose event the expression holds and, in a replay, that ended with one of ``statuses``.
+
+    ``affected`` is how many it concerned so far. ``ended_at`` is when it had looked at the runs that there were; a
+    cancellation holds for new ones until ``started_before``.
+    """
+
+    id: str
+    function_id: str
+    started_after: dt.datetime | None
+    started_before: dt.datetime
+    expression: str | None
+    statuses: tuple[RunStatus, ...]
+    created_at: dt.datetime
+    ended_at: dt.datetime | None
+    affected: int
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):

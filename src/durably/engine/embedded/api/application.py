@@ -8,7 +8,7 @@ from durably.engine.embedded.engine import EmbeddedEngine
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
-from . import checkpoint, cors, events, info, invoke, runs, signals, sync
+from . import checkpoint, cors, events, functions, info, invoke, runs, signals, sweeps, sync
 from .auth import EVENTS_PATH, ApiKeys, authorize
 from .failures import failures_as_json
 from .state import STATE, AcceptedSync, ApiState, OnSync
@@ -31,6 +31,15 @@ _ROUTES = (
     web.get("/v1/runs/{run_id}/steps", runs.list_run_steps),
     web.post("/v1/runs/{run_id}/rerun", runs.rerun),
     web.post("/v1/signals", signals.send_signal),
+    web.get("/v1/functions", functions.list_functions),
+    web.post("/v1/functions/{function_id}/pause", functions.pause_function),
+    web.post("/v1/functions/{function_id}/resume", functions.resume_function),
+    web.post("/v1/cancellations", sweeps.cancel_runs),
+    web.get("/v1/cancellations", sweeps.list_cancellations),
+    web.delete("/v1/cancellations/{cancellation_id}", sweeps.delete_cancellation),
+    web.post("/v1/replays", sweeps.replay_runs),
+    web.get("/v1/replays", sweeps.list_replays),
+    web.get("/v1/replays/{replay_id}", sweeps.get_replay),
     web.get("/v1/apps/{app_id}/functions", sync.list_functions),
     web.post("/v1/checkpoint/{run_id}/async", checkpoint.checkpoint_call),
 )

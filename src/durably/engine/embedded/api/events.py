@@ -9,7 +9,7 @@ from durably.engine.embedded.views import EventView
 from durably.protocol.api import EventBody, SendBody
 from durably.protocol.events import Event
 from durably.protocol.headers import Header
-from durably.protocol.limits import MAX_EVENT_BYTES, MAX_EVENTS_PER_POST
+from durably.protocol.limits import MAX_EVENTS_PER_POST
 
 from .bodies import decode_json, read_body
 from .parameters import limit_parameter, moment_parameter
@@ -42,29 +42,30 @@ _unread_many: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(lis
 
 async def receive_events(request: web.Request) -> web.Response:
     """``POST /e/{key}``: one event or a list of them, all or none of which are accepted."""
-    events = decode_events(await read_body(request))
-    ids = await engine_of(request).send_events(events, seed=request.headers.get(Header.EVENT_ID_SEED))
+    engine = engine_of(request)
+    events = decode_events(await read_body(request), engine.max_event_bytes)
+    ids = await engine.send_events(events, seed=request.headers.get(Header.EVENT_ID_SEED))
     return json_response(SendBody(ids=ids, status=200))
 
 
-def decode_events(body: bytes) -> list[Event]:
+def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
     """Raises ``ApiError``: 400 for malformed or too many events, 413 for one that is too large."""
     if not body.lstrip().startswith(b"["):
-        _check_size(body, "the event")
+        _check_size(body, max_event_bytes, "the event")
         return [decode_json(body, _one).to_event()]
-    if len(body) > MAX_EVENT_BYTES:
+    if len(body) > max_event_bytes:
         unread = decode_json(body, _unread_many)
         for index, raw in enumerate(unread):
-            _check_size(bytes(raw), f"the event at index {index}")
+            _check_size(bytes(raw), max_event_bytes, f"the event at index {index}")
     posted = decode_json(body, _many)
     if len(posted) > MAX_EVENTS_PER_POST:
         raise ApiError(400, f"{len(posted)} events are too many for one request; send at most {MAX_EVENTS_PER_POST}")
     return [event.to_event() for event in posted]
 
 
-def _check_size(encoded: bytes, what: str) -> None:
-    if len(encoded) > MAX_EVENT_BYTES:
-        raise ApiError(413, f"{what} is {len(encoded)} bytes, more than the {MAX_EVENT_BYTES} that an event may have")
+def _check_size(encoded: bytes, most: int, what: str) -> None:
+    if len(encoded) > most:
+        raise ApiError(413, f"{what} is {len(encoded)} bytes, more than the {most} that an event may have")
 
 
 async def list_events(request: web.Request) -> web.Response:

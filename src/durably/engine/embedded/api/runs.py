@@ -3,11 +3,14 @@
 ``/v0/runs/{run_id}/batch`` and ``…/actions`` are for apps that were called with ``use_api`` (spec §4.4.2).
 """
 
+import msgspec
 from aiohttp import web
 
+from durably.engine.embedded.reruns import FromStep
 from durably.engine.embedded.views import CallView, RunStatus, RunView
 from durably.protocol.api import JobBody, RunBody
 
+from .bodies import decode_json, read_body
 from .parameters import limit_parameter
 from .responses import ApiError, data_response, raw_response
 from .state import engine_of
@@ -52,10 +55,19 @@ async def cancel_run(request: web.Request) -> web.Response:
     return data_response(run_body(await _find_run(request)))
 
 
+class RerunRequest(msgspec.Struct):
+    from_step: FromStep | None = None
+
+
+_rerun_decoder = msgspec.json.Decoder(RerunRequest)
+
+
 async def rerun(request: web.Request) -> web.Response:
-    """``POST /v1/runs/{run_id}/rerun``: the same function and event again, as a new run."""
-    engine = engine_of(request)
-    new_run = await engine.get_run(await engine.rerun(request.match_info["run_id"]))
+    """``POST /v1/runs/{run_id}/rerun``: the same function and events again, as a new run; from a step with the body
+    ``{"from_step": {"step_id": …, "input": […]?}}``."""
+    engine, body = engine_of(request), await read_body(request)
+    from_step = decode_json(body, _rerun_decoder).from_step if body.strip() else None
+    new_run = await engine.get_run(await engine.rerun(request.match_info["run_id"], from_step=from_step))
     assert new_run is not None, "a run that was just started exists"
     return data_response(run_body(new_run))
 
@@ -121,8 +133,11 @@ def _unknown_run(run_id: str) -> ApiError:
 
 def _status_parameter(request: web.Request) -> RunStatus | None:
     text = request.query.get("status")
-    if not text:
-        return None
+    return read_status(text) if text else None
+
+
+def read_status(text: str) -> RunStatus:
+    """Raises ``ApiError``."""
     try:
         return RunStatus(text.capitalize())
     except ValueError:

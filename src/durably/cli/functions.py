@@ -1,0 +1,62 @@
+"""``durably functions list|pause|resume``."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import client_options
+from .text import echo_json, table
+
+if TYPE_CHECKING:
+    from durably.protocol.api import FunctionBody
+
+    from .engine_client import EngineClient
+
+
+@click.group()
+def functions() -> None:
+    """Look at functions, pause them, let them go on."""
+
+
+@functions.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@client_options
+def list_functions(client: "EngineClient", as_json: bool) -> None:
+    """List the functions that apps have synced."""
+    found = client.list_functions()
+    if as_json:
+        echo_json(found)
+    elif not found:
+        click.echo("no functions", err=True)
+    else:
+        rows = [[function.id, function.app_id, _triggers(function), _state(function)] for function in found]
+        click.echo(table(["FUNCTION", "APP", "TRIGGERS", "STATE"], rows))
+
+
+@functions.command()
+@click.argument("function_id", metavar="FUNCTION")
+@client_options
+def pause(client: "EngineClient", function_id: str) -> None:
+    """Let FUNCTION start no more runs.
+
+    What would start one is shown as skipped, and can be run again with `durably runs replay --status skipped`. Runs
+    under way go on.
+    """
+    click.echo(f"{client.pause_function(function_id).id} is paused")
+
+
+@functions.command()
+@click.argument("function_id", metavar="FUNCTION")
+@client_options
+def resume(client: "EngineClient", function_id: str) -> None:
+    """Let a paused FUNCTION start runs again."""
+    click.echo(f"{client.resume_function(function_id).id} is active")
+
+
+def _triggers(function: "FunctionBody") -> str:
+    triggers: list[dict[str, Any]] = function.config["triggers"]
+    return ", ".join(trigger.get("event") or trigger["cron"] for trigger in triggers)
+
+
+def _state(function: "FunctionBody") -> str:
+    return click.style("paused", fg="yellow") if function.is_paused else click.style("active", fg="green")

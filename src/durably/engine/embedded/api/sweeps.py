@@ -1,0 +1,121 @@
+"""Many runs of a function at once: bulk cancellations, as on the public ``/v1`` API, and bulk replays."""
+
+import datetime as dt
+
+import msgspec
+from aiohttp import web
+
+from durably.engine.embedded.sweeps import Selection
+from durably.engine.embedded.views import RunStatus, SweepView
+from durably.protocol.api import CancellationBody, ReplayBody
+from durably.protocol.durations import parse_rfc3339
+
+from .bodies import read_json
+from .responses import ApiError, data_response
+from .runs import read_status
+from .state import engine_of
+
+
+class SweepRequest(msgspec.Struct):
+    """``function_id`` is the function's full id or, where there is an ``app_id``, also that within the app.
+
+    Times are RFC 3339. ``statuses`` are those of the runs to replay.
+    """
+
+    function_id: str
+    app_id: str | None = None
+    started_after: str | None = None
+    started_before: str | None = None
+    expression: str | None = msgspec.field(default=None, name="if")
+    statuses: list[str] | None = None
+
+
+_decoder = msgspec.json.Decoder(SweepRequest)
+
+
+async def cancel_runs(request: web.Request) -> web.Response:
+    """``POST /v1/cancellations``: cancels a function's runs created in a range of time, which may end in the future."""
+    asked = await read_json(request, _decoder)
+    if not asked.started_before:
+        raise ApiError(400, "started_before is required")
+    return data_response(_cancellation(await engine_of(request).cancel_runs(await _selection(request, asked))))
+
+
+async def list_cancellations(request: web.Request) -> web.Response:
+    """``GET /v1/cancellations``, newest first."""
+    return data_response([_cancellation(sweep) for sweep in await engine_of(request).list_cancellations()])
+
+
+async def delete_cancellation(request: web.Request) -> web.Response:
+    """``DELETE /v1/cancellations/{cancellation_id}``: it cancels no more runs."""
+    await engine_of(request).delete_cancellation(request.match_info["cancellation_id"])
+    return data_response({"ok": True})
+
+
+async def replay_runs(request: web.Request) -> web.Response:
+    """``POST /v1/replays``: runs a function's runs again that were created in a range of time, by default until now,
+    and ended with one of the statuses, by default failed."""
+    asked = await read_json(request, _decoder)
+    statuses = [read_status(text) for text in asked.statuses or [RunStatus.FAILED]]
+    return data_response(_replay(await engine_of(request).replay_runs(await _selection(request, asked), statuses)))
+
+
+async def list_replays(request: web.Request) -> web.Response:
+    """``GET /v1/replays``, newest first."""
+    return data_response([_replay(sweep) for sweep in await engine_of(request).list_replays()])
+
+
+async def get_replay(request: web.Request) -> web.Response:
+    """``GET /v1/replays/{replay_id}``."""
+    replay_id = request.match_info["replay_id"]
+    for sweep in await engine_of(request).list_replays():
+        if sweep.id == replay_id:
+            return data_response(_replay(sweep))
+    raise ApiError(404, f"no replay has the id {replay_id!r}")
+
+
+async def _selection(request: web.Request, asked: SweepRequest) -> Selection:
+    known = {function.id for function in await engine_of(request).list_all_functions()}
+    function_id = asked.function_id
+    if asked.app_id and function_id not in known:
+        function_id = f"{asked.app_id}-{function_id}"
+    return Selection(
+        function_id=function_id,
+        started_after=_moment("started_after", asked.started_after),
+        started_before=_moment("started_before", asked.started_before) or dt.datetime.now(dt.UTC),
+        expression=asked.expression or None,
+    )
+
+
+def _moment(name: str, text: str | None) -> dt.datetime | None:
+    if not text:
+        return None
+    if moment := parse_rfc3339(text):
+        return moment
+    raise ApiError(400, f"{name} must be an RFC 3339 moment like 2026-01-31T12:00:00Z, not {text!r}")
+
+
+def _cancellation(sweep: SweepView) -> CancellationBody:
+    return CancellationBody(
+        id=sweep.id,
+        function_id=sweep.function_id,
+        started_after=sweep.started_after,
+        started_before=sweep.started_before,
+        expression=sweep.expression,
+        created_at=sweep.created_at,
+        cancelled=sweep.affected,
+    )
+
+
+def _replay(sweep: SweepView) -> ReplayBody:
+    return ReplayBody(
+        id=sweep.id,
+        function_id=sweep.function_id,
+        started_after=sweep.started_after,
+        started_before=sweep.started_before,
+        expression=sweep.expression,
+        statuses=[status.value for status in sweep.statuses],
+        created_at=sweep.created_at,
+        ended_at=sweep.ended_at,
+        replayed=sweep.affected,
+    )

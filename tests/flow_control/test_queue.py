@@ -1,0 +1,246 @@
+"""Concurrency, throttle and priority: which calls are made when."""
+
+import datetime as dt
+
+from durably import Concurrency, Context, Priority, Throttle
+from durably.engine.embedded.views import RunStatus
+
+from .conftest import World
+
+MINUTE = dt.timedelta(minutes=1)
+
+
+async def test_concurrency_limits_what_executes(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=2)])
+    await world.open()
+    for n in range(5):
+        await world.send("work", n=n)
+    await world.gate.wait_for(0, 1)
+    assert await world.statuses("work") == [RunStatus.RUNNING] * 2 + [RunStatus.SCHEDULED] * 3
+    world.gate.let_go(1)
+    await world.gate.wait_for(0, 2)
+    world.gate.open()
+    await world.rest()
+    assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
+    assert world.gate.most_inside == 2
+
+
+async def test_a_run_that_sleeps_or_waits_holds_no_room(world: World) -> None:
+    @world.function("nap", concurrency=[Concurrency(limit=1)])
+    async def nap(ctx: Context) -> object:
+        n = await ctx.step.run("before", lambda: ctx.event.data["n"])
+        await ctx.step.sleep("nap", MINUTE)
+        await ctx.step.wait_for_event("wait", event="go", timeout=MINUTE)
+        return n
+
+    await world.open()
+    for n in range(3):
+        await world.send("nap", n=n)
+    await world.rest()
+    for run in await world.runs("nap"):
+        (before, asleep) = await world.engine.run_steps(run.id)
+        assert (before.status, asleep.status) == ("completed", "sleeping")
+    await world.let_pass(seconds=61)
+    await world.send("go")
+    await world.rest()
+    assert await world.outputs("nap") == [0, 1, 2]
+
+
+async def test_parallel_steps_count_one_each(world: World) -> None:
+    @world.function("many", concurrency=[Concurrency(limit=2)])
+    async def many(ctx: Context) -> object:
+        steps = [lambda n=n: ctx.step.run(f"s{n}", lambda: world.gate.pass_through(n)) for n in range(5)]
+        return await ctx.group.parallel(tuple(steps))
+
+    await world.open()
+    await world.send("many")
+    await world.gate.wait_for(0, 1)
+    world.gate.let_go(0)
+    await world.gate.wait_for(1, 2)
+    world.gate.open()
+    await world.rest()
+    assert await world.outputs("many") == [[0, 1, 2, 3, 4]]
+    assert world.gate.most_inside == 2
+
+
+async def test_each_key_has_its_own_room_and_both_limits_hold(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=3), Concurrency(limit=1, key="event.data.user")])
+    await world.open()
+    for n, user in enumerate(["a", "a", "b", "c", "d"]):
+        await world.send("work", n=n, user=user)
+    await world.gate.wait_for(0, 2, 3)
+    world.gate.let_go(2)
+    await world.gate.wait_for(0, 3, 4)
+    world.gate.let_go(0)
+    await world.gate.wait_for(1, 3, 4)
+    world.gate.open()
+    await world.rest()
+    assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
+
+
+async def test_a_shared_scope_is_shared_by_functions(world: World) -> None:
+    for name in ("one", "two"):
+        world.gated(name, concurrency=[Concurrency(limit=1, scope="account", key='"payments"')])
+    await world.open()
+    await world.send("one", n=1)
+    await world.send("two", n=2)
+    await world.gate.wait_for(1)
+    world.gate.let_go(1)
+    await world.gate.wait_for(2)
+    assert world.gate.most_inside == 1
+
+
+async def test_a_cancelled_run_leaves_its_place_to_the_next(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    for n in range(3):
+        await world.send("work", n=n)
+    await world.gate.wait_for(0)
+    first, second, _ = await world.runs("work")
+    assert await world.engine.cancel_run(second.id)
+    assert await world.engine.cancel_run(first.id)
+    # The room of a call is free once nothing depends on it any more, whatever it still does.
+    await world.gate.wait_for(0, 2)
+    world.gate.open()
+    await world.rest()
+    assert await world.statuses("work") == [RunStatus.CANCELLED, RunStatus.CANCELLED, RunStatus.COMPLETED]
+
+
+async def test_a_retry_gives_its_room_away_while_it_waits(world: World) -> None:
+    attempts: list[int] = []
+
+    @world.function("work", concurrency=[Concurrency(limit=1)], retries=1)
+    async def work(ctx: Context) -> object:
+        attempts.append(ctx.event.data["n"])
+        if ctx.attempt == 0 and ctx.event.data["n"] == 0:
+            raise ValueError("not yet")
+        return ctx.event.data["n"]
+
+    await world.open()
+    await world.send("work", n=0)
+    await world.send("work", n=1)
+    await world.rest()
+    assert attempts == [0, 1]
+    await world.let_pass(seconds=10)
+    assert attempts == [0, 1, 0]
+    assert await world.outputs("work") == [0, 1]
+
+
+async def test_priority_goes_first_among_those_that_wait(world: World) -> None:
+    world.gated(
+        "work", concurrency=[Concurrency(limit=1)], priority=Priority(run="event.data.plan == 'paid' ? 120 : 0")
+    )
+    await world.open()
+    await world.send("work", n=0, plan="free")
+    await world.gate.wait_for(0)
+    await world.send("work", n=1, plan="free")
+    await world.let_pass_while_busy(minutes=1)
+    await world.send("work", n=2, plan="paid")
+    world.gate.let_go(0)
+    await world.gate.wait_for(2)
+    world.gate.let_go(2)
+    await world.gate.wait_for(1)
+
+
+async def test_throttle_spreads_starts_and_drops_none(world: World) -> None:
+    world.recording("work", [], throttle=Throttle(limit=2, period=MINUTE, burst=2))
+    await world.open()
+    for n in range(6):
+        await world.send("work", n=n)
+    await world.rest()
+    assert [run.status for run in await world.runs("work")].count(RunStatus.COMPLETED) == 2
+    await world.let_pass(minutes=5)
+    runs = await world.runs("work")
+    assert [round(world.seconds(run.started_at)) for run in runs] == [0, 0, 30, 60, 90, 120]
+    assert [run.status for run in runs] == [RunStatus.COMPLETED] * 6
+
+
+async def test_throttled_by_key(world: World) -> None:
+    world.recording("work", [], throttle=Throttle(limit=1, period=MINUTE, key="event.data.user"))
+    await world.open()
+    for n, user in enumerate(["a", "a", "b"]):
+        await world.send("work", n=n, user=user)
+    await world.let_pass(minutes=2)
+    assert [round(world.seconds(run.started_at)) for run in await world.runs("work")] == [0, 60, 0]
+
+
+async def test_only_the_start_of_a_run_is_throttled(world: World) -> None:
+    @world.function("work", throttle=Throttle(limit=1, period=MINUTE), retries=1)
+    async def work(ctx: Context) -> object:
+        await ctx.step.run("one", lambda: 1)
+        await ctx.step.run("two", lambda: 2)
+        if ctx.attempt == 0:
+            raise ValueError("once more")
+        return world.clock.now()
+
+    await world.open()
+    await world.send("work")
+    await world.let_pass(seconds=15)
+    (run,) = await world.runs("work")
+    assert run.status is RunStatus.COMPLETED
+    assert world.seconds(run.ended_at) == 10
+
+
+async def test_new_numbers_hold_at_once(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    for n in range(3):
+        await world.send("work", n=n)
+    await world.gate.wait_for(0)
+    world.gated("work", concurrency=[Concurrency(limit=2)])
+    await world.sync()
+    await world.gate.wait_for(0, 1)
+    world.gated("work")
+    await world.sync()
+    await world.gate.wait_for(0, 1, 2)
+
+
+async def test_what_waits_and_what_was_under_way_survives_a_restart(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=2)])
+    await world.open()
+    for n in range(5):
+        await world.send("work", n=n)
+    await world.gate.wait_for(0, 1)
+    await world.restart()
+    await world.gate.wait_for(0, 1)
+    assert await world.statuses("work") == [RunStatus.RUNNING] * 2 + [RunStatus.SCHEDULED] * 3
+    world.gate.open()
+    await world.rest()
+    assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
+    assert world.gate.most_inside == 2
+
+
+async def test_a_throttle_goes_on_after_a_restart(world: World) -> None:
+    world.recording("work", [], throttle=Throttle(limit=1, period=MINUTE))
+    await world.open()
+    for n in range(4):
+        await world.send("work", n=n)
+    await world.rest()
+    await world.restart(after=dt.timedelta(seconds=90))
+    await world.rest()
+    assert [run.status for run in await world.runs("work")].count(RunStatus.COMPLETED) == 2
+    await world.let_pass(minutes=3)
+    starts = [round(world.seconds(run.started_at)) for run in await world.runs("work")]
+    assert starts == [0, 90, 150, 210]
+
+
+async def test_a_run_without_options_touches_nothing_of_flow_control(world: World) -> None:
+    world.recording("plain", [])
+    await world.open()
+    await world.send("plain", n=1)
+    await world.rest()
+    assert await world.outputs("plain") == [1]
+    assert await world.engine.list_runs(function_id="shop-plain")
+    assert world.rows("buckets", "lanes", "queued_calls", "holds", "levels", "openings", "cancels", "deadlines") == 0
+
+
+async def test_nothing_is_left_behind(world: World) -> None:
+    world.recording(
+        "work", [], concurrency=[Concurrency(limit=1, key="event.data.n")], throttle=Throttle(limit=9, period=MINUTE)
+    )
+    await world.open()
+    for n in range(5):
+        await world.send("work", n=n)
+    await world.let_pass(minutes=2)
+    assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
+    assert world.rows("lanes", "queued_calls", "slots_used", "holds", "openings") == 0
