@@ -78,6 +78,7 @@ class Embedded(Queries):
         self._settings = settings
         self._handlers: dict[str, CommHandler] = {}
         self._stops_at_exit = False
+        self._may_own = True
         self._reset()
         _instances.add(self)
 
@@ -258,7 +259,7 @@ class Embedded(Queries):
             self._stops_at_exit = True
         worker = LocalWorker(self._handlers if takes_calls else {}, self._max_calls, self.checkpoints)
         timing = Timing(self._lease_seconds, self._lease_seconds / _BEATS_PER_LEASE)
-        return Member(self.path, self._engine_settings(), worker, timing, loop)
+        return Member(self.path, self._engine_settings(), worker, timing, loop, may_own=self._may_own)
 
     def _engine_settings(self) -> "EngineSettings":
         from durably.engine.backoff import dev_backoff, standard_backoff
@@ -283,6 +284,7 @@ class Embedded(Queries):
         member, starts = self._member, self._starts_after_fork
         self._reset()
         if member is not None:
+            self._may_own = self._may_own and not member.holds_database
             member.forget()
             _left_behind.append(member)
         if starts:

@@ -38,7 +38,11 @@ _logger = logging.getLogger("durably.engine")
 
 
 class Member:
-    """Lives on one event loop."""
+    """Lives on one event loop.
+
+    ``holds_database`` tells that SQLite has it open in this process. A forked child of such a process must never open
+    it: SQLite would take the parent's locks for its own. It is made with ``may_own=False``.
+    """
 
     def __init__(
         self,
@@ -47,8 +51,12 @@ class Member:
         worker: LocalWorker,
         timing: Timing,
         loop: asyncio.AbstractEventLoop,
+        *,
+        may_own: bool = True,
     ) -> None:
         self.loop = loop
+        self.holds_database = False
+        self._may_own = may_own
         self._database = database
         self._directory = sockets.directory_of(database)
         self._settings = settings
@@ -116,6 +124,7 @@ class Member:
                     await place.update()
             await self._worker.finish(self._settings.close_grace.total_seconds())
         await place.close()
+        self.holds_database = False
 
     def forget(self) -> None:
         """In a forked child: leave everything to the parent, and hold nothing by which others could think it alive."""
@@ -143,6 +152,7 @@ class Member:
             if not self._first_try.done():
                 self._first_try.set_result(None)
             await place.wait_lost()
+            self.holds_database = False
             self._place = self.loop.create_future()
             if isinstance(place, Follower):
                 self._silent_socket = place.socket if place.was_silent else None
@@ -163,7 +173,7 @@ class Member:
         while True:
             if (follower := await self._follow()) is not None:
                 return follower
-            is_due = self._worker.offer().max_calls > 0 or waited > _SHY_SECONDS
+            is_due = self._may_own and (self._worker.offer().max_calls > 0 or waited > _SHY_SECONDS)
             if is_due and (lock := self._try_lock()) is not None:
                 return await self._own(lock)
             is_member = read_note(self._database) == LOCK_NOTE
@@ -221,4 +231,9 @@ class Member:
             return None
 
     async def _own(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Owner:
-        return await Owner.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)
+        self.holds_database = True
+        try:
+            return await Owner.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)
+        except BaseException:
+            self.holds_database = False
+            raise

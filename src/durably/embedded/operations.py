@@ -1,6 +1,6 @@
 """What a process may ask of the engine, by name, so that it can be asked over a link as well as directly.
 
-Arguments and results travel as JSON: they hold what users stored as JSON, untouched.
+Arguments and results travel as JSON. What users stored, which is JSON itself, is text in it, and so stays untouched.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,6 @@ from durably.engine.errors import EngineError, EventInvalidError
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_EVENTS_PER_POST
-from durably.protocol.sync import SyncRequest
 
 _events_decoder = msgspec.json.Decoder(list[Event])
 
@@ -27,8 +26,10 @@ class Operation(msgspec.Struct, frozen=True):
     name: str
     carry_out: Callable[..., Awaitable[Any]]
     arguments: Any
-    result: Any
+    result: Any = None
     is_repeatable: bool = True
+    raw_field: str | None = None
+    """Of the struct that ``result`` is, or is made of: the field with JSON that users stored."""
 
     def encode_arguments(self, arguments: tuple[Any, ...]) -> bytes:
         return msgspec.json.encode(arguments)
@@ -36,10 +37,32 @@ class Operation(msgspec.Struct, frozen=True):
     async def answer(self, engine: EmbeddedEngine, encoded: bytes) -> bytes:
         """Carry it out for another process. Raises ``EngineError``."""
         arguments = msgspec.json.decode(encoded, type=self.arguments)
-        return msgspec.json.encode(await self.carry_out(engine, *arguments))
+        result = await self.carry_out(engine, *arguments)
+        return msgspec.json.encode(result if self.raw_field is None else _to_wire(result, self.raw_field))
 
     def decode_result(self, encoded: bytes) -> Any:
-        return msgspec.json.decode(encoded, type=self.result)
+        if self.raw_field is None:
+            return msgspec.json.decode(encoded, type=self.result)
+        return _from_wire(msgspec.json.decode(encoded), self.result, self.raw_field)
+
+
+def _to_wire(result: Any, raw_field: str) -> Any:
+    if isinstance(result, list):
+        return [_to_wire(each, raw_field) for each in result]
+    if result is None:
+        return None
+    raw = getattr(result, raw_field)
+    return {**msgspec.structs.asdict(result), raw_field: None if raw is None else bytes(raw).decode()}
+
+
+def _from_wire(told: Any, view: type[Any], raw_field: str) -> Any:
+    if isinstance(told, list):
+        return [_from_wire(each, view, raw_field) for each in told]
+    if told is None:
+        return None
+    raw = told[raw_field]
+    result = msgspec.convert({**told, raw_field: None}, view)
+    return result if raw is None else msgspec.structs.replace(result, **{raw_field: msgspec.Raw(raw.encode())})
 
 
 async def _send_events(engine: EmbeddedEngine, body: msgspec.Raw, seed: str) -> list[str]:
@@ -72,11 +95,10 @@ _ALL = (
     Operation("send_events", _send_events, tuple[msgspec.Raw, str], list[str]),
     Operation("checkpoint", EmbeddedEngine.checkpoint, tuple[str, CheckpointRequest], None),
     Operation("fetch_part", _fetch_part, tuple[str, str], msgspec.Raw),
-    Operation("sync_app", EmbeddedEngine.sync_app, tuple[SyncRequest], Any),
-    Operation("get_run", EmbeddedEngine.get_run, tuple[str], RunView | None),
-    Operation("list_runs", _list_runs, tuple[str | None, str | None, int, str | None], list[RunView]),
-    Operation("event_runs", EmbeddedEngine.event_runs, tuple[str], list[RunView]),
-    Operation("run_steps", EmbeddedEngine.run_steps, tuple[str], list[StepView]),
+    Operation("get_run", EmbeddedEngine.get_run, tuple[str], RunView, raw_field="output"),
+    Operation("list_runs", _list_runs, tuple[str | None, str | None, int, str | None], RunView, raw_field="output"),
+    Operation("event_runs", EmbeddedEngine.event_runs, tuple[str], RunView, raw_field="output"),
+    Operation("run_steps", EmbeddedEngine.run_steps, tuple[str], StepView, raw_field="memo"),
     Operation("cancel_run", EmbeddedEngine.cancel_run, tuple[str], bool),
     Operation("rerun", EmbeddedEngine.rerun, tuple[str], str, is_repeatable=False),
     Operation("invoke", _invoke, tuple[str, dict[str, Any]], InvokeReceipt, is_repeatable=False),

@@ -1,0 +1,306 @@
+"""One process: sends, calls, checkpoints, errors, without HTTP."""
+
+import asyncio
+import datetime as dt
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durably import (
+    Client,
+    Concurrency,
+    Context,
+    ContextSync,
+    Embedded,
+    Event,
+    Function,
+    Throttle,
+    TriggerEvent,
+)
+from durably.comm import CommHandler, CommRequest
+from durably.engine.embedded import EmbeddedEngine, EngineSettings
+from durably.engine.embedded.views import RunView
+from durably.engine.errors import DatabaseLockedError, FunctionNotFoundError, RunNotFoundError
+from durably.errors import SendEventsError
+
+NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
+
+
+class App:
+    """A client on a database, and what it serves."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self.engine = Embedded(path, **options)
+        self.client = Client(app_id="app", engine=self.engine)
+        self.functions: list[Function[Any]] = []
+
+    def function(self, fn_id: str, **options: Any) -> Callable[[Any], Function[Any]]:
+        def decorate(handler: Any) -> Function[Any]:
+            make = self.client.create_function(fn_id=fn_id, trigger=TriggerEvent(event=fn_id), **options)
+            self.functions.append(make(handler))
+            return self.functions[-1]
+
+        return decorate
+
+    def serve(self) -> CommHandler:
+        return CommHandler(client=self.client, framework="test", functions=self.functions)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        self.serve()
+        async with self.engine.running():
+            yield
+
+    async def run(self, event: Event) -> RunView:
+        """The first run that the event starts, once it has ended."""
+        [event_id] = await self.client.send(event)
+        return await self.ended(event_id)
+
+    async def ended(self, event_id: str) -> RunView:
+        async with asyncio.timeout(20):
+            while True:
+                if (runs := await self.engine.event_runs(event_id)) and runs[0].ended_at is not None:
+                    return runs[0]
+                await asyncio.sleep(0.005)
+
+
+def output_of(run: RunView) -> Any:
+    assert run.output is not None
+    return json.loads(bytes(run.output))
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App(tmp_path / "durably.db", settings=NO_GRACE)
+
+
+async def test_functions_run_on_the_servers_loop_and_sync_ones_in_a_pool(app: App) -> None:
+    @app.function("async")
+    async def async_function(ctx: Context) -> int:
+        return await ctx.step.run("where", threading.get_ident)
+
+    @app.function("sync")
+    def sync_function(ctx: ContextSync) -> int:
+        return ctx.step.run("where", threading.get_ident)
+
+    async with app.running():
+        assert output_of(await app.run(Event(name="async"))) == threading.get_ident()
+        assert output_of(await app.run(Event(name="sync"))) != threading.get_ident()
+
+
+async def test_finished_steps_are_committed_and_the_function_goes_on(app: App) -> None:
+    calls = []
+
+    @app.function("steps")
+    async def steps(ctx: Context) -> int:
+        calls.append(ctx.run_id)
+        return sum([await ctx.step.run(f"step-{number}", lambda: 1) for number in range(20)])
+
+    async with app.running():
+        run = await app.run(Event(name="steps"))
+        assert output_of(run) == 20
+        assert len(await app.engine.run_steps(run.id)) == 20
+    assert len(calls) == 1
+
+
+async def test_no_keys_are_needed_in_production(app: App) -> None:
+    assert app.client.is_production
+
+    @app.function("f")
+    async def f(ctx: Context) -> str:
+        return "done"
+
+    async with app.running():
+        assert output_of(await app.run(Event(name="f"))) == "done"
+
+
+async def test_http_requests_call_no_functions(app: App) -> None:
+    handler = app.serve()
+
+    def request() -> CommRequest:
+        query = {"fnId": "app-f", "stepId": "step"}
+        return CommRequest(body=b"{}", headers={}, query_params=query, raw_request=None, request_url="http://x/")
+
+    assert (await handler.handle("POST", request())).status_code == 405
+    assert (await handler.handle("PUT", request())).status_code == 405
+    assert (await handler.handle("GET", request())).status_code == 200
+
+
+async def test_a_run_whose_state_is_larger_than_a_call_may_be(app: App) -> None:
+    @app.function("large", checkpointing=False)
+    async def large(ctx: Context) -> int:
+        parts = [await ctx.step.run(f"part-{number}", lambda: "x" * 1_500_000) for number in range(4)]
+        return sum(map(len, parts))
+
+    async with app.running():
+        assert output_of(await app.run(Event(name="large"))) == 6_000_000
+
+
+async def test_events_are_refused_with_the_reason(app: App) -> None:
+    async with app.running():
+        with pytest.raises(SendEventsError, match="inngest/"):
+            await app.client.send(Event(name="inngest/mine"))
+        with pytest.raises(SendEventsError, match="JSON"):
+            await app.client.send(Event(name="f", data={"bad": object()}))
+
+
+async def test_an_event_with_an_id_counts_once(app: App) -> None:
+    @app.function("f")
+    async def f(ctx: Context) -> None: ...
+
+    async with app.running():
+        first = await app.client.send(Event(name="f", id="mine"))
+        assert await app.client.send(Event(name="f", id="mine")) == first
+        assert len(await app.engine.event_runs(first[0])) == 1
+
+
+async def test_runs_are_cancelled_signalled_invoked_and_run_again(app: App) -> None:
+    @app.function("f")
+    async def f(ctx: Context) -> Any:
+        signal = await ctx.step.wait_for_signal("wait", signal="go", timeout=dt.timedelta(hours=1))
+        return signal.data if signal else None
+
+    async with app.running():
+        receipt = await app.engine.invoke("app-f", {})
+        async with asyncio.timeout(10):
+            while True:
+                if await app.engine.signal("go", {"n": 1}) is not None:
+                    break
+                await asyncio.sleep(0.005)
+        assert output_of(await app.ended(receipt.event_id)) == {"n": 1}
+        again = await app.engine.rerun(receipt.run_id)
+        assert await app.engine.cancel_run(again)
+        run = await app.engine.get_run(again)
+        assert run is not None
+        assert run.status == "Cancelled"
+        assert [each.id for each in await app.engine.list_runs()] == [again, receipt.run_id]
+        with pytest.raises(FunctionNotFoundError):
+            await app.engine.invoke("app-g", {})
+        with pytest.raises(RunNotFoundError):
+            await app.engine.cancel_run("none")
+
+
+async def test_blocking_the_engines_loop_is_refused(app: App) -> None:
+    async with app.running():
+        with pytest.raises(RuntimeError, match=r"client\.send in place of client\.send_sync"):
+            app.client.send_sync(Event(name="f"))
+        with pytest.raises(RuntimeError, match="await"):
+            app.engine.list_runs_sync()
+        assert await asyncio.to_thread(app.engine.list_runs_sync) == []
+        assert len(await asyncio.to_thread(app.client.send_sync, Event(name="f"))) == 1
+
+
+async def test_what_is_under_way_goes_on_after_a_restart(app: App, tmp_path: Path) -> None:
+    began = asyncio.Event()
+
+    @app.function("f")
+    async def f(ctx: Context) -> int:
+        first = await ctx.step.run("first", lambda: 1)
+
+        async def second() -> int:
+            began.set()
+            return 2 if app.engine is not engine_before else await asyncio.sleep(3600, 0)
+
+        return first + await ctx.step.run("second", second)
+
+    engine_before = app.engine
+    async with app.running():
+        [event_id] = await app.client.send(Event(name="f"))
+        await began.wait()
+    app.engine = app.client.engine = Embedded(tmp_path / "durably.db", settings=NO_GRACE)
+    async with app.running():
+        assert output_of(await app.ended(event_id)) == 3
+
+
+async def test_stopping_and_starting_again(app: App) -> None:
+    @app.function("f")
+    async def f(ctx: Context) -> str:
+        return "done"
+
+    for _ in range(2):
+        async with app.running():
+            assert output_of(await app.run(Event(name="f"))) == "done"
+
+
+async def test_a_client_that_sends_before_the_start_is_the_same_member(app: App) -> None:
+    @app.function("f")
+    async def f(ctx: Context) -> str:
+        return "done"
+
+    [event_id] = await app.client.send(Event(name="f"))
+    async with app.running():
+        [second] = await app.client.send(Event(name="f"))
+        assert output_of(await app.ended(second)) == "done"
+    assert event_id != second
+
+
+async def test_a_configuration_that_cannot_be_fails_the_start(app: App) -> None:
+    @app.function("f", concurrency=[Concurrency(limit=1, key="this is no expression ((")])
+    async def f(ctx: Context) -> None: ...
+
+    with pytest.raises(Exception, match=r"app-f.*concurrency"):
+        async with app.running():
+            pass
+
+
+async def test_a_database_of_an_engine_apart_is_refused(app: App, tmp_path: Path) -> None:
+    engine = await EmbeddedEngine.open(tmp_path / "durably.db")
+    try:
+        with pytest.raises(DatabaseLockedError, match="another engine"):
+            await app.engine.start()
+    finally:
+        await engine.close()
+
+
+async def test_two_engines_in_one_process_share_a_database(tmp_path: Path) -> None:
+    """As two processes do: each with its own functions; calls go where they are served."""
+    path = tmp_path / "durably.db"
+    first, second = App(path, settings=NO_GRACE), App(path, settings=NO_GRACE)
+    second.client = Client(app_id="second", engine=second.engine)
+
+    @first.function("ping")
+    async def ping(ctx: Context) -> Any:
+        return await ctx.step.invoke_by_id("call", app_id="second", function_id="pong", data={"n": 1})
+
+    @second.function("pong")
+    async def pong(ctx: Context) -> Any:
+        return {"got": dict(ctx.event.data or {}).get("n")}
+
+    async with first.running(), second.running():
+        assert output_of(await second.run(Event(name="ping"))) == {"got": 1}
+
+
+async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
+    app = App(tmp_path / "durably.db", settings=NO_GRACE, max_calls=2)
+    under_way: list[int] = []
+    most = 0
+
+    @app.function("f")
+    async def f(ctx: Context) -> None:
+        nonlocal most
+        under_way.append(1)
+        most = max(most, len(under_way))
+        await asyncio.sleep(0.01)
+        under_way.pop()
+
+    async with app.running():
+        ids = await app.client.send([Event(name="f") for _ in range(10)])
+        for event_id in ids:
+            await app.ended(event_id)
+    assert most == 2
+
+
+async def test_throttle_holds_in_process(app: App) -> None:
+    @app.function("f", throttle=Throttle(limit=1, period=dt.timedelta(hours=1)))
+    async def f(ctx: Context) -> None: ...
+
+    async with app.running():
+        ids = await app.client.send([Event(name="f"), Event(name="f")])
+        await app.ended(ids[0])
+        [second] = await app.engine.event_runs(ids[1])
+        assert second.ended_at is None
