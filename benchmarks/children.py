@@ -1,8 +1,8 @@
 """Processes that measure or serve, each alone in its own, so that nothing one does is counted against another.
 
 A child is a module of this package that is sent questions, each a line of JSON, and answers each with another. Its
-standard output belongs to that; what peers print goes to the log beside the benchmark's files. All of them run on uvloop,
-as web servers do.
+standard output belongs to that; what peers print goes to the log beside the benchmark's files. All of
+them run on uvloop, as web servers do.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ import uvloop
 
 Answerer = Callable[[dict[str, Any]], Awaitable[Any]]
 
-_ANSWER_SECONDS = 600.0
+_ANSWER_SECONDS = 300.0
 _STOP_SECONDS = 30.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 

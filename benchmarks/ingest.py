@@ -1,15 +1,55 @@
-"""Events taken in per second, in batches of a hundred of which none triggers or wakes anything, against bare SQLite
-inserts of the same rows, as durable, in the same table with the same indexes."""
+"""Events taken in per second, in batches that trigger and wake nothing, against bare SQLite inserts of the same rows,
+as durable, in the same table with the same indexes."""
 
-import json
-import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, closing
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
 from .children import Child
+from .contenders.load import BATCH
 from .tables import describe_machine, table
 
-BATCH = 100
+FLOOR = "SQLite, one batch a commit"
+WAYS = {
+    FLOOR: ("ingest_floor", ()),
+    "Durably over HTTP": ("ingest_durably", ("http",)),
+    "Durably in process": ("ingest_durably", ("in-process",)),
+}
+
+
+def measure(directory: Path, *, rounds: int, batches: int) -> dict[str, list[float]]:
+    """Events per second, one sample a round for each."""
+    samples: dict[str, list[float]] = {name: [] for name in WAYS}
+    with ExitStack() as stack:
+        children = {
+            name: stack.enter_context(
+                Child(f"benchmarks.contenders.{module}", directory / "-".join((module, *arguments)), *arguments)
+            )
+            for name, (module, arguments) in WAYS.items()
+        }
+        names = list(WAYS)
+        for number in range(-1, rounds):  # the first is for warming up
+            turn = number % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                seconds = children[name].ask(batches=batches)
+                if number >= 0:
+                    samples[name].append(BATCH * batches / seconds)
+    return samples
+
+
+def report(directory: Path, *, is_quick: bool) -> str:
+    """The section of the results."""
+    rounds, batches = (1, 2) if is_quick else (9, 100)
+    samples = measure(directory, rounds=rounds, batches=batches)
+    rows = []
+    for name, found in samples.items():
+        ratio = median(own / floor for own, floor in zip(found, samples[FLOOR], strict=True))
+        rows.append([name, f"{median(found):,.0f}", f"{ratio:.2f} ×"])
+    return "\n".join(
+        [
+            "## Taking in events\n",
+            f"{describe_machine(('aiohttp',))} Batches of {BATCH}, four at once; medians of {rounds} rounds of "
+            f"{batches} batches. Aim: at least 0.25 ×.\n",
+            table(["", "events/s", "against the floor"], rows),
+        ]
+    )

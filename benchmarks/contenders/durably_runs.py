@@ -8,7 +8,7 @@ import durably
 from benchmarks.children import Answerer
 from benchmarks.serving import Settle
 
-from .load import STEPS, charged, time_runs
+from .load import PATIENCE_SECONDS, STEPS, charged, time_runs
 
 EVENT = "benchmark/run"
 
@@ -40,7 +40,8 @@ class Runs:
             """To the last line of the function: that the run has ended is yet to be stored."""
             ended = self._ended[number] = asyncio.Event()
             await client.send(durably.Event(name=EVENT, data={"number": number}))
-            await ended.wait()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await ended.wait()
 
         async def answer(question: dict[str, Any]) -> float:
             start = time.perf_counter()

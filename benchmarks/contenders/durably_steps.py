@@ -12,6 +12,7 @@ from benchmarks.children import Answerer, serve
 from benchmarks.serving import in_process, over_http
 
 from .durably_runs import EVENT, charge
+from .load import PATIENCE_SECONDS
 
 
 @asynccontextmanager
@@ -37,7 +38,8 @@ async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator
             found = []
             for _ in range(question["runs"]):
                 await client.send(durably.Event(name=EVENT, data={"steps": question["steps"]}))
-                found.append(await ended.get())
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    found.append(await ended.get())
                 await settle()
             return found
 

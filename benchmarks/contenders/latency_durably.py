@@ -13,7 +13,7 @@ import durably
 from benchmarks.children import Answerer, serve
 from benchmarks.serving import over_http
 
-from .load import EVENT_BODY
+from .load import EVENT_BODY, PATIENCE_SECONDS
 
 
 @asynccontextmanager
@@ -35,7 +35,8 @@ async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator
             async with session.post(url, data=EVENT_BODY) as response:
                 response.raise_for_status()
                 await response.read()
-            seconds = await begun.get() - start
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                seconds = await begun.get() - start
             await settle()
             return seconds
 

@@ -14,7 +14,7 @@ from benchmarks.calls import PATH
 from benchmarks.children import Answerer, Child, serve
 from benchmarks.web import serve_app
 
-from .load import EVENT_BODY
+from .load import EVENT_BODY, PATIENCE_SECONDS
 
 
 @asynccontextmanager
@@ -36,7 +36,8 @@ async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator
                 async with session.post(relay.ready, data=EVENT_BODY) as response:
                     assert response.status == 200
                     await response.read()
-                seconds = await begun.get() - start
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    seconds = await begun.get() - start
                 await asyncio.to_thread(relay.ask)
                 return seconds
 

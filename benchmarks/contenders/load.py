@@ -7,11 +7,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 STEPS = 3
+BATCH = 100
+"""Events sent together."""
 
+PATIENCE_SECONDS = 60.0
+"""After which something went wrong, and the benchmark ends."""
 EVENT_BODY = json.dumps({"name": "benchmark/run", "data": {"number": 1}}).encode()
 
 RunOne = Callable[[int], Awaitable[None]]
 """Start the run of that number, and wait until it has ended."""
+
+
+def event_data(number: int) -> dict[str, Any]:
+    return {"order": f"order-{number}", "amount": 4200 + number, "currency": "EUR", "customer": {"id": number}}
 
 
 def charged(number: int) -> dict[str, Any]:

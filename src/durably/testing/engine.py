@@ -83,7 +83,8 @@ class TestEngine:
     at the same time; with one, the default, the same test does the same things in the same order each time.
     ``checkpointing`` lets functions go on after a step in the same call, as in-process mode does; without it each step
     ends its call, so that functions are replayed as often as they ever are. ``allow_private_addresses`` lets
-    ``fetch`` and ``ai.infer``, where they are not mocked, reach servers on this machine.
+    ``fetch`` and ``ai.infer``, where they are not mocked, reach servers on this machine. ``retention`` is how long what
+    has ended is kept, for very many runs in one test; by default all of it is.
     """
 
     __test__ = False
@@ -97,6 +98,7 @@ class TestEngine:
         calls_at_once: int = 1,
         checkpointing: bool = False,
         allow_private_addresses: bool = False,
+        retention: dt.timedelta | None = None,
     ) -> None:
         self._apps: list[tuple[Client, Sequence[Function[Any]]]] = [(client, functions)]
         self._clock = VirtualClock(round((now or dt.datetime.now(dt.UTC)).timestamp() * 1000))
@@ -105,6 +107,7 @@ class TestEngine:
             max_calls=calls_at_once,
             allow_private_addresses=allow_private_addresses,
             durability=Durability.OFF,
+            retention=retention,
             close_grace=dt.timedelta(0),
             clock=self._clock,
             entropy=random.Random(_ID_SEED).randbytes,

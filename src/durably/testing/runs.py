@@ -76,6 +76,20 @@ class RunFacts:
         return self.has_begun and self.status.has_ended
 
     @property
+    def created_at(self) -> dt.datetime:
+        """UTC, on the engine's clock, as all times."""
+        return self._view.created_at
+
+    @property
+    def started_at(self) -> dt.datetime | None:
+        """When its function was called for the first time."""
+        return self._view.started_at
+
+    @property
+    def ended_at(self) -> dt.datetime | None:
+        return self._view.ended_at
+
+    @property
     def output(self) -> Any:
         """What the function returned, from JSON; ``None`` unless the run is completed."""
         view = self._view
