@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from . import latency, sdk_report, step_cost, throughput
+from . import ingest, latency, sdk_report, sleeping, step_cost, throughput, waiting
 
 
 class Row(Protocol):
@@ -14,6 +14,9 @@ ROWS: dict[str, Row] = {
     "throughput": throughput.report,
     "latency": latency.report,
     "step-cost": step_cost.report,
+    "sleeping": sleeping.report,
+    "waiting": waiting.report,
+    "ingest": ingest.report,
     "cost": sdk_report.report_cost,
     "memory": sdk_report.report_memory,
 }
