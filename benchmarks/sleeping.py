@@ -68,8 +68,8 @@ def report(directory: Path, *, is_quick: bool) -> str:
             "memory, and less than 1 % of a core.\n",
             table(["an engine with", "recovery at start", "resident memory", "idle"], rows),
             f"{(full.rss - empty.rss) / 1e6:+.1f} MB.\n",
-            f"Beside them, an app over HTTP: {len(wakes.late):,} runs that wake at {wakes.capacity / 2:,.0f} a second, half "
-            f"of what it can at most, are late by {median(wakes.late) * 1e3:.1f} ms (p50) and "
+            f"Beside them, an app over HTTP: {len(wakes.late):,} runs that wake at {wakes.capacity / 2:,.0f} a second, "
+            f"half of what it can at most, are late by {median(wakes.late) * 1e3:.1f} ms (p50) and "
             f"{p99(wakes.late) * 1e3:.1f} ms (p99). Aim: p99 below 100 ms.\n",
         ]
     )

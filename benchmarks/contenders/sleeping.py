@@ -1,7 +1,7 @@
 """Runs that sleep until what their event says, and how late they go on.
 
 With a number as argument, it runs in process, puts so many to sleep for a month, and ends. With an engine's origin
-it is an app of that engine: asked for ``runs`` at ``per_second`` it answers with how many seconds late each of them was.
+it is an app of that engine: asked for ``runs`` at ``per_second`` it answers with how many seconds late each one was.
 """
 
 import asyncio
