@@ -9,6 +9,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ from durably import Checkpointing, Concurrency, Context, ContextSync, Event, Fun
 
 NAP = dt.timedelta(milliseconds=150)
 PATIENCE = dt.timedelta(seconds=2)
+WORK_SECONDS = (0.05, 1.2)
+"""Most steps are soon done; some last for longer than an engine takes to be back, or than a good part of its lease."""
 RETRIES = 20
 """An app that is killed loses attempts; none of the functions below are to fail of that."""
 
@@ -41,7 +44,14 @@ class Diary:
             "at": time.time_ns() // 1_000_000,
         }
         os.write(self._file, json.dumps(line).encode() + b"\n")
+        time.sleep(0.005)
         return str(line["token"])
+
+    async def work(self, ctx: Context, step: str) -> str:
+        """The same for a step that takes its time, in which much may happen to its app and engine."""
+        token = self.execute(ctx, step)
+        await asyncio.sleep(random.choices(WORK_SECONDS, (9, 1))[0])
+        return token
 
 
 def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
@@ -60,7 +70,7 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
         """The tokens that the steps returned."""
 
         async def step(name: str) -> str:
-            return await ctx.step.run(name, diary.execute, ctx, name)
+            return await ctx.step.run(name, diary.work, ctx, name)
 
         async def flaky(name: str) -> str:
             token = diary.execute(ctx, name)

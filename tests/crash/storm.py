@@ -21,7 +21,7 @@ EVENTS = ("crash/journey", "crash/voyage", "crash/walk", "crash/doomed")
 _SENDERS = 3
 _PACE_SECONDS = 0.4
 """Each sender's pause: the load should keep up with the crashes, so that all ends soon after the last."""
-_LONGEST_STOP = 1.5 * LEASE.total_seconds()
+_LONGEST_STOP = 2 * LEASE.total_seconds()
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Storm:
 
     async def _strike(self) -> None:
         victims = self._random.choice([[self.engine], [self.app], [self.engine, self.app]])
-        blow = self._random.choices(["kill", "stop", "terminate"], [6, 2, 1])[0]
+        blow = self._random.choices(["kill", "stop", "terminate"], [5, 3, 1])[0]
         self.blows.append(f"{blow} {' and '.join(victim.name for victim in victims)}")
         if blow == "kill":
             for victim in victims:

@@ -14,6 +14,7 @@ from durably.engine.errors import (
     DatabaseLostError,
     DatabaseMissingError,
     DatabaseTooNewError,
+    DatabaseUnavailableError,
 )
 
 from .settings import Durability
@@ -321,7 +322,9 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if connection is not None:
             connection.close()
-        raise DatabaseCorruptError(f"the database {path} cannot be opened: {error}") from error
+        # Read-only, on a full disk, in no directory: not the content's fault.
+        kind = DatabaseUnavailableError if isinstance(error, sqlite3.OperationalError) else DatabaseCorruptError
+        raise kind(f"the database {path} cannot be opened: {error}") from error
     except BaseException:
         if connection is not None:
             connection.close()
