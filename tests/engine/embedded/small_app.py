@@ -148,6 +148,9 @@ class SmallApp:
         return register
 
     def sync_request(self) -> SyncRequest:
+        return decode_sync(msgspec.json.encode(self.sync_body()))
+
+    def sync_body(self) -> dict[str, Any]:
         functions = []
         for function_id, (_, config) in self.functions.items():
             config = dict(config)
@@ -155,8 +158,7 @@ class SmallApp:
             url = f"{self.url}?fnId={function_id}&stepId=step"
             step = {"id": "step", "name": "step", "runtime": {"type": "http", "url": url}, "retries": retries}
             functions.append({"id": function_id, "name": function_id, "steps": {"step": step}, **config})
-        request = {"url": self.url, "appName": self.app_id, "sdk": "py:v0", "functions": functions}
-        return decode_sync(msgspec.json.encode(request))
+        return {"url": self.url, "appName": self.app_id, "sdk": "py:v0", "functions": functions}
 
     async def wait_for_calls(self, count: int) -> None:
         async with self.called:
