@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +15,12 @@ class AppImportError(Exception):
     """The app cannot be imported. The text says why and, for an error in the user's code, where."""
 
 
-def import_app(target: str) -> object:
-    """``target`` is ``module:name``, dots allowed in both; ``module`` alone looks for ``USUAL_NAMES``."""
+def import_app(target: str, usual_names: Sequence[str] = USUAL_NAMES) -> object:
+    """``target`` is ``module:name``, dots allowed in both; ``module`` alone looks for ``usual_names``."""
     module_name, _, name = target.partition(":")
     module = _import_module(module_name)
     if not name:
-        name = next((each for each in USUAL_NAMES if hasattr(module, each)), USUAL_NAMES[0])
+        name = next((each for each in usual_names if hasattr(module, each)), usual_names[0])
     found: object = module
     for part in name.split("."):
         try:

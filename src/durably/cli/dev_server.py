@@ -27,7 +27,8 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEV_EVENT_BYTES
 
 from .activity import Activity
-from .app_process import AppFailedError, AppProcess, check_importable, free_port
+from .app_process import AppProcess, check_importable, free_port
+from .child_process import AppFailedError
 from .console import Console
 from .reloading import SourceChanges, restart_on_changes
 from .running import first_failure
@@ -151,7 +152,10 @@ class DevServer:
         )
         self._cleanup.push_async_callback(self.app.stop)
         await self.app.start()
-        self.console.note(f"{target} is up at {await self.app.sync(self.server.discovery)}")
+        await self._report_up(self.app)
+
+    async def _report_up(self, app: AppProcess) -> None:
+        self.console.note(f"{app.target} is up at {await app.sync(self.server.discovery)}")
 
     async def _report_runs(self) -> None:
         activity = Activity()
@@ -167,7 +171,7 @@ class DevServer:
             self.console.note(f"synced {request.app_id}: {_list_functions(fn.id for fn in request.functions)}")
 
     async def _restart_app(self, app: AppProcess) -> None:
-        await restart_on_changes(app, self._changes, self.server.discovery, self.console)
+        await restart_on_changes(app, self._changes, self.console, lambda: self._report_up(app))
 
     async def _keep_synced(self, url: str) -> None:
         interval, console = self.options.poll_interval, self.console

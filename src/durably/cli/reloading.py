@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import watchfiles
 
-from durably.engine.embedded.api.discovery import AppDiscovery
 from durably.protocol.errors import Error
 
-from .app_process import AppProcess
+from .child_process import ChildProcess
 from .console import Console
 
 
@@ -40,9 +39,12 @@ class SourceChanges:
 
 
 async def restart_on_changes(
-    app: AppProcess, changes: SourceChanges, discovery: AppDiscovery, console: Console
+    app: ChildProcess, changes: SourceChanges, console: Console, report_up: Callable[[], Awaitable[None]]
 ) -> None:
-    """Until cancelled. An app that does not start, or ends, is said, and waits for the next change."""
+    """Until cancelled. An app that does not start, or ends, is said, and waits for the next change.
+
+    ``report_up`` waits until the app that was started is up, and says so.
+    """
     running = asyncio.create_task(_report_end(app, console))
     try:
         while True:
@@ -52,22 +54,22 @@ async def restart_on_changes(
                 await running
             console.note(f"{_list_files(paths)} changed, restarting {app.target}")
             await app.stop()
-            running = asyncio.create_task(_start(app, discovery, console))
+            running = asyncio.create_task(_start(app, console, report_up))
     finally:
         running.cancel()
 
 
-async def _start(app: AppProcess, discovery: AppDiscovery, console: Console) -> None:
+async def _start(app: ChildProcess, console: Console, report_up: Callable[[], Awaitable[None]]) -> None:
     try:
         await app.start()
-        console.note(f"{app.target} is up at {await app.sync(discovery)}")
+        await report_up()
     except Error as error:
         console.warn(f"{error.message or app.target + ' did not start'}; waiting for a change")
         return
     await _report_end(app, console)
 
 
-async def _report_end(app: AppProcess, console: Console) -> None:
+async def _report_end(app: ChildProcess, console: Console) -> None:
     console.warn(f"{await app.wait()}; waiting for a change")
 
 

@@ -9,9 +9,10 @@ except ImportError as error:
     raise ImportError('durably.temporal needs temporalio: pip install "durably[temporal]"') from error
 
 from .connection import Health, Temporal
-from .errors import TemporalSettingsError, TemporalUnreachableError
+from .errors import TemporalSettingsError, TemporalUnreachableError, TemporalWorkerError
 from .settings import ConnectionSettings
 from .sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
+from .workers import Workers
 
 __all__ = [
     "ConnectionSettings",
@@ -23,6 +24,8 @@ __all__ = [
     "Temporal",
     "TemporalSettingsError",
     "TemporalUnreachableError",
+    "TemporalWorkerError",
+    "Workers",
 ]
 
 del temporalio

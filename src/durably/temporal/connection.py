@@ -2,7 +2,7 @@
 
 A ``Temporal`` is made at import time, before any event loop, before a fork, while the server may be away. The first use
 connects, on the portal's loop; from then on the client serves every event loop and thread of the process, and
-reconnects by itself when the server comes back. It knows nothing of HTTP, workflows or workers.
+reconnects by itself when the server comes back. It knows nothing of HTTP, and of workers only what is declared.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio.client import Client, Interceptor, Plugin
@@ -26,9 +26,11 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 
 from durably.portal import get_portal
 
+from .declarations import WorkerDeclaration, WorkerOptions
 from .errors import TemporalSettingsError, TemporalUnreachableError
-from .runtimes import RuntimeFactory, never_free, plain_runtime, runtime_of_process
-from .settings import ConnectionSettings, resolve
+from .lifespan import Lifespan
+from .runtimes import RuntimeFactory, measured_runtime, never_free, plain_runtime, runtime_of_process
+from .settings import ConnectionSettings, check_address, resolve
 from .sync import SyncClient
 
 WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
@@ -103,6 +105,7 @@ class Temporal:
         self._keep_alive_config = keep_alive_config
         self._connect_timeout = connect_timeout
         self._runtime = runtime
+        self.workers: list[WorkerDeclaration] = []
         self._override: Client | None = None
         self._start_anew()
         _connections.add(self)
@@ -128,6 +131,35 @@ class Temporal:
                 "the settings for Temporal are in use already: configure it before its first use"
             )
         self._configuration = configuration
+
+    def add_worker(
+        self,
+        task_queue: str | None = None,
+        *,
+        workflows: Sequence[type] = (),
+        activities: Sequence[Callable[..., Any]] = (),
+        **options: Unpack[WorkerOptions],
+    ) -> None:
+        """Declare what workers of this app run: ``durably temporal worker module:temporal`` runs all that is declared.
+
+        ``task_queue`` is the connection's if not given; what is declared for one task queue in several places is one
+        worker's. Synchronous activities run in threads. Starts nothing.
+        """
+        self.workers.append(
+            WorkerDeclaration(
+                task_queue=task_queue, workflows=tuple(workflows), activities=tuple(activities), options=dict(options)
+            )
+        )
+
+    def serve_metrics(self, address: str) -> None:
+        """Serve the process's metrics to Prometheus at ``http://{address}/metrics``; ``address`` is ``host:port``.
+
+        Raises ``TemporalSettingsError`` when a runtime was given, which has its own telemetry, or the address is bad.
+        """
+        if self._runtime is not plain_runtime:
+            raise TemporalSettingsError("Temporal(runtime=…) decides on metrics itself: add a PrometheusConfig there")
+        check_address(address, "the address to serve metrics at")
+        self._runtime = measured_runtime(address)
 
     @cached_property
     def settings(self) -> ConnectionSettings:
@@ -161,9 +193,13 @@ class Temporal:
         if client is not None:
             return client
         # Whoever gives up waiting must not take the connection away from the others.
-        return await asyncio.shield(asyncio.wrap_future(self._start_connecting()))
+        return await asyncio.shield(asyncio.wrap_future(self._connect_once()))
 
-    def _start_connecting(self) -> concurrent.futures.Future[Client]:
+    def start_connecting(self) -> concurrent.futures.Future[Client] | None:
+        """Connect in the background, so that the first request need not; ``None`` when there is a client."""
+        return self._connect_once() if self._client is None and self._override is None else None
+
+    def _connect_once(self) -> concurrent.futures.Future[Client]:
         with self._lock:
             if self._connecting is None:
                 self._connecting = get_portal().submit(self._connect_shared())
@@ -183,8 +219,10 @@ class Temporal:
     ) -> Client:
         """A client of one's own with the same settings, for a worker say, whose calls are repeated otherwise.
 
-        Raises what ``client`` raises.
+        Raises what ``client`` raises, and ``TemporalSettingsError`` when the runtime cannot be started.
         """
+        if self._override is not None:
+            return self._override
         settings = self.settings
         connecting = Client.connect(
             settings.address,
@@ -237,19 +275,13 @@ class Temporal:
         finally:
             self._override = before
 
-    @contextlib.asynccontextmanager
-    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """For ``FastAPI(lifespan=temporal.lifespan)``. Connects in the background: the app starts without a server."""
-        connecting = self._start_connecting() if self._client is None and self._override is None else None
-        if connecting is not None:
-            connecting.add_done_callback(_forget_failure)
-        yield
+    def lifespan(self, app: object = None, *, worker: bool = False) -> Lifespan:
+        """For ``FastAPI(lifespan=temporal.lifespan)``. Connects in the background: the app starts without a server.
 
-
-def _forget_failure(connecting: "concurrent.futures.Future[Client]") -> None:
-    """The first request will tell of it."""
-    if not connecting.cancelled():
-        connecting.exception()
+        ``FastAPI(lifespan=temporal.lifespan(worker=True))`` also runs the declared workers in the web process, which
+        is for development: in production they take the processor from requests.
+        """
+        return Lifespan(self, worker=worker)
 
 
 def _default_converter() -> DataConverter:

@@ -16,3 +16,7 @@ class TemporalUnreachableError(Error):
     def __init__(self, message: str, address: str) -> None:
         super().__init__(message)
         self.address = address
+
+
+class TemporalWorkerError(Error):
+    """Workers cannot be run as they are declared; the message names the task queue or module and what to do."""

@@ -10,18 +10,35 @@ process down with a fatal error. So the exit gives them a moment first.
 
 import atexit
 import ctypes
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable
 
-from temporalio.runtime import Runtime, TelemetryConfig
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+
+from .errors import TemporalSettingsError
 
 RuntimeFactory = Callable[[], Runtime]
 
 
 def plain_runtime() -> Runtime:
     return Runtime(telemetry=TelemetryConfig())
+
+
+@functools.cache
+def measured_runtime(address: str) -> RuntimeFactory:
+    """What makes a runtime that serves its metrics to Prometheus at ``address``."""
+
+    def make() -> Runtime:
+        metrics = PrometheusConfig(address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True)
+        try:
+            return Runtime(telemetry=TelemetryConfig(metrics=metrics))
+        except Exception as error:
+            raise TemporalSettingsError(f"metrics cannot be served at {address}: {error}") from error
+
+    return make
 
 
 _EXIT_PAUSE = 0.02

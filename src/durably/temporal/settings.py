@@ -126,8 +126,11 @@ def _path(config_file: str | Path | None) -> Path | None:
 
 
 def _check(settings: ConnectionSettings) -> None:
-    host, _, port = settings.address.rpartition(":")
-    if "://" in settings.address or not host or not port.isdigit():
-        raise TemporalSettingsError(
-            f"the address of the Temporal server is host:port, such as {DEFAULT_ADDRESS}, and not {settings.address!r}"
-        )
+    check_address(settings.address, "the address of the Temporal server")
+
+
+def check_address(address: str, what: str) -> None:
+    """Raises ``TemporalSettingsError`` unless it is ``host:port``."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise TemporalSettingsError(f"{what} is host:port, such as {DEFAULT_ADDRESS}, and not {address!r}")

@@ -1,0 +1,120 @@
+"""What an app's workers do: which workflows and activities they run on which task queue, and with which options.
+
+Declared on a ``Temporal`` at import time, in as many places as an app likes; run by ``workers``. Nothing here connects
+or starts anything.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypedDict
+
+from temporalio.worker import (
+    Interceptor,
+    Plugin,
+    PollerBehavior,
+    WorkerDeploymentConfig,
+    WorkerTuner,
+    WorkflowRunner,
+)
+
+from .errors import TemporalWorkerError
+
+
+class WorkerOptions(TypedDict, total=False):
+    """What a worker may be told beside its work, as ``temporalio.worker.Worker`` describes it."""
+
+    activity_executor: Executor
+    activity_task_poller_behavior: PollerBehavior
+    deployment_config: WorkerDeploymentConfig
+    disable_eager_activity_execution: bool
+    graceful_shutdown_timeout: timedelta
+    identity: str
+    interceptors: Sequence[Interceptor]
+    max_activities_per_second: float
+    max_cached_workflows: int
+    max_concurrent_activities: int
+    max_concurrent_local_activities: int
+    max_concurrent_workflow_tasks: int
+    max_task_queue_activities_per_second: float
+    plugins: Sequence[Plugin]
+    tuner: WorkerTuner
+    workflow_failure_exception_types: Sequence[type[BaseException]]
+    workflow_runner: WorkflowRunner
+    workflow_task_poller_behavior: PollerBehavior
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerDeclaration:
+    """The work of one task queue; ``None`` is the connection's own.
+
+    ``passed_through`` are modules that workflows take from the process as they are, instead of importing them anew
+    into their sandbox.
+    """
+
+    task_queue: str | None = None
+    workflows: tuple[type, ...] = ()
+    activities: tuple[Callable[..., Any], ...] = ()
+    passed_through: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def by_task_queue(declarations: Iterable[WorkerDeclaration], default: str | None) -> list[WorkerDeclaration]:
+    """One declaration for each task queue: the server hands a queue's tasks to any of its workers, so that a process
+    with two of them, each knowing half the workflows, would fail half of its tasks.
+
+    Raises ``TemporalWorkerError`` where there is nothing to run, no task queue, or an option given twice.
+    """
+    merged: dict[str, WorkerDeclaration] = {}
+    for declaration in declarations:
+        queue = declaration.task_queue or default
+        if queue is None:
+            raise TemporalWorkerError(
+                'a worker is declared without a task queue: name one, temporal.add_worker("orders", …), or give the '
+                "connection one (Temporal(task_queue=…), TEMPORAL_TASK_QUEUE)"
+            )
+        merged[queue] = _merge(queue, merged.get(queue), declaration)
+    if not merged:
+        raise TemporalWorkerError(
+            "there is nothing to run: declare workers with temporal.add_worker(workflows=[…], activities=[…])"
+        )
+    for queue, declaration in merged.items():
+        if not declaration.workflows and not declaration.activities:
+            raise TemporalWorkerError(f'the worker of the task queue "{queue}" has neither workflows nor activities')
+    return list(merged.values())
+
+
+def _merge(queue: str, known: WorkerDeclaration | None, more: WorkerDeclaration) -> WorkerDeclaration:
+    known = known or WorkerDeclaration()
+    for name in known.options.keys() & more.options.keys():
+        if known.options[name] != more.options[name]:
+            raise TemporalWorkerError(f'the option {name} of the task queue "{queue}" is given twice, differently')
+    return WorkerDeclaration(
+        task_queue=queue,
+        workflows=_union(known.workflows, more.workflows),
+        activities=_union(known.activities, more.activities),
+        passed_through=_union(known.passed_through, more.passed_through),
+        options={**known.options, **more.options},
+    )
+
+
+def _union(known: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*known, *(each for each in more if each not in known))
+
+
+def modules_to_pass_through(declaration: WorkerDeclaration) -> set[str]:
+    """The modules that only have activities, and what the declaration names.
+
+    A workflow imports its activities for their names and types; importing all that they need anew for each workflow
+    is slow, and fails where a module can be there but once, such as Django's models.
+    """
+    workflows = {workflow.__module__ for workflow in declaration.workflows}
+    activities = {
+        getattr(activity, "__module__", None) or type(activity).__module__ for activity in declaration.activities
+    }
+    return {
+        module
+        for module in {"durably", *declaration.passed_through, *activities}
+        if not any(workflow == module or workflow.startswith(f"{module}.") for workflow in workflows)
+    }

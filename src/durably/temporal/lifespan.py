@@ -1,0 +1,58 @@
+"""What a web app does with its connection from its start to its end, in the form that ASGI frameworks ask for."""
+
+import asyncio
+import concurrent.futures
+import logging
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from .connection import Temporal
+
+WEB_GRACE = timedelta(seconds=2)
+"""What activities get when a web process ends that runs a worker: it is development, and a reload should be quick."""
+
+_logger = logging.getLogger("durably.temporal.worker")
+
+
+class Lifespan:
+    """``FastAPI(lifespan=temporal.lifespan())``, or ``async with temporal.lifespan():`` within one's own."""
+
+    def __init__(self, temporal: "Temporal", *, worker: bool) -> None:
+        self._temporal = temporal
+        self._worker = worker
+        self._working: asyncio.Task[None] | None = None
+
+    def __call__(self, app: object = None) -> Self:
+        """A framework calls it with its app. One process may run it several times, as tests do, one after another."""
+        return self
+
+    async def __aenter__(self) -> None:
+        connecting = self._temporal.start_connecting()
+        if connecting is not None:
+            connecting.add_done_callback(_forget_failure)
+        if self._worker:
+            from .workers import Workers
+
+            self._working = asyncio.create_task(Workers(self._temporal, grace=WEB_GRACE).run())
+            self._working.add_done_callback(_log_failure)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        working, self._working = self._working, None
+        if working is not None:
+            working.cancel()
+            await asyncio.wait([working])
+
+
+def _forget_failure(connecting: "concurrent.futures.Future[Any]") -> None:
+    """The first request will tell of it."""
+    if not connecting.cancelled():
+        connecting.exception()
+
+
+def _log_failure(working: "asyncio.Task[None]") -> None:
+    if not working.cancelled() and (error := working.exception()) is not None:
+        _logger.error("The worker in this web process has ended, and the app goes on without it: %s", error)
