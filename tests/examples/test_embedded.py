@@ -1,0 +1,51 @@
+"""The example with the engine inside of the app, on uvicorn with two workers."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        command = [sys.executable, "-m", "uvicorn", "examples.embedded.app:app", "--workers", "2"]
+        server = subprocess.Popen(
+            [*command, "--fd", str(listener.fileno()), "--log-level", "warning"],
+            cwd=ROOT,
+            env={**os.environ, "DATABASE": str(directory / "newsletter.db")},
+            pass_fds=[listener.fileno()],
+        )
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def request(method: str, url: str) -> Any:
+    response = urllib3.request(method, url, timeout=20, retries=False)
+    assert response.status < 300, response.data
+    return response.json()
+
+
+def test_newsletter(tmp_path: Path) -> None:
+    with serving(tmp_path) as origin:
+        request("POST", f"{origin}/subscribers/ada@example.com")
+        deadline = time.monotonic() + 20
+        while (runs := request("GET", f"{origin}/runs"))[0]["status"] != "Completed":
+            # It may not wait for the confirmation yet.
+            request("POST", f"{origin}/subscribers/ada@example.com/confirmed")
+            assert time.monotonic() < deadline, runs
+        assert [run["output"] for run in runs] == ["subscribed"]
