@@ -1,0 +1,81 @@
+"""One request on its way: what it means, and what it needs to be carried out."""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+from temporalio.client import Client, WorkflowHandle
+
+from .exposure import Exposure, HandlerExposure
+from .messages import GatewayRequest
+from .models import Links
+from .pollers import Pollers
+from .problems import bad_request
+from .routes import Match
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """``rpc_timeout`` bounds each request to the server, ``max_wait`` (seconds) how long a client may wait for a
+    result, ``max_body`` (bytes) what it may send, ``stream_limit`` (seconds) how long one event stream stays open."""
+
+    rpc_timeout: timedelta = timedelta(seconds=10)
+    max_wait: float = 60.0
+    max_body: int = 2 * 1024 * 1024
+    stream_limit: float = 600.0
+    keep_alive: float = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """``value`` is the validated input; ``workflow_id`` the one in the URL, or the one to start."""
+
+    request: GatewayRequest
+    match: Match
+    value: Any
+    workflow_id: str
+    client: Client
+    task_queue: str
+    limits: Limits
+    pollers: Pollers
+
+    @property
+    def exposure(self) -> Exposure:
+        return self.match.exposure
+
+    @property
+    def handler(self) -> HandlerExposure:
+        assert self.match.handler is not None, "only routes with a handler ask for one"
+        return self.match.handler
+
+    @property
+    def rpc_timeout(self) -> timedelta:
+        return self.limits.rpc_timeout
+
+    def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
+        """To the workflow, or to the run that the request names."""
+        run_id = run_id or self.request.query("run_id") or None
+        return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.result)
+
+    def links(self, workflow_id: str | None = None) -> Links:
+        location = self.location(workflow_id)
+        return Links(self=location, result=f"{location}/result", events=f"{location}/events")
+
+    def location(self, workflow_id: str | None = None) -> str:
+        return f"{self.request.mount}/{self.exposure.name}/{quote(workflow_id or self.workflow_id, safe='')}"
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        """A query parameter. Raises a problem."""
+        text = self.request.query(name)
+        if text is None or text == "":
+            return default
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise bad_request(f"{name} is a whole number from {low} to {high}")
+        return int(text)
+
+    def preferred_wait(self) -> float | None:
+        """Seconds that the client would wait for a result (``Prefer: wait``, RFC 7240), within the limit."""
+        found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", self.request.headers.get("prefer", ""))
+        return None if found is None else min(float(found[1]), self.limits.max_wait)

@@ -1,0 +1,94 @@
+"""Live progress of a workflow, as server-sent events (the ``EventSource`` of browsers).
+
+Each event of the history becomes one, with its number as the id, so that a reader that was cut off goes on where it was
+(``Last-Event-ID``). The last one is ``result``, or ``problem`` for a workflow that did not complete.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from http import HTTPStatus
+
+from pydantic import BaseModel
+from temporalio.api.history.v1 import HistoryEvent as RawEvent
+
+from .call import Call
+from .history import Brief
+from .messages import GatewayResponse
+from .problems import to_problem
+from .results import wait_for_result
+
+_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    # Proxies that collect an answer before they pass it on would keep events back.
+    "X-Accel-Buffering": "no",
+}
+_NOISE = frozenset({"workflow_task_scheduled", "workflow_task_started", "workflow_task_completed"})
+"""How a worker goes about its work, which tells nobody anything."""
+
+
+async def events(call: Call) -> GatewayResponse:
+    handle = call.handle()
+    description = await handle.describe(rpc_timeout=call.rpc_timeout)
+    last = call.request.headers.get("last-event-id", "")
+    seen = int(last) if last.isdecimal() and len(last) < 10 else 0
+    return GatewayResponse(
+        status_code=HTTPStatus.OK, headers=dict(_HEADERS), stream=lambda: _follow(call, description.run_id, seen)
+    )
+
+
+async def _follow(call: Call, run_id: str, seen: int) -> AsyncIterator[bytes]:
+    yield b"retry: 2000\n\n"
+    brief = Brief(call.client.data_converter)
+    try:
+        async with contextlib.aclosing(_history(call, run_id)) as history:
+            async for raw in history:
+                if raw is None:
+                    yield b": still here\n\n"
+                    continue
+                event = await brief.event(raw)
+                if event.id > seen and event.type not in _NOISE:
+                    yield _message(event.type, event, event.id)
+        done = await wait_for_result(call, call.handle(run_id), call.limits.max_wait)
+        if done is not None:
+            yield _message("result", done)
+    except _LimitReached:
+        return
+    except Exception as error:
+        yield b"event: problem\ndata: " + to_problem(error).response().body + b"\n\n"
+
+
+class _LimitReached(Exception):
+    """The stream has been open for long enough: the reader connects again."""
+
+
+async def _history(call: Call, run_id: str) -> AsyncGenerator[RawEvent | None, None]:
+    """Events up to the workflow's end, as they come; ``None`` when there was none for a while."""
+    events = call.handle(run_id).fetch_history_events(wait_new_event=True, skip_archival=True)
+    end = time.monotonic() + call.limits.stream_limit
+    taking: asyncio.Task[RawEvent | None] | None = None
+    try:
+        while True:
+            taking = taking or asyncio.create_task(anext(events, None))
+            left = end - time.monotonic()
+            done, _ = await asyncio.wait({taking}, timeout=min(call.limits.keep_alive, left))
+            if not done:
+                if left <= call.limits.keep_alive:
+                    raise _LimitReached
+                yield None
+                continue
+            event, taking = taking.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if taking is not None:
+            taking.cancel()
+
+
+def _message(kind: str, body: BaseModel, number: int | None = None) -> bytes:
+    lines = [] if number is None else [f"id: {number}"]
+    lines += [f"event: {kind}", f"data: {body.model_dump_json(exclude_none=True, fallback=str)}"]
+    return ("\n".join(lines) + "\n\n").encode()

@@ -1,0 +1,211 @@
+"""Which workflows a web app's users may reach, and how: declared by the app, closed by default."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from temporalio.common import (
+    Priority,
+    RetryPolicy,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+
+from durably.temporal.errors import TemporalSettingsError
+
+from .definitions import Handler, WorkflowDefinition, define
+from .inputs import Arguments, IdTemplate, model_with_start
+
+Everything = Literal["all"]
+
+
+class Operation(StrEnum):
+    """What can be done with a workflow."""
+
+    START = "start"
+    LIST = "list"
+    DESCRIBE = "describe"
+    RESULT = "result"
+    EVENTS = "events"
+    HISTORY = "history"
+    SIGNAL = "signal"
+    QUERY = "query"
+    UPDATE = "update"
+    SIGNAL_WITH_START = "signal_with_start"
+    CANCEL = "cancel"
+    TERMINATE = "terminate"
+    RESET = "reset"
+
+
+FOR_USERS = frozenset(
+    {
+        Operation.START,
+        Operation.DESCRIBE,
+        Operation.RESULT,
+        Operation.EVENTS,
+        Operation.SIGNAL,
+        Operation.QUERY,
+        Operation.UPDATE,
+        Operation.CANCEL,
+    }
+)
+"""What is open unless said otherwise. Of signals, queries and updates only those that are named."""
+
+FOR_OPERATORS = frozenset(Operation)
+"""Everything: also list and history, which show others' workflows, and terminate and reset, which break them off."""
+
+
+@dataclass(frozen=True)
+class HandlerExposure:
+    """A signal, query or update that is open. ``with_start`` is the body of signal-with-start, of signals only."""
+
+    handler: Handler
+    arguments: Arguments
+    with_start: type[BaseModel] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.handler.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """A workflow that is open; made by ``expose``. ``name`` is its place in URLs."""
+
+    name: str
+    definition: WorkflowDefinition
+    arguments: Arguments
+    id_template: IdTemplate | None
+    operations: frozenset[Operation]
+    signals: Mapping[str, HandlerExposure]
+    queries: Mapping[str, HandlerExposure]
+    updates: Mapping[str, HandlerExposure]
+    task_queue: str | None
+    start_options: Mapping[str, Any] = field(default_factory=dict)
+    search_attributes: Callable[[Any], TypedSearchAttributes] | None = None
+    memo: Callable[[Any], Mapping[str, Any]] | None = None
+
+    @property
+    def result(self) -> Any:
+        return self.definition.run.result
+
+
+def expose(
+    workflow: type | Callable[..., Any],
+    *,
+    name: str | None = None,
+    id: str | None = None,
+    input: Any = None,
+    task_queue: str | None = None,
+    signals: Iterable[Callable[..., Any] | str] | Everything = (),
+    queries: Iterable[Callable[..., Any] | str] | Everything = (),
+    updates: Iterable[Callable[..., Any] | str] | Everything = (),
+    operations: Iterable[Operation | str] = FOR_USERS,
+    id_reuse_policy: WorkflowIDReusePolicy = WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+    id_conflict_policy: WorkflowIDConflictPolicy = WorkflowIDConflictPolicy.FAIL,
+    execution_timeout: timedelta | None = None,
+    run_timeout: timedelta | None = None,
+    task_timeout: timedelta | None = None,
+    retry_policy: RetryPolicy | None = None,
+    priority: Priority | None = None,
+    search_attributes: Callable[[Any], TypedSearchAttributes] | None = None,
+    memo: Callable[[Any], Mapping[str, Any]] | None = None,
+) -> Exposure:
+    """Open a workflow to the gateway's clients.
+
+    ``name`` is its place in URLs (by default the workflow's name in kebab case). ``id`` is a template over the input's
+    fields, such as ``order-{order_id}``; without one, ids are made up. ``input`` is a pydantic model, stricter than the
+    workflow's own type hints. ``signals``, ``queries`` and ``updates`` are methods of the workflow, their names, or
+    ``"all"``; none are open unless named. ``operations`` are those of ``FOR_USERS``, or ``FOR_OPERATORS``, or any set.
+    ``search_attributes`` and ``memo`` are functions of the validated input. The rest is what
+    ``temporalio.client.Client.start_workflow`` takes.
+
+    Raises ``TemporalSettingsError``.
+    """
+    definition = define(workflow)
+    title = _title(definition.name)
+    place = _kebab(definition.name) if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", place):
+        raise TemporalSettingsError(f'"{place}" is no name for a place in a URL: letters, digits, - and _')
+    arguments = Arguments(f"{title}Input", definition.run, input)
+    template = None if id is None else IdTemplate(id)
+    if template is not None:
+        template.check(_field_names(arguments), f"the input of {definition.name}")
+    options = {
+        "id_reuse_policy": id_reuse_policy,
+        "id_conflict_policy": id_conflict_policy,
+        "execution_timeout": execution_timeout,
+        "run_timeout": run_timeout,
+        "task_timeout": task_timeout,
+        "retry_policy": retry_policy,
+        **({"priority": priority} if priority is not None else {}),
+    }
+    return Exposure(
+        name=place,
+        definition=definition,
+        arguments=arguments,
+        id_template=template,
+        operations=frozenset(Operation(operation) for operation in operations),
+        signals=_with_start(title, arguments, _chosen(definition, "signal", definition.signals, signals)),
+        queries=_chosen(definition, "query", definition.queries, queries),
+        updates=_chosen(definition, "update", definition.updates, updates),
+        task_queue=task_queue,
+        start_options=options,
+        search_attributes=search_attributes,
+        memo=memo,
+    )
+
+
+def _chosen(
+    definition: WorkflowDefinition,
+    kind: str,
+    handlers: Mapping[str, Handler],
+    chosen: Iterable[Callable[..., Any] | str] | Everything,
+) -> dict[str, HandlerExposure]:
+    if isinstance(chosen, str) and chosen != "all":
+        raise TemporalSettingsError(f'{kind} handlers are given as a list, or as "all", and not as "{chosen}"')
+    names: Sequence[str] = list(handlers) if chosen == "all" else [_handler_name(kind, item) for item in chosen]
+    exposed = {}
+    for name in names:
+        if name not in handlers:
+            known = ", ".join(handlers) or "none"
+            raise TemporalSettingsError(f'{definition.name} has no {kind} "{name}"; it has {known}')
+        title = f"{_title(definition.name)}{_title(name)}Input"
+        exposed[name] = HandlerExposure(handlers[name], Arguments(title, handlers[name]))
+    return exposed
+
+
+def _with_start(title: str, start: Arguments, signals: Mapping[str, HandlerExposure]) -> dict[str, HandlerExposure]:
+    return {
+        name: replace(signal, with_start=model_with_start(f"{title}And{_title(name)}Input", start, signal.arguments))
+        for name, signal in signals.items()
+    }
+
+
+def _handler_name(kind: str, item: Callable[..., Any] | str) -> str:
+    if isinstance(item, str):
+        return item
+    # An update's decorator puts its definition on the method under a shorter name than the others do.
+    definition = getattr(item, f"__temporal_{kind}_definition", None) or getattr(item, "_defn", None)
+    if definition is None or definition.name is None:
+        raise TemporalSettingsError(f"{getattr(item, '__qualname__', item)} is no {kind} with a name")
+    return str(definition.name)
+
+
+def _field_names(arguments: Arguments) -> set[str]:
+    fields = getattr(arguments.type, "model_fields", None) or getattr(arguments.type, "__dataclass_fields__", None)
+    return set(fields or getattr(arguments.type, "__annotations__", {}))
+
+
+def _kebab(name: str) -> str:
+    name = name.removesuffix("Workflow") or name
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "-", name).strip("-").lower()
+
+
+def _title(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))

@@ -1,0 +1,215 @@
+"""The gateway: from a request to a response, whatever the framework.
+
+``Gateway.handle`` is for event loops, ``handle_sync`` for threads. What a request means and whether it is valid is
+found out first, without the server; then the app says whether it is allowed; only then the server is asked.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from durably.execution import drive
+from durably.portal import get_portal
+from durably.temporal.connection import Temporal
+from durably.temporal.errors import TemporalSettingsError
+from durably.transport import IO, AsyncIO, BlockingIO
+
+from . import acting, events, history, reading, results, starting
+from .authorization import Action, Authorize, Unauthenticated, check_policy, check_verdict, unauthenticated
+from .call import Call, Limits
+from .exposure import Exposure, Operation
+from .messages import GatewayRequest, GatewayResponse
+from .models import Reason, ResetRequest
+from .pollers import Pollers
+from .problems import Problem, not_found, to_problem
+from .routes import Match, match
+
+_DO = {
+    Operation.START: starting.start,
+    Operation.SIGNAL_WITH_START: starting.signal_with_start,
+    Operation.LIST: reading.list_workflows,
+    Operation.DESCRIBE: reading.describe,
+    Operation.RESULT: results.result,
+    Operation.SIGNAL: acting.signal,
+    Operation.QUERY: acting.query,
+    Operation.UPDATE: acting.update,
+    Operation.CANCEL: acting.cancel,
+    Operation.TERMINATE: acting.terminate,
+    Operation.RESET: acting.reset,
+    Operation.HISTORY: history.history,
+    Operation.EVENTS: events.events,
+}
+_WITHOUT_ID = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.LIST})
+_BODIES: dict[Operation, type[Reason | ResetRequest]] = {
+    Operation.CANCEL: Reason,
+    Operation.TERMINATE: Reason,
+    Operation.RESET: ResetRequest,
+}
+
+
+class Gateway:
+    """HTTP endpoints for the workflows that ``exposures`` open (see ``expose``).
+
+    ``authorize`` is told of each action before anything happens and returns whether it is allowed; it may be async. For
+    synchronous frameworks it runs in the request's thread. Without one, ``allow_anonymous=True`` must say so.
+    ``limits`` bounds waits, bodies and streams.
+
+    Raises ``TemporalSettingsError`` when nobody guards it, and for two exposures of one name.
+    """
+
+    def __init__(
+        self,
+        temporal: Temporal,
+        exposures: Sequence[Exposure],
+        *,
+        authorize: Authorize | None = None,
+        allow_anonymous: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        check_policy(authorize, allow_anonymous)
+        self.temporal = temporal
+        self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
+        if len(self.exposures) < len(exposures):
+            raise TemporalSettingsError("two exposures have the same name: give one of them name=")
+        self.allow_anonymous = allow_anonymous
+        self.limits = limits or Limits()
+        self._authorize = authorize
+        self._types = _WorkflowTypes()
+        self._pollers = Pollers()
+
+    async def handle(self, request: GatewayRequest) -> GatewayResponse:
+        """Never raises for what a client does, nor for a server that is away: those are responses."""
+        return await self._answer(request, AsyncIO())
+
+    def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
+        """``handle`` for threads."""
+        return drive(self._answer(request, BlockingIO()))
+
+    async def _answer(self, request: GatewayRequest, io: IO) -> GatewayResponse:
+        try:
+            found = match(request.method, request.path, self.exposures)
+            value = self._read(request, found)
+            workflow_id = found.workflow_id
+            if found.operation in (Operation.START, Operation.SIGNAL_WITH_START):
+                start_input = value if found.operation is Operation.START else value.input
+                workflow_id = starting.choose_id(found.exposure, request, start_input)
+            await self._check_allowed(request, found, workflow_id, value, io)
+            return await io.resolve(self._perform(request, found, workflow_id or "", value))
+        except Unauthenticated as error:
+            return unauthenticated(error).response()
+        except Exception as error:
+            return to_problem(error).response()
+
+    def _read(self, request: GatewayRequest, found: Match) -> Any:
+        """The validated input. Raises problems and ``ValidationError``."""
+        if request.method == "GET":
+            if found.operation is Operation.QUERY and found.handler is not None:
+                names = {parameter.name for parameter in found.handler.arguments.parameters}
+                given = {name: request.query(name) or "" for name in request.query_names() if name in names}
+                return found.handler.arguments.parse_strings(given)
+            return None
+        self._check_body(request)
+        if found.operation is Operation.START:
+            return found.exposure.arguments.parse(request.body)
+        if found.operation in _BODIES:
+            return _BODIES[found.operation].model_validate_json(request.body.strip() or b"{}")
+        assert found.handler is not None, "the other routes with a body name a handler"
+        if found.operation is Operation.SIGNAL_WITH_START and found.handler.with_start is not None:
+            return found.handler.with_start.model_validate_json(request.body.strip() or b"{}")
+        return found.handler.arguments.parse(request.body)
+
+    def _check_body(self, request: GatewayRequest) -> None:
+        """Only JSON, so that a form on another site cannot send it with its visitor's cookies."""
+        if len(request.body) > self.limits.max_body:
+            raise Problem(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "too-large",
+                f"the body has more than {self.limits.max_body} bytes",
+            )
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        is_json = media_type == "application/json" or media_type.endswith("+json")
+        if not is_json and (media_type or request.body):
+            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
+
+    async def _check_allowed(
+        self, request: GatewayRequest, found: Match, workflow_id: str | None, value: Any, io: IO
+    ) -> None:
+        if self._authorize is None:
+            return
+        action = Action(
+            operation=found.operation,
+            exposure=found.exposure,
+            workflow_id=workflow_id,
+            name=None if found.handler is None else found.handler.name,
+            input=value,
+            principal=request.principal,
+            request=request.raw_request,
+        )
+        verdict = self._authorize(action)
+        if not isinstance(verdict, bool) and verdict is not None:
+            verdict = await io.resolve(verdict)
+        check_verdict(verdict)
+
+    async def _perform(self, request: GatewayRequest, found: Match, workflow_id: str, value: Any) -> GatewayResponse:
+        call = Call(
+            request=request,
+            match=found,
+            value=value,
+            workflow_id=workflow_id,
+            client=await self.temporal.client(),
+            task_queue=self._task_queue(found.exposure),
+            limits=self.limits,
+            pollers=self._pollers,
+        )
+        if found.operation not in _WITHOUT_ID:
+            await self._types.check(call)
+        return await _DO[found.operation](call)
+
+    def _task_queue(self, exposure: Exposure) -> str:
+        queue = exposure.task_queue or self.temporal.settings.task_queue
+        if queue is None:
+            raise TemporalSettingsError(
+                f"on which task queue does {exposure.name} start? Give task_queue= to expose() or to Temporal(), "
+                "or set TEMPORAL_TASK_QUEUE"
+            )
+        return queue
+
+
+class _WorkflowTypes:
+    """Whose workflow an id is. Ids of workflows that are not exposed, or exposed elsewhere, must not be reachable."""
+
+    _REMEMBERED = 60.0
+    _MAXIMUM = 10_000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
+
+    async def check(self, call: Call) -> None:
+        key = (call.client.namespace, call.workflow_id)
+        with self._lock:
+            seen, workflow = self._known.get(key, (0.0, ""))
+        if workflow == "" or time.monotonic() - seen > self._REMEMBERED:
+            description = await call.handle().describe(rpc_timeout=call.rpc_timeout)
+            workflow = description.workflow_type
+            with self._lock:
+                self._known[key] = (time.monotonic(), workflow)
+                self._known.move_to_end(key)
+                if len(self._known) > self._MAXIMUM:
+                    self._known.popitem(last=False)
+        if workflow != call.exposure.definition.name:
+            raise not_found("there is no such workflow here")
+
+
+def iterate_sync(stream: AsyncIterator[bytes]) -> Iterator[bytes]:
+    """A response's stream in a thread: each chunk is waited for on the portal."""
+    portal = get_portal()
+    try:
+        while (chunk := portal.run(anext(stream, None))) is not None:
+            yield chunk
+    finally:
+        if hasattr(stream, "aclose"):
+            portal.run(stream.aclose())

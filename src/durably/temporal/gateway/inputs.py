@@ -1,0 +1,171 @@
+"""From JSON to the arguments of a workflow, signal, query or update, by their own type hints.
+
+A single parameter that is an object (a model, a dataclass, a ``TypedDict``, a mapping) is the body itself; otherwise
+the body is an object with a member for each parameter. What has no parameter takes no body, or an empty object.
+"""
+
+import dataclasses
+import re
+import string
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, create_model
+
+from durably.temporal.errors import TemporalSettingsError
+
+from .definitions import Handler, Parameter
+from .problems import bad_request
+
+_MAXIMUM_ID_BYTES = 900
+"""Of a workflow's id; the server's own limit is 1000 by default."""
+
+
+class Arguments:
+    """What a handler takes. ``type`` is the body's, for documents; ``is_required`` whether there must be a body."""
+
+    def __init__(self, title: str, handler: Handler, model: Any = None) -> None:
+        self._parameters = handler.parameters
+        self._takes_body = len(self._parameters) == 1 and (
+            _is_object(self._parameters[0].type) or (model is not None and model == self._parameters[0].type)
+        )
+        if model is not None:
+            self._check_model(title, model)
+            self.type = model
+        elif self._takes_body:
+            self.type = self._parameters[0].type
+        else:
+            self.type = _model_of(title, self._parameters)
+        self.is_empty = not self._parameters and model is None
+        self.is_required = any(parameter.is_required for parameter in self._parameters) or model is not None
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(self.type)
+        except PydanticUserError as error:
+            raise TemporalSettingsError(f"{title} cannot be validated: {error.message}") from error
+
+    def _check_model(self, title: str, model: Any) -> None:
+        if self._takes_body and model == self._parameters[0].type:
+            return
+        fields = getattr(model, "model_fields", {})
+        missing = [p.name for p in self._parameters if p.is_required and p.name not in fields]
+        if not fields or (missing and not (len(self._parameters) == 1 and self._takes_model(model))):
+            raise TemporalSettingsError(
+                f"the input model of {title} is no pydantic model with a field for each parameter: "
+                f"{', '.join(missing) or model}"
+            )
+
+    def _takes_model(self, model: Any) -> bool:
+        hint = self._parameters[0].type
+        return isinstance(hint, type) and isinstance(model, type) and issubclass(model, hint)
+
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        return self._parameters
+
+    def parse(self, body: bytes) -> Any:
+        """Raises pydantic's ``ValidationError``."""
+        if not body.strip():
+            if self.is_required:
+                raise bad_request("a JSON body is needed")
+            body = b"{}"
+        return self._adapter.validate_json(body)
+
+    def parse_strings(self, values: Mapping[str, str]) -> Any:
+        """From query parameters."""
+        return self._adapter.validate_strings(dict(values))
+
+    def spread(self, value: Any) -> list[Any]:
+        """The handler's arguments. A trailing parameter that was left out keeps its default."""
+        if self.is_empty:
+            return []
+        if self._takes_body:
+            return [value]
+        if len(self._parameters) == 1 and self._parameters[0].name not in fields_of(value):
+            return [value]
+        return [getattr(value, parameter.name) for parameter in self._parameters]
+
+
+def _is_object(hint: Any) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        return _is_object(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return all(_is_object(option) for option in typing.get_args(hint))
+    hint = typing.get_origin(hint) or hint
+    if not isinstance(hint, type):
+        return False
+    return dataclasses.is_dataclass(hint) or typing.is_typeddict(hint) or issubclass(hint, (BaseModel, Mapping))
+
+
+def _model_of(title: str, parameters: Sequence[Parameter]) -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        parameter.name: (parameter.type, Field() if parameter.is_required else parameter.default)
+        for parameter in parameters
+    }
+    try:
+        return create_model(title, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
+    except (NameError, PydanticUserError) as error:
+        raise TemporalSettingsError(f"{title} cannot be a JSON object: {error}") from error
+
+
+def model_with_start(title: str, start: "Arguments", signal: "Arguments") -> type[BaseModel]:
+    """The body of signal-with-start: what the workflow takes, and what the signal takes."""
+    fields: dict[str, Any] = {
+        "input": (start.type, ...) if start.is_required else (start.type, Field(default_factory=dict)),
+        "signal": (signal.type, ...) if signal.is_required else (signal.type, Field(default_factory=dict)),
+    }
+    config = ConfigDict(extra="forbid", validate_default=True)
+    return create_model(title, __config__=config, **fields)
+
+
+def fields_of(value: Any) -> Mapping[str, Any]:
+    """What an id template may name: the input's own fields."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, BaseModel):
+        return {name: getattr(value, name) for name in type(value).model_fields}
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {}
+
+
+class IdTemplate:
+    """``order-{order_id}``: a workflow's id from its input, so that one order has one workflow."""
+
+    def __init__(self, template: str) -> None:
+        self._template = template
+        self._names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        if not self._names or not all(name.isidentifier() for name in self._names):
+            raise TemporalSettingsError(
+                f'the id template "{template}" must name fields of the input, such as order-{{order_id}}'
+            )
+
+    def check(self, names: set[str], title: str) -> None:
+        if unknown := [name for name in self._names if name not in names]:
+            raise TemporalSettingsError(f'the id template "{self._template}" names {unknown[0]}, no field of {title}')
+
+    def fill(self, value: Any) -> str:
+        fields = fields_of(value)
+        missing = [name for name in self._names if fields.get(name) in (None, "")]
+        if missing:
+            raise bad_request(f"the workflow's id is made from {missing[0]}, which must not be empty")
+        return self._template.format(**{name: fields[name] for name in self._names})
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f/\\?#]")
+
+
+def check_id(workflow_id: str, what: str = "the workflow id") -> str:
+    """An id that fits in a URL's path and in the server. Raises a problem."""
+    if not workflow_id or workflow_id in (".", ".."):
+        raise bad_request(f"{what} must not be empty or dots")
+    try:
+        size = len(workflow_id.encode())
+    except UnicodeEncodeError:
+        raise bad_request(f"{what} is no valid Unicode") from None
+    if size > _MAXIMUM_ID_BYTES:
+        raise bad_request(f"{what} is longer than {_MAXIMUM_ID_BYTES} bytes")
+    if _CONTROL.search(workflow_id):
+        raise bad_request(f"{what} must not contain control characters, slashes, ? or #")
+    return workflow_id

@@ -1,0 +1,61 @@
+"""A request and a response of the gateway, without a framework."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+
+JSON = "application/json"
+
+
+@dataclass(kw_only=True)
+class GatewayRequest:
+    """A request as adapters hand it over.
+
+    ``path`` is what follows the gateway's mount point ``mount`` (``/api``), percent-decoded; ``headers`` may be in any
+    case; of query parameters that come several times the first counts. ``principal`` is who asks, as the framework
+    knows it; ``raw_request`` is the framework's own.
+    """
+
+    method: str
+    path: str
+    mount: str
+    headers: Mapping[str, str]
+    query_params: Mapping[str, str] | Mapping[str, Sequence[str]]
+    body: bytes
+    raw_request: Any
+    principal: Any = None
+
+    def __post_init__(self) -> None:
+        self.headers = {name.lower(): value for name, value in self.headers.items()}
+
+    def query(self, name: str) -> str | None:
+        value = self.query_params.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        return value[0] if value else None
+
+    def query_names(self) -> list[str]:
+        return list(self.query_params)
+
+
+@dataclass(kw_only=True)
+class GatewayResponse:
+    """Status, headers and a body; or ``stream``, which gives the chunks of a body that has no end yet."""
+
+    status_code: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    stream: Callable[[], AsyncIterator[bytes]] | None = None
+
+
+def answer(body: BaseModel, status: HTTPStatus = HTTPStatus.OK, **headers: str) -> GatewayResponse:
+    """A body as JSON. Names of headers are given with underscores. Nothing of a workflow may be cached."""
+    named = {name.replace("_", "-").title(): value for name, value in headers.items()}
+    return GatewayResponse(
+        status_code=status,
+        headers={"Content-Type": JSON, "Cache-Control": "no-store", **named},
+        body=body.model_dump_json(exclude_none=True, by_alias=True, fallback=str).encode(),
+    )

@@ -1,0 +1,207 @@
+"""What went wrong, as a problem document (RFC 9457), and which status it has.
+
+Raised as ``Problem`` where the gateway itself refuses; made by ``to_problem`` from what ``temporalio`` raises. Neither
+says anything of the server's address, credentials, or an exception that nobody foresaw.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+from temporalio.client import (
+    RPCTimeoutOrCancelledError,
+    WorkflowFailureError,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.exceptions import CancelledError, TerminatedError, TimeoutError, WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.temporal.errors import TemporalUnreachableError
+
+from .failures import cause_chain, scrub
+from .messages import GatewayResponse
+
+logger = logging.getLogger("durably.temporal")
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = "2"
+"""Seconds after which a client may ask again when the server was away or too busy."""
+
+
+class Problem(Exception):
+    """A refusal. ``kind`` names it for programs and never changes; ``detail`` tells a person; ``more`` are members."""
+
+    def __init__(
+        self, status: HTTPStatus, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.more = more
+
+    def document(self) -> dict[str, Any]:
+        title = self.kind.replace("-", " ").capitalize()
+        return {
+            "type": f"urn:durably:problem:{self.kind}",
+            "title": title,
+            "status": int(self.status),
+            "detail": self.detail,
+            **self.more,
+        }
+
+    def response(self) -> GatewayResponse:
+        headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", **self.headers}
+        return GatewayResponse(
+            status_code=self.status, headers=headers, body=msgspec.json.encode(self.document(), enc_hook=str)
+        )
+
+
+def bad_request(detail: str, **more: Any) -> Problem:
+    return Problem(HTTPStatus.BAD_REQUEST, "bad-request", detail, **more)
+
+
+def not_found(detail: str) -> Problem:
+    return Problem(HTTPStatus.NOT_FOUND, "not-found", detail)
+
+
+def invalid_input(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """From pydantic's errors: where each is, and what is wrong. The values themselves are not repeated."""
+    listed = [{"location": [str(part) for part in error["loc"]], "message": error["msg"]} for error in errors]
+    count = len(listed)
+    return Problem(
+        HTTPStatus.BAD_REQUEST,
+        "invalid-input",
+        f"the input has {count} error{'s' if count > 1 else ''}: see errors",
+        errors=listed,
+    )
+
+
+def to_problem(error: Exception) -> Problem:
+    """The problem that an exception is to the client."""
+    if isinstance(error, Problem):
+        return error
+    for kinds, make in _PROBLEMS:
+        if isinstance(error, kinds):
+            problem: Problem = make(error)
+            return problem
+    logger.error("the gateway failed", exc_info=error)
+    return Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "an unexpected error; the app's log has its details"
+    )
+
+
+def _unreachable(error: Any) -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "server-unavailable",
+        "the Temporal server cannot be reached at present",
+        headers={"Retry-After": RETRY_AFTER},
+    )
+
+
+def _timed_out(error: Any) -> Problem:
+    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer came in time; it may still have taken effect")
+
+
+def _already_started(error: WorkflowAlreadyStartedError) -> Problem:
+    return Problem(
+        HTTPStatus.CONFLICT,
+        "already-started",
+        f'the workflow "{error.workflow_id}" has already been started',
+        workflow_id=error.workflow_id,
+        run_id=error.run_id or "",
+    )
+
+
+def _workflow_failed(error: WorkflowFailureError) -> Problem:
+    outcome = _OUTCOMES.get(type(error.cause), "failed")
+    return Problem(
+        HTTPStatus.FAILED_DEPENDENCY,
+        f"workflow-{outcome.replace('_', '-')}",
+        f"the workflow {_HAS[outcome]}",
+        workflow_status=outcome,
+        failure=cause_chain(error.cause),
+    )
+
+
+_OUTCOMES = {CancelledError: "cancelled", TerminatedError: "terminated", TimeoutError: "timed_out"}
+_HAS = {
+    "failed": "has failed",
+    "cancelled": "was cancelled",
+    "terminated": "was terminated",
+    "timed_out": "has run out of time",
+}
+
+
+def _update_failed(error: WorkflowUpdateFailedError) -> Problem:
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "update-failed",
+        "the workflow refused the update or failed at it",
+        failure=cause_chain(error.cause),
+    )
+
+
+def _query_failed(error: WorkflowQueryFailedError) -> Problem:
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "query-failed", f"the workflow could not answer: {scrub(error.message)}"
+    )
+
+
+def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
+    return Problem(HTTPStatus.CONFLICT, "query-rejected", "the workflow takes no queries in its present status")
+
+
+def _rpc_failed(error: RPCError) -> Problem:
+    if error.status is RPCStatusCode.UNAVAILABLE:
+        return _unreachable(error)
+    if error.status is RPCStatusCode.NOT_FOUND and "amespace" in error.message:
+        # The app's own settings are wrong, which is nothing that the client could mend.
+        logger.error("Temporal: %s", error.message)
+        return _unreachable(error)
+    if error.status is RPCStatusCode.UNAUTHENTICATED:
+        logger.error("Temporal refuses the app's credentials: %s", error.message)
+        return _unreachable(error)
+    status, kind, tells = _RPC_STATUSES.get(error.status, (HTTPStatus.BAD_GATEWAY, "server-failed", False))
+    if status == HTTPStatus.BAD_GATEWAY:
+        logger.error("Temporal: %s: %s", error.status.name, error.message)
+    headers = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.TOO_MANY_REQUESTS else {}
+    detail = scrub(error.message) if tells else f"the Temporal server answered {error.status.name}"
+    return Problem(status, kind, detail, headers=headers)
+
+
+_RPC_STATUSES = {
+    RPCStatusCode.NOT_FOUND: (HTTPStatus.NOT_FOUND, "not-found", True),
+    RPCStatusCode.ALREADY_EXISTS: (HTTPStatus.CONFLICT, "already-started", True),
+    RPCStatusCode.INVALID_ARGUMENT: (HTTPStatus.BAD_REQUEST, "bad-request", True),
+    RPCStatusCode.OUT_OF_RANGE: (HTTPStatus.BAD_REQUEST, "bad-request", True),
+    RPCStatusCode.FAILED_PRECONDITION: (HTTPStatus.CONFLICT, "conflict", True),
+    RPCStatusCode.ABORTED: (HTTPStatus.CONFLICT, "conflict", True),
+    RPCStatusCode.PERMISSION_DENIED: (HTTPStatus.FORBIDDEN, "forbidden", False),
+    RPCStatusCode.RESOURCE_EXHAUSTED: (HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", False),
+    RPCStatusCode.DEADLINE_EXCEEDED: (HTTPStatus.GATEWAY_TIMEOUT, "timed-out", False),
+    RPCStatusCode.CANCELLED: (HTTPStatus.GATEWAY_TIMEOUT, "timed-out", False),
+    RPCStatusCode.UNIMPLEMENTED: (HTTPStatus.NOT_IMPLEMENTED, "not-implemented", False),
+}
+"""Status, kind, and whether the server's own words are for the client."""
+
+_PROBLEMS: list[tuple[type[Exception], Any]] = [
+    (TemporalUnreachableError, _unreachable),
+    (WorkflowAlreadyStartedError, _already_started),
+    (WorkflowFailureError, _workflow_failed),
+    (WorkflowUpdateFailedError, _update_failed),
+    (WorkflowQueryFailedError, _query_failed),
+    (WorkflowQueryRejectedError, _query_rejected),
+    (RPCTimeoutOrCancelledError, _timed_out),
+    (ValidationError, lambda error: invalid_input(error.errors(include_url=False, include_input=False))),
+    (RPCError, _rpc_failed),
+]
+EXCEPTIONS = tuple(kind for kind, _ in _PROBLEMS if kind is not ValidationError)
+"""What ``temporalio`` and the connection raise: frameworks' exception handlers are registered for these."""

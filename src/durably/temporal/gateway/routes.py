@@ -1,0 +1,109 @@
+"""Which request means which operation: the gateway's table of routes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from .exposure import Exposure, HandlerExposure, Operation
+from .inputs import check_id
+from .problems import Problem, not_found
+
+
+@dataclass(frozen=True)
+class Route:
+    """``template`` follows the workflow's name; ``{id}`` is a workflow's id, ``{name}`` that of a handler."""
+
+    operation: Operation
+    method: str
+    template: str
+
+    @property
+    def segments(self) -> list[str]:
+        return self.template.split("/") if self.template else []
+
+
+ROUTES = (
+    Route(Operation.START, "POST", ""),
+    Route(Operation.LIST, "GET", ""),
+    Route(Operation.SIGNAL_WITH_START, "POST", "signal-with-start/{name}"),
+    Route(Operation.DESCRIBE, "GET", "{id}"),
+    Route(Operation.RESULT, "GET", "{id}/result"),
+    Route(Operation.SIGNAL, "POST", "{id}/signals/{name}"),
+    Route(Operation.QUERY, "GET", "{id}/queries/{name}"),
+    Route(Operation.QUERY, "POST", "{id}/queries/{name}"),
+    Route(Operation.UPDATE, "POST", "{id}/updates/{name}"),
+    Route(Operation.UPDATE, "GET", "{id}/updates/{name}/{update_id}"),
+    Route(Operation.CANCEL, "POST", "{id}/cancel"),
+    Route(Operation.TERMINATE, "POST", "{id}/terminate"),
+    Route(Operation.RESET, "POST", "{id}/reset"),
+    Route(Operation.HISTORY, "GET", "{id}/history"),
+    Route(Operation.EVENTS, "GET", "{id}/events"),
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    route: Route
+    exposure: Exposure
+    workflow_id: str | None = None
+    handler: HandlerExposure | None = None
+    update_id: str | None = None
+
+    @property
+    def operation(self) -> Operation:
+        return self.route.operation
+
+
+def match(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match:
+    """Raises a problem: 404 for what is not there or not open, 405 for another method."""
+    name, *rest = path.strip("/").split("/")
+    exposure = exposures.get(name)
+    if exposure is None:
+        raise not_found("there is no such workflow here")
+    allowed: set[str] = set()
+    for route in ROUTES:
+        values = _values(route, rest)
+        if values is None or route.operation not in exposure.operations:
+            continue
+        handler = _handler(route.operation, exposure, values.get("name"))
+        if "name" in values and handler is None:
+            continue
+        if route.method == method:
+            workflow_id = values.get("id")
+            return Match(
+                route,
+                exposure,
+                None if workflow_id is None else check_id(workflow_id),
+                handler,
+                values.get("update_id"),
+            )
+        allowed.add(route.method)
+    if allowed:
+        allow = ", ".join(sorted(allowed))
+        raise Problem(
+            HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", f"use {allow} here", headers={"Allow": allow}
+        )
+    raise not_found(f"{exposure.name} offers nothing here")
+
+
+def _values(route: Route, parts: list[str]) -> dict[str, str] | None:
+    segments = route.segments
+    if len(segments) != len(parts):
+        return None
+    values = {}
+    for segment, part in zip(segments, parts, strict=True):
+        if segment.startswith("{"):
+            values[segment[1:-1]] = part
+        elif segment != part:
+            return None
+    return values
+
+
+def _handler(operation: Operation, exposure: Exposure, name: str | None) -> HandlerExposure | None:
+    if name is None:
+        return None
+    if operation is Operation.QUERY:
+        return exposure.queries.get(name)
+    if operation is Operation.UPDATE:
+        return exposure.updates.get(name)
+    return exposure.signals.get(name)

@@ -1,0 +1,128 @@
+"""Starting workflows: once for each idempotency key, and with the result if it comes soon enough."""
+
+import hashlib
+import re
+import uuid
+from http import HTTPStatus
+from typing import Any
+
+from pydantic_core import to_json
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from .call import Call
+from .exposure import Exposure
+from .inputs import check_id
+from .messages import GatewayRequest, GatewayResponse, answer
+from .models import Accepted, Started
+from .problems import Problem, bad_request
+from .results import wait_for_result
+
+MARK = "durably-idempotency"
+"""The memo's field that tells by which request a workflow was started."""
+
+
+def choose_id(exposure: Exposure, request: GatewayRequest, value: Any) -> str:
+    """From the template; else from the idempotency key, so that a repeated request meets the same workflow."""
+    if exposure.id_template is not None:
+        return check_id(exposure.id_template.fill(value))
+    key = _idempotency_key(request)
+    made_up = uuid.uuid4() if key is None else uuid.uuid5(uuid.NAMESPACE_OID, f"{exposure.name}\n{key}")
+    return f"{exposure.name}-{made_up}"
+
+
+def _idempotency_key(request: GatewayRequest) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+        raise bad_request("Idempotency-Key is 1 to 255 visible ASCII characters")
+    return key
+
+
+async def start(call: Call) -> GatewayResponse:
+    key = _idempotency_key(call.request)
+    if key is None:
+        handle, is_replay = await _start(call), False
+    else:
+        handle, is_replay = await _start_once(call, key)
+    wait = call.preferred_wait()
+    headers = {"location": call.location(), **({"idempotent_replayed": "true"} if is_replay else {})}
+    if wait is not None:
+        headers["preference_applied"] = f"wait={wait:g}"
+        done = await wait_for_result(call, handle, wait)
+        if done is not None:
+            return answer(done, HTTPStatus.OK, **headers)
+    started = Started(workflow_id=call.workflow_id, run_id=handle.result_run_id, links=call.links())
+    return answer(started, HTTPStatus.ACCEPTED, **headers)
+
+
+async def signal_with_start(call: Call) -> GatewayResponse:
+    signal = call.handler
+    await _start(
+        call,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        start_signal=signal.name,
+        start_signal_args=signal.arguments.spread(call.value.signal),
+    )
+    accepted = Accepted(workflow_id=call.workflow_id, links=call.links())
+    return answer(accepted, HTTPStatus.ACCEPTED, location=call.location())
+
+
+async def _start(call: Call, mark: dict[str, str] | None = None, **changes: Any) -> WorkflowHandle[Any, Any]:
+    exposure = call.exposure
+    value = call.value if "start_signal" not in changes else call.value.input
+    memo = {**(exposure.memo(value) if exposure.memo else {}), **({MARK: mark} if mark else {})}
+    options = {**exposure.start_options, **changes}
+    if exposure.search_attributes is not None:
+        options["search_attributes"] = exposure.search_attributes(value)
+    return await call.client.start_workflow(
+        exposure.definition.name,
+        args=exposure.arguments.spread(value),
+        id=call.workflow_id,
+        task_queue=call.task_queue,
+        result_type=exposure.result,
+        memo=memo or None,
+        rpc_timeout=call.rpc_timeout,
+        **options,
+    )
+
+
+async def _start_once(call: Call, key: str) -> tuple[WorkflowHandle[Any, Any], bool]:
+    """Start, unless a request with the same key did so already: then that one's workflow, and ``True``.
+
+    The server knows no such keys, so the workflow itself carries the key in its memo. The id is first asked for as if
+    it could be used only once; what the exposure allows counts after it is clear that the key is another one.
+    """
+    mark = {"key": key, "input": hashlib.sha256(to_json(call.value, fallback=str)).hexdigest()}
+    try:
+        handle = await _start(
+            call,
+            mark,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+        )
+        return handle, False
+    except WorkflowAlreadyStartedError as error:
+        latest = await call.client.get_workflow_handle(call.workflow_id).describe(rpc_timeout=call.rpc_timeout)
+        theirs = await latest.memo_value(MARK, {})
+        if latest.workflow_type != call.exposure.definition.name or theirs.get("key") != key:
+            if _refuses_another(call, is_running=latest.status is WorkflowExecutionStatus.RUNNING):
+                raise error
+            return await _start(call, mark), False
+        if theirs.get("input") != mark["input"]:
+            raise Problem(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "idempotency-key-reused",
+                "this Idempotency-Key came with another input before",
+            ) from error
+        first_run = call.client.get_workflow_handle(
+            call.workflow_id, run_id=latest.run_id, result_type=call.exposure.result
+        )
+        return first_run, True
+
+
+def _refuses_another(call: Call, is_running: bool) -> bool:
+    options = call.exposure.start_options
+    if is_running:
+        return options["id_conflict_policy"] is WorkflowIDConflictPolicy.FAIL
+    return options["id_reuse_policy"] is WorkflowIDReusePolicy.REJECT_DUPLICATE
