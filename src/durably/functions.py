@@ -59,6 +59,11 @@ from durably.transport import IO
 if TYPE_CHECKING:
     from durably.client import Client
 
+_SHARED_SECONDS = 1.0
+"""How long a call of a sync function goes on to steps of other calls: a request should not outlast a step by much."""
+
+_CHECKPOINTING = Checkpointing()
+
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
@@ -137,7 +142,7 @@ class FunctionOpts:
     def checkpointing_or(self, default: bool) -> Checkpointing | None:
         """How the function hands finished steps over; ``None`` where it does not."""
         chosen = default if self.checkpointing is None else self.checkpointing
-        return (Checkpointing() if chosen else None) if isinstance(chosen, bool) else chosen
+        return (_CHECKPOINTING if chosen else None) if isinstance(chosen, bool) else chosen
 
     def to_wire(self, app_url: str) -> dict[str, Any]:
         """The function's entry in the sync payload (spec §4.3.2)."""
@@ -376,6 +381,12 @@ def _tell_call(call: FunctionCall) -> CheckpointRequest:
     )
 
 
+def _watch(seconds: float) -> Callable[[], bool]:
+    """Whether less time than that has passed since."""
+    deadline = time.monotonic() + seconds
+    return lambda: time.monotonic() < deadline
+
+
 def _make_replay(call: FunctionCall, middleware: MiddlewareStack, handover: Handover | None) -> Replay:
     context = call.context
     stack = context.stack.stack if context.stack is not None else None
@@ -385,6 +396,8 @@ def _make_replay(call: FunctionCall, middleware: MiddlewareStack, handover: Hand
         handover=handover,
         stack=list(call.steps) if stack is None else stack,
         target=call.target,
+        also=() if middleware else context.also or (),
+        has_time=_watch(_SHARED_SECONDS),
         disable_immediate=call.disable_immediate,
         attempt=context.attempt,
         max_attempts=context.max_attempts,

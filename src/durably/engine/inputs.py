@@ -22,12 +22,26 @@ class Answered(msgspec.Struct, frozen=True):
     memoised: frozenset[str] = frozenset()
 
 
+class AnsweredTogether(msgspec.Struct, frozen=True):
+    """Calls that shared a request came to their ends. Those that are stale change nothing."""
+
+    answers: tuple[Answered, ...]
+
+    @property
+    def generation(self) -> int:
+        return self.answers[0].generation
+
+
 class Checkpointed(msgspec.Struct, frozen=True):
     """A call that goes on hands over steps that it has finished. ``memoised`` as in ``Answered``."""
 
     generation: int
     ops: list[Op]
     memoised: frozenset[str] = frozenset()
+
+
+OfCall = Answered | AnsweredTogether | Checkpointed
+"""What comes from calls, and is stale where the run has given them up."""
 
 
 class TimerFired(msgspec.Struct, frozen=True):
@@ -73,7 +87,15 @@ class Recovered(msgspec.Struct, frozen=True):
 
 
 Input = (
-    Answered | Checkpointed | TimerFired | WaitResolved | SignalConflicted | RequestFinished | CancelAsked | Recovered
+    Answered
+    | AnsweredTogether
+    | Checkpointed
+    | TimerFired
+    | WaitResolved
+    | SignalConflicted
+    | RequestFinished
+    | CancelAsked
+    | Recovered
 )
 
 

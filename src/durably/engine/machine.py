@@ -24,6 +24,7 @@ from durably.engine.errors import CheckpointInvalidError, OpInvalidError, StaleC
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus
 from durably.engine.inputs import (
     Answered,
+    AnsweredTogether,
     CancelAsked,
     Checkpointed,
     Command,
@@ -89,6 +90,15 @@ def _on_answer(turn: Turn, happened: Answered) -> None:
                 call, due=turn.now + delay, unreached=call.unreached + 1, error=excerpt(error)
             )
             turn.call(again)
+
+
+def _on_answers(turn: Turn, happened: AnsweredTogether) -> None:
+    outstanding = [answered for answered in happened.answers if answered.generation in turn.calls]
+    if not outstanding:
+        turn.find_call(happened.generation)
+    for answered in outstanding:
+        if not turn.status.has_ended:
+            _on_answer(turn, answered)
 
 
 def _on_ops(turn: Turn, call: Call, answer: Asked, memoised: frozenset[str]) -> None:
@@ -237,6 +247,7 @@ _Handler = Callable[[Turn, Any], None]
 
 _LIVE: dict[type[Input], _Handler] = {
     Answered: _on_answer,
+    AnsweredTogether: _on_answers,
     Checkpointed: _on_checkpoint,
     TimerFired: _on_timer,
     WaitResolved: _on_wait_resolved,
@@ -248,6 +259,7 @@ _LIVE: dict[type[Input], _Handler] = {
 
 _ENDED: dict[type[Input], _Handler] = {
     Answered: _refuse,
+    AnsweredTogether: _refuse,
     Checkpointed: _refuse,
     TimerFired: _ignore,
     WaitResolved: _ignore,

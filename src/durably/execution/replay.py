@@ -5,7 +5,7 @@ the result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
 """
 
 import os.path
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -69,9 +69,9 @@ class Replay:
     """The state of one call.
 
     ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
-    execute, ``None`` to discover. ``also`` are others that may be executed in the same call. ``attempt`` counts from
-    0. Without a ``handover`` the call ends with the first step that it executes. ``stand_in`` takes the place of
-    steps in tests.
+    execute, ``None`` to discover. ``also`` are others that may be executed in the same call, where that is one after
+    another as long as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
+    step that it executes. ``stand_in`` takes the place of steps in tests.
     """
 
     memos: StepMemos
@@ -80,11 +80,13 @@ class Replay:
     stack: Sequence[str] = ()
     target: str | None = None
     also: Sequence[str] = ()
+    has_time: Callable[[], bool] = lambda: True
     disable_immediate: bool = False
     attempt: int = 0
     max_attempts: int | None = None
     stand_in: StandIn | None = None
     is_fresh: bool = False
+    targets: Collection[str] = ()
     _counts: dict[str, int] = field(default_factory=dict)
     _met: int = 0
     _positions: dict[str, int] | None = None
@@ -93,12 +95,9 @@ class Replay:
     def __post_init__(self) -> None:
         if self.target is not None:
             self._last = ""
+            self.targets = dict.fromkeys((self.target, *self.also))
         else:
             self._last = next((step_id for step_id in reversed(self.stack) if step_id in self.memos), None)
-
-    @property
-    def targets(self) -> Sequence[str]:
-        return () if self.target is None else (self.target, *self.also)
 
     @property
     def is_new(self) -> bool:

@@ -62,6 +62,7 @@ class SyncCall:
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
         self._outcome: Ending | None = None
+        self._executed: list[StepReport] = []
         self._group: _Group | None = None
         self._branches = Branches()
 
@@ -120,10 +121,8 @@ class SyncCall:
         """A step without a memo ends the call, or, in a group, this branch's part of it, unless the step can be
         executed and handed over: then its memo is returned."""
         replay, group = self._replay, self._group
-        if replay.target == step.hashed_id:
-            if step.request.is_run:
-                return self._execute(step)
-            self._end(Found([StepReport(step.to_op(), step.info())]))
+        if step.hashed_id in replay.targets:
+            self._meet_target(step)
         if group is None:
             if replay.target is not None:
                 self._end(replay.not_found(replay.target, [step]))
@@ -135,6 +134,21 @@ class SyncCall:
         group.is_waiting = True
         if replay.target is None:
             group.found.append(replay.plan(step, group.mode, among_several=True))
+        raise _Skipped
+
+    def _meet_target(self, step: Step) -> NoReturn:
+        """Execute the step, and others that the call is for where they are in the same group and there is time."""
+        replay = self._replay
+        if step.request.is_run:
+            try:
+                self._executed.append(drive(replay.execute(step, _refuse_awaitable)))
+            except Exception as error:  # a hook's
+                self._end(Raised(error))
+        else:
+            self._executed.append(StepReport(step.to_op(), step.info()))
+        if self._group is None or len(self._executed) == len(replay.targets) or not replay.has_time():
+            self._end(Found(self._executed))
+        self._group.is_waiting = True
         raise _Skipped
 
     def _execute(self, step: Step) -> Memo:
@@ -170,6 +184,8 @@ class SyncCall:
         finally:
             self._group = outer
             self._branches.end_group(abandoned=bool(errors))
+        if self._executed:
+            self._end(Found(self._executed))
         if errors:
             raise errors[0]
         if not group.is_waiting:

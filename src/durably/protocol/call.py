@@ -17,6 +17,9 @@ class Stack(msgspec.Struct, kw_only=True):
 
 
 class CallContext(msgspec.Struct, kw_only=True):
+    """``also`` is an addition of ours: planned steps that the app may execute along with the one that it is called for,
+    reporting their ops too. Each has a call of its own, which is made later if this one leaves it out."""
+
     run_id: str
     attempt: int = 0
     max_attempts: int | None = None
@@ -30,6 +33,7 @@ class CallContext(msgspec.Struct, kw_only=True):
     generation_id: int | None = None
     job_id: str | None = None
     stack: Stack | None = None
+    also: list[str] | None = None
 
 
 class CallRequest(msgspec.Struct, kw_only=True):

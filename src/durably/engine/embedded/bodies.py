@@ -4,6 +4,7 @@ Pure. Keys are in alphabetical order, so that a body made of canonical parts is 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -17,7 +18,8 @@ _SDK_DECIDES = -1
 class CallData(msgspec.Struct, frozen=True):
     """All that a call tells its app. ``events`` are JSON, more than one where the run has a batch; ``memos`` are hashed
     step ids and memos in the order of the latter. ``step_input``, if any, is a step that has yet to run, by its hashed
-    id, and the input that a person gave it: ``{"input": […]}``."""
+    id, and the input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``:
+    an app may execute their steps along with its own, and one that does not know of that leaves them."""
 
     run_id: str
     function_id: str
@@ -27,6 +29,7 @@ class CallData(msgspec.Struct, frozen=True):
     events: Sequence[bytes]
     memos: Sequence[tuple[str, bytes]]
     step_input: tuple[str, bytes] | None = None
+    also: Sequence[Call] = ()
 
     @property
     def job_id(self) -> str:
@@ -71,7 +74,8 @@ def _steps(data: CallData) -> Sequence[tuple[str, bytes]]:
 
 
 def _assemble(data: CallData, *, use_api: bool) -> bytes:
-    context = {
+    context: dict[str, Any] = {"also": [call.step_id for call in data.also]} if data.also else {}
+    context |= {
         "attempt": data.call.attempt,
         "disable_immediate_execution": data.disable_immediate,
         "env": "",

@@ -1,10 +1,13 @@
-"""Making the calls that are due: as many at a time as allowed, each with what the run has stored by then."""
+"""Making the calls that are due: as many at a time as allowed, each with what the run has stored by then.
+
+Which calls are next, and which share a request, is for ``ready`` to say.
+"""
 
 import asyncio
 import functools
 import logging
 import sqlite3
-from collections import deque
+from collections.abc import Sequence
 
 from durably.engine.answers import Answer, failed
 from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError, StaleCallError
@@ -18,6 +21,8 @@ from .effects import CallAt
 from .journal import Journal
 from .queries import pending_input, read_batch
 from .reader import Reader
+from .ready import ReadyCalls
+from .sharing import answers_of
 from .store import read_head
 
 _READ_AGAIN_SECONDS = 1.0
@@ -26,7 +31,8 @@ _logger = logging.getLogger("durably.engine")
 
 
 class Executor:
-    """``canonicalise`` is set where calls are signed, but not all that is stored is canonical."""
+    """``max_calls`` counts requests. ``canonicalise`` is set where calls are signed, but not all that is stored is
+    canonical."""
 
     def __init__(
         self, caller: Caller, reader: Reader, journal: Journal, clock: Clock, *, max_calls: int, canonicalise: bool
@@ -37,14 +43,16 @@ class Executor:
         self._clock = clock
         self._max_calls = max_calls
         self._canonicalise = canonicalise
-        self._ready: deque[CallAt] = deque()
-        self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._ready = ReadyCalls()
+        self._under_way: set[tuple[int, int]] = set()  # runs and generations
+        self._requests: set[asyncio.Task[Sequence[CallAt]]] = set()
         self._started: dict[int, int] = {}
         self._is_closing = False
 
     def make(self, calls: list[CallAt]) -> None:
         """Make calls now, or as soon as others have come to their end."""
-        self._ready.extend(calls)
+        for due in calls:
+            self._ready.add(due)
         self._pump()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
@@ -59,43 +67,74 @@ class Executor:
         it outstanding, so it is made again when the engine starts."""
         self._is_closing = True
         self._ready.clear()
-        tasks = list(self._under_way.values())
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=grace_seconds)
+        if self._requests:
+            _, late = await asyncio.wait(self._requests, timeout=grace_seconds)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
     def _pump(self) -> None:
-        while self._ready and len(self._under_way) < self._max_calls and not self._is_closing:
-            due = self._ready.popleft()
-            key = (due.run_key, due.call.generation)
-            if key in self._under_way:
+        while len(self._requests) < self._max_calls and not self._is_closing:
+            taken = self._ready.take()
+            if not taken:
+                return
+            run_key = taken[0].run_key
+            calls = [due for due in taken if (run_key, due.call.generation) not in self._under_way]
+            if not calls:
+                self._ready.ended(run_key)
                 continue
             self._clock.hold()
-            task = asyncio.get_running_loop().create_task(self._make(due))
-            self._under_way[key] = task
-            task.add_done_callback(functools.partial(self._finished, key))
+            task = asyncio.get_running_loop().create_task(self._make(calls))
+            self._requests.add(task)
+            self._under_way.update((run_key, due.call.generation) for due in calls)
+            task.add_done_callback(functools.partial(self._finished, calls))
 
-    def _finished(self, key: tuple[int, int], task: asyncio.Task[None]) -> None:
-        del self._under_way[key]
-        self._started.pop(key[0], None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("a call could not be carried out: %s", error, exc_info=error)
+    def _finished(self, calls: Sequence[CallAt], task: asyncio.Task[Sequence[CallAt]]) -> None:
+        run_key = calls[0].run_key
+        self._requests.discard(task)
+        self._under_way.difference_update((run_key, due.call.generation) for due in calls)
+        self._ready.ended(run_key)
+        self._started.pop(run_key, None)
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                _logger.error("a call could not be carried out: %s", error, exc_info=error)
+            else:
+                for unanswered in task.result():
+                    self._ready.add(unanswered)
         self._pump()
         self._clock.release()
 
-    async def _make(self, due: CallAt) -> None:
+    async def _make(self, calls: Sequence[CallAt]) -> Sequence[CallAt]:
+        """Make calls of one run by one request; those that the app has left to be made by another."""
+        run_key = calls[0].run_key
         try:
-            data = await self._read(due)
-            if data is not None:
-                await self._store(due, data, await self._call(due, data))
+            data = await self._read(calls)
+            if data is None:
+                return ()
+            outstanding = {call.generation for call in (data.call, *data.also)}
+            calls = [due for due in calls if due.call.generation in outstanding]
+            answers = list(answers_of(calls, await self._call(run_key, data)))
+            await self._store_all([(due, answer) for due, answer in answers if answer is not None], data)
+            return [due for due, answer in answers if answer is None]
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             # Somebody gave up on the call meanwhile; or it is made again when the engine starts.
-            return
+            return ()
         except Exception as error:
             _logger.exception("a call could not be carried out, so its run fails")
-            await self._journal.enter_surely(work.fail(due.run_key, error))
+            await self._journal.enter_surely(work.fail(run_key, error))
+            return ()
+
+    async def _store_all(self, answers: Sequence[tuple[CallAt, Answer]], data: CallData) -> None:
+        if len(answers) > 1:
+            try:
+                await self._journal.enter_surely(work.answers(answers))
+                return
+            except (EngineClosedError, DatabaseLostError):
+                raise
+            except Exception:
+                _logger.exception("answers of run %s could not be stored together", data.run_id)
+        for due, answer in answers:
+            await self._store(due, data, answer)
 
     async def _store(self, due: CallAt, data: CallData, answer: Answer) -> None:
         try:
@@ -108,24 +147,23 @@ class Executor:
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
             await self._journal.enter_surely(work.answer(due, unusable))
 
-    async def _read(self, due: CallAt) -> CallData | None:
-        """What the call is to tell; ``None`` where there is no need for it any more."""
+    async def _read(self, calls: Sequence[CallAt]) -> CallData | None:
+        """What the request is to tell; ``None`` where there is no need for it any more."""
+        generations = [due.call.generation for due in calls]
         while True:
             try:
-                return await self._reader.read(
-                    lambda connection: read_call(connection, due.run_key, due.call.generation)
-                )
+                return await self._reader.read(lambda connection: read_call(connection, calls[0].run_key, generations))
             except EngineClosedError:
                 return None
             except DatabaseUnavailableError as error:
                 _logger.error("%s; trying again in %s s", error, _READ_AGAIN_SECONDS)
                 await asyncio.sleep(_READ_AGAIN_SECONDS)
 
-    async def _call(self, due: CallAt, data: CallData) -> Answer:
+    async def _call(self, run_key: int, data: CallData) -> Answer:
         function = self._journal.registry.find(data.function_id)
         if function is None:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
-        self._started.setdefault(due.run_key, self._clock.now())
+        self._started.setdefault(run_key, self._clock.now())
         try:
             return await self._caller.call(function, data, self._build(data))
         except Exception as error:
@@ -137,8 +175,11 @@ class Executor:
         return canonical_json(body) if self._canonicalise else body
 
 
-def read_call(connection: sqlite3.Connection, run_key: int, generation: int) -> CallData | None:
-    """What a call tells its app; ``None`` where it is not outstanding any more. Raises ``DatabaseCorruptError``."""
+def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequence[int]) -> CallData | None:
+    """What a request tells its app, for those of the calls that are outstanding still; ``None`` where none is.
+
+    Raises ``DatabaseCorruptError``.
+    """
     row = connection.execute(
         "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body FROM heads "
         "JOIN runs ON runs.key = heads.run_key JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
@@ -148,15 +189,17 @@ def read_call(connection: sqlite3.Connection, run_key: int, generation: int) -> 
         return None
     encoded, step_input, run_id, function_id, is_batch, event = row
     head = read_head(encoded)
-    call = head.call(generation)
-    if call is None:
+    outstanding = {call.generation: call for call in head.calls}
+    calls = [outstanding[generation] for generation in generations if generation in outstanding]
+    if not calls:
         return None
     memos = connection.execute("SELECT seq, step_id, memo FROM memos WHERE run_key = ?", (run_key,)).fetchall()
     memos.sort()
     return CallData(
         run_id=run_id,
         function_id=function_id,
-        call=call,
+        call=calls[0],
+        also=calls[1:],
         max_attempts=head.max_attempts,
         disable_immediate=head.disable_immediate,
         events=read_batch(connection, run_key) if is_batch else [event],

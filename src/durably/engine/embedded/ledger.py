@@ -18,17 +18,16 @@ from durably.engine.flow.lanes import QueuedCall
 from durably.engine.flow.ticket import Ticket
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus
 from durably.engine.inputs import (
-    Answered,
     AwaitEvent,
     AwaitSignal,
     CancelAsked,
-    Checkpointed,
     CloseWait,
     EndRun,
     Input,
     Invoke,
     MakeCall,
     MakeRequest,
+    OfCall,
     SignalConflicted,
     Sleep,
     WaitResolved,
@@ -158,7 +157,7 @@ class Entry:
         damaged. Raises what the machine raises."""
         live = self._load(run_key)
         if live is None:
-            if isinstance(happened, Answered | Checkpointed) and run_key not in self._runs:
+            if isinstance(happened, OfCall) and run_key not in self._runs:
                 raise StaleCallError("the call is stale: its run has ended")
             return False
         live.began = self._beginning(live, happened)
@@ -231,7 +230,7 @@ class Entry:
         )
 
     def _beginning(self, live: _LiveRun, happened: Input) -> int:
-        if isinstance(happened, Answered | Checkpointed) and (call := live.head.call(happened.generation)):
+        if isinstance(happened, OfCall) and (call := live.head.call(happened.generation)):
             return call.due if live.ticket is None else self.queue.let_through_at(live.row, call)
         return self.now
 

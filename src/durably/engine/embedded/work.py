@@ -15,7 +15,15 @@ from durably.engine.errors import (
     FunctionNotFoundError,
     RunNotFoundError,
 )
-from durably.engine.inputs import Answered, CancelAsked, Checkpointed, Recovered, TimerFired, WaitResolved
+from durably.engine.inputs import (
+    Answered,
+    AnsweredTogether,
+    CancelAsked,
+    Checkpointed,
+    Recovered,
+    TimerFired,
+    WaitResolved,
+)
 from durably.engine.turn import data_memo
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.errors import ErrorData
@@ -41,15 +49,32 @@ _LATE = {
 
 def answer(due: CallAt, answered: Answer) -> Callable[[Entry], None]:
     """What follows from a call's answer. Raises ``StaleCallError``."""
-    step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, Asked) else set()
-    if not due.call.is_discovery:
-        step_ids.add(due.call.step_id)
+    step_ids = _steps_of(due, answered)
 
     def unit(entry: Entry) -> None:
         memoised = entry.store.memoised(due.run_key, step_ids)
         entry.apply(due.run_key, Answered(due.call.generation, answered, memoised))
 
     return unit
+
+
+def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Entry], None]:
+    """What follows from the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are."""
+    run_key = answered[0][0].run_key
+    step_ids = set().union(*(_steps_of(due, own) for due, own in answered))
+
+    def unit(entry: Entry) -> None:
+        memoised = entry.store.memoised(run_key, step_ids)
+        parts = tuple(Answered(due.call.generation, own, memoised) for due, own in answered)
+        entry.apply(run_key, AnsweredTogether(parts))
+
+    return unit
+
+
+def _steps_of(due: CallAt, answered: Answer) -> set[str]:
+    """Those of which the machine has to be told whether they have memos."""
+    step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, Asked) else set()
+    return step_ids if due.call.is_discovery else step_ids | {due.call.step_id}
 
 
 def checkpoint(entry: Entry, run_id: str, request: CheckpointRequest) -> bool:
