@@ -14,3 +14,11 @@ async def wait_settled(directory: Path) -> None:
     with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as connection:
         while connection.execute("SELECT 1 FROM heads WHERE is_moving LIMIT 1").fetchone():
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def bytes_of_events(directory: Path) -> int:
+    """What the table of events and its indexes take of the file."""
+    query = "SELECT sum(pgsize) FROM dbstat WHERE name LIKE '%events%'"
+    with closing(sqlite3.connect(directory / DATABASE)) as connection:
+        (size,) = connection.execute(query).fetchone()
+    return int(size)

@@ -3,6 +3,7 @@
 It is ready with its origin, and the seconds that opening the database took, recovery included.
 """
 
+import datetime as dt
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +19,10 @@ from .database import DATABASE
 
 @asynccontextmanager
 async def open_engine(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[dict[str, Any], Answerer]]:
+    """The argument, if there is one, is for how many seconds what has ended is kept."""
+    settings = EngineSettings(retention=dt.timedelta(seconds=float(arguments[0])) if arguments else None)
     start = time.perf_counter()
-    async with await EngineServer.open(directory / DATABASE, EngineSettings(), port=0) as server:
+    async with await EngineServer.open(directory / DATABASE, settings, port=0) as server:
         yield {"origin": server.origin, "opened": time.perf_counter() - start}, _answer
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from . import ingest, latency, sdk_report, sleeping, step_cost, throughput, waiting
+from . import ingest, latency, sdk_report, sleeping, soak, step_cost, throughput, virtual, waiting
 
 
 class Row(Protocol):
@@ -17,6 +17,8 @@ ROWS: dict[str, Row] = {
     "sleeping": sleeping.report,
     "waiting": waiting.report,
     "ingest": ingest.report,
+    "virtual": virtual.report,
+    "soak": soak.report,
     "cost": sdk_report.report_cost,
     "memory": sdk_report.report_memory,
 }

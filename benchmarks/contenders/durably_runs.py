@@ -35,17 +35,18 @@ class Runs:
 
         return [three_steps]
 
-    def answerer(self, client: durably.Client, settle: Settle) -> Answerer:
-        async def run_one(number: int) -> None:
-            """To the last line of the function: that the run has ended is yet to be stored."""
-            ended = self._ended[number] = asyncio.Event()
-            await client.send(durably.Event(name=EVENT, data={"number": number}))
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await ended.wait()
+    async def run_one(self, client: durably.Client, number: int) -> None:
+        """To the last line of the function: that the run has ended is yet to be stored."""
+        ended = self._ended[number] = asyncio.Event()
+        await client.send(durably.Event(name=EVENT, data={"number": number}))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await ended.wait()
+        del self._ended[number]
 
+    def answerer(self, client: durably.Client, settle: Settle) -> Answerer:
         async def answer(question: dict[str, Any]) -> float:
             start = time.perf_counter()
-            await time_runs(run_one, question["runs"], question["at_once"])
+            await time_runs(lambda number: self.run_one(client, number), question["runs"], question["at_once"])
             await settle()
             return time.perf_counter() - start
 

@@ -1,0 +1,44 @@
+"""Benchmarks are worth something only while they can be run: each row is, at its smallest size."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from benchmarks.results import save
+from benchmarks.rows import ROWS
+from benchmarks.slopes import fit
+
+PEERS = {"throughput": ("dbos", "temporalio", "httptools")}
+"""What ``make bench`` installs, and ``make test`` may do without."""
+LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
+"""Rows that take more than seconds whatever their size."""
+
+
+@pytest.mark.parametrize("name", sorted(set(ROWS) - LONG))
+def test_a_row_runs_and_writes_its_section(name: str, tmp_path: Path) -> None:
+    missing = [package for package in PEERS.get(name, ()) if importlib.util.find_spec(package) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}: pip install --group bench")
+    section = ROWS[name](tmp_path, is_quick=True)
+    assert section.startswith("## ")
+    assert "| --- |" in section
+
+
+def test_a_section_is_replaced_and_the_others_are_kept(tmp_path: Path) -> None:
+    path, order = tmp_path / "RESULTS.md", ["one", "two"]
+    save({"two": "## Two\n\nold\n"}, order, path)
+    save({"one": "## One\n"}, order, path)
+    save({"two": "## Two\n\nnew\n"}, order, path)
+    text = path.read_text()
+    assert text.index("## One") < text.index("## Two")
+    assert "new" in text
+    assert "old" not in text
+
+
+def test_noise_is_flat_and_growth_is_not() -> None:
+    at = list(range(100))
+    noise = [1000 + (number * 37) % 11 for number in at]
+    assert fit(at, noise).is_flat
+    growing = fit(at, [value + number for number, value in zip(at, noise, strict=True)])
+    assert not growing.is_flat
+    assert growing.value == pytest.approx(1, abs=0.1)
