@@ -38,8 +38,8 @@ def soak(directory: Path, seconds: float) -> str:
             f"{describe_machine()} {runs[-1]:,} runs of three steps over HTTP in {seconds:,.0f} s, twenty at once. "
             f"What has ended is kept for {retention:,.0f} s, events for a day. Fitted over the second half:\n",
             f"- the engine's resident memory ({memory[-1] / 1e6:,.0f} MB at the end) grows by {growth} bytes per run;",
-            f"- its file ({file[-1] / 1e6:,.1f} MB at the end) grows by {filling} bytes per run; the two events of each "
-            f"are {events:,.0f} of them, and what has been purged leaves {filling.value - events:,.0f}.\n",
+            f"- its file ({file[-1] / 1e6:,.1f} MB at the end) grows by {filling} bytes per run; each has two events, "
+            f"of {events:,.0f}, and what has been purged leaves {filling.value - events:,.0f}.\n",
         ]
     )
 
