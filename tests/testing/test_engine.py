@@ -2,8 +2,10 @@
 
 import asyncio
 import datetime as dt
+import random
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +105,22 @@ async def test_a_cancelled_run_has_ended() -> None:
         await run.wait()
         run.assert_cancelled()
         assert not await run.cancel()
+
+
+async def test_functions_pause_and_resume_and_runs_go_again() -> None:
+    async with TestEngine(client, [approve]) as engine:
+        await engine.pause(approve)
+        skipped = await engine.send(durably.Event(name="approval/asked"))
+        assert skipped.status is RunStatus.SKIPPED
+        assert "it is paused" in skipped.timeline()
+        assert "not remembered" not in skipped.timeline()
+        await engine.resume(approve)
+        run = await (await engine.send(durably.Event(name="approval/asked"))).wait()
+        run.assert_completed(output=None)
+        again = await engine.rerun(run)
+        assert again.id != run.id
+        assert await engine.signal("approval-1", 1)
+        again.assert_completed(output=1)
 
 
 async def test_signals() -> None:
@@ -308,3 +326,79 @@ async def test_calls_that_are_too_large_for_one_body() -> None:
     async with TestEngine(client, [large]) as engine:
         run = await engine.send(durably.Event(name="large"))
         run.assert_completed(output=9_000_000)
+
+
+async def test_no_time_is_lost_however_much_is_under_way() -> None:
+    """Were the clock to go on while a call, a read or a write is under way, something would come too late."""
+
+    @client.create_function(fn_id="naps", trigger=durably.TriggerEvent(event="naps"))
+    async def naps(ctx: durably.Context) -> None:
+        async def nap(index: int, seconds: int) -> None:
+            await ctx.step.sleep(f"nap-{index}", dt.timedelta(seconds=seconds))
+            await ctx.step.run(f"woke-{index}", asyncio.sleep, 0)
+
+        await asyncio.gather(*(nap(index, seconds) for index, seconds in enumerate(ctx.event.data["naps"])))
+
+    @client.create_function(fn_id="sync-naps", trigger=durably.TriggerEvent(event="naps"))
+    def sync_naps(ctx: durably.ContextSync) -> None:
+        for index, seconds in enumerate(ctx.event.data["naps"]):
+            ctx.step.sleep(f"nap-{index}", dt.timedelta(seconds=seconds))
+            ctx.step.run(f"woke-{index}", str)
+
+    chance = random.Random(7)
+    async with TestEngine(client, [naps, sync_naps], calls_at_once=8) as engine:
+        start = engine.now
+        events = [
+            durably.Event(name="naps", data={"naps": [chance.randrange(1, 90) for _ in range(4)]}) for _ in range(30)
+        ]
+        runs = await engine.send(events)
+        await engine.run_until_idle()
+        for run in runs:
+            due = dt.timedelta(0)
+            for index, seconds in enumerate(run.events[0].data["naps"]):
+                nap = dt.timedelta(seconds=seconds)
+                due = due + nap if run.function_id == sync_naps.id else nap
+                assert run.steps[f"nap-{index}"].ended_at == start + due
+                assert run.steps[f"woke-{index}"].ended_at == start + due
+    assert len(runs) == 60
+
+
+async def test_fetch_reaches_servers_and_its_retries_take_virtual_time() -> None:
+    requests = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        await reader.readuntil(b"\r\n\r\n")
+        status = b"503 Later" if requests == 1 else b"200 OK"
+        writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+        await writer.drain()
+        writer.close()
+
+    @client.create_function(fn_id="fetches", trigger=durably.TriggerEvent(event="fetch"))
+    async def fetches(ctx: durably.Context) -> str:
+        return (await ctx.step.fetch("page", ctx.event.data["url"])).body
+
+    server = await asyncio.start_server(answer, "127.0.0.1")
+    async with server, TestEngine(client, [fetches], allow_private_addresses=True) as engine:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        run = await engine.send(durably.Event(name="fetch", data={"url": url}))
+        await run.wait()
+        run.assert_completed(output="hi")
+        assert requests in (1, 2)
+
+
+async def test_a_clients_own_engine_is_left_alone(tmp_path: Path) -> None:
+    own = durably.Client(app_id="own", engine=durably.Embedded(tmp_path / "own.db"))
+    engine_of_its_own = own.engine
+
+    @own.create_function(fn_id="f", trigger=durably.TriggerEvent(event="f"))
+    async def f(ctx: durably.Context) -> str:
+        return "done"
+
+    async with TestEngine(own, [f]) as engine:
+        await own.send(durably.Event(name="f"))
+        await engine.run_until_idle()
+        engine.runs(f)[0].assert_completed(output="done")
+    assert own.engine is engine_of_its_own
+    assert not (tmp_path / "own.db").exists()

@@ -84,8 +84,11 @@ async def test_batches() -> None:
 
 async def test_throttle() -> None:
     throttled = echo(throttle=durably.Throttle(limit=1, period=MINUTE))
+    held_back = r"not within 0:00:10 of virtual time.*It waits for:\n  its turn to be called"
     async with TestEngine(client, [throttled], now=BEGIN) as engine:
         runs = await engine.send([go(number) for number in range(4)])
+        with pytest.raises(RunStuckError, match=held_back):
+            await runs[1].wait(max_time=dt.timedelta(seconds=10))
         for run in runs:
             await run.wait()
         ended = [run.ended_at - BEGIN for run in runs if run.ended_at]

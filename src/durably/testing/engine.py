@@ -233,6 +233,23 @@ class TestEngine:
         await self._clock.rest()
         return cancelled
 
+    async def rerun(self, run: RunFacts) -> TestRun:
+        """Run the same function again with the same event."""
+        await self._rest()
+        run_id = await self._engine.rerun(run.id)
+        await self._clock.rest()
+        return self._run(run_id)
+
+    async def pause(self, function: Function[Any]) -> None:
+        """Start no more runs of a function, until it is resumed."""
+        await self._rest()
+        await self._engine.pause_function(function.id)
+
+    async def resume(self, function: Function[Any]) -> None:
+        await self._rest()
+        await self._engine.resume_function(function.id)
+        await self._clock.rest()
+
     def runs(self, function: Function[Any] | None = None) -> list[TestRun]:
         """All runs, or those of one function, oldest first."""
         found = self._open_records.inspector.runs(_id_of(function))

@@ -61,7 +61,7 @@ def replay_elsewhere(client: Client, function: Function[Any], function_id: str, 
     client_place, function_place = find_place(client), find_place(function)
     if client_place is None or function_place is None:
         what = repr(client) if client_place is None else f"function {function.id!r}"
-        raise OtherProcessError(f"{what} is made inside of a function, and not a variable of a module")
+        raise OtherProcessError(f"{what} is no variable of a module that another process could import")
     task = Task(client_place, function_place, function_id, sys.path, list(bodies))
     try:
         done = subprocess.run(

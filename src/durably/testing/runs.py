@@ -197,7 +197,7 @@ class RunFacts:
             if not step.has_ended
         ]
         lines += [f"    for {wait.topic!r}{_condition(wait.expression)}" for wait in waits.values() if wait.topic]
-        outstanding = "\n".join(lines) or "  nothing that the engine knows of"
+        outstanding = "\n".join(lines) or "  its turn to be called: flow control holds it back"
         return RunStuckError(f"the run does not end, {reason}. It waits for:\n{outstanding}\n\n{self.timeline()}")
 
     @property

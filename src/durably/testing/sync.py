@@ -114,6 +114,15 @@ class SyncTestEngine:
     def cancel(self, run: RunFacts) -> bool:
         return self._wait(self._engine.cancel(run))
 
+    def rerun(self, run: RunFacts) -> SyncTestRun:
+        return SyncTestRun(self, self._wait(self._engine.rerun(run)))
+
+    def pause(self, function: Function[Any]) -> None:
+        self._wait(self._engine.pause(function))
+
+    def resume(self, function: Function[Any]) -> None:
+        self._wait(self._engine.resume(function))
+
     def runs(self, function: Function[Any] | None = None) -> list[SyncTestRun]:
         return [SyncTestRun(self, run) for run in self._engine.runs(function)]
 

@@ -13,7 +13,7 @@ from .text import format_span, format_value, shorten
 
 _MOST_REMEMBERED = 10_000
 _MOST_OUTPUT_BYTES = 1000
-_ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED, UpdateKind.RUN_SKIPPED}
+_FIRST = {UpdateKind.RUN_STARTED, UpdateKind.RUN_SKIPPED}
 _MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
 
 
@@ -37,7 +37,7 @@ def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], no
     span = format_span((run.ended_at or now) - run.created_at)
     heading = f"run {run.id} of {run.function_id}: {run.status.value} {'after' if run.ended_at else 'for'} {span}"
     rows = [_row(run, events, update) for update in updates]
-    if not updates or updates[0].kind is not UpdateKind.RUN_STARTED:
+    if not updates or updates[0].kind not in _FIRST:
         rows.insert(0, ("…", "(run)", "what happened at first is not remembered any more"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}".rstrip() for row in rows]
