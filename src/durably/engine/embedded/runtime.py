@@ -27,11 +27,12 @@ from .requests import Requests
 from .retention import Retention
 from .schema import Ownership, open_database, take_ownership
 from .settings import EngineSettings
+from .sqlite_errors import explain
 from .store import Store
 from .sweeps import restraints_of
 from .timeline import Loaded, Timeline
 from .watching import Watchers
-from .writer import Writer, explain
+from .writer import Writer
 
 _LOAD_LIMIT = 10_000
 """Timers, and delayed calls, read at a time."""
@@ -62,7 +63,7 @@ class Runtime:
         store = Store(connection)
         is_signed = settings.signing_key is not None
         to_stored = canonical_json if is_signed else bytes
-        self.reader = Reader(path)
+        self.reader = Reader(path, self._give_up)
         self._writer = Writer(connection, ownership.epoch, self._give_up)
         self.journal = Journal(
             self._writer,

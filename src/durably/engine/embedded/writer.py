@@ -13,14 +13,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError, EngineClosedError
+from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError
+
+from .sqlite_errors import explain
 
 T = TypeVar("T")
 Unit = Callable[[], T]
 
 _logger = logging.getLogger("durably.engine")
 
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _MAX_GROUP = 512
 """Units in one transaction at most: the first of them should not wait long for the last."""
 
@@ -142,14 +143,3 @@ class Writer:
         except Exception:
             # Of one unit; the others' results must arrive all the same.
             _logger.exception("what follows from a commit could not be done")
-
-
-def explain(error: Exception) -> Exception:
-    """Errors of the disk, told apart from mistakes in statements."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-        return DatabaseCorruptError(
-            f"the database is damaged ({error}): see what `durably check` finds, and go back to a backup if need be"
-        )
-    if isinstance(error, sqlite3.OperationalError):
-        return DatabaseUnavailableError(f"the database cannot be used at the moment: {error}")
-    return error
