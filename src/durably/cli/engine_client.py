@@ -1,6 +1,7 @@
 """Talking to a running engine over its HTTP API."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -37,13 +38,27 @@ class AnswerError(CliError):
 
 
 class EngineClient:
-    """``signing_keys`` are tried in order while the engine answers 401 or 403."""
+    """``signing_keys`` are tried in order while the engine answers 401 or 403. ``database`` is that of an engine in an
+    app's own processes, which is reached by a socket in place of ``url``."""
 
-    def __init__(self, url: str, *, signing_keys: Sequence[str] = (), event_key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        signing_keys: Sequence[str] = (),
+        event_key: str | None = None,
+        database: Path | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._place = f"at {self.url}" if database is None else f"on {database}"
         self._tokens = [bearer_token(key) for key in signing_keys]
         self._event_key = event_key
-        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS))
+        timeout = urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS)
+        self._pool: urllib3._request_methods.RequestMethods = urllib3.PoolManager(retries=False, timeout=timeout)
+        if database is not None:
+            from .local_engine import SocketPool
+
+            self.url, self._pool = "", SocketPool(database, timeout)
 
     @property
     def has_signing_key(self) -> bool:
@@ -118,14 +133,14 @@ class EngineClient:
 
     def _unreached(self, reason: str) -> CliError:
         return CliError(
-            f"no engine answers at {self.url} ({reason})\nStart one with `durably dev`, or say where it is with --url."
+            f"no engine answers {self._place} ({reason})\nStart one with `durably dev`, or say where it is with --url."
         )
 
     def _describe(self, status: int, answer: bytes) -> str:
         try:
             return msgspec.json.decode(answer, type=ErrorBody).error
         except msgspec.DecodeError:
-            return f"what answers at {self.url} is not an engine of Durably (status {status})"
+            return f"what answers {self._place} is not an engine of Durably (status {status})"
 
     def _data(self, answer: bytes, of: type[T]) -> T:
         return self._decode(answer, Envelope[of]).data  # type: ignore[valid-type]
@@ -134,7 +149,7 @@ class EngineClient:
         try:
             return msgspec.json.decode(answer, type=as_type)
         except msgspec.DecodeError:
-            raise CliError(f"what answers at {self.url} is not an engine of Durably") from None
+            raise CliError(f"what answers {self._place} is not an engine of Durably") from None
 
 
 def _segment(text: str) -> str:

@@ -119,19 +119,32 @@ def client_options(command: Command) -> Command:
         metavar="URL",
         help=f"The engine to talk to.  [env var: INNGEST_BASE_URL, INNGEST_DEV; default: {DEFAULT_URL}]",
     )
+    @click.option(
+        "--db",
+        "database",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="PATH",
+        help="Talk to the engine in an app's own processes, by the path that its Embedded(…) has, instead of to --url.",
+    )
     @signing_key_options
     @click.option(
         "--event-key", envvar="INNGEST_EVENT_KEY", show_envvar=True, metavar="KEY", help="One of its event keys."
     )
     @functools.wraps(command)
     def with_client(
-        *, url: str, signing_key: str | None, signing_key_fallback: str | None, event_key: str | None, **options: Any
+        *,
+        url: str,
+        database: Path | None,
+        signing_key: str | None,
+        signing_key_fallback: str | None,
+        event_key: str | None,
+        **options: Any,
     ) -> Any:
         from .engine_client import EngineClient
 
         _check_text(options)
         keys = [key for key in (signing_key, signing_key_fallback) if key]
-        return command(client=EngineClient(url, signing_keys=keys, event_key=event_key), **options)
+        return command(client=EngineClient(url, signing_keys=keys, event_key=event_key, database=database), **options)
 
     return with_client
 

@@ -14,6 +14,7 @@ from durably.engine.errors import DatabaseLockedError, DatabaseLostError, Databa
 from durably.protocol.sync import SyncRequest
 
 from . import sockets
+from .api_socket import ApiSocket
 from .calls import HandedAnswer, HandedCall
 from .errors import CallHandedBackError, PlaceLostError, WorkerLostError
 from .link import AnswerError, Link, LinkLostError, Timing
@@ -78,6 +79,7 @@ class Owner:
         self._seat: Seat | None = None
         self._guests: set[_Guest] = set()
         self._server: asyncio.Server | None = None
+        self._api: ApiSocket | None = None
         self._socket = Path()
         self._engine: asyncio.Future[EmbeddedEngine] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,9 +110,10 @@ class Owner:
             )
         except BaseException:
             owner._engine.cancel()
-            owner._leave()
+            await owner._leave()
             raise
         owner._engine.set_result(engine)
+        owner._api = await ApiSocket.open(engine, sockets.api_path_of(owner._socket))
         owner._tasks = [asyncio.create_task(owner._watch(engine))]
         if lock is None:
             owner._tasks.append(asyncio.create_task(owner._get_lock()))
@@ -138,13 +141,13 @@ class Owner:
 
     async def wait_lost(self) -> None:
         await (await self._get_engine()).wait_closed()
-        self._leave()
+        await self._leave()
 
     async def close(self) -> None:
         """Stop making calls, let those under way end, whichever process they are in, and let go of the database."""
         engine = await self._get_engine()
         await engine.close()
-        self._leave()
+        await self._leave()
 
     def descriptors(self) -> list[int]:
         """What a forked child must close, so that this process's end is seen."""
@@ -159,7 +162,7 @@ class Owner:
     async def _get_engine(self) -> EmbeddedEngine:
         return await asyncio.shield(self._engine)
 
-    def _leave(self) -> None:
+    async def _leave(self) -> None:
         for task in self._tasks:
             task.cancel()
         if self._server is not None:
@@ -169,6 +172,8 @@ class Owner:
             if guest.link is not None:
                 guest.link.close()
         self.release_lock()
+        if self._api is not None:
+            await self._api.close()
 
     # keeping the database
 

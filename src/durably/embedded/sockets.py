@@ -22,7 +22,7 @@ _MAX_PATH_BYTES = 100
 def directory_of(database: Path) -> Path:
     """Beside the database or, where its path is too long for a socket's, below the directory for temporary files."""
     beside = database.with_name(database.name + ".sockets")
-    longest_name = "/18446744073709551615"
+    longest_name = "/18446744073709551615.http"
     if len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
         return beside
     digest = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
@@ -44,6 +44,11 @@ def path_of(directory: Path, epoch: int) -> Path:
     return directory / str(epoch)
 
 
+def api_path_of(socket: Path) -> Path:
+    """Where the same owner serves the engine's HTTP API."""
+    return socket.with_name(f"{socket.name}.http")
+
+
 def epoch_of(path: Path) -> int:
     return int(path.name)
 
@@ -59,8 +64,9 @@ def newest(directory: Path) -> Path | None:
 
 def remove_older(directory: Path, epoch: int) -> None:
     for name in os.listdir(directory):
-        if name.isdecimal() and int(name) < epoch:
-            path_of(directory, int(name)).unlink(missing_ok=True)
+        number, _, kind = name.partition(".")
+        if number.isdecimal() and kind in ("", "http") and int(number) < epoch:
+            (directory / name).unlink(missing_ok=True)
 
 
 def is_same_user(descriptor: int) -> bool:

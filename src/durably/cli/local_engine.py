@@ -1,0 +1,43 @@
+"""The engine in an app's own processes, by the path of its database: HTTP over its owner's socket."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
+
+from durably.embedded import sockets
+
+from .failures import CliError
+
+
+class _SocketConnection(HTTPConnection):
+    def __init__(self, *args: Any, path: Path, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._path = path
+
+    def _new_conn(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(5.0)
+            connection.connect(str(self._path))
+        except OSError as error:
+            connection.close()
+            raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
+        return connection
+
+
+class SocketPool(HTTPConnectionPool):
+    """Raises ``CliError`` where no process has ever owned the database, or its path is none."""
+
+    ConnectionCls = _SocketConnection
+
+    def __init__(self, database: Path, timeout: urllib3.Timeout) -> None:
+        newest = sockets.newest(sockets.directory_of(Path(database).resolve()))
+        if newest is None:
+            raise CliError(
+                f"no app runs its engine on {database}: start the app, or check that this is what its Embedded(…) says"
+            )
+        super().__init__("localhost", retries=False, timeout=timeout, path=sockets.api_path_of(newest))

@@ -1,0 +1,41 @@
+"""The engine's HTTP API on a socket for the user alone, beside the one at which processes meet.
+
+It is for the command line (``durably runs list --db …``). No keys are asked for: whoever can open the socket can
+read the database.
+"""
+
+import os
+from pathlib import Path
+
+from aiohttp import web
+
+from durably.engine.embedded import EmbeddedEngine
+from durably.engine.embedded.api.application import create_api
+from durably.engine.embedded.api.auth import ApiKeys
+from durably.engine.embedded.api.unreadable import SERVER_LOGGER
+from durably.protocol.headers import ServerKind
+
+_SHUTDOWN_SECONDS = 0.5
+
+
+class ApiSocket:
+    """Open with ``await ApiSocket.open(engine, path)``."""
+
+    def __init__(self, runner: web.AppRunner, path: Path) -> None:
+        self._runner = runner
+        self._path = path
+
+    @classmethod
+    async def open(cls, engine: EmbeddedEngine, path: Path) -> "ApiSocket":
+        api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV))
+        runner = web.AppRunner(
+            api, access_log=None, logger=SERVER_LOGGER, shutdown_timeout=_SHUTDOWN_SECONDS, handle_signals=False
+        )
+        await runner.setup()
+        await web.UnixSite(runner, str(path)).start()
+        os.chmod(path, 0o600)
+        return cls(runner, path)
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
