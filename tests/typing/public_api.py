@@ -3,6 +3,7 @@
 from typing import assert_type
 
 import durably
+import durably.testing
 
 client = durably.Client(app_id="typing", is_production=False)
 
@@ -38,3 +39,17 @@ async def async_function(ctx: durably.Context) -> bytes:
 
 assert_type(sync_function, durably.Function[float])
 assert_type(async_function, durably.Function[bytes])
+
+
+async def test_async() -> None:
+    async with durably.testing.TestEngine(client, [sync_function, async_function]) as engine:
+        run = await engine.send(durably.Event(name="never"))
+        assert_type(run, durably.testing.TestRun)
+        assert_type(await run.wait(), durably.testing.TestRun)
+        assert_type(await engine.send([durably.Event(name="never")]), list[durably.testing.TestRun])
+        assert_type(run.steps["load"], durably.testing.TestStep)
+
+
+def test_sync() -> None:
+    with durably.testing.TestEngine(client, [sync_function]).sync() as engine:
+        assert_type(engine.send(durably.Event(name="never")).wait(), durably.testing.SyncTestRun)
