@@ -162,3 +162,48 @@ def test_input_that_cannot_be_used_is_named(ask: Ask, arguments: tuple[str, ...]
     result = ask(*arguments)
     assert (result.status, "Traceback" in result.stderr) == (status, False), result.stderr
     assert fault in result.stderr
+
+
+def test_a_function_is_paused_and_resumed(ask: Ask, dev: Command) -> None:
+    assert ask("functions", "pause", "shop-place").stdout == "shop-place is paused\n"
+    listed = ask("functions", "list").stdout.splitlines()
+    assert [line.split() for line in listed] == [
+        ["FUNCTION", "APP", "TRIGGERS", "STATE"],
+        ["shop-place", "shop", "order/placed", "paused"],
+    ]
+    skipped = ask("invoke", "shop-place", "--data", '{"total": 1}')
+    assert skipped.status == 1
+    assert "skipped: no run of the function 'shop-place' was started: it is paused" in skipped.stderr
+    assert ask("functions", "resume", "shop-place").stdout == "shop-place is active\n"
+    [function] = json.loads(ask("functions", "list", "--json").stdout)
+    assert function["id"] == "shop-place"
+    replayed = ask("runs", "replay", "--function", "shop-place", "--status", "skipped", "--since", "1h")
+    assert replayed.stdout == "1 run was started again\n", replayed.stderr
+    unknown = ask("functions", "pause", "shop-none")
+    assert (unknown.status, "'shop-none'" in unknown.stderr) == (1, True)
+
+
+def test_a_run_goes_again_from_a_step(ask: Ask, dev: Command) -> None:
+    run_id = ask("invoke", "shop-place", "--data", '{"total": 3}', "--no-wait").stdout.strip()
+    dev.until(rf"{run_id[-6:]} .* run completed")
+    again = ask("runs", "rerun", run_id, "--from-step", "charge")
+    assert again.status == 0, again.stderr
+    dev.until(rf"{again.stdout.strip()[-6:]} .* run completed")
+    unknown = ask("runs", "rerun", run_id, "--from-step", "none")
+    assert unknown.status == 1
+    assert "no finished step 'none': it has 'charge'" in unknown.stderr
+    alone = ask("runs", "rerun", run_id, "--input", "[1]")
+    assert alone.status == 2
+    assert "--from-step" in alone.stderr
+    wrong = ask("runs", "rerun", run_id, "--from-step", "charge", "--input", "{}")
+    assert "must be a JSON array" in wrong.stderr
+
+
+def test_failed_runs_are_replayed(ask: Ask, dev: Command) -> None:
+    for _ in range(2):
+        assert ask("invoke", "shop-place", "--data", '{"total": 77, "fail": true}').status == 1
+    replayed = ask("runs", "replay", "--function", "shop-place", "--if", "event.data.total == 77", "--since", "1h")
+    assert replayed.stdout == "2 runs were started again\n", replayed.stderr
+    assert ask("runs", "replay", "--function", "shop-place", "--until", "2000-01-01T00:00:00Z").stdout.startswith("0 ")
+    bad = ask("runs", "replay", "--function", "shop-place", "--since", "yesterday")
+    assert (bad.status, "neither a moment" in bad.stderr) == (2, True)

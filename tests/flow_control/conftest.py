@@ -203,6 +203,11 @@ class World:
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
 
+    def plan(self, statement: str) -> str:
+        """How SQLite carries a statement out."""
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            return " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
+
     async def runs(self, fn_id: str) -> list[RunView]:
         """Oldest first."""
         return list(reversed(await self.engine.list_runs(function_id=f"shop-{fn_id}", limit=500)))

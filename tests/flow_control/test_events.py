@@ -5,6 +5,7 @@ from typing import Any
 
 from durably import Batch, Context, Debounce, Priority, RateLimit, Singleton
 from durably.engine.embedded.views import RunStatus
+from durably.protocol.events import Event
 
 from .conftest import World
 
@@ -46,8 +47,6 @@ async def test_idempotency_holds_for_a_day_and_over_restarts(world: World) -> No
 
 
 async def test_an_event_id_counts_once_in_a_day(world: World) -> None:
-    from durably.protocol.events import Event
-
     seen: list[Any] = []
     world.recording("work", seen)
     await world.open()

@@ -14,6 +14,7 @@ from durably.protocol.signatures import canonicalize
 
 numbers = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+hashed_ids = st.text("0123456789abcdef", min_size=1, max_size=8)
 values = st.recursive(
     st.none() | st.booleans() | numbers | texts,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
@@ -31,7 +32,7 @@ def test_what_has_no_canonical_form_is_sorted_at_least() -> None:
     assert canonical_json(b'{"b": 1, "a": 12345678901234567890}') == b'{"a":12345678901234567890,"b":1}'
 
 
-@given(memos=st.dictionaries(texts, values, max_size=6), event=st.dictionaries(texts, values, max_size=4))
+@given(memos=st.dictionaries(hashed_ids, values, max_size=6), event=st.dictionaries(texts, values, max_size=4))
 def test_a_call_of_canonical_parts_is_canonical(memos: dict[str, Any], event: dict[str, Any]) -> None:
     data = CallData(
         run_id="01HR",
