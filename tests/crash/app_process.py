@@ -22,6 +22,7 @@ import durably.tornado
 from durably import Checkpointing, Concurrency, Context, ContextSync, Event, Function, Timeouts, TriggerEvent
 
 NAP = dt.timedelta(milliseconds=150)
+SLEEP = dt.timedelta(seconds=4)
 PATIENCE = dt.timedelta(seconds=2)
 WORK_SECONDS = (0.05, 1.2)
 """Most steps are soon done; some last for longer than an engine takes to be back, or than a good part of its lease."""
@@ -136,6 +137,13 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
         tokens.append(ctx.step.invoke("child", function=child, data={}))
         return [*tokens, ctx.step.run("last", diary.execute, ctx, "last")]
 
+    @client.create_function(fn_id="doze", trigger=TriggerEvent(event="crash/doze"), retries=RETRIES)
+    async def doze(ctx: Context) -> None:
+        """Is asleep for longer than an engine is down."""
+        await ctx.step.run("lie down", diary.execute, ctx, "lie down")
+        await ctx.step.sleep("sleep", SLEEP)
+        await ctx.step.run("get up", diary.execute, ctx, "get up")
+
     async def clean_up(ctx: Context) -> str:
         return await ctx.step.run("cleaned", diary.execute, ctx, "cleaned")
 
@@ -149,7 +157,7 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
 
         await ctx.step.run("fall", fail)
 
-    return [child, answer, journey, voyage, walk, doomed]
+    return [child, answer, journey, voyage, walk, doze, doomed]
 
 
 async def main(port: int, diary: Diary) -> None:

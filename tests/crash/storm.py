@@ -17,7 +17,7 @@ import aiohttp
 from .engine_process import LEASE
 from .processes import Victim, free_port
 
-EVENTS = ("crash/journey", "crash/voyage", "crash/walk", "crash/doomed")
+EVENTS = ("crash/journey", "crash/voyage", "crash/walk", "crash/doze", "crash/doomed")
 _SENDERS = 3
 _PACE_SECONDS = 0.4
 """Each sender's pause: the load should keep up with the crashes, so that all ends soon after the last."""

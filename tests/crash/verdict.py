@@ -11,9 +11,9 @@ from typing import Any
 
 from durably.engine.embedded.check import check_database
 
-from .app_process import NAP
+from .app_process import NAP, SLEEP
 
-FUNCTIONS = {f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doomed")}
+FUNCTIONS = {f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doze", "doomed")}
 """What each event starts, and nothing else."""
 ENDS = {"crash-doomed": {"Failed"}, "crash-doomed-failure": {"Completed", "Failed"}}
 """All others are to complete. Failure handlers have one attempt, which an app that is killed has lost."""
@@ -127,11 +127,12 @@ class Verdict:
             yield f"{failures} runs failed; {len(handled)} of them were handled, by {handled.total()} runs"
 
     def sleeps_were_not_cut_short(self) -> Iterator[str]:
-        for (run_id, step), executions in self.executions.items():
-            if step == "a" and (began := self.executions.get((run_id, "first"))):
-                slept = min(each.at for each in executions) - min(each.at for each in began)
-                if slept < NAP.total_seconds() * 1000:
-                    yield f"run {run_id} slept for {slept} ms"
+        for before, after, duration in (("first", "a", NAP), ("lie down", "get up", SLEEP)):
+            for (run_id, step), executions in self.executions.items():
+                if step == after and (began := self.executions.get((run_id, before))):
+                    slept = min(each.at for each in executions) - min(each.at for each in began)
+                    if slept < duration.total_seconds() * 1000:
+                        yield f"run {run_id} slept for {slept} ms"
 
     def _memos(self, condition: str) -> Iterator[tuple[str, str, Any]]:
         query = f"SELECT runs.id, name, memo FROM memos JOIN runs ON runs.key = run_key WHERE {condition}"

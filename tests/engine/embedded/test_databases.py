@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from durably.engine.embedded import EmbeddedEngine
+from durably.engine.embedded import EmbeddedEngine, schema
 from durably.engine.embedded.reader import Reader
 from durably.engine.embedded.schema import MIGRATIONS, open_database, take_ownership
 from durably.engine.embedded.settings import Durability
@@ -248,6 +248,21 @@ async def test_durability(path: Path, durability: Durability) -> None:
     assert connection.execute("PRAGMA synchronous").fetchone() == (expected[durability],)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+async def test_the_log_shrinks_after_a_long_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "_MOST_LOG_BYTES", 100_000)
+    log = path.with_name("engine.db-wal")
+    async with opened(path) as engine:
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM events").fetchone()
+        while log.stat().st_size < 8_000_000:
+            await engine.send_events([Event(name="e", data={"text": "x" * 400_000})])
+        reader.close()
+        for _ in range(3):
+            await engine.send_events([Event(name="e", data={"text": "x" * 400_000})])
+        assert log.stat().st_size < 8_000_000
 
 
 def test_a_database_of_each_earlier_version_is_migrated(path: Path) -> None:

@@ -96,3 +96,12 @@ async def test_what_is_expected_of_the_engine(dev: Harness) -> None:
     assert b" 100 " in await exchange(dev, request.format("100-continue").encode())
     assert b" 417 " in await exchange(dev, request.format("cake").encode())
     assert b" 417 " in await exchange(dev, request.format("Käse").encode("latin-1"))
+
+
+async def test_a_disk_that_cannot_be_written_is_the_senders_to_try_again(dev: Harness) -> None:
+    connection = dev.engine._runtime._connection
+    connection.execute("PRAGMA query_only = 1")
+    status, answer = await dev.json("POST", "/e/any", json={"name": "a"})
+    assert (status, "readonly" in answer["error"]) == (503, True)
+    connection.execute("PRAGMA query_only = 0")
+    await dev.send("a")

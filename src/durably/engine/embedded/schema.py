@@ -292,11 +292,16 @@ MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION)
 """In order, each a script that takes the schema one version further. Those that were released never change."""
 
 
+_MOST_LOG_BYTES = 64 * 1024 * 1024
+"""What is kept of the write-ahead log after a long read, such as a backup, has let it grow."""
+
+
 def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     """A connection for the writer. Transactions are begun explicitly."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {durability.value}")
+    connection.execute(f"PRAGMA journal_size_limit = {_MOST_LOG_BYTES}")
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA busy_timeout = 5000")
     return connection
