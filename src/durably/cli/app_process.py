@@ -22,7 +22,7 @@ class AppProcess(ChildProcess):
     """Serves ``target``, which is ``module:app``; ``engine_origin`` is what the app is told to talk to."""
 
     def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
-        command = ("-m", _PROGRAM, target, "--host", host, "--port", str(port))
+        command = (sys.executable, "-m", _PROGRAM, target, "--host", host, "--port", str(port))
         super().__init__(target, command, {"INNGEST_DEV": engine_origin}, purpose="serves")
         self._host, self._port = host, port
         self._urls = [f"{self.origin}{each}" for each in ([path] if path else USUAL_PATHS)]
@@ -72,13 +72,14 @@ async def check_importable(target: str) -> None:
         raise AppFailedError("")
 
 
-def check_port_free(host: str, port: int) -> None:
+def check_port_free(host: str, port: int, *, option: str = "--app-port") -> None:
+    """Raises ``AppFailedError``, which names the option to give another with."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise AppFailedError(
-            f"port {port} of {host} is taken ({describe_os_error(error)}); choose another for the app with --app-port"
+            f"port {port} of {host} is taken ({describe_os_error(error)}); choose another with {option}"
         ) from None
 
 

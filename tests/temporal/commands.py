@@ -1,0 +1,60 @@
+"""Projects of users, written to a directory, and the real commands run in them."""
+
+from pathlib import Path
+
+from ..cli.conftest import write
+
+WORKFLOWS = """
+    import asyncio
+    from datetime import timedelta
+    from temporalio import workflow
+    from activities import process_order, slow
+
+    @workflow.defn
+    class OrderWorkflow:
+        @workflow.run
+        async def run(self, order_id: str) -> str:
+            return await workflow.execute_activity(
+                process_order, order_id, start_to_close_timeout=timedelta(seconds=10)
+            )
+
+    @workflow.defn
+    class SlowWorkflow:
+        @workflow.run
+        async def run(self, seconds: float) -> str:
+            return await workflow.execute_activity(
+                slow, seconds, start_to_close_timeout=timedelta(seconds=60)
+            )
+"""
+ACTIVITIES = """
+    import threading
+    import time
+    from temporalio import activity
+
+    @activity.defn
+    def process_order(order_id: str) -> str:
+        return f"processed {order_id} in {threading.current_thread().name.rpartition('_')[0]}"
+
+    @activity.defn
+    def slow(seconds: float) -> str:
+        print("slow begins", flush=True)
+        time.sleep(seconds)
+        return "slow is done"
+"""
+SHOP = """
+    from durably.temporal import Temporal
+    from activities import process_order, slow
+    from workflows import OrderWorkflow, SlowWorkflow
+
+    temporal = Temporal()
+    temporal.add_worker("orders-{id}", workflows=[OrderWorkflow], activities=[process_order])
+    temporal.add_worker("slow-{id}", workflows=[SlowWorkflow], activities=[slow])
+    other = 5
+"""
+
+
+def write_shop(directory: Path, id: str) -> None:
+    """A project with workers for two task queues, ``orders-{id}`` and ``slow-{id}``."""
+    write(directory / "workflows.py", WORKFLOWS)
+    write(directory / "activities.py", ACTIVITIES)
+    write(directory / "shop.py", SHOP.replace("{id}", id))

