@@ -165,6 +165,17 @@ def test_importing_durably_brings_no_framework_no_engine_and_no_pydantic() -> No
     assert [f"durably.{adapter}" for adapter in ADAPTERS if f"durably.{adapter}" in loaded] == []
 
 
+def test_nothing_but_tests_knows_testing() -> None:
+    files = [file for file in modules() if file.relative_to(PACKAGE).parts[0] != "testing"]
+    assert violations(files, lambda m: not is_within(m, "durably.testing")) == []
+
+
+def test_the_simulator_of_digital_ocean_needs_no_engine() -> None:
+    done = python("from durably.testing import DigitalOceanSimulator; import sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert [module for module in done.stdout.split() if is_within(module, "durably.engine", "aiohttp", "pytest")] == []
+
+
 def test_importing_durably_starts_nothing() -> None:
     done = python("import durably, threading; print(threading.active_count())")
     assert done.stdout.strip() == "1", done.stderr

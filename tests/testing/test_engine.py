@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import random
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -312,9 +313,14 @@ async def test_wrong_options_are_refused_as_by_any_engine() -> None:
     )
     def odd(ctx: durably.ContextSync) -> None: ...
 
+    engine = TestEngine(client, [odd])
     with pytest.raises(durably.errors.Error, match="shop-odd"):
-        async with TestEngine(client, [odd]):
+        async with engine:
             pass
+    with pytest.raises(RuntimeError, match="is not open"):
+        engine.runs()
+    assert client.engine is None
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("durably-writer")]
 
 
 async def test_calls_that_are_too_large_for_one_body() -> None:

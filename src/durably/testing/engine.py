@@ -134,8 +134,12 @@ class TestEngine:
 
     async def __aenter__(self) -> Self:
         pool = ThreadPoolExecutor(self._calls_at_once, thread_name_prefix="durably-test-call")
-        self._stack.callback(pool.shutdown)
-        return await self.open(pool)
+        self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        try:
+            return await self.open(pool)
+        except BaseException:
+            await self.close()
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
@@ -150,7 +154,7 @@ class TestEngine:
 
     def describe_runs(self) -> str:
         """The timelines of the latest runs."""
-        runs = self.runs()
+        runs = [self._run(run.id) for run in self._open_records.inspector.latest_runs(_MOST_DESCRIBED + 1)]
         heading = f"The test engine's {'latest ' if len(runs) > _MOST_DESCRIBED else ''}runs, at {self.now}:"
         return "\n".join([heading, *(run.timeline() for run in runs[-_MOST_DESCRIBED:])])
 
@@ -169,11 +173,11 @@ class TestEngine:
             stack.enter_context(self._runtime.watchers.listen(self._recorder.note))
             inspector = Inspector(path, self._runtime.executor)
             stack.callback(inspector.close)
-            self._records = Records(inspector, self._recorder, self._clock)
             for handler in self._link.handlers.values():
                 await self._engine.sync_app(sync_request(handler))
             await self._clock.rest()
             await self._stack.enter_async_context(stack.pop_all())
+        self._records = Records(inspector, self._recorder, self._clock)
         return self
 
     async def close(self) -> None:

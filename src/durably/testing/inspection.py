@@ -52,15 +52,19 @@ class Inspector:
         """Oldest first."""
         found: list[RunView] = []
         while True:
-            page = self._page(function_id, found[-1].id if found else None)
+            page = self._page(function_id, found[-1].id if found else None, _PAGE)
             found += page
             if len(page) < _PAGE:
                 return found[::-1]
 
-    def _page(self, function_id: str | None, cursor: str | None) -> list[RunView]:
+    def latest_runs(self, limit: int) -> list[RunView]:
+        """Oldest first."""
+        return self._page(None, None, limit)[::-1]
+
+    def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[RunView]:
         first_call_at = self._executor.first_call_at
         return self._read(
-            lambda connection: queries.list_runs(connection, None, function_id, _PAGE, cursor, first_call_at)
+            lambda connection: queries.list_runs(connection, None, function_id, limit, cursor, first_call_at)
         )
 
     def steps(self, run_id: str) -> list[StepView]:
