@@ -1,17 +1,18 @@
 """The answer to a call, from how it ended: status, headers, JSON (spec §4.4.3, §5.1.1)."""
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import msgspec
 
 from durably.errors import OutputUnserializableError, RetryAfterError
-from durably.execution import Found, Outcome, Raised
+from durably.execution import Found, Outcome, Raised, StepReport
 from durably.protocol.durations import format_moment
 from durably.protocol.errors import describe_error, is_retriable
 from durably.protocol.headers import Header
-from durably.protocol.opcodes import Op
+from durably.protocol.opcodes import RETRY_AFTER_OPT
 from durably.reports import encode_output, finish
 
 
@@ -52,11 +53,19 @@ def _moment(retry_after: dt.datetime | dt.timedelta) -> dt.datetime:
 
 
 def _encode_found(found: Found) -> Answer:
-    headers: dict[str, str] = {}
-    ops: list[Op] = []
     for report in found.reports:
         finish(report)
-        ops.append(report.op)
-        if report.error is not None:
-            headers |= _error_headers(report.error)
-    return Answer(HTTPStatus.PARTIAL_CONTENT, msgspec.json.encode(ops), headers)
+    failed = [report for report in found.reports if report.error is not None]
+    headers = _error_headers(failed[0].error) if len(failed) == 1 and failed[0].error is not None else {}
+    if len(failed) > 1:
+        _tell_retries(failed)
+    return Answer(HTTPStatus.PARTIAL_CONTENT, msgspec.json.encode([report.op for report in found.reports]), headers)
+
+
+def _tell_retries(failed: Sequence[StepReport]) -> None:
+    """Headers speak of the answer as a whole; of several steps that failed, each op says by itself when to retry. That
+    is an addition of ours, as are the calls in which several steps are executed."""
+    for report in failed:
+        if isinstance(report.error, RetryAfterError):
+            moment = format_moment(_moment(report.error.retry_after))
+            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: moment}

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
+from durably.engine.backoff import clip_retry_after
 from durably.engine.errors import OpInvalidError
 from durably.engine.expressions import ExpressionInvalidError, compile_expression
-from durably.protocol.durations import DurationInvalidError, parse_moment
+from durably.protocol.durations import DurationInvalidError, parse_moment, parse_retry_after
 from durably.protocol.limits import DEFAULT_LONG_TIMEOUT, MAX_EVENT_NAME_LENGTH, MAX_WAIT
-from durably.protocol.opcodes import Op
+from durably.protocol.opcodes import RETRY_AFTER_OPT, Op
 
 
 class EventAsk(msgspec.Struct, frozen=True):
@@ -47,6 +48,14 @@ def read_sleep(op: Op, now: int) -> int:
     """When the sleep ends. The Python SDK sends the time in ``name``, others in ``opts.duration``."""
     text = _text(op, "duration") or op.name or "0s"
     return _until(op, text, now)
+
+
+def read_retry_after(op: Op, now: int) -> int | None:
+    """When a step that failed wants to be tried again, if it says so itself."""
+    text = _text(op, RETRY_AFTER_OPT)
+    moment = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
+    wanted = parse_retry_after(text, moment) if text else None
+    return None if wanted is None else round(clip_retry_after(wanted, moment).timestamp() * 1000)
 
 
 def read_event_wait(op: Op, now: int) -> EventAsk:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from durably.engine.answers import Asked
-from durably.engine.asks import read_event_wait, read_invoke, read_signal_wait, read_sleep, step_name
+from durably.engine.asks import read_event_wait, read_invoke, read_retry_after, read_signal_wait, read_sleep, step_name
 from durably.engine.errors import OpInvalidError
 from durably.engine.head import Call, RunStatus, Wait
 from durably.engine.inputs import AwaitEvent, AwaitSignal, Invoke, MakeRequest, Sleep
@@ -69,7 +69,7 @@ def _step_error(answering: Answering, op: Op) -> None:
     if answering.answer.no_retry or attempt + 1 >= turn.max_attempts:
         _step_failed(answering, op)
     else:
-        retry_at = answering.answer.retry_at
+        retry_at = read_retry_after(op, turn.now) or answering.answer.retry_at
         turn.retry(answering.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
 
 

@@ -27,6 +27,10 @@ class Opcode(StrEnum):
     DISCOVERY_REQUEST = "DiscoveryRequest"
 
 
+RETRY_AFTER_OPT = "retryAfter"
+"""In the opts of a failed step: when to try it again, where the header cannot tell, since several failed."""
+
+
 class ParallelMode(StrEnum):
     """When the engine asks for discovery while several steps of a run are under way.
 

@@ -43,6 +43,19 @@ async def test_steps_are_executed_once_and_their_memos_come_back(engine: Embedde
     assert [len(call.ctx.stack.stack or []) for call in app.calls if call.ctx.stack] == [0, 1, 2, 3]
 
 
+async def test_many_parallel_steps_of_an_app_that_executes_one_a_call(engine: EmbeddedEngine, app: SmallApp) -> None:
+    """Steps that shared its request, of which it knows nothing, are called for again."""
+
+    @app.function("many")
+    def many(steps: Steps) -> object:
+        return sum(steps.parallel(*(steps.running(f"step {n}", lambda n=n: n) for n in range(100))))  # type: ignore[misc]
+
+    await engine.sync_app(app.sync_request())
+    assert output(await run_to_end(engine, "many")) == sum(range(100))
+    assert app.executions == {f"step {n}": 1 for n in range(100)}
+    assert len(app.calls) == 102
+
+
 async def test_a_step_is_tried_again_and_its_error_can_be_caught(engine: EmbeddedEngine, app: SmallApp) -> None:
     @app.function("flaky", retries=1)
     def flaky(steps: Steps) -> object:

@@ -1,4 +1,4 @@
-"""An app that dies once, by SIGKILL, in the middle of a step; run by ``test_crashes``."""
+"""An app that dies once, by SIGKILL, in the middle of a step; run by ``test_checkpoint_crashes``."""
 
 import os
 import signal
