@@ -5,6 +5,7 @@ import datetime as dt
 import pytest
 
 import durably
+from durably.engine.errors import EngineClosedError
 from durably.testing import TestEngine
 
 from .shop import DAY, CardError, client, onboard
@@ -110,3 +111,11 @@ async def test_only_the_latest_is_remembered_of_very_many_runs(monkeypatch: pyte
         assert "what happened at first is not remembered" in runs[0].timeline()
         assert runs[0].steps["welcome"].output == "Welcome, ada@example.com!"
         assert runs[-1].steps["a-month"].due_at == engine.now + 30 * DAY
+
+
+async def test_after_the_engine_is_closed_its_runs_say_so() -> None:
+    async with TestEngine(client, [onboard]) as engine:
+        run = await engine.send(SIGN_UP)
+    with pytest.raises(EngineClosedError, match="inside of its `with` block"):
+        _ = run.status
+    assert "is closed" in repr(run)

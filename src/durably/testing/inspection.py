@@ -12,6 +12,7 @@ from durably.engine.embedded import queries
 from durably.engine.embedded.executor import Executor
 from durably.engine.embedded.schema import connect_reader
 from durably.engine.embedded.views import RunView, StepView
+from durably.engine.errors import EngineClosedError
 from durably.protocol.events import Event
 
 from .replays import PastStep
@@ -36,9 +37,12 @@ class Inspector:
         self._connection = connect_reader(path)
         self._executor = executor
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def close(self) -> None:
-        self._connection.close()
+        with self._lock:
+            self._is_closed = True
+            self._connection.close()
 
     def run(self, run_id: str) -> RunView:
         run = self._read(lambda connection: queries.find_run(connection, run_id, self._executor.first_call_at))
@@ -90,6 +94,8 @@ class Inspector:
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         with self._lock:
+            if self._is_closed:
+                raise EngineClosedError("the test engine is closed: look at its runs inside of its `with` block")
             self._connection.execute("BEGIN")
             try:
                 return query(self._connection)

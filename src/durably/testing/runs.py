@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.embedded.views import RunStatus, RunView
+from durably.engine.errors import EngineClosedError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 
@@ -122,8 +123,8 @@ class RunFacts:
     def __repr__(self) -> str:
         try:
             return f"<{self.timeline()}>"
-        except RunUnknownError as error:
-            return f"<no run: {error}>"
+        except (RunUnknownError, EngineClosedError) as error:
+            return f"<run: {error}>"
 
     # assertions
 
