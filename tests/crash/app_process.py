@@ -19,7 +19,19 @@ import tornado.web
 
 import durably
 import durably.tornado
-from durably import Checkpointing, Concurrency, Context, ContextSync, Event, Function, Timeouts, TriggerEvent
+from durably import (
+    Batch,
+    Checkpointing,
+    Concurrency,
+    Context,
+    ContextSync,
+    Debounce,
+    Event,
+    Function,
+    Throttle,
+    Timeouts,
+    TriggerEvent,
+)
 
 NAP = dt.timedelta(milliseconds=150)
 SLEEP = dt.timedelta(seconds=4)
@@ -137,12 +149,35 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
         tokens.append(ctx.step.invoke("child", function=child, data={}))
         return [*tokens, ctx.step.run("last", diary.execute, ctx, "last")]
 
-    @client.create_function(fn_id="doze", trigger=TriggerEvent(event="crash/doze"), retries=RETRIES)
+    @client.create_function(
+        fn_id="doze",
+        trigger=TriggerEvent(event="crash/doze"),
+        retries=RETRIES,
+        throttle=Throttle(limit=1, period=dt.timedelta(seconds=1)),
+    )
     async def doze(ctx: Context) -> None:
         """Is asleep for longer than an engine is down."""
         await ctx.step.run("lie down", diary.execute, ctx, "lie down")
         await ctx.step.sleep("sleep", SLEEP)
         await ctx.step.run("get up", diary.execute, ctx, "get up")
+
+    @client.create_function(
+        fn_id="batch",
+        trigger=TriggerEvent(event="crash/batch"),
+        retries=RETRIES,
+        batch_events=Batch(max_size=3, timeout=dt.timedelta(seconds=2)),
+    )
+    async def batch(ctx: Context) -> None:
+        await ctx.step.run("batched", diary.execute, ctx, "batched")
+
+    @client.create_function(
+        fn_id="settle",
+        trigger=TriggerEvent(event="crash/settle"),
+        retries=RETRIES,
+        debounce=Debounce(period=dt.timedelta(seconds=1), key="event.data.number % 3"),
+    )
+    async def settle(ctx: Context) -> None:
+        await ctx.step.run("settled", diary.execute, ctx, "settled")
 
     async def clean_up(ctx: Context) -> str:
         return await ctx.step.run("cleaned", diary.execute, ctx, "cleaned")
@@ -157,7 +192,7 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
 
         await ctx.step.run("fall", fail)
 
-    return [child, answer, journey, voyage, walk, doze, doomed]
+    return [child, answer, journey, voyage, walk, doze, batch, settle, doomed]
 
 
 async def main(port: int, diary: Diary) -> None:

@@ -8,7 +8,8 @@ import contextlib
 import random
 import signal
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,13 @@ import aiohttp
 from .engine_process import LEASE
 from .processes import Victim, free_port
 
-EVENTS = ("crash/journey", "crash/voyage", "crash/walk", "crash/doze", "crash/doomed")
-_SENDERS = 3
+Request = Callable[[str], AbstractAsyncContextManager[aiohttp.ClientResponse]]
+
+EVENTS = tuple(f"crash/{name}" for name in ("journey", "voyage", "walk", "doze", "batch", "settle", "doomed"))
+_SENDERS = 4
 _PACE_SECONDS = 0.4
 """Each sender's pause: the load should keep up with the crashes, so that all ends soon after the last."""
+_COUNT_LEFT = "SELECT (SELECT count(*) FROM heads) + (SELECT count(*) FROM held_events)"
 _LONGEST_STOP = 2 * LEASE.total_seconds()
 
 
@@ -49,17 +53,24 @@ class Storm:
     async def rage(self, blows: int) -> None:
         """Strike ``blows`` times while events are sent, and wait until all that was begun has ended."""
         async with self._running(), aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as http:
-            await self._sync(http)
+            await self._until(http.put, self.app_url)
             async with asyncio.TaskGroup() as senders:
                 for _ in range(_SENDERS):
                     senders.create_task(self._send_events(http))
                 try:
                     for _ in range(blows):
-                        await asyncio.sleep(self._random.uniform(0.05, 0.9))
+                        await self._let_pass_some_time(http)
                         await self._strike()
                 finally:
                     self._is_over = True
             await self._calm()
+
+    async def _let_pass_some_time(self, http: aiohttp.ClientSession) -> None:
+        """Often from when all is up, so that there is something to destroy; else it may just be starting."""
+        if self._random.random() < 0.6:
+            await self._until(http.get, f"{self.engine_url}/health")
+            await self._until(http.get, self.app_url)
+        await asyncio.sleep(self._random.uniform(0.05, 0.9))
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
@@ -71,13 +82,14 @@ class Storm:
             self.engine.kill()
             self.app.kill()
 
-    async def _sync(self, http: aiohttp.ClientSession) -> None:
+    async def _until(self, request: Request, url: str) -> None:
+        """Repeat a request until it succeeds. To put something to the app has it sync."""
         while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with http.put(self.app_url) as response:
+                async with request(url) as response:
                     if response.status == 200:
                         return
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
 
     async def _send_events(self, http: aiohttp.ClientSession) -> None:
         """Each event is sent until it is acknowledged."""
@@ -116,9 +128,9 @@ class Storm:
             victim.start()
 
     async def _calm(self) -> None:
-        """Returns once no run is live."""
+        """Returns once no run is live, and no event is to start one later."""
         while True:
             with contextlib.closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:
-                if connection.execute("SELECT count(*) FROM heads").fetchone() == (0,):
+                if connection.execute(_COUNT_LEFT).fetchone() == (0,):
                     return
             await asyncio.sleep(0.1)

@@ -13,7 +13,9 @@ from durably.engine.embedded.check import check_database
 
 from .app_process import NAP, SLEEP
 
-FUNCTIONS = {f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doze", "doomed")}
+FUNCTIONS = {
+    f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doze", "batch", "settle", "doomed")
+}
 """What each event starts, and nothing else."""
 ENDS = {"crash-doomed": {"Failed"}, "crash-doomed-failure": {"Completed", "Failed"}}
 """All others are to complete. Failure handlers have one attempt, which an app that is killed has lost."""
@@ -48,12 +50,20 @@ class Verdict:
         started: dict[str, list[str]] = defaultdict(list)
         for sender_id, function_id in self._rows(
             "SELECT sender_id, function_id FROM runs JOIN events ON events.key = runs.event_key "
-            "WHERE sender_id IS NOT NULL"
+            "WHERE sender_id IS NOT NULL AND NOT is_batch UNION ALL "
+            "SELECT sender_id, function_id FROM run_events JOIN runs ON runs.key = run_key "
+            "JOIN events ON events.key = run_events.event_key"
         ):
             started[sender_id].append(function_id)
         for event_id, name in self.accepted.items():
-            if started[event_id] != [FUNCTIONS[name]]:
+            if started[event_id] != [FUNCTIONS[name]] and (name != "crash/settle" or len(started[event_id]) > 1):
                 yield f"event {event_id} ({name}) led to {started[event_id]}"
+        for key in range(3):
+            number = "json_extract(CAST(body AS TEXT), '$.data.number')"
+            query = f"SELECT sender_id FROM events WHERE name = 'crash/settle' AND {number} % 3 = ? ORDER BY key"
+            *_, [last] = [*self._rows(query, (key,))] or [[None]]
+            if last is not None and not started[last]:
+                yield f"event {last}, the last of those that are debounced together, led to no run"
         for (event_id,) in self._rows("SELECT sender_id FROM events WHERE name = 'crash/asked'"):
             if started[event_id] != ["crash-answer"]:
                 yield f"event {event_id} led to {started[event_id]}"
