@@ -142,8 +142,9 @@ async def test_a_mock_that_raises_is_tried_again_unless_it_says_not_to() -> None
         final.assert_step("step", error="NonRetriableError", attempts=1)
 
 
-async def test_a_step_fails_on_chosen_attempts() -> None:
-    async with TestEngine(client, [single]) as engine:
+@pytest.mark.parametrize("checkpointing", [False, True])
+async def test_a_step_fails_on_chosen_attempts(checkpointing: bool) -> None:
+    async with TestEngine(client, [single], checkpointing=checkpointing) as engine:
         start = engine.now
         engine.fail_step("step", attempts=[0, 1], error=CardError)
         run = await (await engine.send(GO)).wait()
