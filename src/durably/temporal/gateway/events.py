@@ -7,7 +7,7 @@ Each event of the history becomes one, with its number as the id, so that a read
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from http import HTTPStatus
 
 from pydantic import BaseModel
@@ -39,7 +39,7 @@ async def events(call: Call) -> GatewayResponse:
     )
 
 
-async def _follow(call: Call, run_id: str, seen: int) -> AsyncIterator[bytes]:
+async def _follow(call: Call, run_id: str, seen: int) -> AsyncGenerator[bytes, None]:
     yield b"retry: 2000\n\n"
     brief = Brief(call.client.data_converter)
     try:

@@ -4,10 +4,11 @@
 found out first, without the server; then the app says whether it is allowed; only then the server is asked.
 """
 
+import inspect
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -77,6 +78,7 @@ class Gateway:
         self.allow_anonymous = allow_anonymous
         self.limits = limits or Limits()
         self._authorize = authorize
+        self._is_authorize_async = inspect.iscoroutinefunction(authorize)
         self._types = _WorkflowTypes()
         self._pollers = Pollers()
 
@@ -148,10 +150,12 @@ class Gateway:
             principal=request.principal,
             request=request.raw_request,
         )
-        verdict = self._authorize(action)
-        if not isinstance(verdict, bool) and verdict is not None:
-            verdict = await io.resolve(verdict)
-        check_verdict(verdict)
+        authorize = self._authorize
+        if request.call_blocking is not None and not self._is_authorize_async:
+            verdict = await request.call_blocking(lambda: authorize(action))
+        else:
+            verdict = authorize(action)
+        check_verdict(await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict)
 
     async def _perform(self, request: GatewayRequest, found: Match, workflow_id: str, value: Any) -> GatewayResponse:
         call = Call(
@@ -204,12 +208,11 @@ class _WorkflowTypes:
             raise not_found("there is no such workflow here")
 
 
-def iterate_sync(stream: AsyncIterator[bytes]) -> Iterator[bytes]:
+def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
     """A response's stream in a thread: each chunk is waited for on the portal."""
     portal = get_portal()
     try:
         while (chunk := portal.run(anext(stream, None))) is not None:
             yield chunk
     finally:
-        if hasattr(stream, "aclose"):
-            portal.run(stream.aclose())
+        portal.run(stream.aclose())

@@ -1,6 +1,5 @@
 """What happened in a workflow, in brief: which activity, timer or signal, and why one failed. Never their contents."""
 
-import base64
 import datetime as dt
 from typing import Any
 
@@ -12,7 +11,7 @@ from .call import Call
 from .failures import causes
 from .messages import GatewayResponse, answer
 from .models import HistoryEvent, HistoryPage
-from .reading import page_token
+from .reading import page_after, page_token
 
 _NAMES = (
     ("activity_type", "name"),
@@ -32,16 +31,18 @@ async def history(call: Call) -> GatewayResponse:
     )
     await events.fetch_next_page()
     brief = Brief(call.client.data_converter)
-    token = events.next_page_token
     page = HistoryPage(
         events=[await brief.event(event) for event in events.current_page or ()],
-        next_page=base64.urlsafe_b64encode(token).decode() if token else None,
+        next_page=page_after(events.next_page_token),
     )
     return answer(page)
 
 
 class Brief:
-    """Reads events in their order: what an activity's later events are about stands in its first one."""
+    """Reads events in their order: what an activity's later events are about stands in its first one.
+
+    On a later page that one may be missing, and the name with it; ``begun_by`` tells which it is.
+    """
 
     def __init__(self, converter: DataConverter) -> None:
         self._converter = converter
@@ -55,6 +56,7 @@ class Brief:
             time=raw.event_time.ToDatetime(dt.UTC),
             type=EventType.Name(raw.event_type).removeprefix("EVENT_TYPE_").lower(),
             name=self._name(raw, attributes),
+            begun_by=_first(attributes) or None,
             attempt=getattr(attributes, "attempt", 0) or None,
             failure=None if failure is None else causes(await self._converter.decode_failure(failure)),
         )
@@ -66,14 +68,14 @@ class Brief:
             name = name or (getattr(value, inner) if inner and value is not None else value)
         if raw.HasField("workflow_execution_update_accepted_event_attributes"):
             name = raw.workflow_execution_update_accepted_event_attributes.accepted_request.input.name
-        first = (
-            getattr(attributes, "scheduled_event_id", 0)
-            or getattr(attributes, "initiated_event_id", 0)
-            or getattr(attributes, "accepted_event_id", 0)
-        )
         if name:
             self._names[raw.event_id] = name
-        return name or self._names.get(first)
+        return name or self._names.get(_first(attributes))
+
+
+def _first(attributes: Any) -> int:
+    fields = ("scheduled_event_id", "initiated_event_id", "accepted_event_id")
+    return next((number for field in fields if (number := getattr(attributes, field, 0))), 0)
 
 
 def _has(attributes: Any, field: str) -> bool:

@@ -1,6 +1,6 @@
 """A request and a response of the gateway, without a framework."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -16,7 +16,8 @@ class GatewayRequest:
 
     ``path`` is what follows the gateway's mount point ``mount`` (``/api``), percent-decoded; ``headers`` may be in any
     case; of query parameters that come several times the first counts. ``principal`` is who asks, as the framework
-    knows it; ``raw_request`` is the framework's own.
+    knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a hook that may block, for frameworks in
+    which not every thread may do what hooks do.
     """
 
     method: str
@@ -27,6 +28,7 @@ class GatewayRequest:
     body: bytes
     raw_request: Any
     principal: Any = None
+    call_blocking: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None
 
     def __post_init__(self) -> None:
         self.headers = {name.lower(): value for name, value in self.headers.items()}
@@ -48,7 +50,7 @@ class GatewayResponse:
     status_code: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    stream: Callable[[], AsyncIterator[bytes]] | None = None
+    stream: Callable[[], AsyncGenerator[bytes, None]] | None = None
 
 
 def answer(body: BaseModel, status: HTTPStatus = HTTPStatus.OK, **headers: str) -> GatewayResponse:

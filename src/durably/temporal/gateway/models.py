@@ -167,6 +167,7 @@ class HistoryEvent(Body):
     time: dt.datetime
     type: str
     name: str | None = Field(default=None, description="The activity, signal, update, timer or child workflow.")
+    begun_by: int | None = Field(default=None, description="The event that began what this one is about.")
     attempt: int | None = None
     failure: list[FailureCause] | None = None
 

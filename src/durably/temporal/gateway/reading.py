@@ -3,6 +3,7 @@
 import base64
 import binascii
 import datetime as dt
+import hashlib
 from typing import Any
 
 from google.protobuf.message import Message
@@ -28,7 +29,8 @@ _STATUSES: dict[WorkflowExecutionStatus, WorkflowStatus] = {
     WorkflowExecutionStatus.CONTINUED_AS_NEW: "continued_as_new",
     WorkflowExecutionStatus.TIMED_OUT: "timed_out",
 }
-_FILTERS = {
+_CHECKSUM_BYTES = 6
+FILTERS = {
     "running": "Running",
     "completed": "Completed",
     "failed": "Failed",
@@ -44,9 +46,9 @@ async def list_workflows(call: Call) -> GatewayResponse:
     workflow = call.exposure.definition.name
     clauses = [f"WorkflowType = '{workflow.replace(chr(39), chr(39) * 2)}'"]
     if status := call.request.query("status"):
-        if status not in _FILTERS:
-            raise bad_request(f"status is one of {', '.join(_FILTERS)}")
-        clauses.append(f"ExecutionStatus = '{_FILTERS[status]}'")
+        if status not in FILTERS:
+            raise bad_request(f"status is one of {', '.join(FILTERS)}")
+        clauses.append(f"ExecutionStatus = '{FILTERS[status]}'")
     if query := (call.request.query("query") or "").strip():
         clauses.append(f"({check_query(query)})")
     pages = call.client.list_workflows(
@@ -57,10 +59,9 @@ async def list_workflows(call: Call) -> GatewayResponse:
     )
     await pages.fetch_next_page()
     found = [item for item in pages.current_page or () if item.workflow_type == workflow]
-    token = pages.next_page_token
     page = Page(
         workflows=[Summary(**_summary(call, item)) for item in found],
-        next_page=base64.urlsafe_b64encode(token).decode() if token else None,
+        next_page=page_after(pages.next_page_token),
     )
     return answer(page)
 
@@ -82,13 +83,27 @@ def check_query(query: str) -> str:
     return query
 
 
+def page_after(token: bytes | None) -> str | None:
+    """The server's token in a form for URLs, with a checksum: servers fail at tokens that they did not make."""
+    return base64.urlsafe_b64encode(_checksum(token) + token).decode() if token else None
+
+
 def page_token(text: str | None) -> bytes | None:
+    """What ``page_after`` was made from. Raises a problem."""
     if not text:
         return None
     try:
-        return base64.b64decode(text, altchars=b"-_", validate=True)
+        decoded = base64.b64decode(text, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        raise bad_request("page is not one that a list gave") from None
+        decoded = b""
+    checksum, token = decoded[:_CHECKSUM_BYTES], decoded[_CHECKSUM_BYTES:]
+    if not token or checksum != _checksum(token):
+        raise bad_request("page is not one that was given as next_page")
+    return token
+
+
+def _checksum(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()[:_CHECKSUM_BYTES]
 
 
 async def describe(call: Call) -> GatewayResponse:

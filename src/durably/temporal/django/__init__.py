@@ -1,0 +1,26 @@
+"""Temporal in a Django project: the connection of its settings, the gateway, transactions, permissions, errors.
+
+``temporal`` is the project's connection, made from its settings when it is first used.
+"""
+
+try:
+    import django
+except ImportError as error:
+    raise ImportError('durably.temporal.django needs Django: pip install "durably[django,temporal]"') from error
+
+from .conf import get_temporal, temporal
+from .middleware import TemporalErrorMiddleware
+from .permissions import require_permissions
+from .transactions import start_on_commit
+from .views import urls
+
+__all__ = [
+    "TemporalErrorMiddleware",
+    "get_temporal",
+    "require_permissions",
+    "start_on_commit",
+    "temporal",
+    "urls",
+]
+
+del django

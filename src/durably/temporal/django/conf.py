@@ -1,0 +1,50 @@
+"""The project's connection to Temporal, from Django's settings.
+
+``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` stand by themselves; the dictionary ``TEMPORAL``
+has the rest: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, ``ENCRYPTION_KEYS`` (``"id:base64"``, the first
+encrypts), and ``OPTIONS``, further arguments of ``durably.temporal.Temporal``. The environment comes before them.
+"""
+
+import functools
+from typing import Any, cast
+
+from django.conf import settings
+from django.utils.functional import SimpleLazyObject
+
+from durably.temporal.connection import Temporal
+from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.settings import FRAMEWORK_KEYS
+
+_PLAIN = ("SERVER", "NAMESPACE", "TASK_QUEUE")
+_OTHER_KEYS = frozenset({"ENCRYPTION_KEYS", "OPTIONS"})
+
+
+def configuration() -> dict[str, Any]:
+    """What Django's settings say of the connection."""
+    given = {name: getattr(settings, f"TEMPORAL_{name}", None) for name in _PLAIN}
+    rest = {name: value for name, value in _dictionary().items() if name in FRAMEWORK_KEYS}
+    return {name: value for name, value in {**given, **rest}.items() if value is not None}
+
+
+def _dictionary() -> dict[str, Any]:
+    rest = getattr(settings, "TEMPORAL", {})
+    if unknown := sorted(set(rest) - FRAMEWORK_KEYS - _OTHER_KEYS):
+        known = ", ".join(sorted(FRAMEWORK_KEYS | _OTHER_KEYS))
+        raise TemporalSettingsError(f"settings.TEMPORAL has an unknown key {unknown[0]!r}; known are {known}")
+    return dict(rest)
+
+
+@functools.cache
+def get_temporal() -> Temporal:
+    """The project's connection; connects when it is first used. Raises ``TemporalSettingsError``."""
+    rest = _dictionary()
+    options = dict(rest.get("OPTIONS", {}))
+    if keys := rest.get("ENCRYPTION_KEYS"):
+        from durably.temporal.encryption import EncryptionCodec, EncryptionKey
+
+        options.setdefault("encryption", EncryptionCodec(*(EncryptionKey.parse(key) for key in keys)))
+    return Temporal(configuration=configuration, **options)
+
+
+temporal = cast(Temporal, SimpleLazyObject(get_temporal))
+"""``get_temporal()``, for import at the top of a module, where settings may not be read yet."""

@@ -1,0 +1,158 @@
+"""The gateway, and Temporal's errors, in a FastAPI app."""
+
+import inspect
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any
+
+try:
+    import fastapi
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, StreamingResponse
+    from fastapi.routing import APIRoute
+except ImportError as error:
+    raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
+
+from .gateway import Gateway, GatewayRequest, GatewayResponse
+from .gateway.endpoints import PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
+from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, invalid_input, to_problem
+
+_PLACES: dict[str, Any] = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
+
+
+def router(
+    gateway: Gateway,
+    *,
+    prefix: str = "",
+    principal: Callable[..., Any] | None = None,
+    dependencies: Sequence[Any] = (),
+    tags: Sequence[str] | None = None,
+    include_in_schema: bool = True,
+) -> fastapi.APIRouter:
+    """The gateway's endpoints, typed in the app's OpenAPI document, for ``app.include_router``.
+
+    ``principal`` is a dependency whose value ``authorize`` gets as ``action.principal``; ``dependencies`` run before
+    each request as on any router.
+    """
+    made = fastapi.APIRouter(
+        prefix=prefix,
+        dependencies=list(dependencies),
+        route_class=_GatewayRoute,
+        include_in_schema=include_in_schema,
+    )
+    for endpoint in endpoints(gateway.exposures):
+        made.add_api_route(
+            endpoint.path,
+            _view(gateway, endpoint, principal),
+            methods=[endpoint.method],
+            operation_id=endpoint.operation_id,
+            summary=endpoint.summary,
+            description=endpoint.description or None,
+            tags=list(tags or [endpoint.tag]),
+            responses=_responses(endpoint),
+            status_code=int(next(iter(endpoint.responses))),
+            response_class=StreamingResponse if None in endpoint.responses.values() else JSONResponse,
+            response_model=None,
+        )
+    return made
+
+
+def add_exception_handlers(app: fastapi.FastAPI) -> None:
+    """Answer what ``temporalio`` and the connection raise in the app's own endpoints as problem documents."""
+
+    async def handle(request: fastapi.Request, error: Exception) -> fastapi.Response:
+        return _to_fast_api(to_problem(error).response())
+
+    for kind in EXCEPTIONS:
+        app.add_exception_handler(kind, handle)
+
+
+class _GatewayRoute(APIRoute):
+    """What FastAPI itself finds wrong with a request is answered as the gateway answers it."""
+
+    def get_route_handler(self) -> Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                # FastAPI puts in front where a value came from; the gateway names the place in the input.
+                errors = [{**found, "loc": found["loc"][1:]} for found in error.errors()]
+                return _to_fast_api(invalid_input(errors).response())
+
+        return handle_invalid
+
+
+def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
+    async def view(request: fastapi.Request, principal: Any = None, **validated: Any) -> fastapi.Response:
+        path = request.scope["path"]
+        root = request.scope.get("root_path", "")
+        inner = _relative(path.removeprefix(root), endpoint)
+        response = await gateway.handle(
+            GatewayRequest(
+                method=request.method,
+                path=inner,
+                mount=root + path.removeprefix(root).removesuffix(inner).rstrip("/"),
+                headers=request.headers,
+                query_params=request.query_params,
+                body=await request.body(),
+                raw_request=request,
+                principal=principal,
+            )
+        )
+        return _to_fast_api(response)
+
+    view.__signature__ = inspect.Signature(_parameters(endpoint, principal))  # type: ignore[attr-defined]
+    view.__name__ = endpoint.operation_id
+    return view
+
+
+def _relative(path: str, endpoint: Endpoint) -> str:
+    """The path after the mount point: as many segments as the endpoint has."""
+    count = endpoint.path.count("/")
+    return "/" + "/".join(path.rstrip("/").split("/")[-count:])
+
+
+def _parameters(endpoint: Endpoint, principal: Callable[..., Any] | None) -> list[inspect.Parameter]:
+    """What FastAPI reads the types from; the values go to the gateway as they came."""
+    parameters = [_keyword("request", fastapi.Request)]
+    if principal is not None:
+        parameters.append(_keyword("principal", Annotated[Any, fastapi.Depends(principal)]))
+    for number, parameter in enumerate(endpoint.parameters):
+        parameters.append(_parameter(f"parameter_{number}", parameter))
+    if endpoint.body is not None:
+        default = inspect.Parameter.empty if endpoint.is_body_required else None
+        parameters.append(_keyword("body", Annotated[endpoint.body, fastapi.Body()], default))
+    return parameters
+
+
+def _parameter(name: str, parameter: EndpointParameter) -> inspect.Parameter:
+    place = _PLACES[parameter.place](alias=parameter.name, description=parameter.description or None)
+    if parameter.place == "path":
+        return _keyword(parameter.name, Annotated[parameter.type, fastapi.Path()])
+    default = inspect.Parameter.empty if parameter.is_required else parameter.default
+    hint = parameter.type if default is not None else parameter.type | None
+    return _keyword(name, Annotated[hint, place], default)
+
+
+def _keyword(name: str, hint: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+
+
+def _responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
+    responses: dict[int | str, dict[str, Any]] = {}
+    for status, body in endpoint.responses.items():
+        stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        responses[int(status)] = {"description": SUCCESSES[status], **(stream if body is None else {"model": body})}
+    reference = {"$ref": f"#/components/schemas/{PROBLEM.__name__}"}
+    for status in endpoint.problems:
+        responses[int(status)] = {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": reference}}}
+    # One with the model, by which FastAPI puts it among the components.
+    responses["default"] = {"description": "A problem", "model": PROBLEM}
+    return responses
+
+
+def _to_fast_api(response: GatewayResponse) -> fastapi.Response:
+    if response.stream is not None:
+        return StreamingResponse(response.stream(), response.status_code, response.headers)
+    return fastapi.Response(response.body, response.status_code, response.headers)

@@ -1,0 +1,89 @@
+"""The gateway, Temporal's settings and its errors, in a Flask app."""
+
+from collections.abc import Callable
+from typing import Any
+
+try:
+    import flask
+except ImportError as error:
+    raise ImportError('durably.temporal.flask needs Flask: pip install "durably[flask,temporal]"') from error
+
+from .connection import Temporal
+from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
+from .gateway.openapi import openapi
+from .gateway.problems import EXCEPTIONS, to_problem
+from .settings import FRAMEWORK_KEYS
+
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def init_app(app: flask.Flask, temporal: Temporal) -> None:
+    """Let ``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE`` and their like in ``app.config`` set up the connection.
+
+    The environment and arguments of ``Temporal`` come before them. What ``temporalio`` and the connection raise in the
+    app's own views is answered as a problem document.
+    """
+
+    def configuration() -> dict[str, Any]:
+        given = app.config.get_namespace("TEMPORAL_", lowercase=False)
+        return {name: value for name, value in given.items() if name in FRAMEWORK_KEYS}
+
+    temporal.configure(configuration)
+    app.extensions["durably-temporal"] = temporal
+    for kind in EXCEPTIONS:
+        app.register_error_handler(kind, _handle)
+
+
+def blueprint(
+    gateway: Gateway,
+    *,
+    name: str = "temporal",
+    url_prefix: str | None = None,
+    principal: Callable[[], Any] | None = None,
+) -> flask.Blueprint:
+    """The gateway's endpoints, for ``app.register_blueprint``; their OpenAPI document is at ``openapi.json``.
+
+    ``principal`` gives who asks, such as ``lambda: flask_login.current_user``: ``authorize`` gets it as
+    ``action.principal``, in the thread and the context of the request.
+    """
+    made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
+
+    def answer(path: str) -> flask.Response:
+        # The request itself, not the proxy: it stays what it is in other threads.
+        request = flask.request._get_current_object()  # type: ignore[attr-defined]
+        response = gateway.handle_sync(
+            GatewayRequest(
+                method=request.method,
+                path=path,
+                mount=_mount(request, path),
+                headers=dict(request.headers.items()),
+                query_params=request.args,
+                body=request.get_data(),
+                raw_request=request,
+                principal=None if principal is None else principal(),
+            )
+        )
+        return _to_flask(response)
+
+    def document() -> dict[str, Any]:
+        mount = _mount(flask.request, "openapi.json")
+        return openapi(gateway.exposures, mount=mount, title=flask.current_app.name, version="1")
+
+    made.add_url_rule("/openapi.json", "openapi", document)
+    rule = "/<path:path>"
+    made.add_url_rule(rule, "gateway", answer, methods=_METHODS, provide_automatic_options=False)
+    return made
+
+
+def _mount(request: flask.Request, path: str) -> str:
+    return request.script_root + request.path.removesuffix(path).rstrip("/")
+
+
+def _handle(error: Exception) -> flask.Response:
+    return _to_flask(to_problem(error).response())
+
+
+def _to_flask(response: GatewayResponse) -> flask.Response:
+    if response.stream is None:
+        return flask.Response(response.body, response.status_code, response.headers)
+    return flask.Response(iterate_sync(response.stream()), response.status_code, response.headers)

@@ -1,0 +1,273 @@
+"""Each endpoint of a gateway as data: path, parameters, body, responses. Documents and FastAPI's routes come from it.
+
+The paths are those of ``routes``, with the names of workflows, signals, queries and updates filled in, so that each has
+its own types.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Literal
+
+from .exposure import Exposure, HandlerExposure, Operation
+from .models import (
+    Accepted,
+    Completed,
+    Description,
+    HistoryPage,
+    Page,
+    ProblemDocument,
+    QueryAnswer,
+    Reason,
+    ResetRequest,
+    Started,
+    UpdateAccepted,
+    UpdateDone,
+)
+from .reading import FILTERS
+from .routes import ROUTES, Route
+
+SUCCESSES = {HTTPStatus.OK: "Done", HTTPStatus.ACCEPTED: "Accepted"}
+PROBLEM = ProblemDocument
+
+
+@dataclass(frozen=True)
+class EndpointParameter:
+    name: str
+    place: Literal["query", "header", "path"]
+    type: Any
+    description: str = ""
+    default: Any = None
+    is_required: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """``responses`` gives the type of each status; ``None`` for a stream of events. All others are problems."""
+
+    method: str
+    path: str
+    operation_id: str
+    summary: str
+    tag: str
+    description: str = ""
+    parameters: tuple[EndpointParameter, ...] = ()
+    body: Any = None
+    is_body_required: bool = False
+    responses: Mapping[HTTPStatus, Any] = field(default_factory=dict)
+    problems: tuple[HTTPStatus, ...] = ()
+
+
+_RUN = EndpointParameter("run_id", "query", str, "One run of the workflow; the latest unless given.")
+_WAIT = EndpointParameter("wait", "query", int, "Seconds to wait for a result.", 0)
+_PREFER = EndpointParameter("Prefer", "header", str, "wait=N answers with the result if it comes in N seconds.")
+_KEY = EndpointParameter("Idempotency-Key", "header", str, "A request that is repeated with it is carried out once.")
+_PAGE = EndpointParameter("page", "query", str, "The next_page of the page before.")
+
+_COMMON = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.FAILED_DEPENDENCY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+
+
+def endpoints(exposures: Mapping[str, Exposure]) -> list[Endpoint]:
+    """In the order in which routes must be tried."""
+    return [endpoint for exposure in exposures.values() for endpoint in _of(exposure)]
+
+
+def _of(exposure: Exposure) -> Iterator[Endpoint]:
+    for route in ROUTES:
+        if route.operation not in exposure.operations:
+            continue
+        if "{name}" not in route.segments:
+            yield _endpoint(exposure, route, None)
+            continue
+        for handler in _handlers(exposure, route.operation).values():
+            if route.method == "GET" and route.operation is Operation.QUERY and not _fits_in_url(handler):
+                continue
+            yield _endpoint(exposure, route, handler)
+
+
+def _handlers(exposure: Exposure, operation: Operation) -> Mapping[str, HandlerExposure]:
+    if operation is Operation.QUERY:
+        return exposure.queries
+    return exposure.updates if operation is Operation.UPDATE else exposure.signals
+
+
+def _fits_in_url(query: HandlerExposure) -> bool:
+    return all(parameter.type in (str, int, float, bool) for parameter in query.arguments.parameters)
+
+
+def _endpoint(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Endpoint:
+    template = route.template.replace("{id}", "{workflow_id}")
+    parts = [
+        exposure.name,
+        *(template.replace("{name}", handler.name if handler else "").split("/") if template else []),
+    ]
+    shape = _SHAPES[route.operation](exposure, route, handler)
+    name = handler.name if handler else ""
+    words = [route.operation.value, exposure.name, name, *(["get"] if _is_second(route) else [])]
+    path_parameters = tuple(
+        EndpointParameter(part[1:-1], "path", str, is_required=True) for part in parts if part.startswith("{")
+    )
+    return Endpoint(
+        method=route.method,
+        path="/" + "/".join(parts),
+        operation_id="_".join(word.replace("-", "_") for word in words if word),
+        tag=exposure.name,
+        problems=_COMMON,
+        description=shape.pop("description", "") or (handler.handler.doc if handler else ""),
+        parameters=path_parameters + shape.pop("parameters", ()),
+        **shape,
+    )
+
+
+def _is_second(route: Route) -> bool:
+    """A GET beside a POST of the same operation."""
+    return route.method == "GET" and route.operation in (Operation.QUERY, Operation.UPDATE)
+
+
+Shape = dict[str, Any]
+
+
+def _start(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
+    return {
+        "summary": f"Start {exposure.definition.name}",
+        "description": exposure.definition.doc,
+        "parameters": (_KEY, _PREFER),
+        "body": None if exposure.arguments.is_empty else exposure.arguments.type,
+        "is_body_required": exposure.arguments.is_required,
+        "responses": {HTTPStatus.ACCEPTED: Started, HTTPStatus.OK: Completed[exposure.result]},  # type: ignore[name-defined]
+    }
+
+
+def _list(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
+    return {
+        "summary": f"List {exposure.name}",
+        "parameters": (
+            EndpointParameter("query", "query", str, "A visibility query of Temporal's."),
+            EndpointParameter("status", "query", Literal[tuple(FILTERS)]),
+            EndpointParameter("page_size", "query", int, "1 to 500.", 50),
+            _PAGE,
+        ),
+        "responses": {HTTPStatus.OK: Page},
+    }
+
+
+def _signal_with_start(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
+    assert handler is not None
+    return {
+        "summary": f"Signal {handler.name}, starting {exposure.definition.name} first unless it runs",
+        "parameters": (_KEY,),
+        "body": handler.with_start,
+        "is_body_required": True,
+        "responses": {HTTPStatus.ACCEPTED: Accepted},
+    }
+
+
+def _result(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
+    return {
+        "summary": "The result, as soon as there is one",
+        "parameters": (_RUN, _WAIT),
+        "responses": {HTTPStatus.OK: Completed[exposure.result], HTTPStatus.ACCEPTED: Started},  # type: ignore[name-defined]
+    }
+
+
+def _signal(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
+    assert handler is not None
+    return {
+        "summary": f"Signal {handler.name}",
+        "parameters": (_RUN,),
+        **_body(handler),
+        "responses": {HTTPStatus.ACCEPTED: Accepted},
+    }
+
+
+def _query(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
+    assert handler is not None
+    shape: Shape = {
+        "summary": f"Query {handler.name}",
+        "parameters": (_RUN,),
+        "responses": {HTTPStatus.OK: QueryAnswer[handler.handler.result]},  # type: ignore[name-defined]
+    }
+    if route.method == "POST":
+        return {**shape, **_body(handler)}
+    own = tuple(
+        EndpointParameter(
+            parameter.name,
+            "query",
+            parameter.type,
+            default=None if parameter.is_required else parameter.default,
+            is_required=parameter.is_required,
+        )
+        for parameter in handler.arguments.parameters
+    )
+    return {**shape, "parameters": (_RUN, *own)}
+
+
+def _update(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
+    assert handler is not None
+    done = UpdateDone[handler.handler.result]  # type: ignore[name-defined]
+    responses = {HTTPStatus.OK: done, HTTPStatus.ACCEPTED: UpdateAccepted}
+    if route.method == "GET":
+        return {
+            "summary": f"The result of an update {handler.name}",
+            "parameters": (_RUN, _WAIT),
+            "responses": responses,
+        }
+    return {
+        "summary": f"Update {handler.name}",
+        "parameters": (_RUN, _KEY, _PREFER),
+        **_body(handler),
+        "responses": responses,
+    }
+
+
+def _body(handler: HandlerExposure) -> Shape:
+    arguments = handler.arguments
+    return {"body": None if arguments.is_empty else arguments.type, "is_body_required": arguments.is_required}
+
+
+def _plain(summary: str, response: Any, *parameters: EndpointParameter, body: Any = None) -> Callable[..., Shape]:
+    """An operation that is the same for each workflow."""
+    status = HTTPStatus.ACCEPTED if response is Accepted else HTTPStatus.OK
+    return lambda exposure, route, handler: {
+        "summary": summary,
+        "parameters": (_RUN, *parameters),
+        "body": body,
+        "responses": {status: response},
+    }
+
+
+_LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The last event that was seen.")
+
+_SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], Shape]] = {
+    Operation.START: _start,
+    Operation.LIST: _list,
+    Operation.SIGNAL_WITH_START: _signal_with_start,
+    Operation.DESCRIBE: _plain("Status, times, pending activities", Description),
+    Operation.RESULT: _result,
+    Operation.SIGNAL: _signal,
+    Operation.QUERY: _query,
+    Operation.UPDATE: _update,
+    Operation.CANCEL: _plain("Ask it to cancel itself", Accepted, body=Reason),
+    Operation.TERMINATE: _plain("End it at once", Accepted, body=Reason),
+    Operation.RESET: _plain("Go on from an earlier point, in a new run", Accepted, body=ResetRequest),
+    Operation.HISTORY: _plain(
+        "What happened, in brief",
+        HistoryPage,
+        EndpointParameter("page_size", "query", int, "1 to 1000.", 100),
+        _PAGE,
+    ),
+    Operation.EVENTS: _plain("Live progress, as server-sent events", None, _LAST_EVENT),
+}

@@ -1,0 +1,101 @@
+"""The gateway, and Temporal's errors, in a Tornado application."""
+
+import re
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+try:
+    import tornado.iostream
+    import tornado.web
+except ImportError as error:
+    raise ImportError('durably.temporal.tornado needs Tornado: pip install "durably[tornado,temporal]"') from error
+
+from .gateway import Gateway, GatewayRequest, GatewayResponse
+from .gateway.openapi import openapi
+from .gateway.problems import EXCEPTIONS, to_problem
+
+
+class ProblemMixin(tornado.web.RequestHandler):
+    """For the app's own handlers: what ``temporalio`` and the connection raise is answered as a problem document."""
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None))[1]
+        if isinstance(error, EXCEPTIONS):
+            _write_head(self, response := to_problem(error).response())
+            self.finish(response.body)
+        else:
+            super().write_error(status_code, **kwargs)
+
+
+def routes(
+    gateway: Gateway,
+    *,
+    prefix: str = "",
+    base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
+    principal: Callable[[tornado.web.RequestHandler], Any] = lambda handler: handler.current_user,
+    check_xsrf: bool | None = None,
+    title: str = "Workflows",
+) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
+    """The gateway's endpoints, for ``tornado.web.Application``; their OpenAPI document is at ``openapi.json``.
+
+    ``base`` is the application's own handler class, whose ``get_current_user`` tells who asks. ``check_xsrf`` is on
+    unless the gateway allows anonymous use, which has no cookies to protect; turn it off where users are known by
+    something else than cookies.
+    """
+    checks_xsrf = not gateway.allow_anonymous if check_xsrf is None else check_xsrf
+    handler_base: Any = base
+
+    class GatewayHandler(handler_base):  # type: ignore[misc]
+        def check_xsrf_cookie(self) -> None:
+            if checks_xsrf:
+                super().check_xsrf_cookie()
+
+        async def _answer(self, path: str) -> None:
+            request = self.request
+            response = await gateway.handle(
+                GatewayRequest(
+                    method=request.method or "",
+                    path=path,
+                    mount=prefix,
+                    headers=dict(request.headers.items()),
+                    query_params={name: _texts(values) for name, values in request.query_arguments.items()},
+                    body=request.body,
+                    raw_request=request,
+                    principal=principal(self),
+                )
+            )
+            await _write(self, response)
+
+        get = post = put = patch = delete = _answer
+
+    class DocumentHandler(handler_base):  # type: ignore[misc]
+        def get(self) -> None:
+            self.finish(openapi(gateway.exposures, mount=prefix, title=title, version="1"))
+
+    place = re.escape(prefix)
+    return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.+)", GatewayHandler)]
+
+
+def _texts(values: list[bytes]) -> list[str]:
+    return [value.decode(errors="replace") for value in values]
+
+
+def _write_head(handler: tornado.web.RequestHandler, response: GatewayResponse) -> None:
+    handler.set_status(response.status_code)
+    for name, value in response.headers.items():
+        handler.set_header(name, value)
+
+
+async def _write(handler: tornado.web.RequestHandler, response: GatewayResponse) -> None:
+    _write_head(handler, response)
+    if response.stream is None:
+        await handler.finish(response.body)
+        return
+    async with aclosing(response.stream()) as chunks:
+        async for chunk in chunks:
+            handler.write(chunk)
+            try:
+                await handler.flush()
+            except tornado.iostream.StreamClosedError:
+                return

@@ -1,0 +1,83 @@
+"""Starts an app in a process of its own, and talks to it over HTTP."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class AppServer:
+    def __init__(self, name: str, origin: str) -> None:
+        self.name = name
+        self.origin = origin
+        self._pool = urllib3.PoolManager(timeout=60, retries=urllib3.Retry(0, connect=0))
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, **query: Any
+    ) -> Answer:
+        """``body`` is JSON, or bytes as they are."""
+        headers = dict(headers or {})
+        if body is not None and not isinstance(body, bytes):
+            body, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+        response = self._pool.request(
+            method, self.origin + path, body=body, headers=headers, fields=query if method == "GET" else None
+        )
+        return Answer(response.status, response.headers, response.data)
+
+    def get(self, path: str, headers: dict[str, str] | None = None, **query: Any) -> Answer:
+        return self.ask("GET", path, None, headers, **query)
+
+    def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+        return self.ask("POST", path, body, headers)
+
+    def events(self, path: str, headers: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
+        """Server-sent events, as they come."""
+        response = self._pool.request("GET", self.origin + path, headers=headers, preload_content=False)
+        assert response.headers["Content-Type"].startswith("text/event-stream"), response.data
+        event: dict[str, str] = {}
+        for line in _lines(response.stream(64)):
+            if line == "" and event:
+                yield event
+                event = {}
+            elif line and not line.startswith(":"):
+                name, _, value = line.partition(": ")
+                event[name] = value
+        response.close()
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in lines)
+
+
+@contextmanager
+def running(name: str, address: str) -> Iterator[AppServer]:
+    """The listening socket is made here, so that requests wait until the app is there."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        command = [sys.executable, "-m", "tests.temporal.serve", name, address, str(listener.fileno())]
+        process = subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=Path(__file__).parents[2])
+        try:
+            yield AppServer(name, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            process.terminate()
+            process.wait(30)

@@ -1,0 +1,203 @@
+"""The same gateways in each framework: one open to all, one guarded, and an endpoint of the app's own beside them."""
+
+import os
+from datetime import timedelta
+from types import ModuleType
+from typing import Annotated, Any
+
+from temporalio.client import Client
+
+from durably.temporal import Temporal
+from durably.temporal.gateway import (
+    FOR_OPERATORS,
+    Action,
+    Exposure,
+    Gateway,
+    Limits,
+    Operation,
+    Unauthenticated,
+    expose,
+)
+
+from .workflows import TASK_QUEUE, OrderWorkflow, SleepingWorkflow, SumWorkflow
+
+LIMITS = Limits(rpc_timeout=timedelta(seconds=5))
+
+
+def exposures() -> list[Exposure]:
+    return [
+        expose(
+            OrderWorkflow,
+            name="orders",
+            id="order-{order_id}",
+            signals=[OrderWorkflow.ship, OrderWorkflow.add_note],
+            queries="all",
+            updates=[OrderWorkflow.change_address],
+            operations=FOR_OPERATORS,
+            memo=lambda order: {"lines": len(order.lines)},
+        ),
+        expose(SumWorkflow),
+        expose(SleepingWorkflow),
+    ]
+
+
+def open_gateway(temporal: Temporal) -> Gateway:
+    return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS)
+
+
+def authorize(action: Action) -> bool:
+    """Readers may look, owners may do everything."""
+    if action.principal is None:
+        raise Unauthenticated
+    return action.principal == "owner" or action.operation is Operation.DESCRIBE
+
+
+def guarded_gateway(temporal: Temporal) -> Gateway:
+    return Gateway(temporal, exposures(), authorize=authorize, limits=LIMITS)
+
+
+def make_fast_api(address: str) -> Any:
+    import fastapi
+
+    import durably.temporal.fast_api
+
+    temporal = Temporal(address, task_queue=TASK_QUEUE)
+    app = fastapi.FastAPI(lifespan=temporal.lifespan)
+    durably.temporal.fast_api.add_exception_handlers(app)
+
+    def user(x_user: Annotated[str | None, fastapi.Header()] = None) -> str | None:
+        return x_user
+
+    app.include_router(durably.temporal.fast_api.router(open_gateway(temporal), prefix="/open"))
+    app.include_router(
+        durably.temporal.fast_api.router(
+            guarded_gateway(temporal), prefix="/guarded", principal=user, include_in_schema=False
+        ),
+    )
+
+    @app.get("/direct/{workflow_id}")
+    async def direct(workflow_id: str, client: Annotated[Client, fastapi.Depends(temporal.client)]) -> str:
+        description = await client.get_workflow_handle(workflow_id).describe()
+        return description.id
+
+    return app
+
+
+def make_flask(address: str) -> Any:
+    import flask
+
+    import durably.temporal.flask
+
+    app = flask.Flask(__name__)
+    app.config.update(TEMPORAL_ADDRESS=address, TEMPORAL_TASK_QUEUE=TASK_QUEUE)
+    temporal = Temporal()
+    durably.temporal.flask.init_app(app, temporal)
+    app.register_blueprint(durably.temporal.flask.blueprint(open_gateway(temporal), name="open"), url_prefix="/open")
+    guarded = durably.temporal.flask.blueprint(
+        guarded_gateway(temporal), name="guarded", principal=lambda: flask.request.headers.get("x-user")
+    )
+    app.register_blueprint(guarded, url_prefix="/guarded")
+
+    @app.get("/direct/<workflow_id>")
+    def direct(workflow_id: str) -> str:
+        return temporal.sync.get_workflow_handle(workflow_id).describe().id
+
+    return app
+
+
+def make_tornado(address: str) -> Any:
+    import tornado.web
+
+    from durably.temporal.tornado import ProblemMixin, routes
+
+    temporal = Temporal(address, task_queue=TASK_QUEUE)
+
+    class Base(tornado.web.RequestHandler):
+        def get_current_user(self) -> str | None:
+            return self.request.headers.get("x-user")
+
+    class Direct(ProblemMixin):
+        async def get(self, workflow_id: str) -> None:
+            client = await temporal.client()
+            description = await client.get_workflow_handle(workflow_id).describe()
+            await self.finish(description.id)
+
+        def log_exception(self, *args: Any) -> None:
+            """Nothing."""
+
+    return tornado.web.Application(
+        [
+            *routes(open_gateway(temporal), prefix="/open"),
+            *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
+            (r"/direct/(.+)", Direct),
+        ],
+        xsrf_cookies=True,
+        cookie_secret="for tests only",
+    )
+
+
+def make_django_asgi(address: str) -> Any:
+    _set_up_django(address)
+    from django.core.asgi import get_asgi_application
+
+    return get_asgi_application()
+
+
+def make_django_wsgi(address: str) -> Any:
+    _set_up_django(address)
+    from django.core.wsgi import get_wsgi_application
+
+    return get_wsgi_application()
+
+
+def _set_up_django(address: str) -> None:
+    import django
+    from django.conf import settings
+
+    urls = ModuleType("tests_temporal_urls")
+    settings.configure(
+        ALLOWED_HOSTS=["127.0.0.1"],
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        MIDDLEWARE=[
+            "django.middleware.csrf.CsrfViewMiddleware",
+            "durably.temporal.django.TemporalErrorMiddleware",
+        ],
+        ROOT_URLCONF=urls,
+        SECRET_KEY="for tests only",
+        TEMPORAL_SERVER=address,
+        TEMPORAL_TASK_QUEUE=TASK_QUEUE,
+        DEBUG_PROPAGATE_EXCEPTIONS=os.environ.get("TEST_DEBUG") == "1",
+    )
+    django.setup()
+    from django.db import connection
+    from django.http import HttpResponse
+    from django.urls import path
+
+    from durably.temporal.django import temporal
+    from durably.temporal.django import urls as gateway_urls
+
+    def authorize_with_orm(action: Action) -> bool:
+        """Hooks may use the database, which Django allows in no event loop."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        return authorize(action)
+
+    guarded = Gateway(temporal, exposures(), authorize=authorize_with_orm, limits=LIMITS)
+
+    def direct(request: Any, workflow_id: str) -> HttpResponse:
+        return HttpResponse(temporal.sync.get_workflow_handle(workflow_id).describe().id)
+
+    urls.urlpatterns = [  # type: ignore[attr-defined]
+        path("open/", gateway_urls(open_gateway(temporal), namespace="open")),
+        path(
+            "guarded/",
+            gateway_urls(
+                guarded,
+                namespace="guarded",
+                principal=lambda request: request.headers.get("x-user"),
+                csrf_exempt=True,
+            ),
+        ),
+        path("csrf/", gateway_urls(guarded, namespace="csrf", principal=lambda request: "owner")),
+        path("direct/<workflow_id>", direct),
+    ]

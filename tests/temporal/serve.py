@@ -1,0 +1,57 @@
+"""A framework's app on a real server in a process of its own: ``python -m tests.temporal.serve NAME ADDRESS FD``."""
+
+import asyncio
+import socket
+import sys
+from typing import Any
+
+from . import apps
+
+
+def _uvicorn(app: Any, listener: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _werkzeug(app: Any, listener: socket.socket) -> None:
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log(self, *args: Any) -> None:
+            """Nothing."""
+
+    make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet, fd=listener.fileno()).serve_forever()
+
+
+def _tornado(app: Any, listener: socket.socket) -> None:
+    from tornado.httpserver import HTTPServer
+
+    async def serve() -> None:
+        listener.setblocking(False)
+        HTTPServer(app).add_socket(listener)
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+SERVERS = {
+    "fastapi": (apps.make_fast_api, _uvicorn),
+    "flask": (apps.make_flask, _werkzeug),
+    "django-asgi": (apps.make_django_asgi, _uvicorn),
+    "django-wsgi": (apps.make_django_wsgi, _werkzeug),
+    "tornado": (apps.make_tornado, _tornado),
+}
+
+
+def main() -> None:
+    name, address, descriptor = sys.argv[1:]
+    make, serve = SERVERS[name]
+    serve(make(address), socket.socket(fileno=int(descriptor)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What an app declares, and what it is told when that cannot be."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+from temporalio import workflow
+from temporalio.common import RawValue
+
+from durably.temporal import Temporal, TemporalSettingsError
+from durably.temporal.gateway import FOR_USERS, Gateway, Operation, expose
+from durably.temporal.gateway.inputs import fields_of
+
+from .workflows import OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
+
+
+@workflow.defn
+class GreetingWorkflow:
+    @workflow.run
+    async def run(self, name: str, times: int = 1) -> str:
+        return name * times
+
+
+@workflow.defn(dynamic=True)
+class DynamicWorkflow:
+    @workflow.run
+    async def run(self, args: Sequence[RawValue]) -> None: ...
+
+
+class Greeting(BaseModel):
+    """Stricter than the workflow's own type hints."""
+
+    name: str = Field(max_length=5)
+    times: int = Field(1, le=3)
+
+
+def test_by_default_little_is_open() -> None:
+    exposed = expose(OrderWorkflow)
+    assert exposed.name == "order"
+    assert exposed.operations == FOR_USERS
+    assert Operation.TERMINATE not in exposed.operations
+    assert not exposed.signals
+    assert not exposed.queries
+    assert not exposed.updates
+
+
+def test_a_gateway_that_nobody_guards_must_be_asked_for() -> None:
+    temporal = Temporal()
+    with pytest.raises(TemporalSettingsError, match="authorize="):
+        Gateway(temporal, [])
+    with pytest.raises(TemporalSettingsError, match="exclude each other"):
+        Gateway(temporal, [], authorize=lambda action: True, allow_anonymous=True)
+
+
+def test_two_exposures_of_one_name_are_refused() -> None:
+    with pytest.raises(TemporalSettingsError, match="same name"):
+        Gateway(Temporal(), [expose(SumWorkflow), expose(SumWorkflow)], allow_anonymous=True)
+
+
+@pytest.mark.parametrize(
+    ("workflow", "options", "words"),
+    [
+        (Pair, {}, "Pair is no workflow"),
+        (DynamicWorkflow, {}, "dynamic"),
+        (OrderWorkflow, {"id": "order-{number}"}, "names number, no field of"),
+        (OrderWorkflow, {"id": "order"}, "must name fields"),
+        (OrderWorkflow, {"id": "{order_id.__class__}"}, "must name fields"),
+        (OrderWorkflow, {"signals": ["shipp"]}, 'no signal "shipp"; it has add_note, secret, ship'),
+        (OrderWorkflow, {"signals": [OrderWorkflow.state]}, "is no signal"),
+        (OrderWorkflow, {"updates": [OrderWorkflow.ship]}, "is no update"),
+        (OrderWorkflow, {"queries": "every"}, "as a list"),
+        (OrderWorkflow, {"name": "a/b"}, "no name for a place in a URL"),
+        (OrderWorkflow, {"operations": ["stop"]}, "stop"),
+        (GreetingWorkflow, {"input": Pair}, "no pydantic model"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_wrong_declaration_is_named(workflow: type, options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TemporalSettingsError, ValueError), match=words):
+        expose(workflow, **options)
+
+
+def test_one_object_is_the_body_and_several_parameters_are_its_members() -> None:
+    one = expose(OrderWorkflow).arguments
+    [order] = one.spread(one.parse(b'{"order_id": "a", "amount": 1}'))
+    assert order.order_id == "a"
+    several = expose(SumWorkflow).arguments
+    assert several.spread(several.parse(b'{"pair": {"left": 1}}')) == [Pair(1), 1]
+    none = expose(SleepingWorkflow).arguments
+    assert none.spread(none.parse(b"")) == []
+    scalar = expose(GreetingWorkflow).arguments
+    assert scalar.spread(scalar.parse(b'{"name": "a"}')) == ["a", 1]
+
+
+def test_an_input_model_is_stricter_than_the_type_hints() -> None:
+    arguments = expose(GreetingWorkflow, input=Greeting, id="greet-{name}").arguments
+    assert arguments.spread(arguments.parse(b'{"name": "a", "times": 2}')) == ["a", 2]
+    with pytest.raises(ValueError, match="at most 5"):
+        arguments.parse(b'{"name": "abcdef"}')
+
+
+def test_id_templates_read_models_dataclasses_and_mappings() -> None:
+    assert fields_of(Greeting(name="a")) == {"name": "a", "times": 1}
+    assert fields_of(Pair(1)) == {"left": 1, "right": []}
+    assert fields_of({"a": 1}) == {"a": 1}
+
+
+def test_start_options_are_kept() -> None:
+    assert expose(SumWorkflow, run_timeout=timedelta(hours=1)).start_options["run_timeout"] == timedelta(hours=1)

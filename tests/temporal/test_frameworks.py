@@ -1,0 +1,177 @@
+"""The gateway in each framework, on a real server of it, against a real Temporal server and worker."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from durably.temporal import Temporal
+
+from .app_server import AppServer, running
+from .apps import open_gateway
+from .dev_server import DevServer
+from .serve import SERVERS
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def app(request: pytest.FixtureRequest, server: DevServer) -> Iterator[AppServer]:
+    with running(request.param, server.address) as app:
+        yield app
+
+
+@pytest.fixture
+def order() -> dict[str, object]:
+    """An order that waits until it is shipped."""
+    return {"order_id": uuid.uuid4().hex, "amount": 3, "lines": ["wait"]}
+
+
+def test_an_order_from_start_to_end(app: AppServer, order: dict[str, object]) -> None:
+    started = app.post("/open/orders", order)
+    assert started.status == 202, started.body
+    place = started.headers["Location"]
+    assert place == f"/open/orders/order-{order['order_id']}"
+    assert started.json["links"] == {"self": place, "result": f"{place}/result", "events": f"{place}/events"}
+
+    described = app.get(place).json
+    assert (described["workflow"], described["status"], described["memo"]) == ("OrderWorkflow", "running", {"lines": 1})
+    assert app.get(f"{place}/result").status == 202
+
+    assert app.post(f"{place}/signals/add_note", {"text": "fragile"}).status == 202
+    assert app.get(f"{place}/queries/note", index=0).json == {"result": "fragile"}
+    assert app.post(f"{place}/queries/note", {"index": 0}).json == {"result": "fragile"}
+    updated = app.post(f"{place}/updates/change_address", {"address": "here"}).json
+    assert (updated["status"], updated["result"]) == ("completed", "")
+    again = app.get(f"{place}/updates/change_address/{updated['update_id']}").json
+    assert again == updated
+
+    assert app.post(f"{place}/signals/ship").status == 202
+    done = app.get(f"{place}/result", wait=30)
+    assert done.status == 200
+    assert done.json["result"] == {"order_id": order["order_id"], "paid": 3.0, "note": "fragile"}
+
+
+def test_a_client_may_wait_for_the_result_of_what_it_starts(app: AppServer) -> None:
+    body = {"pair": {"left": 1, "right": [2, 3]}, "factor": 2}
+    done = app.post("/open/sum-of-pair", body, {"Prefer": "wait=30"})
+    assert (done.status, done.json["result"], done.headers["Preference-Applied"]) == (200, 12, "wait=30")
+    assert app.post("/open/sleeping", headers={"Prefer": "wait=0"}).status == 202
+
+
+def test_a_repeated_request_starts_once(app: AppServer) -> None:
+    headers = {"Idempotency-Key": uuid.uuid4().hex, "Prefer": "wait=30"}
+    first = app.post("/open/sum-of-pair", {"pair": {"left": 1}}, headers)
+    second = app.post("/open/sum-of-pair", {"pair": {"left": 1}}, headers)
+    assert second.json == first.json
+    assert second.headers["Idempotent-Replayed"] == "true"
+    other = app.post("/open/sum-of-pair", {"pair": {"left": 2}}, headers)
+    assert (other.status, other.json["type"]) == (422, "urn:durably:problem:idempotency-key-reused")
+
+
+def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]) -> None:
+    invalid = app.post("/open/orders", {**order, "amount": -1, "lines": "none"})
+    assert (invalid.status, invalid.headers["Content-Type"]) == (400, "application/problem+json")
+    assert [error["location"] for error in invalid.json["errors"]] == [["amount"], ["lines"]]
+    absent = app.get("/open/orders/none")
+    assert (absent.status, absent.json["type"]) == (404, "urn:durably:problem:not-found")
+    assert app.post("/open/orders", order).status == 202
+    twice = app.post("/open/orders", order)
+    assert (twice.status, twice.json["type"]) == (409, "urn:durably:problem:already-started")
+    form = app.post("/open/sleeping", b"a=1", {"Content-Type": "application/x-www-form-urlencoded"})
+    assert form.status == 415
+    assert app.post("/open/orders/x/signals/secret").status in (404, 405)
+    assert app.get("/open/sleeping/x/history").status == 404
+
+
+def test_a_failed_workflow_tells_its_causes_and_no_details(app: AppServer, order: dict[str, object]) -> None:
+    failed = app.post("/open/orders", {**order, "lines": ["decline"]}, {"Prefer": "wait=30"})
+    assert (failed.status, failed.json["type"]) == (424, "urn:durably:problem:workflow-failed")
+    assert [cause["type"] for cause in failed.json["failure"]] == ["ActivityError", "CardDeclined"]
+    assert b"secret" not in failed.body
+
+
+def test_who_may_do_what(app: AppServer, order: dict[str, object]) -> None:
+    anonymous = app.post("/guarded/orders", order)
+    assert (anonymous.status, anonymous.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert app.post("/guarded/orders", order, {"X-User": "reader"}).status == 403
+    started = app.post("/guarded/orders", order, {"X-User": "owner"})
+    assert started.status == 202
+    place = started.headers["Location"]
+    assert app.get(place, {"X-User": "reader"}).status == 200
+    assert app.post(f"{place}/terminate", headers={"X-User": "reader"}).status == 403
+    assert app.post(f"{place}/terminate", headers={"X-User": "owner"}).status == 202
+
+
+def test_progress_is_followed_live_and_picked_up_again(app: AppServer, order: dict[str, object]) -> None:
+    place = app.post("/open/orders", order).headers["Location"]
+    seen = []
+    for event in app.events(f"{place}/events"):
+        seen.append(event)
+        if event.get("event") == "activity_task_completed":
+            app.post(f"{place}/signals/ship")
+    kinds = [event["event"] for event in seen if "event" in event]
+    assert kinds[0] == "workflow_execution_started"
+    assert kinds[-2:] == ["workflow_execution_completed", "result"]
+    scheduled = next(event for event in seen if event.get("event") == "activity_task_scheduled")
+    rest = [
+        event["event"] for event in app.events(f"{place}/events", {"Last-Event-ID": scheduled["id"]}) if "id" in event
+    ]
+    assert rest == kinds[kinds.index("activity_task_scheduled") + 1 : -1]
+
+
+def test_each_serves_the_same_document(app: AppServer, temporal: Temporal) -> None:
+    from durably.temporal.gateway.openapi import openapi
+
+    mine = openapi(open_gateway(temporal).exposures, mount="/open", title="", version="")
+    document = app.get("/openapi.json" if app.name == "fastapi" else "/open/openapi.json").json
+    for path, operations in mine["paths"].items():
+        for method, operation in operations.items():
+            theirs = document["paths"][path][method]
+            for part in ("operationId", "requestBody", "summary", "tags"):
+                assert theirs.get(part) == operation.get(part)
+            assert theirs["responses"].keys() - {"default"} == operation["responses"].keys()
+            for status in ("200", "202"):
+                if status in operation["responses"] and "events" not in path:
+                    assert theirs["responses"][status] == operation["responses"][status]
+    names = mine["components"]["schemas"].keys()
+    theirs = {name: document["components"]["schemas"][name] for name in names}
+    assert without_null_defaults(theirs) == without_null_defaults(mine["components"]["schemas"])
+
+
+def without_null_defaults(document: Any) -> Any:
+    """FastAPI leaves them out."""
+    if isinstance(document, dict):
+        kept = {name: value for name, value in document.items() if (name, value) != ("default", None)}
+        return {name: without_null_defaults(value) for name, value in kept.items()}
+    return document
+
+
+def test_errors_in_the_apps_own_endpoints_are_problem_documents(app: AppServer, order: dict[str, object]) -> None:
+    problem = app.get("/direct/none")
+    assert (problem.status, problem.headers["Content-Type"]) == (404, "application/problem+json")
+    app.post("/open/orders", order)
+    assert f"order-{order['order_id']}" in app.get(f"/direct/order-{order['order_id']}").body.decode()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_without_the_server_an_app_starts_and_answers_503_until_it_is_there(name: str) -> None:
+    absent = DevServer()
+    with running(name, absent.address) as app:
+        for path in ("/open/sleeping/x", "/direct/x"):
+            problem = app.get(path)
+            assert (problem.status, problem.json["type"]) == (503, "urn:durably:problem:server-unavailable")
+            assert int(problem.headers["Retry-After"]) > 0
+            assert absent.address not in problem.body.decode()
+        absent.start()
+        try:
+            assert app.get("/open/sleeping/x").status == 404
+        finally:
+            absent.kill()
+
+
+def test_django_checks_csrf_where_users_are_known_by_a_session(server: DevServer) -> None:
+    with running("django-wsgi", server.address) as app:
+        assert app.post("/csrf/sleeping").status == 403
+        assert app.get("/csrf/sleeping/none").status == 404

@@ -1,0 +1,331 @@
+"""What the gateway does with requests, whatever the framework: against a real server and worker."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.temporal import Temporal
+from durably.temporal.gateway import FOR_OPERATORS, Action, Gateway, GatewayRequest, GatewayResponse, Limits, expose
+from durably.temporal.gateway.problems import to_problem
+
+from .apps import exposures
+from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+ORDER = {"amount": 3, "lines": ["wait"]}
+
+
+class Answer:
+    def __init__(self, response: GatewayResponse) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self.json: Any = json.loads(response.body) if response.body else None
+
+
+async def ask(gateway: Gateway, method: str, path: str, body: Any = None, /, **query: str) -> Answer:
+    """Query parameters that are headers start with ``h_``."""
+    headers = {name[2:].replace("_", "-"): value for name, value in query.items() if name.startswith("h_")}
+    request = GatewayRequest(
+        method=method,
+        path=path,
+        mount="/api",
+        headers={"content-type": "application/json", **headers},
+        query_params={name: value for name, value in query.items() if not name.startswith("h_")},
+        body=b"" if body is None else json.dumps(body).encode(),
+        raw_request=None,
+    )
+    return Answer(await gateway.handle(request))
+
+
+@pytest.fixture
+def gateway(temporal: Temporal) -> Gateway:
+    return Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(rpc_timeout=timedelta(seconds=5)))
+
+
+async def start(gateway: Gateway, **changes: Any) -> str:
+    """An order; returns its path."""
+    started = await ask(gateway, "POST", "orders", {"order_id": uuid.uuid4().hex, **ORDER, **changes})
+    assert started.status == 202, started.json
+    return f"orders/{started.json['workflow_id']}"
+
+
+async def until(check: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await check():  # noqa: ASYNC110 (the server tells nobody)
+            await asyncio.sleep(0.02)
+
+
+async def test_a_description_tells_what_an_activity_waits_for(gateway: Gateway) -> None:
+    place = await start(gateway, lines=["flaky"])
+
+    async def has_failed_once() -> bool:
+        pending = (await ask(gateway, "GET", place)).json["pending_activities"]
+        return bool(pending) and pending[0]["attempt"] > 1 and "last_failure" in pending[0]
+
+    await until(has_failed_once)
+    [pending] = (await ask(gateway, "GET", place)).json["pending_activities"]
+    assert pending["type"] == "charge"
+    assert pending["last_failure"][0] == {"type": "BankAway", "message": "the bank does not answer"}
+    assert (await ask(gateway, "POST", f"{place}/cancel", {"reason": "enough"})).status == 202
+    cancelled = await ask(gateway, "GET", f"{place}/result", wait="30")
+    assert (cancelled.status, cancelled.json["workflow_status"]) == (424, "cancelled")
+
+
+async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
+    limits = Limits(rpc_timeout=timedelta(seconds=1))
+    exposed = expose(OrderWorkflow, name="orders", task_queue=f"nobody-{uuid.uuid4()}", queries="all")
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True, limits=limits)
+    place = await start(gateway)
+    [notice] = (await ask(gateway, "GET", place)).json["notices"]
+    assert "no worker polls the task queue" in notice
+    unanswered = await ask(gateway, "GET", f"{place}/queries/state")
+    assert (unanswered.status, unanswered.json["detail"]) == (504, notice)
+    assert (await ask(gateway, "GET", f"{await start(gateway)}/result", wait="0")).status == 202
+
+
+async def test_a_worker_that_is_there_is_not_missed(gateway: Gateway) -> None:
+    assert (await ask(gateway, "GET", await start(gateway))).json["notices"] == []
+
+
+async def test_lists_show_one_kind_of_workflow_page_by_page(gateway: Gateway, temporal: Temporal) -> None:
+    mark = uuid.uuid4().hex
+    places = {await start(gateway, order_id=f"{mark}-{number}") for number in range(3)}
+    client = await temporal.client()
+    await client.start_workflow(SleepingWorkflow.run, id=f"order-{mark}-other", task_queue="orders")
+    query = f"WorkflowId STARTS_WITH 'order-{mark}'"
+
+    async def are_listed() -> bool:
+        page = await ask(gateway, "GET", "orders", query=query)
+        return len(page.json["workflows"]) == 3
+
+    await until(are_listed)
+    first = (await ask(gateway, "GET", "orders", query=query, page_size="2", status="running")).json
+    second = (await ask(gateway, "GET", "orders", query=query, page_size="2", page=first["next_page"])).json
+    found = [f"orders/{item['workflow_id']}" for page in (first, second) for item in page["workflows"]]
+    assert sorted(found) == sorted(places)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"query": "WorkflowId = 'x') OR (1 = 1"},
+        {"query": "WorkflowId = 'x"},
+        {"query": "Unknown = 1"},
+        {"query": "((("},
+        {"page": "AAAA"},
+        {"page": "?"},
+        {"page_size": "0"},
+        {"page_size": "many"},
+        {"status": "odd"},
+    ],
+    ids=str,
+)
+async def test_a_wrong_list_is_a_bad_request(gateway: Gateway, query: dict[str, str]) -> None:
+    assert (await ask(gateway, "GET", "orders", **query)).status == 400
+
+
+async def test_workflows_of_another_kind_are_not_reachable(gateway: Gateway, temporal: Temporal) -> None:
+    client = await temporal.client()
+    workflow_id = str(uuid.uuid4())
+    handle = await client.start_workflow(SleepingWorkflow.run, id=workflow_id, task_queue="orders")
+    for _ in range(2):  # The second time from memory.
+        assert (await ask(gateway, "POST", f"orders/{workflow_id}/terminate")).status == 404
+        assert (await ask(gateway, "GET", f"orders/{workflow_id}")).status == 404
+    assert (await handle.describe()).status is not None
+    assert (await ask(gateway, "GET", f"sleeping/{workflow_id}")).json["status"] == "running"
+
+
+async def test_what_is_over_takes_no_signals(gateway: Gateway) -> None:
+    place = await start(gateway)
+    assert (await ask(gateway, "POST", f"{place}/terminate", {"reason": "gone"})).status == 202
+    for action in ("signals/ship", "terminate"):
+        refused = await ask(gateway, "POST", f"{place}/{action}")
+        assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
+    ended = await ask(gateway, "GET", f"{place}/result")
+    assert ended.json["workflow_status"] == "terminated"
+
+
+async def test_a_refused_update_tells_why(gateway: Gateway) -> None:
+    refused = await ask(gateway, "POST", f"{await start(gateway)}/updates/change_address", {"address": ""})
+    assert (refused.status, refused.json["failure"][0]["type"]) == (422, "AddressMissing")
+
+
+async def test_an_update_that_is_repeated_is_done_once(gateway: Gateway) -> None:
+    place = await start(gateway)
+    key = uuid.uuid4().hex
+    for _ in range(2):
+        done = await ask(gateway, "POST", f"{place}/updates/change_address", {"address": "a"}, h_idempotency_key=key)
+        assert (done.json["result"], done.json["update_id"]) == ("", key)
+
+
+async def test_a_signal_starts_the_workflow_that_it_is_for(gateway: Gateway) -> None:
+    order = {"order_id": uuid.uuid4().hex, **ORDER}
+    noted = {"input": order, "signal": {"text": "one"}}
+    for text in ("one", "two"):
+        noted["signal"] = {"text": text}
+        assert (await ask(gateway, "POST", "orders/signal-with-start/add_note", noted)).status == 202
+    place = f"orders/order-{order['order_id']}"
+    assert (await ask(gateway, "POST", "orders/signal-with-start/ship", {"input": order})).status == 202
+    done = await ask(gateway, "GET", f"{place}/result", wait="30")
+    assert done.json["result"]["note"] == "one,two"
+
+
+async def test_a_workflow_is_reset_to_an_earlier_point(gateway: Gateway) -> None:
+    place = await start(gateway)
+    await ask(gateway, "POST", f"{place}/updates/change_address", {"address": "here"})
+    before = (await ask(gateway, "GET", place)).json["run_id"]
+    reset = await ask(gateway, "POST", f"{place}/reset", {"to": "first_workflow_task", "reason": "again"})
+    assert reset.status == 202
+    assert reset.json["run_id"] not in (before, None)
+    assert (await ask(gateway, "GET", place, run_id=before)).json["status"] == "terminated"
+    assert (await ask(gateway, "POST", f"{place}/reset", {"event_id": 1})).status == 400
+
+
+async def test_history_tells_what_happened_and_no_contents(gateway: Gateway) -> None:
+    place = await start(gateway, lines=["decline", "top secret"])
+    assert (await ask(gateway, "GET", f"{place}/result", wait="30")).status == 424
+    first = (await ask(gateway, "GET", f"{place}/history", page_size="5")).json
+    rest = (await ask(gateway, "GET", f"{place}/history", page=first["next_page"])).json
+    events = first["events"] + rest["events"]
+    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+    failed = next(event for event in events if event["type"] == "activity_task_failed")
+    assert failed["failure"][0]["type"] == "CardDeclined"
+    assert next(event for event in events if event["id"] == failed["begun_by"])["name"] == "charge"
+    assert "secret" not in json.dumps(events)
+
+
+async def test_one_run_of_several_is_looked_at(gateway: Gateway) -> None:
+    order = {"order_id": uuid.uuid4().hex, "amount": 1}
+    first = await ask(gateway, "POST", "orders", order, h_prefer="wait=30")
+    second = await ask(gateway, "POST", "orders", {**order, "amount": 2}, h_prefer="wait=30")
+    place = f"orders/{first.json['workflow_id']}"
+    assert (await ask(gateway, "GET", f"{place}/result", wait="5", run_id=first.json["run_id"])).json["result"][
+        "paid"
+    ] == 1
+    assert (await ask(gateway, "GET", f"{place}/result", wait="5")).json["result"]["paid"] == 2
+    assert second.json["run_id"] != first.json["run_id"]
+    assert (await ask(gateway, "GET", place, run_id="no uuid")).status == 400
+
+
+async def test_an_idempotency_key_counts_whatever_the_id_may_be_used_for(temporal: Temporal) -> None:
+    """Ids may be used again, and still one request starts one workflow; another key starts another."""
+    gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", id="once-{order_id}")], allow_anonymous=True)
+    order = {"order_id": uuid.uuid4().hex, "amount": 1}
+    first = await ask(gateway, "POST", "orders", order, h_idempotency_key="a", h_prefer="wait=30")
+    replayed = await ask(gateway, "POST", "orders", order, h_idempotency_key="a")
+    another = await ask(gateway, "POST", "orders", order, h_idempotency_key="b", h_prefer="wait=30")
+    assert replayed.json["run_id"] == first.json["run_id"] != another.json["run_id"]
+    assert (await ask(gateway, "POST", "orders", order, h_idempotency_key="")).status == 400
+
+
+async def test_ids_that_exist_are_treated_as_the_exposure_says(temporal: Temporal) -> None:
+    order = {"order_id": uuid.uuid4().hex, **ORDER}
+    share = expose(
+        OrderWorkflow, name="share", id="{order_id}", id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING
+    )
+    once = expose(OrderWorkflow, name="once", id="{order_id}", id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE)
+    gateway = Gateway(temporal, [share, once], allow_anonymous=True)
+    first = await ask(gateway, "POST", "share", order)
+    again = await ask(gateway, "POST", "share", order)
+    assert first.json["run_id"] == again.json["run_id"]
+    await (await temporal.client()).get_workflow_handle(order["order_id"]).terminate()
+    assert (await ask(gateway, "POST", "once", order)).status == 409
+    assert (await ask(gateway, "POST", "once", order, h_idempotency_key="k")).status == 409
+
+
+async def test_search_attributes_are_made_from_the_input(temporal: Temporal) -> None:
+    key = SearchAttributeKey.for_keyword("Customer")
+    client = await temporal.client()
+    request = AddSearchAttributesRequest(
+        namespace="default", search_attributes={key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD}
+    )
+    await client.operator_service.add_search_attributes(request)
+    exposed = expose(
+        OrderWorkflow,
+        name="orders",
+        operations=FOR_OPERATORS,
+        search_attributes=lambda order: TypedSearchAttributes([SearchAttributePair(key, order.order_id)]),
+    )
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
+    place = await start(gateway, order_id="customer-7")
+    assert (await ask(gateway, "GET", place)).json["search_attributes"]["Customer"] == "customer-7"
+
+
+@pytest.mark.parametrize("order_id", ["a/b", "a\x00b", "a?", "a#b", "a\nb"])
+async def test_an_id_that_fits_no_url_is_a_bad_request(gateway: Gateway, order_id: str) -> None:
+    assert (await ask(gateway, "POST", "orders", {"order_id": order_id, **ORDER})).status == 400
+
+
+@pytest.mark.parametrize("path", ["orders/a\x00b", "orders/\ud800", "orders/" + "x" * 1000, "orders/..", "orders/?"])
+async def test_a_strange_id_is_a_bad_request(gateway: Gateway, path: str) -> None:
+    assert (await ask(gateway, "GET", path)).status == 400
+
+
+async def test_hooks_are_told_what_is_about_to_happen(temporal: Temporal) -> None:
+    actions: list[Action] = []
+
+    async def authorize(action: Action) -> bool:
+        actions.append(action)
+        return action.operation == "start"
+
+    gateway = Gateway(temporal, exposures(), authorize=authorize)
+    await ask(gateway, "POST", "orders", {"order_id": "told", **ORDER})
+    assert (await ask(gateway, "POST", "orders/order-told/signals/add_note", {"text": "x"})).status == 403
+    [starting, signalling] = actions
+    assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-told", "told")
+    assert (signalling.operation, signalling.name, signalling.input.text) == ("signal", "add_note", "x")
+
+
+async def test_only_true_allows(temporal: Temporal) -> None:
+    gateway = Gateway(temporal, exposures(), authorize=lambda action: "yes")  # type: ignore[arg-type,return-value]
+    assert (await ask(gateway, "GET", "orders/x")).status == 403
+
+
+async def test_a_hook_that_fails_allows_nothing_and_tells_nothing(temporal: Temporal) -> None:
+    def authorize(action: Action) -> bool:
+        raise RuntimeError("the password is 1234")
+
+    failed = await ask(Gateway(temporal, exposures(), authorize=authorize), "GET", "orders/x")
+    assert failed.status == 500
+    assert "1234" not in json.dumps(failed.json)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (RPCStatusCode.NOT_FOUND, 404),
+        (RPCStatusCode.INVALID_ARGUMENT, 400),
+        (RPCStatusCode.PERMISSION_DENIED, 403),
+        (RPCStatusCode.RESOURCE_EXHAUSTED, 429),
+        (RPCStatusCode.UNAVAILABLE, 503),
+        (RPCStatusCode.UNAUTHENTICATED, 503),
+        (RPCStatusCode.DEADLINE_EXCEEDED, 504),
+        (RPCStatusCode.INTERNAL, 502),
+    ],
+)
+def test_each_refusal_of_the_server_has_its_status(code: RPCStatusCode, status: int) -> None:
+    problem = to_problem(RPCError("at postgres://app:hush@db/x, token=hush", code, b""))
+    assert problem.status == status
+    assert "hush" not in json.dumps(problem.document())
+    assert ("Retry-After" in problem.headers) == (status in (429, 503))
+
+
+async def test_a_body_that_is_too_large_is_refused(temporal: Temporal) -> None:
+    gateway = Gateway(temporal, [expose(SumWorkflow)], allow_anonymous=True, limits=Limits(max_body=10))
+    assert (await ask(gateway, "POST", "sum-of-pair", {"pair": {"left": 1}})).status == 413
