@@ -8,16 +8,19 @@ import msgspec
 from durably.engine.head import Call
 from durably.engine.inputs import MakeRequest
 
+from .bodies import CallData
 from .registry import Function, Restraint
 from .updates import Note
 
 
 class CallAt(msgspec.Struct, frozen=True):
-    """A call to make when it is due or, where it ``has_to_queue``, to let join the queue then."""
+    """A call to make when it is due or, where it ``has_to_queue``, to let join the queue then. ``data`` is what it
+    tells its app, where that is known without being read."""
 
     run_key: int
     call: Call
     has_to_queue: bool = False
+    data: CallData | None = None
 
 
 class TimerAt(msgspec.Struct, frozen=True):

@@ -9,6 +9,8 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 
+import msgspec
+
 from durably.engine.answers import Answer, failed
 from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError, StaleCallError
 
@@ -51,8 +53,10 @@ class Executor:
 
     def make(self, calls: list[CallAt]) -> None:
         """Make calls now, or as soon as others have come to their end."""
-        for due in calls:
-            self._ready.add(due)
+        room = self._max_calls - len(self._requests)
+        for position, due in enumerate(calls):
+            # What has to wait for others is held in memory without its data.
+            self._ready.add(due if due.data is None or position < room else msgspec.structs.replace(due, data=None))
         self._pump()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
@@ -108,7 +112,7 @@ class Executor:
         """Make calls of one run by one request; those that the app has left to be made by another."""
         run_key = calls[0].run_key
         try:
-            data = await self._read(calls)
+            data = calls[0].data or await self._read(calls)
             if data is None:
                 return ()
             outstanding = {call.generation for call in (data.call, *data.also)}

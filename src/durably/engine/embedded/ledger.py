@@ -43,6 +43,7 @@ from durably.protocol.opcodes import Opcode
 from . import updates
 from .admissions import Admissions
 from .arrivals import Arrival, RunEnd, announce_end, check_content
+from .bodies import CallData
 from .effects import CallAt, Effects, RequestAt, TimerAt
 from .ids import Entropy, new_id
 from .narrowing import narrow
@@ -51,6 +52,9 @@ from .reruns import Rerun
 from .router import EventRouter
 from .run_queue import RunQueue
 from .store import NewRun, RunRow, Store, WaitRow
+
+_MOST_CARRIED_BYTES = 16 * 1024
+"""Of an event, to be kept in memory until the call is made that tells it."""
 
 _logger = logging.getLogger("durably.engine")
 
@@ -122,9 +126,17 @@ class Entry:
             if ticket is not None and has_to_queue:
                 self.queue.join(run, call, ticket)
             else:
-                self.effects.calls.append(CallAt(run.key, call))
+                data = self._first_data(run, head, call) if rerun is None and len(event_keys) == 1 else None
+                self.effects.calls.append(CallAt(run.key, call, data=data))
         self.effects.notes.append(updates.run_started(run, self.now))
         return run
+
+    def _first_data(self, run: RunRow, head: Head, call: Call) -> CallData | None:
+        """What the first call of a run tells, which saves reading it: there is nothing but the event."""
+        event = self.events.trigger_of(run.event_key).body
+        if len(event) > _MOST_CARRIED_BYTES:
+            return None
+        return CallData(run.id, run.function_id, call, head.max_attempts, head.disable_immediate, [event], [])
 
     def skip_run(
         self, function: Function, event_keys: tuple[int, ...], error: ErrorData, rerun_of: str | None

@@ -104,7 +104,7 @@ class EventRouter:
     def _receive(self, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int:
         """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
         entry = self._entry
-        body = entry.to_stored(arrival.body)
+        body = arrival.body = entry.to_stored(arrival.body)
         key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, body)
         listened = [(path, value_at(path, arrival.fields)) for path in entry.store.wait_paths(arrival.name)]
         if listened:
