@@ -113,7 +113,7 @@ async def test_a_database_that_is_read_only_is_refused(open_path: Path) -> None:
         pass
     os.chmod(open_path, 0o444)
     os.chmod(open_path.with_name("engine.db.lock"), 0o666)
-    with as_nobody(), pytest.raises(DatabaseUnavailableError, match="readonly"):
+    with as_nobody(), pytest.raises(DatabaseUnavailableError, match=r"engine\.db cannot be written: .*readonly"):
         await EmbeddedEngine.open(open_path, QUICK)
     assert check_database(open_path) == []
 

@@ -108,7 +108,7 @@ class Runtime:
         connection: sqlite3.Connection | None = None
         try:
             connection = await asyncio.to_thread(open_database, path, settings.durability)
-            ownership = await _take_ownership(connection, settings, after_epoch)
+            ownership = await _take_ownership(path, connection, settings, after_epoch)
             if on_owned is not None:
                 await on_owned(ownership.epoch)
             runtime = cls(path, settings, connection, ownership, lock, make_caller)
@@ -227,12 +227,14 @@ class Runtime:
 
 
 async def _take_ownership(
-    connection: sqlite3.Connection, settings: EngineSettings, after_epoch: int | None
+    path: Path, connection: sqlite3.Connection, settings: EngineSettings, after_epoch: int | None
 ) -> Ownership:
-    """Raises ``DatabaseUnavailableError`` where another process does not let go of it."""
+    """Raises ``DatabaseUnavailableError`` where it cannot be written, or another process does not let go of it."""
     is_signed = settings.signing_key is not None
     try:
         return await asyncio.to_thread(take_ownership, connection, writes_canonical=is_signed, after_epoch=after_epoch)
+    except sqlite3.OperationalError as error:
+        raise DatabaseUnavailableError(f"the database {path} cannot be written: {error}") from error
     except sqlite3.Error as error:
         raise explain(error) from error
 

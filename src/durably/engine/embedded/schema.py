@@ -317,7 +317,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     """Open the database, made or migrated where need be.
 
-    Raises ``DatabaseTooNewError`` and ``DatabaseCorruptError``.
+    Raises ``DatabaseTooNewError``, ``DatabaseUnavailableError`` and ``DatabaseCorruptError``.
     """
     connection: sqlite3.Connection | None = None
     try:
