@@ -1,5 +1,6 @@
 """The functions that the apps under test serve. What they do is written to a file, a line each, for tests to count."""
 
+import asyncio
 import json
 import os
 import threading
@@ -65,4 +66,14 @@ def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:
 
         return ctx.step.run("wait", wait)
 
-    return [count, count_sync, relay, hold]
+    @client.create_function(fn_id="hold-async", trigger=TriggerEvent(event="hold-async"), retries=20)
+    async def hold_async(ctx: Context) -> int:
+        async def wait() -> int:
+            diary.note("held", run=ctx.run_id, attempt=ctx.attempt)
+            while not os.path.exists(ctx.event.data["until"]):  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.01)
+            return os.getpid()
+
+        return await ctx.step.run("wait", wait)
+
+    return [count, count_sync, relay, hold, hold_async]

@@ -103,6 +103,26 @@ def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_
         assert memo == b'{"data":%d}' % again["process"]
 
 
+@pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])
+def test_a_worker_that_is_told_to_end_hands_its_calls_back(is_owner: bool, tmp_path: Path) -> None:
+    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+        owner = cluster.wait_joined(3)
+        until = tmp_path / "until"
+        events = [{"name": "hold-async", "id": str(number), "data": {"until": str(until)}} for number in range(3)]
+        cluster.send(*events)
+        held = eventually(lambda: held if len(held := cluster.diary.entries("held")) == 3 else None, "all hold")
+        ending = next(entry for entry in held if (entry["process"] == owner) is is_owner)
+        os.kill(ending["process"], signal.SIGTERM)
+        again = eventually(
+            lambda: [entry for entry in cluster.diary.entries("held")[3:] if entry["run"] == ending["run"]],
+            "the call is made again",
+        )
+        assert again[0]["process"] != ending["process"]
+        assert again[0]["attempt"] == ending["attempt"]
+        until.touch()
+        cluster.wait_completed(3)
+
+
 def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
     with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
         cluster.wait_joined(3)

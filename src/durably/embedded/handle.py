@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from durably.checkpointing import Checkpoints
     from durably.comm import CommHandler
     from durably.engine.embedded import EngineSettings
+    from durably.protocol.checkpoint import CheckpointRequest
 
     from .member import Member
 
@@ -159,7 +160,7 @@ class Embedded(Queries):
     def checkpoints(self) -> "Checkpoints":
         from .checkpoints import EngineCheckpoints
 
-        return EngineCheckpoints(lambda run_id, request: self.ask("checkpoint", run_id, request))
+        return EngineCheckpoints(self._checkpoint)
 
     async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
         ids: list[str] = await self.ask("send_events", msgspec.Raw(body), seed, timeout=timeout)
@@ -208,6 +209,12 @@ class Embedded(Queries):
             self._starting = loop.create_task(self._start_anyhow(loop))
 
     # inside
+
+    async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
+        """A sync function cannot be stopped with its process's part in the engine: its steps are nobody's then."""
+        if self._member is None:
+            raise TransportError("the engine has been stopped in this process")
+        await self.ask("checkpoint", run_id, request)
 
     def _start_after(self, wait: Callable[[], None]) -> None:
         """In the background, once ``wait`` returns."""
@@ -273,11 +280,11 @@ class Embedded(Queries):
     def _stop_at_exit(self) -> None:
         """Where no server tells of its end, the process's own is it."""
         member = self._member
-        if member is None or member.loop is not get_portal().loop:
+        if member is None or not member.loop.is_running():
             return
         grace = self._engine_settings().close_grace.total_seconds()
         with contextlib.suppress(Exception):
-            get_portal().submit(self.stop()).result(grace + 1)
+            asyncio.run_coroutine_threadsafe(self.stop(), member.loop).result(grace + 1)
 
     def _begin_anew(self) -> None:
         """In a forked child."""

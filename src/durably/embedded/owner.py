@@ -113,11 +113,11 @@ class Owner:
             await owner._leave()
             raise
         owner._engine.set_result(engine)
-        owner._api = await ApiSocket.open(engine, sockets.api_path_of(owner._socket))
         owner._tasks = [asyncio.create_task(owner._watch(engine))]
         if lock is None:
             owner._tasks.append(asyncio.create_task(owner._get_lock()))
         try:
+            owner._api = await ApiSocket.open(engine, sockets.api_path_of(owner._socket))
             await owner.update()
         except BaseException:
             await owner.close()
