@@ -46,15 +46,16 @@ async def _storm(directory: Path, seed: int, blows: int) -> bool:
     except TimeoutError:
         print(f"  some runs have not ended after {_PATIENCE_SECONDS} s; the blows were: {', '.join(storm.blows)}")
     verdict = Verdict(storm.database, storm.diary, storm.accepted)
-    for fault in verdict.faults:
+    faults = storm.faults + verdict.faults
+    for fault in faults:
         print(f"  {fault}")
     executed = sum(len(executions) for executions in verdict.executions.values())
     print(
         f"  {len(storm.accepted)} events, {len(verdict.executions)} steps in {executed} executions, "
-        f"{time.monotonic() - began:.0f} s, {len(verdict.faults)} faults",
+        f"{time.monotonic() - began:.0f} s, {len(faults)} faults",
         flush=True,
     )
-    return not verdict.faults
+    return not faults
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import aiohttp
 
+from durably.engine.embedded.check import check_database
+
 from .engine_process import LEASE
 from .processes import Victim, free_port
 
@@ -31,12 +33,13 @@ _LONGEST_STOP = 2 * LEASE.total_seconds()
 @dataclass
 class Storm:
     """``accepted`` are the ids, the senders' own, of the events that the engine has acknowledged, with their names;
-    ``blows`` is what was done to whom."""
+    ``blows`` is what was done to whom, ``faults`` what a crash left behind that should not be."""
 
     directory: Path
     seed: int
     accepted: dict[str, str] = field(default_factory=dict)
     blows: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -125,6 +128,10 @@ class Storm:
             return
         for victim in victims:
             await asyncio.to_thread(victim.wait)
+        if self.engine in victims:
+            # What a crash leaves behind fits together at once, and not only when an engine has tidied it up.
+            self.faults += await asyncio.to_thread(check_database, self.database)
+        for victim in victims:
             victim.start()
 
     async def _calm(self) -> None:

@@ -59,6 +59,16 @@ OF_SLEEPER = "(SELECT key FROM runs WHERE function_id = 'app-sleeper' ORDER BY k
         (f"DELETE FROM memos WHERE run_key = {OF_SLEEPER}", "counts 1 memos, and 0 are stored"),
         (f"DELETE FROM waits WHERE run_key = {OF_SLEEPER}", "step 'nap' of run .* waits, but for what is not stored"),
         (f"UPDATE waits SET step_id = 'x' WHERE run_key = {OF_SLEEPER}", "a wait is stored of step x of run"),
+        (f"INSERT INTO holds VALUES ({OF_SLEEPER}, 9, x'91a161', 1)", "call 9 of run .* takes up room, but is not"),
+        (
+            f"INSERT INTO holds VALUES ({OF_SLEEPER}, 9, x'91a161', 1)",
+            "of the slots a, 0 count as taken, and calls take 1",
+        ),
+        ("INSERT INTO slots_used VALUES ('a', 2)", "of the slots a, 2 count as taken, and calls take 0"),
+        (
+            f"INSERT INTO queued_calls VALUES ('lane', 1, {OF_SLEEPER}, 9)",
+            "call 9 of run .* waits for room, but is not",
+        ),
         ("UPDATE memos SET seq = 1", "the memos of run .* have no clear order"),
         ("UPDATE memos SET memo = '{'", "the memo of step a of run .* is no JSON"),
         ("UPDATE events SET body = '{' WHERE name = 'done'", "the event .* is no JSON"),

@@ -5,6 +5,7 @@ Reads alone, all of it as it was at one moment, so that an engine may go on usin
 
 import contextlib
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def check_database(path: Path) -> list[str]:
         findings = list(_check_file(connection))
         if findings:
             return findings
-        for check in (_check_references, _check_heads, _check_memos, _check_waits, _check_json):
+        for check in (_check_references, _check_heads, _check_slots, _check_memos, _check_waits, _check_json):
             findings += _abridge(list(check(connection)))
         return findings
 
@@ -102,11 +103,31 @@ def _check_outstanding(connection: sqlite3.Connection, run_key: int, run_id: str
             yield f"step {wait.name!r} of run {run_id} waits, but for what is not stored"
     for step_id in steps - {wait.step_id for wait in head.waits}:
         yield f"a wait is stored of step {step_id} of run {run_id}, which does not wait"
-    delayed = connection.execute("SELECT generation FROM delayed_calls WHERE run_key = ?", (run_key,))
-    generations = {generation for (generation,) in delayed}
+    put_off = _generations(connection, "delayed_calls", run_key)
     for call in head.calls:
-        if call.error and call.generation not in generations:
+        if call.error and call.generation not in put_off:
             yield f"a call of run {run_id} is put off, but until when is not stored"
+    outstanding = {call.generation for call in head.calls}
+    for generation in _generations(connection, "queued_calls", run_key) - outstanding:
+        yield f"call {generation} of run {run_id} waits for room, but is not wanted any more"
+    for generation in _generations(connection, "holds", run_key) - outstanding:
+        yield f"call {generation} of run {run_id} takes up room, but is not outstanding any more"
+
+
+def _generations(connection: sqlite3.Connection, table: str, run_key: int) -> set[int]:
+    rows = connection.execute(f"SELECT generation FROM {table} WHERE run_key = ?", (run_key,))
+    return {generation for (generation,) in rows}
+
+
+def _check_slots(connection: sqlite3.Connection) -> Iterator[str]:
+    """Concurrency slots that are taken, against the calls that take them."""
+    taken: Counter[str] = Counter()
+    for (slots,) in connection.execute("SELECT bucket_ids FROM holds"):
+        taken.update(msgspec.msgpack.decode(slots, type=list[str]))
+    counted = dict(connection.execute("SELECT id, used FROM slots_used").fetchall())
+    for slot in sorted(taken.keys() | counted.keys()):
+        if taken[slot] != counted.get(slot, 0):
+            yield f"of the slots {slot}, {counted.get(slot, 0)} count as taken, and calls take {taken[slot]}"
 
 
 def _check_memos(connection: sqlite3.Connection) -> Iterator[str]:
