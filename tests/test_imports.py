@@ -142,9 +142,22 @@ def test_nothing_below_an_adapter_knows_one() -> None:
     below = [
         file
         for file in modules()
-        if file.stem not in ADAPTERS and file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")
+        if file.stem not in ADAPTERS
+        and "django" not in file.parent.parts
+        and file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")
     ]
     assert violations(below, lambda m: not is_within(m, *adapters, *FRAMEWORKS - {"aiohttp", "uvicorn"})) == []
+
+
+def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
+    adapters = {f"durably.temporal.{adapter}" for adapter in ADAPTERS}
+    for adapter in ("flask", "fast_api", "tornado"):
+        others = adapters - {f"durably.temporal.{adapter}"}
+        assert violations([PACKAGE / "temporal" / f"{adapter}.py"], lambda m, o=others: not is_within(m, *o)) == []
+    gateway = ("durably.execution", "durably.portal", "durably.transport", "durably.temporal")
+    assert violations(modules("temporal", "gateway"), lambda m: not is_ours(m) or is_within(m, *gateway)) == []
+    core = [file for file in modules("temporal") if "django" not in file.parts and file.stem not in ADAPTERS]
+    assert violations(core, lambda m: not is_within(m, "durably.engine", "durably.comm")) == []
 
 
 def test_an_adapter_is_short() -> None:
@@ -160,7 +173,17 @@ def test_importing_durably_brings_no_framework_no_engine_and_no_pydantic() -> No
     done = python("import durably, sys; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
-    unwanted = (*FRAMEWORKS, "pydantic", "durably.engine", "durably.cli", "durably.testing", "lark", "ulid", "re2")
+    unwanted = (
+        *FRAMEWORKS,
+        "pydantic",
+        "durably.engine",
+        "durably.cli",
+        "durably.testing",
+        "lark",
+        "ulid",
+        "re2",
+        "temporalio",
+    )
     assert [module for module in loaded if is_within(module, *unwanted)] == []
     assert [f"durably.{adapter}" for adapter in ADAPTERS if f"durably.{adapter}" in loaded] == []
 
@@ -189,7 +212,15 @@ MISSING = [
     ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
     ("import durably.engine.embedded", "aiohttp", "durably[engine]"),
+    ("import durably; durably.Embedded('x.db')", "aiohttp", "durably[engine]"),
     ("import durably.engine.machine", "re2", "durably[engine]"),
+    ("import durably.temporal", "temporalio", "durably[temporal]"),
+    ("import durably.temporal.gateway", "pydantic", "durably[temporal]"),
+    ("import durably.temporal.encryption", "cryptography", "durably[temporal-encryption]"),
+    ("import durably.temporal.flask", "flask", "durably[flask,temporal]"),
+    ("import durably.temporal.django", "django", "durably[django,temporal]"),
+    ("import durably.temporal.fast_api", "fastapi", "durably[fast-api,temporal]"),
+    ("import durably.temporal.tornado", "tornado", "durably[tornado,temporal]"),
     ("from durably.testing import TestEngine", "aiohttp", "durably[engine]"),
 ]
 

@@ -3,9 +3,11 @@
 import asyncio
 import datetime as dt
 import json
+import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from durably.comm import CommHandler, CommRequest
 from durably.engine.embedded import EmbeddedEngine, EngineSettings
 from durably.engine.embedded.views import RunView
 from durably.engine.errors import DatabaseLockedError, FunctionNotFoundError, RunNotFoundError
-from durably.errors import SendEventsError
+from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
 
@@ -304,3 +306,88 @@ async def test_throttle_holds_in_process(app: App) -> None:
         await app.ended(ids[0])
         [second] = await app.engine.event_runs(ids[1])
         assert second.ended_at is None
+
+
+async def test_a_send_that_the_owner_did_not_acknowledge_is_repeated_and_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
+    stored = asyncio.Event()
+    send_events = EmbeddedEngine.send_events
+
+    async def store_and_say_nothing(engine: EmbeddedEngine, events: list[Event], *, seed: str | None = None) -> Any:
+        ids = await send_events(engine, events, seed=seed)
+        if not stored.is_set():
+            stored.set()
+            await asyncio.Event().wait()
+        return ids
+
+    monkeypatch.setattr(EmbeddedEngine, "send_events", store_and_say_nothing)
+    await first.engine.start()
+    await second.engine.start()
+    sent = asyncio.create_task(second.client.send([Event(name="a"), Event(name="b")]))
+    await stored.wait()
+    await first.engine.stop()
+    ids = await sent
+    with closing(sqlite3.connect(tmp_path / "durably.db")) as connection:
+        assert [row[0] for row in connection.execute("SELECT id FROM events ORDER BY key")] == ids
+    await second.engine.stop()
+
+
+async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
+    asked = asyncio.Event()
+
+    async def hang(engine: EmbeddedEngine, function_id: str, *, data: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(EmbeddedEngine, "invoke", hang)
+    await first.engine.start()
+    await second.engine.start()
+    invoked = asyncio.create_task(second.engine.invoke("app-f", {}))
+    await asked.wait()
+    await first.engine.stop()
+    with pytest.raises(TransportError, match="whether it did is unclear"):
+        await invoked
+    await second.engine.stop()
+
+
+async def test_no_answer_in_time_says_why(app: App, tmp_path: Path) -> None:
+    (tmp_path / "durably.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(TransportError, match=r"did not answer within 1.5 s: .*durably\.db"):
+        await app.engine.ask("list_runs", None, None, 1, None, timeout=1.5)
+    await app.engine.stop()
+
+
+async def test_flask_functions_have_their_app_around_them(app: App) -> None:
+    import flask
+
+    import durably.flask
+
+    @app.function("async")
+    async def async_function(ctx: Context) -> str:
+        return flask.current_app.name
+
+    @app.function("sync")
+    def sync_function(ctx: ContextSync) -> str:
+        return flask.current_app.name
+
+    web_app = flask.Flask("shop")
+    durably.flask.serve(web_app, app.client, app.functions)
+    async with app.engine.running():
+        assert output_of(await app.run(Event(name="async"))) == "shop"
+        assert output_of(await app.run(Event(name="sync"))) == "shop"
+
+
+def test_where_processes_do_not_outlive_a_request_it_is_refused(app: App) -> None:
+    import durably.digital_ocean
+
+    with pytest.raises(FunctionConfigInvalidError, match="DigitalOcean"):
+        durably.digital_ocean.serve(app.client, app.functions)
+
+
+def test_where_there_are_no_unix_sockets_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(OSError, match="durably start"):
+        Embedded("durably.db")
