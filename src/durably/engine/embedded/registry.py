@@ -5,6 +5,7 @@ Immutable: a sync makes a new one, so that the writer's thread and the event loo
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 from yarl import URL
@@ -59,8 +60,13 @@ class Function(msgspec.Struct, frozen=True):
 
     def url_of(self, step_id: str) -> URL:
         """Where to call the function: to discover, or for one step."""
-        url = URL(next(iter(self.config.steps.values())).runtime.url)
-        return url.update_query({Query.FUNCTION_ID: url.query.get(Query.FUNCTION_ID, self.id), Query.STEP_ID: step_id})
+        return _url_of(next(iter(self.config.steps.values())).runtime.url, self.id, step_id)
+
+
+@lru_cache(maxsize=1024)
+def _url_of(synced: str, function_id: str, step_id: str) -> URL:
+    url = URL(synced)
+    return url.update_query({Query.FUNCTION_ID: url.query.get(Query.FUNCTION_ID, function_id), Query.STEP_ID: step_id})
 
 
 class _Triggered(msgspec.Struct, frozen=True):
