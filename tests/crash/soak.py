@@ -8,6 +8,7 @@ is not as it should be.
 import argparse
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -24,17 +25,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill and stop an engine and its app under load, again and again.")
     parser.add_argument("--blows", type=int, default=300, help="how often a process is killed, stopped or terminated")
     parser.add_argument("--seed", type=int, default=None, help="of the first storm; the others' follow from it")
-    parser.add_argument("--directory", type=Path, default=None, help="where databases and logs are kept")
+    parser.add_argument(
+        "--directory", type=Path, default=None, help="keep databases and logs there, of storms that end well, too"
+    )
     arguments = parser.parse_args()
     seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="durably-soak-"))
     left = arguments.blows
     while left > 0:
         blows = min(left, _BLOWS_PER_STORM)
-        (directory / str(seed)).mkdir(parents=True)
-        if not asyncio.run(_storm(directory / str(seed), seed, blows)):
+        place = directory / str(seed)
+        place.mkdir(parents=True)
+        if not asyncio.run(_storm(place, seed, blows)):
             sys.exit(1)
+        if arguments.directory is None:
+            shutil.rmtree(place)
         left, seed = left - blows, seed + 1
+    if arguments.directory is None:
+        directory.rmdir()
 
 
 async def _storm(directory: Path, seed: int, blows: int) -> bool:
