@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,15 @@ COMMAND = [sys.executable, "-c", "import durably.cli; durably.cli.main()"]
 class Command:
     """A running ``durably``; its output is read as it comes."""
 
-    def __init__(self, arguments: tuple[str, ...], directory: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        directory: Path,
+        environment: dict[str, str],
+        program: Sequence[str] = COMMAND,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*program, *arguments],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -60,6 +60,10 @@ class WorkerDeclaration:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+_ADDED_UP = "interceptors"
+"""The option that several declarations of one task queue may each add to."""
+
+
 def by_task_queue(declarations: Iterable[WorkerDeclaration], default: str | None) -> list[WorkerDeclaration]:
     """One declaration for each task queue: the server hands a queue's tasks to any of its workers, so that of two
     that know half the workflows each, both would fail half of their tasks.
@@ -69,7 +73,7 @@ def by_task_queue(declarations: Iterable[WorkerDeclaration], default: str | None
     merged: dict[str, WorkerDeclaration] = {}
     for declaration in declarations:
         queue = declaration.task_queue or default
-        if queue is None:
+        if not queue:
             raise TemporalWorkerError(
                 'a worker is declared without a task queue: name one, temporal.add_worker("orders", …), or give the '
                 "connection one (Temporal(task_queue=…), TEMPORAL_TASK_QUEUE)"
@@ -87,7 +91,10 @@ def by_task_queue(declarations: Iterable[WorkerDeclaration], default: str | None
 
 def _merge(queue: str, known: WorkerDeclaration | None, more: WorkerDeclaration) -> WorkerDeclaration:
     known = known or WorkerDeclaration()
-    for name in known.options.keys() & more.options.keys():
+    options = {**known.options, **more.options}
+    if _ADDED_UP in options:
+        options[_ADDED_UP] = _union(tuple(known.options.get(_ADDED_UP, ())), tuple(more.options.get(_ADDED_UP, ())))
+    for name in known.options.keys() & more.options.keys() - {_ADDED_UP}:
         if known.options[name] != more.options[name]:
             raise TemporalWorkerError(f'the option {name} of the task queue "{queue}" is given twice, differently')
     return WorkerDeclaration(
@@ -95,7 +102,7 @@ def _merge(queue: str, known: WorkerDeclaration | None, more: WorkerDeclaration)
         workflows=_union(known.workflows, more.workflows),
         activities=_union(known.activities, more.activities),
         passed_through=_union(known.passed_through, more.passed_through),
-        options={**known.options, **more.options},
+        options=options,
     )
 
 

@@ -1,0 +1,14 @@
+"""``"durably.temporal.django"`` in ``INSTALLED_APPS``: the worker's command, system checks and the admin's pages."""
+
+from django.apps import AppConfig
+
+
+class TemporalConfig(AppConfig):  # type: ignore[misc]
+    name = "durably.temporal.django"
+    label = "durably_temporal"
+    verbose_name = "Temporal"
+
+    def ready(self) -> None:
+        from . import checks
+
+        checks.register()

@@ -1,0 +1,94 @@
+"""What the project's worker runs: the workflows and activities of ``workflows.py`` and ``activities.py`` of its apps.
+
+Both may be packages. A module's ``TASK_QUEUE`` is where its own are run, if not on ``settings.TEMPORAL_TASK_QUEUE``.
+What needs more is declared with ``temporal.add_worker`` in one of those modules, and is run too.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+from django.apps import AppConfig, apps
+from temporalio import activity, workflow
+
+from durably.temporal.declarations import WorkerDeclaration
+
+from .conf import get_temporal
+from .orm import OrmInterceptor
+
+WORKFLOWS, ACTIVITIES = "workflows", "activities"
+
+
+def discover() -> list[WorkerDeclaration]:
+    """What the worker runs. Raises what importing the modules raises."""
+    found = [_declare(module) for module in project_modules()]
+    shared = modules_shared_with_workflows()
+    return [
+        WorkerDeclaration(
+            task_queue=declaration.task_queue,
+            workflows=declaration.workflows,
+            activities=declaration.activities,
+            passed_through=(*declaration.passed_through, *shared),
+            options={**declaration.options, "interceptors": _with_orm(declaration.options.get("interceptors", ()))},
+        )
+        for declaration in (*get_temporal().workers, *found)
+        if declaration.workflows or declaration.activities
+    ]
+
+
+def project_modules() -> Iterator[ModuleType]:
+    """``workflows`` and ``activities`` of each installed app that has them, imported."""
+    for app in apps.get_app_configs():
+        for name in (WORKFLOWS, ACTIVITIES):
+            if _has(app, name):
+                yield importlib.import_module(f"{app.name}.{name}")
+
+
+def modules_shared_with_workflows() -> tuple[str, ...]:
+    """What workflows take from the process instead of importing it anew: Django, the models and activities of apps, and
+    apps without workflows as a whole. A model can be there but once."""
+    shared = ["django", "asgiref"]
+    for app in apps.get_app_configs():
+        if _has(app, WORKFLOWS):
+            shared += [f"{app.name}.models", f"{app.name}.{ACTIVITIES}"]
+        else:
+            shared.append(app.name)
+    return tuple(shared)
+
+
+def workflows_of(module: ModuleType) -> tuple[type, ...]:
+    """The workflows that a module defines, not those that it imports from elsewhere."""
+    classes = [each for each in vars(module).values() if isinstance(each, type) and _is_own(each, module)]
+    return tuple(each for each in classes if workflow._Definition.from_class(each) is not None)
+
+
+def activities_of(module: ModuleType) -> tuple[Callable[..., Any], ...]:
+    """The activities that a module defines, not those that it imports from elsewhere."""
+    functions = [each for each in vars(module).values() if callable(each) and _is_own(each, module)]
+    return tuple(each for each in functions if activity._Definition.from_callable(each) is not None)
+
+
+def _declare(module: ModuleType) -> WorkerDeclaration:
+    return WorkerDeclaration(
+        task_queue=getattr(module, "TASK_QUEUE", None),
+        workflows=workflows_of(module),
+        activities=activities_of(module),
+    )
+
+
+def _is_own(found: Any, module: ModuleType) -> bool:
+    return f"{getattr(found, '__module__', '')}.".startswith(f"{module.__name__}.")
+
+
+def _has(app: AppConfig, name: str) -> bool:
+    return importlib.util.find_spec(f"{app.name}.{name}") is not None
+
+
+_ORM = OrmInterceptor()
+"""One for all, so that what is declared for one task queue in several places agrees on it."""
+
+
+def _with_orm(interceptors: Any) -> list[Any]:
+    return [*interceptors, _ORM]

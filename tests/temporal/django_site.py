@@ -1,0 +1,69 @@
+"""A Django project of its own for a test: copied, migrated, and run by its real ``manage.py``."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ..cli.conftest import Command
+
+PROJECT = Path(__file__).with_name("django_project")
+
+
+class DjangoSite:
+    def __init__(self, directory: Path, server: str) -> None:
+        self.directory = directory / "site"
+        shutil.copytree(PROJECT, self.directory, ignore=shutil.ignore_patterns("__pycache__", "*.sqlite3"))
+        self.task_queue = f"django-{uuid.uuid4().hex[:8]}"
+        self._variables = {"TEST_TEMPORAL_SERVER": server, "TEST_TASK_QUEUE": self.task_queue}
+        self._commands: list[Command] = []
+
+    def environment(self, variables: dict[str, str]) -> dict[str, str]:
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO_", "TEMPORAL_"))}
+        return {**own, **self._variables, **variables}
+
+    def run(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """``manage.py …`` to its end."""
+        return subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=self.directory,
+            env=self.environment(variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def start(self, *arguments: str, **variables: str) -> Command:
+        """``manage.py …`` that stays up."""
+        command = Command(arguments, self.directory, self.environment(variables), [sys.executable, "manage.py"])
+        self._commands.append(command)
+        return command
+
+    def work(self, *arguments: str, **variables: str) -> Command:
+        command = self.start("run_temporal_worker", *arguments, **variables)
+        command.until(f"working on {self.task_queue}:")
+        return command
+
+    def migrate(self) -> None:
+        done = self.run("migrate")
+        assert done.returncode == 0, done.stderr
+
+    def shell(self, code: str) -> Any:
+        """What ``result`` is after the code has run in the project, as JSON."""
+        done = self.run("shell", "--command", f"import json\n{code}\nprint(json.dumps(result))")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    def query(self, sql: str) -> list[Any]:
+        with sqlite3.connect(self.directory / "db.sqlite3") as database:
+            return database.execute(sql).fetchall()
+
+    def stop(self) -> None:
+        for command in self._commands:
+            command.process.kill()
+            command.wait()
