@@ -53,3 +53,10 @@ async def test_async() -> None:
 def test_sync() -> None:
     with durably.testing.TestEngine(client, [sync_function]).sync() as engine:
         assert_type(engine.send(durably.Event(name="never")).wait(), durably.testing.SyncTestRun)
+
+
+async def test_in_process() -> None:
+    engine = durably.Embedded("durably.db", max_calls=10)
+    durably.Client(app_id="app", engine=engine)
+    assert_type(await engine.cancel_run("run"), bool)
+    assert_type(engine.rerun_sync("run"), str)

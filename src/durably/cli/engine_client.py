@@ -54,7 +54,9 @@ class EngineClient:
         self._tokens = [bearer_token(key) for key in signing_keys]
         self._event_key = event_key
         timeout = urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS)
-        self._pool: urllib3._request_methods.RequestMethods = urllib3.PoolManager(retries=False, timeout=timeout)
+        self._pool: urllib3.PoolManager | urllib3.HTTPConnectionPool = urllib3.PoolManager(
+            retries=False, timeout=timeout
+        )
         if database is not None:
             from .local_engine import SocketPool
 

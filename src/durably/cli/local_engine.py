@@ -32,7 +32,7 @@ class _SocketConnection(HTTPConnection):
 class SocketPool(HTTPConnectionPool):
     """Raises ``CliError`` where no process has ever owned the database, or its path is none."""
 
-    ConnectionCls = _SocketConnection
+    ConnectionCls = _SocketConnection  # pyright: ignore[reportAssignmentType] (so it is in urllib3 itself)
 
     def __init__(self, database: Path, timeout: urllib3.Timeout) -> None:
         newest = sockets.newest(sockets.directory_of(Path(database).resolve()))
