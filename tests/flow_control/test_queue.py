@@ -244,3 +244,15 @@ async def test_nothing_is_left_behind(world: World) -> None:
     await world.let_pass(minutes=2)
     assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
     assert world.rows("lanes", "queued_calls", "slots_used", "holds", "openings") == 0
+
+
+async def test_only_the_start_is_throttled_of_a_run_that_also_needs_room(world: World) -> None:
+    @world.function("work", throttle=Throttle(limit=1, period=MINUTE), concurrency=[Concurrency(limit=1)])
+    async def work(ctx: Context) -> object:
+        await ctx.step.run("one", lambda: 1)
+        return await ctx.step.run("two", lambda: 2)
+
+    await world.open()
+    await world.send("work")
+    await world.rest()
+    assert await world.outputs("work") == [2]

@@ -1,0 +1,264 @@
+"""Random histories of functions with flow control, in the database and through the run machine, but without a loop.
+
+After each step: no limit is exceeded, room is taken by calls under way and by nothing else, and every run has
+something that will move it. In the end, after whatever happened, all runs end and nothing is left behind.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from durably.engine.answers import Answer, Asked, AttemptFailed, Returned
+from durably.engine.embedded import work
+from durably.engine.embedded.due import load_due
+from durably.engine.embedded.effects import CallAt
+from durably.engine.embedded.ledger import Entry, Ledger
+from durably.engine.embedded.registry import Function, Registry
+from durably.engine.embedded.schema import MIGRATIONS
+from durably.engine.embedded.store import Store
+from durably.engine.head import decode_head
+from durably.engine.turn import Policy
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Op, Opcode, hash_step_id
+from durably.protocol.sync import FunctionConfig
+
+_START = 1_700_000_000_000
+_LIMIT = 2
+_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"concurrency": [{"limit": _LIMIT}]},
+    {"concurrency": [{"limit": _LIMIT}, {"limit": 1, "key": "event.data.user"}], "timeouts": {"start": "30s"}},
+    {"throttle": {"limit": 2, "period": "10s"}, "priority": {"run": "event.data.n * 10"}},
+    {"concurrency": [{"limit": _LIMIT}], "throttle": {"limit": 3, "period": "10s"}, "timeouts": {"finish": "40s"}},
+    {"singleton": {"mode": "cancel", "key": "event.data.user"}, "concurrency": [{"limit": _LIMIT}]},
+    {"singleton": {"mode": "skip"}, "cancel": [{"event": "go", "if": "async.data.user == event.data.user"}]},
+    {"debounce": {"period": "5s", "key": "event.data.user"}, "concurrency": [{"limit": 1}]},
+    {"batchEvents": {"maxSize": 3, "timeout": "5s"}, "concurrency": [{"limit": _LIMIT}]},
+]
+_LEFT_BEHIND = (
+    "heads",
+    "waits",
+    "delayed_calls",
+    "lanes",
+    "queued_calls",
+    "slots_used",
+    "holds",
+    "openings",
+    "cancels",
+    "deadlines",
+    "held_events",
+)
+
+
+def _function(options: dict[str, Any]) -> Function:
+    config = {
+        "id": "app-fn",
+        "triggers": [{"event": "go"}],
+        "steps": {"step": {"id": "step", "runtime": {"url": "http://127.0.0.1:1/"}, "retries": {"attempts": 1}}},
+    }
+    return Function.from_config(msgspec.convert(config | options, FunctionConfig), "app")
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.db = sqlite3.connect(":memory:", isolation_level=None)
+        for script in MIGRATIONS:
+            self.db.executescript(script)
+        self.now = _START
+        self.under_way: dict[tuple[int, int], CallAt] = {}
+        self.steps = 0
+        self.entropy = 0
+        policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
+        self.ledger = Ledger(Store(self.db), policy, bytes, 10_000, self._random)
+
+    def teardown(self) -> None:
+        try:
+            self._end()
+        finally:
+            self.db.close()
+
+    @initialize(options=st.sampled_from(_OPTIONS))
+    def begin(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.was_synced = False
+        self.registry = Registry([_function(options)], {})
+
+    def _random(self, size: int) -> bytes:
+        self.entropy += 1
+        return self.entropy.to_bytes(size, "big")
+
+    def _do(self, unit: Callable[[Entry], object]) -> None:
+        self.db.execute("BEGIN")
+        entry = Entry(self.ledger, self.registry, self.now)
+        unit(entry)
+        effects = entry.finish()
+        self.db.execute("COMMIT")
+        self._make(effects.calls)
+
+    def _make(self, calls: list[CallAt]) -> None:
+        for due in calls:
+            if not due.call.is_made(self.now):
+                continue
+            if due.has_to_queue:
+                self._do(work.join_queue(due))
+            elif self._head_call(due) is not None:
+                self.under_way[due.run_key, due.call.generation] = due
+
+    def _head_call(self, due: CallAt) -> object:
+        row = self.db.execute("SELECT head FROM heads WHERE run_key = ?", (due.run_key,)).fetchone()
+        return decode_head(row[0]).call(due.call.generation) if row else None
+
+    def _fall_due(self) -> None:
+        """All that is due, read from the database: also what has been met before."""
+        for _, item in load_due(self.db, -1, self.now, 1000).items:
+            if isinstance(item, CallAt):
+                self._make([item])
+            else:
+                self._do(work.fall_due(item))
+
+    def _answer(self, due: CallAt, answer: Answer) -> None:
+        del self.under_way[due.run_key, due.call.generation]
+        if self._head_call(due) is not None:
+            self._do(work.answer(due, answer))
+
+    def _some_call(self, index: int) -> CallAt:
+        return list(self.under_way.values())[index % len(self.under_way)]
+
+    # what may happen
+
+    @rule(users=st.text("ab", min_size=1, max_size=4), n=st.integers(0, 5))
+    def send(self, users: str, n: int) -> None:
+        events = [Event(name="go", data={"user": user, "n": n}, ts=self.now) for user in users]
+        self._do(lambda entry: entry.events.send(events, None))
+
+    @precondition(lambda self: self.under_way)
+    @rule(index=st.integers(0, 50))
+    def return_(self, index: int) -> None:
+        self._answer(self._some_call(index), Returned(b"1"))
+
+    @precondition(lambda self: self.under_way)
+    @rule(index=st.integers(0, 50))
+    def fail(self, index: int) -> None:
+        self._answer(self._some_call(index), AttemptFailed(ErrorData(name="E", message="e")))
+
+    @precondition(lambda self: self.under_way)
+    @rule(index=st.integers(0, 50), kinds=st.lists(st.sampled_from(["plan", "sleep", "run"]), min_size=1, max_size=3))
+    def ask(self, index: int, kinds: list[str]) -> None:
+        due = self._some_call(index)
+        if not due.call.is_discovery:
+            ops = [Op(id=due.call.step_id, op=Opcode.STEP_RUN, name=due.call.name, data=msgspec.Raw(b"1"))]
+        else:
+            ops = [self._op(kind) for kind in (kinds if len(kinds) == 1 else [kind for kind in kinds if kind != "run"])]
+        if ops:
+            self._answer(due, Asked(ops=ops))
+
+    def _op(self, kind: str) -> Op:
+        self.steps += 1
+        name = f"s{self.steps}"
+        match kind:
+            case "plan":
+                return Op(id=hash_step_id(name), op=Opcode.STEP_PLANNED, name=name)
+            case "sleep":
+                return Op(id=hash_step_id(name), op=Opcode.SLEEP, name=name, opts={"duration": "4s"})
+            case _:
+                return Op(id=hash_step_id(name), op=Opcode.STEP_RUN, name=name, data=msgspec.Raw(b"1"))
+
+    @rule(index=st.integers(0, 50))
+    def cancel(self, index: int) -> None:
+        runs = self.db.execute("SELECT id FROM runs JOIN heads ON run_key = key ORDER BY key").fetchall()
+        if runs:
+            self._do(lambda entry: work.cancel(entry, runs[index % len(runs)][0]))
+
+    @rule(seconds=st.sampled_from([0.1, 1, 5, 20]))
+    def let_pass(self, seconds: float) -> None:
+        self.now += round(seconds * 1000)
+        self._fall_due()
+
+    @rule()
+    def restart(self) -> None:
+        self.under_way.clear()
+        self._do(lambda entry: work.recover(entry, self.ledger.store.moving_runs()))
+        self._fall_due()
+
+    @rule(options=st.sampled_from(_OPTIONS))
+    def sync(self, options: dict[str, Any]) -> None:
+        """Room that is taken is not taken away, so a limit that has become less holds for what comes after."""
+        self.was_synced = True
+        self.registry = Registry([_function(options)], {})
+        self._do(lambda entry: entry.queue.look_at_function(self.registry.find("app-fn").flow))  # type: ignore[union-attr]
+
+    # what always holds
+
+    @invariant()
+    def room_is_taken_by_calls_under_way_alone(self) -> None:
+        held = dict(self.db.execute("SELECT run_key || '/' || generation, bucket_ids FROM holds").fetchall())
+        live = {key for key, due in self.under_way.items() if self._head_call(due) is not None}
+        assert set(held) <= {f"{run_key}/{generation}" for run_key, generation in live}
+        taken = Counter(bucket for encoded in held.values() for bucket in msgspec.msgpack.decode(encoded))
+        assert dict(self.db.execute("SELECT id, used FROM slots_used").fetchall()) == dict(taken)
+
+    @invariant()
+    def no_limit_is_exceeded(self) -> None:
+        limits = [one["limit"] for one in self.options.get("concurrency", ()) if "key" not in one]
+        if limits and not self.was_synced:
+            assert sum(self._head_call(due) is not None for due in self.under_way.values()) <= limits[0]
+
+    @invariant()
+    def every_run_has_something_that_moves_it(self) -> None:
+        for run_key, encoded, is_moving in self.db.execute("SELECT run_key, head, is_moving FROM heads").fetchall():
+            head = decode_head(encoded)
+            assert head.calls or head.waits
+            queued = self._generations("queued_calls", run_key)
+            delayed = self._generations("delayed_calls", run_key)
+            for call in head.calls:
+                is_made = (run_key, call.generation) in self.under_way
+                is_waiting = call.generation in queued or (call.generation in delayed and call.due > self.now)
+                assert is_made != is_waiting
+                assert is_moving or not is_made
+
+    def _generations(self, table: str, run_key: int) -> set[int]:
+        rows = self.db.execute(f"SELECT generation FROM {table} WHERE run_key = ?", (run_key,))
+        return {generation for (generation,) in rows}
+
+    @invariant()
+    def nothing_waits_where_there_is_room(self) -> None:
+        """And no lane is looked at that need not be: each waits at a gate that is closed."""
+        rows = self.db.execute(
+            "SELECT gate, gate_limit, coalesce(used, 0) FROM lanes LEFT JOIN slots_used ON slots_used.id = gate "
+            "WHERE gate_limit > 0"
+        )
+        for gate, limit, used in rows:
+            assert used >= limit, gate
+
+    def _end(self) -> None:
+        """Let everything come to its end, and look at what is left."""
+        for _ in range(400):
+            while self.under_way:
+                self._answer(self._some_call(0), self._ending(self._some_call(0)))
+            if not self.db.execute("SELECT 1 FROM heads").fetchone() and not self._has_pending():
+                break
+            self.now += 5_000
+            self._fall_due()
+        for table in _LEFT_BEHIND:
+            assert self.db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+        assert self.db.execute("SELECT count(*) FROM buckets WHERE expires IS NULL").fetchone() == (0,)
+
+    def _has_pending(self) -> bool:
+        return any(self.db.execute(f"SELECT 1 FROM {table}").fetchone() for table in ("held_events", "openings"))
+
+    def _ending(self, due: CallAt) -> Answer:
+        if due.call.is_discovery:
+            return Returned(b"1")
+        return Asked(ops=[Op(id=due.call.step_id, op=Opcode.STEP_RUN, name="s", data=msgspec.Raw(b"1"))])
+
+
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestHistories = Histories.TestCase
