@@ -391,3 +391,32 @@ def test_where_there_are_no_unix_sockets_it_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(OSError, match="durably start"):
         Embedded("durably.db")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"), [({"max_calls": 0}, "max_calls"), ({"lease": dt.timedelta(seconds=0.1)}, "lease")]
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Embedded("durably.db", **options)
+
+
+async def test_functions_that_are_served_after_the_start_run_too(app: App) -> None:
+    @app.function("first")
+    async def first(ctx: Context) -> str:
+        return "first"
+
+    async with app.running():
+        second_client = Client(app_id="second", engine=app.engine)
+
+        @second_client.create_function(fn_id="second", trigger=TriggerEvent(event="second"))
+        async def second(ctx: Context) -> str:
+            return "second"
+
+        CommHandler(client=second_client, framework="test", functions=[second])
+        async with asyncio.timeout(10):
+            while True:
+                [event_id] = await app.client.send(Event(name="second"))
+                if await app.engine.event_runs(event_id):
+                    break
+        assert output_of(await app.ended(event_id)) == "second"

@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 _TIMEOUT_SECONDS = 30.0
 _BEATS_PER_LEASE = 10
+_SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 _AFTER_FORK_SECONDS = 0.1
 """How long a forked worker has until functions may begin to run in it: servers drop privileges first."""
 
@@ -58,7 +59,8 @@ class Embedded(Queries):
     life until the others do without it; its event loop must not be blocked for that long. ``settings`` are those of
     the engine: backoff of retries, durability, limits.
 
-    Raises ``ImportError`` where the extra is not installed, and ``OSError`` on Windows.
+    Raises ``ValueError`` for a lease that is too short or no room for calls, ``ImportError`` where the extra is not
+    installed, and ``OSError`` on Windows.
     """
 
     def __init__(
@@ -73,6 +75,10 @@ class Embedded(Queries):
 
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
+        if lease < _SHORTEST_LEASE:
+            raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
+        if max_calls < 1:
+            raise ValueError(f"Embedded.max_calls must be 1 or more, not {max_calls}")
         self.path = Path(os.path.realpath(path))
         self._max_calls = max_calls
         self._lease_seconds = lease.total_seconds()
@@ -100,7 +106,7 @@ class Embedded(Queries):
 
         Functions run on it, sync ones in a thread pool. Returns once this process owns the database or is connected to
         the one that does. Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``, and
-        ``ConfigInvalidError`` for a function with options that cannot be.
+        ``ConfigInvalidError`` for a function with options that cannot be, and ``OSError`` for a path that cannot.
         """
         try:
             await self._start(asyncio.get_running_loop())

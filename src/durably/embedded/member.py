@@ -102,9 +102,15 @@ class Member:
         return self._trouble
 
     async def update(self) -> None:
-        """This process serves other functions than before. Raises ``ConfigInvalidError``."""
-        if self._place.done():
+        """This process serves other functions than before; what is wrong with them is logged."""
+        if not self._place.done():
+            return
+        try:
             await self._place.result().update()
+        except PlaceLostError:
+            return  # They are told to the next owner.
+        except EngineError as error:
+            _logger.error("process %d serves functions that the engine refuses: %s", os.getpid(), error)
 
     async def close(self) -> None:
         """Let calls under way end for the settings' ``close_grace``; hand the others back."""
@@ -143,7 +149,7 @@ class Member:
         while True:
             try:
                 place = await self._find_place()
-            except (EngineError, OSError) as error:
+            except Exception as error:
                 self._note(error)
                 await asyncio.sleep(_AGAIN_SECONDS)
                 continue
@@ -162,7 +168,13 @@ class Member:
             self._first_try.set_exception(error)
             self._first_try.exception()
         if str(error) != str(self._trouble):
-            _logger.error("process %d does not get at the engine; it tries again: %s", os.getpid(), error)
+            is_expected = isinstance(error, EngineError | OSError)
+            _logger.error(
+                "process %d does not get at the engine; it tries again: %s",
+                os.getpid(),
+                error,
+                exc_info=None if is_expected else error,
+            )
         self._trouble = error
 
     async def _find_place(self) -> Owner | Follower:
