@@ -74,6 +74,9 @@ def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]
     invalid = app.post("/open/orders", {**order, "amount": -1, "lines": "none"})
     assert (invalid.status, invalid.headers["Content-Type"]) == (400, "application/problem+json")
     assert [error["location"] for error in invalid.json["errors"]] == [["amount"], ["lines"]]
+    for body in (b"{", b"\xff", b"[" * 100_000):
+        broken = app.post("/open/orders", body, {"Content-Type": "application/json"})
+        assert (broken.status, broken.headers["Content-Type"]) == (400, "application/problem+json")
     absent = app.get("/open/orders/none")
     assert (absent.status, absent.json["type"]) == (404, "urn:durably:problem:not-found")
     assert app.post("/open/orders", order).status == 202

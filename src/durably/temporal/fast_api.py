@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
+from http import HTTPStatus
 from typing import Annotated, Any
 
 try:
@@ -9,12 +10,13 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
+    from starlette.exceptions import HTTPException
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
 from .gateway.endpoints import PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
-from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, invalid_input, to_problem
+from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, bad_request, invalid_input, to_problem
 
 _PLACES: dict[str, Any] = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
 
@@ -79,6 +81,12 @@ class _GatewayRoute(APIRoute):
                 # FastAPI puts in front where a value came from; the gateway names the place in the input.
                 errors = [{**found, "loc": found["loc"][1:]} for found in error.errors()]
                 return _to_fast_api(invalid_input(errors).response())
+            except HTTPException as error:
+                if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(
+                    error.__cause__, UnicodeDecodeError | RecursionError
+                ):
+                    return _to_fast_api(bad_request("the body is no JSON").response())
+                raise
 
         return handle_invalid
 

@@ -1,0 +1,81 @@
+"""Temporal for synchronous code."""
+
+import uuid
+from datetime import timedelta
+
+import pytest
+from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy
+
+from durably.temporal import StartOperation, Temporal, TemporalSettingsError
+
+from .dev_server import DevServer
+from .workflows import TASK_QUEUE, Order, OrderWorkflow, Pair, Receipt, SumWorkflow
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+@pytest.fixture
+def order() -> Order:
+    return Order(order_id=uuid.uuid4().hex, amount=2, lines=["wait"])
+
+
+def test_a_workflow_from_start_to_end(temporal: Temporal, order: Order) -> None:
+    handle = temporal.sync.start_workflow(OrderWorkflow.run, order, id=order.order_id)
+    assert handle.describe().id == handle.id == order.order_id
+    with pytest.raises(TimeoutError):
+        handle.result(timeout=timedelta(milliseconds=50))
+    handle.signal(OrderWorkflow.add_note, "fragile")
+    assert handle.query(OrderWorkflow.note, 0) == "fragile"
+    assert handle.execute_update(OrderWorkflow.change_address, "here") == ""
+    update = handle.start_update("change_address", "there")
+    assert update.result() == "here"
+    assert handle.get_update_handle(update.id, result_type=str).result() == "here"
+    with pytest.raises(WorkflowUpdateFailedError):
+        handle.execute_update(OrderWorkflow.change_address, "")
+    handle.signal("ship")
+    assert handle.result() == Receipt(order_id=order.order_id, paid=2, note="fragile")
+    assert handle.fetch_history().events
+
+
+def test_a_workflow_of_others_is_found_again(temporal: Temporal, order: Order) -> None:
+    started = temporal.sync.start_workflow(OrderWorkflow.run, order, id=order.order_id, task_queue=TASK_QUEUE)
+    for handle in (
+        temporal.sync.get_workflow_handle_for(OrderWorkflow.run, order.order_id),
+        temporal.sync.get_workflow_handle(order.order_id, result_type=Receipt),
+        started.for_run(started.result_run_id or ""),
+    ):
+        assert handle.query("state") in ("placed", "charged")
+    started.cancel(reason="no")
+    with pytest.raises(WorkflowFailureError):
+        started.result()
+
+
+def test_several_arguments_and_the_result_at_once(temporal: Temporal) -> None:
+    result = temporal.sync.execute_workflow(SumWorkflow.run, args=[Pair(1, [2]), 3], id=uuid.uuid4().hex)
+    assert result == 9
+
+
+def test_lists_are_read_page_by_page(temporal: Temporal) -> None:
+    ids = {temporal.sync.start_workflow("SleepingWorkflow", id=uuid.uuid4().hex).id for _ in range(3)}
+    listed = set[str]()
+    while not ids <= listed:
+        listed = {found.id for found in temporal.sync.list_workflows("WorkflowType='SleepingWorkflow'", page_size=2)}
+    assert temporal.sync.count_workflows("WorkflowType='SleepingWorkflow'").count >= 3
+
+
+def test_an_update_starts_the_workflow_that_it_is_for(temporal: Temporal, order: Order) -> None:
+    start = StartOperation(
+        OrderWorkflow.run, order, id=order.order_id, id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING
+    )
+    update = temporal.sync.execute_update_with_start_workflow
+    assert update(OrderWorkflow.change_address, "here", start=start) == ""
+    again = StartOperation(
+        OrderWorkflow.run, order, id=order.order_id, id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING
+    )
+    assert update(OrderWorkflow.change_address, "there", start=again) == "here"
+
+
+def test_a_missing_task_queue_is_named(server: DevServer) -> None:
+    with pytest.raises(TemporalSettingsError, match="TEMPORAL_TASK_QUEUE"):
+        Temporal(server.address).sync.start_workflow("any", id="any")

@@ -1,0 +1,36 @@
+"""What type checkers infer of Temporal's synchronous client."""
+
+from typing import assert_type
+
+from temporalio import workflow
+
+from durably.temporal import SyncWorkflowHandle, Temporal
+
+temporal = Temporal()
+
+
+@workflow.defn
+class TypedWorkflow:
+    @workflow.run
+    async def run(self, number: int) -> bytes:
+        return bytes(number)
+
+    @workflow.signal
+    def stop(self, reason: str) -> None: ...
+
+    @workflow.query
+    def progress(self) -> float:
+        return 1.0
+
+    @workflow.update
+    async def change(self, number: int) -> str:
+        return str(number)
+
+
+handle = temporal.sync.start_workflow(TypedWorkflow.run, 1, id="typed", task_queue="queue")
+assert_type(handle, SyncWorkflowHandle[TypedWorkflow, bytes])
+assert_type(handle.result(), bytes)
+assert_type(handle.query(TypedWorkflow.progress), float)
+assert_type(handle.execute_update(TypedWorkflow.change, 1), str)
+assert_type(temporal.sync.execute_workflow(TypedWorkflow.run, 1, id="typed"), bytes)
+handle.signal(TypedWorkflow.stop, "enough")
