@@ -217,10 +217,16 @@ class Embedded(Queries):
     # inside
 
     async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
-        """A sync function cannot be stopped with its process's part in the engine: its steps are nobody's then."""
-        if self._member is None:
-            raise TransportError("the engine has been stopped in this process")
-        await self.ask("checkpoint", run_id, request)
+        """A sync function cannot be stopped with its process's part in the engine: its steps are nobody's then. While
+        there is no owner it waits, however long: there is nobody else to tell."""
+        member = self._member
+        try:
+            if member is not None:
+                await _on(member.loop, member.ask("checkpoint", (run_id, request)))
+                return
+        except MemberClosedError:
+            pass
+        raise TransportError("the engine has been stopped in this process")
 
     def _start_after(self, wait: Callable[[], None]) -> None:
         """In the background, once ``wait`` returns."""

@@ -127,7 +127,7 @@ class Owner:
     async def ask(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
         """Raises ``PlaceLostError``, and what the operation does."""
         try:
-            return await operation.carry_out(await self._get_engine(), *arguments)
+            return await operation.carry_out(self._engine.result(), *arguments)
         except (EngineClosedError, DatabaseLostError) as error:
             raise PlaceLostError(error.message, is_unclear=False) from None
 
