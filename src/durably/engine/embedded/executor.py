@@ -156,7 +156,9 @@ class Executor:
         generations = [due.call.generation for due in calls]
         while True:
             try:
-                return await self._reader.read(lambda connection: read_call(connection, calls[0].run_key, generations))
+                return await self._reader.read_together(
+                    lambda connection: read_call(connection, calls[0].run_key, generations)
+                )
             except EngineClosedError:
                 return None
             except DatabaseUnavailableError as error:

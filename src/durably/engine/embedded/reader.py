@@ -1,12 +1,13 @@
 """Reading, on connections and threads of its own, so that the event loop never waits for the disk."""
 
 import asyncio
+import functools
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from durably.engine.errors import DatabaseCorruptError, EngineClosedError
 
@@ -16,6 +17,8 @@ from .sqlite_errors import explain
 T = TypeVar("T")
 
 _THREADS = 2
+_MOST_TOGETHER = 32
+"""Queries that one thread runs before it delivers their results."""
 
 
 class Reader:
@@ -27,6 +30,7 @@ class Reader:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._is_closed = False
+        self._asked: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="durably-reader")
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
@@ -36,8 +40,43 @@ class Reader:
         """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
+        return await self._explained(asyncio.get_running_loop().run_in_executor(self._threads, self._run, query))
+
+    async def read_together(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """The same for small queries: those of one turn of the event loop share the way to a thread, and back."""
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed")
+        if not self._asked:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._asked.append((query, future))
+        return await self._explained(future)
+
+    def _hand_over(self) -> None:
+        asked, self._asked = self._asked, []
+        if self._is_closed:
+            for _, future in asked:
+                _resolve(future, EngineClosedError("the engine is closed"))
+            return
+        for start in range(0, len(asked), _MOST_TOGETHER):
+            group = asked[start : start + _MOST_TOGETHER]
+            queries = [query for query, _ in group]
+            outcomes = asyncio.get_running_loop().run_in_executor(self._threads, self._run_each, queries)
+            outcomes.add_done_callback(functools.partial(_deliver, [future for _, future in group]))
+
+    def _run_each(self, queries: Sequence[Callable[[sqlite3.Connection], Any]]) -> list[Any]:
+        """The result of each, or what it raised."""
+        outcomes = []
+        for query in queries:
+            try:
+                outcomes.append(self._run(query))
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
+    async def _explained(self, result: asyncio.Future[T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, query)
+            return await result
         except sqlite3.Error as error:
             explained = explain(error)
             if isinstance(explained, DatabaseCorruptError):
@@ -64,3 +103,17 @@ class Reader:
         await asyncio.to_thread(self._threads.shutdown)
         for connection in self._connections:
             connection.close()
+
+
+def _deliver(futures: Sequence[asyncio.Future[Any]], outcomes: asyncio.Future[list[Any]]) -> None:
+    for future, outcome in zip(futures, outcomes.result(), strict=True):
+        _resolve(future, outcome)
+
+
+def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

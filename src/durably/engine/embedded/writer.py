@@ -45,6 +45,7 @@ class Writer:
         self._connection = connection
         self._epoch = epoch
         self._on_lost = on_lost
+        self._submitted: list[_Job] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="durably-writer", daemon=True)
@@ -59,13 +60,22 @@ class Writer:
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(unit, future, on_commit))
+        if not self._submitted:
+            self._loop.call_soon(self._hand_over)
+        self._submitted.append(_Job(unit, future, on_commit))
         return future
+
+    def _hand_over(self) -> None:
+        """What one turn of the event loop has submitted is one group, and wakes the writer's thread once."""
+        for job in self._submitted:
+            self._jobs.put(job)
+        self._submitted.clear()
 
     async def close(self) -> None:
         """Finish what was submitted, and stop."""
         if not self._is_closed:
             self._is_closed = True
+            self._hand_over()
             self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
         # The last group's results are on their way to the loop: let them arrive.
