@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import timedelta
 
 import pytest
 from temporalio.worker import Worker
@@ -24,24 +26,31 @@ def server() -> Iterator[DevServer]:
 @pytest.fixture(scope="session")
 def temporal(server: DevServer) -> Temporal:
     """The connection that tests share."""
-    return Temporal(server.address, task_queue=TASK_QUEUE)
+    return Temporal(server.address, task_queue=TASK_QUEUE, connect_timeout=timedelta(seconds=60))
 
 
 @pytest.fixture(scope="session")
 def worker(temporal: Temporal) -> Iterator[None]:
     """Runs the tests' workflows, in a thread of its own."""
-    started, stop = threading.Event(), asyncio.Event()
+    started: Future[None] = Future()
+    stop = asyncio.Event()
     loop = asyncio.new_event_loop()
 
     async def work() -> None:
         client = await temporal.connect()
         async with Worker(client, task_queue=TASK_QUEUE, workflows=WORKFLOWS, activities=ACTIVITIES):
-            started.set()
+            started.set_result(None)
             await stop.wait()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(work(),))
+    def run() -> None:
+        try:
+            loop.run_until_complete(work())
+        except Exception as error:
+            started.set_exception(error)
+
+    thread = threading.Thread(target=run)
     thread.start()
-    assert started.wait(30)
+    started.result(60)
     yield
     loop.call_soon_threadsafe(stop.set)
     thread.join(30)
