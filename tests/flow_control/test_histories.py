@@ -19,8 +19,8 @@ from durably.engine.embedded import work
 from durably.engine.embedded.due import load_due
 from durably.engine.embedded.effects import CallAt
 from durably.engine.embedded.ledger import Entry, Ledger
+from durably.engine.embedded.migrations import MIGRATIONS
 from durably.engine.embedded.registry import Function, Registry
-from durably.engine.embedded.schema import MIGRATIONS
 from durably.engine.embedded.store import Store
 from durably.engine.head import decode_head
 from durably.engine.turn import Policy

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from durably.engine.embedded import EmbeddedEngine, schema
+from durably.engine.embedded.migrations import MIGRATIONS
 from durably.engine.embedded.reader import Reader
-from durably.engine.embedded.schema import MIGRATIONS, open_database, take_ownership
+from durably.engine.embedded.schema import open_database, take_ownership
 from durably.engine.embedded.settings import Durability
 from durably.engine.embedded.views import RunStatus
 from durably.engine.embedded.writer import Writer

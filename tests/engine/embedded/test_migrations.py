@@ -9,7 +9,8 @@ import msgspec
 
 from durably.engine.embedded.check import check_database
 from durably.engine.embedded.clock import SystemClock
-from durably.engine.embedded.schema import APPLICATION_ID, MIGRATIONS, open_database
+from durably.engine.embedded.migrations import MIGRATIONS
+from durably.engine.embedded.schema import APPLICATION_ID, open_database
 from durably.engine.embedded.settings import Durability
 from durably.engine.embedded.views import RunStatus, RunView
 

@@ -3,8 +3,8 @@
 import sqlite3
 from pathlib import Path
 
+from durably.engine.embedded.migrations import MIGRATIONS
 from durably.engine.embedded.queue_rows import SqliteQueueRows
-from durably.engine.embedded.schema import MIGRATIONS
 
 
 class SqliteRows(SqliteQueueRows):

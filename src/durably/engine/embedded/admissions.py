@@ -33,6 +33,7 @@ from .flow_store import CancelRow, DeadlineKind
 from .narrowing import narrow
 from .registry import Function
 from .reruns import Rerun
+from .run_starts import RunStarts
 from .store import RunRow
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ class Admissions:
     def __init__(self, entry: "Entry") -> None:
         self._entry = entry
         self._flow = entry.store.flow
+        self._starts = RunStarts(entry)
 
     def trigger(self, function: Function, event_key: int) -> RunRow | None:
         """An event triggers a function. The run that starts for it, or is shown as skipped; ``None`` where there is
         none, or not yet."""
         restraint = self._entry.registry.restraint_of(function.id)
         if function.is_plain and restraint is None:
-            return self._entry.start_run(function, (event_key,))
+            return self._starts.start(function, (event_key,))
         if restraint is not None and restraint.is_paused:
             return self._skip_run(function, (event_key,), _PAUSED)
         arrival = self._entry.events.trigger_of(event_key)
@@ -155,7 +157,7 @@ class Admissions:
     ) -> RunRow:
         """Show a run that is skipped, so that it can be found and run again."""
         error = _skipped(function, reason)
-        run = self._entry.skip_run(function, tuple(event_keys), error, rerun_of=rerun_of)
+        run = self._starts.skip(function, tuple(event_keys), error, rerun_of=rerun_of)
         if rerun_of is None:
             self._entry.tell_invokers(event_keys, error)
         return run
@@ -175,7 +177,7 @@ class Admissions:
 
     def _start(self, function: Function, event_keys: tuple[int, ...], how: Start, rerun: Rerun | None) -> RunRow:
         ticket = how.ticket if _is_needed(function, how) else None
-        run = self._entry.start_run(function, event_keys, ticket=ticket, rerun=rerun)
+        run = self._starts.start(function, event_keys, ticket=ticket, rerun=rerun)
         if ticket is not None:
             self._put(hold(ticket, run.key))
             self._listen(run, how.cancel_on)

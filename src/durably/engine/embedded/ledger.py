@@ -33,7 +33,7 @@ from durably.engine.inputs import (
     WaitResolved,
     WriteMemo,
 )
-from durably.engine.machine import advance, start
+from durably.engine.machine import advance
 from durably.engine.ops import REQUESTS
 from durably.engine.turn import Policy, data_memo, encode_error, error_memo
 from durably.protocol.errors import ErrorData
@@ -43,18 +43,13 @@ from durably.protocol.opcodes import Opcode
 from . import updates
 from .admissions import Admissions
 from .arrivals import Arrival, RunEnd, announce_end, check_content
-from .bodies import CallData
 from .effects import CallAt, Effects, RequestAt, TimerAt
 from .ids import Entropy, new_id
 from .narrowing import narrow
-from .registry import Function, Registry
-from .reruns import Rerun
+from .registry import Registry
 from .router import EventRouter
 from .run_queue import RunQueue
-from .store import NewRun, RunRow, Store, WaitRow
-
-_MOST_CARRIED_BYTES = 16 * 1024
-"""Of an event, to be kept in memory until the call is made that tells it."""
+from .store import RunRow, Store, WaitRow
 
 _logger = logging.getLogger("durably.engine")
 
@@ -106,46 +101,6 @@ class Entry:
     def new_id(self) -> str:
         """For a run or an event that there is from now on."""
         return new_id(self.now, self._entropy)
-
-    def start_run(
-        self,
-        function: Function,
-        event_keys: tuple[int, ...],
-        *,
-        ticket: Ticket | None = None,
-        rerun: Rerun | None = None,
-    ) -> RunRow:
-        """Start a run that was admitted. A rerun takes over memos of the run that it repeats."""
-        taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
-        head, commands = start(function.max_attempts, self.now, *taken_over)
-        has_to_queue = ticket is not None and ticket.is_queued
-        run = self.store.add_run(self._new_run(function, event_keys, rerun, ticket), head, is_moving=not has_to_queue)
-        if rerun is not None and rerun.memos:
-            self.store.copy_memos(rerun.run_key, run.key, rerun.until)
-        for call in (command.call for command in commands if isinstance(command, MakeCall)):
-            if ticket is not None and has_to_queue:
-                self.queue.join(run, call, ticket)
-            else:
-                data = self._first_data(run, head, call) if rerun is None and len(event_keys) == 1 else None
-                self.effects.calls.append(CallAt(run.key, call, data=data))
-        self.effects.notes.append(updates.run_started(run, self.now))
-        return run
-
-    def _first_data(self, run: RunRow, head: Head, call: Call) -> CallData | None:
-        """What the first call of a run tells, which saves reading it: there is nothing but the event."""
-        event = self.events.trigger_of(run.event_key).body
-        if len(event) > _MOST_CARRIED_BYTES:
-            return None
-        return CallData(run.id, run.function_id, call, head.max_attempts, head.disable_immediate, [event], [])
-
-    def skip_run(
-        self, function: Function, event_keys: tuple[int, ...], error: ErrorData, rerun_of: str | None
-    ) -> RunRow:
-        """Note that no run was started for events, so that people see it."""
-        output = self.to_stored(encode_error(error))
-        run = self.store.add_skipped_run(self._new_run(function, event_keys, rerun_of=rerun_of), output)
-        self.effects.notes.append(updates.run_skipped(run, output, self.now))
-        return run
 
     def tell_invokers(self, event_keys: Sequence[int], error: ErrorData) -> None:
         """Steps that invoked a function by these events are told that no run of it starts."""
@@ -219,27 +174,6 @@ class Entry:
                 return None
             live = self._runs[run_key] = _LiveRun(self.store.run(run_key), *head)
         return None if live.head.status.has_ended else live
-
-    def _new_run(
-        self,
-        function: Function,
-        event_keys: tuple[int, ...],
-        rerun: Rerun | None = None,
-        ticket: Ticket | None = None,
-        *,
-        rerun_of: str | None = None,
-    ) -> NewRun:
-        return NewRun(
-            id=self.new_id(),
-            function_id=function.id,
-            app_id=function.app_id,
-            event_keys=event_keys,
-            max_attempts=function.max_attempts,
-            created_at=self.now,
-            rerun_of=rerun_of if rerun is None else rerun.run_id,
-            ticket=ticket,
-            step_input=None if rerun is None else rerun.step_input,
-        )
 
     def _beginning(self, live: _LiveRun, happened: Input) -> int:
         if isinstance(happened, OfCall) and (call := live.head.call(happened.generation)):

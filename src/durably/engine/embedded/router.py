@@ -111,7 +111,7 @@ class EventRouter:
             self._cancel(arrival, listened)
         functions = entry.registry.triggered_by(arrival)
         if functions:
-            self._triggers[key] = arrival
+            self._triggers[key] = arrival if body is arrival.body else Arrival(arrival.id, arrival.name, body)
         for function in functions:
             if besides is None or function.id != besides.id:
                 entry.admissions.trigger(function, key)
