@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+from durably.portal import get_portal
+from durably.temporal import Temporal
+
 PATIENCE = 60.0
 
 
@@ -32,18 +35,18 @@ class DevServer:
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        self._wait_until_it_accepts()
+        self._wait_until_it_is_healthy()
 
-    def _wait_until_it_accepts(self) -> None:
+    def _wait_until_it_is_healthy(self) -> None:
+        """It has a port some time before it answers."""
         assert self._process is not None
+        temporal = Temporal(self.address)
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             assert self._process.poll() is None, "the development server has stopped"
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            if get_portal().run(temporal.check_health()).ok:
                 return
-            except OSError:
-                time.sleep(0.02)
+            time.sleep(0.02)
         raise AssertionError("the development server does not start")
 
     def kill(self) -> None:

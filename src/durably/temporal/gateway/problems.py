@@ -162,6 +162,8 @@ def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
 def _rpc_failed(error: RPCError) -> Problem:
     if error.status is RPCStatusCode.UNAVAILABLE:
         return _unreachable(error)
+    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+        return _timed_out(error)
     if error.status is RPCStatusCode.NOT_FOUND and "amespace" in error.message:
         # The app's own settings are wrong, which is nothing that the client could mend.
         logger.error("Temporal: %s", error.message)
@@ -186,8 +188,6 @@ _RPC_STATUSES = {
     RPCStatusCode.ABORTED: (HTTPStatus.CONFLICT, "conflict", True),
     RPCStatusCode.PERMISSION_DENIED: (HTTPStatus.FORBIDDEN, "forbidden", False),
     RPCStatusCode.RESOURCE_EXHAUSTED: (HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", False),
-    RPCStatusCode.DEADLINE_EXCEEDED: (HTTPStatus.GATEWAY_TIMEOUT, "timed-out", False),
-    RPCStatusCode.CANCELLED: (HTTPStatus.GATEWAY_TIMEOUT, "timed-out", False),
     RPCStatusCode.UNIMPLEMENTED: (HTTPStatus.NOT_IMPLEMENTED, "not-implemented", False),
 }
 """Status, kind, and whether the server's own words are for the client."""
