@@ -11,11 +11,18 @@ from durably.engine.embedded.settings import EngineSettings
 
 LEASE = dt.timedelta(seconds=1.5)
 """How long a call may take. An app that is stopped for longer has lost its calls when it goes on."""
-_BACKOFF = dt.timedelta(milliseconds=50)
+_FIRST_DELAY = dt.timedelta(milliseconds=50)
+_DOUBLINGS = 6
+
+
+def backoff(attempt: int, jitter: float) -> dt.timedelta:
+    """Short, but growing: an app that is slow for a while, on a busy machine, must not use up all attempts by that."""
+    return _FIRST_DELAY * 2 ** min(attempt, _DOUBLINGS) * (1 + jitter)
+
 
 SETTINGS = EngineSettings(
-    backoff=lambda attempt, jitter: _BACKOFF,
-    unreached_backoff=lambda failures, jitter: _BACKOFF,
+    backoff=backoff,
+    unreached_backoff=lambda failures, jitter: _FIRST_DELAY,
     call_timeout=LEASE,
     close_grace=dt.timedelta(milliseconds=300),
 )

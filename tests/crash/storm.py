@@ -26,7 +26,10 @@ EVENTS = tuple(f"crash/{name}" for name in ("journey", "voyage", "walk", "doze",
 _SENDERS = 4
 _PACE_SECONDS = 0.4
 """Each sender's pause: the load should keep up with the crashes, so that all ends soon after the last."""
+_COUNT_LIVE = "SELECT count(*) FROM heads"
 _COUNT_LEFT = "SELECT (SELECT count(*) FROM heads) + (SELECT count(*) FROM held_events)"
+_MOST_LIVE = 40
+"""No more runs are begun then: an app that can no longer keep up would use up all attempts by its slowness."""
 _LONGEST_STOP = 2 * LEASE.total_seconds()
 
 
@@ -97,6 +100,9 @@ class Storm:
     async def _send_events(self, http: aiohttp.ClientSession) -> None:
         """Each event is sent until it is acknowledged."""
         while not self._is_over:
+            if self._count(_COUNT_LIVE) >= _MOST_LIVE:
+                await asyncio.sleep(_PACE_SECONDS)
+                continue
             number, self._sent = self._sent, self._sent + 1
             name, event_id = EVENTS[number % len(EVENTS)], f"event-{number}"
             event = {"name": name, "id": event_id, "data": {"number": number}}
@@ -137,7 +143,11 @@ class Storm:
     async def _calm(self) -> None:
         """Returns once no run is live, and no event is to start one later."""
         while True:
-            with contextlib.closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:
-                if connection.execute(_COUNT_LEFT).fetchone() == (0,):
-                    return
+            if not self._count(_COUNT_LEFT):
+                return
             await asyncio.sleep(0.1)
+
+    def _count(self, query: str) -> int:
+        with contextlib.closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:
+            (count,) = connection.execute(query).fetchone()
+        return int(count)
