@@ -92,3 +92,13 @@ _ORM = OrmInterceptor()
 
 def _with_orm(interceptors: Any) -> list[Any]:
     return [*interceptors, _ORM]
+
+
+def signals_by_workflow() -> dict[str, tuple[str, ...]]:
+    """The signals of the project's workflows, by the workflow's name, for people to choose from."""
+    names: dict[str, tuple[str, ...]] = {}
+    for declaration in discover():
+        for each in declaration.workflows:
+            if (definition := workflow._Definition.from_class(each)) is not None and definition.name is not None:
+                names[definition.name] = tuple(name for name in definition.signals if name and name[:2] != "__")
+    return names

@@ -57,3 +57,4 @@ TEMPORAL_SERVER = os.environ["TEST_TEMPORAL_SERVER"]
 TEMPORAL_NAMESPACE = "default"
 TEMPORAL_TASK_QUEUE = os.environ["TEST_TASK_QUEUE"]
 TEMPORAL = json.loads(os.environ.get("TEST_TEMPORAL", "{}"))
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
