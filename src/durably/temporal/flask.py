@@ -70,8 +70,7 @@ def blueprint(
         return openapi(gateway.exposures, mount=mount, title=flask.current_app.name, version="1")
 
     made.add_url_rule("/openapi.json", "openapi", document)
-    rule = "/<path:path>"
-    made.add_url_rule(rule, "gateway", answer, methods=_METHODS, provide_automatic_options=False)
+    made.add_url_rule("/<path:path>", "gateway", answer, methods=_METHODS)
     return made
 
 
