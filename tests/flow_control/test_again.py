@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably import Concurrency, Context, Singleton
+from durably import Batch, Concurrency, Context, Debounce, Singleton
 from durably.engine.embedded.reruns import FromStep
 from durably.engine.embedded.sweeps import Selection
 from durably.engine.embedded.views import RunStatus
@@ -237,3 +237,22 @@ async def test_a_replay_waits_while_its_function_is_paused(world: World) -> None
     await world.engine.resume_function("shop-work")
     await world.rest()
     assert world.rows("runs") == 402
+
+
+async def test_what_ends_while_its_function_is_paused_is_skipped_too(world: World) -> None:
+    world.recording("late", [], debounce=Debounce(period=dt.timedelta(seconds=10)))
+    world.recording("batched", [], batch_events=Batch(max_size=9, timeout=dt.timedelta(seconds=10)))
+    await world.open()
+    for name in ("late", "batched"):
+        for n in range(2):
+            await world.send(name, n=n)
+        await world.engine.pause_function(f"shop-{name}")
+    await world.let_pass(minutes=1)
+    for name, events in (("late", 1), ("batched", 2)):
+        (run,) = await world.runs(name)
+        assert (run.status, len(run.event_ids)) == (RunStatus.SKIPPED, events)
+        await world.engine.resume_function(f"shop-{name}")
+        await world.engine.rerun(run.id)
+    await world.rest()
+    assert (await world.outputs("late"))[1] == 1
+    assert (await world.outputs("batched"))[1] == [0, 1]

@@ -27,6 +27,8 @@ def describe_run(run: RunBody) -> str:
         facts.append(("Duration", format_seconds((run.ended_at - run.run_started_at).total_seconds())))
     if run.status == "Failed":
         facts.append(("Error", _describe_error(run.output)))
+    elif run.status in ("Cancelled", "Skipped") and isinstance(run.output, dict):
+        facts.append(("Reason", str(run.output.get("message"))))
     elif run.status == "Completed":
         facts.append(("Output", format_json(run.output)))
     return "\n".join(f"{click.style(name.ljust(9), bold=True)} {value}" for name, value in facts)

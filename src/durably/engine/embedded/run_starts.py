@@ -82,6 +82,7 @@ class RunStarts:
         rerun_of: str | None = None,
         ticket: Ticket | None = None,
     ) -> NewRun:
+        step_input = None if rerun is None else rerun.step_input
         return NewRun(
             id=self._entry.new_id(),
             function_id=function.id,
@@ -91,5 +92,5 @@ class RunStarts:
             created_at=self._entry.now,
             rerun_of=rerun_of if rerun is None else rerun.run_id,
             ticket=ticket,
-            step_input=None if rerun is None else rerun.step_input,
+            step_input=None if step_input is None else self._entry.to_stored(step_input),
         )
