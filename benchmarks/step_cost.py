@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from .children import Child
-from .tables import describe_machine, table
+from .tables import describe_machine, judge, table
 
 WAYS = ("in-process", "http")
 SHORT, LONG = 10, 1_000
@@ -53,7 +53,9 @@ def report(directory: Path, *, is_quick: bool, ways: Sequence[str] = WAYS) -> st
         [
             "## A step in a long function\n",
             f"{describe_machine()} Checkpointing, one run at a time, medians of {rounds} rounds of {long} steps "
-            "a side. Aim: at most 1.2 ×.\n",
+            "a side.\n",
             table(["", f"a step of {SHORT}", f"a step of {long:,}", "ratio"], rows),
+            *(judge(costs.way, costs.ratio, at_most=1.2) for costs in found),
+            "",
         ]
     )

