@@ -1,4 +1,4 @@
-"""DBOS on SQLite, in the process that starts the runs; its defaults but for the admin server, which is off."""
+"""DBOS on SQLite, in the process that starts the runs, with its defaults."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +31,7 @@ async def run_one(number: int) -> None:
 @asynccontextmanager
 async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[str, Answerer]]:
     url = f"sqlite:///{directory}/dbos.sqlite"
-    DBOS(config={"name": "benchmark", "system_database_url": url, "run_admin_server": False})
+    DBOS(config={"name": "benchmark", "system_database_url": url})
     DBOS.launch()
     try:
         yield "ready", lambda question: time_runs(run_one, question["runs"], question["at_once"])
