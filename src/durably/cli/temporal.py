@@ -15,6 +15,22 @@ def temporal() -> None:
     """Temporal: run workers, a development server, and schedules declared in code."""
 
 
+@temporal.command("sync-schedules")
+@click.argument("target", metavar="MODULE:TEMPORAL")
+@click.option("--app", metavar="NAME", help="Whose schedules these are.  [default: the task queue's name]")
+@click.option("--prune", is_flag=True, help="Delete this app's schedules that are declared no longer.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+def sync_schedules(target: str, app: str | None, prune: bool, dry_run: bool) -> None:
+    """Make the server's schedules those that MODULE:TEMPORAL declares with add_schedule().
+
+    What has not changed is left alone, and what is paused stays paused.
+    """
+    loaded = load_temporal(target)
+    from durably.temporal.schedule_command import run_sync_schedules
+
+    run_sync_schedules(loaded, say=Console().say, app=app, prune=prune, dry_run=dry_run)
+
+
 LOG_LEVELS = click.Choice(["debug", "info", "warning", "error"])
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import temporalio.api.workflowservice.v1 as workflowservice
-from temporalio.client import Client, Interceptor, Plugin
+from temporalio import workflow
+from temporalio.client import Client, Interceptor, Plugin, SchedulePolicy, ScheduleSpec
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
@@ -30,6 +31,7 @@ from .declarations import WorkerDeclaration, WorkerOptions
 from .errors import TemporalSettingsError, TemporalUnreachableError
 from .lifespan import Lifespan
 from .runtimes import RuntimeFactory, measured_runtime, never_free, plain_runtime, runtime_of_process
+from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
 from .settings import ConnectionSettings, check_address, resolve
 from .sync import SyncClient
 
@@ -106,6 +108,7 @@ class Temporal:
         self._connect_timeout = connect_timeout
         self._runtime = runtime
         self.workers: list[WorkerDeclaration] = []
+        self.schedules: list[ScheduleDeclaration] = []
         self._override: Client | None = None
         self._start_anew()
         _connections.add(self)
@@ -145,9 +148,46 @@ class Temporal:
         ``task_queue`` is the connection's if not given; what is declared for one task queue in several places is one
         worker's. Synchronous activities run in threads. Starts nothing.
         """
+        if workflow.unsafe.in_sandbox():
+            return  # A workflow's module is imported anew for the workflow; all is declared already.
         self.workers.append(
             WorkerDeclaration(
                 task_queue=task_queue, workflows=tuple(workflows), activities=tuple(activities), options=dict(options)
+            )
+        )
+
+    def add_schedule(
+        self,
+        id: str,
+        start: str | Callable[..., Any],
+        *args: Any,
+        cron: str | Sequence[str] | None = None,
+        every: timedelta | None = None,
+        spec: ScheduleSpec | None = None,
+        time_zone: str | None = None,
+        policy: SchedulePolicy | None = None,
+        workflow_id: str | None = None,
+        task_queue: str | None = None,
+        **options: Unpack[ScheduledWorkflowOptions],
+    ) -> None:
+        """Declare a schedule: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``.
+
+        When is said by one of ``cron``, ``every`` and ``spec``, in ``time_zone`` (UTC if not given). The workflows'
+        ids begin with ``workflow_id``, which is the schedule's own if not given; their time is appended. The server
+        gets to know by ``durably temporal sync-schedules module:temporal``. Raises ``TemporalSettingsError``.
+        """
+        if workflow.unsafe.in_sandbox():
+            return
+        self.schedules.append(
+            ScheduleDeclaration(
+                id=id,
+                workflow=start,
+                args=args,
+                spec=make_spec(cron, every, spec, time_zone),
+                policy=policy or SchedulePolicy(),
+                workflow_id=workflow_id or id,
+                task_queue=task_queue,
+                options=dict(options),
             )
         )
 

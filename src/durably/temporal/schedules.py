@@ -1,0 +1,206 @@
+"""Schedules declared in code, and the server's made to be like them.
+
+A schedule that was declared carries the name of its app, so that it is known as such when it is declared no longer, and
+what it starts carries a fingerprint of the declaration, so that only what has changed is written. Whether it is paused
+is for people to say, and is kept.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleDescription,
+    ScheduleHandle,
+    ScheduleIntervalSpec,
+    ScheduleListDescription,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+from temporalio.common import Priority, RetryPolicy, TypedSearchAttributes
+from temporalio.service import RPCError, RPCStatusCode
+
+from .errors import TemporalSettingsError
+
+if TYPE_CHECKING:
+    from .connection import Temporal
+
+_OWNER = "durably-app"
+_FINGERPRINT = "durably-schedule"
+
+
+class ScheduledWorkflowOptions(TypedDict, total=False):
+    """How a schedule starts its workflow, as ``temporalio.client.ScheduleActionStartWorkflow`` describes it."""
+
+    execution_timeout: timedelta
+    run_timeout: timedelta
+    task_timeout: timedelta
+    retry_policy: RetryPolicy
+    memo: Mapping[str, Any]
+    typed_search_attributes: TypedSearchAttributes
+    static_summary: str
+    static_details: str
+    priority: Priority
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleDeclaration:
+    """A schedule and what it starts; ``task_queue`` ``None`` is the connection's own."""
+
+    id: str
+    workflow: str | Callable[..., Any]
+    args: tuple[Any, ...]
+    spec: ScheduleSpec
+    policy: SchedulePolicy
+    workflow_id: str
+    task_queue: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Outcome(StrEnum):
+    CREATED = "created"
+    UPDATED = "updated"
+    UNCHANGED = "unchanged"
+    UNDECLARED = "no longer declared"
+    DELETED = "deleted"
+
+
+def make_spec(
+    cron: str | Sequence[str] | None, every: timedelta | None, spec: ScheduleSpec | None, time_zone: str | None
+) -> ScheduleSpec:
+    """When a schedule is due. Raises ``TemporalSettingsError`` unless exactly one of the first three is given."""
+    if sum(given is not None for given in (cron, every, spec)) != 1:
+        raise TemporalSettingsError("a schedule is given one of cron=, every= and spec=")
+    if spec is None:
+        expressions = [cron] if isinstance(cron, str) else list(cron or ())
+        intervals = [] if every is None else [ScheduleIntervalSpec(every=every)]
+        spec = ScheduleSpec(cron_expressions=expressions, intervals=intervals)
+    return spec if time_zone is None else replace(spec, time_zone_name=time_zone)
+
+
+async def sync_schedules(
+    temporal: "Temporal", *, app: str | None = None, prune: bool = False, dry_run: bool = False
+) -> AsyncIterator[tuple[str, Outcome]]:
+    """Create and update the server's schedules as they are declared; with ``prune``, delete those of the same ``app``
+    that are declared no longer. Yields each schedule's id and what was done with it, or with ``dry_run`` would be.
+
+    ``app`` tells apart the apps that share a namespace; it is the connection's task queue if not given. Raises
+    ``TemporalSettingsError``, ``TemporalUnreachableError``, ``RPCError``.
+    """
+    app = app or temporal.settings.task_queue or "default"
+    declared = _by_id(temporal.schedules)
+    client = await temporal.client()
+    for declaration in declared.values():
+        yield declaration.id, await _sync(temporal, client, declaration, app, dry_run)
+    async for listed in await client.list_schedules():
+        if listed.id in declared or await _owner(listed) != app:
+            continue
+        if prune and not dry_run:
+            await client.get_schedule_handle(listed.id).delete()
+        yield listed.id, Outcome.DELETED if prune else Outcome.UNDECLARED
+
+
+async def _owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
+    """The app that declared it. What cannot be read was written with another's data converter, and is another's."""
+    try:
+        return str(await schedule.memo_value(_OWNER, None) or "") or None
+    except Exception:
+        return None
+
+
+def _by_id(declarations: Sequence[ScheduleDeclaration]) -> dict[str, ScheduleDeclaration]:
+    by_id: dict[str, ScheduleDeclaration] = {}
+    for declaration in declarations:
+        if declaration.id in by_id:
+            raise TemporalSettingsError(f'the schedule "{declaration.id}" is declared twice')
+        by_id[declaration.id] = declaration
+    return by_id
+
+
+async def _sync(
+    temporal: "Temporal", client: Client, declaration: ScheduleDeclaration, app: str, dry_run: bool
+) -> Outcome:
+    fingerprint = _fingerprint(temporal, declaration)
+    schedule = _schedule(temporal, declaration, fingerprint)
+    handle = client.get_schedule_handle(declaration.id)
+    try:
+        described = await handle.describe()
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        if not dry_run:
+            await _create(client, declaration.id, schedule, app)
+        return Outcome.CREATED
+    owner = await _owner(described)
+    if owner != app:
+        raise TemporalSettingsError(
+            f'the schedule "{declaration.id}" is there already, and not declared by {app}'
+            + (f" but by {owner}" if owner else "")
+            + ": give this one another id, or delete that one"
+        )
+    if await _known_fingerprint(client, described) == fingerprint:
+        return Outcome.UNCHANGED
+    if not dry_run:
+        await _update(handle, schedule)
+    return Outcome.UPDATED
+
+
+async def _create(client: Client, id: str, schedule: Schedule, app: str) -> None:
+    try:
+        await client.create_schedule(id, schedule, memo={_OWNER: app})
+    except ScheduleAlreadyRunningError:
+        raise TemporalSettingsError(f'the schedule "{id}" was created by somebody else just now: sync again') from None
+
+
+async def _update(handle: ScheduleHandle, schedule: Schedule) -> None:
+    def update(now: ScheduleUpdateInput) -> ScheduleUpdate:
+        schedule.state = now.description.schedule.state
+        return ScheduleUpdate(schedule)
+
+    await handle.update(update)
+
+
+def _schedule(temporal: "Temporal", declaration: ScheduleDeclaration, fingerprint: str) -> Schedule:
+    queue = declaration.task_queue or temporal.settings.task_queue
+    if not queue:
+        raise TemporalSettingsError(
+            f'on which task queue does the schedule "{declaration.id}" start workflows? Give task_queue=, here or to '
+            "Temporal(), or set TEMPORAL_TASK_QUEUE"
+        )
+    options = dict(declaration.options)
+    options["memo"] = {**options.get("memo", {}), _FINGERPRINT: fingerprint}
+    workflow: Any = declaration.workflow
+    return Schedule(
+        action=ScheduleActionStartWorkflow(
+            workflow, args=declaration.args, id=declaration.workflow_id, task_queue=queue, **options
+        ),
+        spec=declaration.spec,
+        policy=declaration.policy,
+    )
+
+
+def _fingerprint(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
+    """Of all that is declared. Arguments count as the server gets them, before encryption, which differs each time."""
+    arguments = [each.data for each in temporal.data_converter.payload_converter.to_payloads(declaration.args)]
+    queue = declaration.task_queue or temporal.settings.task_queue
+    name = declaration.workflow if isinstance(declaration.workflow, str) else declaration.workflow.__qualname__
+    parts = (name, arguments, declaration.spec, declaration.policy, declaration.workflow_id, queue, declaration.options)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+async def _known_fingerprint(client: Client, described: ScheduleDescription) -> Any:
+    action = described.schedule.action
+    memo: Mapping[str, Any] = (action.memo or {}) if isinstance(action, ScheduleActionStartWorkflow) else {}
+    if _FINGERPRINT not in memo:
+        return None
+    [fingerprint] = await client.data_converter.decode([memo[_FINGERPRINT]])
+    return fingerprint
