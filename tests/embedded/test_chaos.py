@@ -13,7 +13,8 @@ from .cluster import Cluster, eventually, gunicorn, serving, uvicorn
 from .functions import STEPS
 
 WORKERS = 3
-ROUNDS = int(os.environ.get("DURABLY_CHAOS_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("DURABLY_CHAOS_ROUNDS", "4"))
+"""For hours of it, set this to hundreds, and pytest's time-out (``-o timeout=``) to match."""
 EVENTS = 30
 
 
@@ -33,7 +34,7 @@ def send_load(cluster: Cluster, round_: int) -> None:
 
 
 def assert_all_is_there(cluster: Cluster) -> None:
-    cluster.wait_completed(ROUNDS * EVENTS, seconds=60)
+    cluster.wait_completed(ROUNDS * EVENTS, seconds=60 + ROUNDS)
     memos = cluster.query("SELECT runs.id, count(*) FROM memos JOIN runs ON runs.key = run_key GROUP BY runs.id")
     assert Counter(count for _, count in memos) == {STEPS: ROUNDS * EVENTS}
     assert cluster.query("SELECT count(*) FROM events WHERE sender_id IS NOT NULL") == [(ROUNDS * EVENTS,)]
@@ -55,10 +56,13 @@ def runs_after_commit(cluster: Cluster) -> list[tuple[str, int]]:
     ]
 
 
-@pytest.mark.parametrize("server", [gunicorn("flask_app", WORKERS), uvicorn("fast_api_app", WORKERS)])
-def test_workers_are_killed(server: object, tmp_path: Path) -> None:
+SERVERS = {"gunicorn": gunicorn("flask_app", WORKERS), "uvicorn": uvicorn("fast_api_app", WORKERS)}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_workers_are_killed(server: str, tmp_path: Path) -> None:
     random_ = random.Random(7)
-    with serving(server, tmp_path) as cluster:  # type: ignore[arg-type]
+    with serving(SERVERS[server], tmp_path) as cluster:
         cluster.wait_joined(WORKERS)
         for round_ in range(ROUNDS):
             send_load(cluster, round_)

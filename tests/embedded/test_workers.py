@@ -39,8 +39,14 @@ def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_
         assert cluster.log().count("(epoch ") == 1
 
 
-@pytest.mark.parametrize("server", ["gunicorn-flask", "uvicorn-fast_api"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("server", "how"),
+    [
+        ("gunicorn-flask", signal.SIGKILL),
+        ("uvicorn-fast_api", signal.SIGKILL),
+        ("uvicorn-fast_api", signal.SIGTERM),
+    ],
+)
 def test_when_the_owner_ends_another_takes_over(server: str, how: signal.Signals, tmp_path: Path) -> None:
     with serving(SERVERS[server], tmp_path) as cluster:
         owner = cluster.wait_joined(3)

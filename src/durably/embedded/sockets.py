@@ -22,7 +22,7 @@ _MAX_PATH_BYTES = 100
 def directory_of(database: Path) -> Path:
     """Beside the database or, where its path is too long for a socket's, below the directory for temporary files."""
     beside = database.with_name(database.name + ".sockets")
-    longest_name = "/18446744073709551615.http"
+    longest_name = "/9999999999.http"
     if len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
         return beside
     digest = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
