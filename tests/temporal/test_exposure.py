@@ -1,5 +1,6 @@
 """What an app declares, and what it is told when that cannot be."""
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,8 @@ from temporalio.common import RawValue
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_USERS, Gateway, Operation, expose
 from durably.temporal.gateway.inputs import fields_of
+from durably.temporal.gateway.messages import answer
+from durably.temporal.gateway.models import Completed, Links
 
 from .workflows import OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
 
@@ -109,3 +112,11 @@ def test_id_templates_read_models_dataclasses_and_mappings() -> None:
 
 def test_start_options_are_kept() -> None:
     assert expose(SumWorkflow, run_timeout=timedelta(hours=1)).start_options["run_timeout"] == timedelta(hours=1)
+
+
+def test_a_result_is_shown_as_it_is_and_what_is_not_known_left_out() -> None:
+    links = Links(self="/x", result="/x/result", events="/x/events")
+    for result in (None, {"a": None}, Greeting(name="a")):
+        shown = json.loads(answer(Completed[Any](workflow_id="x", result=result, links=links)).body)
+        assert shown.keys() == {"workflow_id", "status", "result", "links"}
+        assert shown["result"] == (result.model_dump() if isinstance(result, Greeting) else result)

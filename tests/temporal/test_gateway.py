@@ -4,6 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
@@ -158,7 +159,7 @@ async def test_what_is_over_takes_no_signals(gateway: Gateway) -> None:
         refused = await ask(gateway, "POST", f"{place}/{action}")
         assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
     ended = await ask(gateway, "GET", f"{place}/result")
-    assert ended.json["workflow_status"] == "terminated"
+    assert (ended.json["workflow_status"], f"orders/{ended.json['workflow_id']}") == ("terminated", place)
 
 
 async def test_a_refused_update_tells_why(gateway: Gateway) -> None:
@@ -208,6 +209,43 @@ async def test_history_tells_what_happened_and_no_contents(gateway: Gateway) -> 
     assert failed["failure"][0]["type"] == "CardDeclined"
     assert next(event for event in events if event["id"] == failed["begun_by"])["name"] == "charge"
     assert "secret" not in json.dumps(events)
+
+
+async def test_live_progress_tells_of_attempts(temporal: Temporal) -> None:
+    gateway = Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(keep_alive=0.05, stream_limit=30))
+    place = await start(gateway, lines=["flaky"])
+    request = GatewayRequest(
+        method="GET", path=f"{place}/events", mount="", headers={}, query_params={}, body=b"", raw_request=None
+    )
+    response = await gateway.handle(request)
+    assert response.stream is not None
+    attempts = set[int]()
+    async with aclosing(response.stream()) as chunks:
+        async for chunk in chunks:
+            if chunk.startswith(b"event: pending"):
+                pending = json.loads(chunk.partition(b"data: ")[2])["pending_activities"]
+                attempts |= {activity["attempt"] for activity in pending}
+            if len(attempts) == 3:
+                await ask(gateway, "POST", f"{place}/terminate")
+            last = chunk
+    assert last.startswith(b"event: problem")
+    assert b"workflow-terminated" in last
+
+
+async def test_a_stream_ends_after_its_limit(temporal: Temporal) -> None:
+    gateway = Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(keep_alive=0.05, stream_limit=0.1))
+    request = GatewayRequest(
+        method="GET",
+        path=f"{await start(gateway)}/events",
+        mount="",
+        headers={},
+        query_params={},
+        body=b"",
+        raw_request=None,
+    )
+    response = await gateway.handle(request)
+    assert response.stream is not None
+    assert b"event: problem" not in b"".join([chunk async for chunk in response.stream()])
 
 
 async def test_one_run_of_several_is_looked_at(gateway: Gateway) -> None:

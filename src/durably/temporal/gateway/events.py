@@ -1,7 +1,8 @@
 """Live progress of a workflow, as server-sent events (the ``EventSource`` of browsers).
 
 Each event of the history becomes one, with its number as the id, so that a reader that was cut off goes on where it was
-(``Last-Event-ID``). The last one is ``result``, or ``problem`` for a workflow that did not complete.
+(``Last-Event-ID``). When there is none for a while, ``pending`` tells which activities are under way, with their
+attempts, as often as that changes. The last one is ``result``, or ``problem`` for a workflow that did not complete.
 """
 
 import asyncio
@@ -16,7 +17,9 @@ from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from .call import Call
 from .history import Brief
 from .messages import GatewayResponse
+from .models import Pending
 from .problems import to_problem
+from .reading import pending_activity
 from .results import wait_for_result
 
 _HEADERS = {
@@ -42,11 +45,14 @@ async def events(call: Call) -> GatewayResponse:
 async def _follow(call: Call, run_id: str, seen: int) -> AsyncGenerator[bytes, None]:
     yield b"retry: 2000\n\n"
     brief = Brief(call.client.data_converter)
+    told: Pending | None = None
     try:
         async with contextlib.aclosing(_history(call, run_id)) as history:
             async for raw in history:
                 if raw is None:
-                    yield b": still here\n\n"
+                    pending = await _pending(call, run_id)
+                    yield _message("pending", pending) if pending != told else b": still here\n\n"
+                    told = pending
                     continue
                 event = await brief.event(raw)
                 if event.id > seen and event.type not in _NOISE:
@@ -58,6 +64,13 @@ async def _follow(call: Call, run_id: str, seen: int) -> AsyncGenerator[bytes, N
         return
     except Exception as error:
         yield b"event: problem\ndata: " + to_problem(error).response().body + b"\n\n"
+
+
+async def _pending(call: Call, run_id: str) -> Pending:
+    description = await call.handle(run_id).describe(rpc_timeout=call.rpc_timeout)
+    activities = description.raw_description.pending_activities
+    converter = description.data_converter
+    return Pending(pending_activities=[await pending_activity(activity, converter) for activity in activities])
 
 
 class _LimitReached(Exception):
@@ -90,5 +103,5 @@ async def _history(call: Call, run_id: str) -> AsyncGenerator[RawEvent | None, N
 
 def _message(kind: str, body: BaseModel, number: int | None = None) -> bytes:
     lines = [] if number is None else [f"id: {number}"]
-    lines += [f"event: {kind}", f"data: {body.model_dump_json(exclude_none=True, fallback=str)}"]
+    lines += [f"event: {kind}", f"data: {body.model_dump_json(fallback=str)}"]
     return ("\n".join(lines) + "\n\n").encode()

@@ -27,7 +27,7 @@ def scrub(text: str) -> str:
 
 def cause_chain(error: BaseException | None) -> list[dict[str, Any]]:
     """From the outermost cause to the first, as JSON."""
-    return [cause.model_dump(exclude_none=True) for cause in causes(error)]
+    return [cause.model_dump() for cause in causes(error)]
 
 
 def causes(error: BaseException | None) -> list[FailureCause]:

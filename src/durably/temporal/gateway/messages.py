@@ -59,5 +59,5 @@ def answer(body: BaseModel, status: HTTPStatus = HTTPStatus.OK, **headers: str) 
     return GatewayResponse(
         status_code=status,
         headers={"Content-Type": JSON, "Cache-Control": "no-store", **named},
-        body=body.model_dump_json(exclude_none=True, by_alias=True, fallback=str).encode(),
+        body=body.model_dump_json(fallback=str).encode(),
     )

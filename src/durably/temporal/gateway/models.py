@@ -3,7 +3,7 @@
 import datetime as dt
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 T = TypeVar("T")
 
@@ -13,7 +13,14 @@ WorkflowStatus = Literal[
 
 
 class Body(BaseModel):
+    """Leaves out what is not known. A result is the user's own, and ``null`` may be one."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        # Without a return type, so that the documents show the model's own fields.
+        return {name: value for name, value in serialize(self).items() if value is not None or name == "result"}
 
 
 class FailureCause(Body):
@@ -51,8 +58,8 @@ class Links(Body):
     """Where to go on, as paths."""
 
     self: str
-    result: str | None = None
-    events: str | None = None
+    result: str
+    events: str
 
 
 class Started(Body):
@@ -170,6 +177,12 @@ class HistoryEvent(Body):
     begun_by: int | None = Field(default=None, description="The event that began what this one is about.")
     attempt: int | None = None
     failure: list[FailureCause] | None = None
+
+
+class Pending(Body):
+    """What a workflow waits for just now: attempts of activities stand in no history."""
+
+    pending_activities: list[PendingActivity]
 
 
 class HistoryPage(Body):

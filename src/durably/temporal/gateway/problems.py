@@ -120,7 +120,8 @@ def _already_started(error: WorkflowAlreadyStartedError) -> Problem:
     )
 
 
-def _workflow_failed(error: WorkflowFailureError) -> Problem:
+def workflow_failed(error: WorkflowFailureError, **more: Any) -> Problem:
+    """``more`` tells which workflow it was."""
     outcome = _OUTCOMES.get(type(error.cause), "failed")
     return Problem(
         HTTPStatus.FAILED_DEPENDENCY,
@@ -128,6 +129,7 @@ def _workflow_failed(error: WorkflowFailureError) -> Problem:
         f"the workflow {_HAS[outcome]}",
         workflow_status=outcome,
         failure=cause_chain(error.cause),
+        **more,
     )
 
 
@@ -195,7 +197,7 @@ _RPC_STATUSES = {
 _PROBLEMS: list[tuple[type[Exception], Any]] = [
     (TemporalUnreachableError, _unreachable),
     (WorkflowAlreadyStartedError, _already_started),
-    (WorkflowFailureError, _workflow_failed),
+    (WorkflowFailureError, workflow_failed),
     (WorkflowUpdateFailedError, _update_failed),
     (WorkflowQueryFailedError, _query_failed),
     (WorkflowQueryRejectedError, _query_rejected),
