@@ -272,6 +272,13 @@ async def test_an_idempotency_key_counts_whatever_the_id_may_be_used_for(tempora
     assert (await ask(gateway, "POST", "orders", order, h_idempotency_key="")).status == 400
 
 
+async def test_requests_of_one_key_at_the_same_time_start_once(gateway: Gateway) -> None:
+    order, key = {"order_id": uuid.uuid4().hex, **ORDER}, uuid.uuid4().hex
+    started = await asyncio.gather(*(ask(gateway, "POST", "orders", order, h_idempotency_key=key) for _ in range(8)))
+    assert {answer.status for answer in started} == {202}
+    assert len({answer.json["run_id"] for answer in started}) == 1
+
+
 async def test_ids_that_exist_are_treated_as_the_exposure_says(temporal: Temporal) -> None:
     order = {"order_id": uuid.uuid4().hex, **ORDER}
     share = expose(

@@ -12,7 +12,7 @@ except ImportError as error:
     raise ImportError('durably.temporal.tornado needs Tornado: pip install "durably[tornado,temporal]"') from error
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
-from .gateway.openapi import openapi
+from .gateway.messages import JSON
 from .gateway.problems import EXCEPTIONS, to_problem
 
 
@@ -71,7 +71,8 @@ def routes(
 
     class DocumentHandler(handler_base):  # type: ignore[misc]
         def get(self) -> None:
-            self.finish(openapi(gateway.exposures, mount=prefix, title=title, version="1"))
+            self.set_header("Content-Type", JSON)
+            self.finish(gateway.document(mount=prefix, title=title))
 
     place = re.escape(prefix)
     return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.+)", GatewayHandler)]

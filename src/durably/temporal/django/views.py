@@ -9,7 +9,7 @@ import django.urls
 from asgiref.sync import markcoroutinefunction, sync_to_async
 
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
-from durably.temporal.gateway.openapi import openapi
+from durably.temporal.gateway.messages import JSON
 
 Urls = tuple[list[Any], str, str]
 
@@ -30,8 +30,8 @@ def urls(
     """
 
     def document(request: Any) -> Any:
-        mount = request.path.removesuffix("/openapi.json")
-        return django.http.JsonResponse(openapi(gateway.exposures, mount=mount, title=title, version="1"))
+        content = gateway.document(mount=request.path.removesuffix("/openapi.json"), title=title)
+        return django.http.HttpResponse(content, content_type=JSON)
 
     view: Any = _GatewayView(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
     patterns = [

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
+
 from durably.execution import drive
 from durably.portal import get_portal
 from durably.temporal.connection import Temporal
@@ -24,6 +26,7 @@ from .call import Call, Limits
 from .exposure import Exposure, Operation
 from .messages import GatewayRequest, GatewayResponse
 from .models import Reason, ResetRequest
+from .openapi import openapi
 from .pollers import Pollers
 from .problems import Problem, not_found, to_problem
 from .routes import Match, match
@@ -43,6 +46,7 @@ _DO = {
     Operation.HISTORY: history.history,
     Operation.EVENTS: events.events,
 }
+_MAXIMUM_DOCUMENTS = 8
 _WITHOUT_ID = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.LIST})
 _BODIES: dict[Operation, type[Reason | ResetRequest]] = {
     Operation.CANCEL: Reason,
@@ -81,6 +85,7 @@ class Gateway:
         self._is_authorize_async = inspect.iscoroutinefunction(authorize)
         self._types = _WorkflowTypes()
         self._pollers = Pollers()
+        self._documents: dict[tuple[str, str], bytes] = {}
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse:
         """Never raises for what a client does, nor for a server that is away: those are responses."""
@@ -89,6 +94,16 @@ class Gateway:
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
         """``handle`` for threads."""
         return drive(self._answer(request, BlockingIO()))
+
+    def document(self, *, mount: str, title: str) -> bytes:
+        """The OpenAPI document as JSON, made once; ``mount`` is the path before the gateway's own."""
+        key = (mount, title)
+        if key not in self._documents:
+            made = openapi(self.exposures, mount=mount, title=title, version="1")
+            if len(self._documents) >= _MAXIMUM_DOCUMENTS:
+                self._documents.clear()
+            self._documents[key] = msgspec.json.encode(made)
+        return self._documents[key]
 
     async def _answer(self, request: GatewayRequest, io: IO) -> GatewayResponse:
         try:

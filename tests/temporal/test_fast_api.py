@@ -1,0 +1,63 @@
+"""FastAPI's own habits: dependencies that guard, dependencies that are overridden, the app's documentation."""
+
+from typing import Annotated, Any
+
+import fastapi
+import httpx
+import pytest
+from temporalio.client import Client
+
+from durably.temporal import Temporal
+from durably.temporal.fast_api import router
+from durably.temporal.gateway import Gateway, expose
+
+from .workflows import SleepingWorkflow
+
+TOKEN = {"Authorization": "Bearer right"}
+
+
+def client_of(app: fastapi.FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+def check_token(authorization: Annotated[str, fastapi.Header()] = "") -> None:
+    if authorization != TOKEN["Authorization"]:
+        raise fastapi.HTTPException(401, "no token")
+
+
+@pytest.mark.usefixtures("worker")
+async def test_dependencies_guard_all_endpoints(temporal: Temporal) -> None:
+    gateway = Gateway(temporal, [expose(SleepingWorkflow)], allow_anonymous=True)
+    app = fastapi.FastAPI()
+    app.include_router(router(gateway, dependencies=[fastapi.Depends(check_token)], tags=["workflows"]), prefix="/api")
+    async with client_of(app) as client:
+        assert (await client.post("/api/sleeping")).status_code == 401
+        started = await client.post("/api/sleeping", headers=TOKEN)
+        assert (started.status_code, started.headers["Location"][:14]) == (202, "/api/sleeping/")
+        assert (await client.get(started.headers["Location"], headers=TOKEN)).json()["status"] == "running"
+    operation = app.openapi()["paths"]["/api/sleeping"]["post"]
+    assert (operation["tags"], operation["summary"]) == (["workflows"], "Start SleepingWorkflow")
+
+
+async def test_another_client_is_put_in_by_overriding_the_dependency(temporal: Temporal) -> None:
+    elsewhere = Temporal("127.0.0.1:1")
+    app = fastapi.FastAPI()
+
+    @app.get("/namespace")
+    async def namespace(client: Annotated[Client, fastapi.Depends(elsewhere.client)]) -> Any:
+        return client.namespace
+
+    test_client = await temporal.client()
+    app.dependency_overrides[elsewhere.client] = lambda: test_client
+    async with client_of(app) as client:
+        assert (await client.get("/namespace")).json() == "default"
+
+
+async def test_a_mounted_app_links_to_itself(temporal: Temporal) -> None:
+    gateway = Gateway(temporal, [expose(SleepingWorkflow)], allow_anonymous=True)
+    inner, outer = fastapi.FastAPI(), fastapi.FastAPI()
+    inner.include_router(router(gateway, prefix="/workflows"))
+    outer.mount("/v1", inner)
+    async with client_of(outer) as client:
+        started = await client.post("/v1/workflows/sleeping")
+        assert started.headers["Location"].startswith("/v1/workflows/sleeping/sleeping-")
