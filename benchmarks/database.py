@@ -22,3 +22,10 @@ def bytes_of_events(directory: Path) -> int:
     with closing(sqlite3.connect(directory / DATABASE)) as connection:
         (size,) = connection.execute(query).fetchone()
     return int(size)
+
+
+def count_waits(directory: Path) -> int:
+    """Steps that sleep, or wait for something."""
+    with closing(sqlite3.connect(directory / DATABASE)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM waits").fetchone()
+    return int(count)

@@ -9,8 +9,9 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 PREFACE = """\
 # Results
 
-Written by `make bench`; how it is measured, and how to read it, stands in [README.md](README.md). Under `make bench`
-all sections are measured in one run; a section alone is measured anew with `python -m benchmarks ROW --save`.
+Written by `make bench`; how it is measured, and how to read it, stands in [README.md](README.md), and where the time
+goes, in [PROFILE.md](PROFILE.md). Under `make bench` all sections are measured in one run; a section alone is measured
+anew with `python -m benchmarks ROW --save`.
 """
 
 _MARK = re.compile(r"^<!-- row: ([\w-]+) -->$", re.MULTILINE)

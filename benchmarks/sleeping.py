@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from .children import Child
+from .database import count_waits
 from .latency import p99
 from .tables import describe_machine, table
 
@@ -55,6 +56,8 @@ def report(directory: Path, *, is_quick: bool) -> str:
     empty = measure_idle(directory / "empty", seconds)
     with Child("benchmarks.contenders.sleeping", directory / "full", str(sleeping)):
         pass
+    if (found := count_waits(directory / "full")) != sleeping:
+        raise RuntimeError(f"{found} runs are asleep instead of {sleeping}")
     full = measure_idle(directory / "full", seconds)
     wakes = measure_wakes(directory / "full", 50 if is_quick else 1_000, seconds)
     rows = [

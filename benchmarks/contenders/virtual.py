@@ -16,7 +16,7 @@ from durably.testing import TestEngine
 from .durably_runs import EVENT, charge
 
 BATCH = 100
-_BETWEEN = dt.timedelta(minutes=5)
+_BETWEEN = dt.timedelta(minutes=30)
 
 
 @asynccontextmanager
