@@ -58,3 +58,9 @@ def write_shop(directory: Path, id: str) -> None:
     write(directory / "workflows.py", WORKFLOWS)
     write(directory / "activities.py", ACTIVITIES)
     write(directory / "shop.py", SHOP.replace("{id}", id))
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(each for child in children for each in descendants(child))]

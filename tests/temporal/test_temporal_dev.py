@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ..cli.conftest import Command, Run, Start, directory, environment, run, start, write
-from .commands import ACTIVITIES, WORKFLOWS
+from .commands import ACTIVITIES, WORKFLOWS, descendants
 from .dev_server import DevServer
 
 __all__ = ["directory", "run", "start"]
@@ -91,11 +91,6 @@ def test_nothing_outlives_a_killed_command(start: Start, directory: Path) -> Non
     for handle in handles:
         select.select([handle], [], [], 20)[0] or pytest.fail("a process goes on")
         os.close(handle)
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [*children, *(each for child in children for each in descendants(child))]
 
 
 def name_of(pid: int) -> str:

@@ -6,7 +6,7 @@ or starts anything.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypedDict
 
@@ -108,6 +108,14 @@ def _merge(queue: str, known: WorkerDeclaration | None, more: WorkerDeclaration)
 
 def _union(known: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*known, *(each for each in more if each not in known))
+
+
+def with_interceptor(declarations: Iterable[WorkerDeclaration], interceptor: Interceptor) -> list[WorkerDeclaration]:
+    """The same work, with an interceptor after those that were declared."""
+    return [
+        replace(each, options={**each.options, _ADDED_UP: [*each.options.get(_ADDED_UP, ()), interceptor]})
+        for each in declarations
+    ]
 
 
 def modules_to_pass_through(declaration: WorkerDeclaration) -> set[str]:

@@ -5,12 +5,14 @@ from typing import Any
 
 try:
     import flask
+    from werkzeug._reloader import run_with_reloader
 except ImportError as error:
     raise ImportError('durably.temporal.flask needs Flask: pip install "durably[flask,temporal]"') from error
 
+from .commands import make_commands
 from .connection import Temporal
 from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
-from .gateway.openapi import openapi
+from .gateway.messages import JSON
 from .gateway.problems import EXCEPTIONS, to_problem
 from .settings import FRAMEWORK_KEYS
 
@@ -21,7 +23,8 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
     """Let ``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE`` and their like in ``app.config`` set up the connection.
 
     The environment and arguments of ``Temporal`` come before them. What ``temporalio`` and the connection raise in the
-    app's own views is answered as a problem document.
+    app's own views is answered as a problem document. ``flask temporal worker`` runs what ``temporal.add_worker``
+    declares, its activities in the app's context.
     """
 
     def configuration() -> dict[str, Any]:
@@ -30,6 +33,7 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
 
     temporal.configure(configuration)
     app.extensions["durably-temporal"] = temporal
+    app.cli.add_command(make_commands(temporal, surroundings=app.app_context, run_with_reloader=run_with_reloader))
     for kind in EXCEPTIONS:
         app.register_error_handler(kind, _handle)
 
@@ -65,9 +69,9 @@ def blueprint(
         )
         return _to_flask(response)
 
-    def document() -> dict[str, Any]:
-        mount = _mount(flask.request, "openapi.json")
-        return openapi(gateway.exposures, mount=mount, title=flask.current_app.name, version="1")
+    def document() -> flask.Response:
+        content = gateway.document(mount=_mount(flask.request, "openapi.json"), title=flask.current_app.name)
+        return flask.Response(content, mimetype=JSON)
 
     made.add_url_rule("/openapi.json", "openapi", document)
     made.add_url_rule("/<path:path>", "gateway", answer, methods=_METHODS)

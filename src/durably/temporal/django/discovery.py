@@ -7,34 +7,31 @@ What needs more is declared with ``temporal.add_worker`` in one of those modules
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from django.apps import AppConfig, apps
 from temporalio import activity, workflow
 
-from durably.temporal.declarations import WorkerDeclaration
+from durably.temporal.declarations import WorkerDeclaration, with_interceptor
 
 from .conf import get_temporal
 from .orm import OrmInterceptor
 
 WORKFLOWS, ACTIVITIES = "workflows", "activities"
 
+_ORM = OrmInterceptor()
+"""One for all, so that what is declared for one task queue in several places agrees on it."""
+
 
 def discover() -> list[WorkerDeclaration]:
     """What the worker runs. Raises what importing the modules raises."""
     found = [_declare(module) for module in project_modules()]
     shared = modules_shared_with_workflows()
+    declarations = [each for each in (*get_temporal().workers, *found) if each.workflows or each.activities]
     return [
-        WorkerDeclaration(
-            task_queue=declaration.task_queue,
-            workflows=declaration.workflows,
-            activities=declaration.activities,
-            passed_through=(*declaration.passed_through, *shared),
-            options={**declaration.options, "interceptors": _with_orm(declaration.options.get("interceptors", ()))},
-        )
-        for declaration in (*get_temporal().workers, *found)
-        if declaration.workflows or declaration.activities
+        replace(each, passed_through=(*each.passed_through, *shared)) for each in with_interceptor(declarations, _ORM)
     ]
 
 
@@ -84,14 +81,6 @@ def _is_own(found: Any, module: ModuleType) -> bool:
 
 def _has(app: AppConfig, name: str) -> bool:
     return importlib.util.find_spec(f"{app.name}.{name}") is not None
-
-
-_ORM = OrmInterceptor()
-"""One for all, so that what is declared for one task queue in several places agrees on it."""
-
-
-def _with_orm(interceptors: Any) -> list[Any]:
-    return [*interceptors, _ORM]
 
 
 def signals_by_workflow() -> dict[str, tuple[str, ...]]:

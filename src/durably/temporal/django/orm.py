@@ -9,7 +9,6 @@ that names the line.
 """
 
 import functools
-import inspect
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from temporalio.worker import (
 )
 
 from durably.errors import Error
+from durably.temporal.surroundings import is_async
 
 _OF_OTHERS = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), __file__)
 """Where code is that is not the project's."""
@@ -56,7 +56,7 @@ class OrmInterceptor(Interceptor):
 
 class _Activities(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
-        if _is_async(input.fn):
+        if is_async(input.fn):
             # A thread of its own for what Django runs in one: activities do not wait for each other's queries.
             async with ThreadSensitiveContext():
                 try:
@@ -66,10 +66,6 @@ class _Activities(ActivityInboundInterceptor):
         if isinstance(input.executor, ThreadPoolExecutor):
             input.fn = _with_usable_connections(input.fn)
         return await super().execute_activity(input)
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def _with_usable_connections(function: Callable[..., Any]) -> Callable[..., Any]:
