@@ -157,7 +157,7 @@ def _set_up_django(address: str) -> None:
     urls = ModuleType("tests_temporal_urls")
     settings.configure(
         ALLOWED_HOSTS=["127.0.0.1"],
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "ATOMIC_REQUESTS": True}},
         MIDDLEWARE=[
             "django.middleware.csrf.CsrfViewMiddleware",
             "durably.temporal.django.TemporalErrorMiddleware",

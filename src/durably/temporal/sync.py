@@ -7,7 +7,7 @@ loop per request, one connection for all threads. What has no front here goes th
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 from temporalio.client import (
     Client,
@@ -20,15 +20,6 @@ from temporalio.client import (
     WorkflowUpdateHandle,
     WorkflowUpdateStage,
 )
-from temporalio.common import (
-    Priority,
-    QueryRejectCondition,
-    RetryPolicy,
-    TypedSearchAttributes,
-    VersioningOverride,
-    WorkflowIDConflictPolicy,
-    WorkflowIDReusePolicy,
-)
 from temporalio.types import (
     MethodAsyncNoParam,
     MethodAsyncSingleParam,
@@ -39,6 +30,7 @@ from temporalio.workflow import UpdateMethodMultiParam
 
 from durably.portal import get_portal
 
+from .call_options import CallOptions, QueryOptions, StartOptions, UpdateOptions
 from .errors import TemporalSettingsError
 
 T = TypeVar("T")
@@ -46,44 +38,6 @@ W = TypeVar("W")
 A = TypeVar("A")
 R = TypeVar("R")
 P = ParamSpec("P")
-
-
-class CallOptions(TypedDict, total=False):
-    """What every call to the server takes; the timeout is that of one request."""
-
-    rpc_metadata: Mapping[str, str | bytes]
-    rpc_timeout: timedelta
-
-
-class StartOptions(CallOptions, total=False):
-    """How a workflow is started, as ``temporalio.client.Client.start_workflow`` describes it."""
-
-    task_queue: str
-    execution_timeout: timedelta
-    run_timeout: timedelta
-    task_timeout: timedelta
-    id_reuse_policy: WorkflowIDReusePolicy
-    id_conflict_policy: WorkflowIDConflictPolicy
-    retry_policy: RetryPolicy
-    cron_schedule: str
-    memo: Mapping[str, Any]
-    search_attributes: TypedSearchAttributes
-    static_summary: str
-    static_details: str
-    start_delay: timedelta
-    start_signal: str
-    start_signal_args: Sequence[Any]
-    request_eager_start: bool
-    priority: Priority
-    versioning_override: VersioningOverride
-
-
-class QueryOptions(CallOptions, total=False):
-    reject_condition: QueryRejectCondition
-
-
-class UpdateOptions(CallOptions, total=False):
-    id: str
 
 
 class Runner:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import django.db
 import django.http
 import django.urls
 from asgiref.sync import markcoroutinefunction, sync_to_async
@@ -50,6 +51,11 @@ class _GatewayView:
         self._gateway = gateway
         self._principal = principal
         self.csrf_exempt = csrf_exempt
+
+    @property
+    def _non_atomic_requests(self) -> set[str]:
+        """What ``transaction.non_atomic_requests`` sets, for every database: the views write to none."""
+        return set(django.db.connections)
 
     def __getattr__(self, name: str) -> Any:
         if name in self._coroutine_marks and asyncio._get_running_loop() is not None:
