@@ -20,7 +20,7 @@ def judge(what: str, found: float, *, at_least: float | None = None, at_most: fl
     else:
         assert at_most is not None
         aim, missed = f"at most {at_most:g} ×", found / at_most
-    verdict = "met" if missed <= 1 else f"missed by a factor of {missed:.1f}"
+    verdict = "met" if missed <= 1 else f"missed by a factor of {missed:.2f}"
     return f"- {what}: {found:.2f} ×. Aim: {aim}, {verdict}."
 
 
