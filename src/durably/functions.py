@@ -27,6 +27,7 @@ from durably.execution import (
     StepMemos,
     SyncCall,
     drive,
+    in_step,
 )
 from durably.handover import StepHandover
 from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
@@ -51,7 +52,7 @@ from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_CANCELS, MAX_CONCURRENCY, MAX_RETRIES, MAX_TRIGGERS
-from durably.sending import send_events
+from durably.sending import send_events, step_seed
 from durably.serializers import Unset
 from durably.timings import Timings
 from durably.transport import IO
@@ -425,7 +426,10 @@ def _make_context(
     }
 
     async def send(events: Any) -> list[str]:
-        return await send_events(client, events, io, middleware)
+        step = in_step.get()
+        assert step is not None, "only steps send"
+        seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
+        return await send_events(client, events, io, middleware, seed)
 
     if inspect.iscoroutinefunction(handler):
         async_call = AsyncCall(replay)

@@ -1,6 +1,7 @@
 """Sending events to an engine: one request, repeated with backoff until it is answered for good."""
 
 import base64
+import hashlib
 import random
 import secrets
 import time
@@ -26,6 +27,7 @@ MAX_ATTEMPTS = 5
 BASE_DELAY = 0.1
 """Seconds before the second attempt; doubled before each further one."""
 _DEV_EVENT_KEY = "NO_EVENT_KEY_SET"
+_ENTROPY_BYTES = 10
 
 
 class _Answer(msgspec.Struct):
@@ -36,20 +38,26 @@ class _Answer(msgspec.Struct):
 
 
 async def send_events(
-    client: "Client", events: Event | Sequence[Event], io: IO, middleware: MiddlewareStack | None
+    client: "Client",
+    events: Event | Sequence[Event],
+    io: IO,
+    middleware: MiddlewareStack | None,
+    seed: str | None = None,
 ) -> list[str]:
     """Send and return the events' ids, in the events' order.
 
     Network errors and 5xx are repeated, all attempts with one event-id seed, so that the engine takes the
-    events once however often they arrive. Raises ``SendEventsError``, ``EventKeyUnspecifiedError``.
+    events once however often they arrive. ``seed`` is that of a step (``step_seed``). Raises ``SendEventsError``,
+    ``EventKeyUnspecifiedError``.
     """
     batch = list(events) if isinstance(events, Sequence) else [events]
+    seed = seed or _random_seed()
     if middleware is None:
-        return await _send(client, batch, io)
+        return await _send(client, batch, io, seed)
     await middleware.call("before_send_events", batch)
     result = SendEventsResult()
     try:
-        result.ids = await _send(client, batch, io)
+        result.ids = await _send(client, batch, io, seed)
         return result.ids
     except SendEventsError as error:
         result.ids, result.error = error.ids, str(error)
@@ -61,13 +69,13 @@ async def send_events(
         await middleware.call("after_send_events", result)
 
 
-async def _send(client: "Client", events: list[Event], io: IO) -> list[str]:
+async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> list[str]:
     if not events:
         return []
     if client.engine is not None:
         # Its clock is the one that counts: the events get their time from it.
-        return await _send_in_process(client.engine, _encode(events, now=0), io, client.request_timeout)
-    request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000))
+        return await _send_in_process(client.engine, _encode(events, now=0), io, client.request_timeout, seed)
+    request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000), seed)
     answer = await _attempt(request, io)
     if answer.error is not None:
         # An engine may quote the path that it was asked for.
@@ -76,10 +84,10 @@ async def _send(client: "Client", events: list[Event], io: IO) -> list[str]:
     return answer.ids or []
 
 
-async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float) -> list[str]:
+async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> list[str]:
     """The engine repeats this by itself while it moves from one process to another."""
     try:
-        return await io.resolve(engine.send_events(body, _seed(), timeout))
+        return await io.resolve(engine.send_events(body, seed, timeout))
     except Error as error:
         raise SendEventsError(error.message, []) from None
 
@@ -108,14 +116,14 @@ def _encode(events: list[Event], *, now: int) -> bytes:
         raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
 
 
-def _build_request(client: "Client", body: bytes) -> Request:
+def _build_request(client: "Client", body: bytes, seed: str) -> Request:
     key = client.event_key
     if not key:
         if client.mode is not ServerKind.DEV:
             raise EventKeyUnspecifiedError
         key = _DEV_EVENT_KEY
     headers = client.headers()
-    headers[Header.EVENT_ID_SEED.value] = _seed()
+    headers[Header.EVENT_ID_SEED.value] = seed
     url = f"{client.event_api_origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, client.request_timeout)
 
@@ -138,8 +146,19 @@ def _read(response: Response) -> _Answer:
     return answer
 
 
-def _seed() -> str:
-    """``<ms>,<base64 of ten random bytes>``; the engine adds each event's index to its last four bytes."""
-    entropy = bytearray(secrets.token_bytes(10))
-    entropy[6] &= 0x7F  # leaves room to add
-    return f"{time.time_ns() // 1_000_000},{base64.b64encode(bytes(entropy)).decode()}"
+def step_seed(run_id: str, hashed_step_id: str, began: int) -> str:
+    """The seed with which a step sends, the same however often it runs: an app that dies after it has sent, and
+    before the engine knows of it, sends nothing twice. ``began`` is when the run did, in ms since the epoch."""
+    digest = hashlib.sha256(f"{run_id}:{hashed_step_id}".encode()).digest()
+    return _seed(max(began, 1), digest[:_ENTROPY_BYTES])
+
+
+def _random_seed() -> str:
+    return _seed(time.time_ns() // 1_000_000, secrets.token_bytes(_ENTROPY_BYTES))
+
+
+def _seed(milliseconds: int, entropy: bytes) -> str:
+    """``<ms>,<base64 of ten bytes>``; the engine adds each event's index to its last four bytes."""
+    room = bytearray(entropy)
+    room[6] &= 0x7F  # leaves room to add
+    return f"{milliseconds},{base64.b64encode(bytes(room)).decode()}"

@@ -64,7 +64,10 @@ class Gate:
             status = self.answer(checkpoint)
             if status is not None:
                 return web.json_response({"error": "from the gate", "status": status}, status=status)
-        async with self.session.request(request.method, self.origin + request.path_qs, data=body) as response:
+        passed = {name: value for name, value in request.headers.items() if name.lower().startswith("x-inngest-")}
+        async with self.session.request(
+            request.method, self.origin + request.path_qs, data=body, headers=passed
+        ) as response:
             content = await response.read()
         if "/checkpoint/" in request.path and self.after is not None:
             await self.after(checkpoint)

@@ -20,8 +20,8 @@ from .step import StandIn, Step, StepInfo, StepRequest
 
 _OWN_CODE = os.path.dirname(__file__)
 
-in_step: ContextVar[str | None] = ContextVar("durably_in_step", default=None)
-"""Id of the step whose handler is running: a step inside it is an error, a task made in it is not the run's."""
+in_step: ContextVar[Step | None] = ContextVar("durably_in_step", default=None)
+"""The step whose handler is running: a step inside it is an error, a task made in it is not the run's."""
 
 
 class StepNestedError(Error):
@@ -180,7 +180,7 @@ class Replay:
         request = step.request
         await self.freshen()
         await self.hooks.before_step(step.info())
-        token = in_step.set(request.step_id)
+        token = in_step.set(step)
         try:
             replaced = self.memos.input_of(step.hashed_id)
             args = request.args if replaced is None else replaced
@@ -206,8 +206,8 @@ def refuse_nested(request: StepRequest) -> None:
     """Raises ``NestedStep`` if a handler is running."""
     if (outer := in_step.get()) is not None:
         raise NestedStep(
-            f'step "{request.step_id}" was called inside step "{outer}"; nested steps are not supported: '
-            "call it from the function, or make it ordinary code"
+            f'step "{request.step_id}" was called inside step "{outer.request.step_id}"; nested steps are not '
+            "supported: call it from the function, or make it ordinary code"
         )
 
 

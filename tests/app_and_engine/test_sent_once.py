@@ -1,0 +1,47 @@
+"""A step that sends events sends them once, even if its app fails after it has, and before the engine knows."""
+
+from typing import Any, ClassVar
+
+import pytest
+
+from durably import Context, ContextSync, Event, Middleware, SendEventsResult
+
+from .conftest import App, durable
+
+
+class FailsAfterSending(Middleware):
+    """Each call that has sent comes to nothing, but for the third."""
+
+    sent: ClassVar[list[list[str]]] = []
+
+    async def after_send_events(self, result: SendEventsResult) -> None:
+        self.sent.append(list(result.ids))
+        if len(self.sent) < 3:
+            raise RuntimeError("the app is no more")
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+async def test_what_a_step_sends_is_taken_once(app: App, is_async: bool) -> None:
+    FailsAfterSending.sent = []
+    two = [Event(name="sent", data={"number": 1}), Event(name="sent", data={"number": 2})]
+
+    async def send(ctx: Context) -> Any:
+        return await ctx.step.send_event("send", two)
+
+    def send_sync(ctx: ContextSync) -> Any:
+        return ctx.step.send_event("send", two)
+
+    ids = await app.run(durable(app, send if is_async else send_sync, middleware=[FailsAfterSending]))
+    assert FailsAfterSending.sent == [ids] * 3
+    assert len(await app.engine.engine.list_events(name="sent")) == 2
+
+
+async def test_two_steps_and_two_runs_send_what_is_theirs(app: App) -> None:
+    async def send(ctx: Context) -> Any:
+        return [await ctx.step.send_event("send", Event(name="sent")) for _ in range(2)]
+
+    function = durable(app, send)
+    first, second = await app.run(function), await app.run(function)
+    ids = {event_id for sent in [*first, *second] for event_id in sent}
+    assert len(ids) == 4
+    assert len(await app.engine.engine.list_events(name="sent")) == 4
