@@ -43,6 +43,8 @@ def test_an_order_from_start_to_end(app: AppServer, order: dict[str, object]) ->
     assert app.post(f"{place}/signals/add_note", {"text": "fragile"}).status == 202
     assert app.get(f"{place}/queries/note", index=0).json == {"result": "fragile"}
     assert app.post(f"{place}/queries/note", {"index": 0}).json == {"result": "fragile"}
+    assert app.post(f"{place}/queries/has_lines", {"lines": ["wait"]}).json == {"result": True}
+    assert app.get(f"{place}/queries/has_lines", lines="wait").status == 405
     updated = app.post(f"{place}/updates/change_address", {"address": "here"}).json
     assert (updated["status"], updated["result"]) == ("completed", "")
     again = app.get(f"{place}/updates/change_address/{updated['update_id']}").json

@@ -44,9 +44,11 @@ class OrderWorkflow:
         self.notes: list[str] = []
         self.shipped = False
         self.address = ""
+        self.order: Order | None = None
 
     @workflow.run
     async def run(self, order: Order) -> Receipt:
+        self.order = order
         await workflow.execute_activity(
             charge,
             order,
@@ -81,6 +83,10 @@ class OrderWorkflow:
     @workflow.query
     def note(self, index: int) -> str:
         return self.notes[index]
+
+    @workflow.query
+    def has_lines(self, lines: list[str]) -> bool:
+        return self.order is not None and self.order.lines == lines
 
     @workflow.update
     async def change_address(self, address: str) -> str:

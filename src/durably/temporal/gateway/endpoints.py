@@ -25,7 +25,7 @@ from .models import (
     UpdateDone,
 )
 from .reading import FILTERS
-from .routes import ROUTES, Route
+from .routes import ROUTES, Route, offers
 
 SUCCESSES = {HTTPStatus.OK: "Done", HTTPStatus.ACCEPTED: "Accepted"}
 PROBLEM = ProblemDocument
@@ -93,19 +93,14 @@ def _of(exposure: Exposure) -> Iterator[Endpoint]:
             yield _endpoint(exposure, route, None)
             continue
         for handler in _handlers(exposure, route.operation).values():
-            if route.method == "GET" and route.operation is Operation.QUERY and not _fits_in_url(handler):
-                continue
-            yield _endpoint(exposure, route, handler)
+            if offers(route, handler):
+                yield _endpoint(exposure, route, handler)
 
 
 def _handlers(exposure: Exposure, operation: Operation) -> Mapping[str, HandlerExposure]:
     if operation is Operation.QUERY:
         return exposure.queries
     return exposure.updates if operation is Operation.UPDATE else exposure.signals
-
-
-def _fits_in_url(query: HandlerExposure) -> bool:
-    return all(parameter.type in (str, int, float, bool) for parameter in query.arguments.parameters)
 
 
 def _endpoint(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Endpoint:

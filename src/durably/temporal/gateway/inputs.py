@@ -5,12 +5,16 @@ the body is an object with a member for each parameter. What has no parameter ta
 """
 
 import dataclasses
+import datetime as dt
 import re
 import string
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from enum import Enum
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, create_model
 
@@ -18,6 +22,9 @@ from durably.temporal.errors import TemporalSettingsError
 
 from .definitions import Handler, Parameter
 from .problems import bad_request
+
+_PLAIN = (str, int, float, Decimal, Enum, UUID, dt.date, dt.timedelta)
+"""What a query parameter can be."""
 
 _MAXIMUM_ID_BYTES = 900
 """Of a workflow's id; the server's own limit is 1000 by default."""
@@ -63,6 +70,12 @@ class Arguments:
     @property
     def parameters(self) -> Sequence[Parameter]:
         return self._parameters
+
+    @property
+    def fit_in_url(self) -> bool:
+        return all(
+            isinstance(parameter.type, type) and issubclass(parameter.type, _PLAIN) for parameter in self._parameters
+        )
 
     def parse(self, body: bytes) -> Any:
         """Raises pydantic's ``ValidationError``."""

@@ -66,7 +66,7 @@ def match(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match:
         if values is None or route.operation not in exposure.operations:
             continue
         handler = _handler(route.operation, exposure, values.get("name"))
-        if "name" in values and handler is None:
+        if "name" in values and (handler is None or not offers(route, handler)):
             continue
         if route.method == method:
             workflow_id = values.get("id")
@@ -84,6 +84,11 @@ def match(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match:
             HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", f"use {allow} here", headers={"Allow": allow}
         )
     raise not_found(f"{exposure.name} offers nothing here")
+
+
+def offers(route: Route, handler: HandlerExposure) -> bool:
+    """A query can be asked with GET if its parameters fit in a URL."""
+    return route.operation is not Operation.QUERY or route.method != "GET" or handler.arguments.fit_in_url
 
 
 def _values(route: Route, parts: list[str]) -> dict[str, str] | None:
