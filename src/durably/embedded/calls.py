@@ -7,9 +7,9 @@ from durably.comm import CommHandler, CommRequest
 from durably.engine.answers import Answer, failed, read_answer
 from durably.engine.embedded.bodies import CallData
 from durably.engine.embedded.caller import call_headers
+from durably.engine.embedded.moments import to_datetime
 from durably.engine.embedded.registry import Function
 from durably.engine.embedded.settings import EngineSettings
-from durably.engine.embedded.updates import to_datetime
 from durably.execution import StandIn
 from durably.protocol.headers import Query
 from durably.protocol.limits import MAX_REQUEST_BYTES

@@ -19,6 +19,7 @@ from durably.comm import CommHandler
 from durably.engine.backoff import standard_backoff
 from durably.engine.embedded import EmbeddedEngine, EngineSettings
 from durably.engine.embedded.caller import Caller
+from durably.engine.embedded.moments import to_datetime, to_milliseconds
 from durably.engine.embedded.runtime import Runtime
 from durably.engine.embedded.settings import Durability
 from durably.events import Event, as_data
@@ -43,10 +44,6 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 _MOST_DESCRIBED = 10
 _ID_SEED = 0
 """Ids of runs and events are the same in each test; the times in them are those of its clock."""
-
-
-def _moment(milliseconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
 def _id_of(function: Function[Any] | None) -> str | None:
@@ -101,7 +98,7 @@ class TestEngine:
         retention: dt.timedelta | None = None,
     ) -> None:
         self._apps: list[tuple[Client, Sequence[Function[Any]]]] = [(client, functions)]
-        self._clock = VirtualClock(round((now or dt.datetime.now(dt.UTC)).timestamp() * 1000))
+        self._clock = VirtualClock(to_milliseconds(now or dt.datetime.now(dt.UTC)))
         self._settings = EngineSettings(
             backoff=lambda attempt, jitter: standard_backoff(attempt, 0.0),
             max_calls=calls_at_once,
@@ -264,7 +261,7 @@ class TestEngine:
     @property
     def now(self) -> dt.datetime:
         """The time on the engine's clock, UTC."""
-        return _moment(self._clock.now())
+        return to_datetime(self._clock.now())
 
     async def advance(
         self,
@@ -289,7 +286,7 @@ class TestEngine:
         until = self._clock.now() + round(max_time / _MILLISECOND)
         while (due := self._clock.next_due()) is not None:
             if due > until:
-                raise RunStuckError(f"something is still due after {max_time} of virtual time, at {_moment(due)}")
+                raise RunStuckError(f"something is still due after {max_time} of virtual time, at {to_datetime(due)}")
             await self._clock.go_on()
 
     async def wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:

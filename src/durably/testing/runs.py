@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from durably.engine.embedded.moments import to_datetime
 from durably.engine.embedded.views import RunStatus, RunView
 from durably.engine.errors import EngineClosedError
 from durably.protocol.errors import ErrorData
@@ -30,7 +31,7 @@ class Records(msgspec.Struct, frozen=True):
 
     @property
     def now(self) -> dt.datetime:
-        return dt.datetime.fromtimestamp(self.clock.now() / 1000, dt.UTC)
+        return to_datetime(self.clock.now())
 
 
 class RunRef(msgspec.Struct, frozen=True):

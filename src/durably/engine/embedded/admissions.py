@@ -35,6 +35,7 @@ from .registry import Function
 from .reruns import Rerun
 from .run_starts import RunStarts
 from .store import RunRow
+from .sweeps import CANCELLED_IN_BULK
 
 if TYPE_CHECKING:
     from .ledger import Entry
@@ -47,7 +48,6 @@ _REASONS = {
     SkipReason.SINGLETON: "a run of it is under way (singleton)",
 }
 _SINGLETON_CANCELLED = "the run was cancelled: a newer one took its place (singleton)"
-_BULK_CANCELLED = "the run was cancelled: a bulk cancellation holds for it"
 
 
 class Admissions:
@@ -203,7 +203,7 @@ class Admissions:
         if restraint is not None and restraint.cancellations:
             event = self._entry.events.trigger_of(run.event_key).fields
             if any(standing.applies(run.created_at, event) for standing in restraint.cancellations):
-                self._entry.cancel(run.key, _BULK_CANCELLED)
+                self._entry.cancel(run.key, CANCELLED_IN_BULK)
 
     def _set_finish(self, function: Function, run: RunRow) -> None:
         finish_by = function.flow.timeouts.finish_by(self._entry.now)

@@ -17,9 +17,9 @@ from durably.protocol.signatures import sign
 
 from .bodies import CallData
 from .canonical import to_sign
+from .moments import to_datetime
 from .registry import Function
 from .settings import EngineSettings
-from .updates import to_datetime
 
 _CHUNK_BYTES = 64 * 1024
 _IDLE_SECONDS = 1.5

@@ -153,11 +153,11 @@ class EmbeddedEngine:
 
         Raises ``FunctionNotFoundError``.
         """
-        await self._journal.enter(lambda entry: sweeps.pause(entry, work.find_function(entry, function_id).id))
+        await self._journal.enter(lambda entry: sweeps.pause(entry, entry.registry.get_active(function_id).id))
 
     async def resume_function(self, function_id: str) -> None:
         """Let a paused function start runs again. Raises ``FunctionNotFoundError``."""
-        await self._journal.enter(lambda entry: sweeps.resume(entry, work.find_function(entry, function_id).id))
+        await self._journal.enter(lambda entry: sweeps.resume(entry, entry.registry.get_active(function_id).id))
 
     # many runs at once
 

@@ -283,8 +283,8 @@ class Entry:
 
     def _invoke(self, live: _LiveRun, command: Invoke) -> None:
         ask = command.ask
-        function = self.registry.find(ask.function_id)
-        if function is None or not function.is_active:
+        function = self.registry.find_active(ask.function_id)
+        if function is None:
             message = (
                 f"step {command.name!r} invokes the function {ask.function_id!r}, which no app has synced: its id is "
                 "its app's id, a hyphen, and its own"

@@ -16,9 +16,10 @@ from durably.protocol.opcodes import Opcode, hash_step_id
 from durably.protocol.sync import FunctionConfig
 
 from .bodies import job_id_of, join_memos
+from .moments import to_datetime, to_milliseconds
 from .store import read_head
 from .sweep_store import Sweep, SweepKind, read_sweeps
-from .updates import describe_failed_memo, to_datetime
+from .updates import describe_failed_memo
 from .views import AppView, CallView, EventView, FunctionView, RunView, StepStatus, StepView, SweepView
 
 IsUnderWay = Callable[[int, int], bool]
@@ -76,15 +77,11 @@ def list_events(
 ) -> list[EventView]:
     conditions = Conditions()
     conditions.add("name = ?", name)
-    conditions.add("received_at > ?", _milliseconds(received_after))
-    conditions.add("received_at < ?", _milliseconds(received_before))
+    conditions.add("received_at > ?", received_after and to_milliseconds(received_after))
+    conditions.add("received_at < ?", received_before and to_milliseconds(received_before))
     conditions.add("key < (SELECT key FROM events WHERE id = ?)", cursor)
     query = f"{_EVENT}{conditions.text} ORDER BY key DESC LIMIT ?"
     return [_event_view(*row) for row in connection.execute(query, (*conditions.values, limit))]
-
-
-def _milliseconds(moment: dt.datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1000)
 
 
 def _event_view(event_id: str, received_at: int, body: bytes) -> EventView:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import msgspec
 from yarl import URL
 
-from durably.engine.errors import ConfigInvalidError
+from durably.engine.errors import ConfigInvalidError, FunctionNotFoundError
 from durably.engine.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.engine.flow.config import Flow, read_flow
 from durably.protocol.headers import Query
@@ -147,7 +147,18 @@ class Registry:
         return self._restraints.get(function_id)
 
     def find(self, function_id: str) -> Function | None:
+        """Active or not."""
         return self._functions.get(function_id)
+
+    def find_active(self, function_id: str) -> Function | None:
+        function = self._functions.get(function_id)
+        return function if function is not None and function.is_active else None
+
+    def get_active(self, function_id: str) -> Function:
+        """Raises ``FunctionNotFoundError``."""
+        if (function := self.find_active(function_id)) is None:
+            raise not_found(function_id)
+        return function
 
     def triggered_by(self, event: Arrival) -> list[Function]:
         """The active functions that an event triggers, each once, whichever of its triggers match."""
@@ -159,6 +170,10 @@ class Registry:
                 ):
                     found[triggered.function.id] = triggered.function
         return list(found.values())
+
+
+def not_found(function_id: str) -> FunctionNotFoundError:
+    return FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
 
 
 def patterns_of(name: str) -> Iterator[str]:

@@ -10,8 +10,8 @@ from durably.protocol.events import InternalEvent
 
 from .arrivals import announce
 from .effects import TickAt
+from .moments import to_datetime
 from .registry import Function
-from .updates import to_datetime
 
 if TYPE_CHECKING:
     from .ledger import Entry

@@ -12,7 +12,6 @@ import msgspec
 
 from durably.engine.errors import (
     CancellationNotFoundError,
-    FunctionNotFoundError,
     FunctionPausedError,
     SelectionInvalidError,
 )
@@ -20,7 +19,8 @@ from durably.engine.expressions import ExpressionInvalidError, compile_expressio
 from durably.engine.head import RunStatus
 
 from .effects import Restrained
-from .registry import Function, Restraint, StandingCancellation
+from .moments import to_milliseconds
+from .registry import Function, Restraint, StandingCancellation, not_found
 from .reruns import plan_rerun
 from .store import Store
 from .sweep_store import Sweep, SweepKind
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _TOGETHER = 200
 """Runs looked at in one unit of work: others should not wait long for it."""
 _ALL_RUNS = 2**62
-_CANCELLED = "the run was cancelled: a bulk cancellation holds for it"
+CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation holds for it"
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +64,7 @@ def check_statuses(statuses: Collection[RunStatus]) -> None:
 def cancel_runs(entry: "Entry", selection: Selection) -> Sweep:
     """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
     if entry.registry.find(selection.function_id) is None:
-        raise _unknown(selection.function_id)
+        raise not_found(selection.function_id)
     sweep = _begin(entry, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
     _tell_restraint(entry, selection.function_id)
     return sweep
@@ -72,10 +72,7 @@ def cancel_runs(entry: "Entry", selection: Selection) -> Sweep:
 
 def replay_runs(entry: "Entry", selection: Selection, statuses: Collection[RunStatus]) -> Sweep:
     """Begin to run again what has ended. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
-    function = entry.registry.find(selection.function_id)
-    if function is None or not function.is_active:
-        raise _unknown(selection.function_id)
-    refuse_paused(entry, function)
+    refuse_paused(entry, entry.registry.get_active(selection.function_id))
     last_key = entry.store.sweeps.last_run_key()
     return _begin(entry, SweepKind.REPLAY, selection, tuple(statuses), until_key=last_key)
 
@@ -127,10 +124,6 @@ def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
     }
 
 
-def _unknown(function_id: str) -> FunctionNotFoundError:
-    return FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
-
-
 def _tell_restraint(entry: "Entry", function_id: str) -> None:
     restraint = restraints_of(entry.store, entry.now).get(function_id, Restraint())
     entry.effects.restrained.append(Restrained(function_id, restraint))
@@ -147,8 +140,8 @@ def _begin(
         id=entry.new_id(),
         kind=kind,
         function_id=selection.function_id,
-        started_after=_milliseconds(selection.started_after),
-        started_before=_milliseconds(selection.started_before) or 0,
+        started_after=None if selection.started_after is None else to_milliseconds(selection.started_after),
+        started_before=to_milliseconds(selection.started_before),
         expression=selection.expression or None,
         statuses=statuses,
         created_at=entry.now,
@@ -194,21 +187,17 @@ def _holds(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
 
 
 def _cancel(entry: "Entry", run_key: int) -> bool:
-    entry.cancel(run_key, _CANCELLED)
+    entry.cancel(run_key, CANCELLED_IN_BULK)
     return True
 
 
 def _replay(entry: "Entry", run_key: int) -> bool:
     run = entry.store.run(run_key)
-    function = entry.registry.find(run.function_id)
-    if function is None or not function.is_active:
+    function = entry.registry.find_active(run.function_id)
+    if function is None:
         return False
     entry.admissions.rerun(function, plan_rerun(entry.store, run, None))
     return True
 
 
 _ACTS: dict[SweepKind, Callable[["Entry", int], bool]] = {SweepKind.CANCEL: _cancel, SweepKind.REPLAY: _replay}
-
-
-def _milliseconds(moment: dt.datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1000)

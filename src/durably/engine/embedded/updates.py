@@ -3,8 +3,6 @@
 A unit of work leaves notes, which are cheap; they become updates only where somebody watches.
 """
 
-import datetime as dt
-
 import msgspec
 
 from durably.engine.head import Call, RunStatus
@@ -12,6 +10,7 @@ from durably.engine.inputs import EndRun, WriteMemo
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 
+from .moments import to_datetime
 from .store import RunRow
 from .views import RunUpdate, UpdateKind
 
@@ -22,10 +21,6 @@ _ENDS = {
 }
 _error_decoder = msgspec.json.Decoder(ErrorData)
 _memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def to_datetime(milliseconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
 def describe_error(encoded: bytes | msgspec.Raw) -> str:

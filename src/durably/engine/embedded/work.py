@@ -12,7 +12,6 @@ from durably.engine.errors import (
     CheckpointInvalidError,
     ConfigInvalidError,
     EngineError,
-    FunctionNotFoundError,
     RunNotFoundError,
 )
 from durably.engine.inputs import (
@@ -139,7 +138,7 @@ def rerun(entry: Entry, run_id: str, from_step: FromStep | None) -> str:
     """The new run's id. Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``,
     ``StepNotFoundError``."""
     run = entry.store.run(_find_run(entry, run_id))
-    function = find_function(entry, run.function_id)
+    function = entry.registry.get_active(run.function_id)
     refuse_paused(entry, function)
     return entry.admissions.rerun(function, plan_rerun(entry.store, run, from_step)).id
 
@@ -147,7 +146,7 @@ def rerun(entry: Entry, run_id: str, from_step: FromStep | None) -> str:
 def invoke(entry: Entry, function_id: str, event: Event) -> InvokeReceipt:
     """Raises ``FunctionNotFoundError``."""
     event_id = entry.new_id()
-    run = entry.events.invoke(find_function(entry, function_id), event, event_id, {"fn_id": function_id})
+    run = entry.events.invoke(entry.registry.get_active(function_id), event, event_id, {"fn_id": function_id})
     return InvokeReceipt(event_id=event_id, run_id=None if run is None else run.id)
 
 
@@ -198,11 +197,3 @@ def _find_run(entry: Entry, run_id: str) -> int:
     if key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
     return key
-
-
-def find_function(entry: Entry, function_id: str) -> Function:
-    """Raises ``FunctionNotFoundError``."""
-    function = entry.registry.find(function_id)
-    if function is None or not function.is_active:
-        raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
-    return function
