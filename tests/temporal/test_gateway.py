@@ -125,11 +125,12 @@ async def test_lists_show_one_kind_of_workflow_page_by_page(gateway: Gateway, te
 @pytest.mark.parametrize(
     "query",
     [
-        {"query": "WorkflowId = 'x') OR (1 = 1"},
+        {"query": "WorkflowId = 'x') OR (WorkflowType = 'SleepingWorkflow'"},
         {"query": "WorkflowId = 'x"},
         {"query": "Unknown = 1"},
         {"query": "((("},
         {"page": "AAAA"},
+        {"page": "QUFBQUFBQUFBQUFBQUFBQUFB"},
         {"page": "?"},
         {"page_size": "0"},
         {"page_size": "many"},
