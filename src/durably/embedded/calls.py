@@ -1,9 +1,12 @@
-"""A call without HTTP: what the engine hands over, and what comes back, whichever process answers it."""
+"""Between an engine and apps without HTTP: syncs, and what a call hands over and brings back, whichever process
+answers it."""
+
+from urllib.parse import quote
 
 import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.comm import CommHandler, CommRequest
+from durably.comm import CommHandler, CommRequest, Syncer
 from durably.engine.answers import Answer, failed, read_answer
 from durably.engine.embedded.bodies import CallData
 from durably.engine.embedded.caller import call_headers
@@ -13,6 +16,7 @@ from durably.engine.embedded.settings import EngineSettings
 from durably.execution import StandIn
 from durably.protocol.headers import Query
 from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.sync import SyncRequest
 
 
 class HandedCall(msgspec.Struct, frozen=True, array_like=True):
@@ -31,6 +35,12 @@ class HandedAnswer(msgspec.Struct, frozen=True, array_like=True):
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+def sync_of(handler: CommHandler) -> SyncRequest:
+    """What tells the engine an app's functions. Its URL names the app, and is never called."""
+    url = f"embedded://{quote(handler.client.app_id, safe='')}"
+    return msgspec.convert(Syncer(handler).payload(url), SyncRequest)
 
 
 def hand_over(function: Function, data: CallData, body: bytes, settings: EngineSettings) -> HandedCall:

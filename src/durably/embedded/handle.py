@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from durably.errors import TransportError
-from durably.portal import get_portal
+from durably.portal import await_on, get_portal
 
 from .errors import MemberClosedError
 from .queries import Queries
@@ -126,7 +126,7 @@ class Embedded(Queries):
         with self._lock:
             member, self._member, self._is_serving, self._starting = self._member, None, False, None
         if member is not None and not member.loop.is_closed():
-            await _on(member.loop, member.close())
+            await await_on(member.loop, member.close())
 
     def stop_sync(self) -> None:
         """``stop`` for synchronous code."""
@@ -146,7 +146,7 @@ class Embedded(Queries):
                 while True:
                     member = self._any_member()
                     with contextlib.suppress(MemberClosedError):  # started anew meanwhile
-                        return await _on(member.loop, member.ask(operation, arguments))
+                        return await await_on(member.loop, member.ask(operation, arguments))
         except TimeoutError:
             reason = f": {member.trouble}" if member is not None and member.trouble else ""
             raise TransportError(f"the engine on {self.path} did not answer within {timeout:g} s{reason}") from None
@@ -222,7 +222,7 @@ class Embedded(Queries):
         member = self._member
         try:
             if member is not None:
-                await _on(member.loop, member.ask("checkpoint", (run_id, request)))
+                await await_on(member.loop, member.ask("checkpoint", (run_id, request)))
                 return
         except MemberClosedError:
             pass
@@ -254,7 +254,7 @@ class Embedded(Queries):
                 return
             before, self._member, self._is_serving = self._member, member, True
         if before is not None:
-            await _on(before.loop, before.close())
+            await await_on(before.loop, before.close())
         member.start()
         await member.wait_placed()
 
@@ -308,13 +308,6 @@ class Embedded(Queries):
             _left_behind.append(member)
         if starts:
             self._start_after(lambda: time.sleep(_AFTER_FORK_SECONDS))
-
-
-async def _on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await something of another event loop's."""
-    if asyncio.get_running_loop() is loop:
-        return await coroutine
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
 
 
 def _begin_all_anew() -> None:

@@ -2,15 +2,12 @@
 
 import asyncio
 import os
-from urllib.parse import quote
-
-import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.comm import CommHandler, Syncer
+from durably.comm import CommHandler
 from durably.protocol.sync import SyncRequest
 
-from .calls import HandedAnswer, HandedCall, answer_call
+from .calls import HandedAnswer, HandedCall, answer_call, sync_of
 from .errors import CallHandedBackError
 from .roster import Offer
 
@@ -33,10 +30,7 @@ class LocalWorker:
 
     def syncs(self) -> list[SyncRequest]:
         """What tells the engine the functions of each app."""
-        return [
-            msgspec.convert(Syncer(handler).payload(f"embedded://{quote(app_id, safe='')}"), SyncRequest)
-            for app_id, handler in self._handlers.items()
-        ]
+        return [sync_of(handler) for handler in self._handlers.values()]
 
     async def answer(self, call: HandedCall) -> HandedAnswer:
         """Raises ``CallHandedBackError``."""

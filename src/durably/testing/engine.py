@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from durably.client import Client
 from durably.comm import CommHandler
+from durably.embedded.calls import sync_of
 from durably.engine.backoff import standard_backoff
 from durably.engine.embedded import EmbeddedEngine, EngineSettings
 from durably.engine.embedded.caller import Caller
@@ -29,7 +30,7 @@ from durably.protocol.events import InternalEvent
 from .clock import VirtualClock
 from .errors import RunStuckError
 from .inspection import Inspector
-from .link import TestCaller, TestLink, linked, refuse_inside_calls, sync_request
+from .link import TestCaller, TestLink, linked, refuse_inside_calls
 from .mocks import Mocks, calling, raising, returning
 from .replays import Past
 from .runs import Records, RunFacts, RunRef
@@ -171,7 +172,7 @@ class TestEngine:
             inspector = Inspector(path, self._runtime.executor)
             stack.callback(inspector.close)
             for handler in self._link.handlers.values():
-                await self._engine.sync_app(sync_request(handler))
+                await self._engine.sync_app(sync_of(handler))
             await self._clock.rest()
             await self._stack.enter_async_context(stack.pop_all())
         self._records = Records(inspector, self._recorder, self._clock)

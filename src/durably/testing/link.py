@@ -3,14 +3,14 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.client import SDK, Client
+from durably.client import Client
 from durably.comm import CommHandler
 from durably.embedded.checkpoints import EngineCheckpoints
 from durably.embedded.local_caller import LocalCaller
@@ -19,9 +19,9 @@ from durably.engine.embedded import EmbeddedEngine
 from durably.engine.embedded.bodies import CallData
 from durably.engine.embedded.clock import Clock
 from durably.engine.embedded.registry import Function
+from durably.portal import await_on
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
-from durably.protocol.sync import SYNC_VERSION, FunctionConfig, SyncRequest
 
 T = TypeVar("T")
 
@@ -97,10 +97,7 @@ class TestLink:
         """See ``running``."""
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        held = self._hold_through(work)
-        if asyncio.get_running_loop() is self._loop:
-            return await held
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(held, self._loop))
+        return await await_on(self._loop, self._hold_through(work))
 
     async def _hold_through(self, work: Coroutine[Any, Any, T]) -> T:
         self._clock.hold()
@@ -121,18 +118,3 @@ def linked(link: TestLink, client: Client) -> Iterator[None]:
         yield
     finally:
         client.engine = before
-
-
-def sync_request(handler: CommHandler) -> SyncRequest:
-    """What the app would sync over HTTP."""
-    url = "http://test-engine.invalid/api/inngest"
-    configs: Sequence[Any] = [config for function in handler.functions for config in function.configs(url)]
-    return SyncRequest(
-        url=url,
-        functions=msgspec.convert(msgspec.to_builtins(configs), list[FunctionConfig]),
-        app_name=handler.client.app_id,
-        app_version=handler.client.app_version,
-        framework=handler.framework,
-        sdk=SDK,
-        v=SYNC_VERSION,
-    )
