@@ -30,10 +30,12 @@ from durably.portal import get_portal
 from .declarations import WorkerDeclaration, WorkerOptions
 from .errors import TemporalSettingsError, TemporalUnreachableError
 from .lifespan import Lifespan
+from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, never_free, plain_runtime, runtime_of_process
 from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
 from .settings import ConnectionSettings, check_address, resolve
 from .sync import SyncClient
+from .tracing import tracing_interceptor
 
 WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
 """How a web app repeats what an absent server did not answer: a visitor waits three seconds, not the SDK's ten."""
@@ -58,6 +60,7 @@ class Temporal:
     configuration file (``profile``, ``config_file``) and the framework's settings; see ``durably.temporal.settings``.
     ``task_queue`` is the one on which workflows are started that name none. ``data_converter`` is the pydantic one
     when pydantic is installed; ``encryption`` is a codec added to it, which hides failures' texts too.
+    ``tracing`` makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
     ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` says how long calls are
     repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole.
 
@@ -83,6 +86,7 @@ class Temporal:
         keep_alive_config: KeepAliveConfig | None = KeepAliveConfig.default,
         connect_timeout: timedelta = DEFAULT_CONNECT_TIMEOUT,
         runtime: RuntimeFactory = plain_runtime,
+        tracing: bool = False,
         profile: str | None = None,
         config_file: str | Path | None = None,
         configuration: Callable[[], Mapping[str, Any]] | None = None,
@@ -100,7 +104,8 @@ class Temporal:
         self._configuration = configuration
         self._given_converter = data_converter
         self._encryption = encryption
-        self.interceptors = list(interceptors)
+        traced = [tracing_interceptor()] if tracing else []
+        self.interceptors = [NotingInterceptor(), *traced, *interceptors]
         self.plugins = list(plugins)
         self._identity = identity
         self._retry_config = retry_config
@@ -276,7 +281,6 @@ class Temporal:
             identity=self._identity,
             retry_config=retry_config or self._retry_config,
             keep_alive_config=self._keep_alive_config,
-            connect_timeout=self._connect_timeout,
             runtime=runtime_of_process(self._runtime),
         )
         try:

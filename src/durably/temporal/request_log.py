@@ -1,0 +1,180 @@
+"""Which workflows a web request had to do with, in the app's log.
+
+Every call of the client notes the workflow's id while a request is handled. The middlewares here log one line for each
+request, with the ids; ``WorkflowIdFilter`` puts them into the records of an app's own logging instead.
+
+The middlewares are ASGI's and WSGI's; Django's is in ``durably.temporal.django``.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from temporalio.client import (
+    CancelWorkflowInput,
+    DescribeWorkflowInput,
+    FetchWorkflowHistoryEventsInput,
+    Interceptor,
+    OutboundInterceptor,
+    QueryWorkflowInput,
+    SignalWorkflowInput,
+    StartWorkflowInput,
+    StartWorkflowUpdateInput,
+    StartWorkflowUpdateWithStartInput,
+    TerminateWorkflowInput,
+    WorkflowHandle,
+    WorkflowHistoryEventAsyncIterator,
+    WorkflowUpdateHandle,
+)
+
+logger = logging.getLogger("durably.temporal.requests")
+
+_noted: ContextVar[list[str] | None] = ContextVar("durably_workflow_ids", default=None)
+"""The request's list, which its threads and tasks share."""
+
+
+@contextmanager
+def noting_workflows() -> Iterator[list[str]]:
+    """The ids of workflows that the client has to do with meanwhile, in the order in which they come."""
+    noted: list[str] = []
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def _note(workflow_id: str) -> None:
+    noted = _noted.get()
+    if noted is not None and workflow_id not in noted:
+        noted.append(workflow_id)
+
+
+class WorkflowIdFilter(logging.Filter):
+    """Gives records ``workflow_ids``: a list, empty outside of requests."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.workflow_ids = list(_noted.get() or ())
+        return True
+
+
+class NotingInterceptor(Interceptor):
+    """Every client of a ``Temporal`` has it."""
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        return _Noting(next)
+
+
+class _Noting(OutboundInterceptor):
+    async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
+        _note(input.id)
+        return await super().start_workflow(input)
+
+    async def cancel_workflow(self, input: CancelWorkflowInput) -> None:
+        _note(input.id)
+        await super().cancel_workflow(input)
+
+    async def describe_workflow(self, input: DescribeWorkflowInput) -> Any:
+        _note(input.id)
+        return await super().describe_workflow(input)
+
+    def fetch_workflow_history_events(
+        self, input: FetchWorkflowHistoryEventsInput
+    ) -> WorkflowHistoryEventAsyncIterator:
+        _note(input.id)
+        return super().fetch_workflow_history_events(input)
+
+    async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+        _note(input.id)
+        return await super().query_workflow(input)
+
+    async def signal_workflow(self, input: SignalWorkflowInput) -> None:
+        _note(input.id)
+        await super().signal_workflow(input)
+
+    async def terminate_workflow(self, input: TerminateWorkflowInput) -> None:
+        _note(input.id)
+        await super().terminate_workflow(input)
+
+    async def start_workflow_update(self, input: StartWorkflowUpdateInput) -> WorkflowUpdateHandle[Any]:
+        _note(input.id)
+        return await super().start_workflow_update(input)
+
+    async def start_update_with_start_workflow(
+        self, input: StartWorkflowUpdateWithStartInput
+    ) -> WorkflowUpdateHandle[Any]:
+        _note(input.start_workflow_input.id)
+        return await super().start_update_with_start_workflow(input)
+
+
+class RequestLog:
+    """Logs one line for a request: ``with RequestLog("POST", "/orders") as log: log.status = 202``."""
+
+    def __init__(self, method: str, path: str) -> None:
+        self.method, self.path = method, path
+        self.status: int | None = None
+        self._noting = noting_workflows()
+
+    def __enter__(self) -> "RequestLog":
+        self._start = time.perf_counter()
+        self._ids = self._noting.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._noting.__exit__(None, None, None)
+        status = self.status or (500 if error[0] is not None else 0)
+        milliseconds = round((time.perf_counter() - self._start) * 1000, 1)
+        fields = {
+            "method": self.method,
+            "path": self.path,
+            "status": status,
+            "milliseconds": milliseconds,
+            "workflow_ids": self._ids,
+        }
+        about = f" workflows: {', '.join(self._ids)}" if self._ids else ""
+        message = "%s %s %s in %s ms%s"
+        logger.info(message, self.method, self.path, status, milliseconds, about, extra={"fields": fields, **fields})
+
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+class RequestLogMiddleware:
+    """``app.add_middleware(RequestLogMiddleware)`` in FastAPI, and any other ASGI app."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with RequestLog(scope["method"], scope["path"]) as log:
+
+            async def note_status(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    log.status = message["status"]
+                await send(message)
+
+            await self._app(scope, receive, note_status)
+
+
+class WsgiRequestLogMiddleware:
+    """``app.wsgi_app = WsgiRequestLogMiddleware(app.wsgi_app)`` in Flask; a streamed body is not waited for."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with RequestLog(environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")) as log:
+
+            def note_status(status: str, *rest: Any) -> Any:
+                log.status = int(status.partition(" ")[0])
+                return start_response(status, *rest)
+
+            return self._app(environ, note_status)
