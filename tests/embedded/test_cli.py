@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from durably.embedded import sockets
+
 from .cluster import ROOT, gunicorn, serving
 
 
@@ -34,3 +36,14 @@ def test_a_database_that_no_app_has_used(tmp_path: Path) -> None:
     (tmp_path / "other.db").touch()
     listed = durably("runs", "list", "--db", str(tmp_path / "other.db"))
     assert "no app runs its engine" in listed.stderr
+
+
+def test_an_app_that_died_is_to_be_started_again(tmp_path: Path) -> None:
+    database = tmp_path / "durably.db"
+    database.touch()
+    directory = sockets.directory_of(database)
+    sockets.make_directory(directory)
+    sockets.path_of(directory, 1).touch()
+    listed = durably("runs", "list", "--db", str(database))
+    assert "Start the app that has its Embedded(…) there." in listed.stderr
+    assert "--url" not in listed.stderr

@@ -1,8 +1,9 @@
-"""The command line: ``durably dev``, ``start``, ``send``, ``runs``, ``invoke``, ``backup`` and ``check``.
+"""The command line: ``durably dev``, ``start``, ``send``, ``runs``, ``functions``, ``invoke``, ``backup``, ``check``,
+and ``temporal`` for workers of Temporal.
 
 ``dev`` and ``start`` run an engine; ``backup`` and ``check`` read a database; the others talk to a running engine over
-HTTP. Modules here that run an
-engine, or serve an app, are imported by the command that needs them, so that the others start at once.
+HTTP. Modules here that run an engine, or serve an app, are imported by the command that needs them, so that the others
+start at once.
 """
 
 import sys

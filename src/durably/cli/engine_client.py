@@ -53,18 +53,16 @@ class EngineClient:
         self._place = f"at {self.url}" if database is None else f"on {database}"
         self._tokens = [bearer_token(key) for key in signing_keys]
         self._event_key = event_key
+        self._advice = "Start one with `durably dev`, or say where it is with --url."
         timeout = urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS)
-        self._pool: urllib3.PoolManager | urllib3.HTTPConnectionPool = urllib3.PoolManager(
-            retries=False, timeout=timeout
-        )
-        if database is not None:
+        self._pool: urllib3.PoolManager | urllib3.HTTPConnectionPool
+        if database is None:
+            self._pool = urllib3.PoolManager(retries=False, timeout=timeout)
+        else:
             from .local_engine import SocketPool
 
             self.url, self._pool = "", SocketPool(database, timeout)
-
-    @property
-    def has_signing_key(self) -> bool:
-        return bool(self._tokens)
+            self._advice = "Start the app that has its Embedded(…) there."
 
     def send_event(self, event: Event) -> str:
         path = f"/e/{quote(self._event_key or ANY_EVENT_KEY, safe='')}"
@@ -134,9 +132,7 @@ class EngineClient:
         return response.status, response.data
 
     def _unreached(self, reason: str) -> CliError:
-        return CliError(
-            f"no engine answers {self._place} ({reason})\nStart one with `durably dev`, or say where it is with --url."
-        )
+        return CliError(f"no engine answers {self._place} ({reason})\n{self._advice}")
 
     def _describe(self, status: int, answer: bytes) -> str:
         try:

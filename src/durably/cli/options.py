@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from durably.protocol.durations import DurationInvalidError, parse_duration
+from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
 
 Command = Callable[..., Any]
 
@@ -41,7 +41,8 @@ def _check_app_urls(context: click.Context, parameter: click.Parameter, urls: tu
     return tuple(_check_url(url) for url in urls)
 
 
-def check_age(context: click.Context, parameter: click.Parameter, text: str | None) -> dt.timedelta | None:
+def read_age(context: click.Context, parameter: click.Parameter, text: str | None) -> dt.timedelta | None:
+    """A duration: the callback of options that take one."""
     if text is None:
         return None
     try:
@@ -73,8 +74,6 @@ def _check_text(options: dict[str, Any]) -> None:
 
 def read_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
     """RFC 3339, or a duration before now, as RFC 3339: the callback of options that take a time."""
-    from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
-
     if text is None:
         return None
     if moment := parse_rfc3339(text):

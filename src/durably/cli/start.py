@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from .failures import CliError
-from .options import check_age, server_options, signing_key_options
+from .options import read_age, server_options, signing_key_options
 
 
 @click.command()
@@ -31,7 +31,7 @@ from .options import check_age, server_options, signing_key_options
 )
 @click.option(
     "--retention",
-    callback=check_age,
+    callback=read_age,
     metavar="AGE",
     help="Purge finished runs, and events that no run needs, at this age, like 30d or 12h.  [default: keep them]",
 )
