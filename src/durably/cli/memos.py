@@ -2,19 +2,16 @@
 
 from typing import Any
 
+from durably.protocol.memos import MAY_TIME_OUT, unwrap_memo
 from durably.protocol.opcodes import Opcode
 
 from .text import format_json
-
-_MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
 
 
 def describe_memo(op: str | None, memo: Any) -> str:
     """``memo`` is as apps get it: ``{"data": …}``, ``{"error": …}``, an event that was waited for, or null."""
     if memo is None:
-        return "timed out" if op in _MAY_TIME_OUT else ""
+        return "timed out" if op in MAY_TIME_OUT else ""
     if op == Opcode.WAIT_FOR_EVENT:
         return f"{memo.get('name')} {format_json(memo.get('data'))}"
-    if isinstance(memo, dict) and set(memo) <= {"data", "type"}:
-        return format_json(memo.get("data"))
-    return format_json(memo)
+    return format_json(unwrap_memo(memo))

@@ -7,9 +7,8 @@ import msgspec
 
 from durably.engine.embedded.views import StepStatus, StepView
 from durably.protocol.errors import ErrorData
+from durably.protocol.memos import unwrap_memo
 from durably.protocol.opcodes import Opcode
-
-_RESULT_KEYS = frozenset(("data", "type"))
 
 
 class TestStep(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,14 +56,9 @@ def _to_step(view: StepView) -> TestStep:
         op=view.op,
         status=view.status,
         attempts=view.attempts,
-        output=_unwrap(memo),
+        output=unwrap_memo(memo),
         error=error,
         created_at=view.created_at,
         ended_at=view.ended_at,
         due_at=view.due_at,
     )
-
-
-def _unwrap(memo: Any) -> Any:
-    """A step's result, which all memos but those of event waits wrap."""
-    return memo["data"] if isinstance(memo, dict) and "data" in memo and _RESULT_KEYS.issuperset(memo) else memo

@@ -7,6 +7,7 @@ import msgspec
 
 from durably.engine.embedded.views import RunUpdate, RunView, UpdateKind
 from durably.protocol.events import Event
+from durably.protocol.memos import MAY_TIME_OUT, unwrap_memo
 from durably.protocol.opcodes import Opcode
 
 from .text import format_span, format_value, shorten
@@ -14,7 +15,6 @@ from .text import format_span, format_value, shorten
 _MOST_REMEMBERED = 10_000
 _MOST_OUTPUT_BYTES = 1000
 _FIRST = {UpdateKind.RUN_STARTED, UpdateKind.RUN_SKIPPED}
-_MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
 
 
 class Recorder:
@@ -80,7 +80,7 @@ def _describe_memo(update: RunUpdate) -> str:
     text = _text(update)
     if update.op == Opcode.SLEEP:
         return "woke"
-    if text == "null" and update.op in _MAY_TIME_OUT:
+    if text == "null" and update.op in MAY_TIME_OUT:
         return "timed out"
     tries = f" (attempt {update.attempt + 1})" if update.attempt else ""
     return f"→ {_inside(update)}{tries}"
@@ -98,4 +98,4 @@ def _inside(update: RunUpdate) -> str:
         return _text(update)
     if update.op == Opcode.WAIT_FOR_EVENT:
         return f"{memo.get('name')} {format_value(memo.get('data'))}"
-    return format_value(memo["data"] if isinstance(memo, dict) and "data" in memo else memo)
+    return format_value(unwrap_memo(memo))
