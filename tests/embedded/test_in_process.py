@@ -356,7 +356,7 @@ async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pyt
 async def test_no_answer_in_time_says_why(app: App, tmp_path: Path) -> None:
     (tmp_path / "durably.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(TransportError, match=r"did not answer within 1.5 s: .*durably\.db"):
-        await app.engine.ask("list_runs", None, None, 1, None, timeout=1.5)
+        await app.engine._ask("list_runs", None, None, 1, None, timeout=1.5)
     await app.engine.stop()
 
 

@@ -130,11 +130,11 @@ class Embedded(Queries):
 
     def stop_sync(self) -> None:
         """``stop`` for synchronous code."""
-        self.block(self.stop())
+        self._block(self.stop())
 
     # asking
 
-    async def ask(self, operation: str, *arguments: Any, timeout: float = _TIMEOUT_SECONDS) -> Any:
+    async def _ask(self, operation: str, *arguments: Any, timeout: float = _TIMEOUT_SECONDS) -> Any:
         """Ask the engine for one of ``durably.embedded.operations``; ``timeout`` is seconds.
 
         A process that has not started asks all the same, and takes no calls. Raises what the engine does, and
@@ -151,7 +151,7 @@ class Embedded(Queries):
             reason = f": {member.trouble}" if member is not None and member.trouble else ""
             raise TransportError(f"the engine on {self.path} did not answer within {timeout:g} s{reason}") from None
 
-    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _block(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for something above in synchronous code."""
         try:
             self.refuse_to_block()
@@ -169,11 +169,11 @@ class Embedded(Queries):
         return EngineCheckpoints(self._checkpoint)
 
     async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
-        ids: list[str] = await self.ask("send_events", msgspec.Raw(body), seed, timeout=timeout)
+        ids: list[str] = await self._ask("send_events", msgspec.Raw(body), seed, timeout=timeout)
         return ids
 
     async def fetch_part(self, run_id: str, part: str) -> bytes | None:
-        found = await self.ask("fetch_part", run_id, part)
+        found = await self._ask("fetch_part", run_id, part)
         return None if found is None or bytes(found) == b"null" else bytes(found)
 
     def refuse_to_block(self) -> None:
