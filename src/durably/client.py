@@ -9,7 +9,8 @@ from typing import Any
 from durably import sending
 from durably.errors import FunctionConfigInvalidError
 from durably.execution import drive
-from durably.functions import Function, FunctionOpts, Handler, T
+from durably.function_opts import FunctionOpts
+from durably.functions import Function, Handler, T
 from durably.in_process import InProcessEngine
 from durably.middleware import MiddlewareFactory, MiddlewareStack
 from durably.options import (

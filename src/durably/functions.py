@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import urlencode
 
 import msgspec
 
@@ -29,31 +28,13 @@ from durably.execution import (
     drive,
     in_step,
 )
+from durably.function_opts import FunctionOpts
 from durably.handover import StepHandover
 from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
-from durably.options import (
-    Batch,
-    Cancel,
-    Checkpointing,
-    Concurrency,
-    Debounce,
-    Option,
-    Priority,
-    RateLimit,
-    Singleton,
-    Throttle,
-    Timeouts,
-    Trigger,
-    TriggerEvent,
-    check_checkpointing,
-)
 from durably.protocol.call import CallContext
 from durably.protocol.checkpoint import CheckpointRequest
-from durably.protocol.events import Event, InternalEvent
-from durably.protocol.headers import DISCOVER, Query
-from durably.protocol.limits import MAX_CANCELS, MAX_CONCURRENCY, MAX_RETRIES, MAX_TRIGGERS
+from durably.protocol.events import Event
 from durably.sending import send_events, step_seed
-from durably.serializers import Unset
 from durably.timings import Timings
 from durably.transport import IO
 
@@ -63,136 +44,8 @@ if TYPE_CHECKING:
 _SHARED_SECONDS = 1.0
 """How long a call of a sync function goes on to steps of other calls: a request should not outlast a step by much."""
 
-_CHECKPOINTING = Checkpointing()
-
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionOpts:
-    """A function's configuration. Raises ``FunctionConfigInvalidError`` naming function and option."""
-
-    app_id: str
-    local_id: str
-    name: str
-    triggers: tuple[Trigger, ...]
-    retries: int | None = None
-    output_type: Any = Unset
-    batch_events: Batch | None = None
-    cancel: list[Cancel] | None = None
-    concurrency: list[Concurrency] | None = None
-    debounce: Debounce | None = None
-    idempotency: str | None = None
-    priority: Priority | None = None
-    rate_limit: RateLimit | None = None
-    singleton: Singleton | None = None
-    throttle: Throttle | None = None
-    timeouts: Timeouts | None = None
-    checkpointing: bool | Checkpointing | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.local_id, str) or not self.local_id:
-            raise FunctionConfigInvalidError(f"fn_id must be text that names the function, not {self.local_id!r}")
-        if not self.triggers or len(self.triggers) > MAX_TRIGGERS:
-            raise self._invalid("trigger", f"needs 1 to {MAX_TRIGGERS} triggers, not {len(self.triggers)}")
-        for trigger in self.triggers:
-            if not isinstance(trigger, Trigger):
-                raise self._invalid("trigger", f"takes TriggerEvent and TriggerCron, not {trigger!r}")
-        if self.retries is not None and not (
-            isinstance(self.retries, int) and not isinstance(self.retries, bool) and 0 <= self.retries <= MAX_RETRIES
-        ):
-            raise self._invalid("retries", f"must be 0 to {MAX_RETRIES}, not {self.retries!r}")
-        self._check_type("batch_events", Batch)
-        self._check_type("debounce", Debounce)
-        self._check_type("idempotency", str)
-        self._check_type("priority", Priority)
-        self._check_type("rate_limit", RateLimit)
-        self._check_type("singleton", Singleton)
-        self._check_type("throttle", Throttle)
-        self._check_type("timeouts", Timeouts)
-        check_checkpointing(self.checkpointing, f'function "{self.local_id}"')
-        self._check_list("cancel", Cancel, MAX_CANCELS)
-        self._check_list("concurrency", Concurrency, MAX_CONCURRENCY)
-
-    def _check_type(self, option: str, expected: type) -> None:
-        value = getattr(self, option)
-        if value is not None and not isinstance(value, expected):
-            raise self._invalid(option, f"takes {expected.__name__}, not {value!r}")
-
-    def _check_list(self, option: str, expected: type, most: int) -> None:
-        value = getattr(self, option)
-        if value is None:
-            return
-        if not isinstance(value, list) or not all(isinstance(item, expected) for item in value):
-            raise self._invalid(option, f"takes a list of {expected.__name__}, not {value!r}")
-        if len(value) > most:
-            raise self._invalid(option, f"takes at most {most}, not {len(value)}")
-
-    def _invalid(self, option: str, problem: str) -> FunctionConfigInvalidError:
-        return FunctionConfigInvalidError(f'function "{self.local_id}": {option} {problem}')
-
-    @property
-    def id(self) -> str:
-        return f"{self.app_id}-{self.local_id}"
-
-    @property
-    def failure_id(self) -> str:
-        return f"{self.id}-failure"
-
-    def checkpointing_or(self, default: bool) -> Checkpointing | None:
-        """How the function hands finished steps over; ``None`` where it does not."""
-        chosen = default if self.checkpointing is None else self.checkpointing
-        return (_CHECKPOINTING if chosen else None) if isinstance(chosen, bool) else chosen
-
-    def to_wire(self, app_url: str) -> dict[str, Any]:
-        """The function's entry in the sync payload (spec §4.3.2)."""
-        config: dict[str, Any] = {
-            "id": self.id,
-            "name": self.name,
-            "triggers": [trigger.to_wire() for trigger in self.triggers],
-            "steps": _steps(app_url, self.id, self.retries),
-        }
-        options = {
-            "batchEvents": self.batch_events,
-            "cancel": self.cancel,
-            "concurrency": self.concurrency,
-            "debounce": self.debounce,
-            "idempotency": self.idempotency,
-            "priority": self.priority,
-            "rateLimit": self.rate_limit,
-            "singleton": self.singleton,
-            "throttle": self.throttle,
-            "timeouts": self.timeouts,
-            "checkpoint": self.checkpointing_or(False),
-        }
-        return config | {name: _wire(option) for name, option in options.items() if option is not None}
-
-    def failure_to_wire(self, app_url: str) -> dict[str, Any]:
-        """The entry of the failure handler: a function triggered by this one's failure (spec §11)."""
-        trigger = TriggerEvent(
-            event=InternalEvent.FUNCTION_FAILED.value, expression=f"event.data.function_id == '{self.id}'"
-        )
-        return {
-            "id": self.failure_id,
-            "name": f"{self.name} (failure)",
-            "triggers": [trigger.to_wire()],
-            "steps": _steps(app_url, self.failure_id, 0),
-        }
-
-
-def _wire(option: Any) -> Any:
-    if isinstance(option, list):
-        return [item.to_wire() for item in option]
-    return option.to_wire() if isinstance(option, Option) else option
-
-
-def _steps(app_url: str, function_id: str, retries: int | None) -> dict[str, Any]:
-    url = f"{app_url}?{urlencode({Query.FUNCTION_ID.value: function_id, Query.STEP_ID.value: DISCOVER})}"
-    step: dict[str, Any] = {"id": DISCOVER, "name": DISCOVER, "runtime": {"type": "http", "url": url}}
-    if retries is not None:
-        step["retries"] = {"attempts": retries}
-    return {DISCOVER: step}
 
 
 @dataclass(slots=True)
