@@ -118,6 +118,34 @@ def test_the_run_machine_does_not_know_who_stores_it() -> None:
     assert violations(pure, lambda m: not is_within(m, "durably.engine.embedded")) == []
 
 
+def test_the_sdk_knows_no_engine_of_ours() -> None:
+    """What users hand to a client in place of an engine over HTTP (``durably.in_process``) is for them to import."""
+    others = ("engine", "embedded", "testing", "cli", "__init__.py")
+    sdk = [file for file in modules() if file.relative_to(PACKAGE).parts[0] not in others]
+    ours = ("durably.engine", "durably.embedded", "durably.testing", "durably.cli")
+    assert violations(sdk, lambda m: not is_within(m, *ours)) == []
+
+
+def test_in_process_mode_knows_the_engine_and_comm() -> None:
+    allowed = (
+        "durably.checkpointing",
+        "durably.comm",
+        "durably.embedded",
+        "durably.engine",
+        "durably.errors",
+        "durably.execution",
+        "durably.portal",
+        "durably.protocol",
+        "durably.settings",
+    )
+    assert violations(modules("embedded"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
+
+
+def test_testing_knows_no_adapter_and_no_command_line() -> None:
+    unknown = ("durably.cli", *(f"durably.{adapter}" for adapter in ADAPTERS), *FRAMEWORKS - {"django"})
+    assert violations(modules("testing"), lambda m: not is_within(m, *unknown)) == []
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
     ours = (
@@ -197,6 +225,12 @@ def test_the_simulator_of_digital_ocean_needs_no_engine() -> None:
     done = python("from durably.testing import DigitalOceanSimulator; import sys; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
     assert [module for module in done.stdout.split() if is_within(module, "durably.engine", "aiohttp", "pytest")] == []
+
+
+def test_pytest_loads_its_plugin_without_durably() -> None:
+    done = python("import pytest_durably, sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert [module for module in done.stdout.split() if is_ours(module)] == []
 
 
 def test_importing_durably_starts_nothing() -> None:
