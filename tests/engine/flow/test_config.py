@@ -32,6 +32,8 @@ _BATCH = {"batchEvents": {"maxSize": 10, "timeout": "5s"}}
         ({"batchEvents": {"maxSize": 10, "timeout": "5s", "if": "1 +"}}, "batch_events.if is not valid"),
         ({"singleton": {"mode": "queue"}}, "singleton.mode is 'queue'; it must be one of 'skip', 'cancel'"),
         ({"idempotency": "event.data.("}, "idempotency is not valid"),
+        ({"idempotency": "async.data.id"}, "`async` is not known here; this expression is over `event` alone"),
+        ({"throttle": {"limit": 1, "period": "1m", "key": "async.data.id"}}, "throttle.key is not valid"),
         ({"priority": {"run": "event.data.plan =="}}, "priority.run is not valid"),
         ({"concurrency": -1}, "concurrency.limit is -1"),
         ({"concurrency": [{"limit": 1}] * 3}, "concurrency has 3 entries; at most 2"),

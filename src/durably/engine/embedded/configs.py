@@ -54,6 +54,6 @@ def _check_triggers(config: FunctionConfig) -> None:
             raise _refuse(config, "triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters")
         if trigger.expression:
             try:
-                compile_expression(trigger.expression)
+                compile_expression(trigger.expression, has_async=False)
             except ExpressionInvalidError as error:
                 raise _refuse(config, "triggers.expression", f"is not valid: {error}") from error

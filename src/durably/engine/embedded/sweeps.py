@@ -50,7 +50,7 @@ def check_selection(selection: Selection) -> None:
         raise SelectionInvalidError("started_after must be before started_before")
     if selection.expression:
         try:
-            compile_expression(selection.expression)
+            compile_expression(selection.expression, has_async=False)
         except ExpressionInvalidError as error:
             raise SelectionInvalidError(f"the expression is not valid: {error}") from error
 

@@ -71,10 +71,14 @@ def split_path(node: Node) -> tuple[str, Path] | None:
 
 
 class Compiler:
-    """Compiles one expression. ``variables`` is how many slots its macros need in a frame."""
+    """Compiles one expression. ``variables`` is how many slots its macros need in a frame.
 
-    def __init__(self) -> None:
+    Where there is no newcomer (``has_async`` is false), naming it is a fault: it would be unknown for ever.
+    """
+
+    def __init__(self, has_async: bool) -> None:
         self.variables = 0
+        self._has_async = has_async
         self._scope: dict[str, int] = {}
 
     def compile(self, node: Node) -> Evaluate:
@@ -110,6 +114,8 @@ class Compiler:
             slot = self._scope[node.name]
             return lambda frame: frame.variables[slot]
         if node.name in ROOTS:
+            if node.name == "async" and not self._has_async:
+                raise FaultError("`async` is not known here; this expression is over `event` alone", node.place)
             return ROOTS[node.name]
         if node.name in TYPES:
             type_of = TYPES[node.name]

@@ -65,14 +65,15 @@ class Expression:
 
 
 @functools.lru_cache(maxsize=_CACHE_SIZE)
-def compile_expression(text: str) -> Expression:
+def compile_expression(text: str, *, has_async: bool = True) -> Expression:
     """Compile a CEL expression in the protocol's dialect; the last 2,048 are remembered.
 
+    ``has_async`` is whether it may name the newcomer, ``async``, as those of waits and cancellations do.
     Raises ``ExpressionInvalidError``, whose message quotes the expression and names the place and the fault.
     """
     try:
         node = parse(text)
-        compiler = Compiler()
+        compiler = Compiler(has_async)
         return Expression(text, compiler.compile(node), compiler.variables, node)
     except FaultError as fault:
         raise ExpressionInvalidError(text, fault.reason, fault.place) from None

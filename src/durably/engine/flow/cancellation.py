@@ -50,5 +50,7 @@ def _read_cancel(config: sync.Cancel, reader: OptionReader) -> CancelRule:
     if len(config.event) > MAX_EVENT_NAME_LENGTH:
         raise reader.refuse("cancel.event", f"has more than {MAX_EVENT_NAME_LENGTH} characters")
     return CancelRule(
-        config.event, reader.expression("cancel.if", config.if_exp), reader.deadline("cancel.timeout", config.timeout)
+        config.event,
+        reader.expression("cancel.if", config.if_exp, has_async=True),
+        reader.deadline("cancel.timeout", config.timeout),
     )

@@ -36,12 +36,12 @@ class OptionReader:
     def refuse(self, option: str, reason: str) -> ConfigInvalidError:
         return ConfigInvalidError(f"function {self.function_id!r}: {option} {reason}")
 
-    def expression(self, option: str, text: str | None) -> Expression | None:
-        """``None`` where there is none: SDKs also send empty text."""
+    def expression(self, option: str, text: str | None, *, has_async: bool = False) -> Expression | None:
+        """``None`` where there is none: SDKs also send empty text. ``has_async``: may it name the newcomer?"""
         if text is None or not text.strip():
             return None
         try:
-            return compile_expression(text)
+            return compile_expression(text, has_async=has_async)
         except ExpressionInvalidError as error:
             raise self.refuse(option, f"is not valid: {error}") from error
 
