@@ -8,7 +8,7 @@ WORKFLOWS = """
     import asyncio
     from datetime import timedelta
     from temporalio import workflow
-    from activities import process_order, slow
+    from activities import block, outlive, process_order, slow
 
     @workflow.defn
     class OrderWorkflow:
@@ -25,6 +25,22 @@ WORKFLOWS = """
             return await workflow.execute_activity(
                 slow, seconds, start_to_close_timeout=timedelta(seconds=60)
             )
+
+    @workflow.defn
+    class OutliveWorkflow:
+        @workflow.run
+        async def run(self) -> str:
+            return await workflow.execute_activity(
+                outlive,
+                start_to_close_timeout=timedelta(seconds=60),
+                heartbeat_timeout=timedelta(seconds=1),
+            )
+
+    @workflow.defn
+    class BlockWorkflow:
+        @workflow.run
+        async def run(self, seconds: float) -> None:
+            await workflow.execute_activity(block, seconds, start_to_close_timeout=timedelta(seconds=60))
 """
 ACTIVITIES = """
     import threading
@@ -40,15 +56,30 @@ ACTIVITIES = """
         print("slow begins", flush=True)
         time.sleep(seconds)
         return "slow is done"
+
+    @activity.defn
+    def outlive() -> str:
+        attempt = activity.info().attempt
+        print(f"attempt {attempt}", flush=True)
+        while attempt == 1:
+            activity.heartbeat()
+            time.sleep(0.05)
+        return f"attempt {attempt}"
+
+    @activity.defn
+    async def block(seconds: float) -> None:
+        print("blocking", flush=True)
+        time.sleep(seconds)
 """
 SHOP = """
     from durably.temporal import Temporal
-    from activities import process_order, slow
-    from workflows import OrderWorkflow, SlowWorkflow
+    from activities import block, outlive, process_order, slow
+    from workflows import BlockWorkflow, OrderWorkflow, OutliveWorkflow, SlowWorkflow
 
     temporal = Temporal()
     temporal.add_worker("orders-{id}", workflows=[OrderWorkflow], activities=[process_order])
     temporal.add_worker("slow-{id}", workflows=[SlowWorkflow], activities=[slow])
+    temporal.add_worker("slow-{id}", workflows=[BlockWorkflow, OutliveWorkflow], activities=[block, outlive])
     other = 5
 """
 

@@ -5,6 +5,7 @@ import signal
 import urllib.error
 import urllib.request
 import uuid
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,40 @@ def test_a_second_signal_ends_it_at_once(
     command.until("activities have 30 seconds to end")
     assert command.stop(signal.SIGTERM) == 1
     assert "interrupted; activities that ran will be retried" in command.output
+
+
+def test_activities_that_do_not_end_are_left_to_be_retried(
+    start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
+) -> None:
+    command = work(start, server, "--grace", "0")
+    temporal.sync.start_workflow("SlowWorkflow", 50.0, id=f"slow-{id}", task_queue=f"slow-{id}")
+    command.until("slow begins")
+    assert command.stop(signal.SIGTERM) == 1
+    assert "activities do not end though cancelled; the process ends without them" in command.output
+
+
+def test_another_worker_goes_on_where_one_was_killed(
+    start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
+) -> None:
+    killed = work(start, server)
+    handle = temporal.sync.start_workflow("OutliveWorkflow", id=f"outlive-{id}", task_queue=f"slow-{id}")
+    killed.until("attempt 1")
+    killed.stop(signal.SIGKILL)
+    work(start, server)
+    assert handle.result(timeout=timedelta(seconds=30)) == "attempt 2"
+
+
+def test_a_blocked_event_loop_is_told_of(
+    start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
+) -> None:
+    command = work(start, server, "--health", "127.0.0.1:0")
+    origin = command.until(r"health at (http://[\d.:]+)")[1]
+    temporal.sync.start_workflow("BlockWorkflow", 30.0, id=f"block-{id}", task_queue=f"slow-{id}")
+    command.until("blocking")
+    for path in ("live", "ready"):
+        status, body = get(f"{origin}/{path}")
+        assert status == 503
+        assert "the event loop is blocked" in body
 
 
 def test_health_and_metrics(start: Start, shop: Path, server: DevServer, id: str) -> None:
