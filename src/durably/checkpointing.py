@@ -30,6 +30,14 @@ class Checkpoints(Protocol):
         """Whether functions that do not say hand their steps over."""
         ...
 
+    @property
+    def join_answers(self) -> bool:
+        """Whether the engine takes steps and an op that follows them in one answer for just that.
+
+        Others take several ops for parallel branches, and plan each step of the run from then on.
+        """
+        ...
+
     async def commit(self, request: CheckpointRequest) -> None:
         """Hand steps over; they are stored durably once this returns. Steps handed over before change nothing.
 
@@ -50,6 +58,7 @@ class HttpCheckpoints:
         self._client = client
         self._absent_until = 0.0
         self.are_default = False
+        self.join_answers = False
 
     @property
     def are_possible(self) -> bool:

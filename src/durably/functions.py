@@ -52,8 +52,7 @@ Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 class FunctionCall:
     """One call, as ``CommHandler`` hands it over: what the engine sent, and what surrounds it here.
 
-    By ``checkpoints`` it may hand finished steps over, ``None`` where that is not possible. ``is_in_process``: they are
-    those of an engine of ours in this process.
+    By ``checkpoints`` it may hand finished steps over, ``None`` where that is not possible.
     """
 
     function_id: str
@@ -68,7 +67,6 @@ class FunctionCall:
     job_id: str | None = None
     disable_immediate: bool = field(default=False)
     checkpoints: Checkpoints | None = None
-    is_in_process: bool = False
     stand_in: StandIn | None = None
 
 
@@ -159,9 +157,7 @@ class Function(Generic[T]):
         config = self.opts.checkpointing_or(call.checkpoints.are_default)
         if config is None:
             return None
-        return StepHandover(
-            call.checkpoints, config, _tell_call(call), io, middleware, client.logger, is_joined=call.is_in_process
-        )
+        return StepHandover(call.checkpoints, config, _tell_call(call), io, middleware, client.logger)
 
     async def _run(
         self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, handover: Handover | None

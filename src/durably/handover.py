@@ -32,9 +32,8 @@ _DISCOVERY_ID = hash_step_id("discovery")
 class StepHandover:
     """What one call has finished and the engine does not know yet (an ``execution.Handover``).
 
-    ``call`` tells the engine which call it is. ``is_joined``: the engine takes steps and an op that follows them in
-    one answer for just that. Others take several ops for parallel branches, and plan each step of the run from then
-    on; for those, what is kept is committed before the answer.
+    ``call`` tells the engine which call it is. Where ``checkpoints`` do not ``join_answers``, what is kept is committed
+    before the answer.
     """
 
     def __init__(
@@ -45,8 +44,6 @@ class StepHandover:
         io: IO,
         middleware: MiddlewareStack,
         logger: "Logger",
-        *,
-        is_joined: bool,
     ) -> None:
         self._checkpoints = checkpoints
         self._config = config
@@ -54,7 +51,6 @@ class StepHandover:
         self._io = io
         self._middleware = middleware
         self._logger = logger
-        self._is_joined = is_joined
         self._context = contextvars.copy_context()
         # By hashed id. The commit of a timer may remove some from another thread, one by one.
         self._unsent: dict[str, StepReport] = {}
@@ -171,7 +167,7 @@ class StepHandover:
             return True
         following = ending.reports if isinstance(ending, Found) else self._failed
         is_end = any(report.op.op == Opcode.RUN_COMPLETE for report in following)
-        return not self._is_joined and not is_end and len(self._unsent) + len(following) > 1
+        return not self._checkpoints.join_answers and not is_end and len(self._unsent) + len(following) > 1
 
     def close(self) -> None:
         """Stop the timers. A commit that one has begun may be repeated, which changes nothing."""

@@ -18,6 +18,7 @@ class DirectCheckpoints:
     """Calls the engine on its own event loop, from whichever it is asked."""
 
     are_default = True
+    join_answers = True
 
     def __init__(self, engine: EmbeddedEngine) -> None:
         self._engine = engine

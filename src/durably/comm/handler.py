@@ -261,7 +261,6 @@ class CommHandler:
             request_id=req.header(Header.REQUEST_ID) or request.ctx.request_id,
             job_id=req.header(Header.JOB_ID) or request.ctx.job_id,
             checkpoints=req.checkpoints or self._checkpoints_for(request),
-            is_in_process=req.checkpoints is not None,
             stand_in=req.stand_in,
             disable_immediate=request.ctx.disable_immediate_execution or req.header(Header.FORCE_STEP_PLAN) == "true",
         )

@@ -18,6 +18,7 @@ class EngineCheckpoints:
     ) -> None:
         self._checkpoint = checkpoint
         self.are_default = are_default
+        self.join_answers = True
 
     async def commit(self, request: CheckpointRequest) -> None:
         try:
