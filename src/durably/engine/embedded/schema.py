@@ -49,7 +49,7 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     connection: sqlite3.Connection | None = None
     try:
         connection = connect(path, durability)
-        _check_owner(connection, path)
+        _check_application(connection, path)
         _migrate(connection, path)
     except sqlite3.DatabaseError as error:
         if connection is not None:
@@ -73,7 +73,7 @@ def open_existing(path: Path) -> sqlite3.Connection:
         raise DatabaseMissingError(f"there is no database {path}")
     connection = connect_reader(path)
     try:
-        _check_owner(connection, path)
+        _check_application(connection, path)
         if _check_version(connection, path) == 0:
             raise DatabaseCorruptError(f"{path} is no database of an engine: it is empty")
     except sqlite3.DatabaseError as error:
@@ -85,7 +85,7 @@ def open_existing(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+def _check_application(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application != APPLICATION_ID and (application or tables):
