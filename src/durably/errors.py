@@ -91,8 +91,14 @@ class FunctionNotFoundError(Error):
 
 
 class MethodUnsupportedError(Error):
+    """``allowed`` are the methods that the endpoint answers, as the header of that name lists them."""
+
     code = ErrorCode.METHOD_UNSUPPORTED
     include_stack = False
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class OutputUnserializableError(Error):

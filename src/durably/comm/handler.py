@@ -222,10 +222,12 @@ class CommHandler:
         return self._respond(function, await self._run(function, call, io))
 
     async def _not_by_http(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
-        raise MethodUnsupportedError("the app's engine is in its own process, so this endpoint answers GET alone")
+        raise MethodUnsupportedError(
+            "the app's engine is in its own process, so this endpoint answers GET alone", "GET"
+        )
 
     async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
-        raise MethodUnsupportedError("this endpoint answers GET, POST and PUT")
+        raise MethodUnsupportedError("this endpoint answers GET, POST and PUT", "GET, POST, PUT")
 
     # -- calls
 

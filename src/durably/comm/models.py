@@ -95,12 +95,6 @@ _STATUS_OF_CODE = {
 }
 """Statuses of refused requests; anything else is a 500, as for a function that is not found (spec §4.4.1)."""
 
-_HEADERS_OF_ERROR: dict[type[Error], dict[str, str]] = {
-    FunctionNotFoundError: {Header.NO_RETRY.value: "false"},  # a deployment may be under way
-    MethodUnsupportedError: {"allow": "GET, POST, PUT"},
-}
-
-
 Stream = AsyncGenerator[bytes, None]
 
 
@@ -146,7 +140,7 @@ class CommResponse:
             error = Error(f"the app could not answer ({type(error).__name__}); its log says why")
         body = {"code": error.code.value, "message": error.message, "name": error.name}
         status = _STATUS_OF_CODE.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return cls(body=body, headers=_HEADERS_OF_ERROR.get(type(error), {}).copy(), status_code=status)
+        return cls(body=body, headers=_headers_of(error), status_code=status)
 
     @classmethod
     def create_streaming(cls, stream: Callable[[], Stream]) -> "CommResponse":
@@ -169,3 +163,13 @@ class CommResponse:
             return
         finally:
             drive(chunks.aclose())
+
+
+def _headers_of(error: Error) -> dict[str, str]:
+    match error:
+        case FunctionNotFoundError():
+            return {Header.NO_RETRY.value: "false"}  # a deployment may be under way
+        case MethodUnsupportedError():
+            return {"allow": error.allowed}
+        case _:
+            return {}
