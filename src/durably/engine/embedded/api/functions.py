@@ -2,8 +2,8 @@
 
 from aiohttp import web
 
+from durably.engine.embedded.registry import not_found
 from durably.engine.embedded.views import FunctionView
-from durably.engine.errors import FunctionNotFoundError
 from durably.protocol.api import FunctionBody
 
 from .responses import data_response
@@ -32,7 +32,7 @@ async def _answer(request: web.Request) -> web.Response:
     for function in await engine_of(request).list_all_functions():
         if function.id == function_id:
             return data_response(_body(function))
-    raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
+    raise not_found(function_id)
 
 
 def _body(function: FunctionView) -> FunctionBody:
