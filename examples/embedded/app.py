@@ -16,7 +16,6 @@ import os
 from typing import Any
 
 import fastapi
-import msgspec
 
 import durably
 import durably.fast_api
@@ -60,10 +59,7 @@ async def confirm(email: str) -> dict[str, str]:
 
 @app.get("/runs")
 async def runs() -> list[dict[str, Any]]:
-    return [
-        {"run": run.id, "status": run.status, "output": run.output and msgspec.json.decode(run.output)}
-        for run in await engine.list_runs()
-    ]
+    return [{"run": run.id, "status": run.status, "output": run.decode_output()} for run in await engine.list_runs()]
 
 
 durably.fast_api.serve(app, client, [subscribe])

@@ -95,9 +95,7 @@ class RunFacts:
     def output(self) -> Any:
         """What the function returned, from JSON; ``None`` unless the run is completed."""
         view = self._view
-        return (
-            None if view.output is None or view.status is not RunStatus.COMPLETED else msgspec.json.decode(view.output)
-        )
+        return view.decode_output() if view.status is RunStatus.COMPLETED else None
 
     @property
     def error(self) -> ErrorData | None:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -98,6 +99,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     max_attempts: int
     rerun_of: str | None
+
+    def decode_output(self) -> Any:
+        """``output`` as Python objects; ``None`` where there is none."""
+        return None if self.output is None else msgspec.json.decode(self.output)
 
 
 class StepStatus(StrEnum):
