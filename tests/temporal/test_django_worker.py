@@ -1,5 +1,6 @@
 """``manage.py run_temporal_worker``: what it discovers, the ORM in activities, models in workflows, checks."""
 
+import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -72,6 +73,9 @@ def test_it_says_what_it_works_on(site: DjangoSite, working: Command) -> None:
 def test_connections_are_closed_around_an_activity(site: DjangoSite, working: Command, temporal: Temporal) -> None:
     states = execute(temporal, site, *["state_of_connection"] * 5)
     assert [state[:2] for state in states] == [[False, True]] * 5
+    execute(temporal, site, "count_users")  # An asynchronous one.
+    files = [os.readlink(each) for each in Path(f"/proc/{working.process.pid}/fd").iterdir() if each.is_symlink()]
+    assert [file for file in files if "db.sqlite3" in file] == []
 
 
 def test_connections_may_last_and_are_closed_when_too_old(fresh_site: DjangoSite, temporal: Temporal) -> None:

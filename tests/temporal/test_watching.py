@@ -145,7 +145,9 @@ def test_requests_are_logged_with_their_workflows(
 def test_all_calls_are_noted(temporal_server: TemporalServer) -> None:
     temporal = make_temporal()
     with temporal_server.connected(temporal):
-        started = temporal.sync.start_workflow("SleepingWorkflow", id=uuid.uuid4().hex)
+        with noting_workflows() as noted:
+            started = temporal.sync.start_workflow("SleepingWorkflow", id=uuid.uuid4().hex)
+        assert noted == [started.id]
         for act in (
             lambda handle: handle.describe(),
             lambda handle: handle.signal("anything"),
