@@ -104,19 +104,19 @@ class EventRouter:
     def _receive(self, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int:
         """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
         entry = self._entry
-        body = arrival.body = entry.to_stored(arrival.body)
-        key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, body)
+        arrival.body = entry.to_stored(arrival.body)
+        key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, arrival.body)
         listened = [(path, value_at(path, arrival.fields)) for path in entry.store.wait_paths(arrival.name)]
         if listened:
             self._cancel(arrival, listened)
         functions = entry.registry.triggered_by(arrival)
         if functions:
-            self._triggers[key] = arrival if body is arrival.body else Arrival(arrival.id, arrival.name, body)
+            self._triggers[key] = arrival
         for function in functions:
             if besides is None or function.id != besides.id:
                 entry.admissions.trigger(function, key)
         for path, value in listened:
-            self._wake(arrival, body, path, value)
+            self._wake(arrival, path, value)
         return key
 
     def _cancel(self, arrival: Arrival, listened: Sequence[_Listened]) -> None:
@@ -127,12 +127,12 @@ class EventRouter:
                 if expression is None or self._matches(run_key, expression, arrival):
                     entry.cancel(run_key, reason)
 
-    def _wake(self, arrival: Arrival, body: bytes, path: str | None, value: str | None) -> None:
+    def _wake(self, arrival: Arrival, path: str | None, value: str | None) -> None:
         """End the waits for the event. Those narrowed down to something else are never looked at."""
         entry = self._entry
         for run_key, step_id, expression in entry.store.event_waits(arrival.name, path, value):
             if expression is None or self._matches(run_key, expression, arrival):
-                entry.happen(run_key, WaitResolved(step_id, body))
+                entry.happen(run_key, WaitResolved(step_id, arrival.body))
 
     def _matches(self, run_key: int, expression: str, arrival: Arrival) -> bool:
         trigger = self.trigger_of(self._entry.store.run(run_key).event_key)
