@@ -12,8 +12,9 @@ T = TypeVar("T")
 class Queries:
     """Methods may be awaited on any event loop; those ending in ``_sync`` are the same for synchronous code.
 
-    They raise ``TransportError`` where no engine answers within 30 s, and those that start something also where the
-    engine's process ended before it could tell whether it has.
+    They raise ``durably.errors.TransportError`` where no engine answers within 30 s, and those that start something
+    also where the engine's process ended before it could tell whether it has. The errors named below are those of
+    ``durably.engine.errors``.
     """
 
     async def _ask(self, operation: str, *arguments: Any) -> Any:
