@@ -13,9 +13,9 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import path, reverse
 from django.views.decorators.http import require_POST
 from temporalio.client import Client
 
@@ -38,31 +38,32 @@ def _problems_shown(view: View) -> View:
     """What the server or the settings do not allow is a page of the admin, with the right status."""
 
     @functools.wraps(view)
-    def show(self: "WorkflowAdmin", request: HttpRequest, *args: Any, **options: Any) -> HttpResponse:
+    def show(self: Any, request: Any, *args: Any, **options: Any) -> HttpResponse:
         try:
             return view(self, request, *args, **options)
         except _SHOWN as error:
             status = 500 if isinstance(error, TemporalSettingsError) else to_problem(error).status
             # Who looks after the app may read what visitors may not, such as the server's address.
             detail = str(error) if isinstance(error, Error) else to_problem(error).detail
-            return self._render(request, "problem", {"title": "Temporal", "detail": detail}, status=status)
+            page: HttpResponse = self._render(request, "problem", {"title": "Temporal", "detail": detail}, status)
+            return page
 
     return show
 
 
 @admin.register(Workflow)
 class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
-    def has_add_permission(self, request: HttpRequest) -> bool:
+    def has_add_permission(self, request: Any) -> bool:
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
         return False
 
-    def get_urls(self) -> list[URLPattern]:
-        def protected(view: View) -> Any:
+    def get_urls(self) -> list[Any]:
+        def protected(view: Any) -> Any:
             return self.admin_site.admin_view(view)
 
         names = "durably_temporal_workflow"
@@ -85,7 +86,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         ]
 
     @_problems_shown
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def changelist_view(self, request: Any, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         self._require(request, "view")
         filters = {name: request.GET.get(name, "") for name in ("status", "started", "query", *TEXT_FILTERS)}
         query = visibility_query(filters, dt.datetime.now(dt.UTC))
@@ -104,7 +105,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         return self._render(request, "workflows", context)
 
     @_problems_shown
-    def workflow_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+    def workflow_view(self, request: Any, object_id: str) -> HttpResponse:
         self._require(request, "view")
         workflow_id, run_id = unquote(object_id), request.GET.get("run") or None
 
@@ -124,9 +125,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         return self._render(request, "workflow", context)
 
     @_problems_shown
-    def act(
-        self, action: str, call: Callable[[Any, HttpRequest], str | None], request: HttpRequest, object_id: str
-    ) -> HttpResponse:
+    def act(self, action: str, call: Callable[[Any, Any], str | None], request: Any, object_id: str) -> HttpResponse:
         """Do it to the run that the page showed, write it to the admin's log, and go back to the page."""
         self._require(request, "view")
         self._require(request, action)
@@ -144,29 +143,27 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         here = reverse(name, args=[quote(workflow_id)])
         return HttpResponseRedirect(f"{here}?run={run_id}" if run_id else here)
 
-    def _render(
-        self, request: HttpRequest, template: str, context: dict[str, Any], status: int | None = None
-    ) -> HttpResponse:
+    def _render(self, request: Any, template: str, context: dict[str, Any], status: int | None = None) -> HttpResponse:
         request.current_app = self.admin_site.name
         context = {**self.admin_site.each_context(request), "opts": self.opts, **context}
         return TemplateResponse(request, f"durably_temporal/{template}.html", context, status=status)
 
-    def _may(self, request: HttpRequest, action: str) -> bool:
+    def _may(self, request: Any, action: str) -> bool:
         return bool(request.user.has_perm(f"{self.opts.app_label}.{action}_workflow"))
 
-    def _require(self, request: HttpRequest, action: str) -> None:
+    def _require(self, request: Any, action: str) -> None:
         if not self._may(request, action):
             raise PermissionDenied
 
 
-def _reason(request: HttpRequest) -> str:
+def _reason(request: Any) -> str:
     """Who did it stands in the workflow's history too."""
     reason = str(request.POST.get("reason", "")).strip()[:1000]
     by = f"by {request.user.get_username()} in the admin"
     return by if not reason else f"{reason} ({by})"
 
 
-def _signal(handle: SyncWorkflowHandle[Any, Any], request: HttpRequest) -> str:
+def _signal(handle: SyncWorkflowHandle[Any, Any], request: Any) -> str:
     """Raises ``ValueError`` for input that is no signal."""
     name = request.POST.get("name", "").strip()
     if not name:
@@ -181,9 +178,7 @@ def _signal(handle: SyncWorkflowHandle[Any, Any], request: HttpRequest) -> str:
     return str(name)
 
 
-def _links(
-    request: HttpRequest, parameter: str, values: Any, labels: dict[str, str] | None = None
-) -> list[dict[str, Any]]:
+def _links(request: Any, parameter: str, values: Any, labels: dict[str, str] | None = None) -> list[dict[str, Any]]:
     chosen = request.GET.get(parameter, "")
     texts = {"": "All", **{value: (labels or {}).get(value, value.replace("_", " ")) for value in values}}
     return [
@@ -192,7 +187,7 @@ def _links(
     ]
 
 
-def _with(request: HttpRequest, **changes: str) -> str:
+def _with(request: Any, **changes: str) -> str:
     """The page's own query, changed; what is empty is left out."""
     query = request.GET.copy()
     for name, value in changes.items():

@@ -5,23 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 from asgiref.sync import markcoroutinefunction
-from django.http import HttpRequest
 from django.utils.decorators import sync_and_async_middleware
 
 from durably.temporal.request_log import RequestLog
 
 
 @sync_and_async_middleware  # type: ignore[untyped-decorator]
-def request_log_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
+def request_log_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """``"durably.temporal.django.request_log.request_log_middleware"``, before those whose work should count."""
 
-    def log(request: HttpRequest) -> Any:
+    def log(request: Any) -> Any:
         with RequestLog(str(request.method), request.path) as line:
             response = get_response(request)
             line.status = response.status_code
             return response
 
-    async def log_async(request: HttpRequest) -> Any:
+    async def log_async(request: Any) -> Any:
         with RequestLog(str(request.method), request.path) as line:
             response = await get_response(request)
             line.status = response.status_code
