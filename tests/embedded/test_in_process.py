@@ -6,6 +6,7 @@ import json
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -421,3 +422,31 @@ async def test_functions_that_are_served_after_the_start_run_too(app: App) -> No
                 if await app.engine.event_runs(event_id):
                     break
         assert output_of(await app.ended(event_id)) == "second"
+
+
+def test_synchronous_code_starts_asks_and_stops_the_same(app: App) -> None:
+    @app.function("greet")
+    def greet(ctx: ContextSync) -> str:
+        return ctx.step.run("say", lambda: "hello")
+
+    app.serve()
+    engine = app.engine
+    engine.start_sync()
+    try:
+        [event_id] = app.client.send_sync(Event(name="greet"))
+        [run] = engine.event_runs_sync(event_id)
+        deadline = time.monotonic() + 20
+        while (found := engine.get_run_sync(run.id)) is not None and found.ended_at is None:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.005)
+        assert found is not None
+        assert found.decode_output() == "hello"
+        assert [step.id for step in engine.run_steps_sync(run.id)] == ["say"]
+        assert engine.cancel_run_sync(run.id) is False
+        again = engine.get_run_sync(engine.rerun_sync(run.id))
+        assert again is not None
+        assert again.rerun_of == run.id
+        assert engine.invoke_sync("app-greet", {}).run_id is not None
+        assert engine.signal_sync("nobody waits") is None
+    finally:
+        engine.stop_sync()
