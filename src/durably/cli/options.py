@@ -156,7 +156,7 @@ def database_option(command: Command) -> Command:
         required=True,
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="PATH",
-        help="The database: what an engine was given as --db, or .durably/dev.db.",
+        help="The database: what an engine was given as --db, the path of an Embedded(…), or .durably/dev.db.",
     )(command)
 
 
