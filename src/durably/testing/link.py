@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -58,8 +57,7 @@ class TestLink:
 
     def open(self, engine: EmbeddedEngine, clock: Clock) -> None:
         """From now on what comes in goes to ``engine``, which runs on this event loop."""
-        self._engine, self._clock = engine, clock
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._engine, self._clock, self._loop = engine, clock, asyncio.get_running_loop()
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -80,7 +78,7 @@ class TestLink:
         await self._on_loop(self._engine.checkpoint(run_id, request))
 
     def refuse_to_block(self) -> None:
-        if threading.get_ident() == self._thread:
+        if asyncio._get_running_loop() is self._loop:
             raise RuntimeError(
                 "client.send_sync would block the event loop on which the test engine runs: await client.send, or use "
                 "the test engine's sync flavour, TestEngine(…).sync()"
