@@ -216,11 +216,6 @@ def test_importing_durably_brings_no_framework_no_engine_and_no_pydantic() -> No
     assert [f"durably.{adapter}" for adapter in ADAPTERS if f"durably.{adapter}" in loaded] == []
 
 
-def test_nothing_but_the_command_line_knows_testing() -> None:
-    files = [file for file in modules() if file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")]
-    assert violations(files, lambda m: not is_within(m, "durably.testing")) == []
-
-
 def test_the_simulator_of_digital_ocean_needs_no_engine() -> None:
     done = python("from durably.testing import DigitalOceanSimulator; import sys; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
