@@ -77,7 +77,14 @@ def read_flow(config: FunctionConfig) -> Flow:
 
 
 def _check_batch_alone(flow: Flow, reader: OptionReader) -> None:
-    used = {"cancel": bool(flow.cancels)}
+    used = {
+        "debounce": flow.debounce,
+        "singleton": flow.singleton,
+        "cancel": flow.cancels or None,
+        "priority": flow.priority,
+        "rate_limit": flow.rate_limit,
+        "idempotency": flow.idempotency,
+    }
     for option, reason in _NOT_WITH_BATCHES.items():
-        if used.get(option, getattr(flow, option, None) is not None):
+        if used[option] is not None:
             raise reader.refuse("batch_events", f"and {option} cannot be used together: {reason}")
