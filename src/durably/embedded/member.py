@@ -231,7 +231,7 @@ class Member:
     async def _take_over(self) -> Owner | None:
         """``None`` where another process was faster."""
         _logger.warning(
-            "the process that owns the database %s has shown no sign of life for %s s: process %d takes over",
+            "the process that owns the database %s has shown no sign of life for %s s; process %d tries to take over",
             self._database,
             self._timing.lease,
             os.getpid(),

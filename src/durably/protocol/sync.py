@@ -4,6 +4,7 @@ Reading is lenient: official SDKs send ``appname`` or ``appName``, nulls for abs
 as text that may also be an RFC 3339 date. Writing goes through ``durably.options``, which checks values.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -134,8 +135,20 @@ class SyncRequest(msgspec.Struct, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(SyncRequest)
+_PLACE_IN_FUNCTION = re.compile(r" - at `\$\.functions\[(\d+)\]\.(.+)`$")
 
 
 def decode_sync(body: bytes) -> SyncRequest:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
-    return _decoder.decode(body)
+    """Raises ``msgspec.ValidationError``, which names the function and the option or else the place of a wrong
+    value, or ``msgspec.DecodeError``."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(_name_function(str(error), body)) from None
+
+
+def _name_function(fault: str, body: bytes) -> str:
+    if not (place := _PLACE_IN_FUNCTION.search(fault)):
+        return fault
+    function_id = msgspec.json.decode(body)["functions"][int(place[1])].get("id")
+    return f"function {function_id!r}: {place[2]}: {fault[: place.start()]}"

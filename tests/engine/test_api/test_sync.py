@@ -56,6 +56,7 @@ async def test_a_sync_is_stored_once(dev: Harness) -> None:
     ("changes", "headers", "reason"),
     [
         ({"functions": "none"}, {}, "$.functions"),
+        ({"functions": [_sync_body()["functions"][0] | {"throttle": {"limit": "5"}}]}, {}, "'shop-place': throttle"),
         ({"appName": ""}, {}, "app"),
         ({"functions": [_sync_body()["functions"][0] | {"triggers": [{}]}]}, {}, "shop-place"),
         ({}, {"x-inngest-expected-server-kind": "cloud"}, "dev mode"),

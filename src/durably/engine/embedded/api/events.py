@@ -52,12 +52,12 @@ def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
     """Raises ``ApiError``: 400 for malformed or too many events, 413 for one that is too large."""
     if not body.lstrip().startswith(b"["):
         _check_size(body, max_event_bytes, "the event")
-        return [decode_json(body, _one).to_event()]
+        return [decode_json(body, _one.decode).to_event()]
     if len(body) > max_event_bytes:
-        unread = decode_json(body, _unread_many)
+        unread = decode_json(body, _unread_many.decode)
         for index, raw in enumerate(unread):
             _check_size(bytes(raw), max_event_bytes, f"the event at index {index}")
-    posted = decode_json(body, _many)
+    posted = decode_json(body, _many.decode)
     if len(posted) > MAX_EVENTS_PER_POST:
         raise ApiError(400, f"{len(posted)} events are too many for one request; send at most {MAX_EVENTS_PER_POST}")
     return [event.to_event() for event in posted]

@@ -66,7 +66,7 @@ async def rerun(request: web.Request) -> web.Response:
     """``POST /v1/runs/{run_id}/rerun``: the same function and events again, as a new run; from a step with the body
     ``{"from_step": {"step_id": …, "input": […]?}}``."""
     engine, body = engine_of(request), await read_body(request)
-    from_step = decode_json(body, _rerun_decoder).from_step if body.strip() else None
+    from_step = decode_json(body, _rerun_decoder.decode).from_step if body.strip() else None
     new_run = await engine.get_run(await engine.rerun(request.match_info["run_id"], from_step=from_step))
     assert new_run is not None, "a run that was just started exists"
     return data_response(run_body(new_run))

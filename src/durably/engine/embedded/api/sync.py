@@ -1,23 +1,20 @@
 """Apps telling the engine their functions (spec §4.3), and what those are."""
 
-import msgspec
 from aiohttp import web
 
 from durably.protocol.api import FunctionBody
 from durably.protocol.headers import Header, Query
-from durably.protocol.sync import SyncRequest
+from durably.protocol.sync import decode_sync
 
-from .bodies import read_json
+from .bodies import decode_json, read_body
 from .responses import ApiError, data_response, json_response
 from .state import AcceptedSync, engine_of, state_of
-
-_decoder = msgspec.json.Decoder(SyncRequest)
 
 
 async def register(request: web.Request) -> web.Response:
     """``POST /fn/register[?deployId=…]``."""
     _check_server_kind(request)
-    sync = await read_json(request, _decoder)
+    sync = decode_json(await read_body(request), decode_sync)
     result = await engine_of(request).sync_app(sync)
     state_of(request).on_sync(AcceptedSync(sync, result.modified, request.query.get(Query.DEPLOY_ID)))
     return json_response({"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id})
