@@ -179,8 +179,11 @@ def list_runs(
     conditions = Conditions()
     conditions.add("function_id = ?", function_id)
     conditions.add("runs.key < (SELECT key FROM runs WHERE id = ?)", cursor)
-    # Whether a run is scheduled or running, the database learns late; so of those, each is looked at.
-    conditions.add("status = ?", status if status is not None and status.has_ended else None)
+    if status is not None and status.has_ended:
+        conditions.add("status = ?", status)
+    elif status is not None:
+        # Whether a run is scheduled or running, the database learns late: each that has not ended is looked at.
+        conditions.add("runs.key IN (SELECT run_key FROM heads WHERE run_key > ?)", 0)
     rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
     views = (_run_view(connection, row, first_call_at) for row in rows)
     return list(itertools.islice((view for view in views if status in (None, view.status)), limit))
