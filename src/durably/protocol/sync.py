@@ -151,4 +151,6 @@ def _name_function(fault: str, body: bytes) -> str:
     if not (place := _PLACE_IN_FUNCTION.search(fault)):
         return fault
     function_id = msgspec.json.decode(body)["functions"][int(place[1])].get("id")
+    if not isinstance(function_id, str):
+        return fault
     return f"function {function_id!r}: {place[2]}: {fault[: place.start()]}"

@@ -57,6 +57,7 @@ async def test_a_sync_is_stored_once(dev: Harness) -> None:
     [
         ({"functions": "none"}, {}, "$.functions"),
         ({"functions": [_sync_body()["functions"][0] | {"throttle": {"limit": "5"}}]}, {}, "'shop-place': throttle"),
+        ({"functions": [_sync_body()["functions"][0] | {"id": None}]}, {}, "$.functions[0].id"),
         ({"appName": ""}, {}, "app"),
         ({"functions": [_sync_body()["functions"][0] | {"triggers": [{}]}]}, {}, "shop-place"),
         ({}, {"x-inngest-expected-server-kind": "cloud"}, "dev mode"),
