@@ -6,19 +6,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo dev test soak lint format bench constraints clean
+.PHONY: help demo demo-temporal dev test soak lint format bench constraints clean
 
 help:
-	@echo "make demo    run the example once, on the embedded engine, and show the run"
-	@echo "make dev     the same, and stay up"
-	@echo "make test    all tests"
-	@echo "make soak    hundreds of crashes under load; SOAK='--blows 1000 --seed 7'"
-	@echo "make lint    formatting, lint, types"
-	@echo "make format  format the code"
-	@echo "make bench   benchmarks, side by side with peers"
+	@echo "make demo           run the example once, on the embedded engine, and show the run"
+	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
+	@echo "make dev            the demo, and stay up"
+	@echo "make test           all tests"
+	@echo "make soak           hundreds of crashes under load; SOAK='--blows 1000 --seed 7'"
+	@echo "make lint           formatting, lint, types"
+	@echo "make format         format the code"
+	@echo "make bench          benchmarks, side by side with peers"
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
+
+demo-temporal: $(READY)
+	$(BIN)/python -m examples.demo_temporal
 
 dev: $(READY)
 	$(BIN)/python -m examples.demo --stay

@@ -1,0 +1,100 @@
+"""Orders over HTTP: endpoints written by hand, and the gateway's for the shop's staff beside them.
+
+durably temporal dev main:app
+"""
+
+import os
+import secrets
+from typing import Annotated, Any
+
+import temporalio.client
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel, Field
+from worker import TASK_QUEUE, temporal
+from workflows import OrderWorkflow
+
+from durably.temporal.fast_api import add_exception_handlers, router
+from durably.temporal.gateway import FOR_OPERATORS, Action, Gateway, Unauthenticated, expose
+
+app = FastAPI(title="Orders", lifespan=temporal.lifespan)
+add_exception_handlers(app)
+
+Client = Annotated[temporalio.client.Client, Depends(temporal.client)]
+
+
+class OrderRequest(BaseModel):
+    order_id: str = Field(pattern=r"^[A-Za-z0-9-]{1,40}$")
+
+
+class OrderResponse(BaseModel):
+    workflow_id: str
+    run_id: str | None
+    status: str
+
+
+async def find_order(workflow_id: str, client: Client) -> temporalio.client.WorkflowHandle[Any, Any]:
+    """Other workflows of the namespace are none of our visitors' business."""
+    if not workflow_id.startswith("order-"):
+        raise HTTPException(404, "there is no such order")
+    return client.get_workflow_handle(workflow_id)
+
+
+Order = Annotated[temporalio.client.WorkflowHandle[Any, Any], Depends(find_order)]
+
+
+@app.post("/orders")
+async def create_order(request: OrderRequest, client: Client) -> OrderResponse:
+    """Start a new order workflow"""
+    handle = await client.start_workflow(
+        OrderWorkflow.run,
+        request.order_id,
+        id=f"order-{request.order_id}",
+        task_queue=TASK_QUEUE,
+    )
+    return OrderResponse(workflow_id=handle.id, run_id=handle.result_run_id, status="started")
+
+
+@app.get("/orders/{workflow_id}")
+async def get_order_status(order: Order) -> OrderResponse:
+    """How an order's workflow is, in the SDK's words: RUNNING, COMPLETED, CANCELED …"""
+    description = await order.describe()
+    status = description.status.name if description.status else "UNKNOWN"
+    return OrderResponse(workflow_id=order.id, run_id=description.run_id, status=status)
+
+
+@app.post("/orders/{workflow_id}/cancel")
+async def cancel_order(order: Order) -> dict[str, str]:
+    """Cancel an order workflow"""
+    await order.cancel()
+    return {"status": "cancelled"}
+
+
+def bearer(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]) -> str:
+    return credentials.credentials if credentials else ""
+
+
+def is_staff(action: Action) -> bool:
+    """Without STAFF_TOKEN nobody is."""
+    token = os.environ.get("STAFF_TOKEN", "")
+    if not token or not secrets.compare_digest(action.principal.encode(), token.encode()):
+        raise Unauthenticated
+    return True
+
+
+gateway = Gateway(
+    temporal,
+    [
+        expose(
+            OrderWorkflow,
+            name="orders",
+            id="order-{order_id}",
+            input=OrderRequest,
+            signals="all",
+            queries="all",
+            operations=FOR_OPERATORS,
+        )
+    ],
+    authorize=is_staff,
+)
+app.include_router(router(gateway, prefix="/api", principal=bearer))
