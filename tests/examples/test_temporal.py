@@ -1,4 +1,4 @@
-"""Temporal's example by the one command that its README says, on the real server; the demo that plays it; and the
+"""Temporal's examples by the one command that their READMEs say, on the real server; the demo that plays it; and the
 project's README, word for word."""
 
 import os
@@ -17,19 +17,19 @@ import urllib3
 from ..cli.conftest import Command
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "temporal_fastapi"
+EXAMPLES = ROOT / "examples"
 STAFF_TOKEN = "open-sesame"
 
 
 @contextmanager
-def serving(project: Path, database: Path, working: str) -> Iterator[str]:
-    """``durably temporal dev main:app`` in a project; gives the app's origin once its worker says ``working``."""
+def serving(project: Path, database: Path, working: str, app: str = "main:app") -> Iterator[str]:
+    """``durably temporal dev {app}`` in a project; gives the app's origin once its worker says ``working``."""
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
-    arguments = ("temporal", "dev", "main:app", *ports, "--db", str(database), "--no-reload")
+    arguments = ("temporal", "dev", app, *ports, "--db", str(database), "--no-reload")
     command = Command(arguments, project, {**os.environ, "STAFF_TOKEN": STAFF_TOKEN})
     try:
         command.until(working)
-        yield command.until(r"main:app is up at (http://[\d.:]+)")[1]
+        yield command.until(rf"{app} is up at (http://[\d.:]+)")[1]
     finally:
         command.stop()
 
@@ -38,7 +38,9 @@ def serving(project: Path, database: Path, working: str) -> Iterator[str]:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The example's origin."""
     database = tmp_path_factory.mktemp("temporal") / "temporal.db"
-    with serving(EXAMPLE, database, "working on order-queue: OrderWorkflow; process_order, restock") as origin:
+    with serving(
+        EXAMPLES / "temporal_fastapi", database, "working on order-queue: OrderWorkflow; process_order, restock"
+    ) as origin:
         yield origin
 
 
@@ -100,7 +102,8 @@ def test_each_error_has_its_status(shop: str, order: str) -> None:
     assert (again.status, again.type) == (409, "application/problem+json")
     assert (missing.status, missing.type) == (404, "application/problem+json")
     assert call("POST", f"{shop}/orders/order-{uuid.uuid4().hex}/cancel").status == 404
-    assert call("GET", f"{shop}/orders/payroll").status == 404
+    other = call("GET", f"{shop}/orders/payroll")
+    assert (other.status, other.body) == (404, {"detail": "there is no such order"})  # Nobody has asked the server.
     assert call("POST", f"{shop}/orders", {"order_id": ""}).status == 422
 
 
@@ -156,6 +159,24 @@ def test_the_demo_shows_it_and_exits_with_0() -> None:
     for shown in ("attempt 2", "Processed order A-1", "on hold: the customer moves house", "restock", "CANCELED"):
         assert shown in demo.stdout, demo.stdout
     assert "Traceback" not in demo.stdout + demo.stderr
+
+
+def test_flask(tmp_path: Path) -> None:
+    working = "working on order-queue: OrderWorkflow; process_order"
+    with serving(EXAMPLES / "temporal_flask", tmp_path / "temporal.db", working, "app:app") as origin:
+        placed = call("POST", f"{origin}/orders", {"order_id": "1"})
+        assert (placed.status, placed.body) == (200, {"workflow_id": "order-1", "status": "started"})
+        assert call("GET", f"{origin}/api/orders/order-1/result?wait=20").status == 401
+        result = call("GET", f"{origin}/api/orders/order-1/result?wait=20", token=STAFF_TOKEN)
+        assert (result.status, result.body["result"]) == (200, "Processed order 1")
+        described = call("GET", f"{origin}/orders/order-1")
+        assert (described.status, described.body) == (200, {"workflow_id": "order-1", "status": "COMPLETED"})
+
+        missing = call("GET", f"{origin}/orders/order-2")
+        assert (missing.status, missing.type) == (404, "application/problem+json")
+        assert urllib3.request("GET", f"{origin}/orders/payroll").status == 404
+        for body in ({"order_id": ""}, {}, ["1"]):
+            assert urllib3.request("POST", f"{origin}/orders", json=body).status == 400
 
 
 AUTH = """
