@@ -6,6 +6,7 @@ from datetime import timedelta
 from activities import process_order, restock
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
 
 
 @workflow.defn
@@ -18,16 +19,16 @@ class OrderWorkflow:
 
     @workflow.run
     async def run(self, order_id: str) -> str:
-        result = await workflow.execute_activity(
-            process_order,
-            order_id,
-            start_to_close_timeout=timedelta(minutes=5),
-            retry_policy=RetryPolicy(maximum_attempts=3),
-        )
-        self._status = "processed"
         try:
+            result = await workflow.execute_activity(
+                process_order,
+                order_id,
+                start_to_close_timeout=timedelta(minutes=5),
+                retry_policy=RetryPolicy(maximum_attempts=3),
+            )
+            self._status = "processed"
             await workflow.wait_condition(lambda: self._is_shipped)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ActivityError):  # An activity that is cancelled tells so by the latter.
             await workflow.execute_activity(restock, order_id, start_to_close_timeout=timedelta(minutes=5))
             raise
         self._status = "shipped"

@@ -87,13 +87,14 @@ def test_an_order_is_cancelled(shop: str, order: str) -> None:
     assert call("GET", f"{shop}/orders/{order}").body["status"] == "CANCELED"
 
 
-def test_what_a_cancelled_order_had_reserved_is_put_back(shop: str, order: str) -> None:
-    wait_until_processed(shop, order)
+@pytest.mark.parametrize("event", ["activity_task_scheduled", "activity_task_completed"])
+def test_what_a_cancelled_order_had_reserved_is_put_back(event: str, shop: str, order: str) -> None:
+    wait_for_event(shop, order, event)
     call("POST", f"{shop}/orders/{order}/cancel")
     assert call("GET", f"{shop}/api/orders/{order}/result?wait=20", token=STAFF_TOKEN).status == 424
     history = call("GET", f"{shop}/api/orders/{order}/history", token=STAFF_TOKEN).body["events"]
     activities = [event["name"] for event in history if event["type"] == "activity_task_completed"]
-    assert activities == ["process_order", "restock"]
+    assert "restock" in activities
 
 
 def test_each_error_has_its_status(shop: str, order: str) -> None:
@@ -136,14 +137,14 @@ def test_one_document_describes_both(shop: str) -> None:
     } <= paths.keys()
 
 
-def wait_until_processed(shop: str, order: str) -> None:
+def wait_for_event(shop: str, order: str, event: str) -> None:
     headers = {"authorization": f"Bearer {STAFF_TOKEN}"}
     url = f"{shop}/api/orders/{order}/events"
     with urllib3.request("GET", url, headers=headers, timeout=30, retries=False, preload_content=False) as stream:
         for line in stream:
-            if line.strip() == b"event: activity_task_completed":
+            if line.decode().strip() == f"event: {event}":
                 return
-    raise AssertionError("the order ended before it was processed")
+    raise AssertionError(f"the order ended without {event}")
 
 
 def test_the_demo_shows_it_and_exits_with_0() -> None:
