@@ -153,7 +153,7 @@ FORK = """
         try:
             temporal.sync.get_workflow_handle("none").describe()
         except RPCError as error:
-            print(error.status.name, flush=True)
+            os.write(1, f"{error.status.name}\\n".encode())  # at once: the processes share the pipe
 
     if sys.argv[2] == "used":
         ask()
