@@ -1,5 +1,6 @@
 """The same gateways in each framework: one open to all, one guarded, and an endpoint of the app's own beside them."""
 
+import asyncio
 import os
 from datetime import timedelta
 from types import ModuleType
@@ -46,7 +47,8 @@ def open_gateway(temporal: Temporal) -> Gateway:
 
 
 def authorize(action: Action) -> bool:
-    """Readers may look, owners may do everything."""
+    """Readers may look, owners may do everything. Nothing else waits for it: it could ask a database."""
+    assert asyncio._get_running_loop() is None
     if action.principal is None:
         raise Unauthenticated
     return action.principal == "owner" or action.operation is Operation.DESCRIBE

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -336,6 +339,31 @@ async def test_hooks_are_told_what_is_about_to_happen(temporal: Temporal) -> Non
     [starting, signalling] = actions
     assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-told", "told")
     assert (signalling.operation, signalling.name, signalling.input.text) == ("signal", "add_note", "x")
+
+
+async def test_synchronous_hooks_do_not_keep_others_waiting(temporal: Temporal) -> None:
+    met, user = threading.Barrier(2, timeout=30), ContextVar("user", default="")
+
+    def authorize(action: Action) -> bool:
+        met.wait()
+        return user.get() == "ada"
+
+    gateway = Gateway(temporal, exposures(), authorize=authorize)
+    user.set("ada")
+    answers = await asyncio.gather(*(ask(gateway, "GET", f"orders/{uuid.uuid4()}") for _ in range(2)))
+    assert [answer.status for answer in answers] == [404, 404]
+
+
+async def test_hooks_may_be_asynchronous_in_any_form(temporal: Temporal) -> None:
+    class Policy:
+        async def __call__(self, action: Action, answer: bool = False) -> bool:
+            assert asyncio.get_running_loop() is loop
+            return answer
+
+    loop, policy = asyncio.get_running_loop(), Policy()
+    for authorize, status in ((policy, 403), (partial(policy, answer=True), 404), (lambda _: policy(_, True), 404)):
+        gateway = Gateway(temporal, exposures(), authorize=authorize)
+        assert (await ask(gateway, "GET", f"orders/{uuid.uuid4()}")).status == status
 
 
 async def test_only_true_allows(temporal: Temporal) -> None:

@@ -10,6 +10,7 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
+    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
@@ -106,6 +107,7 @@ def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | 
                 body=await request.body(),
                 raw_request=request,
                 principal=principal,
+                call_blocking=run_in_threadpool,
             )
         )
         return _to_fast_api(response)

@@ -16,7 +16,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from .call import Call
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
-from .problems import Problem, bad_request
+from .problems import Problem, bad_request, to_problem
 
 T = TypeVar("T")
 
@@ -54,10 +54,20 @@ async def update(call: Call) -> GatewayResponse:
         async with asyncio.timeout(min(max(seconds, 1.0), call.limits.max_wait)):
             value = await handle.result()
     except (TimeoutError, RPCTimeoutOrCancelledError):
-        location = f"{call.location()}/updates/{call.handler.name}/{handle.id}"
-        links = call.links().model_copy(update={"result": location})
-        return answer(UpdateAccepted(update_id=handle.id, links=links), HTTPStatus.ACCEPTED, location=location)
+        return _update_accepted(call, handle)
+    except RPCError as error:
+        problem = to_problem(error)
+        if call.match.update_id is None and problem.passes:
+            # A server that goes away now does not undo what it has accepted.
+            return _update_accepted(call, handle)
+        raise problem from error
     return answer(UpdateDone[Any](update_id=handle.id, result=value))
+
+
+def _update_accepted(call: Call, handle: WorkflowUpdateHandle[Any]) -> GatewayResponse:
+    location = f"{call.location()}/updates/{call.handler.name}/{handle.id}"
+    links = call.links().model_copy(update={"result": location})
+    return answer(UpdateAccepted(update_id=handle.id, links=links), HTTPStatus.ACCEPTED, location=location)
 
 
 async def _start_update(call: Call) -> WorkflowUpdateHandle[Any]:
@@ -88,7 +98,7 @@ async def terminate(call: Call) -> GatewayResponse:
 
 async def reset(call: Call) -> GatewayResponse:
     """Go on from an earlier point, in a new run."""
-    run_id = call.request.query("run_id") or (await call.handle().describe(rpc_timeout=call.rpc_timeout)).run_id
+    run_id = call.request.query("run_id") or (await call.describe()).run_id
     request = ResetWorkflowExecutionRequest(
         namespace=call.client.namespace,
         workflow_execution=WorkflowExecution(workflow_id=call.workflow_id, run_id=run_id),
@@ -104,7 +114,7 @@ async def reset(call: Call) -> GatewayResponse:
 
 async def _workflow_task(call: Call, run_id: str, which: str | None) -> int:
     found = None
-    async for event in call.handle(run_id).fetch_history_events():
+    async for event in call.handle(run_id).fetch_history_events(rpc_timeout=call.rpc_timeout):
         if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
             found = event.event_id
             if which == "first_workflow_task":

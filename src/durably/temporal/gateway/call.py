@@ -1,12 +1,12 @@
 """One request on its way: what it means, and what it needs to be carried out."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
 
 from .exposure import Exposure, HandlerExposure
 from .messages import GatewayRequest
@@ -29,7 +29,7 @@ class Limits:
     keep_alive: float = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Call:
     """``value`` is the validated input; ``workflow_id`` the one in the URL, or the one to start."""
 
@@ -41,6 +41,7 @@ class Call:
     task_queue: str
     limits: Limits
     pollers: Pollers
+    _description: WorkflowExecutionDescription | None = field(default=None, init=False, repr=False)
 
     @property
     def exposure(self) -> Exposure:
@@ -59,6 +60,12 @@ class Call:
         """To the workflow, or to the run that the request names."""
         run_id = run_id or self.request.query("run_id") or None
         return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.result)
+
+    async def describe(self) -> WorkflowExecutionDescription:
+        """What the server tells of the workflow, or of the run that the request names; it is asked once in a call."""
+        if self._description is None:
+            self._description = await self.handle().describe(rpc_timeout=self.rpc_timeout)
+        return self._description
 
     def links(self, workflow_id: str | None = None) -> Links:
         location = self.location(workflow_id)

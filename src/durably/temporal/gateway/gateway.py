@@ -4,11 +4,12 @@
 found out first, without the server; then the app says whether it is allowed; only then the server is asked.
 """
 
+import asyncio
 import inspect
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -18,13 +19,14 @@ from durably.execution import drive
 from durably.portal import get_portal
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
 from . import acting, events, history, reading, results, starting
 from .authorization import Action, Authorize, Unauthenticated, check_policy, check_verdict, unauthenticated
 from .call import Call, Limits
 from .exposure import Exposure, Operation
-from .messages import GatewayRequest, GatewayResponse
+from .messages import CallBlocking, GatewayRequest, GatewayResponse
 from .models import Reason, ResetRequest
 from .openapi import openapi
 from .pollers import Pollers
@@ -58,8 +60,9 @@ _BODIES: dict[Operation, type[Reason | ResetRequest]] = {
 class Gateway:
     """HTTP endpoints for the workflows that ``exposures`` open (see ``expose``).
 
-    ``authorize`` is told of each action before anything happens and returns whether it is allowed; it may be async. For
-    synchronous frameworks it runs in the request's thread. Without one, ``allow_anonymous=True`` must say so.
+    ``authorize`` is told of each action before anything happens and returns whether it is allowed. A synchronous one may
+    block: it runs in the request's thread, and where requests are on an event loop in a thread of its own. Without one,
+    ``allow_anonymous=True`` must say so.
     ``limits`` bounds waits, bodies and streams.
 
     Raises ``TemporalSettingsError`` when nobody guards it, and for two exposures of one name.
@@ -82,18 +85,18 @@ class Gateway:
         self.allow_anonymous = allow_anonymous
         self.limits = limits or Limits()
         self._authorize = authorize
-        self._is_authorize_async = inspect.iscoroutinefunction(authorize)
+        self._is_authorize_async = authorize is not None and is_async(authorize)
         self._types = _WorkflowTypes()
         self._pollers = Pollers()
         self._documents: dict[tuple[str, str], bytes] = {}
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse:
         """Never raises for what a client does, nor for a server that is away: those are responses."""
-        return await self._answer(request, AsyncIO())
+        return await self._answer(request, AsyncIO(), request.call_blocking or asyncio.to_thread)
 
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
         """``handle`` for threads."""
-        return drive(self._answer(request, BlockingIO()))
+        return drive(self._answer(request, BlockingIO(), _call_here))
 
     def document(self, *, mount: str, title: str) -> bytes:
         """The OpenAPI document as JSON, made once; ``mount`` is the path before the gateway's own."""
@@ -105,7 +108,7 @@ class Gateway:
             self._documents[key] = msgspec.json.encode(made)
         return self._documents[key]
 
-    async def _answer(self, request: GatewayRequest, io: IO) -> GatewayResponse:
+    async def _answer(self, request: GatewayRequest, io: IO, call_blocking: CallBlocking) -> GatewayResponse:
         try:
             found = match(request.method, request.path, self.exposures)
             value = self._read(request, found)
@@ -113,7 +116,9 @@ class Gateway:
             if found.operation in (Operation.START, Operation.SIGNAL_WITH_START):
                 start_input = value if found.operation is Operation.START else value.input
                 workflow_id = starting.choose_id(found.exposure, request, start_input)
-            await self._check_allowed(request, found, workflow_id, value, io)
+            if self._authorize is not None:
+                action = _action(request, found, workflow_id, value)
+                check_verdict(await self._ask(self._authorize, action, io, call_blocking))
             return await io.resolve(self._perform(request, found, workflow_id or "", value))
         except Unauthenticated as error:
             return unauthenticated(error).response()
@@ -151,26 +156,12 @@ class Gateway:
         if not is_json and (media_type or request.body):
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
 
-    async def _check_allowed(
-        self, request: GatewayRequest, found: Match, workflow_id: str | None, value: Any, io: IO
-    ) -> None:
-        if self._authorize is None:
-            return
-        action = Action(
-            operation=found.operation,
-            exposure=found.exposure,
-            workflow_id=workflow_id,
-            name=None if found.handler is None else found.handler.name,
-            input=value,
-            principal=request.principal,
-            request=request.raw_request,
-        )
-        authorize = self._authorize
-        if request.call_blocking is not None and not self._is_authorize_async:
-            verdict = await request.call_blocking(lambda: authorize(action))
-        else:
+    async def _ask(self, authorize: Authorize, action: Action, io: IO, call_blocking: CallBlocking) -> object:
+        if self._is_authorize_async:
             verdict = authorize(action)
-        check_verdict(await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict)
+        else:
+            verdict = await call_blocking(lambda: authorize(action))
+        return await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict
 
     async def _perform(self, request: GatewayRequest, found: Match, workflow_id: str, value: Any) -> GatewayResponse:
         call = Call(
@@ -197,6 +188,22 @@ class Gateway:
         return queue
 
 
+def _action(request: GatewayRequest, found: Match, workflow_id: str | None, value: Any) -> Action:
+    return Action(
+        operation=found.operation,
+        exposure=found.exposure,
+        workflow_id=workflow_id,
+        name=None if found.handler is None else found.handler.name,
+        input=value,
+        principal=request.principal,
+        request=request.raw_request,
+    )
+
+
+async def _call_here(function: Callable[[], Any]) -> Any:
+    return function()
+
+
 class _WorkflowTypes:
     """Whose workflow an id is. Ids of workflows that are not exposed, or exposed elsewhere, must not be reachable."""
 
@@ -212,8 +219,7 @@ class _WorkflowTypes:
         with self._lock:
             seen, workflow = self._known.get(key, (0.0, ""))
         if workflow == "" or time.monotonic() - seen > self._REMEMBERED:
-            description = await call.handle().describe(rpc_timeout=call.rpc_timeout)
-            workflow = description.workflow_type
+            workflow = (await call.describe()).workflow_type
             with self._lock:
                 self._known[key] = (time.monotonic(), workflow)
                 self._known.move_to_end(key)

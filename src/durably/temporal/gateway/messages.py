@@ -9,6 +9,9 @@ from pydantic import BaseModel
 
 JSON = "application/json"
 
+CallBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Calls what may block the thread that it runs in, and is awaited for what that returns."""
+
 
 @dataclass(kw_only=True)
 class GatewayRequest:
@@ -16,8 +19,8 @@ class GatewayRequest:
 
     ``path`` is what follows the gateway's mount point ``mount`` (``/api``), percent-decoded; ``headers`` may be in any
     case; of query parameters that come several times the first counts. ``principal`` is who asks, as the framework
-    knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a hook that may block, for frameworks in
-    which not every thread may do what hooks do.
+    knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a synchronous hook, for frameworks on an
+    event loop that have threads of their own for that; any thread is used unless given.
     """
 
     method: str
@@ -28,7 +31,7 @@ class GatewayRequest:
     body: bytes
     raw_request: Any
     principal: Any = None
-    call_blocking: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None
+    call_blocking: CallBlocking | None = None
 
     def __post_init__(self) -> None:
         self.headers = {name.lower(): value for name, value in self.headers.items()}

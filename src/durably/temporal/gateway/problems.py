@@ -5,6 +5,7 @@ says anything of the server's address, credentials, or an exception that nobody 
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -33,6 +34,9 @@ RETRY_AFTER = "2"
 """Seconds after which a client may ask again when the server was away or too busy."""
 
 
+_PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+
+
 class Problem(Exception):
     """A refusal. ``kind`` names it for programs and never changes; ``detail`` tells a person; ``more`` are members."""
 
@@ -45,6 +49,11 @@ class Problem(Exception):
         self.detail = detail
         self.headers = dict(headers or {})
         self.more = more
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same may well go better in a moment: the server is away, slow or busy."""
+        return self.status in _PASSING
 
     def document(self) -> dict[str, Any]:
         title = self.kind.replace("-", " ").capitalize()
@@ -106,7 +115,22 @@ def _unreachable(error: Any) -> Problem:
     )
 
 
+def _cut_off(error: Any) -> Problem:
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "server-unavailable",
+        "the connection to the Temporal server broke; what was asked for may still have taken effect",
+        headers={"Retry-After": RETRY_AFTER},
+    )
+
+
+_BROKEN_CONNECTION = re.compile(r"transport error|h2 protocol error|http2 error|operation was canceled")
+"""What the native client says of a connection that ended amid a call, under whichever status it files that."""
+
+
 def _timed_out(error: Any) -> Problem:
+    if isinstance(error.__cause__, RPCError) and _BROKEN_CONNECTION.match(error.__cause__.message):
+        return _cut_off(error)
     return Problem(HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer came in time; it may still have taken effect")
 
 
@@ -164,6 +188,8 @@ def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
 def _rpc_failed(error: RPCError) -> Problem:
     if error.status is RPCStatusCode.UNAVAILABLE:
         return _unreachable(error)
+    if error.status in _FILED_UNDER and _BROKEN_CONNECTION.match(error.message):
+        return _cut_off(error)
     if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
         return _timed_out(error)
     if error.status is RPCStatusCode.NOT_FOUND and "amespace" in error.message:
@@ -180,6 +206,8 @@ def _rpc_failed(error: RPCError) -> Problem:
     detail = scrub(error.message) if tells else f"the Temporal server answered {error.status.name}"
     return Problem(status, kind, detail, headers=headers)
 
+
+_FILED_UNDER = (RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.CANCELLED)
 
 _RPC_STATUSES = {
     RPCStatusCode.NOT_FOUND: (HTTPStatus.NOT_FOUND, "not-found", True),

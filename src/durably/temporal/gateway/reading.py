@@ -107,7 +107,7 @@ def _checksum(token: bytes) -> bytes:
 
 
 async def describe(call: Call) -> GatewayResponse:
-    description = await call.handle().describe(rpc_timeout=call.rpc_timeout)
+    description = await call.describe()
     memo = {name: value for name, value in (await description.memo()).items() if name != MARK}
     pending = [
         await pending_activity(activity, description.data_converter)

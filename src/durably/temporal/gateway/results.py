@@ -17,8 +17,7 @@ async def result(call: Call) -> GatewayResponse:
     wait = float(call.integer("wait", 0, 0, 10**9 - 1))
     handle = call.handle()
     if wait == 0:
-        description = await handle.describe(rpc_timeout=call.rpc_timeout)
-        is_over = description.status is not WorkflowExecutionStatus.RUNNING
+        is_over = (await call.describe()).status is not WorkflowExecutionStatus.RUNNING
         done = await wait_for_result(call, handle, call.limits.max_wait) if is_over else None
     else:
         done = await wait_for_result(call, handle, min(wait, call.limits.max_wait))

@@ -10,13 +10,14 @@ from pydantic_core import to_json
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
 
 from .call import Call
 from .exposure import Exposure
 from .inputs import check_id
 from .messages import GatewayRequest, GatewayResponse, answer
-from .models import Accepted, Started
-from .problems import Problem, bad_request
+from .models import Accepted, Completed, Started
+from .problems import Problem, bad_request, to_problem
 from .results import wait_for_result
 
 MARK = "durably-idempotency"
@@ -49,11 +50,22 @@ async def start(call: Call) -> GatewayResponse:
     headers = {"location": call.location(), **({"idempotent_replayed": "true"} if is_replay else {})}
     if wait is not None:
         headers["preference_applied"] = f"wait={wait:g}"
-        done = await wait_for_result(call, handle, wait)
+        done = await _result_of_started(call, handle, wait)
         if done is not None:
             return answer(done, HTTPStatus.OK, **headers)
     started = Started(workflow_id=call.workflow_id, run_id=handle.result_run_id, links=call.links())
     return answer(started, HTTPStatus.ACCEPTED, **headers)
+
+
+async def _result_of_started(call: Call, handle: WorkflowHandle[Any, Any], seconds: float) -> Completed[Any] | None:
+    """A server that goes away meanwhile takes nothing back: the workflow has been started, and that is the answer."""
+    try:
+        return await wait_for_result(call, handle, seconds)
+    except RPCError as error:
+        problem = to_problem(error)
+        if not problem.passes:
+            raise problem from error
+        return None
 
 
 async def signal_with_start(call: Call) -> GatewayResponse:
