@@ -11,20 +11,26 @@ from typing import Any
 import flask
 import opentelemetry.trace
 import pytest
+import tornado.web
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from temporalio.client import Client
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
 
 from durably.temporal import Temporal
+from durably.temporal.gateway import Gateway, expose
 from durably.temporal.request_log import (
     RequestLogMiddleware,
     WorkflowIdFilter,
     WsgiRequestLogMiddleware,
     noting_workflows,
 )
+from durably.temporal.tornado import RequestLogMixin, routes
 from durably.testing.temporal import TemporalServer
 
 from .django_site import DjangoSite
@@ -140,6 +146,45 @@ def test_requests_are_logged_with_their_workflows(
     assert second.endswith(f"workflows: {ids[1]}")
     assert third.startswith("GET /nothing 404 in ")
     assert third.endswith(" ms")
+
+
+async def test_tornado_logs_requests_too(temporal_server: TemporalServer, caplog: pytest.LogCaptureFixture) -> None:
+    temporal = make_temporal()
+
+    class Own(RequestLogMixin):
+        async def prepare(self) -> None:
+            """Handlers have their own, and do not always call that of their bases."""
+
+        async def post(self, id: str) -> None:
+            client = await temporal.client()
+            await client.start_workflow("SleepingWorkflow", id=id, task_queue="nobody")
+            logging.getLogger("shop").info("placed")
+            raise tornado.web.HTTPError(402)
+
+        def log_exception(self, *args: Any) -> None:
+            """Nothing."""
+
+    gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders")], allow_anonymous=True)
+    app = tornado.web.Application([(r"/own/(.+)", Own), *routes(gateway, prefix="/api", base=RequestLogMixin)])
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(own := WorkflowIdFilter())
+    ids = [uuid.uuid4().hex, uuid.uuid4().hex]
+    [listener] = bind_sockets(0, "127.0.0.1")
+    (server := HTTPServer(app)).add_socket(listener)
+    origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with temporal_server.connected(temporal):
+        for method, path in (("POST", f"/own/{ids[0]}"), ("GET", f"/api/orders/{ids[1]}")):
+            body = b"" if method == "POST" else None
+            await AsyncHTTPClient().fetch(origin + path, method=method, body=body, raise_error=False)
+    server.stop()
+    caplog.handler.removeFilter(own)
+    [placed] = [record for record in caplog.records if record.name == "shop"]
+    assert placed.workflow_ids == [ids[0]]  # type: ignore[attr-defined]
+    first, second = [record.getMessage() for record in caplog.records if record.name.endswith("temporal.requests")]
+    assert first.startswith(f"POST /own/{ids[0]} 402 in ")
+    assert first.endswith(f" ms workflows: {ids[0]}")
+    assert second.startswith(f"GET /api/orders/{ids[1]} 404 in ")
+    assert second.endswith(f" ms workflows: {ids[1]}")
 
 
 def test_all_calls_are_noted(temporal_server: TemporalServer) -> None:

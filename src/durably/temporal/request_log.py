@@ -3,7 +3,8 @@
 Every call of the client notes the workflow's id while a request is handled. The middlewares here log one line for each
 request, with the ids; ``WorkflowIdFilter`` puts them into the records of an app's own logging instead.
 
-The middlewares are ASGI's and WSGI's; Django's is in ``durably.temporal.django``.
+The middlewares are ASGI's and WSGI's; Django's is in ``durably.temporal.django``, and a mixin for Tornado's handlers in
+``durably.temporal.tornado``.
 """
 
 import logging
@@ -47,7 +48,8 @@ def noting_workflows() -> Iterator[list[str]]:
         _noted.reset(token)
 
 
-def _note(workflow_id: str) -> None:
+def note_workflow(workflow_id: str) -> None:
+    """The request that is handled just now, if there is one, has to do with this workflow."""
     noted = _noted.get()
     if noted is not None and workflow_id not in noted:
         noted.append(workflow_id)
@@ -70,43 +72,43 @@ class NotingInterceptor(Interceptor):
 
 class _Noting(OutboundInterceptor):
     async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
-        _note(input.id)
+        note_workflow(input.id)
         return await super().start_workflow(input)
 
     async def cancel_workflow(self, input: CancelWorkflowInput) -> None:
-        _note(input.id)
+        note_workflow(input.id)
         await super().cancel_workflow(input)
 
     async def describe_workflow(self, input: DescribeWorkflowInput) -> Any:
-        _note(input.id)
+        note_workflow(input.id)
         return await super().describe_workflow(input)
 
     def fetch_workflow_history_events(
         self, input: FetchWorkflowHistoryEventsInput
     ) -> WorkflowHistoryEventAsyncIterator:
-        _note(input.id)
+        note_workflow(input.id)
         return super().fetch_workflow_history_events(input)
 
     async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-        _note(input.id)
+        note_workflow(input.id)
         return await super().query_workflow(input)
 
     async def signal_workflow(self, input: SignalWorkflowInput) -> None:
-        _note(input.id)
+        note_workflow(input.id)
         await super().signal_workflow(input)
 
     async def terminate_workflow(self, input: TerminateWorkflowInput) -> None:
-        _note(input.id)
+        note_workflow(input.id)
         await super().terminate_workflow(input)
 
     async def start_workflow_update(self, input: StartWorkflowUpdateInput) -> WorkflowUpdateHandle[Any]:
-        _note(input.id)
+        note_workflow(input.id)
         return await super().start_workflow_update(input)
 
     async def start_update_with_start_workflow(
         self, input: StartWorkflowUpdateWithStartInput
     ) -> WorkflowUpdateHandle[Any]:
-        _note(input.start_workflow_input.id)
+        note_workflow(input.start_workflow_input.id)
         return await super().start_update_with_start_workflow(input)
 
 

@@ -14,6 +14,7 @@ except ImportError as error:
 from .gateway import Gateway, GatewayRequest, GatewayResponse
 from .gateway.messages import JSON
 from .gateway.problems import EXCEPTIONS, to_problem
+from .request_log import RequestLog
 
 
 class ProblemMixin(tornado.web.RequestHandler):
@@ -26,6 +27,19 @@ class ProblemMixin(tornado.web.RequestHandler):
             self.finish(response.body)
         else:
             super().write_error(status_code, **kwargs)
+
+
+class RequestLogMixin(tornado.web.RequestHandler):
+    """Logs one line for each request, with the ids of its workflows; ``WorkflowIdFilter`` knows them meanwhile.
+
+    For the app's own handlers, and with ``routes(gateway, base=…)`` for the gateway's: the first base of theirs.
+    """
+
+    async def _execute(self, *args: Any, **kwargs: Any) -> None:
+        # The whole of a request, as a task of its own. ``prepare`` and ``on_finish`` are the app's to override.
+        with RequestLog(self.request.method or "", self.request.path) as log:
+            await super()._execute(*args, **kwargs)
+            log.status = self.get_status()
 
 
 def routes(

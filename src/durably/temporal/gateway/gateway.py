@@ -19,6 +19,7 @@ from durably.execution import drive
 from durably.portal import get_portal
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.request_log import note_workflow
 from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
@@ -60,9 +61,9 @@ _BODIES: dict[Operation, type[Reason | ResetRequest]] = {
 class Gateway:
     """HTTP endpoints for the workflows that ``exposures`` open (see ``expose``).
 
-    ``authorize`` is told of each action before anything happens and returns whether it is allowed. A synchronous one may
-    block: it runs in the request's thread, and where requests are on an event loop in a thread of its own. Without one,
-    ``allow_anonymous=True`` must say so.
+    ``authorize`` is told of each action before anything happens and returns whether it is allowed. A synchronous one
+    may block: it runs in the request's thread, and where requests are on an event loop in a thread of its own. Without
+    one, ``allow_anonymous=True`` must say so.
     ``limits`` bounds waits, bodies and streams.
 
     Raises ``TemporalSettingsError`` when nobody guards it, and for two exposures of one name.
@@ -164,6 +165,8 @@ class Gateway:
         return await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict
 
     async def _perform(self, request: GatewayRequest, found: Match, workflow_id: str, value: Any) -> GatewayResponse:
+        if workflow_id:
+            note_workflow(workflow_id)
         call = Call(
             request=request,
             match=found,
