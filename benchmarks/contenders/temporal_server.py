@@ -1,0 +1,46 @@
+"""Temporal's development server, with its defaults, which keep everything in memory alone; ready with its address."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.children import Answerer, serve
+from durably.temporal import Temporal
+
+
+@asynccontextmanager
+async def dev_server() -> AsyncIterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = Path(sys.executable).parent / "temporal"
+    command = [program, "server", "start-dev", "--headless", "--port", str(port), "--log-level", "error"]
+    server = await asyncio.to_thread(subprocess.Popen, command)
+    try:
+        address = f"127.0.0.1:{port}"
+        while not (await Temporal(address).check_health()).ok:
+            if server.poll() is not None:
+                raise RuntimeError(f"Temporal's development server ended with {server.returncode}")
+            await asyncio.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        await asyncio.to_thread(server.wait)
+
+
+@asynccontextmanager
+async def open_server(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[str, Answerer]]:
+    async with dev_server() as address:
+        yield address, _answer
+
+
+async def _answer(question: dict[str, Any]) -> None:
+    """Nothing is asked of it."""
+
+
+if __name__ == "__main__":
+    serve(open_server)
