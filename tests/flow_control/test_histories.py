@@ -21,6 +21,7 @@ from durably.engine.embedded.effects import CallAt
 from durably.engine.embedded.ledger import Entry, Ledger
 from durably.engine.embedded.migrations import MIGRATIONS
 from durably.engine.embedded.registry import Function, Registry
+from durably.engine.embedded.run_cache import RunCache
 from durably.engine.embedded.store import Store
 from durably.engine.head import decode_head
 from durably.engine.turn import Policy
@@ -77,7 +78,8 @@ class Histories(RuleBasedStateMachine):
         self.steps = 0
         self.entropy = 0
         policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
-        self.ledger = Ledger(Store(self.db), policy, bytes, 10_000, self._random)
+        self.cache = RunCache()
+        self.ledger = Ledger(Store(self.db), policy, bytes, 10_000, self._random, self.cache)
 
     def teardown(self) -> None:
         try:
@@ -184,6 +186,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        self.cache.clear()
         self.under_way.clear()
         self._do(lambda entry: work.recover(entry, self.ledger.store.moving_runs()))
         self._fall_due()
@@ -204,6 +207,18 @@ class Histories(RuleBasedStateMachine):
         assert set(held) <= {f"{run_key}/{generation}" for run_key, generation in live}
         taken = Counter(bucket for encoded in held.values() for bucket in msgspec.msgpack.decode(encoded))
         assert dict(self.db.execute("SELECT id, used FROM slots_used").fetchall()) == dict(taken)
+
+    @invariant()
+    def what_is_remembered_is_what_is_stored(self) -> None:
+        store = self.ledger.store
+        for (run_key,) in self.db.execute("SELECT key FROM runs").fetchall():
+            cached = self.cache.find(run_key)
+            stored = store.head(run_key)
+            assert cached is None or stored is not None, "a run that has ended is forgotten"
+            if cached is not None:
+                assert (cached.head, cached.ticket, cached.is_moving) == stored
+                assert cached.row == store.run(run_key)
+                assert self.cache.find_key(cached.row.id) == run_key
 
     @invariant()
     def no_limit_is_exceeded(self) -> None:

@@ -25,6 +25,7 @@ from durably.engine.errors import (
     DatabaseLostError,
     DatabaseTooNewError,
     EngineClosedError,
+    StaleCallError,
 )
 from durably.protocol.events import Event
 
@@ -220,6 +221,37 @@ async def test_what_waits_together_is_committed_together_and_failures_stay_alone
     await writer.close()
     with pytest.raises(EngineClosedError):
         writer.submit(lambda: None)
+    connection.close()
+
+
+async def test_only_what_was_done_is_undone(path: Path) -> None:
+    connection = open_database(path, Durability.FULL)
+    connection.execute("CREATE TABLE things (name TEXT NOT NULL)")
+    epoch = take_ownership(connection, writes_canonical=False).epoch
+    done: list[str] = []
+    writer = Writer(connection, epoch, on_lost=lambda reason: None, on_rollback=lambda: done.append("undone"))
+
+    def add(name: str, error: Exception | None = None) -> None:
+        done.append(name)
+        connection.execute("INSERT INTO things VALUES (?)", (name,))
+        if error is not None:
+            raise error
+
+    def refuse() -> None:
+        done.append("refused")
+        raise StaleCallError("too late")
+
+    futures = [writer.submit(unit) for unit in (lambda: add("a"), refuse)]
+    writer.start()
+    await asyncio.gather(*futures, return_exceptions=True)
+    assert done == ["a", "refused"], "who has changed nothing is not in anybody's way"
+    done.clear()
+    futures = [writer.submit(unit) for unit in (lambda: add("b"), lambda: add("c", StaleCallError("no")), refuse)]
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert done == ["b", "c", "undone", "b", "c", "undone", "refused"]
+    assert [type(result) for result in results] == [type(None), StaleCallError, StaleCallError]
+    await writer.close()
+    assert connection.execute("SELECT name FROM things").fetchall() == [("a",), ("b",)]
     connection.close()
 
 

@@ -7,7 +7,8 @@ together or not at all. What must happen outside the database afterwards comes b
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -15,7 +16,6 @@ import msgspec
 from durably.engine.errors import DatabaseCorruptError, EventInvalidError, StaleCallError
 from durably.engine.expressions import compile_expression
 from durably.engine.flow.lanes import QueuedCall
-from durably.engine.flow.ticket import Ticket
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus
 from durably.engine.inputs import (
     AwaitEvent,
@@ -48,6 +48,7 @@ from .ids import Entropy, new_id
 from .narrowing import narrow
 from .registry import Registry
 from .router import EventRouter
+from .run_cache import CachedRun, RunCache
 from .run_queue import RunQueue
 from .store import RunRow, Store, WaitRow
 
@@ -63,21 +64,24 @@ class Ledger(msgspec.Struct, frozen=True):
     """The form in which JSON is stored."""
     max_event_bytes: int
     entropy: Entropy
+    cache: RunCache
 
 
 class _LiveRun:
     """A run that this entry changes. ``began`` is when what is happening to it began. ``is_changing`` while what is
     happening to it has not all been carried out."""
 
-    def __init__(self, row: RunRow, head: Head, ticket: Ticket | None) -> None:
-        self.row = row
-        self.head = head
-        self.ticket = ticket
+    def __init__(self, run: CachedRun) -> None:
+        self.row = run.row
+        self.head = run.head
+        self.ticket = run.ticket
+        self.trigger = run.trigger
+        self.was_moving = run.is_moving
         self.is_changing = False
-        self.began = row.created_at
+        self.began = run.row.created_at
         self.wait_began: dict[str, int] = {}
-        self.memos = head.memos
-        self.was_running = row.status == RunStatus.RUNNING
+        self.may_have_waits = bool(run.head.waits)
+        self.memos = run.head.memos
 
 
 class Entry:
@@ -89,18 +93,51 @@ class Entry:
         self.registry = registry
         self.store = ledger.store
         self.to_stored = ledger.to_stored
-        self.events = EventRouter(self)
-        self.admissions = Admissions(self)
-        self.queue = RunQueue(ledger.store, registry, self.effects, now)
+        self._cache = ledger.cache
+        self._queue: RunQueue | None = None
         self._policy = ledger.policy
         self._max_event_bytes = ledger.max_event_bytes
         self._entropy = ledger.entropy
         self._runs: dict[int, _LiveRun] = {}
         self._pending: deque[tuple[int, Input]] = deque()
 
+    # Most units have no need of these.
+
+    @cached_property
+    def events(self) -> EventRouter:
+        return EventRouter(self)
+
+    @cached_property
+    def admissions(self) -> Admissions:
+        return Admissions(self)
+
+    @property
+    def queue(self) -> RunQueue:
+        if self._queue is None:
+            self._queue = RunQueue(self.store, self.registry, self.effects, self.now)
+        return self._queue
+
     def new_id(self) -> str:
         """For a run or an event that there is from now on."""
         return new_id(self.now, self._entropy)
+
+    def find_run_key(self, run_id: str) -> int | None:
+        key = self._cache.find_key(run_id)
+        return self.store.find_run_key(run_id) if key is None else key
+
+    def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
+        """Those of the steps that have a memo."""
+        cached = self._cache.find(run_key)
+        if cached is not None and not cached.head.memos:
+            return frozenset()
+        return self.store.memoised(run_key, step_ids)
+
+    def remember(self, run: CachedRun) -> None:
+        """A run was written that is to be seen again soon."""
+        if not run.row.is_batch:
+            trigger = self._cache.kept_trigger(run.row, self.events.trigger_of(run.row.event_key))
+            run = msgspec.structs.replace(run, trigger=trigger)
+        self._cache.put(run)
 
     def tell_invokers(self, event_keys: Sequence[int], error: ErrorData) -> None:
         """Steps that invoked a function by these events are told that no run of it starts."""
@@ -144,7 +181,9 @@ class Entry:
             return
         _logger.error("run %s cannot be carried on, and has failed: %s", row.id, error.message)
         head = Head(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
-        live = self._runs[run_key] = _LiveRun(row, head, self.store.ticket(run_key))
+        live = self._runs[run_key] = _LiveRun(CachedRun(row, head, self.store.ticket(run_key), is_moving=True))
+        live.may_have_waits = True
+        self.store.drop_delayed_calls(run_key)
         self.queue.leave_all(run_key)
         self._end_run(live, EndRun(RunStatus.FAILED, encode_error(error)))
 
@@ -155,25 +194,38 @@ class Entry:
                 self._let_through(queued)
         for key, live in self._runs.items():
             if live.head.status.has_ended:
-                continue
-            self.store.put_head(key, live.head, self._is_moving(live))
-            if live.head.status == RunStatus.RUNNING and not live.was_running:
-                self.store.set_running(key, live.began)
+                self._cache.forget(key)
+            else:
+                self._store_live(live)
         return self.effects
+
+    def _store_live(self, live: _LiveRun) -> None:
+        row, head = live.row, live.head
+        self.store.put_head(row.key, head)
+        is_moving = self._is_moving(live)
+        if is_moving != live.was_moving:
+            self.store.put_moving(row.key, is_moving)
+        if head.status == RunStatus.RUNNING and row.status != RunStatus.RUNNING:
+            row = self.store.begin_run(row, live.began)
+        self._cache.put(CachedRun(row, head, live.ticket, is_moving, live.trigger))
 
     def _load(self, run_key: int) -> _LiveRun | None:
         live = self._runs.get(run_key)
         if live is None:
             try:
-                head = self.store.head(run_key)
+                run = self._cache.find(run_key) or self._read(run_key)
             except DatabaseCorruptError as error:
                 # Nothing can be made of this run any more; the others are none the worse for it.
                 self.fail_run(run_key, ErrorData(name=error.name, message=error.message))
                 return None
-            if head is None:
+            if run is None:
                 return None
-            live = self._runs[run_key] = _LiveRun(self.store.run(run_key), *head)
+            live = self._runs[run_key] = _LiveRun(run)
         return None if live.head.status.has_ended else live
+
+    def _read(self, run_key: int) -> CachedRun | None:
+        head = self.store.head(run_key)
+        return None if head is None else CachedRun(self.store.run(run_key), *head)
 
     def _beginning(self, live: _LiveRun, happened: Input) -> int:
         if isinstance(happened, OfCall) and (call := live.head.call(happened.generation)):
@@ -201,7 +253,7 @@ class Entry:
     def _settle(self) -> list[QueuedCall]:
         while self._pending:
             self.apply(*self._pending.popleft())
-        return self.queue.settle()
+        return [] if self._queue is None else self._queue.settle()
 
     def join_queue(self, run_key: int, generation: int) -> None:
         """A call that was put off is due."""
@@ -223,7 +275,6 @@ class Entry:
         self.effects.calls.append(CallAt(queued.run_key, call))
         if live.row.started_at is None:
             live.row = self.store.begin_run(live.row, self.now)
-            live.was_running = True
             self.admissions.begun(live.row)
 
     # commands
@@ -316,6 +367,7 @@ class Entry:
 
     def _make_request(self, live: _LiveRun, command: MakeRequest) -> None:
         # Only that there is a request is stored: what it sends may hold credentials.
+        live.may_have_waits = True
         self.store.put_wait(WaitRow(live.row.key, command.step_id, command.op), self.now)
         self.effects.requests.append(RequestAt(live.row.key, command))
 
@@ -328,6 +380,8 @@ class Entry:
         row = live.row
         output = self.to_stored(command.output)
         self.store.end_run(row.key, command.status, live.began, self.now, output)
+        if live.may_have_waits:
+            self.store.drop_waits(row.key)
         self.effects.ended.append(row.key)
         self.effects.notes.append(updates.run_ended(row, command, self.now))
         completed = command.status == RunStatus.COMPLETED
@@ -336,12 +390,15 @@ class Entry:
         memo = data_memo(told) if completed else b'{"error":' + told + b"}"
         if live.ticket is not None:
             self.admissions.ended(row, live.ticket)
-        triggers = [self.events.trigger_of(event_key) for event_key in self.store.event_keys(row)]
+        triggers = [live.trigger] if live.trigger else self._read_triggers(row)
         if row.rerun_of is None:
             for trigger in triggers:
                 self._resolve_invokers(trigger, memo, failed=not completed)
         for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), triggers):
             self.events.emit(name, data)
+
+    def _read_triggers(self, row: RunRow) -> list[Arrival]:
+        return [self.events.trigger_of(event_key) for event_key in self.store.event_keys(row)]
 
     def _resolve_invokers(self, trigger: Arrival, memo: bytes, *, failed: bool) -> None:
         if trigger.name == InternalEvent.FUNCTION_INVOKED:
@@ -349,6 +406,7 @@ class Entry:
                 self.happen(run_key, WaitResolved(step_id, memo, failed=failed))
 
     def _wait(self, live: _LiveRun, name: str, wait: WaitRow) -> None:
+        live.may_have_waits = True
         self.store.put_wait(wait, self.now)
         if wait.due is not None:
             self.effects.timers.append(TimerAt(wait.run_key, wait.step_id, wait.due))

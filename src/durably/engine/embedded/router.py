@@ -45,7 +45,7 @@ class EventRouter:
         ids = []
         for index, event in enumerate(events):
             event_id = seed.id_of(index) if seed else self._entry.new_id()
-            known = self._find_duplicate(event, event_id if seed else None)
+            known = self._find_duplicate(event)
             if known is None:
                 self._take(arrive(event, event_id, self._entry.now), sender_id=event.id or None)
             ids.append(known or event_id)
@@ -59,6 +59,7 @@ class EventRouter:
     def take_for(self, function: Function, arrival: Arrival) -> RunRow | None:
         """Take an event that is meant for one function; others that it triggers start as well."""
         key = self._take(arrival, besides=function)
+        assert key is not None, "its id is new"
         return self._entry.admissions.trigger(function, key)
 
     def emit(self, name: InternalEvent, data: bytes) -> None:
@@ -75,15 +76,13 @@ class EventRouter:
             trigger = self._triggers[event_key] = Arrival(event_id, name, body)
         return trigger
 
-    def _find_duplicate(self, event: Event, seeded_id: str | None) -> str | None:
-        store = self._entry.store
-        if event.id:
-            since = self._entry.now - _IDEMPOTENCY_MILLISECONDS
-            if (known := store.find_sent_event(event.id, since)) is not None:
-                return known
-        return seeded_id if seeded_id is not None and store.has_event(seeded_id) else None
+    def _find_duplicate(self, event: Event) -> str | None:
+        if not event.id:
+            return None
+        return self._entry.store.find_sent_event(event.id, self._entry.now - _IDEMPOTENCY_MILLISECONDS)
 
-    def _take(self, arrival: Arrival, *, sender_id: str | None = None, besides: Function | None = None) -> int:
+    def _take(self, arrival: Arrival, *, sender_id: str | None = None, besides: Function | None = None) -> int | None:
+        """``None`` where there is an event of this id already, from the same seed: nothing is done then."""
         was_taking, self._is_taking = self._is_taking, True
         try:
             key = self._receive(arrival, sender_id, besides)
@@ -101,11 +100,13 @@ class EventRouter:
         finally:
             self._is_taking = False
 
-    def _receive(self, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int:
+    def _receive(self, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int | None:
         """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
         entry = self._entry
         arrival.body = entry.to_stored(arrival.body)
         key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, arrival.body)
+        if key is None:
+            return None
         listened = [(path, value_at(path, arrival.fields)) for path in entry.store.wait_paths(arrival.name)]
         if listened:
             self._cancel(arrival, listened)

@@ -25,6 +25,7 @@ from .reader import Reader
 from .registry import Registry
 from .requests import Requests
 from .retention import Retention
+from .run_cache import RunCache
 from .schema import Ownership, open_database, take_ownership
 from .settings import EngineSettings
 from .sqlite_errors import explain
@@ -64,10 +65,11 @@ class Runtime:
         is_signed = settings.signing_key is not None
         to_stored = canonical_json if is_signed else bytes
         self.reader = Reader(path, self._give_up)
-        self._writer = Writer(connection, ownership.epoch, self._give_up)
+        cache = RunCache()
+        self._writer = Writer(connection, ownership.epoch, self._give_up, cache.clear)
         self.journal = Journal(
             self._writer,
-            Ledger(store, make_policy(settings), to_stored, settings.max_event_bytes, settings.entropy),
+            Ledger(store, make_policy(settings), to_stored, settings.max_event_bytes, settings.entropy, cache),
             Registry.from_rows(store.all_functions(), restraints_of(store, settings.clock.now())),
             settings.clock,
             self._carry_out,

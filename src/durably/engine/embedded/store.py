@@ -72,16 +72,14 @@ class Store:
 
     # events
 
-    def add_event(self, event_id: str, sender_id: str | None, name: str, received_at: int, body: bytes) -> int:
+    def add_event(self, event_id: str, sender_id: str | None, name: str, received_at: int, body: bytes) -> int | None:
+        """``None`` where there is an event of this id already."""
         cursor = self._connection.execute(
-            "INSERT INTO events (id, sender_id, name, received_at, body) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO events (id, sender_id, name, received_at, body) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (id) DO NOTHING",
             (event_id, sender_id, name, received_at, body),
         )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
-
-    def has_event(self, event_id: str) -> bool:
-        return self._connection.execute("SELECT 1 FROM events WHERE id = ?", (event_id,)).fetchone() is not None
+        return cursor.lastrowid if cursor.rowcount else None
 
     def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
         """The id of the event that came with this sender's id lately."""
@@ -227,12 +225,15 @@ class Store:
         )
         return tuple(event_key for (event_key,) in rows)
 
-    def head(self, run_key: int) -> tuple[Head, Ticket | None] | None:
-        """The head, and the ticket if it has one; ``None`` where the run has ended. Raises ``DatabaseCorruptError``."""
-        row = self._connection.execute("SELECT head, ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+    def head(self, run_key: int) -> tuple[Head, Ticket | None, bool] | None:
+        """The head, the ticket if the run has one, and whether the run is moving; ``None`` where it has ended. Raises
+        ``DatabaseCorruptError``."""
+        row = self._connection.execute(
+            "SELECT head, ticket, is_moving FROM heads WHERE run_key = ?", (run_key,)
+        ).fetchone()
         if row is None:
             return None
-        return read_head(row[0]), None if row[1] is None else decode_ticket(row[1])
+        return read_head(row[0]), None if row[1] is None else decode_ticket(row[1]), bool(row[2])
 
     def ticket(self, run_key: int) -> Ticket | None:
         """The ticket of a run whose head is damaged, if that can be read."""
@@ -245,29 +246,27 @@ class Store:
     def moving_runs(self) -> list[int]:
         return [key for (key,) in self._connection.execute("SELECT run_key FROM heads WHERE is_moving")]
 
-    def put_head(self, run_key: int, head: Head, is_moving: bool) -> None:
-        self._connection.execute(
-            "UPDATE heads SET is_moving = ?, head = ? WHERE run_key = ?", (is_moving, encode_head(head), run_key)
-        )
+    def put_head(self, run_key: int, head: Head) -> None:
+        self._connection.execute("UPDATE heads SET head = ? WHERE run_key = ?", (encode_head(head), run_key))
+
+    def put_moving(self, run_key: int, is_moving: bool) -> None:
+        self._connection.execute("UPDATE heads SET is_moving = ? WHERE run_key = ?", (is_moving, run_key))
 
     def begin_run(self, run: RunRow, started_at: int) -> RunRow:
-        """Note that the run's first call is made."""
-        self.set_running(run.key, started_at)
+        """Note that the run's first call is made, or was at that time."""
+        started_at = started_at if run.started_at is None else run.started_at
+        self._connection.execute(
+            "UPDATE runs SET status = ?, started_at = ? WHERE key = ?", (RunStatus.RUNNING, started_at, run.key)
+        )
         return msgspec.structs.replace(run, status=RunStatus.RUNNING, started_at=started_at)
 
-    def set_running(self, run_key: int, started_at: int) -> None:
-        self._connection.execute(
-            "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?) WHERE key = ?",
-            (RunStatus.RUNNING, started_at, run_key),
-        )
-
     def end_run(self, run_key: int, status: RunStatus, started_at: int | None, ended_at: int, output: bytes) -> None:
+        """Waits and delayed calls are dropped apart: most runs have none in the end."""
         self._connection.execute(
             "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?), ended_at = ?, output = ? WHERE key = ?",
             (status, started_at, ended_at, output, run_key),
         )
-        for table in ("heads", "waits", "delayed_calls"):
-            self._connection.execute(f"DELETE FROM {table} WHERE run_key = ?", (run_key,))
+        self._connection.execute("DELETE FROM heads WHERE run_key = ?", (run_key,))
 
     # memos
 
@@ -345,6 +344,9 @@ class Store:
         ).fetchone()
         return row[0] if row else None
 
+    def drop_waits(self, run_key: int) -> None:
+        self._connection.execute("DELETE FROM waits WHERE run_key = ?", (run_key,))
+
     def mute_wait(self, run_key: int, step_id: str) -> None:
         """Let nothing but its timeout end a wait."""
         self._connection.execute("UPDATE waits SET topic = NULL WHERE run_key = ? AND step_id = ?", (run_key, step_id))
@@ -377,6 +379,9 @@ class Store:
         self._connection.execute(
             "INSERT INTO delayed_calls (run_key, generation, due) VALUES (?, ?, ?)", (run_key, generation, due)
         )
+
+    def drop_delayed_calls(self, run_key: int) -> None:
+        self._connection.execute("DELETE FROM delayed_calls WHERE run_key = ?", (run_key,))
 
     def drop_delayed_call(self, run_key: int, generation: int) -> None:
         self._connection.execute(

@@ -51,7 +51,7 @@ def answer(due: CallAt, answered: Answer) -> Callable[[Entry], None]:
     step_ids = _steps_of(due, answered)
 
     def unit(entry: Entry) -> None:
-        memoised = entry.store.memoised(due.run_key, step_ids)
+        memoised = entry.memoised(due.run_key, step_ids)
         entry.apply(due.run_key, Answered(due.call.generation, answered, memoised))
 
     return unit
@@ -63,7 +63,7 @@ def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Entry], None
     step_ids = set().union(*(_steps_of(due, own) for due, own in answered))
 
     def unit(entry: Entry) -> None:
-        memoised = entry.store.memoised(run_key, step_ids)
+        memoised = entry.memoised(run_key, step_ids)
         parts = tuple(Answered(due.call.generation, own, memoised) for due, own in answered)
         entry.apply(run_key, AnsweredTogether(parts))
 
@@ -89,7 +89,7 @@ def checkpoint(entry: Entry, run_id: str, request: CheckpointRequest) -> bool:
             "the checkpoint does not tell its call: generation_id, request_id or qi_id must be as in the call's context"
         )
     run_key = _find_run(entry, run_id)
-    memoised = entry.store.memoised(run_key, {op.id for op in request.steps})
+    memoised = entry.memoised(run_key, {op.id for op in request.steps})
     return entry.apply(run_key, Checkpointed(generation, request.steps, memoised))
 
 
@@ -193,7 +193,7 @@ def _check_owners(entry: Entry, app_id: str, function_ids: list[str]) -> None:
 
 
 def _find_run(entry: Entry, run_id: str) -> int:
-    key = entry.store.find_run_key(run_id)
+    key = entry.find_run_key(run_id)
     if key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
     return key

@@ -1,8 +1,9 @@
 """The one thread that writes, and group commit.
 
-Work is submitted as units. Whatever waits at one moment shares one transaction, so that one flush to disk
-serves many; each unit has a savepoint of its own, so that one that fails spoils no other. A unit's future is
-resolved after the commit, never before. What a unit is, the writer does not know.
+Work is submitted as units. Whatever waits at one moment shares one transaction, so that one flush to disk serves
+many. A unit that fails spoils no other: where it has changed anything by then, its group is rolled back and carried
+out again, each unit with a savepoint of its own. A unit's future is resolved after the commit, never before. What a
+unit is, the writer does not know, but that it may be carried out more than once.
 """
 
 import asyncio
@@ -39,12 +40,20 @@ class _Job:
 
 class Writer:
     """Owns ``connection`` from ``start`` to ``close``. ``on_lost`` is told why, on the event loop, once the database
-    must not be written any more: another engine has taken it over, or it is damaged."""
+    must not be written any more: another engine has taken it over, or it is damaged. ``on_rollback`` is told, in the
+    writer's thread, that something was undone which units have done."""
 
-    def __init__(self, connection: sqlite3.Connection, epoch: int, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        epoch: int,
+        on_lost: Callable[[str], None],
+        on_rollback: Callable[[], None] = lambda: None,
+    ) -> None:
         self._connection = connection
         self._epoch = epoch
         self._on_lost = on_lost
+        self._on_rollback = on_rollback
         self._submitted: list[_Job] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -105,24 +114,34 @@ class Writer:
 
     def _commit(self, group: list[_Job]) -> None:
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._check_epoch()
-            for job in group:
-                self._run(job)
+            self._begin()
+            if not all(self._run(job) for job in group):
+                self._roll_back("ROLLBACK")
+                self._begin()
+                for job in group:
+                    self._run_apart(job)
             self._connection.execute("COMMIT")
         except Exception as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            self._roll_back("ROLLBACK" if self._connection.in_transaction else None)
             for job in group:
                 job.error = explain(error)
 
-    def _check_epoch(self) -> None:
+    def _begin(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
         (epoch,) = self._connection.execute("SELECT epoch FROM owner").fetchone()
         if epoch != self._epoch:
             raise DatabaseLostError("another engine has taken over the database")
 
-    def _run(self, job: _Job) -> None:
-        self._connection.execute("SAVEPOINT unit")
+    def _roll_back(self, statement: str | None) -> None:
+        """``None`` where SQLite has done so itself."""
+        self._on_rollback()
+        if statement is not None:
+            self._connection.execute(statement)
+
+    def _run(self, job: _Job) -> bool:
+        """False where something has to be undone."""
+        job.error = None
+        changes = self._connection.total_changes
         try:
             job.result = job.unit()
         except Exception as error:
@@ -131,7 +150,13 @@ class Writer:
                 # SQLite has rolled back all of it, and so the group's other units too; or nothing should be
                 # added to what is damaged.
                 raise
-            self._connection.execute("ROLLBACK TO unit")
+            return self._connection.total_changes == changes
+        return True
+
+    def _run_apart(self, job: _Job) -> None:
+        self._connection.execute("SAVEPOINT unit")
+        if not self._run(job):
+            self._roll_back("ROLLBACK TO unit")
         self._connection.execute("RELEASE unit")
 
     def _deliver(self, group: list[_Job]) -> None:

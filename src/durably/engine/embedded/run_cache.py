@@ -1,0 +1,67 @@
+"""The runs that the writer changed last, as they are in the database: what it need not read again.
+
+Used in the writer's thread alone. It changes with the database, in the same unit of work; where anything of that is
+rolled back, all of it is cleared.
+"""
+
+from collections import OrderedDict
+
+import msgspec
+
+from durably.engine.flow.ticket import Ticket
+from durably.engine.head import Head
+
+from .arrivals import Arrival
+from .store import RunRow
+
+_CAPACITY = 2048
+_MOST_TRIGGER_BYTES = 2048
+"""Of an event that is kept along with the run that it triggered."""
+
+
+class CachedRun(msgspec.Struct, frozen=True):
+    """``is_moving`` is as stored. ``trigger`` is the event that triggered the run, unless it is large, or one of
+    several."""
+
+    row: RunRow
+    head: Head
+    ticket: Ticket | None
+    is_moving: bool
+    trigger: Arrival | None = None
+
+
+class RunCache:
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[int, CachedRun] = OrderedDict()
+        self._keys: dict[str, int] = {}
+
+    @staticmethod
+    def kept_trigger(row: RunRow, trigger: Arrival) -> Arrival | None:
+        """What is kept of a run's trigger."""
+        if row.is_batch or len(trigger.body) > _MOST_TRIGGER_BYTES:
+            return None
+        return Arrival(trigger.id, trigger.name, trigger.body)
+
+    def find(self, run_key: int) -> CachedRun | None:
+        return self._by_key.get(run_key)
+
+    def find_key(self, run_id: str) -> int | None:
+        return self._keys.get(run_id)
+
+    def put(self, run: CachedRun) -> None:
+        self._by_key[run.row.key] = run
+        self._by_key.move_to_end(run.row.key)
+        self._keys[run.row.id] = run.row.key
+        if len(self._by_key) > _CAPACITY:
+            _, oldest = self._by_key.popitem(last=False)
+            del self._keys[oldest.row.id]
+
+    def forget(self, run_key: int) -> None:
+        """Of a run that has ended."""
+        cached = self._by_key.pop(run_key, None)
+        if cached is not None:
+            del self._keys[cached.row.id]
+
+    def clear(self) -> None:
+        self._by_key.clear()
+        self._keys.clear()
