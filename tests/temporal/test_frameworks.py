@@ -87,6 +87,11 @@ def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]
     assert (twice.status, twice.json["type"]) == (409, "urn:durably:problem:already-started")
     form = app.post("/open/sleeping", b"a=1", {"Content-Type": "application/x-www-form-urlencoded"})
     assert form.status == 415
+    assert app.post("/open/sleeping", b"", {"Content-Type": "text/plain"}).status == 202
+    for site in ("cross-site", "same-site"):
+        assert app.post("/open/sleeping", b"", {"Sec-Fetch-Site": site}).status == 415
+    own = app.post("/open/sleeping", {}, {"Sec-Fetch-Site": "cross-site", "Content-Type": "application/json"})
+    assert own.status == 202  # Whoever may send JSON from another site may send it.
     assert app.post("/open/orders/x/signals/secret").status in (404, 405)
     assert app.get("/open/sleeping/x/history").status == 404
 

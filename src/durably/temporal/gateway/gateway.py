@@ -145,7 +145,8 @@ class Gateway:
         return found.handler.arguments.parse(request.body)
 
     def _check_body(self, request: GatewayRequest) -> None:
-        """Only JSON, so that a form on another site cannot send it with its visitor's cookies."""
+        """Only JSON, which a page of another site cannot send with its visitor's cookies unless it is allowed to; or,
+        where the browser does not say that it is such a page's, nothing. Development servers call that plain text."""
         if len(request.body) > self.limits.max_body:
             raise Problem(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -154,7 +155,9 @@ class Gateway:
             )
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         is_json = media_type == "application/json" or media_type.endswith("+json")
-        if not is_json and (media_type or request.body):
+        is_empty = not request.body and media_type in ("", "text/plain")
+        is_foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+        if not is_json and (is_foreign or not is_empty):
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
 
     async def _ask(self, authorize: Authorize, action: Action, io: IO, call_blocking: CallBlocking) -> object:
