@@ -151,6 +151,7 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
     ours = (
         "durably.client",
         "durably.comm",
+        "durably.django_view",
         "durably.errors",
         "durably.functions",
         "durably.in_process",
@@ -170,11 +171,15 @@ def test_nothing_below_an_adapter_knows_one() -> None:
     below = [
         file
         for file in modules()
-        if file.stem not in ADAPTERS
+        if file.stem not in (*ADAPTERS, "django_view")
         and "django" not in file.parent.parts
         and file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")
     ]
     assert violations(below, lambda m: not is_within(m, *adapters, *FRAMEWORKS - {"aiohttp", "uvicorn"})) == []
+
+
+def test_what_djangos_adapters_share_knows_nothing_of_ours() -> None:
+    assert violations([PACKAGE / "django_view.py"], lambda m: not is_ours(m)) == []
 
 
 def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:

@@ -1,6 +1,5 @@
 """Serving functions in a Django project."""
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -10,13 +9,13 @@ try:
     import django.db
     import django.http
     import django.urls
-    from asgiref.sync import markcoroutinefunction
 except ImportError as error:
     raise ImportError('durably.django needs Django: pip install "durably[django]"') from error
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.paths import mount_path
+from durably.django_view import SyncAndAsyncView, in_event_loop
 from durably.functions import Function
 from durably.settings import Streaming
 
@@ -68,39 +67,20 @@ def serve(
             serve_path=serve_path,
         )
 
-    view: Any = _View(handler, to_request)
+    view: Any = _make_view(handler, to_request)
     return cast(django.urls.URLPattern, django.urls.path(mount_path(serve_path).lstrip("/"), view, name="durably"))
 
 
-class _View:
-    """Async where an event loop runs (ASGI), sync elsewhere (WSGI); Django asks at each request."""
-
-    csrf_exempt = True
-    _coroutine_marks = vars(markcoroutinefunction(lambda: None))
-
-    def __init__(self, handler: CommHandler, to_request: Callable[[Any], CommRequest]) -> None:
-        self._handler = handler
-        self._to_request = to_request
-
-    @property
-    def _non_atomic_requests(self) -> set[str]:
-        """What ``transaction.non_atomic_requests`` sets, for every database."""
-        return set(django.db.connections)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._coroutine_marks and asyncio._get_running_loop() is not None:
-            return self._coroutine_marks[name]
-        raise AttributeError(name)
-
-    def __call__(self, request: Any) -> Any:
-        if asyncio._get_running_loop() is not None:
-            return self._answer(request)
-        response = self._handler.handle_sync(request.method, self._to_request(request))
+def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -> SyncAndAsyncView:
+    def answer(request: Any) -> Any:
+        response = handler.handle_sync(request.method, to_request(request))
         return _to_django(response, None if response.stream is None else response.stream_sync())
 
-    async def _answer(self, request: Any) -> Any:
-        response = await self._handler.handle(request.method, self._to_request(request))
+    async def answer_async(request: Any) -> Any:
+        response = await handler.handle(request.method, to_request(request))
         return _to_django(response, None if response.stream is None else response.stream())
+
+    return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)
 
 
 def _to_django(response: CommResponse, chunks: Any) -> Any:
@@ -112,7 +92,7 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
 @contextmanager
 def _usable_connections() -> Iterator[None]:
     """What Django does around a request; async functions have connections in other threads than this."""
-    close = (lambda: None) if asyncio._get_running_loop() else django.db.close_old_connections
+    close = (lambda: None) if in_event_loop() else django.db.close_old_connections
     close()
     try:
         yield

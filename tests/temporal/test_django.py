@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,19 @@ def run(server: DevServer, database: Path, code: str, before: str = "") -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def authenticate_with_token(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A project's middleware that leaves it to the view whether a user is needed."""
+    from django.contrib.auth.models import AnonymousUser, User
+    from django.utils.functional import SimpleLazyObject
+
+    def authenticate(request: Any) -> Any:
+        if name := request.headers.get("Token"):
+            request.user = SimpleLazyObject(lambda: User.objects.filter(username=name).first() or AnonymousUser())
+        return get_response(request)
+
+    return authenticate
 
 
 def test_the_connection_is_that_of_the_settings(server: DevServer, database: Path) -> None:
@@ -138,8 +153,8 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
         urls.urlpatterns += [path("api/", globals()["urls_of"](gateway)), path("direct", direct)]
         user = User.objects.create_user("ann")
 
-        def start(client):
-            return client.post("/api/sleeping", content_type="application/json")
+        def start(client, **headers):
+            return client.post("/api/sleeping", content_type="application/json", headers=headers)
 
         client = Client()
         anonymous = start(client)
@@ -160,6 +175,9 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
             await client.aforce_login(user)
             assert (await start(client)).status_code == 202
             assert (await client.get("/direct")).status_code == 404
+            # Whom a middleware finds counts, and not who the session says it is.
+            assert (await start(client, token="ann")).status_code == 202
+            assert (await start(client, token="none")).status_code == 401
 
         asyncio.run(over_asgi())
     """
@@ -168,6 +186,7 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
         options["MIDDLEWARE"] += [
             "django.contrib.sessions.middleware.SessionMiddleware",
             "django.contrib.auth.middleware.AuthenticationMiddleware",
+            "tests.temporal.test_django.authenticate_with_token",
         ]
     """
     run(

@@ -1,14 +1,13 @@
 """The gateway as Django views: async under ASGI, sync under WSGI."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import django.db
 import django.http
 import django.urls
-from asgiref.sync import markcoroutinefunction, sync_to_async
+from asgiref.sync import sync_to_async
 
+from durably.django_view import SyncAndAsyncView
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from durably.temporal.gateway.messages import JSON
 
@@ -34,7 +33,7 @@ def urls(
         content = gateway.document(mount=request.path.removesuffix("/openapi.json"), title=title)
         return django.http.HttpResponse(content, content_type=JSON)
 
-    view: Any = _GatewayView(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
+    view: Any = _make_view(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
     patterns = [
         django.urls.path("openapi.json", document, name="openapi"),
         django.urls.re_path(r"^(?P<path>.+)$", view, name="gateway"),
@@ -42,49 +41,26 @@ def urls(
     return patterns, "durably_temporal", namespace
 
 
-class _GatewayView:
-    """Async where an event loop runs (ASGI), sync elsewhere (WSGI); Django asks at each request."""
+def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
+    principal_of = principal or _user_of
 
-    _coroutine_marks = vars(markcoroutinefunction(lambda: None))
-
-    def __init__(self, gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> None:
-        self._gateway = gateway
-        self._principal = principal
-        self.csrf_exempt = csrf_exempt
-
-    @property
-    def _non_atomic_requests(self) -> set[str]:
-        """What ``transaction.non_atomic_requests`` sets, for every database: the views write to none."""
-        return set(django.db.connections)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._coroutine_marks and asyncio._get_running_loop() is not None:
-            return self._coroutine_marks[name]
-        raise AttributeError(name)
-
-    def __call__(self, request: Any, path: str) -> Any:
-        if asyncio._get_running_loop() is not None:
-            return self._answer(request, path)
-        principal = self._principal(request) if self._principal else getattr(request, "user", None)
-        response = self._gateway.handle_sync(_to_gateway(request, path, principal))
+    def answer(request: Any, path: str) -> Any:
+        response = gateway.handle_sync(_to_gateway(request, path, principal_of(request)))
         return _to_django(response, None if response.stream is None else iterate_sync(response.stream()))
 
-    async def _answer(self, request: Any, path: str) -> Any:
-        gateway_request = _to_gateway(request, path, await self._principal_of(request))
+    async def answer_async(request: Any, path: str) -> Any:
+        gateway_request = _to_gateway(request, path, await sync_to_async(principal_of)(request))
         gateway_request.call_blocking = _in_djangos_thread
-        response = await self._gateway.handle(gateway_request)
+        response = await gateway.handle(gateway_request)
         return _to_django(response, None if response.stream is None else response.stream())
 
-    async def _principal_of(self, request: Any) -> Any:
-        if self._principal is not None:
-            return await sync_to_async(self._principal)(request)
-        if hasattr(request, "auser"):
-            return await request.auser()
-        # Evaluated where the ORM may be used: before Django 5 the user is lazy.
-        return await sync_to_async(lambda: _evaluated(getattr(request, "user", None)))()
+    return SyncAndAsyncView(answer, answer_async, csrf_exempt=csrf_exempt)
 
 
-def _evaluated(user: Any) -> Any:
+def _user_of(request: Any) -> Any:
+    """``request.user``, evaluated: it is lazy, and later the ORM may be out of reach. Not ``auser``, which does not
+    know the user that a middleware of the project's has put there."""
+    user = getattr(request, "user", None)
     getattr(user, "is_authenticated", None)
     return user
 
