@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from . import ingest, latency, sdk_report, sleeping, soak, step_cost, throughput, virtual, waiting
+from . import ingest, latency, sdk_report, sleeping, soak, step_cost, temporal_web, throughput, virtual, waiting
 
 
 class Row(Protocol):
@@ -21,4 +21,5 @@ ROWS: dict[str, Row] = {
     "soak": soak.report,
     "cost": sdk_report.report_cost,
     "memory": sdk_report.report_memory,
+    "temporal": temporal_web.report,
 }
