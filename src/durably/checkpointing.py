@@ -38,6 +38,11 @@ class Checkpoints(Protocol):
         """
         ...
 
+    def may_be_stale(self, since: float) -> bool:
+        """Whether the engine may have given up, without this process knowing, a call that it wanted at ``since``
+        (``time.monotonic()``). A checkpoint, which may be without steps, tells for certain."""
+        ...
+
     async def commit(self, request: CheckpointRequest) -> None:
         """Hand steps over; they are stored durably once this returns. Steps handed over before change nothing.
 
@@ -64,6 +69,11 @@ class HttpCheckpoints:
     def are_possible(self) -> bool:
         """Whether the engine is not known to lack the endpoint."""
         return time.monotonic() >= self._absent_until
+
+    def may_be_stale(self, since: float) -> bool:
+        """An engine at the other end of a request waits for its answer; what else it gives up, it tells at the next
+        checkpoint."""
+        return False
 
     async def commit(self, request: CheckpointRequest) -> None:
         """See ``Checkpoints``."""

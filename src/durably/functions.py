@@ -35,6 +35,7 @@ from durably.protocol.call import CallContext
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
 from durably.sending import send_events, step_seed
+from durably.standing import CallStanding
 from durably.timings import Timings
 from durably.transport import IO
 
@@ -174,7 +175,7 @@ class Function(Generic[T]):
         self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, handover: Handover | None
     ) -> Ending:
         handler = self._handler_for(call.function_id)
-        replay = _make_replay(call, middleware, handover)
+        replay = _make_replay(call, middleware, handover, _standing_of(call, io))
         ctx, run = _make_context(handler, client, call, replay, io, middleware)
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)
@@ -237,7 +238,13 @@ def _watch(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() < deadline
 
 
-def _make_replay(call: FunctionCall, middleware: MiddlewareStack, handover: Handover | None) -> Replay:
+def _standing_of(call: FunctionCall, io: IO) -> CallStanding | None:
+    return None if call.checkpoints is None else CallStanding(call.checkpoints, _tell_call(call), io)
+
+
+def _make_replay(
+    call: FunctionCall, middleware: MiddlewareStack, handover: Handover | None, standing: CallStanding | None
+) -> Replay:
     context = call.context
     stack = context.stack.stack if context.stack is not None else None
     return Replay(
@@ -251,6 +258,7 @@ def _make_replay(call: FunctionCall, middleware: MiddlewareStack, handover: Hand
         disable_immediate=call.disable_immediate,
         attempt=context.attempt,
         max_attempts=context.max_attempts,
+        standing=standing,
         stand_in=call.stand_in,
     )
 

@@ -4,8 +4,6 @@ import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
-from durably.checkpointing import Checkpoints
-
 if TYPE_CHECKING:
     from durably.comm import CommHandler
 
@@ -16,9 +14,6 @@ class InProcessEngine(Protocol):
     What is awaited may be awaited on any event loop, and raises ``durably.errors.Error``: what the engine refuses,
     and ``TransportError`` where none could be reached.
     """
-
-    @property
-    def checkpoints(self) -> Checkpoints: ...
 
     async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
         """Store events, a JSON list, and answer with their ids after the commit. ``seed`` makes sending again

@@ -25,6 +25,9 @@ class DirectCheckpoints:
         self._loop = asyncio.get_running_loop()
         self.batches: list[list[str | None]] = []
 
+    def may_be_stale(self, since: float) -> bool:
+        return False
+
     async def commit(self, request: CheckpointRequest) -> None:
         self.batches.append([step.display_name for step in request.steps])
         done = asyncio.run_coroutine_threadsafe(self._engine.checkpoint(request.run_id, request), self._loop)

@@ -76,4 +76,27 @@ def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:
 
         return await ctx.step.run("wait", wait)
 
-    return [count, count_sync, relay, hold, hold_async]
+    @client.create_function(fn_id="between", trigger=TriggerEvent(event="between"), retries=20)
+    def between(ctx: ContextSync) -> None:
+        """Between two steps it waits until the file that the event names is there."""
+        ctx.step.run("first", diary.note, "first", run=ctx.run_id)
+        diary.note("between", run=ctx.run_id)
+        try:
+            while not os.path.exists(ctx.event.data["until"]):
+                time.sleep(0.01)
+            ctx.step.run("second", diary.note, "second", run=ctx.run_id)
+        finally:
+            diary.note("left", run=ctx.run_id)
+
+    @client.create_function(fn_id="between-async", trigger=TriggerEvent(event="between-async"), retries=20)
+    async def between_async(ctx: Context) -> None:
+        await ctx.step.run("first", diary.note, "first", run=ctx.run_id)
+        diary.note("between", run=ctx.run_id)
+        try:
+            while not os.path.exists(ctx.event.data["until"]):  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.01)
+            await ctx.step.run("second", diary.note, "second", run=ctx.run_id)
+        finally:
+            diary.note("left", run=ctx.run_id)
+
+    return [count, count_sync, relay, hold, hold_async, between, between_async]

@@ -6,19 +6,30 @@ from durably.engine.errors import EngineError, RunNotFoundError, StaleCallError
 from durably.errors import CallStaleError, CheckpointRefusedError, TransportError
 from durably.protocol.checkpoint import CheckpointRequest
 
+from .pulse import Pulse
+
 
 class EngineCheckpoints:
     """``checkpoint`` is ``EmbeddedEngine.checkpoint``, or leads to it; see ``durably.checkpointing.Checkpoints``.
 
-    They cost so little that they are the default, unless ``are_default`` says otherwise.
+    They cost so little that they are the default, unless ``are_default`` says otherwise. ``pulse`` is that of a process
+    that others may give up.
     """
 
     def __init__(
-        self, checkpoint: Callable[[str, CheckpointRequest], Awaitable[None]], *, are_default: bool = True
+        self,
+        checkpoint: Callable[[str, CheckpointRequest], Awaitable[None]],
+        pulse: Pulse | None = None,
+        *,
+        are_default: bool = True,
     ) -> None:
         self._checkpoint = checkpoint
+        self._pulse = pulse
         self.are_default = are_default
         self.join_answers = True
+
+    def may_be_stale(self, since: float) -> bool:
+        return self._pulse is not None and self._pulse.is_doubtful(since)
 
     async def commit(self, request: CheckpointRequest) -> None:
         try:

@@ -35,7 +35,9 @@ class Follower:
         try:
             async with asyncio.timeout(timing.lease):
                 loop = asyncio.get_running_loop()
-                _, link = await loop.create_unix_connection(lambda: Link(answer, timing), str(socket))
+                _, link = await loop.create_unix_connection(
+                    lambda: Link(answer, timing, on_heard=worker.pulse.beat), str(socket)
+                )
                 await link.wait_heard()
         except TimeoutError:
             raise

@@ -27,7 +27,6 @@ from .queries import Queries
 from .serving import Loader, Loading
 
 if TYPE_CHECKING:
-    from durably.checkpointing import Checkpoints
     from durably.comm import CommHandler
     from durably.engine.embedded import EngineSettings
     from durably.protocol.checkpoint import CheckpointRequest
@@ -162,12 +161,6 @@ class Embedded(Queries):
 
     # for the client, see InProcessEngine
 
-    @property
-    def checkpoints(self) -> "Checkpoints":
-        from .checkpoints import EngineCheckpoints
-
-        return EngineCheckpoints(self._checkpoint)
-
     async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
         ids: list[str] = await self._ask("send_events", msgspec.Raw(body), seed, timeout=timeout)
         return ids
@@ -268,15 +261,19 @@ class Embedded(Queries):
             return self._member
 
     def _make_member(self, loop: asyncio.AbstractEventLoop, *, takes_calls: bool) -> "Member":
+        from .checkpoints import EngineCheckpoints
         from .link import Timing
         from .member import Member
+        from .pulse import Pulse
         from .worker import LocalWorker
 
         if not self._stops_at_exit:
             # Before the thread pools end, which atexit is too late for.
             getattr(threading, "_register_atexit", atexit.register)(self._stop_at_exit)
             self._stops_at_exit = True
-        worker = LocalWorker(self._handlers if takes_calls else {}, self._max_calls, self.checkpoints)
+        pulse = Pulse(longest_gap=self._lease_seconds / 2)
+        checkpoints = EngineCheckpoints(self._checkpoint, pulse)
+        worker = LocalWorker(self._handlers if takes_calls else {}, self._max_calls, checkpoints, pulse)
         timing = Timing(self._lease_seconds, self._lease_seconds / _BEATS_PER_LEASE)
         return Member(self.path, self._engine_settings(), worker, timing, loop, may_own=self._may_own)
 

@@ -69,11 +69,18 @@ class Link(asyncio.Protocol):
     """One side. ``lost`` is set once the other side is gone, ``was_silent`` where it was given up on although its
     process may live."""
 
-    def __init__(self, answer: Answer, timing: Timing, on_lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        timing: Timing,
+        on_lost: Callable[[], None] = lambda: None,
+        on_heard: Callable[[], None] = lambda: None,
+    ) -> None:
         self.was_silent = False
         self._answer = answer
         self._timing = timing
         self._on_lost = on_lost
+        self._on_heard = on_heard
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
@@ -147,6 +154,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._ticks_of_silence = 0
+        self._on_heard()
         if not self._heard.done():
             self._heard.set_result(None)
         self._received += data

@@ -158,6 +158,7 @@ class Member:
             if not self._first_try.done():
                 self._first_try.set_result(None)
             await place.wait_lost()
+            self._worker.pulse.lose_contact()
             self.holds_database = False
             self._place = self.loop.create_future()
             if isinstance(place, Follower):

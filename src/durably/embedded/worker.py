@@ -9,14 +9,18 @@ from durably.protocol.sync import SyncRequest
 
 from .calls import HandedAnswer, HandedCall, answer_call, sync_of
 from .errors import CallHandedBackError
+from .pulse import Pulse
 from .roster import Offer
 
 
 class LocalWorker:
     """This process. ``handlers`` are those of the apps by their ids. It takes ``max_calls`` calls at a time, until
-    it is told to refuse them."""
+    it is told to refuse them. ``pulse`` beats while it is in contact with the others."""
 
-    def __init__(self, handlers: dict[str, CommHandler], max_calls: int, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, handlers: dict[str, CommHandler], max_calls: int, checkpoints: Checkpoints, pulse: Pulse
+    ) -> None:
+        self.pulse = pulse
         self._handlers = handlers
         self._max_calls = max_calls
         self._checkpoints = checkpoints

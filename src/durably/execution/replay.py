@@ -17,6 +17,7 @@ from durably.protocol.opcodes import Op, Opcode, ParallelMode, hash_step_id
 from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
+from .tasks import current_tracker
 
 _OWN_CODE = os.path.dirname(__file__)
 
@@ -64,6 +65,17 @@ class Handover(Protocol):
         ...
 
 
+class Standing(Protocol):
+    """Whether the engine still wants the call."""
+
+    @property
+    def is_doubtful(self) -> bool: ...
+
+    async def confirm(self) -> None:
+        """Ask the engine. Raises where the call must not go on."""
+        ...
+
+
 @dataclass(slots=True)
 class Replay:
     """The state of one call.
@@ -71,7 +83,7 @@ class Replay:
     ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
     execute, ``None`` to discover. ``also`` are others that may be executed in the same call, where that is one after
     another as long as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
-    step that it executes. ``stand_in`` takes the place of steps in tests.
+    step that it executes. ``standing`` is looked at before each. ``stand_in`` takes the place of steps in tests.
     """
 
     memos: StepMemos
@@ -84,6 +96,7 @@ class Replay:
     disable_immediate: bool = False
     attempt: int = 0
     max_attempts: int | None = None
+    standing: Standing | None = None
     stand_in: StandIn | None = None
     is_fresh: bool = False
     targets: Collection[str] = ()
@@ -178,6 +191,8 @@ class Replay:
     async def execute(self, step: Step, call: Callable[[Any], Awaitable[Any]]) -> StepReport:
         """Run the step's handler. ``call`` resolves what it returned: awaits it, or refuses awaitables."""
         request = step.request
+        if self.standing is not None and self.standing.is_doubtful:
+            await _apart_from_run(self.standing.confirm())
         await self.freshen()
         await self.hooks.before_step(step.info())
         token = in_step.set(step)
@@ -200,6 +215,15 @@ class Replay:
         is_last = self.max_attempts is not None and self.attempt + 1 >= self.max_attempts
         op = Opcode.STEP_FAILED if is_last or not is_retriable(error) else Opcode.STEP_ERROR
         return StepReport(step.to_op(op), step.info(), error=error)
+
+
+async def _apart_from_run(work: Awaitable[None]) -> None:
+    """Tasks that are made for it are not the run's."""
+    token = current_tracker.set(None)
+    try:
+        await work
+    finally:
+        current_tracker.reset(token)
 
 
 def refuse_nested(request: StepRequest) -> None:

@@ -1,0 +1,40 @@
+"""The contact of this process with the others, as it looks back on it.
+
+A process that was stopped, or whose event loop was blocked, does not notice; nor, at first, does one whose owner was.
+But others may have given them up meanwhile, and made their calls elsewhere. The clock tells: it goes on. Nothing here
+knows of calls.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+
+class Pulse:
+    """Beats whenever an owner is alive, and another process hears from its owner. ``longest_gap`` is how many seconds
+    may lie between two beats without anybody having been given up."""
+
+    def __init__(self, longest_gap: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._longest_gap = longest_gap
+        self._clock = clock
+        self._last_beat = clock()
+        self._gap_ended = -math.inf
+
+    def beat(self) -> None:
+        """This process runs, and is in contact."""
+        now = self._clock()
+        if now - self._last_beat > self._longest_gap:
+            self._gap_ended = now
+        self._last_beat = now
+
+    def lose_contact(self) -> None:
+        """Whatever this process had to do with the others before now may be over."""
+        self._gap_ended = self._clock()
+
+    def is_doubtful(self, since: float) -> bool:
+        """Whether what held at ``since``, by the same clock, may not hold any more.
+
+        What arrives just after a gap may have been sent before it, so that is doubtful too.
+        """
+        is_overdue = self._clock() - self._last_beat > self._longest_gap
+        return is_overdue or since < self._gap_ended + self._longest_gap

@@ -1,0 +1,44 @@
+"""A process that was stopped for longer than the lease, and goes on, begins no step of calls that were given up."""
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .cluster import eventually, gunicorn, serving, uvicorn
+
+WORKERS = 3
+SERVERS = {"gunicorn": gunicorn("flask_app", WORKERS), "uvicorn": uvicorn("fast_api_app", WORKERS)}
+
+
+@pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])
+@pytest.mark.parametrize("name", ["between", "between-async"])
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_revived_process_begins_no_step(server: str, name: str, is_owner: bool, tmp_path: Path) -> None:
+    with serving(SERVERS[server], tmp_path) as cluster:
+        owner = cluster.wait_joined(WORKERS)
+        until = tmp_path / "until"
+        cluster.send(*({"name": name, "id": str(number), "data": {"until": str(until)}} for number in range(6)))
+        begun = eventually(lambda: seen if len(seen := cluster.diary.entries("between")) == 6 else None, "all wait")
+        processes = {entry["process"] for entry in begun}
+        stopped = owner if is_owner else next(iter(processes - {owner}))
+        runs = {entry["run"] for entry in begun if entry["process"] == stopped}
+        assert runs
+        os.kill(stopped, signal.SIGSTOP)
+
+        def are_made_elsewhere() -> bool:
+            again = cluster.diary.entries("between")
+            return runs <= {entry["run"] for entry in again if entry["process"] != stopped}
+
+        eventually(are_made_elsewhere, "the calls are made elsewhere")
+        until.touch()
+        cluster.wait_completed(6)
+        os.kill(stopped, signal.SIGCONT)
+
+        def have_left() -> bool:
+            return runs <= {entry["run"] for entry in cluster.diary.entries("left") if entry["process"] == stopped}
+
+        eventually(have_left, "the revived process has given its calls up")
+        assert set(Counter(entry["run"] for entry in cluster.diary.entries("second")).values()) == {1}
