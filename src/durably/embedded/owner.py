@@ -181,6 +181,7 @@ class Owner:
         """After this process was stopped for long, it may have lost the database without having noticed."""
         loop = asyncio.get_running_loop()
         while True:
+            self._worker.pulse.beat()
             before = loop.time()
             await asyncio.sleep(self._timing.beat)
             if loop.time() - before > self._timing.lease / 2:
