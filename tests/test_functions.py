@@ -41,6 +41,11 @@ def test_the_least_configuration() -> None:
     ]
 
 
+def test_a_function_may_have_no_trigger() -> None:
+    [config] = configs(trigger=[])
+    assert config["triggers"] == []
+
+
 def test_every_option_reaches_the_engine() -> None:
     [config] = configs(
         name="Fulfil",
@@ -107,8 +112,7 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
     [
         ({"fn_id": ""}, "fn_id must be text that names the function, not ''"),
         ({"fn_id": 7}, "fn_id must be text"),
-        ({"trigger": []}, 'function "fn": trigger needs 1 to 10 triggers, not 0'),
-        ({"trigger": [TRIGGER] * 11}, "not 11"),
+        ({"trigger": [TRIGGER] * 11}, 'function "fn": trigger takes at most 10, not 11'),
         ({"trigger": "e"}, "trigger takes TriggerEvent and TriggerCron, not 'e'"),
         ({"retries": 21}, "retries must be 0 to 20, not 21"),
         ({"retries": -1}, "retries must be 0 to 20, not -1"),
@@ -131,16 +135,19 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: durably.Batch(max_size=0), "Batch.max_size must be a positive number, not 0"),
+        (lambda: durably.Batch(max_size=0), "Batch.max_size must be a whole number from 2 to 10000, not 0"),
+        (lambda: durably.Batch(max_size=10_001), "Batch.max_size must be a whole number from 2 to 10000, not 10001"),
         (lambda: durably.Batch(max_size=5, timeout=500), "Batch.timeout must be at least one second, not 500"),
         (lambda: durably.Cancel(event=None), "Cancel.event is required"),  # type: ignore[arg-type]
-        (lambda: durably.Concurrency(limit=True), "Concurrency.limit must be a positive number"),
+        (lambda: durably.Concurrency(limit=True), "Concurrency.limit must be a whole number from 1 to 1000000000"),
+        (lambda: durably.Concurrency(limit=10**30), "Concurrency.limit must be a whole number from 1 to 1000000000"),
+        (lambda: durably.Debounce(period=5000, timeout=3000), "Debounce.timeout is shorter than the period of 5s"),
         (lambda: durably.Concurrency(limit=1, scope="world"), 'Concurrency.scope must be "fn", "env"'),  # type: ignore[arg-type]
         (lambda: durably.Debounce(period="1m"), "Debounce.period: a duration is"),  # type: ignore[arg-type]
         (lambda: durably.Priority(run=100), "Priority.run must be text, not 100"),  # type: ignore[arg-type]
         (lambda: durably.RateLimit(limit=1, period=-5), "RateLimit.period: a duration cannot be negative"),
         (lambda: durably.Singleton(mode="maybe"), 'Singleton.mode must be "skip" or "cancel"'),  # type: ignore[arg-type]
-        (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit must be a positive number"),  # type: ignore[arg-type]
+        (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit must be a whole number"),  # type: ignore[arg-type]
         (lambda: TriggerCron(cron=5), "TriggerCron.cron must be text, not 5"),  # type: ignore[arg-type]
         (lambda: TriggerEvent(event=5), "TriggerEvent.event must be text, not 5"),  # type: ignore[arg-type]
     ],

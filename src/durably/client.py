@@ -138,6 +138,7 @@ class Client:
     ) -> Callable[[Handler[T]], Function[T]]:
         """Make a durable function of an async or a sync one, which is called with a ``Context`` alone.
 
+        With no ``trigger``, an empty list, it runs where other functions invoke it, and not otherwise.
         ``retries`` is the number of attempts after the first (default 4, at most 20), counted for each
         step anew. ``on_failure`` is called when a run has failed for good, as a function of its own.
         ``output_type`` lets the client's serializer turn the output into JSON and back. ``checkpointing`` wins over

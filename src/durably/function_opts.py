@@ -54,8 +54,8 @@ class FunctionOpts:
     def __post_init__(self) -> None:
         if not isinstance(self.local_id, str) or not self.local_id:
             raise FunctionConfigInvalidError(f"fn_id must be text that names the function, not {self.local_id!r}")
-        if not self.triggers or len(self.triggers) > MAX_TRIGGERS:
-            raise self._invalid("trigger", f"needs 1 to {MAX_TRIGGERS} triggers, not {len(self.triggers)}")
+        if len(self.triggers) > MAX_TRIGGERS:
+            raise self._invalid("trigger", f"takes at most {MAX_TRIGGERS}, not {len(self.triggers)}")
         for trigger in self.triggers:
             if not isinstance(trigger, Trigger):
                 raise self._invalid("trigger", f"takes TriggerEvent and TriggerCron, not {trigger!r}")

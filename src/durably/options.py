@@ -11,13 +11,15 @@ import msgspec
 
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.durations import Duration, DurationInvalidError, format_duration, to_timedelta
+from durably.protocol.limits import MAX_BATCH_SIZE, MAX_COUNT
 
 
 class Option(msgspec.Struct, kw_only=True, frozen=True):
-    """Base of the options: checks durations and positive counts, writes the wire's form."""
+    """Base of the options: checks durations and counts, writes the wire's form."""
 
     _durations: ClassVar[tuple[str, ...]] = ("timeout", "period", "start", "finish")
     _counts: ClassVar[tuple[str, ...]] = ("limit", "max_size", "burst")
+    _least, _most = 1, MAX_COUNT
     _shortest: ClassVar[tuple[dt.timedelta, str]] = (dt.timedelta(seconds=1), "one second")
 
     def __post_init__(self) -> None:
@@ -29,8 +31,10 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
             elif field.name in self._durations:
                 msgspec.structs.force_setattr(self, field.name, self._duration(field.name, value))
             elif field.name in self._counts:
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    raise self._invalid(field.name, f"must be a positive number, not {value!r}")
+                if not isinstance(value, int) or isinstance(value, bool) or not self._least <= value <= self._most:
+                    raise self._invalid(
+                        field.name, f"must be a whole number from {self._least} to {self._most}, not {value!r}"
+                    )
             elif not isinstance(value, str):
                 raise self._invalid(field.name, f"must be text, not {value!r}")
 
@@ -58,6 +62,8 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
 
 class Batch(Option, frozen=True, rename={"max_size": "maxSize", "if_exp": "if"}):
     """Start one run for up to ``max_size`` events, or after ``timeout``; one batch per value of ``key``."""
+
+    _least, _most = 2, MAX_BATCH_SIZE
 
     max_size: int
     timeout: Duration | None = None
@@ -92,6 +98,11 @@ class Debounce(Option, frozen=True):
     period: Duration
     key: str | None = None
     timeout: Duration | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.timeout is not None and to_timedelta(self.timeout) < to_timedelta(self.period):
+            raise self._invalid("timeout", f"is shorter than the period of {format_duration(self.period)}")
 
 
 class Priority(Option, frozen=True):

@@ -55,7 +55,7 @@ def resume(client: "EngineClient", function_id: str) -> None:
 
 def _triggers(function: "FunctionBody") -> str:
     triggers: list[dict[str, Any]] = function.config["triggers"]
-    return ", ".join(trigger.get("event") or trigger["cron"] for trigger in triggers)
+    return ", ".join(trigger.get("event") or trigger["cron"] for trigger in triggers) or "invoked only"
 
 
 def _state(function: "FunctionBody") -> str:

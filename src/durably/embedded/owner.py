@@ -137,7 +137,7 @@ class Owner:
         self._roster.change(self._seat, self._worker.offer())
         engine = await self._get_engine()
         for sync in self._worker.syncs():
-            await engine.sync_app(sync)
+            await engine.sync_app(sync, in_process=True)
 
     async def wait_lost(self) -> None:
         await (await self._get_engine()).wait_closed()
@@ -238,7 +238,7 @@ class Owner:
         assert guest.link is not None
         engine = await self._get_engine()
         for sync in request.syncs:
-            await engine.sync_app(sync)
+            await engine.sync_app(sync, in_process=True)
         if guest.link.lost.is_set():
             return
         if guest.seat is None:

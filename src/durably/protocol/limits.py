@@ -26,6 +26,10 @@ DEFAULT_LONG_TIMEOUT = dt.timedelta(days=365)
 """An empty timeout of an invoke or of a wait for a signal."""
 MAX_CALL_DURATION = dt.timedelta(hours=2)
 IDEMPOTENCY_PERIOD = dt.timedelta(hours=24)
+MAX_COUNT = 1_000_000_000
+"""The largest limit of a concurrency, throttle or rate limit, and the largest burst."""
+MAX_BATCH_SIZE = 10_000
+MAX_FUNCTION_ID_LENGTH = 512
 MAX_TRIGGERS = 10
 MAX_CANCELS = 5
 MAX_CONCURRENCY = 2

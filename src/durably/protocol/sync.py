@@ -1,11 +1,13 @@
 """Sync: an app telling an engine its functions (spec §4.3).
 
 Reading is lenient: official SDKs send ``appname`` or ``appName``, nulls for absent options, and durations
-as text that may also be an RFC 3339 date. Writing goes through ``durably.options``, which checks values.
+as text that may also be an RFC 3339 date. An option that is not known is passed over, since newer SDKs may have more
+of them; a field that a known option does not have is refused, since it is misspelt. Writing goes through
+``durably.options``, which checks values.
 """
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -134,17 +136,43 @@ class SyncRequest(msgspec.Struct, kw_only=True):
         return self.app_name or self.appname or ""
 
 
+T = TypeVar("T")
+
 _decoder = msgspec.json.Decoder(SyncRequest)
+_OPTIONS: dict[str, type[_Wire]] = {
+    "triggers": Trigger,
+    "batchEvents": BatchEvents,
+    "cancel": Cancel,
+    "rateLimit": RateLimit,
+    "throttle": Throttle,
+    "debounce": Debounce,
+    "priority": Priority,
+    "concurrency": Concurrency,
+    "singleton": Singleton,
+    "timeouts": Timeouts,
+}
+"""The options that engines act on; that of checkpoints is for SDKs."""
+_FIELDS = {
+    option: sorted(field.encode_name for field in msgspec.structs.fields(struct)) for option, struct in _OPTIONS.items()
+}
 _PLACE_IN_FUNCTION = re.compile(r" - at `\$\.functions\[(\d+)\]\.(.+)`$")
 
 
 def decode_sync(body: bytes) -> SyncRequest:
     """Raises ``msgspec.ValidationError``, which names the function and the option or else the place of a wrong
     value, or ``msgspec.DecodeError``."""
+    return decode_functions(body, _decoder)
+
+
+def decode_functions(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Whatever JSON object has configurations as its ``functions``. Raises like ``decode_sync``."""
     try:
-        return _decoder.decode(body)
+        decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
         raise msgspec.ValidationError(_name_function(str(error), body)) from None
+    for config in msgspec.json.decode(body)["functions"]:
+        _check_fields(config)
+    return decoded
 
 
 def _name_function(fault: str, body: bytes) -> str:
@@ -154,3 +182,17 @@ def _name_function(fault: str, body: bytes) -> str:
     if not isinstance(function_id, str):
         return fault
     return f"function {function_id!r}: {place[2]}: {fault[: place.start()]}"
+
+
+def _check_fields(config: dict[str, Any]) -> None:
+    """Nulls ask for nothing, whatever their names."""
+    for option, known in _FIELDS.items():
+        value = config.get(option)
+        for entry in value if isinstance(value, list) else [value]:
+            if not isinstance(entry, dict):
+                continue
+            for name, given in entry.items():
+                if name not in known and given is not None:
+                    raise msgspec.ValidationError(
+                        f"function {config['id']!r}: {option} has no field {name!r}; it takes {', '.join(known)}"
+                    )

@@ -172,7 +172,7 @@ class TestEngine:
             inspector = Inspector(path, self._runtime.executor)
             stack.callback(inspector.close)
             for handler in self._link.handlers.values():
-                await self._engine.sync_app(sync_of(handler))
+                await self._engine.sync_app(sync_of(handler), in_process=True)
             await self._clock.rest()
             await self._stack.enter_async_context(stack.pop_all())
         self._records = Records(inspector, self._recorder, self._clock)

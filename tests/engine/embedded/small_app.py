@@ -141,7 +141,7 @@ class SmallApp:
 
     def function(self, name: str, *, event: str | None = None, **config: Any) -> Callable[[Handler], Handler]:
         def register(handler: Handler) -> Handler:
-            triggers = config.pop("triggers", None) or [{"event": event or name}]
+            triggers = config.pop("triggers", [{"event": event or name}])
             self.functions[f"{self.app_id}-{name}"] = (handler, {"triggers": triggers, **config})
             return handler
 

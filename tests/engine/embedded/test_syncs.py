@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from durably.engine.embedded import EmbeddedEngine
-from durably.engine.embedded.views import SyncResult
+from durably.engine.embedded.views import RunStatus, SyncResult
 from durably.engine.errors import ConfigInvalidError
 from durably.protocol.sync import SyncRequest, decode_sync
 
-from .conftest import only_run, run_to_end, send
+from .conftest import ended, only_run, run_to_end, send
 from .small_app import SmallApp, Steps
 
 
@@ -32,6 +32,10 @@ def config(function_id: str = "shop-f", **options: Any) -> dict[str, Any]:
         "runtime": {"type": "http", "url": f"http://127.0.0.1:1/api?fnId={function_id}"},
     }
     return {"id": function_id, "name": "f", "triggers": [{"event": "x"}], "steps": {"step": step}, **options}
+
+
+def _step(url: str) -> dict[str, Any]:
+    return {"id": "step", "runtime": {"type": "http", "url": url}}
 
 
 async def test_what_was_synced_is_listed(engine: EmbeddedEngine) -> None:
@@ -92,6 +96,12 @@ async def test_the_functions_of_an_app_are_what_it_synced_last(engine: EmbeddedE
         ({"triggers": [{"event": "x"}] * 11}, "triggers are 11; at most 10"),
         ({"triggers": [{"event": "x", "cron": "* * * * *"}]}, "triggers must each have either"),
         ({"triggers": [{}]}, "triggers must each have either"),
+        ({"triggers": [{"event": " "}]}, "triggers must each have either"),
+        ({"triggers": [{"event": "x"}] * 2}, "triggers has the same trigger twice"),
+        ({"triggers": [{"event": "x", "jitter": "5s"}]}, "triggers.jitter is about cron schedules"),
+        ({"triggers": [{"event": "x", "expression": "'high'"}]}, "`'high'`, which can never give true or false"),
+        ({"triggers": [{"event": "x", "expression": "async.data.n == 1"}]}, "`async` is not known here"),
+        ({"triggers": [{"cron": "* * * * *", "expression": "true"}]}, "triggers.expression is about events"),
         ({"triggers": [{"event": "x" * 600}]}, "more than 512 characters"),
         ({"triggers": [{"event": "x", "expression": "event.data.n >"}]}, "triggers.expression is not valid"),
         ({"cancel": [{"event": "x"}] * 6}, "cancel has 6 entries; at most 5"),
@@ -101,9 +111,14 @@ async def test_the_functions_of_an_app_are_what_it_synced_last(engine: EmbeddedE
         ({"idempotency": "("}, "idempotency is not valid"),
         ({"priority": {"run": "("}}, "priority.run is not valid"),
         ({"debounce": {"period": "1s", "key": "("}}, "debounce.key is not valid"),
-        ({"steps": {}}, "steps are empty"),
+        ({"steps": {}}, "steps are 0; there must be exactly one"),
+        ({"steps": {"a": _step("http://x"), "b": _step("http://x")}}, "steps are 2; there must be exactly one"),
+        ({"steps": {"step": _step("embedded://shop")}}, "runtime.url is 'embedded://shop/'; it must be an http"),
+        ({"steps": {"step": _step("ftp://me:hunter2@files/x")}}, "runtime.url is 'ftp://files/x'; it must be an http"),
+        ({"steps": {"step": _step("http://me:hunter2@[::1/x")}}, "runtime.url is '***'; it must be an http"),
+        ({"steps": {"step": _step("http://me:hunter2@x:port/")}}, "runtime.url is '***'; it must be an http"),
         ({"steps": {"step": {"id": "s", "runtime": {"type": "ws", "url": "ws://x"}}}}, "runtime.type is 'ws'"),
-        ({"steps": {"step": {"id": "s", "runtime": {"type": "http", "url": "nowhere"}}}}, "runtime.url is 'nowhere'"),
+        ({"steps": {"step": {"id": "s", "runtime": {"type": "http", "url": "nowhere"}}}}, "runtime.url is '/nowhere'"),
         (
             {
                 "steps": {
@@ -121,7 +136,53 @@ async def test_what_is_refused_names_function_and_option(
         await engine.sync_app(request(config(**options)))
     assert "function 'shop-f'" in str(caught.value)
     assert reason in str(caught.value)
+    assert "hunter2" not in str(caught.value)
     assert await engine.list_apps() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"throttle": {"limit": 1, "period": "1m", "brst": 2}}, "throttle has no field 'brst'; it takes burst, key,"),
+        ({"concurrency": [{"limit": 1}, {"limit": 2, "keys": "x"}]}, "concurrency has no field 'keys'"),
+        ({"cancel": [{"event": "x", "match": "data.id"}]}, "cancel has no field 'match'; it takes event, if, timeout"),
+        ({"triggers": [{"event": "x", "if": "true"}]}, "triggers has no field 'if'"),
+    ],
+)
+def test_fields_that_an_option_does_not_have_are_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as caught:
+        request(config("shop-other"), config(**options))
+    assert f"function 'shop-f': {reason}" in str(caught.value)
+
+
+async def test_options_of_newer_sdks_and_fields_that_ask_for_nothing_are_passed_over(engine: EmbeddedEngine) -> None:
+    newer = config(
+        quantum={"leap": True},
+        checkpoint={"batch_steps": 3, "novel": 1},
+        throttle={"limit": 1, "period": "1m", "q": None},
+    )
+    await engine.sync_app(request(newer))
+    (function,) = await engine.list_functions("shop") or []
+    assert function.throttle is not None
+
+
+async def test_nothing_of_a_refused_sync_is_kept(engine: EmbeddedEngine) -> None:
+    await engine.sync_app(request(config("shop-before")))
+    with pytest.raises(ConfigInvalidError):
+        await engine.sync_app(request(config("shop-good"), config(throttle={"limit": 0, "period": "1m"})))
+    assert [function.id for function in await engine.list_functions("shop") or []] == ["shop-before"]
+
+
+async def test_a_function_without_triggers_is_there_to_be_invoked(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("quiet", triggers=[])
+    def quiet(steps: Steps) -> object:
+        return "invoked"
+
+    await engine.sync_app(app.sync_request())
+    assert await engine.event_runs(await send(engine, "x")) == []
+    receipt = await engine.invoke("app-quiet", data={})
+    assert receipt.run_id is not None
+    assert (await ended(engine, receipt.run_id)).status is RunStatus.COMPLETED
 
 
 async def test_ids(engine: EmbeddedEngine) -> None:
@@ -131,6 +192,8 @@ async def test_ids(engine: EmbeddedEngine) -> None:
         await engine.sync_app(request(config(), app=""))
     with pytest.raises(ConfigInvalidError, match="a function has no id"):
         await engine.sync_app(request(config("")))
+    with pytest.raises(ConfigInvalidError, match="more than 512 characters"):
+        await engine.sync_app(request(config("f" * 513)))
 
 
 async def test_functions_of_two_apps_have_ids_of_their_own(engine: EmbeddedEngine) -> None:

@@ -18,6 +18,7 @@ from durably.protocol.signatures import sign
 from .bodies import CallData
 from .canonical import to_sign
 from .moments import to_datetime
+from .outbound.secrets import redact_url
 from .registry import Function
 from .settings import EngineSettings
 
@@ -174,6 +175,6 @@ def _explain(error: BaseException, url: URL, seen: _Seen) -> Answer:
     if isinstance(error, asyncio.TimeoutError):
         return failed("CallTimeoutError", f"the app at {place} did not answer in time")
     if isinstance(error, aiohttp.InvalidURL | ValueError):
-        return failed("CallFailedError", f"the app's URL is not valid: {url}")
+        return failed("CallFailedError", f"the app's URL is not valid: {redact_url(url)}")
     what = str(error) or type(error).__name__
     return failed("CallLostError", f"the connection to the app at {place} broke before its answer was complete: {what}")

@@ -1,59 +1,91 @@
 """Checking what an app syncs, before it is accepted (spec §4.3). Flow control is checked where it is read."""
 
-from urllib.parse import urlsplit
+from yarl import URL
 
 from durably.engine.errors import ConfigInvalidError
-from durably.engine.expressions import ExpressionInvalidError, compile_expression
-from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_RETRIES, MAX_TRIGGERS
-from durably.protocol.sync import FunctionConfig, SyncRequest
+from durably.engine.expressions import Kind
+from durably.engine.flow.reading import OptionReader
+from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_FUNCTION_ID_LENGTH, MAX_RETRIES, MAX_TRIGGERS
+from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest, Trigger
 
+from .outbound.secrets import redact_url
 from .registry import Function
 
+_LONGEST_QUOTE = 200
 
-def read_sync(request: SyncRequest) -> list[Function]:
-    """The functions of an app. Raises ``ConfigInvalidError``, which names the function and the option."""
-    if not request.app_id:
+
+def read_sync(request: SyncRequest, *, in_process: bool) -> list[Function]:
+    """The functions of an app. ``in_process`` says that its URLs are never called.
+
+    Raises ``ConfigInvalidError``, which names the function and the option.
+    """
+    if not request.app_id.strip():
         raise ConfigInvalidError("the app has no id: set app_id where the client is made")
     functions: dict[str, Function] = {}
     for config in request.functions:
-        if not config.id:
-            raise ConfigInvalidError(f"app {request.app_id!r}: a function has no id")
+        _check_id(config.id, request.app_id)
         if config.id in functions:
             raise ConfigInvalidError(f"app {request.app_id!r}: two functions have the id {config.id!r}")
-        _check_steps(config)
-        _check_triggers(config)
+        reader = OptionReader(config.id)
+        _check_steps(config, reader, in_process)
+        _check_triggers(config.triggers, reader)
         functions[config.id] = Function.from_config(config, request.app_id)
     return list(functions.values())
 
 
-def _refuse(config: FunctionConfig, option: str, reason: str) -> ConfigInvalidError:
-    return ConfigInvalidError(f"function {config.id!r}: {option} {reason}")
+def _check_id(function_id: str, app_id: str) -> None:
+    if not function_id.strip():
+        raise ConfigInvalidError(f"app {app_id!r}: a function has no id")
+    if len(function_id) > MAX_FUNCTION_ID_LENGTH:
+        raise ConfigInvalidError(
+            f"app {app_id!r}: the function id {function_id[:40]!r}… has more than {MAX_FUNCTION_ID_LENGTH} characters"
+        )
 
 
-def _check_steps(config: FunctionConfig) -> None:
-    if not config.steps:
-        raise _refuse(config, "steps", "are empty; there must be one, with the URL at which to call the function")
-    step = next(iter(config.steps.values()))
-    if step.runtime.type != "http":
-        raise _refuse(config, "runtime.type", f"is {step.runtime.type!r}; this engine calls functions over 'http' only")
-    parts = urlsplit(step.runtime.url)
-    if parts.scheme not in ("http", "https", "embedded") or not parts.hostname:
-        raise _refuse(config, "runtime.url", f"is {step.runtime.url!r}; it must be an http or https URL")
+def _check_steps(config: FunctionConfig, reader: OptionReader, in_process: bool) -> None:
+    if len(config.steps) != 1:
+        reason = "there must be exactly one, with the URL at which to call the function"
+        raise reader.refuse("steps", f"are {len(config.steps)}; {reason}")
+    (step,) = config.steps.values()
+    if not in_process:
+        _check_runtime(step, reader)
     attempts = step.retries.attempts if step.retries else None
-    if attempts is not None and not 0 <= attempts <= MAX_RETRIES:
-        raise _refuse(config, "retries", f"is {attempts}; it must be between 0 and {MAX_RETRIES}")
+    if attempts is not None:
+        reader.count("retries", attempts, at_least=0, at_most=MAX_RETRIES)
 
 
-def _check_triggers(config: FunctionConfig) -> None:
-    if len(config.triggers) > MAX_TRIGGERS:
-        raise _refuse(config, "triggers", f"are {len(config.triggers)}; at most {MAX_TRIGGERS} are possible")
-    for trigger in config.triggers:
-        if bool(trigger.event) == bool(trigger.cron):
-            raise _refuse(config, "triggers", "must each have either an event or a cron schedule")
-        if trigger.event and len(trigger.event) > MAX_EVENT_NAME_LENGTH:
-            raise _refuse(config, "triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters")
-        if trigger.expression:
-            try:
-                compile_expression(trigger.expression, has_async=False)
-            except ExpressionInvalidError as error:
-                raise _refuse(config, "triggers.expression", f"is not valid: {error}") from error
+def _check_runtime(step: StepConfig, reader: OptionReader) -> None:
+    if step.runtime.type != "http":
+        raise reader.refuse("runtime.type", f"is {step.runtime.type!r}; this engine calls functions over 'http' only")
+    try:
+        url = URL(step.runtime.url)
+        is_good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed, a name that is none
+        is_good = False
+    if not is_good:
+        # URLs may hold passwords.
+        shown = redact_url(step.runtime.url)[:_LONGEST_QUOTE]
+        raise reader.refuse("runtime.url", f"is {shown!r}; it must be an http or https URL")
+
+
+def _check_triggers(triggers: list[Trigger], reader: OptionReader) -> None:
+    """A function without any is started by invocations alone, as on the public server."""
+    if len(triggers) > MAX_TRIGGERS:
+        raise reader.refuse("triggers", f"are {len(triggers)}; at most {MAX_TRIGGERS} are possible")
+    if any(trigger in triggers[:index] for index, trigger in enumerate(triggers)):
+        raise reader.refuse("triggers", "has the same trigger twice")
+    for trigger in triggers:
+        if bool(trigger.event) == bool(trigger.cron) or not (trigger.event or trigger.cron or "").strip():
+            raise reader.refuse("triggers", "must each have either an event or a cron schedule")
+        if trigger.cron and trigger.expression:
+            raise reader.refuse("triggers.expression", "is about events, and has no place beside a cron schedule")
+        if trigger.event:
+            _check_event(trigger.event, trigger, reader)
+
+
+def _check_event(name: str, trigger: Trigger, reader: OptionReader) -> None:
+    if len(name) > MAX_EVENT_NAME_LENGTH:
+        raise reader.refuse("triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters")
+    if trigger.jitter:
+        raise reader.refuse("triggers.jitter", "is about cron schedules, and has no place beside an event")
+    reader.expression("triggers.expression", trigger.expression, gives=Kind.BOOL)

@@ -132,9 +132,12 @@ class EmbeddedEngine:
 
     # apps
 
-    async def sync_app(self, request: SyncRequest) -> SyncResult:
-        """Raises ``ConfigInvalidError``, which names the function and the option."""
-        functions = read_sync(request)
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        """``in_process`` says that the app is called by other means than HTTP: then its URLs only name it.
+
+        Raises ``ConfigInvalidError``, which names the function and the option.
+        """
+        functions = read_sync(request, in_process=in_process)
         return await self._journal.enter(lambda entry: work.sync(entry, request, functions))
 
     async def list_apps(self) -> list[AppView]:

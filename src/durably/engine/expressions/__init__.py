@@ -7,5 +7,6 @@
 from .equalities import Equality
 from .errors import ExpressionInvalidError
 from .expression import Expression, compile_expression
+from .kinds import Kind
 
-__all__ = ["Equality", "Expression", "ExpressionInvalidError", "compile_expression"]
+__all__ = ["Equality", "Expression", "ExpressionInvalidError", "Kind", "compile_expression"]

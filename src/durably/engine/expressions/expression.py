@@ -10,6 +10,7 @@ from .compiler import Compiler, Evaluate
 from .equalities import Equality, read_equalities
 from .errors import ExpressionInvalidError, FaultError
 from .functions import TypeOf
+from .kinds import Kind, possible_kinds
 from .syntax import Node, parse
 from .values import UNKNOWN, Frame, FuelExhaustedError, to_text
 
@@ -20,16 +21,18 @@ class Expression:
     """One expression, compiled. Immutable, and may be evaluated from several threads. Evaluating raises nothing.
 
     ``event`` is the trigger, ``async_`` the newcomer that the expression calls ``async``, both as JSON decodes
-    them. ``now`` is what its clock shows; the system's, if it asks for one and none is given.
+    them. ``now`` is what its clock shows; the system's, if it asks for one and none is given. ``kinds`` are those of
+    the values that it may give.
     """
 
-    __slots__ = ("_equalities", "_evaluate", "_variables", "text")
+    __slots__ = ("_equalities", "_evaluate", "_variables", "kinds", "text")
 
     def __init__(self, text: str, evaluate: Evaluate, variables: int, node: Node) -> None:
         self.text = text
         self._evaluate = evaluate
         self._variables = variables
         self._equalities = tuple(read_equalities(node))
+        self.kinds: frozenset[Kind] = possible_kinds(node)
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"

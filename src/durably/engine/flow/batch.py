@@ -6,8 +6,9 @@ which the condition does not hold, or cannot be told, start runs of their own.
 
 import msgspec
 
-from durably.engine.expressions import Expression
+from durably.engine.expressions import Expression, Kind
 from durably.protocol import sync
+from durably.protocol.limits import MAX_BATCH_SIZE
 
 from .buckets import Bucket, BucketKind, BucketState, Fields, ReadState, key_of
 from .reading import OptionReader
@@ -49,10 +50,10 @@ def read_batch(config: sync.BatchEvents | None, reader: OptionReader) -> Batch |
     if not config.timeout:
         raise reader.refuse("batch_events.timeout", "is missing: a batch that does not fill up would never start a run")
     return Batch(
-        max_size=reader.count("batch_events.max_size", config.max_size, at_least=2),
+        max_size=reader.count("batch_events.max_size", config.max_size, at_least=2, at_most=MAX_BATCH_SIZE),
         timeout=reader.duration("batch_events.timeout", config.timeout),
         key=reader.expression("batch_events.key", config.key),
-        condition=reader.expression("batch_events.if", config.if_exp),
+        condition=reader.expression("batch_events.if", config.if_exp, gives=Kind.BOOL),
     )
 
 

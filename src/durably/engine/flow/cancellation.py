@@ -6,7 +6,7 @@ cancels it, so a function may be cancelled and started anew by one event.
 
 import msgspec
 
-from durably.engine.expressions import Expression
+from durably.engine.expressions import Expression, Kind
 from durably.protocol import sync
 from durably.protocol.limits import MAX_CANCELS, MAX_EVENT_NAME_LENGTH
 
@@ -51,6 +51,6 @@ def _read_cancel(config: sync.Cancel, reader: OptionReader) -> CancelRule:
         raise reader.refuse("cancel.event", f"has more than {MAX_EVENT_NAME_LENGTH} characters")
     return CancelRule(
         config.event,
-        reader.expression("cancel.if", config.if_exp, has_async=True),
+        reader.expression("cancel.if", config.if_exp, has_async=True, gives=Kind.BOOL),
         reader.deadline("cancel.timeout", config.timeout),
     )

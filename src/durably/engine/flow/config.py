@@ -2,7 +2,7 @@
 
 import msgspec
 
-from durably.engine.expressions import Expression
+from durably.engine.expressions import Expression, Kind
 from durably.protocol.sync import FunctionConfig
 
 from .batch import Batch, read_batch
@@ -64,7 +64,7 @@ def read_flow(config: FunctionConfig) -> Flow:
         debounce=read_debounce(config.debounce, reader),
         batch=read_batch(config.batch_events, reader),
         singleton=read_singleton(config.singleton, reader),
-        priority=reader.expression("priority.run", config.priority.run if config.priority else None),
+        priority=reader.expression("priority.run", config.priority.run if config.priority else None, gives=Kind.NUMBER),
         throttle=read_throttle(config.throttle, reader),
         concurrency=read_concurrency(config.concurrency, reader),
         cancels=read_cancels(config.cancel, reader),

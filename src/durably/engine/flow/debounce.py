@@ -40,12 +40,14 @@ class PendingDebounce(BucketState, frozen=True, array_like=True):
 def read_debounce(config: sync.Debounce | None, reader: OptionReader) -> Debounce | None:
     if config is None:
         return None
+    period = reader.duration("debounce.period", config.period, at_most=_LONGEST_PERIOD)
     timeout = reader.duration("debounce.timeout", config.timeout) if config.timeout else None
-    return Debounce(
-        period=reader.duration("debounce.period", config.period, at_most=_LONGEST_PERIOD),
-        timeout=timeout,
-        key=reader.expression("debounce.key", config.key),
-    )
+    if timeout is not None and timeout < period:
+        raise reader.refuse(
+            "debounce.timeout",
+            f"is {config.timeout!r}, less than the period of {config.period!r}: no run would ever wait for the period",
+        )
+    return Debounce(period, timeout, reader.expression("debounce.key", config.key))
 
 
 def debounce(rule: Debounce, pending: PendingDebounce | None, event_key: int, ts: int, now: int) -> PendingDebounce:

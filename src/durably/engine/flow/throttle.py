@@ -11,6 +11,8 @@ import msgspec
 
 from durably.engine.expressions import Expression
 from durably.protocol import sync
+from durably.protocol.durations import format_duration
+from durably.protocol.limits import MAX_WAIT
 
 from . import gcra
 from .buckets import Bucket, BucketKind, Fields, key_of
@@ -18,6 +20,7 @@ from .gcra import Pace
 from .reading import OptionReader
 
 _LONGEST_PERIOD = dt.timedelta(days=7)
+_MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 class Throttle(msgspec.Struct, frozen=True):
@@ -35,4 +38,7 @@ def read_throttle(config: sync.Throttle | None, reader: OptionReader) -> Throttl
     period = reader.duration("throttle.period", config.period, at_most=_LONGEST_PERIOD)
     # Some SDKs send 0 where no burst is asked for.
     burst = max(1, reader.count("throttle.burst", config.burst or 0, at_least=0))
+    if period * burst > MAX_WAIT // _MILLISECOND * limit:
+        longest = format_duration(MAX_WAIT)
+        raise reader.refuse("throttle.burst", f"is {burst}; at this limit it would take more than {longest} to gather")
     return Throttle(gcra.pace_of(limit, period, burst), reader.expression("throttle.key", config.key))

@@ -18,7 +18,7 @@ from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import EngineError
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, sign, verify
-from durably.protocol.sync import FunctionConfig, SyncRequest
+from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 
 from .state import AcceptedSync, OnSync
 
@@ -153,7 +153,7 @@ class AppDiscovery:
         keys = (self._settings.signing_key, self._settings.signing_key_fallback)
         try:
             verify(body, headers.get(Header.SIGNATURE), keys, time.time())
-            sync = _in_band_decoder.decode(body).to_request()
+            sync = decode_functions(body, _in_band_decoder).to_request()
         except SignatureError as error:
             raise SyncFailedError(f"the answer of the app at {url} cannot be trusted: {error}") from None
         except msgspec.DecodeError as error:
