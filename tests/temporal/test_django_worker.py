@@ -169,6 +169,7 @@ def test_models_in_the_modules_of_workflows_are_an_error(fresh_site: DjangoSite)
             "E001) settings.TEMPORAL has an unknown key 'COLOUR'",
         ),
         ({"TEST_TEMPORAL": '{"OPTIONS": {"colour": "red"}}'}, "E001)"),
+        ({"TEST_TEMPORAL": '{"ENCRYPTION_KEYS": "x"}'}, "E001) encryption key 1 of 1"),
         ({"TEST_TASK_QUEUE": ""}, "E003) a worker is declared without a task queue"),
     ],
 )

@@ -59,7 +59,8 @@ class Temporal:
     ``address`` is ``host:port``. What is not given comes from ``TEMPORAL_…`` environment variables, Temporal's
     configuration file (``profile``, ``config_file``) and the framework's settings; see ``durably.temporal.settings``.
     ``task_queue`` is the one on which workflows are started that name none. ``data_converter`` is the pydantic one
-    when pydantic is installed; ``encryption`` is a codec added to it, which hides failures' texts too.
+    when pydantic is installed; ``encryption`` is a codec added to it, which hides failures' texts too. Unless given, it
+    is made of the settings' encryption keys, if there are any.
     ``tracing`` makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
     ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` says how long calls are
     repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole.
@@ -214,13 +215,14 @@ class Temporal:
 
     @cached_property
     def data_converter(self) -> DataConverter:
-        """What turns values into payloads: workers of the same app need the same."""
+        """What turns values into payloads: workers of the same app need the same. Raises ``TemporalSettingsError``."""
         converter = self._given_converter or _default_converter()
-        if self._encryption is None:
+        codec = self._encryption or _codec_of(self.settings)
+        if codec is None:
             return converter
         return replace(
             converter,
-            payload_codec=self._encryption,
+            payload_codec=codec,
             failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
         )
 
@@ -334,6 +336,14 @@ def _default_converter() -> DataConverter:
     except ImportError:
         return DataConverter.default
     return pydantic_data_converter
+
+
+def _codec_of(settings: ConnectionSettings) -> PayloadCodec | None:
+    if not settings.encryption_keys:
+        return None
+    from .encryption import EncryptionCodec, EncryptionKey
+
+    return EncryptionCodec(*EncryptionKey.parse_all(settings.encryption_keys))
 
 
 def _unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachableError:

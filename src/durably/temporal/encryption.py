@@ -5,7 +5,6 @@ The wire format is that of Temporal's encryption samples (``binary/encrypted``, 
 """
 
 import base64
-import binascii
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from .errors import TemporalSettingsError
 
 _ENCODING = b"binary/encrypted"
 _NONCE_BYTES = 12
+_HOW_TO_MAKE = "`durably temporal encryption-key` makes one"
 
 
 class PayloadEncryptionError(Error):
@@ -41,19 +41,34 @@ class EncryptionKey:
     key: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.key) not in (16, 24, 32):
-            raise TemporalSettingsError(f'the encryption key "{self.id}" has {len(self.key)} bytes, not 16, 24 or 32')
+        _check_length(self.key, f'the encryption key "{self.id}"')
 
     @classmethod
     def parse(cls, text: str) -> "EncryptionKey":
-        """From ``id:key``, the key in Base64. Raises ``TemporalSettingsError``."""
-        id, colon, encoded = text.partition(":")
+        """From ``id:key``, the key in Base64. Raises ``TemporalSettingsError``, which repeats nothing of the text."""
+        id, colon, encoded = text.strip().partition(":")
         if not colon or not id:
-            raise TemporalSettingsError("an encryption key is written id:key, the key in Base64")
+            raise TemporalSettingsError(f"an encryption key is written id:key, the key in Base64; {_HOW_TO_MAKE}")
         try:
-            return cls(id, base64.b64decode(encoded, validate=True))
-        except binascii.Error:
-            raise TemporalSettingsError(f'the encryption key "{id}" is no Base64') from None
+            key = base64.b64decode(encoded, validate=True)
+        except ValueError:
+            raise TemporalSettingsError(f"the key of an encryption key id:key is no Base64; {_HOW_TO_MAKE}") from None
+        _check_length(key, "an encryption key id:key")
+        return cls(id, key)
+
+    @classmethod
+    def parse_all(cls, keys: str | Sequence[str]) -> list["EncryptionKey"]:
+        """From a list of such texts, or one text with commas between them. Raises ``TemporalSettingsError``."""
+        texts = keys.split(",") if isinstance(keys, str) else keys
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+            raise TemporalSettingsError("encryption keys are a list of texts, each written id:key")
+        found = []
+        for number, text in enumerate(texts, start=1):
+            try:
+                found.append(cls.parse(text))
+            except TemporalSettingsError as error:
+                raise TemporalSettingsError(f"encryption key {number} of {len(texts)}: {error}") from None
+        return found
 
     @classmethod
     def generate(cls, id: str) -> "EncryptionKey":
@@ -62,6 +77,11 @@ class EncryptionKey:
     def export(self) -> str:
         """What ``parse`` reads. A secret."""
         return f"{self.id}:{base64.b64encode(self.key).decode()}"
+
+
+def _check_length(key: bytes, what: str) -> None:
+    if len(key) not in (16, 24, 32):
+        raise TemporalSettingsError(f"{what} has {len(key)} bytes, not 16, 24 or 32; {_HOW_TO_MAKE}")
 
 
 class EncryptionCodec(PayloadCodec):
@@ -74,7 +94,7 @@ class EncryptionCodec(PayloadCodec):
 
     def __init__(self, *keys: EncryptionKey, require_encrypted: bool = False) -> None:
         if not keys:
-            raise TemporalSettingsError("EncryptionCodec needs a key, such as EncryptionKey.parse(os.environ[…])")
+            raise TemporalSettingsError(f"EncryptionCodec needs a key; {_HOW_TO_MAKE}")
         if len({key.id for key in keys}) < len(keys):
             raise TemporalSettingsError("two encryption keys have the same id")
         self._ciphers = {key.id: AESGCM(key.key) for key in keys}

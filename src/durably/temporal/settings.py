@@ -7,7 +7,7 @@ This module connects to nothing.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ FRAMEWORK_KEYS = frozenset(
         "ADDRESS",
         "API_KEY",
         "CONFIG_FILE",
+        "ENCRYPTION_KEYS",
         "NAMESPACE",
         "PROFILE",
         "SERVER",
@@ -41,10 +42,14 @@ FRAMEWORK_KEYS = frozenset(
 )
 """The settings that a framework may give: ``TEMPORAL_ADDRESS`` in Flask, ``ADDRESS`` in Django's ``TEMPORAL``."""
 
+_NOT_OF_THE_SDK = ("CONFIG_FILE", "ENCRYPTION_KEYS", "PROFILE", "TASK_QUEUE")
+"""Those that ``temporalio.envconfig`` does not read from variables."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionSettings:
-    """``address`` is ``host:port``; ``tls`` is ``None`` to use TLS when there is an API key, and not otherwise."""
+    """``address`` is ``host:port``; ``tls`` is ``None`` to use TLS when there is an API key, and not otherwise.
+    ``encryption_keys`` are what ``EncryptionKey.parse_all`` reads; there is no encryption where there are none."""
 
     address: str = DEFAULT_ADDRESS
     namespace: str = DEFAULT_NAMESPACE
@@ -52,6 +57,7 @@ class ConnectionSettings:
     api_key: str | None = field(default=None, repr=False)
     tls: bool | TLSConfig | None = field(default=None, repr=False)
     rpc_metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    encryption_keys: str | Sequence[str] = field(default=(), repr=False)
 
 
 def resolve(
@@ -68,7 +74,10 @@ def resolve(
     """
     environment = os.environ if environment is None else environment
     given = _framework_variables(framework)
-    settings = ConnectionSettings(task_queue=environment.get("TEMPORAL_TASK_QUEUE") or framework.get("TASK_QUEUE"))
+    settings = ConnectionSettings(
+        task_queue=environment.get("TEMPORAL_TASK_QUEUE") or framework.get("TASK_QUEUE"),
+        encryption_keys=environment.get("TEMPORAL_ENCRYPTION_KEYS") or framework.get("ENCRYPTION_KEYS") or (),
+    )
     settings = _apply(settings, _load(given, "the framework's settings", disable_file=True))
     own = _load(
         environment,
@@ -90,7 +99,7 @@ def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
         )
     variables = {}
     for key, value in framework.items():
-        if value is None or key in ("TASK_QUEUE", "PROFILE", "CONFIG_FILE"):
+        if value is None or key in _NOT_OF_THE_SDK:
             continue
         if not isinstance(value, str | bool | Path):
             raise TemporalSettingsError(f"the setting {key!r} for Temporal is not text but {type(value).__name__}")

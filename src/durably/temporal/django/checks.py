@@ -22,8 +22,8 @@ def register() -> None:
 def check_settings(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
     """``durably_temporal.E001``: the settings cannot be used."""
     try:
-        get_temporal().settings  # noqa: B018
-    except (Error, TypeError) as error:
+        get_temporal().data_converter  # noqa: B018  It needs the settings, and their encryption keys.
+    except (Error, ImportError, TypeError) as error:
         hint = "See TEMPORAL_… and TEMPORAL in the settings."
         return [checks.Error(str(error), hint=hint, id="durably_temporal.E001")]
     return []

@@ -1,8 +1,8 @@
 """The project's connection to Temporal, from Django's settings.
 
 ``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` stand by themselves; the dictionary ``TEMPORAL``
-has the rest: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, ``ENCRYPTION_KEYS`` (``"id:base64"``, the first
-encrypts), and ``OPTIONS``, further arguments of ``durably.temporal.Temporal``. The environment comes before them.
+has the rest: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, and ``OPTIONS``, further arguments of
+``durably.temporal.Temporal``. The environment comes before them.
 """
 
 import functools
@@ -16,7 +16,7 @@ from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.settings import FRAMEWORK_KEYS
 
 _PLAIN = ("SERVER", "NAMESPACE", "TASK_QUEUE")
-_OTHER_KEYS = frozenset({"ENCRYPTION_KEYS", "OPTIONS"})
+_OTHER_KEYS = frozenset({"OPTIONS"})
 
 
 def configuration() -> dict[str, Any]:
@@ -37,13 +37,7 @@ def _dictionary() -> dict[str, Any]:
 @functools.cache
 def get_temporal() -> Temporal:
     """The project's connection; connects when it is first used. Raises ``TemporalSettingsError``."""
-    rest = _dictionary()
-    options = dict(rest.get("OPTIONS", {}))
-    if keys := rest.get("ENCRYPTION_KEYS"):
-        from durably.temporal.encryption import EncryptionCodec, EncryptionKey
-
-        options.setdefault("encryption", EncryptionCodec(*(EncryptionKey.parse(key) for key in keys)))
-    return Temporal(configuration=configuration, **options)
+    return Temporal(configuration=configuration, **_dictionary().get("OPTIONS", {}))
 
 
 temporal = cast(Temporal, SimpleLazyObject(get_temporal))
