@@ -3,7 +3,19 @@
 from pathlib import Path
 from typing import Protocol
 
-from . import ingest, latency, sdk_report, sleeping, soak, step_cost, temporal_web, throughput, virtual, waiting
+from . import (
+    ingest,
+    latency,
+    sdk_report,
+    sleeping,
+    soak,
+    step_cost,
+    temporal_polls,
+    temporal_web,
+    throughput,
+    virtual,
+    waiting,
+)
 
 
 class Row(Protocol):
@@ -22,4 +34,5 @@ ROWS: dict[str, Row] = {
     "cost": sdk_report.report_cost,
     "memory": sdk_report.report_memory,
     "temporal": temporal_web.report,
+    "temporal-polls": temporal_polls.report,
 }

@@ -4,7 +4,6 @@ Each way of a framework is a process of its own, all before one development serv
 They reach the server through a process that counts their connections, and has TLS, which the server has not.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,9 @@ FRAMEWORKS = {
 }
 AIM = 1e-3
 """Seconds of CPU that the gateway may add to a bare call."""
+
+_IN_SHORT = ("fastapi", "django-wsgi")
+"""One with an event loop and one with threads, when only that the row runs is of interest."""
 
 _CONTENDERS = "benchmarks.contenders"
 _CLIENTS = 16
@@ -110,9 +112,10 @@ def added(measured: Measured, way: Way, load: Load) -> float:
     return median(own - bare for own, bare in pairs)
 
 
-def report(directory: Path, *, is_quick: bool, frameworks: Sequence[str] = tuple(FRAMEWORKS)) -> str:
+def report(directory: Path, *, is_quick: bool) -> str:
     """The section of the results."""
     rounds, share = (1, 0.1) if is_quick else (9, 1.0)
+    frameworks = _IN_SHORT if is_quick else FRAMEWORKS
     with Child(f"{_CONTENDERS}.temporal_server", directory / "server") as server:
         found = {
             framework: measure(directory / framework, framework, server.ready, rounds=rounds, share=share)
