@@ -28,7 +28,7 @@ class AppServer:
     def __init__(self, name: str, origin: str) -> None:
         self.name = name
         self.origin = origin
-        self._pool = urllib3.PoolManager(timeout=60, retries=urllib3.Retry(0, connect=0))
+        self._pool = urllib3.PoolManager(maxsize=32, timeout=60, retries=urllib3.Retry(0, connect=0))
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, **query: Any

@@ -16,7 +16,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from .call import Call
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
-from .problems import Problem, bad_request, to_problem
+from .problems import Problem, bad_request, no_worker, to_problem
 
 T = TypeVar("T")
 
@@ -151,4 +151,4 @@ async def _answered(call: Call, asking: Awaitable[T]) -> T:
         notice = await call.pollers.notice(call.client, call.task_queue, call.rpc_timeout)
         if notice is None:
             raise
-        raise Problem(HTTPStatus.GATEWAY_TIMEOUT, "no-worker", notice) from error
+        raise no_worker(notice) from error

@@ -134,6 +134,10 @@ def _timed_out(error: Any) -> Problem:
     return Problem(HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer came in time; it may still have taken effect")
 
 
+def no_worker(detail: str) -> Problem:
+    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "no-worker", detail)
+
+
 def _already_started(error: WorkflowAlreadyStartedError) -> Problem:
     return Problem(
         HTTPStatus.CONFLICT,
@@ -196,6 +200,8 @@ def _rpc_failed(error: RPCError) -> Problem:
         # The app's own settings are wrong, which is nothing that the client could mend.
         logger.error("Temporal: %s", error.message)
         return _unreachable(error)
+    if error.status is RPCStatusCode.FAILED_PRECONDITION and "no poller" in error.message:
+        return no_worker("no worker has asked for the workflow's tasks of late: is one running?")
     if error.status is RPCStatusCode.UNAUTHENTICATED:
         logger.error("Temporal refuses the app's credentials: %s", error.message)
         return _unreachable(error)

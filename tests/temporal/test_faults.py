@@ -1,0 +1,120 @@
+"""The server is killed under load and comes back: what visitors of each framework and the workers see of it."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..cli.conftest import Command, write
+from .app_server import running
+from .dev_server import DevServer, free_port
+from .outage import FOR_WORKERS, Load, wait_for
+from .serve import SERVERS
+
+WORKER = """
+    from durably.temporal import Temporal
+    from tests.temporal.workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
+
+    temporal = Temporal(task_queue=TASK_QUEUE)
+    temporal.add_worker(workflows=WORKFLOWS, activities=ACTIVITIES)
+"""
+
+
+class WorkerProcess:
+    """``durably temporal worker`` for the tests' workflows, with its health."""
+
+    def __init__(self, directory: Path, server: DevServer) -> None:
+        write(directory / "worker.py", WORKER)
+        health = f"127.0.0.1:{free_port()}"
+        self._ready_url = f"http://{health}/ready"
+        root = str(Path(__file__).parents[2])
+        variables = {**os.environ, "TEMPORAL_ADDRESS": server.address, "PYTHONPATH": root}
+        arguments = ("temporal", "worker", "worker:temporal", "--health", health)
+        self.command = Command(arguments, directory, variables)
+        self.command.until("working on orders")
+
+    def ready(self) -> tuple[int, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(self._ready_url, timeout=10) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+@contextmanager
+def server_and_worker(directory: Path) -> Iterator[tuple[DevServer, WorkerProcess]]:
+    server = DevServer(directory / "server.db")
+    server.start()
+    try:
+        worker = WorkerProcess(directory, server)
+        try:
+            yield server, worker
+        finally:
+            worker.command.process.kill()
+            worker.command.wait()
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Load]]:
+    """One outage for all frameworks, each with its app and its load; what came of it is looked at afterwards."""
+    with server_and_worker(tmp_path_factory.mktemp("outage")) as (server, worker), ExitStack() as stack:
+        loads = [Load(stack.enter_context(running(name, server.address))) for name in SERVERS]
+        for load in loads:
+            load.start()
+        enter(loads, "before", 200, 202)
+        server.kill()
+        enter(loads, "away", 503)
+        assert worker.ready()[0] == 503
+        assert "UNAVAILABLE" in worker.ready()[1]["problem"]
+        server.start()
+        enter(loads, "after", 200, 202)
+        wait_for(lambda: worker.ready()[0] == 200, "a worker that is ready again")
+        for load in loads:
+            load.end()
+        for load in loads:
+            load.join()
+        assert worker.command.process.poll() is None
+        yield {load.app.name: load for load in loads}
+
+
+def enter(loads: list[Load], phase: str, *statuses: int) -> None:
+    for load in loads:
+        load.phase = phase
+    for load in loads:
+        load.wait_until_each_kind_had(*statuses)
+
+
+@pytest.fixture(params=SERVERS)
+def load(request: pytest.FixtureRequest, loads: dict[str, Load]) -> Load:
+    return loads[request.param]
+
+
+def test_requests_succeed_or_are_told_to_come_again(load: Load) -> None:
+    for told in load.told:
+        expected = {200, 202, 503, 504} if told.kind in FOR_WORKERS else {200, 202, 503}
+        assert told.status in expected, told
+        if told.status == 503:
+            assert int(told.headers["Retry-After"]) > 0
+            assert told.headers["Content-Type"] == "application/problem+json"
+            assert json.loads(told.body)["type"] == "urn:durably:problem:server-unavailable"
+
+
+def test_a_long_poll_that_was_held_ends_cleanly(load: Load) -> None:
+    [held] = [told for told in load.told if told.kind == "long poll"]
+    assert held.status in (200, 503), held
+
+
+def test_an_event_stream_that_was_held_goes_on_to_the_result(load: Load) -> None:
+    kinds = [event["event"] for event in load.events if "event" in event]
+    assert kinds[-2:] == ["workflow_execution_completed", "result"]
+    assert "problem" not in kinds
+    numbers = [int(event["id"]) for event in load.events if "id" in event]
+    assert numbers == sorted(set(numbers)), "each event once"
