@@ -63,9 +63,18 @@ def test_a_period_is_never_shortened_and_hardly_lengthened(period: dt.timedelta)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: durably.Batch(max_size=0, timeout=MINUTE), "Batch.max_size must be a whole number from 2 to 10000, not 0"),
-        (lambda: durably.Batch(max_size="5", timeout=MINUTE), "Batch.max_size must be a whole number from 2 to 10000, not '5'"),
-        (lambda: durably.Concurrency(limit=True), "Concurrency.limit must be a whole number from 1 to 1000000000, not True"),
+        (
+            lambda: durably.Batch(max_size=0, timeout=MINUTE),
+            "Batch.max_size must be a whole number from 2 to 10000, not 0",
+        ),
+        (
+            lambda: durably.Batch(max_size="5", timeout=MINUTE),
+            "Batch.max_size must be a whole number from 2 to 10000, not '5'",
+        ),
+        (
+            lambda: durably.Concurrency(limit=True),
+            "Concurrency.limit must be a whole number from 1 to 1000000000, not True",
+        ),
         (lambda: durably.Concurrency(limit=1, scope="planet"), "Concurrency.scope must be"),
         (lambda: durably.Debounce(period=-5), "Debounce.period: a duration cannot be negative"),
         (lambda: durably.Debounce(period=10), "Debounce.period must be at least one second"),
