@@ -78,9 +78,9 @@ def test_one_command_starts_all_of_it(start: Start, directory: Path) -> None:
 
 def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> None:
     site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
-    site.migrate()
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
-    command = start("temporal", "dev", "--django", f"{site.directory}/manage.py", *ports, **site.environment({}))
+    project = ("--django", f"{site.directory}/manage.py", "--migrate")
+    command = start("temporal", "dev", *project, *ports, **site.environment({}))
     origin = command.until(r"runserver is up at (http://[\d.:]+)")[1]
     command.until(f"working on {site.task_queue}:")
     body = urllib.parse.urlencode({"name": "ada"}).encode()

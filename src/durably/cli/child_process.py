@@ -42,6 +42,12 @@ class ChildProcess:
         assert self._process is not None
         return self._describe_end(await self._process.wait())
 
+    async def finish(self) -> None:
+        """Wait until the process has done its work. Raises ``AppFailedError`` where it has not."""
+        assert self._process is not None
+        if status := await self._process.wait():
+            raise AppFailedError(self._describe_end(status))
+
     def _describe_end(self, status: int) -> str:
         if status == EXIT_REPORTED:
             return ""

@@ -1,5 +1,6 @@
-"""``durably temporal worker|dev|schedules``."""
+"""``durably temporal worker|dev|sync-schedules|encryption-key``."""
 
+import datetime as dt
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from .temporal_app import load_temporal, log_plain_lines, require_temporal
 
 @click.group()
 def temporal() -> None:
-    """Temporal: run workers, a development server, and schedules declared in code."""
+    """Temporal: run workers and a development server, sync schedules declared in code, make encryption keys."""
 
 
 @temporal.command("sync-schedules")
@@ -29,6 +30,22 @@ def sync_schedules(target: str, app: str | None, prune: bool, dry_run: bool) -> 
     from durably.temporal.schedule_command import run_sync_schedules
 
     run_sync_schedules(loaded, say=Console().say, app=app, prune=prune, dry_run=dry_run)
+
+
+@temporal.command("encryption-key")
+@click.argument("id", required=False)
+def encryption_key(id: str | None) -> None:
+    """Print a new key for TEMPORAL_ENCRYPTION_KEYS: a secret, to be kept where secrets are.
+
+    Workflows remember by ID which key encrypted them; today's date unless given.
+    """
+    try:
+        from durably.temporal.encryption import EncryptionKey
+    except ImportError as error:
+        raise CliError(str(error)) from error
+    if id is not None and (not id or set(id) & set(":, ")):
+        raise CliError(f'"{id}" is no id of a key: letters and digits, without spaces, commas and colons')
+    Console().say(EncryptionKey.generate(id or str(dt.datetime.now(dt.UTC).date())).export())
 
 
 LOG_LEVELS = click.Choice(["debug", "info", "warning", "error"])
@@ -102,6 +119,7 @@ def worker(
     metavar="MANAGE.PY",
     help="Run a Django project's runserver and run_temporal_worker.",
 )
+@click.option("--migrate", is_flag=True, help="With --django: apply the project's migrations first.")
 @click.option("--app-port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port of MODULE:APP.")
 @click.option("--port", default=7233, show_default=True, type=click.IntRange(0, 65535), help="Port of the server.")
 @click.option("--ui-port", default=8233, show_default=True, type=click.IntRange(0, 65535), help="Port of its web UI.")
@@ -119,6 +137,7 @@ def dev(
     app: str | None,
     worker_target: str | None,
     manage: Path | None,
+    migrate: bool,
     app_port: int,
     port: int,
     ui_port: int,
@@ -138,6 +157,8 @@ def dev(
         )
     if manage is not None and (app or worker_target):
         raise CliError("--django runs the project's own server and worker: leave out MODULE:APP and --worker")
+    if migrate and manage is None:
+        raise CliError("--migrate applies a Django project's migrations: say which, --django manage.py")
     require_temporal()
     from .running import run_until_stopped
     from .temporal_dev import TemporalDev, TemporalDevOptions
@@ -146,6 +167,7 @@ def dev(
         app=app,
         worker=worker_target or str(app).partition(":")[0],
         manage=manage,
+        migrate=migrate,
         host=host,
         app_port=app_port,
         port=port,

@@ -24,12 +24,14 @@ _PAUSE_SECONDS = 0.05
 
 class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``app`` is ``module:app``, ``worker`` ``module:temporal``; ``manage`` is a Django project's ``manage.py``, whose
-    worker and server are run instead of them. ``server`` is the ``host:port`` of one that runs
-    already; otherwise one is started, which keeps its state in ``database``. Ports of 0 take free ones."""
+    worker and server are run instead of them, and with ``migrate`` its migrations before. ``server`` is the
+    ``host:port`` of one that runs already; otherwise one is started, which keeps its state in ``database``. Ports of 0
+    take free ones."""
 
     app: str | None
     worker: str
     manage: Path | None = None
+    migrate: bool = False
     host: str = "127.0.0.1"
     app_port: int = 8000
     port: int = 7233
@@ -70,6 +72,8 @@ class TemporalDev:
     async def _run_children(self, address: str) -> None:
         variables = {"TEMPORAL_ADDRESS": address}
         if self._options.manage is not None:
+            if self._options.migrate:
+                await _migrate(self._options.manage, variables)
             children = self._django(self._options.manage, variables)
         else:
             children = [_worker(self._options.worker, (), variables)]
@@ -84,9 +88,8 @@ class TemporalDev:
 
     def _django(self, manage: Path, variables: dict[str, str]) -> list[ChildProcess]:
         host, port = self._options.host, self._options.app_port or free_port(self._options.host)
-        command = (sys.executable, "-m", "durably.cli.guard", sys.executable, str(manage))
-        worker = (*command, "run_temporal_worker", "--grace", "1")
-        server = (*command, "runserver", "--noreload", f"{host}:{port}")
+        worker = _manage(manage, "run_temporal_worker", "--grace", "1")
+        server = _manage(manage, "runserver", "--noreload", f"{host}:{port}")
         return [
             ChildProcess("run_temporal_worker", worker, variables, purpose="does"),
             ServedProcess("runserver", server, variables, host=host, port=port, option="--app-port"),
@@ -138,6 +141,19 @@ class ServerProcess(ServedProcess):
         super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")
         self.address = f"{self.host}:{port}"
         self.ui = f"http://{self.host}:{ui_port}"
+
+
+def _manage(manage: Path, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "durably.cli.guard", sys.executable, str(manage), *arguments)
+
+
+async def _migrate(manage: Path, variables: dict[str, str]) -> None:
+    process = ChildProcess("migrate", _manage(manage, "migrate"), variables, purpose="does")
+    try:
+        await process.start()
+        await process.finish()
+    finally:
+        await process.stop()
 
 
 def _worker(target: str, options: Sequence[str], variables: dict[str, str]) -> ChildProcess:
