@@ -1,6 +1,7 @@
 """Temporal's development server for tests: a real one, on a free port, which can be killed and started again."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,11 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def _binary() -> str:
+    beside = Path(sys.executable).with_name("temporal")
+    return str(beside if beside.exists() else shutil.which("temporal"))
+
+
 class DevServer:
     """``temporal server start-dev`` on a port of its own. With ``database`` it keeps what it knows over a restart."""
 
@@ -29,8 +35,7 @@ class DevServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        binary = Path(sys.executable).with_name("temporal")
-        command = [str(binary if binary.exists() else shutil.which("temporal")), "server", "start-dev", "--headless"]
+        command = [_binary(), "server", "start-dev", "--headless"]
         command += ["--ip", "127.0.0.1", "--port", str(self.port), "--log-level", "never"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
@@ -48,6 +53,20 @@ class DevServer:
                 return
             time.sleep(0.02)
         raise AssertionError("the development server does not start")
+
+    def run(self, *arguments: str) -> str:
+        """What ``temporal …`` prints of this server."""
+        command = [_binary(), *arguments, "--address", self.address]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+
+    def hang(self) -> None:
+        """It keeps its connections and answers nothing, until ``go_on``."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self._process is not None:

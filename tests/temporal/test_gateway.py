@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.client import WorkflowHistory
 from temporalio.common import (
     SearchAttributeKey,
     SearchAttributePair,
@@ -22,12 +23,14 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Replayer
 
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Action, Gateway, GatewayRequest, GatewayResponse, Limits, expose
 from durably.temporal.gateway.problems import to_problem
 
 from .apps import exposures
+from .dev_server import DevServer
 from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -213,6 +216,35 @@ async def test_history_tells_what_happened_and_no_contents(gateway: Gateway) -> 
     assert failed["failure"][0]["type"] == "CardDeclined"
     assert next(event for event in events if event["id"] == failed["begun_by"])["name"] == "charge"
     assert "secret" not in json.dumps(events)
+
+
+async def test_a_raw_history_is_what_replayers_read(gateway: Gateway, temporal: Temporal, server: DevServer) -> None:
+    place = await start(gateway)
+    await ask(gateway, "POST", f"{place}/signals/ship")
+    assert (await ask(gateway, "GET", f"{place}/result", wait="30")).status == 200
+    whole = (await ask(gateway, "GET", f"{place}/history/raw")).json
+    workflow_id = place.removeprefix("orders/")
+    history = WorkflowHistory.from_json(workflow_id, whole)
+    await Replayer(workflows=[OrderWorkflow], data_converter=temporal.data_converter).replay_workflow(history)
+
+    pages, page = [], ""
+    while page is not None:
+        part = (await ask(gateway, "GET", f"{place}/history/raw", page_size="2", page=page)).json
+        pages.append(part["events"])
+        page = part.get("next_page")
+    assert len(pages) > 2
+    assert [event for events in pages for event in events] == whole["events"]
+
+    shown = await asyncio.to_thread(server.run, "workflow", "show", "--workflow-id", workflow_id, "--output", "json")
+    assert WorkflowHistory.from_json(workflow_id, shown) == history
+
+
+async def test_a_raw_history_is_for_operators(temporal: Temporal) -> None:
+    exposed = expose(OrderWorkflow, name="orders", operations=["start", "history"])
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
+    place = await start(gateway, lines=["decline"])
+    assert (await ask(gateway, "GET", f"{place}/history")).status == 200
+    assert (await ask(gateway, "GET", f"{place}/history/raw")).status == 404
 
 
 async def test_live_progress_tells_of_attempts(temporal: Temporal) -> None:

@@ -33,6 +33,7 @@ class Operation(StrEnum):
     RESULT = "result"
     EVENTS = "events"
     HISTORY = "history"
+    RAW_HISTORY = "raw_history"
     SIGNAL = "signal"
     QUERY = "query"
     UPDATE = "update"
@@ -57,7 +58,8 @@ FOR_USERS = frozenset(
 """What is open unless said otherwise. Of signals, queries and updates only those that are named."""
 
 FOR_OPERATORS = frozenset(Operation)
-"""Everything: also list and history, which show others' workflows, and terminate and reset, which break them off."""
+"""Everything: also list and history, which show others' workflows, raw history, which shows what went in and out of
+them, and terminate and reset, which break them off."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ _DO = {
     Operation.TERMINATE: acting.terminate,
     Operation.RESET: acting.reset,
     Operation.HISTORY: history.history,
+    Operation.RAW_HISTORY: history.raw_history,
     Operation.EVENTS: events.events,
 }
 _MAXIMUM_DOCUMENTS = 8

@@ -1,8 +1,15 @@
-"""What happened in a workflow, in brief: which activity, timer or signal, and why one failed. Never their contents."""
+"""What happened in a workflow.
 
+In brief: which activity, timer or signal, and why one failed, never their contents. Raw: all that the server keeps, for
+those who look after workflows.
+"""
+
+import asyncio
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.converter import DataConverter
@@ -10,7 +17,7 @@ from temporalio.converter import DataConverter
 from .call import Call
 from .failures import causes
 from .messages import GatewayResponse, answer
-from .models import HistoryEvent, HistoryPage
+from .models import HistoryEvent, HistoryPage, RawHistoryPage
 from .reading import page_after, page_token
 
 _NAMES = (
@@ -23,19 +30,36 @@ _NAMES = (
 """Where events say what they are about."""
 
 
+_MAXIMUM_PAGE = 1000
+_AT_A_TIME = 50
+"""Events that are turned into JSON without letting other requests in between: two milliseconds."""
+
+
 async def history(call: Call) -> GatewayResponse:
+    events, next_page = await _fetch(call, page_size=100)
+    brief = Brief(call.client.data_converter)
+    return answer(HistoryPage(events=[await brief.event(event) for event in events], next_page=next_page))
+
+
+async def raw_history(call: Call) -> GatewayResponse:
+    """As the server has it: payloads that are encrypted stay so."""
+    events, next_page = await _fetch(call, page_size=_MAXIMUM_PAGE)
+    page = RawHistoryPage(events=[], next_page=next_page)
+    for start in range(0, len(events), _AT_A_TIME):
+        page.events += [MessageToDict(event) for event in events[start : start + _AT_A_TIME]]
+        await asyncio.sleep(0)
+    return answer(page)
+
+
+async def _fetch(call: Call, page_size: int) -> tuple[Sequence[RawEvent], str | None]:
+    """The page that the request asks for, and the one after it."""
     events = call.handle().fetch_history_events(
-        page_size=call.integer("page_size", 100, 1, 1000),
+        page_size=call.integer("page_size", page_size, 1, _MAXIMUM_PAGE),
         next_page_token=page_token(call.request.query("page")),
         rpc_timeout=call.rpc_timeout,
     )
     await events.fetch_next_page()
-    brief = Brief(call.client.data_converter)
-    page = HistoryPage(
-        events=[await brief.event(event) for event in events.current_page or ()],
-        next_page=page_after(events.next_page_token),
-    )
-    return answer(page)
+    return events.current_page or (), page_after(events.next_page_token)
 
 
 class Brief:

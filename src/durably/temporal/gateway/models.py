@@ -188,3 +188,11 @@ class Pending(Body):
 class HistoryPage(Body):
     events: list[HistoryEvent]
     next_page: str | None = None
+
+
+class RawHistoryPage(Body):
+    """What ``temporal workflow show --output json`` prints, and ``WorkflowHistory.from_json`` and replayers read. The
+    whole history is the events of all its pages."""
+
+    events: list[dict[str, Any]]
+    next_page: str | None = None

@@ -37,6 +37,7 @@ ROUTES = (
     Route(Operation.TERMINATE, "POST", "{id}/terminate"),
     Route(Operation.RESET, "POST", "{id}/reset"),
     Route(Operation.HISTORY, "GET", "{id}/history"),
+    Route(Operation.RAW_HISTORY, "GET", "{id}/history/raw"),
     Route(Operation.EVENTS, "GET", "{id}/events"),
 )
 
