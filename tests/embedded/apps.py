@@ -19,7 +19,9 @@ def make_client() -> tuple[Client, list[Any]]:
     directory = Path(os.environ["TEST_DIRECTORY"])
     logging.basicConfig(filename=directory / "log", level=logging.INFO, format="%(process)d %(message)s")
     settings = EngineSettings(close_grace=dt.timedelta(seconds=2))
-    client = Client(app_id="app", engine=Embedded(directory / "durably.db", lease=LEASE, settings=settings))
+    kill = os.environ.get("TEST_KILL") != "no"
+    engine = Embedded(directory / "durably.db", lease=LEASE, kill_stopped_owner=kill, settings=settings)
+    client = Client(app_id="app", engine=engine)
     diary = Diary(directory / "diary")
     diary.note("made")
     return client, make_functions(client, diary)

@@ -55,8 +55,9 @@ class Embedded(Queries):
         client = Client(app_id="shop", engine=Embedded("durably.db"))
 
     ``max_calls`` is how many calls this process takes at a time. ``lease`` is how long a process may show no sign of
-    life until the others do without it; its event loop must not be blocked for that long. ``settings`` are those of
-    the engine: backoff of retries, durability, limits.
+    life until the others do without it; its event loop must not be blocked for that long. An owner that was stopped
+    (SIGSTOP) inside of a transaction is in everybody's way for as long as it lives: ``kill_stopped_owner`` lets the
+    others kill it after another lease. ``settings`` are those of the engine: backoff of retries, durability, limits.
 
     Raises ``ValueError`` for a lease that is too short or no room for calls, ``ImportError`` where the extra is not
     installed, and ``OSError`` on Windows.
@@ -68,6 +69,7 @@ class Embedded(Queries):
         *,
         max_calls: int = 500,
         lease: dt.timedelta = dt.timedelta(seconds=2.5),
+        kill_stopped_owner: bool = True,
         settings: "EngineSettings | None" = None,
     ) -> None:
         import durably.engine  # noqa: F401 (names the extra, where it is missing)
@@ -81,6 +83,7 @@ class Embedded(Queries):
         self.path = Path(os.path.realpath(path))
         self._max_calls = max_calls
         self._lease_seconds = lease.total_seconds()
+        self._kills_stopped_owner = kill_stopped_owner
         self._settings = settings
         self._handlers: dict[str, CommHandler] = {}
         self._stops_at_exit = False
@@ -275,7 +278,15 @@ class Embedded(Queries):
         checkpoints = EngineCheckpoints(self._checkpoint, pulse)
         worker = LocalWorker(self._handlers if takes_calls else {}, self._max_calls, checkpoints, pulse)
         timing = Timing(self._lease_seconds, self._lease_seconds / _BEATS_PER_LEASE)
-        return Member(self.path, self._engine_settings(), worker, timing, loop, may_own=self._may_own)
+        return Member(
+            self.path,
+            self._engine_settings(),
+            worker,
+            timing,
+            loop,
+            may_own=self._may_own,
+            kills_stopped_owner=self._kills_stopped_owner,
+        )
 
     def _engine_settings(self) -> "EngineSettings":
         from durably.engine.backoff import dev_backoff, standard_backoff

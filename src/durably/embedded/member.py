@@ -23,6 +23,7 @@ from .follower import Follower
 from .link import Timing
 from .operations import OPERATIONS
 from .owner import LOCK_NOTE, Owner
+from .stopped import StoppedWriter
 from .worker import LocalWorker
 
 _SEARCH_SECONDS = 0.025
@@ -53,10 +54,13 @@ class Member:
         loop: asyncio.AbstractEventLoop,
         *,
         may_own: bool = True,
+        kills_stopped_owner: bool = True,
     ) -> None:
         self.loop = loop
         self.holds_database = False
         self._may_own = may_own
+        self._kills_stopped_owner = kills_stopped_owner
+        self._presence: int | None = None
         self._database = database
         self._directory = sockets.directory_of(database)
         self._settings = settings
@@ -116,6 +120,12 @@ class Member:
         """Let calls under way end for the settings' ``close_grace``; hand the others back."""
         self._is_closed = True
         self._worker.refuse()
+        try:
+            await self._leave()
+        finally:
+            self._hide()
+
+    async def _leave(self) -> None:
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
@@ -134,6 +144,7 @@ class Member:
 
     def forget(self) -> None:
         """In a forked child: leave everything to the parent, and hold nothing by which others could think it alive."""
+        self._hide()
         place = self._place.result() if self._place.done() and self._place.exception() is None else None
         if place is None:
             return
@@ -142,6 +153,16 @@ class Member:
                 os.close(descriptor)
         if isinstance(place, Owner):
             place.release_lock()
+
+    def _show(self) -> None:
+        """Have the directory of sockets open, by which the others tell an app's processes from other programs."""
+        if self._presence is None:
+            self._presence = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _hide(self) -> None:
+        if self._presence is not None:
+            os.close(self._presence)
+            self._presence = None
 
     # places
 
@@ -182,6 +203,7 @@ class Member:
         """Raises ``EngineError`` and ``OSError``."""
         self._database.parent.mkdir(parents=True, exist_ok=True)
         sockets.make_directory(self._directory)
+        self._show()
         waited = 0.0
         while True:
             if (follower := await self._follow()) is not None:
@@ -237,11 +259,40 @@ class Member:
             self._timing.lease,
             os.getpid(),
         )
+        if await self._end_stopped_owner():
+            return None
         silent, self._silent_socket = self._silent_socket, None
         try:
             return await self._own(None, None if silent is None else sockets.epoch_of(silent))
         except DatabaseLostError:
             return None
+
+    async def _end_stopped_owner(self) -> bool:
+        """Whether it was stopped inside of a transaction, which nobody can take from it, and has been killed.
+
+        It must have been seen so for the lease, by turns of this process's own event loop: if all of an app's
+        processes were stopped together, they go on together.
+        """
+        if not self._kills_stopped_owner or self._worker.offer().max_calls == 0:
+            return False
+        writer = StoppedWriter.find(self._database, self._directory)
+        if writer is None:
+            return False
+        with contextlib.closing(writer):
+            for _ in range(round(self._timing.lease / self._timing.beat)):
+                await asyncio.sleep(self._timing.beat)
+                if not writer.is_so_still():
+                    return False
+            if not writer.kill():
+                return False
+        _logger.error(
+            "process %d, which owns the database %s, was stopped inside of a transaction, and did not go on: it was "
+            "killed by process %d so that the others can",
+            writer.process_id,
+            self._database,
+            os.getpid(),
+        )
+        return True
 
     async def _own(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Owner:
         self.holds_database = True
