@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Each of these is a project of its own, with modules of the same names; the other examples are single files.
+PROJECTS := $(wildcard examples/temporal_*)
+EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
+
 .PHONY: help demo demo-temporal dev test soak lint format bench constraints clean
 
 help:
@@ -34,6 +38,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases $(EXAMPLES)
+	for project in $(PROJECTS); do $(BIN)/mypy $$project || exit 1; done
 	$(BIN)/pyright
 
 format: $(READY)

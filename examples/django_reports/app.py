@@ -8,6 +8,7 @@ then ask for a report:
     curl -X POST localhost:8000/reports
 """
 
+import functools
 import json
 
 import django
@@ -40,7 +41,7 @@ SALES = {"north": [12, 7, 9], "south": [4, 4, 8], "west": [10, 1, 1]}
 def build_report(ctx: durably.ContextSync) -> dict[str, object]:
     regions = ctx.event.data["regions"]
     totals = ctx.group.parallel(
-        tuple(lambda region=region: ctx.step.run(f"sum-{region}", sum_region, region) for region in regions)
+        tuple(functools.partial(ctx.step.run, f"sum-{region}", sum_region, region) for region in regions)
     )
     return ctx.step.invoke("format", function=format_report, data={"totals": dict(zip(regions, totals, strict=True))})
 
