@@ -1,4 +1,4 @@
-"""A TCP proxy before the server: counts the connections that an app opens, and can hold or refuse them."""
+"""A TCP proxy before the server: counts the connections that an app opens, and can cut them amid what they carry."""
 
 import contextlib
 import socket
@@ -13,8 +13,15 @@ class Proxy:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._target = target
+        self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """All connections, wherever they are in what they say; new ones are taken."""
+        cut, self._open = self._open, []
+        for end in cut:
+            shut(end)
 
     def close(self) -> None:
         self._listener.close()
@@ -27,6 +34,7 @@ class Proxy:
                 return
             self.opened += 1
             far = socket.create_connection(("127.0.0.1", self._target))
+            self._open += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=pump, args=(source, sink), daemon=True).start()
 
@@ -35,6 +43,10 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
-    for end in (source, sink):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+    shut(source)
+    shut(sink)
+
+
+def shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)

@@ -27,6 +27,7 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 
 from durably.portal import get_portal
 
+from .deadlines import DeadlineInterceptor
 from .declarations import WorkerDeclaration, WorkerOptions
 from .errors import TemporalSettingsError, TemporalUnreachableError
 from .lifespan import Lifespan
@@ -41,6 +42,7 @@ WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000
 """How a web app repeats what an absent server did not answer: a visitor waits three seconds, not the SDK's ten."""
 
 DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
+DEFAULT_RPC_TIMEOUT = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Temporal:
     is made of the settings' encryption keys, if there are any.
     ``tracing`` makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
     ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` says how long calls are
-    repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole.
+    repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole, ``rpc_timeout`` each
+    call that is given none of its own, waits for results and updates apart; with ``None`` the SDK's half minute does.
 
     Making one connects to nothing and reads no settings. ``await temporal.client()`` gives the client;
     ``temporal.sync`` is the same for synchronous code.
@@ -86,6 +89,7 @@ class Temporal:
         retry_config: RetryConfig | None = WEB_RETRY,
         keep_alive_config: KeepAliveConfig | None = KeepAliveConfig.default,
         connect_timeout: timedelta = DEFAULT_CONNECT_TIMEOUT,
+        rpc_timeout: timedelta | None = DEFAULT_RPC_TIMEOUT,
         runtime: RuntimeFactory = plain_runtime,
         tracing: bool = False,
         profile: str | None = None,
@@ -105,8 +109,9 @@ class Temporal:
         self._configuration = configuration
         self._given_converter = data_converter
         self._encryption = encryption
+        bounding = [] if rpc_timeout is None else [DeadlineInterceptor(rpc_timeout)]
         traced = [tracing_interceptor()] if tracing else []
-        self.interceptors = [NotingInterceptor(), *traced, *interceptors]
+        self.interceptors = [NotingInterceptor(), *bounding, *traced, *interceptors]
         self.plugins = list(plugins)
         self._identity = identity
         self._retry_config = retry_config
