@@ -137,7 +137,7 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
     [
         (lambda: durably.Batch(max_size=0), "Batch.max_size must be a whole number from 2 to 10000, not 0"),
         (lambda: durably.Batch(max_size=10_001), "Batch.max_size must be a whole number from 2 to 10000, not 10001"),
-        (lambda: durably.Batch(max_size=5, timeout=500), "Batch.timeout must be at least one second, not 500"),
+        (lambda: durably.Batch(max_size=5, timeout=500), "Batch.timeout must be at least one second, not 500 ms"),
         (lambda: durably.Cancel(event=None), "Cancel.event is required"),  # type: ignore[arg-type]
         (lambda: durably.Concurrency(limit=True), "Concurrency.limit must be a whole number from 1 to 1000000000"),
         (lambda: durably.Concurrency(limit=10**30), "Concurrency.limit must be a whole number from 1 to 1000000000"),

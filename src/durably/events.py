@@ -45,7 +45,9 @@ class EventType(Generic[M]):
 
 
 def as_data(data: Mapping[str, Any] | Model | None) -> Mapping[str, Any] | None:
-    """Event data as a mapping; pydantic models are dumped in JSON mode."""
+    """Event data as a mapping; pydantic models are dumped in JSON mode. Raises ``TypeError`` for anything else."""
     if data is None or isinstance(data, Mapping):
         return data
+    if not hasattr(data, "model_dump"):
+        raise TypeError(f"data is a dictionary or a pydantic model, not {type(data).__name__}")
     return data.model_dump(mode="json")

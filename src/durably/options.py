@@ -45,7 +45,8 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
             raise FunctionConfigInvalidError(f"{type(self).__name__}.{name}: {error}") from None
         shortest, text = self._shortest
         if delta < shortest:
-            raise self._invalid(name, f"must be at least {text}, not {value!r}")
+            found = f"{value} ms" if isinstance(value, int) else repr(value)
+            raise self._invalid(name, f"must be at least {text}, not {found}")
         return delta
 
     def _invalid(self, name: str, problem: str) -> FunctionConfigInvalidError:

@@ -50,7 +50,7 @@ async def send_events(
     events once however often they arrive. ``seed`` is that of a step (``step_seed``). Raises ``SendEventsError``,
     ``EventKeyUnspecifiedError``.
     """
-    batch = list(events) if isinstance(events, Sequence) else [events]
+    batch = list(events) if isinstance(events, Sequence) and not isinstance(events, str | bytes) else [events]
     seed = seed or _random_seed()
     if middleware is None:
         return await _send(client, batch, io, seed)
@@ -131,7 +131,11 @@ def _build_request(client: "Client", body: bytes, seed: str) -> Request:
 def _to_wire(event: Event, now: int) -> Mapping[str, Any]:
     if not isinstance(event, Event):
         raise SendEventsError(f"events are durably.Event objects, not {type(event).__name__}", [])
-    wire = {"name": event.name, "data": as_data(event.data), "ts": event.ts or now}
+    try:
+        data = as_data(event.data)
+    except TypeError as error:
+        raise SendEventsError(f"event {event.name!r}: {error}", []) from None
+    wire = {"name": event.name, "data": data, "ts": event.ts or now}
     optional = {"id": event.id, "user": event.user, "v": event.v}
     return wire | {name: value for name, value in optional.items() if value}
 

@@ -84,6 +84,14 @@ def test_what_is_no_function() -> None:
         make_handler(make_client(), lambda ctx: None)  # type: ignore[arg-type]
 
 
+def test_the_arguments_of_serve_in_another_order() -> None:
+    client = make_client()
+    with pytest.raises(FunctionConfigInvalidError, match=r"durably\.Client as its client, not <object"):
+        CommHandler(client=object(), framework="test", functions=[])  # type: ignore[arg-type]
+    with pytest.raises(FunctionConfigInvalidError, match="takes a list of functions, not Function"):
+        CommHandler(client=client, framework="test", functions=make_function(client, "alone"))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("variable", ["INNGEST_THREAD_POOL_MAX_WORKERS", "INNGEST_STREAMING"])
 def test_settings_that_are_none_are_met_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "plenty")

@@ -157,7 +157,9 @@ def test_refusals_are_not_tried_again(
     ("events", "message"),
     [
         ([{"name": "test/dict"}], "not dict"),
+        ({"name": "test/dict"}, "not dict"),
         ("test/name", "not str"),
+        (Event(name="test/odd", data=["odd"]), "event 'test/odd': data is a dictionary or a pydantic model, not list"),  # type: ignore[arg-type]
         (Event(name="test/odd", data={"odd": object()}), "cannot be expressed in JSON"),
     ],
 )

@@ -84,6 +84,23 @@ def test_an_error_that_leaves_an_engine_tells_of_its_runs(app: pytest.Pytester) 
     result.stdout.fnmatch_lines(["*The test engine's runs, at *", "*run * of app-nap: Completed after 30d"])
 
 
+def test_a_failed_assertion_tells_of_its_run_once_and_of_mocks_that_no_step_met(app: pytest.Pytester) -> None:
+    app.makepyfile("""
+        from naps import client, nap, tired
+        from durably.testing import TestEngine
+
+        def test_nap():
+            with TestEngine(client, [nap]).sync() as engine:
+                engine.mock_step("nap")
+                engine.mock_step("knap")
+                engine.fail_step("nap", attempts=[7])
+                engine.send(tired).wait().assert_completed(output="tired")
+    """)
+    result = app.runpytest_subprocess("--tb=short")
+    result.stdout.fnmatch_lines(["E *No step has met mock_step('knap'), fail_step('nap')."])
+    assert str(result.stdout).count("run 01") == 1
+
+
 async def test_in_an_async_test_too() -> None:
     async def fail() -> None:
         async with TestEngine(client, [approve]) as engine:

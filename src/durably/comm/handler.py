@@ -5,7 +5,7 @@ event loop over blocking I/O, and whatever is really asynchronous goes to the po
 """
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
@@ -76,6 +76,7 @@ class CommHandler:
         thread_pool: Executor | None = None,
         surroundings: Surroundings = nullcontext,
     ) -> None:
+        _check_arguments(client, functions)
         environment = Environment()
         self.client = client
         self.framework = framework
@@ -344,6 +345,14 @@ def _make_thread_pool(environment: Environment, *, is_in_process: bool) -> Execu
             return None
         workers = None  # There is no request in whose thread a sync function could run.
     return ThreadPoolExecutor(workers, thread_name_prefix="durably-call")
+
+
+def _check_arguments(client: object, functions: object) -> None:
+    """Those of ``serve``, which are easily given in the wrong order."""
+    if not isinstance(client, Client):
+        raise FunctionConfigInvalidError(f"serve takes a durably.Client as its client, not {client!r}")
+    if not isinstance(functions, Iterable):
+        raise FunctionConfigInvalidError(f"serve takes a list of functions, not {functions!r}")
 
 
 def _index(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:

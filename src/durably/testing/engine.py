@@ -147,14 +147,19 @@ class TestEngine:
 
     def annotate(self, error: BaseException | None) -> None:
         """Let an error that ends the test tell what the engine's runs have come to."""
-        if error is not None and self._records is not None:
-            error.add_note(self.describe_runs())
+        if error is not None and self._records is not None and (told := self.describe_runs(besides=str(error))):
+            error.add_note(told)
 
-    def describe_runs(self) -> str:
-        """The timelines of the latest runs."""
+    def describe_runs(self, *, besides: str = "") -> str:
+        """The timelines of the latest runs, but for those that are in ``besides``, and mocks that no step has met."""
         runs = [self._run(run.id) for run in self._open_records.inspector.latest_runs(_MOST_DESCRIBED + 1)]
-        heading = f"The test engine's {'latest ' if len(runs) > _MOST_DESCRIBED else ''}runs, at {self.now}:"
-        return "\n".join([heading, *(run.timeline() for run in runs[-_MOST_DESCRIBED:])])
+        lines = [text for run in runs[-_MOST_DESCRIBED:] if (text := run.timeline()) not in besides]
+        if lines or not besides:
+            heading = "latest runs" if len(runs) > _MOST_DESCRIBED else "runs"
+            lines.insert(0, f"The test engine's {heading}, at {self.now:%Y-%m-%d %H:%M:%S} UTC:")
+        if unmet := self._mocks.unmet():
+            lines.append(f"No step has met {', '.join(unmet)}.")
+        return "\n".join(lines)
 
     async def open(self, thread_pool: Executor) -> Self:
         """``thread_pool`` runs sync functions."""
@@ -203,9 +208,8 @@ class TestEngine:
 
         The run of a single event is known once it is looked at: an event that only wakes others need start none.
         """
-        batch = [events] if isinstance(events, Event) else list(events)
         records = await self._rest()
-        ids = await self._apps[0][0].send(batch)
+        ids = await self._apps[0][0].send(events)
         await self._clock.rest()
         if isinstance(events, Event):
             return TestRun(self, records, RunRef(event_id=ids[0], event_name=events.name))
@@ -275,6 +279,8 @@ class TestEngine:
     ) -> None:
         """Let so much time pass, and all that is due in it happen, each at its own time."""
         await self._rest()
+        if not isinstance(delta, dt.timedelta):
+            raise TypeError(f"advance takes a timedelta, or days=, hours=, minutes= and seconds=, not {delta!r}")
         delta += dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         until = self._clock.now() + round(delta / _MILLISECOND)
         while await self._clock.go_on(until):

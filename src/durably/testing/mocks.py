@@ -38,6 +38,7 @@ class Mocks:
     def __init__(self) -> None:
         self._mocked: list[_Rule] = []
         self._failing: list[_Rule] = []
+        self._applied: set[int] = set()  # Rules, by identity: none of them goes away.
 
     def mock(self, step_id: str, function_id: str | None, make: Callable[[StepRequest], Handler]) -> None:
         self._mocked.insert(0, _Rule(step_id, function_id, None, make))
@@ -48,6 +49,16 @@ class Mocks:
         chosen = None if attempts is None else frozenset(attempts)
         self._failing.insert(0, _Rule(step_id, function_id, chosen, raising(error)))
 
+    def unmet(self) -> list[str]:
+        """The calls of ``mock_step`` and ``fail_step`` that no step has met so far: mistyped ids, most likely."""
+        kinds = (("mock_step", self._mocked), ("fail_step", self._failing))
+        return [
+            f"{method}({rule.step_id!r})"
+            for method, rules in kinds
+            for rule in reversed(rules)
+            if id(rule) not in self._applied
+        ]
+
     def stand_in(self, function_id: str) -> StandIn | None:
         """What takes the place of a function's steps."""
         if not self._mocked and not self._failing:
@@ -56,6 +67,7 @@ class Mocks:
         def replaced(request: StepRequest, attempt: int) -> StepRequest:
             for rule in (*self._failing, *self._mocked):
                 if rule.applies(function_id, request.step_id, attempt):
+                    self._applied.add(id(rule))
                     return _replace(request, rule.make(request))
             return request
 
