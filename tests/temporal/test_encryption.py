@@ -1,14 +1,20 @@
 """Payloads that the server cannot read, and keys that are replaced while workflows run."""
 
+import traceback
 import uuid
+from typing import Any
 
+import flask
 import pytest
+from click.testing import CliRunner
 from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowFailureError
 from temporalio.worker import Worker
 
+from durably.cli.temporal import temporal as temporal_commands
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey, PayloadEncryptionError
+from durably.temporal.flask import init_app
 
 from .dev_server import DevServer
 from .workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, Receipt
@@ -65,7 +71,59 @@ async def test_what_was_written_before_encryption_is_read_unless_it_is_required(
 
 def test_keys_are_written_and_read_and_not_shown() -> None:
     assert EncryptionKey.parse(NEW.export()) == NEW
+    assert EncryptionKey.parse_all(f"{NEW.export()}, {OLD.export()}\n") == [NEW, OLD]
     assert NEW.export().partition(":")[2] not in repr(NEW)
-    for text in ("no-colon", "id:???", "id:AAAA"):
-        with pytest.raises(TemporalSettingsError):
-            EncryptionKey.parse(text)
+
+
+SECRET = NEW.export().partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "encryption key 1 of 1: an encryption key is written id:key"),
+        (SECRET, "written id:key"),
+        (f":{SECRET}", "written id:key"),
+        (f"{SECRET}:2026", "has 3 bytes, not 16, 24 or 32"),
+        (f"{SECRET}:the id", "is no Base64"),
+        (f"2026:{SECRET}é", "is no Base64"),
+        (f"2026:{SECRET},{SECRET}", "encryption key 2 of 2: an encryption key is written id:key"),
+        (f"2026:{SECRET},2026:{SECRET}", "two encryption keys have the same id"),
+        ({"2026": SECRET}, "a list of texts"),
+        ([f"2026:{SECRET}".encode()], "a list of texts"),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_said_and_not_the_key(
+    text: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    temporal = Temporal()
+    temporal.configure(lambda: {"ENCRYPTION_KEYS": text} if text else {"ENCRYPTION_KEYS": [""]})
+    with pytest.raises(TemporalSettingsError, match=words) as raised:
+        temporal.data_converter  # noqa: B018
+    shown = "".join(traceback.format_exception(raised.value)) + repr(temporal.settings) + caplog.text
+    assert SECRET not in shown
+
+
+async def encrypted_with(temporal: Temporal) -> bytes:
+    [payload] = await temporal.data_converter.encode(["text"])
+    assert await temporal.data_converter.decode([payload]) == ["text"]
+    return payload.metadata.get("encryption-key-id", b"")
+
+
+async def test_keys_are_taken_from_the_environment_and_from_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = flask.Flask("shop")
+    app.config["TEMPORAL_ENCRYPTION_KEYS"] = [OLD.export(), NEW.export()]
+    init_app(app, temporal := Temporal())
+    assert await encrypted_with(temporal) == b"2025"
+    assert await encrypted_with(Temporal()) == b""
+    monkeypatch.setenv("TEMPORAL_ENCRYPTION_KEYS", f"{NEW.export()},{OLD.export()}")
+    init_app(app, from_environment := Temporal())
+    assert await encrypted_with(from_environment) == b"2026"
+    assert await encrypted_with(Temporal(encryption=EncryptionCodec(OLD))) == b"2025"
+
+
+def test_a_command_makes_a_key() -> None:
+    made = CliRunner().invoke(temporal_commands, ["encryption-key", "2027"])
+    assert EncryptionKey.parse(made.output).id == "2027"
+    assert EncryptionKey.parse(CliRunner().invoke(temporal_commands, ["encryption-key"]).output).id.startswith("20")
+    assert CliRunner().invoke(temporal_commands, ["encryption-key", "a:b"]).exit_code == 1

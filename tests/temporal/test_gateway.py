@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
-from temporalio.client import WorkflowHistory
+from temporalio.client import (
+    Interceptor,
+    OutboundInterceptor,
+    StartWorkflowInput,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowHistory,
+)
 from temporalio.common import (
     SearchAttributeKey,
     SearchAttributePair,
@@ -313,6 +320,72 @@ async def test_requests_of_one_key_at_the_same_time_start_once(gateway: Gateway)
     started = await asyncio.gather(*(ask(gateway, "POST", "orders", order, h_idempotency_key=key) for _ in range(8)))
     assert {answer.status for answer in started} == {202}
     assert len({answer.json["run_id"] for answer in started}) == 1
+
+
+@pytest.mark.parametrize("policy", ["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"])
+async def test_requests_of_one_key_at_the_same_time_start_once_where_another_was_before(
+    temporal: Temporal, policy: str
+) -> None:
+    conflict = WorkflowIDConflictPolicy[policy]
+    exposed = expose(OrderWorkflow, name="orders", id="again-{order_id}", id_conflict_policy=conflict)
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
+    order = {"order_id": uuid.uuid4().hex, **ORDER}
+    before = await ask(gateway, "POST", "orders", order, h_idempotency_key="a")
+    await (await temporal.client()).get_workflow_handle(before.json["workflow_id"]).terminate()
+    started = await asyncio.gather(*(ask(gateway, "POST", "orders", order, h_idempotency_key="b") for _ in range(8)))
+    assert {answer.status for answer in started} == {202}
+    assert {answer.json["run_id"] for answer in started} != {before.json["run_id"]}
+    assert len({answer.json["run_id"] for answer in started}) == 1
+
+
+class Latecomer(Interceptor):
+    """Holds the second start of those that policies allow back until ``is_over``."""
+
+    def __init__(self) -> None:
+        self.is_over = asyncio.Event()
+        self._has_begun = False
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        latecomer = self
+
+        class Holding(OutboundInterceptor):
+            async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
+                if input.id_reuse_policy is not WorkflowIDReusePolicy.REJECT_DUPLICATE:
+                    if latecomer._has_begun:
+                        await latecomer.is_over.wait()
+                    latecomer._has_begun = True
+                return await super().start_workflow(input)
+
+        return Holding(next)
+
+
+async def test_a_late_repetition_starts_nothing_though_the_first_is_over_already(server: DevServer) -> None:
+    temporal = Temporal(server.address, task_queue="orders", interceptors=[latecomer := Latecomer()])
+    gateway = Gateway(temporal, exposures(), allow_anonymous=True)
+    order = {"order_id": uuid.uuid4().hex, **ORDER}
+    before = await ask(gateway, "POST", "orders", order, h_idempotency_key="a")
+    handle = (await temporal.client()).get_workflow_handle(before.json["workflow_id"])
+    await handle.terminate()
+    repeated = [asyncio.create_task(ask(gateway, "POST", "orders", order, h_idempotency_key="b")) for _ in range(2)]
+    [early], [late] = await asyncio.wait(repeated, return_when=asyncio.FIRST_COMPLETED)
+    await handle.terminate()
+    latecomer.is_over.set()
+    assert (await late).json["run_id"] == (await early).json["run_id"]
+    assert (await handle.describe()).status is WorkflowExecutionStatus.TERMINATED
+
+
+async def test_signals_with_one_key_arrive_once(gateway: Gateway) -> None:
+    place = await start(gateway)
+    for text, key in (("a", "1"), ("a", "1"), ("a", "2"), ("b", "1"), ("b", "1")):
+        signalled = await ask(gateway, "POST", f"{place}/signals/add_note", {"text": text}, h_idempotency_key=key)
+        assert signalled.status == 202
+    both = {"input": {"order_id": place.removeprefix("orders/order-"), **ORDER}, "signal": {"text": "c"}}
+    for key in ("1", "1", "2"):
+        signalled = await ask(gateway, "POST", "orders/signal-with-start/add_note", both, h_idempotency_key=key)
+        assert signalled.status == 202
+    await ask(gateway, "POST", f"{place}/signals/ship")
+    done = await ask(gateway, "GET", f"{place}/result", wait="30")
+    assert done.json["result"]["note"] == "a,a,b,c,c"
 
 
 async def test_ids_that_exist_are_treated_as_the_exposure_says(temporal: Temporal) -> None:

@@ -14,6 +14,7 @@ from temporalio.client import RPCTimeoutOrCancelledError, WorkflowUpdateHandle, 
 from temporalio.service import RPCError, RPCStatusCode
 
 from .call import Call
+from .idempotency import fingerprint, idempotency_key, one_request
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
 from .problems import Problem, bad_request, no_worker, to_problem
@@ -22,8 +23,9 @@ T = TypeVar("T")
 
 
 async def signal(call: Call) -> GatewayResponse:
-    arguments = call.handler.arguments.spread(call.value)
-    await _while_it_runs(call.handle().signal(call.handler.name, args=arguments, rpc_timeout=call.rpc_timeout))
+    name, arguments = call.handler.name, call.handler.arguments.spread(call.value)
+    with one_request(call.client, idempotency_key(call.request), name, fingerprint(call.value)):
+        await _while_it_runs(call.handle().signal(name, args=arguments, rpc_timeout=call.rpc_timeout))
     return _accepted(call)
 
 

@@ -183,7 +183,7 @@ def _signal(exposure: Exposure, route: Route, handler: HandlerExposure | None) -
     assert handler is not None
     return {
         "summary": f"Signal {handler.name}",
-        "parameters": (_RUN,),
+        "parameters": (_RUN, _KEY),
         **_body(handler),
         "responses": {HTTPStatus.ACCEPTED: Accepted},
     }

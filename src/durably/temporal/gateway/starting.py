@@ -1,23 +1,21 @@
 """Starting workflows: once for each idempotency key, and with the result if it comes soon enough."""
 
-import hashlib
-import re
 import uuid
 from http import HTTPStatus
 from typing import Any
 
-from pydantic_core import to_json
-from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from .call import Call
 from .exposure import Exposure
+from .idempotency import fingerprint, idempotency_key, one_request
 from .inputs import check_id
 from .messages import GatewayRequest, GatewayResponse, answer
 from .models import Accepted, Completed, Started
-from .problems import Problem, bad_request, to_problem
+from .problems import Problem, to_problem
 from .results import wait_for_result
 
 MARK = "durably-idempotency"
@@ -28,20 +26,13 @@ def choose_id(exposure: Exposure, request: GatewayRequest, value: Any) -> str:
     """From the template; else from the idempotency key, so that a repeated request meets the same workflow."""
     if exposure.id_template is not None:
         return check_id(exposure.id_template.fill(value))
-    key = _idempotency_key(request)
+    key = idempotency_key(request)
     made_up = uuid.uuid4() if key is None else uuid.uuid5(uuid.NAMESPACE_OID, f"{exposure.name}\n{key}")
     return f"{exposure.name}-{made_up}"
 
 
-def _idempotency_key(request: GatewayRequest) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
-        raise bad_request("Idempotency-Key is 1 to 255 visible ASCII characters")
-    return key
-
-
 async def start(call: Call) -> GatewayResponse:
-    key = _idempotency_key(call.request)
+    key = idempotency_key(call.request)
     if key is None:
         handle, is_replay = await _start(call), False
     else:
@@ -70,12 +61,13 @@ async def _result_of_started(call: Call, handle: WorkflowHandle[Any, Any], secon
 
 async def signal_with_start(call: Call) -> GatewayResponse:
     signal = call.handler
-    await _start(
-        call,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        start_signal=signal.name,
-        start_signal_args=signal.arguments.spread(call.value.signal),
-    )
+    with one_request(call.client, idempotency_key(call.request), signal.name, fingerprint(call.value)):
+        await _start(
+            call,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            start_signal=signal.name,
+            start_signal_args=signal.arguments.spread(call.value.signal),
+        )
     accepted = Accepted(workflow_id=call.workflow_id, links=call.links())
     return answer(accepted, HTTPStatus.ACCEPTED, location=call.location())
 
@@ -102,10 +94,10 @@ async def _start(call: Call, mark: dict[str, str] | None = None, **changes: Any)
 async def _start_once(call: Call, key: str) -> tuple[WorkflowHandle[Any, Any], bool]:
     """Start, unless a request with the same key did so already: then that one's workflow, and ``True``.
 
-    The server knows no such keys, so the workflow itself carries the key in its memo. The id is first asked for as if
-    it could be used only once; what the exposure allows counts after it is clear that the key is another one.
+    The workflow carries the key in its memo, so that a later request can tell. The id is first asked for as if it could
+    be used only once; what the exposure allows counts after it is clear that the key is another one.
     """
-    mark = {"key": key, "input": hashlib.sha256(to_json(call.value, fallback=str)).hexdigest()}
+    mark = {"key": key, "input": fingerprint(call.value)}
     try:
         handle = await _start(
             call,
@@ -115,26 +107,45 @@ async def _start_once(call: Call, key: str) -> tuple[WorkflowHandle[Any, Any], b
         )
         return handle, False
     except WorkflowAlreadyStartedError as error:
-        latest = await call.client.get_workflow_handle(call.workflow_id).describe(rpc_timeout=call.rpc_timeout)
-        theirs = await latest.memo_value(MARK, {})
-        if latest.workflow_type != call.exposure.definition.name or theirs.get("key") != key:
-            if _refuses_another(call, is_running=latest.status is WorkflowExecutionStatus.RUNNING):
-                raise error
-            return await _start(call, mark), False
-        if theirs.get("input") != mark["input"]:
-            raise Problem(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                "idempotency-key-reused",
-                "this Idempotency-Key came with another input before",
-            ) from error
-        first_run = call.client.get_workflow_handle(
-            call.workflow_id, run_id=latest.run_id, result_type=call.exposure.result
+        latest = await _describe(call, None)
+        if await _was_started_with(call, latest, mark):
+            return _first_run(call, latest.run_id), True
+        if _refuses_another(call, latest):
+            raise error
+    # Requests with this key that come this far at the same time are one to the server, whatever the policies are.
+    with one_request(call.client, key):
+        handle = await _start(call, mark)
+    await _was_started_with(call, await _describe(call, handle.result_run_id), mark)
+    return handle, False
+
+
+async def _describe(call: Call, run_id: str | None) -> WorkflowExecutionDescription:
+    handle = call.client.get_workflow_handle(call.workflow_id, run_id=run_id)
+    return await handle.describe(rpc_timeout=call.rpc_timeout)
+
+
+def _first_run(call: Call, run_id: str) -> WorkflowHandle[Any, Any]:
+    return call.client.get_workflow_handle(call.workflow_id, run_id=run_id, result_type=call.exposure.result)
+
+
+async def _was_started_with(call: Call, execution: WorkflowExecutionDescription, mark: dict[str, str]) -> bool:
+    """Whether a request with the same key started it. Raises a problem if that had another input."""
+    if execution.workflow_type != call.exposure.definition.name:
+        return False
+    theirs = await execution.memo_value(MARK, {})
+    if theirs.get("key") != mark["key"]:
+        return False
+    if theirs.get("input") != mark["input"]:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "idempotency-key-reused",
+            "this Idempotency-Key came with another input before",
         )
-        return first_run, True
+    return True
 
 
-def _refuses_another(call: Call, is_running: bool) -> bool:
+def _refuses_another(call: Call, latest: WorkflowExecutionDescription) -> bool:
     options = call.exposure.start_options
-    if is_running:
+    if latest.status is WorkflowExecutionStatus.RUNNING:
         return options["id_conflict_policy"] is WorkflowIDConflictPolicy.FAIL
     return options["id_reuse_policy"] is WorkflowIDReusePolicy.REJECT_DUPLICATE
