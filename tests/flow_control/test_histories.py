@@ -103,7 +103,7 @@ class Histories(RuleBasedStateMachine):
         unit(entry)
         effects = entry.finish()
         self.db.execute("COMMIT")
-        self._make(effects.calls)
+        self._make([effect for effect in effects if isinstance(effect, CallAt)])
 
     def _make(self, calls: list[CallAt]) -> None:
         for due in calls:

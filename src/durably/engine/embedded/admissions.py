@@ -94,7 +94,7 @@ class Admissions:
         bucket, state, due = found
         now, read = self._entry.now, self._flow.read
         if due > now:
-            self._entry.effects.timers.append(BucketAt(bucket_id, due))
+            self._entry.effects.append(BucketAt(bucket_id, due))
             return
         change: StateChange | None
         if bucket.kind is BucketKind.DEBOUNCE:
@@ -124,7 +124,7 @@ class Admissions:
         bucket_id = debounced.bucket.id
         if debounced.was_due is None or debounced.due < debounced.was_due:
             # One that is put off is found again when it would have been due.
-            self._entry.effects.timers.append(BucketAt(bucket_id, debounced.due))
+            self._entry.effects.append(BucketAt(bucket_id, debounced.due))
         if debounced.dropped != event_key:
             self._flow.hold_event(bucket_id, event_key)
         if debounced.dropped is not None:
@@ -137,7 +137,7 @@ class Admissions:
         if batched.is_full:
             return self._start_held(function, bucket_id)
         if batched.batch.size == 1:
-            self._entry.effects.timers.append(BucketAt(bucket_id, batched.due))
+            self._entry.effects.append(BucketAt(bucket_id, batched.due))
         return None
 
     def _start_held(self, function: Function, bucket_id: str) -> RunRow | None:
@@ -212,7 +212,7 @@ class Admissions:
 
     def _set_deadline(self, run: RunRow, kind: DeadlineKind, due: int) -> None:
         self._flow.put_deadline(run.key, kind, due)
-        self._entry.effects.timers.append(DeadlineAt(run.key, due))
+        self._entry.effects.append(DeadlineAt(run.key, due))
 
     def _put(self, changes: Sequence[StateChange]) -> None:
         for change in changes:

@@ -84,17 +84,16 @@ class Synced(msgspec.Struct, frozen=True):
     functions: Sequence[Function]
 
 
-class Effects:
-    """``ended`` are the keys of runs that have ended, ``sweeps`` the ids of those that are to go on."""
+class RunEnded(msgspec.Struct, frozen=True):
+    run_key: int
 
-    __slots__ = ("calls", "ended", "notes", "requests", "restrained", "sweeps", "synced", "timers")
 
-    def __init__(self) -> None:
-        self.calls: list[CallAt] = []
-        self.timers: list[StoredTimer] = []
-        self.requests: list[RequestAt] = []
-        self.ended: list[int] = []
-        self.synced: list[Synced] = []
-        self.restrained: list[Restrained] = []
-        self.sweeps: list[str] = []
-        self.notes: list[Note] = []
+class SweepAt(msgspec.Struct, frozen=True):
+    """A sweep to go on with."""
+
+    sweep_id: str
+
+
+Effect = CallAt | StoredTimer | RequestAt | RunEnded | Restrained | Synced | SweepAt | Note
+Effects = list[Effect]
+"""In the order in which they came up."""

@@ -1,6 +1,7 @@
 """The event loop's way to the ledger: what is entered here is carried out by the writer, as one unit each."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -104,9 +105,12 @@ class Journal:
             task.cancel()
 
     def _submit(self, work: Callable[[Entry], T]) -> asyncio.Future[tuple[T, Effects]]:
-        def unit() -> tuple[T, Effects]:
-            entry = Entry(self._ledger, self.registry, self._clock.now())
-            result = work(entry)
-            return result, entry.finish()
+        return self._writer.submit(functools.partial(self._carry_out, work), self._follow)
 
-        return self._writer.submit(unit, lambda outcome: self._on_effects(outcome[1]))
+    def _carry_out(self, work: Callable[[Entry], T]) -> tuple[T, Effects]:
+        entry = Entry(self._ledger, self.registry, self._clock.now())
+        result = work(entry)
+        return result, entry.finish()
+
+    def _follow(self, outcome: tuple[object, Effects]) -> None:
+        self._on_effects(outcome[1])

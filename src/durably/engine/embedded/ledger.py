@@ -43,7 +43,7 @@ from durably.protocol.opcodes import Opcode
 from . import updates
 from .admissions import Admissions
 from .arrivals import Arrival, RunEnd, announce_end, check_content
-from .effects import CallAt, Effects, RequestAt, TimerAt
+from .effects import CallAt, Effects, RequestAt, RunEnded, TimerAt
 from .ids import Entropy, new_id
 from .narrowing import narrow
 from .registry import Registry
@@ -88,7 +88,7 @@ class Entry:
     """``now`` is milliseconds since the epoch."""
 
     def __init__(self, ledger: Ledger, registry: Registry, now: int) -> None:
-        self.effects = Effects()
+        self.effects: Effects = []
         self.now = now
         self.registry = registry
         self.store = ledger.store
@@ -271,7 +271,7 @@ class Entry:
         if live.ticket is not None and live.ticket.has_to_queue(starts_run=live.row.started_at is None):
             self.queue.join_again(live.row, call, live.ticket)
         else:
-            self.effects.calls.append(CallAt(run_key, call))
+            self.effects.append(CallAt(run_key, call))
 
     def _let_through(self, queued: QueuedCall) -> None:
         live = self._load(queued.run_key)
@@ -279,7 +279,7 @@ class Entry:
         if live is None or call is None:
             self.queue.leave(queued.run_key, queued.generation)
             return
-        self.effects.calls.append(CallAt(queued.run_key, call))
+        self.effects.append(CallAt(queued.run_key, call))
         if live.row.started_at is None:
             live.row = self.store.begin_run(live.row, self.now)
             self.admissions.begun(live.row)
@@ -292,20 +292,20 @@ class Entry:
         if is_later or command.call.error:
             self.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
         if live.ticket is None or not live.ticket.has_to_queue(starts_run=live.row.started_at is None):
-            self.effects.calls.append(CallAt(live.row.key, command.call))
+            self.effects.append(CallAt(live.row.key, command.call))
         elif is_later:
-            self.effects.calls.append(CallAt(live.row.key, command.call, has_to_queue=True))
+            self.effects.append(CallAt(live.row.key, command.call, has_to_queue=True))
         else:
             self.queue.join(live.row, command.call, live.ticket)
         if command.call.error:
-            self.effects.notes.append(updates.call_repeated(live.row, command.call, self.now))
+            self.effects.append(updates.call_repeated(live.row, command.call, self.now))
 
     def _write_memo(self, live: _LiveRun, command: WriteMemo) -> None:
         live.memos += 1
         command = msgspec.structs.replace(command, memo=self.to_stored(command.memo))
         began = live.wait_began.get(command.step_id, live.began)
         self.store.add_memo(live.row.key, live.memos, command, began, self.now)
-        self.effects.notes.append(updates.step_ended(live.row, command, self.now))
+        self.effects.append(updates.step_ended(live.row, command, self.now))
 
     def _sleep(self, live: _LiveRun, command: Sleep) -> None:
         self._wait(live, command.name, WaitRow(live.row.key, command.step_id, Opcode.SLEEP, due=command.until))
@@ -376,7 +376,7 @@ class Entry:
         # Only that there is a request is stored: what it sends may hold credentials.
         live.may_have_waits = True
         self.store.put_wait(WaitRow(live.row.key, command.step_id, command.op), self.now)
-        self.effects.requests.append(RequestAt(live.row.key, command))
+        self.effects.append(RequestAt(live.row.key, command))
 
     def _close_wait(self, live: _LiveRun, command: CloseWait) -> None:
         began = self.store.take_wait(live.row.key, command.step_id)
@@ -389,8 +389,8 @@ class Entry:
         self.store.end_run(row.key, command.status, live.began, self.now, output)
         if live.may_have_waits:
             self.store.drop_waits(row.key)
-        self.effects.ended.append(row.key)
-        self.effects.notes.append(updates.run_ended(row, command, self.now))
+        self.effects.append(RunEnded(row.key))
+        self.effects.append(updates.run_ended(row, command, self.now))
         completed = command.status == RunStatus.COMPLETED
         # Runs keep their error as the app wrote it; others get it without the nulls, as official servers send it.
         told = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
@@ -416,8 +416,8 @@ class Entry:
         live.may_have_waits = True
         self.store.put_wait(wait, self.now)
         if wait.due is not None:
-            self.effects.timers.append(TimerAt(wait.run_key, wait.step_id, wait.due))
-            self.effects.notes.append(updates.step_waits(live.row, name, wait.op, wait.due, self.now))
+            self.effects.append(TimerAt(wait.run_key, wait.step_id, wait.due))
+            self.effects.append(updates.step_waits(live.row, name, wait.op, wait.due, self.now))
 
 
 _COMMANDS: dict[type[Any], Callable[[Entry, _LiveRun, Any], None]] = {

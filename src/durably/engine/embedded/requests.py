@@ -76,7 +76,7 @@ class Requests:
         def unit(entry: Entry) -> bool:
             """Whether it is to be made again."""
             entry.apply(wanted.run_key, outcome)
-            return any(_is_same_step(wanted, again) for again in entry.effects.requests)
+            return any(isinstance(effect, RequestAt) and _is_same_step(wanted, effect) for effect in entry.effects)
 
         try:
             is_repeated = await self._journal.enter_surely(unit)

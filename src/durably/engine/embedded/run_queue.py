@@ -43,7 +43,7 @@ class RunQueue:
     def join_again(self, run: RunRow, call: Call, ticket: Ticket) -> None:
         """The same for a call that may have joined before, as after a restart."""
         if self._rows.held_since(run.key, call.generation) is not None:
-            self._effects.calls.append(CallAt(run.key, call))
+            self._effects.append(CallAt(run.key, call))
         elif call.generation not in self._rows.waiting(run.key):
             self.join(run, call, ticket)
 
@@ -68,7 +68,7 @@ class RunQueue:
     def look_at_openings(self) -> None:
         """Look at throttles that are ready by now."""
         if self._turn.look_at_openings(_OPENINGS_AT_ONCE):
-            self._effects.timers.append(OpeningAt(self._now))
+            self._effects.append(OpeningAt(self._now))
 
     def look_at_function(self, flow: Flow) -> None:
         """What a function has queued goes by these numbers from now on."""
@@ -80,6 +80,6 @@ class RunQueue:
             return []
         through = self._queue.settle()
         self._queue = None
-        self._effects.timers.extend(OpeningAt(opens_at) for opens_at in self._rows.openings)
+        self._effects.extend(OpeningAt(opens_at) for opens_at in self._rows.openings)
         self._rows.openings.clear()
         return through

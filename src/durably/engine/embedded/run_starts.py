@@ -54,8 +54,8 @@ class RunStarts:
                 entry.queue.join(run, call, ticket)
             else:
                 data = self._first_data(run, head, call) if rerun is None and len(event_keys) == 1 else None
-                entry.effects.calls.append(CallAt(run.key, call, data=data))
-        entry.effects.notes.append(updates.run_started(run, entry.now))
+                entry.effects.append(CallAt(run.key, call, data=data))
+        entry.effects.append(updates.run_started(run, entry.now))
         return run
 
     def skip(
@@ -65,7 +65,7 @@ class RunStarts:
         output = self._entry.to_stored(encode_error(error))
         new = self._new_run(function, event_keys, rerun_of=rerun_of)
         run = self._entry.store.add_skipped_run(new, output)
-        self._entry.effects.notes.append(updates.run_skipped(run, output, self._entry.now))
+        self._entry.effects.append(updates.run_skipped(run, output, self._entry.now))
         return run
 
     def _first_data(self, run: RunRow, head: Head, call: Call) -> CallData | None:

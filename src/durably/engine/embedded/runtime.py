@@ -13,7 +13,7 @@ from . import sweeps, work
 from .caller import Caller, HttpCaller
 from .canonical import canonical_json
 from .due import load_due
-from .effects import CallAt, Effects, RequestAt, StoredTimer, TimerAt
+from .effects import CallAt, Effects, RequestAt, Restrained, RunEnded, StoredTimer, SweepAt, Synced, TimerAt
 from .executor import Executor
 from .journal import Journal
 from .ledger import Entry, Ledger
@@ -32,6 +32,7 @@ from .sqlite_errors import explain
 from .store import Store
 from .sweeps import restraints_of
 from .timeline import Loaded, Timeline
+from .updates import Note
 from .watching import Watchers
 from .writer import Writer
 
@@ -186,25 +187,31 @@ class Runtime:
 
     def _carry_out(self, effects: Effects) -> None:
         """After the commit of a unit of work."""
-        for synced in effects.synced:
-            self.journal.registry = self.journal.registry.with_app(synced.app_id, synced.functions)
-        for order in effects.restrained:
-            self.journal.registry = self.journal.registry.with_restraint(order.function_id, order.restraint)
-        for run_key in effects.ended:
-            self._requests.forget(run_key)
-        for request in effects.requests:
-            self._requests.note(request)
-            self._timeline.add(request.request.due, request, is_stored=False)
-        for timer in effects.timers:
-            self._timeline.add(timer.due, timer)
-        now = self.settings.clock.now()
-        self._make([due for due in effects.calls if due.call.is_made(now)])
-        for later in effects.calls:
-            if not later.call.is_made(now):
-                self._timeline.add(later.call.due, later)
-        for sweep_id in effects.sweeps:
-            self.journal.enter_soon(sweeps.go_on(sweep_id))
-        self.watchers.tell(effects.notes)
+        calls: list[CallAt] = []
+        for effect in effects:
+            match effect:
+                case Note():
+                    self.watchers.tell(effect)
+                case CallAt():
+                    if effect.call.is_made(self.settings.clock.now()):
+                        calls.append(effect)
+                    else:
+                        self._timeline.add(effect.call.due, effect)
+                case RunEnded():
+                    self._requests.forget(effect.run_key)
+                case RequestAt():
+                    self._requests.note(effect)
+                    self._timeline.add(effect.request.due, effect, is_stored=False)
+                case Synced():
+                    self.journal.registry = self.journal.registry.with_app(effect.app_id, effect.functions)
+                case Restrained():
+                    self.journal.registry = self.journal.registry.with_restraint(effect.function_id, effect.restraint)
+                case SweepAt():
+                    self.journal.enter_soon(sweeps.go_on(effect.sweep_id))
+                case _:
+                    self._timeline.add(effect.due, effect)
+        if calls:
+            self._make(calls)
 
     async def _load_due(self, after: int, until: int) -> Loaded[_Due]:
         loaded = await self.reader.read(lambda connection: load_due(connection, after, until, _LOAD_LIMIT))

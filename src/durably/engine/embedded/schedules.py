@@ -55,7 +55,7 @@ def _plan(entry: "Entry", function: Function, schedule: Schedule, tick: Tick | N
         entry.store.flow.drop_schedule(function.id, schedule.text)
     else:
         entry.store.flow.put_tick(function.id, schedule.text, tick)
-        entry.effects.timers.append(TickAt(function.id, schedule.text, tick.due))
+        entry.effects.append(TickAt(function.id, schedule.text, tick.due))
 
 
 def _to_text(moment: int) -> str:

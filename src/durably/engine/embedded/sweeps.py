@@ -18,7 +18,7 @@ from durably.engine.errors import (
 from durably.engine.expressions import ExpressionInvalidError, compile_expression
 from durably.engine.head import RunStatus
 
-from .effects import Restrained
+from .effects import Restrained, SweepAt
 from .moments import to_milliseconds
 from .registry import Function, Restraint, StandingCancellation, not_found
 from .reruns import plan_rerun
@@ -95,7 +95,7 @@ def resume(entry: "Entry", function_id: str) -> None:
     entry.store.sweeps.set_resumed(function_id)
     _tell_restraint(entry, function_id)
     # Replays that the pause has held up.
-    entry.effects.sweeps.extend(entry.store.sweeps.open_sweeps(function_id))
+    entry.effects.extend(map(SweepAt, entry.store.sweeps.open_sweeps(function_id)))
 
 
 def refuse_paused(entry: "Entry", function: Function) -> None:
@@ -126,7 +126,7 @@ def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
 
 def _tell_restraint(entry: "Entry", function_id: str) -> None:
     restraint = restraints_of(entry.store, entry.now).get(function_id, Restraint())
-    entry.effects.restrained.append(Restrained(function_id, restraint))
+    entry.effects.append(Restrained(function_id, restraint))
 
 
 def _begin(
@@ -148,7 +148,7 @@ def _begin(
         until_key=until_key,
     )
     entry.store.sweeps.add(sweep)
-    entry.effects.sweeps.append(sweep.id)
+    entry.effects.append(SweepAt(sweep.id))
     return sweep
 
 
@@ -171,7 +171,7 @@ def _go_on(entry: "Entry", sweep_id: str) -> None:
     if len(runs) < _TOGETHER:
         sweeps.end(sweep.id, entry.now)
     else:
-        entry.effects.sweeps.append(sweep.id)
+        entry.effects.append(SweepAt(sweep.id))
 
 
 def _is_meant(sweep: Sweep, status: RunStatus, created_at: int) -> bool:

@@ -1,7 +1,7 @@
 """Handing what happens to those who watch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 from .updates import Note
@@ -36,15 +36,14 @@ class Watchers:
         finally:
             self._listeners.discard(listener)
 
-    def tell(self, notes: Sequence[Note]) -> None:
+    def tell(self, note: Note) -> None:
         if not self._watchers and not self._listeners:
             return
-        for note in notes:
-            update = note.to_update()
-            for listener in self._listeners:
-                listener(update)
-            for watcher in self._watchers:
-                watcher.put(update)
+        update = note.to_update()
+        for listener in self._listeners:
+            listener(update)
+        for watcher in self._watchers:
+            watcher.put(update)
 
     def close(self) -> None:
         """Let those who watch come to an end."""

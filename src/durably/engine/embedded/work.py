@@ -176,7 +176,7 @@ def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> S
         for function in functions:
             plan_schedules(entry, function)
             entry.queue.look_at_function(function.flow)
-        entry.effects.synced.append(Synced(app_id, functions))
+        entry.effects.append(Synced(app_id, functions))
     store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
     return SyncResult(app_id=app_id, modified=modified)
 

@@ -98,6 +98,7 @@ class Writer:
                 self._loop.call_soon_threadsafe(self._deliver, group)
             if is_last:
                 return
+            del group  # or all that belongs to it would live until the next is full, for the garbage collector to visit
 
     def _next_group(self) -> tuple[list[_Job], bool]:
         job = self._jobs.get()
