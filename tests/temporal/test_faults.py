@@ -1,21 +1,17 @@
 """The server is killed under load and comes back: what visitors of each framework and the workers see of it."""
 
 import json
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ..cli.conftest import Command, write
 from .app_server import running
-from .dev_server import DevServer, free_port
+from .dev_server import DevServer
 from .outage import FOR_WORKERS, Load, wait_for
 from .serve import SERVERS
+from .worker_process import WorkerProcess
 
 WORKER = """
     from durably.temporal import Temporal
@@ -26,38 +22,16 @@ WORKER = """
 """
 
 
-class WorkerProcess:
-    """``durably temporal worker`` for the tests' workflows, with its health."""
-
-    def __init__(self, directory: Path, server: DevServer) -> None:
-        write(directory / "worker.py", WORKER)
-        health = f"127.0.0.1:{free_port()}"
-        self._ready_url = f"http://{health}/ready"
-        root = str(Path(__file__).parents[2])
-        variables = {**os.environ, "TEMPORAL_ADDRESS": server.address, "PYTHONPATH": root}
-        arguments = ("temporal", "worker", "worker:temporal", "--health", health)
-        self.command = Command(arguments, directory, variables)
-        self.command.until("working on orders")
-
-    def ready(self) -> tuple[int, dict[str, Any]]:
-        try:
-            with urllib.request.urlopen(self._ready_url, timeout=10) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-
 @contextmanager
 def server_and_worker(directory: Path) -> Iterator[tuple[DevServer, WorkerProcess]]:
     server = DevServer(directory / "server.db")
     server.start()
     try:
-        worker = WorkerProcess(directory, server)
+        worker = WorkerProcess(directory, server, WORKER)
         try:
             yield server, worker
         finally:
-            worker.command.process.kill()
-            worker.command.wait()
+            worker.kill()
     finally:
         server.kill()
 

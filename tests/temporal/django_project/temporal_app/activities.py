@@ -61,6 +61,20 @@ def visit_without_transaction(note: str) -> str:
 
 
 @activity.defn
+def visit_or_be_killed(note: str) -> list[object]:
+    """The first attempt stays within its transaction for good."""
+    attempt = activity.info().attempt
+    with transaction.atomic():
+        Visit.objects.create(note=note)
+        if attempt == 1:
+            print(f"visiting {note}", flush=True)
+        while attempt == 1:
+            activity.heartbeat()
+            time.sleep(0.05)
+    return [f"{Visit.objects.filter(note=note).count()} visits", attempt]
+
+
+@activity.defn
 def visit_until_cancelled(note: str) -> None:
     with transaction.atomic():
         Visit.objects.create(note=note)
