@@ -309,12 +309,23 @@ def test_the_demo_shows_it_and_exits_with_0() -> None:
     assert "Traceback" not in demo.stdout + demo.stderr
 
 
+README_SECTION = (ROOT / "README.md").read_text().partition("\n## Temporal\n")[2].partition("\n## ")[0]
+SNIPPETS = {
+    name.lower(): code
+    for name, code in re.findall(r"^\*\*(\w+)\*\*.*?^```python\n(.*?)^```", README_SECTION, re.DOTALL | re.MULTILINE)
+}
 AUTH = """
 from typing import Annotated
 from fastapi import Header
 
 def current_user(authorization: Annotated[str | None, Header()] = None) -> str | None:
     return authorization
+"""
+LOGIN = """
+import flask
+
+def current_user():
+    return flask.request.headers.get("authorization")
 """
 WORKFLOWS = """
 from temporalio import workflow
@@ -333,22 +344,61 @@ class OrderWorkflow:
     def ship(self) -> None:
         self.is_shipped = True
 """
-
-
 ADA = {"authorization": "ada"}
 
 
-def test_the_projects_readme(tmp_path: Path) -> None:
-    section = (ROOT / "README.md").read_text().partition("\n## Temporal\n")[2]
-    [app] = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
-    assert len(app.splitlines()) < 20
+def write_fastapi(project: Path) -> tuple[str, ...]:
+    """A project with the snippet of the README added; gives what ``durably temporal dev`` is told."""
+    write(project, {"main.py": SNIPPETS["fastapi"], "auth.py": AUTH, "workflows.py": WORKFLOWS})
+    return ("main:app",)
+
+
+def write_flask(project: Path) -> tuple[str, ...]:
+    write(project, {"main.py": SNIPPETS["flask"], "login.py": LOGIN, "workflows.py": WORKFLOWS})
+    return ("main:app",)
+
+
+def write_django(project: Path) -> tuple[str, ...]:
+    subprocess.run([sys.executable, "-m", "django", "startproject", "site_", project], check=True)
+    manage(project, "startapp", "shop")
+    settings, urls = (f"# {part}" for part in SNIPPETS["django"].split("# ")[1:])
+    settings_file, urls_file = project / "site_" / "settings.py", project / "site_" / "urls.py"
+    settings_file.write_text(settings_file.read_text() + "INSTALLED_APPS += ['shop']\n" + settings)
+    urls_file.write_text(urls_file.read_text() + urls)
+    models = "from django.db import models\n\nclass Order(models.Model): ...\n"
+    write(project / "shop", {"models.py": models, "workflows.py": WORKFLOWS})
+    manage(project, "makemigrations", "shop")
+    return ("--django", "manage.py", "--migrate")
+
+
+def write(directory: Path, files: dict[str, str]) -> None:
+    for name, source in files.items():
+        (directory / name).write_text(source)
+
+
+WRITE = {"fastapi": write_fastapi, "django": write_django, "flask": write_flask}
+
+
+def test_the_readme_shows_all_three_in_under_twenty_lines() -> None:
+    assert set(SNIPPETS) == set(WRITE)
+    assert all(len(code.splitlines()) < 20 for code in SNIPPETS.values())
+
+
+@pytest.mark.parametrize("framework", WRITE)
+def test_the_readmes_endpoints(framework: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
-    for name, source in {"main.py": app, "auth.py": AUTH, "workflows.py": WORKFLOWS}.items():
-        (project / name).write_text(source)
-    with serving(project, tmp_path / "temporal.db", "working on order-queue: OrderWorkflow", "main:app") as origin:
-        assert call("POST", f"{origin}/api/orders", {"order_id": "1"}).status == 403
-        assert call("POST", f"{origin}/api/orders", {"order_id": "1"}, ADA).status == 202
-        assert call("POST", f"{origin}/api/orders/order-1/signals/ship", headers=ADA).status == 202
-        result = call("GET", f"{origin}/api/orders/order-1/result?wait=20", headers=ADA)
+    target = WRITE[framework](project)
+    with serving(project, tmp_path / "temporal.db", "working on order-queue: OrderWorkflow", *target) as origin:
+        ada = ADA
+        if framework == "django":
+            manage(project, "createsuperuser", "--no-input", "--username", "ada", "--email", "ada@example.com")
+            ada = log_in(origin, "ada")
+        # Django checks the CSRF token before anything else.
+        assert call("POST", f"{origin}/api/orders", {"order_id": "1"}).status in (401, 403)
+        assert call("POST", f"{origin}/api/orders", {"order_id": "1"}, ada).status == 202
+        assert call("POST", f"{origin}/api/orders/order-1/signals/ship", headers=ada).status == 202
+        result = call("GET", f"{origin}/api/orders/order-1/result?wait=20", headers=ada)
         assert (result.status, result.body["result"]) == (200, "1 is shipped")
+        described = call("GET", f"{origin}/api/orders/order-1")
+        assert described.status in (401, 403)
