@@ -1,12 +1,13 @@
 """Durably: durable execution for Python web apps."""
 
 from durably.client import Client
-from durably.context import Context, ContextSync, Group, GroupSync, Step, StepSync
+from durably.context import Context, ContextSync, Step, StepSync
 from durably.embedded import Embedded
 from durably.errors import NonRetriableError, RetryAfterError, StepError
 from durably.events import Event, EventType
 from durably.execution import StepMemos
 from durably.functions import Function
+from durably.groups import Group, GroupSync
 from durably.middleware import Middleware, MiddlewareSync, SendEventsResult, TransformOutputResult
 from durably.options import (
     Batch,

@@ -1,24 +1,19 @@
-"""What user code holds: the context, its steps, and groups of steps.
+"""What user code holds: the context and its steps. Groups of steps are in ``durably.groups``.
 
-``Step`` and ``StepSync``, ``Group`` and ``GroupSync`` differ in their types alone; what each step means
-stands in ``durably.steps``.
+``Step`` and ``StepSync`` differ in their types alone; what each step means stands in ``durably.steps``.
 """
 
-import asyncio
 import datetime as dt
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from durably import steps
-from durably.errors import AsyncUnsupportedError, DeadlineError
 from durably.execution import AsyncCall, Replay, SyncCall
-from durably.execution.asynchronous import group_mode
+from durably.groups import Group, GroupSync
 from durably.protocol.durations import Duration
 from durably.protocol.events import Event
-from durably.protocol.opcodes import ParallelMode
 from durably.serializers import Unset
 from durably.steps import AIAdapter, FetchResponse, Signal
 
@@ -60,7 +55,7 @@ class Context:
     attempt: int
     logger: Any
     step: "Step"
-    group: "Group"
+    group: Group
     request_id: str | None = None
     job_id: str | None = None
 
@@ -75,7 +70,7 @@ class ContextSync:
     attempt: int
     logger: Any
     step: "StepSync"
-    group: "GroupSync"
+    group: GroupSync
     request_id: str | None = None
     job_id: str | None = None
 
@@ -289,96 +284,3 @@ class AISync:
     def wrap(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See ``AI.wrap``."""
         return self._call.step(steps.ai_wrap(self._client, step_id, handler, args, kwargs))  # type: ignore[no-any-return]
-
-
-class Group:
-    """Several steps at once, in async functions. Plain ``asyncio.gather`` and ``TaskGroup`` work as well."""
-
-    def __init__(self, call: AsyncCall) -> None:
-        self._call = call
-
-    async def parallel(
-        self,
-        callables: Sequence[Callable[[], Awaitable[T]]],
-        parallel_mode: ParallelMode = ParallelMode.WAIT,
-    ) -> tuple[T, ...]:
-        """Run callables that contain steps at the same time; returns what they returned, in their order.
-
-        ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE`` branches of several steps do not
-        wait for each other.
-        """
-        token = group_mode.set(parallel_mode)
-        try:
-            tasks = [asyncio.ensure_future(_await(function)) for function in callables]
-        finally:
-            group_mode.reset(token)
-        return tuple(await asyncio.gather(*tasks))
-
-    def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
-        """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a
-        ``TimeoutError``, when it is over.
-
-        The clock is a durable sleep with that id, which races the steps inside.
-        """
-        return DurableTimeout(self._call, step_id, duration)
-
-
-class DurableTimeout:
-    """A sleep that races the steps of an ``async with`` block, and cancels the block if it wins."""
-
-    def __init__(self, call: AsyncCall, step_id: str, duration: Duration) -> None:
-        self._call = call
-        self._request = steps.sleep(step_id, duration)
-        self._has_expired = False
-
-    async def __aenter__(self) -> "DurableTimeout":
-        self._owner = asyncio.current_task()
-        assert self._owner is not None
-        self._cancelling = self._owner.cancelling()
-        # The engine must ask after the clock as after the steps, also where a group waits for all of its steps.
-        self._outer_mode = group_mode.get()
-        group_mode.set(ParallelMode.RACE)
-        self._clock = asyncio.ensure_future(self._call.step(self._request))
-        self._clock.add_done_callback(self._expire)
-        return self
-
-    def _expire(self, clock: "asyncio.Future[Any]") -> None:
-        if not clock.cancelled() and clock.exception() is None and self._owner is not None:
-            self._has_expired = True
-            self._owner.cancel()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        owner, self._owner = self._owner, None
-        group_mode.set(self._outer_mode)
-        self._clock.cancel()
-        was_ours = self._has_expired and owner is not None and owner.uncancel() <= self._cancelling
-        if was_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
-            raise DeadlineError(f'group.timeout "{self._request.step_id}" is over') from error
-
-
-class GroupSync:
-    """Several steps at once, in sync functions."""
-
-    def __init__(self, call: SyncCall) -> None:
-        self._call = call
-
-    def parallel(
-        self,
-        callables: Sequence[Callable[[], T]],
-        parallel_mode: ParallelMode = ParallelMode.WAIT,
-    ) -> tuple[T, ...]:
-        """See ``Group.parallel``. The steps run at the same time; the code between them does not."""
-        return self._call.parallel(callables, parallel_mode)
-
-    def timeout(self, step_id: str, duration: Duration) -> Any:
-        """Not possible in a sync function, whose code cannot be interrupted; raises ``AsyncUnsupportedError``."""
-        raise AsyncUnsupportedError(
-            f'group.timeout("{step_id}") needs an async function: sync code cannot be interrupted. '
-            "Give wait_for_event, wait_for_signal or invoke a timeout of their own"
-        )
-
-
-async def _await(function: Callable[[], Awaitable[T]]) -> T:
-    return await function()

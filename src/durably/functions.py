@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.context import Context, ContextSync, Group, GroupSync, ReplayLogger, Step, StepSync
+from durably.context import Context, ContextSync, ReplayLogger, Step, StepSync
 from durably.errors import FunctionConfigInvalidError, FunctionNotFoundError
 from durably.execution import (
     AsyncCall,
@@ -29,6 +29,7 @@ from durably.execution import (
     in_step,
 )
 from durably.function_opts import FunctionOpts
+from durably.groups import Group, GroupSync
 from durably.handover import StepHandover
 from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 from durably.protocol.call import CallContext

@@ -20,8 +20,17 @@ def count(text: str) -> int:
 def sync_function(ctx: durably.ContextSync) -> float:
     assert_type(ctx.step.run("count", count, "text"), int)
     assert_type(ctx.group.parallel((lambda: ctx.step.run("count", count, "text"),)), tuple[int, ...])
+    assert_type(ctx.group.parallel((lambda: ctx.step.run("count", count, "text"), lambda: "b")), tuple[int, str])
     assert_type(ctx.step.invoke("again", function=async_function), bytes)
     assert_type(ctx.step.wait_for_signal("signal", signal="go"), durably.Signal | None)
+    return 1.0
+
+
+async def branch() -> int:
+    return 1
+
+
+async def other_branch() -> float:
     return 1.0
 
 
@@ -34,6 +43,8 @@ async def async_function(ctx: durably.Context) -> bytes:
     assert_type(await ctx.step.wait_for_event("event", event="never", timeout=1000), durably.Event | None)
     assert_type(await ctx.step.fetch("fetch", "https://example.com"), durably.FetchResponse)
     assert_type(await ctx.group.parallel((lambda: ctx.step.run("load", load, 1),)), tuple[str, ...])
+    assert_type(await ctx.group.parallel((branch, lambda: load(2), other_branch)), tuple[int, str, float])
+    assert_type(await ctx.group.parallel([lambda: load(1), lambda: load(2)]), tuple[str, ...])
     return b""
 
 

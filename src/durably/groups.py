@@ -1,0 +1,145 @@
+"""Several steps at once: ``ctx.group`` of async and of sync functions, and its timeout.
+
+What a step means stands in ``durably.steps``; in which order steps are found, in ``durably.execution``.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from durably import steps
+from durably.errors import AsyncUnsupportedError, DeadlineError
+from durably.execution import AsyncCall, SyncCall
+from durably.execution.asynchronous import group_mode
+from durably.protocol.durations import Duration
+from durably.protocol.opcodes import ParallelMode
+
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+AsyncBranch = Callable[[], Awaitable[T]]
+Branch = Callable[[], T]
+
+
+class Group:
+    """Several steps at once, in async functions. Plain ``asyncio.gather`` and ``TaskGroup`` work as well."""
+
+    def __init__(self, call: AsyncCall) -> None:
+        self._call = call
+
+    @overload
+    async def parallel(
+        self, callables: tuple[AsyncBranch[T1], AsyncBranch[T2]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2]: ...
+    @overload
+    async def parallel(
+        self, callables: tuple[AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2, T3]: ...
+    @overload
+    async def parallel(
+        self,
+        callables: tuple[AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3], AsyncBranch[T4]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    async def parallel(
+        self, callables: Sequence[AsyncBranch[T]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T, ...]: ...
+    async def parallel(
+        self, callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
+    ) -> tuple[Any, ...]:
+        """Run callables that contain steps at the same time; returns what they returned, in their order.
+
+        ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE`` branches of several steps do not
+        wait for each other.
+        """
+        token = group_mode.set(parallel_mode)
+        try:
+            tasks = [asyncio.ensure_future(_await(function)) for function in callables]
+        finally:
+            group_mode.reset(token)
+        return tuple(await asyncio.gather(*tasks))
+
+    def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
+        """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a
+        ``TimeoutError``, when it is over.
+
+        The clock is a durable sleep with that id, which races the steps inside.
+        """
+        return DurableTimeout(self._call, step_id, duration)
+
+
+class DurableTimeout:
+    """A sleep that races the steps of an ``async with`` block, and cancels the block if it wins."""
+
+    def __init__(self, call: AsyncCall, step_id: str, duration: Duration) -> None:
+        self._call = call
+        self._request = steps.sleep(step_id, duration)
+        self._has_expired = False
+
+    async def __aenter__(self) -> "DurableTimeout":
+        self._owner = asyncio.current_task()
+        assert self._owner is not None
+        self._cancelling = self._owner.cancelling()
+        # The engine must ask after the clock as after the steps, also where a group waits for all of its steps.
+        self._outer_mode = group_mode.get()
+        group_mode.set(ParallelMode.RACE)
+        self._clock = asyncio.ensure_future(self._call.step(self._request))
+        self._clock.add_done_callback(self._expire)
+        return self
+
+    def _expire(self, clock: "asyncio.Future[Any]") -> None:
+        if not clock.cancelled() and clock.exception() is None and self._owner is not None:
+            self._has_expired = True
+            self._owner.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        owner, self._owner = self._owner, None
+        group_mode.set(self._outer_mode)
+        self._clock.cancel()
+        was_ours = self._has_expired and owner is not None and owner.uncancel() <= self._cancelling
+        if was_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise DeadlineError(f'group.timeout "{self._request.step_id}" is over') from error
+
+
+class GroupSync:
+    """Several steps at once, in sync functions."""
+
+    def __init__(self, call: SyncCall) -> None:
+        self._call = call
+
+    @overload
+    def parallel(
+        self, callables: tuple[Branch[T1], Branch[T2]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2]: ...
+    @overload
+    def parallel(
+        self, callables: tuple[Branch[T1], Branch[T2], Branch[T3]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2, T3]: ...
+    @overload
+    def parallel(
+        self, callables: tuple[Branch[T1], Branch[T2], Branch[T3], Branch[T4]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    def parallel(self, callables: Sequence[Branch[T]], parallel_mode: ParallelMode = ...) -> tuple[T, ...]: ...
+    def parallel(
+        self, callables: Sequence[Branch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
+    ) -> tuple[Any, ...]:
+        """See ``Group.parallel``. The steps run at the same time; the code between them does not."""
+        return self._call.parallel(callables, parallel_mode)
+
+    def timeout(self, step_id: str, duration: Duration) -> Any:
+        """Not possible in a sync function, whose code cannot be interrupted; raises ``AsyncUnsupportedError``."""
+        raise AsyncUnsupportedError(
+            f'group.timeout("{step_id}") needs an async function: sync code cannot be interrupted. '
+            "Give wait_for_event, wait_for_signal or invoke a timeout of their own"
+        )
+
+
+async def _await(function: AsyncBranch[T]) -> T:
+    return await function()
