@@ -1,5 +1,6 @@
 """A thousand clients that wait for results at one app: what they cost it, and whether others are answered meanwhile."""
 
+import resource
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Answered:
 
 def measure(directory: Path, *, polls: int, idle: float, others: int) -> tuple[list[Held], Answered]:
     """Before the polls and with them, each watched for ``idle`` seconds; then a worker comes."""
+    _allow_files(2 * polls)
     with ExitStack() as stack:
 
         def start(name: str, *arguments: str) -> Child:
@@ -72,6 +74,12 @@ def measure(directory: Path, *, polls: int, idle: float, others: int) -> tuple[l
         return [none, held], Answered(answered["late"], answered["requests"], time.perf_counter() - begun)
 
 
+def _allow_files(number: int) -> None:
+    """Processes may have that many open files from now on, as far as the machine's settings allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(number, hard)), hard))
+
+
 def _open_files(app: Child) -> int:
     return sum(1 for _ in Path(f"/proc/{app.pid}/fd").iterdir())
 
@@ -99,8 +107,8 @@ def report(directory: Path, *, is_quick: bool) -> str:
             f"{describe_machine(PACKAGES)} `GET …/result?wait=60` at the gateway on FastAPI, one uvicorn process. Idle "
             f"for {idle:g} s; then {others:,} other requests, which describe a workflow, {_OTHERS} at once.\n",
             table(["an app with", "resident memory", "open files", "idle", "others: p50", "others: p99"], rows),
-            f"A poll takes {each:.1f} kB. When a worker came and ended the workflows, all {len(answered.late):,} clients "
-            f"were answered within {answered.seconds:.1f} s, with {answered.requests:,} requests: "
+            f"A poll takes {each:.1f} kB. When a worker came and ended the workflows, all {len(answered.late):,} "
+            f"clients were answered within {answered.seconds:.1f} s, with {answered.requests:,} requests: "
             f"{median(answered.late) * 1e3:.0f} ms (p50) and {p99(answered.late) * 1e3:.0f} ms (p99) after their "
             "workflow was executed.\n",
         ]

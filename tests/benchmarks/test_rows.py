@@ -8,7 +8,11 @@ from benchmarks.results import save
 from benchmarks.rows import ROWS
 from benchmarks.slopes import fit
 
-PEERS = {"throughput": ("dbos", "temporalio", "httptools")}
+PEERS = {
+    "throughput": ("dbos", "temporalio", "httptools"),
+    "temporal": ("temporalio", "httptools"),
+    "temporal-polls": ("temporalio", "httptools"),
+}
 """What ``make bench`` installs, and ``make test`` may do without."""
 LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
 """Rows that take more than seconds whatever their size."""
