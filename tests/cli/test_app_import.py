@@ -41,6 +41,8 @@ def test_apps_are_found(write_module: Write) -> None:
     [
         ("app = 1", "usershopp:app", "no module 'usershopp' in .*project"),
         ("app = 1", "usershop.sub:app", "there is no module 'usershop.sub'"),
+        ("app = 1", "usershop.py:app", "there is no module 'usershop.py' in .*; did you mean 'usershop'?"),
+        ("app = 1", "usershop.app", "there is no module 'usershop.app' in .*; did you mean 'usershop:app'?"),
         ("app = 1", "usershop:ap", "usershop has no 'ap'; did you mean 'app'?"),
         ("x = 1", "usershop", "usershop has no 'app'; name the app in it: module:name"),
         ("app = 1", "usershop:app.x", "usershop has no 'x'"),

@@ -102,6 +102,18 @@ def test_settings_that_are_none_are_met_at_once(monkeypatch: pytest.MonkeyPatch,
 # -- its fronts
 
 
+@pytest.mark.parametrize("is_production", [True, False])
+def test_a_refused_sync_is_logged_in_production(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture, is_production: bool
+) -> None:
+    engine.answers["/fn/register"] = 401, {"error": "another signing key"}
+    key = "signkey-test-0123456789abcdef"
+    client = make_client(api_base_url=engine.origin, is_production=is_production, signing_key=key)
+    assert make_handler(client).put_sync(make_request()).status_code == 401
+    logged = f"{engine.origin} refused to sync app app: another signing key"
+    assert (logged in caplog.text) == is_production
+
+
 async def test_the_methods_by_name(engine: FakeEngine) -> None:
     handler = make_handler(make_client(api_base_url=engine.origin))
     assert (await handler.post(make_call())).body_bytes() == b'"01RUN"'

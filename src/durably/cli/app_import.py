@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def _import_module(name: str) -> ModuleType:
         raise
     except BaseException as error:  # A module may also exit.
         if isinstance(error, ModuleNotFoundError) and error.name and (name + ".").startswith(error.name + "."):
-            raise AppImportError(f"there is no module {error.name!r} in {Path.cwd()}") from None
+            raise AppImportError(f"there is no module {error.name!r} in {Path.cwd()}{_suggest_module(name)}") from None
         if isinstance(error, ModuleNotFoundError | ValueError | TypeError) and not _user_frames(error):
             raise AppImportError(f"{name!r} is not the name of a module; give module:app, like shop.main:app") from None
         raise AppImportError(f"importing {name} failed: {_describe(error)}") from None
@@ -64,6 +65,14 @@ def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     here = str(Path.cwd())
     own = [frame for frame in frames if frame.filename.startswith(here) and "site-packages" not in frame.filename]
     return own or frames
+
+
+def _suggest_module(name: str) -> str:
+    """For ``main.py``, which names a file, and ``main.app``, which lacks the colon."""
+    module, _, last = name.rpartition(".")
+    if module not in sys.modules or last not in ("py", *USUAL_NAMES):
+        return ""
+    return f"; did you mean {module!r}?" if last == "py" else f"; did you mean '{module}:{last}'?"
 
 
 def _suggest(name: str, found: object) -> str:

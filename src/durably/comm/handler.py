@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -217,14 +218,14 @@ class CommHandler:
         function = self._find(function_id)
         call = await self._decode(req, function_id, io)
         if self._can_stream(function, call) and not req.is_connect:
-            return CommResponse.create_streaming(
-                lambda: stream(lambda: io.start(self._complete(function, call, key)), io)
-            )
+            return self._stream(function, call, key, io)
         return self._respond(function, await self._run(function, call, io))
 
     async def _not_by_http(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         raise MethodUnsupportedError(
-            "the app's engine is in its own process, so this endpoint answers GET alone", "GET"
+            "the app's engine is in its own process, so this endpoint answers GET alone, and no other engine may call "
+            "its functions: start the app by its own server (uvicorn, gunicorn …), without `durably dev` or -u",
+            "GET",
         )
 
     async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
@@ -302,16 +303,18 @@ class CommHandler:
         if function.is_async(call.function_id):
             with surroundings():
                 return await io.resolve(function.call(self.client, call, AsyncIO()))
+        return await io.run(self._thread_pool, partial(self._call_sync, function, call, surroundings))
 
-        def call_sync() -> Outcome:
-            with surroundings():
-                return function.call_sync(self.client, call, BlockingIO())
-
-        return await io.run(self._thread_pool, call_sync)
+    def _call_sync(self, function: Function[Any], call: FunctionCall, surroundings: Surroundings) -> Outcome:
+        with surroundings():
+            return function.call_sync(self.client, call, BlockingIO())
 
     def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:
         """A sync function without a pool blocks what would send the spaces."""
         return self._is_streaming and (function.is_async(call.function_id) or self._thread_pool is not None)
+
+    def _stream(self, function: Function[Any], call: FunctionCall, key: Key, io: IO) -> CommResponse:
+        return CommResponse.create_streaming(lambda: stream(lambda: io.start(self._complete(function, call, key)), io))
 
     async def _complete(self, function: Function[Any], call: FunctionCall, key: Key) -> CommResponse:
         """The answer inside a streamed one, whose own status and headers are long sent."""

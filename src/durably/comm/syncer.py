@@ -62,7 +62,14 @@ class Syncer:
         """Register the app by a request to the engine, and hand its answer back (spec §4.3.2)."""
         self._refuse_other_kind(req.server_kind)
         response = await request_with_keys(io, self._build_request(req), self._client.signing_keys)
-        return _hand_back(response)
+        answer = _hand_back(response)
+        client = self._client
+        if client.is_production and answer.status_code >= HTTPStatus.BAD_REQUEST:
+            # In development, whoever asked for the sync looks at the answer.
+            client.logger.error(
+                "%s refused to sync app %s: %s", client.api_origin, client.app_id, answer.body["message"]
+            )
+        return answer
 
     def _refuse_other_kind(self, kind: ServerKind | None) -> None:
         mode = self._client.mode

@@ -46,9 +46,12 @@ async def test_a_closed_engine_says_that_it_is(dev: Harness) -> None:
     assert (status, answer["status"]) == (503, 503)
 
 
-async def test_a_body_that_its_headers_belie_is_refused(dev: Harness) -> None:
+async def test_a_body_that_its_headers_belie_is_refused(dev: Harness, caplog: pytest.LogCaptureFixture) -> None:
     status, answer = await dev.json("POST", "/e/any", data=b'{"name": "a"}', headers={"content-encoding": "gzip"})
     assert (status, "content-encoding" in answer["error"]) == (400, True)
+    await dev.server.close()  # Its connections have ended.
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+    assert "a request's body was not what its headers say" in caplog.text
 
 
 @pytest.mark.parametrize("limit", ["0", "000000001000", "000000001" + "9" * 5000])

@@ -69,15 +69,27 @@ def _route(request: web.Request) -> str | None:
 
 def _check_event_key(request: web.Request, event_keys: Iterable[str]) -> None:
     if not _is_one_of(request.match_info["key"], event_keys):
-        raise ApiError(401, "unknown event key: send events to /e/<event key> with a key that the engine was given")
+        raise ApiError(
+            401,
+            "unknown event key: send events to /e/<event key> with a key that the engine was given (senders take it "
+            "from INNGEST_EVENT_KEY)",
+        )
 
 
 def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
     scheme, _, token = request.headers.get(Header.AUTHORIZATION, "").partition(" ")
     if scheme.lower() != "bearer" or not token:
-        raise ApiError(401, "the request needs the header Authorization: Bearer <hashed signing key>")
+        raise ApiError(
+            401,
+            "the request needs the header Authorization: Bearer <hashed signing key> (apps and commands send it where "
+            "INNGEST_SIGNING_KEY is set)",
+        )
     if not _is_one_of(token.strip(), tokens):
-        raise ApiError(401, "the bearer token is not the hash of one of the engine's signing keys")
+        raise ApiError(
+            401,
+            "the bearer token is not the hash of one of the engine's signing keys: give both sides the same "
+            "INNGEST_SIGNING_KEY",
+        )
 
 
 def _is_one_of(given: str, accepted: Iterable[str]) -> bool:

@@ -1,6 +1,6 @@
-"""Requests that never get to a handler: what is no HTTP, and expectations that nobody meets.
+"""Requests that cannot be read: what is no HTTP, bodies that are not as declared, and expectations that nobody meets.
 
-aiohttp logs the former with a traceback that quotes them, and a request line may hold an event key.
+aiohttp logs the former two with tracebacks, which quote them, and a request line may hold an event key.
 """
 
 import logging
@@ -20,6 +20,10 @@ class _Discreet(logging.Filter):
         if isinstance(error, HttpProcessingError):
             record.exc_info = None
             record.msg, record.args = "a request was no HTTP, and was refused: %s", (type(error).__name__,)
+        elif isinstance(error, web.RequestPayloadError):  # It has been answered: this is aiohttp, reading the rest.
+            record.exc_info = None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+            record.msg, record.args = "a request's body was not what its headers say, and was refused", ()
         return True
 
 
