@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -251,6 +252,37 @@ def test_one_document_describes_all_of_fastapi(shops: Callable[[str], Shop]) -> 
         "/api/orders/{workflow_id}/signals/ship",
         "/api/orders/{workflow_id}/queries/status",
     } <= paths.keys()
+
+
+def test_fastapi_shows_its_documentation(shops: Callable[[str], Shop]) -> None:
+    page = call("GET", f"{shops('fastapi').origin}/docs")
+    assert (page.status, "swagger-ui" in page.body, "/openapi.json" in page.body) == (200, True, True)
+
+
+def test_the_layouts() -> None:
+    app = ["apps", "models", "views", "urls", "workflows", "activities", "gateway", "admin", "tests"]
+    layouts = {
+        "temporal_fastapi": ["main", "workflows", "activities", "worker"],
+        "temporal_flask": ["app", "workflows", "activities"],
+        "temporal_django": ["manage", "myproject/settings", "myproject/urls", "myproject/wsgi", "myproject/asgi"],
+        "temporal_django/temporal_app": app,
+    }
+    for directory, modules in layouts.items():
+        missing = [each for each in modules if not (EXAMPLES / directory / f"{each}.py").exists()]
+        assert (directory, missing) == (directory, [])
+
+
+def test_what_is_to_be_installed_exists() -> None:
+    """Each extra that a page tells to install is one of the package's."""
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *EXAMPLES.glob("*/README.md")]
+    named = {
+        extra
+        for page in pages
+        for found in re.findall(r"durably\[([^\]]+)\]", page.read_text())
+        for extra in found.split(",")
+    }
+    assert {"temporal", "fast-api", "flask", "django"} <= named <= extras
 
 
 def test_django_starts_what_is_stored(shops: Callable[[str], Shop]) -> None:

@@ -476,13 +476,16 @@ async def test_only_true_allows(temporal: Temporal) -> None:
     assert (await ask(gateway, "GET", "orders/x")).status == 403
 
 
-async def test_a_hook_that_fails_allows_nothing_and_tells_nothing(temporal: Temporal) -> None:
+async def test_a_hook_that_fails_allows_nothing_and_tells_the_log_alone(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
     def authorize(action: Action) -> bool:
         raise RuntimeError("the password is 1234")
 
     failed = await ask(Gateway(temporal, exposures(), authorize=authorize), "GET", "orders/x")
     assert failed.status == 500
     assert "1234" not in json.dumps(failed.json)
+    assert "the password is 1234" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Each row of the list in ``docs/temporal.md`` names tests that there are."""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+LIST = (TESTS.parent / "docs" / "temporal.md").read_text().partition("\n## The reference's list\n")[2]
+ROWS = re.findall(r"^\| (✓ [^|]+?) \|[^|]*\| ([^|]+) \|$", LIST, re.MULTILINE)
+
+
+@functools.cache
+def functions_of(file: str) -> set[str]:
+    tree = ast.parse((TESTS / file).read_text())
+    return {each.name for each in tree.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_no_row_is_left_out() -> None:
+    assert len(ROWS) == LIST.count("\n| ") - LIST.count("\n| asked for |") > 80
+
+
+@pytest.mark.parametrize(("row", "shown_by"), ROWS)
+def test_its_tests_exist(row: str, shown_by: str) -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", shown_by)
+    assert len(named) == len(shown_by.split(", ")) > 0
+    for file, name in named:
+        assert name in functions_of(file), f"{row}: {file} has no {name}"
