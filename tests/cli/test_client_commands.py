@@ -86,7 +86,8 @@ def test_a_waiting_run_is_cancelled(ask: Ask, dev: Command) -> None:
     assert "WaitForEvent" in ask("runs", "show", run_id).stdout
     cancelled = ask("runs", "cancel", run_id)
     assert cancelled.stdout == f"run {run_id} is Cancelled\n"
-    assert "Reason    the run was cancelled" in ask("runs", "show", run_id).stdout
+    dev.until(rf"{run_id[-6:]} .* run cancelled .* the run was cancelled by request")
+    assert "Reason    the run was cancelled by request" in ask("runs", "show", run_id).stdout
 
 
 def test_invoke_prints_the_output(ask: Ask, directory: Path) -> None:

@@ -38,7 +38,7 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
     click.echo(f"run {receipt.run_id}", err=True)
     run = _wait_for_end(client, receipt.run_id)
     if run.status != "Completed":
-        raise CliError("the run was cancelled" if run.status == "Cancelled" else describe_failure(run))
+        raise CliError(describe_failure(run))
     click.echo(format_json(run.output))
 
 
@@ -52,6 +52,8 @@ def _wait_for_end(client: "EngineClient", run_id: str) -> "RunBody":
 
 def describe_failure(run: "RunBody") -> str:
     error = run.output if isinstance(run.output, dict) else {}
+    if run.status == "Cancelled":
+        return str(error.get("message"))
     if run.status == "Skipped":
         return f"the run was skipped: {error.get('message')}"
     return f"the run failed: {error.get('name') or 'Error'}: {error.get('message') or 'no message'}"

@@ -13,7 +13,7 @@ from durably.engine.head import Call, RunStatus
 from durably.protocol.opcodes import Op, Opcode
 
 
-class Answered(msgspec.Struct, frozen=True):
+class Answered(msgspec.Struct, frozen=True, gc=False):
     """A call came to its end. ``memoised`` are those of the answer's step ids, and of the call's own target,
     that have a memo already: the head does not know."""
 
@@ -32,7 +32,7 @@ class AnsweredTogether(msgspec.Struct, frozen=True):
         return self.answers[0].generation
 
 
-class Checkpointed(msgspec.Struct, frozen=True):
+class Checkpointed(msgspec.Struct, frozen=True, gc=False):
     """A call that goes on hands over steps that it has finished. ``memoised`` as in ``Answered``."""
 
     generation: int
@@ -44,13 +44,13 @@ OfCall = Answered | AnsweredTogether | Checkpointed
 """What comes from calls, and is stale where the run has given them up."""
 
 
-class TimerFired(msgspec.Struct, frozen=True):
+class TimerFired(msgspec.Struct, frozen=True, gc=False):
     """A sleep is over, or a wait has timed out."""
 
     step_id: str
 
 
-class WaitResolved(msgspec.Struct, frozen=True):
+class WaitResolved(msgspec.Struct, frozen=True, gc=False):
     """What an outstanding step waited for has come: an event, a signal, an invoked run's end."""
 
     step_id: str
@@ -79,7 +79,7 @@ class RequestFinished(msgspec.Struct, frozen=True):
 class CancelAsked(msgspec.Struct, frozen=True):
     """``reason`` becomes the message of the run's error."""
 
-    reason: str = "the run was cancelled"
+    reason: str = "the run was cancelled by request"
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -99,11 +99,11 @@ Input = (
 )
 
 
-class MakeCall(msgspec.Struct, frozen=True):
+class MakeCall(msgspec.Struct, frozen=True, gc=False):
     call: Call
 
 
-class WriteMemo(msgspec.Struct, frozen=True):
+class WriteMemo(msgspec.Struct, frozen=True, gc=False):
     """``attempts`` is how many it took; ``failed`` whether the memo is an error."""
 
     step_id: str
@@ -153,11 +153,11 @@ class MakeRequest(msgspec.Struct, frozen=True):
         return f"MakeRequest(step_id={self.step_id!r}, generation={self.generation}, attempt={self.attempt})"
 
 
-class CloseWait(msgspec.Struct, frozen=True):
+class CloseWait(msgspec.Struct, frozen=True, gc=False):
     step_id: str
 
 
-class EndRun(msgspec.Struct, frozen=True):
+class EndRun(msgspec.Struct, frozen=True, gc=False):
     """Everything of the run that is outstanding is void. ``output`` is JSON: the result, or the error."""
 
     status: RunStatus

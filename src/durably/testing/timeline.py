@@ -65,7 +65,7 @@ def _describe(run: RunView, update: RunUpdate) -> str:
         case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED:
             return f"failed: {update.error}"
         case UpdateKind.RUN_CANCELLED:
-            return "cancelled"
+            return f"cancelled: {update.error}"
         case UpdateKind.RUN_SKIPPED:
             return f"skipped: {update.error}"
         case UpdateKind.STEP_COMPLETED:

@@ -33,7 +33,7 @@ def describe_failed_memo(memo: bytes) -> str:
     return describe_error(_memo_decoder.decode(memo)["error"])
 
 
-class Note(msgspec.Struct, frozen=True):
+class Note(msgspec.Struct, frozen=True, gc=False):
     """Times are milliseconds since the epoch. Of ``memo``, ``output`` and ``error`` one is set at most, the first
     two JSON; ``failed`` says whether that is an error."""
 
@@ -103,5 +103,4 @@ def step_ended(run: RunRow, written: WriteMemo, at: int) -> Note:
 
 
 def run_ended(run: RunRow, end: EndRun, at: int) -> Note:
-    output = None if end.status == RunStatus.CANCELLED else end.output
-    return Note(_ENDS[end.status], at, run, output=output, failed=end.status == RunStatus.FAILED)
+    return Note(_ENDS[end.status], at, run, output=end.output, failed=end.status is not RunStatus.COMPLETED)
