@@ -22,6 +22,7 @@ from typing import Any, Unpack
 import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio import workflow
 from temporalio.client import Client, Interceptor, Plugin, SchedulePolicy, ScheduleSpec
+from temporalio.common import MetricMeter
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
@@ -202,15 +203,26 @@ class Temporal:
             )
         )
 
-    def serve_metrics(self, address: str) -> None:
+    def serve_metrics(self, address: str, *, processes: int = 1) -> None:
         """Serve the process's metrics to Prometheus at ``http://{address}/metrics``; ``address`` is ``host:port``.
 
+        Where several ``processes`` of a web server do so, each takes the first port from that one on that is free.
         Raises ``TemporalSettingsError`` when a runtime was given, which has its own telemetry, or the address is bad.
         """
         if self._runtime is not plain_runtime:
             raise TemporalSettingsError("Temporal(runtime=…) decides on metrics itself: add a PrometheusConfig there")
         check_address(address, "the address to serve metrics at")
-        self._runtime = measured_runtime(address)
+        if processes < 1:
+            raise TemporalSettingsError(f"metrics are served by one process or more, and not by {processes}")
+        self._runtime = measured_runtime(address, processes)
+
+    @property
+    def meter(self) -> MetricMeter:
+        """Where the process's metrics are counted, for the app's own too; of no effect when nobody collects them.
+
+        Raises ``TemporalSettingsError`` when the runtime cannot be started.
+        """
+        return MetricMeter.noop if self._runtime is plain_runtime else runtime_of_process(self._runtime).metric_meter
 
     @cached_property
     def settings(self) -> ConnectionSettings:

@@ -17,7 +17,7 @@ except ImportError as error:
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
 from .gateway.endpoints import PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
-from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, bad_request, invalid_input, to_problem
+from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, Problem, bad_request, invalid_input, to_problem
 
 _PLACES: dict[str, Any] = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
 
@@ -39,7 +39,7 @@ def router(
     made = fastapi.APIRouter(
         prefix=prefix,
         dependencies=list(dependencies),
-        route_class=_GatewayRoute,
+        route_class=_route_class(gateway),
         include_in_schema=include_in_schema,
     )
     for endpoint in endpoints(gateway.exposures):
@@ -69,27 +69,36 @@ def add_exception_handlers(app: fastapi.FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
 
-class _GatewayRoute(APIRoute):
-    """What FastAPI itself finds wrong with a request is answered as the gateway answers it."""
+def _route_class(gateway: Gateway) -> type[APIRoute]:
+    """What FastAPI itself finds wrong with a request is answered, and counted, as the gateway does it."""
+    by_id = {endpoint.operation_id: endpoint for endpoint in endpoints(gateway.exposures)}
 
-    def get_route_handler(self) -> Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]:
-        handle = super().get_route_handler()
+    class GatewayRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]:
+            handle, endpoint = super().get_route_handler(), by_id[self.operation_id or ""]
 
-        async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
-            try:
-                return await handle(request)
-            except RequestValidationError as error:
-                # FastAPI puts in front where a value came from; the gateway names the place in the input.
-                errors = [{**found, "loc": found["loc"][1:]} for found in error.errors()]
-                return _to_fast_api(invalid_input(errors).response())
-            except HTTPException as error:
-                if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(
-                    error.__cause__, UnicodeDecodeError | RecursionError
-                ):
-                    return _to_fast_api(bad_request("the body is no JSON").response())
-                raise
+            async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
+                try:
+                    return await handle(request)
+                except (RequestValidationError, HTTPException) as error:
+                    problem = _problem_of(error)
+                    if problem is None:
+                        raise
+                    path = _relative(request.scope["path"], endpoint)
+                    return _to_fast_api(gateway.refuse(request.method, path, problem))
 
-        return handle_invalid
+            return handle_invalid
+
+    return GatewayRoute
+
+
+def _problem_of(error: RequestValidationError | HTTPException) -> Problem | None:
+    if isinstance(error, RequestValidationError):
+        # FastAPI puts in front where a value came from; the gateway names the place in the input.
+        return invalid_input([{**found, "loc": found["loc"][1:]} for found in error.errors()])
+    if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(error.__cause__, UnicodeDecodeError | RecursionError):
+        return bad_request("the body is no JSON")
+    return None
 
 
 def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -20,6 +20,10 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
 from .errors import TemporalSettingsError
 
+GATEWAY_LATENCY = "durably_gateway_latency"
+_WEB_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""The SDK's own buckets begin at 50 milliseconds, within which most requests are answered, and end at ten seconds."""
+
 RuntimeFactory = Callable[[], Runtime]
 
 
@@ -28,17 +32,32 @@ def plain_runtime() -> Runtime:
 
 
 @functools.cache
-def measured_runtime(address: str) -> RuntimeFactory:
-    """What makes a runtime that serves its metrics to Prometheus at ``address``."""
+def measured_runtime(address: str, processes: int = 1) -> RuntimeFactory:
+    """What makes a runtime that serves its metrics to Prometheus at ``address``, which is ``host:port``, or at the
+    first free one of as many ports as there are ``processes``."""
+    host, _, port = address.rpartition(":")
+    addresses = [f"{host}:{int(port) + number}" for number in range(processes)]
 
     def make() -> Runtime:
-        metrics = PrometheusConfig(address, counters_total_suffix=True, unit_suffix=True, durations_as_seconds=True)
-        try:
-            return Runtime(telemetry=TelemetryConfig(metrics=metrics))
-        except Exception as error:
-            raise TemporalSettingsError(f"metrics cannot be served at {address}: {error}") from error
+        for each in addresses:
+            try:
+                return Runtime(telemetry=TelemetryConfig(metrics=_prometheus(each)))
+            except Exception as error:
+                failure = error
+        places = address if processes == 1 else f"{addresses[0]} to {addresses[-1]}"
+        raise TemporalSettingsError(f"metrics cannot be served at {places}: {failure}") from failure
 
     return make
+
+
+def _prometheus(address: str) -> PrometheusConfig:
+    return PrometheusConfig(
+        address,
+        counters_total_suffix=True,
+        unit_suffix=True,
+        durations_as_seconds=True,
+        histogram_bucket_overrides={GATEWAY_LATENCY: _WEB_SECONDS},
+    )
 
 
 _EXIT_PAUSE = 0.02

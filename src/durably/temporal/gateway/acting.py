@@ -53,8 +53,9 @@ async def update(call: Call) -> GatewayResponse:
         handle = await _start_update(call)
     try:
         # At least a moment: the outcome of an update that is over takes a round trip.
-        async with asyncio.timeout(min(max(seconds, 1.0), call.limits.max_wait)):
-            value = await handle.result()
+        with call.waiting():
+            async with asyncio.timeout(min(max(seconds, 1.0), call.limits.max_wait)):
+                value = await handle.result()
     except (TimeoutError, RPCTimeoutOrCancelledError):
         return _update_accepted(call, handle)
     except RPCError as error:

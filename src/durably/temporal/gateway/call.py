@@ -1,6 +1,7 @@
 """One request on its way: what it means, and what it needs to be carried out."""
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -10,6 +11,7 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHand
 
 from .exposure import Exposure, HandlerExposure
 from .messages import GatewayRequest
+from .metrics import GatewayMetrics
 from .models import Links
 from .pollers import Pollers
 from .problems import bad_request
@@ -41,6 +43,7 @@ class Call:
     task_queue: str
     limits: Limits
     pollers: Pollers
+    metrics: GatewayMetrics
     _description: WorkflowExecutionDescription | None = field(default=None, init=False, repr=False)
 
     @property
@@ -55,6 +58,10 @@ class Call:
     @property
     def rpc_timeout(self) -> timedelta:
         return self.limits.rpc_timeout
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """For the time in which the request is held until something happens."""
+        return self.metrics.waiting(self.match)
 
     def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
         """To the workflow, or to the run that the request names."""

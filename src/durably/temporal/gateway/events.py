@@ -41,8 +41,17 @@ async def events(call: Call) -> GatewayResponse:
     last = call.request.headers.get("last-event-id", "")
     seen = int(last) if last.isdecimal() and len(last) < 10 else 0
     return GatewayResponse(
-        status_code=HTTPStatus.OK, headers=dict(_HEADERS), stream=lambda: _follow(call, description.run_id, seen)
+        status_code=HTTPStatus.OK,
+        headers=dict(_HEADERS),
+        stream=lambda: _held(call, _follow(call, description.run_id, seen)),
     )
+
+
+async def _held(call: Call, messages: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    with call.waiting():
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield message
 
 
 async def _follow(call: Call, run_id: str, seen: int) -> AsyncGenerator[bytes, None]:

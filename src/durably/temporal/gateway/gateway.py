@@ -28,6 +28,7 @@ from .authorization import Action, Authorize, Unauthenticated, check_policy, che
 from .call import Call, Limits
 from .exposure import Exposure, Operation
 from .messages import CallBlocking, GatewayRequest, GatewayResponse
+from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
 from .pollers import Pollers
@@ -90,6 +91,7 @@ class Gateway:
         self._is_authorize_async = authorize is not None and is_async(authorize)
         self._types = _WorkflowTypes()
         self._pollers = Pollers()
+        self._metrics = GatewayMetrics(temporal)
         self._documents: dict[tuple[str, str], bytes] = {}
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse:
@@ -110,22 +112,36 @@ class Gateway:
             self._documents[key] = msgspec.json.encode(made)
         return self._documents[key]
 
+    def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
+        """For adapters: answer a request in which the framework itself has found something wrong."""
+        response = problem.response()
+        self._metrics.count(_match_or_none(method, path, self.exposures), response.status_code, time.perf_counter())
+        return response
+
     async def _answer(self, request: GatewayRequest, io: IO, call_blocking: CallBlocking) -> GatewayResponse:
+        start, found = time.perf_counter(), None
         try:
             found = match(request.method, request.path, self.exposures)
-            value = self._read(request, found)
-            workflow_id = found.workflow_id
-            if found.operation in (Operation.START, Operation.SIGNAL_WITH_START):
-                start_input = value if found.operation is Operation.START else value.input
-                workflow_id = starting.choose_id(found.exposure, request, start_input)
-            if self._authorize is not None:
-                action = _action(request, found, workflow_id, value)
-                check_verdict(await self._ask(self._authorize, action, io, call_blocking))
-            return await io.resolve(self._perform(request, found, workflow_id or "", value))
+            response = await self._carry_out(request, found, io, call_blocking)
         except Unauthenticated as error:
-            return unauthenticated(error).response()
+            response = unauthenticated(error).response()
         except Exception as error:
-            return to_problem(error).response()
+            response = to_problem(error).response()
+        self._metrics.count(found, response.status_code, start)
+        return response
+
+    async def _carry_out(
+        self, request: GatewayRequest, found: Match, io: IO, call_blocking: CallBlocking
+    ) -> GatewayResponse:
+        value = self._read(request, found)
+        workflow_id = found.workflow_id
+        if found.operation in (Operation.START, Operation.SIGNAL_WITH_START):
+            start_input = value if found.operation is Operation.START else value.input
+            workflow_id = starting.choose_id(found.exposure, request, start_input)
+        if self._authorize is not None:
+            action = _action(request, found, workflow_id, value)
+            check_verdict(await self._ask(self._authorize, action, io, call_blocking))
+        return await io.resolve(self._perform(request, found, workflow_id or "", value))
 
     def _read(self, request: GatewayRequest, found: Match) -> Any:
         """The validated input. Raises problems and ``ValidationError``."""
@@ -180,6 +196,7 @@ class Gateway:
             task_queue=self._task_queue(found.exposure),
             limits=self.limits,
             pollers=self._pollers,
+            metrics=self._metrics,
         )
         if found.operation not in _WITHOUT_ID:
             await self._types.check(call)
@@ -193,6 +210,13 @@ class Gateway:
                 "or set TEMPORAL_TASK_QUEUE"
             )
         return queue
+
+
+def _match_or_none(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match | None:
+    try:
+        return match(method, path, exposures)
+    except Problem:
+        return None
 
 
 def _action(request: GatewayRequest, found: Match, workflow_id: str | None, value: Any) -> Action:

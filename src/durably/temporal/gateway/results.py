@@ -20,7 +20,8 @@ async def result(call: Call) -> GatewayResponse:
         is_over = (await call.describe()).status is not WorkflowExecutionStatus.RUNNING
         done = await wait_for_result(call, handle, call.limits.max_wait) if is_over else None
     else:
-        done = await wait_for_result(call, handle, min(wait, call.limits.max_wait))
+        with call.waiting():
+            done = await wait_for_result(call, handle, min(wait, call.limits.max_wait))
     if done is not None:
         return answer(done)
     pending = Started(workflow_id=call.workflow_id, run_id=handle.run_id, links=call.links())

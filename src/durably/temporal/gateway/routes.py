@@ -54,6 +54,12 @@ class Match:
     def operation(self) -> Operation:
         return self.route.operation
 
+    @property
+    def place(self) -> str:
+        """``POST /orders/{id}/signals/ship``: the route with all names, and without ids."""
+        template = self.route.template.replace("{name}", self.handler.name) if self.handler else self.route.template
+        return f"{self.route.method} /{self.exposure.name}/{template}".rstrip("/")
+
 
 def match(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match:
     """Raises a problem: 404 for what is not there or not open, 405 for another method."""

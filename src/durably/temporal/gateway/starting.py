@@ -51,7 +51,8 @@ async def start(call: Call) -> GatewayResponse:
 async def _result_of_started(call: Call, handle: WorkflowHandle[Any, Any], seconds: float) -> Completed[Any] | None:
     """A server that goes away meanwhile takes nothing back: the workflow has been started, and that is the answer."""
     try:
-        return await wait_for_result(call, handle, seconds)
+        with call.waiting():
+            return await wait_for_result(call, handle, seconds)
     except RPCError as error:
         problem = to_problem(error)
         if not problem.passes:
