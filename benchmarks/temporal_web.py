@@ -114,7 +114,7 @@ def added(measured: Measured, way: Way, load: Load) -> float:
 
 def report(directory: Path, *, is_quick: bool) -> str:
     """The section of the results."""
-    rounds, share = (1, 0.1) if is_quick else (9, 1.0)
+    rounds, share = (1, 0.1) if is_quick else (7, 1.0)
     frameworks = _IN_SHORT if is_quick else FRAMEWORKS
     with Child(f"{_CONTENDERS}.temporal_server", directory / "server") as server:
         found = {
