@@ -40,7 +40,15 @@ class DjangoSite:
 
     def start(self, *arguments: str, **variables: str) -> Command:
         """``manage.py …`` that stays up."""
-        command = Command(arguments, self.directory, self.environment(variables), [sys.executable, "manage.py"])
+        return self._start([sys.executable, "manage.py"], arguments, variables)
+
+    def start_asgi(self, port: int) -> Command:
+        """The site under an ASGI server."""
+        app = ("django.core.asgi:get_asgi_application", "--factory", "--port", str(port), "--lifespan", "off")
+        return self._start([sys.executable, "-m", "uvicorn"], app, {"DJANGO_SETTINGS_MODULE": "project.settings"})
+
+    def _start(self, program: list[str], arguments: tuple[str, ...], variables: dict[str, str]) -> Command:
+        command = Command(arguments, self.directory, self.environment(variables), program)
         self._commands.append(command)
         return command
 

@@ -32,10 +32,13 @@ PATIENCE = timedelta(seconds=30)
 LIST = "/admin/durably_temporal/workflow/"
 
 
-def serve(site: DjangoSite, **variables: str) -> str:
+def serve(site: DjangoSite, kind: str = "wsgi", **variables: str) -> str:
     """The origin of the site, which is up."""
     port = free_port()
-    command = site.start("runserver", "--noreload", f"127.0.0.1:{port}", **variables)
+    if kind == "wsgi":
+        command = site.start("runserver", "--noreload", f"127.0.0.1:{port}", **variables)
+    else:
+        command = site.start_asgi(port)
     end = time.monotonic() + 30
     while True:
         try:
@@ -57,9 +60,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterato
     site.stop()
 
 
-@pytest.fixture(scope="module")
-def origin(site: DjangoSite) -> str:
-    return serve(site)
+@pytest.fixture(scope="module", params=["wsgi", "asgi"])
+def origin(site: DjangoSite, request: pytest.FixtureRequest) -> str:
+    return serve(site, request.param)
 
 
 class Browser:
