@@ -1,6 +1,7 @@
 """The commands that talk to a running engine: ``send``, ``runs`` and ``invoke``."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ APP = """
         charged = ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})
         if ctx.event.data.get("wait"):
             ctx.step.wait_for_event("paid", event="order/paid", timeout=60_000)
+        if ctx.event.data.get("signal"):
+            ctx.step.wait_for_signal("approved", signal=ctx.event.data["signal"], timeout=60_000)
         if ctx.event.data.get("fail"):
             raise ValueError("out of stock")
         return charged
@@ -199,6 +202,52 @@ def test_a_run_goes_again_from_a_step(ask: Ask, dev: Command) -> None:
     assert "--from-step" in alone.stderr
     wrong = ask("runs", "rerun", run_id, "--from-step", "charge", "--input", "{}")
     assert "must be a JSON array" in wrong.stderr
+
+
+def test_runs_are_cancelled_in_bulk(ask: Ask, dev: Command) -> None:
+    waiting = ask("invoke", "shop-place", "--data", '{"total": 88, "wait": true}', "--no-wait").stdout.strip()
+    dev.until(rf"{waiting[-6:]} .* paid .* waits until")
+    selected = ("runs", "cancel", "--function", "shop-place", "--if", "event.data.total == 88")
+    assert ask(*selected, "--since", "1h").stdout == "1 run was cancelled\n"
+    dev.until(rf"{waiting[-6:]} .* run cancelled .* a bulk cancellation holds for it")
+
+    standing = ask(*selected, "--until", "2999-01-01T00:00:00Z")
+    assert standing.stdout == "0 runs were cancelled\n", standing.stderr
+    [cancellation_id] = re.findall(r"`durably cancellations delete (\w+)`", standing.stderr)
+    refused = ask("invoke", "shop-place", "--data", '{"total": 88}')
+    assert (refused.status, "a bulk cancellation holds for it" in refused.stderr) == (1, True)
+    listed = ask("cancellations", "list").stdout.splitlines()
+    assert listed[0].split() == ["CANCELLATION", "FUNCTION", "SINCE", "UNTIL", "IF", "CANCELLED"]
+    assert listed[1].split()[:2] == [cancellation_id, "shop-place"]
+    assert ask("cancellations", "delete", cancellation_id).status == 0
+    assert ask("invoke", "shop-place", "--data", '{"total": 88}').status == 0
+    assert ask("cancellations", "delete", cancellation_id).status == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ((), "name a RUN, or the --function"),
+        (("RUN", "--function", "shop-place"), "name a RUN, or the --function"),
+        (("RUN", "--since", "1h"), "--since, --until and --if are for the runs of a --function"),
+        (("--function", "shop-place", "--if", "'paid'"), "can never give true or false"),
+        (("--function", "shop-none"), "'shop-none'"),
+    ],
+)
+def test_cancellations_that_are_unclear_are_refused(ask: Ask, arguments: tuple[str, ...], fault: str) -> None:
+    result = ask("runs", "cancel", *arguments)
+    assert result.status in (1, 2)
+    assert fault in result.stderr
+
+
+def test_a_signal_wakes_a_run(ask: Ask, dev: Command) -> None:
+    run_id = ask("invoke", "shop-place", "--data", '{"total": 5, "signal": "go"}', "--no-wait").stdout.strip()
+    dev.until(rf"{run_id[-6:]} .* approved .* waits until")
+    sent = ask("signal", "go", "--data", '"yes"')
+    assert (sent.status, sent.stdout) == (0, f"{run_id}\n"), sent.stderr
+    dev.until(rf"{run_id[-6:]} .* run completed")
+    again = ask("signal", "go")
+    assert (again.status, "no run waits for the signal 'go'" in again.stderr) == (1, True)
 
 
 def test_failed_runs_are_replayed(ask: Ask, dev: Command) -> None:

@@ -10,7 +10,9 @@ from .functions import functions
 from .invoke import invoke
 from .runs import runs
 from .send import send
+from .signal import signal
 from .start import start
+from .sweeps import cancellations
 from .temporal import temporal
 
 
@@ -20,5 +22,5 @@ def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
 
 
-for command in (dev, start, send, runs, functions, invoke, backup, check, temporal):
+for command in (dev, start, send, signal, runs, cancellations, functions, invoke, backup, check, temporal):
     durably.add_command(command)

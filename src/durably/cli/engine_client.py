@@ -9,6 +9,7 @@ import msgspec
 import urllib3
 
 from durably.protocol.api import (
+    CancellationBody,
     Envelope,
     ErrorBody,
     FunctionBody,
@@ -16,6 +17,7 @@ from durably.protocol.api import (
     ReplayBody,
     RunBody,
     SendBody,
+    SignalBody,
     StepBody,
 )
 from durably.protocol.events import Event
@@ -89,6 +91,18 @@ class EngineClient:
         body = _encode({} if from_step is None else {"from_step": from_step})
         return self._data(self._request("POST", f"/v1/runs/{_segment(run_id)}/rerun", body), RunBody)
 
+    def cancel_runs(self, selection: dict[str, Any]) -> CancellationBody:
+        return self._data(self._request("POST", "/v1/cancellations", _encode(selection)), CancellationBody)
+
+    def get_cancellation(self, cancellation_id: str) -> CancellationBody:
+        return self._data(self._request("GET", f"/v1/cancellations/{_segment(cancellation_id)}"), CancellationBody)
+
+    def list_cancellations(self) -> list[CancellationBody]:
+        return self._data(self._request("GET", "/v1/cancellations"), list[CancellationBody])
+
+    def delete_cancellation(self, cancellation_id: str) -> None:
+        self._request("DELETE", f"/v1/cancellations/{_segment(cancellation_id)}")
+
     def replay(self, selection: dict[str, Any]) -> ReplayBody:
         return self._data(self._request("POST", "/v1/replays", _encode(selection)), ReplayBody)
 
@@ -103,6 +117,9 @@ class EngineClient:
 
     def resume_function(self, function_id: str) -> FunctionBody:
         return self._data(self._request("POST", f"/v1/functions/{_segment(function_id)}/resume"), FunctionBody)
+
+    def signal(self, name: str, data: Any) -> SignalBody:
+        return self._data(self._request("POST", "/v1/signals", _encode({"signal": name, "data": data})), SignalBody)
 
     def invoke(self, function_id: str, data: dict[str, Any]) -> InvokeBody:
         body = _encode({"data": data})

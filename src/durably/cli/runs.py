@@ -1,21 +1,21 @@
 """``durably runs list|show|cancel|rerun|replay``."""
 
-import time
+import datetime as dt
 from typing import TYPE_CHECKING
 
 import click
 
+from durably.protocol.durations import format_moment
+
 from .data import read_json
-from .options import client_options, read_moment
+from .options import client_options
+from .sweeps import count_runs, selection_options, wait_for_end
 from .text import STATUS_COLOURS, coloured_status, echo_json, format_local, format_seconds, table
 
 if TYPE_CHECKING:
     from durably.protocol.api import RunBody
 
     from .engine_client import EngineClient
-
-
-_POLL_SECONDS = 0.1
 
 
 @click.group()
@@ -61,12 +61,44 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 
 
 @runs.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="[RUN]", required=False)
+@click.option("--function", "function_id", metavar="FUNCTION", help="Cancel runs of this function instead of one RUN.")
+@selection_options
 @client_options
-def cancel(client: "EngineClient", run_id: str) -> None:
-    """Cancel a run that has not ended."""
-    run = client.cancel_run(run_id)
-    click.echo(f"run {run.run_id} is {coloured_status(run.status)}")
+def cancel(
+    client: "EngineClient",
+    run_id: str | None,
+    function_id: str | None,
+    since: str | None,
+    until: str | None,
+    expression: str | None,
+    no_wait: bool,
+) -> None:
+    """Cancel a run that has not ended, or many of a function, and print how many.
+
+    With an --until in the future, runs that start until then are cancelled as well.
+    """
+    if (run_id is None) == (function_id is None):
+        raise click.UsageError("name a RUN, or the --function whose runs to cancel")
+    if run_id is not None:
+        if since or until or expression:
+            raise click.UsageError("--since, --until and --if are for the runs of a --function")
+        run = client.cancel_run(run_id)
+        click.echo(f"run {run.run_id} is {coloured_status(run.status)}")
+        return
+    now = dt.datetime.now(dt.UTC)
+    selection = {"function_id": function_id, "started_after": since, "if": expression}
+    begun = client.cancel_runs(selection | {"started_before": until or format_moment(now)})
+    if no_wait:
+        click.echo(f"cancellation {begun.id} goes on")
+    else:
+        click.echo(f"{count_runs(wait_for_end(begun, client.get_cancellation).cancelled)} cancelled")
+    if begun.started_before > now:
+        click.echo(
+            f"so will be those that start until {format_local(begun.started_before)}: "
+            f"`durably cancellations delete {begun.id}` takes that back",
+            err=True,
+        )
 
 
 @runs.command()
@@ -89,12 +121,6 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
 @runs.command()
 @click.option("--function", "function_id", metavar="FUNCTION", required=True, help="The function whose runs to replay.")
 @click.option(
-    "--since", callback=read_moment, metavar="TIME", help="Only runs created since: RFC 3339, or how long ago, like 2h."
-)
-@click.option(
-    "--until", callback=read_moment, metavar="TIME", help="Only runs created before: the same. [default: now]"
-)
-@click.option(
     "--status",
     "statuses",
     multiple=True,
@@ -103,15 +129,14 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     type=click.Choice(("Failed", "Cancelled", "Completed", "Skipped"), case_sensitive=False),
     help="Only runs that ended so. May be repeated.",
 )
-@click.option("--if", "expression", metavar="EXPRESSION", help="Only runs for whose event this holds.")
-@click.option("--no-wait", is_flag=True, help="Do not wait until all were started.")
+@selection_options
 @client_options
 def replay(
     client: "EngineClient",
     function_id: str,
+    statuses: tuple[str, ...],
     since: str | None,
     until: str | None,
-    statuses: tuple[str, ...],
     expression: str | None,
     no_wait: bool,
 ) -> None:
@@ -127,10 +152,7 @@ def replay(
     if no_wait:
         click.echo(f"replay {started.id} goes on")
         return
-    while started.ended_at is None:
-        time.sleep(_POLL_SECONDS)
-        started = client.get_replay(started.id)
-    click.echo(f"{started.replayed} {'run was' if started.replayed == 1 else 'runs were'} started again")
+    click.echo(f"{count_runs(wait_for_end(started, client.get_replay).replayed)} started again")
 
 
 def _times(run: "RunBody") -> list[str]:

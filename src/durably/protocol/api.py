@@ -116,8 +116,8 @@ class FunctionBody(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class CancellationBody(msgspec.Struct, kw_only=True, rename={"expression": "if"}):
-    """A bulk cancellation of runs created in a range of time; ``cancelled`` is how many it has cancelled of those that
-    there were."""
+    """A bulk cancellation of runs created in a range of time; ``cancelled`` is how many it has cancelled so far of
+    those that there were, all of them once there is an ``ended_at``."""
 
     id: str
     function_id: str
@@ -125,6 +125,7 @@ class CancellationBody(msgspec.Struct, kw_only=True, rename={"expression": "if"}
     created_at: dt.datetime
     started_after: dt.datetime | None = None
     expression: str | None = None
+    ended_at: dt.datetime | None = None
     cancelled: int = 0
 
 
@@ -141,6 +142,12 @@ class ReplayBody(msgspec.Struct, kw_only=True, rename={"expression": "if"}):
     statuses: list[str] = []
     ended_at: dt.datetime | None = None
     replayed: int = 0
+
+
+class SignalBody(msgspec.Struct, kw_only=True):
+    """Answer of ``POST /v1/signals``: the run that the signal woke."""
+
+    run_id: str
 
 
 class InvokeBody(msgspec.Struct, kw_only=True):

@@ -15,7 +15,7 @@ from durably.engine.errors import (
     FunctionPausedError,
     SelectionInvalidError,
 )
-from durably.engine.expressions import ExpressionInvalidError, compile_expression
+from durably.engine.expressions import ExpressionInvalidError, Kind, compile_expression
 from durably.engine.head import RunStatus
 
 from .effects import Restrained, SweepAt
@@ -50,9 +50,13 @@ def check_selection(selection: Selection) -> None:
         raise SelectionInvalidError("started_after must be before started_before")
     if selection.expression:
         try:
-            compile_expression(selection.expression, has_async=False)
+            expression = compile_expression(selection.expression, has_async=False)
         except ExpressionInvalidError as error:
             raise SelectionInvalidError(f"the expression is not valid: {error}") from error
+        if Kind.BOOL not in expression.kinds:
+            raise SelectionInvalidError(
+                f"the expression `{selection.expression}` can never give {Kind.BOOL}, as it must"
+            )
 
 
 def check_statuses(statuses: Collection[RunStatus]) -> None:

@@ -36,6 +36,7 @@ _ROUTES = (
     web.post("/v1/functions/{function_id}/resume", functions.resume_function),
     web.post("/v1/cancellations", sweeps.cancel_runs),
     web.get("/v1/cancellations", sweeps.list_cancellations),
+    web.get("/v1/cancellations/{cancellation_id}", sweeps.get_cancellation),
     web.delete("/v1/cancellations/{cancellation_id}", sweeps.delete_cancellation),
     web.post("/v1/replays", sweeps.replay_runs),
     web.get("/v1/replays", sweeps.list_replays),

@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from durably.protocol.api import SignalBody
+
 from .bodies import read_json
 from .responses import ApiError, data_response
 from .state import engine_of
@@ -26,4 +28,4 @@ async def send_signal(request: web.Request) -> web.Response:
     run_id = await engine_of(request).signal(signal.signal, signal.data)
     if run_id is None:
         raise ApiError(404, f"no run waits for the signal {signal.signal!r}")
-    return data_response({"run_id": run_id})
+    return data_response(SignalBody(run_id=run_id))

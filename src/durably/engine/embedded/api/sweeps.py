@@ -46,6 +46,12 @@ async def list_cancellations(request: web.Request) -> web.Response:
     return data_response([_cancellation(sweep) for sweep in await engine_of(request).list_cancellations()])
 
 
+async def get_cancellation(request: web.Request) -> web.Response:
+    """``GET /v1/cancellations/{cancellation_id}``."""
+    cancellation_id = request.match_info["cancellation_id"]
+    return data_response(_cancellation(_find(await engine_of(request).list_cancellations(), cancellation_id)))
+
+
 async def delete_cancellation(request: web.Request) -> web.Response:
     """``DELETE /v1/cancellations/{cancellation_id}``: it cancels no more runs."""
     await engine_of(request).delete_cancellation(request.match_info["cancellation_id"])
@@ -67,11 +73,14 @@ async def list_replays(request: web.Request) -> web.Response:
 
 async def get_replay(request: web.Request) -> web.Response:
     """``GET /v1/replays/{replay_id}``."""
-    replay_id = request.match_info["replay_id"]
-    for sweep in await engine_of(request).list_replays():
-        if sweep.id == replay_id:
-            return data_response(_replay(sweep))
-    raise ApiError(404, f"no replay has the id {replay_id!r}")
+    return data_response(_replay(_find(await engine_of(request).list_replays(), request.match_info["replay_id"])))
+
+
+def _find(sweeps: list[SweepView], sweep_id: str) -> SweepView:
+    for sweep in sweeps:
+        if sweep.id == sweep_id:
+            return sweep
+    raise ApiError(404, f"there is none with the id {sweep_id!r}")
 
 
 async def _selection(request: web.Request, asked: SweepRequest) -> Selection:
@@ -103,6 +112,7 @@ def _cancellation(sweep: SweepView) -> CancellationBody:
         started_before=sweep.started_before,
         expression=sweep.expression,
         created_at=sweep.created_at,
+        ended_at=sweep.ended_at,
         cancelled=sweep.affected,
     )
 
