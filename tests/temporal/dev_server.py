@@ -1,5 +1,6 @@
 """Temporal's development server for tests: a real one, on a free port, which can be killed and started again."""
 
+import os
 import shutil
 import signal
 import socket
@@ -63,6 +64,7 @@ class DevServer:
         """It keeps its connections and answers nothing, until ``go_on``."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def go_on(self) -> None:
         assert self._process is not None

@@ -12,6 +12,7 @@ try:
     from fastapi.routing import APIRoute
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
+    from starlette.routing import Match
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
@@ -39,9 +40,9 @@ def router(
     made = fastapi.APIRouter(
         prefix=prefix,
         dependencies=list(dependencies),
-        route_class=_route_class(gateway),
         include_in_schema=include_in_schema,
     )
+    route_class = _route_class(gateway)
     for endpoint in endpoints(gateway.exposures):
         made.add_api_route(
             endpoint.path,
@@ -55,7 +56,18 @@ def router(
             status_code=int(next(iter(endpoint.responses))),
             response_class=StreamingResponse if None in endpoint.responses.values() else JSONResponse,
             response_model=None,
+            route_class_override=route_class,
         )
+    # Without a prefix of its own, the gateway's place is what begins with the workflows' names.
+    for place in [""] if prefix else [f"/{name}" for name in gateway.exposures]:
+        for path in (place, f"{place}/{{rest:path}}"):
+            made.add_api_route(
+                path,
+                _view_of_rest(gateway, place, principal),
+                include_in_schema=False,
+                response_model=None,
+                route_class_override=_RouteOfRest,
+            )
     return made
 
 
@@ -79,8 +91,9 @@ def _route_class(gateway: Gateway) -> type[APIRoute]:
 
             async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
                 try:
+                    gateway.check_length(_content_length(request))
                     return await handle(request)
-                except (RequestValidationError, HTTPException) as error:
+                except (RequestValidationError, HTTPException, Problem) as error:
                     problem = _problem_of(error)
                     if problem is None:
                         raise
@@ -89,41 +102,87 @@ def _route_class(gateway: Gateway) -> type[APIRoute]:
 
             return handle_invalid
 
+        def matches(self, scope: Any) -> tuple[Match, Any]:
+            match, found = super().matches(scope)
+            return (Match.NONE if match is Match.PARTIAL else match), found
+
     return GatewayRoute
 
 
-def _problem_of(error: RequestValidationError | HTTPException) -> Problem | None:
+class _RouteOfRest(APIRoute):
+    """What is no endpoint of the gateway, or another method than an endpoint's: the gateway says so.
+
+    A partial match counts after all full ones, so that the app's own routes come first, wherever they are declared.
+    """
+
+    def matches(self, scope: Any) -> tuple[Match, Any]:
+        match, found = super().matches(scope)
+        return (Match.NONE if match is Match.NONE else Match.PARTIAL), found
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+def _content_length(request: fastapi.Request) -> int | None:
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else None
+
+
+def _problem_of(error: RequestValidationError | HTTPException | Problem) -> Problem | None:
+    if isinstance(error, Problem):
+        return error
     if isinstance(error, RequestValidationError):
         # FastAPI puts in front where a value came from; the gateway names the place in the input.
         return invalid_input([{**found, "loc": found["loc"][1:]} for found in error.errors()])
-    if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(error.__cause__, UnicodeDecodeError | RecursionError):
+    if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(error.__cause__, ValueError | RecursionError):
         return bad_request("the body is no JSON")
     return None
 
 
 def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
     async def view(request: fastapi.Request, principal: Any = None, **validated: Any) -> fastapi.Response:
-        path = request.scope["path"]
-        root = request.scope.get("root_path", "")
-        inner = _relative(path.removeprefix(root), endpoint)
-        response = await gateway.handle(
-            GatewayRequest(
-                method=request.method,
-                path=inner,
-                mount=root + path.removeprefix(root).removesuffix(inner).rstrip("/"),
-                headers=request.headers,
-                query_params=request.query_params,
-                body=await request.body(),
-                raw_request=request,
-                principal=principal,
-                call_blocking=run_in_threadpool,
-            )
-        )
-        return _to_fast_api(response)
+        return await _answer(gateway, request, _relative(_path(request), endpoint), principal)
 
     view.__signature__ = inspect.Signature(_parameters(endpoint, principal))  # type: ignore[attr-defined]
     view.__name__ = endpoint.operation_id
     return view
+
+
+def _view_of_rest(gateway: Gateway, place: str, principal: Callable[..., Any] | None) -> Callable[..., Any]:
+    async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
+        path = f"{place}/{request.path_params.get('rest', '')}"
+        try:
+            gateway.check_length(_content_length(request))
+        except Problem as problem:
+            return _to_fast_api(gateway.refuse(request.method, path, problem))
+        return await _answer(gateway, request, path, principal)
+
+    view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
+    return view
+
+
+async def _answer(gateway: Gateway, request: fastapi.Request, inner: str, principal: Any) -> fastapi.Response:
+    """``inner`` is what follows the mount point."""
+    response = await gateway.handle(
+        GatewayRequest(
+            method=request.method,
+            path=inner,
+            mount=request.scope.get("root_path", "") + _path(request).removesuffix(inner).rstrip("/"),
+            headers=request.headers,
+            query_params=request.query_params,
+            body=await request.body(),
+            raw_request=request,
+            principal=principal,
+            call_blocking=run_in_threadpool,
+        )
+    )
+    return _to_fast_api(response)
+
+
+def _path(request: fastapi.Request) -> str:
+    """Without that at which the whole app is mounted."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 def _relative(path: str, endpoint: Endpoint) -> str:
@@ -134,14 +193,19 @@ def _relative(path: str, endpoint: Endpoint) -> str:
 
 def _parameters(endpoint: Endpoint, principal: Callable[..., Any] | None) -> list[inspect.Parameter]:
     """What FastAPI reads the types from; the values go to the gateway as they came."""
-    parameters = [_keyword("request", fastapi.Request)]
-    if principal is not None:
-        parameters.append(_keyword("principal", Annotated[Any, fastapi.Depends(principal)]))
+    parameters = _common_parameters(principal)
     for number, parameter in enumerate(endpoint.parameters):
         parameters.append(_parameter(f"parameter_{number}", parameter))
     if endpoint.body is not None:
         default = inspect.Parameter.empty if endpoint.is_body_required else None
         parameters.append(_keyword("body", Annotated[endpoint.body, fastapi.Body()], default))
+    return parameters
+
+
+def _common_parameters(principal: Callable[..., Any] | None) -> list[inspect.Parameter]:
+    parameters = [_keyword("request", fastapi.Request)]
+    if principal is not None:
+        parameters.append(_keyword("principal", Annotated[Any, fastapi.Depends(principal)]))
     return parameters
 
 

@@ -1,11 +1,15 @@
 """The gateway, Temporal's settings and its errors, in a Flask app."""
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 try:
     import flask
+    from flask.blueprints import BlueprintSetupState
     from werkzeug._reloader import run_with_reloader
+    from werkzeug.exceptions import HTTPException
+    from werkzeug.routing import PathConverter
 except ImportError as error:
     raise ImportError('durably.temporal.flask needs Flask: pip install "durably[flask,temporal]"') from error
 
@@ -13,10 +17,20 @@ from .commands import make_commands
 from .connection import Temporal
 from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from .gateway.messages import JSON
-from .gateway.problems import EXCEPTIONS, to_problem
+from .gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from .settings import FRAMEWORK_KEYS
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+class _AnyPath(PathConverter):
+    """The gateway itself says what is wrong with a path: Werkzeug would redirect empty segments, or send a page."""
+
+    regex = r"[\s\S]*?"
+    part_isolating = False
+
+
+_ANY_PATH = "durably_any_path"
 
 
 def init_app(app: flask.Flask, temporal: Temporal) -> None:
@@ -55,6 +69,11 @@ def blueprint(
     def answer(path: str) -> flask.Response:
         # The request itself, not the proxy: it stays what it is in other threads.
         request = flask.request._get_current_object()  # type: ignore[attr-defined]
+        try:
+            gateway.check_length(request.content_length)
+            body = _read(request)
+        except Problem as problem:
+            return _to_flask(gateway.refuse(request.method, path, problem))
         response = gateway.handle_sync(
             GatewayRequest(
                 method=request.method,
@@ -62,7 +81,7 @@ def blueprint(
                 mount=_mount(request, path),
                 headers=dict(request.headers.items()),
                 query_params=request.args,
-                body=request.get_data(),
+                body=body,
                 raw_request=request,
                 principal=None if principal is None else principal(),
             )
@@ -73,9 +92,23 @@ def blueprint(
         content = gateway.document(mount=_mount(flask.request, "openapi.json"), title=flask.current_app.name)
         return flask.Response(content, mimetype=JSON)
 
+    def add_converter(state: BlueprintSetupState) -> None:
+        state.app.url_map.converters[_ANY_PATH] = _AnyPath
+
+    made.record(add_converter)
     made.add_url_rule("/openapi.json", "openapi", document)
-    made.add_url_rule("/<path:path>", "gateway", answer, methods=_METHODS)
+    made.add_url_rule(f"/<{_ANY_PATH}:path>", "gateway", answer, methods=_METHODS, merge_slashes=False)
     return made
+
+
+def _read(request: flask.Request) -> bytes:
+    """Raises a problem."""
+    try:
+        return request.get_data()
+    except HTTPException as error:
+        raise refused(error.code or HTTPStatus.BAD_REQUEST) from error
+    except OSError as error:
+        raise unreadable() from error
 
 
 def _mount(request: flask.Request, path: str) -> str:

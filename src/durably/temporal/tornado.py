@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any
 
 try:
@@ -13,7 +14,7 @@ except ImportError as error:
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
 from .gateway.messages import JSON
-from .gateway.problems import EXCEPTIONS, to_problem
+from .gateway.problems import EXCEPTIONS, refused, to_problem
 from .request_log import RequestLog
 
 
@@ -81,7 +82,16 @@ def routes(
             )
             await _write(self, response)
 
-        get = post = put = patch = delete = _answer
+        get = head = post = put = patch = delete = options = _answer
+
+        def write_error(self, status_code: int, **kwargs: Any) -> None:
+            """What Tornado itself refuses: a method, a path or a form that it cannot read, a missing XSRF cookie."""
+            error = kwargs.get("exc_info", (None, None))[1]
+            if isinstance(error, tornado.web.HTTPError) and status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                _write_head(self, response := gateway.refuse(self.request.method or "", "", refused(status_code)))
+                self.finish(response.body)
+            else:
+                super().write_error(status_code, **kwargs)
 
     class DocumentHandler(handler_base):  # type: ignore[misc]
         def get(self) -> None:
@@ -89,7 +99,7 @@ def routes(
             self.finish(gateway.document(mount=prefix, title=title))
 
     place = re.escape(prefix)
-    return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.+)", GatewayHandler)]
+    return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.*)", GatewayHandler)]
 
 
 def _texts(values: list[bytes]) -> list[str]:

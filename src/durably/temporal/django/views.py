@@ -1,15 +1,19 @@
 """The gateway as Django views: async under ASGI, sync under WSGI."""
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import django.http
 import django.urls
 from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 
 from durably.django_view import SyncAndAsyncView
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from durably.temporal.gateway.messages import JSON
+from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
 
 Urls = tuple[list[Any], str, str]
 
@@ -36,7 +40,7 @@ def urls(
     view: Any = _make_view(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
     patterns = [
         django.urls.path("openapi.json", document, name="openapi"),
-        django.urls.re_path(r"^(?P<path>.+)$", view, name="gateway"),
+        django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="gateway"),
     ]
     return patterns, "durably_temporal", namespace
 
@@ -45,11 +49,19 @@ def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_ex
     principal_of = principal or _user_of
 
     def answer(request: Any, path: str) -> Any:
-        response = gateway.handle_sync(_to_gateway(request, path, principal_of(request)))
+        try:
+            gateway_request = _to_gateway(request, path, principal_of(request))
+        except Problem as problem:
+            return _to_django(gateway.refuse(request.method, path, problem), None)
+        response = gateway.handle_sync(gateway_request)
         return _to_django(response, None if response.stream is None else iterate_sync(response.stream()))
 
     async def answer_async(request: Any, path: str) -> Any:
-        gateway_request = _to_gateway(request, path, await sync_to_async(principal_of)(request))
+        principal = await sync_to_async(principal_of)(request)
+        try:
+            gateway_request = _to_gateway(request, path, principal)
+        except Problem as problem:
+            return _to_django(gateway.refuse(request.method, path, problem), None)
         gateway_request.call_blocking = _in_djangos_thread
         response = await gateway.handle(gateway_request)
         return _to_django(response, None if response.stream is None else response.stream())
@@ -70,13 +82,22 @@ async def _in_djangos_thread(hook: Callable[[], Any]) -> Any:
 
 
 def _to_gateway(request: Any, path: str, principal: Any) -> GatewayRequest:
+    """Raises a problem."""
+    try:
+        query_params, body = dict(request.GET.lists()), request.body
+    except RequestDataTooBig as error:
+        raise too_large(settings.DATA_UPLOAD_MAX_MEMORY_SIZE) from error
+    except SuspiciousOperation as error:
+        raise refused(HTTPStatus.BAD_REQUEST) from error
+    except (OSError, ValueError) as error:
+        raise unreadable() from error
     return GatewayRequest(
         method=request.method,
         path=path,
         mount=request.path.removesuffix(path).rstrip("/"),
         headers=request.headers,
-        query_params=dict(request.GET.lists()),
-        body=request.body,
+        query_params=query_params,
+        body=body,
         raw_request=request,
         principal=principal,
     )

@@ -32,7 +32,7 @@ from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
 from .pollers import Pollers
-from .problems import Problem, not_found, to_problem
+from .problems import Problem, not_found, to_problem, too_large
 from .routes import Match, match
 
 _DO = {
@@ -52,6 +52,7 @@ _DO = {
     Operation.EVENTS: events.events,
 }
 _MAXIMUM_DOCUMENTS = 8
+_SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 _WITHOUT_ID = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.LIST})
 _BODIES: dict[Operation, type[Reason | ResetRequest]] = {
     Operation.CANCEL: Reason,
@@ -163,19 +164,19 @@ class Gateway:
 
     def _check_body(self, request: GatewayRequest) -> None:
         """Only JSON, which a page of another site cannot send with its visitor's cookies unless it is allowed to; or,
-        where the browser does not say that it is such a page's, nothing. Development servers call that plain text."""
-        if len(request.body) > self.limits.max_body:
-            raise Problem(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                "too-large",
-                f"the body has more than {self.limits.max_body} bytes",
-            )
+        where the browser does not say that it is such a page's, nothing, whatever type a client gives to that."""
+        self.check_length(len(request.body))
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         is_json = media_type == "application/json" or media_type.endswith("+json")
-        is_empty = not request.body and media_type in ("", "text/plain")
+        is_empty = not request.body and media_type not in _SENT_BY_FORMS
         is_foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         if not is_json and (is_foreign or not is_empty):
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
+
+    def check_length(self, length: int | None) -> None:
+        """For adapters too, before they read a body of that many bytes. Raises a problem."""
+        if length is not None and length > self.limits.max_body:
+            raise too_large(self.limits.max_body)
 
     async def _ask(self, authorize: Authorize, action: Action, io: IO, call_blocking: CallBlocking) -> object:
         if self._is_authorize_async:

@@ -80,6 +80,20 @@ def not_found(detail: str) -> Problem:
     return Problem(HTTPStatus.NOT_FOUND, "not-found", detail)
 
 
+def too_large(limit: int) -> Problem:
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"the body has more than {limit} bytes")
+
+
+def refused(status: int) -> Problem:
+    """What a framework itself refuses, of which the status says all that there is to say."""
+    of = HTTPStatus(status)
+    return Problem(of, of.phrase.lower().replace(" ", "-"), (of.description or of.phrase).lower())
+
+
+def unreadable() -> Problem:
+    return bad_request("the body was cut off, or is not what the headers say of it")
+
+
 def invalid_input(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """From pydantic's errors: where each is, and what is wrong. The values themselves are not repeated."""
     listed = [{"location": [str(part) for part in error["loc"]], "message": error["msg"]} for error in errors]
