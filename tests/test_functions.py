@@ -158,6 +158,19 @@ def test_options_check_themselves(make: Any, message: str) -> None:
     assert message in str(raised.value)
 
 
+def test_handlers_take_the_context_alone() -> None:
+    def old(ctx: Any, step: Any) -> None: ...
+
+    def new(ctx: Any, spare: int = 1) -> None: ...
+
+    message = '"fn": old must take one argument, the context'
+    with pytest.raises(FunctionConfigInvalidError, match=message):
+        CLIENT.create_function(fn_id="fn", trigger=TRIGGER)(old)  # type: ignore[arg-type]
+    with pytest.raises(FunctionConfigInvalidError, match=message):
+        CLIENT.create_function(fn_id="fn", trigger=TRIGGER, on_failure=old)(new)  # type: ignore[arg-type]
+    CLIENT.create_function(fn_id="fn", trigger=TRIGGER, on_failure=new)(new)
+
+
 def test_only_functions_can_be_decorated() -> None:
     with pytest.raises(FunctionConfigInvalidError, match='"fn" decorates 7'):
         CLIENT.create_function(fn_id="fn", trigger=TRIGGER)(7)  # type: ignore[arg-type]

@@ -85,6 +85,9 @@ class Function(Generic[T]):
     ) -> None:
         if not callable(handler):
             raise FunctionConfigInvalidError(f'function "{opts.local_id}" decorates {handler!r}, which is no function')
+        _check_takes_context(opts, handler)
+        if on_failure is not None:
+            _check_takes_context(opts, on_failure)
         self.opts = opts
         self._handler = handler
         self._on_failure = on_failure
@@ -233,6 +236,11 @@ def _tell_call(call: FunctionCall) -> CheckpointRequest:
     )
 
 
+def _has_time() -> bool:
+    """For calls that ask for no more than one step."""
+    return True
+
+
 def _watch(seconds: float) -> Callable[[], bool]:
     """Whether less time than that has passed since."""
     deadline = time.monotonic() + seconds
@@ -255,13 +263,22 @@ def _make_replay(
         stack=list(call.steps) if stack is None else stack,
         target=call.target,
         also=() if middleware else context.also or (),
-        has_time=_watch(_SHARED_SECONDS),
+        has_time=_watch(_SHARED_SECONDS) if context.also else _has_time,
         disable_immediate=call.disable_immediate,
         attempt=context.attempt,
         max_attempts=context.max_attempts,
         standing=standing,
         stand_in=call.stand_in,
     )
+
+
+async def _send_in_step(
+    client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, events: Any
+) -> list[str]:
+    step = in_step.get()
+    assert step is not None, "only steps send"
+    seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
+    return await send_events(client, events, io, middleware, seed)
 
 
 def _make_context(
@@ -283,12 +300,7 @@ def _make_context(
         "job_id": call.job_id,
     }
 
-    async def send(events: Any) -> list[str]:
-        step = in_step.get()
-        assert step is not None, "only steps send"
-        seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
-        return await send_events(client, events, io, middleware, seed)
-
+    send = partial(_send_in_step, client, call, io, middleware)
     if inspect.iscoroutinefunction(handler):
         async_call = AsyncCall(replay)
         ctx = Context(**shared, step=Step(client, async_call, send), group=Group(async_call))
@@ -301,3 +313,15 @@ def _make_context(
         return sync_call.run(function)
 
     return ContextSync(**shared, step=step, group=GroupSync(sync_call)), run
+
+
+def _check_takes_context(opts: FunctionOpts, handler: Handler[Any]) -> None:
+    try:
+        inspect.signature(handler).bind(None)
+    except TypeError:
+        name = getattr(handler, "__name__", repr(handler))
+        raise FunctionConfigInvalidError(
+            f'function "{opts.local_id}": {name} must take one argument, the context, whose steps are ctx.step'
+        ) from None
+    except ValueError:  # Written in C, without a signature.
+        pass

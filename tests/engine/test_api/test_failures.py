@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from durably.engine.errors import DatabaseUnavailableError
+
 from .conftest import EVENT_KEY, Harness
 
 
@@ -28,6 +30,19 @@ async def test_a_failure_of_the_engine_is_logged_without_the_event_key(
     assert "POST /e/{key} failed" in caplog.text
     assert "the disk is gone" in caplog.text
     assert EVENT_KEY not in caplog.text
+
+
+async def test_a_full_disk_is_told_of_but_not_with_each_request(
+    cloud: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*args: object, **options: object) -> list[str]:
+        raise DatabaseUnavailableError("the disk is full")
+
+    monkeypatch.setattr(cloud.engine, "send_events", refuse)
+    for _ in range(3):
+        status, answer = await cloud.json("POST", f"/e/{EVENT_KEY}", json={"name": "a"})
+        assert (status, answer["error"]) == (503, "the disk is full")
+    assert caplog.text.count("refused with 503, so that they are sent again: the disk is full") == 1
 
 
 async def test_bodies_have_a_limit(dev: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """Turning what goes wrong in a handler into an error body with the right status."""
 
 import logging
+import math
+import time
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -30,6 +33,10 @@ _STATUSES: dict[type[errors.EngineError], int] = {
 }
 
 
+_SECONDS_BETWEEN_LINES = 10.0
+_last_told: WeakKeyDictionary[web.Application, float] = WeakKeyDictionary()
+
+
 @web.middleware
 async def failures_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
@@ -37,6 +44,8 @@ async def failures_as_json(request: web.Request, handler: Handler) -> web.Stream
     except ApiError as error:
         return error_response(error.status, error.message, code=error.code, data=error.data)
     except errors.EngineError as error:
+        if isinstance(error, errors.DatabaseUnavailableError):
+            _tell_of_trouble(request.app, error)
         status = _STATUSES.get(type(error), 500)
         return error_response(status, error.message, data=dict(request.match_info) if status in (409, 413) else None)
     except web.HTTPMethodNotAllowed as error:
@@ -49,3 +58,11 @@ async def failures_as_json(request: web.Request, handler: Handler) -> web.Stream
         resource = request.match_info.route.resource
         _logger.exception("%s %s failed", request.method, resource.canonical if resource else "(unknown)")
         return error_response(500, "the engine failed to handle the request; its log says why")
+
+
+def _tell_of_trouble(app: web.Application, error: errors.DatabaseUnavailableError) -> None:
+    """Senders know, whoever runs the engine must too. One line now and then: a log may be on the disk that is full."""
+    now = time.monotonic()
+    if now - _last_told.get(app, -math.inf) >= _SECONDS_BETWEEN_LINES:
+        _last_told[app] = now
+        _logger.error("requests are refused with 503, so that they are sent again: %s", error.message)
