@@ -38,9 +38,14 @@ class Checkpoints(Protocol):
         """
         ...
 
+    def certain_at_arrival(self) -> float:
+        """The latest moment (``time.monotonic()``) at which the engine certainly wanted a call that arrives now: it may
+        have been on its way for long."""
+        ...
+
     def may_be_stale(self, since: float) -> bool:
-        """Whether the engine may have given up, without this process knowing, a call that it wanted at ``since``
-        (``time.monotonic()``). A checkpoint, which may be without steps, tells for certain."""
+        """Whether the engine may have given up, without this process knowing, a call that it wanted at ``since``. A
+        checkpoint, which may be without steps, tells for certain."""
         ...
 
     async def commit(self, request: CheckpointRequest) -> None:
@@ -69,6 +74,10 @@ class HttpCheckpoints:
     def are_possible(self) -> bool:
         """Whether the engine is not known to lack the endpoint."""
         return time.monotonic() >= self._absent_until
+
+    def certain_at_arrival(self) -> float:
+        """See ``Checkpoints``."""
+        return time.monotonic()
 
     def may_be_stale(self, since: float) -> bool:
         """An engine at the other end of a request waits for its answer; what else it gives up, it tells at the next

@@ -20,7 +20,7 @@ class CallStanding:
         self._checkpoints = checkpoints
         self._call = call
         self._io = io
-        self._known_at = time.monotonic()
+        self._known_at = checkpoints.certain_at_arrival()
 
     @property
     def is_doubtful(self) -> bool:
@@ -28,7 +28,8 @@ class CallStanding:
 
     async def confirm(self) -> None:
         """Raises ``CallStaleError``, and ``CheckpointRefusedError`` where the engine does not say."""
-        asked_at = time.monotonic()
-        request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
-        await self._io.resolve(self._checkpoints.commit(request))
-        self._known_at = asked_at
+        while self.is_doubtful:  # again, where the answer itself may have been on its way for long
+            asked_at = time.monotonic()
+            request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
+            await self._io.resolve(self._checkpoints.commit(request))
+            self._known_at = asked_at

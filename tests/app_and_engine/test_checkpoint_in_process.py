@@ -1,6 +1,7 @@
 """Checkpoints by another way than HTTP, as with an engine in the app's process: on by default, ops and steps joined."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ class DirectCheckpoints:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self.batches: list[list[str | None]] = []
+
+    def certain_at_arrival(self) -> float:
+        return time.monotonic()
 
     def may_be_stale(self, since: float) -> bool:
         return False

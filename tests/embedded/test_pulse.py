@@ -45,5 +45,17 @@ def test_after_a_gap_what_was_known_before_it_stays_doubtful(clock: Clock, is_lo
         clock.now += 0.5
         pulse.beat()
     assert pulse.is_doubtful(since=ended - 0.1)
-    assert pulse.is_doubtful(since=ended + 0.9)
-    assert not pulse.is_doubtful(since=ended + 1.1)
+    assert not pulse.is_doubtful(since=ended + 0.1)
+
+
+def test_what_arrives_just_after_a_gap_is_doubtful_too(clock: Clock) -> None:
+    pulse = Pulse(1.0, clock)
+    clock.now += 5.0
+    pulse.beat()
+    assert pulse.is_doubtful(pulse.certain_at_arrival())
+    clock.now += 0.9
+    pulse.beat()
+    assert pulse.is_doubtful(pulse.certain_at_arrival())
+    clock.now += 0.2
+    pulse.beat()
+    assert not pulse.is_doubtful(pulse.certain_at_arrival())

@@ -1,5 +1,6 @@
 """Checkpoints of calls that an engine without HTTP made: finished steps reach it by a function call."""
 
+import time
 from collections.abc import Awaitable, Callable
 
 from durably.engine.errors import EngineError, RunNotFoundError, StaleCallError
@@ -27,6 +28,9 @@ class EngineCheckpoints:
         self._pulse = pulse
         self.are_default = are_default
         self.join_answers = True
+
+    def certain_at_arrival(self) -> float:
+        return time.monotonic() if self._pulse is None else self._pulse.certain_at_arrival()
 
     def may_be_stale(self, since: float) -> bool:
         return self._pulse is not None and self._pulse.is_doubtful(since)

@@ -31,10 +31,10 @@ class Pulse:
         """Whatever this process had to do with the others before now may be over."""
         self._gap_ended = self._clock()
 
-    def is_doubtful(self, since: float) -> bool:
-        """Whether what held at ``since``, by the same clock, may not hold any more.
+    def certain_at_arrival(self) -> float:
+        """From when on what arrives now has held for certain: just after a gap it may have been sent before."""
+        return self._clock() - self._longest_gap
 
-        What arrives just after a gap may have been sent before it, so that is doubtful too.
-        """
-        is_overdue = self._clock() - self._last_beat > self._longest_gap
-        return is_overdue or since < self._gap_ended + self._longest_gap
+    def is_doubtful(self, since: float) -> bool:
+        """Whether what held at ``since``, by the same clock, may not hold any more."""
+        return since < self._gap_ended or self._clock() - self._last_beat > self._longest_gap
