@@ -134,6 +134,7 @@ def test_the_list_and_its_filters(root: Browser, site: DjangoSite, temporal: Tem
     assert listed(root, both, queue=site.task_queue, id=kind)
     assert listed(root, {first}, id=kind, query="WorkflowType = 'WaitingWorkflow' OR WorkflowType = 'x'")
     assert listed(root, set(), id=kind, status="failed")
+    assert f"of {temporal.settings.address}; times in" in root.get(LIST).text  # Of which zone the times are.
     waiting.terminate()
 
 

@@ -4,7 +4,7 @@ Asynchronous, over ``temporalio``'s client; knows no requests and no templates. 
 """
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,12 +108,16 @@ async def fetch_details(client: Client, handle: WorkflowHandle[Any, Any], page: 
         parent_id=described.parent_id,
         history_length=described.history_length,
         memo=await described.memo(),
-        search_attributes={pair.key.name: pair.value for pair in described.typed_search_attributes},
+        search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
         notice=await _pollers.notice(client, described.task_queue, RPC_TIMEOUT) if is_running else None,
         events=[await brief.event(event) for event in events.current_page or ()],
         next_page=page_after(events.next_page_token),
     )
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else ", ".join(map(str, value))
 
 
 def _row(execution: WorkflowExecution) -> Row:
