@@ -6,6 +6,8 @@ from temporal_app.gateway import gateway
 
 from durably.temporal.django import urls
 
+admin.site.site_url = None  # There are endpoints, and no pages but the admin's.
+
 urlpatterns = [
     path("", include("temporal_app.urls")),
     path("api/", urls(gateway)),

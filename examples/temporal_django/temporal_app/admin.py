@@ -15,11 +15,17 @@ class OrderAdmin(admin.ModelAdmin):
     list_display = ("order_id", "status", "placed_at", "workflow")
     list_filter = ("status", "placed_at")
     search_fields = ("order_id",)
-    fields = ("order_id", "status", "placed_at", "workflow")
-    readonly_fields = fields
+    readonly_fields = list_display
 
+    # An order and its workflow belong together: both begin in ``views``, and go on in the workflow.
     def has_add_permission(self, request: Any) -> bool:
-        return False  # An order without a workflow would never be processed.
+        return False
+
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
+        return False
 
     @admin.display
     def workflow(self, order: Order) -> str:
