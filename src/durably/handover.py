@@ -51,7 +51,8 @@ class StepHandover:
         self._io = io
         self._middleware = middleware
         self._logger = logger
-        self._context = contextvars.copy_context()
+        # From before the function: what is made in it is none of its tasks.
+        self._context = None if config.interval_seconds is None else contextvars.copy_context()
         # By hashed id. The commit of a timer may remove some from another thread, one by one.
         self._unsent: dict[str, StepReport] = {}
         self._failed: list[StepReport] = []
@@ -132,8 +133,7 @@ class StepHandover:
                 self._unsent.pop(op.id, None)
 
     def _start_timer(self) -> None:
-        if (seconds := self._config.interval_seconds) is not None:
-            # In the context from before the function: the timer is none of its tasks.
+        if self._context is not None and (seconds := self._config.interval_seconds) is not None:
             self._timers.append(self._context.run(self._io.detach, self._commit_after(seconds)))
 
     async def _commit_after(self, seconds: float) -> None:

@@ -19,7 +19,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.sync import SyncRequest
 
 
-class HandedCall(msgspec.Struct, frozen=True, array_like=True):
+class HandedCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One call (spec §4.4.1). It is not signed: nobody else can hand it over."""
 
     app_id: str
@@ -29,7 +29,7 @@ class HandedCall(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
-class HandedAnswer(msgspec.Struct, frozen=True, array_like=True):
+class HandedAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``headers`` has lower-case names."""
 
     status: int

@@ -13,6 +13,7 @@ from durably.engine.embedded.settings import EngineSettings
 from durably.protocol.errors import ErrorData
 
 from .calls import HandedAnswer, HandedCall, hand_over, read_handed
+from .deadlines import Deadlines
 from .errors import CallHandedBackError, WorkerLostError
 
 
@@ -60,6 +61,7 @@ class Roster:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self._deadlines = Deadlines(settings.call_timeout.total_seconds())
         self._seats: list[Seat] = []
         self._waiting: deque[_Waiting] = deque()
 
@@ -87,10 +89,14 @@ class Roster:
         if seat is None:
             return _unreached(f"no process that is running serves the function {function.id!r}")
         handed = hand_over(function, data, body, self._settings)
+        task = asyncio.current_task()
+        assert task is not None
+        self._deadlines.begin(task)
         try:
-            async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
-                return read_handed(await seat.worker.answer(handed), self._settings)
-        except TimeoutError:
+            return read_handed(await seat.worker.answer(handed), self._settings)
+        except asyncio.CancelledError:
+            if not self._deadlines.end(task):
+                raise
             return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
         except CallHandedBackError as error:
             return _unreached(error.message)
@@ -100,10 +106,12 @@ class Roster:
             lost = ErrorData(name=error.name, message=error.message)
             return AttemptFailed(lost, retry_at=self._settings.clock.now())
         finally:
+            self._deadlines.end(task)
             seat.under_way -= 1
             self._fill()
 
     async def close(self) -> None:
+        self._deadlines.close()
         for waiting in self._waiting:
             if not waiting.seat.done():
                 waiting.seat.set_result(None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from typing import Any
 
 from durably.checkpointing import Checkpoints
 from durably.comm import CommHandler
@@ -24,7 +25,8 @@ class LocalWorker:
         self._handlers = handlers
         self._max_calls = max_calls
         self._checkpoints = checkpoints
-        self._tasks: set[asyncio.Task[HandedAnswer]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._late: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
 
     def offer(self) -> Offer:
@@ -41,16 +43,19 @@ class LocalWorker:
         handler = self._handlers.get(call.app_id)
         if handler is None or self._is_stopping:
             raise CallHandedBackError(f"process {os.getpid()} does not serve the app {call.app_id!r}")
-        task = asyncio.get_running_loop().create_task(answer_call(call, handler, self._checkpoints))
+        task = asyncio.current_task()
+        assert task is not None
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         try:
-            return await task
+            return await answer_call(call, handler, self._checkpoints)
         except asyncio.CancelledError:
-            if task.cancelled() and self._is_stopping:
-                raise CallHandedBackError(f"process {os.getpid()} stops") from None
-            task.cancel()
-            raise
+            if task not in self._late:
+                raise
+            self._late.remove(task)
+            task.uncancel()
+            raise CallHandedBackError(f"process {os.getpid()} stops") from None
+        finally:
+            self._tasks.discard(task)
 
     def refuse(self) -> None:
         """Take no more calls; what is offered from now on is none."""
@@ -61,9 +66,7 @@ class LocalWorker:
         if not self._tasks:
             return
         _, late = await asyncio.wait(set(self._tasks), timeout=grace_seconds)
-        for task in late:
+        self._late |= late & self._tasks
+        for task in self._late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
-        # Two turns for the answers, or what stands for them, to be sent.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)

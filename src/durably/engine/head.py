@@ -28,7 +28,7 @@ class RunStatus(StrEnum):
         return self not in (RunStatus.SCHEDULED, RunStatus.RUNNING)
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An outstanding call, to be made at ``due`` (milliseconds since the epoch) or under way since.
 
     ``step_id`` is the planned step that it targets, or ``DISCOVER``. ``generation`` is its lease: whatever
@@ -57,7 +57,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.due <= now or not self.error
 
 
-class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An outstanding step that waits for something other than a call; ``op`` says for what.
 
     ``generation``, ``attempt`` and ``needs_op`` concern requests alone: what a request was to send is kept
@@ -73,7 +73,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     needs_op: bool = False
 
 
-class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """``generation`` is the last one given out. ``discover_again`` is a wish for discovery that came while
     one was under way. ``memos`` and ``bytes`` count what the run has stored, for the protocol's limits."""
 

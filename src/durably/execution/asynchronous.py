@@ -69,7 +69,7 @@ class AsyncCall:
         install_task_factory(self._loop)
         if self._replay.is_new:
             await self._replay.freshen()
-        main = contextvars.copy_context().run(self._start, function)
+        main = self._start(function)
         main.add_done_callback(self._on_main_done)
         try:
             outcome = await self._ended
@@ -82,10 +82,14 @@ class AsyncCall:
 
     def _start(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
         """The function's main task. Nothing of a run that this one is perhaps called from reaches into it."""
+        context = contextvars.copy_context()
+        context.run(self._enter)
+        return self._loop.create_task(self._run(function), context=context)
+
+    def _enter(self) -> None:
         current_tracker.set(self)
         in_step.set(None)
         group_mode.set(None)
-        return self._loop.create_task(self._run(function))
 
     async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
         self._track_current()  # an eager task runs before its factory could tell

@@ -6,9 +6,11 @@ A suspended task holds its clocks on its frames, where they are looked for when 
 """
 
 import asyncio
+import dis
 import gc
 import types
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from durably.protocol.errors import Error, ErrorCode
@@ -19,6 +21,9 @@ _FUNCTIONS_WITH_CLOCKS: dict[types.CodeType | None, str] = {
     asyncio.wait_for.__code__: "asyncio.wait_for",
     asyncio.wait.__code__: "asyncio.wait(timeout=)",
 }
+
+_ASYNC_WITH = frozenset(("BEFORE_ASYNC_WITH", "LOAD_SPECIAL"))
+"""How ``async with`` begins, up to Python 3.13 and since; the latter says for what."""
 
 
 class ClockUnsupportedError(Error):
@@ -38,9 +43,10 @@ def find_clock(tasks: Iterable[AnyTask], ignored: Collection[AnyTask] = ()) -> s
         if ignored and (task in ignored or waits_only_for(task, ignored)):
             continue
         chain = list(await_chain(task))
-        if (clock := _function_with_clock(chain)) is not None:
+        codes = [code_of(awaitable) for awaitable in chain]
+        if (clock := _function_with_clock(chain, codes)) is not None:
             return clock
-        if _is_in_timeout(chain):
+        if not all(map(_is_without_blocks, codes)) and _is_in_timeout(chain):
             return "asyncio.timeout"
         if _has_completion_deadline(task):
             return "asyncio.as_completed(timeout=)"
@@ -55,12 +61,23 @@ def refusal(clock: str, step_ids: Iterable[str]) -> ClockUnsupportedError:
     )
 
 
-def _function_with_clock(chain: Iterable[Any]) -> str | None:
-    for awaitable in chain:
-        name = _FUNCTIONS_WITH_CLOCKS.get(code_of(awaitable))
+def _function_with_clock(chain: Iterable[Any], codes: Iterable[types.CodeType | None]) -> str | None:
+    for awaitable, code in zip(chain, codes, strict=True):
+        name = _FUNCTIONS_WITH_CLOCKS.get(code)
         if name is not None and locals_of(awaitable).get("timeout") is not None:
             return name
     return None
+
+
+@lru_cache(maxsize=4096)
+def _is_without_blocks(code: types.CodeType | None) -> bool:
+    """Whether code can hold no ``asyncio.timeout``, having no ``async with``: to look at its frame costs more."""
+    if code is None or _ASYNC_WITH.isdisjoint(dis.opmap):
+        return False
+    return not any(
+        instruction.opname in _ASYNC_WITH and instruction.argrepr in ("", "__aenter__")
+        for instruction in dis.get_instructions(code)
+    )
 
 
 def _is_in_timeout(chain: Sequence[Any]) -> bool:
@@ -79,8 +96,10 @@ def _is_running(timeout: asyncio.Timeout) -> bool:
 def _has_completion_deadline(task: AnyTask) -> bool:
     for callback, _context in getattr(task, "_callbacks", None) or ():
         owner = getattr(callback, "__self__", None)  # since Python 3.13, an iterator
-        if type(owner).__qualname__ == "_AsCompletedIterator" and getattr(owner, "_timeout_handle", None) is not None:
-            return True
+        if owner is not None:
+            if type(owner).__qualname__ == "_AsCompletedIterator" and getattr(owner, "_timeout_handle", None):
+                return True
+            continue
         code = getattr(callback, "__code__", None)
         if code is not None and code.co_qualname.startswith("as_completed."):
             cells = dict(zip(code.co_freevars, callback.__closure__ or (), strict=True))

@@ -9,14 +9,14 @@ from .events import Event
 T = TypeVar("T")
 
 
-class Stack(msgspec.Struct, kw_only=True):
+class Stack(msgspec.Struct, kw_only=True, gc=False):
     """``stack`` lists the hashed ids of finished steps in the order in which they finished (spec §5.4)."""
 
     stack: list[str] | None = None
     current: int = 0
 
 
-class CallContext(msgspec.Struct, kw_only=True):
+class CallContext(msgspec.Struct, kw_only=True, gc=False):
     """``also`` is an addition of ours: planned steps that the app may execute along with the one that it is called for,
     reporting their ops too. Each has a call of its own, which is made later if this one leaves it out."""
 
@@ -36,7 +36,7 @@ class CallContext(msgspec.Struct, kw_only=True):
     also: list[str] | None = None
 
 
-class CallRequest(msgspec.Struct, kw_only=True):
+class CallRequest(msgspec.Struct, kw_only=True, gc=False):
     """``steps`` maps hashed step ids to memos, left undecoded: the app decodes each when its step takes it.
 
     ``event`` and ``events`` are absent where ``use_api`` tells the app to fetch them.

@@ -5,7 +5,7 @@ import msgspec
 from .opcodes import Op
 
 
-class CheckpointRequest(msgspec.Struct, kw_only=True):
+class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
     """``POST {api}/v1/checkpoint/{run}/async``. The ids are those that the call carried in its context."""
 
     run_id: str = ""

@@ -49,7 +49,7 @@ class Userland(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int | None = None
 
 
-class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name": "displayName"}):
+class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name": "displayName"}, gc=False):
     """One op. ``data`` and ``error`` are set by executed steps, ``opts`` by all others."""
 
     id: str = ""

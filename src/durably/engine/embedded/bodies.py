@@ -15,7 +15,7 @@ _SDK_DECIDES = -1
 """``version``: the app is to use the version of the protocol that it likes best."""
 
 
-class CallData(msgspec.Struct, frozen=True):
+class CallData(msgspec.Struct, frozen=True, gc=False):
     """All that a call tells its app. ``events`` are JSON, more than one where the run has a batch; ``memos`` are hashed
     step ids and memos in the order of the latter. ``step_input``, if any, is a step that has yet to run, by its hashed
     id, and the input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``:

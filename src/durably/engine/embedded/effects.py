@@ -13,7 +13,7 @@ from .registry import Function, Restraint
 from .updates import Note
 
 
-class CallAt(msgspec.Struct, frozen=True):
+class CallAt(msgspec.Struct, frozen=True, gc=False):
     """A call to make when it is due or, where it ``has_to_queue``, to let join the queue then. ``data`` is what it
     tells its app, where that is known without being read."""
 
@@ -23,7 +23,7 @@ class CallAt(msgspec.Struct, frozen=True):
     data: CallData | None = None
 
 
-class TimerAt(msgspec.Struct, frozen=True):
+class TimerAt(msgspec.Struct, frozen=True, gc=False):
     """A sleep or wait to end when it is due."""
 
     run_key: int
@@ -38,21 +38,21 @@ class RequestAt(msgspec.Struct, frozen=True):
     request: MakeRequest
 
 
-class DeadlineAt(msgspec.Struct, frozen=True):
+class DeadlineAt(msgspec.Struct, frozen=True, gc=False):
     """A run to cancel if it has not started, or not ended, by then."""
 
     run_key: int
     due: int
 
 
-class BucketAt(msgspec.Struct, frozen=True):
+class BucketAt(msgspec.Struct, frozen=True, gc=False):
     """A debounce or a batch to end, if it has not been put off by then."""
 
     bucket_id: str
     due: int
 
 
-class TickAt(msgspec.Struct, frozen=True):
+class TickAt(msgspec.Struct, frozen=True, gc=False):
     """A cron schedule to fire."""
 
     function_id: str
@@ -60,7 +60,7 @@ class TickAt(msgspec.Struct, frozen=True):
     due: int
 
 
-class OpeningAt(msgspec.Struct, frozen=True):
+class OpeningAt(msgspec.Struct, frozen=True, gc=False):
     """Throttles to look at."""
 
     due: int
@@ -84,11 +84,11 @@ class Synced(msgspec.Struct, frozen=True):
     functions: Sequence[Function]
 
 
-class RunEnded(msgspec.Struct, frozen=True):
+class RunEnded(msgspec.Struct, frozen=True, gc=False):
     run_key: int
 
 
-class SweepAt(msgspec.Struct, frozen=True):
+class SweepAt(msgspec.Struct, frozen=True, gc=False):
     """A sweep to go on with."""
 
     sweep_id: str

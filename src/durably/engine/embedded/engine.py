@@ -1,5 +1,6 @@
 """The embedded engine's interface: everything that its HTTP API, its command line and tests do with it."""
 
+import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.errors import EventInvalidError, StaleCallError
+from durably.engine.errors import EventInvalidError, RunNotFoundError, StaleCallError
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
@@ -201,6 +202,20 @@ class EmbeddedEngine:
         first_call_at = self._runtime.executor.first_call_at
         return await self._reader.read(lambda connection: queries.find_run(connection, run_id, first_call_at))
 
+    async def wait_for_run(self, run_id: str) -> RunView:
+        """The run, once it has ended. Raises ``RunNotFoundError``, and ``EngineClosedError`` where the engine closes
+        before."""
+        run_key = await self._reader.read(lambda connection: queries.find_run_key(connection, run_id))
+        if run_key is not None:
+            with self._runtime.endings.awaiting(run_key) as ended:
+                run = await self.get_run(run_id)
+                if run is not None and not run.status.has_ended:
+                    await ended
+                    run = await self.get_run(run_id)
+                if run is not None:
+                    return run
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+
     async def list_runs(
         self,
         *,
@@ -264,7 +279,7 @@ class EmbeddedEngine:
         Raises ``StaleCallError`` (409), ``CheckpointInvalidError`` (400), ``TooLargeError`` (413),
         ``RunNotFoundError`` (404).
         """
-        if not await self._journal.enter(lambda entry: work.checkpoint(entry, run_id, request)):
+        if not await self._journal.enter(functools.partial(work.checkpoint, run_id, request)):
             raise StaleCallError("the call is stale: its run has failed")
 
     # watching

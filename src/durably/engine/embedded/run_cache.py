@@ -19,7 +19,7 @@ _MOST_TRIGGER_BYTES = 2048
 """Of an event that is kept along with the run that it triggered."""
 
 
-class CachedRun(msgspec.Struct, frozen=True):
+class CachedRun(msgspec.Struct, frozen=True, gc=False):
     """``is_moving`` is as stored. ``trigger`` is the event that triggered the run, unless it is large, or one of
     several."""
 

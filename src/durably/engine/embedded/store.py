@@ -20,7 +20,7 @@ from .sweep_store import SweepStore
 _RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of FROM runs"
 
 
-class RunRow(msgspec.Struct, frozen=True):
+class RunRow(msgspec.Struct, frozen=True, gc=False):
     """``event_key`` is the event that triggered the run, or the first of them where it ``is_batch``."""
 
     key: int
@@ -35,7 +35,7 @@ class RunRow(msgspec.Struct, frozen=True):
     rerun_of: str | None
 
 
-class NewRun(msgspec.Struct, frozen=True):
+class NewRun(msgspec.Struct, frozen=True, gc=False):
     """``step_input``: see the schema."""
 
     id: str
@@ -49,7 +49,7 @@ class NewRun(msgspec.Struct, frozen=True):
     step_input: bytes | None = None
 
 
-class WaitRow(msgspec.Struct, frozen=True):
+class WaitRow(msgspec.Struct, frozen=True, gc=False):
     """``path`` and ``value`` narrow down which events can end an event wait; see the schema."""
 
     run_key: int

@@ -76,7 +76,7 @@ def _steps_of(due: CallAt, answered: Answer) -> set[str]:
     return step_ids if due.call.is_discovery else step_ids | {due.call.step_id}
 
 
-def checkpoint(entry: Entry, run_id: str, request: CheckpointRequest) -> bool:
+def checkpoint(run_id: str, request: CheckpointRequest, entry: Entry) -> bool:
     """False where the run turned out to be damaged, and has failed.
 
     Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
