@@ -38,6 +38,7 @@ class DevServer:
     def start(self) -> None:
         command = [_binary(), "server", "start-dev", "--headless"]
         command += ["--ip", "127.0.0.1", "--port", str(self.port), "--log-level", "never"]
+        command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

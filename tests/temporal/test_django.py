@@ -136,6 +136,7 @@ def test_a_workflow_starts_with_the_commit_and_not_after_a_rollback(server: DevS
 def test_permissions_decide_and_errors_are_problems(server: DevServer, database: Path) -> None:
     code = """
         import asyncio
+        from asgiref.sync import sync_to_async
         from django.contrib.auth.models import Permission, User
         from django.http import HttpResponse
         from django.test import AsyncClient, Client
@@ -172,7 +173,7 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
         async def over_asgi():
             client = AsyncClient()
             assert (await start(client)).status_code == 401
-            await client.aforce_login(user)
+            await sync_to_async(client.force_login)(user)  # aforce_login is of Django 5
             assert (await start(client)).status_code == 202
             assert (await client.get("/direct")).status_code == 404
             # Whom a middleware finds counts, and not who the session says it is.

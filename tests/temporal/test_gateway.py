@@ -155,6 +155,22 @@ async def test_a_wrong_list_is_a_bad_request(gateway: Gateway, query: dict[str, 
     assert (await ask(gateway, "GET", "orders", **query)).status == 400
 
 
+async def test_a_paused_workflow_is_one_among_others(gateway: Gateway, server: DevServer) -> None:
+    place = await start(gateway)
+    workflow_id = place.removeprefix("orders/")
+    await asyncio.to_thread(server.run, "workflow", "pause", "--workflow-id", workflow_id, "--reason", "a look")
+    assert (await ask(gateway, "GET", place)).json["status"] == "paused"
+    assert (await ask(gateway, "GET", f"{place}/result")).status == 202
+
+    async def is_listed() -> bool:
+        query = f"WorkflowId = '{workflow_id}'"
+        page = await ask(gateway, "GET", "orders", query=query, status="paused")
+        return [item["status"] for item in page.json["workflows"]] == ["paused"]
+
+    await until(is_listed)
+    assert (await ask(gateway, "POST", f"{place}/terminate")).status == 202
+
+
 async def test_workflows_of_another_kind_are_not_reachable(gateway: Gateway, temporal: Temporal) -> None:
     client = await temporal.client()
     workflow_id = str(uuid.uuid4())
@@ -339,11 +355,11 @@ async def test_requests_of_one_key_at_the_same_time_start_once_where_another_was
 
 
 class Latecomer(Interceptor):
-    """Holds the second start of those that policies allow back until ``is_over``."""
+    """Of two starts that follow the policies, the first waits for the second, and the second until ``is_over``."""
 
     def __init__(self) -> None:
-        self.is_over = asyncio.Event()
-        self._has_begun = False
+        self.is_over, self.has_come = asyncio.Event(), asyncio.Event()
+        self.is_first = True
 
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
         latecomer = self
@@ -351,9 +367,12 @@ class Latecomer(Interceptor):
         class Holding(OutboundInterceptor):
             async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
                 if input.id_reuse_policy is not WorkflowIDReusePolicy.REJECT_DUPLICATE:
-                    if latecomer._has_begun:
+                    is_first, latecomer.is_first = latecomer.is_first, False
+                    if is_first:
+                        await latecomer.has_come.wait()
+                    else:
+                        latecomer.has_come.set()
                         await latecomer.is_over.wait()
-                    latecomer._has_begun = True
                 return await super().start_workflow(input)
 
         return Holding(next)

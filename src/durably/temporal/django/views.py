@@ -85,12 +85,15 @@ def _to_gateway(request: Any, path: str, principal: Any) -> GatewayRequest:
     """Raises a problem."""
     try:
         query_params, body = dict(request.GET.lists()), request.body
+        is_cut_off = len(body) < int(request.META.get("CONTENT_LENGTH") or 0)
     except RequestDataTooBig as error:
         raise too_large(settings.DATA_UPLOAD_MAX_MEMORY_SIZE) from error
     except SuspiciousOperation as error:
         raise refused(HTTPStatus.BAD_REQUEST) from error
     except (OSError, ValueError) as error:
         raise unreadable() from error
+    if is_cut_off:
+        raise unreadable()
     return GatewayRequest(
         method=request.method,
         path=path,

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import Client, WorkflowExecution, WorkflowHandle
 
 from durably.temporal.gateway.history import Brief
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
 from durably.temporal.gateway.pollers import Pollers
 from durably.temporal.gateway.reading import FILTERS, check_query, page_after, page_token, pending_activity, status_of
+from durably.temporal.statuses import is_open
 
 PAGE_SIZE = 50
 HISTORY_PAGE_SIZE = 200
@@ -101,7 +102,7 @@ async def fetch_details(client: Client, handle: WorkflowHandle[Any, Any], page: 
     )
     await events.fetch_next_page()
     brief = Brief(converter)
-    is_running = described.status is WorkflowExecutionStatus.RUNNING
+    is_running = is_open(described.status)
     return Details(
         row=_row(described),
         is_running=is_running,

@@ -13,6 +13,8 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.converter import DataConverter
 
+from durably.temporal.statuses import PAUSED
+
 from .call import Call
 from .failures import causes
 from .messages import GatewayResponse, answer
@@ -28,6 +30,7 @@ _STATUSES: dict[WorkflowExecutionStatus, WorkflowStatus] = {
     WorkflowExecutionStatus.TERMINATED: "terminated",
     WorkflowExecutionStatus.CONTINUED_AS_NEW: "continued_as_new",
     WorkflowExecutionStatus.TIMED_OUT: "timed_out",
+    PAUSED: "paused",
 }
 _CHECKSUM_BYTES = 6
 FILTERS = {
@@ -38,6 +41,7 @@ FILTERS = {
     "terminated": "Terminated",
     "continued_as_new": "ContinuedAsNew",
     "timed_out": "TimedOut",
+    "paused": "Paused",
 }
 
 

@@ -4,7 +4,9 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import WorkflowFailureError, WorkflowHandle
+
+from durably.temporal.statuses import is_open
 
 from .call import Call
 from .messages import GatewayResponse, answer
@@ -17,7 +19,7 @@ async def result(call: Call) -> GatewayResponse:
     wait = float(call.integer("wait", 0, 0, 10**9 - 1))
     handle = call.handle()
     if wait == 0:
-        is_over = (await call.describe()).status is not WorkflowExecutionStatus.RUNNING
+        is_over = not is_open((await call.describe()).status)
         done = await wait_for_result(call, handle, call.limits.max_wait) if is_over else None
     else:
         with call.waiting():

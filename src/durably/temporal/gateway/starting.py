@@ -4,10 +4,12 @@ import uuid
 from http import HTTPStatus
 from typing import Any
 
-from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import WorkflowExecutionDescription, WorkflowHandle
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
+
+from durably.temporal.statuses import is_open
 
 from .call import Call
 from .exposure import Exposure
@@ -147,6 +149,6 @@ async def _was_started_with(call: Call, execution: WorkflowExecutionDescription,
 
 def _refuses_another(call: Call, latest: WorkflowExecutionDescription) -> bool:
     options = call.exposure.start_options
-    if latest.status is WorkflowExecutionStatus.RUNNING:
+    if is_open(latest.status):
         return options["id_conflict_policy"] is WorkflowIDConflictPolicy.FAIL
     return options["id_reuse_policy"] is WorkflowIDReusePolicy.REJECT_DUPLICATE
