@@ -23,7 +23,8 @@ from durably.errors import TransportError
 from durably.portal import await_on, get_portal
 
 from .errors import MemberClosedError
-from .queries import Queries
+from .orders import Orders
+from .queries import TIMEOUT_SECONDS
 from .serving import Loader, Loading
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TIMEOUT_SECONDS = 30.0
 _BEATS_PER_LEASE = 10
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 _AFTER_FORK_SECONDS = 0.1
@@ -47,7 +47,7 @@ _left_behind: list[object] = []
 database's connections is for the process that opened them."""
 
 
-class Embedded(Queries):
+class Embedded(Orders):
     """The engine, in this app's own processes, on the SQLite database at ``path``.
 
     Every process of the app makes one, with the same path. Give it to the client, and serve functions as always::
@@ -136,7 +136,7 @@ class Embedded(Queries):
 
     # asking
 
-    async def _ask(self, operation: str, *arguments: Any, timeout: float = _TIMEOUT_SECONDS) -> Any:
+    async def _ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
         """Ask the engine for one of ``durably.embedded.operations``; ``timeout`` is seconds.
 
         A process that has not started asks all the same, and takes no calls. Raises what the engine does, and

@@ -3,6 +3,7 @@
 Arguments and results travel as JSON. What users stored, which is JSON itself, is text in it, and so stays untouched.
 """
 
+import datetime as dt
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,7 +11,17 @@ import msgspec
 
 import durably.engine.errors
 from durably.engine.embedded.engine import EmbeddedEngine
-from durably.engine.embedded.views import InvokeReceipt, RunStatus, RunView, StepView
+from durably.engine.embedded.reruns import FromStep
+from durably.engine.embedded.sweeps import Selection
+from durably.engine.embedded.views import (
+    EventView,
+    FunctionView,
+    InvokeReceipt,
+    RunStatus,
+    RunView,
+    StepView,
+    SweepView,
+)
 from durably.engine.errors import EngineError, EventInvalidError
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
@@ -80,6 +91,19 @@ async def _fetch_part(engine: EmbeddedEngine, run_id: str, part: str) -> msgspec
     return None if body is None else msgspec.Raw(body)
 
 
+async def _list_events(
+    engine: EmbeddedEngine,
+    name: str | None,
+    received_after: dt.datetime | None,
+    received_before: dt.datetime | None,
+    limit: int,
+    cursor: str | None,
+) -> list[EventView]:
+    return await engine.list_events(
+        name=name, received_after=received_after, received_before=received_before, limit=limit, cursor=cursor
+    )
+
+
 async def _list_runs(
     engine: EmbeddedEngine, status: str | None, function_id: str | None, limit: int, cursor: str | None
 ) -> list[RunView]:
@@ -87,20 +111,38 @@ async def _list_runs(
     return await engine.list_runs(status=status, function_id=function_id, limit=limit, cursor=cursor)
 
 
+async def _rerun(engine: EmbeddedEngine, run_id: str, from_step: FromStep | None) -> str:
+    return await engine.rerun(run_id, from_step=from_step)
+
+
 async def _invoke(engine: EmbeddedEngine, function_id: str, data: dict[str, Any]) -> InvokeReceipt:
     return await engine.invoke(function_id, data=data)
 
+
+_ListEvents = tuple[str | None, dt.datetime | None, dt.datetime | None, int, str | None]
+_ReplayRuns = tuple[Selection, list[RunStatus]]
 
 _ALL = (
     Operation("send_events", _send_events, tuple[msgspec.Raw, str], list[str]),
     Operation("checkpoint", EmbeddedEngine.checkpoint, tuple[str, CheckpointRequest], None),
     Operation("fetch_part", _fetch_part, tuple[str, str], msgspec.Raw),
+    Operation("list_functions", EmbeddedEngine.list_all_functions, tuple[()], list[FunctionView]),
+    Operation("pause_function", EmbeddedEngine.pause_function, tuple[str]),
+    Operation("resume_function", EmbeddedEngine.resume_function, tuple[str]),
+    Operation("get_event", EmbeddedEngine.get_event, tuple[str], EventView | None),
+    Operation("list_events", _list_events, _ListEvents, list[EventView]),
     Operation("get_run", EmbeddedEngine.get_run, tuple[str], RunView, raw_field="output"),
+    Operation("wait_for_run", EmbeddedEngine.wait_for_run, tuple[str], RunView, raw_field="output"),
     Operation("list_runs", _list_runs, tuple[str | None, str | None, int, str | None], RunView, raw_field="output"),
     Operation("event_runs", EmbeddedEngine.event_runs, tuple[str], RunView, raw_field="output"),
     Operation("run_steps", EmbeddedEngine.run_steps, tuple[str], StepView, raw_field="memo"),
     Operation("cancel_run", EmbeddedEngine.cancel_run, tuple[str], bool),
-    Operation("rerun", EmbeddedEngine.rerun, tuple[str], str, is_repeatable=False),
+    Operation("cancel_runs", EmbeddedEngine.cancel_runs, tuple[Selection], SweepView, is_repeatable=False),
+    Operation("list_cancellations", EmbeddedEngine.list_cancellations, tuple[()], list[SweepView]),
+    Operation("delete_cancellation", EmbeddedEngine.delete_cancellation, tuple[str], is_repeatable=False),
+    Operation("rerun", _rerun, tuple[str, FromStep | None], str, is_repeatable=False),
+    Operation("replay_runs", EmbeddedEngine.replay_runs, _ReplayRuns, SweepView, is_repeatable=False),
+    Operation("list_replays", EmbeddedEngine.list_replays, tuple[()], list[SweepView]),
     Operation("invoke", _invoke, tuple[str, dict[str, Any]], InvokeReceipt, is_repeatable=False),
     Operation("signal", EmbeddedEngine.signal, tuple[str, Any], str | None, is_repeatable=False),
 )

@@ -14,6 +14,7 @@ from .caller import Caller, HttpCaller
 from .canonical import canonical_json
 from .due import load_due
 from .effects import CallAt, Effects, RequestAt, Restrained, RunEnded, StoredTimer, SweepAt, Synced, TimerAt
+from .endings import Endings
 from .executor import Executor
 from .journal import Journal
 from .ledger import Entry, Ledger
@@ -92,6 +93,7 @@ class Runtime:
         if settings.retention is not None:
             self._retention = Retention(PurgeStore(connection), self.journal, settings.clock, settings.retention)
         self.watchers = Watchers()
+        self.endings = Endings()
         self._store = store
 
     @classmethod
@@ -153,6 +155,7 @@ class Runtime:
         if self._lock is not None:
             self._lock.release()
         self.watchers.close()
+        self.endings.close()
         self.closed.set()
 
     def _give_up(self, reason: str) -> None:
@@ -199,6 +202,7 @@ class Runtime:
                         self._timeline.add(effect.call.due, effect)
                 case RunEnded():
                     self._requests.forget(effect.run_key)
+                    self.endings.tell(effect.run_key)
                 case RequestAt():
                     self._requests.note(effect)
                     self._timeline.add(effect.request.due, effect, is_stored=False)
