@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 5
 BASE_DELAY = 0.1
 """Seconds before the second attempt; doubled before each further one."""
+_DEV_ADVICE = " (is `durably dev` running?)"
 _DEV_EVENT_KEY = "NO_EVENT_KEY_SET"
 _ENTROPY_BYTES = 10
 
@@ -76,7 +77,7 @@ async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> lis
         # Its clock is the one that counts: the events get their time from it.
         return await _send_in_process(client.engine, _encode(events, now=0), io, client.request_timeout, seed)
     request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000), seed)
-    answer = await _attempt(request, io)
+    answer = await _attempt(request, io, advice=_DEV_ADVICE if client.mode is ServerKind.DEV else "")
     if answer.error is not None:
         # An engine may quote the path that it was asked for.
         message = answer.error.replace(client.event_key, "***") if client.event_key else answer.error
@@ -92,7 +93,8 @@ async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout
         raise SendEventsError(error.message, []) from None
 
 
-async def _attempt(request: Request, io: IO) -> _Answer:
+async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
+    """``advice`` is added to what is said of an engine that cannot be reached."""
     answer = _Answer()
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
@@ -100,7 +102,7 @@ async def _attempt(request: Request, io: IO) -> _Answer:
         try:
             response = await io.request(request)
         except TransportError as error:
-            answer = _Answer(error=str(error))
+            answer = _Answer(error=f"{error}{advice}")
             continue
         answer = _read(response)
         if response.status < 500:

@@ -126,7 +126,8 @@ def test_it_gives_up_in_the_end(engine: FakeEngine, send: Send) -> None:
 
 
 def test_an_engine_that_is_away(send: Send) -> None:
-    with pytest.raises(SendEventsError, match=r"cannot reach http://127\.0\.0\.1:9: connection refused") as raised:
+    message = r"cannot reach http://127\.0\.0\.1:9: connection refused \(is `durably dev` running\?\)"
+    with pytest.raises(SendEventsError, match=message) as raised:
         send(make_client("http://127.0.0.1:9"), TWO)
     assert KEY not in str(raised.value)
 
