@@ -317,6 +317,10 @@ async def test_lists_of_runs(engine: EmbeddedEngine, app: SmallApp) -> None:
     assert [run.id for run in await engine.list_runs(status=RunStatus.RUNNING)] == [sleeping]
     assert [run.id for run in await engine.list_runs(function_id="app-one", limit=2)] == [ones[2], ones[1]]
     assert [run.id for run in await engine.list_runs(cursor=ones[1])] == [ones[0]]
+    await engine.cancel_run(sleeping)
+    assert [run.id for run in await engine.list_runs(status=RunStatus.CANCELLED)] == [sleeping]
+    assert await engine.list_runs(status=RunStatus.CANCELLED, function_id="app-one") == []
+    assert await engine.list_runs(status=RunStatus.FAILED) == []
     assert await engine.run_calls(sleeping) == []
     assert await engine.run_batch("nobody") is None
     assert await engine.run_actions("nobody") is None

@@ -270,5 +270,10 @@ _RETENTION = """
 CREATE INDEX runs_by_end ON runs (ended_at) WHERE ended_at IS NOT NULL;
 """
 
-MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION)
+_RARE_ENDS = """
+-- By which runs that failed, were cancelled or skipped are listed; those that complete, which are most, are not in it.
+CREATE INDEX runs_by_rare_end ON runs (status, key) WHERE ended_at IS NOT NULL AND status <> 'Completed';
+"""
+
+MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS)
 """In order, each a script that takes the schema one version further. Those that were released never change."""

@@ -185,7 +185,9 @@ def list_runs(
     conditions.add("function_id = ?", function_id)
     conditions.add("runs.key < (SELECT key FROM runs WHERE id = ?)", cursor)
     if status is not None and status.has_ended:
-        conditions.add("status = ?", status)
+        # The index of those that are rare is used only where the statement repeats its condition.
+        rare = "" if status is RunStatus.COMPLETED else " AND ended_at IS NOT NULL AND status <> 'Completed'"
+        conditions.add(f"status = ?{rare}", status)
     elif status is not None:
         # Whether a run is scheduled or running, the database learns late: each that has not ended is looked at.
         conditions.add("runs.key IN (SELECT run_key FROM heads WHERE run_key > ?)", 0)
