@@ -72,6 +72,10 @@ class Client:
     ) -> None:
         if not isinstance(app_id, str) or not app_id.strip():
             raise FunctionConfigInvalidError(f"Client.app_id must be text that names the app, not {app_id!r}")
+        if isinstance(serializer, type):
+            raise FunctionConfigInvalidError(
+                f"Client.serializer takes an instance, {serializer.__name__}(), not the class"
+            )
         environment = Environment()
         self.app_id = app_id
         self.app_version = app_version

@@ -84,6 +84,16 @@ def test_what_is_no_function() -> None:
         make_handler(make_client(), lambda ctx: None)  # type: ignore[arg-type]
 
 
+def test_a_serializers_class_is_no_serializer() -> None:
+    with pytest.raises(FunctionConfigInvalidError, match=r"takes an instance, PydanticSerializer\(\)"):
+        make_client(serializer=durably.PydanticSerializer)
+
+
+def test_a_retry_at_no_time() -> None:
+    with pytest.raises(TypeError, match="retry_after is milliseconds, a timedelta or a datetime, not 'soon'"):
+        durably.RetryAfterError("busy", "soon")  # type: ignore[arg-type]
+
+
 def test_the_arguments_of_serve_in_another_order() -> None:
     client = make_client()
     with pytest.raises(FunctionConfigInvalidError, match=r"durably\.Client as its client, not <object"):

@@ -35,7 +35,7 @@ async def test_a_schedule() -> None:
         await engine.advance(days=3)
         runs = engine.runs(nightly)
         assert [run.created_at for run in runs] == [dt.datetime(2030, 1, day, 3, tzinfo=dt.UTC) for day in (2, 3, 4)]
-        with pytest.raises(RunStuckError, match="still due after 10 days"):
+        with pytest.raises(RunStuckError, match="still due after 10d of"):
             await engine.run_until_idle(max_time=10 * DAY)
         assert len(engine.runs(nightly)) == 13
 
@@ -50,7 +50,7 @@ async def test_a_run_beside_a_schedule_is_waited_for_no_longer_than_allowed() ->
 
     async with TestEngine(client, [nightly, waits], now=BEGIN) as engine:
         run = await engine.send(go())
-        with pytest.raises(RunStuckError, match="not within 10 days"):
+        with pytest.raises(RunStuckError, match="not within 10d of"):
             await run.wait(max_time=10 * DAY)
         await run.wait()
         assert run.ended_at == BEGIN + 20 * DAY
@@ -84,7 +84,7 @@ async def test_batches() -> None:
 
 async def test_throttle() -> None:
     throttled = echo(throttle=durably.Throttle(limit=1, period=MINUTE))
-    held_back = r"not within 0:00:10 of virtual time.*It waits for:\n  its turn to be called"
+    held_back = r"not within 10s of virtual time.*It waits for:\n  its turn to be called"
     async with TestEngine(client, [throttled], now=BEGIN) as engine:
         runs = await engine.send([go(number) for number in range(4)])
         with pytest.raises(RunStuckError, match=held_back):

@@ -113,6 +113,8 @@ class RetryAfterError(Error):
         quiet: bool = False,
     ) -> None:
         super().__init__(message or "")
+        if not isinstance(retry_after, int | dt.timedelta | dt.datetime):
+            raise TypeError(f"retry_after is milliseconds, a timedelta or a datetime, not {retry_after!r}")
         self.retry_after: dt.timedelta | dt.datetime = (
             dt.timedelta(milliseconds=retry_after) if isinstance(retry_after, int) else retry_after
         )

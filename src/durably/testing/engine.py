@@ -34,6 +34,7 @@ from .link import TestCaller, TestLink, linked, refuse_inside_calls
 from .mocks import Mocks, calling, raising, returning
 from .replays import Past
 from .runs import Records, RunFacts, RunRef
+from .text import format_span
 from .timeline import Recorder
 
 if TYPE_CHECKING:
@@ -293,7 +294,9 @@ class TestEngine:
         until = self._clock.now() + round(max_time / _MILLISECOND)
         while (due := self._clock.next_due()) is not None:
             if due > until:
-                raise RunStuckError(f"something is still due after {max_time} of virtual time, at {to_datetime(due)}")
+                raise RunStuckError(
+                    f"something is still due after {format_span(max_time)} of virtual time, at {to_datetime(due)}"
+                )
             await self._clock.go_on()
 
     async def wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
@@ -305,7 +308,9 @@ class TestEngine:
             if due is None:
                 raise run.why_stuck("and nothing is scheduled any more")
             if due > until:
-                raise run.why_stuck(f"not within {max_time} of virtual time (wait(max_time=…) allows more)")
+                raise run.why_stuck(
+                    f"not within {format_span(max_time)} of virtual time (wait(max_time=…) allows more)"
+                )
             await self._clock.go_on()
 
     # steps
