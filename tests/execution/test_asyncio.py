@@ -541,6 +541,22 @@ async def test_a_function_that_cancels_itself_has_failed() -> None:
     assert "cancelled by its own code" in (await fail(function))["message"]
 
 
+async def test_a_step_that_a_cancelled_task_comes_to_is_not_run() -> None:
+    ran = []
+
+    async def function(ctx: Context) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ctx.step.run("not run", ran.append, 1)
+        task.uncancel()
+        return await ctx.step.run("run", str, "after")
+
+    assert await complete(function) == "after"
+    assert ran == []
+
+
 async def test_tasks_without_the_runs_context_are_known_once_they_call_a_step() -> None:
     async def function(ctx: Context) -> Any:
         tasks = [

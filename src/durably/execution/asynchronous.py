@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import heapq
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -142,13 +143,31 @@ class AsyncCall:
         replay = self._replay
         memo = replay.memos.pop(step.hashed_id) if len(self._tasks) == 1 else None
         if memo is None:
-            if not await self._park(step, task):
+            if self._goes_ahead(step, task) or not await self._park(step, task):
                 return replay.value(step, await self._execute(step))
             memo = replay.memos.pop(step.hashed_id)
             assert memo is not None
         if replay.is_last(step):
             await self._freshen()
         return replay.value(step, memo)
+
+    def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
+        """Whether the call's decision would surely be to execute the step: then there is no need to wait for it."""
+        replay = self._replay
+        if (
+            len(self._tasks) > 1
+            or task.cancelling()
+            or replay.targets
+            or group_mode.get() is not None
+            or not replay.runs_at_once(step)
+            or replay.is_over
+            or self._ended.done()
+            or clocks.may_surround(sys._getframe(1), AsyncCall._run.__code__)
+        ):
+            return False
+        self._executing += 1
+        self._settling.is_suspended = True
+        return True
 
     async def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless the step can be handed over."""
@@ -174,7 +193,8 @@ class AsyncCall:
             if self._executed:
                 self._end(Found(self._executed))
             self._settling.is_suspended = False
-            self._settling.progressed()
+            if len(self._tasks) > 1:  # else the task that goes on is the only one
+                self._settling.progressed()
 
     async def _conclude(self, report: StepReport) -> Memo | Ending:
         token = current_tracker.set(None)  # tasks that are made to hand the step over are not the run's

@@ -53,6 +53,16 @@ def find_clock(tasks: Iterable[AnyTask], ignored: Collection[AnyTask] = ()) -> s
     return None
 
 
+def may_surround(frame: types.FrameType, outermost: types.CodeType) -> bool:
+    """Whether a clock may be running around what a frame is about to do, in a task that began in ``outermost``."""
+    inner: types.FrameType | None = frame
+    while inner is not None and inner.f_code is not outermost:
+        if not _is_without_blocks(inner.f_code):
+            return True
+        inner = inner.f_back
+    return inner is None
+
+
 def refusal(clock: str, step_ids: Iterable[str]) -> ClockUnsupportedError:
     steps = ", ".join(f'"{step_id}"' for step_id in step_ids)
     return ClockUnsupportedError(
