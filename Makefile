@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help demo demo-temporal dev test soak lint format bench constraints clean
+.PHONY: help demo demo-temporal dev test soak fuzz-temporal lint format bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
@@ -18,6 +18,7 @@ help:
 	@echo "make dev            the demo, and stay up"
 	@echo "make test           all tests"
 	@echo "make soak           hundreds of crashes under load; SOAK='--blows 1000 --seed 7'"
+	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --seed 7'"
 	@echo "make lint           formatting, lint, types"
 	@echo "make format         format the code"
 	@echo "make bench          benchmarks, side by side with peers"
@@ -48,6 +49,9 @@ format: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak $(SOAK)
+
+fuzz-temporal: $(READY)
+	$(BIN)/python -m tests.temporal.fuzz $(FUZZ)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench

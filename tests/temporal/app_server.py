@@ -1,6 +1,7 @@
 """Starts an app in a process of its own, and talks to it over HTTP."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -71,11 +72,15 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 @contextmanager
-def running(name: str, address: str) -> Iterator[AppServer]:
-    """The listening socket is made here, so that requests wait until the app is there."""
+def running(name: str, address: str, **variables: str) -> Iterator[AppServer]:
+    """The listening socket is made here, so that requests wait until the app is there. ``variables`` are the
+    process's, beside those that it inherits."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         command = [sys.executable, "-m", "tests.temporal.serve", name, address, str(listener.fileno())]
-        process = subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=Path(__file__).parents[2])
+        environment = {**os.environ, **variables}
+        process = subprocess.Popen(
+            command, pass_fds=[listener.fileno()], cwd=Path(__file__).parents[2], env=environment
+        )
         try:
             yield AppServer(name, f"http://127.0.0.1:{listener.getsockname()[1]}")
         finally:

@@ -61,3 +61,40 @@ async def test_a_mounted_app_links_to_itself(temporal: Temporal) -> None:
     async with client_of(outer) as client:
         started = await client.post("/v1/workflows/sleeping")
         assert started.headers["Location"].startswith("/v1/workflows/sleeping/sleeping-")
+
+
+@pytest.mark.parametrize("inner", ["", "/api"])
+async def test_what_is_no_endpoint_is_told_by_the_gateway_and_the_apps_own_endpoints_come_first(inner: str) -> None:
+    """Whether the prefix is the router's own, or the app's."""
+    gateway = Gateway(Temporal("127.0.0.1:1", task_queue="q"), [expose(SleepingWorkflow)], allow_anonymous=True)
+    app = fastapi.FastAPI()
+    app.include_router(router(gateway, prefix=inner), prefix="" if inner else "/api")
+
+    @app.get("/api/sleeping/{id}/invoice")
+    async def invoice(id: str) -> str:
+        return f"invoice of {id}"
+
+    async with client_of(app) as client:
+        for method, path, status in [
+            ("GET", "/api/sleeping/x/nothing", 404),
+            ("GET", "/api/sleeping/x/y/z/", 404),
+            ("DELETE", "/api/sleeping", 405),
+            ("OPTIONS", "/api/sleeping/x/cancel", 405),
+            ("HEAD", "/api/sleeping/x", 405),
+        ]:
+            answer = await client.request(method, path)
+            assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json")
+        assert (await client.delete("/api/sleeping")).headers["Allow"] == "POST"
+        assert (await client.get("/api/sleeping/7/invoice")).json() == "invoice of 7"
+        assert (await client.get("/elsewhere")).json() == {"detail": "Not Found"}
+    assert not any("rest" in path for path in app.openapi()["paths"])
+
+
+async def test_dependencies_guard_what_is_no_endpoint_too() -> None:
+    gateway = Gateway(Temporal("127.0.0.1:1", task_queue="q"), [expose(SleepingWorkflow)], allow_anonymous=True)
+    app = fastapi.FastAPI()
+    app.include_router(router(gateway, prefix="/api", dependencies=[fastapi.Depends(check_token)]))
+    async with client_of(app) as client:
+        for path in ("/api/sleeping/", "/api/sleeping/x/nothing", "/api/nothing"):
+            assert (await client.post(path)).status_code == 401
+            assert (await client.post(path, headers=TOKEN)).status_code in (404, 405, 503)

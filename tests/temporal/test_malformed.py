@@ -1,7 +1,4 @@
-"""Requests that make no sense: each is answered as what it is, none with an error of the gateway's own.
-
-There is no server behind, so that what does make sense is answered with 503.
-"""
+"""Requests that make no sense: each is answered as what it is, none with an error of the gateway's own."""
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +7,10 @@ from hypothesis import strategies as st
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, GatewayRequest
 
+from .app_server import AppServer
 from .apps import exposures
+from .bad_bytes import BAD_BYTES, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
+from .fuzz import fuzz
 
 SEGMENTS = st.sampled_from(
     [
@@ -44,6 +44,7 @@ QUERIES = st.dictionaries(
     st.text(max_size=8) | st.sampled_from(["1", "-1", "9" * 30, "'"]),
 )
 EXPECTED = {400, 404, 405, 413, 415, 503}
+"""There is no server behind, so that what does make sense is answered with 503."""
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,34 @@ def test_each_is_answered_as_what_it_is(
     )
     assert response.status_code in EXPECTED, response.body
     assert response.headers["Content-Type"] == "application/problem+json"
+
+
+def test_requests_made_from_the_document_are_answered_as_it_says(quick_app: AppServer) -> None:
+    report = fuzz(quick_app, amount=250, first_seed=7)
+    assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
+    assert report.statuses.total() > 200
+    assert {200, 202, 400, 404} <= report.statuses.keys()
+
+
+def test_what_is_refused_below_the_mount_is_a_problem_document(quick_app: AppServer) -> None:
+    wrong = {}
+    for name, (request, expected) in PROBLEMS.items():
+        answer = send(quick_app.origin, request)
+        if answer is None or answer.status not in expected or answer.media_type != "application/problem+json":
+            wrong[name] = answer
+    assert wrong == {}
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_has_come(quick_app: AppServer) -> None:
+    if quick_app.name in ("django-asgi", "tornado"):
+        return  # They read a request as a whole, within limits of their own, before they pass it on.
+    answer = send(quick_app.origin, SAID_TO_BE_TOO_LARGE)
+    assert answer is not None
+    assert (answer.status, answer.media_type) == (413, "application/problem+json")
+
+
+def test_bytes_that_are_hardly_a_request_do_no_harm(quick_app: AppServer) -> None:
+    """The web servers refuse most of them, in their own words, or close the connection."""
+    answers = {name: send(quick_app.origin, request) for name, request in BAD_BYTES.items()}
+    assert {name: answer for name, answer in answers.items() if answer and answer.status >= 500} == {}
+    assert send(quick_app.origin, Request("GET", "/open/orders/none")).status == 404  # type: ignore[union-attr]

@@ -46,7 +46,8 @@ def urls(
 
 
 def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
-    principal_of = principal or _user_of
+    is_open = gateway.allow_anonymous
+    principal_of = _nobody if is_open else principal or _user_of
 
     def answer(request: Any, path: str) -> Any:
         try:
@@ -57,7 +58,7 @@ def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_ex
         return _to_django(response, None if response.stream is None else iterate_sync(response.stream()))
 
     async def answer_async(request: Any, path: str) -> Any:
-        principal = await sync_to_async(principal_of)(request)
+        principal = principal_of(request) if is_open else await sync_to_async(principal_of)(request)
         try:
             gateway_request = _to_gateway(request, path, principal)
         except Problem as problem:
@@ -67,6 +68,10 @@ def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_ex
         return _to_django(response, None if response.stream is None else response.stream())
 
     return SyncAndAsyncView(answer, answer_async, csrf_exempt=csrf_exempt)
+
+
+def _nobody(request: Any) -> None:
+    """Where all are allowed it is not worth a thread, a session and a query to know who asks."""
 
 
 def _user_of(request: Any) -> Any:

@@ -1,0 +1,152 @@
+"""Malformed requests by the thousand, made from the OpenAPI document: ``python -m tests.temporal.fuzz``.
+
+schemathesis makes requests that are as the document says, and requests that are not; half of them are about workflows
+that exist. No answer may be an error of the server's, and each must be as the document says. Exits with 1 and the
+requests, as curl commands, whose answers are not. The short form of it is a test.
+"""
+
+import argparse
+import random
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.core.failures import FailureGroup
+from schemathesis.core.transport import Response
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from durably.temporal import Temporal
+
+from .app_server import AppServer, running
+from .dev_server import DevServer
+from .serve import SERVERS
+from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
+
+CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance]
+QUICK = {"TEST_MAX_WAIT": "0.02"}
+"""For the apps: long polls and streams of events that end at once."""
+
+
+@dataclass
+class Report:
+    """``faults`` has one request of each kind of fault."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def add(self, case: Case, response: Response) -> None:
+        self.statuses[response.status_code] += 1
+        label = f"{case.operation.label}: {response.status_code}"
+        if response.status_code >= 500:
+            self._note(f"{label}: an error of the server's", case, response)
+        # schemathesis holds each event against the schema, which is of the stream as a whole.
+        is_stream = response.headers["content-type"][0].startswith("text/event-stream")
+        checks = CHECKS if is_stream else [*CHECKS, response_schema_conformance]
+        try:
+            case.validate_response(response, checks=checks)
+        except FailureGroup as failures:
+            for failure in failures.exceptions:
+                self._note(f"{label}: {failure.title}", case, response)
+
+    def _note(self, kind: str, case: Case, response: Response) -> None:
+        self.faults.setdefault(kind, f"{case.as_curl_command()}\n  {response.text[:500]}")
+
+
+def fuzz(app: AppServer, *, amount: int, first_seed: int) -> Report:
+    """Send about as many requests to the open gateway of an app, which has a server and a worker behind it."""
+    document = app.get("/openapi.json" if app.name == "fastapi" else "/open/openapi.json").json
+    document["paths"] = {path: what for path, what in document["paths"].items() if path.startswith("/open/")}
+    operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
+    known = {"orders": _place_orders(app), "sleeping": _start_sleeping(app)}
+    each = max(1, amount // (2 * len(operations)))
+    report, session = Report(), requests.Session()
+    for operation in operations:
+        for mode in GenerationMode:
+            ids = known.get(operation.path.split("/")[2], [])
+            send = _sender(app, report, session)
+            _repeat(send, each, first_seed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *ids]))
+    return report
+
+
+def _sender(app: AppServer, report: Report, session: requests.Session) -> Callable[[Case, str | None], None]:
+    def send(case: Case, workflow_id: str | None) -> None:
+        if workflow_id is not None and "workflow_id" in (case.path_parameters or {}):
+            case.path_parameters["workflow_id"] = workflow_id
+        report.add(case, case.call(base_url=app.origin, session=session, timeout=30, allow_redirects=False))
+
+    return send
+
+
+def _repeat(send: Callable[..., None], times: int, first_seed: int, *strategies: Any) -> None:
+    checks = list(HealthCheck)
+    repeated = settings(
+        max_examples=times, deadline=None, suppress_health_check=checks, phases=[Phase.generate], database=None
+    )(seed(first_seed)(given(*strategies)(send)))
+    try:
+        repeated()
+    except Unsatisfiable:
+        """Nothing of such an operation can be wrong."""
+
+
+def _place_orders(app: AppServer) -> list[str]:
+    orders = [{"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]} for _ in range(4)]
+    return [app.post("/open/orders", order).json["workflow_id"] for order in orders]
+
+
+def _start_sleeping(app: AppServer) -> list[str]:
+    return [app.post("/open/sleeping").json["workflow_id"] for _ in range(2)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Send malformed requests to the gateway in each framework.")
+    parser.add_argument("--requests", type=int, default=10_000, help="to each framework")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--framework", action="append", choices=SERVERS, help="all unless given")
+    arguments = parser.parse_args()
+    first_seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
+    sys.exit(0 if _run(arguments.framework or list(SERVERS), arguments.requests, first_seed) else 1)
+
+
+def _run(names: Sequence[str], amount: int, first_seed: int) -> bool:
+    is_good = True
+    with ExitStack() as stack:
+        server = DevServer()
+        server.start()
+        stack.callback(server.kill)
+        stack.enter_context(_worker(server))
+        for name in names:
+            with running(name, server.address, **QUICK) as app:
+                report = fuzz(app, amount=amount, first_seed=first_seed)
+            statuses = ", ".join(f"{count} × {status}" for status, count in sorted(report.statuses.items()))
+            print(f"{name}, seed {first_seed}: {report.statuses.total()} requests: {statuses}", flush=True)
+            for kind, request in report.faults.items():
+                print(f"\n{kind}\n  {request}", flush=True)
+            is_good = is_good and not report.faults
+    return is_good
+
+
+def _worker(server: DevServer) -> Any:
+    """In a thread of its own."""
+    from .worker_thread import working
+
+    temporal = Temporal(server.address, task_queue=TASK_QUEUE)
+    return working(temporal, TASK_QUEUE, workflows=WORKFLOWS, activities=ACTIVITIES)
+
+
+if __name__ == "__main__":
+    main()
