@@ -17,7 +17,7 @@ help:
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
 	@echo "make dev            the demo, and stay up"
 	@echo "make test           all tests"
-	@echo "make soak           hundreds of crashes under load; SOAK='--blows 1000 --seed 7'"
+	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
 	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --seed 7'"
 	@echo "make lint           formatting, lint, types"
 	@echo "make format         format the code"
@@ -49,6 +49,8 @@ format: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak $(SOAK)
+	CRASH_CRON_BLOWS=100 $(BIN)/python -m pytest tests/crash/test_cron_crashes.py -o timeout=3600
+	DURABLY_CHAOS_ROUNDS=200 $(BIN)/python -m pytest tests/embedded/test_chaos.py -o timeout=7200
 
 fuzz-temporal: $(READY)
 	$(BIN)/python -m tests.temporal.fuzz $(FUZZ)

@@ -30,6 +30,7 @@ from durably import (
     Function,
     Throttle,
     Timeouts,
+    TriggerCron,
     TriggerEvent,
 )
 
@@ -192,7 +193,16 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
 
         await ctx.step.run("fall", fail)
 
-    return [child, answer, journey, voyage, walk, doze, batch, settle, doomed]
+    @client.create_function(fn_id="tick", trigger=TriggerCron(cron="* * * * *"), retries=RETRIES)
+    async def tick(ctx: Context) -> None:
+        await ctx.step.run("ticked", diary.execute, ctx, "ticked")
+
+    @client.create_function(fn_id="tock", trigger=TriggerCron(cron="* * * * *", jitter="30s"), retries=RETRIES)
+    async def tock(ctx: Context) -> None:
+        """The same, each time a little later than it should be."""
+        await ctx.step.run("ticked", diary.execute, ctx, "ticked")
+
+    return [child, answer, journey, voyage, walk, doze, batch, settle, doomed, tick, tock]
 
 
 async def main(port: int, diary: Diary) -> None:

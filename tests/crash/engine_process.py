@@ -1,12 +1,17 @@
-"""The engine of the crash tests: ``python -m tests.crash.engine_process PORT DATABASE``. SIGTERM closes it."""
+"""The engine of the crash tests: ``python -m tests.crash.engine_process PORT DATABASE [SPEED]``. SIGTERM closes it.
+
+Its clock goes ``SPEED`` times as fast as the machine's, so that what takes minutes can be seen in seconds.
+"""
 
 import datetime as dt
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from durably.cli.running import run_until_stopped
 from durably.engine.embedded.api.server import EngineServer
+from durably.engine.embedded.clock import SystemClock, Timer
 from durably.engine.embedded.settings import EngineSettings
 
 LEASE = dt.timedelta(seconds=1.5)
@@ -20,19 +25,41 @@ def backoff(attempt: int, jitter: float) -> dt.timedelta:
     return _FIRST_DELAY * 2 ** min(attempt, _DOUBLINGS) * (1 + jitter)
 
 
-SETTINGS = EngineSettings(
-    backoff=backoff,
-    unreached_backoff=lambda failures, jitter: _FIRST_DELAY,
-    call_timeout=LEASE,
-    close_grace=dt.timedelta(milliseconds=300),
-)
+class FastClock(SystemClock):
+    """The same moment shows the same time in every process."""
+
+    ANCHOR = 1_790_000_000_000
+
+    def __init__(self, speed: int) -> None:
+        self._speed = speed
+
+    def now(self) -> int:
+        return self.shows(super().now())
+
+    def shows(self, moment: int) -> int:
+        """At a moment of the machine's clock."""
+        return self.ANCHOR + (moment - self.ANCHOR) * self._speed
+
+    def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
+        now = self.now()
+        return super().call_at(super().now() + max(when - now, 0) // self._speed, callback)
 
 
-async def main(port: int, database: Path) -> None:
-    async with await EngineServer.open(database, SETTINGS, port=port) as server:
+def settings(speed: int) -> EngineSettings:
+    return EngineSettings(
+        backoff=backoff,
+        unreached_backoff=lambda failures, jitter: _FIRST_DELAY,
+        call_timeout=LEASE,
+        close_grace=dt.timedelta(milliseconds=300),
+        clock=FastClock(speed) if speed > 1 else SystemClock(),
+    )
+
+
+async def main(port: int, database: Path, speed: int = 1) -> None:
+    async with await EngineServer.open(database, settings(speed), port=port) as server:
         await server.engine.wait_closed()
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    run_until_stopped(main(int(sys.argv[1]), Path(sys.argv[2])))
+    run_until_stopped(main(int(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])))

@@ -1,10 +1,12 @@
 """What must hold after a storm, read from the engine's database and the app's diary alone."""
 
 import contextlib
+import datetime as dt
+import itertools
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ FUNCTIONS = {
     f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doze", "batch", "settle", "doomed")
 }
 """What each event starts, and nothing else."""
+MINUTE = 60_000
+"""Milliseconds."""
 ENDS = {"crash-doomed": {"Failed"}, "crash-doomed-failure": {"Completed", "Failed"}}
 """All others are to complete. Failure handlers have one attempt, which an app that is killed has lost."""
 _OF_LIVE_RUNS = ("heads", "waits", "delayed_calls", "queued_calls", "holds", "slots_used", "held_events", "deadlines")
@@ -31,6 +35,17 @@ class Execution:
     generation: int
     token: str
     at: int
+
+
+def ticks(rows: Callable[[str], Iterable[Any]]) -> dict[str, list[int]]:
+    """By function, in the order in which they were fired, the times of the ticks that started runs."""
+    fired: dict[str, list[int]] = defaultdict(list)
+    for function_id, scheduled_at in rows(
+        "SELECT function_id, json_extract(CAST(body AS TEXT), '$.data.scheduledAt') FROM runs "
+        "JOIN events ON events.key = event_key WHERE name = 'inngest/scheduled.timer' ORDER BY runs.key"
+    ):
+        fired[function_id].append(round(dt.datetime.fromisoformat(scheduled_at).timestamp() * 1000))
+    return fired
 
 
 class Verdict:
@@ -136,6 +151,13 @@ class Verdict:
         if len(handled) != failures or handled.total() != failures:
             yield f"{failures} runs failed; {len(handled)} of them were handled, by {handled.total()} runs"
 
+    def ticks_fired_once_each(self) -> Iterator[str]:
+        """No engine was down for as long as a tick would have to be late to be missed."""
+        for function_id, fired in ticks(self._rows).items():
+            for earlier, later in itertools.pairwise(fired):
+                if later - earlier != MINUTE:
+                    yield f"the tick of {function_id} at {later} was fired after that at {earlier}"
+
     def sleeps_were_not_cut_short(self) -> Iterator[str]:
         for before, after, duration in (("first", "a", NAP), ("lie down", "get up", SLEEP)):
             for (run_id, step), executions in self.executions.items():
@@ -158,5 +180,6 @@ _CHECKS = (
     Verdict.outputs_are_made_of_memos,
     Verdict.invocations_started_one_run_each,
     Verdict.failures_were_handled_once,
+    Verdict.ticks_fired_once_each,
     Verdict.sleeps_were_not_cut_short,
 )

@@ -19,7 +19,7 @@ from durably.engine.embedded.views import RunStatus, UpdateKind
 from durably.engine.errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.protocol.events import Event
 
-from .conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is
+from .conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is, until
 from .small_app import SDK_HEADERS, SmallApp, StepFailed, Steps
 from .test_trouble import trying_again as trying_again
 
@@ -246,6 +246,41 @@ async def test_a_clock_that_steps_backward_holds_up_nothing_but_what_it_makes_la
         assert output(await run_to_end(engine, "f", nap="20ms")) == "fine"
         clock.offset += HOUR + 600_000
         assert output(await ended(engine, before)) == "fine"
+
+
+async def test_whichever_way_the_clock_steps_a_tick_fires_once(path: Path, app: SmallApp) -> None:
+    """Of those that a step forward jumps over, the latest."""
+    fired: list[str] = []
+
+    @app.function("hourly", triggers=[{"cron": "0 * * * *"}, {"event": "check"}])
+    def hourly(steps: Steps) -> object:
+        fired.append(steps.event.data.get("scheduledAt", "")[11:16] or "checked")
+        return None
+
+    noon = 1_790_000_000_000 // (24 * HOUR) * 24 * HOUR + 12 * HOUR
+    clock = JumpyClock()
+    clock.offset = noon + HOUR // 2 - clock.now()
+
+    async with opened(path, msgspec.structs.replace(QUICK, clock=clock)) as engine:
+
+        async def until_fired(count: int) -> None:
+            async def has_fired() -> bool:
+                return len(fired) >= count
+
+            await until(engine, has_fired)
+
+        await engine.sync_app(app.sync_request())
+        clock.offset += HOUR
+        await until_fired(1)
+        clock.offset -= HOUR
+        await run_to_end(engine, "check")
+        clock.offset += HOUR
+        await run_to_end(engine, "check")
+        clock.offset += HOUR
+        await until_fired(4)
+        clock.offset += 5 * HOUR
+        await until_fired(5)
+    assert fired == ["13:00", "checked", "checked", "14:00", "19:00"]
 
 
 async def test_a_clock_that_is_set_back_while_the_engine_is_down(path: Path, app: SmallApp) -> None:
