@@ -197,3 +197,29 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
         + textwrap.dedent(code),
         before,
     )
+
+
+def test_nobody_is_asked_for_where_all_are_allowed(server: DevServer, database: Path) -> None:
+    """A session and its user would cost each request a thread and a query."""
+    code = """
+        import asyncio
+        from django.test import AsyncClient, Client
+        from django.urls import path
+        from durably.temporal.gateway import Gateway, expose
+        from tests.temporal.workflows import SleepingWorkflow
+
+        def principal(request):
+            raise AssertionError("nobody needs to know")
+
+        gateway = Gateway(temporal, [expose(SleepingWorkflow)], allow_anonymous=True)
+        urls.urlpatterns += [path("api/", globals()["urls_of"](gateway, principal=principal))]
+        arguments = {"path": "/api/sleeping", "content_type": "application/json"}
+        assert Client().post(**arguments).status_code == 202
+        assert asyncio.run(AsyncClient().post(**arguments)).status_code == 202
+    """
+    run(
+        server,
+        database,
+        "import durably.temporal.django\nurls = settings.ROOT_URLCONF\nurls_of = durably.temporal.django.urls\n"
+        + textwrap.dedent(code),
+    )
