@@ -12,7 +12,6 @@ import asyncio
 import contextvars
 import heapq
 import inspect
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -162,7 +161,7 @@ class AsyncCall:
             or not replay.runs_at_once(step)
             or replay.is_over
             or self._ended.done()
-            or clocks.may_surround(sys._getframe(1), AsyncCall._run.__code__)
+            or clocks.may_surround_caller(AsyncCall._run.__code__)
         ):
             return False
         self._executing += 1

@@ -8,6 +8,7 @@ A suspended task holds its clocks on its frames, where they are looked for when 
 import asyncio
 import dis
 import gc
+import inspect
 import types
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
@@ -53,14 +54,14 @@ def find_clock(tasks: Iterable[AnyTask], ignored: Collection[AnyTask] = ()) -> s
     return None
 
 
-def may_surround(frame: types.FrameType, outermost: types.CodeType) -> bool:
-    """Whether a clock may be running around what a frame is about to do, in a task that began in ``outermost``."""
-    inner: types.FrameType | None = frame
-    while inner is not None and inner.f_code is not outermost:
-        if not _is_without_blocks(inner.f_code):
+def may_surround_caller(outermost: types.CodeType) -> bool:
+    """Whether a clock may be running around what the caller is about to do, in a task that began in ``outermost``."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not outermost:
+        if not _is_without_blocks(frame.f_code):
             return True
-        inner = inner.f_back
-    return inner is None
+        frame = frame.f_back
+    return frame is None
 
 
 def refusal(clock: str, step_ids: Iterable[str]) -> ClockUnsupportedError:
