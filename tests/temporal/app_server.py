@@ -13,6 +13,9 @@ from typing import Any
 
 import urllib3
 
+QUICK = {"TEST_MAX_WAIT": "0.02"}
+"""For apps whose long polls and streams of events are to end at once."""
+
 
 @dataclass(frozen=True)
 class Answer:

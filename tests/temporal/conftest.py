@@ -7,9 +7,8 @@ import pytest
 
 from durably.temporal import Temporal
 
-from .app_server import AppServer, running
+from .app_server import QUICK, AppServer, running
 from .dev_server import DevServer
-from .fuzz import QUICK
 from .serve import SERVERS
 from .worker_thread import working
 from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS

@@ -6,6 +6,8 @@ requests, as curl commands, whose answers are not. The short form of it is a tes
 """
 
 import argparse
+import itertools
+import math
 import random
 import sys
 import uuid
@@ -32,14 +34,12 @@ from schemathesis.specs.openapi.checks import (
 
 from durably.temporal import Temporal
 
-from .app_server import AppServer, running
+from .app_server import QUICK, AppServer, running
 from .dev_server import DevServer
 from .serve import SERVERS
 from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
 
 CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance]
-QUICK = {"TEST_MAX_WAIT": "0.02"}
-"""For the apps: long polls and streams of events that end at once."""
 
 
 @dataclass
@@ -68,22 +68,27 @@ class Report:
 
 
 def fuzz(app: AppServer, *, amount: int, first_seed: int) -> Report:
-    """Send about as many requests to the open gateway of an app, which has a server and a worker behind it."""
+    """Send at least as many requests to the open gateway of an app, which has a server and a worker behind it."""
     document = app.get("/openapi.json" if app.name == "fastapi" else "/open/openapi.json").json
     document["paths"] = {path: what for path, what in document["paths"].items() if path.startswith("/open/")}
     operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
     known = {"orders": _place_orders(app), "sleeping": _start_sleeping(app)}
-    each = max(1, amount // (2 * len(operations)))
-    report, session = Report(), requests.Session()
-    for operation in operations:
-        for mode in GenerationMode:
+    report = Report()
+    send = _sender(app, report)
+    next_seed = first_seed
+    # Not every operation can be malformed, so that some are left over for another round.
+    while (missing := amount - report.statuses.total()) > 0:
+        each = math.ceil(missing / (2 * len(operations)))
+        for operation, mode in itertools.product(operations, GenerationMode):
             ids = known.get(operation.path.split("/")[2], [])
-            send = _sender(app, report, session)
-            _repeat(send, each, first_seed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *ids]))
+            _repeat(send, each, next_seed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *ids]))
+        next_seed += 1
     return report
 
 
-def _sender(app: AppServer, report: Report, session: requests.Session) -> Callable[[Case, str | None], None]:
+def _sender(app: AppServer, report: Report) -> Callable[[Case, str | None], None]:
+    session = requests.Session()
+
     def send(case: Case, workflow_id: str | None) -> None:
         if workflow_id is not None and "workflow_id" in (case.path_parameters or {}):
             case.path_parameters["workflow_id"] = workflow_id
