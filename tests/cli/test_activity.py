@@ -43,6 +43,7 @@ def test_a_run_from_start_to_end() -> None:
             update(UpdateKind.STEP_FAILED, 2, step="pack", error="ValueError: no box"),
             update(UpdateKind.WAITING, 2, step="paid"),
             update(UpdateKind.RUN_COMPLETED, 90, output=raw("done")),
+            update(UpdateKind.RUN_CANCELLED, 90, error="FunctionCancelledError: the run was cancelled: too slow"),
         )
     ]
     columns = [click.unstyle(line)[8:].split(None, 3) for line in lines]
@@ -57,8 +58,9 @@ def test_a_run_from_start_to_end() -> None:
         "✗ pack +2.0 s ValueError: no box",
         "… paid +2.0 s waits",
         '■ run completed +1 m 30 s "done"',
+        "■ run cancelled the run was cancelled: too slow",
     ]
-    positions = {click.unstyle(line).index(each) for line, each in zip(lines, "▶↻!✓✓✗…■", strict=True)}
+    positions = {click.unstyle(line).index(each) for line, each in zip(lines, "▶↻!✓✓✗…■■", strict=True)}
     assert len(positions) == 1, "marks stand below each other"
 
 

@@ -88,8 +88,10 @@ def _detail(update: RunUpdate) -> str:
             return f"{number}{_due(update)}: {_error(update)}"
         case UpdateKind.UNREACHED:
             return f"the app does not answer{_due(update)}: {_error(update)}"
-        case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED | UpdateKind.RUN_CANCELLED | UpdateKind.RUN_SKIPPED:
+        case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED:
             return _error(update)
+        case UpdateKind.RUN_CANCELLED | UpdateKind.RUN_SKIPPED:
+            return _error(update).partition(": ")[2]  # the error's name says no more than the mark
         case UpdateKind.STEP_COMPLETED:
             return describe_memo(update.op, _output(update))
         case _:
