@@ -18,6 +18,7 @@ LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
 """Rows that take more than seconds whatever their size."""
 
 
+@pytest.mark.timeout(300)  # A dozen processes one after another, on a machine that may be busy.
 @pytest.mark.parametrize("name", sorted(set(ROWS) - LONG))
 def test_a_row_runs_and_writes_its_section(name: str, tmp_path: Path) -> None:
     missing = [package for package in PEERS.get(name, ()) if importlib.util.find_spec(package) is None]
