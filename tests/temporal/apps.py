@@ -23,7 +23,8 @@ from durably.temporal.gateway import (
 from .workflows import TASK_QUEUE, OrderWorkflow, SleepingWorkflow, SumWorkflow
 
 MAX_WAIT = float(os.environ.get("TEST_MAX_WAIT", "60"))
-LIMITS = Limits(rpc_timeout=timedelta(seconds=5), max_wait=MAX_WAIT, stream_limit=10 * MAX_WAIT)
+RPC_TIMEOUT = timedelta(seconds=float(os.environ.get("TEST_RPC_TIMEOUT", "5")))
+LIMITS = Limits(rpc_timeout=RPC_TIMEOUT, max_wait=MAX_WAIT, stream_limit=10 * MAX_WAIT)
 
 
 def exposures() -> list[Exposure]:

@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 import json
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import Schedule, ScheduleActionStartWorkflow, ScheduleSpec, WorkflowFailureError
-from temporalio.service import RetryConfig
+from temporalio.client import Schedule, ScheduleActionStartWorkflow, ScheduleSpec, WorkflowFailureError, WorkflowHandle
+from temporalio.service import RetryConfig, RPCError
 
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, Limits
@@ -21,6 +22,7 @@ from .dev_server import DevServer
 from .proxy import Proxy
 from .workflows import TASK_QUEUE
 
+PATIENCE = timedelta(seconds=30)
 NO_RETRY = RetryConfig(max_elapsed_time_millis=1, max_retries=1)
 
 
@@ -45,9 +47,11 @@ def gateway_at(address: str, limits: Limits | None = None, **options: Any) -> Ga
     return Gateway(temporal, exposures(), allow_anonymous=True, limits=limits)
 
 
-async def ask(gateway: Gateway, method: str, path: str, body: Any = None, **query: str) -> GatewayResponse:
+async def ask(
+    gateway: Gateway, method: str, path: str, body: Any = None, *, prefer: str = "", **query: str
+) -> GatewayResponse:
     content = b"" if body is None else json.dumps(body).encode()
-    headers = {} if body is None else {"Content-Type": "application/json"}
+    headers = {"Prefer": prefer} | ({} if body is None else {"Content-Type": "application/json"})
     request = GatewayRequest(
         method=method, path=path, mount="", headers=headers, query_params=query, body=content, raw_request=None
     )
@@ -118,10 +122,37 @@ async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_se
     assert told.keys() == {(200, ""), (202, ""), unavailable}
 
 
+async def test_what_was_started_before_the_connection_broke_is_not_called_unavailable(
+    proxy: Proxy, temporal: Temporal
+) -> None:
+    """The client would start it a second time."""
+    gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
+    order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
+    starting = asyncio.create_task(ask(gateway, "POST", "orders", order, prefer="wait=60"))
+    handle = (await temporal.client()).get_workflow_handle(f"order-{order['order_id']}")
+    async with asyncio.timeout(60):
+        while not await exists(handle):  # noqa: ASYNC110  Nobody tells.
+            await asyncio.sleep(0.02)
+        while not starting.done():
+            proxy.cut()
+            await asyncio.wait({starting}, timeout=0.2)
+    assert starting.result().status_code == 202
+    assert starting.result().headers["Location"] == f"/orders/{handle.id}"
+    await handle.terminate()
+
+
+async def exists(handle: WorkflowHandle[Any, Any]) -> bool:
+    try:
+        await handle.describe()
+    except RPCError:
+        return False
+    return True
+
+
 async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hanging: DevServer) -> None:
-    limits = Limits(rpc_timeout=timedelta(seconds=0.5), keep_alive=0.1)
-    gateway = gateway_at(hanging.address, limits)
-    place = await begin(gateway)
+    patient = gateway_at(hanging.address)
+    place = await begin(patient)
+    gateway = gateway_at(hanging.address, Limits(rpc_timeout=timedelta(seconds=1.5), keep_alive=0.1))
     events = await ask(gateway, "GET", f"{place}/events")
     assert events.stream is not None
     stream = events.stream()
@@ -136,7 +167,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
                 break
     finally:
         hanging.go_on()
-    assert kind(await ask(gateway, "GET", place)) == (200, "")
+    assert kind(await ask(patient, "GET", place)) == (200, "")
     handle = (await gateway.temporal.client()).get_workflow_handle(place.rpartition("/")[2])
     await handle.terminate()
     rest = [chunk async for chunk in stream]
@@ -147,7 +178,7 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
     """Each of them, though none was given a timeout."""
     temporal = Temporal(hanging.address, task_queue=TASK_QUEUE, rpc_timeout=timedelta(seconds=0.3))
     client = await temporal.client()
-    handle = await client.start_workflow("any", id="any", task_queue=TASK_QUEUE)
+    handle = await client.start_workflow("any", id="any", task_queue=TASK_QUEUE, rpc_timeout=PATIENCE)
     waiting = asyncio.create_task(handle.result())
     spec = ScheduleSpec(cron_expressions=["0 3 * * *"])
     schedule = Schedule(action=ScheduleActionStartWorkflow("any", id="any", task_queue=TASK_QUEUE), spec=spec)
@@ -174,6 +205,6 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
         assert not waiting.done(), "a result may take its time"
     finally:
         hanging.go_on()
-    await handle.terminate()
+    await handle.terminate(rpc_timeout=PATIENCE)
     with pytest.raises(WorkflowFailureError):
         await waiting

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,21 +179,6 @@ def test_without_the_server_an_app_starts_and_answers_503_until_it_is_there(name
             assert app.get("/open/sleeping/x").status == 404
         finally:
             absent.kill()
-
-
-@pytest.mark.parametrize("name", ["fastapi", "flask"])
-def test_an_app_outlives_a_restart_of_the_server(name: str, tmp_path: Path) -> None:
-    server = DevServer(tmp_path / "server.db")
-    server.start()
-    try:
-        with running(name, server.address) as app:
-            place = app.post("/open/sleeping").headers["Location"]
-            server.kill()
-            assert app.get(place).status == 503
-            server.start()
-            assert app.get(place).json["status"] == "running"
-    finally:
-        server.kill()
 
 
 def test_django_checks_csrf_where_users_are_known_by_a_session(server: DevServer) -> None:
