@@ -11,7 +11,7 @@ from durably.errors import FunctionConfigInvalidError
 from durably.execution import drive
 from durably.function_opts import FunctionOpts
 from durably.functions import Function, Handler, T
-from durably.in_process import InProcessEngine
+from durably.in_process import EngineHandle, InProcessEngine
 from durably.middleware import MiddlewareFactory, MiddlewareStack
 from durably.options import (
     Batch,
@@ -59,7 +59,7 @@ class Client:
         api_base_url: str | None = None,
         app_version: str | None = None,
         checkpointing: bool | Checkpointing | None = None,
-        engine: InProcessEngine | None = None,
+        engine: EngineHandle | None = None,
         env: str | None = None,
         event_api_base_url: str | None = None,
         event_key: str | None = None,
@@ -80,6 +80,7 @@ class Client:
         self.app_id = app_id
         self.app_version = app_version
         self.engine = engine
+        self.in_process = _in_process(engine)
         check_checkpointing(checkpointing, "Client")
         self.checkpointing = checkpointing
         self.logger: Logger = logger or _default_logger(environment)
@@ -185,8 +186,8 @@ class Client:
 
     def send_sync(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
         """``send`` for synchronous code."""
-        if self.engine is not None:
-            self.engine.refuse_to_block()
+        if self.in_process is not None:
+            self.in_process.refuse_to_block()
         return drive(self._send(events, BlockingIO(), skip_middleware))
 
     async def _send(self, events: Event | Sequence[Event], io: IO, skip_middleware: bool) -> list[str]:
@@ -216,6 +217,14 @@ class Client:
         if self.serializer is None or output_type is Unset:
             return value
         return self.serializer.deserialize(value, output_type)
+
+
+def _in_process(engine: EngineHandle | None) -> InProcessEngine | None:
+    if engine is None:
+        return None
+    if not hasattr(engine, "__in_process__"):
+        raise FunctionConfigInvalidError(f"Client.engine must be an Embedded(…), not {engine!r}")
+    return engine.__in_process__()
 
 
 def _choose_mode(is_production: bool | None, environment: Environment) -> ServerKind:

@@ -44,7 +44,7 @@ def serve(
     The arguments are those of ``durably.fast_api.serve``; there is no streaming, because the platform
     buffers answers. Async functions run on a background event loop.
     """
-    if client.engine is not None:
+    if client.in_process is not None:
         raise FunctionConfigInvalidError(
             "Client.engine cannot be used in DigitalOcean Functions, whose processes do not outlive a request: leave "
             "it out, and let an engine elsewhere call this function"

@@ -47,10 +47,10 @@ def serve(
         enable_unauthed_sync=enable_unauthed_sync,
         surroundings=_usable_connections,
     )
-    if client.engine is not None:
-        start = client.engine.ensure_started
+    if client.in_process is not None:
+        start = client.in_process.ensure_started
         django.core.signals.request_started.connect(lambda **_: start(), weak=False)
-        client.engine.start_when_served()
+        client.in_process.start_when_served()
 
     def to_request(request: Any) -> CommRequest:
         if not hasattr(request, "_body"):

@@ -62,8 +62,8 @@ def serve(
             return StreamingResponse(response.stream(), response.status_code, response.headers)
         return fastapi.Response(response.body_bytes(), response.status_code, response.headers)
 
-    if client.engine is not None:
-        _run_within_lifespan(app, client.engine)
+    if client.in_process is not None:
+        _run_within_lifespan(app, client.in_process)
     # A plain route: what FastAPI does for its own, such as resolving dependencies, would cost calls more than the rest.
     app.add_route(mount_path(serve_path), durably_endpoint, methods=["GET", "POST", "PUT"], include_in_schema=False)
 

@@ -60,8 +60,8 @@ def serve(
             return flask.Response(response.body_bytes(), response.status_code, response.headers)
         return flask.Response(flask.stream_with_context(response.stream_sync()), response.status_code, response.headers)
 
-    if client.engine is not None:
-        app.before_request(client.engine.ensure_started)
-        client.engine.start_when_served()
+    if client.in_process is not None:
+        app.before_request(client.in_process.ensure_started)
+        client.in_process.start_when_served()
     path = mount_path(serve_path)
     app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])

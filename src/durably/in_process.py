@@ -8,8 +8,16 @@ if TYPE_CHECKING:
     from durably.comm import CommHandler
 
 
+class EngineHandle(Protocol):
+    """What users give to ``Client(engine=…)``: ``durably.Embedded``. Its own methods are for them."""
+
+    def __in_process__(self) -> "InProcessEngine":
+        """What is behind it, for the SDK."""
+        ...
+
+
 class InProcessEngine(Protocol):
-    """Given to ``Client(engine=…)``.
+    """An engine, as the client, ``CommHandler`` and the adapters use it.
 
     What is awaited may be awaited on any event loop, and raises ``durably.errors.Error``: what the engine refuses,
     and ``TransportError`` where none could be reached.

@@ -73,9 +73,9 @@ async def send_events(
 async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> list[str]:
     if not events:
         return []
-    if client.engine is not None:
+    if client.in_process is not None:
         # Its clock is the one that counts: the events get their time from it.
-        return await _send_in_process(client.engine, _encode(events, now=0), io, client.request_timeout, seed)
+        return await _send_in_process(client.in_process, _encode(events, now=0), io, client.request_timeout, seed)
     request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000), seed)
     answer = await _attempt(request, io, advice=_DEV_ADVICE if client.mode is ServerKind.DEV else "")
     if answer.error is not None:

@@ -83,8 +83,8 @@ def serve(
                     except tornado.iostream.StreamClosedError:
                         return
 
-    if client.engine is not None:
-        _start_with_loop(app, client.engine)
+    if client.in_process is not None:
+        _start_with_loop(app, client.in_process)
     app.add_handlers(r".*", [(re.escape(mount_path(serve_path)), DurablyHandler)])
 
 

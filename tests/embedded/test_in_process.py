@@ -216,7 +216,8 @@ async def test_what_is_under_way_goes_on_after_a_restart(app: App, tmp_path: Pat
     async with app.running():
         [event_id] = await app.client.send(Event(name="f"))
         await began.wait()
-    app.engine = app.client.engine = Embedded(tmp_path / "durably.db", settings=NO_GRACE)
+    app.engine = Embedded(tmp_path / "durably.db", settings=NO_GRACE)
+    app.client = Client(app_id="app", engine=app.engine)
     async with app.running():
         assert output_of(await app.ended(event_id)) == 3
 

@@ -203,3 +203,9 @@ def test_synchronous_code_has_the_same(tmp_path: Path) -> None:
         assert [event.id for event in engine.list_events_sync(name="add")] == [event_id]
     finally:
         engine.stop_sync()
+
+
+def test_every_method_has_a_synchronous_twin() -> None:
+    shown = {name for name in dir(Embedded) if not name.startswith("_")}
+    asynchronous = {name for name in shown if asyncio.iscoroutinefunction(getattr(Embedded, name))}
+    assert {f"{name}_sync" for name in asynchronous} <= shown

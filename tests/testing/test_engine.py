@@ -298,13 +298,13 @@ async def test_what_would_block_or_never_end_is_refused() -> None:
 
 async def test_clients_are_given_back_as_they_were() -> None:
     async with TestEngine(client, [onboard]).with_app(billing, [mail]):
-        assert client.engine is not None
-    assert client.engine is None
-    assert billing.engine is None
+        assert client.in_process is not None
+    assert client.in_process is None
+    assert billing.in_process is None
     with pytest.raises(durably.errors.FunctionConfigInvalidError, match="two functions"):
         async with TestEngine(client, [onboard, onboard]):
             pass
-    assert client.engine is None
+    assert client.in_process is None
 
 
 async def test_wrong_options_are_refused_as_by_any_engine() -> None:
@@ -319,7 +319,7 @@ async def test_wrong_options_are_refused_as_by_any_engine() -> None:
             pass
     with pytest.raises(RuntimeError, match="is not open"):
         engine.runs()
-    assert client.engine is None
+    assert client.in_process is None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("durably-writer")]
 
 

@@ -61,7 +61,7 @@ def test_the_fixture_for_sync_tests_closes_what_it_opened_and_tells_of_failures(
             assert run.output == "rested"
 
         def test_afterwards():
-            assert client.engine is None
+            assert client.in_process is None
     """)
     result = app.runpytest_subprocess()
     result.assert_outcomes(passed=1, failed=1)

@@ -38,7 +38,7 @@ def test_all_of_it_without_an_event_loop() -> None:
         engine.run_until_idle()
         mailing.assert_completed()
         assert [run.id for run in engine.runs(mail)] == [mailing.id]
-    assert client.engine is None
+    assert client.in_process is None
 
 
 def test_mocks_and_failing_steps() -> None:

@@ -91,10 +91,10 @@ class CommHandler:
         self._allows_unsigned_sync = (
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
         )
-        self._thread_pool = thread_pool or _make_thread_pool(environment, is_in_process=client.engine is not None)
+        self._thread_pool = thread_pool or _make_thread_pool(environment, is_in_process=client.in_process is not None)
         self._surroundings = surroundings
-        if client.engine is not None:
-            client.engine.add_handler(self)
+        if client.in_process is not None:
+            client.in_process.add_handler(self)
         elif client.is_production and client.signing_key is None:
             raise SigningKeyMissingError
 
@@ -141,7 +141,7 @@ class CommHandler:
     # -- what all requests have in common
 
     def _method(self, method: str) -> Method:
-        if self.client.engine is not None and method.upper() != "GET":
+        if self.client.in_process is not None and method.upper() != "GET":
             return self._not_by_http
         return {"GET": self._get, "POST": self._post, "PUT": self._put}.get(method.upper(), self._unsupported)
 
@@ -280,7 +280,7 @@ class CommHandler:
         return steps, await self._fetch_part(request, "batch", decode_events, io)
 
     async def _fetch_part(self, request: CallRequest, part: str, decode: Callable[[bytes], T], io: IO) -> T:
-        run_id, engine = request.ctx.run_id, self.client.engine
+        run_id, engine = request.ctx.run_id, self.client.in_process
         try:
             if engine is None:
                 return decode(await self._request_part(run_id, part, io))

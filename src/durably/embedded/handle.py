@@ -1,50 +1,26 @@
-"""``Embedded``: what user code holds of the engine in its own processes.
+"""``Embedded``: what user code holds of the engine in its own processes. Importing this module imports no engine."""
 
-Importing this module imports no engine; starting one does. Everything starts in the process that uses it: after a
-fork the child begins anew.
-"""
-
-import asyncio
-import atexit
 import contextlib
 import datetime as dt
 import os
 import sys
-import threading
-import time
-import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
+from durably.in_process import InProcessEngine
+from durably.portal import get_portal
 
-from durably.errors import TransportError
-from durably.portal import await_on, get_portal
-
-from .errors import MemberClosedError
 from .orders import Orders
+from .process import Options, ProcessEngine
 from .queries import TIMEOUT_SECONDS
-from .serving import Loader, Loading
 
 if TYPE_CHECKING:
-    from durably.comm import CommHandler
     from durably.engine.embedded import EngineSettings
-    from durably.protocol.checkpoint import CheckpointRequest
-
-    from .member import Member
 
 T = TypeVar("T")
 
-_BEATS_PER_LEASE = 10
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
-_AFTER_FORK_SECONDS = 0.1
-"""How long a forked worker has until functions may begin to run in it: servers drop privileges first."""
-
-_instances: "weakref.WeakSet[Embedded]" = weakref.WeakSet()
-_left_behind: list[object] = []
-"""What a forked child has of its parent's. It is not touched any more, not even by the garbage collector: closing a
-database's connections is for the process that opened them."""
 
 
 class Embedded(Orders):
@@ -81,27 +57,22 @@ class Embedded(Orders):
         if max_calls < 1:
             raise ValueError(f"Embedded.max_calls must be 1 or more, not {max_calls}")
         self.path = Path(os.path.realpath(path))
-        self._max_calls = max_calls
-        self._lease_seconds = lease.total_seconds()
-        self._kills_stopped_owner = kill_stopped_owner
-        self._settings = settings
-        self._handlers: dict[str, CommHandler] = {}
-        self._stops_at_exit = False
-        self._may_own = True
-        self._reset()
-        _instances.add(self)
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._member: Member | None = None
-        self._is_serving = False
-        self._starts_after_fork = False
-        self._starting: threading.Thread | asyncio.Task[None] | None = None
+        self._process = ProcessEngine(
+            Options(
+                path=self.path,
+                max_calls=max_calls,
+                lease_seconds=lease.total_seconds(),
+                kills_stopped_owner=kill_stopped_owner,
+                settings=settings,
+            )
+        )
 
     def __repr__(self) -> str:
         return f"Embedded({str(self.path)!r})"
 
-    # starting and stopping
+    def __in_process__(self) -> InProcessEngine:
+        """See ``durably.in_process``."""
+        return self._process
 
     async def start(self) -> None:
         """Start in this process, on the running event loop, and take calls.
@@ -110,11 +81,7 @@ class Embedded(Orders):
         the one that does. Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``, and
         ``ConfigInvalidError`` for a function with options that cannot be, and ``OSError`` for a path that cannot.
         """
-        try:
-            await self._start(asyncio.get_running_loop())
-        except BaseException:
-            await self.stop()
-            raise
+        await self._process.start()
 
     def start_sync(self) -> None:
         """``start`` for synchronous code: on a background event loop."""
@@ -125,203 +92,25 @@ class Embedded(Orders):
 
         If there are other processes, one of them takes the database over.
         """
-        with self._lock:
-            member, self._member, self._is_serving, self._starting = self._member, None, False, None
-        if member is not None and not member.loop.is_closed():
-            await await_on(member.loop, member.close())
+        await self._process.stop()
 
     def stop_sync(self) -> None:
         """``stop`` for synchronous code."""
         self._block(self.stop())
 
-    # asking
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """``async with engine.running():`` starts, and stops at the end."""
+        async with self._process.running():
+            yield
 
     async def _ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
-        """Ask the engine for one of ``durably.embedded.operations``; ``timeout`` is seconds.
-
-        A process that has not started asks all the same, and takes no calls. Raises what the engine does, and
-        ``TransportError``.
-        """
-        member = None
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    member = self._any_member()
-                    with contextlib.suppress(MemberClosedError):  # started anew meanwhile
-                        return await await_on(member.loop, member.ask(operation, arguments))
-        except TimeoutError:
-            reason = f": {member.trouble}" if member is not None and member.trouble else ""
-            raise TransportError(f"the engine on {self.path} did not answer within {timeout:g} s{reason}") from None
+        return await self._process.ask(operation, *arguments, timeout=timeout)
 
     def _block(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for something above in synchronous code."""
         try:
-            self.refuse_to_block()
+            self._process.refuse_to_block()
         except RuntimeError:
             coroutine.close()
             raise
         return get_portal().run(coroutine)
-
-    # for the client, see InProcessEngine
-
-    async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
-        ids: list[str] = await self._ask("send_events", msgspec.Raw(body), seed, timeout=timeout)
-        return ids
-
-    async def fetch_part(self, run_id: str, part: str) -> bytes | None:
-        found = await self._ask("fetch_part", run_id, part)
-        return None if found is None or bytes(found) == b"null" else bytes(found)
-
-    def refuse_to_block(self) -> None:
-        member = self._member
-        if member is not None and asyncio._get_running_loop() is member.loop:
-            raise RuntimeError(
-                "the engine runs on this thread's event loop, and cannot answer while it is blocked: await instead "
-                "(client.send in place of client.send_sync, say)"
-            )
-
-    def add_handler(self, handler: "CommHandler") -> None:
-        self._handlers[handler.client.app_id] = handler
-        with self._lock:
-            member = self._member if self._is_serving else None
-        if member is not None:
-            asyncio.run_coroutine_threadsafe(member.update(), member.loop)
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        await self.start()
-        try:
-            yield
-        finally:
-            await self.stop()
-
-    def start_when_served(self) -> None:
-        loading = Loading()
-        if loading.loader is Loader.PRELOADER:
-            self._starts_after_fork = True
-        elif loading.loader is Loader.SERVER:
-            self._start_after(loading.wait_done)
-
-    def ensure_started(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        if self._is_serving or self._starting is not None:
-            return
-        if loop is None:
-            self._start_after(lambda: None)
-        else:
-            self._starting = loop.create_task(self._start_anyhow(loop))
-
-    # inside
-
-    async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
-        """A sync function cannot be stopped with its process's part in the engine: its steps are nobody's then. While
-        there is no owner it waits, however long: there is nobody else to tell."""
-        member = self._member
-        try:
-            if member is not None:
-                await await_on(member.loop, member.ask("checkpoint", (run_id, request)))
-                return
-        except MemberClosedError:
-            pass
-        raise TransportError("the engine has been stopped in this process")
-
-    def _start_after(self, wait: Callable[[], None]) -> None:
-        """In the background, once ``wait`` returns."""
-
-        def start() -> None:
-            wait()
-            portal = get_portal()
-            portal.run(self._start_anyhow(portal.loop))
-
-        with self._lock:
-            if self._is_serving or self._starting is not None:
-                return
-            self._starting = thread = threading.Thread(target=start, name="durably-start", daemon=True)
-        thread.start()
-
-    async def _start_anyhow(self, loop: asyncio.AbstractEventLoop) -> None:
-        """For nobody who waits: the member says in the log what is wrong, and goes on trying."""
-        with contextlib.suppress(Exception):
-            await self._start(loop)
-
-    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        member = self._make_member(loop, takes_calls=True)
-        with self._lock:
-            if self._is_serving:
-                return
-            before, self._member, self._is_serving = self._member, member, True
-        if before is not None:
-            await await_on(before.loop, before.close())
-        member.start()
-        await member.wait_placed()
-
-    def _any_member(self) -> "Member":
-        """This process's; before it has started, one that only asks."""
-        with self._lock:
-            if self._member is None or self._member.loop.is_closed():
-                loop = get_portal().loop
-                self._member = self._make_member(loop, takes_calls=False)
-                loop.call_soon_threadsafe(self._member.start)
-            return self._member
-
-    def _make_member(self, loop: asyncio.AbstractEventLoop, *, takes_calls: bool) -> "Member":
-        from .checkpoints import EngineCheckpoints
-        from .link import Timing
-        from .member import Member
-        from .pulse import Pulse
-        from .worker import LocalWorker
-
-        if not self._stops_at_exit:
-            # Before the thread pools end, which atexit is too late for.
-            getattr(threading, "_register_atexit", atexit.register)(self._stop_at_exit)
-            self._stops_at_exit = True
-        pulse = Pulse(longest_gap=self._lease_seconds / 2)
-        checkpoints = EngineCheckpoints(self._checkpoint, pulse)
-        worker = LocalWorker(self._handlers if takes_calls else {}, self._max_calls, checkpoints, pulse)
-        timing = Timing(self._lease_seconds, self._lease_seconds / _BEATS_PER_LEASE)
-        return Member(
-            self.path,
-            self._engine_settings(),
-            worker,
-            timing,
-            loop,
-            may_own=self._may_own,
-            kills_stopped_owner=self._kills_stopped_owner,
-        )
-
-    def _engine_settings(self) -> "EngineSettings":
-        from durably.engine.backoff import dev_backoff, standard_backoff
-        from durably.engine.embedded import EngineSettings
-
-        if self._settings is not None:
-            return self._settings
-        is_production = any(handler.client.is_production for handler in self._handlers.values())
-        return EngineSettings(backoff=standard_backoff if is_production else dev_backoff)
-
-    def _stop_at_exit(self) -> None:
-        """Where no server tells of its end, the process's own is it."""
-        member = self._member
-        if member is None or not member.loop.is_running():
-            return
-        grace = self._engine_settings().close_grace.total_seconds()
-        with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self.stop(), member.loop).result(grace + 1)
-
-    def _begin_anew(self) -> None:
-        """In a forked child."""
-        member, starts = self._member, self._starts_after_fork
-        self._reset()
-        if member is not None:
-            self._may_own = self._may_own and not member.holds_database
-            member.forget()
-            _left_behind.append(member)
-        if starts:
-            self._start_after(lambda: time.sleep(_AFTER_FORK_SECONDS))
-
-
-def _begin_all_anew() -> None:
-    for embedded in list(_instances):
-        embedded._begin_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_all_anew)

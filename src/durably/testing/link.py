@@ -108,11 +108,11 @@ class TestLink:
 @contextmanager
 def linked(link: TestLink, client: Client) -> Iterator[None]:
     """Let the client's events, and what else it wants of its engine, go through ``link``."""
-    before = client.engine
+    before = client.in_process
     if isinstance(before, TestLink):
         raise RuntimeError(f"{client!r} is in use by another test engine that is open; close that one first")
-    client.engine = link
+    client.in_process = link
     try:
         yield
     finally:
-        client.engine = before
+        client.in_process = before
