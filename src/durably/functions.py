@@ -91,6 +91,8 @@ class Function(Generic[T]):
         self.opts = opts
         self._handler = handler
         self._on_failure = on_failure
+        self.is_handler_async = inspect.iscoroutinefunction(handler)
+        self.is_on_failure_handler_async = None if on_failure is None else inspect.iscoroutinefunction(on_failure)
         self._middleware = middleware
         self.__doc__ = handler.__doc__
 
@@ -118,17 +120,10 @@ class Function(Generic[T]):
     def on_failure_fn_id(self) -> str | None:
         return self.opts.failure_id if self._on_failure is not None else None
 
-    @property
-    def is_handler_async(self) -> bool:
-        return inspect.iscoroutinefunction(self._handler)
-
-    @property
-    def is_on_failure_handler_async(self) -> bool | None:
-        return None if self._on_failure is None else inspect.iscoroutinefunction(self._on_failure)
-
     def is_async(self, function_id: str) -> bool:
         """Whether the handler behind an id, this function's or its failure handler's, is async."""
-        return inspect.iscoroutinefunction(self._handler_for(function_id))
+        is_own = self._handler_for(function_id) is self._handler
+        return self.is_handler_async if is_own else bool(self.is_on_failure_handler_async)
 
     def configs(self, app_url: str) -> list[dict[str, Any]]:
         """This function's entries in the sync payload: its own, and its failure handler's."""
@@ -180,7 +175,7 @@ class Function(Generic[T]):
     ) -> Ending:
         handler = self._handler_for(call.function_id)
         replay = _make_replay(call, middleware, handover, _standing_of(call, io))
-        ctx, run = _make_context(handler, client, call, replay, io, middleware)
+        ctx, run = _make_context(self.is_async(call.function_id), client, call, replay, io, middleware)
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)
         with call.timings.measure("function"):
@@ -282,7 +277,7 @@ async def _send_in_step(
 
 
 def _make_context(
-    handler: Handler[Any],
+    is_async: bool,
     client: "Client",
     call: FunctionCall,
     replay: Replay,
@@ -301,7 +296,7 @@ def _make_context(
     }
 
     send = partial(_send_in_step, client, call, io, middleware)
-    if inspect.iscoroutinefunction(handler):
+    if is_async:
         async_call = AsyncCall(replay)
         ctx = Context(**shared, step=Step(client, async_call, send), group=Group(async_call))
         return ctx, async_call.run

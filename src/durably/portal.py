@@ -51,11 +51,11 @@ class Portal:
             raise
 
 
-async def await_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine that must run on a certain event loop, which may be another thread's."""
+def await_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
+    """To be awaited at once: a coroutine that must run on a certain event loop, which may be another thread's."""
     if asyncio.get_running_loop() is loop:
-        return await coroutine
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+        return coroutine
+    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
 
 
 async def _await(awaitable: Awaitable[T]) -> T:
