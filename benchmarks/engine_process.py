@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from durably.cli.running import keep_what_is_loaded
 from durably.engine.embedded.api.server import EngineServer
 from durably.engine.embedded.settings import EngineSettings
 
@@ -31,4 +32,5 @@ async def _answer(question: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    keep_what_is_loaded()
     serve(open_engine)

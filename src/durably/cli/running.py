@@ -1,6 +1,7 @@
 """Running a command's event loop until SIGINT or SIGTERM, after which it cleans up and ends."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -37,8 +38,15 @@ def run_until_stopped(work: Coroutine[None, None, None]) -> None:
             if not stopped:
                 raise
 
+    keep_what_is_loaded()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(run())
+
+
+def keep_what_is_loaded() -> None:
+    """The garbage collector need not look through all modules again and again: they are there to stay."""
+    gc.collect()
+    gc.freeze()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
