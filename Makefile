@@ -18,7 +18,7 @@ help:
 	@echo "make dev            the demo, and stay up"
 	@echo "make test           all tests"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
-	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --seed 7'"
+	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --absent'"
 	@echo "make lint           formatting, lint, types"
 	@echo "make format         format the code"
 	@echo "make bench          benchmarks, side by side with peers"

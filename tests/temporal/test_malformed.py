@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, GatewayRequest
 
-from .app_server import AppServer
+from .app_server import QUICK, AppServer, running
 from .apps import exposures
 from .bad_bytes import BAD_BYTES, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
+from .dev_server import DevServer
 from .fuzz import fuzz
+from .serve import SERVERS
 
 SEGMENTS = st.sampled_from(
     [
@@ -77,6 +79,14 @@ def test_requests_made_from_the_document_are_answered_as_it_says(quick_app: AppS
     assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
     assert report.statuses.total() > 200
     assert {200, 202, 400, 404} <= report.statuses.keys()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_without_a_server_such_requests_are_refused_or_told_to_come_again(name: str) -> None:
+    with running(name, DevServer().address, **QUICK) as app:
+        report = fuzz(app, amount=60, first_seed=8, is_server_absent=True)
+    assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
+    assert {400, 503} <= report.statuses.keys()
 
 
 def test_what_is_refused_below_the_mount_is_a_problem_document(quick_app: AppServer) -> None:
