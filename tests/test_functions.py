@@ -112,7 +112,10 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
     [
         ({"fn_id": ""}, "fn_id must be text that names the function, not ''"),
         ({"fn_id": 7}, "fn_id must be text"),
+        ({"fn_id": " "}, "fn_id must be text that names the function, not ' '"),
+        ({"name": 5}, 'function "fn": name takes str, not 5'),
         ({"trigger": [TRIGGER] * 11}, 'function "fn": trigger takes at most 10, not 11'),
+        ({"trigger": [TRIGGER, TRIGGER]}, "trigger has TriggerEvent(event='e', expression=None) twice"),
         ({"trigger": "e"}, "trigger takes TriggerEvent and TriggerCron, not 'e'"),
         ({"retries": 21}, "retries must be 0 to 20, not 21"),
         ({"retries": -1}, "retries must be 0 to 20, not -1"),
@@ -149,6 +152,9 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
         (lambda: durably.Singleton(mode="maybe"), 'Singleton.mode must be "skip" or "cancel"'),  # type: ignore[arg-type]
         (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit must be a whole number"),  # type: ignore[arg-type]
         (lambda: TriggerCron(cron=5), "TriggerCron.cron must be text, not 5"),  # type: ignore[arg-type]
+        (lambda: TriggerEvent(event=" "), "TriggerEvent.event must not be empty"),
+        (lambda: TriggerCron(cron=""), "TriggerCron.cron must not be empty"),
+        (lambda: durably.Concurrency(limit=1, scope="env"), 'Concurrency.key is missing: a scope of "env" is shared'),
         (lambda: TriggerEvent(event=5), "TriggerEvent.event must be text, not 5"),  # type: ignore[arg-type]
     ],
 )

@@ -52,17 +52,20 @@ class FunctionOpts:
     checkpointing: bool | Checkpointing | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.local_id, str) or not self.local_id:
+        if not isinstance(self.local_id, str) or not self.local_id.strip():
             raise FunctionConfigInvalidError(f"fn_id must be text that names the function, not {self.local_id!r}")
         if len(self.triggers) > MAX_TRIGGERS:
             raise self._invalid("trigger", f"takes at most {MAX_TRIGGERS}, not {len(self.triggers)}")
         for trigger in self.triggers:
             if not isinstance(trigger, Trigger):
                 raise self._invalid("trigger", f"takes TriggerEvent and TriggerCron, not {trigger!r}")
+            if self.triggers.count(trigger) > 1:
+                raise self._invalid("trigger", f"has {trigger!r} twice")
         if self.retries is not None and not (
             isinstance(self.retries, int) and not isinstance(self.retries, bool) and 0 <= self.retries <= MAX_RETRIES
         ):
             raise self._invalid("retries", f"must be 0 to {MAX_RETRIES}, not {self.retries!r}")
+        self._check_type("name", str)
         self._check_type("batch_events", Batch)
         self._check_type("debounce", Debounce)
         self._check_type("idempotency", str)

@@ -37,6 +37,8 @@ class Option(msgspec.Struct, kw_only=True, frozen=True):
                     )
             elif not isinstance(value, str):
                 raise self._invalid(field.name, f"must be text, not {value!r}")
+            elif field.required and not value.strip():
+                raise self._invalid(field.name, "must not be empty")
 
     def _duration(self, name: str, value: Duration) -> dt.timedelta:
         try:
@@ -91,6 +93,10 @@ class Concurrency(Option, frozen=True):
         super().__post_init__()
         if self.scope not in (None, "account", "env", "fn"):
             raise self._invalid("scope", f'must be "fn", "env" or "account", not {self.scope!r}')
+        if self.scope in ("account", "env") and not self.key:
+            raise self._invalid(
+                "key", f'is missing: a scope of "{self.scope}" is shared by functions with the same key'
+            )
 
 
 class Debounce(Option, frozen=True):
