@@ -82,9 +82,14 @@ class Cluster:
         return eventually(look, "a process owns the database")
 
     def workers(self) -> set[int]:
-        """The processes that have joined and still live."""
+        """The processes that have joined and still live. Others may have their ids by now."""
         joined = {int(number) for number in re.findall(r"process (\d+) (?:owns|follows)", self.log())}
-        return {number for number in joined if Path(f"/proc/{number}").exists()}
+        return {number for number in joined if self._is_of_server(number)}
+
+    def _is_of_server(self, process_id: int) -> bool:
+        with suppress(ProcessLookupError):
+            return os.getsid(process_id) == self.process.pid
+        return False
 
     def query(self, sql: str, *parameters: Any) -> list[Any]:
         with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as connection:

@@ -311,6 +311,16 @@ async def test_throttle_holds_in_process(app: App) -> None:
         assert second.ended_at is None
 
 
+async def test_all_who_ask_go_on_when_the_owner_loses_the_database(app: App, tmp_path: Path) -> None:
+    async with app.running():
+        other = await EmbeddedEngine.open(tmp_path / "durably.db", takes_lock=False)
+        sent = [asyncio.create_task(app.client.send(Event(name="f", id=str(number)))) for number in range(5)]
+        ids = await asyncio.wait_for(asyncio.gather(*sent), 20)
+        assert len({event_id for [event_id] in ids}) == 5
+        assert await app.engine.list_runs() == []
+        await other.close()
+
+
 async def test_a_send_that_the_owner_did_not_acknowledge_is_repeated_and_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from durably.engine.embedded import EngineSettings
 from durably.engine.embedded.lock import DatabaseLock, read_note
-from durably.engine.errors import DatabaseLockedError, DatabaseLostError, EngineError
+from durably.engine.errors import DatabaseBusyError, DatabaseLockedError, DatabaseLostError, EngineError
 from durably.errors import TransportError
 
 from . import sockets
@@ -189,6 +189,9 @@ class Member:
         if not self._first_try.done():
             self._first_try.set_exception(error)
             self._first_try.exception()
+        self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
         if str(error) != str(self._trouble):
             is_expected = isinstance(error, EngineError | OSError)
             _logger.error(
@@ -209,8 +212,8 @@ class Member:
             if (follower := await self._follow()) is not None:
                 return follower
             is_due = self._may_own and (self._worker.offer().max_calls > 0 or waited > _SHY_SECONDS)
-            if is_due and (lock := self._try_lock()) is not None:
-                return await self._own(lock)
+            if is_due and (lock := self._try_lock()) is not None and (owner := await self._own(lock)) is not None:
+                return owner
             is_member = read_note(self._database) == LOCK_NOTE
             if not is_member and waited > _STRANGER_SECONDS:
                 raise DatabaseLockedError(
@@ -262,13 +265,11 @@ class Member:
         if await self._end_stopped_owner():
             return None
         silent, self._silent_socket = self._silent_socket, None
-        try:
-            return await self._own(None, None if silent is None else sockets.epoch_of(silent))
-        except DatabaseLostError:
-            return None
+        return await self._own(None, None if silent is None else sockets.epoch_of(silent))
 
     async def _end_stopped_owner(self) -> bool:
-        """Whether it was stopped inside of a transaction, which nobody can take from it, and has been killed.
+        """Whether it was stopped inside of a transaction, which nobody can take from it; now it has been killed, or has
+        gone on, and everything is to be looked at anew.
 
         It must have been seen so for the lease, by turns of this process's own event loop: if all of an app's
         processes were stopped together, they go on together.
@@ -282,9 +283,9 @@ class Member:
             for _ in range(round(self._timing.lease / self._timing.beat)):
                 await asyncio.sleep(self._timing.beat)
                 if not writer.is_so_still():
-                    return False
+                    return True
             if not writer.kill():
-                return False
+                return True
         _logger.error(
             "process %d, which owns the database %s, was stopped inside of a transaction, and did not go on: it was "
             "killed by process %d so that the others can",
@@ -294,10 +295,19 @@ class Member:
         )
         return True
 
-    async def _own(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Owner:
+    async def _own(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Owner | None:
+        """``None`` where another process was faster, or is in the way: that is no reason for a server not to start."""
         self.holds_database = True
         try:
             return await Owner.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)
+        except DatabaseLostError:
+            self.holds_database = False
+            return None
+        except DatabaseBusyError as error:
+            self.holds_database = False
+            self._tell(error)
+            await self._end_stopped_owner()
+            return None
         except BaseException:
             self.holds_database = False
             raise

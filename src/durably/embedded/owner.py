@@ -1,6 +1,7 @@
 """The owner: the member that runs the engine, and lets the others in by a socket."""
 
 import asyncio
+import contextvars
 import logging
 import os
 from pathlib import Path
@@ -83,6 +84,7 @@ class Owner:
         self._socket = Path()
         self._engine: asyncio.Future[EmbeddedEngine] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
+        self._leaving: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -163,6 +165,12 @@ class Owner:
         return await asyncio.shield(self._engine)
 
     async def _leave(self) -> None:
+        """Several may ask for it at once, none of whom takes it away from the others by giving up the wait."""
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._let_go(), context=contextvars.Context())
+        await asyncio.shield(self._leaving)
+
+    async def _let_go(self) -> None:
         for task in self._tasks:
             task.cancel()
         if self._server is not None:

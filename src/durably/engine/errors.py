@@ -36,6 +36,10 @@ class DatabaseUnavailableError(EngineError):
     is_retriable = True
 
 
+class DatabaseBusyError(DatabaseUnavailableError):
+    """Another process is in the middle of a transaction, and does not come to its end."""
+
+
 class BackupFailedError(EngineError):
     """A database could not be copied. Nothing was left behind."""
 

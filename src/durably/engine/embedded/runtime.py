@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError
+from durably.engine.errors import DatabaseBusyError, DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError
 
 from . import sweeps, work
 from .caller import Caller, HttpCaller
@@ -29,7 +29,7 @@ from .retention import Retention
 from .run_cache import RunCache
 from .schema import Ownership, open_database, take_ownership
 from .settings import EngineSettings
-from .sqlite_errors import explain
+from .sqlite_errors import explain, is_busy
 from .store import Store
 from .sweeps import restraints_of
 from .timeline import Loaded, Timeline
@@ -242,12 +242,14 @@ class Runtime:
 async def _take_ownership(
     path: Path, connection: sqlite3.Connection, settings: EngineSettings, after_epoch: int | None
 ) -> Ownership:
-    """Raises ``DatabaseUnavailableError`` where it cannot be written, or another process does not let go of it."""
+    """Raises ``DatabaseUnavailableError`` where it cannot be written, ``DatabaseBusyError`` where another process does
+    not let go of it."""
     is_signed = settings.signing_key is not None
     try:
         return await asyncio.to_thread(take_ownership, connection, writes_canonical=is_signed, after_epoch=after_epoch)
     except sqlite3.OperationalError as error:
-        raise DatabaseUnavailableError(f"the database {path} cannot be written: {error}") from error
+        kind = DatabaseBusyError if is_busy(error) else DatabaseUnavailableError
+        raise kind(f"the database {path} cannot be written: {error}") from error
     except sqlite3.Error as error:
         raise explain(error) from error
 

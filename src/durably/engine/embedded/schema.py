@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from durably.engine.errors import (
+    DatabaseBusyError,
     DatabaseCorruptError,
     DatabaseLostError,
     DatabaseMissingError,
@@ -15,6 +16,7 @@ from durably.engine.errors import (
 
 from .migrations import MIGRATIONS
 from .settings import Durability
+from .sqlite_errors import is_busy
 
 APPLICATION_ID = 0x44524259
 """Marks the file as Durably's ("DRBY"), so that no other program's database is taken for one."""
@@ -56,6 +58,8 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
             connection.close()
         # Read-only, on a full disk, in no directory: not the content's fault.
         kind = DatabaseUnavailableError if isinstance(error, sqlite3.OperationalError) else DatabaseCorruptError
+        if is_busy(error):
+            kind = DatabaseBusyError
         raise kind(f"the database {path} cannot be opened: {error}") from error
     except BaseException:
         if connection is not None:
