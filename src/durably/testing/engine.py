@@ -65,7 +65,7 @@ class TestRun(RunFacts):
         Raises ``RunStuckError``, which says what the run waits for, where nothing more can happen, or not within
         ``max_time`` of virtual time.
         """
-        await self._engine.wait_for(self, max_time)
+        await self._engine._wait_for(self, max_time)
         return self
 
     async def cancel(self) -> bool:
@@ -135,18 +135,18 @@ class TestEngine:
         pool = ThreadPoolExecutor(self._calls_at_once, thread_name_prefix="durably-test-call")
         self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         try:
-            return await self.open(pool)
+            return await self._open(pool)
         except BaseException:
-            await self.close()
+            await self._close()
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.annotate(error)
-        await self.close()
+        self._annotate(error)
+        await self._close()
 
-    def annotate(self, error: BaseException | None) -> None:
+    def _annotate(self, error: BaseException | None) -> None:
         """Let an error that ends the test tell what the engine's runs have come to."""
         if error is not None and self._records is not None and (told := self.describe_runs(besides=str(error))):
             error.add_note(told)
@@ -162,7 +162,7 @@ class TestEngine:
             lines.append(f"No step has met {', '.join(unmet)}.")
         return "\n".join(lines)
 
-    async def open(self, thread_pool: Executor) -> Self:
+    async def _open(self, thread_pool: Executor) -> Self:
         """``thread_pool`` runs sync functions."""
         async with AsyncExitStack() as stack:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="durably-test-"))
@@ -184,7 +184,7 @@ class TestEngine:
         self._records = Records(inspector, self._recorder, self._clock)
         return self
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """End what is under way, and forget everything."""
         self._records = None
         await self._stack.aclose()
@@ -299,7 +299,7 @@ class TestEngine:
                 )
             await self._clock.go_on()
 
-    async def wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+    async def _wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
         """What ``run.wait()`` does."""
         await self._rest()
         until = self._clock.now() + round(max_time / _MILLISECOND)

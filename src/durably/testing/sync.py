@@ -64,7 +64,7 @@ class SyncTestRun(RunFacts):
 
     def wait(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> Self:
         """See ``TestRun.wait``."""
-        self._engine.wait_for(self, max_time)
+        self._engine._wait_for(self, max_time)
         return self
 
     def cancel(self) -> bool:
@@ -85,12 +85,12 @@ class SyncTestEngine:
         self.fail_step = engine.fail_step
 
     def __enter__(self) -> Self:
-        self._wait(self._engine.open(self._thread))
+        self._wait(self._engine._open(self._thread))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._engine.annotate(error)
-        self._wait(self._engine.close())
+        self._engine._annotate(error)
+        self._wait(self._engine._close())
 
     @property
     def now(self) -> dt.datetime:
@@ -140,8 +140,8 @@ class SyncTestEngine:
     def run_until_idle(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
         self._wait(self._engine.run_until_idle(max_time))
 
-    def wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
-        self._wait(self._engine.wait_for(run, max_time))
+    def _wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+        self._wait(self._engine._wait_for(run, max_time))
 
     def check_determinism(self, run: RunFacts, *, orders: int = 5) -> None:
         self._wait(self._engine.check_determinism(run, orders=orders))
