@@ -20,7 +20,7 @@ __all__ = [
     "Error",
     "EventKeyUnspecifiedError",
     "FunctionConfigInvalidError",
-    "FunctionNotFoundError",
+    "FunctionNotServedError",
     "MethodUnsupportedError",
     "NonRetriableError",
     "OutputUnserializableError",
@@ -85,7 +85,9 @@ class FunctionConfigInvalidError(Error, ValueError):
     is_retriable = False
 
 
-class FunctionNotFoundError(Error):
+class FunctionNotServedError(Error):
+    """An engine calls a function that this app does not serve."""
+
     code = ErrorCode.FUNCTION_NOT_FOUND
     include_stack = False
 

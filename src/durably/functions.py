@@ -11,7 +11,7 @@ import msgspec
 
 from durably.checkpointing import Checkpoints
 from durably.context import Context, ContextSync, ReplayLogger, Step, StepSync
-from durably.errors import FunctionConfigInvalidError, FunctionNotFoundError
+from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
 from durably.execution import (
     AsyncCall,
     Ending,
@@ -207,7 +207,7 @@ class Function(Generic[T]):
             return self._handler
         if function_id == self.on_failure_fn_id and self._on_failure is not None:
             return self._on_failure
-        raise FunctionNotFoundError(f'function "{self.id}" does not answer to the id "{function_id}"')
+        raise FunctionNotServedError(f'function "{self.id}" does not answer to the id "{function_id}"')
 
 
 def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:

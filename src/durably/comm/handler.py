@@ -22,7 +22,7 @@ from durably.errors import (
     BodyTooLargeError,
     Error,
     FunctionConfigInvalidError,
-    FunctionNotFoundError,
+    FunctionNotServedError,
     MethodUnsupportedError,
     QueryParamMissingError,
     SignatureError,
@@ -237,7 +237,7 @@ class CommHandler:
         function = self._by_id.get(function_id)
         if function is None:
             known = ", ".join(sorted(self._by_id)) or "none"
-            raise FunctionNotFoundError(f"function {function_id!r} not found; this app serves: {known}")
+            raise FunctionNotServedError(f"function {function_id!r} not found; this app serves: {known}")
         return function
 
     async def _decode(self, req: CommRequest, function_id: str, io: IO) -> FunctionCall:

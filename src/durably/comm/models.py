@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.errors import Error, FunctionNotFoundError, MethodUnsupportedError, QueryParamInvalidError
+from durably.errors import Error, FunctionNotServedError, MethodUnsupportedError, QueryParamInvalidError
 from durably.execution import Outcome, StandIn, drive
 from durably.protocol.errors import ErrorCode
 from durably.protocol.headers import DISCOVER, Header, Probe, Query, ServerKind
@@ -167,7 +167,7 @@ class CommResponse:
 
 def _headers_of(error: Error) -> dict[str, str]:
     match error:
-        case FunctionNotFoundError():
+        case FunctionNotServedError():
             return {Header.NO_RETRY.value: "false"}  # a deployment may be under way
         case MethodUnsupportedError():
             return {"allow": error.allowed}
