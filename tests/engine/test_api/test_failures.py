@@ -110,10 +110,11 @@ async def test_the_log_quotes_nothing_of_what_is_no_http(cloud: Harness, caplog:
 
 
 async def test_what_is_expected_of_the_engine(dev: Harness) -> None:
-    request = "POST /e/any HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nExpect: {}\r\n\r\n"
-    assert b" 100 " in await exchange(dev, request.format("100-continue").encode())
-    assert b" 417 " in await exchange(dev, request.format("cake").encode())
-    assert b" 417 " in await exchange(dev, request.format("Käse").encode("latin-1"))
+    request = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nExpect: {}\r\n\r\n"
+    for path in ("/e/any", "/nowhere", "/health"):
+        assert b" 100 " in await exchange(dev, request.format(path, "100-continue").encode())
+        assert b" 417 " in await exchange(dev, request.format(path, "cake").encode())
+        assert b" 417 " in await exchange(dev, request.format(path, "Käse").encode("latin-1"))
 
 
 async def test_a_disk_that_cannot_be_written_is_the_senders_to_try_again(dev: Harness) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.protocol.headers import Header, ServerKind
@@ -12,7 +12,7 @@ from . import checkpoint, cors, events, functions, info, invoke, runs, signals, 
 from .auth import EVENTS_PATH, ApiKeys, authorize
 from .failures import failures_as_json
 from .state import STATE, AcceptedSync, ApiState, OnSync
-from .unreadable import answer_expectation
+from .unreadable import answer_expectation, answer_unrouted
 
 _ROUTES = (
     web.get("/health", info.get_health),
@@ -66,6 +66,7 @@ def create_api(engine: EmbeddedEngine, keys: ApiKeys, *, on_sync: OnSync = ignor
     if keys.server_kind is ServerKind.DEV:
         app.add_routes(_expecting(_DEV_ROUTES))
         app.on_response_prepare.append(cors.allow_any_origin)
+    app.add_routes(_expecting([web.route(hdrs.METH_ANY, "/{path:.*}", answer_unrouted)]))
     return app
 
 

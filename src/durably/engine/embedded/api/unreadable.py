@@ -39,3 +39,14 @@ async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # The answer itself has not begun.
     return None
+
+
+async def answer_unrouted(request: web.Request) -> web.StreamResponse:
+    """For what no other route takes. A route, since what aiohttp itself does with such a request's expectations breaks
+    on those that are not ASCII. Raises ``HTTPMethodNotAllowed`` or ``HTTPNotFound``."""
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        _, methods = await resource.resolve(request)
+        allowed |= methods
+    allowed.discard(hdrs.METH_ANY)
+    raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound
