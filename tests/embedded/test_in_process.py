@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -404,6 +405,16 @@ def test_where_there_are_no_unix_sockets_it_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(OSError, match="durably start"):
         Embedded("durably.db")
+
+
+async def test_green_threads_are_refused(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gevent = ModuleType("gevent.monkey")
+    gevent.is_module_patched = lambda name: name == "threading"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gevent.monkey", gevent)
+    with pytest.raises(RuntimeError, match=r"gevent has replaced .*gthread"):
+        Embedded(tmp_path / "other.db")
+    with pytest.raises(RuntimeError, match="gevent"):
+        await app.engine.start()
 
 
 @pytest.mark.parametrize(

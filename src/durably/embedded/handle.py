@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from durably.in_process import InProcessEngine
 from durably.portal import get_portal
 
+from .green_threads import refuse_green_threads
 from .orders import Orders
 from .process import Options, ProcessEngine
 from .queries import TIMEOUT_SECONDS
@@ -36,7 +37,7 @@ class Embedded(Orders):
     others kill it after another lease. ``settings`` are those of the engine: backoff of retries, durability, limits.
 
     Raises ``ValueError`` for a lease that is too short or no room for calls, ``ImportError`` where the extra is not
-    installed, and ``OSError`` on Windows.
+    installed, ``OSError`` on Windows, and ``RuntimeError`` under gevent and eventlet.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Embedded(Orders):
 
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
+        refuse_green_threads()
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
         if max_calls < 1:

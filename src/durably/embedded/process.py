@@ -21,6 +21,7 @@ from durably.errors import TransportError
 from durably.portal import await_on, get_portal
 
 from .errors import MemberClosedError
+from .green_threads import refuse_green_threads
 from .queries import TIMEOUT_SECONDS
 from .serving import Loader, Loading
 
@@ -211,6 +212,7 @@ class ProcessEngine:
         from .pulse import Pulse
         from .worker import LocalWorker
 
+        refuse_green_threads()
         if not self._stops_at_exit:
             # Before the thread pools end, which atexit is too late for.
             getattr(threading, "_register_atexit", atexit.register)(self._stop_at_exit)
