@@ -30,12 +30,13 @@ class Contender:
 
 FLOOR = Contender("SQLite, one row a commit", "commits", 2_000)
 IN_PROCESS = Contender("Durably in process", "durably_in_process", 800)
+FROZEN = Contender("Durably in process, after gc.freeze()", "durably_in_process", 800, ("frozen",))
 HTTP = Contender("Durably over HTTP", "durably_http", 400)
 HTTP_EACH = Contender("Durably over HTTP, checkpoint after each step", "durably_http", 400, ("1",))
 HTTP_BUFFERED = Contender("Durably over HTTP, checkpoint of three steps", "durably_http", 400, ("3",))
 DBOS = Contender("DBOS on SQLite", "dbos_sqlite", 100)
 TEMPORAL = Contender("Temporal's development server", "temporal_dev", 100)
-CONTENDERS = (FLOOR, IN_PROCESS, HTTP, HTTP_EACH, HTTP_BUFFERED, DBOS, TEMPORAL)
+CONTENDERS = (FLOOR, IN_PROCESS, FROZEN, HTTP, HTTP_EACH, HTTP_BUFFERED, DBOS, TEMPORAL)
 
 
 _AIMS = (

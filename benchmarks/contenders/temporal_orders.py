@@ -101,8 +101,8 @@ class Orders(Protocol):
 
 
 class _ByHand:
-    def __init__(self, run: Callable[[Callable[[Client], Awaitable[T]]], T]) -> None:
-        self._run: Callable[[Callable[[Client], Awaitable[Any]]], Any] = run
+    def __init__(self, run: Callable[[Callable[[Client], Awaitable[dict[str, Any]]]], dict[str, Any]]) -> None:
+        self._run = run
 
     def start(self, order: Order) -> dict[str, Any]:
         return self._run(lambda client: start(client, order))

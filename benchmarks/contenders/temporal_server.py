@@ -18,8 +18,17 @@ async def dev_server() -> AsyncIterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = Path(sys.executable).parent / "temporal"
-    command = [program, "server", "start-dev", "--headless", "--port", str(port), "--log-level", "error"]
-    server = await asyncio.to_thread(subprocess.Popen, command)
+    command: list[str | Path] = [
+        program,
+        "server",
+        "start-dev",
+        "--headless",
+        "--port",
+        str(port),
+        "--log-level",
+        "error",
+    ]
+    server = await asyncio.to_thread(lambda: subprocess.Popen(command))
     try:
         address = f"127.0.0.1:{port}"
         while not (await Temporal(address).check_health()).ok:

@@ -51,7 +51,7 @@ async def send_events(
     events once however often they arrive. ``seed`` is that of a step (``step_seed``). Raises ``SendEventsError``,
     ``EventKeyUnspecifiedError``.
     """
-    batch = list(events) if isinstance(events, Sequence) and not isinstance(events, str | bytes) else [events]
+    batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
     seed = seed or _random_seed()
     if middleware is None:
         return await _send(client, batch, io, seed)

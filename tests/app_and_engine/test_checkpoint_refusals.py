@@ -113,7 +113,8 @@ async def test_a_buffer_refused_between_steps_ends_the_call_before_the_next(app:
     function_ = durable(app, function, checkpointing=config)
     run_id = await app.start(function_)
     await asked.wait()
-    await asyncio.gather(*(task for task in asyncio.all_tasks() if "_commit_after" in repr(task)))  # has read the answer
+    committing = [task for task in asyncio.all_tasks() if "_commit_after" in repr(task)]
+    await asyncio.gather(*committing)  # until they have read the answer
     refused.set()
     await app.ended(run_id)
     assert ran == (["a", "a", "b"] if status == 409 else ["a", "b"])

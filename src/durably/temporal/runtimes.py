@@ -39,6 +39,7 @@ def measured_runtime(address: str, processes: int = 1) -> RuntimeFactory:
     addresses = [f"{host}:{int(port) + number}" for number in range(processes)]
 
     def make() -> Runtime:
+        failure: Exception | None = None
         for each in addresses:
             try:
                 return Runtime(telemetry=TelemetryConfig(metrics=_prometheus(each)))
