@@ -69,7 +69,7 @@ class IO(Protocol):
 
     async def sleep(self, seconds: float) -> None: ...
 
-    async def resolve(self, value: Awaitable[T]) -> T:
+    def resolve(self, value: Awaitable[T]) -> Awaitable[T]:
         """Wait for something asynchronous; where that blocks, it happens in the portal."""
         ...
 
@@ -253,8 +253,8 @@ class AsyncIO:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def resolve(self, value: Awaitable[T]) -> T:
-        return await value
+    def resolve(self, value: Awaitable[T]) -> Awaitable[T]:
+        return value
 
     async def run(self, pool: Executor | None, function: Callable[[], T]) -> T:
         if pool is None:

@@ -85,6 +85,7 @@ class CommHandler:
         self.serve_origin = environment.serve_origin
         self.serve_path = environment.serve_path
         self._by_id = _index(self.functions)
+        self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
         self._checkpoints = HttpCheckpoints(client)
         self._is_streaming = (streaming or environment.streaming) is Streaming.FORCE
         self._allows_in_band = environment.allows_in_band_sync
@@ -105,17 +106,17 @@ class CommHandler:
 
     # -- fronts
 
-    async def post(self, req: CommRequest) -> CommResponse:
+    def post(self, req: CommRequest) -> Awaitable[CommResponse]:
         """Answer a call."""
-        return await self._answer(req, self._post, AsyncIO())
+        return self._answer(req, self._post, AsyncIO())
 
     def post_sync(self, req: CommRequest) -> CommResponse:
         """Answer a call, in this thread."""
         return drive(self._answer(req, self._post, BlockingIO()))
 
-    async def put(self, req: CommRequest) -> CommResponse:
+    def put(self, req: CommRequest) -> Awaitable[CommResponse]:
         """Sync the app."""
-        return await self._answer(req, self._put, AsyncIO())
+        return self._answer(req, self._put, AsyncIO())
 
     def put_sync(self, req: CommRequest) -> CommResponse:
         """Sync the app, in this thread."""
@@ -125,9 +126,9 @@ class CommHandler:
         """Inspect the app; does no I/O."""
         return drive(self._answer(req, self._get, BlockingIO()))
 
-    async def handle(self, method: str, req: CommRequest) -> CommResponse:
+    def handle(self, method: str, req: CommRequest) -> Awaitable[CommResponse]:
         """Answer a request by its HTTP method."""
-        return await self._answer(req, self._method(method), AsyncIO())
+        return self._answer(req, self._method(method), AsyncIO())
 
     def handle_sync(self, method: str, req: CommRequest) -> CommResponse:
         """Answer a request by its HTTP method, in this thread."""
@@ -172,8 +173,7 @@ class CommHandler:
 
     def _seal(self, response: CommResponse, timings: Timings, key: Key) -> CommResponse:
         """Put on what every answer carries, and sign it with the key that signed the request."""
-        response.headers = self.client.headers(self.framework) | response.headers
-        response.headers[Header.EXPECTED_SERVER_KIND.value] = self.client.mode.value
+        response.headers = self._headers | response.headers
         response.headers[Header.SERVER_TIMING.value] = timings.to_header()
         if isinstance(key, str) and response.stream is None:
             response.headers[Header.SIGNATURE.value] = signatures.sign(response.body_bytes(), key, int(time.time()))
