@@ -10,14 +10,13 @@ import pytest
 from .cluster import eventually, gunicorn, serving, uvicorn
 
 WORKERS = 3
-SERVERS = {"gunicorn": gunicorn("flask_app", WORKERS), "uvicorn": uvicorn("fast_api_app", WORKERS)}
+SERVERS = {"between": gunicorn("flask_app", WORKERS), "between-async": uvicorn("fast_api_app", WORKERS)}
 
 
 @pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])
-@pytest.mark.parametrize("name", ["between", "between-async"])
-@pytest.mark.parametrize("server", SERVERS)
-def test_a_revived_process_begins_no_step(server: str, name: str, is_owner: bool, tmp_path: Path) -> None:
-    with serving(SERVERS[server], tmp_path) as cluster:
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_revived_process_begins_no_step(name: str, is_owner: bool, tmp_path: Path) -> None:
+    with serving(SERVERS[name], tmp_path) as cluster:
         owner = cluster.wait_joined(WORKERS)
         until = tmp_path / "until"
         cluster.send(*({"name": name, "id": str(number), "data": {"until": str(until)}} for number in range(6)))
