@@ -1,6 +1,7 @@
 """asyncio's own clocks around steps are refused, with the durable way in the error; around anything else they work."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,6 +25,25 @@ async def in_timeout_at(awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 
 
+async def in_timeout_by_hand(awaitable: Awaitable[Any]) -> Any:
+    clock = asyncio.timeout(60)
+    await clock.__aenter__()
+    try:
+        return await awaitable
+    finally:
+        await clock.__aexit__(None, None, None)
+
+
+async def in_timeout_on_a_stack(awaitable: Awaitable[Any]) -> Any:
+    stack = contextlib.AsyncExitStack()
+    clock = await stack.enter_async_context(asyncio.timeout(60))
+    try:
+        return await awaitable
+    finally:
+        await stack.aclose()
+        assert not clock.expired()
+
+
 async def in_wait_for(awaitable: Awaitable[Any]) -> Any:
     return await asyncio.wait_for(awaitable, 60)
 
@@ -41,6 +61,8 @@ async def in_as_completed(awaitable: Awaitable[Any]) -> Any:
 CLOCKS: dict[str, Around] = {
     "asyncio.timeout": in_timeout,
     "asyncio.timeout ": in_timeout_at,
+    "asyncio.timeout  ": in_timeout_by_hand,
+    "asyncio.timeout   ": in_timeout_on_a_stack,
     "asyncio.wait_for": in_wait_for,
     "asyncio.wait(timeout=)": in_wait,
     "asyncio.as_completed(timeout=)": in_as_completed,

@@ -82,14 +82,14 @@ class AsyncCall:
 
     def _start(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
         """The function's main task. Nothing of a run that this one is perhaps called from reaches into it."""
-        context = contextvars.copy_context()
-        context.run(self._enter)
-        return self._loop.create_task(self._run(function), context=context)
+        return contextvars.copy_context().run(self._create_main, function)
 
-    def _enter(self) -> None:
+    def _create_main(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
         current_tracker.set(self)
         in_step.set(None)
         group_mode.set(None)
+        # Without ``context=``, which task factories of before Python 3.11 do not take.
+        return self._loop.create_task(self._run(function))
 
     async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
         self._track_current()  # an eager task runs before its factory could tell

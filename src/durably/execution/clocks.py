@@ -25,6 +25,7 @@ _FUNCTIONS_WITH_CLOCKS: dict[types.CodeType | None, str] = {
 
 _ASYNC_WITH = frozenset(("BEFORE_ASYNC_WITH", "LOAD_SPECIAL"))
 """How ``async with`` begins, up to Python 3.13 and since; the latter says for what."""
+_ENTERED_BY_HAND = frozenset(("__aenter__", "enter_async_context"))
 
 
 class ClockUnsupportedError(Error):
@@ -82,8 +83,8 @@ def _function_with_clock(chain: Iterable[Any], codes: Iterable[types.CodeType | 
 
 @lru_cache(maxsize=4096)
 def _is_without_blocks(code: types.CodeType | None) -> bool:
-    """Whether code can hold no ``asyncio.timeout``, having no ``async with``: to look at its frame costs more."""
-    if code is None or _ASYNC_WITH.isdisjoint(dis.opmap):
+    """Whether code can hold no ``asyncio.timeout``, as it enters nothing: to look at its frame costs more."""
+    if code is None or _ASYNC_WITH.isdisjoint(dis.opmap) or not _ENTERED_BY_HAND.isdisjoint(code.co_names):
         return False
     return not any(
         instruction.opname in _ASYNC_WITH and instruction.argrepr in ("", "__aenter__")
