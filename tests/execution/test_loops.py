@@ -96,7 +96,7 @@ def test_a_task_factory_that_was_there_before(scenario: str) -> None:
 
 async def test_a_task_factory_that_takes_no_context() -> None:
     """As they were written before Python 3.11."""
-    asyncio.get_running_loop().set_task_factory(lambda loop, coro: asyncio.Task(coro, loop=loop))  # type: ignore[arg-type]
+    asyncio.get_running_loop().set_task_factory(lambda loop, coro: asyncio.Task(coro, loop=loop))
 
     async def function(ctx: Context) -> Any:
         return await asyncio.gather(*(ctx.step.run(name, str, name) for name in "ab"))
