@@ -125,3 +125,44 @@ async def test_the_file_is_bounded_while_work_goes_on(path: Path, app: SmallApp)
     assert outputs == ["x" * 3000] * 600
     # What one day leaves makes room for the next but one: both are there before the older is purged.
     assert sizes[3] <= sizes[1] * 1.05
+
+
+async def test_a_run_is_never_taken_for_one_that_was_purged(path: Path, app: SmallApp) -> None:
+    """Whose call has outlasted it."""
+
+    @app.function("f")
+    def f(steps: Steps) -> object:
+        return steps.event.data
+
+    clock = ShiftedClock()
+    async with opened(path, keeping(clock, hours=1)) as engine:
+        await purged(engine)
+        await engine.sync_app(app.sync_request())
+        app.gate.clear()
+        first = await only_run(engine, await send(engine, "f", n=1))
+        await app.wait_for_calls(1)
+        await engine.cancel_run(first)
+        clock.offset = 2 * DAY
+        await purge_now(engine)
+        assert await engine.list_runs() == []
+        second = await only_run(engine, await send(engine, "f", n=2))
+        app.gate.set()
+        assert output(await ended(engine, second)) == {"n": 2}
+
+
+async def test_events_that_come_after_all_others_are_gone_go_in_their_turn(path: Path) -> None:
+    clock = ShiftedClock()
+    async with opened(path, keeping(clock, hours=1)) as engine:
+        await purged(engine)
+        for day in range(3):
+            clock.offset = 2 * day * DAY
+            await purge_now(engine)
+            assert await count(engine) == {"runs": 0, "memos": 0, "events": 0}
+            await engine.send_events([Event(name="nobody cares") for _ in range(3)])
+
+
+async def purge_now(engine: EmbeddedEngine) -> None:
+    retention = engine._runtime._retention
+    assert retention is not None
+    retention.start()
+    await purged(engine)

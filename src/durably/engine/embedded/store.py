@@ -15,6 +15,7 @@ from durably.engine.inputs import WriteMemo
 from durably.protocol.opcodes import Opcode
 
 from .flow_store import FlowStore
+from .row_keys import RowKeys
 from .sweep_store import SweepStore
 
 _RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of FROM runs"
@@ -69,17 +70,20 @@ class Store:
         self.connection = self._connection = connection
         self.flow = FlowStore(connection)
         self.sweeps = SweepStore(connection)
+        self._event_keys = RowKeys(connection, "events")
+        self._run_keys = RowKeys(connection, "runs")
 
     # events
 
     def add_event(self, event_id: str, sender_id: str | None, name: str, received_at: int, body: bytes) -> int | None:
         """``None`` where there is an event of this id already."""
+        key = self._event_keys.next()
         cursor = self._connection.execute(
-            "INSERT INTO events (id, sender_id, name, received_at, body) VALUES (?, ?, ?, ?, ?) "
+            "INSERT INTO events (key, id, sender_id, name, received_at, body) VALUES (?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (id) DO NOTHING",
-            (event_id, sender_id, name, received_at, body),
+            (key, event_id, sender_id, name, received_at, body),
         )
-        return cursor.lastrowid if cursor.rowcount else None
+        return key if cursor.rowcount else None
 
     def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
         """The id of the event that came with this sender's id lately."""
@@ -159,11 +163,13 @@ class Store:
 
     def _add_run_row(self, run: NewRun, status: RunStatus) -> RunRow:
         is_batch = len(run.event_keys) > 1
-        cursor = self._connection.execute(
+        key = self._run_keys.next()
+        self._connection.execute(
             "INSERT INTO runs "
-            "(id, function_id, app_id, event_key, is_batch, status, max_attempts, created_at, rerun_of) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "(key, id, function_id, app_id, event_key, is_batch, status, max_attempts, created_at, rerun_of) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
+                key,
                 run.id,
                 run.function_id,
                 run.app_id,
@@ -175,8 +181,6 @@ class Store:
                 run.rerun_of,
             ),
         )
-        key = cursor.lastrowid
-        assert key is not None
         if is_batch:
             self._connection.executemany(
                 "INSERT INTO run_events (run_key, event_key) VALUES (?, ?)",
