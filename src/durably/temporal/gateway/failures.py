@@ -4,25 +4,14 @@ Details and stack traces stay on the server: they hold whatever the code held. O
 credential is left out.
 """
 
-import re
 from typing import Any
 
 from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, TimeoutError
 
 from .models import FailureCause
+from .scrubbing import scrub
 
 _MAXIMUM_CAUSES = 20
-_SECRETS = (
-    (re.compile(r"(\w+://)[^\s/@:]*:[^\s/@]*@"), r"\1***@"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 ***"),
-    (re.compile(r"(?i)\b([\w-]*(?:password|passwd|secret|token|api[_-]?key))(\"?\s*[=:]\s*)[^\s,;&)}]+"), r"\1\2***"),
-)
-
-
-def scrub(text: str) -> str:
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def cause_chain(error: BaseException | None) -> list[dict[str, Any]]:

@@ -24,8 +24,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.errors import TemporalUnreachableError
 
-from .failures import cause_chain, scrub
+from .failures import cause_chain
 from .messages import GatewayResponse
+from .scrubbing import scrub
 
 logger = logging.getLogger("durably.temporal")
 
