@@ -1,6 +1,8 @@
 """Handing calls out: to the least busy, no more than each takes, and none for which there is nobody."""
 
 import asyncio
+import datetime as dt
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -148,3 +150,35 @@ def test_any_history_fills_the_room_and_no_more(room: list[int], happenings: lis
         await asyncio.gather(*calls, return_exceptions=True)
 
     asyncio.run(play())
+
+
+@pytest.fixture
+def impatient() -> Roster:
+    return Roster(EngineSettings(call_timeout=dt.timedelta(seconds=0.05)))
+
+
+async def test_a_call_that_takes_too_long_has_failed_and_makes_room(impatient: Roster) -> None:
+    worker = FakeWorker()
+    impatient.add(worker, offer(2))
+    late, quick, next_ = (call(impatient) for _ in range(3))
+    await settle()
+    worker.calls[1].set_result(DONE)
+    await settle()
+    worker.calls[2].set_result(DONE)
+    assert await asyncio.gather(quick, next_) == [Returned(b"1")] * 2
+    ended = await late
+    assert isinstance(ended, AttemptFailed)
+    assert ended.error.name == "CallTimeoutError"
+    assert worker.calls[0].cancelled()
+    assert late.cancelling() == 0
+
+
+async def test_a_call_that_is_given_up_just_as_it_is_late_is_given_up(impatient: Roster) -> None:
+    impatient.add(FakeWorker(), offer(1))
+    given_up = call(impatient)
+    await settle()
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.05, given_up.cancel)
+    loop.call_soon(time.sleep, 0.1)  # then both are due in one turn of the loop
+    await asyncio.wait([given_up])
+    assert given_up.cancelled()

@@ -23,13 +23,12 @@ class Deadlines:
             self._timer = loop.call_later(self._seconds, self._look, loop)
 
     def end(self, task: AnyTask) -> bool:
-        """Whether the task was cancelled, and has to do without."""
+        """Whether the task was cancelled for this alone, and goes on."""
         self._due.pop(task, None)
         if task not in self._late:
             return False
         self._late.remove(task)
-        task.uncancel()
-        return True
+        return task.uncancel() == 0
 
     def close(self) -> None:
         if self._timer is not None:

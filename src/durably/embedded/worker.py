@@ -49,13 +49,12 @@ class LocalWorker:
         try:
             return await answer_call(call, handler, self._checkpoints)
         except asyncio.CancelledError:
-            if task not in self._late:
-                raise
-            self._late.remove(task)
-            task.uncancel()
+            if task not in self._late or task.uncancel():
+                raise  # given up by others, whatever else is the matter
             raise CallHandedBackError(f"process {os.getpid()} stops") from None
         finally:
             self._tasks.discard(task)
+            self._late.discard(task)
 
     def refuse(self) -> None:
         """Take no more calls; what is offered from now on is none."""
