@@ -23,6 +23,7 @@ from durably import (
     Embedded,
     Event,
     Function,
+    Middleware,
     Throttle,
     TriggerEvent,
 )
@@ -444,6 +445,21 @@ async def test_functions_that_are_served_after_the_start_run_too(app: App) -> No
                 if await app.engine.event_runs(event_id):
                     break
         assert output_of(await app.ended(event_id)) == "second"
+
+
+async def test_a_call_that_the_apps_own_code_cancels_has_failed(app: App) -> None:
+    class Cancelling(Middleware):
+        async def before_execution(self) -> None:
+            raise asyncio.CancelledError
+
+    @app.function("f", retries=0, middleware=[Cancelling])
+    async def f(ctx: Context) -> None:
+        await ctx.step.run("a", str)
+
+    async with app.running():
+        run = await app.run(Event(name="f"))
+    assert run.status == "Failed"
+    assert "cancelled by the app's own code" in output_of(run)["message"]
 
 
 def test_synchronous_code_starts_asks_and_stops_the_same(app: App) -> None:

@@ -48,7 +48,9 @@ class LocalWorker:
         self._tasks.add(task)
         try:
             return await answer_call(call, handler, self._checkpoints)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if not task.cancelling():  # as an attempt that nobody ends, its run would wait for it for ever
+                raise RuntimeError("the call was cancelled by the app's own code (asyncio.CancelledError)") from error
             if task not in self._late or task.uncancel():
                 raise  # given up by others, whatever else is the matter
             raise CallHandedBackError(f"process {os.getpid()} stops") from None
