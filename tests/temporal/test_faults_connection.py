@@ -18,7 +18,7 @@ from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, L
 from durably.temporal.gateway.problems import to_problem
 
 from .apps import exposures
-from .dev_server import DevServer
+from .dev_server import DevServer, free_port
 from .proxy import Proxy
 from .workflows import TASK_QUEUE
 
@@ -208,3 +208,14 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
     await handle.terminate(rpc_timeout=PATIENCE)
     with pytest.raises(WorkflowFailureError):
         await waiting
+
+
+async def test_the_log_says_once_in_a_while_why_there_is_no_server(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    gateway = gateway_at(f"127.0.0.1:{port}")
+    for _ in range(3):
+        answer = await ask(gateway, "GET", "sleeping/x")
+        assert kind(answer) == (503, "server-unavailable")
+        assert str(port) not in str(answer.body)
+    [said] = [record.getMessage() for record in caplog.records if record.name == "durably.temporal"]
+    assert said.startswith(f"the Temporal server at 127.0.0.1:{port} cannot be reached: ")

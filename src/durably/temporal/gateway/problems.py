@@ -26,9 +26,11 @@ from durably.temporal.errors import TemporalUnreachableError
 
 from .failures import cause_chain
 from .messages import GatewayResponse
+from .outage_log import OutageLog
 from .scrubbing import scrub
 
 logger = logging.getLogger("durably.temporal")
+_outages = OutageLog()
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "2"
@@ -121,7 +123,9 @@ def to_problem(error: Exception) -> Problem:
     )
 
 
-def _unreachable(error: Any) -> Problem:
+def _unreachable(reason: str) -> Problem:
+    """``reason`` is for the log: it names the server, and what only the app's operator can mend."""
+    _outages.say(reason)
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "server-unavailable",
@@ -130,7 +134,8 @@ def _unreachable(error: Any) -> Problem:
     )
 
 
-def _cut_off(error: Any) -> Problem:
+def _cut_off(error: RPCError) -> Problem:
+    _outages.say(f"the connection to the Temporal server broke: {error.message}")
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "server-unavailable",
@@ -145,7 +150,7 @@ _BROKEN_CONNECTION = re.compile(r"transport error|h2 protocol error|http2 error|
 
 def _timed_out(error: Any) -> Problem:
     if isinstance(error.__cause__, RPCError) and _BROKEN_CONNECTION.match(error.__cause__.message):
-        return _cut_off(error)
+        return _cut_off(error.__cause__)
     return Problem(HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer came in time; it may still have taken effect")
 
 
@@ -206,23 +211,21 @@ def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
 
 def _rpc_failed(error: RPCError) -> Problem:
     if error.status is RPCStatusCode.UNAVAILABLE:
-        return _unreachable(error)
+        return _unreachable(f"the Temporal server cannot be reached: {error.message}")
     if error.status in _FILED_UNDER and _BROKEN_CONNECTION.match(error.message):
         return _cut_off(error)
     if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
         return _timed_out(error)
     if error.status is RPCStatusCode.NOT_FOUND and "amespace" in error.message:
         # The app's own settings are wrong, which is nothing that the client could mend.
-        logger.error("Temporal: %s", error.message)
-        return _unreachable(error)
+        return _unreachable(f"Temporal: {error.message}")
     if error.status is RPCStatusCode.FAILED_PRECONDITION and "no poller" in error.message:
         return no_worker("no worker has asked for the workflow's tasks of late: is one running?")
     if error.status is RPCStatusCode.UNAUTHENTICATED:
-        logger.error("Temporal refuses the app's credentials: %s", error.message)
-        return _unreachable(error)
+        return _unreachable(f"Temporal refuses the app's credentials: {error.message}")
     status, kind, tells = _RPC_STATUSES.get(error.status, (HTTPStatus.BAD_GATEWAY, "server-failed", False))
-    if status == HTTPStatus.BAD_GATEWAY:
-        logger.error("Temporal: %s: %s", error.status.name, error.message)
+    if not tells:
+        _outages.say(f"Temporal: {error.status.name}: {error.message}")
     headers = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.TOO_MANY_REQUESTS else {}
     detail = scrub(error.message) if tells else f"the Temporal server answered {error.status.name}"
     return Problem(status, kind, detail, headers=headers)
@@ -244,7 +247,7 @@ _RPC_STATUSES = {
 """Status, kind, and whether the server's own words are for the client."""
 
 _PROBLEMS: list[tuple[type[Exception], Any]] = [
-    (TemporalUnreachableError, _unreachable),
+    (TemporalUnreachableError, lambda error: _unreachable(error.message)),
     (WorkflowAlreadyStartedError, _already_started),
     (WorkflowFailureError, workflow_failed),
     (WorkflowUpdateFailedError, _update_failed),
