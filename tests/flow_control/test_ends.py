@@ -16,6 +16,8 @@ SECOND = dt.timedelta(seconds=1)
 MINUTE = dt.timedelta(minutes=1)
 HOUR = dt.timedelta(hours=1)
 SAME_ORDER = "async.data.order == event.data.order"
+CANCELLED = TriggerEvent(event="inngest/function.cancelled")
+FINISHED = TriggerEvent(event="inngest/function.finished")
 
 
 def sleeping(world: World, fn_id: str, **options: Any) -> None:
@@ -96,6 +98,41 @@ async def test_runs_that_cancel_each_other_by_their_ends(world: World) -> None:
     assert await world.engine.cancel_run(first.id)
     await world.rest()
     assert set(await world.statuses("work")) == {RunStatus.CANCELLED}
+
+
+@pytest.mark.parametrize(
+    ("options", "listeners"),
+    [
+        ({"singleton": Singleton(mode="cancel")}, 2),
+        ({"cancel": [Cancel(event="inngest/function.cancelled")]}, 2),
+        ({"singleton": Singleton(mode="cancel"), "trigger": [CANCELLED, FINISHED]}, 5),
+    ],
+)
+async def test_runs_that_a_cancelled_run_starts_end_without_starting_others(
+    world: World, options: dict[str, Any], listeners: int
+) -> None:
+    """All of it would be one transaction, so it has to end by itself."""
+    sleeping(world, "work")
+    sleeping(world, "listener", **{"trigger": CANCELLED, **options})
+    await world.open()
+    for _ in range(2):
+        await world.send("work")
+    await world.rest()
+    for run in await world.runs("work"):
+        assert await world.engine.cancel_run(run.id)
+        await world.rest()
+    assert len(await world.runs("listener")) == listeners
+    assert (await world.statuses("listener")).count(RunStatus.RUNNING) == 1
+
+
+async def test_a_bulk_cancellation_of_what_cancelled_runs_start(world: World) -> None:
+    sleeping(world, "work", trigger=[TriggerEvent(event="work"), CANCELLED])
+    await world.open()
+    await world.send("work")
+    await world.rest()
+    await world.engine.cancel_runs(Selection(function_id="shop-work", started_before=START + HOUR))
+    await world.rest()
+    assert await world.statuses("work") == [RunStatus.CANCELLED] * 2
 
 
 async def test_what_cancels_is_found_by_index(world: World) -> None:

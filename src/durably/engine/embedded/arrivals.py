@@ -14,8 +14,14 @@ INTERNAL_PREFIX = "inngest/"
 _EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
 """1980 and 2100: a timestamp outside of them is in seconds, or nanoseconds, or wrong."""
 
-_QUIET = frozenset({InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_FINISHED})
-"""A run that one of these triggered sends no such events itself: it would trigger itself without end."""
+_ENDINGS = frozenset({InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED})
+_UNTOLD: dict[str, frozenset[InternalEvent]] = {
+    InternalEvent.FUNCTION_FINISHED: _ENDINGS,
+    InternalEvent.FUNCTION_FAILED: _ENDINGS,
+    InternalEvent.FUNCTION_CANCELLED: frozenset({InternalEvent.FUNCTION_CANCELLED}),
+}
+"""By what triggered a run, the events that do not tell of its end: it would trigger itself without end, or take its
+own place (a singleton that a cancelled run starts cancels the one before, and so on, all in one transaction)."""
 
 
 class Arrival:
@@ -88,7 +94,8 @@ class RunEnd(msgspec.Struct, frozen=True):
 def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[InternalEvent, bytes]]:
     """Names and data of the events that tell of a run's end. ``triggers`` is more than one where it had a batch."""
     trigger = triggers[0]
-    if trigger.name in _QUIET:
+    names = [name for name in _names_of(end.status) if name not in _UNTOLD.get(trigger.name, ())]
+    if not names:
         return []
     failed = end.status != RunStatus.COMPLETED
     data = {
@@ -103,12 +110,17 @@ def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[Interna
     if correlation is not None:
         data["correlation_id"] = correlation
     encoded = msgspec.json.encode(data)
-    names = [InternalEvent.FUNCTION_FINISHED]
-    if end.status == RunStatus.FAILED:
-        names.append(InternalEvent.FUNCTION_FAILED)
-    elif end.status == RunStatus.CANCELLED:
-        names.append(InternalEvent.FUNCTION_CANCELLED)
     return [(name, encoded) for name in names]
+
+
+def _names_of(status: RunStatus) -> tuple[InternalEvent, ...]:
+    match status:
+        case RunStatus.FAILED:
+            return (InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED)
+        case RunStatus.CANCELLED:
+            return (InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_CANCELLED)
+        case _:
+            return (InternalEvent.FUNCTION_FINISHED,)
 
 
 def _correlation_of(trigger: Arrival) -> str | None:
