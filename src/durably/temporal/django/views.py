@@ -9,11 +9,14 @@ import django.urls
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.http.multipartparser import MultiPartParserError
 
 from durably.django_view import SyncAndAsyncView
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from durably.temporal.gateway.messages import JSON
 from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
+
+from .csrf import csrf_check
 
 Urls = tuple[list[Any], str, str]
 
@@ -29,8 +32,9 @@ def urls(
     """The gateway's URLs, for ``path("api/", durably.temporal.django.urls(gateway))``, as with ``admin.site.urls``.
 
     Their OpenAPI document is at ``openapi.json``. ``authorize`` gets ``request.user`` as ``action.principal`` unless
-    ``principal`` gives something else of the request; it may use the ORM. CSRF is checked unless the gateway allows
-    anonymous use, which has no session to protect; ``csrf_exempt=True`` is for APIs whose users come with tokens.
+    ``principal`` gives something else of the request; it may use the ORM. CSRF is checked, where the project's
+    middleware does so, unless the gateway allows anonymous use, which has no session to protect; ``csrf_exempt=True``
+    is for APIs whose users come with tokens.
     """
 
     def document(request: Any) -> Any:
@@ -48,30 +52,41 @@ def urls(
 def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
     is_open = gateway.allow_anonymous
     principal_of = _nobody if is_open else principal or _user_of
+    check_csrf = _let_pass if csrf_exempt else csrf_check()
+    may_block = not (is_open and csrf_exempt)
+
+    def read(request: Any, path: str) -> GatewayRequest:
+        """Raises a problem."""
+        made = _to_gateway(request, path, check_csrf)
+        made.principal = principal_of(request)
+        return made
 
     def answer(request: Any, path: str) -> Any:
         try:
-            gateway_request = _to_gateway(request, path, principal_of(request))
+            gateway_request = read(request, path)
         except Problem as problem:
             return _to_django(gateway.refuse(request.method, path, problem), None)
         response = gateway.handle_sync(gateway_request)
         return _to_django(response, None if response.stream is None else iterate_sync(response.stream()))
 
     async def answer_async(request: Any, path: str) -> Any:
-        principal = principal_of(request) if is_open else await sync_to_async(principal_of)(request)
         try:
-            gateway_request = _to_gateway(request, path, principal)
+            gateway_request = await sync_to_async(read)(request, path) if may_block else read(request, path)
         except Problem as problem:
             return _to_django(gateway.refuse(request.method, path, problem), None)
         gateway_request.call_blocking = _in_djangos_thread
         response = await gateway.handle(gateway_request)
         return _to_django(response, None if response.stream is None else response.stream())
 
-    return SyncAndAsyncView(answer, answer_async, csrf_exempt=csrf_exempt)
+    return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)
 
 
 def _nobody(request: Any) -> None:
     """Where all are allowed it is not worth a thread, a session and a query to know who asks."""
+
+
+def _let_pass(request: Any) -> None:
+    """Where there is no session that pages of other sites could use."""
 
 
 def _user_of(request: Any) -> Any:
@@ -86,14 +101,15 @@ async def _in_djangos_thread(hook: Callable[[], Any]) -> Any:
     return await sync_to_async(hook)()
 
 
-def _to_gateway(request: Any, path: str, principal: Any) -> GatewayRequest:
-    """Raises a problem."""
+def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> GatewayRequest:
+    """The body is read before the check, which may look for a token in a form. Raises a problem."""
     try:
         query_params, body = dict(request.GET.lists()), request.body
         is_cut_off = len(body) < int(request.META.get("CONTENT_LENGTH") or 0)
+        check_csrf(request)
     except RequestDataTooBig as error:
         raise too_large(settings.DATA_UPLOAD_MAX_MEMORY_SIZE) from error
-    except SuspiciousOperation as error:
+    except (SuspiciousOperation, MultiPartParserError) as error:
         raise refused(HTTPStatus.BAD_REQUEST) from error
     except (OSError, ValueError) as error:
         raise unreadable() from error
@@ -107,7 +123,6 @@ def _to_gateway(request: Any, path: str, principal: Any) -> GatewayRequest:
         query_params=query_params,
         body=body,
         raw_request=request,
-        principal=principal,
     )
 
 
