@@ -42,6 +42,18 @@ _OPTIONS: list[dict[str, Any]] = [
     {"singleton": {"mode": "skip"}, "cancel": [{"event": "go", "if": "async.data.user == event.data.user"}]},
     {"debounce": {"period": "5s", "key": "event.data.user"}, "concurrency": [{"limit": 1}]},
     {"batchEvents": {"maxSize": 3, "timeout": "5s"}, "concurrency": [{"limit": _LIMIT}]},
+    {"idempotency": "event.data.n", "rateLimit": {"limit": 2, "period": "5s", "key": "event.data.user"}},
+    {
+        "idempotency": "event.data.n > 0 ? event.data.n : false",
+        "rateLimit": {"limit": 20, "period": "5s"},
+        "debounce": {"period": "2s", "timeout": "6s", "key": "event.data.user"},
+        "singleton": {"mode": "cancel"},
+        "throttle": {"limit": 2, "period": "10s", "burst": 2},
+        "concurrency": [{"limit": _LIMIT}, {"limit": 1, "key": "event.data.user", "scope": "account"}],
+        "priority": {"run": "event.data.n * 100"},
+        "cancel": [{"event": "go", "if": "async.data.n > event.data.n", "timeout": "20s"}],
+        "timeouts": {"start": "30s", "finish": "40s"},
+    },
 ]
 _LEFT_BEHIND = (
     "heads",

@@ -159,6 +159,18 @@ def test_a_rate_limit_spreads_over_its_period() -> None:
     assert reason(engine.send()) is None
 
 
+@given(st.lists(st.tuples(st.integers(0, _DAY // 2), st.sampled_from([1, 2, "1", False])), max_size=40))
+def test_idempotency_lets_one_of_a_value_through_in_any_day(history: list[tuple[int, Any]]) -> None:
+    engine = Engine(flow_of(idempotency="event.data.order"))
+    begun: dict[Any, int] = {}
+    for gap, order in history:
+        engine.pass_time(gap)
+        is_repeat = order is not False and order in begun and engine.now < begun[order] + _DAY
+        assert (reason(engine.send(order=order)) is SkipReason.IDEMPOTENCY) == is_repeat
+        if not is_repeat:
+            begun[order] = engine.now
+
+
 def test_idempotency_holds_for_a_day_from_the_first() -> None:
     engine = Engine(flow_of(idempotency="event.data.order"))
     assert reason(engine.send(order=1)) is None
@@ -377,6 +389,16 @@ def test_a_debounced_singleton_is_decided_when_its_run_would_start() -> None:
 def test_priority(value: Any, seconds: int) -> None:
     flow = flow_of(priority={"run": "event.data.value"})
     assert place_of(flow.priority, event(value=value), _START) == _START - 1000 * seconds
+
+
+@given(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3))
+def test_no_priority_moves_a_run_by_more_than_ten_minutes(value: Any) -> None:
+    flow = flow_of(priority={"run": "event.data.value"})
+    ahead = _START - place_of(flow.priority, event(value=value), _START)
+    assert abs(ahead) <= 600_000
+    assert ahead % 1000 == 0
+    if type(value) in (int, float):
+        assert ahead * value >= 0
 
 
 def test_priority_of_a_missing_field_is_none() -> None:
