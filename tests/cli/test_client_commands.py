@@ -130,7 +130,7 @@ def test_mistakes_are_said_in_a_line(ask: Ask) -> None:
 def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
     result = ask("send", "nobody/listens")
     assert (result.status, len(result.stdout.strip())) == (0, 26)
-    assert result.stderr == "it started no run\n"
+    assert result.stderr == "it has started no run yet\n"
 
 
 def test_there_is_no_engine(run: Run) -> None:
@@ -179,11 +179,12 @@ def test_a_function_is_paused_and_resumed(ask: Ask, dev: Command) -> None:
     skipped = ask("invoke", "shop-place", "--data", '{"total": 1}')
     assert skipped.status == 1
     assert "skipped: no run of the function 'shop-place' was started: it is paused" in skipped.stderr
+    assert ask("send", "order/placed", "--data", '{"total": 1}').stderr.startswith("skipped run ")
     assert ask("functions", "resume", "shop-place").stdout == "shop-place is active\n"
     [function] = json.loads(ask("functions", "list", "--json").stdout)
     assert function["id"] == "shop-place"
     replayed = ask("runs", "replay", "--function", "shop-place", "--status", "skipped", "--since", "1h")
-    assert replayed.stdout == "1 run was started again\n", replayed.stderr
+    assert replayed.stdout == "2 runs were started again\n", replayed.stderr
     unknown = ask("functions", "pause", "shop-none")
     assert (unknown.status, "'shop-none'" in unknown.stderr) == (1, True)
 

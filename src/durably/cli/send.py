@@ -26,7 +26,7 @@ def send(
     ts: int | None,
     version: str | None,
 ) -> None:
-    """Send the event NAME and print its id. The runs that it started are named on stderr."""
+    """Send the event NAME and print its id. The runs that it starts at once are named on stderr."""
     from durably.protocol.events import Event
 
     event = Event(name=name, data=read_data(data), id=event_id or "", ts=ts or 0, v=version)
@@ -46,6 +46,7 @@ def _report_runs(client: "EngineClient", event_id: str) -> None:
             return
         raise
     for run in runs:
-        click.echo(f"started run {run.run_id} of {run.function_id}", err=True)
+        verb = "skipped" if run.status == "Skipped" else "started"
+        click.echo(f"{verb} run {run.run_id} of {run.function_id}", err=True)
     if not runs:
-        click.echo("it started no run", err=True)
+        click.echo("it has started no run yet", err=True)
