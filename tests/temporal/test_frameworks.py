@@ -76,7 +76,10 @@ def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]
     invalid = app.post("/open/orders", {**order, "amount": -1, "lines": "none"})
     assert (invalid.status, invalid.headers["Content-Type"]) == (400, "application/problem+json")
     assert [error["location"] for error in invalid.json["errors"]] == [["amount"], ["lines"]]
-    for body in (b"{", b"\xff", b"[" * 100_000):
+    no_json = app.post("/open/orders", b"{", {"Content-Type": "application/json"})
+    [error] = no_json.json["errors"]
+    assert (error["location"], error["message"][:13]) == ([], "Invalid JSON:")
+    for body in (b"\xff", b"[" * 100_000):
         broken = app.post("/open/orders", body, {"Content-Type": "application/json"})
         assert (broken.status, broken.headers["Content-Type"]) == (400, "application/problem+json")
     absent = app.get("/open/orders/none")

@@ -1,7 +1,7 @@
 """The gateway, and Temporal's errors, in a FastAPI app."""
 
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -132,11 +132,18 @@ def _problem_of(error: RequestValidationError | HTTPException | Problem) -> Prob
     if isinstance(error, Problem):
         return error
     if isinstance(error, RequestValidationError):
-        # FastAPI puts in front where a value came from; the gateway names the place in the input.
-        return invalid_input([{**found, "loc": found["loc"][1:]} for found in error.errors()])
+        return invalid_input([_relocated(found) for found in error.errors()])
     if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(error.__cause__, ValueError | RecursionError):
         return bad_request("the body is no JSON")
     return None
+
+
+def _relocated(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """FastAPI puts in front where a value came from, where the gateway names the place in the input alone; what is no
+    JSON has none."""
+    if found["type"] == "json_invalid":
+        return {"loc": (), "msg": f"Invalid JSON: {found['ctx']['error']} at character {found['loc'][1]}"}
+    return {**found, "loc": found["loc"][1:]}
 
 
 def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 Middleware refuses before a view is asked, so the gateway's view is exempt from it and asks for the check itself.
 """
 
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +13,8 @@ from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.module_loading import import_string
 
 from durably.temporal.gateway.problems import Problem
+
+_logger = logging.getLogger("django.security.csrf")
 
 
 def csrf_check() -> Callable[[Any], None]:
@@ -28,6 +31,7 @@ def _make_check(kind: type[Any]) -> Callable[[Any], None]:
 
     class Check(kind):  # type: ignore[misc]
         def _reject(self, request: Any, reason: str) -> Any:
+            _logger.warning("Forbidden (%s): %s", reason, request.path, extra={"status_code": 403, "request": request})
             header = settings.CSRF_HEADER_NAME.removeprefix("HTTP_").replace("_", "-").title()
             raise Problem(
                 HTTPStatus.FORBIDDEN,
