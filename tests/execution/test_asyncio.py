@@ -491,6 +491,29 @@ async def test_cancelling_a_parked_task_from_the_loop_itself() -> None:
     assert await complete(function) == ["CancelledError", "CancelledError", "str"]
 
 
+@pytest.mark.parametrize("delay", range(12))
+async def test_cancelling_the_only_task_around_its_step(delay: int) -> None:
+    """Before the call decides, before the task has heard of it, or later."""
+    tried = 0
+
+    async def function(ctx: Context) -> Any:
+        nonlocal tried
+        tried += 1
+        task = asyncio.current_task()
+        assert task is not None
+        if tried == 1:
+            _after(delay, task.cancel)
+        try:
+            async with contextlib.AsyncExitStack():  # so that the step does not go ahead
+                await ctx.step.run("a", asyncio.sleep, 0)
+                await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            task.uncancel()
+        return await ctx.step.run("b", str, "b")
+
+    assert await complete(function) == "b"
+
+
 async def test_cancelling_a_parked_task_as_its_memo_is_returned(caplog: pytest.LogCaptureFixture) -> None:
     delay = 0
 

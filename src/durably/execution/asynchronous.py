@@ -45,6 +45,11 @@ class _Parked:
         self.mode = mode
         self.is_new = is_new
 
+    @property
+    def is_to_execute(self) -> bool:
+        """Whether it was decided that the step is executed."""
+        return self.future.done() and not self.future.cancelled() and not self.future.result()
+
 
 class AsyncCall:
     """One call of one async function."""
@@ -220,6 +225,10 @@ class AsyncCall:
         self._settling.park(task)
         try:
             return await parked.future
+        except asyncio.CancelledError:
+            if parked.is_to_execute:  # cancelled after the decision, before it could go on
+                self._finish_executing()
+            raise
         finally:
             del self._parked[step.hashed_id]
             self._settling.unpark(task)
