@@ -359,8 +359,17 @@ import flask
 def current_user():
     return flask.request.headers.get("authorization")
 """
+ACTIVITIES = """
+from temporalio import activity
+
+@activity.defn
+async def process_order(order_id: str) -> str:
+    return f"{order_id} is shipped"
+"""
 WORKFLOWS = """
+from datetime import timedelta
 from temporalio import workflow
+from activities import process_order
 
 @workflow.defn
 class OrderWorkflow:
@@ -370,23 +379,24 @@ class OrderWorkflow:
     @workflow.run
     async def run(self, order_id: str) -> str:
         await workflow.wait_condition(lambda: self.is_shipped)
-        return f"{order_id} is shipped"
+        return await workflow.execute_activity(process_order, order_id, start_to_close_timeout=timedelta(minutes=1))
 
     @workflow.signal
     def ship(self) -> None:
         self.is_shipped = True
 """
+OF_THE_PROJECT = {"workflows.py": WORKFLOWS, "activities.py": ACTIVITIES}
 ADA = {"authorization": "ada"}
 
 
 def write_fastapi(project: Path) -> tuple[str, ...]:
     """A project with the snippet of the README added; gives what ``durably temporal dev`` is told."""
-    write(project, {"main.py": SNIPPETS["fastapi"], "auth.py": AUTH, "workflows.py": WORKFLOWS})
+    write(project, {"main.py": SNIPPETS["fastapi"], "auth.py": AUTH, **OF_THE_PROJECT})
     return ("main:app",)
 
 
 def write_flask(project: Path) -> tuple[str, ...]:
-    write(project, {"main.py": SNIPPETS["flask"], "login.py": LOGIN, "workflows.py": WORKFLOWS})
+    write(project, {"main.py": SNIPPETS["flask"], "login.py": LOGIN, **OF_THE_PROJECT})
     return ("main:app",)
 
 
@@ -398,7 +408,8 @@ def write_django(project: Path) -> tuple[str, ...]:
     settings_file.write_text(settings_file.read_text() + "INSTALLED_APPS += ['shop']\n" + settings)
     urls_file.write_text(urls_file.read_text() + urls)
     models = "from django.db import models\n\nclass Order(models.Model): ...\n"
-    write(project / "shop", {"models.py": models, "workflows.py": WORKFLOWS})
+    workflows = WORKFLOWS.replace("from activities", "from .activities")
+    write(project / "shop", {"models.py": models, "workflows.py": workflows, "activities.py": ACTIVITIES})
     manage(project, "makemigrations", "shop")
     return ("--django", "manage.py", "--migrate")
 
@@ -421,7 +432,9 @@ def test_the_readmes_endpoints(framework: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     target = WRITE[framework](project)
-    with serving(project, tmp_path / "temporal.db", "working on order-queue: OrderWorkflow", *target) as origin:
+    with serving(
+        project, tmp_path / "temporal.db", "working on order-queue: OrderWorkflow; process_order", *target
+    ) as origin:
         ada = ADA
         if framework == "django":
             manage(project, "createsuperuser", "--no-input", "--username", "ada", "--email", "ada@example.com")

@@ -30,7 +30,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Replayer
+from temporalio.worker import Replayer, Worker
 
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Action, Gateway, GatewayRequest, GatewayResponse, Limits, expose
@@ -111,6 +111,19 @@ async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
     unanswered = await ask(gateway, "GET", f"{place}/queries/state")
     assert (unanswered.status, unanswered.json["detail"]) == (504, notice)
     assert (await ask(gateway, "GET", f"{await start(gateway)}/result", wait="0")).status == 202
+
+
+async def test_activities_that_no_worker_takes_are_noticed(temporal: Temporal) -> None:
+    queue = f"workflows-only-{uuid.uuid4()}"
+    gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", task_queue=queue)], allow_anonymous=True)
+    place = await start(gateway)
+    notice = f'no worker polls the task queue "{queue}" for activities: is one running, with that queue and namespace?'
+
+    async def is_noticed() -> bool:
+        return bool((await ask(gateway, "GET", place)).json["notices"] == [notice])
+
+    async with Worker(await temporal.client(), task_queue=queue, workflows=[OrderWorkflow]):
+        await until(is_noticed)
 
 
 async def test_a_worker_that_is_there_is_not_missed(gateway: Gateway) -> None:

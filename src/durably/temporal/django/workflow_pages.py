@@ -61,7 +61,7 @@ class Details:
     memo: Mapping[str, Any]
     search_attributes: Mapping[str, Any]
     pending: list[PendingActivity]
-    notice: str | None
+    notices: list[str]
     events: list[HistoryEvent]
     next_page: str | None
 
@@ -102,16 +102,15 @@ async def fetch_details(client: Client, handle: WorkflowHandle[Any, Any], page: 
     )
     await events.fetch_next_page()
     brief = Brief(converter)
-    is_running = is_open(described.status)
     return Details(
         row=_row(described),
-        is_running=is_running,
+        is_running=is_open(described.status),
         parent_id=described.parent_id,
         history_length=described.history_length,
         memo=await described.memo(),
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
-        notice=await _pollers.notice(client, described.task_queue, RPC_TIMEOUT) if is_running else None,
+        notices=await _pollers.notices(client, described, RPC_TIMEOUT),
         events=[await brief.event(event) for event in events.current_page or ()],
         next_page=page_after(events.next_page_token),
     )

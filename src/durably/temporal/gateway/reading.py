@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 from temporalio.converter import DataConverter
 
 from durably.temporal.statuses import PAUSED
@@ -126,16 +126,9 @@ async def describe(call: Call) -> GatewayResponse:
             memo=memo,
             search_attributes={pair.key.name: pair.value for pair in description.typed_search_attributes},
             pending_activities=pending,
-            notices=await _notices(call, description),
+            notices=await call.pollers.notices(call.client, description, call.rpc_timeout),
         )
     )
-
-
-async def _notices(call: Call, description: WorkflowExecutionDescription) -> list[str]:
-    if description.status is not WorkflowExecutionStatus.RUNNING:
-        return []
-    notice = await call.pollers.notice(call.client, description.task_queue, call.rpc_timeout)
-    return [] if notice is None else [notice]
 
 
 def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:
