@@ -71,6 +71,7 @@ async def test_what_is_under_way_finishes_or_is_handed_back(engine: Engine, fini
         engine.process.send(signal.SIGTERM)
         if finishes:
             app.gate.set()
+        # A second signal takes nothing from the time that the first has given.
         await engine.stop()
         app.gate.set()
         await engine.start()

@@ -17,7 +17,8 @@ def first_failure() -> Iterator[None]:
 
 
 def run_until_stopped(work: Coroutine[None, None, None]) -> None:
-    """A first signal cancels ``work``, which is how a person ends it: no error. A second SIGINT interrupts."""
+    """A first signal cancels ``work``, which is how a person ends it: no error. A second SIGINT interrupts; a second
+    SIGTERM changes nothing, since those who send one often send another, to the whole group say."""
 
     async def run() -> None:
         task = asyncio.create_task(work)
@@ -25,6 +26,8 @@ def run_until_stopped(work: Coroutine[None, None, None]) -> None:
 
         def stop(*_: object) -> None:
             nonlocal stopped
+            if stopped:
+                return
             stopped = True
             loop.call_soon_threadsafe(task.cancel)
             signal.signal(signal.SIGINT, signal.default_int_handler)
