@@ -5,6 +5,7 @@ from typing import assert_type
 from temporalio import workflow
 
 from durably.temporal import SyncWorkflowHandle, Temporal
+from durably.temporal.django import start_on_commit
 
 temporal = Temporal()
 
@@ -34,3 +35,9 @@ assert_type(handle.query(TypedWorkflow.progress), float)
 assert_type(handle.execute_update(TypedWorkflow.change, 1), str)
 assert_type(temporal.sync.execute_workflow(TypedWorkflow.run, 1, id="typed"), bytes)
 handle.signal(TypedWorkflow.stop, "enough")
+
+
+def starts_on_commit() -> None:
+    start_on_commit(TypedWorkflow.run, 1, id="x", using="other", task_queue="q")
+    start_on_commit(TypedWorkflow.run, "one", id="x")  # type: ignore[misc]
+    start_on_commit(TypedWorkflow.run, 1, id="x", robots=True)  # type: ignore[call-overload]

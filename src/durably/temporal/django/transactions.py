@@ -1,20 +1,52 @@
 """Workflows and database transactions: a workflow must not start for what is rolled back."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
 from django.db import transaction
+from temporalio.types import MethodAsyncNoParam, MethodAsyncSingleParam
 
+from durably.temporal.call_options import StartOptions
 from durably.temporal.connection import Temporal
 
 from .conf import get_temporal
 
+W = TypeVar("W")
+A = TypeVar("A")
+R = TypeVar("R")
+P = ParamSpec("P")
 
+
+class CommitOptions(StartOptions, total=False):
+    """How ``start_on_commit`` starts a workflow, and after which transaction."""
+
+    using: str | None
+    robust: bool
+    temporal: Temporal | None
+
+
+@overload
+def start_on_commit(workflow: MethodAsyncNoParam[W, R], *, id: str, **options: Unpack[CommitOptions]) -> None: ...
+@overload
 def start_on_commit(
-    workflow: str | Callable[..., Any],
+    workflow: MethodAsyncSingleParam[W, A, R], arg: A, *, id: str, **options: Unpack[CommitOptions]
+) -> None: ...
+@overload
+def start_on_commit(
+    workflow: Callable[Concatenate[W, P], Awaitable[R]],
+    *,
+    args: Sequence[Any],
+    id: str,
+    **options: Unpack[CommitOptions],
+) -> None: ...
+@overload
+def start_on_commit(
+    workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[CommitOptions]
+) -> None: ...
+def start_on_commit(
+    workflow: Any,
     *arg: Any,
     id: str,
-    args: Sequence[Any] = (),
     using: str | None = None,
     robust: bool = False,
     temporal: Temporal | None = None,
@@ -27,8 +59,6 @@ def start_on_commit(
     logged: what must start in any case is better written down and started by an activity or a schedule.
     """
     connection = temporal or get_temporal()
-    if args:
-        options["args"] = args
 
     def start() -> None:
         connection.sync.start_workflow(workflow, *arg, id=id, **options)
