@@ -1,9 +1,11 @@
-"""Random histories of functions with flow control, in the database and through the run machine, but without a loop.
+"""Random histories of functions with flow control, and of what people do to them (cancelling, pausing, running again,
+sending signals), in the database and through the run machine, but without a loop.
 
 After each step: no limit is exceeded, room is taken by calls under way and by nothing else, and every run has
 something that will move it. In the end, after whatever happened, all runs end and nothing is left behind.
 """
 
+import functools
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -15,16 +17,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from durably.engine.answers import Answer, Asked, AttemptFailed, Returned
-from durably.engine.embedded import work
+from durably.engine.embedded import sweeps, work
 from durably.engine.embedded.due import load_due
-from durably.engine.embedded.effects import CallAt
+from durably.engine.embedded.effects import CallAt, Effect, Restrained, SweepAt
 from durably.engine.embedded.ledger import Entry, Ledger
 from durably.engine.embedded.migrations import MIGRATIONS
+from durably.engine.embedded.moments import to_datetime
 from durably.engine.embedded.registry import Function, Registry
+from durably.engine.embedded.reruns import FromStep
 from durably.engine.embedded.run_cache import RunCache
 from durably.engine.embedded.store import Store
-from durably.engine.head import decode_head
+from durably.engine.head import RunStatus, decode_head
 from durably.engine.turn import Policy
+from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
@@ -55,6 +60,7 @@ _OPTIONS: list[dict[str, Any]] = [
         "timeouts": {"start": "30s", "finish": "40s"},
     },
 ]
+_KINDS = ("plan", "sleep", "run", "signal", "signal instead", "signal instead")
 _LEFT_BEHIND = (
     "heads",
     "waits",
@@ -88,6 +94,7 @@ class Histories(RuleBasedStateMachine):
         self.now = _START
         self.under_way: dict[tuple[int, int], CallAt] = {}
         self.steps = 0
+        self.runs_when_paused: int | None = None
         self.entropy = 0
         policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
         self.cache = RunCache()
@@ -101,7 +108,7 @@ class Histories(RuleBasedStateMachine):
 
     @initialize(options=st.sampled_from(_OPTIONS))
     def begin(self, options: dict[str, Any]) -> None:
-        self.options = options
+        self.options = self.synced = options
         self.was_synced = False
         self.registry = Registry([_function(options)], {})
 
@@ -115,7 +122,17 @@ class Histories(RuleBasedStateMachine):
         unit(entry)
         effects = entry.finish()
         self.db.execute("COMMIT")
-        self._make([effect for effect in effects if isinstance(effect, CallAt)])
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case CallAt():
+                self._make([effect])
+            case Restrained(function_id, restraint):
+                self.registry = self.registry.with_restraint(function_id, restraint)
+            case SweepAt(sweep_id):
+                self._do(sweeps.go_on(sweep_id))
 
     def _make(self, calls: list[CallAt]) -> None:
         for due in calls:
@@ -164,7 +181,7 @@ class Histories(RuleBasedStateMachine):
         self._answer(self._some_call(index), AttemptFailed(ErrorData(name="E", message="e")))
 
     @precondition(lambda self: self.under_way)
-    @rule(index=st.integers(0, 50), kinds=st.lists(st.sampled_from(["plan", "sleep", "run"]), min_size=1, max_size=3))
+    @rule(index=st.integers(0, 50), kinds=st.lists(st.sampled_from(_KINDS), min_size=1, max_size=3))
     def ask(self, index: int, kinds: list[str]) -> None:
         due = self._some_call(index)
         if not due.call.is_discovery:
@@ -174,12 +191,26 @@ class Histories(RuleBasedStateMachine):
         if ops:
             self._answer(due, Asked(ops=ops))
 
+    @precondition(lambda self: self.under_way)
+    @rule(index=st.integers(0, 50), steps=st.integers(1, 3))
+    def checkpoint(self, index: int, steps: int) -> None:
+        due = self._some_call(index)
+        if due.call.is_discovery and self._head_call(due) is not None:
+            (run_id,) = self.db.execute("SELECT id FROM runs WHERE key = ?", (due.run_key,)).fetchone()
+            done = [self._op("run") for _ in range(steps)]
+            request = CheckpointRequest(generation_id=due.call.generation, steps=done)
+            self._do(functools.partial(work.checkpoint, run_id, request))
+
     def _op(self, kind: str) -> Op:
         self.steps += 1
         name = f"s{self.steps}"
         match kind:
             case "plan":
                 return Op(id=hash_step_id(name), op=Opcode.STEP_PLANNED, name=name)
+            case "signal" | "signal instead":
+                conflict = "fail" if kind == "signal" else "replace"
+                opts = {"signal": "bell", "conflict": conflict, "timeout": "6s"}
+                return Op(id=hash_step_id(name), op=Opcode.WAIT_FOR_SIGNAL, name=name, opts=opts)
             case "sleep":
                 return Op(id=hash_step_id(name), op=Opcode.SLEEP, name=name, opts={"duration": "4s"})
             case _:
@@ -191,6 +222,66 @@ class Histories(RuleBasedStateMachine):
         if runs:
             self._do(lambda entry: work.cancel(entry, runs[index % len(runs)][0]))
 
+    @rule()
+    def ring(self) -> None:
+        self._do(lambda entry: work.signal(entry, "bell", b"1"))
+
+    @rule(user=st.sampled_from("ab"))
+    def cancel_in_bulk(self, user: str) -> None:
+        mine = sweeps.Selection(
+            function_id="app-fn", started_before=to_datetime(self.now), expression=f"event.data.user == '{user}'"
+        )
+        self._do(lambda entry: sweeps.cancel_runs(entry, mine))
+        live = self.db.execute(
+            "SELECT events.body FROM heads JOIN runs ON runs.key = run_key JOIN events ON events.key = event_key "
+            "WHERE created_at < ?",
+            (self.now,),
+        )
+        assert all(msgspec.json.decode(body)["data"]["user"] != user for (body,) in live.fetchall())
+
+    @rule(seconds=st.sampled_from([2, 10]))
+    def cancel_what_comes(self, seconds: int) -> None:
+        coming = sweeps.Selection(function_id="app-fn", started_before=to_datetime(self.now + seconds * 1000))
+        self._do(lambda entry: sweeps.cancel_runs(entry, coming))
+        assert not self.db.execute("SELECT 1 FROM heads").fetchone(), "those that are there are cancelled first"
+
+    @precondition(lambda self: self.runs_when_paused is None)
+    @rule(statuses=st.sets(st.sampled_from([RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED]), min_size=1))
+    def replay(self, statuses: set[RunStatus]) -> None:
+        before = sweeps.Selection(function_id="app-fn", started_before=to_datetime(self.now))
+        self._do(lambda entry: sweeps.replay_runs(entry, before, statuses))
+        assert not self.db.execute("SELECT 1 FROM sweeps WHERE ended_at IS NULL").fetchone()
+
+    @precondition(lambda self: self.runs_when_paused is None)
+    @rule(index=st.integers(0, 50))
+    def rerun_from_a_step(self, index: int) -> None:
+        """The new run has the memos that were made before the step's."""
+        steps = self.db.execute("SELECT id, name, seq FROM memos JOIN runs ON key = run_key ORDER BY 1, 3").fetchall()
+        if not steps:
+            return
+        run_id, name, seq = steps[index % len(steps)]
+        (known,) = self.db.execute("SELECT max(key) FROM runs").fetchone()
+        self._do(lambda entry: work.rerun(entry, run_id, FromStep(name)))
+        for key, status in self.db.execute("SELECT key, status FROM runs WHERE key > ?", (known,)).fetchall():
+            (memos,) = self.db.execute("SELECT count(*) FROM memos WHERE run_key = ?", (key,)).fetchone()
+            assert status == RunStatus.SKIPPED or memos == seq - 1
+
+    @precondition(lambda self: self.runs_when_paused is None)
+    @rule()
+    def pause(self) -> None:
+        self._do(lambda entry: sweeps.pause(entry, "app-fn"))
+        self.runs_when_paused = self._count_runs()
+
+    @precondition(lambda self: self.runs_when_paused is not None)
+    @rule()
+    def resume(self) -> None:
+        self.runs_when_paused = None
+        self._do(lambda entry: sweeps.resume(entry, "app-fn"))
+
+    def _count_runs(self) -> int:
+        (runs,) = self.db.execute("SELECT count(*) FROM runs WHERE status != ?", (RunStatus.SKIPPED,)).fetchone()
+        return int(runs)
+
     @rule(seconds=st.sampled_from([0.1, 1, 5, 20]))
     def let_pass(self, seconds: float) -> None:
         self.now += round(seconds * 1000)
@@ -199,6 +290,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.cache.clear()
+        self.registry = Registry([_function(self.synced)], sweeps.restraints_of(self.ledger.store, self.now))
         self.under_way.clear()
         self._do(lambda entry: work.recover(entry, self.ledger.store.moving_runs()))
         self._fall_due()
@@ -207,7 +299,8 @@ class Histories(RuleBasedStateMachine):
     def sync(self, options: dict[str, Any]) -> None:
         """Room that is taken is not taken away, so a limit that has become less holds for what comes after."""
         self.was_synced = True
-        self.registry = Registry([_function(options)], {})
+        self.synced = options
+        self.registry = self.registry.with_app("app", [_function(options)])
         self._do(lambda entry: entry.queue.look_at_function(self.registry.find("app-fn").flow))  # type: ignore[union-attr]
 
     # what always holds
@@ -231,6 +324,15 @@ class Histories(RuleBasedStateMachine):
                 assert (cached.head, cached.ticket, cached.is_moving) == stored
                 assert cached.row == store.run(run_key)
                 assert self.cache.find_key(cached.row.id) == run_key
+
+    @invariant()
+    def nothing_starts_while_it_is_paused(self) -> None:
+        assert self.runs_when_paused in (None, self._count_runs())
+
+    @invariant()
+    def one_step_at_most_waits_for_a_signal(self) -> None:
+        waiting = "SELECT count(*) FROM waits WHERE op = ? AND topic = 'bell'"
+        assert self.db.execute(waiting, (Opcode.WAIT_FOR_SIGNAL,)).fetchone() <= (1,)
 
     @invariant()
     def no_limit_is_exceeded(self) -> None:
@@ -287,5 +389,5 @@ class Histories(RuleBasedStateMachine):
         return Asked(ops=[Op(id=due.call.step_id, op=Opcode.STEP_RUN, name="s", data=msgspec.Raw(b"1"))])
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+Histories.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 TestHistories = Histories.TestCase
