@@ -119,8 +119,14 @@ async def test_a_connection_that_the_app_was_closing_costs_no_attempt(engine: Em
     assert [call.ctx.attempt for call in app.calls] == [0, 0, 0]
 
 
-async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(engine: EmbeddedEngine, app: SmallApp) -> None:
-    """The first time, over a connection that was kept, it looks as if the app had closed that; never again."""
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(
+    engine: EmbeddedEngine, app: SmallApp, is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first time, over a connection that was kept, it looks as if the app had closed that, unless it had long been
+    used; never again."""
+    if is_late:
+        monkeypatch.setattr(caller, "_CLOSING_SECONDS", 0.0)
 
     @app.function("fatal", retries=1)
     def fatal(steps: Steps) -> object:
@@ -138,7 +144,7 @@ async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(engine: Embe
     await engine.sync_app(app.sync_request())
     run = await run_to_end(engine, "fatal")
     assert output(run)["name"] == "CallLostError"
-    assert [call.ctx.attempt for call in app.calls] == [0, 0, 0, 1]
+    assert [call.ctx.attempt for call in app.calls] == ([0, 0, 1] if is_late else [0, 0, 0, 1])
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="the platform has no such option")

@@ -41,13 +41,24 @@ then every 10 s, three times; what was sent is given up on after 60 s without an
 ``TCP_KEEPALIVE`` for ``TCP_KEEPIDLE``.)"""
 
 
+_CLOSING_SECONDS = 2.0
+"""How long it may take until a connection that the app was closing turns out to be closed: several round trips."""
+
+
 class _Seen:
     """What has become of a request so far: whether its connection was ``reused``, and whether it was answered."""
 
-    __slots__ = ("answered", "reused")
+    __slots__ = ("answered", "began", "reused")
 
     def __init__(self) -> None:
         self.answered, self.reused = False, True
+        self.began = time.monotonic()
+
+    @property
+    def was_too_late(self) -> bool:
+        """Whether its connection may have been on its way to be closed as the request was sent."""
+        is_soon = time.monotonic() - self.began < _CLOSING_SECONDS
+        return self.reused and not self.answered and is_soon
 
 
 _seen: ContextVar[_Seen] = ContextVar("durably_request")
@@ -168,9 +179,9 @@ def _explain(error: BaseException, url: URL, seen: _Seen) -> Answer:
             ErrorData(name="AppUnreachableError", message=f"no connection to the app at {place}: {reason}")
         )
     # A connection that was kept from an earlier call, and on which not a byte came back, was most likely being closed
-    # by the server when it was used again. Most likely: the call may have brought the app down, too. So the next one
-    # is made over a connection of its own, and if that breaks, an attempt has failed.
-    if seen.reused and not seen.answered and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
+    # by the server when it was used again, if that shows at once. Most likely: the call may have brought the app down,
+    # too. So the next one is made over a connection of its own, and if that breaks, an attempt has failed.
+    if seen.was_too_late and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
         return Unreached(ErrorData(name="AppUnreachableError", message=f"the app at {place} had closed the connection"))
     if isinstance(error, asyncio.TimeoutError):
         return failed("CallTimeoutError", f"the app at {place} did not answer in time")

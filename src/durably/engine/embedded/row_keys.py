@@ -16,7 +16,10 @@ class RowKeys:
         self._last: int | None = None
 
     def next(self) -> int:
-        if self._last is None:
-            (self._last,) = self._connection.execute(f"SELECT coalesce(max(key), 0) FROM {self._table}").fetchone()
-        self._last += 1
+        last = self._read_last() if self._last is None else self._last
+        self._last = last + 1
         return self._last
+
+    def _read_last(self) -> int:
+        (last,) = self._connection.execute(f"SELECT coalesce(max(key), 0) FROM {self._table}").fetchone()
+        return int(last)
