@@ -19,7 +19,7 @@ from .verdict import MINUTE, ticks
 
 SPEED = 30
 """A minute of the engine's, which is how late a tick may be before it is missed, takes two seconds."""
-BLOWS = int(os.environ.get("CRASH_CRON_BLOWS", "4"))
+BLOWS = int(os.environ.get("CRASH_CRON_BLOWS", "3"))
 PATIENCE_SECONDS = 40 + 20 * BLOWS
 _LEAST_TICKS = 2
 """Between two blows, so that there is something to fire twice."""
