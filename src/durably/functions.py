@@ -231,11 +231,6 @@ def _tell_call(call: FunctionCall) -> CheckpointRequest:
     )
 
 
-def _has_time() -> bool:
-    """For calls that ask for no more than one step."""
-    return True
-
-
 def _watch(seconds: float) -> Callable[[], bool]:
     """Whether less time than that has passed since."""
     deadline = time.monotonic() + seconds
@@ -251,20 +246,22 @@ def _make_replay(
 ) -> Replay:
     context = call.context
     stack = context.stack.stack if context.stack is not None else None
-    return Replay(
+    replay = Replay(
         memos=StepMemos(call.steps),
         hooks=middleware,
         handover=handover,
         stack=list(call.steps) if stack is None else stack,
         target=call.target,
         also=() if middleware else context.also or (),
-        has_time=_watch(_SHARED_SECONDS) if context.also else _has_time,
         disable_immediate=call.disable_immediate,
         attempt=context.attempt,
         max_attempts=context.max_attempts,
         standing=standing,
         stand_in=call.stand_in,
     )
+    if context.also:
+        replay.has_time = _watch(_SHARED_SECONDS)
+    return replay
 
 
 async def _send_in_step(

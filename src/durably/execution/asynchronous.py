@@ -21,7 +21,7 @@ from durably.protocol.opcodes import ParallelMode
 from . import clocks
 from .memos import Memo
 from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
-from .replay import Replay, in_step, raised_by_user, refuse_nested
+from .replay import Replay, apart_from_run, in_step, raised_by_user, refuse_nested
 from .settling import Settling
 from .step import Step, StepRequest
 from .tasks import AnyTask, current_tracker, install_task_factory
@@ -177,7 +177,7 @@ class AsyncCall:
         """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
             report = await self._replay.execute(step, _resolve_output)
-            ending = await self._conclude(report)
+            ending = await apart_from_run(self._replay.conclude(report))
             if isinstance(ending, Memo):
                 return ending
             if isinstance(ending, Found):
@@ -199,13 +199,6 @@ class AsyncCall:
             self._settling.is_suspended = False
             if len(self._tasks) > 1:  # else the task that goes on is the only one
                 self._settling.progressed()
-
-    async def _conclude(self, report: StepReport) -> Memo | Ending:
-        token = current_tracker.set(None)  # tasks that are made to hand the step over are not the run's
-        try:
-            return await self._replay.conclude(report)
-        finally:
-            current_tracker.reset(token)
 
     async def _freshen(self) -> None:
         """What a hook raises here ends the call; it is none of the function's business."""

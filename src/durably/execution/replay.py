@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Op, Opcode, ParallelMode, hash_step_id
@@ -18,6 +18,8 @@ from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
 from .tasks import current_tracker
+
+T = TypeVar("T")
 
 _OWN_CODE = os.path.dirname(__file__)
 
@@ -192,7 +194,7 @@ class Replay:
         """Run the step's handler. ``call`` resolves what it returned: awaits it, or refuses awaitables."""
         request = step.request
         if self.standing is not None and self.standing.is_doubtful:
-            await _apart_from_run(self.standing.confirm())
+            await apart_from_run(self.standing.confirm())
         await self.freshen()
         await self.hooks.before_step(step.info())
         token = in_step.set(step)
@@ -217,11 +219,11 @@ class Replay:
         return StepReport(step.to_op(op), step.info(), error=error)
 
 
-async def _apart_from_run(work: Awaitable[None]) -> None:
+async def apart_from_run(work: Awaitable[T]) -> T:
     """Tasks that are made for it are not the run's."""
     token = current_tracker.set(None)
     try:
-        await work
+        return await work
     finally:
         current_tracker.reset(token)
 

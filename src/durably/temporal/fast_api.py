@@ -42,8 +42,9 @@ def router(
         dependencies=list(dependencies),
         include_in_schema=include_in_schema,
     )
-    route_class = _route_class(gateway)
-    for endpoint in endpoints(gateway.exposures):
+    offered = endpoints(gateway.exposures)
+    route_class = _route_class(gateway, offered)
+    for endpoint in offered:
         made.add_api_route(
             endpoint.path,
             _view(gateway, endpoint, principal),
@@ -81,9 +82,9 @@ def add_exception_handlers(app: fastapi.FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
 
-def _route_class(gateway: Gateway) -> type[APIRoute]:
+def _route_class(gateway: Gateway, offered: Sequence[Endpoint]) -> type[APIRoute]:
     """What FastAPI itself finds wrong with a request is answered, and counted, as the gateway does it."""
-    by_id = {endpoint.operation_id: endpoint for endpoint in endpoints(gateway.exposures)}
+    by_id = {endpoint.operation_id: endpoint for endpoint in offered}
 
     class GatewayRoute(APIRoute):
         def get_route_handler(self) -> Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]:

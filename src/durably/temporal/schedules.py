@@ -129,8 +129,9 @@ def _by_id(declarations: Sequence[ScheduleDeclaration]) -> dict[str, ScheduleDec
 async def _sync(
     temporal: "Temporal", client: Client, declaration: ScheduleDeclaration, app: str, dry_run: bool
 ) -> Outcome:
-    fingerprint = _fingerprint(temporal, declaration)
-    schedule = _schedule(temporal, declaration, fingerprint)
+    queue = _queue(temporal, declaration)
+    fingerprint = _fingerprint(temporal, declaration, queue)
+    schedule = _schedule(declaration, queue, fingerprint)
     handle = client.get_schedule_handle(declaration.id)
     try:
         described = await handle.describe()
@@ -169,13 +170,17 @@ async def _update(handle: ScheduleHandle, schedule: Schedule) -> None:
     await handle.update(update)
 
 
-def _schedule(temporal: "Temporal", declaration: ScheduleDeclaration, fingerprint: str) -> Schedule:
+def _queue(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
     queue = declaration.task_queue or temporal.settings.task_queue
     if not queue:
         raise TemporalSettingsError(
             f'on which task queue does the schedule "{declaration.id}" start workflows? Give task_queue=, here or to '
             "Temporal(), or set TEMPORAL_TASK_QUEUE"
         )
+    return queue
+
+
+def _schedule(declaration: ScheduleDeclaration, queue: str, fingerprint: str) -> Schedule:
     options = dict(declaration.options)
     options["memo"] = {**options.get("memo", {}), _FINGERPRINT: fingerprint}
     workflow: Any = declaration.workflow
@@ -188,10 +193,9 @@ def _schedule(temporal: "Temporal", declaration: ScheduleDeclaration, fingerprin
     )
 
 
-def _fingerprint(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
+def _fingerprint(temporal: "Temporal", declaration: ScheduleDeclaration, queue: str) -> str:
     """Of all that is declared. Arguments count as the server gets them, before encryption, which differs each time."""
     arguments = [each.data for each in temporal.data_converter.payload_converter.to_payloads(declaration.args)]
-    queue = declaration.task_queue or temporal.settings.task_queue
     name = declaration.workflow if isinstance(declaration.workflow, str) else declaration.workflow.__qualname__
     parts = (name, arguments, declaration.spec, declaration.policy, declaration.workflow_id, queue, declaration.options)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -149,7 +149,8 @@ def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> 
         replace(
             declaration,
             activities=tuple(
-                _mock(each, by_name[_name(each)]) if _name(each) in by_name else each for each in declaration.activities
+                _mock(each, by_name[name]) if (name := _name(each)) in by_name else each
+                for each in declaration.activities
             ),
         )
         for declaration in declarations

@@ -23,6 +23,7 @@ from .ids import IdSeed
 from .reruns import FromStep
 from .runtime import Runtime
 from .settings import EngineSettings
+from .store import find_run_key
 from .sweep_store import SweepKind
 from .sweeps import Selection, check_selection, check_statuses
 from .views import (
@@ -205,7 +206,7 @@ class EmbeddedEngine:
     async def wait_for_run(self, run_id: str) -> RunView:
         """The run, once it has ended. Raises ``RunNotFoundError``, and ``EngineClosedError`` where the engine closes
         before."""
-        run_key = await self._reader.read(lambda connection: queries.find_run_key(connection, run_id))
+        run_key = await self._reader.read(lambda connection: find_run_key(connection, run_id))
         if run_key is not None:
             with self._runtime.endings.awaiting(run_key) as ended:
                 run = await self.get_run(run_id)

@@ -16,6 +16,7 @@ import msgspec
 from durably.engine.errors import DatabaseCorruptError, EventInvalidError, StaleCallError
 from durably.engine.expressions import compile_expression
 from durably.engine.flow.lanes import QueuedCall
+from durably.engine.flow.ticket import Ticket
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus
 from durably.engine.inputs import (
     AwaitEvent,
@@ -48,7 +49,7 @@ from .ids import Entropy, new_id
 from .narrowing import narrow
 from .registry import Registry
 from .router import EventRouter
-from .run_cache import CachedRun, RunCache
+from .run_cache import CachedRun, RunCache, kept_trigger
 from .run_queue import RunQueue
 from .store import RunRow, Store, WaitRow
 
@@ -132,12 +133,10 @@ class Entry:
             return frozenset()
         return self.store.memoised(run_key, step_ids)
 
-    def remember(self, run: CachedRun) -> None:
+    def remember(self, row: RunRow, head: Head, ticket: Ticket | None, *, is_moving: bool) -> None:
         """A run was written that is to be seen again soon."""
-        if not run.row.is_batch:
-            trigger = self._cache.kept_trigger(run.row, self.events.trigger_of(run.row.event_key))
-            run = msgspec.structs.replace(run, trigger=trigger)
-        self._cache.put(run)
+        trigger = None if row.is_batch else kept_trigger(self.events.trigger_of(row.event_key))
+        self._cache.put(CachedRun(row, head, ticket, is_moving, trigger))
 
     def tell_invokers(self, event_keys: Sequence[int], error: ErrorData) -> None:
         """Steps that invoked a function by these events are told that no run of it starts."""

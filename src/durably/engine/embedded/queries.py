@@ -153,11 +153,6 @@ def sweep_view(sweep: Sweep) -> SweepView:
 # runs
 
 
-def find_run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
-    row = connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
-    return row[0] if row else None
-
-
 def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> RunView | None:
     row = connection.execute(f"{_RUN} WHERE runs.id = ?", (run_id,)).fetchone()
     return _run_view(connection, row, first_call_at) if row else None

@@ -30,17 +30,15 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
     trigger: Arrival | None = None
 
 
+def kept_trigger(trigger: Arrival) -> Arrival | None:
+    """What is kept of the event that triggered a run."""
+    return None if len(trigger.body) > _MOST_TRIGGER_BYTES else Arrival(trigger.id, trigger.name, trigger.body)
+
+
 class RunCache:
     def __init__(self) -> None:
         self._by_key: OrderedDict[int, CachedRun] = OrderedDict()
         self._keys: dict[str, int] = {}
-
-    @staticmethod
-    def kept_trigger(row: RunRow, trigger: Arrival) -> Arrival | None:
-        """What is kept of a run's trigger."""
-        if row.is_batch or len(trigger.body) > _MOST_TRIGGER_BYTES:
-            return None
-        return Arrival(trigger.id, trigger.name, trigger.body)
 
     def find(self, run_key: int) -> CachedRun | None:
         return self._by_key.get(run_key)

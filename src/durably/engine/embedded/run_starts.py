@@ -17,7 +17,6 @@ from .bodies import CallData
 from .effects import CallAt
 from .registry import Function
 from .reruns import Rerun
-from .run_cache import CachedRun
 from .store import NewRun, RunRow
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class RunStarts:
         has_to_queue = ticket is not None and ticket.is_queued
         new = self._new_run(function, event_keys, rerun=rerun, ticket=ticket)
         run = entry.store.add_run(new, head, is_moving=not has_to_queue)
-        entry.remember(CachedRun(run, head, ticket, not has_to_queue))
+        entry.remember(run, head, ticket, is_moving=not has_to_queue)
         if rerun is not None and rerun.memos:
             entry.store.copy_memos(rerun.run_key, run.key, rerun.until)
         for call in (command.call for command in commands if isinstance(command, MakeCall)):

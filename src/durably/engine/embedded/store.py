@@ -200,8 +200,7 @@ class Store:
         )
 
     def find_run_key(self, run_id: str) -> int | None:
-        row = self._connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
-        return row[0] if row else None
+        return find_run_key(self._connection, run_id)
 
     def run(self, run_key: int) -> RunRow:
         key, run_id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of = (
@@ -391,6 +390,11 @@ class Store:
         self._connection.execute(
             "DELETE FROM delayed_calls WHERE run_key = ? AND generation = ?", (run_key, generation)
         )
+
+
+def find_run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
+    row = connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
+    return row[0] if row else None
 
 
 def read_head(stored: bytes) -> Head:

@@ -20,7 +20,7 @@ from .history import Brief
 from .messages import GatewayResponse
 from .models import Pending
 from .problems import to_problem
-from .reading import pending_activity
+from .reading import pending_activities
 from .results import wait_for_result
 
 _HEADERS = {
@@ -106,9 +106,7 @@ class _Stream:
 
 async def _pending(call: Call, run_id: str) -> Pending:
     description = await call.handle(run_id).describe(rpc_timeout=call.rpc_timeout)
-    activities = description.raw_description.pending_activities
-    converter = description.data_converter
-    return Pending(pending_activities=[await pending_activity(activity, converter) for activity in activities])
+    return Pending(pending_activities=await pending_activities(description))
 
 
 class _LimitReached(Exception):

@@ -123,24 +123,21 @@ def to_problem(error: Exception) -> Problem:
     )
 
 
-def _unreachable(reason: str) -> Problem:
+def _unreachable(reason: str, detail: str = "the Temporal server cannot be reached at present") -> Problem:
     """``reason`` is for the log: it names the server, and what only the app's operator can mend."""
     _outages.say(reason)
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "server-unavailable",
-        "the Temporal server cannot be reached at present",
+        detail,
         headers={"Retry-After": RETRY_AFTER},
     )
 
 
 def _cut_off(error: RPCError) -> Problem:
-    _outages.say(f"the connection to the Temporal server broke: {error.message}")
-    return Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "server-unavailable",
+    return _unreachable(
+        f"the connection to the Temporal server broke: {error.message}",
         "the connection to the Temporal server broke; what was asked for may still have taken effect",
-        headers={"Retry-After": RETRY_AFTER},
     )
 
 

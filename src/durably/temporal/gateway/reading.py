@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
+from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.converter import DataConverter
 
 from durably.temporal.statuses import PAUSED
@@ -113,10 +113,6 @@ def _checksum(token: bytes) -> bytes:
 async def describe(call: Call) -> GatewayResponse:
     description = await call.describe()
     memo = {name: value for name, value in (await description.memo()).items() if name != MARK}
-    pending = [
-        await pending_activity(activity, description.data_converter)
-        for activity in description.raw_description.pending_activities
-    ]
     return answer(
         Description(
             **_summary(call, description),
@@ -125,7 +121,7 @@ async def describe(call: Call) -> GatewayResponse:
             parent_id=description.parent_id,
             memo=memo,
             search_attributes={pair.key.name: pair.value for pair in description.typed_search_attributes},
-            pending_activities=pending,
+            pending_activities=await pending_activities(description),
             notices=await call.pollers.notices(call.client, description, call.rpc_timeout),
         )
     )
@@ -146,6 +142,11 @@ def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:
 
 def status_of(execution: WorkflowExecution) -> WorkflowStatus:
     return "unknown" if execution.status is None else _STATUSES.get(execution.status, "unknown")
+
+
+async def pending_activities(description: WorkflowExecutionDescription) -> list[PendingActivity]:
+    converter = description.data_converter
+    return [await pending_activity(each, converter) for each in description.raw_description.pending_activities]
 
 
 async def pending_activity(activity: PendingActivityInfo, converter: DataConverter) -> PendingActivity:

@@ -112,7 +112,7 @@ async def _start_once(call: Call, key: str) -> tuple[WorkflowHandle[Any, Any], b
     except WorkflowAlreadyStartedError as error:
         latest = await _describe(call, None)
         if await _was_started_with(call, latest, mark):
-            return _first_run(call, latest.run_id), True
+            return call.handle(latest.run_id), True
         if _refuses_another(call, latest):
             raise error
     # Requests with this key that come this far at the same time are one to the server, whatever the policies are.
@@ -125,10 +125,6 @@ async def _start_once(call: Call, key: str) -> tuple[WorkflowHandle[Any, Any], b
 async def _describe(call: Call, run_id: str | None) -> WorkflowExecutionDescription:
     handle = call.client.get_workflow_handle(call.workflow_id, run_id=run_id)
     return await handle.describe(rpc_timeout=call.rpc_timeout)
-
-
-def _first_run(call: Call, run_id: str) -> WorkflowHandle[Any, Any]:
-    return call.client.get_workflow_handle(call.workflow_id, run_id=run_id, result_type=call.exposure.result)
 
 
 async def _was_started_with(call: Call, execution: WorkflowExecutionDescription, mark: dict[str, str]) -> bool:
