@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import Gateway, GatewayRequest, expose
+from durably.temporal.gateway import Gateway, expose
 
 from ..cli.conftest import Command
 from .dev_server import DevServer
 from .django_site import DjangoSite
 from .enduring import EnduringWorkflow
 from .outage import wait_for
+from .plain import get
 from .test_django_worker import start_workflow
 from .worker_process import WorkerProcess
 
@@ -59,10 +60,7 @@ def describe(server: DevServer, task_queue: str) -> Callable[[str], Any]:
     gateway = Gateway(temporal, [expose(EnduringWorkflow, name="enduring")], allow_anonymous=True)
 
     def describe(id: str) -> Any:
-        request = GatewayRequest(
-            method="GET", path=f"enduring/{id}", mount="", headers={}, query_params={}, body=b"", raw_request=None
-        )
-        return json.loads(gateway.handle_sync(request).body)
+        return json.loads(gateway.handle_sync(get(f"enduring/{id}")).body)
 
     return describe
 

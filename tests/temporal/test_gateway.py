@@ -38,6 +38,7 @@ from durably.temporal.gateway.problems import to_problem
 
 from .apps import exposures
 from .dev_server import DevServer
+from .plain import get
 from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -286,10 +287,7 @@ async def test_a_raw_history_is_for_operators(temporal: Temporal) -> None:
 async def test_live_progress_tells_of_attempts(temporal: Temporal) -> None:
     gateway = Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(keep_alive=0.05, stream_limit=30))
     place = await start(gateway, lines=["flaky"])
-    request = GatewayRequest(
-        method="GET", path=f"{place}/events", mount="", headers={}, query_params={}, body=b"", raw_request=None
-    )
-    response = await gateway.handle(request)
+    response = await gateway.handle(get(f"{place}/events"))
     assert response.stream is not None
     attempts = set[int]()
     async with aclosing(response.stream()) as chunks:
@@ -306,16 +304,7 @@ async def test_live_progress_tells_of_attempts(temporal: Temporal) -> None:
 
 async def test_a_stream_ends_after_its_limit(temporal: Temporal) -> None:
     gateway = Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(keep_alive=0.05, stream_limit=0.1))
-    request = GatewayRequest(
-        method="GET",
-        path=f"{await start(gateway)}/events",
-        mount="",
-        headers={},
-        query_params={},
-        body=b"",
-        raw_request=None,
-    )
-    response = await gateway.handle(request)
+    response = await gateway.handle(get(f"{await start(gateway)}/events"))
     assert response.stream is not None
     assert b"event: problem" not in b"".join([chunk async for chunk in response.stream()])
 

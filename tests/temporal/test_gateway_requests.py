@@ -7,8 +7,9 @@ import pytest
 from temporalio.client import Interceptor, OutboundInterceptor
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import Gateway, GatewayRequest, expose
+from durably.temporal.gateway import Gateway, expose
 
+from .plain import get
 from .workflows import SleepingWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -39,14 +40,5 @@ async def test_whose_workflow_it_is_costs_no_second_description(temporal: Tempor
     workflow_id = f"sleeping-{uuid.uuid4()}"
     client = await own.client()
     await client.start_workflow(SleepingWorkflow.run, id=workflow_id, task_queue="nobody's")
-    request = GatewayRequest(
-        method="GET",
-        path=f"sleeping/{workflow_id}{path}",
-        mount="/api",
-        headers={},
-        query_params={},
-        body=b"",
-        raw_request=None,
-    )
-    assert (await gateway.handle(request)).status_code in (200, 202)
+    assert (await gateway.handle(get(f"sleeping/{workflow_id}{path}", mount="/api"))).status_code in (200, 202)
     assert counter.asked == 1

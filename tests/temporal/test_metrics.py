@@ -16,10 +16,11 @@ from fastapi.testclient import TestClient
 
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.fast_api import router
-from durably.temporal.gateway import Gateway, GatewayRequest
+from durably.temporal.gateway import Gateway
 
 from .apps import LIMITS, exposures
 from .dev_server import DevServer, free_port
+from .plain import get
 from .test_gateway import ORDER, ask, until
 from .workflows import TASK_QUEUE
 
@@ -44,10 +45,6 @@ class Measured:
 
     def requests(self, route: str, status: int) -> float | None:
         return self.value("durably_gateway_requests_total", route=route, status=str(status))
-
-
-def request(path: str) -> GatewayRequest:
-    return GatewayRequest(method="GET", path=path, mount="", headers={}, query_params={}, body=b"", raw_request=None)
 
 
 @pytest.fixture
@@ -80,7 +77,7 @@ async def test_what_waits_is_told_while_it_waits(measured: Measured) -> None:
         return (waiting("result"), waiting("events")) == (2, 1)
 
     async def follow() -> None:
-        response = await measured.gateway.handle(request(f"{place}/events"))
+        response = await measured.gateway.handle(get(f"{place}/events"))
         assert response.stream is not None
         assert [chunk async for chunk in response.stream()]
 
@@ -116,19 +113,19 @@ def test_each_process_serves_its_own(server: DevServer) -> None:
     code = """
         import os, sys, urllib.request
         from durably.temporal import Temporal
-        from durably.temporal.gateway import Gateway, GatewayRequest
+        from durably.temporal.gateway import Gateway
         from tests.temporal.apps import exposures
-        from tests.temporal.test_metrics import request
+        from tests.temporal.plain import get
 
         port = int(sys.argv[2])
         temporal = Temporal(sys.argv[1], task_queue="orders")
         temporal.serve_metrics(f"127.0.0.1:{port}", processes=2)
         gateway = Gateway(temporal, exposures(), allow_anonymous=True)
-        gateway.handle_sync(request("orders/parent"))
+        gateway.handle_sync(get("orders/parent"))
         child = os.fork()
         if not child:
             port += 1
-            gateway.handle_sync(request("nothing"))
+            gateway.handle_sync(get("nothing"))
         else:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         lines = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode().splitlines()
