@@ -129,9 +129,8 @@ def _by_id(declarations: Sequence[ScheduleDeclaration]) -> dict[str, ScheduleDec
 async def _sync(
     temporal: "Temporal", client: Client, declaration: ScheduleDeclaration, app: str, dry_run: bool
 ) -> Outcome:
-    queue = _queue(temporal, declaration)
-    fingerprint = _fingerprint(temporal, declaration, queue)
-    schedule = _schedule(declaration, queue, fingerprint)
+    fingerprint = _fingerprint(temporal, declaration)
+    schedule = _schedule(temporal, declaration, fingerprint)
     handle = client.get_schedule_handle(declaration.id)
     try:
         described = await handle.describe()
@@ -180,7 +179,8 @@ def _queue(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
     return queue
 
 
-def _schedule(declaration: ScheduleDeclaration, queue: str, fingerprint: str) -> Schedule:
+def _schedule(temporal: "Temporal", declaration: ScheduleDeclaration, fingerprint: str) -> Schedule:
+    queue = _queue(temporal, declaration)
     options = dict(declaration.options)
     options["memo"] = {**options.get("memo", {}), _FINGERPRINT: fingerprint}
     workflow: Any = declaration.workflow
@@ -193,10 +193,11 @@ def _schedule(declaration: ScheduleDeclaration, queue: str, fingerprint: str) ->
     )
 
 
-def _fingerprint(temporal: "Temporal", declaration: ScheduleDeclaration, queue: str) -> str:
+def _fingerprint(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
     """Of all that is declared. Arguments count as the server gets them, before encryption, which differs each time."""
     arguments = [each.data for each in temporal.data_converter.payload_converter.to_payloads(declaration.args)]
     name = declaration.workflow if isinstance(declaration.workflow, str) else declaration.workflow.__qualname__
+    queue = _queue(temporal, declaration)
     parts = (name, arguments, declaration.spec, declaration.policy, declaration.workflow_id, queue, declaration.options)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
