@@ -27,12 +27,16 @@ _ORM = OrmInterceptor()
 
 def discover() -> list[WorkerDeclaration]:
     """What the worker runs. Raises what importing the modules raises."""
-    found = [_declare(module) for module in project_modules()]
-    shared = modules_shared_with_workflows()
-    declarations = [each for each in (*get_temporal().workers, *found) if each.workflows or each.activities]
+    declarations, shared = _declared(), modules_shared_with_workflows()
     return [
         replace(each, passed_through=(*each.passed_through, *shared)) for each in with_interceptor(declarations, _ORM)
     ]
+
+
+def _declared() -> list[WorkerDeclaration]:
+    """In this order: the modules may call ``add_worker`` as they are imported."""
+    found = [_declare(module) for module in project_modules()]
+    return [each for each in (*get_temporal().workers, *found) if each.workflows or each.activities]
 
 
 def project_modules() -> Iterator[ModuleType]:
@@ -86,7 +90,7 @@ def _has(app: AppConfig, name: str) -> bool:
 def signals_by_workflow() -> dict[str, tuple[str, ...]]:
     """The signals of the project's workflows, by the workflow's name, for people to choose from."""
     names: dict[str, tuple[str, ...]] = {}
-    for declaration in discover():
+    for declaration in _declared():
         for each in declaration.workflows:
             if (definition := workflow._Definition.from_class(each)) is not None and definition.name is not None:
                 names[definition.name] = tuple(name for name in definition.signals if name and name[:2] != "__")
