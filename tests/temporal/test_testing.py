@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import AsyncMock, Mock
@@ -13,12 +14,15 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask
 from pydantic import BaseModel
+from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 
 from durably.temporal import Temporal, TemporalWorkerError
 from durably.temporal.binaries import ProgramMissingError, find_program
-from durably.testing.temporal import MockError, TemporalServer
+from durably.temporal.declarations import WorkerDeclaration
+from durably.testing.temporal import MockError, TemporalServer, mock_activities
 
 from .django_site import DjangoSite
 from .workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, SleepingWorkflow, charge
@@ -34,6 +38,20 @@ def shop() -> Temporal:
 
 def order(*lines: str) -> Order:
     return Order(order_id=uuid.uuid4().hex, amount=2, lines=list(lines))
+
+
+def test_dynamic_activities_are_left_as_they_are() -> None:
+    @activity.defn(dynamic=True)
+    async def anything(arguments: Sequence[RawValue]) -> str:
+        return "anything"
+
+    declared = [WorkerDeclaration(activities=(anything, charge))]
+    assert mock_activities(declared, {}) == declared
+    (mocked,) = mock_activities(declared, {charge: "paid"})
+    assert mocked.activities[0] is anything
+    assert mocked.activities[1] is not charge
+    with pytest.raises(MockError, match="is a dynamic activity, which has no name to mock it by"):
+        mock_activities(declared, {anything: "nothing"})
 
 
 class OrderRequest(BaseModel):

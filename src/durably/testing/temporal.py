@@ -141,8 +141,9 @@ async def _stop(running: "asyncio.Future[None]") -> None:
 
 def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> list[WorkerDeclaration]:
     """The declarations with mocks in place of activities. Raises ``MockError`` for those of none."""
-    by_name = {each if isinstance(each, str) else _name(each): mock for each, mock in mocks.items()}
-    known = sorted({_name(each) for declaration in declarations for each in declaration.activities})
+    by_name = {each if isinstance(each, str) else _name_to_mock(each): mock for each, mock in mocks.items()}
+    names = {_name(each) for declaration in declarations for each in declaration.activities}
+    known = sorted(name for name in names if name is not None)
     if unknown := sorted(set(by_name) - set(known)):
         raise MockError(f"no worker has the activity {unknown[0]!r} to mock; there are {', '.join(known) or 'none'}")
     return [
@@ -157,9 +158,13 @@ def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> 
     ]
 
 
-def _name(of: Activity) -> str:
-    name = activity._Definition.must_from_callable(of).name
-    if name is None:
+def _name(of: Activity) -> str | None:
+    """``None`` for a dynamic activity, which takes what no other does."""
+    return activity._Definition.must_from_callable(of).name
+
+
+def _name_to_mock(of: Activity) -> str:
+    if (name := _name(of)) is None:
         raise MockError(f"{of} is a dynamic activity, which has no name to mock it by")
     return name
 
