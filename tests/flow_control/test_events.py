@@ -284,6 +284,7 @@ async def test_each_of_a_batch_that_invoked_gets_the_result(world: World) -> Non
     await world.open()
     for n in range(3):
         await world.send("invoker", n=n)
+        await world.rest()  # or their invocations might come in another order
     await world.let_pass(minutes=2)
     assert await world.outputs("invoker") == [[0, 1], [0, 1], 2]
 
