@@ -41,10 +41,11 @@ BOOM = ErrorData(name="Boom", message="broken")
 class Run:
     def __init__(self, max_attempts: int = 3) -> None:
         self.now = NOW
+        self.policy = POLICY
         self.head, self.commands = start(max_attempts, NOW)
 
     def feed(self, happened: Input) -> list[Command]:
-        self.head, self.commands = advance(self.head, happened, self.now, POLICY)
+        self.head, self.commands = advance(self.head, happened, self.now, self.policy)
         return self.commands
 
     def answer(self, answer: Answer, *, memoised: tuple[str, ...] = (), step: str | None = None) -> list[Command]:
@@ -231,6 +232,49 @@ def test_too_many_planned_steps_fail_the_run() -> None:
     run = Run()
     run.ops(*(planned(f"s{number}") for number in range(MAX_STEPS + 1)))
     assert run.error["name"] == "StepLimitError"
+
+
+def test_the_step_limit_is_the_policys() -> None:
+    run = Run()
+    run.policy = msgspec.structs.replace(POLICY, max_steps=2)
+    run.ops(ran("a"))
+    run.ops(ran("b"))
+    run.ops(ran("c"))
+    assert run.error["name"] == "StepLimitError"
+    assert "at most 2 steps" in run.error["message"]
+    assert "max_steps" in run.error["message"]
+
+
+def test_a_fan_out_over_the_step_limit_starts_nothing() -> None:
+    run = Run()
+    run.policy = msgspec.structs.replace(POLICY, max_steps=5)
+    run.ops(ran("a"))
+    opts = {"function_id": "app-child", "payload": {"data": {}}}
+    run.ops(*(op(Opcode.INVOKE_FUNCTION, f"s{number}", opts=opts) for number in range(5)))
+    assert kinds(run.commands) == [EndRun]
+    assert run.error["name"] == "StepLimitError"
+    assert "it has 1 and asks for 5 more" in run.error["message"]
+
+
+def test_a_fan_out_up_to_the_step_limit_is_carried_out() -> None:
+    run = Run()
+    run.policy = msgspec.structs.replace(POLICY, max_steps=5)
+    run.ops(ran("a"))
+    run.ops(*(planned(f"s{number}") for number in range(4)))
+    for number in range(4):
+        run.ops(ran(f"s{number}"), step=f"s{number}")
+    run.answer(Returned(b"1"))
+    assert run.end.status == RunStatus.COMPLETED
+
+
+@pytest.mark.parametrize("bad", ["Sleep", "NoSuchOp"])
+def test_an_answer_with_an_impossible_op_starts_nothing_of_what_it_asks_for(bad: str) -> None:
+    run = Run()
+    opts = {"function_id": "app-child", "payload": {"data": {}}}
+    wrong = Op(id="b", op=bad, opts={"duration": "no duration"})
+    commands = run.ops(ran("c"), op(Opcode.INVOKE_FUNCTION, "a", opts=opts), planned("d"), wrong)
+    assert kinds(commands) == [WriteMemo, EndRun]
+    assert run.error["name"] == "OpInvalidError"
 
 
 def test_too_much_state_fails_the_run() -> None:

@@ -37,6 +37,7 @@ def dev(
     database: Path | None,
     no_reload: bool,
     allow_private_addresses: bool,
+    max_steps: int,
 ) -> None:
     """Run an engine for development, and MODULE:APP with it.
 
@@ -61,6 +62,7 @@ def dev(
         database=database,
         reload=not no_reload,
         allow_private_addresses=allow_private_addresses,
+        max_steps=max_steps,
     )
 
     async def serve() -> None:

@@ -24,7 +24,7 @@ from durably.engine.embedded.settings import EngineSettings
 from durably.engine.embedded.views import RunUpdate
 from durably.engine.errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
-from durably.protocol.limits import MAX_DEV_EVENT_BYTES
+from durably.protocol.limits import MAX_DEV_EVENT_BYTES, MAX_STEPS
 
 from .activity import Activity
 from .app_process import AppProcess, check_importable, free_port
@@ -58,6 +58,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     database: Path | None = None
     reload: bool = False
     allow_private_addresses: bool = False
+    max_steps: int = MAX_STEPS
 
 
 class DevServer:
@@ -116,6 +117,7 @@ class DevServer:
         settings = EngineSettings(
             server_kind=ServerKind.DEV,
             allow_private_addresses=options.allow_private_addresses,
+            max_steps=options.max_steps,
             close_grace=CLOSE_GRACE,
             max_event_bytes=MAX_DEV_EVENT_BYTES,
         )

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
+from durably.protocol.limits import MAX_STEPS
 
 Command = Callable[..., Any]
 
@@ -161,7 +162,7 @@ def database_option(command: Command) -> Command:
 
 
 def server_options(*, poll_interval: float) -> Callable[[Command], Command]:
-    """``host`` and ``port`` of the engine, the ``urls`` of apps, and how often these are asked to sync."""
+    """``host`` and ``port`` of the engine, the ``urls`` of apps, how often these are asked to sync, and limits."""
     options = (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
         click.option(
@@ -189,6 +190,14 @@ def server_options(*, poll_interval: float) -> Callable[[Command], Command]:
             help="How often to sync with the apps of -u; 0 means once.",
         ),
         click.option("--allow-private-addresses", is_flag=True, help="Let step.fetch and step.ai.infer reach them."),
+        click.option(
+            "--max-steps",
+            default=MAX_STEPS,
+            show_default=True,
+            type=click.IntRange(1),
+            metavar="N",
+            help="The most steps that a run may have. A run that asks for more fails.",
+        ),
     )
 
     def decorate(command: Command) -> Command:

@@ -45,6 +45,7 @@ def start(
     event_keys: tuple[str, ...],
     poll_interval: float,
     allow_private_addresses: bool,
+    max_steps: int,
     retention: dt.timedelta | None,
 ) -> None:
     """Run an engine for production.
@@ -71,6 +72,7 @@ def start(
         signing_key_fallback=signing_key_fallback,
         backoff=standard_backoff,
         allow_private_addresses=allow_private_addresses,
+        max_steps=max_steps,
         retention=retention,
     )
     log_json_lines()

@@ -36,7 +36,7 @@ from durably.engine.inputs import (
     TimerFired,
     WaitResolved,
 )
-from durably.engine.ops import ASKING, EXECUTED, REQUESTS, Answering, carry_out, executed_memo
+from durably.engine.ops import ASKING, EXECUTED, REQUESTS, STARTING, Answering, carry_out, executed_memo
 from durably.engine.turn import Policy, RunOverflow, Turn, encode_error, error_memo, excerpt
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
@@ -107,8 +107,9 @@ def _on_ops(turn: Turn, call: Call, answer: Asked, memoised: frozenset[str]) -> 
         turn.disable_immediate = True
     answering = Answering(turn, call, answer)
     try:
+        turn.check_room_for(len({op.id for op in answer.ops if _is_new_step(turn, op, memoised)}))
         for op in answer.ops:
-            if op.id and (op.id in memoised or op.id in turn.written or turn.is_outstanding(op.id)):
+            if _is_known(turn, op, memoised):
                 continue
             carry_out(answering, op)
             if turn.status.has_ended:
@@ -120,6 +121,15 @@ def _on_ops(turn: Turn, call: Call, answer: Asked, memoised: frozenset[str]) -> 
     else:
         if not answering.gave_up:
             _check_progress(turn, call, memoised)
+
+
+def _is_known(turn: Turn, op: Op, memoised: frozenset[str]) -> bool:
+    """Whether the step of an op has ended, or is on its way."""
+    return bool(op.id) and (op.id in memoised or op.id in turn.written or turn.is_outstanding(op.id))
+
+
+def _is_new_step(turn: Turn, op: Op, memoised: frozenset[str]) -> bool:
+    return op.op in STARTING and not _is_known(turn, op, memoised) and op.id not in turn.waits
 
 
 def _check_progress(turn: Turn, call: Call, memoised: frozenset[str]) -> None:

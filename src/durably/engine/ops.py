@@ -95,7 +95,7 @@ def _step_planned(answering: Answering, op: Op) -> None:
         return
     lost = turn.close_wait(op.id)
     attempt = lost.attempt if lost else 0
-    turn.plan(
+    turn.call(
         Call(
             generation=0,
             due=turn.now,
@@ -204,3 +204,6 @@ ASKING = REQUESTS | {
     Opcode.INVOKE_FUNCTION,
 }
 """Ops that ask the engine for something; several in one answer mean that the run has parallel branches."""
+
+STARTING = EXECUTED | ASKING | {Opcode.WAIT_FOR_SIGNAL}
+"""Ops by which a run has a step more."""

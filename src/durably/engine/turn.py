@@ -18,11 +18,15 @@ _ERROR_EXCERPT_LENGTH = 300
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """How long to wait, in milliseconds: after the given attempt (from 0) failed, and after a call has not
-    reached its app so many times in a row (from 0)."""
+    """The engine's settings that decide about runs.
+
+    ``retry_delay`` is the wait after the given attempt (from 0) failed, ``unreached_delay`` the wait after a call has
+    not reached its app so many times in a row (from 0), both in milliseconds. ``max_steps`` is the most steps of a run.
+    """
 
     retry_delay: Callable[[int], int]
     unreached_delay: Callable[[int], int]
+    max_steps: int = MAX_STEPS
 
 
 class RunOverflow(Exception):
@@ -149,8 +153,8 @@ class Turn:
         self, step_id: str, name: str, op: Opcode, memo: bytes, *, attempts: int = 1, failed: bool = False
     ) -> None:
         """Store what a step came to. Raises ``RunOverflow`` where the run has no room for it."""
-        if self.memos + 1 > MAX_STEPS:
-            raise RunOverflow("StepLimitError", f"the run has more than {MAX_STEPS} steps, at {name!r}")
+        if self.memos + 1 > self.policy.max_steps:
+            raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
         if self.bytes + len(memo) > MAX_RUN_STATE_BYTES:
             raise RunOverflow(
                 "StateTooLargeError",
@@ -176,16 +180,22 @@ class Turn:
             self.fail(overflow.error)
 
     def wait(self, wait: Wait) -> None:
-        self._check_room(wait.name)
         self.waits[wait.step_id] = wait
 
-    def plan(self, call: Call) -> None:
-        self._check_room(call.name)
-        self.call(call)
+    def check_room_for(self, new_steps: int) -> None:
+        """Raises ``RunOverflow`` if finished, outstanding and new steps together are over the limit."""
+        steps = self.memos + len(self.waits) + sum(not call.is_discovery for call in self.calls.values())
+        if steps + new_steps > self.policy.max_steps:
+            raise self._too_many_steps(
+                f"it has {steps} and asks for {new_steps} more, so that none of these was started"
+            )
 
-    def _check_room(self, name: str) -> None:
-        if self.memos + len(self.waits) + len(self.calls) >= MAX_STEPS:
-            raise RunOverflow("StepLimitError", f"the run has more than {MAX_STEPS} steps, at {name!r}")
+    def _too_many_steps(self, reason: str) -> RunOverflow:
+        return RunOverflow(
+            "StepLimitError",
+            f"a run may have at most {self.policy.max_steps} steps, and {reason}: do more in each step, spread the "
+            "work over several runs, or raise the engine's limit (`--max-steps`, or `max_steps` in its settings)",
+        )
 
     def close_wait(self, step_id: str) -> Wait | None:
         """The wait, which is one no more; ``None`` where there is none."""
@@ -217,6 +227,8 @@ class Turn:
     # ends
 
     def fail(self, error: ErrorData) -> None:
+        """End the run for a fault in what it asked for. Nothing that it asked for in the same turn is started."""
+        self.commands = [command for command in self.commands if isinstance(command, WriteMemo | CloseWait)]
         self.end(RunStatus.FAILED, encode_error(error))
 
     def end(self, status: RunStatus, output: bytes) -> None:

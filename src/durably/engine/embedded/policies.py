@@ -1,5 +1,5 @@
-"""The delays that an engine's settings amount to, spread out at random so that what failed together is not tried
-again together."""
+"""What an engine's settings amount to for the run machine. Delays are spread out at random, so that what failed
+together is not tried again together."""
 
 import datetime as dt
 import random
@@ -15,4 +15,5 @@ def make_policy(settings: EngineSettings) -> Policy:
     return Policy(
         retry_delay=lambda attempt: settings.backoff(attempt, random.random()) // _MILLISECOND,
         unreached_delay=lambda failures: settings.unreached_backoff(failures, random.random()) // _MILLISECOND,
+        max_steps=settings.max_steps,
     )
