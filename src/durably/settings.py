@@ -1,8 +1,10 @@
 """Settings: constructor arguments first, then the environment, then defaults. The only reader of ``os.environ``."""
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from durably.errors import FunctionConfigInvalidError, URLInvalidError
@@ -15,6 +17,10 @@ DEFAULT_SERVE_PATH = "/api/inngest"
 
 _FALSE = ("", "0", "false")
 _TRUE = ("1", "true")
+_TEST_MODULES = ("pytest", "pytest.__main__", "unittest.__main__", "tornado.testing", "nose2.__main__", "twisted.trial")
+"""Modules that run tests when they are the main program (``python -m unittest``)."""
+_TEST_SCRIPTS = ("pytest", "py.test", "nose2", "trial")
+_DJANGO_SCRIPTS = ("manage.py", "django-admin", "django-admin.py")
 _ENVIRONMENT_NAMES = ("INNGEST_ENV", "VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_BRANCH")
 
 
@@ -139,3 +145,29 @@ def parse_origin(text: str, mode: ServerKind, setting: str) -> str:
     if not is_valid:
         raise URLInvalidError(f"{setting} is not a valid URL: {text!r}; write it like https://engine.example.com")
     return url.rstrip("/")
+
+
+def is_test_run() -> bool:
+    """Whether this process runs tests: pytest and its pytest-xdist workers, ``manage.py test``, ``python -m unittest``.
+
+    A child that a test run forks, or starts with ``multiprocessing``, is part of the test run. A program that a test
+    starts by itself is not: a server in a subprocess is a server. So nothing here reads environment variables, which
+    such programs inherit (``PYTEST_CURRENT_TEST``).
+    """
+    # Set by our pytest plugin, which each process of a pytest session loads.
+    if getattr(sys.modules.get("pytest_durably"), "open_sessions", 0) > 0:
+        return True
+    # Django's own test runner, whatever started it: setup_test_environment() makes the outbox.
+    if hasattr(sys.modules.get("django.core.mail"), "outbox"):
+        return True
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return is_test_program(getattr(main, "name", None), sys.argv)
+
+
+def is_test_program(main_module: str | None, arguments: Sequence[str]) -> bool:
+    """Whether a program with this ``__main__`` module (``None`` for a script) and ``sys.argv`` runs tests."""
+    script = PurePath(arguments[0]).name.removesuffix(".exe") if arguments else ""
+    if main_module in _TEST_MODULES or script in _TEST_SCRIPTS:
+        return True
+    is_django = main_module == "django.__main__" or script in _DJANGO_SCRIPTS
+    return is_django and list(arguments[1:2]) == ["test"]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from durably.testing import SyncTestEngine, TestEngine
     from durably.testing.temporal import TemporalServer
 
+open_sessions = 0
+"""How many pytest sessions this process runs. ``durably.settings.is_test_run`` reads it."""
+
 _open_engines = pytest.StashKey[list["SyncTestEngine"]]()
 
 
@@ -22,6 +25,17 @@ class OpenEngine(Protocol):
     """``options`` are those of ``TestEngine``."""
 
     def __call__(self, client: "Client", functions: "Sequence[Function[Any]]", **options: Any) -> "SyncTestEngine": ...
+
+
+def pytest_load_initial_conftests() -> None:
+    """The first hook of a session, before any code of the project is imported."""
+    global open_sessions
+    open_sessions += 1
+
+
+def pytest_unconfigure() -> None:
+    global open_sessions
+    open_sessions -= 1
 
 
 @pytest.fixture
