@@ -82,6 +82,9 @@ class Step:
     are made. Durations are milliseconds or ``timedelta``. A step that failed for good raises ``StepError``.
     """
 
+    # Coroutines are typed with None, not Any: where an argument's type has an Any in it, mypy gives up choosing among
+    # the overloads of asyncio.gather and group.parallel, and infers Any.
+
     def __init__(self, client: "Client", call: AsyncCall, send: Callable[[Events], Awaitable[list[str]]]) -> None:
         self._client = client
         self._call = call
@@ -90,33 +93,41 @@ class Step:
 
     @overload
     def run(
-        self, step_id: str, handler: Callable[..., Awaitable[T]], *args: Any, output_type: Any = Unset, **kwargs: Any
-    ) -> Coroutine[Any, Any, T]: ...
+        self, step_id: str, handler: Callable[..., Awaitable[T]], *args: Any, output_type: Any, **kwargs: Any
+    ) -> Coroutine[None, None, T]: ...
     @overload
     def run(
-        self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any = Unset, **kwargs: Any
-    ) -> Coroutine[Any, Any, T]: ...
+        self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any
+    ) -> Coroutine[None, None, T]: ...
+    @overload
+    def run(
+        self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[None, None, T]: ...
+    @overload
+    def run(
+        self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[None, None, T]: ...
     def run(
         self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """Run ``handler(*args, **kwargs)`` once it succeeds, and return what it returned, from JSON.
+    ) -> Coroutine[None, None, Any]:
+        """Run ``handler(*args, **kwargs)`` until it succeeds once, and return its result.
 
-        A sync handler runs in the event loop, like any sync call in async code. ``output_type`` lets the
-        client's serializer turn the output into JSON and back.
+        The result is stored as JSON, and is an instance of the handler's return annotation. ``output_type`` replaces
+        the annotation. A sync handler runs in the event loop, like any sync call in async code.
         """
         return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))
 
-    def sleep(self, step_id: str, duration: Duration) -> Coroutine[Any, Any, None]:
+    def sleep(self, step_id: str, duration: Duration) -> Coroutine[None, None, None]:
         """Sleep; nothing of the app is kept alive meanwhile. At most 366 days."""
         return self._call.step(steps.sleep(step_id, duration))
 
-    def sleep_until(self, step_id: str, until: dt.datetime) -> Coroutine[Any, Any, None]:
+    def sleep_until(self, step_id: str, until: dt.datetime) -> Coroutine[None, None, None]:
         """Sleep until a moment (naive ones are local time)."""
         return self._call.step(steps.sleep_until(step_id, until))
 
     def wait_for_event(
         self, step_id: str, *, event: str, if_exp: str | None = None, timeout: Duration
-    ) -> Coroutine[Any, Any, Event | None]:
+    ) -> Coroutine[None, None, Event | None]:
         """The next event of that name, or ``None`` after ``timeout``.
 
         In ``if_exp`` the run's own event is ``event``, the newcomer ``async``.
@@ -125,7 +136,7 @@ class Step:
 
     def wait_for_signal(
         self, step_id: str, *, signal: str, timeout: Duration | None = None, on_conflict: OnConflict = "fail"
-    ) -> Coroutine[Any, Any, Signal | None]:
+    ) -> Coroutine[None, None, Signal | None]:
         """The signal once it is sent, or ``None`` after ``timeout`` (default a year).
 
         One run at a time waits for a signal; ``on_conflict="replace"`` takes it over from another.
@@ -141,7 +152,7 @@ class Step:
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
-    ) -> Coroutine[Any, Any, T]:
+    ) -> Coroutine[None, None, T]:
         """Run another function with ``data`` as its event's data, and return what it returned."""
         return self._call.step(steps.invoke_function(self._client, step_id, function, data, timeout, v, user))
 
@@ -155,11 +166,11 @@ class Step:
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> Coroutine[None, None, Any]:
         """``invoke`` of a function that is known by its id, of this app or another."""
         return self._call.step(steps.invoke(self._client, step_id, app_id, function_id, data, timeout, v, user))
 
-    def send_event(self, step_id: str, events: Events) -> Coroutine[Any, Any, list[str]]:
+    def send_event(self, step_id: str, events: Events) -> Coroutine[None, None, list[str]]:
         """Send events once; returns their ids."""
         return self.run(step_id, self._send, events)
 
@@ -171,7 +182,7 @@ class Step:
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
         body: Any = None,
-    ) -> Coroutine[Any, Any, FetchResponse]:
+    ) -> Coroutine[None, None, FetchResponse]:
         """Have the engine make an HTTP request; ``body`` is text, or anything that JSON expresses."""
         return self._call.step(steps.fetch(step_id, url, method, headers, body))
 
@@ -183,13 +194,13 @@ class AI:
         self._client = client
         self._call = call
 
-    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
+    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[None, None, Any]:
         """Have the engine make the request to the model; returns the provider's JSON."""
         return self._call.step(steps.infer(step_id, adapter, body))
 
     def wrap(
         self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, T]:
+    ) -> Coroutine[None, None, T]:
         """``run`` for a model's own client library; engines show such steps as AI calls."""
         return self._call.step(steps.ai_wrap(self._client, step_id, handler, args, kwargs))
 
@@ -203,9 +214,15 @@ class StepSync:
         self._send = send
         self.ai = AISync(client, call)
 
-    def run(self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any = Unset, **kwargs: Any) -> T:
+    @overload
+    def run(self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any) -> T: ...
+    @overload
+    def run(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    def run(
+        self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
+    ) -> Any:
         """See ``Step.run``."""
-        return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))  # type: ignore[no-any-return]
+        return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))
 
     def sleep(self, step_id: str, duration: Duration) -> None:
         """See ``Step.sleep``."""

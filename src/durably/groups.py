@@ -20,6 +20,8 @@ T1 = TypeVar("T1")
 T2 = TypeVar("T2")
 T3 = TypeVar("T3")
 T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+T6 = TypeVar("T6")
 AsyncBranch = Callable[[], Awaitable[T]]
 Branch = Callable[[], T]
 
@@ -44,6 +46,20 @@ class Group:
         callables: tuple[AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3], AsyncBranch[T4]],
         parallel_mode: ParallelMode = ...,
     ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    async def parallel(
+        self,
+        callables: tuple[AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3], AsyncBranch[T4], AsyncBranch[T5]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5]: ...
+    @overload
+    async def parallel(
+        self,
+        callables: tuple[
+            AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3], AsyncBranch[T4], AsyncBranch[T5], AsyncBranch[T6]
+        ],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5, T6]: ...
     @overload
     async def parallel(
         self, callables: Sequence[AsyncBranch[T]], parallel_mode: ParallelMode = ...
@@ -125,6 +141,18 @@ class GroupSync:
     def parallel(
         self, callables: tuple[Branch[T1], Branch[T2], Branch[T3], Branch[T4]], parallel_mode: ParallelMode = ...
     ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    def parallel(
+        self,
+        callables: tuple[Branch[T1], Branch[T2], Branch[T3], Branch[T4], Branch[T5]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5]: ...
+    @overload
+    def parallel(
+        self,
+        callables: tuple[Branch[T1], Branch[T2], Branch[T3], Branch[T4], Branch[T5], Branch[T6]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5, T6]: ...
     @overload
     def parallel(self, callables: Sequence[Branch[T]], parallel_mode: ParallelMode = ...) -> tuple[T, ...]: ...
     def parallel(
