@@ -426,6 +426,36 @@ def test_wrong_arguments_are_named(options: dict[str, Any], reason: str) -> None
         Embedded("durably.db", **options)
 
 
+def test_a_database_in_memory_is_refused_with_the_alternative() -> None:
+    with pytest.raises(ValueError, match="TestEngine"):
+        Embedded(":memory:")
+
+
+@pytest.mark.parametrize("is_production", [False, True])
+async def test_steps_requests_reach_this_machine_in_development_only(tmp_path: Path, is_production: bool) -> None:
+    app = App(tmp_path / "durably.db")
+    app.client = Client(app_id="app", engine=app.engine, is_production=is_production)
+
+    @app.function("fetches")
+    async def fetches(ctx: Context) -> str:
+        return (await ctx.step.fetch("page", ctx.event.data["url"])).body
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, app.running():
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        run = await app.run(Event(name="fetches", data={"url": url}))
+    if is_production:
+        assert "allow_private_addresses" in output_of(run)["message"]
+    else:
+        assert output_of(run) == "hi"
+
+
 async def test_functions_that_are_served_after_the_start_run_too(app: App) -> None:
     @app.function("first")
     async def first(ctx: Context) -> str:

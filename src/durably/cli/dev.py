@@ -4,12 +4,23 @@ from pathlib import Path
 
 import click
 
-from .options import server_options
+from .options import read_allowed_hosts, server_options
 
 
 @click.command()
 @click.argument("target", metavar="[MODULE:APP]", required=False)
-@server_options(poll_interval=5)
+@server_options(poll_interval=5, allow_private_addresses=True)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    callback=read_allowed_hosts,
+    envvar="DURABLY_ALLOWED_HOSTS",
+    show_envvar=True,
+    metavar="NAME",
+    help="A host, besides localhost, by which clients and web pages may reach the engine, like host.docker.internal; "
+    "* allows all. May be repeated; in the environment, separated by spaces.",
+)
 @click.option(
     "--app-port",
     default=8000,
@@ -23,7 +34,7 @@ from .options import server_options
     "database",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PATH",
-    help="File that keeps the engine's state.  [default: .durably/dev.db]",
+    help="File that keeps the engine's state; :memory: keeps none.  [default: .durably/dev.db]",
 )
 @click.option("--no-reload", is_flag=True, help="Do not restart MODULE:APP when its source changes.")
 def dev(
@@ -32,6 +43,7 @@ def dev(
     poll_interval: float,
     host: str,
     port: int,
+    allowed_hosts: tuple[str, ...],
     app_port: int,
     app_path: str | None,
     database: Path | None,
@@ -57,6 +69,7 @@ def dev(
         poll_interval=poll_interval,
         host=host,
         port=port,
+        allowed_hosts=allowed_hosts,
         app_port=app_port,
         app_path=app_path,
         database=database,

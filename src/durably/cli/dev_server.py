@@ -8,6 +8,7 @@ A script can use it too::
 
 import asyncio
 import datetime as dt
+import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Self
 
 import msgspec
 
-from durably.engine.embedded.api.auth import LOOPBACK_HOSTS
+from durably.engine.embedded.api.hosts import LOOPBACK_HOSTS
 from durably.engine.embedded.api.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.engine import EmbeddedEngine
-from durably.engine.embedded.settings import EngineSettings
+from durably.engine.embedded.settings import Durability, EngineSettings
 from durably.engine.embedded.views import RunUpdate
 from durably.engine.errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
@@ -34,6 +35,7 @@ from .reloading import SourceChanges, restart_on_changes
 from .running import first_failure
 from .syncing import keep_synced
 
+IN_MEMORY = Path(":memory:")
 STATE_DIRECTORY = Path(".durably")
 DEFAULT_APP_PORT = 8000
 CLOSE_GRACE = dt.timedelta(seconds=1)
@@ -43,7 +45,9 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``target`` is ``module:app`` to serve, ``urls`` apps that run by themselves, which are asked to sync every
     ``poll_interval`` seconds. Ports of 0 take free ones.
 
-    Without ``database``, state is kept in ``.durably/dev.db`` below the working directory. ``app_path`` is where
+    Without ``database``, state is kept in ``.durably/dev.db`` below the working directory; ``Path(":memory:")`` keeps
+    it in a temporary file. ``allowed_hosts`` are hosts that the engine answers to besides those of this machine.
+    ``app_path`` is where
     the app serves its functions, if not at one of the usual paths. With ``reload``, the app is started anew when
     Python source below the working directory changes.
     """
@@ -53,11 +57,12 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval: float = 5.0
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
+    allowed_hosts: tuple[str, ...] = ()
     app_port: int = DEFAULT_APP_PORT
     app_path: str | None = None
     database: Path | None = None
     reload: bool = False
-    allow_private_addresses: bool = False
+    allow_private_addresses: bool = True
     max_steps: int = MAX_STEPS
 
 
@@ -113,9 +118,11 @@ class DevServer:
 
     async def _start(self) -> None:
         options = self.options
-        database = options.database or state_directory() / "dev.db"
+        is_kept = options.database != IN_MEMORY
+        database = (options.database or state_directory() / "dev.db") if is_kept else self._temporary_database()
         settings = EngineSettings(
             server_kind=ServerKind.DEV,
+            durability=Durability.FULL if is_kept else Durability.OFF,
             allow_private_addresses=options.allow_private_addresses,
             max_steps=options.max_steps,
             close_grace=CLOSE_GRACE,
@@ -123,7 +130,12 @@ class DevServer:
         )
         try:
             self._server = await EngineServer.open(
-                database, settings, host=options.host, port=options.port, on_sync=self._report_sync
+                database,
+                settings,
+                host=options.host,
+                port=options.port,
+                allowed_hosts=options.allowed_hosts,
+                on_sync=self._report_sync,
             )
         except DatabaseLockedError:
             # Who mistypes the app's name most likely runs an engine here already: that is not what is wrong.
@@ -132,13 +144,19 @@ class DevServer:
             raise
         self._cleanup.push_async_callback(self._server.close)
         self._updates = self._cleanup.enter_context(self.engine.watch())
-        self.console.note(f"engine at {self.server.origin}, state in {database}")
+        where = f"state in {database}" if is_kept else "state is lost when it ends"
+        self.console.note(f"engine at {self.server.origin}, {where}")
         if options.host not in LOOPBACK_HOSTS:
             self.console.warn(f"whoever can reach {options.host} can use this engine: it asks for no keys")
         if options.target is not None:
             await self._start_app(options.target)
         elif not options.urls:
             self.console.note(f"start apps with INNGEST_DEV={self.server.origin}, or name them with -u")
+
+    def _temporary_database(self) -> Path:
+        """SQLite's own in-memory databases belong to one connection each, and the engine has several."""
+        directory = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="durably-dev-"))
+        return Path(directory) / "dev.db"
 
     async def _start_app(self, target: str) -> None:
         options = self.options

@@ -55,6 +55,16 @@ def read_age(context: click.Context, parameter: click.Parameter, text: str | Non
     return age
 
 
+def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """Names and addresses: the callback of ``--allowed-host``."""
+    from durably.engine.embedded.api.hosts import check_allowed_host
+
+    try:
+        return tuple(check_allowed_host(host) for host in hosts)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -161,7 +171,7 @@ def database_option(command: Command) -> Command:
     )(command)
 
 
-def server_options(*, poll_interval: float) -> Callable[[Command], Command]:
+def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Callable[[Command], Command]:
     """``host`` and ``port`` of the engine, the ``urls`` of apps, how often these are asked to sync, and limits."""
     options = (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
@@ -189,7 +199,12 @@ def server_options(*, poll_interval: float) -> Callable[[Command], Command]:
             metavar="SECONDS",
             help="How often to sync with the apps of -u; 0 means once.",
         ),
-        click.option("--allow-private-addresses", is_flag=True, help="Let step.fetch and step.ai.infer reach them."),
+        click.option(
+            "--allow-private-addresses/--no-allow-private-addresses",
+            default=allow_private_addresses,
+            show_default=True,
+            help="Let step.fetch and step.ai.infer reach this machine and private networks.",
+        ),
         click.option(
             "--max-steps",
             default=MAX_STEPS,

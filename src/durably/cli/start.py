@@ -10,7 +10,7 @@ from .options import read_age, server_options, signing_key_options
 
 
 @click.command()
-@server_options(poll_interval=0)
+@server_options(poll_interval=0, allow_private_addresses=False)
 @click.option(
     "--db",
     "database",
@@ -54,6 +54,8 @@ def start(
     API asks for in turn; events need an event key. Apps sync when they are deployed, or are named by -u. The log is
     one JSON object a line, on stderr.
     """
+    if str(database) == ":memory:":
+        raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
     if not signing_key:
         raise CliError("no signing key: set INNGEST_SIGNING_KEY, the same as the apps', or give --signing-key")
     if not event_keys or not all(event_keys):

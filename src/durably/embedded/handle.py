@@ -36,8 +36,8 @@ class Embedded(Orders):
     (SIGSTOP) inside of a transaction is in everybody's way for as long as it lives: ``kill_stopped_owner`` lets the
     others kill it after another lease. ``settings`` are those of the engine: backoff of retries, durability, limits.
 
-    Raises ``ValueError`` for a lease that is too short or no room for calls, ``ImportError`` where the extra is not
-    installed, ``OSError`` on Windows, and ``RuntimeError`` under gevent and eventlet.
+    Raises ``ValueError`` for a lease that is too short, no room for calls or ``":memory:"``, ``ImportError`` where the
+    extra is not installed, ``OSError`` on Windows, and ``RuntimeError`` under gevent and eventlet.
     """
 
     def __init__(
@@ -56,6 +56,11 @@ class Embedded(Orders):
         refuse_green_threads()
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
+        if os.fspath(path) == ":memory:":
+            raise ValueError(
+                'Embedded(":memory:") cannot be: its database is a file that the processes of an app share. Give a '
+                "path; tests use durably.testing.TestEngine, which keeps nothing"
+            )
         if max_calls < 1:
             raise ValueError(f"Embedded.max_calls must be 1 or more, not {max_calls}")
         self.path = Path(os.path.realpath(path))

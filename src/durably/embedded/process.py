@@ -237,8 +237,11 @@ class ProcessEngine:
 
         if self._options.settings is not None:
             return self._options.settings
-        is_production = any(handler.client.is_production for handler in self._handlers.values())
-        return EngineSettings(backoff=standard_backoff if is_production else dev_backoff)
+        modes = {handler.client.is_production for handler in self._handlers.values()}
+        return EngineSettings(
+            backoff=standard_backoff if True in modes else dev_backoff,
+            allow_private_addresses=modes == {False},  # not in a process without functions: the others' are unknown
+        )
 
     def _stop_at_exit(self) -> None:
         """Where no server tells of its end, the process's own is it."""

@@ -11,6 +11,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 from . import checkpoint, cors, events, functions, info, invoke, runs, signals, sweeps, sync
 from .auth import EVENTS_PATH, ApiKeys, authorize
 from .failures import failures_as_json
+from .hosts import AllowedHosts
 from .state import STATE, AcceptedSync, ApiState, OnSync
 from .unreadable import answer_expectation, answer_unrouted
 
@@ -54,10 +55,18 @@ def ignore_sync(sync: AcceptedSync) -> None:
     """The ``on_sync`` of those who do not care."""
 
 
-def create_api(engine: EmbeddedEngine, keys: ApiKeys, *, on_sync: OnSync = ignore_sync) -> web.Application:
-    """The API of an open engine, to be served with no access log: paths of ``/e/`` hold event keys."""
+_LOCAL = AllowedHosts()
+
+
+def create_api(
+    engine: EmbeddedEngine, keys: ApiKeys, *, hosts: AllowedHosts = _LOCAL, on_sync: OnSync = ignore_sync
+) -> web.Application:
+    """The API of an open engine, to be served with no access log: paths of ``/e/`` hold event keys.
+
+    ``hosts`` are those that a development engine answers to.
+    """
     app = web.Application(
-        middlewares=[failures_as_json, authorize(keys)],
+        middlewares=[failures_as_json, authorize(keys, hosts)],
         client_max_size=MAX_REQUEST_BYTES,
     )
     app[STATE] = ApiState(engine, keys.server_kind, on_sync)

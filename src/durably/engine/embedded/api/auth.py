@@ -1,28 +1,32 @@
 """Who may ask.
 
-An engine in dev mode is open: it listens on the loopback interface, and any event key will do. What a browser
-could be tricked into is closed still: a page of another origin may send events, as in production, and nothing
-else. In cloud mode sending events takes one of the event keys (in the path), everything else the signing key,
-hashed, as a bearer token. Keys are compared in constant time, and neither echoed nor logged.
+A development engine asks for no keys: it listens on the loopback interface, and any event key will do. What a browser
+could be tricked into is refused: requests to hosts and from pages that are not local (``hosts``). In cloud mode
+sending events takes one of the event keys (in the path), everything else the signing key, hashed, as a bearer token.
+Keys are compared in constant time, and neither echoed nor logged.
 """
 
 import hmac
+import logging
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from durably.engine.embedded.sparse_log import SparseLog
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token, hash_signing_key
 
+from .hosts import AllowedHosts
 from .responses import ApiError
+
+_logger = logging.getLogger("durably.engine.api")
 
 EVENTS_PATH = "/e/{key}"
 _OPEN_PATHS = frozenset({"/health", EVENTS_PATH})
 """Need no bearer token. ``EVENTS_PATH`` checks the event key instead."""
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+_ADVICE = "only local ones are allowed; `durably dev --allowed-host NAME` allows another"
 
 
 class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,8 +46,9 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
         return f"ApiKeys({self.server_kind}, {len(self.event_keys)} event keys, {len(self.signing_keys)} signing keys)"
 
 
-def authorize(keys: ApiKeys) -> Middleware:
-    """Middleware that lets through who may ask, and answers 401 or 403 to others."""
+def authorize(keys: ApiKeys, hosts: AllowedHosts) -> Middleware:
+    """Middleware that answers 401 or 403 to requests that are not allowed. ``hosts`` counts in dev mode only."""
+    refusals = SparseLog(_logger)
     # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends the hash alone.
     tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
 
@@ -51,8 +56,9 @@ def authorize(keys: ApiKeys) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         path = _route(request)
         if keys.server_kind is ServerKind.DEV:
-            if path != EVENTS_PATH:
-                _refuse_foreign_pages(request)
+            if refusal := _refuse_strangers(request, hosts):
+                refusals.log(logging.WARNING, "%s", refusal)
+                raise ApiError(403, refusal)
         elif path == EVENTS_PATH:
             _check_event_key(request, keys.event_keys)
         elif path not in _OPEN_PATHS:
@@ -103,7 +109,15 @@ def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def _refuse_foreign_pages(request: web.Request) -> None:
-    origin = request.headers.get("origin")
-    if origin and urlsplit(origin).hostname not in LOOPBACK_HOSTS:
-        raise ApiError(403, "pages of another origin may send events to a dev engine, and nothing else")
+def _refuse_strangers(request: web.Request, hosts: AllowedHosts) -> str | None:
+    """Why a development engine does not answer this request; ``None`` if it does."""
+    header, origin = request.headers.get(hdrs.HOST), request.headers.get(hdrs.ORIGIN)
+    if header is None:
+        return "the development engine refuses requests without a Host header"
+    # An absolute URL in the request line takes the place of the header (RFC 9112 §3.2.2): aiohttp has it as the host.
+    for host in (header, request.host):
+        if not hosts.allows_host(host):
+            return f"the development engine refuses requests to the host {host!a}: {_ADVICE}"
+    if origin and not hosts.allows_origin(origin):
+        return f"the development engine refuses requests of pages of another origin, {origin!a}: {_ADVICE}"
+    return None

@@ -1,4 +1,7 @@
-"""Cross-origin requests: web pages under development may send events to a dev engine from any origin."""
+"""Cross-origin requests: local web pages, and those of allowed hosts, may send events to a dev engine.
+
+Pages of other hosts are refused before this (``auth``); the header lets a developer read why.
+"""
 
 from aiohttp import web
 

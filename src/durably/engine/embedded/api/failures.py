@@ -1,14 +1,13 @@
 """Turning what goes wrong in a handler into an error body with the right status."""
 
 import logging
-import math
-import time
 from weakref import WeakKeyDictionary
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from durably.engine import errors
+from durably.engine.embedded.sparse_log import SparseLog
 
 from .responses import ApiError, error_response
 
@@ -33,8 +32,7 @@ _STATUSES: dict[type[errors.EngineError], int] = {
 }
 
 
-_SECONDS_BETWEEN_LINES = 10.0
-_last_told: WeakKeyDictionary[web.Application, float] = WeakKeyDictionary()
+_logs: WeakKeyDictionary[web.Application, SparseLog] = WeakKeyDictionary()
 
 
 @web.middleware
@@ -62,7 +60,5 @@ async def failures_as_json(request: web.Request, handler: Handler) -> web.Stream
 
 def _tell_of_trouble(app: web.Application, error: errors.DatabaseUnavailableError) -> None:
     """Senders know, whoever runs the engine must too. One line now and then: a log may be on the disk that is full."""
-    now = time.monotonic()
-    if now - _last_told.get(app, -math.inf) >= _SECONDS_BETWEEN_LINES:
-        _last_told[app] = now
-        _logger.error("requests are refused with 503, so that they are sent again: %s", error.message)
+    log = _logs.setdefault(app, SparseLog(_logger))
+    log.log(logging.ERROR, "requests are refused with 503, so that they are sent again: %s", error.message)

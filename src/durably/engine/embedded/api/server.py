@@ -19,6 +19,7 @@ from durably.engine.errors import EngineError
 from .application import create_api, ignore_sync
 from .auth import ApiKeys
 from .discovery import AppDiscovery
+from .hosts import AllowedHosts
 from .state import OnSync
 from .unreadable import SERVER_LOGGER
 
@@ -58,9 +59,11 @@ class EngineServer:
         event_keys: Sequence[str] = (),
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
+        allowed_hosts: Sequence[str] = (),
         on_sync: OnSync = ignore_sync,
     ) -> Self:
         """``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
+        ``allowed_hosts`` are hosts that dev mode answers to besides those of this machine.
 
         Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and what the engine raises.
         """
@@ -80,7 +83,7 @@ class EngineServer:
             raise
         origin = f"http://{reachable(host)}:{listener.getsockname()[1]}"
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
-        api = create_api(engine, keys, on_sync=discovery.note_sync)
+        api = create_api(engine, keys, hosts=AllowedHosts(host, allowed_hosts), on_sync=discovery.note_sync)
         runner = web.AppRunner(api, access_log=None, logger=SERVER_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
         await web.SockSite(runner, listener).start()

@@ -166,7 +166,8 @@ def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundEr
         case aiohttp.ClientConnectorError(os_error=AddressRefusedError()):
             return attempt.error(
                 "was refused: its host is not on the public internet, and the engine reaches private addresses "
-                "only if it is started with private addresses allowed (--allow-private-addresses)",
+                "only if it is started with private addresses allowed (--allow-private-addresses, or in process "
+                "EngineSettings(allow_private_addresses=True))",
                 retriable=False,
             )
         case aiohttp.ClientConnectorDNSError():
