@@ -78,7 +78,7 @@ async def test_a_limit_beyond_what_is_possible_is_refused(dev: Harness, limit: s
 async def test_a_header_that_is_not_text_can_be_quoted(dev: Harness) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(dev.server.origin).port)
     writer.write(
-        b"POST /fn/register HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n"
+        b"POST /fn/register HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n"
         b"x-inngest-expected-server-kind: \xff\r\n\r\n"
     )
     answer = await reader.read()
@@ -97,7 +97,7 @@ async def exchange(harness: Harness, request: bytes) -> bytes:
 
 
 async def test_the_log_quotes_nothing_of_what_is_no_http(cloud: Harness, caplog: pytest.LogCaptureFixture) -> None:
-    get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     parts = urlsplit(cloud.server.origin)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(get)
@@ -110,7 +110,7 @@ async def test_the_log_quotes_nothing_of_what_is_no_http(cloud: Harness, caplog:
 
 
 async def test_what_is_expected_of_the_engine(dev: Harness) -> None:
-    request = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\nExpect: {}\r\n\r\n"
+    request = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\nExpect: {}\r\n\r\n"
     for path in ("/e/any", "/nowhere", "/health"):
         assert b" 100 " in await exchange(dev, request.format(path, "100-continue").encode())
         assert b" 417 " in await exchange(dev, request.format(path, "cake").encode())
