@@ -42,10 +42,10 @@ class FakeWorker:
         next(call for call in self.calls if not call.done()).set_result(DONE)
 
 
-def call(roster: Roster, function_id: str = "f") -> asyncio.Task[Answer]:
+def call(roster: Roster, function_id: str = "f", *, priority: int = 0) -> asyncio.Task[Answer]:
     step = StepConfig(id="step", runtime=Runtime(url="embedded://app"), retries=Retries(attempts=0))
     function = Function.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
-    data = CallData("run", function_id, Call(generation=1, due=0), 1, False, b"{}", [])
+    data = CallData("run", function_id, Call(generation=1, due=0), 1, False, b"{}", [], priority=priority)
     return asyncio.get_running_loop().create_task(roster.call(function, data, b"{}"))
 
 
@@ -90,6 +90,40 @@ async def test_calls_for_which_there_is_no_room_wait_in_order(roster: Roster) ->
     assert await third == Returned(b"1")
     assert worker.most == 1
     assert second.cancelled()
+
+
+async def test_many_calls_of_a_function_leave_room_for_anothers(roster: Roster) -> None:
+    worker = FakeWorker()
+    roster.add(worker, offer(10, "busy", "single", "more"))
+    busy = [call(roster, "busy") for _ in range(50)]
+    await settle()
+    assert worker.under_way == 9
+    single = call(roster, "single")
+    await settle()
+    assert worker.under_way == 10
+    worker.calls[9].set_result(DONE)
+    assert await single == Returned(b"1")
+    for task in busy:
+        task.cancel()
+
+
+async def test_calls_that_wait_go_by_their_priority(roster: Roster) -> None:
+    worker = FakeWorker()
+    roster.add(worker, offer(1))
+    order: list[int] = []
+
+    async def record(priority: int) -> None:
+        await call(roster, priority=priority)
+        order.append(priority)
+
+    async with asyncio.TaskGroup() as tasks:
+        for priority in (0, -60_000, 0, 60_000):
+            tasks.create_task(record(priority))
+            await settle()
+        for _ in range(4):
+            worker.finish_one()
+            await settle()
+    assert order == [0, 60_000, 0, -60_000]
 
 
 async def test_nobody_serves_the_function(roster: Roster) -> None:

@@ -1,7 +1,7 @@
 """Handing the engine's calls out to the processes that serve its functions: to the least busy of them first."""
 
 import asyncio
-from collections import deque
+from collections import Counter
 from typing import Protocol
 
 import msgspec
@@ -10,6 +10,7 @@ from durably.engine.answers import Answer, AttemptFailed, Unreached, failed
 from durably.engine.embedded.bodies import CallData
 from durably.engine.embedded.registry import Function
 from durably.engine.embedded.settings import EngineSettings
+from durably.engine.flow.fairness import FairQueue, may_have_another
 from durably.protocol.errors import ErrorData
 
 from .calls import HandedAnswer, HandedCall, hand_over, read_handed
@@ -43,27 +44,23 @@ class Seat:
         return self.offer.max_calls > 0 and function_id in self.offer.function_ids
 
     @property
-    def has_room(self) -> bool:
-        return self.under_way < self.offer.max_calls
+    def room(self) -> int:
+        return max(0, self.offer.max_calls - self.under_way)
 
     @property
     def load(self) -> float:
         return self.under_way / self.offer.max_calls
 
 
-class _Waiting(msgspec.Struct, frozen=True):
-    function_id: str
-    seat: asyncio.Future[Seat | None]
-
-
 class Roster:
-    """The engine's ``Caller``."""
+    """The engine's ``Caller``. Functions share the room that there is (``flow.fairness``)."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._deadlines = Deadlines(settings.call_timeout.total_seconds())
         self._seats: list[Seat] = []
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: FairQueue[tuple[str, asyncio.Future[Seat | None]]] = FairQueue()
+        self._under_way: Counter[str] = Counter()
 
     def add(self, worker: Worker, offer: Offer) -> Seat:
         seat = Seat(worker, offer)
@@ -85,7 +82,7 @@ class Roster:
     # Caller
 
     async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
-        seat = await self._take_seat(function.id)
+        seat = await self._take_seat(function.id, data.priority)
         if seat is None:
             return _unreached(f"no process that is running serves the function {function.id!r}")
         handed = hand_over(function, data, body, self._settings)
@@ -107,61 +104,64 @@ class Roster:
             return AttemptFailed(lost, retry_at=self._settings.clock.now())
         finally:
             self._deadlines.end(task)
-            seat.under_way -= 1
-            self._fill()
+            self._leave(seat, function.id)
 
     async def close(self) -> None:
         self._deadlines.close()
-        for waiting in self._waiting:
-            if not waiting.seat.done():
-                waiting.seat.set_result(None)
+        for function_id in self._waiting.functions():
+            self._release(function_id)
 
-    async def _take_seat(self, function_id: str) -> Seat | None:
+    async def _take_seat(self, function_id: str, priority: int) -> Seat | None:
         if (seat := self._best(function_id)) is not None:
-            seat.under_way += 1
-            return seat
+            return self._enter(seat, function_id)
         if not any(seat.serves(function_id) for seat in self._seats):
             return None
-        waiting = _Waiting(function_id, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        waiting: asyncio.Future[Seat | None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(function_id, self._settings.clock.now() - priority, (function_id, waiting))
         try:
-            return await waiting.seat
+            return await waiting
         except asyncio.CancelledError:
-            self._give_back(waiting)
+            # The call was given up on while it waited, or just as it was given a seat.
+            if not waiting.cancelled() and (seat := waiting.result()) is not None:
+                self._leave(seat, function_id)
             raise
 
-    def _give_back(self, waiting: _Waiting) -> None:
-        """A call was given up on while it waited, or just as it was given a seat."""
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
-        elif not waiting.seat.cancelled() and (seat := waiting.seat.result()) is not None:
-            seat.under_way -= 1
-            self._fill()
+    def _enter(self, seat: Seat, function_id: str) -> Seat:
+        seat.under_way += 1
+        self._under_way[function_id] += 1
+        return seat
+
+    def _leave(self, seat: Seat, function_id: str) -> None:
+        seat.under_way -= 1
+        self._under_way[function_id] -= 1
+        if not self._under_way[function_id]:
+            del self._under_way[function_id]
+        self._fill()
 
     def _fill(self) -> None:
-        """Let those who wait have what room there is, in the order in which they came."""
-        passed_over: deque[_Waiting] = deque()
-        while self._waiting and any(seat.has_room for seat in self._seats):
-            waiting = self._waiting.popleft()
-            if waiting.seat.done():
-                continue
-            seat = self._best(waiting.function_id)
-            if seat is None:
-                passed_over.append(waiting)
-            else:
-                seat.under_way += 1
-                waiting.seat.set_result(seat)
-        self._waiting.extendleft(reversed(passed_over))
+        """Give waiting calls what room there is."""
+        while (next_call := self._waiting.take(lambda function_id: self._best(function_id) is not None)) is not None:
+            function_id, waiting = next_call
+            if not waiting.done() and (seat := self._best(function_id)) is not None:
+                waiting.set_result(self._enter(seat, function_id))
 
     def _release_unserved(self) -> None:
-        """Nobody is left to do what these wait for."""
-        for waiting in self._waiting:
-            if not waiting.seat.done() and not any(seat.serves(waiting.function_id) for seat in self._seats):
-                waiting.seat.set_result(None)
+        """End the wait of calls that no process is left to take."""
+        for function_id in self._waiting.functions():
+            if not any(seat.serves(function_id) for seat in self._seats):
+                self._release(function_id)
+
+    def _release(self, function_id: str) -> None:
+        for _, waiting in self._waiting.remove(function_id):
+            if not waiting.done():
+                waiting.set_result(None)
 
     def _best(self, function_id: str) -> Seat | None:
-        with_room = [seat for seat in self._seats if seat.has_room and seat.serves(function_id)]
-        return min(with_room, key=lambda seat: seat.load, default=None)
+        """The least busy process that may take another call of the function."""
+        serving = [seat for seat in self._seats if seat.serves(function_id)]
+        if not may_have_another(self._under_way[function_id], sum(seat.room for seat in serving)):
+            return None
+        return min((seat for seat in serving if seat.room), key=lambda seat: seat.load, default=None)
 
 
 def _unreached(message: str) -> Unreached:

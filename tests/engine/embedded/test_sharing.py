@@ -7,7 +7,7 @@ from durably.engine.head import Call
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op
 
-CALLS = [CallAt(1, Call(generation=number, due=0, step_id=name)) for number, name in enumerate("abc", start=1)]
+CALLS = [CallAt(1, Call(generation=number, due=0, step_id=name), "f") for number, name in enumerate("abc", start=1)]
 ERROR = ErrorData(message="broken")
 
 

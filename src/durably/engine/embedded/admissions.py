@@ -176,7 +176,7 @@ class Admissions:
         return self._start(function, event_keys, outcome, rerun)
 
     def _start(self, function: Function, event_keys: tuple[int, ...], how: Start, rerun: Rerun | None) -> RunRow:
-        ticket = how.ticket if _is_needed(function, how) else None
+        ticket = how.ticket if self._is_needed(function, how) else None
         run = self._starts.start(function, event_keys, ticket=ticket, rerun=rerun)
         if ticket is not None:
             self._put(hold(ticket, run.key))
@@ -214,16 +214,17 @@ class Admissions:
         self._flow.put_deadline(run.key, kind, due)
         self._entry.effects.append(DeadlineAt(run.key, due))
 
+    def _is_needed(self, function: Function, how: Start) -> bool:
+        """Whether anything about the run depends on its ticket, or is to be tidied up after it."""
+        ticket = how.ticket
+        has_deadline = how.start_by is not None or function.flow.timeouts.finish is not None
+        has_priority = ticket.place != self._entry.now
+        is_limited = ticket.is_queued or ticket.singleton is not None
+        return is_limited or bool(how.cancel_on) or has_deadline or has_priority
+
     def _put(self, changes: Sequence[StateChange]) -> None:
         for change in changes:
             self._flow.put(change, self._entry.now)
-
-
-def _is_needed(function: Function, how: Start) -> bool:
-    """Whether anything about the run depends on its ticket, or is to be tidied up after it."""
-    ticket = how.ticket
-    has_deadline = how.start_by is not None or function.flow.timeouts.finish is not None
-    return ticket.is_queued or ticket.singleton is not None or bool(how.cancel_on) or has_deadline
 
 
 def _skipped(function: Function, reason: str) -> ErrorData:

@@ -19,7 +19,8 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     """All that a call tells its app. ``events`` are JSON, more than one where the run has a batch; ``memos`` are hashed
     step ids and memos in the order of the latter. ``step_input``, if any, is a step that has yet to run, by its hashed
     id, and the input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``:
-    an app may execute their steps along with its own, and one that does not know of that leaves them."""
+    an app may execute their steps along with its own, and one that does not know of that leaves them. ``priority``
+    is that of ``CallAt``, and is not told."""
 
     run_id: str
     function_id: str
@@ -30,6 +31,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     memos: Sequence[tuple[str, bytes]]
     step_input: tuple[str, bytes] | None = None
     also: Sequence[Call] = ()
+    priority: int = 0
 
     @property
     def job_id(self) -> str:

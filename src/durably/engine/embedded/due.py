@@ -40,10 +40,12 @@ def _delayed_call(connection: sqlite3.Connection, run_key: int, generation: int,
     head = run_head(connection, run_key)
     # Where the head is damaged, those who make the call find out.
     call = head.call(generation) if head else Call(generation=generation, due=due)
-    has_ticket = connection.execute(
-        "SELECT 1 FROM heads WHERE run_key = ? AND ticket IS NOT NULL", (run_key,)
+    row = connection.execute(
+        "SELECT runs.function_id, heads.ticket IS NOT NULL FROM heads JOIN runs ON runs.key = heads.run_key "
+        "WHERE heads.run_key = ?",
+        (run_key,),
     ).fetchone()
-    return None if call is None else CallAt(run_key, call, has_to_queue=has_ticket is not None)
+    return None if call is None or row is None else CallAt(run_key, call, row[0], has_to_queue=bool(row[1]))
 
 
 def _next_due(connection: sqlite3.Connection, tables: list[tuple[str, str, str]], after: int) -> int | None:

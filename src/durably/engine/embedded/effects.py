@@ -5,22 +5,34 @@ from collections.abc import Sequence
 
 import msgspec
 
+from durably.engine.flow.ticket import Ticket
 from durably.engine.head import Call
 from durably.engine.inputs import MakeRequest
 
 from .bodies import CallData
 from .registry import Function, Restraint
+from .store import RunRow
 from .updates import Note
 
 
 class CallAt(msgspec.Struct, frozen=True, gc=False):
     """A call to make when it is due or, where it ``has_to_queue``, to let join the queue then. ``data`` is what it
-    tells its app, where that is known without being read."""
+    tells its app, where that is known without being read. ``priority`` is by how many milliseconds it goes ahead of
+    its function's other calls."""
 
     run_key: int
     call: Call
+    function_id: str
+    priority: int = 0
     has_to_queue: bool = False
     data: CallData | None = None
+
+
+def call_of(
+    run: RunRow, ticket: Ticket | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
+) -> CallAt:
+    priority = 0 if ticket is None else run.created_at - ticket.place
+    return CallAt(run.key, call, run.function_id, priority, has_to_queue, data)
 
 
 class TimerAt(msgspec.Struct, frozen=True, gc=False):

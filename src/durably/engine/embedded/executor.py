@@ -45,7 +45,7 @@ class Executor:
         self._clock = clock
         self._max_calls = max_calls
         self._canonicalise = canonicalise
-        self._ready = ReadyCalls()
+        self._ready = ReadyCalls(max_calls)
         self._under_way: set[tuple[int, int]] = set()  # runs and generations
         self._requests: set[asyncio.Task[Sequence[CallAt]]] = set()
         self._started: dict[int, int] = {}
@@ -53,10 +53,11 @@ class Executor:
 
     def make(self, calls: list[CallAt]) -> None:
         """Make calls now, or as soon as others have come to their end."""
-        room = self._max_calls - len(self._requests)
+        room, now = self._max_calls - len(self._requests), self._clock.now()
         for position, due in enumerate(calls):
             # What has to wait for others is held in memory without its data.
-            self._ready.add(due if due.data is None or position < room else msgspec.structs.replace(due, data=None))
+            may_keep = due.data is None or position < room
+            self._ready.add(due if may_keep else msgspec.structs.replace(due, data=None), now)
         self._pump()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
@@ -78,14 +79,11 @@ class Executor:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _pump(self) -> None:
-        while len(self._requests) < self._max_calls and not self._is_closing:
-            taken = self._ready.take()
-            if not taken:
-                return
+        while not self._is_closing and (taken := self._ready.take()):
             run_key = taken[0].run_key
             calls = [due for due in taken if (run_key, due.call.generation) not in self._under_way]
             if not calls:
-                self._ready.ended(run_key)
+                self._ready.ended(taken[0])
                 continue
             self._clock.hold()
             task = asyncio.get_running_loop().create_task(self._make(calls))
@@ -97,14 +95,15 @@ class Executor:
         run_key = calls[0].run_key
         self._requests.discard(task)
         self._under_way.difference_update((run_key, due.call.generation) for due in calls)
-        self._ready.ended(run_key)
+        self._ready.ended(calls[0])
         self._started.pop(run_key, None)
         if not task.cancelled():
             if (error := task.exception()) is not None:
                 _logger.error("a call could not be carried out: %s", error, exc_info=error)
             else:
+                now = self._clock.now()
                 for unanswered in task.result():
-                    self._ready.add(unanswered)
+                    self._ready.add(unanswered, now)
         self._pump()
         self._clock.release()
 
@@ -115,6 +114,8 @@ class Executor:
             data = calls[0].data or await self._read(calls)
             if data is None:
                 return ()
+            if calls[0].priority:
+                data = msgspec.structs.replace(data, priority=calls[0].priority)
             outstanding = {call.generation for call in (data.call, *data.also)}
             calls = [due for due in calls if due.call.generation in outstanding]
             answers = list(answers_of(calls, await self._call(run_key, data)))

@@ -44,7 +44,7 @@ from durably.protocol.opcodes import Opcode
 from . import updates
 from .admissions import Admissions
 from .arrivals import Arrival, RunEnd, announce_end, check_content
-from .effects import CallAt, Effects, RequestAt, RunEnded, TimerAt
+from .effects import Effects, RequestAt, RunEnded, TimerAt, call_of
 from .ids import Entropy, new_id
 from .narrowing import narrow
 from .registry import Registry
@@ -235,7 +235,8 @@ class Entry:
 
     def _beginning(self, live: _LiveRun, happened: Input) -> int:
         if isinstance(happened, OfCall) and (call := live.head.call(happened.generation)):
-            return call.due if live.ticket is None else self.queue.let_through_at(live.row, call)
+            is_queued = live.ticket is not None and live.ticket.is_queued
+            return self.queue.let_through_at(live.row, call) if is_queued else call.due
         return self.now
 
     def _is_moving(self, live: _LiveRun) -> bool:
@@ -251,7 +252,7 @@ class Entry:
             now = after.get(call.generation)
             if _is_repeated(call) and (now is None or not _is_repeated(now)):
                 self.store.drop_delayed_call(live.row.key, call.generation)
-            if live.ticket is not None and now is None:
+            if live.ticket is not None and live.ticket.is_queued and now is None:
                 self.queue.leave(live.row.key, call.generation)
 
     # the queue
@@ -270,7 +271,7 @@ class Entry:
         if live.ticket is not None and live.ticket.has_to_queue(starts_run=live.row.started_at is None):
             self.queue.join_again(live.row, call, live.ticket)
         else:
-            self.effects.append(CallAt(run_key, call))
+            self.effects.append(call_of(live.row, live.ticket, call))
 
     def _let_through(self, queued: QueuedCall) -> None:
         live = self._load(queued.run_key)
@@ -278,7 +279,7 @@ class Entry:
         if live is None or call is None:
             self.queue.leave(queued.run_key, queued.generation)
             return
-        self.effects.append(CallAt(queued.run_key, call))
+        self.effects.append(call_of(live.row, live.ticket, call))
         if live.row.started_at is None:
             live.row = self.store.begin_run(live.row, self.now)
             self.admissions.begun(live.row)
@@ -291,9 +292,9 @@ class Entry:
         if is_later or command.call.error:
             self.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
         if live.ticket is None or not live.ticket.has_to_queue(starts_run=live.row.started_at is None):
-            self.effects.append(CallAt(live.row.key, command.call))
+            self.effects.append(call_of(live.row, live.ticket, command.call))
         elif is_later:
-            self.effects.append(CallAt(live.row.key, command.call, has_to_queue=True))
+            self.effects.append(call_of(live.row, live.ticket, command.call, has_to_queue=True))
         else:
             self.queue.join(live.row, command.call, live.ticket)
         if command.call.error:

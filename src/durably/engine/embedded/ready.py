@@ -1,12 +1,16 @@
 """Calls that are due, until they are made: whose turn it is, and which of one run's are made by one request.
 
-Runs take turns, and none has more than ``RUN_REQUESTS`` requests under way, so that one with a thousand parallel steps
-neither keeps others waiting nor has its app replay it a thousand times at once. What a run has beyond that shares
+Functions share the requests that are possible at a time (``flow.fairness``). Runs of a function take turns, those of a
+higher priority first, and none has more than ``RUN_REQUESTS`` requests under way, so that one with a thousand parallel
+steps neither keeps others waiting nor has its app replay it a thousand times at once. What a run has beyond that shares
 requests: a replay costs an app about the same whether it executes one step or several.
 """
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from functools import partial
+
+from durably.engine.flow.fairness import FairQueue, may_have_another
 
 from .effects import CallAt
 
@@ -15,57 +19,79 @@ _MOST_TOGETHER = 32
 
 
 class ReadyCalls:
-    def __init__(self) -> None:
-        self._queues: dict[int, deque[CallAt]] = {}
-        self._turns: deque[int] = deque()  # runs that may have a call made
-        self._held: set[int] = set()  # runs that may not, since they have as many requests as possible under way
-        self._requests: Counter[int] = Counter()
+    """``max_requests`` is how many requests are possible at a time. ``now`` is milliseconds since the epoch."""
 
-    def add(self, due: CallAt) -> None:
+    def __init__(self, max_requests: int) -> None:
+        self._max_requests = max_requests
+        self._queues: dict[int, deque[CallAt]] = {}
+        self._turns: FairQueue[int] = FairQueue()  # runs that may have a call made
+        self._held: set[int] = set()  # runs that may not, since they have as many requests as possible under way
+        self._by_run: Counter[int] = Counter()
+        self._by_function: Counter[str] = Counter()
+        self._under_way = 0
+        self._now = 0
+
+    def add(self, due: CallAt, now: int) -> None:
         """A discovery goes before the run's other calls, and beside them: what comes next hangs on it."""
+        self._now = max(self._now, now)  # Where the clock is set back, those who wait keep their place.
         run_key = due.run_key
         queue = self._queues.setdefault(run_key, deque())
         if due.call.is_discovery:
             queue.appendleft(due)
             if run_key in self._held:
                 self._held.discard(run_key)
-                self._turns.append(run_key)
+                self._line_up(due)
         else:
             queue.append(due)
         if len(queue) == 1 and run_key not in self._held:
-            self._turns.append(run_key)
+            self._line_up(due)
 
     def take(self) -> Sequence[CallAt]:
         """The calls of the next request, of one run; none where all that are ready have to wait."""
-        while self._turns:
-            run_key = self._turns.popleft()
+        while (free := self._max_requests - self._under_way) > 0:
+            run_key = self._turns.take(partial(self._may_have_another, free))
+            if run_key is None:
+                break
             queue = self._queues[run_key]
-            free = RUN_REQUESTS - self._requests[run_key]
-            if free <= 0 and not queue[0].call.is_discovery:
+            own_free = RUN_REQUESTS - self._by_run[run_key]
+            if own_free <= 0 and not queue[0].call.is_discovery:
                 self._held.add(run_key)
                 continue
-            taken = _take_together(queue, -(-len(queue) // max(free, 1)))
-            self._requests[run_key] += 1
+            taken = _take_together(queue, -(-len(queue) // max(own_free, 1)))
+            self._by_run[run_key] += 1
+            self._by_function[taken[0].function_id] += 1
+            self._under_way += 1
             if queue:
-                self._turns.append(run_key)
+                self._line_up(queue[0])
             else:
                 del self._queues[run_key]
             return taken
         return ()
 
-    def ended(self, run_key: int) -> None:
-        """A request of the run has."""
-        self._requests[run_key] -= 1
-        if not self._requests[run_key]:
-            del self._requests[run_key]
+    def ended(self, due: CallAt) -> None:
+        """A request that was made for this call, and perhaps for others of its run."""
+        run_key = due.run_key
+        self._by_run[run_key] -= 1
+        if not self._by_run[run_key]:
+            del self._by_run[run_key]
+        self._under_way -= 1
+        self._by_function[due.function_id] -= 1
+        if not self._by_function[due.function_id]:
+            del self._by_function[due.function_id]
         if run_key in self._held:
             self._held.discard(run_key)
-            self._turns.append(run_key)
+            self._line_up(self._queues[run_key][0])
 
     def clear(self) -> None:
         self._queues.clear()
         self._turns.clear()
         self._held.clear()
+
+    def _may_have_another(self, free: int, function_id: str) -> bool:
+        return may_have_another(self._by_function[function_id], free)
+
+    def _line_up(self, due: CallAt) -> None:
+        self._turns.add(due.function_id, self._now - due.priority, due.run_key)
 
 
 def _take_together(queue: deque[CallAt], count: int) -> list[CallAt]:

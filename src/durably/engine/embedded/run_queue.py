@@ -9,7 +9,7 @@ from durably.engine.flow.queue import Queue
 from durably.engine.flow.ticket import Ticket
 from durably.engine.head import Call
 
-from .effects import CallAt, Effects, OpeningAt
+from .effects import Effects, OpeningAt, call_of
 from .queue_rows import SqliteQueueRows
 from .registry import Registry
 from .store import RunRow, Store
@@ -43,7 +43,7 @@ class RunQueue:
     def join_again(self, run: RunRow, call: Call, ticket: Ticket) -> None:
         """The same for a call that may have joined before, as after a restart."""
         if self._rows.held_since(run.key, call.generation) is not None:
-            self._effects.append(CallAt(run.key, call))
+            self._effects.append(call_of(run, ticket, call))
         elif call.generation not in self._rows.waiting(run.key):
             self.join(run, call, ticket)
 

@@ -14,7 +14,7 @@ from durably.protocol.errors import ErrorData
 
 from . import updates
 from .bodies import CallData
-from .effects import CallAt
+from .effects import call_of
 from .registry import Function
 from .reruns import Rerun
 from .store import NewRun, RunRow
@@ -53,7 +53,7 @@ class RunStarts:
                 entry.queue.join(run, call, ticket)
             else:
                 data = self._first_data(run, head, call) if rerun is None and len(event_keys) == 1 else None
-                entry.effects.append(CallAt(run.key, call, data=data))
+                entry.effects.append(call_of(run, ticket, call, data=data))
         entry.effects.append(updates.run_started(run, entry.now))
         return run
 
