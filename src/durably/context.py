@@ -113,7 +113,7 @@ class Step:
         """Run ``handler(*args, **kwargs)`` until it succeeds once, and return its result.
 
         The result is stored as JSON, and is an instance of the handler's return annotation. ``output_type`` replaces
-        the annotation. A sync handler runs in the event loop, like any sync call in async code.
+        the annotation. An async handler runs on the event loop, a sync one in a worker thread.
         """
         return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))
 

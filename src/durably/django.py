@@ -15,7 +15,7 @@ except ImportError as error:
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.paths import mount_path
-from durably.django_view import SyncAndAsyncView, in_event_loop
+from durably.django_view import SyncAndAsyncView
 from durably.functions import Function
 from durably.settings import Streaming
 
@@ -45,7 +45,7 @@ def serve(
         functions=functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
-        surroundings=_usable_connections,
+        thread_surroundings=_usable_connections,
     )
     if client.in_process is not None:
         start = client.in_process.ensure_started
@@ -91,10 +91,9 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
 
 @contextmanager
 def _usable_connections() -> Iterator[None]:
-    """What Django does around a request; async functions have connections in other threads than this."""
-    close = (lambda: None) if in_event_loop() else django.db.close_old_connections
-    close()
+    """What Django does around a request, in a worker thread, whose connections no request closes."""
+    django.db.close_old_connections()
     try:
         yield
     finally:
-        close()
+        django.db.close_old_connections()

@@ -39,6 +39,7 @@ from durably.sending import send_events, step_seed
 from durably.standing import CallStanding
 from durably.timings import Timings
 from durably.transport import IO
+from durably.worker_threads import StepThreads, WorkerThreads
 
 if TYPE_CHECKING:
     from durably.client import Client
@@ -54,7 +55,8 @@ Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 class FunctionCall:
     """One call, as ``CommHandler`` hands it over: what the engine sent, and what surrounds it here.
 
-    By ``checkpoints`` it may hand finished steps over, ``None`` where that is not possible.
+    By ``checkpoints`` it may hand finished steps over, ``None`` where that is not possible. ``threads`` run sync
+    handlers of async functions.
     """
 
     function_id: str
@@ -70,6 +72,7 @@ class FunctionCall:
     disable_immediate: bool = field(default=False)
     checkpoints: Checkpoints | None = None
     stand_in: StandIn | None = None
+    threads: WorkerThreads | None = None
 
 
 class Function(Generic[T]):
@@ -174,7 +177,7 @@ class Function(Generic[T]):
         self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, handover: Handover | None
     ) -> Ending:
         handler = self._handler_for(call.function_id)
-        replay = _make_replay(call, middleware, handover, _standing_of(call, io))
+        replay = _make_replay(client, call, middleware, handover, _standing_of(call, io))
         ctx, run = _make_context(self.is_async(call.function_id), client, call, replay, io, middleware)
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)
@@ -242,7 +245,11 @@ def _standing_of(call: FunctionCall, io: IO) -> CallStanding | None:
 
 
 def _make_replay(
-    call: FunctionCall, middleware: MiddlewareStack, handover: Handover | None, standing: CallStanding | None
+    client: "Client",
+    call: FunctionCall,
+    middleware: MiddlewareStack,
+    handover: Handover | None,
+    standing: CallStanding | None,
 ) -> Replay:
     context = call.context
     stack = context.stack.stack if context.stack is not None else None
@@ -259,6 +266,8 @@ def _make_replay(
         standing=standing,
         stand_in=call.stand_in,
     )
+    if call.threads is not None:
+        replay.threads = StepThreads(call.threads, client.logger, call.function_id, context.run_id)
     if context.also:
         replay.has_time = _watch(_SHARED_SECONDS)
     return replay

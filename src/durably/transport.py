@@ -8,14 +8,13 @@ outside; it is written once, over either kind.
 
 import asyncio
 import concurrent.futures
-import contextvars
 import ipaddress
 import logging
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -27,6 +26,7 @@ from durably.errors import TransportError
 from durably.portal import get_portal
 from durably.protocol.headers import Header
 from durably.protocol.signatures import bearer_token
+from durably.worker_threads import WorkerThreads
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -73,8 +73,8 @@ class IO(Protocol):
         """Wait for something asynchronous; where that blocks, it happens in the portal."""
         ...
 
-    async def run(self, pool: Executor | None, function: Callable[[], T]) -> T:
-        """Call something that blocks; where that would block an event loop, in the pool (if there is one)."""
+    async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
+        """Call something that blocks; where that would block an event loop, in a worker thread (if there are any)."""
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
@@ -230,7 +230,7 @@ class BlockingIO:
     async def resolve(self, value: Awaitable[T]) -> T:
         return get_portal().run(value)
 
-    async def run(self, pool: Executor | None, function: Callable[[], T]) -> T:
+    async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
         return function()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
@@ -256,11 +256,8 @@ class AsyncIO:
     def resolve(self, value: Awaitable[T]) -> Awaitable[T]:
         return value
 
-    async def run(self, pool: Executor | None, function: Callable[[], T]) -> T:
-        if pool is None:
-            return function()
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(pool, context.run, function)
+    async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
+        return function() if threads is None else await threads.run(function)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         job = asyncio.ensure_future(coroutine)

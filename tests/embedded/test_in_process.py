@@ -84,17 +84,18 @@ def app(tmp_path: Path) -> App:
     return App(tmp_path / "durably.db", settings=NO_GRACE)
 
 
-async def test_functions_run_on_the_servers_loop_and_sync_ones_in_a_pool(app: App) -> None:
+async def test_functions_run_on_the_servers_loop_and_sync_code_in_a_pool(app: App) -> None:
     @app.function("async")
-    async def async_function(ctx: Context) -> int:
-        return await ctx.step.run("where", threading.get_ident)
+    async def async_function(ctx: Context) -> list[int]:
+        return [threading.get_ident(), await ctx.step.run("where", threading.get_ident)]
 
     @app.function("sync")
     def sync_function(ctx: ContextSync) -> int:
         return ctx.step.run("where", threading.get_ident)
 
     async with app.running():
-        assert output_of(await app.run(Event(name="async"))) == threading.get_ident()
+        function_thread, handler_thread = output_of(await app.run(Event(name="async")))
+        assert function_thread == threading.get_ident() != handler_thread
         assert output_of(await app.run(Event(name="sync"))) != threading.get_ident()
 
 

@@ -48,6 +48,10 @@ def _make_async(client: Client) -> list[Function[Any]]:
         await ctx.step.sleep("nap", dt.timedelta(seconds=90))
         return [one, await ctx.step.run("two", lambda: 2)]
 
+    @create("threads")
+    async def threads(ctx: Context) -> dict[str, Any]:
+        return await ctx.step.run("where", _where)
+
     @create("parallel")
     async def parallel(ctx: Context) -> tuple[Any, ...]:
         return await ctx.group.parallel(
@@ -98,7 +102,7 @@ def _make_async(client: Client) -> list[Function[Any]]:
     async def sends(ctx: Context) -> list[str]:
         return await ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
 
-    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends]
+    return [plain, steps, threads, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends]
 
 
 def _make_sync(client: Client) -> list[Function[Any]]:
@@ -199,6 +203,15 @@ def _situation(ctx: Context | ContextSync) -> dict[str, Any]:
         "attempt": ctx.attempt,
         "request_name": request_name.get(),
         "in_request_thread": request_thread.get() == threading.get_ident(),
+    }
+
+
+def _where() -> dict[str, Any]:
+    """Where a sync handler runs."""
+    return {
+        "in_request_thread": request_thread.get() == threading.get_ident(),
+        "on_loop": asyncio._get_running_loop() is not None,
+        "request_name": request_name.get(),
     }
 
 

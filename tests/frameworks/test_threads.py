@@ -63,6 +63,24 @@ def test_without_a_pool_sync_functions_run_where_the_request_does(server: Server
     assert in_request_thread(server, "no-pool", "async") == server.is_async
 
 
+def where_handlers_run(server: Server, variant: str) -> Any:
+    function_id = f"app-{variant}-threads-async"
+    answer = wire.call(server.url(variant), function_id, wire.call_body(), headers={"x-name": "Grace"})
+    if answer.status == 201:
+        answer = answer.inner
+    return answer.json[0]["data"]
+
+
+@pytest.mark.parametrize("variant", ["dev", "stream"])
+def test_sync_handlers_of_async_functions_run_in_a_pool(server: Server, variant: str) -> None:
+    where = where_handlers_run(server, variant)
+    assert where == {"in_request_thread": False, "on_loop": False, "request_name": "Grace"}
+
+
+def test_without_a_pool_sync_handlers_of_async_functions_run_on_the_loop(server: Server) -> None:
+    assert where_handlers_run(server, "no-pool")["on_loop"]
+
+
 def test_streaming_without_a_pool_is_not_done_for_sync_functions(server: Server) -> None:
     """Nothing could send the spaces while the function runs."""
     url = server.url("stream-no-pool")

@@ -7,7 +7,7 @@ event loop over blocking I/O, and whatever is really asynchronous goes to the po
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.settings import Environment, Streaming
 from durably.timings import Timings
 from durably.transport import IO, AsyncIO, BlockingIO, Request, request_with_keys
+from durably.worker_threads import Surroundings, WorkerThreads
 
 from . import inspection
 from .models import CommRequest, CommResponse
@@ -51,16 +52,16 @@ T = TypeVar("T")
 Key = str | SignatureError | None
 """The key that signed a request; why it was refused; or ``None`` where nothing is signed nor need be."""
 Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
-Surroundings = Callable[[], AbstractContextManager[object]]
 
 
 class CommHandler:
     """Serves ``functions`` of one client's app.
 
     ``framework`` is the name that engines show. ``streaming`` wins over ``INNGEST_STREAMING``.
-    ``thread_pool`` runs sync functions where an event loop is in the way; by default it has as many threads as
-    ``INNGEST_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework has around each request, for calls
-    that come without one.
+    ``thread_pool`` runs sync functions, and sync handlers of async functions, where they would block an event loop; by
+    default it has as many threads as ``INNGEST_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework
+    has around each request, for calls that come without one; ``thread_surroundings`` what it needs around all that runs
+    in the pool.
 
     Raises ``SigningKeyMissingError`` in production mode without a signing key, and ``FunctionConfigInvalidError``
     for two functions with one id.
@@ -76,6 +77,7 @@ class CommHandler:
         enable_unauthed_sync: bool | None = None,
         thread_pool: Executor | None = None,
         surroundings: Surroundings = nullcontext,
+        thread_surroundings: Surroundings = nullcontext,
     ) -> None:
         _check_arguments(client, functions)
         environment = Environment()
@@ -92,7 +94,8 @@ class CommHandler:
         self._allows_unsigned_sync = (
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
         )
-        self._thread_pool = thread_pool or _make_thread_pool(environment, is_in_process=client.in_process is not None)
+        pool = thread_pool or _make_thread_pool(environment, is_in_process=client.in_process is not None)
+        self._threads = None if pool is None else WorkerThreads(pool, thread_surroundings)
         self._surroundings = surroundings
         if client.in_process is not None:
             client.in_process.add_handler(self)
@@ -266,6 +269,7 @@ class CommHandler:
             job_id=req.header(Header.JOB_ID) or request.ctx.job_id,
             checkpoints=req.checkpoints or self._checkpoints_for(request),
             stand_in=req.stand_in,
+            threads=self._threads,
             disable_immediate=request.ctx.disable_immediate_execution or req.header(Header.FORCE_STEP_PLAN) == "true",
         )
 
@@ -303,7 +307,7 @@ class CommHandler:
         if function.is_async(call.function_id):
             with surroundings():
                 return await io.resolve(function.call(self.client, call, AsyncIO()))
-        return await io.run(self._thread_pool, partial(self._call_sync, function, call, surroundings))
+        return await io.run(self._threads, partial(self._call_sync, function, call, surroundings))
 
     def _call_sync(self, function: Function[Any], call: FunctionCall, surroundings: Surroundings) -> Outcome:
         with surroundings():
@@ -311,7 +315,7 @@ class CommHandler:
 
     def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:
         """A sync function without a pool blocks what would send the spaces."""
-        return self._is_streaming and (function.is_async(call.function_id) or self._thread_pool is not None)
+        return self._is_streaming and (function.is_async(call.function_id) or self._threads is not None)
 
     def _stream(self, function: Function[Any], call: FunctionCall, key: Key, io: IO) -> CommResponse:
         return CommResponse.create_streaming(lambda: stream(lambda: io.start(self._complete(function, call, key)), io))

@@ -9,7 +9,7 @@ the clock or the environment: what a call needs of the outside is handed in as `
 from .asynchronous import AsyncCall
 from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, Outcome, Raised, Returned, StepReport
-from .replay import Handover, Hooks, Replay, Standing, in_step
+from .replay import Handover, Hooks, Replay, Standing, Threads, in_step
 from .step import StandIn, StepInfo, StepRequest
 from .synchronous import SyncCall, drive
 
@@ -32,6 +32,7 @@ __all__ = [
     "StepReport",
     "StepRequest",
     "SyncCall",
+    "Threads",
     "drive",
     "in_step",
 ]

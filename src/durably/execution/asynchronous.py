@@ -14,11 +14,12 @@ import heapq
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from durably.protocol.opcodes import ParallelMode
 
-from . import clocks
+from . import clocks, handlers
 from .memos import Memo
 from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
 from .replay import Replay, apart_from_run, in_step, raised_by_user, refuse_nested
@@ -176,7 +177,7 @@ class AsyncCall:
     async def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
-            report = await self._replay.execute(step, _resolve_output)
+            report = await self._replay.execute(step, self._call_handler)
             ending = await apart_from_run(self._replay.conclude(report))
             if isinstance(ending, Memo):
                 return ending
@@ -189,6 +190,17 @@ class AsyncCall:
         finally:
             self._finish_executing()
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
+
+    async def _call_handler(self, step: Step, args: Sequence[Any]) -> Any:
+        """What the handler comes to: async ones run on the event loop, sync ones in a thread."""
+        threads = self._replay.threads
+        if threads is None or handlers.is_async(step.request.handler):
+            output = step.request.call(args)
+        else:
+            attempt = handlers.Attempt(partial(step.request.call, args))
+            await threads.run(step.info(), attempt.make)
+            output = attempt.result()
+        return await _resolve_output(output) if inspect.isawaitable(output) else output
 
     def _finish_executing(self) -> None:
         """Also where user code has cancelled the step's task, and there is nothing to report of it."""
@@ -291,10 +303,8 @@ def _resolve(future: asyncio.Future[bool], value: bool) -> None:
         future.set_result(value)
 
 
-async def _resolve_output(output: Any) -> Any:
-    """In async functions handlers may be sync or async. One that cancels itself has failed like any other."""
-    if not inspect.isawaitable(output):
-        return output
+async def _resolve_output(output: Awaitable[Any]) -> Any:
+    """A handler that cancels itself has failed like any other."""
     task = asyncio.current_task()
     assert task is not None
     cancelling = task.cancelling()

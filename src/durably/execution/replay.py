@@ -67,6 +67,14 @@ class Handover(Protocol):
         ...
 
 
+class Threads(Protocol):
+    """Where sync handlers of async functions run."""
+
+    async def run(self, step: StepInfo, work: Callable[[], T]) -> T:
+        """Call ``work``, which never raises, without blocking the event loop."""
+        ...
+
+
 class Standing(Protocol):
     """Whether the engine still wants the call."""
 
@@ -86,6 +94,7 @@ class Replay:
     execute, ``None`` to discover. ``also`` are others that may be executed in the same call, where that is one after
     another as long as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
     step that it executes. ``standing`` is looked at before each. ``stand_in`` takes the place of steps in tests.
+    ``threads`` run the sync handlers of async functions; without them, those run on the event loop.
     """
 
     memos: StepMemos
@@ -100,6 +109,7 @@ class Replay:
     max_attempts: int | None = None
     standing: Standing | None = None
     stand_in: StandIn | None = None
+    threads: Threads | None = None
     is_fresh: bool = False
     targets: Collection[str] = ()
     _counts: dict[str, int] = field(default_factory=dict)
@@ -190,8 +200,8 @@ class Replay:
         info = StepInfo(target, Opcode.STEP_NOT_FOUND, hashed_id=target)
         return Found([StepReport(Op(id=target, op=Opcode.STEP_NOT_FOUND), info, error=StepUnexpectedError(detail))])
 
-    async def execute(self, step: Step, call: Callable[[Any], Awaitable[Any]]) -> StepReport:
-        """Run the step's handler. ``call`` resolves what it returned: awaits it, or refuses awaitables."""
+    async def execute(self, step: Step, call: Callable[[Step, Sequence[Any]], Awaitable[Any]]) -> StepReport:
+        """Run the step's handler: ``call`` gives it the arguments, and returns what it comes to."""
         request = step.request
         if self.standing is not None and self.standing.is_doubtful:
             await apart_from_run(self.standing.confirm())
@@ -201,8 +211,7 @@ class Replay:
         try:
             replaced = self.memos.input_of(step.hashed_id)
             args = request.args if replaced is None else replaced
-            assert request.handler is not None
-            output = await call(request.handler(*args, **request.kwargs))
+            output = await call(step, args)
             report = StepReport(step.to_op(), step.info(), output=request.encode(output))
         except NestedStep as nested:
             report = self._failed(step, StepNestedError(str(nested)))

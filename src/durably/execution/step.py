@@ -34,6 +34,11 @@ class StepRequest(msgspec.Struct):
     def is_run(self) -> bool:
         return self.op is Opcode.STEP_RUN
 
+    def call(self, args: Sequence[Any]) -> Any:
+        """What the handler returns: its output, or an awaitable of it."""
+        assert self.handler is not None
+        return self.handler(*args, **self.kwargs)
+
 
 StandIn = Callable[[StepRequest, int], StepRequest]
 """What a step is to be in place of what user code asked for, at an attempt (from 0): the same, or one of the same

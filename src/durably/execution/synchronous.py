@@ -141,7 +141,7 @@ class SyncCall:
         replay = self._replay
         if step.request.is_run:
             try:
-                self._executed.append(drive(replay.execute(step, _refuse_awaitable)))
+                self._executed.append(drive(replay.execute(step, _call_handler)))
             except Exception as error:  # a hook's
                 self._end(Raised(error))
         else:
@@ -154,7 +154,7 @@ class SyncCall:
     def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
-            report = drive(self._replay.execute(step, _refuse_awaitable))
+            report = drive(self._replay.execute(step, _call_handler))
             ending = drive(self._replay.conclude(report))
         except Exception as error:  # a hook's
             ending = Raised(error)
@@ -203,7 +203,8 @@ class SyncCall:
         raise _Interrupt
 
 
-async def _refuse_awaitable(value: Any) -> Any:
+async def _call_handler(step: Step, args: Sequence[Any]) -> Any:
+    value = step.request.call(args)
     if inspect.isawaitable(value):
         _discard(value)
         raise AsyncUnsupportedError(

@@ -1,0 +1,351 @@
+"""Where step handlers of async functions run: sync ones in worker threads, async ones on the event loop."""
+
+import asyncio
+import functools
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NoReturn
+
+import pytest
+
+from durably import Client, Context, ContextSync, Event, Middleware, TriggerEvent
+from durably.comm import CommHandler
+from durably.testing import TestEngine
+from durably.worker_threads import WorkerThreads
+
+from .engine import Run, complete, engine_for, fail
+
+PATIENCE_SECONDS = 10
+name: ContextVar[str] = ContextVar("name", default="unset")
+
+
+def is_on_loop() -> bool:
+    return asyncio._get_running_loop() is not None
+
+
+async def is_on_loop_async() -> bool:
+    await asyncio.sleep(0)
+    return is_on_loop()
+
+
+class Sync:
+    def __call__(self) -> bool:
+        return is_on_loop()
+
+    def method(self) -> bool:
+        return is_on_loop()
+
+    @classmethod
+    def class_method(cls) -> bool:
+        return is_on_loop()
+
+
+class Async:
+    async def __call__(self) -> bool:
+        return is_on_loop()
+
+    async def method(self) -> bool:
+        return is_on_loop()
+
+
+def wrapped(function: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
+    @functools.wraps(function)
+    def wrapper() -> Awaitable[bool]:
+        assert not is_on_loop()  # what a sync decorator does before it returns the coroutine may block
+        return function()
+
+    return wrapper
+
+
+SYNC = {
+    "function": is_on_loop,
+    "lambda": lambda: is_on_loop(),
+    "method": Sync().method,
+    "class method": Sync.class_method,
+    "callable object": Sync(),
+    "partial": functools.partial(is_on_loop),
+    "decorated": functools.cache(is_on_loop),
+}
+ASYNC = {
+    "function": is_on_loop_async,
+    "lambda that returns a coroutine": lambda: is_on_loop_async(),
+    "method": Async().method,
+    "callable object": Async(),
+    "partial": functools.partial(functools.partial(is_on_loop_async)),
+    "partial of a callable object": functools.partial(Async()),
+    "decorated by a sync wrapper": wrapped(is_on_loop_async),
+}
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("kind", SYNC)
+async def test_sync_handlers_run_in_worker_threads(kind: str, blocking: bool) -> None:
+    async def function(ctx: Context) -> bool:
+        return await ctx.step.run("where", SYNC[kind])  # type: ignore[no-any-return, operator]
+
+    assert await complete(function, blocking=blocking) is False
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("kind", ASYNC)
+async def test_async_handlers_run_on_the_event_loop(kind: str, blocking: bool) -> None:
+    async def function(ctx: Context) -> bool:
+        return await ctx.step.run("where", ASYNC[kind])
+
+    assert await complete(function, blocking=blocking) is True
+
+
+async def test_a_blocking_handler_does_not_block_the_event_loop() -> None:
+    released = threading.Event()
+
+    async def function(ctx: Context) -> bool:
+        asyncio.get_running_loop().call_later(0, released.set)
+        return await ctx.step.run("wait", released.wait, PATIENCE_SECONDS)
+
+    assert await complete(function) is True
+
+
+async def test_blocking_handlers_of_parallel_steps_run_at_the_same_time() -> None:
+    """Several steps of one call, as the embedded engine makes them beyond its 32 requests."""
+    both = threading.Barrier(2, timeout=PATIENCE_SECONDS)
+
+    async def function(ctx: Context) -> list[Any]:
+        return list(await asyncio.gather(*(ctx.step.run(f"step-{number}", both.wait) for number in range(2))))
+
+    engine = engine_for(function)
+    run = Run({"name": "test/event", "data": {}, "id": "01EVENT", "ts": 1_700_000_000_000})
+    await engine.drive(run, steps=1)
+    first, second = (op["id"] for op in run.answers[0].ops)
+    answer = await engine.call(run, target=first, also=[second])
+    assert sorted(op["data"] for op in answer.ops) == [0, 1]
+
+
+async def test_context_variables_are_copied_into_the_thread() -> None:
+    def read_and_set() -> str:
+        before = name.get()
+        name.set("set in the thread")
+        return before
+
+    async def function(ctx: Context) -> list[str]:
+        name.set("Grace")
+        return [await ctx.step.run("read", read_and_set), name.get()]
+
+    assert await complete(function) == ["Grace", "Grace"]
+
+
+def raise_error(error: BaseException) -> NoReturn:
+    raise error
+
+
+async def test_an_errors_traceback_begins_in_the_handler() -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("bad", raise_error, KeyError("missing"))
+
+    error = await fail(function, max_attempts=1)
+    assert error["name"] == "KeyError"
+    assert error["stack"].splitlines()[1].endswith("in raise_error")
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (StopIteration(3), "StopIteration"),
+        (asyncio.CancelledError(), "CancelledError"),
+        (SystemExit(2), "sys.exit(2) was called"),
+    ],
+)
+async def test_errors_that_asyncio_treats_specially_fail_the_step(raised: BaseException, told: str) -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("bad", raise_error, raised)
+
+    error = await fail(function, max_attempts=1)
+    assert told in error["message"] + error["stack"]
+
+
+async def test_a_handler_that_needs_the_event_loop_is_told_where_it_ran() -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("gather", lambda: asyncio.create_task(is_on_loop_async()))
+
+    error = await fail(function, max_attempts=1)
+    assert "make the handler async" in error["stack"]
+
+
+async def test_asyncio_run_works_in_a_sync_handler() -> None:
+    async def function(ctx: Context) -> bool:
+        return await ctx.step.run("run", lambda: asyncio.run(is_on_loop_async()))
+
+    assert await complete(function) is True
+
+
+async def test_middleware_stays_on_the_event_loop() -> None:
+    seen: dict[str, bool] = {}
+
+    class Watching(Middleware):
+        async def before_step(self, step: Any) -> None:
+            seen["before"] = is_on_loop()
+
+        async def after_step(self, step: Any, result: Any) -> None:
+            seen["after"] = is_on_loop()
+
+    async def function(ctx: Context) -> bool:
+        return await ctx.step.run("where", is_on_loop)
+
+    assert await complete(function, middleware=[Watching]) is False
+    assert seen == {"before": True, "after": True}
+
+
+# -- pools
+
+
+async def test_one_thread_is_enough_for_functions_and_their_parallel_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INNGEST_THREAD_POOL_MAX_WORKERS", "1")
+
+    async def function(ctx: Context) -> list[Any]:
+        return list(await asyncio.gather(*(ctx.step.run(f"step-{number}", is_on_loop) for number in range(5))))
+
+    def sync_function(ctx: ContextSync) -> bool:
+        return ctx.step.run("step", is_on_loop)
+
+    engine = engine_for(function, sync_function)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        runs = await asyncio.gather(*(engine.run(served) for served in engine.functions for _ in range(3)))
+    assert [run.status for run in runs] == ["Completed"] * 6
+
+
+async def test_without_a_pool_sync_handlers_run_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INNGEST_THREAD_POOL_MAX_WORKERS", "0")
+
+    async def function(ctx: Context) -> bool:
+        return await ctx.step.run("where", is_on_loop)
+
+    assert await complete(function) is True
+
+
+async def test_the_frameworks_surroundings_are_around_the_handler_in_its_thread() -> None:
+    threads: list[tuple[str, int]] = []
+
+    @contextmanager
+    def surroundings() -> Iterator[None]:
+        threads.append(("begin", threading.get_ident()))
+        yield
+        threads.append(("end", threading.get_ident()))
+
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("where", lambda: threads.append(("handler", threading.get_ident())))
+
+    engine = engine_for(function)
+    engine.handler = CommHandler(
+        client=engine.client, framework="test", functions=engine.functions, thread_surroundings=surroundings
+    )
+    assert (await engine.run()).status == "Completed"
+    assert [what for what, _ in threads] == ["begin", "handler", "end"]
+    assert len({thread for _, thread in threads} - {threading.get_ident()}) == 1
+
+
+# -- cancellation
+
+
+class Held:
+    """A handler that goes on until it is released."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.released = threading.Event()
+        self.ended = threading.Event()
+
+    def __call__(self) -> None:
+        self.began.set()
+        assert self.released.wait(PATIENCE_SECONDS)
+        self.ended.set()
+
+
+async def test_a_running_handler_is_left_to_itself_when_its_call_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    held = Held()
+
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("slow", held)
+
+    with caplog.at_level(logging.WARNING, "durably"):
+        call = asyncio.create_task(engine_for(function).run())
+        assert await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
+        call.cancel()
+        await asyncio.wait([call])
+    assert call.cancelled()
+    assert not held.ended.is_set()
+    held.released.set()
+    assert await asyncio.to_thread(held.ended.wait, PATIENCE_SECONDS)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith('step "slow" of function "app-function" (run 01RUN) was cancelled while its handler ran')
+
+
+async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled() -> None:
+    held, called, abandoned = Held(), list[int](), list[int]()
+    pool = ThreadPoolExecutor(1)
+    threads = WorkerThreads(pool)
+    running = asyncio.create_task(threads.run(held, on_abandoned=lambda: abandoned.append(1)))
+    await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
+    waiting = asyncio.create_task(threads.run(lambda: called.append(1), on_abandoned=lambda: abandoned.append(2)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    held.released.set()
+    await running
+    await asyncio.to_thread(pool.shutdown)
+    assert not called
+    assert not abandoned
+
+
+def test_a_loop_that_is_closed_before_its_thread_ends_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    held, pool = Held(), ThreadPoolExecutor(1)
+
+    async def leave(threads: WorkerThreads) -> None:
+        task = asyncio.create_task(threads.run(held))
+        await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
+        task.cancel()
+
+    asyncio.run(leave(WorkerThreads(pool)))
+    held.released.set()
+    pool.shutdown()
+    assert held.ended.is_set()
+    assert not caplog.records
+
+
+# -- in tests of users
+
+
+@pytest.mark.parametrize("attempt", range(3))
+async def test_in_a_test_engine_parallel_handlers_run_one_after_another(attempt: int) -> None:
+    client = Client(app_id="app", is_production=False)
+    order: list[int] = []
+
+    @client.create_function(fn_id="f", trigger=TriggerEvent(event="e"))
+    async def function(ctx: Context) -> None:
+        await asyncio.gather(*(ctx.step.run(f"step-{number}", order.append, number) for number in range(40)))
+
+    async with TestEngine(client, [function]) as engine:
+        run = await engine.send(Event(name="e"))
+        await run.wait()
+        run.assert_completed()
+        stored = list(run.steps)
+    assert order == sorted(order)
+    assert stored == [f"step-{number}" for number in range(40)]
+
+
+def test_in_a_sync_test_engine_sync_handlers_run_in_the_tests_own_thread() -> None:
+    client = Client(app_id="app", is_production=False)
+    threads: dict[str, int] = {}
+
+    @client.create_function(fn_id="f", trigger=TriggerEvent(event="e"))
+    async def function(ctx: Context) -> None:
+        threads["function"] = threading.get_ident()
+        threads["handler"] = await ctx.step.run("where", threading.get_ident)
+
+    with TestEngine(client, [function]).sync() as engine:
+        engine.send(Event(name="e")).wait().assert_completed()
+    assert threads["handler"] == threading.get_ident() != threads["function"]
