@@ -431,7 +431,9 @@ async def test_a_failed_sending_is_told_to_the_hooks() -> None:
         def after_send_events(self, result: durably.SendEventsResult) -> None:
             results.append(result)
 
-    client = Client(app_id="app", is_production=True, signing_key="signkey-test-00", middleware=[Note])
+    client = Client(
+        app_id="app", is_production=True, signing_key="signkey-test-00", engine="http://127.0.0.1:9", middleware=[Note]
+    )
     with pytest.raises(durably.errors.EventKeyUnspecifiedError):
         await client.send(Event(name="e"))
     [result] = results

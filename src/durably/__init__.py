@@ -3,7 +3,8 @@
 from durably.client import Client
 from durably.context import Context, ContextSync, Step, StepSync
 from durably.embedded import Embedded
-from durably.errors import NonRetriableError, RetryAfterError, StepError
+from durably.engines import InngestCloud
+from durably.errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
 from durably.events import Event, EventType
 from durably.execution import StepMemos
 from durably.functions import Function
@@ -42,6 +43,7 @@ __all__ = [
     "ContextSync",
     "Debounce",
     "Embedded",
+    "EngineNotConfiguredError",
     "Event",
     "EventType",
     "FetchResponse",
@@ -49,6 +51,7 @@ __all__ = [
     "Group",
     "GroupSync",
     "Inngest",
+    "InngestCloud",
     "Middleware",
     "MiddlewareSync",
     "NonRetriableError",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from durably import sending
-from durably.errors import FunctionConfigInvalidError
+from durably.engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine
+from durably.errors import EngineNotConfiguredError, FunctionConfigInvalidError
 from durably.execution import drive
 from durably.function_opts import FunctionOpts
 from durably.functions import Function, Handler, T
-from durably.in_process import EngineHandle, InProcessEngine
 from durably.middleware import MiddlewareFactory, MiddlewareStack
 from durably.options import (
     Batch,
@@ -31,7 +31,7 @@ from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import Event
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
 from durably.serializers import Serializer, Unset
-from durably.settings import Environment, parse_origin
+from durably.settings import API_BASE_URL, EVENT_API_BASE_URL, Environment, Setting, is_test_run, warn_of_unknown_names
 from durably.transport import IO, AsyncIO, BlockingIO
 
 VERSION = importlib.metadata.version("durably")
@@ -45,7 +45,8 @@ class Client:
     """An app. Constructor arguments win over the environment (see ``durably.settings``).
 
     ``app_id`` names the app to the engine; changing it makes another app. ``is_production`` chooses the
-    mode: in production every call must be signed. ``request_timeout`` (ms or ``timedelta``, default 30 s)
+    mode: in production every call must be signed. ``engine`` is the URL of an engine, an ``Embedded(…)`` or
+    ``InngestCloud()``; production has no default. ``request_timeout`` (ms or ``timedelta``, default 30 s)
     bounds each request to the engine. ``checkpointing`` keeps functions going from step to step (see
     ``Checkpointing``); an engine in this process does that by default, one over HTTP where it is asked for.
 
@@ -59,7 +60,7 @@ class Client:
         api_base_url: str | None = None,
         app_version: str | None = None,
         checkpointing: bool | Checkpointing | None = None,
-        engine: EngineHandle | None = None,
+        engine: Engine | None = None,
         env: str | None = None,
         event_api_base_url: str | None = None,
         event_key: str | None = None,
@@ -80,7 +81,6 @@ class Client:
         self.app_id = app_id
         self.app_version = app_version
         self.engine = engine
-        self.in_process = _in_process(engine)
         check_checkpointing(checkpointing, "Client")
         self.checkpointing = checkpointing
         self.logger: Logger = logger or _default_logger(environment)
@@ -92,14 +92,9 @@ class Client:
         self.middleware: list[MiddlewareFactory] = list(middleware or ())
         self.serializer = serializer
         self.request_timeout = _seconds(request_timeout)
-        self.api_origin = (
-            parse_origin(api_base_url, self.mode, "api_base_url") if api_base_url else environment.api_origin(self.mode)
-        )
-        self.event_api_origin = (
-            parse_origin(event_api_base_url, self.mode, "event_api_base_url")
-            if event_api_base_url
-            else environment.event_origin(self.mode)
-        )
+        self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
+        self._has_inngest_keys = environment.has_inngest_keys
+        warn_of_unknown_names(self.logger)
 
     def __repr__(self) -> str:
         return f"Client(app_id={self.app_id!r}, mode={self.mode.value!r})"
@@ -107,6 +102,25 @@ class Client:
     @property
     def is_production(self) -> bool:
         return self.mode is ServerKind.CLOUD
+
+    @property
+    def api_origin(self) -> str:
+        """Base URL of the engine's API. Raises ``EngineNotConfiguredError``."""
+        return self._require(self.origins.api, API_BASE_URL, self.origins.events, EVENT_API_BASE_URL)
+
+    @property
+    def event_api_origin(self) -> str:
+        """Base URL that events are sent to. Raises ``EngineNotConfiguredError``."""
+        return self._require(self.origins.events, EVENT_API_BASE_URL, self.origins.api, API_BASE_URL)
+
+    def _require(self, origin: str | None, setting: Setting[str], other: str | None, others: Setting[str]) -> str:
+        if origin is not None:
+            return origin
+        if other is not None:
+            raise EngineNotConfiguredError(explain_half_an_engine(missing=setting, given=others))
+        raise EngineNotConfiguredError(
+            explain_no_engine(self.app_id, has_inngest_keys=self._has_inngest_keys, in_tests=is_test_run())
+        )
 
     @property
     def signing_keys(self) -> tuple[str | None, str | None]:
@@ -180,7 +194,7 @@ class Client:
         """Send one event or several; returns their ids once the engine holds them safely.
 
         Repeated with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were
-        accepted all the same, or ``EventKeyUnspecifiedError``.
+        accepted all the same, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
         """
         return await self._send(events, AsyncIO(), skip_middleware)
 
@@ -217,14 +231,6 @@ class Client:
         if self.serializer is None or output_type is Unset:
             return value
         return self.serializer.deserialize(value, output_type)
-
-
-def _in_process(engine: EngineHandle | None) -> InProcessEngine | None:
-    if engine is None:
-        return None
-    if not hasattr(engine, "__in_process__"):
-        raise FunctionConfigInvalidError(f"Client.engine must be an Embedded(…), not {engine!r}")
-    return engine.__in_process__()
 
 
 def _choose_mode(is_production: bool | None, environment: Environment) -> ServerKind:

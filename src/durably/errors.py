@@ -17,6 +17,7 @@ __all__ = [
     "ClockUnsupportedError",
     "DeadlineError",
     "DurationInvalidError",
+    "EngineNotConfiguredError",
     "Error",
     "EventKeyUnspecifiedError",
     "FunctionConfigInvalidError",
@@ -30,6 +31,7 @@ __all__ = [
     "RetryAfterError",
     "SendEventsError",
     "ServerKindMismatchError",
+    "SettingConflictError",
     "SignatureError",
     "SigningKeyMissingError",
     "StepError",
@@ -69,13 +71,19 @@ class CheckpointRefusedError(Error):
     include_stack = False
 
 
+class EngineNotConfiguredError(Error):
+    """A production client was not told where its engine is. There is no default."""
+
+    code = ErrorCode.ENGINE_NOT_CONFIGURED
+
+
 class EventKeyUnspecifiedError(Error):
     """Events cannot be sent in production mode without an event key."""
 
     code = ErrorCode.EVENT_KEY_UNSPECIFIED
 
     def __init__(self) -> None:
-        super().__init__("no event key: give the client event_key or set INNGEST_EVENT_KEY (INNGEST_DEV=1 needs none)")
+        super().__init__("no event key: give the client event_key or set DURABLY_EVENT_KEY (DURABLY_DEV=1 needs none)")
 
 
 class FunctionConfigInvalidError(Error, ValueError):
@@ -133,6 +141,13 @@ class ServerKindMismatchError(Error):
     include_stack = False
 
 
+class SettingConflictError(FunctionConfigInvalidError):
+    """Two variables of one setting have different values. The message names both, and shows neither value."""
+
+    def __init__(self, ours: str, theirs: str) -> None:
+        super().__init__(f"{ours} and {theirs} are two names of one setting, and have different values; unset {theirs}")
+
+
 class SigningKeyMissingError(Error):
     """Production mode needs a signing key."""
 
@@ -140,8 +155,8 @@ class SigningKeyMissingError(Error):
 
     def __init__(self) -> None:
         super().__init__(
-            "no signing key: give the client signing_key or set INNGEST_SIGNING_KEY; "
-            "for development set INNGEST_DEV=1 or is_production=False"
+            "no signing key: give the client signing_key or set DURABLY_SIGNING_KEY; "
+            "for development set DURABLY_DEV=1 or is_production=False"
         )
 
 

@@ -49,7 +49,7 @@ async def send_events(
 
     Network errors and 5xx are repeated, all attempts with one event-id seed, so that the engine takes the
     events once however often they arrive. ``seed`` is that of a step (``step_seed``). Raises ``SendEventsError``,
-    ``EventKeyUnspecifiedError``.
+    ``EngineNotConfiguredError``, ``EventKeyUnspecifiedError``.
     """
     batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
     seed = seed or _random_seed()
@@ -119,14 +119,14 @@ def _encode(events: list[Event], *, now: int) -> bytes:
 
 
 def _build_request(client: "Client", body: bytes, seed: str) -> Request:
-    key = client.event_key
+    origin, key = client.event_api_origin, client.event_key
     if not key:
         if client.mode is not ServerKind.DEV:
             raise EventKeyUnspecifiedError
         key = _DEV_EVENT_KEY
     headers = client.headers()
     headers[Header.EVENT_ID_SEED.value] = seed
-    url = f"{client.event_api_origin}/e/{quote(key, safe='')}"
+    url = f"{origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, client.request_timeout)
 
 

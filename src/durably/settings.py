@@ -1,27 +1,45 @@
-"""Settings: constructor arguments first, then the environment, then defaults. The only reader of ``os.environ``."""
+"""Settings: constructor arguments first, then the environment, then defaults. The only reader of ``os.environ``.
 
+``SETTINGS`` declares each variable once. Reading, the error for two names with different values, the warning about
+unknown names, the command line's help and the table in ``docs/serving.md`` follow from it.
+"""
+
+import difflib
+import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePath
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from durably.errors import FunctionConfigInvalidError, URLInvalidError
+from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 from durably.protocol.headers import ServerKind
 
 DEV_ORIGIN = "http://127.0.0.1:8288"
-CLOUD_API_ORIGIN = "https://api.inngest.com"
-CLOUD_EVENT_ORIGIN = "https://inn.gs"
 DEFAULT_SERVE_PATH = "/api/inngest"
 
-_FALSE = ("", "0", "false")
+T = TypeVar("T")
+
+PREFIX = "DURABLY_"
+_FALSE = ("0", "false")
 _TRUE = ("1", "true")
-_TEST_MODULES = ("pytest", "pytest.__main__", "unittest.__main__", "tornado.testing", "nose2.__main__", "twisted.trial")
+_OFF = "0"
+_TEST_MODULES = (
+    "pytest",
+    "pytest.__main__",
+    "unittest.__main__",
+    "tornado.testing",
+    "nose2.__main__",
+    "twisted.trial",
+    "durably.testing.other_process",
+)
 """Modules that run tests when they are the main program (``python -m unittest``)."""
 _TEST_SCRIPTS = ("pytest", "py.test", "nose2", "trial")
 _DJANGO_SCRIPTS = ("manage.py", "django-admin", "django-admin.py")
-_ENVIRONMENT_NAMES = ("INNGEST_ENV", "VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_BRANCH")
+_BRANCH_VARIABLES = ("VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_BRANCH")
 
 
 class Streaming(Enum):
@@ -31,8 +49,196 @@ class Streaming(Enum):
     FORCE = "force"
 
 
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """A variable of the environment.
+
+    ``inngest`` is its name in the official SDKs, which is read as well. ``parse`` makes the value of its text and its
+    name, and raises ``FunctionConfigInvalidError``. ``argument`` is what wins over it in code; ``meaning`` is for the
+    documentation.
+    """
+
+    name: str
+    inngest: str
+    parse: Callable[[str, str], T]
+    argument: str
+    meaning: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.name, self.inngest
+
+
+# -- parsers
+
+
+def _text(text: str, name: str) -> str:
+    return text
+
+
+def _dev(text: str, name: str) -> str:
+    """``"1"``, ``"0"`` or the engine's URL."""
+    lowered = text.lower()
+    return "1" if lowered in _TRUE else _OFF if lowered in _FALSE else text
+
+
+def _switch(text: str, name: str) -> bool:
+    return text.lower() not in _FALSE
+
+
+def _streaming(text: str, name: str) -> Streaming:
+    if text.lower() == "allow":  # what other SDKs of the protocol also accept
+        return Streaming.FORCE
+    try:
+        return Streaming(text.lower())
+    except ValueError:
+        raise FunctionConfigInvalidError(f'{name} must be "force" or "disable", not {text!r}') from None
+
+
+def _thread_count(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise FunctionConfigInvalidError(f"{name} must be a number of threads (0 for no pool), not {text!r}")
+    return int(text)
+
+
+# -- the settings
+
+DEV = Setting(
+    "DURABLY_DEV",
+    "INNGEST_DEV",
+    _dev,
+    "`Client(is_production=…)`",
+    f"`1` or the engine's URL: development mode, with the engine there or at `{DEV_ORIGIN}`; `0` or unset: production",
+)
+ENGINE_URL = Setting(
+    "DURABLY_ENGINE_URL",
+    "INNGEST_BASE_URL",
+    _text,
+    "`Client(engine=…)`",
+    "the URL of the engine. Production has no default",
+)
+API_BASE_URL = Setting(
+    "DURABLY_API_BASE_URL",
+    "INNGEST_API_BASE_URL",
+    _text,
+    "`Client(api_base_url=…)`",
+    "the URL of the engine's API, if it is not the one for events",
+)
+EVENT_API_BASE_URL = Setting(
+    "DURABLY_EVENT_API_BASE_URL",
+    "INNGEST_EVENT_API_BASE_URL",
+    _text,
+    "`Client(event_api_base_url=…)`",
+    "the URL that events are sent to, if it is not the one of the API",
+)
+SIGNING_KEY = Setting(
+    "DURABLY_SIGNING_KEY",
+    "INNGEST_SIGNING_KEY",
+    _text,
+    "`Client(signing_key=…)`",
+    "signs and verifies calls and syncs. Production needs it",
+)
+SIGNING_KEY_FALLBACK = Setting(
+    "DURABLY_SIGNING_KEY_FALLBACK",
+    "INNGEST_SIGNING_KEY_FALLBACK",
+    _text,
+    "",
+    "a second key that is accepted, while keys are rotated",
+)
+EVENT_KEY = Setting(
+    "DURABLY_EVENT_KEY",
+    "INNGEST_EVENT_KEY",
+    _text,
+    "`Client(event_key=…)`",
+    "lets the app send events. Production needs it to send",
+)
+ENV = Setting(
+    "DURABLY_ENV",
+    "INNGEST_ENV",
+    _text,
+    "`Client(env=…)`",
+    "the environment's name; unset: the branch that Vercel, Render or Railway name",
+)
+SERVE_ORIGIN = Setting(
+    "DURABLY_SERVE_ORIGIN",
+    "INNGEST_SERVE_ORIGIN",
+    _text,
+    "`serve(serve_origin=…)`",
+    "the origin under which the engine reaches the app",
+)
+SERVE_PATH = Setting(
+    "DURABLY_SERVE_PATH",
+    "INNGEST_SERVE_PATH",
+    _text,
+    "`serve(serve_path=…)`",
+    f"the path of the endpoint; unset: `{DEFAULT_SERVE_PATH}`",
+)
+STREAMING = Setting(
+    "DURABLY_STREAMING",
+    "INNGEST_STREAMING",
+    _streaming,
+    "`serve(streaming=…)`",
+    "`force` or `disable`: send spaces every three seconds while a call runs",
+)
+ALLOW_IN_BAND_SYNC = Setting(
+    "DURABLY_ALLOW_IN_BAND_SYNC",
+    "INNGEST_ALLOW_IN_BAND_SYNC",
+    _switch,
+    "",
+    "`0`: answer every sync by a request of the app's own to its engine",
+)
+ENABLE_UNAUTHED_SYNC = Setting(
+    "DURABLY_ENABLE_UNAUTHED_SYNC",
+    "INNGEST_ENABLE_UNAUTHED_SYNC",
+    _switch,
+    "`serve(enable_unauthed_sync=…)`",
+    "`0`: refuse every sync that is not signed",
+)
+THREAD_POOL_MAX_WORKERS = Setting(
+    "DURABLY_THREAD_POOL_MAX_WORKERS",
+    "INNGEST_THREAD_POOL_MAX_WORKERS",
+    _thread_count,
+    "",
+    "threads for sync functions under async servers, and for [sync handlers of async functions]"
+    "(steps.md#where-handlers-run); default: the number of CPUs plus 4, at most 32; `0`: none, they run on the event "
+    "loop (in-process mode: the default)",
+)
+LOG_LEVEL = Setting(
+    "DURABLY_LOG_LEVEL",
+    "INNGEST_LOG_LEVEL",
+    _text,
+    "`Client(logger=…)`",
+    "level of the logger `durably`",
+)
+
+SETTINGS: tuple[Setting[Any], ...] = (
+    DEV,
+    ENGINE_URL,
+    SIGNING_KEY,
+    SIGNING_KEY_FALLBACK,
+    EVENT_KEY,
+    SERVE_ORIGIN,
+    SERVE_PATH,
+    ENV,
+    STREAMING,
+    THREAD_POOL_MAX_WORKERS,
+    ALLOW_IN_BAND_SYNC,
+    ENABLE_UNAUTHED_SYNC,
+    LOG_LEVEL,
+    API_BASE_URL,
+    EVENT_API_BASE_URL,
+)
+"""In the order of the documentation."""
+
+_ENGINE_CHOICE = (DEV, ENGINE_URL, API_BASE_URL, EVENT_API_BASE_URL)
+
+
 class Environment:
-    """The settings that the environment gives, read when asked for."""
+    """The settings that the environment gives, read when asked for.
+
+    Properties raise ``SettingConflictError`` for a setting whose two names have different values, and
+    ``FunctionConfigInvalidError`` for a value that is not allowed.
+    """
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
         self._variables = os.environ if variables is None else variables
@@ -41,65 +247,63 @@ class Environment:
         value = self._variables.get(name, "").strip()
         return value or None
 
+    def read(self, setting: Setting[T]) -> T | None:
+        """The setting's value; an empty variable counts as unset."""
+        values = {name: setting.parse(text, name) for name in setting.names if (text := self._get(name)) is not None}
+        ours, theirs = values.get(setting.name), values.get(setting.inngest)
+        if len(values) == 2 and ours != theirs:
+            raise SettingConflictError(*setting.names)
+        return theirs if ours is None else ours
+
+    def name_of(self, setting: Setting[Any]) -> str:
+        """The name under which a setting is set, to be named in errors."""
+        return next((name for name in setting.names if self._get(name) is not None), setting.name)
+
     @property
     def mode(self) -> ServerKind:
-        dev = self._get("INNGEST_DEV")
-        return ServerKind.CLOUD if dev is None or dev.lower() in _FALSE else ServerKind.DEV
+        return ServerKind.CLOUD if self.read(DEV) in (None, _OFF) else ServerKind.DEV
 
     @property
     def event_key(self) -> str | None:
-        return self._get("INNGEST_EVENT_KEY")
+        return self.read(EVENT_KEY)
 
     @property
     def signing_key(self) -> str | None:
-        return self._get("INNGEST_SIGNING_KEY")
+        return self.read(SIGNING_KEY)
 
     @property
     def signing_key_fallback(self) -> str | None:
-        return self._get("INNGEST_SIGNING_KEY_FALLBACK")
+        return self.read(SIGNING_KEY_FALLBACK)
 
     @property
     def name(self) -> str | None:
         """The environment that an engine keeps apart from others: a branch, say."""
-        return next((value for name in _ENVIRONMENT_NAMES if (value := self._get(name))), None)
+        return self.read(ENV) or next((value for name in _BRANCH_VARIABLES if (value := self._get(name))), None)
 
     @property
     def serve_origin(self) -> str | None:
-        return self._get("INNGEST_SERVE_ORIGIN")
+        return self.read(SERVE_ORIGIN)
 
     @property
     def serve_path(self) -> str | None:
-        return self._get("INNGEST_SERVE_PATH")
+        return self.read(SERVE_PATH)
 
     @property
     def streaming(self) -> Streaming | None:
-        value = self._get("INNGEST_STREAMING")
-        if value is None:
-            return None
-        if value.lower() == "allow":  # what other SDKs of the protocol also accept
-            return Streaming.FORCE
-        try:
-            return Streaming(value.lower())
-        except ValueError:
-            raise FunctionConfigInvalidError(f'INNGEST_STREAMING must be "force" or "disable", not {value!r}') from None
+        return self.read(STREAMING)
 
     @property
     def allows_in_band_sync(self) -> bool:
-        return (self._get("INNGEST_ALLOW_IN_BAND_SYNC") or "1").lower() not in _FALSE
+        return self.read(ALLOW_IN_BAND_SYNC) is not False
 
     @property
     def allows_unsigned_sync(self) -> bool:
-        return (self._get("INNGEST_ENABLE_UNAUTHED_SYNC") or "1").lower() not in _FALSE
+        return self.read(ENABLE_UNAUTHED_SYNC) is not False
 
     @property
     def thread_pool_max_workers(self) -> int | None:
         """``0`` means no pool, ``None`` Python's default size."""
-        value = self._get("INNGEST_THREAD_POOL_MAX_WORKERS")
-        if value is not None and not (value.isascii() and value.isdigit()):
-            raise FunctionConfigInvalidError(
-                f"INNGEST_THREAD_POOL_MAX_WORKERS must be a number of threads (0 for no pool), not {value!r}"
-            )
-        return None if value is None else int(value)
+        return self.read(THREAD_POOL_MAX_WORKERS)
 
     @property
     def is_reloader_parent(self) -> bool:
@@ -109,22 +313,59 @@ class Environment:
 
     @property
     def log_level(self) -> str | None:
-        return self._get("INNGEST_LOG_LEVEL")
+        return self.read(LOG_LEVEL)
 
-    def api_origin(self, mode: ServerKind) -> str:
-        return self._origin("INNGEST_API_BASE_URL", mode, CLOUD_API_ORIGIN)
+    @property
+    def dev_url(self) -> str | None:
+        """The development engine's URL, where ``DURABLY_DEV`` names one."""
+        dev = self.read(DEV)
+        return None if dev in (None, "1", _OFF) else dev
 
-    def event_origin(self, mode: ServerKind) -> str:
-        return self._origin("INNGEST_EVENT_API_BASE_URL", mode, CLOUD_EVENT_ORIGIN)
+    @property
+    def has_inngest_keys(self) -> bool:
+        """Whether keys are set, and only by their ``INNGEST_`` names."""
+        keys = (SIGNING_KEY, EVENT_KEY)
+        return any(self._get(key.inngest) for key in keys) and not any(self._get(key.name) for key in keys)
 
-    def _origin(self, name: str, mode: ServerKind, cloud: str) -> str:
-        for variable in (name, "INNGEST_BASE_URL"):
-            if value := self._get(variable):
-                return parse_origin(value, mode, variable)
-        dev = self._get("INNGEST_DEV")
-        if dev is not None and dev.lower() not in (*_TRUE, *_FALSE):
-            return parse_origin(dev, mode, "INNGEST_DEV")
-        return DEV_ORIGIN if mode is ServerKind.DEV else cloud
+    def unknown_names(self) -> dict[str, str | None]:
+        """Variables with our prefix that nothing reads, each with the setting that was probably meant."""
+        known = {setting.name for setting in SETTINGS}
+        unknown = sorted(name for name in self._variables if name.startswith(PREFIX) and name not in known)
+        return {name: _nearest_name(name) for name in unknown}
+
+
+def _nearest_name(name: str) -> str | None:
+    """``DURABLY_BASE_URL`` is the official name with our prefix; others are typing errors."""
+    by_official_name = {setting.inngest.replace("INNGEST_", PREFIX): setting.name for setting in SETTINGS}
+    names = [*by_official_name, *by_official_name.values()]
+    nearest = difflib.get_close_matches(name, names, 1, 0.8)
+    return by_official_name.get(nearest[0], nearest[0]) if nearest else None
+
+
+def development_variables(engine_origin: str) -> dict[str, str]:
+    """For an app that is to talk to the development engine at ``engine_origin``, and to no other.
+
+    Both names are set, since the app may use another SDK. Other variables that choose an engine are set to nothing
+    and not removed: a ``.env`` file that the app loads does not replace variables that are set.
+    """
+    emptied = dict.fromkeys((name for setting in _ENGINE_CHOICE for name in setting.names), "")
+    return emptied | dict.fromkeys(DEV.names, engine_origin)
+
+
+_warned: set[str] = set()
+
+
+def warn_of_unknown_names(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+    """Warn of each unknown variable, once in a process."""
+    for name, nearest in Environment().unknown_names().items():
+        if name not in _warned:
+            _warned.add(name)
+            logger.warning("%s", describe_unknown_name(name, nearest))
+
+
+def describe_unknown_name(name: str, nearest: str | None) -> str:
+    advice = f"did you mean {nearest}?" if nearest else "docs/serving.md lists the settings"
+    return f"{name} is set, but no setting has that name; {advice}"
 
 
 def parse_origin(text: str, mode: ServerKind, setting: str) -> str:

@@ -23,7 +23,7 @@ async def test_an_app_killed_in_a_step(
     """Killed in its sixth step: with a buffer of three, the two steps before that one had not been handed over."""
     log, port = tmp_path / "log", free_port()
     environment = clean_environment(
-        INNGEST_DEV=engine.origin,
+        DURABLY_DEV=engine.origin,
         DYING_APP_LOG=str(log),
         DYING_APP_FUNCTION=kind,
         DYING_APP_BUFFERED_STEPS=str(buffered),

@@ -149,7 +149,7 @@ async def test_a_large_output_goes_into_the_answer(app: App) -> None:
 async def test_a_streamed_answer_too(
     app: App, is_async: bool, is_streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("INNGEST_STREAMING", "force" if is_streaming else "disable")
+    monkeypatch.setenv("DURABLY_STREAMING", "force" if is_streaming else "disable")
     assert len(await app.run(durable(app, sequence(3, is_async)))) == 3
     assert len(app.calls) == 1
 

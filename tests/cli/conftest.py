@@ -98,7 +98,7 @@ def directory(tmp_path: Path) -> Path:
 
 def environment() -> dict[str, str]:
     """The tests' own, less all that names an engine or its keys."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("INNGEST_")}
+    return {name: value for name, value in os.environ.items() if not name.startswith(("DURABLY_", "INNGEST_"))}
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 @pytest.fixture
 def ask(dev: Command, run: Run) -> Callable[..., Result]:
     def ask_(*arguments: str, **options: str) -> Result:
-        return run(*arguments, INNGEST_DEV=dev.origin, **options)
+        return run(*arguments, DURABLY_DEV=dev.origin, **options)
 
     return ask_
 

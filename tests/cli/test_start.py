@@ -15,7 +15,12 @@ from .conftest import Command, Run, Start, write
 
 SIGNING_KEY = "signkey-prod-" + "0123456789abcdef" * 4
 EVENT_KEY = "event-key-of-the-shop"
-KEYS = {"INNGEST_SIGNING_KEY": SIGNING_KEY, "INNGEST_EVENT_KEY": EVENT_KEY}
+KEYS = {"DURABLY_SIGNING_KEY": SIGNING_KEY, "DURABLY_EVENT_KEY": EVENT_KEY}
+OFFICIAL_NAMES = {
+    "DURABLY_ENGINE_URL": "INNGEST_BASE_URL",
+    "DURABLY_SIGNING_KEY": "INNGEST_SIGNING_KEY",
+    "DURABLY_EVENT_KEY": "INNGEST_EVENT_KEY",
+}
 
 
 def logged(command: Command, message: str) -> dict[str, object]:
@@ -28,9 +33,9 @@ def logged(command: Command, message: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("keys", "pattern"),
     [
-        ({}, "INNGEST_SIGNING_KEY"),
-        ({"INNGEST_SIGNING_KEY": SIGNING_KEY}, "INNGEST_EVENT_KEY"),
-        (KEYS | {"INNGEST_EVENT_KEY": ""}, "INNGEST_EVENT_KEY"),
+        ({}, "DURABLY_SIGNING_KEY"),
+        ({"DURABLY_SIGNING_KEY": SIGNING_KEY}, "DURABLY_EVENT_KEY"),
+        (KEYS | {"DURABLY_EVENT_KEY": ""}, "DURABLY_EVENT_KEY"),
     ],
 )
 def test_keys_are_required(run: Run, keys: dict[str, str], pattern: str) -> None:
@@ -60,14 +65,17 @@ def test_an_app_is_synced_called_and_logged(start: Start, run: Run, directory: P
     url = f"http://127.0.0.1:{port}/api/inngest"
     engine = start("start", "--db", "engine.db", "--port", "0", "-u", url, **KEYS)
     origin = str(logged(engine, "engine started")["origin"])
+    variables = KEYS | {"DURABLY_ENGINE_URL": origin}
+    if sdk == "inngest":
+        variables = {OFFICIAL_NAMES[name]: value for name, value in variables.items()}
     app = subprocess.Popen(
         [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port), "--log-level", "error"],
         cwd=directory,
-        env=os.environ | KEYS | {"INNGEST_BASE_URL": origin},
+        env=os.environ | variables,
     )
     try:
         assert logged(engine, "app synced")["app_id"] == "shop"
-        result = run("invoke", "shop-place", "--data", '{"total": 3}', INNGEST_BASE_URL=origin, **KEYS)
+        result = run("invoke", "shop-place", "--data", '{"total": 3}', DURABLY_ENGINE_URL=origin, **KEYS)
         assert (result.status, result.stdout) == (0, '{"charged": 3}\n'), result.stderr
         ended = logged(engine, "run completed")
         assert (ended["function_id"], ended["level"]) == ("shop-place", "info")
@@ -86,10 +94,10 @@ def test_clients_need_the_keys(start: Start, run: Run) -> None:
     origin = str(logged(engine, "engine started")["origin"])
     refused = run("runs", "list", "--url", origin)
     assert (refused.status, "signing key" in refused.stderr) == (1, True)
-    refused = run("send", "a", "--url", origin, INNGEST_EVENT_KEY="wrong-key-of-mine")
+    refused = run("send", "a", "--url", origin, DURABLY_EVENT_KEY="wrong-key-of-mine")
     assert (refused.status, "event key" in refused.stderr) == (1, True)
     assert "wrong-key-of-mine" not in refused.stderr
-    sent = run("send", "a", "--url", origin, INNGEST_EVENT_KEY=EVENT_KEY)
+    sent = run("send", "a", "--url", origin, DURABLY_EVENT_KEY=EVENT_KEY)
     assert (sent.status, sent.stderr) == (0, "")
     listed = run(
         "runs", "list", "--url", origin, "--signing-key", "signkey-prod-99", "--signing-key-fallback", SIGNING_KEY

@@ -11,7 +11,7 @@ from ..frameworks.engine import FakeEngine, serving_engine
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
-        if name.startswith("INNGEST_") or name.lower().endswith("_proxy"):
+        if name.startswith(("DURABLY_", "INNGEST_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

@@ -9,9 +9,16 @@ import pytest
 
 import durably
 from durably import Client, Context, ContextSync, Function
+from durably import client as client_module
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm import handler as handler_module
 from durably.digital_ocean import serve as serve_digital_ocean
-from durably.errors import BodyInvalidError, FunctionConfigInvalidError, SigningKeyMissingError
+from durably.errors import (
+    BodyInvalidError,
+    EngineNotConfiguredError,
+    FunctionConfigInvalidError,
+    SigningKeyMissingError,
+)
 from durably.protocol.headers import Probe, ServerKind
 
 from ..frameworks import wire
@@ -58,9 +65,32 @@ def make_call(function_id: str = "app-plain", **options: Any) -> CommRequest:
 # -- making one
 
 
+@pytest.fixture
+def outside_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a server: without it, this process is a test run."""
+    monkeypatch.setattr(handler_module, "is_test_run", lambda: False)
+    monkeypatch.setattr(client_module, "is_test_run", lambda: False)
+
+
+@pytest.mark.usefixtures("outside_tests")
 def test_production_needs_a_signing_key() -> None:
-    with pytest.raises(SigningKeyMissingError, match="INNGEST_SIGNING_KEY"):
-        make_handler(make_client(is_production=True))
+    with pytest.raises(SigningKeyMissingError, match="DURABLY_SIGNING_KEY"):
+        make_handler(make_client(is_production=True, engine="https://engine.example.com"))
+
+
+@pytest.mark.usefixtures("outside_tests")
+@pytest.mark.parametrize("options", [{}, {"event_api_base_url": "https://engine.example.com"}])
+def test_production_needs_an_engine(options: dict[str, str]) -> None:
+    client = make_client(is_production=True, signing_key=wire.SIGNING_KEY, **options)
+    with pytest.raises(EngineNotConfiguredError, match="DURABLY_ENGINE_URL"):
+        make_handler(client)
+
+
+def test_an_app_is_served_without_an_engine_in_a_test_run() -> None:
+    handler = make_handler(make_client(is_production=True))
+    response = handler.get_sync(make_request())
+    assert response.status_code == 200
+    assert handler.post_sync(make_call()).status_code == 401
 
 
 def test_two_functions_with_one_id() -> None:
@@ -102,7 +132,7 @@ def test_the_arguments_of_serve_in_another_order() -> None:
         CommHandler(client=client, framework="test", functions=make_function(client, "alone"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("variable", ["INNGEST_THREAD_POOL_MAX_WORKERS", "INNGEST_STREAMING"])
+@pytest.mark.parametrize("variable", ["DURABLY_THREAD_POOL_MAX_WORKERS", "DURABLY_STREAMING"])
 def test_settings_that_are_none_are_met_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "plenty")
     with pytest.raises(FunctionConfigInvalidError, match=variable):
@@ -258,11 +288,11 @@ def test_a_body_in_base64() -> None:
 
 
 def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
-    monkeypatch.setenv("INNGEST_SERVE_ORIGIN", "public.example.com")
-    monkeypatch.setenv("INNGEST_SERVE_PATH", "of/env")
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "public.example.com")
+    monkeypatch.setenv("DURABLY_SERVE_PATH", "of/env")
     handler = make_handler(make_client(signing_key=wire.SIGNING_KEY, api_base_url=engine.origin))
-    monkeypatch.delenv("INNGEST_SERVE_ORIGIN")
-    monkeypatch.delenv("INNGEST_SERVE_PATH")
+    monkeypatch.delenv("DURABLY_SERVE_ORIGIN")
+    monkeypatch.delenv("DURABLY_SERVE_PATH")
     signed = make_request(headers={"x-inngest-signature": wire.sign(b"")})
     inspected = json.loads(handler.get_sync(signed).body_bytes())
     assert (inspected["serve_origin"], inspected["serve_path"]) == ("public.example.com", "of/env")

@@ -13,7 +13,8 @@ import pytest
 
 import durably
 from durably import Client, Event, sending
-from durably.errors import EventKeyUnspecifiedError, SendEventsError
+from durably import client as client_module
+from durably.errors import EngineNotConfiguredError, EventKeyUnspecifiedError, SendEventsError
 
 from ..frameworks.engine import Answer, FakeEngine, Received
 from .test_transport import serving
@@ -174,9 +175,20 @@ def test_what_is_no_event(engine: FakeEngine, send: Send, events: Any, message: 
 
 
 def test_production_needs_a_key(engine: FakeEngine, send: Send) -> None:
-    with pytest.raises(EventKeyUnspecifiedError, match="INNGEST_EVENT_KEY"):
+    with pytest.raises(EventKeyUnspecifiedError, match="DURABLY_EVENT_KEY"):
         send(make_client(engine, is_production=True, event_key=None), TWO)
     assert engine.received == []
+
+
+@pytest.mark.parametrize("key", [{}, {"event_key": KEY}])
+def test_production_needs_an_engine(send: Send, key: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of somebody's cloud."""
+    client = Client(app_id="shop", is_production=True, **key)
+    with pytest.raises(EngineNotConfiguredError, match=r"'shop' has no engine in this test run: .*TestEngine"):
+        send(client, TWO)
+    monkeypatch.setattr(client_module, "is_test_run", lambda: False)
+    with pytest.raises(EngineNotConfiguredError, match=r"DURABLY_ENGINE_URL.*DURABLY_DEV=1.*Embedded.*InngestCloud"):
+        send(client, TWO)
 
 
 def test_development_needs_none(engine: FakeEngine, send: Send) -> None:

@@ -1,16 +1,19 @@
-"""Settings: arguments first, then the environment, then defaults."""
+"""Settings: arguments first, then the environment, then defaults. Each has our name and the official SDKs'."""
 
 import datetime as dt
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durably import Client, Streaming
+from durably import settings as settings_module
 from durably.comm.paths import mount_path
-from durably.errors import FunctionConfigInvalidError, URLInvalidError
+from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 from durably.protocol.headers import ServerKind
-from durably.settings import Environment, parse_origin
+from durably.settings import SETTINGS, Environment, Setting, parse_origin
 
 DEV, CLOUD = ServerKind.DEV, ServerKind.CLOUD
 
@@ -31,61 +34,17 @@ DEV, CLOUD = ServerKind.DEV, ServerKind.CLOUD
 )
 def test_the_mode(monkeypatch: pytest.MonkeyPatch, value: str | None, mode: ServerKind) -> None:
     if value is not None:
-        monkeypatch.setenv("INNGEST_DEV", value)
+        monkeypatch.setenv("DURABLY_DEV", value)
     assert Client(app_id="app").mode is mode
     assert Client(app_id="app", is_production=True).mode is CLOUD
     assert Client(app_id="app", is_production=False).mode is DEV
 
 
-API, EVENTS = "https://api.inngest.com", "https://inn.gs"
-LOCAL = "http://127.0.0.1:8288"
-
-
-@pytest.mark.parametrize(
-    ("environ", "arguments", "api", "events"),
-    [
-        ({}, {}, API, EVENTS),
-        ({"INNGEST_DEV": "1"}, {}, LOCAL, LOCAL),
-        ({}, {"is_production": False}, LOCAL, LOCAL),
-        ({"INNGEST_DEV": "http://engine:99/"}, {}, "http://engine:99", "http://engine:99"),
-        ({"INNGEST_DEV": "engine:99"}, {}, "http://engine:99", "http://engine:99"),
-        ({"INNGEST_BASE_URL": "https://own.example.com"}, {}, "https://own.example.com", "https://own.example.com"),
-        (
-            {"INNGEST_BASE_URL": "https://own.example.com", "INNGEST_API_BASE_URL": "https://api.example.com"},
-            {},
-            "https://api.example.com",
-            "https://own.example.com",
-        ),
-        (
-            {"INNGEST_DEV": "http://engine:99", "INNGEST_EVENT_API_BASE_URL": "http://events:98"},
-            {},
-            "http://engine:99",
-            "http://events:98",
-        ),
-        (
-            {"INNGEST_API_BASE_URL": "https://env.example.com"},
-            {"api_base_url": "arg.example.com"},
-            "https://arg.example.com",
-            EVENTS,
-        ),
-        ({}, {"event_api_base_url": "https://arg.example.com/"}, API, "https://arg.example.com"),
-        ({"INNGEST_DEV": "0"}, {}, API, EVENTS),
-    ],
-)
-def test_where_the_engine_is(
-    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], arguments: dict[str, Any], api: str, events: str
-) -> None:
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    client = Client(app_id="app", **arguments)
-    assert (client.api_origin, client.event_api_origin) == (api, events)
-
-
 def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Client(app_id="app").event_key, Client(app_id="app").signing_keys) == (None, (None, None))
-    monkeypatch.setenv("INNGEST_EVENT_KEY", " from env ")
-    monkeypatch.setenv("INNGEST_SIGNING_KEY", "key")
-    monkeypatch.setenv("INNGEST_SIGNING_KEY_FALLBACK", "fallback")
+    monkeypatch.setenv("DURABLY_EVENT_KEY", " from env ")
+    monkeypatch.setenv("DURABLY_SIGNING_KEY", "key")
+    monkeypatch.setenv("DURABLY_SIGNING_KEY_FALLBACK", "fallback")
     client = Client(app_id="app")
     assert (client.event_key, client.signing_keys) == ("from env", ("key", "fallback"))
     client = Client(app_id="app", event_key="mine", signing_key="mine too")
@@ -98,15 +57,15 @@ def test_the_environments_name(monkeypatch: pytest.MonkeyPatch, variable: str) -
     assert Client(app_id="app").env is None
     monkeypatch.setenv(variable, "of the platform")
     assert Client(app_id="app").env == "of the platform"
-    monkeypatch.setenv("INNGEST_ENV", "set by hand")
+    monkeypatch.setenv("DURABLY_ENV", "set by hand")
     assert Client(app_id="app").env == "set by hand"
     assert Client(app_id="app", env="argument").env == "argument"
 
 
 @pytest.mark.parametrize("url", ["", " ", "://", "ftp://host", "http://", "nodots", "http://host:port", "http://[::1"])
 def test_a_url_that_is_none(url: str) -> None:
-    with pytest.raises(URLInvalidError, match="INNGEST_BASE_URL is not a valid URL"):
-        parse_origin(url, CLOUD, "INNGEST_BASE_URL")
+    with pytest.raises(URLInvalidError, match="DURABLY_ENGINE_URL is not a valid URL"):
+        parse_origin(url, CLOUD, "DURABLY_ENGINE_URL")
 
 
 @pytest.mark.parametrize(
@@ -134,15 +93,15 @@ def test_a_url_is_made_whole(url: str, mode: ServerKind, origin: str) -> None:
     ],
 )
 def test_streaming(value: str | None, streaming: Streaming | None) -> None:
-    assert Environment({"INNGEST_STREAMING": value} if value else {}).streaming is streaming
+    assert Environment({"DURABLY_STREAMING": value} if value else {}).streaming is streaming
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "property_name"),
     [
-        ("INNGEST_STREAMING", "yes please", "streaming"),
-        ("INNGEST_THREAD_POOL_MAX_WORKERS", "many", "thread_pool_max_workers"),
-        ("INNGEST_THREAD_POOL_MAX_WORKERS", "-1", "thread_pool_max_workers"),
+        ("DURABLY_STREAMING", "yes please", "streaming"),
+        ("DURABLY_THREAD_POOL_MAX_WORKERS", "many", "thread_pool_max_workers"),
+        ("DURABLY_THREAD_POOL_MAX_WORKERS", "-1", "thread_pool_max_workers"),
     ],
 )
 def test_values_that_are_none(variable: str, value: str, property_name: str) -> None:
@@ -152,20 +111,20 @@ def test_values_that_are_none(variable: str, value: str, property_name: str) -> 
 
 @pytest.mark.parametrize(("value", "workers"), [(None, None), ("", None), ("0", 0), ("12", 12)])
 def test_the_size_of_the_pool(value: str | None, workers: int | None) -> None:
-    variables = {} if value is None else {"INNGEST_THREAD_POOL_MAX_WORKERS": value}
+    variables = {} if value is None else {"DURABLY_THREAD_POOL_MAX_WORKERS": value}
     assert Environment(variables).thread_pool_max_workers == workers
 
 
 @pytest.mark.parametrize(("value", "allowed"), [(None, True), ("1", True), ("0", False), ("false", False)])
 def test_switches(value: str | None, allowed: bool) -> None:
-    names = ("INNGEST_ALLOW_IN_BAND_SYNC", "INNGEST_ENABLE_UNAUTHED_SYNC")
+    names = ("DURABLY_ALLOW_IN_BAND_SYNC", "DURABLY_ENABLE_UNAUTHED_SYNC")
     environment = Environment({} if value is None else dict.fromkeys(names, value))
     assert environment.allows_in_band_sync is environment.allows_unsigned_sync is allowed
 
 
 def test_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mount_path(None) == "/api/inngest"
-    monkeypatch.setenv("INNGEST_SERVE_PATH", "of/env")
+    monkeypatch.setenv("DURABLY_SERVE_PATH", "of/env")
     assert mount_path(None) == "/of/env"
     assert mount_path("/argument") == mount_path("argument") == "/argument"
 
@@ -179,7 +138,7 @@ def test_the_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("durably")
     level = logger.level
     try:
-        monkeypatch.setenv("INNGEST_LOG_LEVEL", "warning")
+        monkeypatch.setenv("DURABLY_LOG_LEVEL", "warning")
         assert Client(app_id="app").logger is logger
         assert logger.level == logging.WARNING
     finally:
@@ -190,3 +149,82 @@ def test_the_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_app_needs_a_name(app_id: Any) -> None:
     with pytest.raises(FunctionConfigInvalidError, match=r"Client\.app_id"):
         Client(app_id=app_id)
+
+
+# -- two names
+
+VALUES = {
+    "DURABLY_DEV": ("1", "http://127.0.0.1:9999"),
+    "DURABLY_STREAMING": ("force", "disable"),
+    "DURABLY_THREAD_POOL_MAX_WORKERS": ("1", "2"),
+    "DURABLY_ALLOW_IN_BAND_SYNC": ("1", "0"),
+    "DURABLY_ENABLE_UNAUTHED_SYNC": ("1", "0"),
+}
+"""Two values of a setting that takes no other text."""
+
+
+def by_name(setting: Setting[Any]) -> str:
+    return setting.name
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=by_name)
+def test_a_setting_has_two_names(setting: Setting[Any]) -> None:
+    first, second = VALUES.get(setting.name, ("first-secret", "second-secret"))
+    value = Environment({setting.name: first}).read(setting)
+    assert value is not None
+    assert Environment({}).read(setting) is None
+    assert Environment({setting.inngest: first}).read(setting) == value
+    assert Environment({setting.name: first, setting.inngest: f" {first} "}).read(setting) == value
+    assert Environment({setting.name: first, setting.inngest: ""}).read(setting) == value
+    with pytest.raises(SettingConflictError) as raised:
+        Environment({setting.name: first, setting.inngest: second}).read(setting)
+    text = str(raised.value)
+    assert setting.name in text
+    assert setting.inngest in text
+    assert "secret" not in text
+
+
+def test_values_that_mean_the_same_are_no_conflict() -> None:
+    assert Environment({"DURABLY_DEV": "1", "INNGEST_DEV": "true"}).mode is DEV
+    assert Environment({"DURABLY_DEV": "0", "INNGEST_DEV": "false"}).mode is CLOUD
+
+
+def test_a_conflict_stops_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DURABLY_SIGNING_KEY", "signkey-prod-aa")
+    monkeypatch.setenv("INNGEST_SIGNING_KEY", "signkey-prod-bb")
+    with pytest.raises(SettingConflictError, match="DURABLY_SIGNING_KEY and INNGEST_SIGNING_KEY"):
+        Client(app_id="app")
+    assert Client(app_id="app", signing_key="signkey-prod-cc").signing_key == "signkey-prod-cc"
+
+
+def test_the_documentation_lists_the_settings() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    rows = re.findall(r"^\| `(DURABLY_\w+)` \| `(INNGEST_\w+)` \| (.*?) ?\| (.*) \|$", text, re.MULTILINE)
+    assert rows == [(each.name, each.inngest, each.argument, each.meaning) for each in SETTINGS]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("DURABLY_SIGNINGKEY", "DURABLY_SIGNING_KEY"),
+        ("DURABLY_EVENT_KEYS", "DURABLY_EVENT_KEY"),
+        ("DURABLY_ENGINEURL", "DURABLY_ENGINE_URL"),
+        ("DURABLY_BASE_URL", "DURABLY_ENGINE_URL"),
+        ("DURABLY_COLOUR", None),
+    ],
+)
+def test_a_name_that_nothing_reads_is_warned_of_once(
+    name: str, nearest: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(settings_module, "_warned", set())
+    monkeypatch.setenv(name, "secret-value")
+    Client(app_id="app")
+    Client(app_id="app")
+    [message] = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+    assert (f"did you mean {nearest}?" if nearest else "docs/serving.md") in message
+    assert "secret-value" not in caplog.text
+
+
+def test_known_names_are_not_warned_of() -> None:
+    names = {name: "1" for setting in SETTINGS for name in setting.names}
+    assert Environment(names | {"DURABLE": "1", "INNGEST_CONNECT": "1"}).unknown_names() == {}

@@ -134,7 +134,7 @@ def test_a_thread_that_never_reads_starts_nothing() -> None:
 
 async def test_a_sync_function_that_has_not_begun_never_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has cannot be interrupted; but a call of it is no longer than to its next step."""
-    monkeypatch.setenv("INNGEST_THREAD_POOL_MAX_WORKERS", "1")
+    monkeypatch.setenv("DURABLY_THREAD_POOL_MAX_WORKERS", "1")
     client = Client(app_id="app", is_production=False)
     let_go, ran = threading.Event(), []
 

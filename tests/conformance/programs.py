@@ -22,7 +22,7 @@ def free_port() -> int:
 
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without settings of the protocol, and with those given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("INNGEST_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DURABLY_", "INNGEST_"))}
     return kept | variables
 
 

@@ -1,6 +1,6 @@
 """The app of the crash tests: functions of all kinds of steps, and a diary of each execution of one.
 
-``python -m tests.crash.app_process PORT DIARY``, with ``INNGEST_DEV`` naming the engine. The diary is appended to, one
+``python -m tests.crash.app_process PORT DIARY``, with ``DURABLY_DEV`` naming the engine. The diary is appended to, one
 line of JSON an execution, so that it survives the process. Each execution returns a token of its own: a step's memo
 tells which of its executions counts.
 """

@@ -22,7 +22,9 @@ class Victim:
     def __init__(self, name: str, log: Path, *arguments: str, **environment: str) -> None:
         self.name, self.log = name, log
         self._command = [sys.executable, "-m", f"tests.crash.{name}_process", *arguments]
-        self._environment = {key: value for key, value in os.environ.items() if not key.startswith("INNGEST_")}
+        self._environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(("DURABLY_", "INNGEST_"))
+        }
         self._environment |= environment
         self._process: subprocess.Popen[bytes] | None = None
 

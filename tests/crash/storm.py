@@ -51,7 +51,7 @@ class Storm:
         self.database, self.diary = self.directory / "engine.db", self.directory / "diary.jsonl"
         self.engine = Victim("engine", self.directory / "engine.log", str(engine_port), str(self.database))
         self.app = Victim(
-            "app", self.directory / "app.log", str(app_port), str(self.diary), INNGEST_DEV=self.engine_url
+            "app", self.directory / "app.log", str(app_port), str(self.diary), DURABLY_DEV=self.engine_url
         )
         self._is_over = False
         self._sent = 0

@@ -56,7 +56,7 @@ class CronStorm:
         self._database = directory / "engine.db"
         self._engine = Victim("engine", directory / "engine.log", str(port), str(self._database), str(SPEED))
         diary = str(directory / "diary.jsonl")
-        self._app = Victim("app", directory / "app.log", str(app_port), diary, INNGEST_DEV=self._url)
+        self._app = Victim("app", directory / "app.log", str(app_port), diary, DURABLY_DEV=self._url)
         self.down: list[tuple[int, int]] = []
 
     async def rage(self) -> None:

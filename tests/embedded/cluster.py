@@ -129,7 +129,7 @@ def serving(command: Callable[[int], list[str]], directory: Path, **environment:
             [sys.executable, *command(listener.fileno())],
             pass_fds=[listener.fileno()],
             cwd=ROOT,
-            env={**os.environ, "TEST_DIRECTORY": str(directory), "INNGEST_DEV": "1", **environment},
+            env={**os.environ, "TEST_DIRECTORY": str(directory), "DURABLY_DEV": "1", **environment},
             start_new_session=True,
         )
         cluster = Cluster(directory, f"http://127.0.0.1:{listener.getsockname()[1]}", process)

@@ -94,7 +94,7 @@ def python(code: str, directory: Path) -> str:
         timeout=60,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "TEST_DIRECTORY": str(directory), "INNGEST_DEV": "1"},
+        env={**os.environ, "TEST_DIRECTORY": str(directory), "DURABLY_DEV": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

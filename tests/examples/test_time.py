@@ -9,7 +9,7 @@ import durably
 from durably.testing import TestEngine
 
 with pytest.MonkeyPatch.context() as environment:
-    environment.setenv("INNGEST_DEV", "1")
+    environment.setenv("DURABLY_DEV", "1")
     from examples.digital_ocean_webhooks import app as webhooks
     from examples.fastapi_orders import app as orders
     from examples.flask_signup import app as signup
@@ -21,7 +21,7 @@ DAY = dt.timedelta(days=1)
 @pytest.fixture(autouse=True)
 def _development(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the processes in which functions are called again."""
-    monkeypatch.setenv("INNGEST_DEV", "1")
+    monkeypatch.setenv("DURABLY_DEV", "1")
 
 
 @pytest.fixture

@@ -227,7 +227,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     for name in os.environ:
-        if name.startswith("INNGEST_") or name.lower().endswith("_proxy"):
+        if name.startswith(("DURABLY_", "INNGEST_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     world = World(tmp_path / "engine.db")
     site_app = web.Application(client_max_size=64 * 1024 * 1024)

@@ -40,7 +40,7 @@ _CLOUD = {
     "env": "my-env",
     "app_version": "1.2.3",
 }
-_FALLBACK = {"INNGEST_SIGNING_KEY_FALLBACK": wire.FALLBACK_KEY}
+_FALLBACK = {"DURABLY_SIGNING_KEY_FALLBACK": wire.FALLBACK_KEY}
 
 VARIANTS = (
     Variant("default", _DEV, has_own_path=True),
@@ -48,19 +48,19 @@ VARIANTS = (
     Variant("dev-keys", {**_DEV, "signing_key": wire.SIGNING_KEY}),
     Variant("cloud", _CLOUD, environ=_FALLBACK),
     Variant("strict", _CLOUD, {"enable_unauthed_sync": False}),
-    Variant("no-in-band", _CLOUD, environ={"INNGEST_ALLOW_IN_BAND_SYNC": "0"}),
+    Variant("no-in-band", _CLOUD, environ={"DURABLY_ALLOW_IN_BAND_SYNC": "0"}),
     Variant("away", {**_CLOUD, "api_base_url": AWAY, "event_api_base_url": AWAY}),
     Variant("public", _DEV, {"serve_origin": "https://public.example.com", "public_path": "/behind/proxy"}),
     Variant(
         "by-env",
         _DEV,
-        environ={"INNGEST_SERVE_ORIGIN": "https://env.example.com", "INNGEST_SERVE_PATH": "/by-env/from.env"},
+        environ={"DURABLY_SERVE_ORIGIN": "https://env.example.com", "DURABLY_SERVE_PATH": "/by-env/from.env"},
         has_own_path=True,
     ),
-    Variant("no-pool", _DEV, environ={"INNGEST_THREAD_POOL_MAX_WORKERS": "0"}),
+    Variant("no-pool", _DEV, environ={"DURABLY_THREAD_POOL_MAX_WORKERS": "0"}),
     Variant("stream", _DEV, {"streaming": Streaming.FORCE}),
-    Variant("stream-cloud", _CLOUD, environ={**_FALLBACK, "INNGEST_STREAMING": "force"}),
-    Variant("stream-no-pool", _DEV, {"streaming": Streaming.FORCE}, {"INNGEST_THREAD_POOL_MAX_WORKERS": "0"}),
+    Variant("stream-cloud", _CLOUD, environ={**_FALLBACK, "DURABLY_STREAMING": "force"}),
+    Variant("stream-no-pool", _DEV, {"streaming": Streaming.FORCE}, {"DURABLY_THREAD_POOL_MAX_WORKERS": "0"}),
 )
 
 PATHS = {

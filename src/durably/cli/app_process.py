@@ -7,6 +7,7 @@ import sys
 
 from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError, NoAppError
 from durably.engine.embedded.api.server import describe_os_error, reachable
+from durably.settings import development_variables
 
 from .app_server import EXIT_REPORTED
 from .child_process import AppFailedError, ChildProcess
@@ -23,7 +24,7 @@ class AppProcess(ChildProcess):
 
     def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
         command = (sys.executable, "-m", _PROGRAM, target, "--host", host, "--port", str(port))
-        super().__init__(target, command, {"INNGEST_DEV": engine_origin}, purpose="serves")
+        super().__init__(target, command, development_variables(engine_origin), purpose="serves")
         self._host, self._port = host, port
         self._urls = [f"{self.origin}{each}" for each in ([path] if path else USUAL_PATHS)]
 

@@ -54,7 +54,7 @@ def dev(
     """Run an engine for development, and MODULE:APP with it.
 
     MODULE:APP is an ASGI app (FastAPI, Django), a WSGI app (Flask, Django), a tornado.web.Application or a
-    DigitalOcean main(event, context). It is told of the engine by INNGEST_DEV, restarted when Python source below
+    DigitalOcean main(event, context). It is told of the engine by DURABLY_DEV, restarted when Python source below
     the working directory changes, and synced. Apps that you run yourself are given by -u, as the URL that they
     serve their functions at, like http://127.0.0.1:3000/api/inngest.
 

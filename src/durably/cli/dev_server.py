@@ -151,7 +151,9 @@ class DevServer:
         if options.target is not None:
             await self._start_app(options.target)
         elif not options.urls:
-            self.console.note(f"start apps with INNGEST_DEV={self.server.origin}, or name them with -u")
+            self.console.note(
+                f"start apps with DURABLY_DEV={self.server.origin} (other SDKs: INNGEST_DEV), or name them with -u"
+            )
 
     def _temporary_database(self) -> Path:
         """SQLite's own in-memory databases belong to one connection each, and the engine has several."""

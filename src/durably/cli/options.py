@@ -2,7 +2,6 @@
 
 import datetime as dt
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,24 @@ import click
 
 from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
 from durably.protocol.limits import MAX_STEPS
+from durably.settings import (
+    DEV,
+    DEV_ORIGIN,
+    ENGINE_URL,
+    EVENT_KEY,
+    SIGNING_KEY,
+    SIGNING_KEY_FALLBACK,
+    Environment,
+    Setting,
+)
 
 Command = Callable[..., Any]
-
-DEFAULT_URL = "http://127.0.0.1:8288"
-_NO_ORIGIN = {"", "0", "1", "true", "false"}
-"""Values of ``INNGEST_DEV`` that switch the mode and name no engine."""
 
 
 def engine_url() -> str:
     """The engine that the environment names, as SDKs find it, or a dev engine on this machine."""
-    for name in ("INNGEST_BASE_URL", "INNGEST_DEV"):
-        value = os.environ.get(name, "").strip()
-        if value.lower() not in _NO_ORIGIN:
-            return value
-    return DEFAULT_URL
+    environment = Environment()
+    return environment.read(ENGINE_URL) or environment.dev_url or DEV_ORIGIN
 
 
 def _check_engine_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
@@ -97,23 +99,29 @@ def read_moment(context: click.Context, parameter: click.Parameter, text: str | 
         ) from None
 
 
+def setting_option(
+    *declarations: str, setting: Setting[str], help: str, read: Callable[[str], Any] = str, **options: Any
+) -> Callable[[Command], Command]:
+    """An option whose default is a setting of the environment. ``read`` makes the default of its text."""
+
+    def default() -> Any:
+        text = Environment().read(setting)
+        return None if text is None else read(text)
+
+    names = " or ".join(setting.names)
+    return click.option(*declarations, default=default, help=f"{help}  [env var: {names}]", **options)
+
+
 def signing_key_options(command: Command) -> Command:
     """``signing_key`` and ``signing_key_fallback``."""
     for option in (
-        click.option(
+        setting_option(
             "--signing-key-fallback",
-            envvar="INNGEST_SIGNING_KEY_FALLBACK",
-            show_envvar=True,
+            setting=SIGNING_KEY_FALLBACK,
             metavar="KEY",
             help="The key before a rotation, accepted too.",
         ),
-        click.option(
-            "--signing-key",
-            envvar="INNGEST_SIGNING_KEY",
-            show_envvar=True,
-            metavar="KEY",
-            help="The engine's signing key.",
-        ),
+        setting_option("--signing-key", setting=SIGNING_KEY, metavar="KEY", help="The engine's signing key."),
     ):
         command = option(command)
     return command
@@ -127,7 +135,7 @@ def client_options(command: Command) -> Command:
         default=engine_url,
         callback=_check_engine_url,
         metavar="URL",
-        help=f"The engine to talk to.  [env var: INNGEST_BASE_URL, INNGEST_DEV; default: {DEFAULT_URL}]",
+        help=f"The engine to talk to.  [env var: {ENGINE_URL.name}, {DEV.name}; default: {DEV_ORIGIN}]",
     )
     @click.option(
         "--db",
@@ -137,9 +145,7 @@ def client_options(command: Command) -> Command:
         help="Talk to the engine in an app's own processes, by the path that its Embedded(…) has, instead of to --url.",
     )
     @signing_key_options
-    @click.option(
-        "--event-key", envvar="INNGEST_EVENT_KEY", show_envvar=True, metavar="KEY", help="One of its event keys."
-    )
+    @setting_option("--event-key", setting=EVENT_KEY, metavar="KEY", help="One of its event keys.")
     @functools.wraps(command)
     def with_client(
         *,

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from durably.settings import EVENT_KEY
+
 from .failures import CliError
-from .options import read_age, server_options, signing_key_options
+from .options import read_age, server_options, setting_option, signing_key_options
 
 
 @click.command()
@@ -20,12 +22,12 @@ from .options import read_age, server_options, signing_key_options
     help="File that keeps the engine's state.",
 )
 @signing_key_options
-@click.option(
+@setting_option(
     "--event-key",
     "event_keys",
+    setting=EVENT_KEY,
+    read=str.split,
     multiple=True,
-    envvar="INNGEST_EVENT_KEY",
-    show_envvar=True,
     metavar="KEY",
     help="A key that senders of events must have. May be repeated; in the environment, separated by spaces.",
 )
@@ -57,9 +59,9 @@ def start(
     if str(database) == ":memory:":
         raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
     if not signing_key:
-        raise CliError("no signing key: set INNGEST_SIGNING_KEY, the same as the apps', or give --signing-key")
+        raise CliError("no signing key: set DURABLY_SIGNING_KEY, the same as the apps', or give --signing-key")
     if not event_keys or not all(event_keys):
-        raise CliError("no event key: set INNGEST_EVENT_KEY, the same as the senders', or give --event-key")
+        raise CliError("no event key: set DURABLY_EVENT_KEY, the same as the senders', or give --event-key")
     from durably.engine.backoff import standard_backoff
     from durably.engine.embedded.settings import EngineSettings
     from durably.protocol.headers import ServerKind

@@ -37,7 +37,7 @@ from durably.protocol.errors import is_quiet
 from durably.protocol.events import Event
 from durably.protocol.headers import Header, Probe, Query, SyncKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
-from durably.settings import Environment, Streaming
+from durably.settings import Environment, Streaming, is_test_run
 from durably.timings import Timings
 from durably.transport import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.worker_threads import Surroundings, WorkerThreads
@@ -57,14 +57,14 @@ Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
 class CommHandler:
     """Serves ``functions`` of one client's app.
 
-    ``framework`` is the name that engines show. ``streaming`` wins over ``INNGEST_STREAMING``.
+    ``framework`` is the name that engines show. ``streaming`` wins over ``DURABLY_STREAMING``.
     ``thread_pool`` runs sync functions, and sync handlers of async functions, where they would block an event loop; by
-    default it has as many threads as ``INNGEST_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework
+    default it has as many threads as ``DURABLY_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework
     has around each request, for calls that come without one; ``thread_surroundings`` what it needs around all that runs
     in the pool.
 
-    Raises ``SigningKeyMissingError`` in production mode without a signing key, and ``FunctionConfigInvalidError``
-    for two functions with one id.
+    Raises ``EngineNotConfiguredError`` and ``SigningKeyMissingError`` in production mode without an engine or a
+    signing key, and ``FunctionConfigInvalidError`` for two functions with one id.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class CommHandler:
         self._surroundings = surroundings
         if client.in_process is not None:
             client.in_process.add_handler(self)
-        elif client.is_production and client.signing_key is None:
-            raise SigningKeyMissingError
+        elif client.is_production:
+            _check_production(client)
 
     @property
     def function_ids(self) -> frozenset[str]:
@@ -360,6 +360,15 @@ def _check_arguments(client: object, functions: object) -> None:
         raise FunctionConfigInvalidError(f"serve takes a durably.Client as its client, not {client!r}")
     if not isinstance(functions, Iterable):
         raise FunctionConfigInvalidError(f"serve takes a list of functions, not {functions!r}")
+
+
+def _check_production(client: Client) -> None:
+    """Raises the error that keeps the app from being served. Tests of the app serve it to no engine."""
+    if is_test_run():
+        return
+    _ = client.api_origin
+    if client.signing_key is None:
+        raise SigningKeyMissingError
 
 
 def _index(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:

@@ -27,10 +27,10 @@ def authenticated(handler: "CommHandler", req: CommRequest) -> dict[str, Any]:
     return {
         "authentication_succeeded": True,
         **_common(handler),
-        "api_origin": client.api_origin,
+        "api_origin": client.origins.api,
         "app_id": client.app_id,
         "env": client.env,
-        "event_api_origin": client.event_api_origin,
+        "event_api_origin": client.origins.events,
         "event_key_hash": hash_event_key(client.event_key) if client.event_key else None,
         "framework": handler.framework,
         "sdk_language": "py",

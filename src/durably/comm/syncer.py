@@ -76,7 +76,7 @@ class Syncer:
         if kind is not None and kind is not mode:
             raise ServerKindMismatchError(
                 f"sync rejected: the request is from a {kind.value} engine, but the app is in {mode.value} mode; "
-                "set INNGEST_DEV=1 for development, unset it for production"
+                "set DURABLY_DEV=1 for development, unset it for production"
             )
 
     def payload(self, url: str) -> dict[str, Any]:

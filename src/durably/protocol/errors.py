@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     CLOCK_UNSUPPORTED = "clock_unsupported"
     DEADLINE = "deadline"
     DURATION_INVALID = "duration_invalid"
+    ENGINE_NOT_CONFIGURED = "engine_not_configured"
     EVENT_KEY_UNSPECIFIED = "event_key_unspecified"
     FUNCTION_CONFIG_INVALID = "function_config_invalid"
     FUNCTION_NOT_FOUND = "function_not_found"

@@ -52,7 +52,7 @@ def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: flo
     if not usable:
         raise SignatureError(
             "cannot verify the request's signature: no signing key is set; give the client signing_key "
-            "or set INNGEST_SIGNING_KEY",
+            "or set DURABLY_SIGNING_KEY",
             ErrorCode.SIGNING_KEY_UNSPECIFIED,
         )
     if not header:

@@ -89,7 +89,7 @@ async def test_an_app_is_asked_to_sync(dev: Harness, serve_functions: ServeFunct
 async def test_an_app_in_the_wrong_mode_is_told_how_to_change_it(dev: Harness, serve_functions: ServeFunctions) -> None:
     client = client_of(dev, is_production=True, signing_key=SIGNING_KEY, event_key="x")
     url = await serve_functions(client, [_hello(client)])
-    with pytest.raises(SyncFailedError, match=f"INNGEST_DEV={dev.server.origin}"):
+    with pytest.raises(SyncFailedError, match=f"DURABLY_DEV={dev.server.origin}"):
         await dev.server.discovery.sync(url)
 
 
@@ -140,7 +140,7 @@ async def test_no_app_at_the_url(dev: Harness) -> None:
 async def test_in_cloud_mode_functions_come_in_the_signed_answer(
     cloud: Harness, serve_functions: ServeFunctions, app_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("INNGEST_SIGNING_KEY_FALLBACK", SIGNING_KEY)
+    monkeypatch.setenv("DURABLY_SIGNING_KEY_FALLBACK", SIGNING_KEY)
     client = client_of(cloud, is_production=True, signing_key=app_key, event_key="x")
     await cloud.server.discovery.sync(await serve_functions(client, [_hello(client)]))
     [sync] = cloud.syncs

@@ -78,7 +78,7 @@ def _check_event_key(request: web.Request, event_keys: Iterable[str]) -> None:
         raise ApiError(
             401,
             "unknown event key: send events to /e/<event key> with a key that the engine was given (senders take it "
-            "from INNGEST_EVENT_KEY)",
+            "from DURABLY_EVENT_KEY)",
         )
 
 
@@ -88,13 +88,13 @@ def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
         raise ApiError(
             401,
             "the request needs the header Authorization: Bearer <hashed signing key> (apps and commands send it where "
-            "INNGEST_SIGNING_KEY is set)",
+            "DURABLY_SIGNING_KEY is set)",
         )
     if not _is_one_of(token.strip(), tokens):
         raise ApiError(
             401,
             "the bearer token is not the hash of one of the engine's signing keys: give both sides the same "
-            "INNGEST_SIGNING_KEY",
+            "DURABLY_SIGNING_KEY",
         )
 
 

@@ -123,8 +123,8 @@ class AppDiscovery:
 
     def _mode_advice(self) -> str:
         if self._settings.server_kind is ServerKind.DEV:
-            return f"start it with INNGEST_DEV={self._origin} in its environment"
-        return "start it without INNGEST_DEV, and with the engine's INNGEST_SIGNING_KEY, in its environment"
+            return f"start it with DURABLY_DEV={self._origin} in its environment (other SDKs: INNGEST_DEV)"
+        return "start it without DURABLY_DEV and INNGEST_DEV, and with the engine's DURABLY_SIGNING_KEY"
 
     async def _sync_out_of_band(self, url: str) -> None:
         deploy_id = str(uuid.uuid4())

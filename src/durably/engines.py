@@ -1,0 +1,141 @@
+"""Which engine a client talks to: decided from its arguments, the environment and the mode. No I/O."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from durably.errors import FunctionConfigInvalidError
+from durably.in_process import EngineHandle, InProcessEngine
+from durably.protocol.headers import ServerKind
+from durably.settings import (
+    API_BASE_URL,
+    DEV,
+    DEV_ORIGIN,
+    ENGINE_URL,
+    EVENT_API_BASE_URL,
+    Environment,
+    Setting,
+    parse_origin,
+)
+
+_CLOUD_API = "https://api.inngest.com"
+_CLOUD_EVENTS = "https://inn.gs"
+_CLOUD_HOSTS = frozenset({"api.inngest.com", "app.inngest.com", "inn.gs"})
+
+
+@dataclass(frozen=True, slots=True)
+class InngestCloud:
+    """The engine that Inngest hosts: ``Client(engine=durably.InngestCloud())``.
+
+    It needs the keys of an account there. It serves production; in development mode the client talks to the
+    development engine all the same.
+    """
+
+
+Engine = EngineHandle | InngestCloud | str
+"""What ``Client(engine=…)`` takes: an ``Embedded(…)``, ``InngestCloud()``, or the URL of an engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOrigins:
+    """Base URLs of an engine's API and of where it takes events; ``None`` where nothing says."""
+
+    api: str | None = None
+    events: str | None = None
+
+
+CLOUD_ORIGINS = EngineOrigins(_CLOUD_API, _CLOUD_EVENTS)
+
+
+def choose_engine(
+    engine: Engine | None,
+    api_base_url: str | None,
+    event_api_base_url: str | None,
+    mode: ServerKind,
+    environment: Environment,
+) -> tuple[InProcessEngine | None, EngineOrigins]:
+    """The engine in this process, if it is there, or where the engine is.
+
+    Raises ``FunctionConfigInvalidError`` for an argument of a wrong type and for two that exclude each other, and
+    ``URLInvalidError``.
+    """
+    _refuse_two_engines(engine, api_base_url, event_api_base_url)
+    match engine:
+        case None:
+            given = EngineOrigins(
+                api_base_url and parse_origin(api_base_url, mode, "api_base_url"),
+                event_api_base_url and parse_origin(event_api_base_url, mode, "event_api_base_url"),
+            )
+            return None, _fill(given, mode, environment)
+        case InngestCloud():
+            return None, CLOUD_ORIGINS if mode is ServerKind.CLOUD else _fill(EngineOrigins(), mode, environment)
+        case str():
+            return None, _origins_at(parse_origin(engine, mode, "engine"))
+        case _ if hasattr(engine, "__in_process__") and not isinstance(engine, type):
+            return engine.__in_process__(), EngineOrigins()
+        case _:
+            raise FunctionConfigInvalidError(
+                f"Client.engine must be an Embedded(…), an InngestCloud() or the engine's URL, not {engine!r}"
+            )
+
+
+def _refuse_two_engines(engine: Engine | None, api_base_url: str | None, event_api_base_url: str | None) -> None:
+    if engine is None:
+        return
+    for argument, value in (("api_base_url", api_base_url), ("event_api_base_url", event_api_base_url)):
+        if value:
+            raise FunctionConfigInvalidError(f"Client has engine and {argument}: give one of them")
+
+
+def _fill(given: EngineOrigins, mode: ServerKind, environment: Environment) -> EngineOrigins:
+    """What the arguments do not say, the environment does; development mode has a default."""
+    common = _common_origins(mode, environment)
+    return EngineOrigins(
+        given.api or _read(API_BASE_URL, mode, environment) or common.api,
+        given.events or _read(EVENT_API_BASE_URL, mode, environment) or common.events,
+    )
+
+
+def _common_origins(mode: ServerKind, environment: Environment) -> EngineOrigins:
+    if origin := _read(ENGINE_URL, mode, environment):
+        return _origins_at(origin)
+    if url := environment.dev_url:
+        return _origins_at(parse_origin(url, mode, environment.name_of(DEV)))
+    return _origins_at(DEV_ORIGIN) if mode is ServerKind.DEV else EngineOrigins()
+
+
+def _read(setting: Setting[str], mode: ServerKind, environment: Environment) -> str | None:
+    value = environment.read(setting)
+    return None if value is None else parse_origin(value, mode, environment.name_of(setting))
+
+
+def _origins_at(origin: str) -> EngineOrigins:
+    """Engines have one URL, except Inngest's own."""
+    return CLOUD_ORIGINS if urlsplit(origin).hostname in _CLOUD_HOSTS else EngineOrigins(origin, origin)
+
+
+def explain_no_engine(app_id: str, *, has_inngest_keys: bool, in_tests: bool) -> str:
+    """``has_inngest_keys``: the app has keys, under the names of the ``inngest`` package. ``in_tests``: this process
+    runs tests."""
+    if in_tests:
+        return (
+            f"app {app_id!r} has no engine in this test run: open a durably.testing.TestEngine(client, functions) "
+            "around what sends events"
+        )
+    text = (
+        f"app {app_id!r} is in production mode and has no engine. Set {ENGINE_URL.name} to the engine's URL, or "
+        f"{DEV.name}=1 for development. Or choose the engine in code: Client(engine=…) takes a URL, "
+        "durably.Embedded(path) for an engine in the app's own processes, or durably.InngestCloud()."
+    )
+    if has_inngest_keys:
+        text += (
+            " Keys are set by their INNGEST_ names: an app that ran on Inngest Cloud stays there with "
+            "Client(engine=durably.InngestCloud())."
+        )
+    return text
+
+
+def explain_half_an_engine(missing: Setting[str], given: Setting[str]) -> str:
+    return (
+        f"only half of the engine is configured: {given.argument.strip('`')} or {given.name} is set, and "
+        f"{missing.name} is not. Set {ENGINE_URL.name} for both"
+    )
