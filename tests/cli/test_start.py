@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from . import apps
 from .conftest import Command, Run, Start, write
@@ -103,3 +104,17 @@ def test_clients_need_the_keys(start: Start, run: Run) -> None:
         "runs", "list", "--url", origin, "--signing-key", "signkey-prod-99", "--signing-key-fallback", SIGNING_KEY
     )
     assert (listed.status, listed.stderr) == (0, "no runs\n")
+
+
+def test_an_engine_whose_database_was_deleted_stays_and_refuses(start: Start, run: Run, directory: Path) -> None:
+    """Started again by a supervisor, it would begin with an empty database."""
+    engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    (directory / "engine.db").unlink()
+    engine.until("the database was deleted .*this engine stops")
+    engine.until("put its database back")
+    assert urllib3.request("GET", f"{origin}/health", retries=False).status == 503
+    refused = run("send", "a", "--url", origin, **KEYS)
+    assert (refused.status, "the database was deleted" in refused.stderr) == (1, True)
+    assert not (directory / "engine.db").exists()
+    assert engine.stop(signal.SIGTERM) == 0

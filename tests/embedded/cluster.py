@@ -68,7 +68,8 @@ class Cluster:
             return None
         with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
             connection.settimeout(0.2)
-            connection.connect(str(newest))
+            with sockets.address_of(newest) as address:
+                connection.connect(address)
             if connection.recv(1):
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 return int(struct.unpack("3i", credentials)[0])

@@ -283,6 +283,18 @@ async def test_two_engines_in_one_process_share_a_database(tmp_path: Path) -> No
         assert output_of(await second.run(Event(name="ping"))) == {"got": 1}
 
 
+async def test_once_the_database_is_deleted_every_process_says_so(tmp_path: Path) -> None:
+    """And none makes another in its place."""
+    owner, follower = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
+    async with owner.running(), follower.running():
+        await owner.client.send(Event(name="before"))
+        (tmp_path / "durably.db").unlink()
+        for each in (owner, follower, owner):
+            with pytest.raises(SendEventsError, match="was deleted"):
+                await each.client.send(Event(name="after"))
+        assert not (tmp_path / "durably.db").exists()
+
+
 async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
     app = App(tmp_path / "durably.db", settings=NO_GRACE, max_calls=2)
     under_way: list[int] = []

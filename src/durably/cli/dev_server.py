@@ -184,7 +184,10 @@ class DevServer:
         assert self._updates is not None, "run() is called while the server is up"
         async for update in self._updates:
             self.console.say(activity.format(update))
-        raise EngineClosedError("the engine stopped by itself")
+        why = self.engine.stop_error
+        raise EngineClosedError(
+            f"the engine stopped by itself: {why.message}" if why else "the engine stopped by itself"
+        )
 
     def _report_sync(self, sync: AcceptedSync) -> None:
         request = sync.request

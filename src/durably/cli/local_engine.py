@@ -22,7 +22,8 @@ class _SocketConnection(HTTPConnection):
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(5.0)
-            connection.connect(str(self._path))
+            with sockets.address_of(self._path) as address:
+                connection.connect(address)
         except OSError as error:
             connection.close()
             raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
@@ -35,7 +36,11 @@ class SocketPool(HTTPConnectionPool):
     ConnectionCls = _SocketConnection  # pyright: ignore[reportAssignmentType] (so it is in urllib3 itself)
 
     def __init__(self, database: Path, timeout: urllib3.Timeout) -> None:
-        newest = sockets.newest(sockets.directory_of(Path(database).resolve()))
+        path = Path(database).resolve()
+        directory = sockets.directory_of(path)
+        newest = sockets.newest(directory)
+        if newest is not None:
+            sockets.check_directory(directory, path.stat().st_uid)
         if newest is None:
             raise CliError(
                 f"no app runs its engine on {database}: start the app, or check that this is what its Embedded(…) says"

@@ -8,7 +8,7 @@ from pathlib import Path
 from durably.engine.embedded.api.server import EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.settings import EngineSettings
-from durably.engine.errors import EngineClosedError
+from durably.engine.errors import DatabaseReplacedError, EngineClosedError
 
 from .log_lines import log_fields, log_update
 from .running import first_failure
@@ -44,6 +44,10 @@ async def _log_runs(server: EngineServer) -> None:
     with server.engine.watch() as updates:
         async for update in updates:
             log_update(update)
+    if isinstance(server.engine.stop_error, DatabaseReplacedError):
+        # Started again, an engine would make an empty database where the other one was: that is for a person to decide.
+        _logger.critical("the engine answers 503 until it is stopped: put its database back, then start it again")
+        await asyncio.Event().wait()
     raise EngineClosedError("the engine stopped by itself; the log says why")
 
 

@@ -4,7 +4,6 @@ It is for the command line (``durably runs list --db …``). No keys are asked f
 read the database.
 """
 
-import os
 from pathlib import Path
 
 from aiohttp import web
@@ -14,6 +13,8 @@ from durably.engine.embedded.api.application import create_api
 from durably.engine.embedded.api.auth import ApiKeys
 from durably.engine.embedded.api.unreadable import SERVER_LOGGER
 from durably.protocol.headers import ServerKind
+
+from . import sockets
 
 _SHUTDOWN_SECONDS = 0.5
 
@@ -32,8 +33,7 @@ class ApiSocket:
             api, access_log=None, logger=SERVER_LOGGER, shutdown_timeout=_SHUTDOWN_SECONDS, handle_signals=False
         )
         await runner.setup()
-        await web.UnixSite(runner, str(path)).start()
-        os.chmod(path, 0o600)
+        await web.SockSite(runner, sockets.listen(path)).start()
         return cls(runner, path)
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from durably.engine.errors import DatabaseLostError, EngineClosedError
 
+from . import sockets
 from .calls import HandedCall
 from .errors import PlaceLostError
 from .link import AnswerError, Link, LinkLostError, Timing
@@ -35,9 +36,10 @@ class Follower:
         try:
             async with asyncio.timeout(timing.lease):
                 loop = asyncio.get_running_loop()
-                _, link = await loop.create_unix_connection(
-                    lambda: Link(answer, timing, on_heard=worker.pulse.beat), str(socket)
-                )
+                with sockets.address_of(socket) as address:
+                    _, link = await loop.create_unix_connection(
+                        lambda: Link(answer, timing, on_heard=worker.pulse.beat), address
+                    )
                 await link.wait_heard()
         except TimeoutError:
             raise

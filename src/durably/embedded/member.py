@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from durably.engine.embedded import EngineSettings
+from durably.engine.embedded.files import DatabaseFiles
 from durably.engine.embedded.lock import DatabaseLock, read_note
-from durably.engine.errors import DatabaseBusyError, DatabaseLockedError, DatabaseLostError, EngineError
+from durably.engine.errors import (
+    DatabaseBusyError,
+    DatabaseLockedError,
+    DatabaseLostError,
+    DatabaseReplacedError,
+    EngineError,
+)
 from durably.errors import TransportError
 
 from . import sockets
@@ -72,6 +79,7 @@ class Member:
         self._life: asyncio.Task[None] | None = None
         self._trouble: Exception | None = None
         self._silent_socket: Path | None = None
+        self._files: DatabaseFiles | None = None
 
     def start(self) -> None:
         """Begin to look for a place; what is asked meanwhile waits until there is one."""
@@ -133,6 +141,8 @@ class Member:
             self._place.set_exception(MemberClosedError("this process has left the engine"))
             self._place.exception()
             return
+        if self._place.exception() is not None:  # it has given up
+            return
         place = self._place.result()
         if isinstance(place, Follower):
             with contextlib.suppress(PlaceLostError, EngineError, TimeoutError):
@@ -170,11 +180,16 @@ class Member:
         while True:
             try:
                 place = await self._find_place()
+            except DatabaseReplacedError as error:
+                self._give_up(error)
+                return
             except Exception as error:
                 self._note(error)
                 await asyncio.sleep(_AGAIN_SECONDS)
                 continue
             self._trouble = None
+            if self._files is None:
+                self._files = DatabaseFiles(self._database, parts=("",))
             self._place.set_result(place)
             if not self._first_try.done():
                 self._first_try.set_result(None)
@@ -184,6 +199,20 @@ class Member:
             self._place = self.loop.create_future()
             if isinstance(place, Follower):
                 self._silent_socket = place.socket if place.was_silent else None
+
+    def _give_up(self, error: DatabaseReplacedError) -> None:
+        """For good: an engine that went on would begin with an empty database, or with one that nobody chose."""
+        _logger.critical(
+            "process %d sends and runs nothing any more: %s (%s); put the database back, then restart the app",
+            os.getpid(),
+            error.message,
+            self._database,
+        )
+        self._trouble = error
+        for future in (self._place, self._first_try):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
 
     def _note(self, error: Exception) -> None:
         if not self._first_try.done():
@@ -203,12 +232,14 @@ class Member:
         self._trouble = error
 
     async def _find_place(self) -> Owner | Follower:
-        """Raises ``EngineError`` and ``OSError``."""
+        """Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` where the database is not what it was."""
         self._database.parent.mkdir(parents=True, exist_ok=True)
         sockets.make_directory(self._directory)
         self._show()
         waited = 0.0
         while True:
+            if self._files is not None:
+                self._files.check()
             if (follower := await self._follow()) is not None:
                 return follower
             is_due = self._may_own and (self._worker.offer().max_calls > 0 or waited > _SHY_SECONDS)

@@ -211,10 +211,8 @@ class Owner:
     async def _let_in(self, epoch: int) -> None:
         """Before the engine recovers what there is, which may take long: those who wait shall know that it is done."""
         self._socket = sockets.path_of(self._directory, epoch)
-        self._socket.unlink(missing_ok=True)
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._meet, self._socket, backlog=1024)
-        os.chmod(self._socket, 0o600)
+        listener = sockets.listen(self._socket)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._meet, sock=listener, backlog=1024)
         sockets.remove_older(self._directory, epoch)
         _logger.info("process %d owns the database %s from now on (epoch %d)", os.getpid(), self._database, epoch)
 

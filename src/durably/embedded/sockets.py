@@ -1,9 +1,12 @@
 """Where an owner's socket is, known to every process that knows the database's path.
 
 Each epoch has a socket of its own, so that a new owner never takes the place of one that may come back, and the
-newest is the one to connect to. Their directory is for the user alone: whoever can connect can run functions.
+newest is the one to connect to. Their directory is for the user alone: whoever can connect can run functions. On Linux
+it is always beside the database, where nobody else can take its place. Its path may be too long for a socket's address:
+then the address leads through a descriptor of the directory (``/proc/self/fd/…``).
 """
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -11,6 +14,7 @@ import stat
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from durably.engine.errors import EngineError
@@ -20,10 +24,11 @@ _MAX_PATH_BYTES = 100
 
 
 def directory_of(database: Path) -> Path:
-    """Beside the database or, where its path is too long for a socket's, below the directory for temporary files."""
+    """Beside the database. Except on Linux, if its path is too long for a socket's: below the directory for temporary
+    files, which on macOS is the user's own."""
     beside = database.with_name(database.name + ".sockets")
     longest_name = "/9999999999.http"
-    if len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
+    if sys.platform == "linux" or len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
         return beside
     digest = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"durably-{os.getuid()}-{digest}"
@@ -31,13 +36,52 @@ def directory_of(database: Path) -> Path:
 
 def make_directory(directory: Path) -> None:
     """Raises ``EngineError`` where the directory is somebody else's."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700, parents=True)
+    check_directory(directory, os.getuid())
+
+
+def check_directory(directory: Path, user: int) -> None:
+    """Raises ``EngineError`` unless it is a directory, and no link to one, that is the user's and closed to others."""
     state = directory.lstat()
-    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or stat.S_IMODE(state.st_mode) & 0o077:
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != user or stat.S_IMODE(state.st_mode) & 0o077:
         raise EngineError(
             f"{directory}, in which this database's processes meet, must be a directory that belongs to user "
-            f"{os.getuid()} and that nobody else can enter (mode 700)"
+            f"{user} and that nobody else can enter (mode 700): remove it, or move the database to a directory that "
+            "only that user can write"
         )
+
+
+@contextlib.contextmanager
+def address_of(path: Path) -> Iterator[str]:
+    """The address at which to bind or connect a socket at ``path``, for as long as the context lasts.
+
+    Raises ``OSError`` where there is no such directory.
+    """
+    if len(os.fsencode(path)) <= _MAX_PATH_BYTES or sys.platform != "linux":
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening socket that only this user can connect to, in place of one that an earlier process left behind."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with address_of(path) as address:
+            listener.bind(address)
+        path.chmod(0o600)
+        listener.setblocking(False)
+        listener.listen(1024)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def path_of(directory: Path, epoch: int) -> Path:

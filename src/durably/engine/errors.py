@@ -30,6 +30,14 @@ class DatabaseLostError(EngineError):
     """Another engine took the database over while this one was running; this one must stop."""
 
 
+class DatabaseReplacedError(DatabaseLostError):
+    """The database was deleted, replaced, or given a hard link while this engine used it; this one must stop."""
+
+
+class DatabaseLinkedError(EngineError):
+    """The database has several hard links."""
+
+
 class DatabaseUnavailableError(EngineError):
     """The database cannot be read or written at the moment: the disk is full, or failing. Nothing was changed."""
 

@@ -1,6 +1,7 @@
 """Requests that no handler takes, and handlers that break."""
 
 import asyncio
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -124,3 +125,14 @@ async def test_a_disk_that_cannot_be_written_is_the_senders_to_try_again(dev: Ha
     assert (status, "readonly" in answer["error"]) == (503, True)
     connection.execute("PRAGMA query_only = 0")
     await dev.send("a")
+
+
+async def test_an_engine_whose_database_was_deleted_says_so_on_every_route(dev: Harness, tmp_path: Path) -> None:
+    await dev.send("before")
+    (tmp_path / "engine.db").unlink()
+    status, answer = await dev.json("POST", "/e/any", json={"name": "after"})
+    assert (status, "the database was deleted" in answer["error"]) == (503, True)
+    await dev.engine.wait_closed()
+    for method, path in [("POST", "/e/any"), ("GET", "/health"), ("GET", "/v1/runs"), ("GET", "/nothing")]:
+        status, answer = await dev.json(method, path, json={"name": "later"})
+        assert (status, "the database was deleted" in answer["error"]) == (503, True)

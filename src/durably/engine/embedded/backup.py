@@ -10,6 +10,7 @@ from pathlib import Path
 
 from durably.engine.errors import BackupFailedError
 
+from .files import create_private
 from .schema import open_existing
 
 
@@ -36,6 +37,7 @@ def back_up(database: Path, destination: Path) -> int:
 
 def _copy(source: sqlite3.Connection, partial: Path) -> None:
     partial.unlink(missing_ok=True)
+    create_private(partial)
     with contextlib.closing(sqlite3.connect(partial)) as target:
         # In one step: what an engine writes meanwhile would have each further step begin from the start.
         source.backup(target)

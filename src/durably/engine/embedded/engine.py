@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.errors import EventInvalidError, RunNotFoundError, StaleCallError
+from durably.engine.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
@@ -73,7 +73,7 @@ class EmbeddedEngine:
         ``takes_lock=False`` is for who looks after the database's lock file itself, and ``after_epoch`` for who takes
         the database over from a certain owner. ``on_owned`` is told the new epoch once the database is owned, before
         anything in it is touched.
-        Raises ``DatabaseLockedError``, ``DatabaseLostError`` where ``after_epoch`` is over already,
+        Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` where ``after_epoch`` is over,
         ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
         runtime = await Runtime.open(
@@ -88,6 +88,11 @@ class EmbeddedEngine:
     async def wait_closed(self) -> None:
         """Returns once the engine is closed: by ``close``, or because another has taken the database over."""
         await self._runtime.closed.wait()
+
+    @property
+    def stop_error(self) -> EngineError | None:
+        """Why the engine has stopped by itself: its database was taken over or replaced, or is damaged."""
+        return self._runtime.stop_error
 
     async def verify(self) -> None:
         """Raises ``DatabaseLostError`` where another engine has taken the database over; this one then closes."""

@@ -3,6 +3,7 @@
 The operating system drops the lock when its process dies, however it dies, so there is nothing to clean up.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ class DatabaseLock:
     """
 
     def __init__(self, database: Path, note: str = "") -> None:
-        self._descriptor = os.open(_path_of(database), os.O_RDWR | os.O_CREAT, 0o600)
+        self._descriptor = _open_private(_path_of(database))
         try:
             _try_lock(self._descriptor)
         except OSError:
@@ -44,6 +45,15 @@ class DatabaseLock:
     def release(self) -> None:
         """Also for a forked child, in which it leaves the lock to the parent."""
         os.close(self._descriptor)
+
+
+def _open_private(path: Path) -> int:
+    """Whoever can open the file can lock it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    if hasattr(os, "fchmod") and os.fstat(descriptor).st_mode & 0o077:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def read_note(database: Path) -> str:

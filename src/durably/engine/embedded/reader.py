@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from durably.engine.errors import DatabaseCorruptError, EngineClosedError
+from durably.engine.errors import DatabaseCorruptError, DatabaseReplacedError, EngineClosedError, EngineError
 
 from .schema import connect_reader
 from .sqlite_errors import explain
@@ -22,11 +22,15 @@ _MOST_TOGETHER = 32
 
 
 class Reader:
-    """``on_damage`` is told, on the event loop, once the database turns out to be damaged."""
+    """``on_damage`` is told, on the event loop, once the database turns out to be damaged or replaced.
+    ``check_files`` raises ``DatabaseReplacedError`` where it was: a new connection would open something else."""
 
-    def __init__(self, path: Path, on_damage: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, on_damage: Callable[[EngineError], None], check_files: Callable[[], None] = lambda: None
+    ) -> None:
         self._path = path
         self._on_damage = on_damage
+        self._check_files = check_files
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._is_closed = False
@@ -77,10 +81,13 @@ class Reader:
     async def _explained(self, result: asyncio.Future[T]) -> T:
         try:
             return await result
+        except DatabaseReplacedError as error:
+            self._on_damage(error)
+            raise
         except sqlite3.Error as error:
             explained = explain(error)
             if isinstance(explained, DatabaseCorruptError):
-                self._on_damage(explained.message)
+                self._on_damage(explained)
             raise explained from error
 
     def _run(self, query: Callable[[sqlite3.Connection], T]) -> T:
@@ -94,6 +101,7 @@ class Reader:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
+            self._check_files()
             connection = self._local.connection = connect_reader(self._path)
             self._connections.append(connection)
         return connection

@@ -7,7 +7,14 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from durably.engine.errors import DatabaseBusyError, DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError
+from durably.engine.errors import (
+    DatabaseBusyError,
+    DatabaseCorruptError,
+    DatabaseLostError,
+    DatabaseReplacedError,
+    DatabaseUnavailableError,
+    EngineError,
+)
 
 from . import sweeps, work
 from .caller import Caller, HttpCaller
@@ -16,6 +23,7 @@ from .due import load_due
 from .effects import CallAt, Effects, RequestAt, Restrained, RunEnded, StoredTimer, SweepAt, Synced, TimerAt
 from .endings import Endings
 from .executor import Executor
+from .files import DatabaseFiles, find_file
 from .journal import Journal
 from .ledger import Entry, Ledger
 from .lock import DatabaseLock
@@ -40,6 +48,8 @@ from .writer import Writer
 _LOAD_LIMIT = 10_000
 """Timers, and delayed calls, read at a time."""
 _RECOVERED_TOGETHER = 100
+_CHECK_SECONDS = 1.0
+"""How often an engine without work looks whether its database is still there; one at work does at each commit."""
 
 _logger = logging.getLogger("durably.engine")
 
@@ -61,14 +71,19 @@ class Runtime:
         self.settings = settings
         self._connection = connection
         self._lock = lock
+        self._path = path
         self._closing: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
+        self.stop_error: EngineError | None = None
+        """Why the engine has stopped by itself."""
         self.closed = asyncio.Event()
         store = Store(connection)
         is_signed = settings.signing_key is not None
         to_stored = canonical_json if is_signed else bytes
-        self.reader = Reader(path, self._give_up)
+        self._files = DatabaseFiles(path)
+        self.reader = Reader(path, self._give_up, self._files.check)
         cache = RunCache()
-        self._writer = Writer(connection, ownership.epoch, self._give_up, cache.clear)
+        self._writer = Writer(connection, ownership.epoch, self._give_up, cache.clear, self._files.check)
         self.journal = Journal(
             self._writer,
             Ledger(store, make_policy(settings), to_stored, settings.max_event_bytes, settings.entropy, cache),
@@ -108,7 +123,7 @@ class Runtime:
         on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "Runtime":
         """See ``EmbeddedEngine.open``."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = find_file(path)
         lock = DatabaseLock(path) if takes_lock else None
         connection: sqlite3.Connection | None = None
         try:
@@ -130,6 +145,7 @@ class Runtime:
             await runtime.close()
             raise
         runtime._timeline.start()
+        runtime._checking = asyncio.get_running_loop().create_task(runtime._check_files())
         if runtime._retention is not None:
             runtime._retention.start()
         return runtime
@@ -143,6 +159,8 @@ class Runtime:
 
     async def _close(self, grace_seconds: float) -> None:
         self._timeline.close()
+        if self._checking is not None:
+            self._checking.cancel()
         if self._retention is not None:
             await self._retention.close()
         await self.executor.close(grace_seconds)
@@ -158,9 +176,18 @@ class Runtime:
         self.endings.close()
         self.closed.set()
 
-    def _give_up(self, reason: str) -> None:
+    async def _check_files(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            try:
+                self._files.check()
+            except DatabaseReplacedError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: EngineError) -> None:
         if self._closing is None:
-            _logger.critical("%s; this engine stops", reason)
+            self.stop_error = error
+            _logger.critical("%s; this engine stops (its database is %s)", error.message, self._path)
             # What is under way has nowhere to put its answer.
             self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
 

@@ -14,6 +14,7 @@ from durably.engine.errors import (
     DatabaseUnavailableError,
 )
 
+from .files import create_private, make_private
 from .migrations import MIGRATIONS
 from .settings import Durability
 from .sqlite_errors import is_busy
@@ -37,7 +38,11 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    """Creates no database where there is none."""
+    existing = f"{path.absolute().as_uri()}?mode=rw"
+    connection = sqlite3.connect(
+        existing, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA busy_timeout = 5000")
     return connection
@@ -50,9 +55,13 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     """
     connection: sqlite3.Connection | None = None
     try:
+        create_private(path)
+        make_private(path)
         connection = connect(path, durability)
         _check_application(connection, path)
         _migrate(connection, path)
+    except OSError as error:
+        raise DatabaseUnavailableError(f"the database {path} cannot be created: {error.strerror}") from error
     except sqlite3.DatabaseError as error:
         if connection is not None:
             connection.close()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError
+from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError, EngineError
 
 from .sqlite_errors import explain
 
@@ -40,20 +40,24 @@ class _Job:
 
 class Writer:
     """Owns ``connection`` from ``start`` to ``close``. ``on_lost`` is told why, on the event loop, once the database
-    must not be written any more: another engine has taken it over, or it is damaged. ``on_rollback`` is told, in the
-    writer's thread, that something was undone which units have done."""
+    must not be written any more: another engine has taken it over, it was replaced, or it is damaged. ``on_rollback``
+    is told, in the writer's thread, that something was undone which units have done. ``check_files`` raises
+    ``DatabaseReplacedError`` where what SQLite has open is not at the database's path any more: what is committed to
+    it would be lost."""
 
     def __init__(
         self,
         connection: sqlite3.Connection,
         epoch: int,
-        on_lost: Callable[[str], None],
+        on_lost: Callable[[EngineError], None],
         on_rollback: Callable[[], None] = lambda: None,
+        check_files: Callable[[], None] = lambda: None,
     ) -> None:
         self._connection = connection
         self._epoch = epoch
         self._on_lost = on_lost
         self._on_rollback = on_rollback
+        self._check_files = check_files
         self._submitted: list[_Job] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -128,6 +132,7 @@ class Writer:
                 job.error = explain(error)
 
     def _begin(self) -> None:
+        self._check_files()
         self._connection.execute("BEGIN IMMEDIATE")
         (epoch,) = self._connection.execute("SELECT epoch FROM owner").fetchone()
         if epoch != self._epoch:
@@ -163,7 +168,7 @@ class Writer:
     def _deliver(self, group: list[_Job]) -> None:
         for job in group:
             if isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
-                self._on_lost(job.error.message)
+                self._on_lost(job.error)
             if job.error is None and job.on_commit is not None:
                 self._tell(job.on_commit, job.result)
             if job.future.done():

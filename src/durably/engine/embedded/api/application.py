@@ -10,7 +10,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 
 from . import checkpoint, cors, events, functions, info, invoke, runs, signals, sweeps, sync
 from .auth import EVENTS_PATH, ApiKeys, authorize
-from .failures import failures_as_json
+from .failures import failures_as_json, refuse_once_stopped
 from .hosts import AllowedHosts
 from .state import STATE, AcceptedSync, ApiState, OnSync
 from .unreadable import answer_expectation, answer_unrouted
@@ -66,7 +66,7 @@ def create_api(
     ``hosts`` are those that a development engine answers to.
     """
     app = web.Application(
-        middlewares=[failures_as_json, authorize(keys, hosts)],
+        middlewares=[failures_as_json, authorize(keys, hosts), refuse_once_stopped],
         client_max_size=MAX_REQUEST_BYTES,
     )
     app[STATE] = ApiState(engine, keys.server_kind, on_sync)

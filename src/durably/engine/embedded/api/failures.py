@@ -10,6 +10,7 @@ from durably.engine import errors
 from durably.engine.embedded.sparse_log import SparseLog
 
 from .responses import ApiError, error_response
+from .state import engine_of
 
 _logger = logging.getLogger("durably.engine.api")
 
@@ -27,6 +28,7 @@ _STATUSES: dict[type[errors.EngineError], int] = {
     errors.StaleCallError: 409,
     errors.TooLargeError: 413,
     errors.DatabaseLostError: 503,
+    errors.DatabaseReplacedError: 503,
     errors.DatabaseUnavailableError: 503,
     errors.EngineClosedError: 503,
 }
@@ -56,6 +58,14 @@ async def failures_as_json(request: web.Request, handler: Handler) -> web.Stream
         resource = request.match_info.route.resource
         _logger.exception("%s %s failed", request.method, resource.canonical if resource else "(unknown)")
         return error_response(500, "the engine failed to handle the request; its log says why")
+
+
+@web.middleware
+async def refuse_once_stopped(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """An engine that has stopped by itself says why, on every route."""
+    if stopped := engine_of(request).stop_error:
+        return error_response(503, f"the engine has stopped: {stopped.message}")
+    return await handler(request)
 
 
 def _tell_of_trouble(app: web.Application, error: errors.DatabaseUnavailableError) -> None:

@@ -1,0 +1,162 @@
+"""The files of a database: for their owner alone, and noticed when they are not those that the engine has open."""
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from durably.engine.embedded import EmbeddedEngine, runtime
+from durably.engine.embedded.backup import back_up
+from durably.engine.errors import (
+    DatabaseLinkedError,
+    DatabaseLockedError,
+    DatabaseReplacedError,
+    DatabaseUnavailableError,
+    EngineClosedError,
+)
+
+from .conftest import QUICK, opened, send
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """Files get exactly the mode that they are created with."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def open_to_others(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.chmod(0o664)
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+
+
+@pytest.mark.usefixtures("open_umask")
+async def test_files_are_created_for_their_owner_alone(path: Path, tmp_path: Path) -> None:
+    async with opened(path) as engine:
+        await send(engine, "a")
+        await engine.list_events()
+        await asyncio.to_thread(back_up, path, tmp_path / "copy.db")
+        assert modes(tmp_path) == dict.fromkeys(
+            ["engine.db", "engine.db-wal", "engine.db-shm", "engine.db.lock", "copy.db"], 0o600
+        )
+
+
+@pytest.mark.usefixtures("open_umask")
+async def test_a_database_that_others_can_open_is_closed_to_them(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(path):
+        pass
+    open_to_others(tmp_path)
+    async with opened(path) as engine:
+        await send(engine, "a")
+        assert set(modes(tmp_path).values()) == {0o600}
+    assert "engine.db could be opened by other users (mode 664): it is 0600 now" in caplog.text
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def replace(file: Path) -> None:
+    shutil.copy(file, file.with_name("other"))
+    file.with_name("other").replace(file)
+
+
+def link(file: Path) -> None:
+    os.link(file, file.with_name("link"))
+
+
+HARM = [
+    (delete, "", "the database was deleted"),
+    (replace, "", "the database was replaced"),
+    (link, "", "the database was given another name"),
+    (delete, "-wal", "the write-ahead log was deleted"),
+    (replace, "-shm", "the shared memory file was replaced"),
+]
+
+
+@pytest.mark.parametrize(("harm", "suffix", "reason"), HARM)
+async def test_nothing_is_acknowledged_once_the_files_are_not_there(
+    path: Path, harm: Callable[[Path], None], suffix: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_CHECK_SECONDS", 3600.0)
+    async with opened(path) as engine:
+        await send(engine, "before")
+        harm(path.with_name(path.name + suffix))
+        with pytest.raises(DatabaseReplacedError, match=reason):
+            await send(engine, "after")
+        await engine.wait_closed()
+        with pytest.raises(EngineClosedError):
+            await send(engine, "later")
+
+
+@pytest.mark.parametrize(("harm", "suffix", "reason"), HARM)
+async def test_an_engine_without_work_notices_too(
+    path: Path,
+    harm: Callable[[Path], None],
+    suffix: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "_CHECK_SECONDS", 0.02)
+    async with opened(path) as engine:
+        harm(path.with_name(path.name + suffix))
+        await asyncio.wait_for(engine.wait_closed(), 10)
+        assert engine.stop_error is not None
+        assert reason in engine.stop_error.message
+    assert reason in caplog.text
+    assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize("how", ["link to the file", "link to the directory"])
+async def test_a_second_engine_by_a_symbolic_link_is_refused(path: Path, tmp_path: Path, how: str) -> None:
+    if how == "link to the file":
+        other = tmp_path / "other.db"
+        other.symlink_to(path)
+    else:
+        (tmp_path / "directory").symlink_to(tmp_path)
+        other = tmp_path / "directory" / path.name
+    async with opened(path) as engine:
+        with pytest.raises(DatabaseLockedError):
+            await EmbeddedEngine.open(other, QUICK)
+        await send(engine, "still at work")
+
+
+async def test_a_second_engine_by_a_hard_link_is_refused(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    async with opened(path):
+        os.link(path, other)
+        with pytest.raises(DatabaseLinkedError, match="2 hard links"):
+            await EmbeddedEngine.open(other, QUICK)
+    for name in (path, other):
+        with pytest.raises(DatabaseLinkedError):
+            await EmbeddedEngine.open(name, QUICK)
+    other.unlink()
+    async with opened(path) as engine:
+        await send(engine, "again")
+
+
+async def test_work_goes_on_while_others_read_and_copy_the_database(path: Path, tmp_path: Path) -> None:
+    """They open the same files, and delete none of them when they close theirs."""
+    async with opened(path) as engine:
+        for number in range(3):
+            await send(engine, "a")
+            await asyncio.to_thread(back_up, path, tmp_path / f"copy{number}.db")
+        await engine.verify()
+        assert engine.stop_error is None
+
+
+async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises((DatabaseUnavailableError, OSError), match="no-directory"):
+        await EmbeddedEngine.open(Path("/proc/no-directory/engine.db"), QUICK)
