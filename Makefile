@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Most tests wait for other processes, so that more of them than cores run side by side.
+TEST_PROCESSES ?= 4
+
 # Each of these is a project of its own, with modules of the same names; the other examples are single files.
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
@@ -33,7 +36,7 @@ dev: $(READY)
 	$(BIN)/python -m examples.demo --stay
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -50,6 +53,7 @@ format: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak $(SOAK)
 	CRASH_CRON_BLOWS=100 $(BIN)/python -m pytest tests/crash/test_cron_crashes.py -o timeout=3600
+	$(BIN)/python -m pytest -m soak -o timeout=3600
 	DURABLY_CHAOS_ROUNDS=200 $(BIN)/python -m pytest tests/embedded/test_chaos.py -o timeout=7200
 
 fuzz-temporal: $(READY)

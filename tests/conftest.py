@@ -1,5 +1,6 @@
 """What all tests have in common."""
 
+import re
 import signal
 
 import hypothesis
@@ -8,6 +9,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in a shell's background ignores it, and the programs that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes is the machine's affair, and what else runs on it.
-hypothesis.settings.register_profile("durably", deadline=None)
+# How long an example takes depends on the machine and on what else runs there.
+hypothesis.settings.register_profile("durably", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("durably")
+
+_VOLATILE = re.compile(r"\d{10,}|[0-9a-f]{32,}")
+"""Times and signatures, which differ from one process that collects the tests to another."""
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Tests have the same ids in every process, which pytest-xdist requires."""
+    return _VOLATILE.sub("~", val) if isinstance(val, str) and _VOLATILE.search(val) else None

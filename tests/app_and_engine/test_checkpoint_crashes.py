@@ -12,7 +12,8 @@ from durably.engine.embedded.api.server import EngineServer
 from durably.protocol.events import Event
 
 from ..conformance.client import request
-from ..conformance.programs import clean_environment, free_port, running
+from ..conformance.programs import clean_environment, running
+from ..ports import free_port
 
 
 @pytest.mark.parametrize(("buffered", "repeated"), [(1, 0), (3, 2)])

@@ -19,7 +19,9 @@ LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
 
 
 @pytest.mark.timeout(300)  # A dozen processes one after another, on a machine that may be busy.
-@pytest.mark.parametrize("name", sorted(set(ROWS) - LONG))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak if name in PEERS else ()) for name in sorted(set(ROWS) - LONG)]
+)
 def test_a_row_runs_and_writes_its_section(name: str, tmp_path: Path) -> None:
     missing = [package for package in PEERS.get(name, ()) if importlib.util.find_spec(package) is None]
     if missing:

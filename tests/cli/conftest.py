@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 90.0
 COMMAND = [sys.executable, "-c", "import durably.cli; durably.cli.main()"]
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from ..peers import node
+from ..ports import free_port
 from . import wire
 from .app_under_test import App
 from .engine_under_test import Engine
 from .fake_engine import FakeEngine, serving_fake_engine
-from .programs import clean_environment, free_port, running
+from .programs import clean_environment, running
 from .scripted_app import ScriptedApp, serving_scripted_app
 
 RestartableEngine = tuple[Engine, subprocess.Popen[bytes]]

@@ -14,12 +14,6 @@ from pathlib import Path
 START_SECONDS = 60.0
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def clean_environment(**variables: str) -> dict[str, str]:
     """This process's environment without settings of the protocol, and with those given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DURABLY_", "INNGEST_"))}

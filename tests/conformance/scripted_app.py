@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 from . import wire
 from .engine_under_test import Engine
 
-CALL_SECONDS = 20.0
+CALL_SECONDS = 60.0
 SDK_HEADERS = {
     "content-type": "application/json",
     "x-inngest-sdk": "conformance:v1.0.0",

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from ..ports import free_port
 from . import wire
 from .engine_under_test import Engine, until
-from .programs import free_port
 from .scripted_app import SDK_HEADERS, ScriptedApp, serving_scripted_app
 
 

@@ -17,8 +17,9 @@ import aiohttp
 
 from durably.engine.embedded.check import check_database
 
+from ..ports import free_port
 from .engine_process import LEASE
-from .processes import Victim, free_port
+from .processes import Victim
 
 Request = Callable[[str], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 

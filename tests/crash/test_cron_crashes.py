@@ -13,8 +13,9 @@ from pathlib import Path
 
 import aiohttp
 
+from ..ports import free_port
 from .engine_process import FastClock
-from .processes import Victim, free_port
+from .processes import Victim
 from .verdict import MINUTE, ticks
 
 SPEED = 30

@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from ..engine.embedded.small_app import SmallApp, Steps, serve
-from .processes import Victim, free_port
+from ..ports import free_port
+from .processes import Victim
 
 
 class Engine:

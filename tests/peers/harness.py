@@ -10,7 +10,8 @@ from typing import Any
 from ..conformance import wire
 from ..conformance.client import request
 from ..conformance.engine_under_test import Engine, until
-from ..conformance.programs import clean_environment, free_port, running
+from ..conformance.programs import clean_environment, running
+from ..ports import free_port
 
 HERE = Path(__file__).parent
 DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")

@@ -17,7 +17,8 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from durably.temporal import Temporal, TemporalUnreachableError
 
-from .dev_server import DevServer, free_port
+from ..ports import free_port
+from .dev_server import DevServer
 from .proxy import Proxy
 
 

@@ -14,7 +14,8 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 
 from durably.temporal import SyncWorkflowHandle, Temporal
 
-from .dev_server import DevServer, free_port
+from ..ports import free_port
+from .dev_server import DevServer
 from .django_site import DjangoSite
 
 USERS = """
@@ -28,7 +29,7 @@ for codename in ("view_workflow", "signal_workflow"):
 User.objects.create_user("stranger", password="secret", is_staff=True)
 result = None
 """
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=90)
 LIST = "/admin/durably_temporal/workflow/"
 
 

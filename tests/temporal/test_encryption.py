@@ -92,6 +92,7 @@ SECRET = NEW.export().partition(":")[2]
         ({"2026": SECRET}, "a list of texts"),
         ([f"2026:{SECRET}".encode()], "a list of texts"),
     ],
+    ids=lambda value: str(value).replace(SECRET, "SECRET"),
 )
 def test_what_is_wrong_with_a_key_is_said_and_not_the_key(
     text: Any, words: str, caplog: pytest.LogCaptureFixture

@@ -62,6 +62,18 @@ def test_two_exposures_of_one_name_are_refused() -> None:
         Gateway(Temporal(), [expose(SumWorkflow), expose(SumWorkflow)], allow_anonymous=True)
 
 
+def _name_of(value: object) -> str:
+    """The same in each process: functions and classes are shown by their names, without addresses."""
+    match value:
+        case type():
+            return value.__name__
+        case dict():
+            return " ".join(f"{name}={_name_of(option)}" for name, option in value.items())
+        case list():
+            return ",".join(map(_name_of, value))
+    return getattr(value, "__name__", str(value))
+
+
 @pytest.mark.parametrize(
     ("workflow", "options", "words"),
     [
@@ -78,7 +90,7 @@ def test_two_exposures_of_one_name_are_refused() -> None:
         (OrderWorkflow, {"operations": ["stop"]}, "stop"),
         (GreetingWorkflow, {"input": Pair}, "no pydantic model"),
     ],
-    ids=lambda value: str(value),
+    ids=_name_of,
 )
 def test_a_wrong_declaration_is_named(workflow: type, options: dict[str, Any], words: str) -> None:
     with pytest.raises((TemporalSettingsError, ValueError), match=words):

@@ -17,12 +17,13 @@ from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, Limits
 from durably.temporal.gateway.problems import to_problem
 
+from ..ports import free_port
 from .apps import exposures
-from .dev_server import DevServer, free_port
+from .dev_server import DevServer
 from .proxy import Proxy
 from .workflows import TASK_QUEUE
 
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=90)
 NO_RETRY = RetryConfig(max_elapsed_time_millis=1, max_retries=1)
 
 

@@ -219,6 +219,14 @@ async def test_an_update_that_is_repeated_is_done_once(gateway: Gateway) -> None
         assert (done.json["result"], done.json["update_id"]) == ("", key)
 
 
+async def test_the_location_of_an_update_quotes_its_id(gateway: Gateway, temporal: Temporal) -> None:
+    place = await start(gateway)
+    impatient = Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(max_wait=0.000_001))
+    pending = await ask(impatient, "GET", f"{place}/updates/change_address/\U000619fb")
+    assert pending.status == 202
+    assert pending.headers["Location"].endswith("/updates/change_address/%F1%A1%A7%BB")
+
+
 async def test_a_signal_starts_the_workflow_that_it_is_for(gateway: Gateway) -> None:
     order = {"order_id": uuid.uuid4().hex, **ORDER}
     noted = {"input": order, "signal": {"text": "one"}}

@@ -12,7 +12,8 @@ from temporalio.client import Client
 
 from durably.temporal import Temporal
 
-from .dev_server import DevServer, free_port
+from ..ports import free_port
+from .dev_server import DevServer
 from .workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow
 
 

@@ -18,8 +18,9 @@ from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway
 
+from ..ports import free_port
 from .apps import LIMITS, exposures
-from .dev_server import DevServer, free_port
+from .dev_server import DevServer
 from .plain import get
 from .test_gateway import ORDER, ask, until
 from .workflows import TASK_QUEUE

@@ -13,8 +13,9 @@ import pytest
 from durably.temporal import Temporal
 
 from ..cli.conftest import Command, Run, Start, directory, run, start, write
+from ..ports import free_port
 from .commands import write_shop
-from .dev_server import DevServer, free_port
+from .dev_server import DevServer
 
 __all__ = ["directory", "run", "start"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.conftest import Command, write
-from .dev_server import DevServer, free_port
+from ..ports import free_port
+from .dev_server import DevServer
 
 
 class WorkerProcess:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import sys
 
@@ -85,6 +86,12 @@ def check_port_free(host: str, port: int, *, option: str = "--app-port") -> None
 
 
 def free_port(host: str) -> int:
-    """A port that nothing listens at now."""
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nothing listens at, for a program that is started next.
+
+    It is below the range from which systems take ports for outgoing connections, so that none of these takes it first.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server((host, port), family=family):
+            return port

@@ -20,6 +20,7 @@ from .running import first_failure
 
 START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
+_FREE_PORT_TRIES = 3
 
 
 class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,15 +53,8 @@ class TemporalDev:
         if options.server is not None:
             await self._run_children(options.server)
             return
-        server = ServerProcess(
-            options.host,
-            options.port or free_port(options.host),
-            options.ui_port or free_port(options.host),
-            options.database or state_directory() / "temporal.db",
-        )
+        server = await self._start_server()
         try:
-            await server.start()
-            await server.answer()
             self._console.note(f"Temporal at {server.address}, its web UI at {server.ui}, state in {server.database}")
             with first_failure():
                 async with asyncio.TaskGroup() as tasks:
@@ -68,6 +62,35 @@ class TemporalDev:
                     tasks.create_task(self._run_children(server.address))
         finally:
             await server.stop()
+
+    async def _start_server(self) -> "ServerProcess":
+        """Start Temporal's server and wait until it accepts.
+
+        A free port is looked up before the server binds it, so another program can take it in between. If a port was
+        left to us, other ports are tried then.
+        """
+        options = self._options
+        tries = _FREE_PORT_TRIES if 0 in (options.port, options.ui_port) else 1
+        while True:
+            tries -= 1
+            server = ServerProcess(
+                options.host,
+                options.port or free_port(options.host),
+                options.ui_port or free_port(options.host),
+                options.database or state_directory() / "temporal.db",
+            )
+            try:
+                await server.start()
+                await server.answer()
+            except AppFailedError:
+                await server.stop()
+                if not tries:
+                    raise
+            except BaseException:
+                await server.stop()
+                raise
+            else:
+                return server
 
     async def _run_children(self, address: str) -> None:
         variables = {"TEMPORAL_ADDRESS": address}

@@ -103,12 +103,12 @@ add("branches", async ({ step }) => {
 });
 
 add("race", async ({ step }) => {
-  const winner = await Promise.race([step.run("quick", () => "quick"), step.sleep("nap", "1s").then(() => "slow")]);
+  const winner = await Promise.race([step.run("quick", () => "quick"), step.sleep("nap", "3s").then(() => "slow")]);
   return [winner, await step.run("after", () => "after")];
 });
 
 add("group-race", async ({ step, group }) => {
-  const race = () => Promise.race([branch(step, "a1", "a2"), step.sleep("nap", "2s")]);
+  const race = () => Promise.race([branch(step, "a1", "a2"), step.sleep("nap", "20s")]);
   const found = await group.parallel({ mode: "race" }, race);
   return [...found, await step.run("after", () => "after")];
 });

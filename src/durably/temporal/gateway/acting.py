@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
@@ -68,7 +69,7 @@ async def update(call: Call) -> GatewayResponse:
 
 
 def _update_accepted(call: Call, handle: WorkflowUpdateHandle[Any]) -> GatewayResponse:
-    location = f"{call.location()}/updates/{call.handler.name}/{handle.id}"
+    location = f"{call.location()}/updates/{call.handler.name}/{quote(handle.id, safe='')}"
     links = call.links().model_copy(update={"result": location})
     return answer(UpdateAccepted(update_id=handle.id, links=links), HTTPStatus.ACCEPTED, location=location)
 

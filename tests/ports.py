@@ -1,0 +1,19 @@
+"""Ports for programs that tests start."""
+
+import contextlib
+import random
+import socket
+
+_FIRST, _LAST = 20_000, 32_000
+"""Below the range from which systems take ports for outgoing connections and for port 0, so that no connection and no
+other test takes the port before the program binds it."""
+
+_choice = random.SystemRandom()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens at."""
+    while True:
+        port = _choice.randrange(_FIRST, _LAST)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
