@@ -240,17 +240,18 @@ def test_parallel_outputs_keep_their_order_whatever_the_order_of_memos(app: App)
 def test_a_target_that_is_not_found_is_an_error(app: App) -> None:
     app.excuse("inngest", "it takes the parallel group for done, and answers with no outputs")
     answer = app.call("parallel", step_id=step_hash("gone"), disable_immediate_execution=True)
-    if answer.status == 206:
-        (op,) = answer.ops
-        assert op["op"] == "StepNotFound"
-    else:
-        assert answer.status == 500
+    assert answer.status == 500
 
 
 def test_race_mode_is_told_to_the_engine(app: App) -> None:
     ops = app.call("race").ops
     assert [op["id"] for op in ops] == [step_hash("l1"), step_hash("r1")]
     assert {op["opts"]["parallelMode"] for op in ops} == {"race"}
+
+
+def test_an_executed_step_repeats_the_mode_with_which_it_was_planned(app: App) -> None:
+    op = only_op(app.call("race", step_id=step_hash("l1"), disable_immediate_execution=True))
+    assert (op["op"], op["opts"]["parallelMode"]) == ("StepRun", "race")
 
 
 def test_a_racing_branch_goes_on_without_the_other(app: App) -> None:

@@ -1,6 +1,7 @@
 """Steps: what an engine memoises of each op, in the spellings that official SDKs send, and what it calls then."""
 
 import datetime as dt
+import json
 import time
 from typing import Any
 
@@ -145,6 +146,17 @@ def test_a_step_that_was_not_found_fails_the_run(script: ScriptedApp, engine: En
     call.reports(wire.planned("a"), wire.planned("b"))
     for targeted in fn.next_calls("a", "b"):
         targeted.reports({"op": "StepNotFound", "id": targeted.target, "name": "a", "displayName": "a"})
+    assert engine.failed(call.run_id)["message"]
+
+
+def test_an_error_that_says_the_step_was_not_found_fails_the_run(script: ScriptedApp, engine: Engine) -> None:
+    """What SDKs answer in place of the op ``StepNotFound``."""
+    fn = script.function(retries=0)
+    call = fn.first_call()
+    call.reports(wire.planned("a"), wire.planned("b"))
+    error = json.dumps({"name": "StepUnexpectedError", "code": "step_unexpected", "message": "gone"}).encode()
+    for targeted in fn.next_calls("a", "b"):
+        targeted.answer(500, error)
     assert engine.failed(call.run_id)["message"]
 
 

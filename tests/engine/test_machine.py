@@ -397,6 +397,30 @@ def test_a_step_not_found_since_another_won_is_given_up() -> None:
     assert [call.step_id for call in run.head.calls] == ["step"]
 
 
+def unexpected() -> AttemptFailed:
+    return AttemptFailed(ErrorData(name="StepUnexpectedError", code="step_unexpected", message="gone"))
+
+
+def test_an_error_that_says_the_target_was_not_found_counts_as_that_op() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), planned("b", race=True))
+    run.ops(ran("b"), step="b")
+    run.answer(unexpected(), step="a")
+    assert run.head.status == RunStatus.RUNNING
+    assert [call.step_id for call in run.head.calls] == ["step"]
+    run.ops(planned("c"), planned("d"))
+    run.answer(unexpected(), step="c")
+    assert run.error["name"] == "StepNotFoundError"
+
+
+def test_an_executed_step_may_say_that_it_races() -> None:
+    """Where the engine was not told when the step was planned."""
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    run.ops(msgspec.structs.replace(ran("a"), opts={"parallelMode": "race"}), step="a")
+    assert "step" in [call.step_id for call in run.head.calls]
+
+
 # sleeps and waits
 
 

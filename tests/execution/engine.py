@@ -222,8 +222,6 @@ class FakeEngine:
                     self._end_step(run, _ending(job, op), {"error": op["error"]})
                 else:
                     run.jobs.append(Job(job.target, job.op, job.attempt + 1))
-            elif op["op"] == "StepNotFound":
-                run.status, run.output = "Failed", op.get("error")
             elif op["id"] not in run.memos and all(op["id"] != (due.op or {}).get("id") for due in run.jobs):
                 run.jobs.append(Job(op["id"] if op["op"] == "StepPlanned" else None, op))
 

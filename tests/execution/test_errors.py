@@ -220,8 +220,9 @@ async def test_an_unfound_target() -> None:
         engine = engine_for(handler)
         run = await engine.run()
         empty = run.state_at(0)
-        [op] = (await engine.call(empty, target="0" * 40)).ops
-        assert (op["op"], op["id"]) == ("StepNotFound", "0" * 40)
+        answer = await engine.call(empty, target="0" * 40)
+        assert (answer.status, answer.no_retry) == (500, False)
+        assert (answer.json["name"], answer.json["code"]) == ("StepUnexpectedError", "step_unexpected")
 
 
 async def test_swallowing_the_interrupt_changes_nothing() -> None:

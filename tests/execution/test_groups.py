@@ -61,6 +61,33 @@ async def test_parallel(mode: ParallelMode, pick: Any, kind: str) -> None:
         assert discoveries(run) == 3
 
 
+@pytest.mark.parametrize("mode", [WAIT, RACE, None])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_executed_steps_repeat_the_mode_with_which_they_were_planned(
+    kind: str, mode: ParallelMode | None
+) -> None:
+    async def function(ctx: Context) -> Any:
+        branches = [lambda: ctx.step.run("good", str), lambda: ctx.step.run("bad", explode)]
+        if mode is None:
+            await asyncio.gather(*(branch() for branch in branches))
+        else:
+            await ctx.group.parallel(branches, mode)
+
+    def function_sync(ctx: ContextSync) -> Any:
+        ctx.group.parallel([lambda: ctx.step.run("good", str), lambda: ctx.step.run("bad", explode)], mode or RACE)
+
+    run = await engine_for(function if kind == "async" else function_sync, max_attempts=2).run()
+    told = [
+        (op["op"], (op.get("opts") or {}).get("parallelMode"))
+        for answer in run.answers
+        if answer.status == 206
+        for op in answer.ops
+    ]
+    expected = None if mode is WAIT else "race"
+    assert {opcode for opcode, _ in told} == {"StepPlanned", "StepRun", "StepError", "StepFailed"}
+    assert {given for _, given in told} == {expected}
+
+
 async def test_one_callable_is_a_group_too() -> None:
     async def function(ctx: Context) -> Any:
         return await ctx.group.parallel([lambda: ctx.step.run("a", str, "a")])

@@ -36,9 +36,18 @@ from durably.engine.inputs import (
     TimerFired,
     WaitResolved,
 )
-from durably.engine.ops import ASKING, EXECUTED, REQUESTS, STARTING, Answering, carry_out, executed_memo
+from durably.engine.ops import (
+    ASKING,
+    EXECUTED,
+    REQUESTS,
+    STARTING,
+    Answering,
+    carry_out,
+    executed_memo,
+    target_not_found,
+)
 from durably.engine.turn import Policy, RunOverflow, Turn, encode_error, error_memo, excerpt
-from durably.protocol.errors import ErrorData
+from durably.protocol.errors import ErrorCode, ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op, Opcode
 
@@ -82,6 +91,8 @@ def _on_answer(turn: Turn, happened: Answered) -> None:
             turn.end(RunStatus.COMPLETED, output)
         case Asked() as answer:
             _on_ops(turn, call, answer, happened.memoised)
+        case AttemptFailed(error) if error.code == ErrorCode.STEP_UNEXPECTED and not call.is_discovery:
+            target_not_found(turn, call, call.name)
         case AttemptFailed(error, no_retry, retry_at, written):
             turn.fail_attempt(call, error, no_retry=no_retry, retry_at=retry_at, written=written)
         case Unreached(error):

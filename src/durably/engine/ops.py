@@ -144,18 +144,24 @@ def _request(answering: Answering, op: Op) -> None:
 
 
 def _step_not_found(answering: Answering, op: Op) -> None:
-    """A function that has seen more memos since it planned the step may have gone on without it, as when another
-    branch won a race or the step was cancelled. One that has not is not deterministic."""
-    turn, call = answering.turn, answering.call
+    answering.gave_up = target_not_found(answering.turn, answering.call, answering.call.name or step_name(op))
+
+
+def target_not_found(turn: Turn, call: Call, name: str) -> bool:
+    """Whether the run goes on without the step that the call was for.
+
+    A function that has seen more memos since it planned the step may have gone on without it, as when another
+    branch won a race or the step was cancelled. One that has not is not deterministic: its run fails.
+    """
     if not call.is_discovery and turn.memos > call.memos_seen:
         turn.step_ended(call.race)
-        answering.gave_up = True
-        return
+        return True
     message = (
-        f"step {call.name or step_name(op)!r} was planned, but the function did not reach it when called for it: a "
+        f"step {name!r} was planned, but the function did not reach it when called for it: a "
         "function must find the same steps each time it is called with the same memos"
     )
     turn.fail(ErrorData(name="StepNotFoundError", message=message))
+    return False
 
 
 def _run_complete(answering: Answering, op: Op) -> None:

@@ -177,7 +177,7 @@ class AsyncCall:
     async def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
-            report = await self._replay.execute(step, self._call_handler)
+            report = await self._replay.execute(step, group_mode.get(), self._call_handler)
             ending = await apart_from_run(self._replay.conclude(report))
             if isinstance(ending, Memo):
                 return ending
@@ -266,7 +266,7 @@ class AsyncCall:
             self._end(Raised(clocks.refusal(clock, [step.request.step_id for step in steps])))
         elif replay.target is not None:
             if not settling.ignored:  # else one of those tasks may be on the way to the target
-                self._end(replay.not_found(replay.target, steps))
+                self._end(replay.not_found(steps))
         elif settling.ignored and not any(entry.is_new for entry in found) and settling.waits_longer():
             return  # the engine knows all of these, and would not call again before one of them has ended
         elif len(found) == 1 and found[0].mode is None and replay.runs_at_once(steps[0]):
@@ -283,7 +283,7 @@ class AsyncCall:
     def _execute_or_report(self, entries: Sequence[_Parked]) -> None:
         for entry in entries:
             if not entry.step.request.is_run:
-                self._executed.append(StepReport(entry.step.to_op(), entry.step.info()))
+                self._executed.append(self._replay.plan(entry.step, entry.mode, among_several=False))
             elif not entry.future.done():  # else its task has just been cancelled
                 self._executing += 1
                 entry.future.set_result(False)

@@ -39,7 +39,7 @@ class StepReport:
 
     def replace(self, output: Any, error: BaseException | None) -> None:
         """What middleware made of the step's result; an executed step whose error it took away has succeeded."""
-        if self.error is not None and error is None and self.op.op != Opcode.STEP_NOT_FOUND:
+        if self.error is not None and error is None:
             self.op.op = Opcode.STEP_RUN
         self.output, self.error = output, error
 

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
-from durably.protocol.opcodes import Op, Opcode, ParallelMode, hash_step_id
+from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
 
 from .memos import Memo, StepMemos
-from .outcome import Ending, Found, HandedOver, StepReport
+from .outcome import Ending, Found, HandedOver, Raised, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
 from .tasks import current_tracker
 
@@ -34,8 +34,9 @@ class StepNestedError(Error):
 
 
 class StepUnexpectedError(Error):
+    """A call targets a step that the function does not reach."""
+
     code = ErrorCode.STEP_UNEXPECTED
-    is_retriable = False
     include_stack = False
 
 
@@ -190,18 +191,34 @@ class Replay:
         op = Opcode.STEP_PLANNED if step.request.is_run else None
         return StepReport(step.to_op(op, mode), step.info())
 
-    def not_found(self, target: str, met: Sequence[Step]) -> Found:
-        """The call's target never turned up: the function changed since it was planned."""
+    def mode_of_target(self, mode: ParallelMode | None) -> ParallelMode | None:
+        """The mode with which the call's target was planned, to be repeated on its op (see ``plan``).
+
+        Without it, the official server asks for no discovery after a race's branch.
+        """
+        return ParallelMode.RACE if mode is None and self.target is not None else mode
+
+    def not_found(self, met: Sequence[Step]) -> Raised:
+        """The call's target never turned up: the function changed since it was planned, or another branch won.
+
+        Official SDKs answer in the same way. The engine knows which it was.
+        """
         detail = (
             f'found step "{met[0].request.step_id}" when targeting a different step'
             if met
             else "the targeted step was not found: the function no longer reaches it"
         )
-        info = StepInfo(target, Opcode.STEP_NOT_FOUND, hashed_id=target)
-        return Found([StepReport(Op(id=target, op=Opcode.STEP_NOT_FOUND), info, error=StepUnexpectedError(detail))])
+        return Raised(StepUnexpectedError(detail))
 
-    async def execute(self, step: Step, call: Callable[[Step, Sequence[Any]], Awaitable[Any]]) -> StepReport:
-        """Run the step's handler: ``call`` gives it the arguments, and returns what it comes to."""
+    async def execute(
+        self,
+        step: Step,
+        mode: ParallelMode | None,
+        call: Callable[[Step, Sequence[Any]], Awaitable[Any]],
+    ) -> StepReport:
+        """Run the step's handler: ``call`` gives it the arguments, and returns what it comes to. ``mode`` is that of
+        the step's ``group.parallel``, if any."""
+        mode = self.mode_of_target(mode)
         request = step.request
         if self.standing is not None and self.standing.is_doubtful:
             await apart_from_run(self.standing.confirm())
@@ -212,20 +229,20 @@ class Replay:
             replaced = self.memos.input_of(step.hashed_id)
             args = request.args if replaced is None else replaced
             output = await call(step, args)
-            report = StepReport(step.to_op(), step.info(), output=request.encode(output))
+            report = StepReport(step.to_op(None, mode), step.info(), output=request.encode(output))
         except NestedStep as nested:
-            report = self._failed(step, StepNestedError(str(nested)))
+            report = self._failed(step, mode, StepNestedError(str(nested)))
         except (Exception, SystemExit) as error:
-            report = self._failed(step, raised_by_user(error))
+            report = self._failed(step, mode, raised_by_user(error))
         finally:
             in_step.reset(token)
         await self.hooks.after_step(report)
         return report
 
-    def _failed(self, step: Step, error: Exception) -> StepReport:
+    def _failed(self, step: Step, mode: ParallelMode | None, error: Exception) -> StepReport:
         is_last = self.max_attempts is not None and self.attempt + 1 >= self.max_attempts
         op = Opcode.STEP_FAILED if is_last or not is_retriable(error) else Opcode.STEP_ERROR
-        return StepReport(step.to_op(op), step.info(), error=error)
+        return StepReport(step.to_op(op, mode), step.info(), error=error)
 
 
 async def apart_from_run(work: Awaitable[T]) -> T:

@@ -125,7 +125,7 @@ class SyncCall:
             self._meet_target(step)
         if group is None:
             if replay.target is not None:
-                self._end(replay.not_found(replay.target, [step]))
+                self._end(replay.not_found([step]))
             if replay.runs_at_once(step):
                 if replay.is_over:
                     self._end(HandedOver())
@@ -141,20 +141,24 @@ class SyncCall:
         replay = self._replay
         if step.request.is_run:
             try:
-                self._executed.append(drive(replay.execute(step, _call_handler)))
+                self._executed.append(drive(replay.execute(step, self._mode, _call_handler)))
             except Exception as error:  # a hook's
                 self._end(Raised(error))
         else:
-            self._executed.append(StepReport(step.to_op(), step.info()))
+            self._executed.append(replay.plan(step, self._mode, among_several=False))
         if self._group is None or len(self._executed) == len(replay.targets) or not replay.has_time():
             self._end(Found(self._executed))
         self._group.is_waiting = True
         raise _Skipped
 
+    @property
+    def _mode(self) -> ParallelMode | None:
+        return self._group.mode if self._group is not None else None
+
     def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
-            report = drive(self._replay.execute(step, _call_handler))
+            report = drive(self._replay.execute(step, self._mode, _call_handler))
             ending = drive(self._replay.conclude(report))
         except Exception as error:  # a hook's
             ending = Raised(error)
@@ -195,7 +199,7 @@ class SyncCall:
             outer.found += group.found
             raise _Skipped
         if self._replay.target is not None:
-            self._end(self._replay.not_found(self._replay.target, []))
+            self._end(self._replay.not_found([]))
         self._end(Found(group.found))
 
     def _end(self, ending: Ending) -> NoReturn:

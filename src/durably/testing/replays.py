@@ -12,7 +12,7 @@ import msgspec
 from durably.comm import CommHandler, CommRequest
 from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER, Query
-from durably.protocol.opcodes import Op, Opcode
+from durably.protocol.opcodes import Op
 
 
 class PastStep(msgspec.Struct, frozen=True):
@@ -82,8 +82,7 @@ async def replay(handler: CommHandler, function_id: str, body: bytes) -> Found:
         return Found({}, RETURNED)
     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
         return Found({}, f"that it raised {msgspec.json.decode(answer)['name']}")
-    ops = [op for op in _ops_decoder.decode(answer) if op.op != Opcode.STEP_NOT_FOUND]
-    return Found({op.id: _name_of(op) for op in ops})
+    return Found({op.id: _name_of(op) for op in _ops_decoder.decode(answer)})
 
 
 def _name_of(op: Op) -> str:
