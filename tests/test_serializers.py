@@ -93,8 +93,8 @@ async def test_a_memo_that_does_not_fit_the_type_is_an_error_where_the_step_is_a
     async def function(ctx: Context) -> str:
         try:
             await ctx.step.run("it", lambda: ORDER, output_type=Order)
-        except pydantic.ValidationError as error:
-            return error.title
+        except durably.errors.MemoInvalidError as error:
+            return str(error)
         return "no error"
 
     engine = engine_for(function, client=client())
@@ -102,7 +102,9 @@ async def test_a_memo_that_does_not_fit_the_type_is_an_error_where_the_step_is_a
     assert run.output == "no error"
     stale = run.state_at(1)
     stale.memos[run.stack[0]] = {"data": {"number": "none"}}
-    assert (await engine.call(stale)).json == "Order"
+    told = (await engine.call(stale)).json
+    assert told.startswith('step "it": the stored result does not fit Order: Input should be a valid integer')
+    assert "$.number" in told
 
 
 async def test_an_output_that_does_not_fit_its_type_fails_the_step() -> None:

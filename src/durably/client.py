@@ -160,8 +160,8 @@ class Client:
         With no ``trigger``, an empty list, it runs where other functions invoke it, and not otherwise.
         ``retries`` is the number of attempts after the first (default 4, at most 20), counted for each
         step anew. ``on_failure`` is called when a run has failed for good, as a function of its own.
-        ``output_type`` lets the client's serializer turn the output into JSON and back. ``checkpointing`` wins over
-        the client's.
+        ``output_type`` is the type of the output, in place of the handler's return annotation.
+        ``checkpointing`` wins over the client's.
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """
@@ -221,16 +221,6 @@ class Client:
         if framework:
             headers[Header.FRAMEWORK.value] = framework
         return headers
-
-    def serialize(self, value: Any, output_type: Any) -> Any:
-        if self.serializer is None or output_type is Unset:
-            return value
-        return self.serializer.serialize(value, output_type)
-
-    def deserialize(self, value: Any, output_type: Any) -> Any:
-        if self.serializer is None or output_type is Unset:
-            return value
-        return self.serializer.deserialize(value, output_type)
 
 
 def _choose_mode(is_production: bool | None, environment: Environment) -> ServerKind:

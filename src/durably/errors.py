@@ -22,6 +22,7 @@ __all__ = [
     "EventKeyUnspecifiedError",
     "FunctionConfigInvalidError",
     "FunctionNotServedError",
+    "MemoInvalidError",
     "MethodUnsupportedError",
     "NonRetriableError",
     "OutputUnserializableError",
@@ -97,6 +98,13 @@ class FunctionNotServedError(Error):
     """An engine calls a function that this app does not serve."""
 
     code = ErrorCode.FUNCTION_NOT_FOUND
+    include_stack = False
+
+
+class MemoInvalidError(Error):
+    """The stored result of a step does not fit the type that the step returns now."""
+
+    code = ErrorCode.MEMO_INVALID
     include_stack = False
 
 

@@ -36,9 +36,12 @@ from durably.protocol.call import CallContext
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
 from durably.sending import send_events, step_seed
+from durably.serializers import Serializer, Unset
 from durably.standing import CallStanding
+from durably.step_types import encode_as, function_codec
 from durably.timings import Timings
 from durably.transport import IO
+from durably.typed_values import Codec, SerializerCodec
 from durably.worker_threads import StepThreads, WorkerThreads
 
 if TYPE_CHECKING:
@@ -184,12 +187,23 @@ class Function(Generic[T]):
         with call.timings.measure("function"):
             ending = await run(partial(handler, ctx))
         await middleware.end_execution()
-        if isinstance(ending, Returned) and call.function_id == self.id:
-            try:
-                return Returned(client.serialize(ending.value, self.opts.output_type))
-            except Exception as error:
-                return Raised(error)
-        return ending
+        return self._encode(ending, handler, client) if isinstance(ending, Returned) else ending
+
+    def _encode(self, returned: Returned, handler: Handler[Any], client: "Client") -> Returned | Raised:
+        is_own = handler is self._handler
+        try:
+            codec = self.output_codec(client.serializer) if is_own else self._failure_codec(handler, client.serializer)
+            return returned if codec is None else Returned(encode_as(codec, "the function", returned.value))
+        except Exception as error:
+            return Raised(error)
+
+    def output_codec(self, serializer: Serializer | None) -> Codec | None:
+        """How the output is stored: by ``output_type``, or else by the handler's annotation."""
+        return function_codec(repr(self), self._handler, self.opts.output_type, serializer)
+
+    def _failure_codec(self, handler: Handler[Any], serializer: Serializer | None) -> Codec | None:
+        codec = function_codec(f"on_failure of {self!r}", handler, Unset, serializer)
+        return SerializerCodec(serializer, object) if codec is None and serializer is not None else codec
 
     async def _transform_output(self, ending: Ending, call: FunctionCall, middleware: MiddlewareStack) -> Ending:
         """Planned steps returned nothing yet, so where several were found there is nothing to transform; those handed

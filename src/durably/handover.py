@@ -105,13 +105,12 @@ class StepHandover:
         if report.error is not None:
             return None
         try:
-            data = encode_step_output(report)
-            memo = Memo(msgspec.json.decode(data))
-        except (OutputUnserializableError, msgspec.MsgspecError, UnicodeDecodeError):
+            data, returned = encode_step_output(report)
+        except OutputUnserializableError:
             return None
         if not self._middleware:
             report.op.data = msgspec.Raw(data)
-        return memo
+        return Memo(returned)
 
     async def _commit_all(self) -> None:
         self.close()

@@ -4,29 +4,52 @@ from typing import Any
 
 import msgspec
 
-from durably.encoding import encode_json
+from durably.encoding import encode_json, failing_path, is_same, worst_change
 from durably.errors import OutputUnserializableError
 from durably.execution import StepReport
 from durably.protocol.errors import describe_error, is_retriable
 from durably.protocol.opcodes import Opcode
+from durably.step_types import tell_change
+from durably.typed_values import describe_loss
 
 
 def encode_output(value: Any, source: str) -> bytes:
     """JSON of what a function or step returned. Raises ``OutputUnserializableError`` naming the source."""
+    return to_json(value, source)[0]
+
+
+def to_json(value: Any, source: str) -> tuple[bytes, Any]:
+    """JSON of what a function or step returned, and the value that comes back of it.
+
+    Warns if that is in another form. Raises ``OutputUnserializableError`` naming the source, and the place.
+    """
     if value is msgspec.UNSET:
-        return b"null"
+        return b"null", None
     try:
-        return encode_json(value)
-    except ValueError as error:
-        raise OutputUnserializableError(
-            f"{source} returned unserializable data: {error}. Return what JSON can express, "
-            "or set output_type and give the client a serializer"
-        ) from None
+        data = encode_json(value)
+        returned = msgspec.json.decode(data)
+        change = None if is_same(value, returned) else worst_change(value, returned)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _unserializable(source, f"half of a surrogate pair in the text at `{failing_path(value)}`") from None
+    except (ValueError, RecursionError) as error:
+        raise _unserializable(source, f"{error} - at `{failing_path(value)}`") from None
+    if change is not None and change.is_loss:
+        raise _unserializable(source, describe_loss(change))
+    if change is not None:
+        tell_change(source, change)
+    return data, returned
 
 
-def encode_step_output(report: StepReport) -> bytes:
-    """Raises ``OutputUnserializableError``."""
-    return encode_output(report.output, f'step "{report.info.id}"')
+def _unserializable(source: str, problem: str) -> OutputUnserializableError:
+    return OutputUnserializableError(
+        f"{source} returned unserializable data: {problem}. Return JSON values, annotate the handler with its "
+        "return type, or set output_type"
+    )
+
+
+def encode_step_output(report: StepReport) -> tuple[bytes, Any]:
+    """See ``to_json``."""
+    return to_json(report.output, f'step "{report.info.id}"')
 
 
 def finish(report: StepReport) -> None:
@@ -34,7 +57,7 @@ def finish(report: StepReport) -> None:
     op = report.op
     if report.error is None and op.op == Opcode.STEP_RUN and op.data is msgspec.UNSET:
         try:
-            op.data = msgspec.Raw(encode_step_output(report))
+            op.data = msgspec.Raw(encode_step_output(report)[0])
         except OutputUnserializableError as error:
             report.error = error
     if report.error is not None and op.error is None:

@@ -5,6 +5,7 @@ Written once, for ``Step`` and ``StepSync``. Checks arguments, so that a mistake
 
 import datetime as dt
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -17,6 +18,8 @@ from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
 from durably.serializers import Unset
+from durably.step_types import decode_as, encode_as, handler_codec
+from durably.typed_values import Codec
 
 if TYPE_CHECKING:
     from durably.client import Client
@@ -63,10 +66,16 @@ def run(
     if not callable(handler):
         raise FunctionConfigInvalidError(f'step "{step_id}": the handler must be callable, not {handler!r}')
     request = StepRequest(_checked(step_id), Opcode.STEP_RUN, opts=opts, handler=handler, args=args, kwargs=kwargs)
-    if output_type is not Unset:
-        request.encode = lambda output: client.serialize(output, output_type)
-        request.decode = lambda data: client.deserialize(data, output_type)
+    codec = handler_codec(step_id, handler, args, output_type, client.serializer)
+    if codec is not None:
+        _convert(request, codec)
     return request
+
+
+def _convert(request: StepRequest, codec: Codec) -> None:
+    source = f'step "{request.step_id}"'
+    request.encode = partial(encode_as, codec, source)
+    request.decode = partial(decode_as, codec, source)
 
 
 def ai_wrap(
@@ -114,19 +123,17 @@ def invoke(
     timeout: Duration | None,
     v: str | None,
     user: Any,
-    output_type: Any = Unset,
+    codec: Codec | None = None,
 ) -> StepRequest:
     payload: dict[str, Any] = {"data": as_data(data)}
     payload |= {name: value for name, value in (("v", v), ("user", user)) if value is not None}
     opts: dict[str, Any] = {"function_id": f"{app_id or client.app_id}-{function_id}", "payload": payload}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
-    return StepRequest(
-        _checked(step_id),
-        Opcode.INVOKE_FUNCTION,
-        opts=opts,
-        decode=lambda data: client.deserialize(data, output_type),
-    )
+    request = StepRequest(_checked(step_id), Opcode.INVOKE_FUNCTION, opts=opts)
+    if codec is not None:
+        _convert(request, codec)
+    return request
 
 
 def invoke_function(
@@ -146,7 +153,8 @@ def invoke_function(
             "to invoke one by its id use invoke_by_id"
         )
     opts = function.opts
-    return invoke(client, step_id, opts.app_id, opts.local_id, data, timeout, v, user, opts.output_type)
+    codec = function.output_codec(client.serializer)
+    return invoke(client, step_id, opts.app_id, opts.local_id, data, timeout, v, user, codec)
 
 
 def fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | None, body: Any) -> StepRequest:

@@ -10,7 +10,7 @@ from .asynchronous import AsyncCall
 from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, Outcome, Raised, Returned, StepReport
 from .replay import Handover, Hooks, Replay, Standing, Threads, in_step
-from .step import StandIn, StepInfo, StepRequest
+from .step import StandIn, StepInfo, StepRequest, as_is
 from .synchronous import SyncCall, drive
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "StepRequest",
     "SyncCall",
     "Threads",
+    "as_is",
     "drive",
     "in_step",
 ]

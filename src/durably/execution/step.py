@@ -9,7 +9,8 @@ import msgspec
 from durably.protocol.opcodes import Op, Opcode, ParallelMode, Userland
 
 
-def _identity(data: Any) -> Any:
+def as_is(data: Any) -> Any:
+    """The conversion of a step whose values are JSON values."""
     return data
 
 
@@ -27,8 +28,8 @@ class StepRequest(msgspec.Struct):
     handler: Callable[..., Any] | None = None
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
-    decode: Callable[[Any], Any] = _identity
-    encode: Callable[[Any], Any] = _identity
+    decode: Callable[[Any], Any] = as_is
+    encode: Callable[[Any], Any] = as_is
 
     @property
     def is_run(self) -> bool:

@@ -28,6 +28,7 @@ class ErrorCode(StrEnum):
     FUNCTION_CONFIG_INVALID = "function_config_invalid"
     FUNCTION_NOT_FOUND = "function_not_found"
     HEADER_MISSING = "header_missing"
+    MEMO_INVALID = "memo_invalid"
     METHOD_UNSUPPORTED = "method_unsupported"
     NON_RETRIABLE_ERROR = "non_retriable_error"
     OUTPUT_UNSERIALIZABLE = "output_unserializable"

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from durably.execution import StandIn, StepRequest
+from durably.execution import StandIn, StepRequest, as_is
 from durably.protocol.opcodes import Opcode
 
 Handler = Callable[..., Any]
@@ -96,10 +96,13 @@ def calling(function: Handler) -> Callable[[StepRequest], Handler]:
 def _replace(request: StepRequest, handler: Handler) -> StepRequest:
     if request.is_run:
         return msgspec.structs.replace(request, handler=handler)
-    return StepRequest(request.step_id, Opcode.STEP_RUN, handler=handler, encode=_to_json, decode=request.decode)
+    encode = _to_json if request.encode is as_is else request.encode
+    return StepRequest(request.step_id, Opcode.STEP_RUN, handler=handler, encode=encode, decode=request.decode)
 
 
 def _to_json(value: Any) -> Any:
-    """What the engine would have answered: a pydantic model, say of an invoked function's output, as its data."""
+    """What the engine would have answered: an event or another struct, or a pydantic model, as its data."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
     dump = getattr(value, "model_dump", None)
     return value if dump is None else dump(mode="json")
