@@ -8,7 +8,8 @@ from urllib.parse import parse_qs, urljoin
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
-from durably.errors import BodyInvalidError, FunctionConfigInvalidError
+from durably.comm.bodies import check_size
+from durably.errors import BodyInvalidError, BodyTooLargeError, FunctionConfigInvalidError
 from durably.functions import Function
 from durably.settings import Streaming
 
@@ -55,23 +56,24 @@ def serve(
         functions=functions,
         streaming=Streaming.DISABLE,
         enable_unauthed_sync=enable_unauthed_sync,
+        serve_origin=serve_origin,
+        serve_path=serve_path,
+        public_path=public_path,
     )
 
     def main(event: dict[str, Any], context: FunctionContext) -> dict[str, Any]:
         try:
             http = _http_of(event)
             body = _body_of(http)
-        except BodyInvalidError as error:
+        except (BodyInvalidError, BodyTooLargeError) as error:
             return _to_result(handler.refuse(error))
         request = CommRequest(
             body=body,
             headers=http["headers"],
             query_params=parse_qs(http["queryString"]),
             raw_request={"event": event, "context": context},
-            request_url=urljoin(context.api_host, _WEB_PREFIX + context.function_name),
-            public_path=public_path,
-            serve_origin=serve_origin,
-            serve_path=serve_path,
+            request_url=lambda: urljoin(context.api_host, _WEB_PREFIX + context.function_name),
+            has_trusted_url=True,
         )
         return _to_result(handler.handle_sync(str(http.get("method", "")), request))
 
@@ -91,8 +93,9 @@ def _http_of(event: Mapping[str, Any]) -> Mapping[str, Any]:
 def _body_of(http: Mapping[str, Any]) -> bytes:
     body = http.get("body") or ""
     try:
+        check_size(len(body) * 3 // 4 if http.get("isBase64Encoded") else len(body))
         return base64.b64decode(body, validate=True) if http.get("isBase64Encoded") else body.encode()
-    except (binascii.Error, ValueError, AttributeError):
+    except (binascii.Error, ValueError, AttributeError, TypeError):
         raise BodyInvalidError('the event\'s "http.body" cannot be decoded') from None
 
 
@@ -101,5 +104,5 @@ def _to_result(response: CommResponse) -> dict[str, Any]:
     return {
         "statusCode": int(response.status_code),
         "headers": response.headers,
-        "body": response.body_bytes().decode(),
+        "body": response.body.decode(),
     }

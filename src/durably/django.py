@@ -14,10 +14,12 @@ except ImportError as error:
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.bodies import check_length, read_body
 from durably.comm.paths import mount_path
+from durably.comm.streaming import StreamingOption
 from durably.django_view import SyncAndAsyncView
+from durably.errors import BodyTooLargeError
 from durably.functions import Function
-from durably.settings import Streaming
 
 FRAMEWORK = "django"
 
@@ -30,7 +32,7 @@ def serve(
     public_path: str | None = None,
     serve_origin: str | None = None,
     serve_path: str | None = None,
-    streaming: Streaming | None = None,
+    streaming: StreamingOption = None,
 ) -> django.urls.URLPattern:
     """The URL pattern of the endpoint that engines call, by default ``api/inngest``, for ``urlpatterns``.
 
@@ -45,6 +47,9 @@ def serve(
         functions=functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
+        serve_origin=serve_origin,
+        serve_path=serve_path,
+        public_path=public_path,
         thread_surroundings=_usable_connections,
     )
     if client.in_process is not None:
@@ -53,18 +58,12 @@ def serve(
         client.in_process.start_when_served()
 
     def to_request(request: Any) -> CommRequest:
-        if not hasattr(request, "_body"):
-            # What request.body does, less DATA_UPLOAD_MAX_MEMORY_SIZE: it is meant for forms, and calls may be larger.
-            request._body = request.read()
         return CommRequest(
-            body=request.body,
+            body=_read_body(request),
             headers=request.headers,
             query_params=request.GET,
             raw_request=request,
-            request_url=request.build_absolute_uri(),
-            public_path=public_path,
-            serve_origin=serve_origin,
-            serve_path=serve_path,
+            request_url=request.build_absolute_uri,
         )
 
     view: Any = _make_view(handler, to_request)
@@ -73,20 +72,36 @@ def serve(
 
 def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -> SyncAndAsyncView:
     def answer(request: Any) -> Any:
-        response = handler.handle_sync(request.method, to_request(request))
+        try:
+            response = handler.handle_sync(request.method, to_request(request))
+        except BodyTooLargeError as error:
+            response = handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream_sync())
 
     async def answer_async(request: Any) -> Any:
-        response = await handler.handle(request.method, to_request(request))
+        try:
+            response = await handler.handle(request.method, to_request(request))
+        except BodyTooLargeError as error:
+            response = handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream())
 
     return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)
 
 
+def _read_body(request: Any) -> bytes:
+    """What ``request.body`` is, up to the largest call instead of ``DATA_UPLOAD_MAX_MEMORY_SIZE``, which is meant for
+    forms and less than calls may need. Raises ``BodyTooLargeError``."""
+    length = request.headers.get("content-length")
+    check_length(length)
+    if not hasattr(request, "_body"):
+        request._body = read_body(request.read, length)
+    return cast(bytes, request.body)
+
+
 def _to_django(response: CommResponse, chunks: Any) -> Any:
     if chunks is not None:
         return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
-    return django.http.HttpResponse(response.body_bytes(), status=response.status_code, headers=response.headers)
+    return django.http.HttpResponse(response.body, status=response.status_code, headers=response.headers)
 
 
 @contextmanager

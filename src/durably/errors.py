@@ -12,6 +12,8 @@ __all__ = [
     "AsyncUnsupportedError",
     "BodyInvalidError",
     "BodyTooLargeError",
+    "BrowserRequestError",
+    "CallMismatchError",
     "CallStaleError",
     "CheckpointRefusedError",
     "ClockUnsupportedError",
@@ -31,6 +33,7 @@ __all__ = [
     "RegistrationFailedError",
     "RetryAfterError",
     "SendEventsError",
+    "ServeOriginMissingError",
     "ServerKindMismatchError",
     "SettingConflictError",
     "SignatureError",
@@ -53,6 +56,22 @@ class BodyInvalidError(Error):
 
 class BodyTooLargeError(Error):
     code = ErrorCode.BODY_TOO_LARGE
+    include_stack = False
+    is_retriable = False
+
+
+class BrowserRequestError(Error):
+    """A web page called the endpoint of an app in development mode."""
+
+    code = ErrorCode.BROWSER_REFUSED
+    include_stack = False
+    is_retriable = False
+
+
+class CallMismatchError(Error):
+    """A call's URL names another function or step than its signed body."""
+
+    code = ErrorCode.CALL_MISMATCH
     include_stack = False
     is_retriable = False
 
@@ -141,6 +160,13 @@ class RegistrationFailedError(Error):
     """The engine refused a sync, or gave no sensible answer to it."""
 
     code = ErrorCode.REGISTRATION_FAILED
+    include_stack = False
+
+
+class ServeOriginMissingError(Error):
+    """An app in production cannot tell its own URL: it takes none from a request's headers."""
+
+    code = ErrorCode.SERVE_ORIGIN_MISSING
     include_stack = False
 
 

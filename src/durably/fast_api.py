@@ -11,11 +11,13 @@ except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
 from durably.client import Client
-from durably.comm import CommHandler, CommRequest
+from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.bodies import read_chunks
 from durably.comm.paths import mount_path
+from durably.comm.streaming import StreamingOption
+from durably.errors import BodyTooLargeError
 from durably.functions import Function
 from durably.in_process import InProcessEngine
-from durably.settings import Streaming
 
 FRAMEWORK = "fast_api"
 
@@ -29,7 +31,7 @@ def serve(
     public_path: str | None = None,
     serve_origin: str | None = None,
     serve_path: str | None = None,
-    streaming: Streaming | None = None,
+    streaming: StreamingOption = None,
 ) -> None:
     """Add the endpoint that engines call, by default at ``/api/inngest``.
 
@@ -44,28 +46,35 @@ def serve(
         functions=functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
+        serve_origin=serve_origin,
+        serve_path=serve_path,
+        public_path=public_path,
     )
 
     async def durably_endpoint(request: fastapi.Request) -> fastapi.Response:
+        try:
+            body = await read_chunks(request.stream(), request.headers.get("content-length"))
+        except BodyTooLargeError as error:
+            return _to_fast_api(handler.refuse(error))
         comm_request = CommRequest(
-            body=await request.body(),
+            body=body,
             headers=request.headers,
             query_params=request.query_params,
             raw_request=request,
             request_url=lambda: str(request.url),
-            public_path=public_path,
-            serve_origin=serve_origin,
-            serve_path=serve_path,
         )
-        response = await handler.handle(request.method, comm_request)
-        if response.stream is not None:
-            return StreamingResponse(response.stream(), response.status_code, response.headers)
-        return fastapi.Response(response.body_bytes(), response.status_code, response.headers)
+        return _to_fast_api(await handler.handle(request.method, comm_request))
 
     if client.in_process is not None:
         _run_within_lifespan(app, client.in_process)
     # A plain route: what FastAPI does for its own, such as resolving dependencies, would cost calls more than the rest.
     app.add_route(mount_path(serve_path), durably_endpoint, methods=["GET", "POST", "PUT"], include_in_schema=False)
+
+
+def _to_fast_api(response: CommResponse) -> fastapi.Response:
+    if response.stream is not None:
+        return StreamingResponse(response.stream(), response.status_code, response.headers)
+    return fastapi.Response(response.body, response.status_code, response.headers)
 
 
 def _run_within_lifespan(app: fastapi.FastAPI, engine: InProcessEngine) -> None:

@@ -9,10 +9,12 @@ except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
 from durably.client import Client
-from durably.comm import CommHandler, CommRequest
+from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.bodies import check_length, read_body
 from durably.comm.paths import mount_path
+from durably.comm.streaming import StreamingOption
+from durably.errors import BodyTooLargeError
 from durably.functions import Function
-from durably.settings import Streaming
 
 FRAMEWORK = "flask"
 
@@ -26,7 +28,7 @@ def serve(
     public_path: str | None = None,
     serve_origin: str | None = None,
     serve_path: str | None = None,
-    streaming: Streaming | None = None,
+    streaming: StreamingOption = None,
 ) -> None:
     """Add the endpoint that engines call, by default at ``/api/inngest``.
 
@@ -39,29 +41,43 @@ def serve(
         functions=functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
+        serve_origin=serve_origin,
+        serve_path=serve_path,
+        public_path=public_path,
         surroundings=app.app_context,
     )
 
     def answer() -> flask.Response:
         # The request itself, not the proxy: it stays what it is in other threads.
         request = flask.request._get_current_object()  # type: ignore[attr-defined]
+        try:
+            body = _read_body(request)
+        except BodyTooLargeError as error:
+            return _to_flask(handler.refuse(error))
         comm_request = CommRequest(
-            body=request.get_data(),
+            body=body,
             headers=dict(request.headers.items()),
             query_params=request.args,
             raw_request=request,
             request_url=lambda: request.url,
-            public_path=public_path,
-            serve_origin=serve_origin,
-            serve_path=serve_path,
         )
-        response = handler.handle_sync(request.method, comm_request)
-        if response.stream is None:
-            return flask.Response(response.body_bytes(), response.status_code, response.headers)
-        return flask.Response(flask.stream_with_context(response.stream_sync()), response.status_code, response.headers)
+        return _to_flask(handler.handle_sync(request.method, comm_request))
 
     if client.in_process is not None:
         app.before_request(client.in_process.ensure_started)
         client.in_process.start_when_served()
     path = mount_path(serve_path)
     app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])
+
+
+def _read_body(request: flask.Request) -> bytes:
+    """Raises ``BodyTooLargeError``."""
+    check_length(request.headers.get("content-length"))
+    if request.content_length is not None:
+        return request.get_data()  # of just that length, and what a hook of the app has read already
+    return read_body(request.stream.read, None)
+
+
+def _to_flask(response: CommResponse) -> flask.Response:
+    content = response.body if response.stream is None else flask.stream_with_context(response.stream_sync())
+    return flask.Response(content, response.status_code, response.headers)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -14,10 +14,12 @@ except ImportError as error:
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.bodies import LimitedBody, check_length
 from durably.comm.paths import mount_path
+from durably.comm.streaming import StreamingOption
+from durably.errors import BodyTooLargeError
 from durably.functions import Function
 from durably.in_process import InProcessEngine
-from durably.settings import Streaming
 
 FRAMEWORK = "tornado"
 
@@ -31,7 +33,7 @@ def serve(
     public_path: str | None = None,
     serve_origin: str | None = None,
     serve_path: str | None = None,
-    streaming: Streaming | None = None,
+    streaming: StreamingOption = None,
 ) -> None:
     """Add the endpoint that engines call, by default at ``/api/inngest``.
 
@@ -44,25 +46,41 @@ def serve(
         functions=functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
+        serve_origin=serve_origin,
+        serve_path=serve_path,
+        public_path=public_path,
     )
 
+    @tornado.web.stream_request_body
     class DurablyHandler(tornado.web.RequestHandler):
+        async def prepare(self) -> None:  # before the body is read
+            self._body = LimitedBody()
+            await self._receive(check_length, self.request.headers.get("content-length"))
+
+        async def data_received(self, chunk: bytes) -> None:
+            if not self._finished:
+                await self._receive(self._body.add, chunk)
+
+        async def _receive(self, take: Callable[..., None], part: Any) -> None:
+            try:
+                take(part)
+            except BodyTooLargeError as error:
+                self.set_header("connection", "close")
+                await self._write(handler.refuse(error))
+
         def check_xsrf_cookie(self) -> None:
             """Engines have no cookies; their requests are signed."""
 
         async def _answer(self) -> None:
             request = self.request
             comm_request = CommRequest(
-                body=request.body,
+                body=self._body.all(),
                 headers=dict(request.headers.items()),
                 query_params={
                     name: values[0].decode(errors="replace") for name, values in request.query_arguments.items()
                 },
                 raw_request=request,
                 request_url=request.full_url(),
-                public_path=public_path,
-                serve_origin=serve_origin,
-                serve_path=serve_path,
             )
             await self._write(await handler.handle(request.method or "", comm_request))
 
@@ -73,7 +91,7 @@ def serve(
             for name, value in response.headers.items():
                 self.set_header(name, value)
             if response.stream is None:
-                self.finish(response.body_bytes())
+                self.finish(response.body)
                 return
             async with aclosing(response.stream()) as chunks:
                 async for chunk in chunks:

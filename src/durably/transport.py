@@ -77,6 +77,10 @@ class IO(Protocol):
         """Call something that blocks; where that would block an event loop, in a worker thread (if there are any)."""
         ...
 
+    async def compute(self, function: Callable[[], T]) -> T:
+        """Call something that computes for long: in a thread where an event loop runs."""
+        ...
+
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         """Start something asynchronous without waiting for it; in an event loop it ends with its starter's task."""
         ...
@@ -233,6 +237,9 @@ class BlockingIO:
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
         return function()
 
+    async def compute(self, function: Callable[[], T]) -> T:
+        return function()
+
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         return get_portal().submit(coroutine)
 
@@ -258,6 +265,9 @@ class AsyncIO:
 
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
         return function() if threads is None else await threads.run(function)
+
+    async def compute(self, function: Callable[[], T]) -> T:
+        return await asyncio.to_thread(function)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         job = asyncio.ensure_future(coroutine)

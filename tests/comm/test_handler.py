@@ -1,8 +1,10 @@
 """CommHandler and its models by themselves: what no framework is needed to show."""
 
+import asyncio
 import base64
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from durably.errors import (
     FunctionConfigInvalidError,
     SigningKeyMissingError,
 )
+from durably.protocol import signatures
 from durably.protocol.headers import Probe, ServerKind
 
 from ..frameworks import wire
@@ -149,7 +152,8 @@ def test_a_refused_sync_is_logged_in_production(
     engine.answers["/fn/register"] = 401, {"error": "another signing key"}
     key = "signkey-test-0123456789abcdef"
     client = make_client(api_base_url=engine.origin, is_production=is_production, signing_key=key)
-    assert make_handler(client).put_sync(make_request()).status_code == 401
+    handler = make_handler(client, serve_origin="https://app.example.com")
+    assert handler.put_sync(make_request()).status_code == 401
     logged = f"{engine.origin} refused to sync app app: another signing key"
     assert (logged in caplog.text) == is_production
 
@@ -298,3 +302,34 @@ def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPa
     assert (inspected["serve_origin"], inspected["serve_path"]) == ("public.example.com", "of/env")
     handler.put_sync(signed)
     assert engine.to("/fn/register")[0].json["url"] == "https://public.example.com/of/env"
+
+
+# -- what a request may cost that nobody has signed
+
+
+def test_a_body_that_was_encoded_anew_is_verified_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
+    canonical = wire.encode(wire.call_body(run_id="01RUN"))
+    request = make_call(headers={"x-inngest-signature": wire.sign(canonical)})
+    request.body = json.dumps(json.loads(canonical), indent=1).encode()
+    threads: list[threading.Thread] = []
+    canonicalize = signatures.canonicalize
+
+    def note(body: bytes) -> bytes | None:
+        threads.append(threading.current_thread())
+        return canonicalize(body)
+
+    monkeypatch.setattr(signatures, "canonicalize", note)
+    assert asyncio.run(handler.post(request)).status_code == 200
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("size", [signatures.MAX_CANONICAL_BYTES + 1, 8 * 1024 * 1024])
+def test_a_large_badly_signed_body_is_only_hashed(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(signatures, "canonicalize", lambda body: pytest.fail("it was canonicalised"))
+    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
+    request = make_request(b"[" + b"0," * (size // 2) + b"0]", headers={"x-inngest-signature": wire.sign(b"")})
+    for response in (asyncio.run(handler.post(request)), handler.post_sync(request)):
+        assert response.status_code == 401
+        assert str(signatures.MAX_CANONICAL_BYTES) in json.loads(response.body)["message"]

@@ -40,7 +40,7 @@ class Job:
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        return CommResponse(body={"text": "☃"}, headers={"a": "b"}, status_code=206)
+        return CommResponse.from_json({"text": "☃"}, headers={"a": "b"}, status_code=206)
 
 
 def stream_of(job: Job) -> Any:

@@ -108,6 +108,8 @@ def _start(name: str, url: str | None, **variables: str) -> Iterator[str]:
         yield url
         return
     port = free_port()
+    if "INNGEST_SIGNING_KEY" in variables:
+        variables["INNGEST_SERVE_ORIGIN"] = f"http://127.0.0.1:{port}"
     environment = clean_environment(PORT=str(port), CONFORMANCE_PACKAGE=name, **variables)
     with running(_COMMANDS[name](port), port, environment):
         yield f"http://127.0.0.1:{port}/api/inngest"

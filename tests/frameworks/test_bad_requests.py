@@ -151,6 +151,7 @@ def test_a_body_that_arrives_slowly(server: Server) -> None:
     parts = urlsplit(server.url("dev"))
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     connection.putrequest("POST", f"{parts.path}?fnId=app-dev-plain-sync&stepId=step")
+    connection.putheader("content-type", "application/json")
     connection.putheader("content-length", str(len(body)))
     connection.endheaders(body[:2000])
     assert wire.request("GET", server.url("dev")).status == 200
@@ -176,7 +177,8 @@ def test_several_requests_on_one_connection(server: Server, engine: FakeEngine) 
     body = wire.encode(wire.call_body())
     for _ in range(3):
         for function, status in (("plain-sync", 200), ("steps-async", 206), ("gone", 500)):
-            connection.request("POST", f"{parts.path}?fnId=app-dev-{function}&stepId=step", body)
+            headers = {"content-type": "application/json"}
+            connection.request("POST", f"{parts.path}?fnId=app-dev-{function}&stepId=step", body, headers)
             answer = connection.getresponse()
             content = answer.read()
             assert answer.status == status

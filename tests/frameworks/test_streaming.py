@@ -32,7 +32,8 @@ class Reading:
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.netloc, timeout=10)
         path = f"{parts.path}?fnId={function_id}&stepId=step"
-        self._connection.request("POST", path, wire.encode(wire.call_body(data)))
+        headers = {"content-type": "application/json"}
+        self._connection.request("POST", path, wire.encode(wire.call_body(data)), headers)
         self.response = self._connection.getresponse()
 
     def read(self, length: int) -> bytes:

@@ -32,6 +32,9 @@ class Variant:
 AWAY = "http://127.0.0.1:9"
 """Where nobody listens."""
 
+ORIGIN = "https://app.example.com"
+"""What apps in production are told their own origin is."""
+
 _DEV = {"is_production": False}
 _CLOUD = {
     "is_production": True,
@@ -47,9 +50,10 @@ VARIANTS = (
     Variant("dev", _DEV),
     Variant("dev-keys", {**_DEV, "signing_key": wire.SIGNING_KEY}),
     Variant("cloud", _CLOUD, environ=_FALLBACK),
-    Variant("strict", _CLOUD, {"enable_unauthed_sync": False}),
-    Variant("no-in-band", _CLOUD, environ={"DURABLY_ALLOW_IN_BAND_SYNC": "0"}),
-    Variant("away", {**_CLOUD, "api_base_url": AWAY, "event_api_base_url": AWAY}),
+    Variant("origin", _CLOUD, {"serve_origin": ORIGIN}, environ=_FALLBACK),
+    Variant("strict", _CLOUD, {"enable_unauthed_sync": False, "serve_origin": ORIGIN}),
+    Variant("no-in-band", _CLOUD, {"serve_origin": ORIGIN}, environ={"DURABLY_ALLOW_IN_BAND_SYNC": "0"}),
+    Variant("away", {**_CLOUD, "api_base_url": AWAY, "event_api_base_url": AWAY}, {"serve_origin": ORIGIN}),
     Variant("public", _DEV, {"serve_origin": "https://public.example.com", "public_path": "/behind/proxy"}),
     Variant(
         "by-env",

@@ -7,15 +7,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from durably.protocol import signatures
 from durably.protocol.errors import ErrorCode
+from durably.protocol.limits import MAX_CANONICAL_BYTES
 from durably.protocol.signatures import (
     SignatureError,
+    SignatureMismatchError,
     bearer_token,
     canonicalize,
     hash_signing_key,
     sign,
     strip_key_prefix,
     verify,
+    verify_canonical,
 )
 
 NOW = 1_700_000_000
@@ -69,7 +73,23 @@ def test_a_body_may_be_encoded_anew_on_its_way(value: object) -> None:
     canonical = canonicalize(json.dumps(value).encode())
     assert canonical is not None
     anew = json.dumps(value, indent=2, sort_keys=False).encode()
-    assert verify(anew, sign(canonical, KEY, NOW), [KEY], NOW) == KEY
+    signature = sign(canonical, KEY, NOW)
+    if anew == canonical:
+        assert verify(anew, signature, [KEY], NOW) == KEY
+    else:
+        assert verify_canonical(anew, signature, [KEY], NOW) == KEY
+
+
+def test_only_small_bodies_are_made_canonical(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes thousands of times as long as hashing."""
+    made: list[int] = []
+    monkeypatch.setattr(signatures, "canonicalize", lambda body: made.append(len(body)))
+    for size in (MAX_CANONICAL_BYTES, MAX_CANONICAL_BYTES + 1):
+        with pytest.raises(SignatureMismatchError):
+            verify(b"1" * size, sign(b"", KEY, NOW), [KEY], NOW)
+        with pytest.raises(SignatureMismatchError):
+            verify_canonical(b"1" * size, sign(b"", KEY, NOW), [KEY], NOW)
+    assert made == [MAX_CANONICAL_BYTES]
 
 
 @given(JSON)

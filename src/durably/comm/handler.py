@@ -19,7 +19,6 @@ from durably.checkpointing import HttpCheckpoints
 from durably.client import Client
 from durably.errors import (
     BodyInvalidError,
-    BodyTooLargeError,
     Error,
     FunctionConfigInvalidError,
     FunctionNotServedError,
@@ -28,6 +27,7 @@ from durably.errors import (
     SignatureError,
     SigningKeyMissingError,
     TransportError,
+    URLInvalidError,
 )
 from durably.execution import Found, Outcome, Raised, drive
 from durably.functions import Function, FunctionCall
@@ -36,16 +36,18 @@ from durably.protocol.call import CallRequest, decode_call, decode_events, decod
 from durably.protocol.errors import is_quiet
 from durably.protocol.events import Event
 from durably.protocol.headers import Header, Probe, Query, SyncKind
-from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.settings import Environment, Streaming, is_test_run
 from durably.timings import Timings
 from durably.transport import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.worker_threads import Surroundings, WorkerThreads
 
 from . import inspection
+from .bodies import check_size
 from .models import CommRequest, CommResponse
-from .streaming import stream
+from .paths import read_origin
+from .streaming import StreamingOption, read_streaming, stream
 from .syncer import Syncer
+from .verification import check_addressee, find_key, refuse_forms, refuse_pages
 
 T = TypeVar("T")
 
@@ -57,14 +59,16 @@ Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
 class CommHandler:
     """Serves ``functions`` of one client's app.
 
-    ``framework`` is the name that engines show. ``streaming`` wins over ``DURABLY_STREAMING``.
-    ``thread_pool`` runs sync functions, and sync handlers of async functions, where they would block an event loop; by
-    default it has as many threads as ``DURABLY_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework
-    has around each request, for calls that come without one; ``thread_surroundings`` what it needs around all that runs
-    in the pool.
+    ``framework`` is the name that engines show. ``streaming`` is a ``Streaming``, its text or a truth value, and wins
+    over ``DURABLY_STREAMING``. ``serve_origin``, ``serve_path`` and ``public_path`` are parts of the URL that engines
+    call. ``enable_unauthed_sync=False`` refuses unsigned syncs in production. ``thread_pool`` runs sync functions, and
+    sync handlers of async functions, where they would block an event loop; by default it has as many threads as
+    ``DURABLY_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework has around each request, for calls
+    that come without one; ``thread_surroundings`` what it needs around all that runs in the pool.
 
     Raises ``EngineNotConfiguredError`` and ``SigningKeyMissingError`` in production mode without an engine or a
-    signing key, and ``FunctionConfigInvalidError`` for two functions with one id.
+    signing key, ``URLInvalidError`` for a ``serve_origin`` that is none, and ``FunctionConfigInvalidError`` for two
+    functions with one id or a wrong option.
     """
 
     def __init__(
@@ -73,8 +77,11 @@ class CommHandler:
         client: Client,
         framework: str,
         functions: Sequence[Function[Any]],
-        streaming: Streaming | None = None,
+        streaming: StreamingOption = None,
         enable_unauthed_sync: bool | None = None,
+        serve_origin: str | None = None,
+        serve_path: str | None = None,
+        public_path: str | None = None,
         thread_pool: Executor | None = None,
         surroundings: Surroundings = nullcontext,
         thread_surroundings: Surroundings = nullcontext,
@@ -84,12 +91,15 @@ class CommHandler:
         self.client = client
         self.framework = framework
         self.functions = list(functions)
-        self.serve_origin = environment.serve_origin
-        self.serve_path = environment.serve_path
+        self.serve_origin = serve_origin or environment.serve_origin
+        self.serve_path = serve_path or environment.serve_path
+        self.public_path = public_path
+        if self.serve_origin is not None:
+            read_origin(self.serve_origin, "serve_origin" if serve_origin else "DURABLY_SERVE_ORIGIN")
         self._by_id = _index(self.functions)
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
         self._checkpoints = HttpCheckpoints(client)
-        self._is_streaming = (streaming or environment.streaming) is Streaming.FORCE
+        self._is_streaming = (read_streaming(streaming) or environment.streaming) is Streaming.FORCE
         self._allows_in_band = environment.allows_in_band_sync
         self._allows_unsigned_sync = (
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
@@ -145,8 +155,6 @@ class CommHandler:
     # -- what all requests have in common
 
     def _method(self, method: str) -> Method:
-        if self.client.in_process is not None and method.upper() != "GET":
-            return self._not_by_http
         return {"GET": self._get, "POST": self._post, "PUT": self._put}.get(method.upper(), self._unsupported)
 
     async def _answer(self, req: CommRequest, method: Method, io: IO) -> CommResponse:
@@ -154,23 +162,21 @@ class CommHandler:
         key: Key = None
         with req.timings.measure("comm_handler"):
             try:
-                if len(req.body) > MAX_REQUEST_BYTES:
-                    raise BodyTooLargeError(f"the request's body is larger than {MAX_REQUEST_BYTES} bytes")
-                key = self._verify(req)
+                check_size(len(req.body))
+                key = await self._verify(req, io)
                 response = await method(req, key, io)
             except Exception as error:
-                self._log_refusal(req.url().partition("?")[0], error)
+                self._log_refusal(_place_of(req), error)
                 response = CommResponse.from_error(error)
         return self._seal(response, req.timings, key)
 
-    def _verify(self, req: CommRequest) -> Key:
+    async def _verify(self, req: CommRequest, io: IO) -> Key:
         """In development nothing need be signed, but what is signed is verified."""
         client = self.client
-        header = req.header(Header.SIGNATURE)
-        if req.is_connect or (not client.is_production and not (header and client.signing_key)):
+        if req.is_connect or (not client.is_production and not (req.header(Header.SIGNATURE) and client.signing_key)):
             return None
         try:
-            return signatures.verify(req.body, header, client.signing_keys, time.time())
+            return await find_key(req, client.signing_keys, io)
         except SignatureError as error:
             return error
 
@@ -179,7 +185,7 @@ class CommHandler:
         response.headers = self._headers | response.headers
         response.headers[Header.SERVER_TIMING.value] = timings.to_header()
         if isinstance(key, str) and response.stream is None:
-            response.headers[Header.SIGNATURE.value] = signatures.sign(response.body_bytes(), key, int(time.time()))
+            response.headers[Header.SIGNATURE.value] = signatures.sign(response.body, key, int(time.time()))
         return response
 
     def _log_refusal(self, what: str, error: Exception) -> None:
@@ -193,24 +199,47 @@ class CommHandler:
     async def _get(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         kind = req.server_kind
         if kind is not None and kind is not self.client.mode:
-            return CommResponse(body={}, status_code=HTTPStatus.FORBIDDEN)
+            return CommResponse.from_json({}, status_code=HTTPStatus.FORBIDDEN)
         if isinstance(key, str):
-            return CommResponse(body=inspection.authenticated(self, req))
+            return CommResponse.from_json(inspection.authenticated(self, req))
         was_signed = isinstance(key, SignatureError) and req.header(Header.SIGNATURE) is not None
-        return CommResponse(body=inspection.unauthenticated(self, False if was_signed else None))
+        return CommResponse.from_json(inspection.unauthenticated(self, False if was_signed else None))
 
     async def _put(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
+        self._refuse_strangers(req)
         is_in_band = self._allows_in_band and req.header(Header.SYNC_KIND) == SyncKind.IN_BAND
-        if isinstance(key, SignatureError) and (is_in_band or not self._allows_unsigned_sync):
+        if isinstance(key, SignatureError) and (is_in_band or self._needs_signature(req)):
             raise key
         syncer = Syncer(self)
         if is_in_band and key is not None:
             return syncer.in_band(req)
-        return await syncer.out_of_band(req, io)
+        return await syncer.out_of_band(req, io, is_signed=isinstance(key, str))
+
+    def _needs_signature(self, req: CommRequest) -> bool:
+        """Of an out-of-band sync: whether one that is not signed, or badly, is refused."""
+        was_signed = req.header(Header.SIGNATURE) is not None
+        return not self._allows_unsigned_sync or (was_signed and self.client.is_production)
+
+    def _refuse_strangers(self, req: CommRequest) -> None:
+        """Raises ``MethodUnsupportedError``, ``BrowserRequestError``."""
+        if req.is_connect:
+            return
+        if self.client.in_process is not None:
+            raise MethodUnsupportedError(
+                "the app's engine is in its own process, so this endpoint answers GET alone, and no other engine may "
+                "call its functions: start the app by its own server (uvicorn, gunicorn …), without `durably dev` or "
+                "-u",
+                "GET",
+            )
+        if not self.client.is_production:
+            refuse_pages(req)
 
     async def _post(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
+        self._refuse_strangers(req)
         if isinstance(key, SignatureError) and self.client.is_production:
             raise key
+        if not self.client.is_production:
+            refuse_forms(req)
         if req.probe is Probe.TRUST:
             return CommResponse(body=b"")
         function_id = req.query(Query.FUNCTION_ID)
@@ -224,14 +253,8 @@ class CommHandler:
             return self._stream(function, call, key, io)
         return self._respond(function, await self._run(function, call, io))
 
-    async def _not_by_http(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
-        raise MethodUnsupportedError(
-            "the app's engine is in its own process, so this endpoint answers GET alone, and no other engine may call "
-            "its functions: start the app by its own server (uvicorn, gunicorn …), without `durably dev` or -u",
-            "GET",
-        )
-
     async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
+        self._refuse_strangers(req)
         raise MethodUnsupportedError("this endpoint answers GET, POST and PUT", "GET, POST, PUT")
 
     # -- calls
@@ -248,6 +271,7 @@ class CommHandler:
             request = decode_call(req.body)
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid call: {error}") from None
+        check_addressee(request.ctx, req)
         steps, events, event = request.steps or {}, request.events, request.event
         if request.use_api or request.ctx.use_api:
             with req.timings.measure("use_api"):
@@ -343,6 +367,15 @@ class CommHandler:
         for source, error in raised:
             if not is_quiet(error):
                 self.client.logger.error("%s raised %s", source, type(error).__name__, exc_info=error)
+
+
+def _place_of(req: CommRequest) -> str:
+    """The URL less its query, for the log. Its parts come from whoever made the request."""
+    try:
+        place = req.request_url.partition("?")[0]
+    except URLInvalidError:
+        return "a request"
+    return place if place.isprintable() else ascii(place)
 
 
 def _make_thread_pool(environment: Environment, *, is_in_process: bool) -> Executor | None:

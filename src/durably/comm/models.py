@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.errors import Error, FunctionNotServedError, MethodUnsupportedError, QueryParamInvalidError
+from durably.errors import (
+    Error,
+    FunctionNotServedError,
+    MethodUnsupportedError,
+    QueryParamInvalidError,
+    URLInvalidError,
+)
 from durably.execution import Outcome, StandIn, drive
 from durably.protocol.errors import ErrorCode
 from durably.protocol.headers import DISCOVER, Header, Probe, Query, ServerKind
@@ -17,36 +23,59 @@ from durably.timings import Timings
 from . import answers
 
 
-@dataclass(kw_only=True)
 class CommRequest:
     """A request as adapters hand it over.
 
     ``headers`` may be in any case; ``query_params`` may have lists of values, of which the first counts;
-    ``raw_request`` is the framework's own, for middleware; ``request_url`` may be a function that returns the URL,
-    since frameworks take long to put it together and calls do not need it. ``is_connect``: the request came over
-    a connection that is authenticated as a whole, so it is not signed. ``checkpoints`` are those of an engine of
+    ``raw_request`` is the framework's own, for middleware. ``request_url`` may be given as a function that returns the
+    URL, since frameworks take long to put it together and calls do not need it; it is read as text.
+    ``has_trusted_url`` says that the URL is not made of the request's own headers, but given by the platform.
+    ``serve_origin``, ``serve_path`` and ``public_path`` win over those of the handler. ``is_connect``: the request came
+    over a connection that is authenticated as a whole, so it is not signed. ``checkpoints`` are those of an engine of
     ours in this process, in place of the engine's API; with them, functions hand their steps over unless they are
     told not to. ``stand_in`` is for tests: it takes the place of steps.
     """
 
-    body: bytes
-    headers: Mapping[str, str]
-    query_params: Mapping[str, str] | Mapping[str, Sequence[str]]
-    raw_request: object
-    request_url: str | Callable[[], str]
-    serve_origin: str | None = None
-    serve_path: str | None = None
-    public_path: str | None = None
-    is_connect: bool = False
-    checkpoints: Checkpoints | None = None
-    stand_in: StandIn | None = None
-    timings: Timings = field(default_factory=Timings)
+    def __init__(
+        self,
+        *,
+        body: bytes,
+        headers: Mapping[str, str],
+        query_params: Mapping[str, str] | Mapping[str, Sequence[str]],
+        raw_request: object,
+        request_url: str | Callable[[], str],
+        serve_origin: str | None = None,
+        serve_path: str | None = None,
+        public_path: str | None = None,
+        has_trusted_url: bool = False,
+        is_connect: bool = False,
+        checkpoints: Checkpoints | None = None,
+        stand_in: StandIn | None = None,
+        timings: Timings | None = None,
+    ) -> None:
+        self.body = body
+        self.headers = {name.lower(): value for name, value in headers.items()}
+        self.query_params = query_params
+        self.raw_request = raw_request
+        self._request_url = request_url
+        self.serve_origin = serve_origin
+        self.serve_path = serve_path
+        self.public_path = public_path
+        self.has_trusted_url = has_trusted_url
+        self.is_connect = is_connect
+        self.checkpoints = checkpoints
+        self.stand_in = stand_in
+        self.timings = timings or Timings()
 
-    def __post_init__(self) -> None:
-        self.headers = {name.lower(): value for name, value in self.headers.items()}
-
-    def url(self) -> str:
-        return self.request_url if isinstance(self.request_url, str) else self.request_url()
+    @property
+    def request_url(self) -> str:
+        """The URL of the request. Raises ``URLInvalidError`` if its headers (``Host``) make none."""
+        if not isinstance(self._request_url, str):
+            try:
+                self._request_url = self._request_url()
+            except Exception as error:  # whatever a framework raises for such headers
+                raise URLInvalidError(f"the request's headers make no URL: {type(error).__name__}") from None
+        return self._request_url
 
     def header(self, name: Header) -> str | None:
         return self.headers.get(name.value) or None
@@ -85,13 +114,17 @@ class CommRequest:
 _STATUS_OF_CODE = {
     ErrorCode.BODY_INVALID: HTTPStatus.BAD_REQUEST,
     ErrorCode.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    ErrorCode.BROWSER_REFUSED: HTTPStatus.FORBIDDEN,
+    ErrorCode.CALL_MISMATCH: HTTPStatus.BAD_REQUEST,
     ErrorCode.HEADER_MISSING: HTTPStatus.UNAUTHORIZED,
     ErrorCode.METHOD_UNSUPPORTED: HTTPStatus.METHOD_NOT_ALLOWED,
     ErrorCode.QUERY_PARAM_INVALID: HTTPStatus.BAD_REQUEST,
     ErrorCode.QUERY_PARAM_MISSING: HTTPStatus.BAD_REQUEST,
+    ErrorCode.SERVE_ORIGIN_MISSING: HTTPStatus.BAD_REQUEST,
     ErrorCode.SERVER_KIND_MISMATCH: HTTPStatus.BAD_REQUEST,
     ErrorCode.SIG_VERIFICATION_FAILED: HTTPStatus.UNAUTHORIZED,
     ErrorCode.SIGNING_KEY_UNSPECIFIED: HTTPStatus.UNAUTHORIZED,
+    ErrorCode.URL_INVALID: HTTPStatus.BAD_REQUEST,
 }
 """Statuses of refused requests; anything else is a 500, as for a function that is not found (spec §4.4.1)."""
 
@@ -100,12 +133,22 @@ Stream = AsyncGenerator[bytes, None]
 
 @dataclass(kw_only=True)
 class CommResponse:
-    """A response for adapters to write: ``body_bytes()``, or, where ``stream`` is set, its chunks."""
+    """A response for adapters to write: ``body``, or the chunks of ``stream`` if that is set.
 
-    body: Any = None
+    ``body`` is bytes in every case, empty for a streamed response. Header names are lower-case.
+    """
+
+    body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     status_code: int = HTTPStatus.OK
     stream: Callable[[], Stream] | None = None
+
+    @classmethod
+    def from_json(
+        cls, value: Any, *, headers: dict[str, str] | None = None, status_code: int = HTTPStatus.OK
+    ) -> "CommResponse":
+        """A response whose body is ``value`` as JSON."""
+        return cls(body=msgspec.json.encode(value), headers=headers or {}, status_code=status_code)
 
     @property
     def no_retry(self) -> bool:
@@ -140,7 +183,7 @@ class CommResponse:
             error = Error(f"the app could not answer ({type(error).__name__}); its log says why")
         body = {"code": error.code.value, "message": error.message, "name": error.name}
         status = _STATUS_OF_CODE.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return cls(body=body, headers=_headers_of(error), status_code=status)
+        return cls.from_json(body, headers=_headers_of(error), status_code=status)
 
     @classmethod
     def create_streaming(cls, stream: Callable[[], Stream]) -> "CommResponse":
@@ -148,8 +191,7 @@ class CommResponse:
         return cls(stream=stream, status_code=HTTPStatus.CREATED)
 
     def body_bytes(self) -> bytes:
-        if not isinstance(self.body, bytes):
-            self.body = msgspec.json.encode(self.body)
+        """``body``, under the name that it has in other SDKs of the protocol."""
         return self.body
 
     def stream_sync(self) -> Generator[bytes, None, None]:

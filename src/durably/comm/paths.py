@@ -1,9 +1,31 @@
-"""Where apps are mounted."""
+"""Where apps are mounted, and under which URL engines reach them."""
 
+from urllib.parse import urlsplit
+
+from durably.errors import URLInvalidError
 from durably.settings import DEFAULT_SERVE_PATH, Environment
 
 
 def mount_path(serve_path: str | None) -> str:
     """The path of the endpoint, with its leading slash: the argument, ``DURABLY_SERVE_PATH``, or the default."""
-    path = serve_path or Environment().serve_path or DEFAULT_SERVE_PATH
+    return with_slash(serve_path or Environment().serve_path or DEFAULT_SERVE_PATH)
+
+
+def with_slash(path: str) -> str:
     return path if path.startswith("/") else f"/{path}"
+
+
+def read_origin(text: str, what: str) -> tuple[str, str]:
+    """Scheme and network location of an origin or URL; a missing scheme is https.
+
+    Raises ``URLInvalidError`` that names ``what`` it is.
+    """
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = is_valid and parts.netloc.isprintable() and " " not in parts.netloc
+    except ValueError:  # a bracket that is not closed, a port that is no number
+        is_valid = False
+    if not is_valid:
+        raise URLInvalidError(f"{what} is not a valid URL: {text!r}; write it like https://app.example.com")
+    return parts.scheme, parts.netloc

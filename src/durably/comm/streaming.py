@@ -7,11 +7,31 @@ from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
+from durably.errors import FunctionConfigInvalidError
+from durably.settings import Streaming
 from durably.transport import IO, Job
 
 from .models import CommResponse
 
 KEEP_ALIVE_SECONDS = 3.0
+
+StreamingOption = Streaming | str | bool | None
+"""What adapters take as ``streaming``."""
+
+
+def read_streaming(option: StreamingOption) -> Streaming | None:
+    """``None`` leaves it to the environment. Raises ``FunctionConfigInvalidError``."""
+    if option is None or isinstance(option, Streaming):
+        return option
+    if isinstance(option, bool):
+        return Streaming.FORCE if option else Streaming.DISABLE
+    try:
+        return Streaming(option)
+    except ValueError:
+        raise FunctionConfigInvalidError(
+            f'serve takes durably.Streaming.FORCE, "force" or True as its streaming (or Streaming.DISABLE, "disable", '
+            f"False), not {option!r}"
+        ) from None
 
 
 async def stream(start: Callable[[], Job[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
@@ -35,6 +55,6 @@ def _envelope(response: CommResponse) -> bytes:
         {
             "status": int(response.status_code),
             "headers": response.headers,
-            "body": response.body_bytes().decode(),
+            "body": response.body.decode(),
         }
     )

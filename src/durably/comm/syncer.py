@@ -1,5 +1,6 @@
 """Syncing: telling the engine the app's functions, in its request's answer or by a request of our own (spec §4.3)."""
 
+import contextlib
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -8,13 +9,22 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 import msgspec
 
 from durably.client import SDK
-from durably.errors import BodyInvalidError, RegistrationFailedError, ServerKindMismatchError
+from durably.errors import (
+    BodyInvalidError,
+    RegistrationFailedError,
+    ServeOriginMissingError,
+    ServerKindMismatchError,
+    URLInvalidError,
+)
+from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.sync import SYNC_VERSION
+from durably.settings import DEFAULT_SERVE_PATH
 from durably.transport import IO, Request, Response, request_with_keys
 
 from .inspection import CAPABILITIES, authenticated
 from .models import CommRequest, CommResponse
+from .paths import read_origin, with_slash
 
 if TYPE_CHECKING:
     from .handler import CommHandler
@@ -24,19 +34,31 @@ class _InBandRequest(msgspec.Struct):
     url: str
 
 
+_in_band_decoder = msgspec.json.Decoder(_InBandRequest)
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
 class Syncer:
-    """Syncs one handler's app."""
+    """Syncs one handler's app: tells an engine its functions, and the URL at which they are called.
+
+    In production that URL is never made of an unsigned request's parts. In band, it is the one in the signed body;
+    out of band, it comes from ``serve_origin``, since a signature covers no ``Host`` header. Both are subject to
+    ``serve_origin``, ``serve_path`` and ``public_path``.
+    """
 
     def __init__(self, handler: "CommHandler") -> None:
         self._handler = handler
         self._client = handler.client
 
     def in_band(self, req: CommRequest) -> CommResponse:
-        """Answer a signed request with the app's whole configuration (spec §4.3.5)."""
+        """Answer a signed request with the app's whole configuration (spec §4.3.5).
+
+        Raises ``BodyInvalidError``, ``ServerKindMismatchError``.
+        """
         self._refuse_other_kind(req.server_kind)
         try:
-            url = self._app_url(req, msgspec.json.decode(req.body, type=_InBandRequest).url)
-        except msgspec.MsgspecError as error:
+            url = self._url_from(req, decode(_in_band_decoder, req.body).url)
+        except (msgspec.DecodeError, URLInvalidError) as error:
             raise BodyInvalidError(f"invalid in-band sync request: {error}") from None
         client = self._client
         body = {
@@ -53,23 +75,21 @@ class Syncer:
             "sdk_version": SDK.partition(":v")[2],
             "url": url,
         }
-        return CommResponse(
-            body={name: value for name, value in body.items() if value is not None},
+        return CommResponse.from_json(
+            {name: value for name, value in body.items() if value is not None},
             headers={Header.SYNC_KIND.value: SyncKind.IN_BAND.value},
         )
 
-    async def out_of_band(self, req: CommRequest, io: IO) -> CommResponse:
-        """Register the app by a request to the engine, and hand its answer back (spec §4.3.2)."""
+    async def out_of_band(self, req: CommRequest, io: IO, *, is_signed: bool = False) -> CommResponse:
+        """Register the app by a request to the engine, and hand its answer back (spec §4.3.2).
+
+        Raises ``ServeOriginMissingError``, ``RegistrationFailedError``, ``ServerKindMismatchError``,
+        ``TransportError``, ``URLInvalidError``.
+        """
         self._refuse_other_kind(req.server_kind)
-        response = await request_with_keys(io, self._build_request(req), self._client.signing_keys)
-        answer = _hand_back(response)
-        client = self._client
-        if client.is_production and answer.status_code >= HTTPStatus.BAD_REQUEST:
-            # In development, whoever asked for the sync looks at the answer.
-            client.logger.error(
-                "%s refused to sync app %s: %s", client.api_origin, client.app_id, answer.body["message"]
-            )
-        return answer
+        request = self._build_request(req, is_signed=is_signed)
+        response = await request_with_keys(io, request, self._client.signing_keys)
+        return self._hand_back(response)
 
     def _refuse_other_kind(self, kind: ServerKind | None) -> None:
         mode = self._client.mode
@@ -96,13 +116,18 @@ class Syncer:
             payload["appVersion"] = client.app_version
         return payload
 
-    def _build_request(self, req: CommRequest) -> Request:
+    def _build_request(self, req: CommRequest, *, is_signed: bool) -> Request:
         client, framework = self._client, self._handler.framework
-        payload = self.payload(self._app_url(req, req.url()))
+        if client.is_production and not req.has_trusted_url:
+            url = self._configured_url(req)
+        else:
+            url = self._url_from(req, req.request_url)
+        payload = self.payload(url)
         headers = client.headers(framework)
         if req.server_kind is not None:
             headers[Header.EXPECTED_SERVER_KIND.value] = req.server_kind.value
-        deploy_id = req.query(Query.DEPLOY_ID)
+        # The engine that signed the request knows the deployment; anybody else may make one up.
+        deploy_id = req.query(Query.DEPLOY_ID) if is_signed or not client.is_production else None
         query = f"?{urlencode({Query.DEPLOY_ID.value: deploy_id})}" if deploy_id else ""
         return Request(
             "POST",
@@ -112,32 +137,66 @@ class Syncer:
             client.request_timeout,
         )
 
-    def _app_url(self, req: CommRequest, used: str) -> str:
-        """Where the engine reaches the app: the URL it used, with what settings replace of it."""
-        parts = urlsplit(used)
-        scheme, netloc = parts.scheme, parts.netloc
-        if origin := req.serve_origin or self._handler.serve_origin:
-            given = urlsplit(origin if "://" in origin else f"https://{origin}")
-            scheme, netloc = given.scheme, given.netloc
-        path = req.public_path or req.serve_path or self._handler.serve_path or parts.path
-        return urlunsplit((scheme, netloc, path if path.startswith("/") else f"/{path}", "", ""))
+    def _url_from(self, req: CommRequest, used: str) -> str:
+        """The URL that the engine used, with what settings replace of it. Raises ``URLInvalidError``."""
+        scheme, netloc = self._origin(req) or read_origin(used, "the app's URL")
+        return urlunsplit((scheme, netloc, self._path(req) or urlsplit(used).path or "/", "", ""))
+
+    def _configured_url(self, req: CommRequest) -> str:
+        """The app's URL, from settings alone. Raises ``ServeOriginMissingError``."""
+        if (origin := self._origin(req)) is None:
+            raise ServeOriginMissingError(
+                "the app's own URL is not known, and in production it is not taken from a request's headers: set "
+                "serve_origin in serve(…) or DURABLY_SERVE_ORIGIN, like https://app.example.com, or sync in band "
+                "(`durably sync URL`, `durably start -u URL`)"
+            )
+        scheme, netloc = origin
+        path = self._path(req) or DEFAULT_SERVE_PATH
+        self._warn_of_other_path(req, path)
+        return urlunsplit((scheme, netloc, path, "", ""))
+
+    def _origin(self, req: CommRequest) -> tuple[str, str] | None:
+        origin = req.serve_origin or self._handler.serve_origin
+        return read_origin(origin, "serve_origin") if origin else None
+
+    def _path(self, req: CommRequest) -> str | None:
+        handler = self._handler
+        path = req.public_path or handler.public_path or req.serve_path or handler.serve_path
+        return with_slash(path) if path else None
+
+    def _warn_of_other_path(self, req: CommRequest, path: str) -> None:
+        """An app below a prefix would be called where it is not."""
+        if req.public_path or self._handler.public_path:
+            return
+        with contextlib.suppress(URLInvalidError, ValueError):
+            used = urlsplit(req.request_url).path
+            if used and used != path:
+                self._client.logger.warning(
+                    "app %s syncs the path %s, and this sync came to %a: if the app is mounted below a prefix, set "
+                    "public_path in serve(…)",
+                    self._client.app_id,
+                    path,
+                    used,
+                )
 
     def _configs(self, url: str) -> Sequence[dict[str, Any]]:
         return [config for function in self._handler.functions for config in function.configs(url)]
 
-
-def _hand_back(response: Response) -> CommResponse:
-    try:
-        answer = msgspec.json.decode(response.body)
-    except msgspec.MsgspecError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise RegistrationFailedError(f"the engine answered the sync with {response.status} and no JSON object")
-    headers = {Header.SYNC_KIND.value: SyncKind.OUT_OF_BAND.value}
-    if response.status < HTTPStatus.BAD_REQUEST:
-        return CommResponse(body=answer, headers=headers)
-    message = answer.get("error") or answer.get("message") or "the engine refused the sync"
-    refused = CommResponse.from_error(RegistrationFailedError(str(message).strip()))
-    refused.status_code = response.status
-    refused.headers |= headers
-    return refused
+    def _hand_back(self, response: Response) -> CommResponse:
+        try:
+            answer = decode(_object_decoder, response.body)
+        except msgspec.DecodeError:
+            raise RegistrationFailedError(
+                f"the engine answered the sync with {response.status} and no JSON object"
+            ) from None
+        headers = {Header.SYNC_KIND.value: SyncKind.OUT_OF_BAND.value}
+        if response.status < HTTPStatus.BAD_REQUEST:
+            return CommResponse.from_json(answer, headers=headers)
+        message = str(answer.get("error") or answer.get("message") or "the engine refused the sync").strip()
+        client = self._client
+        if client.is_production:  # In development, whoever asked for the sync looks at the answer.
+            client.logger.error("%s refused to sync app %s: %s", client.api_origin, client.app_id, message)
+        refused = CommResponse.from_error(RegistrationFailedError(message))
+        refused.status_code = response.status
+        refused.headers |= headers
+        return refused

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.backoff import clip_retry_after
+from durably.protocol.decoding import TooDeepError, decode
 from durably.protocol.durations import parse_retry_after
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header
@@ -65,20 +66,27 @@ _ops_decoder = msgspec.json.Decoder(list[Op])
 _op_decoder = msgspec.json.Decoder(Op)
 _streamed_decoder = msgspec.json.Decoder(_Streamed)
 _error_decoder = msgspec.json.Decoder(ErrorData)
+_text_decoder = msgspec.json.Decoder(str)
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 def failed(name: str, message: str, *, no_retry: bool = False) -> AttemptFailed:
     return AttemptFailed(error=ErrorData(name=name, message=message), no_retry=no_retry)
 
 
+def _invalid(message: str, error: msgspec.DecodeError) -> AttemptFailed:
+    """What is cut short or malformed may arrive whole the next time. What is nested too deeply is so again."""
+    return failed("AnswerInvalidError", message, no_retry=isinstance(error, TooDeepError))
+
+
 def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: dt.datetime) -> Answer:
     """``headers`` has lower-case names."""
     if status == 201:
         try:
-            streamed = _streamed_decoder.decode(body)
+            streamed = decode(_streamed_decoder, body)
             body = _unwrap_text(bytes(streamed.body))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            return failed("AnswerInvalidError", f"the app's streamed answer is cut short or malformed: {error}")
+        except msgspec.DecodeError as error:
+            return _invalid(f"the app's streamed answer is cut short or malformed: {error}", error)
         inner = {name.lower(): str(value) for name, value in streamed.headers.items() if value is not None}
         status, headers = streamed.status, {**headers, **inner}
     no_retry = headers.get(Header.NO_RETRY, "").strip().lower() == "true"
@@ -103,18 +111,20 @@ def _read_output(body: bytes) -> Answer:
         return failed("OutputTooLargeError", message, no_retry=True)
     body = body.strip() or b"null"
     try:
-        msgspec.json.decode(body, type=msgspec.Raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return failed("AnswerInvalidError", f"the function's return value is no JSON: {_excerpt(body)}")
+        decode(_raw_decoder, body)
+    except TooDeepError as error:
+        return _invalid(f"the function's return value cannot be read: {error}", error)
+    except msgspec.DecodeError as error:
+        return _invalid(f"the function's return value is no JSON: {_excerpt(body)}", error)
     return Returned(body)
 
 
 def _read_ops(headers: Mapping[str, str], body: bytes, no_retry: bool, retry_at: int | None) -> Answer:
     try:
         # The first SDKs sent a lone op instead of a list.
-        ops = [_op_decoder.decode(body)] if body.lstrip().startswith(b"{") else _ops_decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        return failed("AnswerInvalidError", f"the app's answer is no list of ops: {error}")
+        ops = [decode(_op_decoder, body)] if body.lstrip().startswith(b"{") else decode(_ops_decoder, body)
+    except msgspec.DecodeError as error:
+        return _invalid(f"the app's answer is no list of ops: {error}", error)
     races = headers.get(Header.REQUEST_VERSION, "2").strip() in ("0", "1")
     return Asked(ops=ops, no_retry=no_retry, retry_at=retry_at, races=races)
 
@@ -129,10 +139,10 @@ def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[E
     """What a function raised or, of an answer that is no app's, what can be told about it."""
     try:
         written = _unwrap_text(body)
-        error = _error_decoder.decode(written)
+        error = decode(_error_decoder, written)
         if error.message or error.name:
             return error, written if error.name else None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         pass
     source = "the app" if headers.get(Header.SDK) else "something other than the app (a proxy, perhaps)"
     message = f"{source} answered with status {status}: {_excerpt(body)}"
@@ -142,7 +152,7 @@ def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[E
 def _unwrap_text(body: bytes) -> bytes:
     """JSON inside of a JSON string, as streaming writes it, and some SDKs their errors."""
     stripped = body.strip()
-    return msgspec.json.decode(stripped, type=str).encode() if stripped.startswith(b'"') else stripped
+    return decode(_text_decoder, stripped).encode() if stripped.startswith(b'"') else stripped
 
 
 def _excerpt(body: bytes) -> str:

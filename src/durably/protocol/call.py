@@ -1,12 +1,11 @@
 """A call: the request with which an engine advances a run (spec §4.4)."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
+from .decoding import decode
 from .events import Event
-
-T = TypeVar("T")
 
 
 class Stack(msgspec.Struct, kw_only=True, gc=False):
@@ -57,28 +56,14 @@ _events_decoder = msgspec.json.Decoder(list[Event])
 
 def decode_call(body: bytes) -> CallRequest:
     """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
-    return _decode(_decoder, body)
+    return decode(_decoder, body)
 
 
 def decode_steps(body: bytes) -> dict[str, msgspec.Raw]:
     """The answer to ``GET /v0/runs/{run}/actions``. Raises like ``decode_call``."""
-    return _decode(_steps_decoder, body)
+    return decode(_steps_decoder, body)
 
 
 def decode_events(body: bytes) -> list[Event]:
     """The answer to ``GET /v0/runs/{run}/batch``. Raises like ``decode_call``."""
-    return _decode(_events_decoder, body)
-
-
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Two kinds of malformed JSON msgspec leaves to exceptions that are not its own, and text inside of ``Raw`` is not
-    looked at."""
-    try:
-        decoded = decoder.decode(body)
-        if not body.isascii():
-            body.decode()
-        return decoded
-    except UnicodeDecodeError:
-        raise msgspec.DecodeError("JSON is malformed: it is not encoded in UTF-8") from None
-    except RecursionError:
-        raise msgspec.DecodeError("JSON is nested too deeply") from None
+    return decode(_events_decoder, body)

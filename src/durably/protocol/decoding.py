@@ -1,0 +1,30 @@
+"""Decoding JSON that others have sent: every fault is a ``msgspec.DecodeError``.
+
+Two faults msgspec reports with other exceptions, and it does not look at text inside of ``msgspec.Raw``.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class TooDeepError(msgspec.DecodeError):
+    """The JSON is nested more deeply than Python can decode. Sending it again does not help."""
+
+    def __init__(self) -> None:
+        super().__init__("JSON is nested too deeply")
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault, ``TooDeepError``."""
+    try:
+        decoded = decoder.decode(body)
+        if not body.isascii():
+            body.decode()
+        return decoded
+    except UnicodeDecodeError:
+        raise msgspec.DecodeError("JSON is malformed: it is not encoded in UTF-8") from None
+    except RecursionError:
+        raise TooDeepError from None

@@ -1,0 +1,235 @@
+"""Requests that anybody may send. They must not redirect an app's calls, nor run its functions, nor cost much."""
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from . import wire
+from .engine import FakeEngine
+from .servers import Server
+from .variants import ORIGIN, PATHS
+
+FORGED = {
+    "host": "attacker.example",
+    "x-forwarded-host": "attacker.example",
+    "x-forwarded-proto": "https",
+    "x-forwarded-prefix": "/attack",
+    "forwarded": "host=attacker.example;proto=https",
+    "x-original-host": "attacker.example",
+}
+FORGED_BODY = wire.encode({"url": "https://attacker.example/api/inngest"})
+MAX_BYTES = 36 * 1024 * 1024
+
+
+def has_platform_url(server: Server) -> bool:
+    """DigitalOcean's platform tells its functions their URL, and not by a header."""
+    return server.framework == "digitalocean"
+
+
+# -- syncs
+
+
+@pytest.mark.parametrize("body", [b"", FORGED_BODY])
+@pytest.mark.parametrize("headers", [FORGED, {**FORGED, "x-inngest-server-kind": "cloud"}])
+def test_an_unsigned_sync_in_production_takes_no_url_from_the_request(
+    server: Server, engine: FakeEngine, headers: dict[str, str], body: bytes
+) -> None:
+    if has_platform_url(server):
+        pytest.skip("the platform tells the URL")
+    answer = wire.request("PUT", server.url("cloud"), body, headers)
+    assert answer.status in (400, 401)
+    if answer.headers.get("x-inngest-sdk"):  # Django itself refuses hosts that its settings do not name
+        for word in ("serve_origin", "DURABLY_SERVE_ORIGIN", "durably sync"):
+            assert word in answer.json["message"]
+    assert engine.received == []
+
+
+def test_an_unsigned_sync_in_production_registers_the_configured_url(server: Server, engine: FakeEngine) -> None:
+    wire.request("PUT", server.url("origin") + "?deployId=forged", FORGED_BODY, FORGED)
+    [received] = engine.to("/fn/register")
+    assert received.json["url"] == ORIGIN + PATHS["origin"]
+    assert "attack" not in received.body.decode()
+    assert received.query == {}
+
+
+@pytest.mark.parametrize("body", [b"", FORGED_BODY])
+def test_nor_does_a_signed_one_that_is_out_of_band(server: Server, engine: FakeEngine, body: bytes) -> None:
+    """Its signature covers no Host, and it may be sent again by whoever saw it."""
+    if has_platform_url(server):
+        pytest.skip("the platform tells the URL")
+    answer = wire.request("PUT", server.url("cloud"), body, {**FORGED, "x-inngest-signature": wire.sign(body)})
+    assert (answer.status, answer.json["code"]) == (400, "serve_origin_missing")
+    assert engine.received == []
+
+
+def test_a_signed_sync_may_name_its_deployment(server: Server, engine: FakeEngine) -> None:
+    signature = {"x-inngest-signature": wire.sign(b"{}")}
+    assert wire.request("PUT", server.url("origin") + "?deployId=d", b"{}", signature).status == 200
+    assert engine.to("/fn/register")[0].query == {"deployId": ["d"]}
+
+
+def test_a_badly_signed_sync_in_production_is_refused(server: Server, engine: FakeEngine) -> None:
+    signature = {"x-inngest-signature": wire.sign(b"{}", wire.WRONG_KEY)}
+    answer = wire.request("PUT", server.url("origin"), b"{}", signature)
+    assert (answer.status, answer.json["code"]) == (401, "sig_verification_failed")
+    assert engine.received == []
+
+
+@pytest.mark.parametrize("url", ["http://[", "ftp://x", "//x", "http://a:port/", ""])
+def test_an_in_band_sync_of_a_url_that_is_none(server: Server, url: str) -> None:
+    body = wire.encode({"url": url})
+    headers = {"x-inngest-sync-kind": "in_band", "x-inngest-signature": wire.sign(body)}
+    answer = wire.request("PUT", server.url("cloud"), body, headers)
+    assert (answer.status, answer.json["code"]) == (400, "body_invalid")
+
+
+@pytest.mark.parametrize("host", ["[", "a b", "x:port"])
+def test_a_host_that_is_none_is_refused(server: Server, engine: FakeEngine, host: str) -> None:
+    """By the app or its server, unless the framework has a better one; calls need none."""
+    status = _raw(server, "PUT", server.url("dev"), {"host": host})
+    assert status < 500
+    assert _raw(server, "POST", server.url("dev"), {"host": host}) < 500
+    registered = [received.json["url"].partition("/dev/")[0] for received in engine.to("/fn/register")]
+    assert registered == ([server.origin] if status == 200 else [])
+
+
+def _raw(server: Server, method: str, url: str, headers: dict[str, str]) -> int:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(urlsplit(server.origin).netloc, timeout=10)
+    connection.putrequest(method, f"{parts.path}?fnId=app-dev-plain-sync&stepId=step", skip_host=True)
+    body = wire.encode(wire.call_body())
+    for name, value in {"content-type": "application/json", "content-length": str(len(body)), **headers}.items():
+        connection.putheader(name, value.encode())
+    connection.endheaders(body)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+# -- calls
+
+
+@pytest.mark.parametrize("ctx", [{"fn_id": "app-cloud-plain-sync"}, {"fn_id": "app-cloud-steps-sync", "step_id": "x"}])
+def test_a_call_for_another_function_or_step_is_refused(server: Server, ctx: dict[str, Any]) -> None:
+    body = wire.encode(wire.call_body(**ctx))
+    url = server.url("cloud") + "?fnId=app-cloud-steps-sync&stepId=step"
+    answer = wire.request("POST", url, body, {"x-inngest-signature": wire.sign(body)})
+    assert (answer.status, answer.json["code"]) == (400, "call_mismatch")
+
+
+@pytest.mark.parametrize("fn_id", ["app-cloud-plain-sync", "", "0b8f3dd0-6a4c-5a3b-9a4e-5d1f5c8f0a11"])
+def test_a_call_for_its_function_is_answered(server: Server, fn_id: str) -> None:
+    """Inngest servers send a UUID of their own, and old ones nothing."""
+    body = wire.encode(wire.call_body(fn_id=fn_id))
+    url = server.url("cloud") + "?fnId=app-cloud-plain-sync&stepId=step"
+    assert wire.request("POST", url, body, {"x-inngest-signature": wire.sign(body)}).status == 200
+
+
+PAGES = [
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://["},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-origin"},
+]
+
+
+@pytest.mark.parametrize("headers", [*PAGES, {"content-type": "text/plain;charset=utf-8"}])
+def test_pages_call_nothing_in_development(server: Server, headers: dict[str, str]) -> None:
+    url = server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step"
+    answer = wire.request("POST", url, wire.encode(wire.call_body()), headers)
+    assert (answer.status, answer.json["code"]) == (403, "browser_refused")
+
+
+@pytest.mark.parametrize("headers", PAGES)
+def test_pages_sync_nothing_in_development(server: Server, engine: FakeEngine, headers: dict[str, str]) -> None:
+    answer = wire.request("PUT", server.url("dev"), b"", headers)
+    assert (answer.status, answer.json["code"]) == (403, "browser_refused")
+    assert engine.received == []
+
+
+@pytest.mark.parametrize("headers", PAGES)
+def test_pages_may_inspect_in_development(server: Server, headers: dict[str, str]) -> None:
+    assert wire.request("GET", server.url("dev"), None, headers).status == 200
+
+
+def test_a_deeply_nested_call_has_one_clear_answer(server: Server) -> None:
+    body = b'{"ctx": ' + b"[" * 100_000
+    answer = wire.request("POST", server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step", body)
+    assert (answer.status, answer.json["code"]) == (400, "body_invalid")
+    data = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    body = b'{"ctx":{"run_id":"r"},"event":{"name":"a","data":' + data + b'},"events":[],"steps":{}}'
+    answer = wire.request("POST", server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step", body)
+    assert (answer.status, answer.json["code"]) == (400, "body_invalid")
+    assert "nested too deeply" in answer.json["message"]
+
+
+# -- large bodies
+
+
+def _open(server: Server, *headers: tuple[str, str]) -> socket.socket:
+    parts = urlsplit(server.url("cloud"))
+    connection = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=20)
+    lines = [f"POST {parts.path}?fnId=app-cloud-plain-sync&stepId=step HTTP/1.1", f"host: {parts.netloc}"]
+    lines += [f"{name}: {value}" for name, value in headers] + ["content-type: application/json", "", ""]
+    connection.sendall("\r\n".join(lines).encode())
+    return connection
+
+
+def _status(connection: socket.socket) -> int:
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer.status
+
+
+READS_BEFORE = {"django-asgi": "Django reads the body, to a file, before any view", "digitalocean": "the platform does"}
+
+
+@pytest.mark.parametrize("length", [MAX_BYTES + 1, 2 * 10**9])
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(server: Server, length: int) -> None:
+    if reason := READS_BEFORE.get(server.name):
+        pytest.skip(reason)
+    with _open(server, ("content-length", str(length))) as connection:
+        assert _status(connection) == 413
+
+
+def test_a_body_of_unknown_length_is_refused_at_the_limit(server: Server) -> None:
+    if reason := READS_BEFORE.get(server.name):
+        pytest.skip(reason)
+    if server.name in ("django-wsgi", "flask-werkzeug"):
+        pytest.skip("bodies without a length are empty to it")
+    with _open(server, ("transfer-encoding", "chunked")) as connection:
+        sent = 0
+        try:
+            for chunk in _chunks():
+                connection.sendall(chunk)
+                sent += len(chunk)
+        except OSError:
+            pass
+        assert sent < 2 * MAX_BYTES + (1 << 20)
+        with_status = _status_or_none(connection)
+        assert with_status in (413, 400, None)
+
+
+def _chunks() -> Iterator[bytes]:
+    data = b"x" * 65536
+    for _ in range(2 * MAX_BYTES // len(data)):
+        yield b"10000\r\n" + data + b"\r\n"
+
+
+def _status_or_none(connection: socket.socket) -> int | None:
+    try:
+        return _status(connection)
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def test_what_is_refused_explains_itself(server: Server) -> None:
+    answer = wire.request("POST", server.url("cloud"), b"x" * (MAX_BYTES + 1))
+    assert answer.status == 413
+    assert json.loads(answer.body)["code"] == "body_too_large"
