@@ -189,6 +189,10 @@ def send(request: Request) -> Response:
         parts = urlsplit(request.url)
         origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         raise TransportError(f"cannot reach {origin}: {_reason(error)}") from None
+    except ValueError:  # what urlsplit raises; the engine's URL was checked when the client was made
+        raise TransportError(
+            "cannot reach the engine: the URL of the proxy in HTTP_PROXY or HTTPS_PROXY is not valid"
+        ) from None
     finally:
         _quiet.is_sending = False
 

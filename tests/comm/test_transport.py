@@ -251,3 +251,9 @@ async def test_an_async_caller_waits_without_blocking_its_loop() -> None:
         assert not request.done()
         done.set()
         assert (await request).status == 204
+
+
+def test_a_proxy_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://[")
+    with pytest.raises(TransportError, match="HTTP_PROXY"):
+        send(Request("GET", "http://engine.example.com/", {}))

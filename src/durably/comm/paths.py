@@ -20,12 +20,17 @@ def read_origin(text: str, what: str) -> tuple[str, str]:
 
     Raises ``URLInvalidError`` that names ``what`` it is.
     """
-    try:
-        parts = urlsplit(text if "://" in text else f"https://{text}")
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        is_valid = is_valid and parts.netloc.isprintable() and " " not in parts.netloc
-    except ValueError:  # a bracket that is not closed, a port that is no number
-        is_valid = False
-    if not is_valid:
+    url = text if "://" in text else f"https://{text}"
+    if not _is_http_url(url):
         raise URLInvalidError(f"{what} is not a valid URL: {text!r}; write it like https://app.example.com")
+    parts = urlsplit(url)
     return parts.scheme, parts.netloc
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that is not closed, a port that is no number
+        return False
+    return has_host and parts.scheme in ("http", "https") and parts.netloc.isprintable() and " " not in parts.netloc
