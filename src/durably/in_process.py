@@ -23,9 +23,10 @@ class InProcessEngine(Protocol):
     and ``TransportError`` where none could be reached.
     """
 
-    async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
+    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> list[str]:
         """Store events, a JSON list, and answer with their ids after the commit. ``seed`` makes sending again
-        harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is seconds."""
+        harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is seconds; ``sender`` is the id of the run that
+        sends them, if one does."""
         ...
 
     async def fetch_part(self, run_id: str, part: str) -> bytes | None:

@@ -5,7 +5,9 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -23,6 +25,10 @@ from durably.transport import IO, Request, Response
 if TYPE_CHECKING:
     from durably.client import Client
 
+sending_run: ContextVar[str | None] = ContextVar("durably_sending_run", default=None)
+"""The id of the run whose function is executed. Engines are told which run sends an event, so that they can stop runs
+that start each other without end."""
+
 MAX_ATTEMPTS = 5
 BASE_DELAY = 0.1
 """Seconds before the second attempt; doubled before each further one."""
@@ -36,6 +42,17 @@ class _Answer(msgspec.Struct):
 
     ids: list[str] | None = None
     error: str | None = None
+
+
+@contextmanager
+def sent_by(run_id: str) -> Iterator[None]:
+    """Events that are sent inside are the run's."""
+    before = sending_run.get()
+    sending_run.set(run_id)
+    try:
+        yield
+    finally:
+        sending_run.set(before)
 
 
 async def send_events(
@@ -75,7 +92,8 @@ async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> lis
         return []
     if client.in_process is not None:
         # Its clock is the one that counts: the events get their time from it.
-        return await _send_in_process(client.in_process, _encode(events, now=0), io, client.request_timeout, seed)
+        body = _encode(events, now=0)
+        return await _send_in_process(client.in_process, body, io, client.request_timeout, seed)
     request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000), seed)
     answer = await _attempt(request, io, advice=_DEV_ADVICE if client.mode is ServerKind.DEV else "")
     if answer.error is not None:
@@ -88,7 +106,7 @@ async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> lis
 async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> list[str]:
     """The engine repeats this by itself while it moves from one process to another."""
     try:
-        return await io.resolve(engine.send_events(body, seed, timeout))
+        return await io.resolve(engine.send_events(body, seed, timeout, sending_run.get()))
     except Error as error:
         raise SendEventsError(error.message, []) from None
 
@@ -126,6 +144,8 @@ def _build_request(client: "Client", body: bytes, seed: str) -> Request:
         key = _DEV_EVENT_KEY
     headers = client.headers()
     headers[Header.EVENT_ID_SEED.value] = seed
+    if (run_id := sending_run.get()) is not None:
+        headers[Header.RUN_ID.value] = run_id
     url = f"{origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, client.request_timeout)
 

@@ -343,8 +343,8 @@ async def test_a_send_that_the_owner_did_not_acknowledge_is_repeated_and_counts_
     stored = asyncio.Event()
     send_events = EmbeddedEngine.send_events
 
-    async def store_and_say_nothing(engine: EmbeddedEngine, events: list[Event], *, seed: str | None = None) -> Any:
-        ids = await send_events(engine, events, seed=seed)
+    async def store_and_say_nothing(engine: EmbeddedEngine, events: list[Event], **options: Any) -> Any:
+        ids = await send_events(engine, events, **options)
         if not stored.is_set():
             stored.set()
             await asyncio.Event().wait()

@@ -50,6 +50,7 @@ def dev(
     no_reload: bool,
     allow_private_addresses: bool,
     max_steps: int,
+    max_depth: int,
 ) -> None:
     """Run an engine for development, and MODULE:APP with it.
 
@@ -76,6 +77,7 @@ def dev(
         reload=not no_reload,
         allow_private_addresses=allow_private_addresses,
         max_steps=max_steps,
+        max_depth=max_depth,
     )
 
     async def serve() -> None:

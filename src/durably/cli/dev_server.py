@@ -25,7 +25,7 @@ from durably.engine.embedded.settings import Durability, EngineSettings
 from durably.engine.embedded.views import RunUpdate
 from durably.engine.errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
-from durably.protocol.limits import MAX_DEV_EVENT_BYTES, MAX_STEPS
+from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 
 from .activity import Activity
 from .app_process import AppProcess, check_importable, free_port
@@ -64,6 +64,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     reload: bool = False
     allow_private_addresses: bool = True
     max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
 
 
 class DevServer:
@@ -125,6 +126,7 @@ class DevServer:
             durability=Durability.FULL if is_kept else Durability.OFF,
             allow_private_addresses=options.allow_private_addresses,
             max_steps=options.max_steps,
+            max_depth=options.max_depth,
             close_grace=CLOSE_GRACE,
             max_event_bytes=MAX_DEV_EVENT_BYTES,
         )

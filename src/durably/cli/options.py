@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
-from durably.protocol.limits import MAX_STEPS
+from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.settings import (
     DEV,
     DEV_ORIGIN,
@@ -218,6 +218,14 @@ def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Ca
             type=click.IntRange(1),
             metavar="N",
             help="The most steps that a run may have. A run that asks for more fails.",
+        ),
+        click.option(
+            "--max-depth",
+            default=MAX_DEPTH,
+            show_default=True,
+            type=click.IntRange(1),
+            metavar="N",
+            help="How deep functions may invoke each other; ten times as many runs may start each other in an hour.",
         ),
     )
 

@@ -48,6 +48,7 @@ def start(
     poll_interval: float,
     allow_private_addresses: bool,
     max_steps: int,
+    max_depth: int,
     retention: dt.timedelta | None,
 ) -> None:
     """Run an engine for production.
@@ -77,6 +78,7 @@ def start(
         backoff=standard_backoff,
         allow_private_addresses=allow_private_addresses,
         max_steps=max_steps,
+        max_depth=max_depth,
         retention=retention,
     )
     log_json_lines()

@@ -106,8 +106,8 @@ class ProcessEngine:
 
     # InProcessEngine
 
-    async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
-        ids: list[str] = await self.ask("send_events", msgspec.Raw(body), seed, timeout=timeout)
+    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> list[str]:
+        ids: list[str] = await self.ask("send_events", msgspec.Raw(body), seed, sender, timeout=timeout)
         return ids
 
     async def fetch_part(self, run_id: str, part: str) -> bytes | None:

@@ -11,7 +11,7 @@ from durably.engine.errors import StaleCallError
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus, Wait
 from durably.engine.inputs import CloseWait, Command, EndRun, MakeCall, WriteMemo
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_RUN_STATE_BYTES, MAX_STEPS
+from durably.protocol.limits import MAX_DEPTH, MAX_RUN_STATE_BYTES, MAX_STEPS
 from durably.protocol.opcodes import Opcode
 
 _ERROR_EXCERPT_LENGTH = 300
@@ -21,12 +21,14 @@ class Policy(msgspec.Struct, frozen=True):
     """The engine's settings that decide about runs.
 
     ``retry_delay`` is the wait after the given attempt (from 0) failed, ``unreached_delay`` the wait after a call has
-    not reached its app so many times in a row (from 0), both in milliseconds. ``max_steps`` is the most steps of a run.
+    not reached its app so many times in a row (from 0), both in milliseconds. ``max_steps`` is the most steps of a run,
+    ``max_depth`` how deep invocations may be nested (``engine.origins``).
     """
 
     retry_delay: Callable[[int], int]
     unreached_delay: Callable[[int], int]
     max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
 
 
 class RunOverflow(Exception):

@@ -21,6 +21,8 @@ MAX_CALL_BODY_BYTES = 4 * 1024 * 1024
 MAX_REQUEST_BYTES = MAX_RUN_STATE_BYTES + 4 * 1024 * 1024
 """The largest body that either side reads; answered with 413 beyond it."""
 MAX_STEPS = 1000
+MAX_DEPTH = 100
+"""Invocations that may be nested, unless the engine is set otherwise."""
 MAX_WAIT = dt.timedelta(days=366)
 DEFAULT_LONG_TIMEOUT = dt.timedelta(days=365)
 """An empty timeout of an invoke or of a wait for a signal."""

@@ -26,7 +26,7 @@ from durably.engine.embedded.settings import Durability
 from durably.events import Event, as_data
 from durably.functions import Function
 from durably.protocol.events import InternalEvent
-from durably.protocol.limits import MAX_STEPS
+from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 
 from .clock import VirtualClock
 from .errors import RunStuckError
@@ -84,8 +84,8 @@ class TestEngine:
     ``checkpointing`` lets functions go on after a step in the same call, as in-process mode does; without it each step
     ends its call, so that functions are replayed as often as they ever are. ``allow_private_addresses`` lets
     ``fetch`` and ``ai.infer``, where they are not mocked, reach servers on this machine. ``retention`` is how long what
-    has ended is kept, for very many runs in one test; by default all of it is. ``max_steps`` is the most steps that a
-    run may have, as the engine's option of that name.
+    has ended is kept, for very many runs in one test; by default all of it is. ``max_steps`` and ``max_depth`` are as
+    in ``EngineSettings``.
     """
 
     __test__ = False
@@ -101,6 +101,7 @@ class TestEngine:
         allow_private_addresses: bool = False,
         retention: dt.timedelta | None = None,
         max_steps: int = MAX_STEPS,
+        max_depth: int = MAX_DEPTH,
     ) -> None:
         self._apps: list[tuple[Client, Sequence[Function[Any]]]] = [(client, functions)]
         self._clock = VirtualClock(to_milliseconds(now or dt.datetime.now(dt.UTC)))
@@ -111,6 +112,7 @@ class TestEngine:
             durability=Durability.OFF,
             retention=retention,
             max_steps=max_steps,
+            max_depth=max_depth,
             close_grace=dt.timedelta(0),
             clock=self._clock,
             entropy=random.Random(_ID_SEED).randbytes,

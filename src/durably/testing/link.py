@@ -66,9 +66,9 @@ class TestLink:
     def add_handler(self, handler: CommHandler) -> None:
         self.handlers[handler.client.app_id] = handler
 
-    async def send_events(self, body: bytes, seed: str, timeout: float) -> list[str]:
+    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> list[str]:
         events = msgspec.json.decode(body, type=list[Event])
-        return await self._on_loop(self._engine.send_events(events))
+        return await self._on_loop(self._engine.send_events(events, sender=sender))
 
     async def fetch_part(self, run_id: str, part: str) -> bytes | None:
         read = self._engine.run_batch if part == "batch" else self._engine.run_actions

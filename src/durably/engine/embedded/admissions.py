@@ -28,8 +28,10 @@ from durably.engine.flow.cancellation import CancelOn
 from durably.engine.flow.ticket import Ticket
 from durably.protocol.errors import ErrorData
 
+from .arrivals import ENDINGS
 from .effects import BucketAt, DeadlineAt
 from .flow_store import CancelRow, DeadlineKind
+from .lineage import descends_from_cancelled, refuse_runaway
 from .narrowing import narrow
 from .registry import Function
 from .reruns import Rerun
@@ -60,11 +62,14 @@ class Admissions:
         """An event triggers a function. The run that starts for it, or is shown as skipped; ``None`` where there is
         none, or not yet."""
         restraint = self._entry.registry.restraint_of(function.id)
+        arrival = self._entry.events.trigger_of(event_key)
+        runaway = refuse_runaway(self._entry, function, arrival.origin, tells_end=arrival.name in ENDINGS)
+        if runaway is not None:
+            return self._starts.fail(function, (event_key,), runaway)
         if function.is_plain and restraint is None:
             return self._starts.start(function, (event_key,))
         if restraint is not None and restraint.is_paused:
             return self._skip_run(function, (event_key,), _PAUSED)
-        arrival = self._entry.events.trigger_of(event_key)
         trigger = Trigger(event_key, arrival.fields, len(arrival.body))
         admission = admit(function.flow, trigger, self._flow.read, self._entry.now)
         self._put(admission.changes)
@@ -200,10 +205,17 @@ class Admissions:
 
     def _heed_cancellations(self, function: Function, run: RunRow) -> None:
         restraint = self._entry.registry.restraint_of(function.id)
-        if restraint is not None and restraint.cancellations:
-            event = self._entry.events.trigger_of(run.event_key).fields
-            if any(standing.applies(run.created_at, event) for standing in restraint.cancellations):
+        if restraint is None:
+            return
+        trigger = self._entry.events.trigger_of(run.event_key)
+        for standing in restraint.cancellations:
+            is_meant = standing.is_in_time(run.created_at) or (
+                standing.is_followed(run.created_at)
+                and descends_from_cancelled(self._entry, function.id, trigger.origin, standing.created_at)
+            )
+            if is_meant and standing.holds_for(trigger.fields):
                 self._entry.cancel(run.key, CANCELLED_IN_BULK)
+                return
 
     def _set_finish(self, function: Function, run: RunRow) -> None:
         finish_by = function.flow.timeouts.finish_by(self._entry.now)

@@ -7,6 +7,7 @@ import msgspec
 
 from durably.engine.errors import EventInvalidError
 from durably.engine.head import RunStatus
+from durably.engine.origins import Origin
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH
 
@@ -14,10 +15,10 @@ INTERNAL_PREFIX = "inngest/"
 _EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
 """1980 and 2100: a timestamp outside of them is in seconds, or nanoseconds, or wrong."""
 
-_ENDINGS = frozenset({InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED})
+ENDINGS = frozenset({InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED})
 _UNTOLD: dict[str, frozenset[InternalEvent]] = {
-    InternalEvent.FUNCTION_FINISHED: _ENDINGS,
-    InternalEvent.FUNCTION_FAILED: _ENDINGS,
+    InternalEvent.FUNCTION_FINISHED: ENDINGS,
+    InternalEvent.FUNCTION_FAILED: ENDINGS,
     InternalEvent.FUNCTION_CANCELLED: frozenset({InternalEvent.FUNCTION_CANCELLED}),
 }
 """By what triggered a run, the events that do not tell of its end: it would trigger itself without end, or take its
@@ -25,12 +26,20 @@ own place (a singleton that a cancelled run starts cancels the one before, and s
 
 
 class Arrival:
-    """An event that is stored, or about to be. ``body`` is JSON; ``fields`` the same, decoded when first needed."""
+    """An event that is stored, or about to be. ``body`` is JSON; ``fields`` the same, decoded when first needed.
+    ``origin`` tells of the run that sent it, if one did."""
 
-    __slots__ = ("_fields", "body", "id", "name")
+    __slots__ = ("_fields", "body", "id", "name", "origin")
 
-    def __init__(self, event_id: str, name: str, body: bytes, fields: Mapping[str, Any] | None = None) -> None:
-        self.id, self.name, self.body, self._fields = event_id, name, body, fields
+    def __init__(
+        self,
+        event_id: str,
+        name: str,
+        body: bytes,
+        fields: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self.id, self.name, self.body, self._fields, self.origin = event_id, name, body, fields, origin
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -70,7 +79,7 @@ def check_content(event: Event, max_bytes: int) -> None:
         raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are possible")
 
 
-def arrive(event: Event, event_id: str, now: int) -> Arrival:
+def arrive(event: Event, event_id: str, now: int, origin: Origin | None = None) -> Arrival:
     """What functions get to see of an event: with an id, a time and a user, as official servers have it."""
     fields: dict[str, Any] = {
         "data": event.data or {},
@@ -81,7 +90,7 @@ def arrive(event: Event, event_id: str, now: int) -> Arrival:
     }
     if event.v:
         fields["v"] = event.v
-    return Arrival(event_id, event.name, msgspec.json.encode(fields), fields)
+    return Arrival(event_id, event.name, msgspec.json.encode(fields), fields, origin)
 
 
 class RunEnd(msgspec.Struct, frozen=True):
@@ -130,7 +139,7 @@ def _correlation_of(trigger: Arrival) -> str | None:
     return metadata.get("correlation_id") if isinstance(metadata, dict) else None
 
 
-def announce(name: InternalEvent, data: bytes, event_id: str, now: int) -> Arrival:
+def announce(name: InternalEvent, data: bytes, event_id: str, now: int, origin: Origin | None = None) -> Arrival:
     """One of the engine's own events, of data that is JSON already."""
     fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
-    return Arrival(event_id, name, msgspec.json.encode(fields))
+    return Arrival(event_id, name, msgspec.json.encode(fields), origin=origin)

@@ -104,16 +104,19 @@ class EmbeddedEngine:
     def max_event_bytes(self) -> int:
         return self._settings.max_event_bytes
 
-    async def send_events(self, events: Sequence[Event], *, seed: str | None = None) -> list[str]:
+    async def send_events(
+        self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
+    ) -> list[str]:
         """Store events and start the runs they trigger. Answers with their ids, in order, after the commit.
 
         ``seed`` is the value of ``x-inngest-event-id-seed``: the same seed gives the same ids, so that sending
-        again changes nothing. Raises ``EventInvalidError``, and then nothing is stored.
+        again changes nothing. ``sender`` is the id of the run that sends them, if one does. Raises
+        ``EventInvalidError``, and then nothing is stored.
         """
         for event in events:
             check_event(event, self._settings.max_event_bytes)
         id_seed = IdSeed(seed) if seed else None
-        return await self._journal.enter(lambda entry: entry.events.send(events, id_seed))
+        return await self._journal.enter(lambda entry: entry.events.send(events, id_seed, sender))
 
     async def get_event(self, event_id: str) -> EventView | None:
         return await self._reader.read(lambda connection: queries.find_event(connection, event_id))

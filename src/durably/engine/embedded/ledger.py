@@ -36,6 +36,7 @@ from durably.engine.inputs import (
 )
 from durably.engine.machine import advance
 from durably.engine.ops import REQUESTS
+from durably.engine.origins import origin_of_event, origin_of_invocation
 from durably.engine.turn import Policy, data_memo, encode_error, error_memo
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
@@ -46,6 +47,7 @@ from .admissions import Admissions
 from .arrivals import Arrival, RunEnd, announce_end, check_content
 from .effects import Effects, RequestAt, RunEnded, TimerAt, call_of
 from .ids import Entropy, new_id
+from .lineage import origin_before, refuse_runaway
 from .narrowing import narrow
 from .registry import Registry
 from .router import EventRouter
@@ -97,6 +99,7 @@ class Entry:
         self._cache = ledger.cache
         self._queue: RunQueue | None = None
         self._policy = ledger.policy
+        self.max_depth = ledger.policy.max_depth
         self._max_event_bytes = ledger.max_event_bytes
         self._entropy = ledger.entropy
         self._runs: dict[int, _LiveRun] = {}
@@ -314,8 +317,7 @@ class Entry:
         ask = command.ask
         path = value = None
         if ask.expression:
-            trigger = self.events.trigger_of(live.row.event_key)
-            path, value = narrow(compile_expression(ask.expression), trigger.fields)
+            path, value = narrow(compile_expression(ask.expression), self._trigger_of(live).fields)
         self.store.add_wait_path(ask.event, path)
         wait = WaitRow(
             live.row.key,
@@ -364,10 +366,19 @@ class Entry:
             "source_app_id": live.row.app_id,
             "source_fn_id": live.row.function_id,
         }
+        origin = origin_of_invocation(live.row.key, origin_before(live.row, self._trigger_of(live)), self.now)
+        runaway = refuse_runaway(self, function, origin)
+        if runaway is not None:
+            self._fail_wait(live, command.step_id, runaway)
+            return
         event_id = self.new_id()
         wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=ask.until)
         self._wait(live, command.name, wait)
-        self.events.invoke(function, event, event_id, metadata)
+        self.events.invoke(function, event, event_id, metadata, origin)
+
+    def _trigger_of(self, live: _LiveRun) -> Arrival:
+        """The event that triggered a run, or the first of them."""
+        return live.trigger or self.events.trigger_of(live.row.event_key)
 
     def _fail_wait(self, live: _LiveRun, step_id: str, error: ErrorData) -> None:
         self.happen(live.row.key, WaitResolved(step_id, error_memo(error), failed=True))
@@ -401,8 +412,9 @@ class Entry:
         if row.rerun_of is None:
             for trigger in triggers:
                 self._resolve_invokers(trigger, memo, failed=not completed)
+        origin = origin_of_event(row.key, origin_before(row, triggers[0]), self.now)
         for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), triggers):
-            self.events.emit(name, data)
+            self.events.emit(name, data, origin)
 
     def _read_triggers(self, row: RunRow) -> list[Arrival]:
         return [self.events.trigger_of(event_key) for event_key in self.store.event_keys(row)]

@@ -275,5 +275,10 @@ _RARE_ENDS = """
 CREATE INDEX runs_by_rare_end ON runs (status, key) WHERE ended_at IS NOT NULL AND status <> 'Completed';
 """
 
-MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS)
+_ORIGINS = """
+-- Of an event that a run sent: which run, and how many runs led to it. A JSON array; see durably.engine.origins.
+ALTER TABLE events ADD COLUMN origin BLOB;
+"""
+
+MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS)
 """In order, each a script that takes the schema one version further. Those that were released never change."""

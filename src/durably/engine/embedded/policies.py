@@ -16,4 +16,5 @@ def make_policy(settings: EngineSettings) -> Policy:
         retry_delay=lambda attempt: settings.backoff(attempt, random.random()) // _MILLISECOND,
         unreached_delay=lambda failures: settings.unreached_backoff(failures, random.random()) // _MILLISECOND,
         max_steps=settings.max_steps,
+        max_depth=settings.max_depth,
     )

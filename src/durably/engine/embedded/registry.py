@@ -74,6 +74,10 @@ class _Triggered(msgspec.Struct, frozen=True):
     expression: Expression | None
 
 
+FOLLOWED_FOR = 3_600_000
+"""Milliseconds for which a bulk cancellation reaches the runs that cancelled ones start."""
+
+
 class Restraint(msgspec.Struct, frozen=True):
     """What a person has ordered about the runs that a function is to start."""
 
@@ -82,15 +86,22 @@ class Restraint(msgspec.Struct, frozen=True):
 
 
 class StandingCancellation(msgspec.Struct, frozen=True):
-    """Runs created up to ``until`` are cancelled, if the condition holds for their event."""
+    """Runs created from ``since`` until ``until`` are cancelled, if the condition holds for their event. So are runs
+    that descend from one that was cancelled, for an hour from when this was ordered (``created_at``)."""
 
     since: int | None
     until: int
     condition: Expression | None
+    created_at: int
 
-    def applies(self, now: int, event: Mapping[str, object]) -> bool:
-        in_time = (self.since is None or self.since <= now) and now < self.until
-        return in_time and (self.condition is None or self.condition.matches(event))
+    def is_in_time(self, now: int) -> bool:
+        return (self.since is None or self.since <= now) and now < self.until
+
+    def is_followed(self, now: int) -> bool:
+        return now < self.created_at + FOLLOWED_FOR
+
+    def holds_for(self, event: Mapping[str, object]) -> bool:
+        return self.condition is None or self.condition.matches(event)
 
 
 _config_decoder = msgspec.json.Decoder(FunctionConfig)

@@ -11,11 +11,13 @@ import msgspec
 
 from durably.engine.expressions import compile_expression
 from durably.engine.inputs import WaitResolved
+from durably.engine.origins import Origin, origin_of_event
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
 from .arrivals import Arrival, announce, arrive
 from .ids import IdSeed
+from .lineage import origin_before
 from .narrowing import value_at
 from .registry import Function
 from .store import RunRow
@@ -39,22 +41,30 @@ class EventRouter:
         self._announced: deque[Arrival] = deque()
         self._is_taking = False
 
-    def send(self, events: Sequence[Event], seed: IdSeed | None) -> list[str]:
+    def send(self, events: Sequence[Event], seed: IdSeed | None, sender: str | None = None) -> list[str]:
         """Take events from outside, and answer with their ids. An event that was sent before changes nothing,
-        and has the id that it got then."""
+        and has the id that it got then. ``sender`` is the id of the run that sends them, if one does."""
+        origin = None if sender is None else self._origin_of(sender)
         ids = []
         for index, event in enumerate(events):
             event_id = seed.id_of(index) if seed else self._entry.new_id()
             known = self._find_duplicate(event)
             if known is None:
-                self._take(arrive(event, event_id, self._entry.now), sender_id=event.id or None)
+                self._take(arrive(event, event_id, self._entry.now, origin), sender_id=event.id or None)
             ids.append(known or event_id)
         return ids
 
-    def invoke(self, function: Function, event: Event, event_id: str, metadata: dict[str, Any]) -> RunRow | None:
+    def invoke(
+        self,
+        function: Function,
+        event: Event,
+        event_id: str,
+        metadata: dict[str, Any],
+        origin: Origin | None = None,
+    ) -> RunRow | None:
         """Start a run of one function, whatever triggers it otherwise; ``None`` where none starts, or not yet."""
         event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
-        return self.take_for(function, arrive(event, event_id, self._entry.now))
+        return self.take_for(function, arrive(event, event_id, self._entry.now, origin))
 
     def take_for(self, function: Function, arrival: Arrival) -> RunRow | None:
         """Take an event that is meant for one function; others that it triggers start as well."""
@@ -62,9 +72,9 @@ class EventRouter:
         assert key is not None, "its id is new"
         return self._entry.admissions.trigger(function, key)
 
-    def emit(self, name: InternalEvent, data: bytes) -> None:
+    def emit(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
         """Send one of the engine's own events; ``data`` is JSON."""
-        self._announced.append(announce(name, data, self._entry.new_id(), self._entry.now))
+        self._announced.append(announce(name, data, self._entry.new_id(), self._entry.now, origin))
         if not self._is_taking:
             self._take_announced()
 
@@ -72,9 +82,17 @@ class EventRouter:
         """The event that a run was triggered by."""
         trigger = self._triggers.get(event_key)
         if trigger is None:
-            event_id, name, body = self._entry.store.event(event_key)
-            trigger = self._triggers[event_key] = Arrival(event_id, name, body)
+            event_id, name, body, origin = self._entry.store.event(event_key)
+            trigger = self._triggers[event_key] = Arrival(event_id, name, body, origin=origin)
         return trigger
+
+    def _origin_of(self, run_id: str) -> Origin | None:
+        """Of an event that a run sends; ``None`` where there is no such run."""
+        run_key = self._entry.find_run_key(run_id)
+        if run_key is None:
+            return None
+        run = self._entry.store.run(run_key)
+        return origin_of_event(run_key, origin_before(run, self.trigger_of(run.event_key)), self._entry.now)
 
     def _find_duplicate(self, event: Event) -> str | None:
         if not event.id:
@@ -104,7 +122,7 @@ class EventRouter:
         """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
         entry = self._entry
         arrival.body = entry.to_stored(arrival.body)
-        key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, arrival.body)
+        key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, arrival.body, arrival.origin)
         if key is None:
             return None
         listened = [(path, value_at(path, arrival.fields)) for path in entry.store.wait_paths(arrival.name)]

@@ -32,7 +32,9 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
 
 def kept_trigger(trigger: Arrival) -> Arrival | None:
     """What is kept of the event that triggered a run."""
-    return None if len(trigger.body) > _MOST_TRIGGER_BYTES else Arrival(trigger.id, trigger.name, trigger.body)
+    if len(trigger.body) > _MOST_TRIGGER_BYTES:
+        return None
+    return Arrival(trigger.id, trigger.name, trigger.body, origin=trigger.origin)
 
 
 class RunCache:

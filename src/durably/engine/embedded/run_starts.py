@@ -6,13 +6,15 @@ Part of an entry in the ledger; whether a run starts is decided elsewhere.
 from typing import TYPE_CHECKING
 
 from durably.engine.flow.ticket import Ticket
-from durably.engine.head import Call, Head
+from durably.engine.head import Call, Head, RunStatus
 from durably.engine.inputs import MakeCall
 from durably.engine.machine import start
+from durably.engine.origins import origin_of_event
 from durably.engine.turn import encode_error
 from durably.protocol.errors import ErrorData
 
 from . import updates
+from .arrivals import RunEnd, announce_end
 from .bodies import CallData
 from .effects import call_of
 from .registry import Function
@@ -61,10 +63,30 @@ class RunStarts:
         self, function: Function, event_keys: tuple[int, ...], error: ErrorData, *, rerun_of: str | None = None
     ) -> RunRow:
         """Note that no run was started for events, so that people see it."""
+        return self._end_at_once(function, event_keys, RunStatus.SKIPPED, error, rerun_of)
+
+    def fail(self, function: Function, event_keys: tuple[int, ...], error: ErrorData) -> RunRow:
+        """Note that a run failed before it began, and tell of its end."""
+        entry = self._entry
+        run = self._end_at_once(function, event_keys, RunStatus.FAILED, error, None)
+        triggers = [entry.events.trigger_of(event_key) for event_key in event_keys]
+        origin = origin_of_event(run.key, triggers[0].origin, entry.now)
+        for name, data in announce_end(RunEnd(run.id, function.id, run.status, encode_error(error)), triggers):
+            entry.events.emit(name, data, origin)
+        return run
+
+    def _end_at_once(
+        self,
+        function: Function,
+        event_keys: tuple[int, ...],
+        status: RunStatus,
+        error: ErrorData,
+        rerun_of: str | None,
+    ) -> RunRow:
         output = self._entry.to_stored(encode_error(error))
         new = self._new_run(function, event_keys, rerun_of=rerun_of)
-        run = self._entry.store.add_skipped_run(new, output)
-        self._entry.effects.append(updates.run_skipped(run, output, self._entry.now))
+        run = self._entry.store.add_ended_run(new, status, output)
+        self._entry.effects.append(updates.run_not_started(run, output, self._entry.now))
         return run
 
     def _first_data(self, run: RunRow, head: Head, call: Call) -> CallData | None:

@@ -8,7 +8,7 @@ import msgspec
 
 from durably.engine.backoff import Backoff, dev_backoff, unreached_backoff
 from durably.protocol.headers import ServerKind
-from durably.protocol.limits import MAX_CALL_DURATION, MAX_EVENT_BYTES, MAX_STEPS
+from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
 
 from .clock import Clock, SystemClock
 from .ids import Entropy
@@ -32,9 +32,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``backoff`` is when failed attempts are made again, ``unreached_backoff`` the same for calls that never
     reached their app, which use up no attempt. ``call_timeout`` bounds one call, ``max_calls`` how many are
-    under way at a time. ``max_steps`` is the most steps that a run may have. ``allow_private_addresses`` lets ``fetch``
-    and ``ai.infer`` reach them. ``retention`` is how long finished runs, and events that no run needs, are kept: for
-    ever where it is ``None``. ``clock`` and ``entropy``, which makes ids, are for tests to replace.
+    under way at a time. ``max_steps`` is the most steps that a run may have,
+    ``max_depth`` how deep functions may invoke each other; ten times as many runs may start each other within an hour.
+    ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them. ``retention`` is how long finished runs, and
+    events that no run needs, are kept: for ever where it is ``None``. ``clock`` and ``entropy``, which makes ids, are
+    for tests to replace.
     """
 
     server_kind: ServerKind = ServerKind.DEV
@@ -47,6 +49,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_calls: int = 500
     max_event_bytes: int = MAX_EVENT_BYTES
     max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
     allow_private_addresses: bool = False
     durability: Durability = Durability.FULL
     close_grace: dt.timedelta = dt.timedelta(seconds=5)

@@ -12,6 +12,7 @@ from durably.engine.errors import DatabaseCorruptError
 from durably.engine.flow.ticket import Ticket, decode_ticket, encode_ticket
 from durably.engine.head import Head, RunStatus, decode_head, encode_head
 from durably.engine.inputs import WriteMemo
+from durably.engine.origins import Origin, decode_origin, encode_origin
 from durably.protocol.opcodes import Opcode
 
 from .flow_store import FlowStore
@@ -75,13 +76,21 @@ class Store:
 
     # events
 
-    def add_event(self, event_id: str, sender_id: str | None, name: str, received_at: int, body: bytes) -> int | None:
+    def add_event(
+        self,
+        event_id: str,
+        sender_id: str | None,
+        name: str,
+        received_at: int,
+        body: bytes,
+        origin: Origin | None = None,
+    ) -> int | None:
         """``None`` where there is an event of this id already."""
         key = self._event_keys.next()
         cursor = self._connection.execute(
-            "INSERT INTO events (key, id, sender_id, name, received_at, body) VALUES (?, ?, ?, ?, ?, ?) "
+            "INSERT INTO events (key, id, sender_id, name, received_at, body, origin) VALUES (?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (id) DO NOTHING",
-            (key, event_id, sender_id, name, received_at, body),
+            (key, event_id, sender_id, name, received_at, body, None if origin is None else encode_origin(origin)),
         )
         return key if cursor.rowcount else None
 
@@ -93,12 +102,12 @@ class Store:
         ).fetchone()
         return row[0] if row else None
 
-    def event(self, event_key: int) -> tuple[str, str, bytes]:
-        """Id, name and body."""
-        row: tuple[str, str, bytes] = self._connection.execute(
-            "SELECT id, name, body FROM events WHERE key = ?", (event_key,)
+    def event(self, event_key: int) -> tuple[str, str, bytes, Origin | None]:
+        """Id, name, body and origin."""
+        event_id, name, body, origin = self._connection.execute(
+            "SELECT id, name, body, origin FROM events WHERE key = ?", (event_key,)
         ).fetchone()
-        return row
+        return event_id, name, body, decode_origin(origin)
 
     # apps
 
@@ -153,9 +162,9 @@ class Store:
         )
         return row
 
-    def add_skipped_run(self, run: NewRun, output: bytes) -> RunRow:
-        """A run that is to be seen, but is over."""
-        row = self._add_run_row(run, RunStatus.SKIPPED)
+    def add_ended_run(self, run: NewRun, status: RunStatus, output: bytes) -> RunRow:
+        """A run that is to be seen, but is over: skipped, or failed before it began."""
+        row = self._add_run_row(run, status)
         self._connection.execute(
             "UPDATE runs SET ended_at = ?, output = ? WHERE key = ?", (run.created_at, output, row.key)
         )
@@ -203,9 +212,16 @@ class Store:
         return find_run_key(self._connection, run_id)
 
     def run(self, run_key: int) -> RunRow:
-        key, run_id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of = (
-            self._connection.execute(f"{_RUN} WHERE key = ?", (run_key,)).fetchone()
-        )
+        run = self.find_run(run_key)
+        assert run is not None, "who has its key knows that it is there"
+        return run
+
+    def find_run(self, run_key: int) -> RunRow | None:
+        """``None`` where it was purged."""
+        row = self._connection.execute(f"{_RUN} WHERE key = ?", (run_key,)).fetchone()
+        if row is None:
+            return None
+        key, run_id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of = row
         return RunRow(
             key,
             run_id,
@@ -218,6 +234,11 @@ class Store:
             started_at,
             rerun_of,
         )
+
+    def ended_at(self, run_key: int) -> int:
+        """When a run ended that has."""
+        row: tuple[int] = self._connection.execute("SELECT ended_at FROM runs WHERE key = ?", (run_key,)).fetchone()
+        return row[0]
 
     def event_keys(self, run: RunRow) -> tuple[int, ...]:
         """The events that started a run."""

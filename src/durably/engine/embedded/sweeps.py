@@ -1,7 +1,9 @@
 """What people order about a function's runs: that none starts (pause), that many are cancelled, or run again.
 
 What concerns many runs is done a few at a time, each time in a unit of work of its own, and goes on after a restart.
-A bulk cancellation whose range of time reaches into the future also holds for the runs that start until then.
+A bulk cancellation whose range of time reaches into the future also holds for the runs that start until then. For an
+hour it holds as well for runs of the function that descend from one that it cancelled: a function that starts itself
+again and again does not outrun it.
 """
 
 import datetime as dt
@@ -19,8 +21,9 @@ from durably.engine.expressions import ExpressionInvalidError, Kind, compile_exp
 from durably.engine.head import RunStatus
 
 from .effects import Restrained, SweepAt
+from .lineage import descends_from_cancelled
 from .moments import to_milliseconds
-from .registry import Function, Restraint, StandingCancellation, not_found
+from .registry import FOLLOWED_FOR, Function, Restraint, StandingCancellation, not_found
 from .reruns import plan_rerun
 from .store import Store
 from .sweep_store import Sweep, SweepKind
@@ -117,9 +120,9 @@ def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
     """What holds for the runs that functions are to start."""
     cancellations: dict[str, list[StandingCancellation]] = {}
     for sweep in store.sweeps.of_kind(SweepKind.CANCEL):
-        if sweep.started_before > now:
+        if max(sweep.started_before, sweep.created_at + FOLLOWED_FOR) > now:
             condition = compile_expression(sweep.expression) if sweep.expression else None
-            standing = StandingCancellation(sweep.started_after, sweep.started_before, condition)
+            standing = StandingCancellation(sweep.started_after, sweep.started_before, condition, sweep.created_at)
             cancellations.setdefault(sweep.function_id, []).append(standing)
     paused = store.sweeps.paused_functions()
     return {
@@ -168,7 +171,7 @@ def _go_on(entry: "Entry", sweep_id: str) -> None:
     affected = sum(
         act(entry, run_key)
         for run_key, status, created_at in runs
-        if _is_meant(sweep, status, created_at) and _holds(entry, sweep, run_key)
+        if _is_meant(entry, sweep, run_key, status, created_at) and _holds(entry, sweep, run_key)
     )
     if runs:
         sweeps.note_progress(sweep.id, cursor=runs[-1][0], affected=sweep.affected + affected)
@@ -178,9 +181,18 @@ def _go_on(entry: "Entry", sweep_id: str) -> None:
         entry.effects.append(SweepAt(sweep.id))
 
 
-def _is_meant(sweep: Sweep, status: RunStatus, created_at: int) -> bool:
+def _is_meant(entry: "Entry", sweep: Sweep, run_key: int, status: RunStatus, created_at: int) -> bool:
     in_time = (sweep.started_after is None or sweep.started_after <= created_at) and created_at < sweep.started_before
-    return in_time and (not status.has_ended if sweep.statuses is None else status in sweep.statuses)
+    if sweep.statuses is not None:
+        return in_time and status in sweep.statuses
+    return not status.has_ended and (in_time or _follows(entry, sweep, run_key))
+
+
+def _follows(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
+    """Whether a run was started, through others perhaps, by one that was cancelled: runs are looked at in the order in
+    which they were created, so that a run comes after its ancestors."""
+    origin = entry.events.trigger_of(entry.store.run(run_key).event_key).origin
+    return descends_from_cancelled(entry, sweep.function_id, origin, sweep.created_at)
 
 
 def _holds(entry: "Entry", sweep: Sweep, run_key: int) -> bool:

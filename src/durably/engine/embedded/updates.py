@@ -18,6 +18,7 @@ _ENDS = {
     RunStatus.COMPLETED: UpdateKind.RUN_COMPLETED,
     RunStatus.FAILED: UpdateKind.RUN_FAILED,
     RunStatus.CANCELLED: UpdateKind.RUN_CANCELLED,
+    RunStatus.SKIPPED: UpdateKind.RUN_SKIPPED,
 }
 _error_decoder = msgspec.json.Decoder(ErrorData)
 _memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -72,8 +73,9 @@ def run_started(run: RunRow, at: int) -> Note:
     return Note(UpdateKind.RUN_STARTED, at, run)
 
 
-def run_skipped(run: RunRow, output: bytes, at: int) -> Note:
-    return Note(UpdateKind.RUN_SKIPPED, at, run, output=output, failed=True)
+def run_not_started(run: RunRow, output: bytes, at: int) -> Note:
+    """Of a run that was skipped, or failed before it began."""
+    return Note(_ENDS[run.status], at, run, output=output, failed=True)
 
 
 def call_repeated(run: RunRow, call: Call, at: int) -> Note:

@@ -44,7 +44,9 @@ async def receive_events(request: web.Request) -> web.Response:
     """``POST /e/{key}``: one event or a list of them, all or none of which are accepted."""
     engine = engine_of(request)
     events = decode_events(await read_body(request), engine.max_event_bytes)
-    ids = await engine.send_events(events, seed=request.headers.get(Header.EVENT_ID_SEED))
+    ids = await engine.send_events(
+        events, seed=request.headers.get(Header.EVENT_ID_SEED), sender=request.headers.get(Header.RUN_ID)
+    )
     return json_response(SendBody(ids=ids, status=200))
 
 

@@ -1,0 +1,49 @@
+"""Events that a function sends are known to be its run's, so that functions that trigger each other can be stopped."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durably import Client, Context, ContextSync, Event, TriggerEvent
+from durably.testing import TestEngine
+
+from .conftest import App, durable
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+async def test_the_engine_knows_what_a_run_sends(app: App, tmp_path: Path, is_async: bool) -> None:
+    client = app.client
+
+    async def send(ctx: Context) -> Any:
+        await ctx.step.send_event("send", Event(name="sent"))
+        await ctx.step.run("other", lambda: client.send(Event(name="sent")))
+
+    def send_sync(ctx: ContextSync) -> Any:
+        ctx.step.send_event("send", Event(name="sent"))
+        ctx.step.run("other", client.send_sync, Event(name="sent"))
+
+    await app.run(durable(app, send if is_async else send_sync))
+    await client.send(Event(name="sent"))
+    with closing(sqlite3.connect(tmp_path / "engine.db")) as connection:
+        rows = connection.execute("SELECT origin IS NOT NULL FROM events WHERE name = 'sent' ORDER BY key").fetchall()
+    assert rows == [(1,), (1,), (0,)]
+
+
+async def test_a_function_that_sends_its_own_event_is_stopped() -> None:
+    client = Client(app_id="shop", is_production=False)
+
+    @client.create_function(fn_id="loop", trigger=TriggerEvent(event="loop"))
+    async def loop(ctx: Context) -> None:
+        await ctx.step.send_event("again", Event(name="loop"))
+
+    async with TestEngine(client, [loop], max_depth=1) as engine:
+        await engine.send(Event(name="loop"))
+        await engine.advance(days=1)
+        runs = engine.runs(loop)
+        assert len(runs) == 12
+        failed = [run for run in runs if run.status == "Failed"]
+        assert len(failed) == 1
+        failed[0].assert_failed(message="shop-loop → shop-loop")
