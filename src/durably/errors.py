@@ -4,6 +4,7 @@ from durably.execution.branches import StepIdAmbiguousError
 from durably.execution.clocks import ClockUnsupportedError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
 from durably.execution.synchronous import AsyncUnsupportedError
+from durably.execution.unawaited import StepNotAwaitedError
 from durably.protocol.durations import DurationInvalidError
 from durably.protocol.errors import DeadlineError, Error, ErrorCode, NonRetriableError, RetryAfterError, StepError
 from durably.protocol.signatures import SignatureError
@@ -41,6 +42,7 @@ __all__ = [
     "StepError",
     "StepIdAmbiguousError",
     "StepNestedError",
+    "StepNotAwaitedError",
     "StepUnexpectedError",
     "TransportError",
     "URLInvalidError",

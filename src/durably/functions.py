@@ -27,6 +27,7 @@ from durably.execution import (
     SyncCall,
     drive,
     in_step,
+    is_async,
 )
 from durably.function_opts import FunctionOpts
 from durably.groups import Group, GroupSync
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 _SHARED_SECONDS = 1.0
 """How long a call of a sync function goes on to steps of other calls: a request should not outlast a step by much."""
+
+_CONTEXTS = (Context.__name__, ContextSync.__name__)
 
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
@@ -91,14 +94,15 @@ class Function(Generic[T]):
     ) -> None:
         if not callable(handler):
             raise FunctionConfigInvalidError(f'function "{opts.local_id}" decorates {handler!r}, which is no function')
-        _check_takes_context(opts, handler)
-        if on_failure is not None:
-            _check_takes_context(opts, on_failure)
+        for given in (handler, on_failure):
+            if given is not None:
+                _check_takes_context(opts, given)
+                _check_context_kind(opts, given)
         self.opts = opts
         self._handler = handler
         self._on_failure = on_failure
-        self.is_handler_async = inspect.iscoroutinefunction(handler)
-        self.is_on_failure_handler_async = None if on_failure is None else inspect.iscoroutinefunction(on_failure)
+        self.is_handler_async = is_async(handler)
+        self.is_on_failure_handler_async = None if on_failure is None else is_async(on_failure)
         self._middleware = middleware
         self.__doc__ = handler.__doc__
 
@@ -340,3 +344,41 @@ def _check_takes_context(opts: FunctionOpts, handler: Handler[Any]) -> None:
         ) from None
     except ValueError:  # Written in C, without a signature.
         pass
+
+
+def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
+    """An async function with the context of sync ones would not await its steps, and the reverse."""
+    wanted = Context.__name__ if is_async(handler) else ContextSync.__name__
+    annotated = _annotated_context(handler)
+    if annotated is None or annotated == wanted:
+        return
+    name = getattr(handler, "__name__", repr(handler))
+    kinds = ("async", "def") if is_async(handler) else ("sync", "async def")
+    raise FunctionConfigInvalidError(
+        f'function "{opts.local_id}": {name} is {kinds[0]}, but its argument is annotated as {annotated}: annotate '
+        f"it as durably.{wanted}, or make it `{kinds[1]}`"
+    )
+
+
+def _annotated_context(handler: Handler[Any]) -> str | None:
+    """``Context`` or ``ContextSync``, of ours or of the ``inngest`` package, if the first argument is annotated so.
+
+    Names that exist only while types are checked cannot be evaluated; then the text itself counts.
+    """
+    try:
+        parameter = next(iter(inspect.signature(handler).parameters.values()))
+    except (ValueError, StopIteration):
+        return None
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        try:
+            annotation = next(iter(inspect.signature(handler, eval_str=True).parameters.values())).annotation
+        except Exception:
+            text = annotation.strip("\"' ").rpartition(".")[2]
+            return text if text in _CONTEXTS else None
+    if not isinstance(annotation, type):
+        return None
+    for base in annotation.__mro__:
+        if base.__name__ in _CONTEXTS and base.__module__.partition(".")[0] in ("durably", "inngest"):
+            return base.__name__
+    return None

@@ -4,7 +4,7 @@ What a step means stands in ``durably.steps``; in which order steps are found, i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -64,20 +64,15 @@ class Group:
     async def parallel(
         self, callables: Sequence[AsyncBranch[T]], parallel_mode: ParallelMode = ...
     ) -> tuple[T, ...]: ...
-    async def parallel(
+    def parallel(
         self, callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
-    ) -> tuple[Any, ...]:
+    ) -> Coroutine[Any, Any, tuple[Any, ...]]:
         """Run callables that contain steps at the same time; returns what they returned, in their order.
 
         ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE`` branches of several steps do not
         wait for each other.
         """
-        token = group_mode.set(parallel_mode)
-        try:
-            tasks = [asyncio.ensure_future(_await(function)) for function in callables]
-        finally:
-            group_mode.reset(token)
-        return tuple(await asyncio.gather(*tasks))
+        return self._call.group("group.parallel", _run_together(callables, parallel_mode))
 
     def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
         """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a
@@ -86,6 +81,15 @@ class Group:
         The clock is a durable sleep with that id, which races the steps inside.
         """
         return DurableTimeout(self._call, step_id, duration)
+
+
+async def _run_together(callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode) -> tuple[Any, ...]:
+    token = group_mode.set(parallel_mode)
+    try:
+        tasks = [asyncio.ensure_future(_await(function)) for function in callables]
+    finally:
+        group_mode.reset(token)
+    return tuple(await asyncio.gather(*tasks))
 
 
 class DurableTimeout:

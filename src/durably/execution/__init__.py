@@ -7,6 +7,7 @@ the clock or the environment: what a call needs of the outside is handed in as `
 """
 
 from .asynchronous import AsyncCall
+from .handlers import is_async
 from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, Outcome, Raised, Returned, StepReport
 from .replay import Handover, Hooks, Replay, Standing, Threads, in_step
@@ -36,4 +37,5 @@ __all__ = [
     "as_is",
     "drive",
     "in_step",
+    "is_async",
 ]

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from durably.protocol.opcodes import ParallelMode
 
@@ -27,6 +27,9 @@ from .settling import Settling
 from .step import Step, StepRequest
 from .tasks import AnyTask, current_tracker, install_task_factory
 from .teardown import tear_down
+from .unawaited import Unawaited
+
+T = TypeVar("T")
 
 _MAX_REFUSALS = 10
 """How many steps a task may call after its cancellation before it is taken to swallow cancellations."""
@@ -67,6 +70,8 @@ class AsyncCall:
         self._executed: list[StepReport] = []
         self._is_closing = False
         self._refusals: dict[AnyTask, int] = {}
+        self._unawaited = Unawaited()
+        self._groups = 0
 
     # -- running
 
@@ -80,11 +85,16 @@ class AsyncCall:
         try:
             outcome = await self._ended
             if outcome is None:
-                outcome = _outcome_of(main)
+                outcome = self._outcome_of(main)
         finally:
             await self._close()
         await self._replay.freshen()
         return outcome
+
+    def _outcome_of(self, main: AnyTask) -> Ending:
+        outcome = _outcome_of(main)
+        error = self._unawaited.any() if isinstance(outcome, Returned) else None
+        return outcome if error is None else Raised(error)
 
     def _start(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
         """The function's main task. Nothing of a run that this one is perhaps called from reaches into it."""
@@ -119,6 +129,8 @@ class AsyncCall:
         """Count a task as the run's, unless a step's handler made it."""
         if in_step.get() is None:
             self._settling.track(task)
+            if self._unawaited:
+                self._unawaited.leave_to_task(task.get_coro())
 
     async def _close(self) -> None:
         self._is_closing = True
@@ -134,10 +146,27 @@ class AsyncCall:
 
         Tasks that are made of a set of steps (``asyncio.wait``, ``as_completed``) start in no fixed order.
         """
-        return self._result_of(self._replay.identify(request))
+        refuse_nested(request)
+        step = self._replay.identify(request)
+        result = self._result_of(step)
+        if not self._is_closing:
+            self._unawaited.add(step.order, f'step "{request.step_id}"', result)
+        return result
+
+    def group(self, name: str, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """``work``, which makes several steps, to be awaited."""
+        self._groups += 1
+        group = self._await_group(-self._groups, work)
+        self._unawaited.add(-self._groups, name, group)
+        return group
+
+    async def _await_group(self, number: int, work: Coroutine[Any, Any, T]) -> T:
+        self._unawaited.begin(number)
+        return await work
 
     async def _result_of(self, step: Step) -> Any:
         """Return the memo; park where there is none yet, or where its turn has to be awaited."""
+        self._unawaited.begin(step.order)
         task = asyncio.current_task(self._loop)
         assert task is not None
         if self._is_closing:
@@ -145,6 +174,9 @@ class AsyncCall:
         refuse_nested(step.request)
         if task not in self._tasks:
             self.track(task)  # made without the run's context, or started before the factory could tell
+        if self._unawaited and not self._executing and (error := self._unawaited.dropped()) is not None:
+            self._end(Raised(error))
+            await self._loop.create_future()  # until the teardown
         replay = self._replay
         memo = replay.memos.pop(step.hashed_id) if len(self._tasks) == 1 else None
         if memo is None:

@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     STEP_ERRORED = "step_errored"
     STEP_ID_AMBIGUOUS = "step_id_ambiguous"
     STEP_NESTED = "step_nested"
+    STEP_NOT_AWAITED = "step_not_awaited"
     STEP_UNEXPECTED = "step_unexpected"
     UNKNOWN = "unknown"
     URL_INVALID = "url_invalid"

@@ -1,0 +1,270 @@
+"""A step that an async function makes and does not await fails the run, and ordinary asyncio does not."""
+
+import asyncio
+import functools
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import inngest
+import pytest
+
+import durably
+from durably import Client, Context, ContextSync, ParallelMode, StepError
+from durably.errors import FunctionConfigInvalidError
+
+from .engine import complete, engine_for, fail, last, named
+
+if TYPE_CHECKING:
+    from durably import Context as Imported
+    from durably import ContextSync as ImportedSync
+
+
+@pytest.fixture(autouse=True)
+def python_warns_too() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+async def nothing() -> None: ...
+
+
+FORGOTTEN: dict[str, tuple[str, Callable[[Context], Any]]] = {
+    "run": ('step "pay"', lambda ctx: ctx.step.run("pay", nothing)),
+    "sleep": ('step "nap"', lambda ctx: ctx.step.sleep("nap", 60_000)),
+    "wait_for_event": ('step "wait"', lambda ctx: ctx.step.wait_for_event("wait", event="e", timeout=60_000)),
+    "send_event": ('step "send"', lambda ctx: ctx.step.send_event("send", durably.Event(name="e"))),
+    "fetch": ('step "fetch"', lambda ctx: ctx.step.fetch("fetch", "http://127.0.0.1:1")),
+    "group.parallel": ("group.parallel", lambda ctx: ctx.group.parallel([lambda: ctx.step.run("pay", nothing)])),
+}
+
+
+@pytest.mark.parametrize("kind", FORGOTTEN)
+async def test_a_step_without_await_fails_the_run(kind: str) -> None:
+    name, make = FORGOTTEN[kind]
+
+    async def function(ctx: Context) -> str:
+        make(ctx)
+        return "done"
+
+    run = await engine_for(function).run()
+    assert run.status == "Failed"
+    assert (run.output["name"], run.output["code"]) == ("StepNotAwaitedError", "step_not_awaited")
+    assert run.output["message"].startswith(f"{name} was created but not awaited")
+    assert len(run.answers) == 1, "another attempt cannot help"
+
+
+async def test_it_fails_before_the_next_step_runs() -> None:
+    ran: list[str] = []
+
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("first", ran.append, "first")
+        ctx.step.run("pay", ran.append, "pay")  # type: ignore[unused-coroutine]
+        await ctx.step.run("mail", ran.append, "mail")
+
+    error = await fail(function)
+    assert 'step "pay" was created but not awaited' in error["message"]
+    assert ran == ["first"]
+
+
+@pytest.mark.parametrize("how", ["kept", "returned", "in a list"])
+async def test_a_step_that_is_referred_to_at_the_end_fails_the_run(how: str) -> None:
+    async def function(ctx: Context) -> Any:
+        step = ctx.step.run("pay", nothing)
+        await ctx.step.run("mail", nothing)
+        return step if how == "returned" else None
+
+    async def with_list(ctx: Context) -> None:
+        await ctx.step.run("mail", nothing)
+        kept = [ctx.step.run("pay", nothing)]
+        assert kept
+
+    error = await fail(with_list if how == "in a list" else function)
+    assert 'step "pay" was created but not awaited' in error["message"]
+
+
+async def test_a_step_made_in_a_sync_handler_is_a_nested_step() -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("outer", lambda: [ctx.step.run("inner", nothing)])
+
+    error = await fail(function)
+    assert error["name"] == "StepNestedError"
+    assert 'step "inner" was called inside step "outer"' in error["message"]
+
+
+# -- what is no mistake
+
+
+async def lost_race(ctx: Context) -> Any:
+    tasks = [asyncio.create_task(ctx.step.run(name, str, name)) for name in ("a", "b")]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    return len(done)
+
+
+async def cancelled_before_it_began(ctx: Context) -> Any:
+    task = asyncio.create_task(ctx.step.run("a", nothing))
+    task.cancel()
+    return 1
+
+
+async def wrapped_and_cancelled_before_it_began(ctx: Context) -> Any:
+    async def wrapper(step: Awaitable[Any]) -> None:
+        await step
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wrapper(ctx.step.run("a", nothing)))
+            raise KeyError
+    except* KeyError:
+        pass
+    return 1
+
+
+async def steps_made_first_and_awaited_later(ctx: Context) -> Any:
+    first, second = ctx.step.run("a", nothing), ctx.step.run("b", nothing)
+    await second
+    await first
+    return 1
+
+
+async def error_in_a_gather_that_is_caught(ctx: Context) -> Any:
+    try:
+        await asyncio.gather(ctx.step.run("a", float, "x"), ctx.step.run("b", nothing))
+    except StepError:
+        return 1
+
+
+async def durable_timeout(ctx: Context) -> Any:
+    async with ctx.group.timeout("deadline", 60_000):
+        await ctx.step.run("a", nothing)
+    return 1
+
+
+async def racing_groups(ctx: Context) -> Any:
+    groups = [
+        ctx.group.parallel([lambda name=name: ctx.step.run(name, nothing)], ParallelMode.RACE)  # type: ignore[misc]
+        for name in ("a", "b")
+    ]
+    await asyncio.wait([asyncio.ensure_future(group) for group in groups], return_when=asyncio.FIRST_COMPLETED)
+    return 1
+
+
+async def as_completed(ctx: Context) -> Any:
+    for step in asyncio.as_completed([ctx.step.run(name, nothing) for name in ("a", "b")]):
+        await step
+        break
+    return 1
+
+
+async def given_to_a_method_that_awaits_it(ctx: Context) -> Any:
+    async def wait_for_all(steps: list[Awaitable[Any]]) -> None:
+        for step in steps:
+            await step
+
+    await wait_for_all([ctx.step.run("a", nothing), ctx.step.run("b", nothing)])
+    return 1
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("pick", [named("a"), last])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lost_race,
+        cancelled_before_it_began,
+        wrapped_and_cancelled_before_it_began,
+        steps_made_first_and_awaited_later,
+        error_in_a_gather_that_is_caught,
+        durable_timeout,
+        racing_groups,
+        as_completed,
+        given_to_a_method_that_awaits_it,
+    ],
+)
+async def test_ordinary_asyncio_is_no_mistake(function: Any, pick: Any, blocking: bool) -> None:
+    run = await engine_for(function, blocking=blocking, max_attempts=1).run(pick=pick)
+    assert (run.status, run.output) == ("Completed", 1)
+
+
+async def test_the_functions_own_error_is_told_and_not_the_step_that_it_had_made() -> None:
+    async def function(ctx: Context) -> None:
+        steps = [ctx.step.run("a", nothing)]
+        raise KeyError(len(steps))
+
+    assert (await fail(function))["name"] == "KeyError"
+
+
+async def test_a_step_alone_of_many() -> None:
+    async def function(ctx: Context) -> int:
+        return sum([await ctx.step.run("step", int, "1") for _ in range(20)])
+
+    assert await complete(function) == 20
+
+
+# -- the wrong context
+
+
+async def async_with_sync(ctx: ContextSync) -> None: ...
+async def async_with_text(ctx: "durably.ContextSync") -> None: ...
+async def async_with_inngest(ctx: inngest.ContextSync) -> None: ...
+async def async_while_checking(ctx: "ImportedSync") -> None: ...
+async def async_unresolved(ctx: "missing.ContextSync") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+def sync_with_async(ctx: Context) -> None: ...
+def sync_with_text(ctx: "Context") -> None: ...
+def sync_with_inngest(ctx: "inngest.Context") -> None: ...
+async def async_two(ctx: ContextSync, extra: int = 0) -> None: ...
+
+
+class AsyncCallable:
+    async def __call__(self, ctx: ContextSync) -> None: ...
+
+
+client = Client(app_id="app", is_production=False)
+WRONG = [
+    async_with_sync,
+    async_with_text,
+    async_with_inngest,
+    async_unresolved,
+    sync_with_async,
+    sync_with_text,
+    sync_with_inngest,
+    functools.partial(async_two, extra=1),
+    AsyncCallable(),
+]
+
+
+@pytest.mark.parametrize("place", ["function", "on_failure"])
+@pytest.mark.parametrize("handler", WRONG)
+def test_the_context_of_the_other_kind_is_refused(handler: Any, place: str) -> None:
+    async def right(ctx: Context) -> None: ...
+
+    on_failure = handler if place == "on_failure" else None
+    create = client.create_function(fn_id="charge", trigger=[], on_failure=on_failure)
+    with pytest.raises(FunctionConfigInvalidError) as raised:
+        create(handler if place == "function" else right)
+    text = str(raised.value)
+    assert text.startswith('function "charge": ')
+    assert "annotate it as durably.Context" in text
+
+
+async def unannotated(ctx) -> None: ...  # type: ignore[no-untyped-def]
+async def right_while_checking(ctx: "Imported") -> None: ...
+async def either(ctx: Context | ContextSync) -> None: ...
+def any_sync(ctx: Any) -> None: ...
+
+
+class Derived(Context): ...
+
+
+async def derived(ctx: Derived) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "handler", [unannotated, right_while_checking, either, any_sync, derived, async_while_checking]
+)
+def test_other_annotations_are_not_looked_at(handler: Any) -> None:
+    """Of a name that exists only while types are checked, only ``Context`` and ``ContextSync`` themselves are known."""
+    client.create_function(fn_id="charge", trigger=[])(handler)
