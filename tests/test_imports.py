@@ -211,6 +211,8 @@ def test_importing_durably_brings_no_framework_no_engine_and_no_pydantic() -> No
     unwanted = (
         *FRAMEWORKS,
         "pydantic",
+        "nacl",
+        "durably.encryption",
         "durably.engine",
         "durably.cli",
         "durably.testing",
@@ -245,6 +247,7 @@ MISSING = [
     ("import durably.django", "django", "durably[django]"),
     ("import durably.fast_api", "fastapi", "durably[fast-api]"),
     ("import durably.tornado", "tornado", "durably[tornado]"),
+    ("import durably.encryption", "nacl", "durably[encryption]"),
     ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
     ("import durably.engine.embedded", "aiohttp", "durably[engine]"),

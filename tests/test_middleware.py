@@ -29,6 +29,7 @@ HOOKS = (
     "after_step",
     "before_send_events",
     "after_send_events",
+    "transform_step_input",
 )
 REVERSED = {"after_execution", "transform_output", "after_step", "after_send_events"}
 Log = list[str]
@@ -497,6 +498,66 @@ async def test_the_logger_is_the_clients(caplog: pytest.LogCaptureFixture) -> No
 
 def test_hooks_under_test_are_all_there_are() -> None:
     def hooks(base: type) -> set[str]:
-        return {name for name in vars(base) if not name.startswith("_")}
+        return {name for name, value in vars(base).items() if not name.startswith("_") and callable(value)}
 
     assert hooks(Middleware) == hooks(MiddlewareSync) == set(HOOKS)
+
+
+# -- steps that the engine carries out, and hooks that block
+
+
+async def test_what_the_engine_is_sent_of_its_steps_can_be_replaced(kinds: tuple[str, str, str]) -> None:
+    function, middleware, server = kinds
+    seen: list[Any] = []
+    data = {"n": 1}
+
+    def change(step: durably.TransformStepInput) -> None:
+        seen.append((step.id, step.op.value))
+        if step.op == "InvokeFunction" and step.opts is not None:
+            step.opts = {**step.opts, "payload": {"data": "changed"}}
+
+    class Change(MiddlewareSync):
+        def transform_step_input(self, step: durably.TransformStepInput) -> None:
+            change(step)
+
+    class ChangeLater(Middleware):
+        async def transform_step_input(self, step: durably.TransformStepInput) -> None:
+            await asyncio.sleep(0)
+            change(step)
+
+    async def steps(ctx: Context) -> None:
+        await ctx.step.run("run", str)
+        await ctx.step.invoke_by_id("alone", function_id="other", data=data)
+        ids = ("first", "second")
+        await ctx.group.parallel([lambda i=i: ctx.step.invoke_by_id(i, function_id="other", data=data) for i in ids])
+
+    def steps_sync(ctx: ContextSync) -> None:
+        ctx.step.run("run", str)
+        ctx.step.invoke_by_id("alone", function_id="other", data=data)
+        ids = ("first", "second")
+        ctx.group.parallel([lambda i=i: ctx.step.invoke_by_id(i, function_id="other", data=data) for i in ids])
+
+    client = Client(app_id="app", is_production=False, middleware=[Change if middleware == "sync" else ChangeLater])
+    engine = engine_for(steps if function == "async" else steps_sync, client=client, blocking=server == "sync")
+    run = await engine.run()
+    assert seen == [(step, "InvokeFunction") for step in ("alone", "first", "second")]
+    invokes = [op for answer in run.answers if answer.status == 206 for op in answer.ops if op["op"] != "StepRun"]
+    assert [op["opts"]["payload"] for op in invokes] == [{"data": "changed"}] * 3
+    assert data == {"n": 1}
+
+
+@pytest.mark.parametrize("runs_in_thread", [True, False])
+async def test_hooks_that_block_run_in_a_thread_of_async_functions(runs_in_thread: bool) -> None:
+    threads: set[bool] = set()
+
+    def note(self: Any, *args: Any) -> None:
+        threads.add(threading.current_thread() is threading.main_thread())
+
+    hooks = dict.fromkeys(HOOKS, note)
+    middleware: Any = type("Blocking", (MiddlewareSync,), {"runs_in_thread": runs_in_thread, **hooks})
+
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("a", str)
+
+    await complete(function, client=Client(app_id="app", is_production=False, middleware=[middleware]))
+    assert threads == {not runs_in_thread}

@@ -9,7 +9,7 @@ from durably.events import Event, EventType
 from durably.execution import StepMemos
 from durably.functions import Function
 from durably.groups import Group, GroupSync
-from durably.middleware import Middleware, MiddlewareSync, SendEventsResult, TransformOutputResult
+from durably.middleware import Middleware, MiddlewareSync, SendEventsResult, TransformOutputResult, TransformStepInput
 from durably.options import (
     Batch,
     Cancel,
@@ -72,6 +72,7 @@ __all__ = [
     "Throttle",
     "Timeouts",
     "TransformOutputResult",
+    "TransformStepInput",
     "TriggerCron",
     "TriggerEvent",
 ]

@@ -12,7 +12,7 @@ from durably.errors import EngineNotConfiguredError, FunctionConfigInvalidError
 from durably.execution import drive
 from durably.function_opts import FunctionOpts
 from durably.functions import Function, Handler, T
-from durably.middleware import MiddlewareFactory, MiddlewareStack
+from durably.middleware import MiddlewareFactory, MiddlewareStack, check_middleware
 from durably.options import (
     Batch,
     Cancel,
@@ -90,6 +90,7 @@ class Client:
         self.signing_key = signing_key or environment.signing_key
         self.signing_key_fallback = environment.signing_key_fallback
         self.middleware: list[MiddlewareFactory] = list(middleware or ())
+        check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
         self.request_timeout = _seconds(request_timeout)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
@@ -128,6 +129,8 @@ class Client:
         return self.signing_key, self.signing_key_fallback
 
     def add_middleware(self, middleware: MiddlewareFactory) -> None:
+        """Add middleware for functions that are called, and events that are sent, from now on."""
+        check_middleware([*self.middleware, middleware], "Client.add_middleware")
         self.middleware.append(middleware)
 
     def set_logger(self, logger: Logger) -> None:
@@ -184,6 +187,9 @@ class Client:
             timeouts=timeouts,
             checkpointing=self.checkpointing if checkpointing is None else checkpointing,
         )
+
+        if middleware:
+            check_middleware([*self.middleware, *middleware], f'function "{fn_id}": middleware')
 
         def decorate(handler: Handler[T]) -> Function[T]:
             return Function(opts, handler, on_failure=on_failure, middleware=middleware or ())

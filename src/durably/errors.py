@@ -2,6 +2,7 @@
 
 from durably.execution.branches import StepIdAmbiguousError
 from durably.execution.clocks import ClockUnsupportedError
+from durably.execution.memos import MemoUnreadableError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
 from durably.execution.synchronous import AsyncUnsupportedError
 from durably.execution.unawaited import StepNotAwaitedError
@@ -26,6 +27,7 @@ __all__ = [
     "FunctionConfigInvalidError",
     "FunctionNotServedError",
     "MemoInvalidError",
+    "MemoUnreadableError",
     "MethodUnsupportedError",
     "NonRetriableError",
     "OutputUnserializableError",

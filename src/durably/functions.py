@@ -216,6 +216,7 @@ class Function(Generic[T]):
             if isinstance(ending, HandedOver):
                 return ending
             if isinstance(ending, Found):
+                await middleware.transform_step_inputs(ending.reports)
                 if len(ending.reports) == 1:
                     await middleware.transform_step(ending.reports[0])
                 return ending

@@ -3,8 +3,8 @@
 For each call the hooks of all middleware run once, client's before function's, in this order:
 ``transform_input``, ``after_memoization``, ``before_execution``, ``after_execution``, ``transform_output``,
 ``before_response``. Hooks named *after*, and ``transform_output``, run in reverse order of registration.
-``before_step`` and ``after_step`` run around each executed step, ``before_send_events`` and
-``after_send_events`` around each sending of events.
+``before_step`` and ``after_step`` run around each executed step, ``transform_step_input`` before each step that the
+engine carries out is sent to it, ``before_send_events`` and ``after_send_events`` around each sending of events.
 
 With checkpointing a call executes several steps: ``before_execution``, ``after_execution`` and ``transform_output``
 then run for each of them, and once more for the function's end. The function goes on with what its step returned, as
@@ -13,12 +13,16 @@ JSON holds it; what ``transform_output`` made of it is stored, and ``transform_i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from durably import inngest_middleware
+from durably.errors import FunctionConfigInvalidError
 from durably.execution import StepInfo, StepMemos, StepReport
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
@@ -62,6 +66,19 @@ class TransformOutputResult:
         return self.output is not msgspec.UNSET
 
 
+@dataclass
+class TransformStepInput:
+    """A step that the engine carries out: an invoke, a wait, a sleep, a fetch or an inference.
+
+    ``opts`` are what the engine is sent (an invoke's data is ``opts["payload"]["data"]``). Replace them; do not change
+    the objects in them, which are the function's own.
+    """
+
+    id: str
+    op: Opcode
+    opts: Mapping[str, Any] | None = None
+
+
 class Middleware:
     """Base of async middleware. One is made for each call and each sending, with the framework's request."""
 
@@ -93,15 +110,24 @@ class Middleware:
     async def after_step(self, step: StepInfo, result: TransformOutputResult) -> None:
         """After a step's handler ran; changes to ``result`` belong into ``transform_output``."""
 
+    async def transform_step_input(self, step: TransformStepInput) -> None:
+        """Before a step that the engine carries out is sent to it; ``step.opts`` may be replaced."""
+
     async def before_send_events(self, events: list[Event]) -> None:
-        """Before events are sent; they may be changed."""
+        """Before events are sent; the list and its events may be changed."""
 
     async def after_send_events(self, result: SendEventsResult) -> None:
         """After events were sent, or could not be."""
 
 
 class MiddlewareSync:
-    """Base of sync middleware, for functions of both kinds. The hooks are those of ``Middleware``."""
+    """Base of sync middleware, for functions of both kinds. The hooks are those of ``Middleware``.
+
+    In an async function the hooks run on its event loop. Hooks that block (files, the network) set ``runs_in_thread``:
+    then async functions wait for them in a worker thread. Context variables that such a hook sets are not kept.
+    """
+
+    runs_in_thread: ClassVar[bool] = False
 
     def __init__(self, client: Client, raw_request: object) -> None:
         self.client = client
@@ -131,6 +157,9 @@ class MiddlewareSync:
     def after_step(self, step: StepInfo, result: TransformOutputResult) -> None:
         """See ``Middleware.after_step``."""
 
+    def transform_step_input(self, step: TransformStepInput) -> None:
+        """See ``Middleware.transform_step_input``."""
+
     def before_send_events(self, events: list[Event]) -> None:
         """See ``Middleware.before_send_events``."""
 
@@ -141,14 +170,82 @@ class MiddlewareSync:
 MiddlewareFactory = Callable[["Client", object], Middleware | MiddlewareSync]
 """A middleware class, or anything that makes a middleware of the client and the framework's request."""
 
-_REVERSED = {"after_execution", "transform_output", "after_step", "after_send_events"}
+HOOKS = frozenset(name for name in vars(Middleware) if not name.startswith("_"))
+_REVERSED = frozenset(("after_execution", "transform_output", "after_step", "after_send_events"))
+_NO_OPS = frozenset(vars(base)[hook] for base in (Middleware, MiddlewareSync) for hook in HOOKS)
+_ENGINE_OPS = frozenset(
+    (
+        Opcode.SLEEP,
+        Opcode.WAIT_FOR_EVENT,
+        Opcode.WAIT_FOR_SIGNAL,
+        Opcode.INVOKE_FUNCTION,
+        Opcode.AI_GATEWAY,
+        Opcode.GATEWAY,
+    )
+)
+"""Ops of the steps that the engine carries out."""
+
+
+def check_middleware(factories: Sequence[MiddlewareFactory], where: str) -> None:
+    """Raises ``FunctionConfigInvalidError``, which begins with ``where``, for what could not work or is not safe.
+
+    What a factory function makes is known only once it is called: ``MiddlewareStack`` checks that as well.
+    """
+    for index, factory in enumerate(factories):
+        if (fault := _fault_of_factory(factory)) is not None:
+            raise FunctionConfigInvalidError(f"{where}: {fault}")
+        if (check_order := getattr(factory, "check_order", None)) is not None:
+            check_order(factories[:index], where)
+
+
+def _fault_of_factory(factory: Any) -> str | None:
+    if not callable(factory):
+        name = type(factory).__name__
+        return (
+            f"middleware is given as a class, or as a function of (client, raw_request) that makes it, not as {name!r} "
+            f"object: one is made for each call. Give {name} itself"
+        )
+    if inspect.iscoroutinefunction(factory):
+        return f"{_name_of(factory)} is a coroutine function; what makes a middleware must be an ordinary function"
+    if isinstance(factory, type) and (fault := _fault_of_class(factory)) is not None:
+        return fault
+    try:
+        inspect.signature(factory).bind(None, None)
+    except TypeError:
+        return (
+            f"{_name_of(factory)} cannot be called with (client, raw_request). Where it needs more, give a function of "
+            "these two that makes it, such as the one that its factory(…) returns"
+        )
+    except ValueError:  # Written in C, without a signature.
+        pass
+    return inngest_middleware.fault_of_factory(factory)
+
+
+@lru_cache(maxsize=256)
+def _fault_of_class(cls: type) -> str | None:
+    if not any(callable(getattr(cls, hook, None)) for hook in HOOKS):
+        return f"{cls.__name__} has none of the hooks of durably.Middleware ({', '.join(sorted(HOOKS))})"
+    return inngest_middleware.fault_of_class(cls, HOOKS)
+
+
+def _name_of(factory: Any) -> str:
+    """Without its arguments, which may be secret."""
+    return str(getattr(factory, "__qualname__", type(factory).__name__))
+
+
+def _make(factory: MiddlewareFactory, client: Client, raw_request: object) -> Any:
+    middleware = factory(client, raw_request)
+    cls: type = type(middleware)
+    if (fault := _fault_of_class(cls)) is not None:
+        raise FunctionConfigInvalidError(f"middleware made by {_name_of(factory)}: {fault}")
+    return inngest_middleware.adapt(middleware)
 
 
 class MiddlewareStack:
     """The middleware of one call or one sending, told by ``execution`` of its progress (``execution.Hooks``)."""
 
     def __init__(self, factories: Sequence[MiddlewareFactory], client: Client, raw_request: object, io: IO) -> None:
-        self._middleware = [factory(client, raw_request) for factory in factories]
+        self._middleware = [_make(factory, client, raw_request) for factory in factories]
         self._io = io
         self._is_executing = False
 
@@ -161,9 +258,25 @@ class MiddlewareStack:
             return
         ordered = reversed(self._middleware) if hook in _REVERSED else self._middleware
         for middleware in ordered:
-            result = getattr(middleware, hook)(*args)
+            method = getattr(middleware, hook, None)
+            if method is None or getattr(method, "__func__", None) in _NO_OPS:
+                continue
+            if getattr(middleware, "runs_in_thread", False):
+                result = await self._io.compute(partial(method, *args))
+            else:
+                result = method(*args)
             if isinstance(result, Awaitable):
                 await self._io.resolve(result)
+
+    async def transform_step_inputs(self, reports: Sequence[StepReport]) -> None:
+        """``transform_step_input`` of the steps among these that the engine carries out."""
+        if not self._middleware:
+            return
+        for report in reports:
+            if report.op.op in _ENGINE_OPS:
+                step = TransformStepInput(report.info.id, Opcode(report.op.op), report.op.opts)
+                await self.call("transform_step_input", step)
+                report.op.opts = None if step.opts is None else dict(step.opts)
 
     async def unmemoized(self) -> None:
         await self.call("after_memoization")

@@ -78,7 +78,7 @@ class IO(Protocol):
         ...
 
     async def compute(self, function: Callable[[], T]) -> T:
-        """Call something that computes for long: in a thread where an event loop runs."""
+        """Call something that computes or blocks for long: in a thread where an event loop runs."""
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:

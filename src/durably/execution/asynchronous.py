@@ -184,6 +184,9 @@ class AsyncCall:
                 return replay.value(step, await self._execute(step))
             memo = replay.memos.pop(step.hashed_id)
             assert memo is not None
+        if (refusal := replay.refusal(step)) is not None:
+            self._end(Raised(refusal))
+            await self._loop.create_future()  # until the teardown
         if replay.is_last(step):
             await self._freshen()
         return replay.value(step, memo)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from durably.protocol.errors import ErrorData
+from durably.protocol.errors import Error, ErrorCode, ErrorData
 
 _RESULT_KEYS = frozenset(("data", "error", "type"))
 _INPUT_KEYS = frozenset(("input", "type"))
@@ -19,6 +19,16 @@ class Memo(msgspec.Struct):
     error: ErrorData | None = None
 
 
+class MemoUnreadableError(Error):
+    """A step's stored output cannot be restored; the message names the step and the reason.
+
+    It ends the call, and the function cannot catch it: the step itself has succeeded.
+    """
+
+    code = ErrorCode.MEMO_UNREADABLE
+    include_stack = False
+
+
 class StepMemos:
     """The memos of a call that no step has taken yet, by hashed step id.
 
@@ -26,12 +36,13 @@ class StepMemos:
     garbage collector, which costs more than all the rest of the replay.
     """
 
-    __slots__ = ("_inputs", "_memos")
+    __slots__ = ("_inputs", "_memos", "_refused")
 
     def __init__(self, steps: Mapping[str, msgspec.Raw] | None = None) -> None:
         raw = steps or {}
         self._memos: dict[str, msgspec.Raw | Memo] = dict(raw)
         self._inputs: dict[str, Any] = {}
+        self._refused: dict[str, str] = {}
         if b'"input"' in b"".join(raw.values()):
             self._take_inputs(raw)
 
@@ -65,6 +76,14 @@ class StepMemos:
         """Take the memo, so that it is returned once; ``None`` if there is none."""
         value = self._memos.pop(hashed_id, None)
         return value if value is None or isinstance(value, Memo) else _to_memo(value)
+
+    def refuse(self, hashed_id: str, reason: str) -> None:
+        """Say that a memo cannot be restored: a call whose function comes to its step ends with the reason."""
+        self._refused[hashed_id] = reason
+
+    def refusal(self, hashed_id: str) -> str | None:
+        """Why a memo cannot be restored."""
+        return self._refused.get(hashed_id) if self._refused else None
 
     def input_of(self, hashed_id: str) -> Sequence[Any] | None:
         """Arguments that replace those of a step that is run again with another input."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
 
-from .memos import Memo, StepMemos
+from .memos import Memo, MemoUnreadableError, StepMemos
 from .outcome import Ending, Found, HandedOver, Raised, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
 from .tasks import current_tracker
@@ -158,6 +158,11 @@ class Replay:
         if not self.is_fresh:
             self.is_fresh = True
             await self.hooks.unmemoized()
+
+    def refusal(self, step: Step) -> MemoUnreadableError | None:
+        """Why the step's memo cannot be returned."""
+        reason = self.memos.refusal(step.hashed_id)
+        return None if reason is None else MemoUnreadableError(f'step "{step.request.step_id}": {reason}')
 
     def value(self, step: Step, memo: Memo) -> Any:
         """What the step returns, or the error it raises."""

@@ -100,6 +100,8 @@ class SyncCall:
         memo = replay.memos.pop(step.hashed_id)
         if memo is None:
             memo = self._meet(step)
+        elif (refusal := replay.refusal(step)) is not None:
+            self._end(Raised(refusal))
         elif replay.is_last(step):
             self._freshen()
         return replay.value(step, memo)

@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     FUNCTION_NOT_FOUND = "function_not_found"
     HEADER_MISSING = "header_missing"
     MEMO_INVALID = "memo_invalid"
+    MEMO_UNREADABLE = "memo_unreadable"
     METHOD_UNSUPPORTED = "method_unsupported"
     NON_RETRIABLE_ERROR = "non_retriable_error"
     OUTPUT_UNSERIALIZABLE = "output_unserializable"

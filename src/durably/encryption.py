@@ -1,0 +1,338 @@
+"""End-to-end encryption: middleware that encrypts what leaves the app, and decrypts what comes back.
+
+What is encrypted is an *envelope* on the wire, ``{"__ENCRYPTED__": true, "__STRATEGY__": "inngest/libsodium", "data":
+base64}``: XSalsa20-Poly1305 (libsodium's secretbox) of the value's JSON, after a random nonce of 24 bytes. It is the
+format of ``inngest-encryption`` (Python) and ``@inngest/middleware-encryption`` (JavaScript, from 1.0).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import msgspec
+
+from durably.errors import Error, FunctionConfigInvalidError
+from durably.events import Event, as_data
+from durably.middleware import MiddlewareSync, TransformOutputResult, TransformStepInput
+from durably.protocol.opcodes import Opcode
+from durably.reports import encode_output
+
+try:
+    from nacl.exceptions import CryptoError
+    from nacl.secret import SecretBox
+except ImportError as error:
+    raise ImportError('durably.encryption needs PyNaCl: pip install "durably[encryption]"') from error
+
+if TYPE_CHECKING:
+    from durably.client import Client
+    from durably.context import Context, ContextSync
+    from durably.execution import StepMemos
+    from durably.functions import Function
+
+__all__ = ["ALL_FIELDS", "Cipher", "DecryptionError", "EncryptionMiddleware"]
+
+Key = bytes | str
+
+_MARKER: Final = "__ENCRYPTED__"
+_STRATEGY: Final = "__STRATEGY__"
+_STRATEGY_ID: Final = "inngest/libsodium"
+_ENVELOPE: Final = frozenset((_MARKER, _STRATEGY, "data"))
+_ENGINES_FIELD: Final = "_inngest"
+"""The part of an invoke's data that the engine adds and reads."""
+_ENGINES_EVENTS: Final = "inngest/"
+
+ALL_FIELDS: Final = "*"
+"""As ``event_encryption_field``: every top-level field of the data."""
+
+
+class DecryptionError(Error):
+    """An encrypted value cannot be decrypted; the message says why, and never shows the value or a key."""
+
+    include_stack = False
+
+
+class Cipher:
+    """Encrypts with ``secret_key``; decrypts what it, or one of ``fallback_decryption_keys``, encrypted.
+
+    A key is text of any length (a long random one: ``openssl rand -hex 32``), or 32 bytes, raw or as 64 hex digits.
+    Raises ``FunctionConfigInvalidError``.
+    """
+
+    def __init__(self, secret_key: Key, fallback_decryption_keys: Sequence[Key] | None = None) -> None:
+        if isinstance(fallback_decryption_keys, bytes | str):
+            raise FunctionConfigInvalidError("encryption: fallback_decryption_keys must be a list of keys")
+        self._box = _box(secret_key, "secret_key")
+        self._fallbacks = [_box(key, "fallback_decryption_keys") for key in fallback_decryption_keys or ()]
+
+    def encrypt(self, value: Any, source: str = "the value") -> dict[str, Any]:
+        """The envelope of what JSON can express. Raises ``OutputUnserializableError``, naming the source."""
+        sealed = self._box.encrypt(encode_output(value, source))
+        return {_MARKER: True, _STRATEGY: _STRATEGY_ID, "data": base64.b64encode(sealed).decode()}
+
+    def decrypt(self, value: Any) -> Any:
+        """What is in an envelope; any other value as it is. Raises ``DecryptionError``."""
+        if not is_encrypted(value):
+            return value
+        if (strategy := value.get(_STRATEGY)) != _STRATEGY_ID:
+            raise DecryptionError(_unknown_strategy(strategy))
+        plain = self._open(value["data"])
+        try:
+            return msgspec.json.decode(plain)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise DecryptionError("what was encrypted is not JSON") from None
+
+    def _open(self, data: str) -> bytes:
+        try:
+            sealed = base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            raise DecryptionError("the encrypted data is damaged: it is not base64") from None
+        for box in (self._box, *self._fallbacks):
+            try:
+                return box.decrypt(sealed)
+            except (CryptoError, ValueError):
+                continue
+        raise DecryptionError(
+            f"none of the {1 + len(self._fallbacks)} keys decrypts it. It was encrypted with another key, which "
+            "fallback_decryption_keys must have, or it was changed"
+        )
+
+
+def is_encrypted(value: Any) -> bool:
+    """Whether a value is marked as encrypted, with whatever strategy."""
+    return isinstance(value, Mapping) and value.get(_MARKER) is True and isinstance(value.get("data"), str)
+
+
+def _unknown_strategy(strategy: Any) -> str:
+    if strategy is None:
+        return (
+            "it was encrypted by @inngest/middleware-encryption before version 1.0, with AES, which is not supported. "
+            "Let such runs end with that version first"
+        )
+    return f"it was encrypted with the strategy {str(strategy)[:64]!r}; only {_STRATEGY_ID!r} is supported"
+
+
+def _box(key: Key, option: str) -> SecretBox:
+    if isinstance(key, str):
+        return SecretBox(_hash(key, option))
+    if isinstance(key, bytes):
+        return SecretBox(key if len(key) == SecretBox.KEY_SIZE else _unhex(key, option))
+    raise FunctionConfigInvalidError(f"encryption: {option} must be text or bytes, not {type(key).__name__}")
+
+
+def _hash(key: str, option: str) -> bytes:
+    """Text keys are hashed with BLAKE2b to 32 bytes."""
+    if not key.strip():
+        raise FunctionConfigInvalidError(f"encryption: {option} is empty")
+    if key != key.strip():
+        raise FunctionConfigInvalidError(
+            f"encryption: {option} begins or ends with white space, which other SDKs treat differently; strip it"
+        )
+    return hashlib.blake2b(key.encode(), digest_size=SecretBox.KEY_SIZE).digest()
+
+
+def _unhex(key: bytes, option: str) -> bytes:
+    try:
+        raw = binascii.unhexlify(key)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != SecretBox.KEY_SIZE:
+        raise FunctionConfigInvalidError(f"encryption: {option}, as bytes, must be 32 bytes, raw or as 64 hex digits")
+    return raw
+
+
+@dataclass(frozen=True)
+class EncryptionFactory:
+    """What a client's or function's ``middleware`` takes. Its repr shows no key."""
+
+    middleware: type[EncryptionMiddleware]
+    cipher: Cipher = field(repr=False)
+    decrypt_only: bool
+    event_encryption_field: str | Sequence[str]
+    is_encryption: ClassVar[bool] = True
+
+    def __call__(self, client: Client, raw_request: object) -> EncryptionMiddleware:
+        return self.middleware(
+            client,
+            raw_request,
+            self.cipher,
+            decrypt_only=self.decrypt_only,
+            event_encryption_field=self.event_encryption_field,
+        )
+
+
+class EncryptionMiddleware(MiddlewareSync):
+    """Encrypts outputs of steps and functions, and a field of the data of events and invokes; decrypts all of them.
+
+    Give ``EncryptionMiddleware.factory(key)`` to a client or function.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        raw_request: object,
+        secret_key: Key | Cipher,
+        *,
+        decrypt_only: bool = False,
+        event_encryption_field: str | Sequence[str] = "encrypted",
+        fallback_decryption_keys: Sequence[Key] | None = None,
+    ) -> None:
+        """See ``factory``."""
+        super().__init__(client, raw_request)
+        self._cipher = _make_cipher(secret_key, fallback_decryption_keys)
+        self._decrypt_only = decrypt_only
+        self._fields = _field_names(event_encryption_field)
+
+    @classmethod
+    def factory(
+        cls,
+        secret_key: Key | Cipher,
+        *,
+        decrypt_only: bool = False,
+        event_encryption_field: str | Sequence[str] = "encrypted",
+        fallback_decryption_keys: Sequence[Key] | None = None,
+    ) -> EncryptionFactory:
+        """What a client's or function's ``middleware`` takes.
+
+        ``secret_key`` encrypts and decrypts, ``fallback_decryption_keys`` decrypt (see ``Cipher``, which may be given
+        in place of both). With ``decrypt_only`` nothing is encrypted. ``event_encryption_field`` names the top-level
+        field, or fields, of the data of events and invokes that are encrypted; ``ALL_FIELDS`` stands for all.
+
+        Raises ``FunctionConfigInvalidError``.
+        """
+        _field_names(event_encryption_field)
+        cipher = _make_cipher(secret_key, fallback_decryption_keys)
+        return EncryptionFactory(cls, cipher, decrypt_only, event_encryption_field)
+
+    # -- out of the app
+
+    def before_send_events(self, events: list[Event]) -> None:
+        """The fields of each event's data; the sender's own events stay as they are."""
+        if self._decrypt_only:
+            return
+        for index, event in enumerate(events):
+            if isinstance(event, Event):  # else sending refuses it
+                events[index] = _with_data(event, self._encrypt_fields(event.data, f"event {event.name!r}"))
+
+    def transform_step_input(self, step: TransformStepInput) -> None:
+        """The data of invokes."""
+        if self._decrypt_only or step.op is not Opcode.INVOKE_FUNCTION or step.opts is None:
+            return
+        payload = step.opts.get("payload") or {}
+        data = self._encrypt_fields(payload.get("data"), f'step "{step.id}"')
+        step.opts = {**step.opts, "payload": {**payload, "data": data}}
+
+    def transform_output(self, result: TransformOutputResult) -> None:
+        """Outputs of steps and functions. ``None`` says nothing, and stays as it is."""
+        if self._decrypt_only or not result.has_output() or result.output is None:
+            return
+        source = "the function" if result.step is None else f'step "{result.step.id}"'
+        result.output = self._cipher.encrypt(result.output, source)
+
+    def _encrypt_fields(self, data: Any, source: str) -> Any:
+        """Data may also be a pydantic model."""
+        try:
+            fields = as_data(data)
+        except TypeError:
+            return data  # refused when it is sent
+        if not fields:
+            return fields
+        return {
+            name: self._cipher.encrypt(value, f"{source}: the field {name!r}")
+            if self._must_hide(name, value)
+            else value
+            for name, value in fields.items()
+        }
+
+    def _must_hide(self, name: str, value: Any) -> bool:
+        is_named = name in self._fields or (ALL_FIELDS in self._fields and name != _ENGINES_FIELD)
+        return is_named and value is not None
+
+    # -- back into the app
+
+    def transform_input(self, ctx: Context | ContextSync, function: Function[Any], steps: StepMemos) -> None:
+        """Memos and events."""
+        for hashed_id, memo in steps.items():
+            try:
+                memo.data = self._decrypt_memo(memo.data)
+            except DecryptionError as error:
+                steps.refuse(hashed_id, f"its output cannot be decrypted: {error}")
+        decrypted = [self._decrypt_event(event) for event in ctx.events]
+        ctx.event = self._decrypt_event(ctx.event)
+        ctx.events = decrypted
+
+    def _decrypt_memo(self, data: Any) -> Any:
+        """An output, or what a wait memoised, which is an event or a signal."""
+        if is_encrypted(data):
+            return self._cipher.decrypt(data)
+        if isinstance(data, dict) and isinstance(data.get("data"), dict) and ("name" in data or "signal" in data):
+            return {**data, "data": self._decrypt_data(data["data"], str(data.get("name", "")))}
+        return data
+
+    def _decrypt_event(self, event: Event) -> Event:
+        try:
+            return _with_data(event, self._decrypt_data(event.data, event.name))
+        except DecryptionError as error:
+            raise DecryptionError(
+                f"the data of event {event.name!r} (id {event.id!r}) cannot be decrypted: {error}"
+            ) from None
+
+    def _decrypt_data(self, data: Mapping[str, Any], event: str) -> Mapping[str, Any]:
+        """The data as a whole, or its top-level fields. Engines' own events hold other events and outputs."""
+        decrypt: Callable[[Any], Any] = self._cipher.decrypt
+        if is_encrypted(data):
+            whole = decrypt(data)
+            if not isinstance(whole, dict):
+                raise DecryptionError("what was encrypted is not an object")
+            return {name: value for name, value in data.items() if name not in _ENVELOPE} | whole
+        if event.startswith(_ENGINES_EVENTS):
+            decrypt = _throughout(decrypt)
+        return {name: _decrypt_field(decrypt, name, value) for name, value in data.items()}
+
+
+def _make_cipher(secret_key: Key | Cipher, fallback_decryption_keys: Sequence[Key] | None) -> Cipher:
+    if not isinstance(secret_key, Cipher):
+        return Cipher(secret_key, fallback_decryption_keys)
+    if fallback_decryption_keys:
+        raise FunctionConfigInvalidError("encryption: give fallback_decryption_keys to the Cipher")
+    return secret_key
+
+
+def _field_names(event_encryption_field: str | Sequence[str]) -> frozenset[str]:
+    names = [event_encryption_field] if isinstance(event_encryption_field, str) else list(event_encryption_field)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise FunctionConfigInvalidError("encryption: event_encryption_field must be the name of a field, or several")
+    return frozenset(names)
+
+
+def _with_data(event: Event, data: Any) -> Event:
+    changed = copy.copy(event)
+    changed.data = data
+    return changed
+
+
+def _decrypt_field(decrypt: Callable[[Any], Any], name: str, value: Any) -> Any:
+    try:
+        return decrypt(value)
+    except DecryptionError as error:
+        raise DecryptionError(f"in the field {name!r}: {error}") from None
+
+
+def _throughout(decrypt: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Decrypt each envelope within a value; what comes out of one is left as it is."""
+
+    def visit(value: Any) -> Any:
+        if is_encrypted(value):
+            return decrypt(value)
+        if isinstance(value, dict):
+            return {name: visit(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [visit(inner) for inner in value]
+        return value
+
+    return visit

@@ -1,0 +1,143 @@
+"""Middleware written for the ``inngest`` package: what is accepted, what is refused, and what differs in its hooks.
+
+Such classes are told by the modules of their bases; ``inngest`` is not imported here. Of its private parts one is used:
+the enum of ops in ``inngest._internal.server_lib``, since such middleware compares ops by identity.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode
+
+if TYPE_CHECKING:
+    from durably.middleware import TransformOutputResult
+
+_PACKAGE = "inngest"
+_OPS_MODULE = "inngest._internal.server_lib"
+_REFUSED = {
+    "inngest_encryption": (
+        "it sends the data of parallel invokes unencrypted. Use durably.encryption.EncryptionMiddleware, which takes "
+        "the same arguments and reads what it wrote"
+    )
+}
+"""By package, why its middleware is not safe here, and what to use instead."""
+_BLOCKING = "inngest.experimental.remote_state_middleware"
+
+
+def fault_of_factory(factory: Any) -> str | None:
+    """Why what a function makes is refused, as far as its module tells."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    name = getattr(factory, "__qualname__", type(factory).__name__)
+    return _fault_of_package(factory, name.partition(".")[0])
+
+
+def fault_of_class(cls: type, hooks: Collection[str]) -> str | None:
+    """Why a middleware class is refused; ``hooks`` are those that are called."""
+    faults = (_fault_of_package(base, cls.__name__) for base in cls.__mro__)
+    if fault := next(filter(None, faults), None):
+        return fault
+    if (base := _base_of(cls)) is None:
+        return None
+    if _official_ops() is None:
+        return (
+            f"{cls.__name__} was written for a version of the inngest package that is not known here. "
+            "Write it as a durably.Middleware"
+        )
+    unknown = [
+        name
+        for name, default in vars(base).items()
+        if not name.startswith("_") and callable(default) and name not in hooks and getattr(cls, name) is not default
+    ]
+    if unknown:
+        return (
+            f"{cls.__name__}, written for the inngest package, has a hook that Durably does not call: "
+            f"{', '.join(unknown)}. Write it as a durably.Middleware"
+        )
+    return None
+
+
+def _fault_of_package(owner: Any, name: str) -> str | None:
+    package = str(getattr(owner, "__module__", "")).partition(".")[0]
+    return f"{name} of {package} is not safe here: {_REFUSED[package]}" if package in _REFUSED else None
+
+
+def _base_of(cls: type) -> type | None:
+    """The base class of ``inngest`` from which a middleware class derives."""
+    return next((base for base in reversed(cls.__mro__) if base.__module__.partition(".")[0] == _PACKAGE), None)
+
+
+def adapt(middleware: Any) -> Any:
+    """The middleware, or what stands in for it where it was written for ``inngest``."""
+    if _base_of(type(middleware)) is None:
+        return middleware
+    return InngestMiddleware(middleware, _official_ops())
+
+
+def _official_ops() -> Any:
+    """Their enum of ops; ``None`` where this version of the package has none."""
+    return getattr(sys.modules.get(_OPS_MODULE), "Opcode", None)
+
+
+class InngestMiddleware:
+    """Middleware of the ``inngest`` package, with the types of that package where they matter to it.
+
+    The hooks that such middleware lacks do nothing.
+    """
+
+    def __init__(self, middleware: Any, ops: Callable[[str], Any]) -> None:
+        self._middleware = middleware
+        self._ops = ops
+        self.runs_in_thread = any(base.__module__.startswith(_BLOCKING) for base in type(middleware).__mro__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._middleware, name)
+
+    def transform_output(self, result: TransformOutputResult) -> Awaitable[None] | None:
+        """Their ops, and back what was made of the result."""
+        step = result.step
+        theirs = replace(result, step=None if step is None else replace(step, op=self._op_of(step.op)))
+
+        def take_over() -> None:
+            result.output, result.error = theirs.output, theirs.error
+
+        return _then(self._middleware.transform_output(theirs), take_over)
+
+    def before_send_events(self, events: list[Event]) -> Awaitable[None] | None:
+        """Events that the middleware added may be those of ``inngest``."""
+
+        def take_over() -> None:
+            events[:] = [_to_event(event) for event in events]
+
+        return _then(self._middleware.before_send_events(events), take_over)
+
+    def _op_of(self, op: Opcode) -> Any:
+        try:
+            return self._ops(op.value)
+        except ValueError:  # An op that it does not know, so cannot compare with.
+            return op
+
+
+def _then(returned: Any, finish: Callable[[], None]) -> Awaitable[None] | None:
+    if not isinstance(returned, Awaitable):
+        finish()
+        return None
+
+    async def wait() -> None:
+        await returned
+        finish()
+
+    return wait()
+
+
+def _to_event(event: Any) -> Event:
+    is_theirs = type(event).__module__.partition(".")[0] == _PACKAGE
+    return msgspec.convert(event.model_dump(), Event) if is_theirs else event
