@@ -83,6 +83,7 @@ class Client:
         self.engine = engine
         check_checkpointing(checkpointing, "Client")
         self.checkpointing = checkpointing
+        self.warned_events: set[str] = set()
         self.logger: Logger = logger or _default_logger(environment)
         self.mode = _choose_mode(is_production, environment)
         self.env = env or environment.name

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from durably.comm import CommHandler
+    from durably.protocol.events import EventReceipt
 
 
 class EngineHandle(Protocol):
@@ -23,8 +24,8 @@ class InProcessEngine(Protocol):
     and ``TransportError`` where none could be reached.
     """
 
-    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> list[str]:
-        """Store events, a JSON list, and answer with their ids after the commit. ``seed`` makes sending again
+    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "EventReceipt":
+        """Store events, a JSON list, and answer after the commit. ``seed`` makes sending again
         harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is seconds; ``sender`` is the id of the run that
         sends them, if one does."""
         ...

@@ -18,7 +18,7 @@ from durably.errors import Error, EventKeyUnspecifiedError, SendEventsError, Tra
 from durably.events import as_data
 from durably.in_process import InProcessEngine
 from durably.middleware import MiddlewareStack, SendEventsResult
-from durably.protocol.events import Event
+from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
 from durably.transport import IO, Request, Response
 
@@ -35,6 +35,7 @@ BASE_DELAY = 0.1
 _DEV_ADVICE = " (is `durably dev` running?)"
 _DEV_EVENT_KEY = "NO_EVENT_KEY_SET"
 _ENTROPY_BYTES = 10
+_MOST_WARNED = 1000
 
 
 class _Answer(msgspec.Struct):
@@ -42,6 +43,7 @@ class _Answer(msgspec.Struct):
 
     ids: list[str] | None = None
     error: str | None = None
+    unmatched: Any = None
 
 
 @contextmanager
@@ -92,18 +94,29 @@ async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> lis
         return []
     if client.in_process is not None:
         # Its clock is the one that counts: the events get their time from it.
-        body = _encode(events, now=0)
-        return await _send_in_process(client.in_process, body, io, client.request_timeout, seed)
+        receipt = await _send_in_process(client.in_process, _encode(events, now=0), io, client.request_timeout, seed)
+        _warn_of_unmatched(client, receipt.unmatched)
+        return receipt.ids
     request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000), seed)
     answer = await _attempt(request, io, advice=_DEV_ADVICE if client.mode is ServerKind.DEV else "")
     if answer.error is not None:
         # An engine may quote the path that it was asked for.
         message = answer.error.replace(client.event_key, "***") if client.event_key else answer.error
         raise SendEventsError(message, answer.ids or [])
+    if isinstance(answer.unmatched, dict):
+        _warn_of_unmatched(client, answer.unmatched)
     return answer.ids or []
 
 
-async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> list[str]:
+def _warn_of_unmatched(client: "Client", unmatched: Mapping[str, str]) -> None:
+    """Once for each name: it is most likely misspelt."""
+    for name, reason in unmatched.items():
+        if name not in client.warned_events and len(client.warned_events) < _MOST_WARNED:
+            client.warned_events.add(name)
+            client.logger.warning("the event %r was sent and stored, but %s", name, reason)
+
+
+async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> EventReceipt:
     """The engine repeats this by itself while it moves from one process to another."""
     try:
         return await io.resolve(engine.send_events(body, seed, timeout, sending_run.get()))

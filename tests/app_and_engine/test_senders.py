@@ -32,6 +32,28 @@ async def test_the_engine_knows_what_a_run_sends(app: App, tmp_path: Path, is_as
     assert rows == [(1,), (1,), (0,)]
 
 
+async def test_the_sdk_warns_once_of_an_event_that_matches_nothing(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    async def go(ctx: Context) -> Any: ...
+
+    await app.run(durable(app, go))
+    for name in ("gone", "gone", "go"):
+        await app.client.send(Event(name=name))
+    warnings = [record.getMessage() for record in caplog.records if record.name == "durably"]
+    nearest = "the nearest event that one is triggered by is 'go'"
+    assert warnings == [f"the event 'gone' was sent and stored, but no function is triggered by it; {nearest}"]
+
+
+async def test_the_sdk_warns_of_it_under_test_too(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(app_id="shop", is_production=False)
+
+    @client.create_function(fn_id="f", trigger=TriggerEvent(event="order/placed"))
+    async def f(ctx: Context) -> None: ...
+
+    async with TestEngine(client, [f]):
+        await client.send(Event(name="order/place"))
+    assert "the event 'order/place' was sent and stored, but no function is triggered by it" in caplog.text
+
+
 async def test_a_function_that_sends_its_own_event_is_stopped() -> None:
     client = Client(app_id="shop", is_production=False)
 

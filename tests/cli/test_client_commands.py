@@ -130,7 +130,11 @@ def test_mistakes_are_said_in_a_line(ask: Ask) -> None:
 def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
     result = ask("send", "nobody/listens")
     assert (result.status, len(result.stdout.strip())) == (0, 26)
-    assert result.stderr == "it has started no run yet\n"
+    assert result.stderr == "it starts nothing: no function is triggered by it\n"
+    result = ask("send", "order/plcaed")
+    nearest = "no function is triggered by it; the nearest event that one is triggered by is 'order/placed'"
+    assert result.stderr == f"it starts nothing: {nearest}\n"
+    assert ask("send", "order/paid").stderr == "it has started no run yet\n"  # A step has waited for one.
 
 
 def test_there_is_no_engine(run: Run) -> None:

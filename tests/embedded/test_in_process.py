@@ -315,6 +315,15 @@ async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
     assert most == 2
 
 
+async def test_an_event_that_matches_nothing_is_warned_of(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    @app.function("f")
+    async def f(ctx: Context) -> None: ...
+
+    async with app.running():
+        await app.client.send([Event(name="g")])
+    assert "the event 'g' was sent and stored, but no function is triggered by it" in caplog.text
+
+
 async def test_throttle_holds_in_process(app: App) -> None:
     @app.function("f", throttle=Throttle(limit=1, period=dt.timedelta(hours=1)))
     async def f(ctx: Context) -> None: ...
@@ -341,7 +350,7 @@ async def test_a_send_that_the_owner_did_not_acknowledge_is_repeated_and_counts_
 ) -> None:
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
     stored = asyncio.Event()
-    send_events = EmbeddedEngine.send_events
+    send_events = EmbeddedEngine.accept_events
 
     async def store_and_say_nothing(engine: EmbeddedEngine, events: list[Event], **options: Any) -> Any:
         ids = await send_events(engine, events, **options)
@@ -350,7 +359,7 @@ async def test_a_send_that_the_owner_did_not_acknowledge_is_repeated_and_counts_
             await asyncio.Event().wait()
         return ids
 
-    monkeypatch.setattr(EmbeddedEngine, "send_events", store_and_say_nothing)
+    monkeypatch.setattr(EmbeddedEngine, "accept_events", store_and_say_nothing)
     await first.engine.start()
     await second.engine.start()
     sent = asyncio.create_task(second.client.send([Event(name="a"), Event(name="b")]))

@@ -66,9 +66,9 @@ class EngineClient:
             self.url, self._pool = "", SocketPool(database, timeout)
             self._advice = "Start the app that has its Embedded(…) there."
 
-    def send_event(self, event: Event) -> str:
+    def send_event(self, event: Event) -> SendBody:
         path = f"/e/{quote(self._event_key or ANY_EVENT_KEY, safe='')}"
-        return self._decode(self._request("POST", path, _encode(event)), SendBody).ids[0]
+        return self._decode(self._request("POST", path, _encode(event)), SendBody)
 
     def event_runs(self, event_id: str) -> list[RunBody]:
         return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}/runs"), list[RunBody])

@@ -30,9 +30,12 @@ def send(
     from durably.protocol.events import Event
 
     event = Event(name=name, data=read_data(data), id=event_id or "", ts=ts or 0, v=version)
-    sent_id = client.send_event(event)
-    click.echo(sent_id)
-    _report_runs(client, sent_id)
+    sent = client.send_event(event)
+    click.echo(sent.ids[0])
+    for reason in sent.unmatched.values():
+        click.echo(f"it starts nothing: {reason}", err=True)
+    if not sent.unmatched:
+        _report_runs(client, sent.ids[0])
 
 
 def _report_runs(client: "EngineClient", event_id: str) -> None:

@@ -24,7 +24,7 @@ from durably.engine.embedded.views import (
 )
 from durably.engine.errors import EngineError, EventInvalidError
 from durably.protocol.checkpoint import CheckpointRequest
-from durably.protocol.events import Event
+from durably.protocol.events import Event, EventReceipt
 from durably.protocol.limits import MAX_EVENTS_PER_POST
 
 _events_decoder = msgspec.json.Decoder(list[Event])
@@ -76,14 +76,14 @@ def _from_wire(told: Any, view: type[Any], raw_field: str) -> Any:
     return result if raw is None else msgspec.structs.replace(result, **{raw_field: msgspec.Raw(raw.encode())})
 
 
-async def _send_events(engine: EmbeddedEngine, body: msgspec.Raw, seed: str, sender: str | None) -> list[str]:
+async def _send_events(engine: EmbeddedEngine, body: msgspec.Raw, seed: str, sender: str | None) -> EventReceipt:
     try:
         events = _events_decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise EventInvalidError(f"the events are malformed: {error}") from None
     if len(events) > MAX_EVENTS_PER_POST:
         raise EventInvalidError(f"{len(events)} events are too many at a time; send at most {MAX_EVENTS_PER_POST}")
-    return await engine.send_events(events, seed=seed, sender=sender)
+    return await engine.accept_events(events, seed=seed, sender=sender)
 
 
 async def _fetch_part(engine: EmbeddedEngine, run_id: str, part: str) -> msgspec.Raw | None:
@@ -123,7 +123,7 @@ _ListEvents = tuple[str | None, dt.datetime | None, dt.datetime | None, int, str
 _ReplayRuns = tuple[Selection, list[RunStatus]]
 
 _ALL = (
-    Operation("send_events", _send_events, tuple[msgspec.Raw, str, str | None], list[str]),
+    Operation("send_events", _send_events, tuple[msgspec.Raw, str, str | None], EventReceipt),
     Operation("checkpoint", EmbeddedEngine.checkpoint, tuple[str, CheckpointRequest], None),
     Operation("fetch_part", _fetch_part, tuple[str, str], msgspec.Raw),
     Operation("list_functions", EmbeddedEngine.list_all_functions, tuple[()], list[FunctionView]),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from durably.comm import CommHandler
     from durably.engine.embedded import EngineSettings
     from durably.protocol.checkpoint import CheckpointRequest
+    from durably.protocol.events import EventReceipt
 
     from .member import Member
 
@@ -106,9 +107,9 @@ class ProcessEngine:
 
     # InProcessEngine
 
-    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> list[str]:
-        ids: list[str] = await self.ask("send_events", msgspec.Raw(body), seed, sender, timeout=timeout)
-        return ids
+    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "EventReceipt":
+        receipt: EventReceipt = await self.ask("send_events", msgspec.Raw(body), seed, sender, timeout=timeout)
+        return receipt
 
     async def fetch_part(self, run_id: str, part: str) -> bytes | None:
         found = await self.ask("fetch_part", run_id, part)

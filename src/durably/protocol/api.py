@@ -35,11 +35,13 @@ class ErrorBody(msgspec.Struct, kw_only=True):
 
 
 class SendBody(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Answer of ``POST /e/{key}``: the ids of the events in the order in which they were sent."""
+    """Answer of ``POST /e/{key}``: the ids of the events in the order in which they were sent. ``unmatched`` is an
+    addition of Durably's: names of events that match nothing, each with the reason."""
 
     ids: list[str]
     status: int
     error: str | None = None
+    unmatched: dict[str, str] = {}
 
 
 class EventBody(msgspec.Struct, kw_only=True):

@@ -33,6 +33,14 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
             self.data = {}
 
 
+class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What an engine says of events that it has stored: their ids, in the events' order, and the names of those that
+    match nothing, each with the reason."""
+
+    ids: list[str]
+    unmatched: dict[str, str] = {}
+
+
 class InternalEvent(StrEnum):
     """Events that engines send themselves."""
 

@@ -20,7 +20,7 @@ from durably.engine.embedded.clock import Clock
 from durably.engine.embedded.registry import Function
 from durably.portal import await_on
 from durably.protocol.checkpoint import CheckpointRequest
-from durably.protocol.events import Event
+from durably.protocol.events import Event, EventReceipt
 
 T = TypeVar("T")
 
@@ -66,9 +66,9 @@ class TestLink:
     def add_handler(self, handler: CommHandler) -> None:
         self.handlers[handler.client.app_id] = handler
 
-    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> list[str]:
+    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> EventReceipt:
         events = msgspec.json.decode(body, type=list[Event])
-        return await self._on_loop(self._engine.send_events(events, sender=sender))
+        return await self._on_loop(self._engine.accept_events(events, sender=sender))
 
     async def fetch_part(self, run_id: str, part: str) -> bytes | None:
         read = self._engine.run_batch if part == "batch" else self._engine.run_actions

@@ -24,7 +24,7 @@ async def test_a_failure_of_the_engine_is_logged_without_the_event_key(
     async def break_down(*args: object, **options: object) -> list[str]:
         raise RuntimeError("the disk is gone")
 
-    monkeypatch.setattr(cloud.engine, "send_events", break_down)
+    monkeypatch.setattr(cloud.engine, "accept_events", break_down)
     status, answer = await cloud.json("POST", f"/e/{EVENT_KEY}", json={"name": "a"})
     assert status == 500
     assert "disk" not in answer["error"]
@@ -39,7 +39,7 @@ async def test_a_full_disk_is_told_of_but_not_with_each_request(
     async def refuse(*args: object, **options: object) -> list[str]:
         raise DatabaseUnavailableError("the disk is full")
 
-    monkeypatch.setattr(cloud.engine, "send_events", refuse)
+    monkeypatch.setattr(cloud.engine, "accept_events", refuse)
     for _ in range(3):
         status, answer = await cloud.json("POST", f"/e/{EVENT_KEY}", json={"name": "a"})
         assert (status, answer["error"]) == (503, "the disk is full")

@@ -12,7 +12,7 @@ import msgspec
 
 from durably.engine.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
 from durably.protocol.checkpoint import CheckpointRequest
-from durably.protocol.events import Event, InternalEvent
+from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from . import queries, sweeps, work
@@ -26,6 +26,7 @@ from .settings import EngineSettings
 from .store import find_run_key
 from .sweep_store import SweepKind
 from .sweeps import Selection, check_selection, check_statuses
+from .unmatched import UnmatchedEvents
 from .views import (
     AppView,
     CallView,
@@ -55,6 +56,7 @@ class EmbeddedEngine:
         self._journal = runtime.journal
         self._reader = runtime.reader
         self._settings = runtime.settings
+        self._unmatched = UnmatchedEvents()
 
     @classmethod
     async def open(
@@ -113,10 +115,19 @@ class EmbeddedEngine:
         again changes nothing. ``sender`` is the id of the run that sends them, if one does. Raises
         ``EventInvalidError``, and then nothing is stored.
         """
+        return (await self.accept_events(events, seed=seed, sender=sender)).ids
+
+    async def accept_events(
+        self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
+    ) -> EventReceipt:
+        """``send_events``, which tells of the events that match nothing as well."""
         for event in events:
             check_event(event, self._settings.max_event_bytes)
         id_seed = IdSeed(seed) if seed else None
-        return await self._journal.enter(lambda entry: entry.events.send(events, id_seed, sender))
+        sent = await self._journal.enter(lambda entry: entry.events.send(events, id_seed, sender))
+        if not sent.unmatched:
+            return EventReceipt(ids=sent.ids)
+        return EventReceipt(ids=sent.ids, unmatched=self._unmatched.explain(sent.unmatched, self._journal.registry))
 
     async def get_event(self, event_id: str) -> EventView | None:
         return await self._reader.read(lambda connection: queries.find_event(connection, event_id))

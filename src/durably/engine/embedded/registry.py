@@ -4,7 +4,7 @@ Immutable: a sync makes a new one, so that the writer's thread and the event loo
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -122,8 +122,12 @@ class Registry:
         self._functions = {function.id: function for function in functions}
         self._restraints = restraints
         self._by_pattern: dict[str, list[_Triggered]] = {}
+        self._cancelling: set[str] = set()
+        self.has_functions = False
         for function in self._functions.values():
             if function.is_active:
+                self.has_functions = True
+                self._cancelling.update(rule.event for rule in function.flow.cancels)
                 self._index(function)
 
     def _index(self, function: Function) -> None:
@@ -170,6 +174,15 @@ class Registry:
         if (function := self.find_active(function_id)) is None:
             raise not_found(function_id)
         return function
+
+    @property
+    def event_names(self) -> Collection[str]:
+        """The names of events, and patterns of names, that trigger functions."""
+        return self._by_pattern.keys()
+
+    def knows_event(self, name: str) -> bool:
+        """Whether a function is triggered by events of a name, if its expression holds, or cancelled by them."""
+        return name in self._cancelling or any(pattern in self._by_pattern for pattern in patterns_of(name))
 
     def triggered_by(self, event: Arrival) -> list[Function]:
         """The active functions that an event triggers, each once, whichever of its triggers match."""

@@ -31,6 +31,13 @@ _Listened = tuple[str | None, str | None]
 """A place by which waits for an event are narrowed down, and the value that the event has there."""
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """The ids of events that were taken, and the names of those that match nothing."""
+
+    ids: list[str]
+    unmatched: list[str]
+
+
 class EventRouter:
     """Events that the engine sends while another is being taken are taken after it: however many runs end by each
     other's ends, the order is that in which it happened."""
@@ -41,9 +48,9 @@ class EventRouter:
         self._announced: deque[Arrival] = deque()
         self._is_taking = False
 
-    def send(self, events: Sequence[Event], seed: IdSeed | None, sender: str | None = None) -> list[str]:
-        """Take events from outside, and answer with their ids. An event that was sent before changes nothing,
-        and has the id that it got then. ``sender`` is the id of the run that sends them, if one does."""
+    def send(self, events: Sequence[Event], seed: IdSeed | None, sender: str | None = None) -> "Sent":
+        """Take events from outside. An event that was sent before changes nothing, and has the id that it got then.
+        ``sender`` is the id of the run that sends them, if one does."""
         origin = None if sender is None else self._origin_of(sender)
         ids = []
         for index, event in enumerate(events):
@@ -52,7 +59,12 @@ class EventRouter:
             if known is None:
                 self._take(arrive(event, event_id, self._entry.now, origin), sender_id=event.id or None)
             ids.append(known or event_id)
-        return ids
+        names = dict.fromkeys(event.name for event in events)
+        return Sent(ids, [name for name in names if not self._is_known(name)])
+
+    def _is_known(self, name: str) -> bool:
+        """Whether anything is triggered by events of this name, cancelled by them, or has ever waited for one."""
+        return self._entry.registry.knows_event(name) or bool(self._entry.store.wait_paths(name))
 
     def invoke(
         self,

@@ -44,10 +44,10 @@ async def receive_events(request: web.Request) -> web.Response:
     """``POST /e/{key}``: one event or a list of them, all or none of which are accepted."""
     engine = engine_of(request)
     events = decode_events(await read_body(request), engine.max_event_bytes)
-    ids = await engine.send_events(
+    receipt = await engine.accept_events(
         events, seed=request.headers.get(Header.EVENT_ID_SEED), sender=request.headers.get(Header.RUN_ID)
     )
-    return json_response(SendBody(ids=ids, status=200))
+    return json_response(SendBody(ids=receipt.ids, status=200, unmatched=receipt.unmatched))
 
 
 def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:

@@ -1,0 +1,48 @@
+"""Events that match nothing, which are most often misspelt: said once for each name, with the nearest name known."""
+
+import difflib
+import logging
+from collections.abc import Iterable
+
+from .registry import Registry
+
+_logger = logging.getLogger("durably.engine")
+
+_MOST_EXPLAINED = 10
+"""Names of one request that are explained: looking for near ones costs time."""
+_MOST_NAMES = 1000
+"""Names that are remembered as said, and names among which the nearest is looked for."""
+_LONGEST = 200
+
+
+class UnmatchedEvents:
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def explain(self, names: Iterable[str], registry: Registry) -> dict[str, str]:
+        """Why each event starts nothing, as the end of a sentence. Logged as well, once for each name."""
+        found = {}
+        for name in [*names][:_MOST_EXPLAINED]:
+            found[name] = explain_unmatched(name, registry)
+            if name not in self._said and len(self._said) < _MOST_NAMES:
+                self._said.add(name)
+                _logger.warning("the event %r was stored, but %s", name[:_LONGEST], found[name])
+        return found
+
+
+def explain_unmatched(name: str, registry: Registry) -> str:
+    known = sorted(registry.event_names)[:_MOST_NAMES]
+    if not registry.has_functions:
+        return "no app has synced a function with this engine yet"
+    nearest = difflib.get_close_matches(name[:_LONGEST], known, n=1)
+    if not nearest:
+        # Names that differ in their prefix alone, or in the case of their letters, are near as well.
+        same = [other for other in known if _core(other) == _core(name)]
+        nearest = same[:1]
+    return "no function is triggered by it" + (
+        f"; the nearest event that one is triggered by is {nearest[0]!r}" if nearest else ""
+    )
+
+
+def _core(name: str) -> str:
+    return name.rpartition("/")[2].casefold()
