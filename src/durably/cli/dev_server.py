@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from durably.engine.embedded.api.connections import ConnectionLimits
 from durably.engine.embedded.api.hosts import LOOPBACK_HOSTS
 from durably.engine.embedded.api.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
@@ -62,6 +63,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     app_path: str | None = None
     database: Path | None = None
     reload: bool = False
+    max_connections: int = 1000
     allow_private_addresses: bool = True
     max_steps: int = MAX_STEPS
     max_depth: int = MAX_DEPTH
@@ -137,6 +139,7 @@ class DevServer:
                 host=options.host,
                 port=options.port,
                 allowed_hosts=options.allowed_hosts,
+                limits=ConnectionLimits(max_connections=options.max_connections),
                 on_sync=self._report_sync,
             )
         except DatabaseLockedError:

@@ -206,6 +206,13 @@ def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Ca
             help="How often to sync with the apps of -u; 0 means once.",
         ),
         click.option(
+            "--max-connections",
+            default=1000,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Connections to the engine at a time; further ones wait. At most half of `ulimit -n`.",
+        ),
+        click.option(
             "--allow-private-addresses/--no-allow-private-addresses",
             default=allow_private_addresses,
             show_default=True,

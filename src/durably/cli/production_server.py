@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from durably.engine.embedded.api.connections import ConnectionLimits
 from durably.engine.embedded.api.server import EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.settings import EngineSettings
@@ -24,11 +25,14 @@ async def serve(
     event_keys: Sequence[str],
     host: str,
     port: int,
+    limits: ConnectionLimits,
     urls: Sequence[str],
     poll_interval: float,
 ) -> None:
     """Until cancelled. Raises what ``EngineServer.open`` raises."""
-    server = await EngineServer.open(database, settings, event_keys=event_keys, host=host, port=port, on_sync=_log_sync)
+    server = await EngineServer.open(
+        database, settings, event_keys=event_keys, host=host, port=port, limits=limits, on_sync=_log_sync
+    )
     try:
         with first_failure():
             async with server, asyncio.TaskGroup() as tasks:

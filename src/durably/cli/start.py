@@ -46,6 +46,7 @@ def start(
     signing_key_fallback: str | None,
     event_keys: tuple[str, ...],
     poll_interval: float,
+    max_connections: int,
     allow_private_addresses: bool,
     max_steps: int,
     max_depth: int,
@@ -64,6 +65,7 @@ def start(
     if not event_keys or not all(event_keys):
         raise CliError("no event key: set DURABLY_EVENT_KEY, the same as the senders', or give --event-key")
     from durably.engine.backoff import standard_backoff
+    from durably.engine.embedded.api.connections import ConnectionLimits
     from durably.engine.embedded.settings import EngineSettings
     from durably.protocol.headers import ServerKind
 
@@ -82,6 +84,16 @@ def start(
         retention=retention,
     )
     log_json_lines()
+    limits = ConnectionLimits(max_connections=max_connections)
     run_until_stopped(
-        serve(database, settings, event_keys=event_keys, host=host, port=port, urls=urls, poll_interval=poll_interval)
+        serve(
+            database,
+            settings,
+            event_keys=event_keys,
+            host=host,
+            port=port,
+            limits=limits,
+            urls=urls,
+            poll_interval=poll_interval,
+        )
     )

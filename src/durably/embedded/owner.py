@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.embedded import EmbeddedEngine, EngineSettings
+from durably.engine.embedded.accepting import Acceptor
 from durably.engine.embedded.lock import DatabaseLock
 from durably.engine.errors import DatabaseLockedError, DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.protocol.sync import SyncRequest
@@ -79,7 +80,7 @@ class Owner:
         self._roster = Roster(settings)
         self._seat: Seat | None = None
         self._guests: set[_Guest] = set()
-        self._server: asyncio.Server | None = None
+        self._server: Acceptor | None = None
         self._api: ApiSocket | None = None
         self._socket = Path()
         self._engine: asyncio.Future[EmbeddedEngine] = asyncio.get_running_loop().create_future()
@@ -153,7 +154,7 @@ class Owner:
 
     def descriptors(self) -> list[int]:
         """What a forked child must close, so that this process's end is seen."""
-        listening = [each.fileno() for each in self._server.sockets] if self._server else []
+        listening = [self._server.fileno()] if self._server else []
         return [*listening, *(guest.link.descriptor for guest in self._guests if guest.link is not None)]
 
     def release_lock(self) -> None:
@@ -174,7 +175,7 @@ class Owner:
         for task in self._tasks:
             task.cancel()
         if self._server is not None:
-            self._server.close()
+            await self._server.close()
             self._socket.unlink(missing_ok=True)
         for guest in list(self._guests):
             if guest.link is not None:
@@ -212,7 +213,7 @@ class Owner:
         """Before the engine recovers what there is, which may take long: those who wait shall know that it is done."""
         self._socket = sockets.path_of(self._directory, epoch)
         listener = sockets.listen(self._socket)
-        self._server = await asyncio.get_running_loop().create_unix_server(self._meet, sock=listener, backlog=1024)
+        self._server = Acceptor(listener, self._meet, name="the database's owner", logger=_logger)
         sockets.remove_older(self._directory, epoch)
         _logger.info("process %d owns the database %s from now on (epoch %d)", os.getpid(), self._database, epoch)
 

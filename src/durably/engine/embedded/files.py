@@ -37,8 +37,11 @@ def make_private(path: Path) -> None:
         file = path.with_name(path.name + suffix)
         try:
             mode = file.lstat().st_mode
-            if not stat.S_ISREG(mode) or not mode & _FOR_OTHERS:
-                continue
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(mode) or not mode & _FOR_OTHERS:
+            continue
+        try:
             file.chmod(stat.S_IMODE(mode) & ~_FOR_OTHERS)
         except FileNotFoundError:
             continue

@@ -1,5 +1,6 @@
-"""Reading request bodies: the size limit, and JSON whose faults are named by place."""
+"""Reading request bodies: the limits of size and time, and JSON whose faults are named by place."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,12 +16,33 @@ T = TypeVar("T")
 _BYTE = re.compile(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$")
 
 
+_GRACE_SECONDS = 30.0
+_LEAST_BYTES_PER_SECOND = 16 * 1024
+"""A body may take ``_GRACE_SECONDS``, and longer if it comes at this rate at least."""
+
+
 async def read_body(request: web.Request) -> bytes:
-    """The whole body. Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 400 if it is not what its headers say."""
+    """The whole body, unpacked.
+
+    Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 400 if it is not what its headers
+    say.
+    """
+    if (request.content_length or 0) > MAX_REQUEST_BYTES:
+        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+    body = bytearray()
+    began = asyncio.get_running_loop().time()
     try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes") from None
+        async with asyncio.timeout_at(began + _GRACE_SECONDS) as limit:
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+                limit.reschedule(began + _GRACE_SECONDS + len(body) / _LEAST_BYTES_PER_SECOND)
+        return bytes(body)
+    except TimeoutError:
+        raise ApiError(
+            408, f"the body comes too slowly: {len(body)} bytes in {_GRACE_SECONDS:g} s and more; send it again"
+        ) from None
     except web.RequestPayloadError:
         raise ApiError(400, "the body cannot be read: it does not fit its content-encoding or length") from None
 

@@ -18,11 +18,13 @@ from durably.engine.errors import EngineError
 
 from .application import create_api, ignore_sync
 from .auth import ApiKeys
+from .connections import ConnectionLimits, Connections
 from .discovery import AppDiscovery
 from .hosts import AllowedHosts
 from .state import OnSync
 from .unreadable import SERVER_LOGGER
 
+_LIMITS = ConnectionLimits()
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8288
 SHUTDOWN_SECONDS = 2.0
@@ -47,8 +49,16 @@ class EngineServer:
     ``origin`` is how clients on this machine reach it, ``discovery`` asks apps to sync with it.
     """
 
-    def __init__(self, engine: EmbeddedEngine, discovery: AppDiscovery, runner: web.AppRunner, origin: str) -> None:
-        self.engine, self.discovery, self.origin, self._runner = engine, discovery, origin, runner
+    def __init__(
+        self,
+        engine: EmbeddedEngine,
+        discovery: AppDiscovery,
+        runner: web.AppRunner,
+        connections: Connections,
+        origin: str,
+    ) -> None:
+        self.engine, self.discovery, self.origin = engine, discovery, origin
+        self._runner, self._connections = runner, connections
 
     @classmethod
     async def open(
@@ -60,6 +70,7 @@ class EngineServer:
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
         allowed_hosts: Sequence[str] = (),
+        limits: ConnectionLimits = _LIMITS,
         on_sync: OnSync = ignore_sync,
     ) -> Self:
         """``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
@@ -84,10 +95,8 @@ class EngineServer:
         origin = f"http://{reachable(host)}:{listener.getsockname()[1]}"
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(engine, keys, hosts=AllowedHosts(host, allowed_hosts), on_sync=discovery.note_sync)
-        runner = web.AppRunner(api, access_log=None, logger=SERVER_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS)
-        await runner.setup()
-        await web.SockSite(runner, listener).start()
-        return cls(engine, discovery, runner, origin)
+        runner, connections = await serve_api(api, listener, limits, shutdown_timeout=SHUTDOWN_SECONDS)
+        return cls(engine, discovery, runner, connections, origin)
 
     async def close(self) -> None:
         """Close the engine first: calls that it lets finish may still hand over their steps."""
@@ -95,6 +104,7 @@ class EngineServer:
             await self.engine.close()
         finally:
             await self.discovery.close()
+            await self._connections.close()
             await self._runner.cleanup()
 
     async def __aenter__(self) -> Self:
@@ -104,6 +114,21 @@ class EngineServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+async def serve_api(
+    api: web.Application, listener: socket.socket, limits: ConnectionLimits, *, shutdown_timeout: float
+) -> tuple[web.AppRunner, Connections]:
+    """Serve the API on a listening socket. Close the connections first, then clean up the runner."""
+    connections = Connections(limits)
+    api.middlewares.insert(0, connections.middleware)
+    runner = web.AppRunner(
+        api, access_log=None, logger=SERVER_LOGGER, shutdown_timeout=shutdown_timeout, handle_signals=False
+    )
+    await runner.setup()
+    assert runner.server is not None
+    connections.start(listener, runner.server)
+    return runner, connections
 
 
 def listen(host: str, port: int) -> socket.socket:

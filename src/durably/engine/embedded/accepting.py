@@ -1,0 +1,99 @@
+"""Accepting connections, when there are too many of them or no file descriptor is left.
+
+asyncio's own servers have no limit, and report each ``accept`` that fails for want of a descriptor, a thousand times a
+second. This loop does what they do with the public parts of asyncio, accepts no more than it may, and logs sparsely.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from .sparse_log import SparseLog
+
+_RETRY_SECONDS = 0.25
+"""How soon to try again to accept where no connection has ended meanwhile."""
+
+
+class Acceptor:
+    """Serves the connections of ``listener`` with protocols that ``make_protocol`` makes.
+
+    ``has_room`` tells whether one more may be served; while it does not, the next connection waits, and those behind it
+    in the operating system's queue. ``make_room`` is asked to end one that nobody needs; call ``notify`` when there may
+    be room again. ``name`` is what log lines call the listener.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        make_protocol: Callable[[], asyncio.Protocol],
+        *,
+        name: str,
+        logger: logging.Logger,
+        has_room: Callable[[], bool] = lambda: True,
+        make_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        listener.setblocking(False)
+        self._listener, self._make_protocol, self._name = listener, make_protocol, name
+        self._has_room, self._make_room = has_room, make_room
+        self._log = SparseLog(logger)
+        self._may_have_room = asyncio.Event()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+
+    def fileno(self) -> int:
+        """Of the listening socket, -1 once it is closed."""
+        return self._listener.fileno()
+
+    def notify(self) -> None:
+        self._may_have_room.set()
+
+    async def close(self) -> None:
+        """Accept no more. Connections that were accepted stay."""
+        self._accepting.cancel()
+        await asyncio.gather(self._accepting, *self._serving, return_exceptions=True)
+        self._listener.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as error:
+                # EMFILE, ENFILE, ENOBUFS, ENOMEM; or a client that has gone already.
+                self._log.log(
+                    logging.ERROR, "%s cannot accept connections (%s): clients wait", self._name, error.strerror
+                )
+                self._make_room()
+                await self._wait()
+                continue
+            try:
+                await self._until_room()
+            except BaseException:
+                connection.close()
+                raise
+            serving = loop.create_task(self._serve(connection))
+            self._serving.add(serving)
+            serving.add_done_callback(self._serving.discard)
+
+    async def _until_room(self) -> None:
+        while not self._has_room():
+            self._log.log(logging.WARNING, "%s has as many connections as it may have: further ones wait", self._name)
+            self._make_room()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._may_have_room.clear()
+        try:
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await self._may_have_room.wait()
+        except TimeoutError:
+            return
+
+    async def _serve(self, connection: socket.socket) -> None:
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, connection)
+        except OSError:  # the client has gone
+            connection.close()
