@@ -51,15 +51,14 @@ def test_every_option_reaches_the_engine() -> None:
         name="Fulfil",
         trigger=[TriggerEvent(event="e", expression="event.data.a == 1"), TriggerCron(cron="0 * * * *", jitter="30s")],
         retries=0,
-        batch_events=durably.Batch(max_size=10, timeout=dt.timedelta(seconds=5), key="event.data.k", if_exp="true"),
         cancel=[durably.Cancel(event="c", if_exp="async.data.a == 1", timeout=dt.timedelta(hours=1))],
         concurrency=[durably.Concurrency(limit=2, key="event.data.k", scope="env")],
-        debounce=durably.Debounce(period=60_000, key="k", timeout=dt.timedelta(minutes=5)),
+        debounce=durably.Debounce(period=60_000, key="event.data.k", timeout=dt.timedelta(minutes=5)),
         idempotency="event.data.id",
         priority=durably.Priority(run="100"),
-        rate_limit=durably.RateLimit(limit=3, period=dt.timedelta(minutes=1), key="k"),
-        singleton=durably.Singleton(mode="cancel", key="k"),
-        throttle=durably.Throttle(limit=1, period=dt.timedelta(seconds=30), burst=2, key="k"),
+        rate_limit=durably.RateLimit(limit=3, period=dt.timedelta(minutes=1), key="event.data.k"),
+        singleton=durably.Singleton(mode="cancel", key="event.data.k"),
+        throttle=durably.Throttle(limit=1, period=dt.timedelta(seconds=30), burst=2, key="event.data.k"),
         timeouts=durably.Timeouts(start=1000, finish=dt.timedelta(days=1)),
     )
     del config["id"]
@@ -67,17 +66,19 @@ def test_every_option_reaches_the_engine() -> None:
     assert config == {
         "name": "Fulfil",
         "triggers": [{"event": "e", "expression": "event.data.a == 1"}, {"cron": "0 * * * *", "jitter": "30s"}],
-        "batchEvents": {"maxSize": 10, "timeout": "5s", "key": "event.data.k", "if": "true"},
         "cancel": [{"event": "c", "if": "async.data.a == 1", "timeout": "1h"}],
         "concurrency": [{"limit": 2, "key": "event.data.k", "scope": "env"}],
-        "debounce": {"period": "1m", "key": "k", "timeout": "5m"},
+        "debounce": {"period": "1m", "key": "event.data.k", "timeout": "5m"},
         "idempotency": "event.data.id",
         "priority": {"run": "100"},
-        "rateLimit": {"limit": 3, "period": "1m", "key": "k"},
-        "singleton": {"mode": "cancel", "key": "k"},
-        "throttle": {"limit": 1, "period": "30s", "burst": 2, "key": "k"},
+        "rateLimit": {"limit": 3, "period": "1m", "key": "event.data.k"},
+        "singleton": {"mode": "cancel", "key": "event.data.k"},
+        "throttle": {"limit": 1, "period": "30s", "burst": 2, "key": "event.data.k"},
         "timeouts": {"start": "1s", "finish": "1d"},
     }
+    batch = durably.Batch(max_size=10, timeout=dt.timedelta(seconds=5), key="event.data.k", if_exp="true")
+    [config] = configs(batch_events=batch)
+    assert config["batchEvents"] == {"maxSize": 10, "timeout": "5s", "key": "event.data.k", "if": "true"}
 
 
 def test_a_failure_handler_is_a_second_function() -> None:
@@ -115,7 +116,7 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
         ({"fn_id": " "}, "fn_id must be text that names the function, not ' '"),
         ({"name": 5}, 'function "fn": name takes str, not 5'),
         ({"trigger": [TRIGGER] * 11}, 'function "fn": trigger takes at most 10, not 11'),
-        ({"trigger": [TRIGGER, TRIGGER]}, "trigger has TriggerEvent(event='e', expression=None) twice"),
+        ({"trigger": [TRIGGER, TRIGGER]}, "trigger has TriggerEvent(event='e', if_exp=None) twice"),
         ({"trigger": "e"}, "trigger takes TriggerEvent and TriggerCron, not 'e'"),
         ({"retries": 21}, "retries must be 0 to 20, not 21"),
         ({"retries": -1}, "retries must be 0 to 20, not -1"),

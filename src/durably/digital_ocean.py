@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urljoin
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.adapters import serves
 from durably.comm.bodies import check_size
 from durably.errors import BodyInvalidError, BodyTooLargeError, FunctionConfigInvalidError
 from durably.functions import Function
@@ -31,6 +32,7 @@ class FunctionContext(Protocol):
 Main = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
+@serves("durably.digital_ocean")
 def serve(
     client: Client,
     functions: Sequence[Function[Any]],

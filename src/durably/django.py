@@ -14,6 +14,7 @@ except ImportError as error:
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.adapters import serves
 from durably.comm.bodies import check_length, read_body
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
@@ -24,6 +25,7 @@ from durably.functions import Function
 FRAMEWORK = "django"
 
 
+@serves("durably.django")
 def serve(
     client: Client,
     functions: Sequence[Function[Any]],

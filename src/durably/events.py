@@ -38,16 +38,17 @@ class EventType(Generic[M]):
         """The event's data as the model; raises pydantic's ``ValidationError``."""
         return self.model.model_validate(event.data)
 
-    def trigger(self, expression: str | None = None) -> Any:
+    def trigger(self, if_exp: str | None = None, *, expression: str | None = None) -> Any:
+        """The trigger; ``expression`` is another name of ``if_exp``."""
         from durably.options import TriggerEvent
 
-        return TriggerEvent(event=self.name, expression=expression)
+        return TriggerEvent(event=self.name, if_exp=if_exp, expression=expression)
 
 
 def as_data(data: Mapping[str, Any] | Model | None) -> Mapping[str, Any] | None:
     """Event data as a mapping; pydantic models are dumped in JSON mode. Raises ``TypeError`` for anything else."""
     if data is None or isinstance(data, Mapping):
         return data
-    if not hasattr(data, "model_dump"):
+    if isinstance(data, Event) or not hasattr(data, "model_dump"):
         raise TypeError(f"data is a dictionary or a pydantic model, not {type(data).__name__}")
     return data.model_dump(mode="json")

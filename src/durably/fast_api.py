@@ -12,6 +12,7 @@ except ImportError as error:
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.adapters import serves
 from durably.comm.bodies import read_chunks
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
@@ -22,6 +23,7 @@ from durably.in_process import InProcessEngine
 FRAMEWORK = "fast_api"
 
 
+@serves("durably.fast_api")
 def serve(
     app: fastapi.FastAPI,
     client: Client,

@@ -10,6 +10,7 @@ except ImportError as error:
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.adapters import serves
 from durably.comm.bodies import check_length, read_body
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
@@ -19,6 +20,7 @@ from durably.functions import Function
 FRAMEWORK = "flask"
 
 
+@serves("durably.flask")
 def serve(
     app: flask.Flask,
     client: Client,

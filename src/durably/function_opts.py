@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from durably.errors import FunctionConfigInvalidError
+from durably.option_checks import check_config
 from durably.options import (
     Batch,
     Cancel,
@@ -77,6 +78,7 @@ class FunctionOpts:
         check_checkpointing(self.checkpointing, f'function "{self.local_id}"')
         self._check_list("cancel", Cancel, MAX_CANCELS)
         self._check_list("concurrency", Concurrency, MAX_CONCURRENCY)
+        check_config(self.to_wire("http://127.0.0.1"))
 
     def _check_type(self, option: str, expected: type) -> None:
         value = getattr(self, option)

@@ -29,6 +29,7 @@ from durably.execution import (
     in_step,
     is_async,
 )
+from durably.experimental import step_context
 from durably.function_opts import FunctionOpts
 from durably.groups import Group, GroupSync
 from durably.handover import StepHandover
@@ -188,8 +189,12 @@ class Function(Generic[T]):
         ctx, run = _make_context(self.is_async(call.function_id), client, call, replay, io, middleware)
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)
-        with call.timings.measure("function"):
-            ending = await run(partial(handler, ctx))
+        token = step_context.set(ctx.step)
+        try:
+            with call.timings.measure("function"):
+                ending = await run(partial(handler, ctx))
+        finally:
+            step_context.reset(token)
         await middleware.end_execution()
         return self._encode(ending, handler, client) if isinstance(ending, Returned) else ending
 

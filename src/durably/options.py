@@ -162,10 +162,30 @@ class TriggerCron(Option, frozen=True):
 
 
 class TriggerEvent(Option, frozen=True):
-    """An event's name, with an optional expression over ``event``."""
+    """An event's name, with an optional condition over ``event``.
+
+    ``expression`` is another name of ``if_exp``, that of the ``inngest`` package; both are set, whichever is given.
+    """
 
     event: str
+    if_exp: str | None = None
     expression: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.if_exp is not None and self.expression is not None and self.if_exp != self.expression:
+            raise self._invalid("if_exp", "and expression are two names of one condition: give one of them")
+        condition = self.if_exp if self.if_exp is not None else self.expression
+        msgspec.structs.force_setattr(self, "if_exp", condition)
+        msgspec.structs.force_setattr(self, "expression", condition)
+
+    def __repr__(self) -> str:
+        return f"TriggerEvent(event={self.event!r}, if_exp={self.if_exp!r})"
+
+    def to_wire(self) -> dict[str, Any]:
+        wire = super().to_wire()
+        wire.pop("if_exp", None)
+        return wire
 
 
 class Checkpointing(Option, frozen=True):

@@ -39,7 +39,8 @@ def handler_codec(
 ) -> Codec | None:
     """How a step's output is stored; ``None`` for plain JSON values.
 
-    Raises ``FunctionConfigInvalidError`` for a type to which JSON cannot be converted.
+    Raises ``OutputUnserializableError`` for an annotation to which JSON cannot be converted, before the handler runs,
+    and ``FunctionConfigInvalidError`` for such an ``output_type``.
     """
     if output_type is not Unset:
         return _explicit(f'step "{step_id}": output_type', output_type, serializer)
@@ -60,9 +61,10 @@ def handler_codec(
         _tell_unresolved(handler, error)
         return None
     except TypeUnsupportedError as error:
-        raise FunctionConfigInvalidError(
-            f'step "{step_id}": the return annotation of {_name(handler)} cannot be used: {error}. Annotate a type '
-            "that JSON can be converted to, or give the step output_type=… (typing.Any for plain JSON values)"
+        raise OutputUnserializableError(
+            f'step "{step_id}" would return unserializable data: the return annotation of {_name(handler)} cannot be '
+            f"used: {error}. Annotate a type that JSON can be converted to, or give the step output_type=… (typing.Any "
+            "for plain JSON values)"
         ) from None
 
 

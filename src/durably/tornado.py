@@ -14,6 +14,7 @@ except ImportError as error:
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.adapters import serves
 from durably.comm.bodies import LimitedBody, check_length
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
@@ -24,6 +25,7 @@ from durably.in_process import InProcessEngine
 FRAMEWORK = "tornado"
 
 
+@serves("durably.tornado")
 def serve(
     app: tornado.web.Application,
     client: Client,
@@ -76,9 +78,7 @@ def serve(
             comm_request = CommRequest(
                 body=self._body.all(),
                 headers=dict(request.headers.items()),
-                query_params={
-                    name: values[0].decode(errors="replace") for name, values in request.query_arguments.items()
-                },
+                query_params={k: v[0].decode(errors="replace") for k, v in request.query_arguments.items()},
                 raw_request=request,
                 request_url=request.full_url(),
             )

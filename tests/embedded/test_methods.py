@@ -142,7 +142,7 @@ async def test_replaying_what_failed(client: Client, engine: Embedded) -> None:
     runs = [await start(client, engine, Event(name="fail", data={"n": number})) for number in range(3)]
     for run_id in runs:
         assert (await engine.wait_for_run(run_id)).status == "Failed"
-    begun = await engine.replay_runs("app-fail", expression="event.data.n > 0")
+    begun = await engine.replay_runs("app-fail", if_exp="event.data.n > 0")
     assert (begun.function_id, begun.statuses) == ("app-fail", ("Failed",))
     assert await until_ended(engine, "replay") == 2
     assert {run.rerun_of for run in await engine.list_runs(function_id="app-fail")} == {None, *runs[1:]}
@@ -154,7 +154,7 @@ async def test_replaying_what_failed(client: Client, engine: Embedded) -> None:
 
 async def test_cancelling_many(client: Client, engine: Embedded) -> None:
     runs = [await start(client, engine, Event(name="wait", data={"for": str(number)})) for number in range(3)]
-    begun = await engine.cancel_runs("app-wait", expression="event.data.for != '1'")
+    begun = await engine.cancel_runs("app-wait", if_exp="event.data.for != '1'")
     assert await until_ended(engine, "cancellation") == 2
     for number, run_id in enumerate(runs):
         run = await engine.get_run(run_id)

@@ -365,8 +365,8 @@ async def test_an_annotation_that_cannot_be_used_fails_before_the_handler_runs()
         await ctx.step.run("it", handler)
 
     error = await fail(function)
-    assert error["code"] == "function_config_invalid"
-    assert 'step "it": the return annotation of' in error["message"]
+    assert error["code"] == "output_unserializable"
+    assert error["message"].startswith('step "it" would return unserializable data: the return annotation of')
     assert "JSON cannot be converted to Custom" in error["message"]
     assert ran == []
 

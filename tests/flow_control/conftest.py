@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably import Client, Context, Function, TriggerEvent
+from durably import Client, Context, Function, TriggerEvent, function_opts
 from durably.comm import CommHandler, CommRequest
 from durably.engine.embedded import EmbeddedEngine, EngineSettings
 from durably.engine.embedded.views import RunStatus, RunView
@@ -27,6 +27,12 @@ from durably.testing.clock import VirtualClock
 
 START = dt.datetime(2026, 3, 2, 12, 0, tzinfo=dt.UTC)
 """A Monday, at noon."""
+
+
+@pytest.fixture(autouse=True)
+def _unchecked_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions are created with whatever options, so that the engine has something to refuse."""
+    monkeypatch.setattr(function_opts, "check_config", lambda config: None)
 
 
 class Clock(VirtualClock):

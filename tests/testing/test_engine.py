@@ -308,9 +308,7 @@ async def test_clients_are_given_back_as_they_were() -> None:
 
 
 async def test_wrong_options_are_refused_as_by_any_engine() -> None:
-    @client.create_function(
-        fn_id="odd", trigger=durably.TriggerEvent(event="odd", expression="event.data.amount >"), retries=0
-    )
+    @client.create_function(fn_id="odd", trigger=durably.TriggerCron(cron="@never"), retries=0)
     def odd(ctx: durably.ContextSync) -> None: ...
 
     engine = TestEngine(client, [odd])

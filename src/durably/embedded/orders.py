@@ -71,15 +71,15 @@ class Orders(Queries):
         *,
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
-        expression: str | None = None,
+        if_exp: str | None = None,
     ) -> "SweepView":
         """Begin to cancel the function's runs that were created in that time, by default all until now, and for whose
-        event the ``expression`` (CEL, over ``event``) holds.
+        event ``if_exp`` (CEL, over ``event``) holds.
 
         A ``started_before`` in the future concerns runs that start until then too. ``list_cancellations`` tells how
         many it were. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
-        selection = _select(function_id, started_after, started_before, expression)
+        selection = _select(function_id, started_after, started_before, if_exp)
         return cast("SweepView", await self._ask("cancel_runs", selection))
 
     def cancel_runs_sync(
@@ -88,12 +88,10 @@ class Orders(Queries):
         *,
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
-        expression: str | None = None,
+        if_exp: str | None = None,
     ) -> "SweepView":
         return self._block(
-            self.cancel_runs(
-                function_id, started_after=started_after, started_before=started_before, expression=expression
-            )
+            self.cancel_runs(function_id, started_after=started_after, started_before=started_before, if_exp=if_exp)
         )
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
@@ -110,14 +108,14 @@ class Orders(Queries):
         statuses: "Collection[RunStatus | str]" = ("Failed",),
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
-        expression: str | None = None,
+        if_exp: str | None = None,
     ) -> "SweepView":
         """Begin to run again the function's runs that ended with one of the ``statuses``; see ``cancel_runs`` for the
         others. Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``, and
         ``ValueError`` for what is no status."""
         from durably.engine.embedded.views import RunStatus
 
-        selection = _select(function_id, started_after, started_before, expression)
+        selection = _select(function_id, started_after, started_before, if_exp)
         wanted = [RunStatus(status) for status in statuses]
         return cast("SweepView", await self._ask("replay_runs", selection, wanted))
 
@@ -128,7 +126,7 @@ class Orders(Queries):
         statuses: "Collection[RunStatus | str]" = ("Failed",),
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
-        expression: str | None = None,
+        if_exp: str | None = None,
     ) -> "SweepView":
         return self._block(
             self.replay_runs(
@@ -136,7 +134,7 @@ class Orders(Queries):
                 statuses=statuses,
                 started_after=started_after,
                 started_before=started_before,
-                expression=expression,
+                if_exp=if_exp,
             )
         )
 
@@ -162,7 +160,7 @@ def _select(
     function_id: str,
     started_after: dt.datetime | None,
     started_before: dt.datetime | None,
-    expression: str | None,
+    if_exp: str | None,
 ) -> "Selection":
     from durably.engine.embedded.sweeps import Selection
 
@@ -170,5 +168,5 @@ def _select(
         function_id=function_id,
         started_after=aware("started_after", started_after),
         started_before=aware("started_before", started_before) or dt.datetime.now(dt.UTC),
-        expression=expression,
+        expression=if_exp,
     )

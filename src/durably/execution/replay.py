@@ -167,7 +167,7 @@ class Replay:
     def value(self, step: Step, memo: Memo) -> Any:
         """What the step returns, or the error it raises."""
         if (error := memo.error) is not None:
-            raise StepError(error.message or "", error.name or "Error", error.stack)
+            raise StepError(error.message or "", error.name or "Error", error.stack, error.code)
         return step.request.decode(memo.data)
 
     def runs_at_once(self, step: Step) -> bool:

@@ -64,7 +64,9 @@ class ErrorData(msgspec.Struct, kw_only=True):
     data: Any = None
 
     def to_wire(self) -> dict[str, Any]:
-        wire = {"code": self.code, "message": self.message or "", "name": self.name or "Error", "stack": self.stack}
+        wire: dict[str, Any] = {"code": self.code, "message": self.message or "", "name": self.name or "Error"}
+        if self.stack is not None:
+            wire["stack"] = self.stack
         if self.cause is not None:
             wire["cause"] = self.cause
         return wire
@@ -139,15 +141,18 @@ class StepError(Error):
     """A step failed for good; raised where the function awaits it, and may be caught there.
 
     The original exception lived in another call, so what is left of it is its ``name``, ``message`` and
-    ``stack``. Not retriable: the step's own attempts are used up (spec §5.2.2).
+    ``stack``, and its ``code`` if it was one of Durably's own. Not retriable: the step's own attempts are used up
+    (spec §5.2.2).
     """
 
     code = ErrorCode.STEP_ERRORED
     is_retriable = False
 
-    def __init__(self, message: str, name: str, stack: str | None) -> None:
+    def __init__(self, message: str, name: str, stack: str | None, code: str | None = None) -> None:
         super().__init__(message)
         self._message, self._name, self._stack = message, name, stack
+        if code in _TOLD_CODES:
+            self.code = ErrorCode(code)
 
     @property
     def message(self) -> str:
@@ -161,8 +166,12 @@ class StepError(Error):
     def stack(self) -> str | None:
         return self._stack
 
-    def __reduce__(self) -> tuple[Callable[..., "StepError"], tuple[str, str, str | None]]:
-        return (StepError, (self._message, self._name, self._stack))
+    def __reduce__(self) -> tuple[Callable[..., "StepError"], tuple[str, str, str | None, str]]:
+        return (StepError, (self._message, self._name, self._stack, self.code))
+
+
+_TOLD_CODES = frozenset(ErrorCode) - {ErrorCode.UNKNOWN}
+"""The codes of a step's error that are those of the ``StepError`` too."""
 
 
 def format_stack(error: BaseException) -> str:

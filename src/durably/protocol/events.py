@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -31,6 +31,32 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.data is None:
             self.data = {}
+
+    # As the events of the ``inngest`` package have them from pydantic.
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """The fields as a dictionary, with ``user`` and ``v`` if they are set.
+
+        Of pydantic's options ``mode``, ``exclude_none`` and ``by_alias`` change nothing. Others raise ``TypeError``.
+        """
+        unknown = [name for name in options if name not in ("mode", "exclude_none", "by_alias")]
+        if unknown:
+            raise TypeError(f"Event.model_dump does not take {', '.join(unknown)}")
+        dumped = {"name": self.name, "data": dict(self.data), "id": self.id, "ts": self.ts}
+        return dumped | {name: value for name in ("user", "v") if (value := getattr(self, name)) is not None}
+
+    def model_dump_json(self) -> str:
+        """The fields as JSON."""
+        return msgspec.json.encode(self.model_dump()).decode()
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Self:
+        """An event from a dictionary. Raises ``msgspec.ValidationError``."""
+        return obj if isinstance(obj, cls) else msgspec.convert(obj, cls)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """A copy, with other values for some fields."""
+        return msgspec.structs.replace(self, **(update or {}))
 
 
 class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

@@ -8,6 +8,7 @@ import msgspec
 from durably.engine.errors import EventInvalidError
 from durably.engine.head import RunStatus
 from durably.engine.origins import Origin
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH
 
@@ -23,6 +24,10 @@ _UNTOLD: dict[str, frozenset[InternalEvent]] = {
 }
 """By what triggered a run, the events that do not tell of its end: it would trigger itself without end, or take its
 own place (a singleton that a cancelled run starts cancels the one before, and so on, all in one transaction)."""
+
+
+_RAISED = "invalid status code: 500"
+"""What official servers say beside an app's own error: how they were answered."""
 
 
 class Arrival:
@@ -109,7 +114,7 @@ def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[Interna
     failed = end.status != RunStatus.COMPLETED
     data = {
         "_inngest": {"status": end.status},
-        "error" if failed else "result": msgspec.Raw(end.output),
+        "error" if failed else "result": _told_error(end.output) if failed else msgspec.Raw(end.output),
         "event": msgspec.Raw(trigger.body),
         "events": [msgspec.Raw(one.body) for one in triggers],
         "function_id": end.function_id,
@@ -120,6 +125,22 @@ def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[Interna
         data["correlation_id"] = correlation
     encoded = msgspec.json.encode(data)
     return [(name, encoded) for name in names]
+
+
+def _told_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
+    """The error as official servers write it: ``error`` says how the call ended, and there is no ``code``."""
+    try:
+        error = msgspec.json.decode(output, type=ErrorData)
+    except msgspec.MsgspecError:  # as the app wrote it
+        return msgspec.Raw(output)
+    was_raised = error.code is not None or error.stack is not None
+    told: dict[str, Any] = {
+        "error": _RAISED if was_raised else error.message or "",
+        "name": error.name or "Error",
+        "message": error.message or "",
+    }
+    optional = (("stack", error.stack), ("cause", error.cause), ("data", error.data))
+    return told | {name: value for name, value in optional if value is not None}
 
 
 def _names_of(status: RunStatus) -> tuple[InternalEvent, ...]:

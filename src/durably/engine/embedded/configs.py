@@ -3,10 +3,10 @@
 from yarl import URL
 
 from durably.engine.errors import ConfigInvalidError
-from durably.engine.expressions import Kind
 from durably.engine.flow.reading import OptionReader
-from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_FUNCTION_ID_LENGTH, MAX_RETRIES, MAX_TRIGGERS
-from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest, Trigger
+from durably.engine.flow.triggers import check_triggers
+from durably.protocol.limits import MAX_FUNCTION_ID_LENGTH, MAX_RETRIES
+from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest
 
 from .outbound.secrets import redact_url
 from .registry import Function
@@ -28,7 +28,7 @@ def read_sync(request: SyncRequest, *, in_process: bool) -> list[Function]:
             raise ConfigInvalidError(f"app {request.app_id!r}: two functions have the id {config.id!r}")
         reader = OptionReader(config.id)
         _check_steps(config, reader, in_process)
-        _check_triggers(config.triggers, reader)
+        check_triggers(config.id, config.triggers)
         functions[config.id] = Function.from_config(config, request.app_id)
     return list(functions.values())
 
@@ -66,26 +66,3 @@ def _check_runtime(step: StepConfig, reader: OptionReader) -> None:
         # URLs may hold passwords.
         shown = redact_url(step.runtime.url)[:_LONGEST_QUOTE]
         raise reader.refuse("runtime.url", f"is {shown!r}; it must be an http or https URL")
-
-
-def _check_triggers(triggers: list[Trigger], reader: OptionReader) -> None:
-    """A function without any is started by invocations alone, as on the public server."""
-    if len(triggers) > MAX_TRIGGERS:
-        raise reader.refuse("triggers", f"are {len(triggers)}; at most {MAX_TRIGGERS} are possible")
-    if any(trigger in triggers[:index] for index, trigger in enumerate(triggers)):
-        raise reader.refuse("triggers", "has the same trigger twice")
-    for trigger in triggers:
-        if bool(trigger.event) == bool(trigger.cron) or not (trigger.event or trigger.cron or "").strip():
-            raise reader.refuse("triggers", "must each have either an event or a cron schedule")
-        if trigger.cron and trigger.expression:
-            raise reader.refuse("triggers.expression", "is about events, and has no place beside a cron schedule")
-        if trigger.event:
-            _check_event(trigger.event, trigger, reader)
-
-
-def _check_event(name: str, trigger: Trigger, reader: OptionReader) -> None:
-    if len(name) > MAX_EVENT_NAME_LENGTH:
-        raise reader.refuse("triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters")
-    if trigger.jitter:
-        raise reader.refuse("triggers.jitter", "is about cron schedules, and has no place beside an event")
-    reader.expression("triggers.expression", trigger.expression, gives=Kind.BOOL)

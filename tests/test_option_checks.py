@@ -1,0 +1,127 @@
+"""Mistakes in schedules and conditions show when a function is created."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import durably
+from durably import Batch, Cancel, Concurrency, Debounce, Priority, RateLimit, Singleton, Throttle, TriggerCron
+from durably import TriggerEvent as On
+from durably.engine.errors import ConfigInvalidError
+from durably.engine.flow.cron import read_schedules
+from durably.engine.flow.reading import OptionReader
+from durably.errors import FunctionConfigInvalidError
+from durably.option_checks import cron_problem
+from durably.protocol.sync import Trigger
+
+client = durably.Client(app_id="app", is_production=False)
+ON = On(event="e")
+
+
+def create(**options: Any) -> None:
+    options = {"trigger": ON, **options}
+
+    @client.create_function(fn_id="fn", **options)
+    async def function(ctx: durably.Context) -> None: ...
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"trigger": TriggerCron(cron="* * * *")}, "triggers.cron '* * * *' has 4 fields"),
+    ({"trigger": TriggerCron(cron="61 * * * *")}, "triggers.cron '61 * * * *' is not valid"),
+    ({"trigger": TriggerCron(cron="TZ=Mars/Base 0 0 * * *")}, "names the time zone 'Mars/Base'"),
+    ({"trigger": TriggerCron(cron="0 0 30 2 *")}, "triggers.cron '0 0 30 2 *'"),
+    ({"trigger": TriggerCron(cron="0 0 * * *", jitter="soon")}, "triggers.jitter"),
+    ({"trigger": On(event="e", if_exp="event.data.amount >")}, "triggers.expression"),
+    ({"trigger": On(event="e", expression="'text'")}, "triggers.expression"),
+    ({"trigger": On(event="e", if_exp="async.data.a == 1")}, "triggers.expression"),
+    ({"cancel": [Cancel(event="c", if_exp="event.data.a = 1")]}, "cancel.if"),
+    ({"batch_events": Batch(max_size=2, timeout=1000, if_exp="(")}, "batch"),
+    ({"batch_events": Batch(max_size=2, timeout=1000, key="a b")}, "batch"),
+    ({"concurrency": [Concurrency(limit=1, key="event.")]}, "concurrency"),
+    ({"debounce": Debounce(period=1000, key="event.")}, "debounce"),
+    ({"idempotency": "event."}, "idempotency"),
+    ({"priority": Priority(run="'high'")}, "priority.run"),
+    ({"rate_limit": RateLimit(limit=1, period=1000, key="event.")}, "rate_limit"),
+    ({"singleton": Singleton(mode="skip", key="event.")}, "singleton"),
+    ({"throttle": Throttle(limit=1, period=1000, key="event.")}, "throttle"),
+]
+
+
+@pytest.mark.parametrize(("options", "told"), MISTAKES, ids=lambda value: str(value)[:50])
+def test_a_mistake_is_refused_at_creation_and_names_function_and_option(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(FunctionConfigInvalidError) as raised:
+        create(**options)
+    assert "function 'app-fn': " in str(raised.value)
+    assert told in str(raised.value)
+
+
+def test_right_options_are_accepted() -> None:
+    create(trigger=[TriggerCron(cron="TZ=Europe/Paris 0 9 * * MON-FRI", jitter="30s"), On(event="e", if_exp="true")])
+    create(cancel=[Cancel(event="c", if_exp="async.data.id == event.data.id")], priority=Priority(run="event.data.p"))
+    create(trigger=TriggerCron(cron="@daily"))  # ours refuses it at the sync, others may know it
+
+
+def test_expression_is_another_name_of_if_exp() -> None:
+    for trigger in (On(event="e", if_exp="true"), On(event="e", expression="true")):
+        assert (trigger.if_exp, trigger.expression) == ("true", "true")
+        assert trigger.to_wire() == {"event": "e", "expression": "true"}
+    assert On(event="e", if_exp="true") == On(event="e", expression="true")
+    assert On(event="e").to_wire() == {"event": "e"}
+    with pytest.raises(FunctionConfigInvalidError, match="two names of one condition"):
+        On(event="e", if_exp="true", expression="false")
+
+
+WITHOUT_ENGINE = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lark", "re2", "aiohttp", "cronsim"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+import durably
+client = durably.Client(app_id="app", is_production=False)
+def create(trigger):
+    client.create_function(fn_id="fn", trigger=trigger)(lambda ctx: None)
+create(durably.TriggerCron(cron="0 0 * * *"))
+create(durably.TriggerEvent(event="e", if_exp="event.data.amount >"))
+assert "durably.engine" not in sys.modules
+try:
+    create(durably.TriggerCron(cron="0 0 * *"))
+except durably.errors.FunctionConfigInvalidError as error:
+    print(error)
+"""
+
+
+def test_without_the_engine_schedules_are_checked_lightly() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ENGINE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "triggers.cron '0 0 * *' has 4 fields" in done.stdout
+
+
+def test_a_plain_function_does_not_import_the_engine() -> None:
+    code = "import durably, sys; durably.Client(app_id='a', is_production=False).create_function(fn_id='f', trigger="
+    code += "durably.TriggerEvent(event='e'))(lambda ctx: None); print('durably.engine' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+VALUES = st.sampled_from(
+    ["*", "?", "0", "5", "1-5", "*/2", "1,2", "MON", "JAN", "mon-fri", "x", "99", "1-", "*/", "L", "1#2"]
+)
+ZONES = st.sampled_from(["", "TZ=Europe/Paris ", "CRON_TZ=UTC  ", "TZ= ", "TZ=Nowhere "])
+
+
+@given(ZONES, st.lists(VALUES, min_size=3, max_size=6))
+def test_the_light_check_accepts_what_the_engine_accepts(zone: str, fields: list[str]) -> None:
+    text = f" {zone}{' '.join(fields)} "
+    try:
+        read_schedules([Trigger(cron=text)], OptionReader("fn"))
+    except ConfigInvalidError:
+        return
+    assert cron_problem(text) is None
