@@ -1,5 +1,6 @@
 """What all tests have in common."""
 
+import os
 import re
 import signal
 
@@ -8,6 +9,9 @@ import hypothesis
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in a shell's background ignores it, and the programs that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# pytest-xdist sets the width of its processes' terminals, which the programs that tests start would inherit.
+os.environ.pop("COLUMNS", None)
 
 # How long an example takes depends on the machine and on what else runs there.
 hypothesis.settings.register_profile("durably", deadline=None, derandomize=True)

@@ -113,7 +113,7 @@ def test_mistakes_are_said_in_a_line(ask: Ask) -> None:
         (["send", "a", "--data", "[1]"], "--data must be a JSON object"),
         (["send", "a", "--data", "@nowhere.json"], "cannot read nowhere.json"),
         (["send", ""], "name"),
-        (["runs", "show", "nosuchrun"], "no run has the id 'nosuchrun'"),
+        (["runs", "show", "nosuchrun"], "no run has an id that is or ends with 'nosuchrun'"),
         (["runs", "cancel", "nosuchrun"], "nosuchrun"),
         (["runs", "rerun", "nosuchrun"], "nosuchrun"),
         (["invoke", "shop-nobody"], "shop-nobody"),

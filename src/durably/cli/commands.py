@@ -5,6 +5,7 @@ import click
 from .backup import backup
 from .check import check
 from .dev import dev
+from .events import events
 from .failures import Group
 from .functions import functions
 from .invoke import invoke
@@ -22,5 +23,5 @@ def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
 
 
-for command in (dev, start, send, signal, runs, cancellations, functions, invoke, backup, check, temporal):
+for command in (dev, start, send, signal, events, runs, cancellations, functions, invoke, backup, check, temporal):
     durably.add_command(command)

@@ -1,17 +1,19 @@
 """Talking to a running engine over its HTTP API."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 import urllib3
 
 from durably.protocol.api import (
+    AttemptBody,
     CancellationBody,
     Envelope,
     ErrorBody,
+    EventBody,
     FunctionBody,
     InvokeBody,
     ReplayBody,
@@ -24,6 +26,9 @@ from durably.protocol.events import Event
 from durably.protocol.signatures import bearer_token
 
 from .failures import CliError
+
+if TYPE_CHECKING:
+    from durably.engine.embedded.views import RunUpdate
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0
@@ -73,16 +78,58 @@ class EngineClient:
     def event_runs(self, event_id: str) -> list[RunBody]:
         return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}/runs"), list[RunBody])
 
-    def list_runs(self, *, status: str | None, function_id: str | None, limit: int) -> list[RunBody]:
-        query = {"status": status, "function_id": function_id, "limit": limit}
-        path = f"/v1/runs?{urlencode({name: value for name, value in query.items() if value})}"
+    def get_event(self, event_id: str) -> EventBody:
+        return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}"), EventBody)
+
+    def list_events(
+        self, *, name: str | None, received_after: str | None, limit: int, cursor: str | None = None
+    ) -> list[EventBody]:
+        path = "/v1/events" + _query(name=name, received_after=received_after, limit=limit, cursor=cursor)
+        return self._data(self._request("GET", path), list[EventBody])
+
+    def list_runs(
+        self,
+        *,
+        status: str | None = None,
+        function_id: str | None = None,
+        started_after: str | None = None,
+        id_suffix: str | None = None,
+        limit: int,
+    ) -> list[RunBody]:
+        path = "/v1/runs" + _query(
+            status=status, function_id=function_id, started_after=started_after, id_suffix=id_suffix, limit=limit
+        )
         return self._data(self._request("GET", path), list[RunBody])
+
+    def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> "Iterator[RunUpdate]":
+        """What happens to runs from now on, until the engine stops. ``on_connected`` is called first."""
+        from durably.engine.embedded.views import RunUpdate
+
+        path = "/v1/updates" + _query(function_id=function_id)
+        response = self._send("GET", path, None, preload_content=False)
+        on_connected()
+        try:
+            for line in _lines(response):
+                if line:
+                    told = self._decode(line, dict[str, Any])
+                    output = told.pop("output")
+                    update = msgspec.convert(told, RunUpdate)
+                    encoded = None if output is None else msgspec.Raw(msgspec.json.encode(output))
+                    yield msgspec.structs.replace(update, output=encoded)
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreached(str(error)) from None
+        finally:
+            response.release_conn()
+            response.close()
 
     def get_run(self, run_id: str) -> RunBody:
         return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}"), RunBody)
 
     def run_steps(self, run_id: str) -> list[StepBody]:
         return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/steps"), list[StepBody])
+
+    def run_attempts(self, run_id: str) -> list[AttemptBody]:
+        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/attempts"), list[AttemptBody])
 
     def cancel_run(self, run_id: str) -> RunBody:
         return self._data(self._request("DELETE", f"/v1/runs/{_segment(run_id)}"), RunBody)
@@ -126,27 +173,36 @@ class EngineClient:
         return self._decode(self._request("POST", f"/invoke/{_segment(function_id)}", body), InvokeBody)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        status, answer = 0, b""
-        for headers in [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]:
-            status, answer = self._attempt(method, path, body, headers)
-            if status not in (401, 403):
-                break
-        if status >= 400:
-            raise AnswerError(self._describe(status, answer), status)
-        return answer
+        return self._send(method, path, body).data
 
-    def _attempt(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _send(
+        self, method: str, path: str, body: bytes | None, *, preload_content: bool = True
+    ) -> urllib3.BaseHTTPResponse:
+        """With each signing key in turn, while the engine refuses it."""
+        options = [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]
+        for headers in options:
+            response = self._attempt(method, path, body, headers, preload_content)
+            if response.status not in (401, 403):
+                break
+        if response.status >= 400:
+            raise AnswerError(self._describe(response.status, response.data), response.status)
+        return response
+
+    def _attempt(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], preload_content: bool
+    ) -> urllib3.BaseHTTPResponse:
         if body is not None:
             headers = headers | {"content-type": "application/json"}
         try:
-            response = self._pool.request(method, self.url + path, body=body, headers=headers)
+            return self._pool.request(
+                method, self.url + path, body=body, headers=headers, preload_content=preload_content
+            )
         except urllib3.exceptions.NewConnectionError:  # Before the timeouts: urllib3 has it among them.
             raise self._unreached("connection refused") from None
         except urllib3.exceptions.TimeoutError:
             raise self._unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s") from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise self._unreached(str(error)) from None
-        return response.status, response.data
 
     def _unreached(self, reason: str) -> CliError:
         return CliError(f"no engine answers {self._place} ({reason})\n{self._advice}")
@@ -165,6 +221,19 @@ class EngineClient:
             return msgspec.json.decode(answer, type=as_type)
         except msgspec.DecodeError:
             raise CliError(f"what answers {self._place} is not an engine of Durably") from None
+
+
+def _query(**parameters: str | int | None) -> str:
+    given = {name: value for name, value in parameters.items() if value}
+    return f"?{urlencode(given)}" if given else ""
+
+
+def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """The lines of a body that is being received; empty ones keep the connection alive."""
+    rest = b""
+    for chunk in response.stream(65_536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
 
 
 def _segment(text: str) -> str:

@@ -1,6 +1,7 @@
 """``durably runs list|show|cancel|rerun|replay``."""
 
 import datetime as dt
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -8,7 +9,8 @@ import click
 from durably.protocol.durations import format_moment
 
 from .data import read_json
-from .options import client_options
+from .failures import CliError
+from .options import client_options, read_moment
 from .sweeps import count_runs, selection_options, wait_for_end
 from .text import STATUS_COLOURS, coloured_status, echo_json, format_local, format_seconds, table
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from durably.protocol.api import RunBody
 
     from .engine_client import EngineClient
+
+_ID_LENGTH = 26
+_MOST_EVENTS = 10
+"""Of a batch, that many events are shown."""
 
 
 @click.group()
@@ -28,12 +34,36 @@ def runs() -> None:
     "--status", type=click.Choice(list(STATUS_COLOURS), case_sensitive=False), help="Only runs of this status."
 )
 @click.option("--function", "function_id", metavar="FUNCTION", help="Only runs of this function.")
+@click.option(
+    "--since", callback=read_moment, metavar="TIME", help="Only runs created since: RFC 3339, or how long ago, like 2h."
+)
+@click.option(
+    "--follow", is_flag=True, help="Print what happens to runs from now on, as `durably dev` does, until Ctrl-C."
+)
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500), help="At most so many.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a JSON array instead of a table; with --follow a JSON object per line.",
+)
 @client_options
-def list_runs(client: "EngineClient", status: str | None, function_id: str | None, limit: int, as_json: bool) -> None:
+def list_runs(
+    client: "EngineClient",
+    status: str | None,
+    function_id: str | None,
+    since: str | None,
+    follow: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List runs, newest first."""
-    found = client.list_runs(status=status, function_id=function_id, limit=limit)
+    if follow:
+        if status or since:
+            raise click.UsageError("--follow shows what happens from now on: --status and --since do not go with it")
+        _follow(client, function_id, as_json)
+        return
+    found = client.list_runs(status=status, function_id=function_id, started_after=since, limit=limit)
     if as_json:
         echo_json(found)
     elif not found:
@@ -48,16 +78,24 @@ def list_runs(client: "EngineClient", status: str | None, function_id: str | Non
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the run, with its steps.")
 @client_options
 def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
-    """Show a run and the timeline of its steps."""
-    from .timeline import describe_run, describe_steps
+    """Show a run: its events, the timeline of its steps, and the error of each attempt that failed.
 
-    run, steps = client.get_run(run_id), client.run_steps(run_id)
+    RUN is a run's id, or the end of it, as `durably dev` prints it.
+    """
+    from .timeline import describe_attempts, describe_events, describe_run, describe_steps
+
+    run_id = find_run_id(client, run_id)
+    run, steps, attempts = client.get_run(run_id), client.run_steps(run_id), client.run_attempts(run_id)
+    events = [client.get_event(event_id) for event_id in run.event_ids[:_MOST_EVENTS]]
     if as_json:
-        echo_json({"run": run, "steps": steps})
+        echo_json({"run": run, "events": events, "steps": steps, "attempts": attempts})
         return
     click.echo(describe_run(run))
+    click.echo("\n" + describe_events(events, len(run.event_ids)))
     if steps:
         click.echo("\n" + describe_steps(run, steps))
+    if attempts:
+        click.echo("\n" + describe_attempts(run, attempts))
 
 
 @runs.command()
@@ -83,7 +121,7 @@ def cancel(
     if run_id is not None:
         if since or until or expression:
             raise click.UsageError("--since, --until and --if are for the runs of a --function")
-        run = client.cancel_run(run_id)
+        run = client.cancel_run(find_run_id(client, run_id))
         click.echo(f"run {run.run_id} is {coloured_status(run.status)}")
         return
     now = dt.datetime.now(dt.UTC)
@@ -115,7 +153,7 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     step = None
     if from_step is not None:
         step = {"step_id": from_step, "input": None if step_input is None else read_json(step_input, "--input", list)}
-    click.echo(client.rerun(run_id, step).run_id)
+    click.echo(client.rerun(find_run_id(client, run_id), step).run_id)
 
 
 @runs.command()
@@ -153,6 +191,31 @@ def replay(
         click.echo(f"replay {started.id} goes on")
         return
     click.echo(f"{count_runs(wait_for_end(started, client.get_replay).replayed)} started again")
+
+
+def find_run_id(client: "EngineClient", text: str) -> str:
+    """The id of the run that ``text`` names: a whole id, or the end of one. Raises ``CliError``."""
+    if len(text) >= _ID_LENGTH or not (text.isascii() and text.isalnum()):
+        return text
+    found = client.list_runs(id_suffix=text, limit=5)
+    if not found:
+        raise CliError(f"no run has an id that is or ends with {text!r}; `durably runs list` shows what there is")
+    if len(found) > 1:
+        ids = ", ".join(run.run_id for run in found)
+        raise CliError(f"several runs have ids that end with {text!r}: {ids}; give more of the one you mean")
+    return found[0].run_id
+
+
+def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> None:
+    import msgspec
+
+    from .activity import Activity
+
+    activity = Activity()
+    report = partial(click.secho, "following runs; Ctrl-C ends", dim=True, err=True)
+    for update in client.updates(function_id=function_id, on_connected=report):
+        click.echo(msgspec.json.encode(update).decode() if as_json else activity.format(update))
+    raise CliError("the engine stopped")
 
 
 def _times(run: "RunBody") -> list[str]:

@@ -2,7 +2,7 @@
 
 import click
 
-from durably.protocol.api import RunBody, StepBody
+from durably.protocol.api import AttemptBody, EventBody, RunBody, StepBody
 from durably.protocol.opcodes import Opcode
 
 from .memos import describe_memo
@@ -11,6 +11,7 @@ from .text import coloured_status, format_json, format_local, format_seconds, sh
 _MARKS = {"completed": ("✓", "green"), "failed": ("✗", "red"), "retrying": ("↻", "yellow")}
 _OTHER_MARK = ("…", "blue")
 _OUTPUT_WIDTH = 60
+_ERROR_WIDTH = 200
 
 
 def describe_run(run: RunBody) -> str:
@@ -32,6 +33,27 @@ def describe_run(run: RunBody) -> str:
     elif run.status == "Completed":
         facts.append(("Output", format_json(run.output)))
     return "\n".join(f"{click.style(name.ljust(9), bold=True)} {value}" for name, value in facts)
+
+
+def describe_events(events: list[EventBody], count: int) -> str:
+    """The data of each event; ``count`` is how many the run has."""
+    rows = [[event.internal_id, event.name, format_json(event.data)] for event in events]
+    more = f"\n… and {count - len(events)} more" if count > len(events) else ""
+    return table(["EVENT", "NAME", "DATA"], rows) + more
+
+
+def describe_attempts(run: RunBody, attempts: list[AttemptBody]) -> str:
+    """One line for each attempt that failed and was repeated, at the time after the run's start."""
+    rows = [
+        [
+            f"+{format_seconds((attempt.ended_at - run.run_started_at).total_seconds())}",
+            attempt.step or "(function)",
+            str(attempt.attempt + 1),
+            shorten(attempt.error, _ERROR_WIDTH),
+        ]
+        for attempt in attempts
+    ]
+    return table(["AT", "FAILED STEP", "ATTEMPT", "ERROR"], rows)
 
 
 def describe_steps(run: RunBody, steps: list[StepBody]) -> str:

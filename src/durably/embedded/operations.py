@@ -14,6 +14,7 @@ from durably.engine.embedded.engine import EmbeddedEngine
 from durably.engine.embedded.reruns import FromStep
 from durably.engine.embedded.sweeps import Selection
 from durably.engine.embedded.views import (
+    AttemptView,
     EventView,
     FunctionView,
     InvokeReceipt,
@@ -105,10 +106,17 @@ async def _list_events(
 
 
 async def _list_runs(
-    engine: EmbeddedEngine, status: str | None, function_id: str | None, limit: int, cursor: str | None
+    engine: EmbeddedEngine,
+    status: str | None,
+    function_id: str | None,
+    limit: int,
+    cursor: str | None,
+    started_after: dt.datetime | None,
 ) -> list[RunView]:
     status = RunStatus(status) if status else None
-    return await engine.list_runs(status=status, function_id=function_id, limit=limit, cursor=cursor)
+    return await engine.list_runs(
+        status=status, function_id=function_id, limit=limit, cursor=cursor, started_after=started_after
+    )
 
 
 async def _rerun(engine: EmbeddedEngine, run_id: str, from_step: FromStep | None) -> str:
@@ -120,6 +128,7 @@ async def _invoke(engine: EmbeddedEngine, function_id: str, data: dict[str, Any]
 
 
 _ListEvents = tuple[str | None, dt.datetime | None, dt.datetime | None, int, str | None]
+_ListRuns = tuple[str | None, str | None, int, str | None, dt.datetime | None]
 _ReplayRuns = tuple[Selection, list[RunStatus]]
 
 _ALL = (
@@ -133,9 +142,10 @@ _ALL = (
     Operation("list_events", _list_events, _ListEvents, list[EventView]),
     Operation("get_run", EmbeddedEngine.get_run, tuple[str], RunView, raw_field="output"),
     Operation("wait_for_run", EmbeddedEngine.wait_for_run, tuple[str], RunView, raw_field="output"),
-    Operation("list_runs", _list_runs, tuple[str | None, str | None, int, str | None], RunView, raw_field="output"),
+    Operation("list_runs", _list_runs, _ListRuns, RunView, raw_field="output"),
     Operation("event_runs", EmbeddedEngine.event_runs, tuple[str], RunView, raw_field="output"),
     Operation("run_steps", EmbeddedEngine.run_steps, tuple[str], StepView, raw_field="memo"),
+    Operation("run_attempts", EmbeddedEngine.run_attempts, tuple[str], list[AttemptView]),
     Operation("cancel_run", EmbeddedEngine.cancel_run, tuple[str], bool),
     Operation("cancel_runs", EmbeddedEngine.cancel_runs, tuple[Selection], SweepView, is_repeatable=False),
     Operation("list_cancellations", EmbeddedEngine.list_cancellations, tuple[()], list[SweepView]),

@@ -6,7 +6,15 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
-    from durably.engine.embedded.views import EventView, FunctionView, RunStatus, RunView, StepView, SweepView
+    from durably.engine.embedded.views import (
+        AttemptView,
+        EventView,
+        FunctionView,
+        RunStatus,
+        RunView,
+        StepView,
+        SweepView,
+    )
 
 T = TypeVar("T")
 
@@ -71,9 +79,10 @@ class Queries:
         function_id: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
+        started_after: dt.datetime | None = None,
     ) -> "list[RunView]":
-        """Newest first; ``cursor`` is the id of the last run seen."""
-        return cast("list[RunView]", await self._ask("list_runs", status, function_id, limit, cursor))
+        """Runs, newest first. ``cursor`` is the id of the last run seen."""
+        return cast("list[RunView]", await self._ask("list_runs", status, function_id, limit, cursor, started_after))
 
     def list_runs_sync(
         self,
@@ -82,8 +91,13 @@ class Queries:
         function_id: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
+        started_after: dt.datetime | None = None,
     ) -> "list[RunView]":
-        return self._block(self.list_runs(status=status, function_id=function_id, limit=limit, cursor=cursor))
+        return self._block(
+            self.list_runs(
+                status=status, function_id=function_id, limit=limit, cursor=cursor, started_after=started_after
+            )
+        )
 
     async def run_steps(self, run_id: str) -> "list[StepView]":
         """Finished steps in the order in which they finished, then those under way."""
@@ -91,6 +105,13 @@ class Queries:
 
     def run_steps_sync(self, run_id: str) -> "list[StepView]":
         return self._block(self.run_steps(run_id))
+
+    async def run_attempts(self, run_id: str) -> "list[AttemptView]":
+        """Attempts that failed and were repeated, the earliest first."""
+        return cast("list[AttemptView]", await self._ask("run_attempts", run_id))
+
+    def run_attempts_sync(self, run_id: str) -> "list[AttemptView]":
+        return self._block(self.run_attempts(run_id))
 
     # events
 

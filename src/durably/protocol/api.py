@@ -93,6 +93,16 @@ class StepBody(msgspec.Struct, kw_only=True):
     error: str | None = None
 
 
+class AttemptBody(msgspec.Struct, kw_only=True):
+    """An attempt that failed and was repeated. ``attempt`` counts from 0; ``step`` is the step's id as the user wrote
+    it, null for the function's own code. ``error`` is ``"Name: message"``."""
+
+    attempt: int
+    ended_at: dt.datetime
+    error: str
+    step: str | None = None
+
+
 class JobBody(msgspec.Struct, kw_only=True):
     """A call of a run, under way or due ``at`` a time; ``step_id`` is the hashed id of the step it targets."""
 

@@ -52,7 +52,7 @@ def _check_file(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _check_references(connection: sqlite3.Connection) -> Iterator[str]:
     """Rows that belong to a run, and runs that belong to an event."""
-    for table in ("memos", "run_events", "heads", *_OF_LIVE_RUNS):
+    for table in ("memos", "failed_attempts", "run_events", "heads", *_OF_LIVE_RUNS):
         query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)"
         yield from (
             f"{table} hold rows of a run that does not exist (key {key})" for (key,) in connection.execute(query)

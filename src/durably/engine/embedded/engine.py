@@ -29,6 +29,7 @@ from .sweeps import Selection, check_selection, check_statuses
 from .unmatched import UnmatchedEvents
 from .views import (
     AppView,
+    AttemptView,
     CallView,
     EventView,
     FunctionView,
@@ -243,17 +244,25 @@ class EmbeddedEngine:
         function_id: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
+        started_after: datetime | None = None,
+        id_suffix: str | None = None,
     ) -> list[RunView]:
-        """Newest first; ``cursor`` is the id of the last run seen."""
+        """Runs, newest first. ``cursor`` is the id of the last run seen, ``id_suffix`` the end of ids."""
         first_call_at = self._runtime.executor.first_call_at
         return await self._reader.read(
-            lambda connection: queries.list_runs(connection, status, function_id, limit, cursor, first_call_at)
+            lambda connection: queries.list_runs(
+                connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
+            )
         )
 
     async def run_steps(self, run_id: str) -> list[StepView]:
         """Finished steps in the order of their memos, then those outstanding."""
         is_under_way = self._runtime.executor.is_under_way
         return await self._reader.read(lambda connection: queries.run_steps(connection, run_id, is_under_way))
+
+    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+        """Attempts that failed and were repeated, the earliest first."""
+        return await self._reader.read(lambda connection: queries.run_attempts(connection, run_id))
 
     async def run_calls(self, run_id: str) -> list[CallView]:
         """The calls that are scheduled or under way."""

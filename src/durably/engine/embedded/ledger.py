@@ -301,6 +301,7 @@ class Entry:
         else:
             self.queue.join(live.row, command.call, live.ticket)
         if command.call.error:
+            self.store.put_failed_attempt(live.row.key, command.call, self.now)
             self.effects.append(updates.call_repeated(live.row, command.call, self.now))
 
     def _write_memo(self, live: _LiveRun, command: WriteMemo) -> None:

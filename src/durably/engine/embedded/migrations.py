@@ -280,5 +280,19 @@ _ORIGINS = """
 ALTER TABLE events ADD COLUMN origin BLOB;
 """
 
-MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS)
+_FAILED_ATTEMPTS = """
+-- Attempts that failed and were followed by another one. The last error of a step is in its memo, that of a run in its
+-- output. An attempt that is repeated because the app did not answer keeps its number: the newest error counts.
+CREATE TABLE failed_attempts (
+    run_key INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    ended_at INTEGER NOT NULL,
+    error TEXT NOT NULL,
+    PRIMARY KEY (run_key, step_id, attempt)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS, _FAILED_ATTEMPTS)
 """In order, each a script that takes the schema one version further. Those that were released never change."""

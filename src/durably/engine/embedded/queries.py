@@ -20,7 +20,7 @@ from .moments import to_datetime, to_milliseconds
 from .store import read_head
 from .sweep_store import Sweep, SweepKind, read_sweeps
 from .updates import describe_failed_memo
-from .views import AppView, CallView, EventView, FunctionView, RunView, StepStatus, StepView, SweepView
+from .views import AppView, AttemptView, CallView, EventView, FunctionView, RunView, StepStatus, StepView, SweepView
 
 IsUnderWay = Callable[[int, int], bool]
 """Whether the call of a run's key and a generation is under way."""
@@ -175,8 +175,14 @@ def list_runs(
     limit: int,
     cursor: str | None,
     first_call_at: FirstCallAt,
+    started_after: dt.datetime | None = None,
+    id_suffix: str | None = None,
 ) -> list[RunView]:
     conditions = Conditions()
+    # Keys grow with time: the newest run that is too old bounds the search.
+    older = "SELECT key FROM runs WHERE created_at <= ? ORDER BY key DESC LIMIT 1"
+    conditions.add(f"runs.key > coalesce(({older}), 0)", started_after and to_milliseconds(started_after))
+    conditions.add("runs.id LIKE '%' || ?", id_suffix)
     conditions.add("function_id = ?", function_id)
     conditions.add("runs.key < (SELECT key FROM runs WHERE id = ?)", cursor)
     if status is not None and status.has_ended:
@@ -301,6 +307,19 @@ def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnder
             error=call.error or None,
         )
         for call in head.calls
+    ]
+
+
+def run_attempts(connection: sqlite3.Connection, run_id: str) -> list[AttemptView]:
+    """Attempts that failed and were repeated, the earliest first."""
+    rows = connection.execute(
+        "SELECT name, attempt, failed_attempts.ended_at, error FROM failed_attempts "
+        "JOIN runs ON runs.key = run_key WHERE runs.id = ? ORDER BY failed_attempts.ended_at, name, attempt",
+        (run_id,),
+    )
+    return [
+        AttemptView(step=name or None, attempt=attempt, ended_at=to_datetime(ended_at), error=error)
+        for name, attempt, ended_at, error in rows
     ]
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from durably.engine.errors import DatabaseCorruptError
 from durably.engine.flow.ticket import Ticket, decode_ticket, encode_ticket
-from durably.engine.head import Head, RunStatus, decode_head, encode_head
+from durably.engine.head import Call, Head, RunStatus, decode_head, encode_head
 from durably.engine.inputs import WriteMemo
 from durably.engine.origins import Origin, decode_origin, encode_origin
 from durably.protocol.opcodes import Opcode
@@ -402,6 +402,15 @@ class Store:
     def add_delayed_call(self, run_key: int, generation: int, due: int) -> None:
         self._connection.execute(
             "INSERT INTO delayed_calls (run_key, generation, due) VALUES (?, ?, ?)", (run_key, generation, due)
+        )
+
+    def put_failed_attempt(self, run_key: int, call: Call, now: int) -> None:
+        """Keep the error of the attempt before ``call``, which repeats it."""
+        attempt = call.attempt if call.unreached else call.attempt - 1
+        self._connection.execute(
+            "INSERT OR REPLACE INTO failed_attempts (run_key, step_id, attempt, name, ended_at, error) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (run_key, call.step_id, attempt, call.name, now, call.error),
         )
 
     def drop_delayed_calls(self, run_key: int) -> None:

@@ -135,6 +135,19 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
 
 
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that failed, and was or will be followed by another. ``attempt`` counts from 0.
+
+    ``step`` is the step's id as the user wrote it, ``None`` for the function's own code. ``error`` is
+    ``"Name: message"``.
+    """
+
+    step: str | None
+    attempt: int
+    ended_at: dt.datetime
+    error: str
+
+
 class CallView(msgspec.Struct, frozen=True, kw_only=True):
     """A call that is outstanding: scheduled for ``due_at``, or under way where ``in_flight``.
 

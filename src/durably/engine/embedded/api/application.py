@@ -8,7 +8,7 @@ from durably.engine.embedded.engine import EmbeddedEngine
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
-from . import checkpoint, cors, events, functions, info, invoke, runs, signals, sweeps, sync
+from . import checkpoint, cors, events, functions, info, invoke, runs, signals, sweeps, sync, updates
 from .auth import EVENTS_PATH, ApiKeys, authorize
 from .failures import failures_as_json, refuse_once_stopped
 from .hosts import AllowedHosts
@@ -25,11 +25,13 @@ _ROUTES = (
     web.get("/v1/events", events.list_events),
     web.get("/v1/events/{event_id}", events.get_event),
     web.get("/v1/events/{event_id}/runs", events.list_event_runs),
+    web.get("/v1/updates", updates.stream_updates),
     web.get("/v1/runs", runs.list_runs),
     web.get("/v1/runs/{run_id}", runs.get_run),
     web.delete("/v1/runs/{run_id}", runs.cancel_run),
     web.get("/v1/runs/{run_id}/jobs", runs.list_run_jobs),
     web.get("/v1/runs/{run_id}/steps", runs.list_run_steps),
+    web.get("/v1/runs/{run_id}/attempts", runs.list_run_attempts),
     web.post("/v1/runs/{run_id}/rerun", runs.rerun),
     web.post("/v1/signals", signals.send_signal),
     web.get("/v1/functions", functions.list_functions),

@@ -11,7 +11,7 @@ from durably.engine.embedded.views import CallView, RunStatus, RunView
 from durably.protocol.api import JobBody, RunBody
 
 from .bodies import decode_json, read_body
-from .parameters import limit_parameter
+from .parameters import limit_parameter, moment_parameter
 from .responses import ApiError, data_response, raw_response
 from .state import engine_of
 
@@ -20,12 +20,14 @@ MAX_LISTED = 500
 
 
 async def list_runs(request: web.Request) -> web.Response:
-    """``GET /v1/runs``, newest first; ``cursor`` is the run id after which to go on."""
+    """``GET /v1/runs``, newest first; ``cursor`` is the run id after which to go on, ``id_suffix`` the end of ids."""
     runs = await engine_of(request).list_runs(
         status=_status_parameter(request),
         function_id=request.query.get("function_id") or None,
         limit=limit_parameter(request, default=DEFAULT_RUNS, most=MAX_LISTED),
         cursor=request.query.get("cursor") or None,
+        started_after=moment_parameter(request, "started_after"),
+        id_suffix=_id_suffix(request),
     )
     return data_response([run_body(run) for run in runs])
 
@@ -39,6 +41,12 @@ async def list_run_steps(request: web.Request) -> web.Response:
     """``GET /v1/runs/{run_id}/steps``, in the form of ``durably.protocol.api.StepBody``."""
     run = await _find_run(request)
     return data_response(await engine_of(request).run_steps(run.id))
+
+
+async def list_run_attempts(request: web.Request) -> web.Response:
+    """``GET /v1/runs/{run_id}/attempts``: failed attempts that were repeated (``AttemptBody``)."""
+    run = await _find_run(request)
+    return data_response(await engine_of(request).run_attempts(run.id))
 
 
 async def list_run_jobs(request: web.Request) -> web.Response:
@@ -129,6 +137,14 @@ def _raw_or_unknown(body: bytes | None, run_id: str) -> web.Response:
 
 def _unknown_run(run_id: str) -> ApiError:
     return ApiError(404, f"no run has the id {run_id!r}")
+
+
+def _id_suffix(request: web.Request) -> str | None:
+    """Ids are upper-case letters and digits, so that none of the characters of a LIKE pattern may come in."""
+    text = request.query.get("id_suffix", "").upper()
+    if text and not (text.isascii() and text.isalnum()):
+        raise ApiError(400, f"id_suffix must be the last letters and digits of an id, not {text!r}")
+    return text or None
 
 
 def _status_parameter(request: web.Request) -> RunStatus | None:

@@ -1,0 +1,118 @@
+"""``durably events list|show``."""
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import client_options, read_moment
+from .text import coloured_status, echo_json, format_json, format_local, shorten, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from durably.protocol.api import EventBody
+
+    from .engine_client import EngineClient
+
+_PAGE = 100
+_POLL_SECONDS = 1.0
+_DATA_WIDTH = 60
+
+
+@click.group()
+def events() -> None:
+    """Look at the events that were received."""
+
+
+@events.command("list")
+@click.option("--name", metavar="NAME", help="Only events of this name.")
+@click.option(
+    "--since",
+    callback=read_moment,
+    metavar="TIME",
+    help="Only events received since: RFC 3339, or how long ago, like 2h.",
+)
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, _PAGE), help="At most so many.")
+@click.option("--follow", is_flag=True, help="Go on with those that are received from now on, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --follow a JSON object per line.")
+@client_options
+def list_events(
+    client: "EngineClient", name: str | None, since: str | None, limit: int, follow: bool, as_json: bool
+) -> None:
+    """List events, newest first; with --follow the newest comes last."""
+    found = client.list_events(name=name, received_after=since, limit=limit)
+    if follow:
+        for event in _followed(client, name, found):
+            click.echo(_json_line(event) if as_json else "  ".join(_row(event)))
+    elif as_json:
+        echo_json(found)
+    elif not found:
+        click.echo("no events", err=True)
+    else:
+        click.echo(table(["EVENT", "NAME", "RECEIVED", "DATA"], [_row(event) for event in found]))
+
+
+@events.command()
+@click.argument("event_id", metavar="EVENT")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the event, with the runs that it started.")
+@client_options
+def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
+    """Show an event and the runs that it started."""
+    event, runs = client.get_event(event_id), client.event_runs(event_id)
+    if as_json:
+        echo_json({"event": event, "runs": runs})
+        return
+    facts = [("Event", event.internal_id), ("Name", event.name), ("Received", format_local(event.received_at))]
+    if event.id != event.internal_id:
+        facts.insert(1, ("Sent as", event.id))
+    facts.append(("Data", format_json(event.data)))
+    click.echo("\n".join(f"{click.style(name.ljust(9), bold=True)} {value}" for name, value in facts))
+    rows = [[run.run_id, run.function_id, coloured_status(run.status)] for run in runs]
+    click.echo("\n" + table(["RUN", "FUNCTION", "STATUS"], rows) if runs else "\nIt started no run.")
+
+
+def _followed(client: "EngineClient", name: str | None, found: "list[EventBody]") -> "Iterator[EventBody]":
+    """Those that were found, oldest first, then each new one."""
+    while True:
+        yield from reversed(found)
+        last = found[0].internal_id if found else _newest_id(client, name)
+        found = []
+        while not found:
+            time.sleep(_POLL_SECONDS)
+            found = _newer(client, name, last)
+
+
+def _newest_id(client: "EngineClient", name: str | None) -> str | None:
+    """The id of the newest event of that name."""
+    newest = client.list_events(name=name, received_after=None, limit=1)
+    return newest[0].internal_id if newest else None
+
+
+def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[EventBody]":
+    """Events after the one with the id ``last``, newest first, however many pages they take."""
+    found: list[EventBody] = []
+    while True:
+        cursor = found[-1].internal_id if found else None
+        page = client.list_events(name=name, received_after=None, limit=_PAGE, cursor=cursor)
+        for event in page:
+            if event.internal_id == last:
+                return found
+            found.append(event)
+        if len(page) < _PAGE:
+            return found
+
+
+def _row(event: "EventBody") -> list[str]:
+    return [
+        event.internal_id,
+        event.name,
+        format_local(event.received_at),
+        shorten(format_json(event.data), _DATA_WIDTH),
+    ]
+
+
+def _json_line(event: "EventBody") -> str:
+    import msgspec
+
+    return msgspec.json.encode(event).decode()

@@ -1,0 +1,34 @@
+"""What happens to runs, as a stream: ``GET /v1/updates``."""
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+from .state import engine_of
+
+_KEEP_ALIVE_SECONDS = 15.0
+"""An empty line is written after that long a silence. It shows the client that the engine lives, and shows the engine
+that the client has gone."""
+
+
+async def stream_updates(request: web.Request) -> web.StreamResponse:
+    """``GET /v1/updates[?function_id=…]``: a ``RunUpdate`` a line, from now on, until the engine stops."""
+    function_id = request.query.get("function_id")
+    response = web.StreamResponse(headers={"content-type": "application/x-ndjson", "cache-control": "no-store"})
+    with engine_of(request).watch() as updates:
+        await response.prepare(request)
+        await response.write(b"\n")
+        while True:
+            try:
+                async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
+                    update = await anext(updates)
+            except TimeoutError:
+                await response.write(b"\n")
+            except StopAsyncIteration:
+                break
+            else:
+                if function_id in (None, "", update.function_id):
+                    await response.write(msgspec.json.encode(update) + b"\n")
+    await response.write_eof()
+    return response
