@@ -312,6 +312,11 @@ class Environment:
         return is_debug and self._get("WERKZEUG_RUN_MAIN") != "true"
 
     @property
+    def notify_socket(self) -> str | None:
+        """Where systemd listens for a service's state."""
+        return self._get("NOTIFY_SOCKET")
+
+    @property
     def log_level(self) -> str | None:
         return self.read(LOG_LEVEL)
 

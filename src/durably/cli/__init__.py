@@ -1,5 +1,4 @@
-"""The command line: ``durably dev``, ``start``, ``send``, ``runs``, ``functions``, ``invoke``, ``backup``, ``check``,
-and ``temporal`` for workers of Temporal.
+"""The command line. ``durably --help`` lists the commands.
 
 ``dev`` and ``start`` run an engine; ``backup`` and ``check`` read a database; the others talk to a running engine over
 HTTP. Modules here that run an engine, or serve an app, are imported by the command that needs them, so that the others

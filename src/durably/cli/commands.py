@@ -8,12 +8,15 @@ from .dev import dev
 from .events import events
 from .failures import Group
 from .functions import functions
+from .health import health
 from .invoke import invoke
+from .keys import keys
 from .runs import runs
 from .send import send
 from .signal import signal
 from .start import start
 from .sweeps import cancellations
+from .sync import sync
 from .temporal import temporal
 
 
@@ -23,5 +26,21 @@ def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
 
 
-for command in (dev, start, send, signal, events, runs, cancellations, functions, invoke, backup, check, temporal):
+for command in (
+    dev,
+    start,
+    keys,
+    sync,
+    health,
+    send,
+    signal,
+    events,
+    runs,
+    cancellations,
+    functions,
+    invoke,
+    backup,
+    check,
+    temporal,
+):
     durably.add_command(command)

@@ -196,7 +196,7 @@ class DevServer:
 
     def _report_sync(self, sync: AcceptedSync) -> None:
         request = sync.request
-        if sync.modified or request.app_id not in self._apps:
+        if sync.result.modified or request.app_id not in self._apps:
             self._apps.add(request.app_id)
             self.console.note(f"synced {request.app_id}: {_list_functions(fn.id for fn in request.functions)}")
 

@@ -9,6 +9,7 @@ import msgspec
 import urllib3
 
 from durably.protocol.api import (
+    AppSyncBody,
     AttemptBody,
     CancellationBody,
     Envelope,
@@ -42,6 +43,10 @@ class AnswerError(CliError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class EngineUnreachedError(CliError):
+    """No engine answers."""
 
 
 class EngineClient:
@@ -159,6 +164,13 @@ class EngineClient:
     def list_functions(self) -> list[FunctionBody]:
         return self._data(self._request("GET", "/v1/functions"), list[FunctionBody])
 
+    def sync_app(self, url: str) -> AppSyncBody:
+        return self._data(self._request("POST", "/v1/apps/sync", _encode({"url": url})), AppSyncBody)
+
+    def check_ready(self) -> None:
+        """Raises ``CliError`` if the engine does not answer, or does not take events."""
+        self._request("GET", "/ready")
+
     def pause_function(self, function_id: str) -> FunctionBody:
         return self._data(self._request("POST", f"/v1/functions/{_segment(function_id)}/pause"), FunctionBody)
 
@@ -204,8 +216,8 @@ class EngineClient:
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise self._unreached(str(error)) from None
 
-    def _unreached(self, reason: str) -> CliError:
-        return CliError(f"no engine answers {self._place} ({reason})\n{self._advice}")
+    def _unreached(self, reason: str) -> EngineUnreachedError:
+        return EngineUnreachedError(f"no engine answers {self._place} ({reason})\n{self._advice}")
 
     def _describe(self, status: int, answer: bytes) -> str:
         try:

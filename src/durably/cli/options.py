@@ -40,6 +40,11 @@ def _check_engine_url(context: click.Context, parameter: click.Parameter, url: s
     return url
 
 
+def read_app_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """An app's URL: the callback of an argument that takes one."""
+    return _check_url(url)
+
+
 def _check_app_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_check_url(url) for url in urls)
 

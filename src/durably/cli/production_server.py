@@ -1,15 +1,19 @@
 """What ``durably start`` runs: an engine, its API, and a log for machines."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from durably.engine.embedded.api.connections import ConnectionLimits
 from durably.engine.embedded.api.server import EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import DatabaseReplacedError, EngineClosedError
+from durably.settings import Environment
 
 from .log_lines import log_fields, log_update
 from .running import first_failure
@@ -30,17 +34,20 @@ async def serve(
     poll_interval: float,
 ) -> None:
     """Until cancelled. Raises what ``EngineServer.open`` raises."""
+    log = SyncLog()
     server = await EngineServer.open(
-        database, settings, event_keys=event_keys, host=host, port=port, limits=limits, on_sync=_log_sync
+        database, settings, event_keys=event_keys, host=host, port=port, limits=limits, on_sync=log.note
     )
     try:
         with first_failure():
             async with server, asyncio.TaskGroup() as tasks:
                 log_fields(_logger, "engine started", origin=server.origin, database=str(database))
+                notify_supervisor("READY=1")
                 for url in urls:
                     tasks.create_task(_keep_synced(url, server, poll_interval))
                 tasks.create_task(_log_runs(server))
     finally:
+        notify_supervisor("STOPPING=1")
         _logger.info("engine stopped")
 
 
@@ -59,6 +66,35 @@ async def _keep_synced(url: str, server: EngineServer, interval: float) -> None:
     await keep_synced(url, server.discovery, interval=interval, say=_logger.info, warn=_logger.warning)
 
 
-def _log_sync(sync: AcceptedSync) -> None:
-    request = sync.request
-    log_fields(_logger, "app synced", app_id=request.app_id, functions=len(request.functions), modified=sync.modified)
+class SyncLog:
+    """Logs the first sync of each app, and later ones that change something: apps of ``-u`` sync every minute."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def note(self, sync: AcceptedSync) -> None:
+        result = sync.result
+        is_new_version = result.version != result.previous_version
+        if result.modified or is_new_version or result.app_id not in self._seen:
+            self._seen.add(result.app_id)
+            changes: dict[str, Any] = {"added": result.added, "changed": result.changed, "removed": result.removed}
+            log_fields(
+                _logger,
+                "app synced",
+                app_id=result.app_id,
+                url=sync.request.url,
+                version=result.version,
+                functions=len(sync.request.functions),
+                modified=result.modified,
+                **{name: ids for name, ids in changes.items() if ids},
+            )
+
+
+def notify_supervisor(state: str) -> None:
+    """Tell systemd, if it runs this with ``Type=notify`` (``man sd_notify``)."""
+    path = Environment().notify_socket
+    if path is None:
+        return
+    address = f"\0{path[1:]}" if path.startswith("@") else path
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(state.encode(), address)

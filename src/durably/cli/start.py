@@ -5,14 +5,16 @@ from pathlib import Path
 
 import click
 
-from durably.settings import EVENT_KEY
+from durably.settings import EVENT_KEY, SIGNING_KEY
 
 from .failures import CliError
 from .options import read_age, server_options, setting_option, signing_key_options
 
+_ADVICE = "; `durably keys` makes one of each"
+
 
 @click.command()
-@server_options(poll_interval=0, allow_private_addresses=False)
+@server_options(poll_interval=60, allow_private_addresses=False)
 @click.option(
     "--db",
     "database",
@@ -55,15 +57,15 @@ def start(
     """Run an engine for production.
 
     It is one process, and keeps its state in the file --db. Calls to apps are signed with the signing key, which the
-    API asks for in turn; events need an event key. Apps sync when they are deployed, or are named by -u. The log is
-    one JSON object a line, on stderr.
+    API asks for in turn; events need an event key: `durably keys` makes both. Apps sync when `durably sync URL` says
+    so, as a part of their deployment, or every minute if -u names them. The log is one JSON object a line, on stderr.
     """
     if str(database) == ":memory:":
         raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
     if not signing_key:
-        raise CliError("no signing key: set DURABLY_SIGNING_KEY, the same as the apps', or give --signing-key")
+        raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
     if not event_keys or not all(event_keys):
-        raise CliError("no event key: set DURABLY_EVENT_KEY, the same as the senders', or give --event-key")
+        raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
     from durably.engine.backoff import standard_backoff
     from durably.engine.embedded.api.connections import ConnectionLimits
     from durably.engine.embedded.settings import EngineSettings
@@ -87,7 +89,7 @@ def start(
     limits = ConnectionLimits(max_connections=max_connections)
     run_until_stopped(
         serve(
-            database,
+            database.absolute(),
             settings,
             event_keys=event_keys,
             host=host,

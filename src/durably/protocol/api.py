@@ -34,6 +34,23 @@ class ErrorBody(msgspec.Struct, kw_only=True):
     data: Any = None
 
 
+class AppSyncBody(msgspec.Struct, kw_only=True):
+    """Answer of ``POST /v1/apps/sync``: an app's functions, and which of them a sync added, changed and removed.
+
+    ``version`` is the app's own (``app_version`` of its client); ``previous_version`` the one of the sync before.
+    """
+
+    app_id: str
+    url: str
+    modified: bool
+    functions: list[str]
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    version: str | None = None
+    previous_version: str | None = None
+
+
 class SendBody(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Answer of ``POST /e/{key}``: the ids of the events in the order in which they were sent. ``unmatched`` is an
     addition of Durably's: names of events that match nothing, each with the reason."""

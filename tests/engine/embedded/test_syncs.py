@@ -51,7 +51,9 @@ async def test_what_was_synced_is_listed(engine: EmbeddedEngine) -> None:
         singleton={"mode": "skip"},
         timeouts={"start": "1m", "finish": "1h"},
     )
-    assert await engine.sync_app(request(everything, config("shop-b"))) == SyncResult(app_id="shop", modified=True)
+    assert await engine.sync_app(request(everything, config("shop-b"))) == SyncResult(
+        app_id="shop", modified=True, added=("shop-a", "shop-b")
+    )
     assert await engine.sync_app(request(everything, config("shop-b"))) == SyncResult(app_id="shop", modified=False)
     functions = await engine.list_functions("shop")
     assert functions is not None
@@ -66,7 +68,9 @@ async def test_what_was_synced_is_listed(engine: EmbeddedEngine) -> None:
         "flask",
         2,
     )
-    assert await engine.sync_app(request(config("shop-b"))) == SyncResult(app_id="shop", modified=True)
+    assert await engine.sync_app(request(config("shop-b"))) == SyncResult(
+        app_id="shop", modified=True, removed=("shop-a",)
+    )
     assert [function.id for function in await engine.list_functions("shop") or []] == ["shop-b"]
     assert await engine.list_functions("other") is None
 

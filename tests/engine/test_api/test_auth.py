@@ -1,9 +1,13 @@
 """Who may ask, in either mode."""
 
+import contextlib
 import logging
+import sqlite3
+from pathlib import Path
 
 import pytest
 
+from durably.engine.embedded.api import info
 from durably.engine.embedded.api.auth import ApiKeys
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
@@ -26,6 +30,7 @@ GUARDED = [
     ("POST", "/v1/runs/r/rerun"),
     ("POST", "/v1/signals"),
     ("GET", "/v1/apps/shop/functions"),
+    ("POST", "/v1/apps/sync"),
     ("POST", "/v1/checkpoint/r/async"),
     ("GET", "/anything/else"),
 ]
@@ -62,9 +67,34 @@ async def test_in_cloud_mode_events_need_an_event_key(cloud: Harness, caplog: py
         assert key not in caplog.text
 
 
-async def test_anyone_may_ask_after_health(cloud: Harness) -> None:
-    status, answer = await cloud.json("GET", "/health")
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_anyone_may_ask_after_health(cloud: Harness, path: str) -> None:
+    status, answer = await cloud.json("GET", path)
     assert (status, answer["message"]) == (200, "OK")
+
+
+async def test_an_engine_that_has_lost_its_database_is_alive_and_not_ready(cloud: Harness, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "engine.db")) as connection:
+        connection.execute("UPDATE owner SET epoch = epoch + 1")  # as another engine does that takes it over
+        connection.commit()
+    status, answer = await cloud.json("GET", "/ready")
+    assert (status, answer["error"]) == (503, "another engine has taken over the database")
+    await cloud.engine.wait_closed()
+    status, answer = await cloud.json("GET", "/ready")
+    assert (status, "taken over" in answer["error"]) == (503, True)
+    status, _ = await cloud.json("GET", "/health")
+    assert status == 200
+
+
+async def test_an_engine_whose_database_does_not_answer_is_not_ready(
+    cloud: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "READY_SECONDS", 0.05)
+    with contextlib.closing(sqlite3.connect(tmp_path / "engine.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        status, answer = await cloud.json("GET", "/ready")
+        connection.execute("ROLLBACK")
+    assert (status, "has not answered" in answer["error"]) == (503, True)
 
 
 async def test_dev_information_is_not_for_cloud_mode(cloud: Harness) -> None:

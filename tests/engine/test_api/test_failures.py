@@ -133,6 +133,6 @@ async def test_an_engine_whose_database_was_deleted_says_so_on_every_route(dev: 
     status, answer = await dev.json("POST", "/e/any", json={"name": "after"})
     assert (status, "the database was deleted" in answer["error"]) == (503, True)
     await dev.engine.wait_closed()
-    for method, path in [("POST", "/e/any"), ("GET", "/health"), ("GET", "/v1/runs"), ("GET", "/nothing")]:
+    for method, path in [("POST", "/e/any"), ("GET", "/ready"), ("GET", "/v1/runs"), ("GET", "/nothing")]:
         status, answer = await dev.json(method, path, json={"name": "later"})
         assert (status, "the database was deleted" in answer["error"]) == (503, True)

@@ -8,6 +8,7 @@ from aiohttp import web
 
 import durably
 from durably.engine.embedded.api.discovery import AppUnreachedError, NoAppError, SyncFailedError
+from durably.protocol.signatures import bearer_token
 
 from .conftest import FALLBACK_KEY, SIGNING_KEY, Harness, OpenServer, ServeFunctions, client_of
 
@@ -42,7 +43,7 @@ async def test_a_sync_is_stored_once(dev: Harness) -> None:
     assert (status, answer["ok"], answer["modified"], answer["app_id"]) == (200, True, True, "shop")
     status, answer = await dev.json("POST", "/fn/register?deployId=d1", json=_sync_body())
     assert (status, answer["modified"]) == (200, False)
-    assert [(sync.modified, sync.deploy_id) for sync in dev.syncs] == [(True, None), (False, "d1")]
+    assert [(sync.result.modified, sync.deploy_id) for sync in dev.syncs] == [(True, None), (False, "d1")]
 
     _, functions = await dev.json("GET", "/v1/apps/shop/functions")
     assert [(fn["id"], fn["config"]["triggers"]) for fn in functions["data"]] == [
@@ -81,7 +82,7 @@ async def test_an_app_is_asked_to_sync(dev: Harness, serve_functions: ServeFunct
     client = client_of(dev)
     await dev.server.discovery.sync(await serve_functions(client, [_hello(client)]))
     [sync] = dev.syncs
-    assert (sync.request.app_id, sync.modified) == ("shop", True)
+    assert (sync.request.app_id, sync.result.modified) == ("shop", True)
     assert sync.deploy_id
     assert "deployId" not in sync.request.url
 
@@ -145,6 +146,112 @@ async def test_in_cloud_mode_functions_come_in_the_signed_answer(
     await cloud.server.discovery.sync(await serve_functions(client, [_hello(client)]))
     [sync] = cloud.syncs
     assert (sync.request.app_id, [fn.id for fn in sync.request.functions]) == ("shop", ["shop-hello"])
+
+
+BEARER = {"authorization": f"Bearer {bearer_token(SIGNING_KEY)}"}
+
+
+def _functions(client: durably.Client, **events: str) -> list[Any]:
+    """Functions by their ids, each triggered by an event."""
+
+    async def handler(ctx: durably.Context) -> None: ...
+
+    return [
+        client.create_function(fn_id=fn_id, trigger=durably.TriggerEvent(event=event))(handler)
+        for fn_id, event in events.items()
+    ]
+
+
+@pytest.mark.parametrize("in_band", ["1", "0"])
+async def test_a_sync_by_the_api_tells_what_it_changed(
+    cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, in_band: str
+) -> None:
+    monkeypatch.setenv("DURABLY_ALLOW_IN_BAND_SYNC", in_band)
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "http://shop.example.com")
+    options = {"is_production": True, "signing_key": SIGNING_KEY, "event_key": "x"}
+    first = client_of(cloud, app_version="1", **options)
+    url = await serve_functions(first, _functions(first, kept="a", altered="a", gone="a"))
+    status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": url}, headers=BEARER)
+    assert status == 200, answer
+    assert answer["data"] == {
+        "app_id": "shop",
+        "url": "http://shop.example.com/api/inngest",
+        "modified": True,
+        "functions": ["shop-kept", "shop-altered", "shop-gone"],
+        "added": ["shop-kept", "shop-altered", "shop-gone"],
+        "changed": [],
+        "removed": [],
+        "version": "1",
+        "previous_version": None,
+    }
+    status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": url}, headers=BEARER)
+    assert (answer["data"]["modified"], answer["data"]["added"]) == (False, [])
+    second = client_of(cloud, app_version="2", **options)
+    url = await serve_functions(second, _functions(second, kept="a", altered="b", new="a"))
+    status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": url}, headers=BEARER)
+    changes = {name: answer["data"][name] for name in ("added", "changed", "removed", "version", "previous_version")}
+    assert changes == {
+        "added": ["shop-new"],
+        "changed": ["shop-altered"],
+        "removed": ["shop-gone"],
+        "version": "2",
+        "previous_version": "1",
+    }
+
+
+async def test_a_sync_by_the_api_needs_the_signing_key(cloud: Harness) -> None:
+    status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": "http://127.0.0.1:9/api"})
+    assert (status, "signing key" in answer["error"]) == (401, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected", "reason"),
+    [
+        ({"url": "http://127.0.0.1:9/api/inngest"}, 502, "no app answers at http://127.0.0.1:9/api/inngest"),
+        ({"url": "ftp://127.0.0.1/"}, 400, "must be a URL like"),
+        ({"url": "http://["}, 400, "must be a URL like"),
+        ({"url": 5}, 400, "$.url"),
+        ({}, 400, "url"),
+    ],
+)
+async def test_a_sync_that_cannot_be_is_explained(
+    cloud: Harness, body: dict[str, Any], expected: int, reason: str
+) -> None:
+    status, answer = await cloud.json("POST", "/v1/apps/sync", json=body, headers=BEARER)
+    assert status == expected
+    assert reason in answer["error"]
+
+
+async def test_what_is_no_app_or_syncs_elsewhere_is_told_apart(
+    cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": cloud.server.origin}, headers=BEARER)
+    assert (status, "serves no functions" in answer["error"]) == (422, True)
+    monkeypatch.setenv("DURABLY_ALLOW_IN_BAND_SYNC", "0")
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "http://shop.example.com")
+    elsewhere = web.Application()
+
+    async def register(request: web.Request) -> web.Response:
+        return web.json_response({"ok": True, "modified": True})
+
+    elsewhere.add_routes([web.post("/fn/register", register)])
+    runner = web.AppRunner(elsewhere)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    client = client_of(
+        cloud,
+        api_base_url=f"http://127.0.0.1:{runner.addresses[0][1]}",
+        is_production=True,
+        signing_key=SIGNING_KEY,
+        event_key="x",
+    )
+    try:
+        url = await serve_functions(client, [_hello(client)])
+        status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": url}, headers=BEARER)
+    finally:
+        await runner.cleanup()
+    assert (status, "synced with another engine" in answer["error"]) == (422, True)
+    assert f"DURABLY_ENGINE_URL, for example {cloud.server.origin}" in answer["error"]
 
 
 async def test_in_cloud_mode_an_app_of_another_key_is_refused(cloud: Harness, serve_functions: ServeFunctions) -> None:

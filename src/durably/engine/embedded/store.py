@@ -119,6 +119,11 @@ class Store:
             (app_id, url, sdk, framework, version, now),
         )
 
+    def app_version(self, app_id: str) -> str | None:
+        """The app's own version at its last sync."""
+        row = self._connection.execute("SELECT version FROM apps WHERE id = ?", (app_id,)).fetchone()
+        return row[0] if row else None
+
     def active_functions(self, app_id: str) -> list[tuple[str, bytes]]:
         """Ids and configurations, in the order in which the app synced them."""
         return self._connection.execute(

@@ -75,10 +75,19 @@ class SweepView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
-    """``modified`` is false where the app's functions are as they were at its last sync."""
+    """What a sync changed. ``modified`` is false if the app's functions are as they were at its last sync.
+
+    ``added``, ``changed`` and ``removed`` are ids of functions. ``version`` is the app's, as its client has it in
+    ``app_version``, and ``previous_version`` the one of the sync before.
+    """
 
     app_id: str
     modified: bool
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    version: str | None = None
+    previous_version: str | None = None
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):

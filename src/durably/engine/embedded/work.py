@@ -3,7 +3,7 @@
 Each function here makes a unit of work or is one; they run in the writer's thread.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -168,7 +168,8 @@ def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> S
     """Make the app's functions what it says they are. They have been checked. Raises ``ConfigInvalidError``."""
     store, app_id = entry.store, request.app_id
     configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
-    modified = store.active_functions(app_id) != configs
+    before, previous_version = store.active_functions(app_id), store.app_version(app_id)
+    modified = before != configs
     if modified:
         _check_owners(entry, app_id, [function_id for function_id, _ in configs])
         store.put_functions(app_id, configs)
@@ -178,7 +179,26 @@ def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> S
             entry.queue.look_at_function(function.flow)
         entry.effects.append(Synced(app_id, functions))
     store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
-    return SyncResult(app_id=app_id, modified=modified)
+    return _compare(app_id, dict(before), dict(configs), previous_version, request.app_version)
+
+
+def _compare(
+    app_id: str,
+    before: Mapping[str, bytes],
+    after: Mapping[str, bytes],
+    previous_version: str | None,
+    version: str | None,
+) -> SyncResult:
+    """``before`` and ``after`` are configurations by the ids of functions."""
+    return SyncResult(
+        app_id=app_id,
+        modified=list(before.items()) != list(after.items()),
+        added=tuple(each for each in after if each not in before),
+        changed=tuple(each for each, config in after.items() if before.get(each, config) != config),
+        removed=tuple(each for each in before if each not in after),
+        version=version,
+        previous_version=previous_version,
+    )
 
 
 def _check_owners(entry: Entry, app_id: str, function_ids: list[str]) -> None:

@@ -10,13 +10,14 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 
 from . import checkpoint, cors, events, functions, info, invoke, runs, signals, sweeps, sync, updates
 from .auth import EVENTS_PATH, ApiKeys, authorize
-from .failures import failures_as_json, refuse_once_stopped
+from .failures import HEALTH_PATH, failures_as_json, refuse_once_stopped
 from .hosts import AllowedHosts
-from .state import STATE, AcceptedSync, ApiState, OnSync
+from .state import STATE, AcceptedSync, ApiState, OnSync, SyncAt
 from .unreadable import answer_expectation, answer_unrouted
 
 _ROUTES = (
-    web.get("/health", info.get_health),
+    web.get(HEALTH_PATH, info.get_health),
+    web.get("/ready", info.get_readiness),
     web.post(EVENTS_PATH, events.receive_events),
     web.post("/fn/register", sync.register),
     web.post("/invoke/{function_id}", invoke.invoke_function),
@@ -45,6 +46,7 @@ _ROUTES = (
     web.get("/v1/replays", sweeps.list_replays),
     web.get("/v1/replays/{replay_id}", sweeps.get_replay),
     web.get("/v1/apps/{app_id}/functions", sync.list_functions),
+    web.post("/v1/apps/sync", sync.sync_app),
     web.post("/v1/checkpoint/{run_id}/async", checkpoint.checkpoint_call),
 )
 _DEV_ROUTES = (
@@ -61,17 +63,22 @@ _LOCAL = AllowedHosts()
 
 
 def create_api(
-    engine: EmbeddedEngine, keys: ApiKeys, *, hosts: AllowedHosts = _LOCAL, on_sync: OnSync = ignore_sync
+    engine: EmbeddedEngine,
+    keys: ApiKeys,
+    *,
+    hosts: AllowedHosts = _LOCAL,
+    on_sync: OnSync = ignore_sync,
+    sync_at: SyncAt | None = None,
 ) -> web.Application:
     """The API of an open engine, to be served with no access log: paths of ``/e/`` hold event keys.
 
-    ``hosts`` are those that a development engine answers to.
+    ``hosts`` are those that a development engine answers to. ``sync_at`` asks apps to sync, if they have URLs.
     """
     app = web.Application(
         middlewares=[failures_as_json, authorize(keys, hosts), refuse_once_stopped],
         client_max_size=MAX_REQUEST_BYTES,
     )
-    app[STATE] = ApiState(engine, keys.server_kind, on_sync)
+    app[STATE] = ApiState(engine, keys.server_kind, on_sync, sync_at)
     app.add_routes(_expecting(_ROUTES))
     app.on_response_prepare.append(_add_server_kind)
     if keys.server_kind is ServerKind.DEV:

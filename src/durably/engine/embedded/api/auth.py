@@ -24,7 +24,7 @@ from .responses import ApiError
 _logger = logging.getLogger("durably.engine.api")
 
 EVENTS_PATH = "/e/{key}"
-_OPEN_PATHS = frozenset({"/health", EVENTS_PATH})
+_OPEN_PATHS = frozenset({"/health", "/ready", EVENTS_PATH})
 """Need no bearer token. ``EVENTS_PATH`` checks the event key instead."""
 _ADVICE = "only local ones are allowed; `durably dev --allowed-host NAME` allows another"
 

@@ -4,10 +4,11 @@ Out of band, the app is sent a PUT and then posts its functions to the engine's 
 the engine asks for them in the signed answer itself, and falls back where the app declines.
 """
 
+import contextlib
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -82,7 +83,7 @@ class AppDiscovery:
 
     def __init__(self, engine: EmbeddedEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
         self._engine, self._settings, self._origin, self._on_sync = engine, settings, origin, on_sync
-        self._awaited: dict[str, bool] = {}
+        self._awaited: dict[str, AcceptedSync | None] = {}
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
             headers={str(Header.SERVER_KIND): settings.server_kind},
@@ -93,19 +94,18 @@ class AppDiscovery:
 
     def note_sync(self, sync: AcceptedSync) -> None:
         if sync.deploy_id in self._awaited:
-            self._awaited[sync.deploy_id] = True
+            self._awaited[sync.deploy_id] = sync
         self._on_sync(sync)
 
-    async def sync(self, url: str) -> None:
-        """Returns once the app's functions are stored.
+    async def sync(self, url: str) -> AcceptedSync:
+        """What the app synced, once it is stored.
 
         Raises ``AppUnreachedError``, ``NoAppError``, ``SyncFailedError``.
         """
         await self.inspect(url)
         if self._settings.server_kind is ServerKind.CLOUD:
-            await self._sync_in_band(url)
-        else:
-            await self._sync_out_of_band(url)
+            return await self._sync_in_band(url)
+        return await self._sync_out_of_band(url)
 
     async def inspect(self, url: str) -> Inspection:
         """GET the URL, to learn whether an app of the engine's mode is there."""
@@ -121,45 +121,69 @@ class AppDiscovery:
             raise SyncFailedError(f"the app at {url} is not in {mode} mode: {self._mode_advice()}")
         return inspection
 
+    def _address_advice(self) -> str:
+        if self._settings.server_kind is ServerKind.DEV:
+            return self._mode_advice()
+        return f"start it with this engine's URL in DURABLY_ENGINE_URL, for example {self._origin}"
+
     def _mode_advice(self) -> str:
         if self._settings.server_kind is ServerKind.DEV:
             return f"start it with DURABLY_DEV={self._origin} in its environment (other SDKs: INNGEST_DEV)"
         return "start it without DURABLY_DEV and INNGEST_DEV, and with the engine's DURABLY_SIGNING_KEY"
 
-    async def _sync_out_of_band(self, url: str) -> None:
+    async def _sync_out_of_band(self, url: str) -> AcceptedSync:
+        with self._awaiting() as deploy_id:
+            await self._put(url, deploy_id, b"{}", {})
+            return self._posted_sync(url, deploy_id)
+
+    async def _sync_in_band(self, url: str) -> AcceptedSync:
+        request = msgspec.json.encode({"url": url})
+        with self._awaiting() as deploy_id:
+            signed = {Header.SYNC_KIND: SyncKind.IN_BAND} | self._signed(request)
+            headers, body = await self._put(url, deploy_id, request, signed)
+            if headers.get(Header.SYNC_KIND) != SyncKind.IN_BAND:
+                return self._posted_sync(url, deploy_id)
+        sync = self._read_in_band(url, headers, body)
+        accepted = AcceptedSync(sync, await self._engine.sync_app(sync), None)
+        self.note_sync(accepted)
+        return accepted
+
+    @contextlib.contextmanager
+    def _awaiting(self) -> Iterator[str]:
+        """An id by which to recognise what the app posts meanwhile."""
         deploy_id = str(uuid.uuid4())
-        self._awaited[deploy_id] = False
+        self._awaited[deploy_id] = None
         try:
-            status, _, body = await self._request("PUT", url, params={Query.DEPLOY_ID: deploy_id}, data=b"{}")
-            if status >= 300:
-                raise SyncFailedError(f"the app at {url} failed to sync: {_describe_fault(status, body)}")
-            if not self._awaited[deploy_id]:
-                raise SyncFailedError(f"the app at {url} synced with another engine: {self._mode_advice()}")
+            yield deploy_id
         finally:
             del self._awaited[deploy_id]
 
-    async def _sync_in_band(self, url: str) -> None:
-        request = msgspec.json.encode({"url": url})
-        status, headers, body = await self._request(
-            "PUT",
-            url,
-            data=request,
-            headers={Header.SYNC_KIND: SyncKind.IN_BAND} | self._signed(request),
+    def _posted_sync(self, url: str, deploy_id: str) -> AcceptedSync:
+        """What the app posted to the engine that it knows of. That may be another one."""
+        accepted = self._awaited[deploy_id]
+        if accepted is None:
+            raise SyncFailedError(f"the app at {url} synced with another engine: {self._address_advice()}")
+        return accepted
+
+    async def _put(
+        self, url: str, deploy_id: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[Mapping[str, str], bytes]:
+        status, answered, answer = await self._request(
+            "PUT", url, params={Query.DEPLOY_ID: deploy_id}, data=body, headers=headers
         )
         if status >= 300:
-            raise SyncFailedError(f"the app at {url} failed to sync: {_describe_fault(status, body)}")
-        if headers.get(Header.SYNC_KIND) != SyncKind.IN_BAND:
-            return  # It has posted its functions to the engine that it knows of.
+            raise SyncFailedError(f"the app at {url} failed to sync: {_describe_fault(status, answer)}")
+        return answered, answer
+
+    def _read_in_band(self, url: str, headers: Mapping[str, str], body: bytes) -> SyncRequest:
         keys = (self._settings.signing_key, self._settings.signing_key_fallback)
         try:
             verify(body, headers.get(Header.SIGNATURE), keys, time.time())
-            sync = decode_functions(body, _in_band_decoder).to_request()
+            return decode_functions(body, _in_band_decoder).to_request()
         except SignatureError as error:
             raise SyncFailedError(f"the answer of the app at {url} cannot be trusted: {error}") from None
         except msgspec.DecodeError as error:
             raise SyncFailedError(f"the app at {url} answered a sync with a wrong body: {error}") from None
-        result = await self._engine.sync_app(sync)
-        self.note_sync(AcceptedSync(sync, result.modified, None))
 
     def _signed(self, body: bytes) -> dict[str, str]:
         """In cloud mode apps show nothing to those who do not sign."""

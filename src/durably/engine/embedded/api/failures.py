@@ -12,6 +12,7 @@ from durably.engine.embedded.sparse_log import SparseLog
 from .responses import ApiError, error_response
 from .state import engine_of
 
+HEALTH_PATH = "/health"
 _logger = logging.getLogger("durably.engine.api")
 
 _STATUSES: dict[type[errors.EngineError], int] = {
@@ -62,8 +63,10 @@ async def failures_as_json(request: web.Request, handler: Handler) -> web.Stream
 
 @web.middleware
 async def refuse_once_stopped(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """An engine that has stopped by itself says why, on every route."""
-    if stopped := engine_of(request).stop_error:
+    """An engine that has stopped by itself says why, on every route but ``/health``: the process is alive, and a
+    supervisor that restarts it would begin with an empty database where a deleted one was."""
+    stopped = engine_of(request).stop_error
+    if stopped and request.path != HEALTH_PATH:
         return error_response(503, f"the engine has stopped: {stopped.message}")
     return await handler(request)
 

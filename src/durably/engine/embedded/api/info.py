@@ -1,15 +1,35 @@
-"""What the engine says about itself: ``/health`` for supervisors, ``/dev`` for SDKs looking for a dev engine."""
+"""What the engine says about itself: ``/health`` and ``/ready`` for supervisors, ``/dev`` for SDKs."""
 
+import asyncio
 from importlib.metadata import version
 
 from aiohttp import web
 
-from .responses import json_response
+from durably.engine.errors import EngineError
+
+from .responses import error_response, json_response
 from .state import engine_of
+
+READY_SECONDS = 5.0
 
 
 async def get_health(request: web.Request) -> web.Response:
-    """``GET /health``: the engine answers."""
+    """``GET /health``: the process answers. A supervisor restarts one that does not."""
+    return json_response({"status": 200, "message": "OK"})
+
+
+async def get_readiness(request: web.Request) -> web.Response:
+    """``GET /ready``: the engine takes events and calls apps; 503 with the reason if it does not.
+
+    It asks the writer's thread whether the database is still this engine's.
+    """
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await engine_of(request).verify()
+    except TimeoutError:
+        return error_response(503, f"the database has not answered within {READY_SECONDS:.0f} s")
+    except EngineError as error:
+        return error_response(503, error.message)
     return json_response({"status": 200, "message": "OK"})
 
 

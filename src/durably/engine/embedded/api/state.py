@@ -1,11 +1,12 @@
 """What the API's handlers share, kept in the aiohttp application."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from durably.engine.embedded.engine import EmbeddedEngine
+from durably.engine.embedded.views import SyncResult
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 
@@ -15,11 +16,13 @@ class AcceptedSync:
     """A sync that the engine has stored. ``deploy_id`` is what the app was asked to sync with, if it was asked."""
 
     request: SyncRequest
-    modified: bool
+    result: SyncResult
     deploy_id: str | None
 
 
 OnSync = Callable[[AcceptedSync], None]
+SyncAt = Callable[[str], Awaitable[AcceptedSync]]
+"""Asks the app at a URL to sync."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class ApiState:
     engine: EmbeddedEngine
     server_kind: ServerKind
     on_sync: OnSync
+    sync_at: SyncAt | None
 
 
 STATE = web.AppKey("state", ApiState)

@@ -1,14 +1,33 @@
 """Apps telling the engine their functions (spec §4.3), and what those are."""
 
+from urllib.parse import urlsplit
+
+import msgspec
 from aiohttp import web
 
-from durably.protocol.api import FunctionBody
+from durably.protocol.api import AppSyncBody, FunctionBody
 from durably.protocol.headers import Header, Query
 from durably.protocol.sync import decode_sync
 
-from .bodies import decode_json, read_body
+from .bodies import decode_json, read_body, read_json
+from .discovery import AppUnreachedError, NoAppError, SyncFailedError
 from .responses import ApiError, data_response, json_response
 from .state import AcceptedSync, engine_of, state_of
+
+
+class _SyncApp(msgspec.Struct):
+    url: str
+
+
+_sync_app_decoder = msgspec.json.Decoder(_SyncApp)
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 async def register(request: web.Request) -> web.Response:
@@ -16,7 +35,7 @@ async def register(request: web.Request) -> web.Response:
     _check_server_kind(request)
     sync = decode_json(await read_body(request), decode_sync)
     result = await engine_of(request).sync_app(sync)
-    state_of(request).on_sync(AcceptedSync(sync, result.modified, request.query.get(Query.DEPLOY_ID)))
+    state_of(request).on_sync(AcceptedSync(sync, result, request.query.get(Query.DEPLOY_ID)))
     return json_response({"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id})
 
 
@@ -24,6 +43,38 @@ def _check_server_kind(request: web.Request) -> None:
     expected, actual = request.headers.get(Header.EXPECTED_SERVER_KIND), state_of(request).server_kind
     if expected and expected != actual:
         raise ApiError(400, f"the app expected an engine in {expected} mode, and this one is in {actual} mode")
+
+
+async def sync_app(request: web.Request) -> web.Response:
+    """``POST /v1/apps/sync {url}``: ask the app at a URL to sync. 502 if it does not answer."""
+    url = (await read_json(request, _sync_app_decoder)).url
+    sync_at = state_of(request).sync_at
+    if sync_at is None:
+        raise ApiError(400, "this engine runs in its app's own processes, and syncs whenever they start")
+    if not _is_http_url(url):
+        raise ApiError(400, "the body's url must be a URL like http://127.0.0.1:8000/api/inngest")
+    try:
+        accepted = await sync_at(url)
+    except AppUnreachedError as error:
+        raise ApiError(502, error.message) from None
+    except (NoAppError, SyncFailedError) as error:
+        raise ApiError(422, error.message) from None
+    return data_response(_describe(accepted))
+
+
+def _describe(accepted: AcceptedSync) -> AppSyncBody:
+    result = accepted.result
+    return AppSyncBody(
+        app_id=result.app_id,
+        url=accepted.request.url,
+        version=result.version,
+        previous_version=result.previous_version,
+        modified=result.modified,
+        functions=[function.id for function in accepted.request.functions],
+        added=list(result.added),
+        changed=list(result.changed),
+        removed=list(result.removed),
+    )
 
 
 async def list_functions(request: web.Request) -> web.Response:

@@ -1,0 +1,70 @@
+"""``durably sync``: tell the engine of an app that was deployed."""
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import client_options, read_age, read_app_url
+from .text import echo_json
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    from durably.protocol.api import AppSyncBody
+
+    from .engine_client import EngineClient
+
+_PAUSE_SECONDS = 0.5
+_APP_UNREACHED = 502
+
+
+@click.command()
+@click.argument("app_url", metavar="APP_URL", callback=read_app_url)
+@click.option(
+    "--wait",
+    callback=read_age,
+    metavar="TIME",
+    help="Keep trying for this long, like 30s, while the app or the engine does not answer.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
+@client_options
+def sync(client: "EngineClient", app_url: str, wait: "dt.timedelta | None", as_json: bool) -> None:
+    """Sync the app at APP_URL with the engine: the last step of a deployment.
+
+    The engine asks the app for its functions and stores what has changed. APP_URL is the URL of the app's endpoint as
+    the engine reaches it, like http://127.0.0.1:8000/api/inngest. Exits with 1, and changes nothing, if the app does
+    not answer or the engine refuses its functions.
+    """
+    done = _sync(client, app_url, 0.0 if wait is None else wait.total_seconds())
+    if as_json:
+        echo_json(done)
+    else:
+        click.echo(describe_sync(done))
+
+
+def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody":
+    from .engine_client import AnswerError, EngineUnreachedError
+
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return client.sync_app(app_url)
+        except (AnswerError, EngineUnreachedError) as error:
+            is_final = isinstance(error, AnswerError) and error.status != _APP_UNREACHED
+            if is_final or time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+def describe_sync(done: "AppSyncBody") -> str:
+    """A line on the app, then one for each function that was added (+), changed (~) or removed (-)."""
+    name = f"{done.app_id} {done.version}" if done.version else done.app_id
+    count = len(done.functions)
+    lines = [f"synced {name} at {done.url}: {count} {'function' if count == 1 else 'functions'}"]
+    lines += [f"  + {each}" for each in done.added]
+    lines += [f"  ~ {each}" for each in done.changed]
+    lines += [f"  - {each}" for each in done.removed]
+    if len(lines) == 1:
+        lines[0] += ", unchanged"
+    return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""``durably keys``, ``sync`` and ``health``: what a deployment calls."""
+
+import json
+import re
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from . import apps
+from .conftest import TIMEOUT_SECONDS, Command, Run, Start, environment, write
+
+RunApp = Callable[[str], AbstractContextManager[str]]
+APP = apps.FASTAPI.format(sdk="durably").replace("is_production=False", 'app_version="VERSION"')
+
+
+def variables_of(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def origin_of(engine: Command) -> str:
+    return engine.until(r'"message":"engine started","origin":"([^"]+)"')[1]
+
+
+def test_keys_are_long_and_new_each_time(run: Run) -> None:
+    first, second = variables_of(run("keys").stdout), variables_of(run("keys").stdout)
+    assert set(first) == {"DURABLY_SIGNING_KEY", "DURABLY_EVENT_KEY"}
+    assert re.fullmatch(r"signkey-prod-[0-9a-f]{64}", first["DURABLY_SIGNING_KEY"])
+    assert re.fullmatch(r"[0-9a-f]{64}", first["DURABLY_EVENT_KEY"])
+    assert not set(first.values()) & set(second.values())
+
+
+def test_keys_go_to_a_file_that_others_cannot_read(run: Run, directory: Path) -> None:
+    written = run("keys", "--output", "durably.env")
+    path = directory / "durably.env"
+    before = path.read_text()
+    assert (written.status, stat.S_IMODE(path.stat().st_mode)) == (0, 0o600)
+    assert not any(value in written.stdout for value in variables_of(before).values())
+    again = run("keys", "--output", "durably.env")
+    assert (again.status, "may hold keys that are in use" in again.stderr) == (1, True)
+    assert path.read_text() == before
+    missing = run("keys", "--output", "nowhere/durably.env")
+    assert (missing.status, "cannot write nowhere/durably.env" in missing.stderr) == (1, True)
+
+
+@pytest.fixture
+def keys(run: Run) -> dict[str, str]:
+    return variables_of(run("keys").stdout)
+
+
+@pytest.fixture
+def engine(start: Start, keys: dict[str, str]) -> Command:
+    return start("start", "--db", "engine.db", "--port", "0", **keys)
+
+
+@pytest.fixture
+def variables(engine: Command, keys: dict[str, str]) -> dict[str, str]:
+    """What the app and the commands are told."""
+    return keys | {"DURABLY_ENGINE_URL": origin_of(engine)}
+
+
+@pytest.fixture
+def run_app(directory: Path, variables: dict[str, str]) -> RunApp:
+    """Serves the app, from its source, at one port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    @contextmanager
+    def running(source: str) -> Iterator[str]:
+        write(directory / "shop.py", source)
+        command = [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port), "--log-level", "error"]
+        app = subprocess.Popen(command, cwd=directory, env=environment() | variables)
+        try:
+            yield f"http://127.0.0.1:{port}/api/inngest"
+        finally:
+            app.terminate()
+            app.wait(TIMEOUT_SECONDS)
+
+    return running
+
+
+def test_each_deployment_syncs(engine: Command, run: Run, run_app: RunApp, variables: dict[str, str]) -> None:
+    with run_app(APP.replace("VERSION", "1.0")) as url:
+        synced = run("sync", url, "--wait", "30s", **variables)
+        assert synced.stdout == f"synced shop 1.0 at {url}: 1 function\n  + shop-place\n", synced.stderr
+        again = run("sync", url, **variables)
+        assert again.stdout == f"synced shop 1.0 at {url}: 1 function, unchanged\n"
+    with run_app(APP.replace("VERSION", "1.1").replace("order/placed", "order/paid")) as url:
+        synced = run("sync", url, "--wait", "30s", **variables)
+        assert synced.stdout == f"synced shop 1.1 at {url}: 1 function\n  ~ shop-place\n"
+    with run_app(APP.replace("VERSION", "1.1").replace('"place"', '"order"')) as url:
+        synced = run("sync", url, "--wait", "30s", "--json", **variables)
+        done = json.loads(synced.stdout)
+        assert (done["added"], done["removed"]) == (["shop-order"], ["shop-place"])
+        health = run("health", **variables)
+        assert (health.status, health.stdout) == (0, "ready\n")
+    logged = [json.loads(line) for line in engine.output.splitlines() if '"app synced"' in line]
+    assert [(line["version"], line.get("added"), line.get("changed")) for line in logged] == [
+        ("1.0", ["shop-place"], None),
+        ("1.1", None, ["shop-place"]),
+        ("1.1", ["shop-order"], None),
+    ]
+
+
+def test_a_sync_that_fails_fails_the_deployment(run: Run, run_app: RunApp, variables: dict[str, str]) -> None:
+    away = run("sync", "http://127.0.0.1:9/api/inngest", "--wait", "600ms", **variables)
+    assert (away.status, away.stdout) == (1, "")
+    assert "no app answers at http://127.0.0.1:9/api/inngest: connection refused" in away.stderr
+    with run_app(APP.replace("VERSION", "1")) as url:
+        run("sync", url, "--wait", "30s", **variables)
+        elsewhere = run("sync", url.replace("inngest", "elsewhere"), "--wait", "30s", **variables)
+        assert (elsewhere.status, "serves no functions" in elsewhere.stderr) == (1, True)
+        keyless = {"DURABLY_ENGINE_URL": variables["DURABLY_ENGINE_URL"]}
+        refused = run("sync", url, "--wait", "30s", **keyless)
+        assert (refused.status, "DURABLY_SIGNING_KEY" in refused.stderr) == (1, True)
+    assert run("sync", "shop:8000", **variables).status == 2
+
+
+def test_an_engine_that_is_down_is_not_healthy(run: Run) -> None:
+    result = run("health", DURABLY_ENGINE_URL="http://127.0.0.1:9")
+    assert (result.status, "no engine answers at http://127.0.0.1:9" in result.stderr) == (1, True)
+
+
+def test_apps_of_u_are_synced_again_after_a_deployment(
+    start: Start, keys: dict[str, str], run_app: RunApp, variables: dict[str, str], directory: Path
+) -> None:
+    with run_app(APP.replace("VERSION", "1.0")) as url:
+        options = ("--db", "second.db", "--port", "0", "-u", url, "--poll-interval", "0.1")
+        engine = start("start", *options, **keys)
+        end = engine.until(r'"app synced".*"version":"1\.0".*"added":\["shop-place"\]').end()
+    with run_app(APP.replace("VERSION", "2.0")):
+        engine.until(r'"app synced".*"version":"2\.0"', after=end)
+    engine.stop()
+    assert len(re.findall("app synced", engine.output)) == 2
+
+
+def test_systemd_is_told_when_the_engine_is_ready(start: Start, keys: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(TIMEOUT_SECONDS)
+        engine = start("start", "--db", "engine.db", "--port", "0", **keys, NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert supervisor.recv(100) == b"READY=1"
+        assert "engine started" in engine.output or origin_of(engine)
+        engine.stop()
+        assert supervisor.recv(100) == b"STOPPING=1"
