@@ -50,6 +50,9 @@ class Client:
     bounds each request to the engine. ``checkpointing`` keeps functions going from step to step (see
     ``Checkpointing``); an engine in this process does that by default, one over HTTP where it is asked for.
 
+    ``strict_replay`` fails a run whose function no longer reaches a step that the run has finished; otherwise that is
+    a warning.
+
     Raises ``FunctionConfigInvalidError`` and ``URLInvalidError``, naming the argument or variable.
     """
 
@@ -70,6 +73,7 @@ class Client:
         request_timeout: Duration | None = None,
         serializer: Serializer | None = None,
         signing_key: str | None = None,
+        strict_replay: bool | None = None,
     ) -> None:
         if not isinstance(app_id, str) or not app_id.strip():
             raise FunctionConfigInvalidError(f"Client.app_id must be text that names the app, not {app_id!r}")
@@ -93,6 +97,7 @@ class Client:
         self.middleware: list[MiddlewareFactory] = list(middleware or ())
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
+        self.strict_replay = environment.strict_replay if strict_replay is None else strict_replay
         self.request_timeout = _seconds(request_timeout)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
         self._has_inngest_keys = environment.has_inngest_keys
@@ -158,6 +163,7 @@ class Client:
         throttle: Throttle | None = None,
         timeouts: Timeouts | None = None,
         checkpointing: bool | Checkpointing | None = None,
+        strict_replay: bool | None = None,
     ) -> Callable[[Handler[T]], Function[T]]:
         """Make a durable function of an async or a sync one, which is called with a ``Context`` alone.
 
@@ -165,7 +171,7 @@ class Client:
         ``retries`` is the number of attempts after the first (default 4, at most 20), counted for each
         step anew. ``on_failure`` is called when a run has failed for good, as a function of its own.
         ``output_type`` is the type of the output, in place of the handler's return annotation.
-        ``checkpointing`` wins over the client's.
+        ``checkpointing`` and ``strict_replay`` win over the client's.
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """
@@ -187,6 +193,7 @@ class Client:
             throttle=throttle,
             timeouts=timeouts,
             checkpointing=self.checkpointing if checkpointing is None else checkpointing,
+            strict_replay=strict_replay,
         )
 
         if middleware:

@@ -2,6 +2,7 @@
 
 from durably.execution.branches import StepIdAmbiguousError
 from durably.execution.clocks import ClockUnsupportedError
+from durably.execution.divergence import ReplayDivergedError, StepIdUnstableError
 from durably.execution.memos import MemoUnreadableError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
 from durably.execution.synchronous import AsyncUnsupportedError
@@ -34,6 +35,7 @@ __all__ = [
     "QueryParamInvalidError",
     "QueryParamMissingError",
     "RegistrationFailedError",
+    "ReplayDivergedError",
     "RetryAfterError",
     "SendEventsError",
     "ServeOriginMissingError",
@@ -43,6 +45,7 @@ __all__ = [
     "SigningKeyMissingError",
     "StepError",
     "StepIdAmbiguousError",
+    "StepIdUnstableError",
     "StepNestedError",
     "StepNotAwaitedError",
     "StepUnexpectedError",

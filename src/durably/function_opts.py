@@ -51,6 +51,7 @@ class FunctionOpts:
     throttle: Throttle | None = None
     timeouts: Timeouts | None = None
     checkpointing: bool | Checkpointing | None = None
+    strict_replay: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.local_id, str) or not self.local_id.strip():
@@ -67,6 +68,7 @@ class FunctionOpts:
         ):
             raise self._invalid("retries", f"must be 0 to {MAX_RETRIES}, not {self.retries!r}")
         self._check_type("name", str)
+        self._check_type("strict_replay", bool)
         self._check_type("batch_events", Batch)
         self._check_type("debounce", Debounce)
         self._check_type("idempotency", str)

@@ -11,6 +11,7 @@ import msgspec
 
 from durably.checkpointing import Checkpoints
 from durably.context import Context, ContextSync, ReplayLogger, Step, StepSync
+from durably.divergences import Divergences
 from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
 from durably.execution import (
     AsyncCall,
@@ -102,6 +103,7 @@ class Function(Generic[T]):
         self.opts = opts
         self._handler = handler
         self._on_failure = on_failure
+        self.divergences = {name: Divergences(name) for name in (opts.id, opts.failure_id)}
         self.is_handler_async = is_async(handler)
         self.is_on_failure_handler_async = None if on_failure is None else is_async(on_failure)
         self._middleware = middleware
@@ -130,6 +132,10 @@ class Function(Generic[T]):
     @property
     def on_failure_fn_id(self) -> str | None:
         return self.opts.failure_id if self._on_failure is not None else None
+
+    def is_replay_strict(self, client: "Client") -> bool:
+        """Whether a run fails if its function no longer reaches what the run has finished."""
+        return client.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
 
     def is_async(self, function_id: str) -> bool:
         """Whether the handler behind an id, this function's or its failure handler's, is async."""
@@ -186,6 +192,11 @@ class Function(Generic[T]):
     ) -> Ending:
         handler = self._handler_for(call.function_id)
         replay = _make_replay(client, call, middleware, handover, _standing_of(call, io))
+        divergences = self.divergences[call.function_id]
+        replay.names = divergences.names
+        replay.on_divergence = partial(
+            divergences.report, call.context.run_id, logger=client.logger, is_strict=self.is_replay_strict(client)
+        )
         ctx, run = _make_context(self.is_async(call.function_id), client, call, replay, io, middleware)
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)

@@ -210,6 +210,13 @@ LOG_LEVEL = Setting(
     "`Client(logger=…)`",
     "level of the logger `durably`",
 )
+STRICT_REPLAY = Setting(
+    "DURABLY_STRICT_REPLAY",
+    "INNGEST_STRICT_REPLAY",
+    _switch,
+    "`Client(strict_replay=…)`",
+    "`1`: a run fails if its function [no longer reaches](changing-functions.md) a step that the run has finished",
+)
 
 SETTINGS: tuple[Setting[Any], ...] = (
     DEV,
@@ -225,6 +232,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     ALLOW_IN_BAND_SYNC,
     ENABLE_UNAUTHED_SYNC,
     LOG_LEVEL,
+    STRICT_REPLAY,
     API_BASE_URL,
     EVENT_API_BASE_URL,
 )
@@ -319,6 +327,10 @@ class Environment:
     @property
     def log_level(self) -> str | None:
         return self.read(LOG_LEVEL)
+
+    @property
+    def strict_replay(self) -> bool:
+        return self.read(STRICT_REPLAY) or False
 
     @property
     def dev_url(self) -> str | None:

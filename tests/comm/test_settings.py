@@ -159,6 +159,7 @@ VALUES = {
     "DURABLY_THREAD_POOL_MAX_WORKERS": ("1", "2"),
     "DURABLY_ALLOW_IN_BAND_SYNC": ("1", "0"),
     "DURABLY_ENABLE_UNAUTHED_SYNC": ("1", "0"),
+    "DURABLY_STRICT_REPLAY": ("1", "0"),
 }
 """Two values of a setting that takes no other text."""
 

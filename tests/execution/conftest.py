@@ -8,8 +8,10 @@ from durably.execution import settling
 
 
 @pytest.fixture(autouse=True, scope="module")
-def endless_patience() -> Iterator[None]:
+def strict_calls() -> Iterator[None]:
+    """A replay that is wrongly said to diverge fails its run."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DURABLY_STRICT_REPLAY", "1")
         patch.setattr(settling, "_PATIENCE_SECONDS", 3600.0)
         yield
 

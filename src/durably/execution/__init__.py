@@ -7,6 +7,7 @@ the clock or the environment: what a call needs of the outside is handed in as `
 """
 
 from .asynchronous import AsyncCall
+from .divergence import Divergence, ReplayDivergedError, StepIdUnstableError
 from .handlers import is_async
 from .memos import Memo, StepMemos
 from .outcome import Ending, Found, HandedOver, Outcome, Raised, Returned, StepReport
@@ -16,6 +17,7 @@ from .synchronous import SyncCall, drive
 
 __all__ = [
     "AsyncCall",
+    "Divergence",
     "Ending",
     "Found",
     "HandedOver",
@@ -25,9 +27,11 @@ __all__ = [
     "Outcome",
     "Raised",
     "Replay",
+    "ReplayDivergedError",
     "Returned",
     "StandIn",
     "Standing",
+    "StepIdUnstableError",
     "StepInfo",
     "StepMemos",
     "StepReport",

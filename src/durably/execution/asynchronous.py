@@ -93,8 +93,17 @@ class AsyncCall:
 
     def _outcome_of(self, main: AnyTask) -> Ending:
         outcome = _outcome_of(main)
-        error = self._unawaited.any() if isinstance(outcome, Returned) else None
-        return outcome if error is None else Raised(error)
+        if not isinstance(outcome, Returned):
+            return outcome
+        if (error := self._unawaited.any()) is not None:
+            return Raised(error)
+        return self._divergence(None) or outcome
+
+    def _divergence(self, found: str | None) -> Raised | None:
+        """Whether a task that is neither over nor waits for a step will reach memos yet cannot be told."""
+        if self._settling.ignored or (found is None and self._settling.is_anyone_under_way()):
+            return None
+        return self._replay.divergence(found)
 
     def _start(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
         """The function's main task. Nothing of a run that this one is perhaps called from reaches into it."""
@@ -178,11 +187,11 @@ class AsyncCall:
             self._end(Raised(error))
             await self._loop.create_future()  # until the teardown
         replay = self._replay
-        memo = replay.memos.pop(step.hashed_id) if len(self._tasks) == 1 else None
+        memo = replay.take(step, in_order=not self._settling.ignored) if len(self._tasks) == 1 else None
         if memo is None:
             if self._goes_ahead(step, task) or not await self._park(step, task):
                 return replay.value(step, await self._execute(step))
-            memo = replay.memos.pop(step.hashed_id)
+            memo = replay.take(step, in_order=not self._settling.ignored)
             assert memo is not None
         if (refusal := replay.refusal(step)) is not None:
             self._end(Raised(refusal))
@@ -212,6 +221,9 @@ class AsyncCall:
     async def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless the step can be handed over."""
         try:
+            if (diverged := self._divergence(step.request.step_id)) is not None:
+                self._end(diverged)
+                return await self._loop.create_future()  # type: ignore[no-any-return]
             report = await self._replay.execute(step, group_mode.get(), self._call_handler)
             ending = await apart_from_run(self._replay.conclude(report))
             if isinstance(ending, Memo):
@@ -309,6 +321,8 @@ class AsyncCall:
                 self._end(HandedOver())
             else:
                 self._execute_or_report(found)
+        elif (diverged := self._divergence(steps[0].request.step_id)) is not None:
+            self._end(diverged)
         else:
             self._end(Found([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found]))
 

@@ -1,7 +1,7 @@
 """Memos: the results of finished steps, as the engine sent them (spec §5.2)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -63,6 +63,9 @@ class StepMemos:
     @property
     def size(self) -> int:
         return len(self._memos)
+
+    def ids(self) -> Collection[str]:
+        return self._memos.keys()
 
     def values(self) -> Iterator[Memo]:
         return (memo for _, memo in self.items())

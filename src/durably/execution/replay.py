@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
 
+from .divergence import Divergence, OnDivergence
 from .memos import Memo, MemoUnreadableError, StepMemos
 from .outcome import Ending, Found, HandedOver, Raised, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
@@ -95,7 +96,8 @@ class Replay:
     execute, ``None`` to discover. ``also`` are others that may be executed in the same call, where that is one after
     another as long as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
     step that it executes. ``standing`` is looked at before each. ``stand_in`` takes the place of steps in tests.
-    ``threads`` run the sync handlers of async functions; without them, those run on the event loop.
+    ``threads`` run the sync handlers of async functions; without them, those run on the event loop. ``names`` is given
+    the ids of the steps met, by their hashed ids. ``on_divergence`` is told of memos that the function does not reach.
     """
 
     memos: StepMemos
@@ -111,12 +113,18 @@ class Replay:
     standing: Standing | None = None
     stand_in: StandIn | None = None
     threads: Threads | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    on_divergence: OnDivergence | None = None
     is_fresh: bool = False
     targets: Collection[str] = ()
     _counts: dict[str, int] = field(default_factory=dict)
     _met: int = 0
     _positions: dict[str, int] | None = None
     _last: str | None = None
+    _met_ids: set[str] = field(default_factory=set)
+    _place: int = 0
+    _early: str | None = None
+    _has_diverged: bool = False
 
     def __post_init__(self) -> None:
         if self.target is not None:
@@ -137,13 +145,47 @@ class Replay:
         index = self._counts.get(request.step_id, 0)
         self._counts[request.step_id] = index + 1
         self._met += 1
-        return Step(request, hash_step_id(request.step_id, index), index, self._met)
+        hashed_id = hash_step_id(request.step_id, index)
+        self._met_ids.add(hashed_id)
+        self.names[hashed_id] = request.step_id
+        return Step(request, hashed_id, index, self._met)
 
     def position(self, hashed_id: str) -> int:
         """Where in the stack a memo stands; those the stack does not name come last."""
         if self._positions is None:
             self._positions = {step_id: place for place, step_id in enumerate(self.stack)}
         return self._positions.get(hashed_id, len(self._positions))
+
+    def take(self, step: Step, *, in_order: bool) -> Memo | None:
+        """Take the step's memo; ``None`` if there is none.
+
+        With ``in_order``, the steps that finished before it must have been made, as they had been when it finished.
+        """
+        memo = self.memos.pop(step.hashed_id)
+        if in_order and memo is not None and self._early is None:
+            stack, place = self.stack, self._place
+            while place < len(stack) and (stack[place] in self._met_ids or stack[place] not in self.memos):
+                place += 1
+            self._place = place
+            if place < len(stack) and self.position(step.hashed_id) > place:
+                self._early = step.request.step_id
+        return memo
+
+    def divergence(self, found: str | None) -> Raised | None:
+        """How the call ends if the function, about to run a new step or at its end, did not reach all memos.
+
+        A memo whose step was made is reached, also if the function left it aside, as a race does with losers. A call
+        for one step may end before it has reached all memos.
+        """
+        if (not self.memos and self._early is None) or self.target is not None or self._has_diverged:
+            return None
+        unreached = [step_id for step_id in self.memos.ids() if step_id not in self._met_ids]
+        if self.on_divergence is None or (not unreached and self._early is None):
+            return None
+        self._has_diverged = True
+        unreached.sort(key=self.position)
+        error = self.on_divergence(Divergence(unreached, found, self._early))
+        return None if error is None else Raised(error)
 
     def is_last(self, step: Step) -> bool:
         """Whether a step whose memo was just taken ends the replay.

@@ -85,6 +85,10 @@ class Settling:
         self._progress += 1
         self._moved()
 
+    def is_anyone_under_way(self) -> bool:
+        """Whether a task of the run is neither over nor parked on a step."""
+        return any(not task.done() and task not in self._parked for task in self.tasks)
+
     def waits_longer(self) -> bool:
         """Whether ignored tasks are worth waiting for all the same."""
         if self._long_patience is None:

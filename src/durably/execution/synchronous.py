@@ -76,7 +76,7 @@ class SyncCall:
             if inspect.isawaitable(value):
                 _discard(value)
                 raise AsyncUnsupportedError("a sync function returned an awaitable: make the function async")
-            returned: Ending = Returned(value)
+            returned: Ending = self._replay.divergence(None) or Returned(value)
         except (_Interrupt, _Skipped):
             returned = Raised(RuntimeError("the call was interrupted without an outcome"))
         except (Exception, SystemExit) as error:
@@ -97,7 +97,7 @@ class SyncCall:
         if self._group is not None or self._branches.has_abandoned:
             self._check_id(request.step_id)
         step = replay.identify(request)
-        memo = replay.memos.pop(step.hashed_id)
+        memo = replay.take(step, in_order=self._group is None)
         if memo is None:
             memo = self._meet(step)
         elif (refusal := replay.refusal(step)) is not None:
@@ -111,6 +111,10 @@ class SyncCall:
             self._branches.meet(step_id)
         except StepIdAmbiguousError as error:
             self._end(Raised(error))
+
+    def _check_reached(self, found: str) -> None:
+        if (diverged := self._replay.divergence(found)) is not None:
+            self._end(diverged)
 
     def _freshen(self) -> None:
         """What a hook raises here ends the call; it is none of the function's business."""
@@ -128,6 +132,7 @@ class SyncCall:
         if group is None:
             if replay.target is not None:
                 self._end(replay.not_found([step]))
+            self._check_reached(step.request.step_id)
             if replay.runs_at_once(step):
                 if replay.is_over:
                     self._end(HandedOver())
@@ -202,6 +207,7 @@ class SyncCall:
             raise _Skipped
         if self._replay.target is not None:
             self._end(self._replay.not_found([]))
+        self._check_reached(group.found[0].info.id)
         self._end(Found(group.found))
 
     def _end(self, ending: Ending) -> NoReturn:

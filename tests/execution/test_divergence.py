@@ -1,0 +1,283 @@
+"""Functions that are changed while runs are under way: docs/changing-functions.md, claim by claim."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from durably import Client, Context, ContextSync, Event, TriggerEvent
+from durably.testing import TestEngine
+
+from .engine import FakeEngine, Run, engine_for, named
+
+Steps = list[str]
+KINDS = ["async", "sync"]
+
+
+@pytest.fixture(autouse=True)
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DURABLY_STRICT_REPLAY", "0")
+
+
+class Shop:
+    """A function whose steps are changed under way. ``ran`` are the handlers that ran."""
+
+    def __init__(self, kind: str, steps: Steps, **options: Any) -> None:
+        self.steps = steps
+        self.ran: list[str] = []
+
+        async def order(ctx: Context) -> list[str]:
+            return [await ctx.step.run(step, self.handle, step) for step in list(self.steps)]
+
+        def order_sync(ctx: ContextSync) -> list[str]:
+            return [ctx.step.run(step, self.handle, step) for step in list(self.steps)]
+
+        order_sync.__name__ = "order"
+        self.engine: FakeEngine = engine_for(order if kind == "async" else order_sync, **options)
+        self.run = Run({"name": "test/event", "data": {}, "id": "01EVENT", "ts": 1_700_000_000_000})
+
+    def handle(self, step: str) -> str:
+        self.ran.append(step)
+        return step
+
+    async def carry_on(self, calls: int = 100) -> None:
+        await self.engine.drive(self.run, steps=calls)
+
+    async def change(self, steps: Steps, *, after: int) -> None:
+        """Deploy other steps after so many calls, and carry the run on to its end."""
+        await self.carry_on(after)
+        self.steps = steps
+        await self.carry_on()
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_unchanged_function_is_not_warned_of(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(kind, ["a", "b", "c"])
+    await shop.carry_on()
+    assert (shop.run.status, warnings(caplog)) == ("Completed", [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_renamed_step_runs_again_under_its_new_name(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(kind, ["charge", "mail", "done"])
+    await shop.change(["charge-card", "mail", "done"], after=2)
+    assert shop.run.output == ["charge-card", "mail", "done"]
+    assert shop.ran == ["charge", "mail", "charge-card", "done"]
+    first, *_ = warnings(caplog)
+    assert first.startswith('function "app-order", run 01RUN: the function found the new step "charge-card" without ')
+    assert '"charge"' in first
+    assert '"mail"' in first
+    assert "docs/changing-functions.md" in first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_step_added_after_the_finished_ones_is_no_change(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(kind, ["a", "b"])
+    await shop.change(["a", "b", "new"], after=1)
+    assert (shop.run.output, shop.ran, warnings(caplog)) == (["a", "b", "new"], ["a", "b", "new"], [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_step_added_before_a_finished_one_runs_late(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(kind, ["a", "b"])
+    await shop.change(["new", "a", "b"], after=1)
+    assert (shop.run.output, shop.ran) == (["new", "a", "b"], ["a", "new", "b"])
+    assert '"new" without reaching steps that the run has finished: "a"' in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_removed_step_is_told_at_the_next_new_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(kind, ["a", "b", "c"])
+    await shop.change(["b", "c"], after=1)
+    assert (shop.run.output, shop.ran) == (["b", "c"], ["a", "b", "c"])
+    assert '"b" without reaching steps that the run has finished: "a"' in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_steps_removed_at_the_end_are_told_when_the_function_returns(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = Shop(kind, ["a", "b", "c"])
+    await shop.change(["a"], after=2)
+    assert (shop.run.output, shop.ran) == (["a"], ["a", "b"])
+    (line,) = warnings(caplog)
+    assert 'the function returned without reaching steps that the run has finished: "b"' in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_finished_steps_in_another_order_keep_their_results(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(kind, ["a", "b", "c"])
+    await shop.change(["b", "a", "c"], after=2)
+    assert (shop.run.output, shop.ran) == (["b", "a", "c"], ["a", "b", "c"])
+    assert 'reached step "b" earlier than when the run finished it' in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_condition_on_the_events_time_keeps_versions_side_by_side(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The guide's way: a step decides the version, once for each run."""
+    shop = Shop(kind, ["version", "charge"])
+    await shop.carry_on(1)
+    shop.steps = ["version", "charge" if shop.run.memos else "charge-card"]
+    await shop.carry_on()
+    assert (shop.run.output, warnings(caplog)) == (["version", "charge"], [])
+
+
+async def test_a_change_is_told_once_for_each_run(caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop("async", ["a", "b", "c", "d", "e"])
+    await shop.change(["new", "b", "c", "d", "e"], after=1)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_step_of_which_this_process_does_not_know_the_name(caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop("async", ["charge", "mail"])
+    await shop.carry_on(1)
+    after_deployment = Shop("async", ["charge-card", "mail"])
+    after_deployment.run = shop.run
+    await after_deployment.carry_on()
+    [hashed_id, *_] = shop.run.stack
+    assert f"one of another version (SHA-1 {hashed_id[:12]}…)" in warnings(caplog)[0]
+
+
+# -- strict
+
+
+@pytest.mark.parametrize("place", ["function", "client", "variable"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_strict_replay_fails_the_run_before_anything_runs_again(
+    kind: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {}
+    if place == "function":
+        options["strict_replay"] = True
+    elif place == "client":
+        options["client"] = Client(app_id="app", is_production=False, strict_replay=True)
+    else:
+        monkeypatch.setenv("DURABLY_STRICT_REPLAY", "1")
+    shop = Shop(kind, ["charge", "mail"], **options)
+    await shop.change(["charge-card", "mail"], after=1)
+    assert shop.run.status == "Failed"
+    assert shop.run.output["name"] == "ReplayDivergedError"
+    assert '"charge-card" without reaching steps that the run has finished: "charge"' in shop.run.output["message"]
+    assert shop.ran == ["charge"]
+
+
+async def test_a_function_may_be_lenient_where_its_client_is_strict() -> None:
+    client = Client(app_id="app", is_production=False, strict_replay=True)
+    shop = Shop("async", ["charge", "mail"], client=client, strict_replay=False)
+    await shop.change(["charge-card", "mail"], after=1)
+    assert shop.run.status == "Completed"
+
+
+# -- unstable ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_id_that_changes_from_call_to_call_fails_the_run_soon(kind: str) -> None:
+    numbers = itertools.count()
+    ran: list[int] = []
+
+    async def order(ctx: Context) -> Any:
+        return await ctx.step.run(f"pay-{next(numbers)}", ran.append, 1)
+
+    def order_sync(ctx: ContextSync) -> Any:
+        return ctx.step.run(f"pay-{next(numbers)}", ran.append, 1)
+
+    run = await engine_for(order if kind == "async" else order_sync).run()
+    assert run.status == "Failed"
+    assert run.output["name"] == "StepIdUnstableError"
+    assert "the ids of its steps change from call to call" in run.output["message"]
+    assert len(ran) == 5
+
+
+async def test_in_a_real_engine_an_unstable_id_fails_its_run() -> None:
+    client = Client(app_id="app", is_production=False)
+    numbers, ran = itertools.count(), list[int]()
+
+    @client.create_function(fn_id="f", trigger=TriggerEvent(event="e"))
+    async def function(ctx: Context) -> None:
+        await ctx.step.run(f"pay-{next(numbers)}", ran.append, 1)
+
+    async with TestEngine(client, [function]) as engine:
+        run = await engine.send(Event(name="e"))
+        await run.wait()
+        run.assert_failed(message="the ids of its steps change from call to call")
+    assert len(ran) == 5
+
+
+# -- what is no divergence
+
+
+async def race(ctx: Context) -> str:
+    tasks = [asyncio.create_task(ctx.step.run(name, str, name)) for name in ("a", "b")]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await ctx.step.run("after", str)
+    return done.pop().result()
+
+
+async def cancelled_branch(ctx: Context) -> Any:
+    async def branch() -> None:
+        await ctx.step.run("b", str)
+        await ctx.step.run("b2", str)
+
+    task = asyncio.create_task(branch())
+    await ctx.step.run("a", str)
+    task.cancel()
+    await asyncio.wait([task])
+    return await ctx.step.run("after", str, "done")
+
+
+async def timeout(ctx: Context) -> Any:
+    try:
+        async with ctx.group.timeout("deadline", 1_000):
+            await ctx.step.run("a", str)
+            await ctx.step.run("b", str)
+    except TimeoutError:
+        pass
+    return await ctx.step.run("after", str, "done")
+
+
+async def error_path(ctx: Context) -> Any:
+    try:
+        await asyncio.gather(ctx.step.run("a", float, "x"), ctx.step.run("b", str))
+    except Exception:
+        return await ctx.step.run("after", str, "done")
+
+
+def group_sync(ctx: ContextSync) -> Any:
+    def branch(name: str) -> Callable[[], Any]:
+        return lambda: [ctx.step.run(f"{name}{number}", str, name) for number in range(3)]
+
+    ctx.group.parallel([branch("a"), branch("b")])
+    return ctx.step.run("after", str, "done")
+
+
+def transient_error(ctx: ContextSync) -> Any:
+    ctx.step.run("a", str)
+    if not ctx.attempt and len(_failures) == 1:
+        _failures.pop()
+        raise ConnectionError
+    ctx.step.run("b", str)
+    return ctx.step.run("after", str, "done")
+
+
+_failures: list[int] = []
+
+
+@pytest.mark.parametrize("order", [("a", "b", "deadline"), ("b", "a", "deadline"), ("deadline", "b", "b2", "a")])
+@pytest.mark.parametrize("function", [race, cancelled_branch, timeout, error_path, group_sync, transient_error])
+async def test_ordinary_functions_do_not_diverge(
+    function: Any, order: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    _failures[:] = [1]
+    run = await engine_for(function, strict_replay=True).run(pick=named(*order))
+    assert run.status == "Completed", run.output
+    assert not warnings(caplog)
