@@ -1,0 +1,381 @@
+"""Remote state: middleware that keeps large outputs of steps in a store of the app's own.
+
+The engine gets a *reference*, ``{"__REMOTE_STATE__": true, "__STRATEGY__": …, …}``, in place of the output. That of
+``S3Driver``, and what it stores, are in the format of ``inngest.experimental.remote_state_middleware``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import re
+import secrets
+import string
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+import msgspec
+
+from durably.errors import Error, FunctionConfigInvalidError
+from durably.middleware import MiddlewareSync, TransformOutputResult
+from durably.protocol.opcodes import Opcode
+from durably.reports import encode_output
+
+if TYPE_CHECKING:
+    from durably.client import Client
+    from durably.context import Context, ContextSync
+    from durably.execution import StepMemos
+    from durably.functions import Function
+
+__all__ = [
+    "DEFAULT_THRESHOLD_BYTES",
+    "DirectoryDriver",
+    "RemoteStateMiddleware",
+    "S3Driver",
+    "StateDriver",
+    "StateError",
+]
+
+DEFAULT_THRESHOLD_BYTES: Final = 64 * 1024
+
+_MARKER: Final = "__REMOTE_STATE__"
+_MARKER_IN_JSON: Final = f'"{_MARKER}"'.encode()
+_STRATEGY: Final = "__STRATEGY__"
+_NAME_CHARS: Final = string.ascii_letters + string.digits
+_NAME_LENGTH: Final = 32
+_LOADS_AT_ONCE: Final = 8
+_OFFICIAL_PREFIX: Final = "inngest/remote_state"
+
+
+class StateError(Error):
+    """An output could not be stored or loaded; the message says where and why."""
+
+    include_stack = False
+
+
+class StateDriver(Protocol):
+    """A store of outputs. All methods may be called by several threads at once, and may block."""
+
+    @property
+    def strategy(self) -> str:
+        """Names the kind of store in references."""
+        ...
+
+    def save(self, run_id: str, data: bytes) -> Mapping[str, Any]:
+        """Store JSON durably; what ``load`` needs to find it, as JSON values. Raises ``StateError``."""
+        ...
+
+    def owns(self, reference: Mapping[str, Any]) -> bool:
+        """Whether ``save`` of this store may have returned the reference, which can come from anywhere."""
+        ...
+
+    def load(self, reference: Mapping[str, Any]) -> bytes:
+        """The JSON behind a reference that the store ``owns``. Raises ``StateError``."""
+        ...
+
+
+@dataclass(frozen=True)
+class RemoteStateFactory:
+    """What a client's or function's ``middleware`` takes."""
+
+    middleware: type[RemoteStateMiddleware]
+    driver: StateDriver
+    threshold_bytes: int
+    read_drivers: tuple[StateDriver, ...]
+    allow_plaintext: bool
+
+    def __call__(self, client: Client, raw_request: object) -> RemoteStateMiddleware:
+        return self.middleware(
+            client, raw_request, self.driver, threshold_bytes=self.threshold_bytes, read_drivers=self.read_drivers
+        )
+
+    def check_order(self, before: Sequence[Any], where: str) -> None:
+        """What is transformed on the way out runs in reverse: encryption has to come after this middleware."""
+        if not self.allow_plaintext and any(getattr(factory, "is_encryption", False) for factory in before):
+            raise FunctionConfigInvalidError(
+                f"{where}: RemoteStateMiddleware must come before EncryptionMiddleware, or outputs are stored "
+                "unencrypted. If that is meant: RemoteStateMiddleware.factory(…, allow_plaintext=True)"
+            )
+
+
+class RemoteStateMiddleware(MiddlewareSync):
+    """Keeps outputs of steps above a size in a store, and loads them when the function is called again.
+
+    Give ``RemoteStateMiddleware.factory(driver)`` to a client or function.
+    """
+
+    runs_in_thread: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        client: Client,
+        raw_request: object,
+        driver: StateDriver,
+        *,
+        threshold_bytes: int = DEFAULT_THRESHOLD_BYTES,
+        read_drivers: Sequence[StateDriver] = (),
+    ) -> None:
+        """See ``factory``."""
+        super().__init__(client, raw_request)
+        self._driver = driver
+        self._threshold = threshold_bytes
+        self._readers = (driver, *read_drivers)
+        self._run_id = ""
+
+    @classmethod
+    def factory(
+        cls,
+        driver: StateDriver,
+        *,
+        threshold_bytes: int = DEFAULT_THRESHOLD_BYTES,
+        read_drivers: Sequence[StateDriver] = (),
+        allow_plaintext: bool = False,
+    ) -> RemoteStateFactory:
+        """What a client's or function's ``middleware`` takes.
+
+        Outputs of more than ``threshold_bytes`` of JSON go to ``driver``; 0 sends all of them. Outputs that were stored
+        elsewhere before are loaded by ``read_drivers``. ``allow_plaintext`` lets encryption come before this
+        middleware.
+
+        Raises ``FunctionConfigInvalidError``.
+        """
+        if threshold_bytes < 0:
+            raise FunctionConfigInvalidError("remote state: threshold_bytes must not be negative")
+        for given in (driver, *read_drivers):
+            if isinstance(given, type) or not all(
+                hasattr(given, name) for name in ("strategy", "save", "owns", "load")
+            ):
+                raise FunctionConfigInvalidError(
+                    f"remote state: {given!r} is not a driver; give a DirectoryDriver(…), an S3Driver(…) of "
+                    "durably.remote_state, or an object with the methods of StateDriver"
+                )
+        return RemoteStateFactory(cls, driver, threshold_bytes, tuple(read_drivers), allow_plaintext)
+
+    def transform_input(self, ctx: Context | ContextSync, function: Function[Any], steps: StepMemos) -> None:
+        """Load what is stored elsewhere, several outputs at a time."""
+        self._run_id = ctx.run_id
+        remote = [(hashed_id, memo) for hashed_id, memo in steps.items() if _is_reference(memo.data)]
+        for (hashed_id, memo), loaded in zip(remote, self._load_all([memo.data for _, memo in remote]), strict=True):
+            if isinstance(loaded, StateError):
+                steps.refuse(hashed_id, f"its output cannot be loaded: {loaded}")
+            else:
+                memo.data = loaded
+
+    def _load_all(self, references: list[Mapping[str, Any]]) -> Iterator[Any]:
+        if len(references) < 2:
+            return map(self._load, references)
+        with ThreadPoolExecutor(min(len(references), _LOADS_AT_ONCE), thread_name_prefix="durably-state") as pool:
+            return pool.map(self._load, references)
+
+    def _load(self, reference: Mapping[str, Any]) -> Any:
+        """The output, or the ``StateError``."""
+        try:
+            return msgspec.json.decode(self._reader_of(reference).load(reference))
+        except StateError as error:
+            return error
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return StateError("what is stored is not JSON")
+
+    def _reader_of(self, reference: Mapping[str, Any]) -> StateDriver:
+        strategy = reference.get(_STRATEGY)
+        alike = [driver for driver in self._readers if driver.strategy == strategy]
+        if not alike:
+            raise StateError(f"no driver of the middleware reads what was stored with {str(strategy)[:64]!r}")
+        for driver in alike:
+            if driver.owns(reference):
+                return driver
+        raise StateError(
+            f"the reference is to no place that {' or '.join(map(repr, alike))} stores in; give the driver that does "
+            "as one of read_drivers"
+        )
+
+    def transform_output(self, result: TransformOutputResult) -> None:
+        """Store the output of a step.
+
+        One that looks like a reference is always stored: an output must not be able to name what is loaded.
+        """
+        step = result.step
+        if step is None or step.op is not Opcode.STEP_RUN or result.error is not None or not result.has_output():
+            return
+        data = encode_output(result.output, f'step "{step.id}"')
+        if len(data) <= self._threshold and _MARKER_IN_JSON not in data:
+            return
+        reference = self._driver.save(self._run_id, data)
+        result.output = {_MARKER: True, _STRATEGY: self._driver.strategy, **reference}
+
+
+def _is_reference(data: Any) -> bool:
+    return isinstance(data, dict) and data.get(_MARKER) is True and _STRATEGY in data
+
+
+def _random_name() -> str:
+    return "".join(secrets.choice(_NAME_CHARS) for _ in range(_NAME_LENGTH))
+
+
+class S3Driver:
+    """A bucket of S3, or of a service with its API.
+
+    ``client`` is boto3's for S3 (default: ``boto3.client("s3")``, with the settings of the environment). Objects are
+    named ``<prefix>/<run id>/<random>``. ``put_options`` are further arguments of ``put_object`` (storage class,
+    server-side encryption, tags). Nothing is deleted here: give the bucket a lifecycle rule.
+    """
+
+    strategy: Final = "inngest/s3"
+
+    def __init__(
+        self,
+        *,
+        bucket: str,
+        client: Any = None,
+        prefix: str = _OFFICIAL_PREFIX,
+        put_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not bucket or not prefix.strip("/"):
+            raise FunctionConfigInvalidError("remote state: S3Driver needs the names of a bucket and a prefix")
+        self._bucket = bucket
+        self._client = _default_s3_client() if client is None else client
+        self._prefix = prefix.strip("/")
+        self._put_options = dict(put_options or {})
+
+    def __repr__(self) -> str:
+        return f"S3Driver(bucket={self._bucket!r})"
+
+    def save(self, run_id: str, data: bytes) -> dict[str, Any]:
+        """See ``StateDriver.save``."""
+        key = f"{self._prefix}/{run_id}/{_random_name()}"
+        with self._errors("store", key):
+            self._client.put_object(
+                **{"ContentType": "application/json", **self._put_options}, Bucket=self._bucket, Key=key, Body=data
+            )
+        return {"bucket": self._bucket, "key": key}
+
+    def owns(self, reference: Mapping[str, Any]) -> bool:
+        """Also what the official driver stored in the bucket."""
+        key = reference.get("key")
+        prefixes = (f"{self._prefix}/", f"{_OFFICIAL_PREFIX}/")
+        return reference.get("bucket") == self._bucket and isinstance(key, str) and key.startswith(prefixes)
+
+    def load(self, reference: Mapping[str, Any]) -> bytes:
+        """See ``StateDriver.load``."""
+        key = reference["key"]
+        with self._errors("load", key):
+            data: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            return data
+
+    @contextlib.contextmanager
+    def _errors(self, action: str, key: str) -> Iterator[None]:
+        """Those of boto3, which is not imported here, told by their codes. Their texts may show credentials."""
+        try:
+            yield
+        except Exception as error:
+            response = getattr(error, "response", None) or {}
+            code = response.get("Error", {}).get("Code") or type(error).__name__
+            if code in ("NoSuchKey", "404"):
+                raise StateError(
+                    f"{self!r} has no object {key!r}. Was it deleted, by a lifecycle rule perhaps, "
+                    "before the run ended?"
+                ) from None
+            raise StateError(f"{self!r} cannot {action} {key!r}: {code}") from None
+
+
+def _default_s3_client() -> Any:
+    try:
+        import boto3
+    except ImportError as error:
+        raise ImportError('S3Driver needs boto3: pip install "durably[s3]"') from error
+    return boto3.client("s3")
+
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}/[A-Za-z0-9]{32}")
+
+
+class DirectoryDriver:
+    """A directory on a disk that all processes of the app share, readable by its user only.
+
+    It is created if it is missing. One that others may write to is refused with ``FunctionConfigInvalidError``.
+    Nothing is deleted but by ``purge``.
+    """
+
+    strategy: Final = "durably/directory"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._root = Path(path).resolve()
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._root.stat().st_mode & 0o022:
+            raise FunctionConfigInvalidError(
+                f"remote state: other users may write to {self._root}; make it the app's own: chmod 700 {self._root}"
+            )
+
+    def __repr__(self) -> str:
+        return f"DirectoryDriver({str(self._root)!r})"
+
+    def save(self, run_id: str, data: bytes) -> dict[str, Any]:
+        """See ``StateDriver.save``. The file is on the disk when this returns."""
+        key = f"{run_id}/{_random_name()}"
+        if not _KEY.fullmatch(key):
+            raise StateError(f"{self!r} cannot store outputs of a run with the id {run_id!r}")
+        path = self._root / key
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _write_durably(path, data)
+        except OSError as error:
+            raise StateError(f"{self!r} cannot store {key!r}: {error.strerror}") from None
+        return {"key": key}
+
+    def owns(self, reference: Mapping[str, Any]) -> bool:
+        """A key never leads out of the directory."""
+        key = reference.get("key")
+        return isinstance(key, str) and _KEY.fullmatch(key) is not None
+
+    def load(self, reference: Mapping[str, Any]) -> bytes:
+        """See ``StateDriver.load``."""
+        key = reference["key"]
+        try:
+            with open(os.open(self._root / key, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise StateError(f"{self!r} has no file {key!r}. Was it purged before the run ended?") from None
+        except OSError as error:
+            raise StateError(f"{self!r} cannot load {key!r}: {error.strerror}") from None
+
+    def purge(self, older_than: dt.timedelta) -> int:
+        """Delete what was stored longer ago than that, and return how many files. Runs that need it then fail."""
+        limit = time.time() - older_than.total_seconds()
+        purged = 0
+        for directory in self._root.iterdir():
+            if not directory.is_dir() or directory.is_symlink():
+                continue
+            is_old = directory.stat().st_mtime < limit
+            for file in directory.iterdir():
+                if file.lstat().st_mtime < limit:
+                    file.unlink(missing_ok=True)
+                    purged += 1
+            if is_old:  # else it is perhaps being written to
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+        return purged
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """All of it, or nothing under that name."""
+    temporary = path.with_name(f".{path.name}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    for directory in (path.parent, path.parent.parent):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
