@@ -60,6 +60,28 @@ def encode_json(value: Any) -> bytes:
         raise ValueError(str(reason)) from None
 
 
+def encode_checked(value: Any) -> tuple[bytes, Any, Change | None]:
+    """JSON of a value, what comes back of it, and a part that comes back in another form, if there is one.
+
+    Raises ``ValueError`` with what is wrong, and where, if the value has no JSON or cannot be restored from it.
+    """
+    try:
+        data = encode_json(value)
+        returned = msgspec.json.decode(data)
+        change = None if is_same(value, returned) else worst_change(value, returned)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ValueError(f"half of a surrogate pair in the text at `{failing_path(value)}`") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{error} - at `{failing_path(value)}`") from None
+    if change is not None and change.is_loss:
+        raise ValueError(describe_loss(change))
+    return data, returned, change
+
+
+def describe_loss(change: Change) -> str:
+    return f"{change.found} at `{change.path}`, which would come back as {change.stored}"
+
+
 def failing_path(value: Any, *, enc_hook: Callable[[Any], Any] | None = None) -> str:
     """The path of the innermost part that has no JSON, such as ``$.items[2]``."""
     path, depth = "$", 0

@@ -38,6 +38,7 @@ from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutp
 from durably.protocol.call import CallContext
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
+from durably.reports import check_found
 from durably.sending import send_events, step_seed
 from durably.serializers import Serializer, Unset
 from durably.standing import CallStanding
@@ -207,6 +208,8 @@ class Function(Generic[T]):
         finally:
             step_context.reset(token)
         await middleware.end_execution()
+        if isinstance(ending, Found):
+            check_found(ending.reports)
         return self._encode(ending, handler, client) if isinstance(ending, Returned) else ending
 
     def _encode(self, returned: Returned, handler: Handler[Any], client: "Client") -> Returned | Raised:

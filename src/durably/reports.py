@@ -1,16 +1,16 @@
 """What executed steps put on the wire: their results as JSON inside their ops (spec §5.3.1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from durably.encoding import encode_json, failing_path, is_same, worst_change
+from durably.encoding import encode_checked
 from durably.errors import OutputUnserializableError
 from durably.execution import StepReport
 from durably.protocol.errors import describe_error, is_retriable
 from durably.protocol.opcodes import Opcode
 from durably.step_types import tell_change
-from durably.typed_values import describe_loss
 
 
 def encode_output(value: Any, source: str) -> bytes:
@@ -26,15 +26,9 @@ def to_json(value: Any, source: str) -> tuple[bytes, Any]:
     if value is msgspec.UNSET:
         return b"null", None
     try:
-        data = encode_json(value)
-        returned = msgspec.json.decode(data)
-        change = None if is_same(value, returned) else worst_change(value, returned)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _unserializable(source, f"half of a surrogate pair in the text at `{failing_path(value)}`") from None
-    except (ValueError, RecursionError) as error:
-        raise _unserializable(source, f"{error} - at `{failing_path(value)}`") from None
-    if change is not None and change.is_loss:
-        raise _unserializable(source, describe_loss(change))
+        data, returned, change = encode_checked(value)
+    except ValueError as error:
+        raise _unserializable(source, str(error)) from None
     if change is not None:
         tell_change(source, change)
     return data, returned
@@ -50,6 +44,21 @@ def _unserializable(source: str, problem: str) -> OutputUnserializableError:
 def encode_step_output(report: StepReport) -> tuple[bytes, Any]:
     """See ``to_json``."""
     return to_json(report.output, f'step "{report.info.id}"')
+
+
+def check_found(reports: Sequence[StepReport]) -> None:
+    """Check the data that the function gave to steps which the engine carries out, such as invocations.
+
+    Raises ``OutputUnserializableError`` naming the step.
+    """
+    for report in reports:
+        if report.op.opts and report.info.op != Opcode.STEP_RUN:
+            try:
+                encode_checked(report.op.opts)
+            except ValueError as error:
+                raise OutputUnserializableError(
+                    f'step "{report.info.id}" was given data that JSON cannot express: {error}'
+                ) from None
 
 
 def finish(report: StepReport) -> None:

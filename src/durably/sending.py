@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from durably.encoding import encode_json
+from durably.encoding import encode_checked
 from durably.errors import Error, EventKeyUnspecifiedError, SendEventsError, TransportError
 from durably.events import as_data
 from durably.in_process import InProcessEngine
@@ -144,7 +144,7 @@ async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
 
 def _encode(events: list[Event], *, now: int) -> bytes:
     try:
-        return encode_json([_to_wire(event, now) for event in events])
+        return encode_checked([_to_wire(event, now) for event in events])[0]
     except ValueError as error:
         raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
 

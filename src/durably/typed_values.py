@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from durably.encoding import Change, encode_json, failing_path, is_same, worst_change
+from durably.encoding import Change, describe_loss, encode_json, failing_path, is_same, worst_change
 from durably.serializers import Serializer
 
 _MAX_CACHED = 512
@@ -237,10 +237,6 @@ class SerializerCodec:
             return self._serializer.deserialize(data, self._type)
         except Exception as error:
             raise ValueRefusedError(_first_of(error) if hasattr(error, "errors") else str(error)) from error
-
-
-def describe_loss(change: Change) -> str:
-    return f"{change.found} at `{change.path}`, which would come back as {change.stored}"
 
 
 def _first_of(error: Any) -> str:

@@ -493,6 +493,53 @@ async def test_json_values_are_not_reported(value: Any, caplog: pytest.LogCaptur
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.parametrize(
+    ("data", "told"), [({"price": float("nan")}, "`$.payload.data.price`"), ({"x": object()}, "`$.payload.data.x`")]
+)
+async def test_data_for_another_function_is_held_to_the_same(data: Any, told: str) -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.invoke_by_id("call", function_id="other", data=data)
+
+    def function_sync(ctx: ContextSync) -> None:
+        ctx.step.invoke_by_id("call", function_id="other", data=data)
+
+    for handler in (function, function_sync):
+        run = await engine_for(handler).run()
+        assert (run.output["code"], len(run.answers)) == ("output_unserializable", 1)
+        assert run.output["message"].startswith('step "call" was given data that JSON cannot express')
+        assert told in run.output["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [({"price": float("nan")}, "nan at `$[0].data.price`"), ({"tags": {1}}, "a set at `$[0].data.tags`")],
+)
+async def test_data_of_events_is_held_to_the_same(data: Any, told: str) -> None:
+    client = Client(app_id="app", is_production=False)
+    with pytest.raises(durably.errors.SendEventsError) as refused:
+        client.send_sync(durably.Event(name="e", data=data))
+    assert told in str(refused.value)
+    with pytest.raises(durably.errors.SendEventsError) as refused:
+        await client.send(durably.Event(name="e", data=data))
+    assert told in str(refused.value)
+
+
+async def test_output_type_of_a_function_needs_no_serializer() -> None:
+    async def function(ctx: Context) -> Any:
+        return CHARGE
+
+    assert (await complete(function, output_type=Charge))["amount"] == "1.10"
+    error = await fail(returning_for_context(1), output_type=Charge)
+    assert error["code"] == "output_unserializable"
+
+
+def returning_for_context(value: Any) -> Callable[[Context], Any]:
+    async def function(ctx: Context) -> Any:
+        return value
+
+    return function
+
+
 # -- memos of an earlier version
 
 
