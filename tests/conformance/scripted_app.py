@@ -184,6 +184,8 @@ def serving_scripted_app(
                 self.close_connection = True
                 return
             status, body, headers = answer
+            if engine.key:
+                headers = {"x-inngest-signature": wire.sign(body), **headers}
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -34,6 +34,13 @@ _ADVICE = "; `durably keys` makes one of each"
     help="A key that senders of events must have. May be repeated; in the environment, separated by spaces.",
 )
 @click.option(
+    "--unsigned-answers-of",
+    "unsigned_apps",
+    multiple=True,
+    metavar="APP",
+    help="Take the answers of the app with this id unsigned: its SDK signs none. May be repeated.",
+)
+@click.option(
     "--retention",
     callback=read_age,
     metavar="AGE",
@@ -52,13 +59,15 @@ def start(
     allow_private_addresses: bool,
     max_steps: int,
     max_depth: int,
+    unsigned_apps: tuple[str, ...],
     retention: dt.timedelta | None,
 ) -> None:
     """Run an engine for production.
 
-    It is one process, and keeps its state in the file --db. Calls to apps are signed with the signing key, which the
-    API asks for in turn; events need an event key: `durably keys` makes both. Apps sync when `durably sync URL` says
-    so, as a part of their deployment, or every minute if -u names them. The log is one JSON object a line, on stderr.
+    It is one process, and keeps its state in the file --db. Calls to apps and their answers are signed with the
+    signing key, which the API asks for in turn; events need an event key: `durably keys` makes both. Apps sync when
+    `durably sync URL` says so, as a part of their deployment, or every minute if -u names them. The log is one JSON
+    object a line, on stderr.
     """
     if str(database) == ":memory:":
         raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
@@ -79,6 +88,7 @@ def start(
         server_kind=ServerKind.CLOUD,
         signing_key=signing_key,
         signing_key_fallback=signing_key_fallback,
+        unsigned_apps=frozenset(unsigned_apps),
         backoff=standard_backoff,
         allow_private_addresses=allow_private_addresses,
         max_steps=max_steps,

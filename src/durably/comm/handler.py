@@ -4,7 +4,6 @@ Each method has an async and a sync front over one coroutine: under a sync serve
 event loop over blocking I/O, and whatever is really asynchronous goes to the portal.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -31,7 +30,6 @@ from durably.errors import (
 )
 from durably.execution import Found, Outcome, Raised, drive
 from durably.functions import Function, FunctionCall
-from durably.protocol import signatures
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import is_quiet
 from durably.protocol.events import Event
@@ -48,7 +46,7 @@ from .models import CommRequest, CommResponse
 from .paths import read_origin
 from .streaming import StreamingOption, read_streaming, stream
 from .syncer import Syncer
-from .verification import check_addressee, find_key, refuse_forms, refuse_pages
+from .verification import Signer, check_addressee, find_key, refuse_forms, refuse_pages
 
 T = TypeVar("T")
 
@@ -151,7 +149,7 @@ class CommHandler:
     def refuse(self, error: Exception) -> CommResponse:
         """Answer a request of which not even a ``CommRequest`` could be made."""
         self._log_refusal("a request", error)
-        return self._seal(CommResponse.from_error(error), Timings(), None)
+        return self._seal(CommResponse.from_error(error), Timings())
 
     # -- what all requests have in common
 
@@ -169,7 +167,7 @@ class CommHandler:
             except Exception as error:
                 self._log_refusal(_place_of(req), error)
                 response = CommResponse.from_error(error)
-        return self._seal(response, req.timings, key)
+        return self._seal(response, req.timings, _signer(req, key))
 
     async def _verify(self, req: CommRequest, io: IO) -> Key:
         """In development nothing need be signed, but what is signed is verified."""
@@ -181,12 +179,12 @@ class CommHandler:
         except SignatureError as error:
             return error
 
-    def _seal(self, response: CommResponse, timings: Timings, key: Key) -> CommResponse:
+    def _seal(self, response: CommResponse, timings: Timings, signer: Signer | None = None) -> CommResponse:
         """Put on what every answer carries, and sign it with the key that signed the request."""
         response.headers = self._headers | response.headers
         response.headers[Header.SERVER_TIMING.value] = timings.to_header()
-        if isinstance(key, str) and response.stream is None:
-            response.headers[Header.SIGNATURE.value] = signatures.sign(response.body, key, int(time.time()))
+        if signer is not None and response.stream is None:
+            signer.sign(response)
         return response
 
     def _log_refusal(self, what: str, error: Exception) -> None:
@@ -251,7 +249,7 @@ class CommHandler:
         function = self._find(function_id)
         call = await self._decode(req, function_id, io)
         if self._can_stream(function, call) and not req.is_connect:
-            return self._stream(function, call, key, io)
+            return self._stream(function, call, _signer(req, key), io)
         return self._respond(function, await self._run(function, call, io))
 
     async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
@@ -342,17 +340,19 @@ class CommHandler:
         """A sync function without a pool blocks what would send the spaces."""
         return self._is_streaming and (function.is_async(call.function_id) or self._threads is not None)
 
-    def _stream(self, function: Function[Any], call: FunctionCall, key: Key, io: IO) -> CommResponse:
-        return CommResponse.create_streaming(lambda: stream(lambda: io.start(self._complete(function, call, key)), io))
+    def _stream(self, function: Function[Any], call: FunctionCall, signer: Signer | None, io: IO) -> CommResponse:
+        return CommResponse.create_streaming(
+            lambda: stream(lambda: io.start(self._complete(function, call, signer)), io)
+        )
 
-    async def _complete(self, function: Function[Any], call: FunctionCall, key: Key) -> CommResponse:
+    async def _complete(self, function: Function[Any], call: FunctionCall, signer: Signer | None) -> CommResponse:
         """The answer inside a streamed one, whose own status and headers are long sent."""
         try:
             response = self._respond(function, await self._run(function, call, AsyncIO()))
         except Exception as error:
             self._log_refusal(f'a call of function "{function.id}"', error)
             response = CommResponse.from_error(error)
-        return self._seal(response, call.timings, key)
+        return self._seal(response, call.timings, signer)
 
     def _respond(self, function: Function[Any], outcome: Outcome) -> CommResponse:
         self._log_errors(function, outcome)
@@ -368,6 +368,10 @@ class CommHandler:
         for source, error in raised:
             if not is_quiet(error):
                 self.client.logger.error("%s raised %s", source, type(error).__name__, exc_info=error)
+
+
+def _signer(req: CommRequest, key: Key) -> Signer | None:
+    return Signer(key, req.header(Header.SIGNATURE) or "") if isinstance(key, str) else None
 
 
 def _place_of(req: CommRequest) -> str:

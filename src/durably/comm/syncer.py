@@ -16,6 +16,7 @@ from durably.errors import (
     ServerKindMismatchError,
     URLInvalidError,
 )
+from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.sync import SYNC_VERSION
@@ -180,7 +181,12 @@ class Syncer:
                 )
 
     def _configs(self, url: str) -> Sequence[dict[str, Any]]:
-        return [config for function in self._handler.functions for config in function.configs(url)]
+        configs = [config for function in self._handler.functions for config in function.configs(url)]
+        if self._client.is_production:
+            for config in configs:
+                for step in config["steps"].values():
+                    step["runtime"]["answerSignature"] = WHOLE_ANSWERS
+        return configs
 
     def _hand_back(self, response: Response) -> CommResponse:
         try:

@@ -1,18 +1,23 @@
-"""Which requests an app answers: those that an engine has signed, and in development those that no web page made."""
+"""Which requests an app answers: those that an engine has signed, and in development those that no web page made.
+
+And the signatures of the answers, which are made with the same keys.
+"""
 
 import time
 import uuid
+from dataclasses import dataclass
 from functools import partial
 
 from durably.errors import BrowserRequestError, CallMismatchError
 from durably.protocol import signatures
+from durably.protocol.answer_signatures import sign_answer
 from durably.protocol.call import CallContext
 from durably.protocol.headers import DISCOVER, Header, Query
 from durably.protocol.limits import MAX_CANONICAL_BYTES
 from durably.protocol.signatures import SignatureMismatchError
 from durably.transport import IO
 
-from .models import CommRequest
+from .models import CommRequest, CommResponse
 
 _QUICK_BYTES = 1024 * 1024
 """The largest body that is hashed on an event loop: a millisecond or two."""
@@ -35,6 +40,21 @@ async def find_key(req: CommRequest, keys: tuple[str | None, str | None], io: IO
     except SignatureMismatchError:
         check = partial(signatures.verify_canonical, *given)
         return check() if len(req.body) > MAX_CANONICAL_BYTES else await io.compute(check)
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Signs the answer to one request. ``key`` is the one that signed it, ``request_signature`` its header."""
+
+    key: str
+    request_signature: str
+
+    def sign(self, response: CommResponse) -> None:
+        headers, body = response.headers, response.body
+        headers[Header.SIGNATURE.value] = signatures.sign(body, self.key, int(time.time()))
+        headers[Header.ANSWER_SIGNATURE.value] = sign_answer(
+            response.status_code, headers, body, call_signature=self.request_signature, key=self.key
+        )
 
 
 def refuse_pages(req: CommRequest) -> None:

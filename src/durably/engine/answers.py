@@ -5,7 +5,7 @@ asks for something (ops), the attempt failed, or the call never reached the app.
 """
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -79,16 +79,27 @@ def _invalid(message: str, error: msgspec.DecodeError) -> AttemptFailed:
     return failed("AnswerInvalidError", message, no_retry=isinstance(error, TooDeepError))
 
 
-def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: dt.datetime) -> Answer:
+Refuse = Callable[[int, Mapping[str, str], bytes, bool], AttemptFailed | None]
+"""Of an answer's status, headers, body, and whether it was streamed: what it amounts to if it is not from the app."""
+
+
+def read_answer(
+    status: int, headers: Mapping[str, str], body: bytes, now: dt.datetime, refuse: Refuse | None = None
+) -> Answer:
     """``headers`` has lower-case names."""
-    if status == 201:
+    was_streamed = status == 201
+    if was_streamed:
         try:
             streamed = decode(_streamed_decoder, body)
             body = _unwrap_text(bytes(streamed.body))
         except msgspec.DecodeError as error:
-            return _invalid(f"the app's streamed answer is cut short or malformed: {error}", error)
+            # What is not signed is tried again, whatever it is.
+            message = f"the app's streamed answer is cut short or malformed: {error}"
+            return _invalid(message, error) if refuse is None else failed("AnswerInvalidError", message)
         inner = {name.lower(): str(value) for name, value in streamed.headers.items() if value is not None}
         status, headers = streamed.status, {**headers, **inner}
+    if refuse is not None and (refused := refuse(status, headers, body, was_streamed)) is not None:
+        return refused
     no_retry = headers.get(Header.NO_RETRY, "").strip().lower() == "true"
     retry_at = _read_retry_after(headers, now)
     if not 200 <= status < 300:
@@ -144,9 +155,13 @@ def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[E
             return error, written if error.name else None
     except msgspec.DecodeError:
         pass
+    return ErrorData(name="CallFailedError", message=describe_failure(status, headers, body)), None
+
+
+def describe_failure(status: int, headers: Mapping[str, str], body: bytes) -> str:
+    """Who answered with what, as far as an answer tells that is no function's."""
     source = "the app" if headers.get(Header.SDK) else "something other than the app (a proxy, perhaps)"
-    message = f"{source} answered with status {status}: {_excerpt(body)}"
-    return ErrorData(name="CallFailedError", message=message), None
+    return f"{source} answered with status {status}: {_excerpt(body)}"
 
 
 def _unwrap_text(body: bytes) -> bytes:

@@ -6,6 +6,7 @@ from enum import StrEnum
 class Header(StrEnum):
     """Header names, in the lower case in which both sides compare them."""
 
+    ANSWER_SIGNATURE = "x-durably-signature"
     AUTHORIZATION = "authorization"
     CONTENT_TYPE = "content-type"
     ENV = "x-inngest-env"

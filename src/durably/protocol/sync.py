@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from .decoding import decode
+
 SYNC_VERSION = "0.1"
 
 
@@ -26,8 +28,11 @@ class Trigger(_Wire):
 
 
 class Runtime(_Wire):
+    """``answer_signature`` is an addition of ours (see ``protocol.answer_signatures``)."""
+
     url: str
     type: str = "http"
+    answer_signature: str | None = None
 
 
 class Retries(_Wire):
@@ -167,7 +172,7 @@ def decode_sync(body: bytes) -> SyncRequest:
 def decode_functions(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Whatever JSON object has configurations as its ``functions``. Raises like ``decode_sync``."""
     try:
-        decoded = decoder.decode(body)
+        decoded = decode(decoder, body)
     except msgspec.ValidationError as error:
         raise msgspec.ValidationError(_name_function(str(error), body)) from None
     for config in msgspec.json.decode(body)["functions"]:

@@ -5,6 +5,7 @@ often each step was executed, is kept for tests to look at.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from aiohttp import web
 from durably.protocol.call import CallRequest, decode_call
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import hash_step_id
+from durably.protocol.signatures import sign
 from durably.protocol.sync import SyncRequest, decode_sync
 
 SDK_HEADERS = {"x-inngest-sdk": "py:v0.0.1", "x-inngest-req-version": "2"}
@@ -124,7 +126,8 @@ Handler = Callable[[Steps], Any]
 
 
 class SmallApp:
-    """``before`` may answer a call itself; ``gate`` holds calls back while it is cleared."""
+    """``before`` may answer a call itself; ``gate`` holds calls back while it is cleared. Answers are signed with the
+    ``signing_key``, if there is one."""
 
     def __init__(self, app_id: str = "app") -> None:
         self.app_id = app_id
@@ -138,6 +141,7 @@ class SmallApp:
         self.gate.set()
         self.called = asyncio.Condition()
         self.url = ""
+        self.signing_key: str | None = None
 
     def function(self, name: str, *, event: str | None = None, **config: Any) -> Callable[[Handler], Handler]:
         def register(handler: Handler) -> Handler:
@@ -177,7 +181,11 @@ class SmallApp:
         if answer is not None:
             return answer
         steps = Steps(self, call, msgspec.json.decode(body)["steps"], request.query["stepId"])
-        return self.run(steps, request.query["fnId"])
+        answered = self.run(steps, request.query["fnId"])
+        if self.signing_key:
+            assert isinstance(answered.body, bytes)
+            answered.headers["x-inngest-signature"] = sign(answered.body, self.signing_key, int(time.time()))
+        return answered
 
     def run(self, steps: Steps, function_id: str) -> web.Response:
         handler, _ = self.functions[function_id]

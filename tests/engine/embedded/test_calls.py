@@ -80,6 +80,7 @@ async def test_signed_calls_are_canonical(path: Path, app: SmallApp) -> None:
         steps.run("a", lambda: {"z": 1.0, "a": [1e21, 0.1, -0.0, "é\u2028\U0001f600"], "\U0001f600": 1, "\ufb33": 2})
         steps.sleep("later", "20ms")
 
+    app.signing_key = KEY
     signed = msgspec.structs.replace(QUICK, signing_key=KEY, server_kind=ServerKind.CLOUD)
     for settings in (signed, QUICK, signed):
         async with opened(path, settings) as engine:
@@ -157,6 +158,29 @@ async def test_answers_that_are_none(
     assert run.status == RunStatus.FAILED
     assert output(run)["name"] == name
     assert reason in output(run)["message"]
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "reason"),
+    [
+        (200, DEEP, "the function's return value cannot be read"),
+        (206, b'[{"id":"a","op":"StepRun","data":' + DEEP + b"}]", "no list of ops"),
+        (201, b'{"status":200,"headers":{},"body":' + DEEP + b"}", "malformed"),
+    ],
+)
+async def test_an_answer_nested_too_deeply_fails_the_run_at_once(
+    engine: EmbeddedEngine, app: SmallApp, status: int, content: bytes, reason: str
+) -> None:
+    simple(app, retries=3)
+    app.before = lambda call: bare(status, content, x_inngest_sdk="py:v1")
+    await engine.sync_app(app.sync_request())
+    run = await run_to_end(engine, "simple")
+    assert (output(run)["name"], len(app.calls)) == ("AnswerInvalidError", 1)
+    assert reason in output(run)["message"]
+    assert "nested too deeply" in output(run)["message"]
 
 
 @pytest.mark.parametrize("body", [b'"\\"streamed\\""', b'"streamed"', b'{"plain":1}'])

@@ -10,6 +10,7 @@ import durably
 from durably.engine.embedded.api.discovery import AppUnreachedError, NoAppError, SyncFailedError
 from durably.protocol.signatures import bearer_token
 
+from ...frameworks.engine import serving_engine
 from .conftest import FALLBACK_KEY, SIGNING_KEY, Harness, OpenServer, ServeFunctions, client_of
 
 
@@ -280,3 +281,43 @@ async def test_in_cloud_mode_an_unsigned_answer_is_not_trusted(cloud: Harness) -
     finally:
         await runner.cleanup()
     assert cloud.syncs == []
+
+
+async def test_in_cloud_mode_an_app_is_called_at_the_url_that_it_was_asked_at(
+    cloud: Harness, serve_functions: ServeFunctions, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_of(cloud, is_production=True, signing_key=SIGNING_KEY, event_key="x")
+    url = await serve_functions(client, [_hello(client)])
+    await cloud.server.discovery.sync(url)
+    [sync] = cloud.syncs
+    [step] = sync.request.functions[0].steps.values()
+    assert step.runtime.url.partition("?")[0] == sync.request.url == url
+    assert "is called at" not in caplog.text
+
+
+async def test_in_cloud_mode_an_app_at_another_host_is_told_of(
+    cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "https://me:secret@other.example")
+    client = client_of(cloud, is_production=True, signing_key=SIGNING_KEY, event_key="x")
+    await cloud.server.discovery.sync(await serve_functions(client, [_hello(client)]))
+    assert "is called at https://other.example: its settings say so (serve_origin)" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("knows_engine", [True, False])
+async def test_in_cloud_mode_an_app_that_syncs_out_of_band_must_sync_here(
+    cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, knows_engine: bool
+) -> None:
+    monkeypatch.setenv("DURABLY_ALLOW_IN_BAND_SYNC", "0")
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "http://127.0.0.1:1")
+    with serving_engine() as other:
+        origin = cloud.server.origin if knows_engine else other.origin
+        client = client_of(cloud, is_production=True, signing_key=SIGNING_KEY, event_key="x", api_base_url=origin)
+        url = await serve_functions(client, [_hello(client)])
+        if knows_engine:
+            await cloud.server.discovery.sync(url)
+            assert len(cloud.syncs) == 1
+        else:
+            with pytest.raises(SyncFailedError, match="synced with another engine"):
+                await cloud.server.discovery.sync(url)

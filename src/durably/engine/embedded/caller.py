@@ -3,15 +3,18 @@
 import asyncio
 import socket
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Protocol
 
 import aiohttp
 from yarl import URL
 
-from durably.engine.answers import Answer, Unreached, failed, read_answer
+from durably.engine.answer_verification import AnswerVerification
+from durably.engine.answers import Answer, Refuse, Unreached, failed, read_answer
 from durably.protocol.errors import ErrorData
-from durably.protocol.headers import Header
+from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import sign
 
@@ -23,6 +26,8 @@ from .registry import Function
 from .settings import EngineSettings
 
 _CHUNK_BYTES = 64 * 1024
+_QUICK_BYTES = 1024 * 1024
+"""The largest answer that is verified and read on the event loop."""
 _IDLE_SECONDS = 1.5
 """How long an idle connection is kept: less than servers keep theirs (gunicorn 2 s, uvicorn and Node 5 s), so
 that a call rarely meets one that its server is closing."""
@@ -99,20 +104,33 @@ class HttpCaller:
         session = self._fresh_session if data.call.unreached else self._session
         seen = _Seen()
         _seen.set(seen)
+        call_headers = self._headers(data, body)
         try:
-            async with session.post(
-                url, data=body, headers=self._headers(data, body), allow_redirects=False
-            ) as response:
+            async with session.post(url, data=body, headers=call_headers, allow_redirects=False) as response:
                 seen.answered = True
                 content = await _read(response)
                 now = to_datetime(self._settings.clock.now())
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             return _explain(error, url, seen)
+        refuse = self._verification(function, call_headers)
         if content is None:
             message = f"the app's answer has more than {MAX_REQUEST_BYTES} bytes"
-            return failed("AnswerTooLargeError", message, no_retry=True)
+            return failed("AnswerTooLargeError", message, no_retry=refuse is None)
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return read_answer(response.status, headers, content, now)
+        read = partial(read_answer, response.status, headers, content, now, refuse)
+        return read() if len(content) <= _QUICK_BYTES else await asyncio.to_thread(read)
+
+    def _verification(self, function: Function, call_headers: Mapping[str, str]) -> Refuse | None:
+        """``None`` where answers are taken unsigned: in development, and from apps that a person has named."""
+        settings = self._settings
+        if settings.server_kind is not ServerKind.CLOUD or function.app_id in settings.unsigned_apps:
+            return None
+        return AnswerVerification(
+            keys=(settings.signing_key, settings.signing_key_fallback),
+            call_signature=call_headers.get(Header.SIGNATURE.value, ""),
+            signs_whole=function.signs_whole_answers,
+            now=time.time(),
+        ).refuse
 
     def _headers(self, data: CallData, body: bytes) -> dict[str, str]:
         headers = call_headers(data, self._settings)

@@ -13,6 +13,7 @@ from yarl import URL
 from durably.engine.errors import ConfigInvalidError, FunctionNotFoundError
 from durably.engine.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.engine.flow.config import Flow, read_flow
+from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_RETRIES
 from durably.protocol.sync import FunctionConfig
@@ -57,6 +58,11 @@ class Function(msgspec.Struct, frozen=True):
         retries = next(iter(self.config.steps.values())).retries
         attempts = DEFAULT_RETRIES if retries is None or retries.attempts is None else retries.attempts
         return min(max(attempts, 0), MAX_RETRIES) + 1
+
+    @property
+    def signs_whole_answers(self) -> bool:
+        """Whether its app has synced as one that signs more of its answers than the body."""
+        return next(iter(self.config.steps.values())).runtime.answer_signature == WHOLE_ANSWERS
 
     def url_of(self, step_id: str) -> URL:
         """Where to call the function: to discover, or for one step."""

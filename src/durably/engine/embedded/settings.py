@@ -28,7 +28,8 @@ class Durability(StrEnum):
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``signing_key`` signs calls and is what the API verifies requests with; ``signing_key_fallback`` is the
-    key before a rotation, which the API accepts too.
+    key before a rotation, which the API accepts too. In production answers to calls must be signed with either;
+    ``unsigned_apps`` are the ids of apps whose answers are taken as they are, because their SDK signs none.
 
     ``backoff`` is when failed attempts are made again, ``unreached_backoff`` the same for calls that never
     reached their app, which use up no attempt. ``call_timeout`` bounds one call, ``max_calls`` how many are
@@ -42,6 +43,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     server_kind: ServerKind = ServerKind.DEV
     signing_key: str | None = None
     signing_key_fallback: str | None = None
+    unsigned_apps: frozenset[str] = frozenset()
     backoff: Backoff = dev_backoff
     unreached_backoff: Backoff = unreached_backoff
     call_timeout: dt.timedelta = MAX_CALL_DURATION

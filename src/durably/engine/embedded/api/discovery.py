@@ -5,6 +5,7 @@ the engine asks for them in the signed answer itself, and falls back where the a
 """
 
 import contextlib
+import logging
 import os
 import time
 import uuid
@@ -13,10 +14,13 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from durably.engine.embedded.engine import EmbeddedEngine
+from durably.engine.embedded.outbound.secrets import redact_url
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import EngineError
+from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, sign, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
@@ -24,6 +28,8 @@ from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from .state import AcceptedSync, OnSync
 
 TIMEOUT_SECONDS = 10.0
+
+_logger = logging.getLogger("durably.engine")
 
 
 class AppUnreachedError(EngineError):
@@ -113,7 +119,7 @@ class AppDiscovery:
         if Header.SDK not in headers:
             raise NoAppError(f"{url} answered with status {status}, but serves no functions (no {Header.SDK} header)")
         try:
-            inspection = _inspection_decoder.decode(body)
+            inspection = decode(_inspection_decoder, body)
         except msgspec.DecodeError:
             inspection = Inspection()
         mode = self._settings.server_kind
@@ -145,6 +151,7 @@ class AppDiscovery:
                 return self._posted_sync(url, deploy_id)
         sync = self._read_in_band(url, headers, body)
         accepted = AcceptedSync(sync, await self._engine.sync_app(sync), None)
+        _tell_other_origins(url, sync)
         self.note_sync(accepted)
         return accepted
 
@@ -200,6 +207,18 @@ class AppDiscovery:
             raise AppUnreachedError(f"no app answers at {url}: {_describe(error)}") from None
 
 
+def _tell_other_origins(url: str, sync: SyncRequest) -> None:
+    """An app may be reached at another host than it was asked at, but not without a word."""
+    urls = [step.runtime.url for function in sync.functions for step in function.steps.values()]
+    for origin in sorted({str(URL(used).origin()) for used in urls} - {str(URL(url).origin())}):
+        _logger.warning(
+            "app %r was asked to sync at %s, and is called at %s: its settings say so (serve_origin)",
+            sync.app_id,
+            redact_url(url),
+            origin,
+        )
+
+
 def _describe(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
         return os.strerror(error.os_error.errno).lower()
@@ -210,7 +229,7 @@ def _describe(error: BaseException) -> str:
 
 def _describe_fault(status: int, body: bytes) -> str:
     try:
-        fault = _fault_decoder.decode(body)
+        fault = decode(_fault_decoder, body)
     except msgspec.DecodeError:
         fault = {}
     message = fault.get("message") or fault.get("error") or "no reason given"

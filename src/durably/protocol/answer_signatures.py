@@ -1,0 +1,46 @@
+"""Signatures over a whole answer: status, deciding headers, body, and the call that it answers.
+
+The protocol's own signature (``x-inngest-signature``) covers an answer's body alone. So whoever changes answers on
+their way could turn a failure's status into a success's, or hand in the answer of another call. Durably's apps add
+``x-durably-signature``, which covers all that an engine acts on, and say so when they sync (``answerSignature``); our
+engine requires it of these apps. Apps of other SDKs do not have it, and other engines pass it over.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from .headers import Header
+from .signatures import SignatureError, strip_key_prefix
+
+VERSION = "v1"
+"""Value of ``answerSignature`` in a function's runtime."""
+DECIDING_HEADERS = (Header.NO_RETRY, Header.RETRY_AFTER, Header.REQUEST_VERSION, Header.SDK)
+"""Headers by which an engine acts, in the order in which they are signed."""
+
+
+def sign_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, key: str) -> str:
+    """The header's value: ``v1=<hex HMAC-SHA256>``.
+
+    ``headers`` has lower-case names. ``call_signature`` is the ``x-inngest-signature`` of the call, which tells it from
+    every other and holds the time.
+    """
+    lines = [
+        "durably-answer-v1",
+        str(int(status)),
+        *(headers.get(name, "") for name in DECIDING_HEADERS),
+        call_signature,
+    ]
+    mac = hmac.new(strip_key_prefix(key).encode(), "\n".join(lines).encode() + b"\n", hashlib.sha256)
+    mac.update(body)
+    return f"{VERSION}={mac.hexdigest()}"
+
+
+def verify_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, key: str) -> None:
+    """Raises ``SignatureError``."""
+    given = headers.get(Header.ANSWER_SIGNATURE)
+    if not given:
+        raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is missing")
+    made = sign_answer(status, headers, body, call_signature=call_signature, key=key)
+    if not hmac.compare_digest(made, given):
+        raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is not of this status, these headers and this call")

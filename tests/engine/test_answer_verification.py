@@ -1,0 +1,127 @@
+"""Whether an answer to a call is the app's: by the signature of its body, and by that of the whole of it."""
+
+import datetime as dt
+import json
+
+import pytest
+
+from durably.engine.answer_verification import AnswerVerification
+from durably.engine.answers import AttemptFailed, Returned, read_answer
+from durably.protocol.answer_signatures import sign_answer
+from durably.protocol.signatures import sign
+
+NOW = 1_700_000_000
+KEY, FALLBACK, OTHER = (f"signkey-test-{digits * 32}" for digits in ("ab", "cd", "ef"))
+CALL = sign(b"the call", KEY, NOW)
+SDK = {"x-inngest-sdk": "py:v1", "x-inngest-req-version": "2"}
+
+
+def check(*, signs_whole: bool = False, now: float = NOW) -> AnswerVerification:
+    return AnswerVerification(keys=(KEY, FALLBACK), call_signature=CALL, signs_whole=signs_whole, now=now)
+
+
+def signed(body: bytes, key: str = KEY, at: int = NOW, **headers: str) -> dict[str, str]:
+    return SDK | {"x-inngest-signature": sign(body, key, at)} | {k.replace("_", "-"): v for k, v in headers.items()}
+
+
+def whole(status: int, body: bytes, call: str = CALL, **headers: str) -> dict[str, str]:
+    made = signed(body, **headers)
+    return made | {"x-durably-signature": sign_answer(status, made, body, call_signature=call, key=KEY)}
+
+
+def refused(verification: AnswerVerification, status: int, headers: dict[str, str], body: bytes) -> str:
+    """The reason; an answer that is refused decides nothing, not even when to try again."""
+    answer = read_answer(status, headers, body, dt.datetime.fromtimestamp(NOW, dt.UTC), verification.refuse)
+    assert isinstance(answer, AttemptFailed)
+    assert (answer.no_retry, answer.retry_at, answer.written) == (False, None, None)
+    assert answer.error.name in ("AnswerNotSignedError", "AnswerSignatureError")
+    return answer.error.message or ""
+
+
+def accepted(verification: AnswerVerification, status: int, headers: dict[str, str], body: bytes) -> object:
+    return read_answer(status, headers, body, dt.datetime.fromtimestamp(NOW, dt.UTC), verification.refuse)
+
+
+@pytest.mark.parametrize("key", [KEY, FALLBACK])
+def test_a_body_signed_with_either_key_is_used(key: str) -> None:
+    assert accepted(check(), 200, signed(b"1", key), b"1") == Returned(b"1")
+
+
+@pytest.mark.parametrize("headers", [SDK, {}, SDK | {"x-inngest-no-retry": "true", "retry-after": "3600"}])
+@pytest.mark.parametrize("status", [200, 206, 500, 401])
+def test_an_unsigned_answer_is_not_used(status: int, headers: dict[str, str]) -> None:
+    assert "not signed" in refused(check(), status, headers, b"[]")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (401, {}, ["another signing key", "DURABLY_SIGNING_KEY"]),
+        (200, SDK, ["production mode", "--unsigned-answers-of"]),
+        (502, {}, ["something other than the app", "502", "nonsense"]),
+        (500, SDK, ["the app answered with status 500"]),
+    ],
+)
+def test_the_likely_reason_is_told(status: int, headers: dict[str, str], words: list[str]) -> None:
+    message = refused(check(), status, headers, b"nonsense")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        signed(b"1", OTHER),
+        signed(b"2"),
+        signed(b"1", at=NOW - 301),
+        signed(b"1", at=NOW + 301),
+        SDK | {"x-inngest-signature": "t=1&s=no"},
+    ],
+)
+def test_a_badly_signed_answer_is_not_used(headers: dict[str, str]) -> None:
+    message = refused(check(), 200, headers, b"1")
+    assert "signature" in message
+    assert KEY[-32:] not in message
+
+
+def test_the_whole_of_an_answer_is_checked_where_the_app_signs_it() -> None:
+    error = json.dumps({"name": "E", "message": "boom"}).encode()
+    headers = whole(500, error, x_inngest_no_retry="true")
+    answer = accepted(check(signs_whole=True), 500, headers, error)
+    assert isinstance(answer, AttemptFailed)
+    assert (answer.error.message, answer.no_retry) == ("boom", True)
+
+
+@pytest.mark.parametrize(
+    ("status", "changed"),
+    [
+        (200, {}),
+        (206, {}),
+        (500, {"x-inngest-no-retry": "false"}),
+        (500, {"retry-after": "3600"}),
+        (500, {"x-inngest-req-version": "1"}),
+        (500, {"x-inngest-sdk": "js:v4"}),
+        (500, {"x-durably-signature": ""}),
+        (500, {"x-durably-signature": "v1=" + "0" * 64}),
+    ],
+)
+def test_nothing_that_decides_can_be_changed_on_the_way(status: int, changed: dict[str, str]) -> None:
+    error = b'{"name": "E", "message": "boom"}'
+    headers = whole(500, error, x_inngest_no_retry="true") | changed
+    refused(check(signs_whole=True), status, headers, error)
+
+
+def test_the_answer_of_another_call_is_not_used() -> None:
+    headers = whole(200, b"1", call=sign(b"another call", KEY, NOW))
+    assert "call" in refused(check(signs_whole=True), 200, headers, b"1")
+
+
+def test_a_streamed_answer_is_checked_inside() -> None:
+    def envelope(headers: dict[str, str]) -> bytes:
+        return b"   " + json.dumps({"status": 200, "headers": headers, "body": "1"}).encode()
+
+    for signs_whole, headers in ((True, whole(200, b"1")), (False, signed(b"1"))):
+        verification = check(signs_whole=signs_whole)
+        assert accepted(verification, 201, SDK, envelope(headers)) == Returned(b"1")
+    assert "does not sign streamed answers" in refused(check(), 201, SDK, envelope(SDK))
+    refused(check(signs_whole=True), 201, SDK | {"retry-after": "9"}, envelope(whole(200, b"1")))
