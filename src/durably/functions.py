@@ -34,6 +34,7 @@ from durably.experimental import step_context
 from durably.function_opts import FunctionOpts
 from durably.groups import Group, GroupSync
 from durably.handover import StepHandover
+from durably.loop_watch import loop_watch
 from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 from durably.protocol.call import CallContext
 from durably.protocol.checkpoint import CheckpointRequest
@@ -195,6 +196,7 @@ class Function(Generic[T]):
         replay = _make_replay(client, call, middleware, handover, _standing_of(call, io))
         divergences = self.divergences[call.function_id]
         replay.names = divergences.names
+        replay.function_id = call.function_id
         replay.on_divergence = partial(
             divergences.report, call.context.run_id, logger=client.logger, is_strict=self.is_replay_strict(client)
         )
@@ -343,7 +345,12 @@ def _make_context(
     if is_async:
         async_call = AsyncCall(replay)
         ctx = Context(**shared, step=Step(client, async_call, send), group=Group(async_call))
-        return ctx, async_call.run
+
+        async def run_watched(function: Callable[[], Any]) -> Ending:
+            with loop_watch.watching(client.logger):
+                return await async_call.run(function)
+
+        return ctx, run_watched
 
     sync_call = SyncCall(replay)
     step = StepSync(client, sync_call, lambda events: drive(send(events)))

@@ -6,7 +6,7 @@ kinds of functions; what they decide by stands in ``replay``. Nothing here does 
 the clock or the environment: what a call needs of the outside is handed in as ``Hooks`` and ``Handover``.
 """
 
-from .asynchronous import AsyncCall
+from .asynchronous import AsyncCall, running_step
 from .divergence import Divergence, ReplayDivergedError, StepIdUnstableError
 from .handlers import is_async
 from .memos import Memo, StepMemos
@@ -42,4 +42,5 @@ __all__ = [
     "drive",
     "in_step",
     "is_async",
+    "running_step",
 ]

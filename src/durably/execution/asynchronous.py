@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from functools import partial
+from types import FrameType
 from typing import Any, TypeVar
 
 from durably.protocol.opcodes import ParallelMode
@@ -373,3 +374,16 @@ def _outcome_of(main: AnyTask) -> Ending:
     if isinstance(error, Exception):
         return Raised(raised_by_user(error))
     raise error
+
+
+def running_step(frame: FrameType) -> tuple[str, str | None] | None:
+    """The function that is running in the thread of a stack, and the step whose handler is; ``None`` if none is."""
+    step_id: str | None = None
+    found: FrameType | None = frame
+    while found is not None:
+        if found.f_code is AsyncCall._call_handler.__code__:
+            step_id = found.f_locals["step"].request.step_id
+        if found.f_code is AsyncCall._run.__code__ or found.f_code is AsyncCall._call_handler.__code__:
+            return found.f_locals["self"]._replay.function_id, step_id
+        found = found.f_back
+    return None

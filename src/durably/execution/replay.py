@@ -113,6 +113,7 @@ class Replay:
     standing: Standing | None = None
     stand_in: StandIn | None = None
     threads: Threads | None = None
+    function_id: str = ""
     names: dict[str, str] = field(default_factory=dict)
     on_divergence: OnDivergence | None = None
     is_fresh: bool = False

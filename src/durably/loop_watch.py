@@ -1,0 +1,150 @@
+"""Tells of code of a function that blocks its event loop, while it does so.
+
+A thread asks each event loop that runs functions for a sign of life. If there is none for a second, the stack of the
+loop's thread shows which function, and which step's handler, is running there.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from durably.execution import running_step
+
+if TYPE_CHECKING:
+    from durably.client import Logger
+
+BLOCKED_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
+_IDLE_LOOKS = 50
+"""Looks without any call, after which the thread waits until it is woken."""
+_QUIET_SECONDS = 60.0
+"""How long the same function and step are not told of again."""
+
+Running = tuple[str, str | None]
+"""A function's id, and the id of the step whose handler runs."""
+
+
+class _Loop:
+    """An event loop, which counts its calls and answers. The rest belongs to the watching thread.
+
+    ``since`` is when the loop was asked, or when ``suspect`` began to run after that.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.thread_id = threading.get_ident()
+        self.calls = 0
+        self.answered = 0
+        self.asked = 0
+        self.since = 0.0
+        self.suspect: Running | None = None
+
+    def answer(self, number: int) -> None:
+        self.answered = number
+
+
+class LoopWatch:
+    """Watches the loops of one process. ``logger`` is that of the call that began last."""
+
+    def __init__(self) -> None:
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._told: dict[Running, float] = {}
+        self._logger: Logger | None = None
+
+    @contextmanager
+    def watching(self, logger: "Logger") -> Iterator[None]:
+        """Around a call of an async function, on its event loop."""
+        loop = asyncio.get_running_loop()
+        watched = self._loops.get(loop)
+        if watched is None:
+            with self._lock:
+                watched = self._loops[loop] = _Loop(loop)
+        watched.calls += 1
+        self._logger = logger
+        if not self._wake.is_set():
+            self._start()
+        try:
+            yield
+        finally:
+            watched.calls -= 1
+
+    def _start(self) -> None:
+        with self._lock:
+            self._wake.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="durably-loop-watch", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        idle = 0
+        while True:
+            if idle >= _IDLE_LOOKS:
+                idle = 0
+                self._wake.clear()
+                if not any(watched.calls for watched in list(self._loops.values())):
+                    self._wake.wait()
+            time.sleep(_LOOK_SECONDS)
+            with self._lock:
+                watched_loops = list(self._loops.values())
+            is_busy = False
+            for watched in watched_loops:
+                if watched.loop.is_closed():
+                    with self._lock:
+                        self._loops.pop(watched.loop, None)
+                elif watched.calls:
+                    is_busy = True
+                    self._look_at(watched)
+            idle = 0 if is_busy else idle + 1
+
+    def _look_at(self, watched: _Loop) -> None:
+        now = time.monotonic()
+        if watched.answered == watched.asked:
+            watched.asked += 1
+            watched.since, watched.suspect = now, None
+            with suppress(RuntimeError):  # closed since
+                watched.loop.call_soon_threadsafe(watched.answer, watched.asked)
+            return
+        frame = sys._current_frames().get(watched.thread_id)
+        suspect = None if frame is None else running_step(frame)
+        if watched.suspect is not None and suspect != watched.suspect:
+            watched.since = now  # many short pieces of work are no block
+        watched.suspect = suspect
+        if suspect is not None and frame is not None and now - watched.since >= BLOCKED_SECONDS:
+            self._tell(suspect, frame, now)
+
+    def _tell(self, suspect: Running, frame: FrameType, now: float) -> None:
+        if self._logger is None or now - self._told.get(suspect, -_QUIET_SECONDS) < _QUIET_SECONDS:
+            return
+        self._told = {told: at for told, at in self._told.items() if now - at < _QUIET_SECONDS}
+        self._told[suspect] = now
+        function_id, step_id = suspect
+        where = f'step "{step_id}"' if step_id is not None else "code between the steps"
+        self._logger.warning(
+            '%s of function "%s" has blocked the event loop for more than %g s, at %s:%d: all else on that loop waits. '
+            "Make the handler a sync function, which runs in a thread, or await what it waits for",
+            where,
+            function_id,
+            BLOCKED_SECONDS,
+            frame.f_code.co_filename,
+            frame.f_lineno,
+        )
+
+
+loop_watch = LoopWatch()
+
+
+def _renew() -> None:
+    loop_watch.__init__()  # type: ignore[misc]  # threads do not survive a fork
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

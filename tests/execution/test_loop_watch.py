@@ -1,0 +1,88 @@
+"""A handler that blocks the event loop is told of, by function and step."""
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from durably import Client, Context
+from durably.loop_watch import LoopWatch
+
+from .engine import engine_for
+
+PATIENCE_SECONDS = 20
+
+
+class Lines(logging.Handler):
+    """Collects lines; ``told`` is set by the first."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+        self.told = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self.told.set()
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    monkeypatch.setattr("durably.functions.loop_watch", LoopWatch())
+    return Lines()
+
+
+def client_of(lines: Lines) -> Client:
+    logger = logging.Logger("test")
+    logger.addHandler(lines)
+    return Client(app_id="app", is_production=False, logger=logger)
+
+
+@pytest.mark.parametrize("place", ["step", "function"])
+async def test_code_that_blocks_the_loop_is_named_while_it_does(place: str, lines: Lines) -> None:
+    def block() -> bool:
+        return lines.told.wait(PATIENCE_SECONDS)
+
+    async def pay() -> bool:
+        return block()
+
+    async def function(ctx: Context) -> bool:
+        if place == "function":
+            return block()
+        return await ctx.step.run("pay", pay)
+
+    run = await engine_for(function, client=client_of(lines)).run()
+    assert run.output is True
+    (line,) = lines.lines
+    what = 'step "pay"' if place == "step" else "code between the steps"
+    assert line.startswith(f'{what} of function "app-function" has blocked the event loop for more than 1 s, at ')
+
+
+async def test_it_is_told_once(lines: Lines) -> None:
+    async def pay() -> None:
+        assert lines.told.wait(PATIENCE_SECONDS)
+        time.sleep(1.5)
+
+    async def function(ctx: Context) -> None:
+        await ctx.step.run("pay", pay)
+
+    assert (await engine_for(function, client=client_of(lines)).run()).status == "Completed"
+    assert len(lines.lines) == 1
+
+
+async def test_what_does_not_block_is_not_told(lines: Lines) -> None:
+    def in_thread() -> None:
+        time.sleep(1.5)
+
+    async def waits() -> None:
+        await asyncio.sleep(1.5)
+
+    async def function(ctx: Context) -> Any:
+        await ctx.step.run("thread", in_thread)
+        await ctx.step.run("waits", waits)
+
+    assert (await engine_for(function, client=client_of(lines)).run()).status == "Completed"
+    assert not lines.lines
