@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "durably"
 ADAPTERS = {
     "flask": {"flask"},
     "django": {"django", "asgiref"},
-    "fast_api": {"fastapi"},
+    "fast_api": {"fastapi", "starlette"},
     "tornado": {"tornado"},
     "digital_ocean": set[str](),
 }
@@ -197,7 +197,7 @@ def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
 
 def test_an_adapter_is_short() -> None:
     lengths = {adapter: len((PACKAGE / f"{adapter}.py").read_text().splitlines()) for adapter in ADAPTERS}
-    assert {adapter: length for adapter, length in lengths.items() if length > 120} == {}
+    assert {adapter: length for adapter, length in lengths.items() if length > 140} == {}
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ when, and what becomes of them otherwise, is ``durably.handover``'s to decide.
 """
 
 import time
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
@@ -48,10 +49,10 @@ class Checkpoints(Protocol):
         checkpoint, which may be without steps, tells for certain."""
         ...
 
-    async def commit(self, request: CheckpointRequest) -> None:
+    def commit(self, request: CheckpointRequest) -> Awaitable[None]:
         """Hand steps over; they are stored durably once this returns. Steps handed over before change nothing.
 
-        Awaited on the event loop of the function, or on the portal's for a sync function. Raises ``CallStaleError``
+        To be given to ``IO.resolve``. Raises ``CallStaleError``
         where the call must stop, since the engine has given it up, and ``CheckpointRefusedError`` where it does not
         take the steps for whatever reason: then they go into the call's answer.
         """

@@ -21,6 +21,7 @@ from durably.comm.streaming import StreamingOption
 from durably.django_view import SyncAndAsyncView
 from durably.errors import BodyTooLargeError
 from durably.functions import Function
+from durably.in_process import InProcessEngine
 
 FRAMEWORK = "django"
 
@@ -55,9 +56,7 @@ def serve(
         thread_surroundings=_usable_connections,
     )
     if client.in_process is not None:
-        start = client.in_process.ensure_started
-        django.core.signals.request_started.connect(lambda **_: start(), weak=False)
-        client.in_process.start_when_served()
+        _start_with_project(client.in_process)
 
     def to_request(request: Any) -> CommRequest:
         return CommRequest(
@@ -104,6 +103,18 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
     if chunks is not None:
         return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
     return django.http.HttpResponse(response.body, status=response.status_code, headers=response.headers)
+
+
+def _start_with_project(engine: InProcessEngine) -> None:
+    """With the server, if that can be told, or with the first request, whatever its URL. That may be the request with
+    which Django loads ``urls.py``: only its end is still to be signalled."""
+
+    def start(**_: Any) -> None:
+        engine.start_with_request()
+
+    django.core.signals.request_started.connect(start, weak=False)
+    django.core.signals.request_finished.connect(start, weak=False)
+    engine.start_with_server()
 
 
 @contextmanager

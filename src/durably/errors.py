@@ -217,5 +217,11 @@ class TransportError(Error):
     include_stack = False
 
 
+class EngineNotStartedError(Error):
+    """A test run used an engine that would run in its own process, and that the tests have not started."""
+
+    include_stack = False
+
+
 class URLInvalidError(Error, ValueError):
     code = ErrorCode.URL_INVALID

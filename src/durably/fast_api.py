@@ -1,5 +1,6 @@
 """Serving functions in a FastAPI app."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 try:
     import fastapi
     from fastapi.responses import StreamingResponse
+    from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
@@ -68,7 +70,7 @@ def serve(
         return _to_fast_api(await handler.handle(request.method, comm_request))
 
     if client.in_process is not None:
-        _run_within_lifespan(app, client.in_process)
+        _run_with_server(app, client.in_process)
     # A plain route: what FastAPI does for its own, such as resolving dependencies, would cost calls more than the rest.
     app.add_route(mount_path(serve_path), durably_endpoint, methods=["GET", "POST", "PUT"], include_in_schema=False)
 
@@ -79,13 +81,29 @@ def _to_fast_api(response: CommResponse) -> fastapi.Response:
     return fastapi.Response(response.body, response.status_code, response.headers)
 
 
-def _run_within_lifespan(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
-    """Functions may use what the app's own lifespan sets up."""
+def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
+    """Within the app's own lifespan: functions may use what that sets up. A server that runs no lifespan starts the
+    engine with its first request."""
     own = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[Any]:
-        async with own(app) as state, engine.running():
+        engine.expect_start()
+        async with own(app) as state, engine.running_with_server():
             yield state
 
     app.router.lifespan_context = lifespan
+    app.add_middleware(_StartWithRequest, engine=engine)
+
+
+class _StartWithRequest:
+    """An ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, engine: InProcessEngine) -> None:
+        self._app = app
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            self._engine.start_with_request(asyncio.get_running_loop())
+        await self._app(scope, receive, send)

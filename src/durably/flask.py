@@ -16,6 +16,7 @@ from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
 from durably.errors import BodyTooLargeError
 from durably.functions import Function
+from durably.in_process import InProcessEngine
 
 FRAMEWORK = "flask"
 
@@ -66,8 +67,7 @@ def serve(
         return _to_flask(handler.handle_sync(request.method, comm_request))
 
     if client.in_process is not None:
-        app.before_request(client.in_process.ensure_started)
-        client.in_process.start_when_served()
+        _start_with_app(app, client.in_process)
     path = mount_path(serve_path)
     app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])
 
@@ -83,3 +83,9 @@ def _read_body(request: flask.Request) -> bytes:
 def _to_flask(response: CommResponse) -> flask.Response:
     content = response.body if response.stream is None else flask.stream_with_context(response.stream_sync())
     return flask.Response(content, response.status_code, response.headers)
+
+
+def _start_with_app(app: flask.Flask, engine: InProcessEngine) -> None:
+    """With the server, if that can be told, or with the first request, whatever its URL."""
+    flask.request_started.connect(lambda _: engine.start_with_request(), app, weak=False)
+    engine.start_with_server()

@@ -1,6 +1,7 @@
 """What the SDK asks of an engine that runs in the app's own processes, in place of requests to its HTTP API."""
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,22 +21,23 @@ class EngineHandle(Protocol):
 class InProcessEngine(Protocol):
     """An engine, as the client, ``CommHandler`` and the adapters use it.
 
-    What is awaited may be awaited on any event loop, and raises ``durably.errors.Error``: what the engine refuses,
-    and ``TransportError`` where none could be reached.
+    What is awaited may be awaited on any event loop, or given to ``IO.resolve``. It raises ``durably.errors.Error``:
+    what the engine refuses, ``TransportError`` where none could be reached, ``EngineNotStartedError`` in a test run.
+    In a test run the hooks of servers start nothing.
     """
 
-    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "EventReceipt":
+    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> Awaitable["EventReceipt"]:
         """Store events, a JSON list, and answer after the commit. ``seed`` makes sending again
         harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is seconds; ``sender`` is the id of the run that
         sends them, if one does."""
         ...
 
-    async def fetch_part(self, run_id: str, part: str) -> bytes | None:
+    def fetch_part(self, run_id: str, part: str) -> Awaitable[bytes | None]:
         """JSON of a run's ``batch`` or ``actions`` (spec §4.4.2); ``None`` where there is no such run."""
         ...
 
     def refuse_to_block(self) -> None:
-        """Raises ``RuntimeError`` in the thread whose event loop runs the engine: blocked, it would never answer."""
+        """Raises ``RuntimeError`` in a thread that the engine needs for its answer."""
         ...
 
     # for CommHandler and the adapters
@@ -44,14 +46,19 @@ class InProcessEngine(Protocol):
         """Let the engine call the handler's functions, once it is started."""
         ...
 
-    def running(self) -> AbstractAsyncContextManager[None]:
-        """Start on the running event loop, and stop at the end."""
+    def running_with_server(self) -> AbstractAsyncContextManager[None]:
+        """Start now, and stop at the end; async functions run on the running event loop."""
         ...
 
-    def start_when_served(self) -> None:
-        """Start in the background once a web server has loaded the app, in this process or in those that it forks."""
+    def expect_start(self) -> None:
+        """The server is starting, and enters ``running_with_server`` soon: until then an event that this process sends
+        starts nothing."""
         ...
 
-    def ensure_started(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Start soon, where nothing is started yet: on ``loop``, which is that of the thread, or in the background."""
+    def start_with_server(self) -> None:
+        """The app is being loaded: start in the background if this process is a web server."""
+        ...
+
+    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Start soon, if nothing has started yet. Async functions run on ``loop``, or on a background one."""
         ...

@@ -10,8 +10,8 @@ import contextlib
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -19,9 +19,13 @@ T = TypeVar("T")
 class Portal:
     """An event loop in a daemon thread, with a way in from other threads."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="durably-portal", daemon=True)
+    def __init__(
+        self,
+        name: str = "durably-portal",
+        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
+        self.loop = new_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -48,6 +52,27 @@ class Portal:
             return future.result()
         except BaseException:
             future.cancel()
+            raise
+
+
+class Remote(Generic[T]):
+    """What a coroutine returns that runs on another thread's event loop: await it, or block for its ``result()``.
+
+    Cancelling the wait, or interrupting it, cancels the coroutine.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self._future).__await__()
+
+    def result(self) -> T:
+        """Raises what the coroutine raises."""
+        try:
+            return self._future.result()
+        except BaseException:
+            self._future.cancel()
             raise
 
 

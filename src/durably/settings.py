@@ -314,10 +314,13 @@ class Environment:
         return self.read(THREAD_POOL_MAX_WORKERS)
 
     @property
-    def is_reloader_parent(self) -> bool:
-        """Whether this process of ``flask run`` only watches over the one that serves."""
-        is_debug = (self._get("FLASK_DEBUG") or "").lower() not in ("", "0", "false", "no")
-        return is_debug and self._get("WERKZEUG_RUN_MAIN") != "true"
+    def is_flask_debug(self) -> bool:
+        return (self._get("FLASK_DEBUG") or "").lower() not in ("", "0", "false", "no")
+
+    @property
+    def is_reloaded(self) -> bool:
+        """Whether this process serves for a reloader of Werkzeug's or Django's, which runs in the parent."""
+        return "true" in (self._get("WERKZEUG_RUN_MAIN"), self._get("RUN_MAIN"))
 
     @property
     def notify_socket(self) -> str | None:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 try:
+    import tornado.ioloop
     import tornado.iostream
     import tornado.web
 except ImportError as error:
@@ -107,14 +108,23 @@ def serve(
 
 
 def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:
-    """Now, in an application that is made where its event loop runs; else with the first request."""
+    """Now, if the event loop runs; else once it runs after ``listen``, or with the first request."""
     if (running := asyncio._get_running_loop()) is not None:
-        engine.ensure_started(running)
+        engine.start_with_request(running)
         return
-    start_request = app.start_request
+    listen, start_request = app.listen, app.start_request
 
-    def start(*args: Any) -> Any:
-        engine.ensure_started(asyncio.get_running_loop())
+    def start() -> None:
+        engine.start_with_request(asyncio.get_running_loop())
+
+    def listen_and_start(*args: Any, **options: Any) -> Any:
+        server = listen(*args, **options)
+        tornado.ioloop.IOLoop.current().add_callback(start)
+        return server
+
+    def start_with_request(*args: Any) -> Any:
+        start()
         return start_request(*args)
 
-    app.start_request = start  # type: ignore[method-assign, assignment]
+    app.listen = listen_and_start  # type: ignore[method-assign]
+    app.start_request = start_with_request  # type: ignore[method-assign, assignment]

@@ -23,7 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 
 from durably.errors import TransportError
-from durably.portal import get_portal
+from durably.portal import Remote, get_portal
 from durably.protocol.headers import Header
 from durably.protocol.signatures import bearer_token
 from durably.worker_threads import WorkerThreads
@@ -236,7 +236,7 @@ class BlockingIO:
         time.sleep(seconds)
 
     async def resolve(self, value: Awaitable[T]) -> T:
-        return get_portal().run(value)
+        return value.result() if isinstance(value, Remote) else get_portal().run(value)
 
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
         return function()

@@ -99,4 +99,29 @@ def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:
         finally:
             diary.note("left", run=ctx.run_id)
 
-    return [count, count_sync, relay, hold, hold_async, between, between_async]
+    def charge(seconds: float, run: str) -> str:
+        diary.note("charged", run=run)
+        time.sleep(seconds)
+        return "paid"
+
+    async def charge_on_the_loop(seconds: float, run: str) -> str:
+        return charge(seconds, run)
+
+    @client.create_function(fn_id="pay", trigger=TriggerEvent(event="pay"))
+    async def pay(ctx: Context) -> str:
+        """The step blocks for longer than the lease: a sync handler, or one that blocks the event loop."""
+        handler = charge_on_the_loop if ctx.event.data["blocks_loop"] else charge
+        return await ctx.step.run("charge", handler, ctx.event.data["seconds"], ctx.run_id)
+
+    @client.create_function(fn_id="signal", trigger=TriggerEvent(event="signal"), retries=1)
+    def signal_itself(ctx: ContextSync) -> None:
+        """The step brings its process down, or silences it."""
+
+        def kill() -> None:
+            diary.note("signalled", run=ctx.run_id, attempt=ctx.attempt)
+            os.kill(os.getpid(), ctx.event.data["signal"])
+            time.sleep(60)
+
+        ctx.step.run("kill", kill)
+
+    return [count, count_sync, relay, hold, hold_async, between, between_async, pay, signal_itself]

@@ -118,17 +118,75 @@ print(os.getpid())
 """
 
 
-def test_a_script_sends_and_runs_nothing(tmp_path: Path) -> None:
+def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> None:
     """Whether the app is running or not; what it sends waits for the app."""
-    serve = "import flask, durably.flask; durably.flask.serve(flask.Flask('x'), client, functions)"
     with serving(AT_ONCE["flask-gunicorn"], tmp_path) as cluster:
         cluster.wait_owner()
-        first = python(SCRIPT.format(serve=serve, id="first"), tmp_path)
+        first = python(SCRIPT.format(serve="", id="first"), tmp_path)
         cluster.wait_completed(1)
-    second = python(SCRIPT.format(serve=serve, id="second"), tmp_path)
+        assert "events are stored" not in cluster.log()
+    second = python(SCRIPT.format(serve="", id="second"), tmp_path)
+    assert f"no process that serves functions is running: events are stored in {tmp_path}/durably.db" in cluster.log()
     with serving(AT_ONCE["flask-gunicorn"], tmp_path) as cluster:
         cluster.wait_completed(2)
     assert not {int(first), int(second)} & {entry["process"] for entry in cluster.diary.entries("step")}
+
+
+def test_a_process_that_serves_functions_runs_what_it_sends(tmp_path: Path) -> None:
+    """Whatever program it is: no server tells of itself, and there is no request."""
+    serve = "import flask, durably.flask; durably.flask.serve(flask.Flask('x'), client, functions)"
+    wait = "; import time\nwhile client.engine.list_runs_sync()[0].ended_at is None: time.sleep(0.01)"
+    process = python(SCRIPT.format(serve=serve, id="mine") + wait.removeprefix("; "), tmp_path)
+    cluster = Cluster(tmp_path, "", None)  # type: ignore[arg-type]
+    assert {entry["process"] for entry in cluster.diary.entries("step")} == {int(process)}
+
+
+BEFORE_THE_START = """
+import asyncio
+from durably import Event
+from tests.embedded import apps
+client, functions = apps.make_client()
+
+async def main():
+    await client.send(Event(name="count", id="early"))
+    from durably.comm import CommHandler
+    CommHandler(client=client, framework="test", functions=functions)
+    async with client.engine.running():
+        await client.send(Event(name="count", id="late"))
+        while not [run for run in await client.engine.list_runs() if run.ended_at]:
+            await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_has_sent_before_it_starts_goes_on_as_one_that_serves(tmp_path: Path) -> None:
+    python(BEFORE_THE_START, tmp_path)
+    cluster = Cluster(tmp_path, "", None)  # type: ignore[arg-type]
+    assert list(cluster.run_statuses().values()) == [
+        "Completed"
+    ]  # the early event was sent before there were functions
+    assert f"the database {tmp_path}/durably.db has no functions" in cluster.log()
+
+
+NO_ANSWER = """
+import durably.embedded.member
+from durably import Embedded
+from durably.errors import TransportError
+engine = Embedded({database!r})
+try:
+    engine._process.ask("list_runs", None, None, 1, None, timeout=3).result()
+except TransportError as error:
+    print(error)
+"""
+
+
+def test_no_answer_in_time_says_why(tmp_path: Path) -> None:
+    database = tmp_path / "durably.db"
+    database.write_bytes(b"this is no database" * 100)
+    said = python(NO_ANSWER.format(database=str(database)), tmp_path)
+    assert "did not answer within 3 s: " in said
+    assert said.count("durably.db") == 2
 
 
 FORKING = """
@@ -158,6 +216,7 @@ def test_a_forked_child_holds_nothing(tmp_path: Path) -> None:
     database, answer = tmp_path / "durably.db", tmp_path / "answer"
     python(FORKING.format(database=str(database), answer=str(answer)), tmp_path)
     engine = Embedded(database, lease=dt.timedelta(seconds=60))
+    engine.start_sync()
     try:
         assert engine.list_runs_sync() == []
         eventually(lambda: answer.exists() and answer.read_text() == "[]", "the child has an answer")

@@ -116,6 +116,16 @@ class CommHandler:
         """Of the functions and of their failure handlers."""
         return frozenset(self._by_id)
 
+    def is_async(self, function_id: str) -> bool:
+        """Whether the function is an async one. False for one that is not served here."""
+        function = self._by_id.get(function_id)
+        return function is not None and function.is_async(function_id)
+
+    @property
+    def threads(self) -> WorkerThreads | None:
+        """Where sync functions run if an event loop is in the way; ``None`` for the thread of the request."""
+        return self._threads
+
     # -- fronts
 
     def post(self, req: CommRequest) -> Awaitable[CommResponse]:

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.comm import CommHandler, CommRequest, Syncer
+from durably.comm import CommHandler, CommRequest, CommResponse, Syncer
 from durably.engine.answers import Answer, failed, read_answer
 from durably.engine.embedded.bodies import CallData
 from durably.engine.embedded.caller import call_headers
@@ -51,7 +51,16 @@ async def answer_call(
     call: HandedCall, handler: CommHandler, checkpoints: Checkpoints | None, stand_in: StandIn | None = None
 ) -> HandedAnswer:
     """Run the function, on this event loop or in its handler's thread pool."""
-    request = CommRequest(
+    return _to_handed(await handler.post(_request_of(call, checkpoints, stand_in)))
+
+
+def answer_call_sync(call: HandedCall, handler: CommHandler, checkpoints: Checkpoints | None) -> HandedAnswer:
+    """Run a sync function in this thread."""
+    return _to_handed(handler.post_sync(_request_of(call, checkpoints, None)))
+
+
+def _request_of(call: HandedCall, checkpoints: Checkpoints | None, stand_in: StandIn | None) -> CommRequest:
+    return CommRequest(
         body=call.body,
         headers=call.headers,
         query_params={Query.FUNCTION_ID.value: call.function_id, Query.STEP_ID.value: call.step_id},
@@ -61,7 +70,9 @@ async def answer_call(
         checkpoints=checkpoints,
         stand_in=stand_in,
     )
-    response = await handler.post(request)
+
+
+def _to_handed(response: CommResponse) -> HandedAnswer:
     return HandedAnswer(int(response.status_code), response.headers, response.body_bytes())
 
 

@@ -1,7 +1,9 @@
 """Checkpoints of calls that an engine without HTTP made: finished steps reach it by a function call."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
 
 from durably.engine.errors import EngineError, RunNotFoundError, StaleCallError
 from durably.errors import CallStaleError, CheckpointRefusedError, TransportError
@@ -14,7 +16,7 @@ class EngineCheckpoints:
     """``checkpoint`` is ``EmbeddedEngine.checkpoint``, or leads to it; see ``durably.checkpointing.Checkpoints``.
 
     They cost so little that they are the default, unless ``are_default`` says otherwise. ``pulse`` is that of a process
-    that others may give up.
+    that others may give up. ``submit`` gets what makes the coroutine that commits.
     """
 
     def __init__(
@@ -23,8 +25,10 @@ class EngineCheckpoints:
         pulse: Pulse | None = None,
         *,
         are_default: bool = True,
+        submit: Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]] = lambda commit: commit(),
     ) -> None:
         self._checkpoint = checkpoint
+        self._submit = submit
         self._pulse = pulse
         self.are_default = are_default
         self.join_answers = True
@@ -35,7 +39,10 @@ class EngineCheckpoints:
     def may_be_stale(self, since: float) -> bool:
         return self._pulse is not None and self._pulse.is_doubtful(since)
 
-    async def commit(self, request: CheckpointRequest) -> None:
+    def commit(self, request: CheckpointRequest) -> Awaitable[None]:
+        return self._submit(partial(self._commit, request))
+
+    async def _commit(self, request: CheckpointRequest) -> None:
         try:
             await self._checkpoint(request.run_id, request)
         except (StaleCallError, RunNotFoundError) as error:

@@ -115,9 +115,4 @@ class Embedded(Orders):
         return await self._process.ask(operation, *arguments, timeout=timeout)
 
     def _block(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        try:
-            self._process.refuse_to_block()
-        except RuntimeError:
-            coroutine.close()
-            raise
-        return get_portal().run(coroutine)
+        return self._process.run(coroutine)

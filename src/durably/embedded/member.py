@@ -113,6 +113,24 @@ class Member:
         """Why there is no place, where that is known."""
         return self._trouble
 
+    async def ask_directly(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """``ask`` on any event loop, for operations that the engine carries out on any. Raises ``PlaceLostError`` if
+        this process does not own the database, and what the operation does."""
+        place = self._get_place()
+        if not isinstance(place, Owner):
+            raise PlaceLostError("this process does not own the database", is_unclear=False)
+        return await place.ask(OPERATIONS[name], arguments)
+
+    @property
+    def runs_nothing(self) -> bool:
+        """Whether this process owns the database, and neither it nor another one takes calls."""
+        place = self._get_place()
+        return isinstance(place, Owner) and place.runs_nothing
+
+    def _get_place(self) -> Owner | Follower | None:
+        place = self._place
+        return place.result() if place.done() and place.exception() is None else None
+
     async def update(self) -> None:
         """This process serves other functions than before; what is wrong with them is logged."""
         if not self._place.done():
@@ -130,6 +148,7 @@ class Member:
         self._worker.refuse()
         try:
             await self._leave()
+            await self._worker.wait_ended()
         finally:
             self._hide()
 
@@ -155,7 +174,7 @@ class Member:
     def forget(self) -> None:
         """In a forked child: leave everything to the parent, and hold nothing by which others could think it alive."""
         self._hide()
-        place = self._place.result() if self._place.done() and self._place.exception() is None else None
+        place = self._get_place()
         if place is None:
             return
         for descriptor in place.descriptors():

@@ -134,6 +134,11 @@ class Owner:
         except (EngineClosedError, DatabaseLostError) as error:
             raise PlaceLostError(error.message, is_unclear=False) from None
 
+    @property
+    def runs_nothing(self) -> bool:
+        """Whether no process takes calls."""
+        return not self._roster.takes_calls
+
     async def update(self) -> None:
         """This process serves other functions than before, or no more. Raises ``ConfigInvalidError``."""
         assert self._seat is not None

@@ -1,29 +1,34 @@
 """The engine as one process sees it: its part in it, from the first that it asks to its end.
 
-It answers the client and the adapters (``durably.in_process``). Everything starts in the process that uses it: after
-a fork the child begins anew. Importing this module imports no engine; starting one does.
+It answers the client and the adapters (``durably.in_process``). What it does runs on the engine's thread, so that no
+lock is needed. Everything starts in the process that uses it: after a fork the child begins again. Importing this
+module imports no engine; starting one does.
 """
 
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import threading
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from durably.errors import TransportError
-from durably.portal import await_on, get_portal
+from durably.errors import EngineNotStartedError, TransportError
+from durably.portal import Remote
+from durably.settings import is_test_run
 
-from .errors import MemberClosedError
+from .app_loop import AppLoop
+from .background_start import BackgroundStart
+from .engine_thread import OnAnyLoop, engine_loop, submit
+from .errors import MemberClosedError, PlaceLostError
 from .green_threads import refuse_green_threads
+from .programs import Program, this_program
 from .queries import TIMEOUT_SECONDS
-from .serving import Loader, Loading
 
 if TYPE_CHECKING:
     from durably.comm import CommHandler
@@ -33,9 +38,11 @@ if TYPE_CHECKING:
 
     from .member import Member
 
+T = TypeVar("T")
+
 _BEATS_PER_LEASE = 10
-_AFTER_FORK_SECONDS = 0.1
-"""How long a forked worker has until functions may begin to run in it: servers drop privileges first."""
+
+_logger = logging.getLogger("durably.engine")
 
 _instances: "weakref.WeakSet[ProcessEngine]" = weakref.WeakSet()
 _left_behind: list[object] = []
@@ -54,7 +61,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessEngine:
-    """An ``InProcessEngine``."""
+    """An ``InProcessEngine``.
+
+    A process that does not serve can ask: it stores events, and runs no functions. It serves once it was started: by
+    ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a test run
+    only ``start`` starts anything.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -65,148 +77,228 @@ class ProcessEngine:
         _instances.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._app_loop = AppLoop()
         self._member: Member | None = None
         self._is_serving = False
-        self._starts_after_fork = False
-        self._starting: threading.Thread | asyncio.Task[None] | None = None
+        self._was_started_by_user = False
+        self._waits_for_lifespan = False
+        self._background_start: BackgroundStart | None = None
+        self._has_warned = False
+        self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """See ``Embedded.start``."""
+        self._was_started_by_user = True
         try:
-            await self._start(asyncio.get_running_loop())
+            await self._start_on(asyncio.get_running_loop())
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
         """See ``Embedded.stop``."""
-        with self._lock:
-            member, self._member, self._is_serving, self._starting = self._member, None, False, None
-        if member is not None and not member.loop.is_closed():
-            await await_on(member.loop, member.close())
-
-    async def ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
-        """Ask the engine for one of ``durably.embedded.operations``; ``timeout`` is seconds.
-
-        A process that has not started asks all the same, and takes no calls. Raises what the engine does, and
-        ``TransportError``.
-        """
-        member = None
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    member = self._any_member()
-                    with contextlib.suppress(MemberClosedError):  # started anew meanwhile
-                        return await await_on(member.loop, member.ask(operation, arguments))
-        except TimeoutError:
-            reason = f": {member.trouble}" if member is not None and member.trouble else ""
-            raise TransportError(
-                f"the engine on {self._options.path} did not answer within {timeout:g} s{reason}"
-            ) from None
-
-    # InProcessEngine
-
-    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "EventReceipt":
-        receipt: EventReceipt = await self.ask("send_events", msgspec.Raw(body), seed, sender, timeout=timeout)
-        return receipt
-
-    async def fetch_part(self, run_id: str, part: str) -> bytes | None:
-        found = await self.ask("fetch_part", run_id, part)
-        return None if found is None or bytes(found) == b"null" else bytes(found)
-
-    def refuse_to_block(self) -> None:
-        member = self._member
-        if member is not None and asyncio._get_running_loop() is member.loop:
-            raise RuntimeError(
-                "the engine runs on this thread's event loop, and cannot answer while it is blocked: await instead "
-                "(client.send in place of client.send_sync, say)"
-            )
-
-    def add_handler(self, handler: "CommHandler") -> None:
-        self._handlers[handler.client.app_id] = handler
-        with self._lock:
-            member = self._member if self._is_serving else None
-        if member is not None:
-            asyncio.run_coroutine_threadsafe(member.update(), member.loop)
+        self._was_started_by_user = False
+        await submit(self._stop())
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """See ``Embedded.running``."""
         await self.start()
         try:
             yield
         finally:
             await self.stop()
 
-    def start_when_served(self) -> None:
-        loading = Loading()
-        if loading.loader is Loader.PRELOADER:
-            self._starts_after_fork = True
-        elif loading.loader is Loader.SERVER:
-            self._start_after(loading.wait_done)
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Block this thread until the coroutine has ended on the engine's."""
+        return submit(coroutine).result()
 
-    def ensure_started(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        if self._is_serving or self._starting is not None:
+    def ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Remote[Any]:
+        """Ask the engine for one of ``durably.embedded.operations``; ``timeout`` is seconds.
+
+        Raises what the engine does, ``TransportError``, and ``EngineNotStartedError`` in a test run.
+        """
+        self._refuse_in_test_run()
+        return submit(self._ask(operation, arguments, timeout))
+
+    # InProcessEngine
+
+    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "OnAnyLoop[EventReceipt]":
+        self._refuse_in_test_run()
+        return OnAnyLoop(lambda: self._send_events((msgspec.Raw(body), seed, sender), timeout))
+
+    def fetch_part(self, run_id: str, part: str) -> Remote[bytes | None]:
+        self._refuse_in_test_run()
+        return submit(self._fetch_part(run_id, part))
+
+    def refuse_to_block(self) -> None:
+        """Any thread of the app may wait: the engine has its own."""
+
+    def add_handler(self, handler: "CommHandler") -> None:
+        self._handlers[handler.client.app_id] = handler
+        if self._is_serving and self._member is not None:
+            submit(self._member.update())
+
+    @contextlib.asynccontextmanager
+    async def running_with_server(self) -> AsyncIterator[None]:
+        if self._is_test_run():
+            yield
             return
-        if loop is None:
-            self._start_after(lambda: None)
-        else:
-            self._starting = loop.create_task(self._start_anyhow(loop))
+        try:
+            await self._start_on(asyncio.get_running_loop())
+            yield
+        finally:
+            self._waits_for_lifespan = False
+            await self.stop()
 
-    # inside
+    def expect_start(self) -> None:
+        self._waits_for_lifespan = True
+
+    def start_with_server(self) -> None:
+        if this_program() is Program.SERVER and not self._is_test_run():
+            self._background_start = BackgroundStart(self.start_with_request)
+
+    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        if self._is_serving and (loop is None or self._app_loop.is_usable):
+            return
+        if self._is_test_run():
+            return
+        if loop is not None:
+            self._app_loop.loop = loop
+        if not self._is_serving:
+            submit(self._start_anyhow())
+
+    # on any event loop: what this process sends and commits goes straight to the writer's thread, if it owns the
+    # database, and saves two changes of threads
+
+    async def _send_events(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
+        if self._is_serving and self._member is not None:
+            with contextlib.suppress(PlaceLostError):
+                receipt: EventReceipt = await self._member.ask_directly("send_events", arguments)
+                return receipt
+        return await submit(self._send_through_member(arguments, timeout))
 
     async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
         """A sync function cannot be stopped with its process's part in the engine: its steps are nobody's then. While
         there is no owner it waits, however long: there is nobody else to tell."""
-        member = self._member
+        if (member := self._member) is None:
+            raise TransportError("the engine has been stopped in this process")
         try:
-            if member is not None:
-                await await_on(member.loop, member.ask("checkpoint", (run_id, request)))
+            with contextlib.suppress(PlaceLostError):
+                await member.ask_directly("checkpoint", (run_id, request))
                 return
+            await submit(member.ask("checkpoint", (run_id, request)))
         except MemberClosedError:
-            pass
-        raise TransportError("the engine has been stopped in this process")
+            raise TransportError("the engine has been stopped in this process") from None
 
-    def _start_after(self, wait: Callable[[], None]) -> None:
-        """In the background, once ``wait`` returns."""
+    # on the engine's thread
 
-        def start() -> None:
-            wait()
-            portal = get_portal()
-            portal.run(self._start_anyhow(portal.loop))
+    async def _start_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._app_loop.loop = loop
+        await submit(self._start())
 
-        with self._lock:
-            if self._is_serving or self._starting is not None:
-                return
-            self._starting = thread = threading.Thread(target=start, name="durably-start", daemon=True)
-        thread.start()
-
-    async def _start_anyhow(self, loop: asyncio.AbstractEventLoop) -> None:
-        """For nobody who waits: the member says in the log what is wrong, and goes on trying."""
-        with contextlib.suppress(Exception):
-            await self._start(loop)
-
-    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        member = self._make_member(loop, takes_calls=True)
-        with self._lock:
-            if self._is_serving:
-                return
-            before, self._member, self._is_serving = self._member, member, True
-        if before is not None:
-            await await_on(before.loop, before.close())
-        member.start()
+    async def _start(self) -> None:
+        """Raises what prevents it."""
+        self._end_background_start()
+        self._waits_for_lifespan = False
+        member = self._member
+        if not self._is_serving or member is None:
+            self._is_serving = True
+            member = await self._replace_member()
         await member.wait_placed()
 
-    def _any_member(self) -> "Member":
-        """This process's; before it has started, one that only asks."""
-        with self._lock:
-            if self._member is None or self._member.loop.is_closed():
-                loop = get_portal().loop
-                self._member = self._make_member(loop, takes_calls=False)
-                loop.call_soon_threadsafe(self._member.start)
-            return self._member
+    async def _start_anyhow(self) -> None:
+        """For nobody who waits: the member logs what is wrong, and tries again."""
+        try:
+            await self._start()
+        except Exception:
+            if self._member is None:
+                _logger.exception("the engine on %s cannot start in process %d", self._options.path, os.getpid())
 
-    def _make_member(self, loop: asyncio.AbstractEventLoop, *, takes_calls: bool) -> "Member":
+    async def _replace_member(self) -> "Member":
+        before, member = self._member, self._make_member()
+        self._member = member
+        try:
+            if before is not None:
+                await before.close()
+        finally:
+            member.start()
+        return member
+
+    async def _stop(self) -> None:
+        self._end_background_start()
+        member, self._member, self._is_serving = self._member, None, False
+        if member is not None:
+            await member.close()
+
+    async def _ask(self, operation: str, arguments: tuple[Any, ...], timeout: float | None) -> Any:
+        member: Member | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    member = self._member or await self._replace_member()
+                    with contextlib.suppress(MemberClosedError):  # replaced meanwhile
+                        return await member.ask(operation, arguments)
+        except TimeoutError:
+            reason = f": {member.trouble}" if member is not None and member.trouble else ""
+            raise TransportError(
+                f"the engine on {self._options.path} did not answer within {timeout:g} s{reason}"
+            ) from None
+
+    async def _send_through_member(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
+        """What is acknowledged has to run, so a process that serves functions starts with the first event it sends."""
+        if not self._is_serving and self._starts_with_send:
+            self._starting = asyncio.create_task(self._start_anyhow())
+            await asyncio.sleep(0)
+        receipt: EventReceipt = await self._ask("send_events", arguments, timeout)
+        if not self._is_serving and not self._has_warned:
+            self._has_warned = True
+            await self._warn_if_nothing_runs()
+        return receipt
+
+    async def _fetch_part(self, run_id: str, part: str) -> bytes | None:
+        found = await self._ask("fetch_part", (run_id, part), TIMEOUT_SECONDS)
+        return None if found is None or bytes(found) == b"null" else bytes(found)
+
+    async def _warn_if_nothing_runs(self) -> None:
+        """This process runs no functions: tell who sent the event if no other does."""
+        if not await self._ask("list_functions", (), TIMEOUT_SECONDS):
+            _logger.warning(
+                "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
+                "app that serves functions with Embedded(%r) first, or correct the path",
+                self._options.path,
+                str(self._options.path),
+            )
+        elif self._member is not None and self._member.runs_nothing:
+            _logger.warning(
+                "no process that serves functions is running: events are stored in %s, and their functions run once "
+                "the app starts",
+                self._options.path,
+            )
+
+    # inside
+
+    def _is_test_run(self) -> bool:
+        return not self._was_started_by_user and is_test_run()
+
+    def _refuse_in_test_run(self) -> None:
+        if self._is_test_run():
+            raise EngineNotStartedError(
+                f"a test run starts no engine, and makes no database {self._options.path}: test functions with "
+                "TestEngine (from durably.testing), or call start() of the Embedded to run a real engine in the tests"
+            )
+
+    @property
+    def _starts_with_send(self) -> bool:
+        serves = any(handler.function_ids for handler in self._handlers.values())
+        return serves and not self._waits_for_lifespan and this_program() is not Program.COMMAND
+
+    def _end_background_start(self) -> None:
+        if self._background_start is not None:
+            self._background_start.cancel()
+            self._background_start = None
+
+    def _make_member(self) -> "Member":
         from .checkpoints import EngineCheckpoints
         from .link import Timing
         from .member import Member
@@ -218,18 +310,19 @@ class ProcessEngine:
             # Before the thread pools end, which atexit is too late for.
             getattr(threading, "_register_atexit", atexit.register)(self._stop_at_exit)
             self._stops_at_exit = True
-        pulse = Pulse(longest_gap=self._options.lease_seconds / 2)
-        checkpoints = EngineCheckpoints(self._checkpoint, pulse)
-        worker = LocalWorker(self._handlers if takes_calls else {}, self._options.max_calls, checkpoints, pulse)
-        timing = Timing(self._options.lease_seconds, self._options.lease_seconds / _BEATS_PER_LEASE)
+        options = self._options
+        pulse = Pulse(longest_gap=options.lease_seconds / 2)
+        checkpoints = EngineCheckpoints(self._checkpoint, pulse, submit=OnAnyLoop)
+        handlers = self._handlers if self._is_serving else {}
+        worker = LocalWorker(handlers, options.max_calls, checkpoints, pulse, self._app_loop)
         return Member(
-            self._options.path,
+            options.path,
             self._engine_settings(),
             worker,
-            timing,
-            loop,
+            Timing(options.lease_seconds, options.lease_seconds / _BEATS_PER_LEASE),
+            engine_loop(),
             may_own=self._may_own,
-            kills_stopped_owner=self._options.kills_stopped_owner,
+            kills_stopped_owner=options.kills_stopped_owner,
         )
 
     def _engine_settings(self) -> "EngineSettings":
@@ -245,30 +338,40 @@ class ProcessEngine:
         )
 
     def _stop_at_exit(self) -> None:
-        """Where no server tells of its end, the process's own is it."""
-        member = self._member
-        if member is None or not member.loop.is_running():
+        """A process whose server does not tell of its end stops when it exits."""
+        if self._member is None:
             return
         grace = self._engine_settings().close_grace.total_seconds()
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self.stop(), member.loop).result(grace + 1)
+            asyncio.run_coroutine_threadsafe(self._stop(), engine_loop()).result(grace + 2)
 
-    def _begin_anew(self) -> None:
-        """In a forked child."""
-        member, starts = self._member, self._starts_after_fork
+    # forks
+
+    def _before_fork(self) -> None:
+        """A process that loads the app and then forks leaves the start to its children."""
+        if self._background_start is not None:
+            self._background_start.cancel()
+
+    def _after_fork_in_child(self) -> None:
+        member, starts = self._member, self._background_start is not None
         self._reset()
         if member is not None:
             self._may_own = self._may_own and not member.holds_database
             member.forget()
             _left_behind.append(member)
         if starts:
-            self._start_after(lambda: time.sleep(_AFTER_FORK_SECONDS))
+            self.start_with_server()
 
 
-def _begin_all_anew() -> None:
+def _before_fork() -> None:
     for engine in list(_instances):
-        engine._begin_anew()
+        engine._before_fork()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_instances):
+        engine._after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_all_anew)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

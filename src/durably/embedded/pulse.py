@@ -37,4 +37,6 @@ class Pulse:
 
     def is_doubtful(self, since: float) -> bool:
         """Whether what held at ``since``, by the same clock, may not hold any more."""
-        return since < self._gap_ended or self._clock() - self._last_beat > self._longest_gap
+        # In this order: ``beat``, in the engine's thread, notes a gap before it ends it.
+        is_in_gap = self._clock() - self._last_beat > self._longest_gap
+        return is_in_gap or since < self._gap_ended

@@ -79,6 +79,11 @@ class Roster:
             self._seats.remove(seat)
         self._release_unserved()
 
+    @property
+    def takes_calls(self) -> bool:
+        """Whether there is a process that takes any."""
+        return any(seat.offer.max_calls > 0 for seat in self._seats)
+
     # Caller
 
     async def call(self, function: Function, data: CallData, body: bytes) -> Answer:

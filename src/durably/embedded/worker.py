@@ -1,17 +1,23 @@
 """What a process does for the engine: it runs the functions that it serves, and keeps count of what is under way."""
 
 import asyncio
+import contextvars
 import os
+from functools import partial
 from typing import Any
 
 from durably.checkpointing import Checkpoints
 from durably.comm import CommHandler
 from durably.protocol.sync import SyncRequest
 
-from .calls import HandedAnswer, HandedCall, answer_call, sync_of
+from .app_loop import AppLoop
+from .calls import HandedAnswer, HandedCall, answer_call, answer_call_sync, sync_of
 from .errors import CallHandedBackError
 from .pulse import Pulse
 from .roster import Offer
+
+_END_SECONDS = 1.0
+"""How long a cancelled function has to end before its process stops without it."""
 
 
 class LocalWorker:
@@ -19,8 +25,14 @@ class LocalWorker:
     it is told to refuse them. ``pulse`` beats while it is in contact with the others."""
 
     def __init__(
-        self, handlers: dict[str, CommHandler], max_calls: int, checkpoints: Checkpoints, pulse: Pulse
+        self,
+        handlers: dict[str, CommHandler],
+        max_calls: int,
+        checkpoints: Checkpoints,
+        pulse: Pulse,
+        app_loop: AppLoop,
     ) -> None:
+        self._app_loop = app_loop
         self.pulse = pulse
         self._handlers = handlers
         self._max_calls = max_calls
@@ -47,16 +59,22 @@ class LocalWorker:
         assert task is not None
         self._tasks.add(task)
         try:
-            return await answer_call(call, handler, self._checkpoints)
-        except asyncio.CancelledError as error:
-            if not task.cancelling():  # as an attempt that nobody ends, its run would wait for it for ever
-                raise RuntimeError("the call was cancelled by the app's own code (asyncio.CancelledError)") from error
+            return await self._run(call, handler)
+        except asyncio.CancelledError:
             if task not in self._late or task.uncancel():
                 raise  # given up by others, whatever else is the matter
             raise CallHandedBackError(f"process {os.getpid()} stops") from None
         finally:
             self._tasks.discard(task)
             self._late.discard(task)
+
+    async def _run(self, call: HandedCall, handler: CommHandler) -> HandedAnswer:
+        """Nothing of the app runs on this event loop, which is the engine's. Functions get no context variables: those
+        here may be of any request that has sent an event."""
+        if handler.threads is None or handler.is_async(call.function_id):
+            return await self._app_loop.run(lambda: answer_call(call, handler, self._checkpoints))
+        answer = partial(answer_call_sync, call, handler, self._checkpoints)
+        return await handler.threads.run(partial(contextvars.Context().run, answer))
 
     def refuse(self) -> None:
         """Take no more calls; what is offered from now on is none."""
@@ -71,3 +89,7 @@ class LocalWorker:
         for task in self._late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
+
+    async def wait_ended(self) -> None:
+        """Once functions that were given up have ended too; one that blocks its event loop is not waited for."""
+        await self._app_loop.wait_ended(_END_SECONDS)

@@ -84,15 +84,18 @@ class TestLink:
                 "the test engine's sync flavour, TestEngine(…).sync()"
             )
 
-    def running(self) -> AbstractAsyncContextManager[None]:
+    def running_with_server(self) -> AbstractAsyncContextManager[None]:
         """Whether a web server runs is all the same to a test engine, which is started by its test."""
         return nullcontext()
 
-    def start_when_served(self) -> None:
-        """See ``running``."""
+    def expect_start(self) -> None:
+        """See ``running_with_server``."""
 
-    def ensure_started(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """See ``running``."""
+    def start_with_server(self) -> None:
+        """See ``running_with_server``."""
+
+    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """See ``running_with_server``."""
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return await await_on(self._loop, self._hold_through(work))

@@ -48,8 +48,9 @@ _DEFAULT = EngineSettings()
 class EmbeddedEngine:
     """Open with ``await EmbeddedEngine.open(path)``, close with ``await engine.close()``.
 
-    Not thread-safe: use it on the event loop that opened it. What a method answers has been committed. Once the
-    engine is closed, or closing, methods that change something raise ``EngineClosedError``.
+    Use it on the event loop that opened it; only ``send_events`` and ``checkpoint`` may be awaited on any. What a
+    method answers has been committed. Once the engine is closed, or closing, methods that change something raise
+    ``EngineClosedError``.
     """
 
     def __init__(self, runtime: Runtime) -> None:

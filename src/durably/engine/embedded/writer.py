@@ -7,10 +7,12 @@ unit is, the writer does not know, but that it may be carried out more than once
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,6 +30,8 @@ _MAX_GROUP = 512
 
 
 class _Job:
+    """``future`` belongs to the event loop that submitted the unit, and is resolved there."""
+
     __slots__ = ("error", "future", "on_commit", "result", "unit")
 
     def __init__(self, unit: Unit[Any], future: asyncio.Future[Any], on_commit: Callable[[Any], None] | None) -> None:
@@ -38,12 +42,34 @@ class _Job:
         self.error: Exception | None = None
 
 
+class _Submissions:
+    """What one turn of an event loop submits is one group, and wakes the writer's thread once."""
+
+    __slots__ = ("_accept", "_jobs", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, accept: Callable[[list[_Job]], None]) -> None:
+        self.loop = loop
+        self._accept = accept
+        self._jobs: list[_Job] = []
+
+    def add(self, job: _Job) -> None:
+        if not self._jobs:
+            self.loop.call_soon(self.hand_over)
+        self._jobs.append(job)
+
+    def hand_over(self) -> None:
+        jobs, self._jobs = self._jobs, []
+        self._accept(jobs)
+
+
 class Writer:
-    """Owns ``connection`` from ``start`` to ``close``. ``on_lost`` is told why, on the event loop, once the database
-    must not be written any more: another engine has taken it over, it was replaced, or it is damaged. ``on_rollback``
-    is told, in the writer's thread, that something was undone which units have done. ``check_files`` raises
-    ``DatabaseReplacedError`` where what SQLite has open is not at the database's path any more: what is committed to
-    it would be lost."""
+    """Owns ``connection`` from ``start`` to ``close``, and belongs to the event loop that makes it. Units may be
+    submitted on any event loop.
+
+    ``on_lost`` is told why, on the writer's event loop, once the database must not be written any more: another engine
+    has taken it over, it was replaced, or it is damaged. ``on_rollback`` is told, in the writer's thread, that
+    something was undone which units have done. ``check_files`` raises ``DatabaseReplacedError`` where what SQLite has open is not
+    at the database's path any more: what is committed to it would be lost."""
 
     def __init__(
         self,
@@ -58,38 +84,54 @@ class Writer:
         self._on_lost = on_lost
         self._on_rollback = on_rollback
         self._check_files = check_files
-        self._submitted: list[_Job] = []
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
+        self._own = _Submissions(self._loop, self._accept)
+        self._others: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Submissions] = weakref.WeakKeyDictionary()
         self._thread = threading.Thread(target=self._work, name="durably-writer", daemon=True)
+        self._lock = threading.Lock()
+        """Nothing is accepted once the writer is closed, whichever thread submits it."""
         self._is_closed = False
 
     def start(self) -> None:
         self._thread.start()
 
     def submit(self, unit: Unit[T], on_commit: Callable[[T], None] | None = None) -> asyncio.Future[T]:
-        """Run ``unit`` in the writer's thread. ``on_commit`` gets its result on the event loop, in the order of
-        the commits, even if nobody waits for the future any more. Raises ``EngineClosedError``."""
+        """Run ``unit`` in the writer's thread; the future is one of the running event loop.
+
+        ``on_commit`` gets its result on the writer's event loop, in the order of the commits, even if nobody waits for
+        the future any more. Raises ``EngineClosedError``.
+        """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
-        future: asyncio.Future[T] = self._loop.create_future()
-        if not self._submitted:
-            self._loop.call_soon(self._hand_over)
-        self._submitted.append(_Job(unit, future, on_commit))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        submissions = self._own if loop is self._loop else self._submissions_of(loop)
+        submissions.add(_Job(unit, future, on_commit))
         return future
 
-    def _hand_over(self) -> None:
-        """What one turn of the event loop has submitted is one group, and wakes the writer's thread once."""
-        for job in self._submitted:
-            self._jobs.put(job)
-        self._submitted.clear()
+    def _submissions_of(self, loop: asyncio.AbstractEventLoop) -> _Submissions:
+        with self._lock:
+            return self._others.setdefault(loop, _Submissions(loop, self._accept))
+
+    def _accept(self, jobs: list[_Job]) -> None:
+        with self._lock:
+            is_closed = self._is_closed
+            if not is_closed:
+                for job in jobs:
+                    self._jobs.put(job)
+        if is_closed:
+            for job in jobs:
+                job.error = EngineClosedError("the engine is closed")
+            _resolve(jobs)
 
     async def close(self) -> None:
         """Finish what was submitted, and stop."""
         if not self._is_closed:
-            self._is_closed = True
-            self._hand_over()
-            self._jobs.put(None)
+            self._own.hand_over()
+            with self._lock:
+                self._is_closed = True
+                self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
         # The last group's results are on their way to the loop: let them arrive.
         await asyncio.sleep(0)
@@ -100,6 +142,7 @@ class Writer:
             if group:
                 self._commit(group)
                 self._loop.call_soon_threadsafe(self._deliver, group)
+                self._deliver_elsewhere(group)
             if is_last:
                 return
             del group  # or all that belongs to it would live until the next is full, for the garbage collector to visit
@@ -171,12 +214,18 @@ class Writer:
                 self._on_lost(job.error)
             if job.error is None and job.on_commit is not None:
                 self._tell(job.on_commit, job.result)
-            if job.future.done():
-                continue
-            if job.error is None:
-                job.future.set_result(job.result)
-            else:
-                job.future.set_exception(job.error)
+            if job.future.get_loop() is self._loop:
+                _resolve_one(job)
+
+    def _deliver_elsewhere(self, group: list[_Job]) -> None:
+        """To the other event loops; one that is closed by now has nobody who waits."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        for job in group:
+            if (loop := job.future.get_loop()) is not self._loop:
+                by_loop.setdefault(loop, []).append(job)
+        for loop, jobs in by_loop.items():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_resolve, jobs)
 
     def _tell(self, on_commit: Callable[[Any], None], result: object) -> None:
         try:
@@ -184,3 +233,17 @@ class Writer:
         except Exception:
             # Of one unit; the others' results must arrive all the same.
             _logger.exception("what follows from a commit could not be done")
+
+
+def _resolve(jobs: list[_Job]) -> None:
+    for job in jobs:
+        _resolve_one(job)
+
+
+def _resolve_one(job: _Job) -> None:
+    if job.future.done():
+        return
+    if job.error is None:
+        job.future.set_result(job.result)
+    else:
+        job.future.set_exception(job.error)
