@@ -68,8 +68,9 @@ class Writer:
 
     ``on_lost`` is told why, on the writer's event loop, once the database must not be written any more: another engine
     has taken it over, it was replaced, or it is damaged. ``on_rollback`` is told, in the writer's thread, that
-    something was undone which units have done. ``check_files`` raises ``DatabaseReplacedError`` where what SQLite has open is not
-    at the database's path any more: what is committed to it would be lost."""
+    something was undone which units have done. ``check_files`` raises ``DatabaseReplacedError`` where what SQLite has
+    open is not at the database's path any more: what is committed to it would be lost.
+    """
 
     def __init__(
         self,
