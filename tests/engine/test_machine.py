@@ -4,9 +4,11 @@ import msgspec
 import pytest
 
 from durably.engine.answers import Answer, Asked, AttemptFailed, Returned, Unreached
+from durably.engine.asks import DeferAsk
 from durably.engine.errors import CheckpointInvalidError, StaleCallError, TooLargeError
-from durably.engine.head import Call, Head, RunStatus
+from durably.engine.head import Call, Deferred, Head, RunStatus
 from durably.engine.inputs import (
+    AbortDeferred,
     Answered,
     AwaitEvent,
     AwaitSignal,
@@ -14,12 +16,14 @@ from durably.engine.inputs import (
     Checkpointed,
     CloseWait,
     Command,
+    Defer,
     EndRun,
     Input,
     Invoke,
     MakeCall,
     MakeRequest,
     Recovered,
+    RefuseDeferred,
     RequestFinished,
     SignalConflicted,
     Sleep,
@@ -30,7 +34,7 @@ from durably.engine.inputs import (
 from durably.engine.machine import advance, start
 from durably.engine.turn import Policy
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES, MAX_STEPS
+from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode, Userland
 
 POLICY = Policy(retry_delay=lambda attempt: 1000 * (attempt + 1), unreached_delay=lambda failures: 10 * (failures + 1))
@@ -275,6 +279,82 @@ def test_an_answer_with_an_impossible_op_starts_nothing_of_what_it_asks_for(bad:
     commands = run.ops(ran("c"), op(Opcode.INVOKE_FUNCTION, "a", opts=opts), planned("d"), wrong)
     assert kinds(commands) == [WriteMemo, EndRun]
     assert run.error["name"] == "OpInvalidError"
+
+
+def deferred(step: str = "d", *, function: object = "app-later", data: object = None) -> Op:
+    return op(Opcode.DEFER_ADD, step, opts={"fn_slug": function, "input": data or {}})
+
+
+def aborted(target: str = "d") -> Op:
+    return op(Opcode.DEFER_ABORT, f"{target}:abort", opts={"target_hashed_id": target, "fn_slug": "app-later"})
+
+
+def test_a_deferred_function_is_stored_with_what_it_comes_with() -> None:
+    run = Run()
+    commands = run.ops(deferred(data={"n": 1}), ran("a"))
+    assert commands[0] == Defer("d", DeferAsk("app-later", b'{"n":1}'))
+    assert kinds(commands[1:]) == [WriteMemo, MakeCall]
+    assert run.head.defers == (Deferred(step_id="d", size=7),)
+    assert run.head.memos == 1
+
+
+def test_a_deferred_function_alone_is_followed_by_discovery_and_repeated_changes_nothing() -> None:
+    run = Run()
+    assert kinds(run.ops(deferred())) == [Defer, MakeCall]
+    assert run.head.defers == (Deferred(step_id="d", size=2),)
+    run.ops(deferred())
+    assert kinds(run.commands) == [MakeCall]
+    assert run.head.calls[0].attempt == 1  # An app that says nothing new has done nothing with its attempt.
+
+
+def test_an_aborted_function_is_taken_back_for_good() -> None:
+    run = Run()
+    run.ops(deferred(), ran("a"))
+    assert kinds(run.ops(ran("b"), aborted())) == [AbortDeferred, WriteMemo, MakeCall]
+    assert run.head.defers == (Deferred(step_id="d", is_abortable=False),)
+    assert kinds(run.ops(ran("c"), aborted(), deferred())) == [WriteMemo, MakeCall]
+
+
+def test_what_is_deferred_comes_before_the_end_of_the_run() -> None:
+    run = Run()
+    assert kinds(run.ops(Op(op=Opcode.RUN_COMPLETE, data=msgspec.Raw(b"1")), deferred())) == [Defer, EndRun]
+    run = Run()
+    assert kinds(run.ops(op(Opcode.SLEEP, opts={"duration": "no duration"}), deferred())) == [Defer, EndRun]
+
+
+def test_checkpoints_may_defer() -> None:
+    run = Run()
+    (call,) = run.head.calls
+    assert kinds(run.feed(Checkpointed(call.generation, [deferred(), ran("a"), aborted()]))) == [
+        Defer,
+        WriteMemo,
+        AbortDeferred,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (deferred(function=None), "names no function"),
+        (deferred(data=[1]), "no object"),
+        (deferred(data={"text": "x" * MAX_DEFERRED_BYTES}), "bytes"),
+        (op(Opcode.DEFER_ABORT, opts={}), "what is to be aborted"),
+    ],
+)
+def test_what_is_wrong_with_a_deferred_function_is_said_and_fails_no_run(wrong: Op, reason: str) -> None:
+    run = Run()
+    refused, *others = run.ops(wrong, ran("a"))
+    assert isinstance(refused, RefuseDeferred)
+    assert reason in refused.reason
+    assert kinds(others) == [WriteMemo, MakeCall]
+    assert not any(one.is_abortable for one in run.head.defers)
+
+
+def test_a_run_may_defer_so_many_functions() -> None:
+    run = Run()
+    commands = run.ops(*(deferred(f"d{number}") for number in range(MAX_DEFERRED + 1)), ran("a"))
+    assert kinds(commands) == [Defer] * MAX_DEFERRED + [RefuseDeferred, WriteMemo, MakeCall]
+    assert len(run.head.defers) == MAX_DEFERRED
 
 
 def test_too_much_state_fails_the_run() -> None:

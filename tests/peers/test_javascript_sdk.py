@@ -2,7 +2,7 @@
 checkpoints after each step, after several, and without any.
 
 What needs the services of the hosted platform is left out: realtime messages, sandboxes, and what its documents call
-experimental (deferred functions, scores, metadata).
+experimental (scores, metadata), but for deferred functions.
 """
 
 from collections.abc import Iterator
@@ -43,6 +43,7 @@ COMPLETED: dict[str, Any] = {
     "retry-after": 1,
     "step-retry-after": "second",
     "many": 190,
+    "deferring": "deferred",
     "large": 4_500_000,
     "middleware": {"function": [True, {"step": 1}]},
 }
@@ -92,6 +93,16 @@ def test_a_function_fails(app: PeerApp, name: str) -> None:
 
 def test_checkpoints_save_calls(app: PeerApp) -> None:
     assert app.output("calls") == (6 if app.id.endswith("-off") else 1)
+
+
+def test_deferred_functions_run_once_their_run_has_ended(app: PeerApp) -> None:
+    assert app.output("deferring") == "deferred"
+    runs = app.engine.data(f"/v1/runs?function_id={app.id}-later")
+    assert len(runs) == 2
+    for run in runs:
+        app.engine.completed(run["run_id"])
+    events = app.engine.data(f"/v1/events?name={app.id}/deferred-ran")
+    assert sorted(event["data"]["n"] for event in events) == [1, 3]
 
 
 class TestAsInTheOtherLanguage(BothSdks):

@@ -37,6 +37,13 @@ class InvokeAsk(msgspec.Struct, frozen=True):
     until: int
 
 
+class DeferAsk(msgspec.Struct, frozen=True):
+    """``data`` is a JSON object: that of the event by which the function is started."""
+
+    function_id: str
+    data: bytes
+
+
 def step_name(op: Op) -> str:
     """The step's id as the user wrote it, with the number of its repetition, as far as the app tells."""
     if op.userland:
@@ -101,6 +108,24 @@ def read_invoke(op: Op, now: int) -> InvokeAsk:
     if data is not None and not isinstance(data, dict):
         raise OpInvalidError(f"step {step_name(op)!r} invokes {function_id!r} with data that is no object")
     return InvokeAsk(function_id=function_id, payload=payload, until=_long_timeout(op, now))
+
+
+def read_defer(op: Op) -> DeferAsk:
+    function_id = _text(op, "fn_slug")
+    if not function_id:
+        raise OpInvalidError("it names no function")
+    data = (op.opts or {}).get("input") or {}
+    if not isinstance(data, dict):
+        raise OpInvalidError("its data is no object")
+    return DeferAsk(function_id=function_id, data=msgspec.json.encode(data))
+
+
+def read_defer_abort(op: Op) -> str:
+    """The hashed id of what was deferred."""
+    target = _text(op, "target_hashed_id")
+    if not target:
+        raise OpInvalidError("it does not say what is to be aborted")
+    return target
 
 
 def _long_timeout(op: Op, now: int) -> int:

@@ -73,6 +73,15 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     needs_op: bool = False
 
 
+class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A function that the run has deferred: to be started once the run has ended, if it still ``is_abortable``.
+    ``size`` is that of its data, in bytes; the data itself is stored beside the head."""
+
+    step_id: str
+    size: int = 0
+    is_abortable: bool = True
+
+
 class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """``generation`` is the last one given out. ``discover_again`` is a wish for discovery that came while
     one was under way. ``memos`` and ``bytes`` count what the run has stored, for the protocol's limits."""
@@ -87,6 +96,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     disable_immediate: bool = False
     memos: int = 0
     bytes: int = 0
+    defers: tuple[Deferred, ...] = ()
 
     def call(self, generation: int) -> Call | None:
         return next((call for call in self.calls if call.generation == generation), None)

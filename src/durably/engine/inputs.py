@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.answers import Answer
-from durably.engine.asks import EventAsk, InvokeAsk, SignalAsk
+from durably.engine.asks import DeferAsk, EventAsk, InvokeAsk, SignalAsk
 from durably.engine.head import Call, RunStatus
 from durably.protocol.opcodes import Op, Opcode
 
@@ -157,6 +157,24 @@ class CloseWait(msgspec.Struct, frozen=True, gc=False):
     step_id: str
 
 
+class Defer(msgspec.Struct, frozen=True):
+    """Start a function once the run has ended."""
+
+    step_id: str
+    ask: DeferAsk
+
+
+class AbortDeferred(msgspec.Struct, frozen=True):
+    step_id: str
+
+
+class RefuseDeferred(msgspec.Struct, frozen=True):
+    """Say that a function cannot be deferred. ``name`` is the user's id of it."""
+
+    name: str
+    reason: str
+
+
 class EndRun(msgspec.Struct, frozen=True, gc=False):
     """Everything of the run that is outstanding is void. ``output`` is JSON: the result, or the error."""
 
@@ -164,4 +182,19 @@ class EndRun(msgspec.Struct, frozen=True, gc=False):
     output: bytes
 
 
-Command = MakeCall | WriteMemo | Sleep | AwaitEvent | AwaitSignal | Invoke | MakeRequest | CloseWait | EndRun
+Command = (
+    MakeCall
+    | WriteMemo
+    | Sleep
+    | AwaitEvent
+    | AwaitSignal
+    | Invoke
+    | MakeRequest
+    | CloseWait
+    | Defer
+    | AbortDeferred
+    | RefuseDeferred
+    | EndRun
+)
+KEPT_BY_FAILURES = WriteMemo | CloseWait | Defer | AbortDeferred | RefuseDeferred
+"""Commands that are carried out even if the run fails in the same turn: they tell of what has been done already."""

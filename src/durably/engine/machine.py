@@ -20,6 +20,7 @@ import msgspec
 
 from durably.engine.answers import Asked, AttemptFailed, Returned, Unreached
 from durably.engine.asks import step_name
+from durably.engine.defers import LAZY, note_deferred
 from durably.engine.errors import CheckpointInvalidError, OpInvalidError, StaleCallError, TooLargeError
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus
 from durably.engine.inputs import (
@@ -117,9 +118,14 @@ def _on_ops(turn: Turn, call: Call, answer: Asked, memoised: frozenset[str]) -> 
     if len(asking) > 1 or any(op.op == Opcode.STEP_PLANNED for op in asking):
         turn.disable_immediate = True
     answering = Answering(turn, call, answer)
+    # First of all: what is deferred counts even if another op ends the run.
+    has_deferred = [note_deferred(turn, op) for op in answer.ops if op.op in LAZY]
+    ops = [op for op in answer.ops if op.op not in LAZY]
+    if call.is_discovery and not ops and any(has_deferred):
+        turn.discover_again = True
     try:
-        turn.check_room_for(len({op.id for op in answer.ops if _is_new_step(turn, op, memoised)}))
-        for op in answer.ops:
+        turn.check_room_for(len({op.id for op in ops if _is_new_step(turn, op, memoised)}))
+        for op in ops:
             if _is_known(turn, op, memoised):
                 continue
             carry_out(answering, op)
@@ -171,6 +177,8 @@ def _on_checkpoint(turn: Turn, happened: Checkpointed) -> None:
     attempts = call.attempt + 1
     for op in happened.ops:
         _check_checkpointable(op)
+        if op.op in LAZY:
+            note_deferred(turn, op)
         if op.op not in EXECUTED or op.id in happened.memoised or op.id in turn.written:
             continue
         memo, _ = executed_memo(op)
@@ -185,7 +193,7 @@ def _on_checkpoint(turn: Turn, happened: Checkpointed) -> None:
 
 
 def _check_checkpointable(op: Op) -> None:
-    if op.op not in EXECUTED and op.op != Opcode.STEP_PLANNED:
+    if op.op not in EXECUTED and op.op not in LAZY and op.op != Opcode.STEP_PLANNED:
         raise CheckpointInvalidError(
             f"step {step_name(op)!r}: an op {op.op!r} needs a decision of the engine, so it cannot be checkpointed; "
             "end the call with it"

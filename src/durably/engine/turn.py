@@ -9,7 +9,7 @@ import msgspec
 
 from durably.engine.errors import StaleCallError
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus, Wait
-from durably.engine.inputs import CloseWait, Command, EndRun, MakeCall, WriteMemo
+from durably.engine.inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, MakeCall, WriteMemo
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_DEPTH, MAX_RUN_STATE_BYTES, MAX_STEPS
 from durably.protocol.opcodes import Opcode
@@ -66,6 +66,7 @@ class Turn:
         self.disable_immediate = head.disable_immediate
         self.memos = head.memos
         self.bytes = head.bytes
+        self.defers = {deferred.step_id: deferred for deferred in head.defers}
         self.commands: list[Command] = []
         self.written: set[str] = set()
         self._step_ended = False
@@ -83,6 +84,7 @@ class Turn:
             disable_immediate=self.disable_immediate,
             memos=self.memos,
             bytes=self.bytes,
+            defers=tuple(self.defers.values()),
         )
 
     # calls
@@ -230,7 +232,7 @@ class Turn:
 
     def fail(self, error: ErrorData) -> None:
         """End the run for a fault in what it asked for. Nothing that it asked for in the same turn is started."""
-        self.commands = [command for command in self.commands if isinstance(command, WriteMemo | CloseWait)]
+        self.commands = [command for command in self.commands if isinstance(command, KEPT_BY_FAILURES)]
         self.end(RunStatus.FAILED, encode_error(error))
 
     def end(self, status: RunStatus, output: bytes) -> None:

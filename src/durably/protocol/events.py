@@ -75,3 +75,4 @@ class InternalEvent(StrEnum):
     FUNCTION_CANCELLED = "inngest/function.cancelled"
     FUNCTION_INVOKED = "inngest/function.invoked"
     SCHEDULED_TIMER = "inngest/scheduled.timer"
+    DEFERRED_SCHEDULE = "inngest/deferred.schedule"

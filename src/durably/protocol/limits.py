@@ -23,6 +23,9 @@ MAX_REQUEST_BYTES = MAX_RUN_STATE_BYTES + 4 * 1024 * 1024
 MAX_STEPS = 1000
 MAX_DEPTH = 100
 """Invocations that may be nested, unless the engine is set otherwise."""
+MAX_DEFERRED = 20
+MAX_DEFERRED_BYTES = 4 * 1024 * 1024
+"""Functions that a run may defer, and the size of all their data."""
 MAX_WAIT = dt.timedelta(days=366)
 DEFAULT_LONG_TIMEOUT = dt.timedelta(days=365)
 """An empty timeout of an invoke or of a wait for a signal."""

@@ -25,6 +25,8 @@ class Opcode(StrEnum):
     GATEWAY = "Gateway"
     RUN_COMPLETE = "RunComplete"
     DISCOVERY_REQUEST = "DiscoveryRequest"
+    DEFER_ADD = "DeferAdd"
+    DEFER_ABORT = "DeferAbort"
 
 
 RETRY_AFTER_OPT = "retryAfter"

@@ -5,6 +5,7 @@ import { encryptionMiddleware } from "@inngest/middleware-encryption";
 import { anthropic, cron, Inngest, Middleware, NonRetriableError, openai, referenceFunction } from "inngest";
 import { RetryAfterError, StepError } from "inngest";
 import { experiment } from "inngest";
+import { createDefer } from "inngest/experimental";
 import { createServer } from "inngest/node";
 
 const id = process.env.PEER_APP_ID;
@@ -245,5 +246,20 @@ add(
   },
   { middleware: [encryptionMiddleware({ key: "a key of the app's own" })] },
 );
+
+// Deferred functions run once the function has ended; one of these is taken back before.
+const later = createDefer(client, { id: "later" }, async ({ event, step }) => {
+  await step.sendEvent("tell", { name: `${id}/deferred-ran`, data: { n: event.data.n } });
+});
+functions.push(later);
+add("deferring", async ({ defer, step }) => {
+  defer("kept", { function: later, data: { n: 1 } });
+  const dropped = defer("dropped", { function: later, data: { n: 2 } });
+  await step.run("between", () => {});
+  dropped.abort();
+  await step.run("after", () => {});
+  defer("last", { function: later, data: { n: 3 } });
+  return "deferred";
+});
 
 createServer({ client, functions }).listen(Number(process.env.PORT), "127.0.0.1");

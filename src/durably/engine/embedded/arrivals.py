@@ -143,6 +143,12 @@ def _told_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
     return told | {name: value for name, value in optional if value is not None}
 
 
+def deferred_data(data: bytes, function_id: str, parent_id: str, parent_function_id: str) -> bytes:
+    """The data of the event that starts a deferred function, as official servers have it."""
+    parent = {"fn_slug": function_id, "parent_fn_slug": parent_function_id, "parent_run_id": parent_id}
+    return msgspec.json.encode({**msgspec.json.decode(data), "_inngest": parent})
+
+
 def _names_of(status: RunStatus) -> tuple[InternalEvent, ...]:
     match status:
         case RunStatus.FAILED:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.head import Call
+from durably.engine.head import Call, Deferred
 from durably.protocol.limits import MAX_CALL_BODY_BYTES
 
 _SDK_DECIDES = -1
@@ -20,7 +20,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     step ids and memos in the order of the latter. ``step_input``, if any, is a step that has yet to run, by its hashed
     id, and the input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``:
     an app may execute their steps along with its own, and one that does not know of that leaves them. ``priority``
-    is that of ``CallAt``, and is not told."""
+    is that of ``CallAt``, and is not told. ``defers`` are the functions that the run has deferred."""
 
     run_id: str
     function_id: str
@@ -32,6 +32,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     step_input: tuple[str, bytes] | None = None
     also: Sequence[Call] = ()
     priority: int = 0
+    defers: Sequence[Deferred] = ()
 
     @property
     def job_id(self) -> str:
@@ -75,6 +76,14 @@ def _steps(data: CallData) -> Sequence[tuple[str, bytes]]:
     return data.memos if data.step_input is None else [*data.memos, data.step_input]
 
 
+def _defers(data: CallData) -> bytes:
+    """What the run has deferred, so that the app does not do it again."""
+    if not data.defers:
+        return b""
+    told = {deferred.step_id: {"abortable": deferred.is_abortable} for deferred in data.defers}
+    return b',"defers":' + msgspec.json.encode(dict(sorted(told.items())))
+
+
 def _assemble(data: CallData, *, use_api: bool) -> bytes:
     context: dict[str, Any] = {"also": [call.step_id for call in data.also]} if data.also else {}
     context |= {
@@ -96,6 +105,7 @@ def _assemble(data: CallData, *, use_api: bool) -> bytes:
         (
             b'{"ctx":',
             msgspec.json.encode(context),
+            _defers(data),
             b',"event":',
             data.events[0],
             b',"events":[',

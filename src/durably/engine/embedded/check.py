@@ -17,7 +17,7 @@ from durably.protocol.sync import FunctionConfig
 
 from .schema import open_existing
 
-_OF_LIVE_RUNS = ("waits", "delayed_calls", "queued_calls", "holds", "cancels", "deadlines")
+_OF_LIVE_RUNS = ("waits", "delayed_calls", "queued_calls", "holds", "cancels", "deadlines", "defers")
 _MOST_OF_A_KIND = 20
 _LIVE = "('Scheduled', 'Running')"
 

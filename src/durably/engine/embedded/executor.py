@@ -211,5 +211,6 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
         disable_immediate=head.disable_immediate,
         events=read_batch(connection, run_key) if is_batch else [event],
         memos=[(step_id, memo) for _, step_id, memo in memos],
+        defers=head.defers,
         step_input=None if step_input is None else pending_input(step_input, {step_id for _, step_id, _ in memos}),
     )

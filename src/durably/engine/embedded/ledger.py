@@ -19,16 +19,19 @@ from durably.engine.flow.lanes import QueuedCall
 from durably.engine.flow.ticket import Ticket
 from durably.engine.head import MACHINE_VERSION, Call, Head, RunStatus
 from durably.engine.inputs import (
+    AbortDeferred,
     AwaitEvent,
     AwaitSignal,
     CancelAsked,
     CloseWait,
+    Defer,
     EndRun,
     Input,
     Invoke,
     MakeCall,
     MakeRequest,
     OfCall,
+    RefuseDeferred,
     SignalConflicted,
     Sleep,
     WaitResolved,
@@ -36,7 +39,7 @@ from durably.engine.inputs import (
 )
 from durably.engine.machine import advance
 from durably.engine.ops import REQUESTS
-from durably.engine.origins import origin_of_event, origin_of_invocation
+from durably.engine.origins import Origin, origin_of_event, origin_of_invocation
 from durably.engine.turn import Policy, data_memo, encode_error, error_memo
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
@@ -44,7 +47,7 @@ from durably.protocol.opcodes import Opcode
 
 from . import updates
 from .admissions import Admissions
-from .arrivals import Arrival, RunEnd, announce_end, check_content
+from .arrivals import Arrival, RunEnd, announce_end, check_content, deferred_data
 from .effects import Effects, RequestAt, RunEnded, TimerAt, call_of
 from .ids import Entropy, new_id
 from .lineage import origin_before, refuse_runaway
@@ -188,6 +191,7 @@ class Entry:
         self.store.drop_delayed_calls(run_key)
         self.queue.leave_all(run_key)
         self._end_run(live, EndRun(RunStatus.FAILED, encode_error(error)))
+        self._start_deferred(row, origin_of_event(row.key, None, self.now))
 
     def finish(self) -> Effects:
         """Carry out what is pending, let calls through that have room now, and write the heads."""
@@ -416,6 +420,26 @@ class Entry:
         origin = origin_of_event(row.key, origin_before(row, triggers[0]), self.now)
         for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), triggers):
             self.events.emit(name, data, origin)
+        if live.head.defers:
+            self._start_deferred(row, origin)
+
+    def _start_deferred(self, row: RunRow, origin: Origin) -> None:
+        for function_id, data in self.store.take_deferred(row.key):
+            if self.registry.find_active(function_id) is None:
+                _logger.warning("run %s: it deferred the function %r, which no app has synced", row.id, function_id)
+            self.events.emit(
+                InternalEvent.DEFERRED_SCHEDULE, deferred_data(data, function_id, row.id, row.function_id), origin
+            )
+
+    def _defer(self, live: _LiveRun, command: Defer) -> None:
+        data = self.to_stored(command.ask.data)
+        self.store.add_deferred(live.row.key, command.step_id, command.ask.function_id, data)
+
+    def _abort_deferred(self, live: _LiveRun, command: AbortDeferred) -> None:
+        self.store.drop_deferred(live.row.key, command.step_id)
+
+    def _refuse_deferred(self, live: _LiveRun, command: RefuseDeferred) -> None:
+        _logger.warning("run %s cannot defer %r: %s; it goes on without", live.row.id, command.name, command.reason)
 
     def _read_triggers(self, row: RunRow) -> list[Arrival]:
         return [self.events.trigger_of(event_key) for event_key in self.store.event_keys(row)]
@@ -442,6 +466,9 @@ _COMMANDS: dict[type[Any], Callable[[Entry, _LiveRun, Any], None]] = {
     Invoke: Entry._invoke,
     MakeRequest: Entry._make_request,
     CloseWait: Entry._close_wait,
+    Defer: Entry._defer,
+    AbortDeferred: Entry._abort_deferred,
+    RefuseDeferred: Entry._refuse_deferred,
     EndRun: Entry._end_run,
 }
 

@@ -294,5 +294,16 @@ CREATE TABLE failed_attempts (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS, _FAILED_ATTEMPTS)
+_DEFERS = """
+-- Functions that a run has deferred, to be started once it has ended: the app's id of the defer, and the event's data.
+CREATE TABLE defers (
+    run_key INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    function_id TEXT NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (run_key, step_id)
+);
+"""
+
+MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS, _FAILED_ATTEMPTS, _DEFERS)
 """In order, each a script that takes the schema one version further. Those that were released never change."""

@@ -402,6 +402,25 @@ class Store:
         rows = self._connection.execute("SELECT path FROM wait_paths WHERE event = ?", (event,))
         return [path or None for (path,) in rows]
 
+    # deferred functions
+
+    def add_deferred(self, run_key: int, step_id: str, function_id: str, data: bytes) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO defers (run_key, step_id, function_id, data) VALUES (?, ?, ?, ?)",
+            (run_key, step_id, function_id, data),
+        )
+
+    def drop_deferred(self, run_key: int, step_id: str) -> None:
+        self._connection.execute("DELETE FROM defers WHERE run_key = ? AND step_id = ?", (run_key, step_id))
+
+    def take_deferred(self, run_key: int) -> list[tuple[str, bytes]]:
+        """Remove what a run has deferred: ids of functions, and data, in the order in which it was deferred."""
+        rows = self._connection.execute(
+            "SELECT function_id, data FROM defers WHERE run_key = ? ORDER BY rowid", (run_key,)
+        ).fetchall()
+        self._connection.execute("DELETE FROM defers WHERE run_key = ?", (run_key,))
+        return rows
+
     # delayed calls
 
     def add_delayed_call(self, run_key: int, generation: int, due: int) -> None:
