@@ -19,6 +19,7 @@ from durably.middleware import MiddlewareStack
 from durably.options import Checkpointing
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
+from durably.protocol.text import printable
 from durably.reports import encode_output, encode_step_output, finish
 from durably.transport import IO, AsyncIO, Job
 
@@ -126,7 +127,9 @@ class StepHandover:
             self._stale = error
         except CheckpointRefusedError as error:
             self._is_refused = True
-            self._logger.warning("run %s: a checkpoint was refused, the call ends: %s", request.run_id, error)
+            self._logger.warning(
+                "run %s: a checkpoint was refused, the call ends: %s", request.run_id, printable(error)
+            )
         else:
             for op in ops:
                 self._unsent.pop(op.id, None)

@@ -20,6 +20,7 @@ from durably.in_process import InProcessEngine
 from durably.middleware import MiddlewareStack, SendEventsResult
 from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
+from durably.protocol.text import printable
 from durably.transport import IO, Request, Response
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _warn_of_unmatched(client: "Client", unmatched: Mapping[str, str]) -> None:
     for name, reason in unmatched.items():
         if name not in client.warned_events and len(client.warned_events) < _MOST_WARNED:
             client.warned_events.add(name)
-            client.logger.warning("the event %r was sent and stored, but %s", name, reason)
+            client.logger.warning("the event %r was sent and stored, but %s", name, printable(reason))
 
 
 async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> EventReceipt:

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from durably.cli.text import format_seconds, shorten, table
+from durably.cli.text import format_seconds, shorten, style, table
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_columns_are_aligned_whatever_their_colours() -> None:
-    lines = table(["A", "B"], [[click.style("x", fg="red"), "1"], ["long", "2"]]).splitlines()
+    lines = table(["A", "B"], [[style("x", fg="red"), "1"], ["long", "2"]]).splitlines()
     assert [click.unstyle(line) for line in lines] == ["A     B", "x     1", "long  2"]
 
 

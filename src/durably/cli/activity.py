@@ -9,7 +9,7 @@ import msgspec
 from durably.engine.embedded.views import RunUpdate, UpdateKind
 
 from .memos import describe_memo
-from .text import format_clock, format_json, format_seconds, short_id, shorten
+from .text import Styled, fit, format_clock, format_json, format_seconds, short_id, shorten, style
 
 _FAILURES = (UpdateKind.STEP_FAILED, UpdateKind.RUN_FAILED)
 _RUN_ENDS = (
@@ -46,16 +46,17 @@ class Activity:
         self._started: dict[str, dt.datetime] = {}
         self._function_width, self._step_width = _FIRST_FUNCTION_WIDTH, _FIRST_STEP_WIDTH
 
-    def format(self, update: RunUpdate) -> str:
+    def format(self, update: RunUpdate) -> Styled:
         mark, colour = _MARKS[update.kind]
         is_run = update.kind in _RUN_ENDS or update.kind is UpdateKind.RUN_STARTED
-        subject = update.kind.value if is_run else update.step or "(function)"
-        self._function_width = _widen(self._function_width, update.function_id)
+        subject = fit(update.kind.value if is_run else update.step or "(function)")
+        function_id = fit(update.function_id)
+        self._function_width = _widen(self._function_width, function_id)
         self._step_width = _widen(self._step_width, subject)
         columns = (
             click.style(update.at.astimezone().strftime("%H:%M:%S"), dim=True),
-            click.style(short_id(update.run_id), fg="magenta"),
-            update.function_id.ljust(self._function_width),
+            style(short_id(update.run_id), fg="magenta"),
+            function_id.ljust(self._function_width),
             click.style(mark, fg=colour),
             click.style(subject.ljust(self._step_width), fg=colour if is_run else None, bold=is_run),
             click.style(self._elapsed(update).rjust(_ELAPSED_WIDTH), dim=True),
@@ -63,7 +64,8 @@ class Activity:
         line = "  ".join(columns)
         room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2
         detail = shorten(_detail(update), max(room, _LEAST_DETAIL_WIDTH))
-        return f"{line}  {click.style(detail, fg='red') if update.kind in _FAILURES else detail}" if detail else line
+        shown = style(detail, fg="red") if update.kind in _FAILURES else fit(detail)
+        return Styled(f"{line}  {shown}" if detail else line)
 
     def _elapsed(self, update: RunUpdate) -> str:
         """Since the run started, where that was seen."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import database_option
+from .text import echo
 
 
 @click.command()
@@ -19,4 +20,4 @@ def backup(database: Path, destination: Path) -> None:
     from durably.engine.embedded.backup import back_up
 
     size = back_up(database, destination)
-    click.echo(f"{destination}: {size:,} bytes")
+    echo(f"{destination}: {size:,} bytes")

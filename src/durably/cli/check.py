@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import database_option
+from .text import echo
 
 
 @click.command()
@@ -18,7 +19,7 @@ def check(database: Path) -> None:
 
     findings = check_database(database)
     for finding in findings:
-        click.echo(finding)
+        echo(finding)
     if findings:
         raise click.exceptions.Exit(1)
-    click.echo(f"{database}: no fault found")
+    echo(f"{database}: no fault found")

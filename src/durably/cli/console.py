@@ -2,15 +2,17 @@
 
 import click
 
+from .text import fit_lines
+
 
 class Console:
     def say(self, line: str) -> None:
-        click.echo(line)
+        click.echo(fit_lines(line))
 
     def note(self, line: str) -> None:
         """Something of the command itself, as opposed to what runs do."""
-        click.secho(line, dim=True)
+        click.secho(fit_lines(line), dim=True)
 
     def warn(self, line: str) -> None:
         """Something that the user should look at; work goes on."""
-        click.secho(line, fg="yellow", err=True)
+        click.secho(fit_lines(line), fg="yellow", err=True)

@@ -25,6 +25,7 @@ from durably.protocol.api import (
 )
 from durably.protocol.events import Event
 from durably.protocol.signatures import bearer_token
+from durably.protocol.text import printable, redact_url, redact_urls
 
 from .failures import CliError
 
@@ -62,7 +63,7 @@ class EngineClient:
         database: Path | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self._place = f"at {self.url}" if database is None else f"on {database}"
+        self._place = f"at {redact_url(self.url)}" if database is None else f"on {database}"
         self._tokens = [bearer_token(key) for key in signing_keys]
         self._event_key = event_key
         self._advice = "Start one with `durably dev`, or say where it is with --url."
@@ -122,7 +123,7 @@ class EngineClient:
                     encoded = None if output is None else msgspec.Raw(msgspec.json.encode(output))
                     yield msgspec.structs.replace(update, output=encoded)
         except urllib3.exceptions.HTTPError as error:
-            raise self._unreached(str(error)) from None
+            raise self._unreached(redact_urls(error)) from None
         finally:
             response.release_conn()
             response.close()
@@ -214,14 +215,14 @@ class EngineClient:
         except urllib3.exceptions.TimeoutError:
             raise self._unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s") from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            raise self._unreached(str(error)) from None
+            raise self._unreached(redact_urls(error)) from None
 
     def _unreached(self, reason: str) -> EngineUnreachedError:
         return EngineUnreachedError(f"no engine answers {self._place} ({reason})\n{self._advice}")
 
     def _describe(self, status: int, answer: bytes) -> str:
         try:
-            return msgspec.json.decode(answer, type=ErrorBody).error
+            return printable(msgspec.json.decode(answer, type=ErrorBody).error)
         except msgspec.DecodeError:
             return f"what answers {self._place} is not an engine of Durably (status {status})"
 

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import client_options, read_moment
-from .text import coloured_status, echo_json, format_json, format_local, shorten, table
+from .text import (
+    coloured_status,
+    describe_facts,
+    echo,
+    echo_json,
+    echo_json_line,
+    fit,
+    format_json,
+    format_local,
+    shorten,
+    table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,13 +55,16 @@ def list_events(
     found = client.list_events(name=name, received_after=since, limit=limit)
     if follow:
         for event in _followed(client, name, found):
-            click.echo(_json_line(event) if as_json else "  ".join(_row(event)))
+            if as_json:
+                echo_json_line(event)
+            else:
+                echo("  ".join(map(fit, _row(event))))
     elif as_json:
         echo_json(found)
     elif not found:
-        click.echo("no events", err=True)
+        echo("no events", err=True)
     else:
-        click.echo(table(["EVENT", "NAME", "RECEIVED", "DATA"], [_row(event) for event in found]))
+        echo(table(["EVENT", "NAME", "RECEIVED", "DATA"], [_row(event) for event in found]))
 
 
 @events.command()
@@ -67,9 +81,10 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
     if event.id != event.internal_id:
         facts.insert(1, ("Sent as", event.id))
     facts.append(("Data", format_json(event.data)))
-    click.echo("\n".join(f"{click.style(name.ljust(9), bold=True)} {value}" for name, value in facts))
+    echo(describe_facts(facts))
     rows = [[run.run_id, run.function_id, coloured_status(run.status)] for run in runs]
-    click.echo("\n" + table(["RUN", "FUNCTION", "STATUS"], rows) if runs else "\nIt started no run.")
+    echo("")
+    echo(table(["RUN", "FUNCTION", "STATUS"], rows) if runs else "It started no run.")
 
 
 def _followed(client: "EngineClient", name: str | None, found: "list[EventBody]") -> "Iterator[EventBody]":
@@ -110,9 +125,3 @@ def _row(event: "EventBody") -> list[str]:
         format_local(event.received_at),
         shorten(format_json(event.data), _DATA_WIDTH),
     ]
-
-
-def _json_line(event: "EventBody") -> str:
-    import msgspec
-
-    return msgspec.json.encode(event).decode()

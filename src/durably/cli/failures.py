@@ -5,12 +5,16 @@ from typing import Any
 import click
 
 from durably.protocol.errors import Error
+from durably.protocol.text import printable_lines
 
 
 class CliError(click.ClickException):
     """``message`` says what was wrong and what to do."""
 
     exit_code = 1
+
+    def format_message(self) -> str:
+        return printable_lines(self.message)
 
 
 class Group(click.Group):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import client_options
-from .text import echo_json, table
+from .text import echo, echo_json, style, table
 
 if TYPE_CHECKING:
     from durably.protocol.api import FunctionBody
@@ -27,10 +27,10 @@ def list_functions(client: "EngineClient", as_json: bool) -> None:
     if as_json:
         echo_json(found)
     elif not found:
-        click.echo("no functions", err=True)
+        echo("no functions", err=True)
     else:
         rows = [[function.id, function.app_id, _triggers(function), _state(function)] for function in found]
-        click.echo(table(["FUNCTION", "APP", "TRIGGERS", "STATE"], rows))
+        echo(table(["FUNCTION", "APP", "TRIGGERS", "STATE"], rows))
 
 
 @functions.command()
@@ -42,7 +42,7 @@ def pause(client: "EngineClient", function_id: str) -> None:
     What would start one is shown as skipped, and can be run again with `durably runs replay --status skipped`. Runs
     under way go on.
     """
-    click.echo(f"{client.pause_function(function_id).id} is paused")
+    echo(f"{client.pause_function(function_id).id} is paused")
 
 
 @functions.command()
@@ -50,7 +50,7 @@ def pause(client: "EngineClient", function_id: str) -> None:
 @client_options
 def resume(client: "EngineClient", function_id: str) -> None:
     """Let a paused FUNCTION start runs again."""
-    click.echo(f"{client.resume_function(function_id).id} is active")
+    echo(f"{client.resume_function(function_id).id} is active")
 
 
 def _triggers(function: "FunctionBody") -> str:
@@ -59,4 +59,4 @@ def _triggers(function: "FunctionBody") -> str:
 
 
 def _state(function: "FunctionBody") -> str:
-    return click.style("paused", fg="yellow") if function.is_paused else click.style("active", fg="green")
+    return style("paused", fg="yellow") if function.is_paused else style("active", fg="green")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import client_options
+from .text import echo
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -18,4 +19,4 @@ def health(client: "EngineClient") -> None:
     It asks the engine's /ready, which needs no keys.
     """
     client.check_ready()
-    click.echo("ready")
+    echo("ready")

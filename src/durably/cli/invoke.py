@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from durably.protocol.text import printable
+
 from .data import read_data
 from .failures import CliError
 from .options import client_options
-from .text import format_json
+from .text import echo, format_json
 
 if TYPE_CHECKING:
     from durably.protocol.api import RunBody
@@ -33,13 +35,13 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
     if receipt.run_id is None:
         raise CliError(f"no run of {function_id} was started, or not yet: its flow control held the event back")
     if no_wait:
-        click.echo(receipt.run_id)
+        echo(receipt.run_id)
         return
-    click.echo(f"run {receipt.run_id}", err=True)
+    echo(f"run {receipt.run_id}", err=True)
     run = _wait_for_end(client, receipt.run_id)
     if run.status != "Completed":
         raise CliError(describe_failure(run))
-    click.echo(format_json(run.output))
+    echo(format_json(run.output))
 
 
 def _wait_for_end(client: "EngineClient", run_id: str) -> "RunBody":
@@ -53,7 +55,7 @@ def _wait_for_end(client: "EngineClient", run_id: str) -> "RunBody":
 def describe_failure(run: "RunBody") -> str:
     error = run.output if isinstance(run.output, dict) else {}
     if run.status == "Cancelled":
-        return str(error.get("message"))
+        return printable(error.get("message"))
     if run.status == "Skipped":
-        return f"the run was skipped: {error.get('message')}"
-    return f"the run failed: {error.get('name') or 'Error'}: {error.get('message') or 'no message'}"
+        return printable(f"the run was skipped: {error.get('message')}")
+    return printable(f"the run failed: {error.get('name') or 'Error'}: {error.get('message') or 'no message'}")

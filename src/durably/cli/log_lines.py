@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.embedded.views import RunUpdate, UpdateKind
+from durably.protocol.text import get_logger, printable_json
 
 _LEVELS = {
     UpdateKind.STEP_FAILED: logging.WARNING,
@@ -14,7 +15,7 @@ _LEVELS = {
     UpdateKind.UNREACHED: logging.WARNING,
     UpdateKind.RUN_FAILED: logging.ERROR,
 }
-_logger = logging.getLogger("durably.runs")
+_logger = get_logger("durably.runs")
 
 
 class JsonFormatter(logging.Formatter):
@@ -29,8 +30,8 @@ class JsonFormatter(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+            line["exception"] = record.exc_text or self.formatException(record.exc_info)
+        return printable_json(msgspec.json.encode(line).decode())
 
 
 def log_json_lines(level: int = logging.INFO) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from durably.engine.embedded.api.server import EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import DatabaseReplacedError, EngineClosedError
+from durably.protocol.text import get_logger
 from durably.settings import Environment
 
 from .log_lines import log_fields, log_update
 from .running import first_failure
 from .syncing import keep_synced
 
-_logger = logging.getLogger("durably.start")
+_logger = get_logger("durably.start")
 
 
 async def serve(

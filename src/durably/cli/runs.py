@@ -12,7 +12,18 @@ from .data import read_json
 from .failures import CliError
 from .options import client_options, read_moment
 from .sweeps import count_runs, selection_options, wait_for_end
-from .text import STATUS_COLOURS, coloured_status, echo_json, format_local, format_seconds, table
+from .text import (
+    STATUS_COLOURS,
+    Styled,
+    coloured_status,
+    echo,
+    echo_json,
+    echo_json_line,
+    fit,
+    format_local,
+    format_seconds,
+    table,
+)
 
 if TYPE_CHECKING:
     from durably.protocol.api import RunBody
@@ -67,10 +78,10 @@ def list_runs(
     if as_json:
         echo_json(found)
     elif not found:
-        click.echo("no runs", err=True)
+        echo("no runs", err=True)
     else:
         rows = [[run.run_id, run.function_id, coloured_status(run.status), *_times(run)] for run in found]
-        click.echo(table(["RUN", "FUNCTION", "STATUS", "STARTED", "DURATION"], rows))
+        echo(table(["RUN", "FUNCTION", "STATUS", "STARTED", "DURATION"], rows))
 
 
 @runs.command()
@@ -90,12 +101,15 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
     if as_json:
         echo_json({"run": run, "events": events, "steps": steps, "attempts": attempts})
         return
-    click.echo(describe_run(run))
-    click.echo("\n" + describe_events(events, len(run.event_ids)))
+    echo(describe_run(run))
+    echo("")
+    echo(describe_events(events, len(run.event_ids)))
     if steps:
-        click.echo("\n" + describe_steps(run, steps))
+        echo("")
+        echo(describe_steps(run, steps))
     if attempts:
-        click.echo("\n" + describe_attempts(run, attempts))
+        echo("")
+        echo(describe_attempts(run, attempts))
 
 
 @runs.command()
@@ -122,17 +136,17 @@ def cancel(
         if since or until or expression:
             raise click.UsageError("--since, --until and --if are for the runs of a --function")
         run = client.cancel_run(find_run_id(client, run_id))
-        click.echo(f"run {run.run_id} is {coloured_status(run.status)}")
+        echo(Styled(f"run {fit(run.run_id)} is {coloured_status(run.status)}"))
         return
     now = dt.datetime.now(dt.UTC)
     selection = {"function_id": function_id, "started_after": since, "if": expression}
     begun = client.cancel_runs(selection | {"started_before": until or format_moment(now)})
     if no_wait:
-        click.echo(f"cancellation {begun.id} goes on")
+        echo(f"cancellation {begun.id} goes on")
     else:
-        click.echo(f"{count_runs(wait_for_end(begun, client.get_cancellation).cancelled)} cancelled")
+        echo(f"{count_runs(wait_for_end(begun, client.get_cancellation).cancelled)} cancelled")
     if begun.started_before > now:
-        click.echo(
+        echo(
             f"so will be those that start until {format_local(begun.started_before)}: "
             f"`durably cancellations delete {begun.id}` takes that back",
             err=True,
@@ -153,7 +167,7 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     step = None
     if from_step is not None:
         step = {"step_id": from_step, "input": None if step_input is None else read_json(step_input, "--input", list)}
-    click.echo(client.rerun(find_run_id(client, run_id), step).run_id)
+    echo(client.rerun(find_run_id(client, run_id), step).run_id)
 
 
 @runs.command()
@@ -188,9 +202,9 @@ def replay(
     }
     started = client.replay(selection)
     if no_wait:
-        click.echo(f"replay {started.id} goes on")
+        echo(f"replay {started.id} goes on")
         return
-    click.echo(f"{count_runs(wait_for_end(started, client.get_replay).replayed)} started again")
+    echo(f"{count_runs(wait_for_end(started, client.get_replay).replayed)} started again")
 
 
 def find_run_id(client: "EngineClient", text: str) -> str:
@@ -207,14 +221,15 @@ def find_run_id(client: "EngineClient", text: str) -> str:
 
 
 def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> None:
-    import msgspec
-
     from .activity import Activity
 
     activity = Activity()
     report = partial(click.secho, "following runs; Ctrl-C ends", dim=True, err=True)
     for update in client.updates(function_id=function_id, on_connected=report):
-        click.echo(msgspec.json.encode(update).decode() if as_json else activity.format(update))
+        if as_json:
+            echo_json_line(update)
+        else:
+            echo(activity.format(update))
     raise CliError("the engine stopped")
 
 

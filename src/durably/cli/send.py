@@ -6,6 +6,7 @@ import click
 
 from .data import read_data
 from .options import client_options
+from .text import echo
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -31,9 +32,9 @@ def send(
 
     event = Event(name=name, data=read_data(data), id=event_id or "", ts=ts or 0, v=version)
     sent = client.send_event(event)
-    click.echo(sent.ids[0])
+    echo(sent.ids[0])
     for reason in sent.unmatched.values():
-        click.echo(f"it starts nothing: {reason}", err=True)
+        echo(f"it starts nothing: {reason}", err=True)
     if not sent.unmatched:
         _report_runs(client, sent.ids[0])
 
@@ -50,6 +51,6 @@ def _report_runs(client: "EngineClient", event_id: str) -> None:
         raise
     for run in runs:
         verb = "skipped" if run.status == "Skipped" else "started"
-        click.echo(f"{verb} run {run.run_id} of {run.function_id}", err=True)
+        echo(f"{verb} run {run.run_id} of {run.function_id}", err=True)
     if not runs:
-        click.echo("it has started no run yet", err=True)
+        echo("it has started no run yet", err=True)

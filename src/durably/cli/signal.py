@@ -6,6 +6,7 @@ import click
 
 from .data import read_json
 from .options import client_options
+from .text import echo
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -21,4 +22,4 @@ def signal(client: "EngineClient", name: str, data: str | None) -> None:
     Exit code 1 if no run waits for it.
     """
     value: Any = None if data is None else read_json(data, "--data", object)
-    click.echo(client.signal(name, value).run_id)
+    echo(client.signal(name, value).run_id)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .options import Command, client_options, read_moment
-from .text import echo_json, format_local, table
+from .text import echo, echo_json, format_local, table
 
 if TYPE_CHECKING:
     from durably.protocol.api import CancellationBody, ReplayBody
@@ -64,9 +64,9 @@ def list_cancellations(client: "EngineClient", as_json: bool) -> None:
     if as_json:
         echo_json(found)
     elif not found:
-        click.echo("no cancellations", err=True)
+        echo("no cancellations", err=True)
     else:
-        click.echo(table(["CANCELLATION", "FUNCTION", "SINCE", "UNTIL", "IF", "CANCELLED"], list(map(_row, found))))
+        echo(table(["CANCELLATION", "FUNCTION", "SINCE", "UNTIL", "IF", "CANCELLED"], list(map(_row, found))))
 
 
 @cancellations.command()
@@ -75,7 +75,7 @@ def list_cancellations(client: "EngineClient", as_json: bool) -> None:
 def delete(client: "EngineClient", cancellation_id: str) -> None:
     """Let CANCELLATION cancel no more runs."""
     client.delete_cancellation(cancellation_id)
-    click.echo(f"{cancellation_id} cancels no more runs")
+    echo(f"{cancellation_id} cancels no more runs")
 
 
 def _row(cancellation: "CancellationBody") -> list[Any]:

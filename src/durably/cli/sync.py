@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from durably.protocol.text import printable, redact_url
+
 from .options import client_options, read_age, read_app_url
-from .text import echo_json
+from .text import Styled, echo, echo_json
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -40,7 +42,7 @@ def sync(client: "EngineClient", app_url: str, wait: "dt.timedelta | None", as_j
     if as_json:
         echo_json(done)
     else:
-        click.echo(describe_sync(done))
+        echo(describe_sync(done))
 
 
 def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody":
@@ -57,14 +59,14 @@ def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody
         time.sleep(_PAUSE_SECONDS)
 
 
-def describe_sync(done: "AppSyncBody") -> str:
+def describe_sync(done: "AppSyncBody") -> Styled:
     """A line on the app, then one for each function that was added (+), changed (~) or removed (-)."""
     name = f"{done.app_id} {done.version}" if done.version else done.app_id
     count = len(done.functions)
-    lines = [f"synced {name} at {done.url}: {count} {'function' if count == 1 else 'functions'}"]
+    lines = [f"synced {name} at {redact_url(done.url)}: {count} {'function' if count == 1 else 'functions'}"]
     lines += [f"  + {each}" for each in done.added]
     lines += [f"  ~ {each}" for each in done.changed]
     lines += [f"  - {each}" for each in done.removed]
     if len(lines) == 1:
         lines[0] += ", unchanged"
-    return "\n".join(lines)
+    return Styled("\n".join(map(printable, lines)))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError
 from durably.engine.errors import EngineError
+from durably.protocol.text import redact_url
 
 UNREACHED_PAUSE_SECONDS = 1.0
 
@@ -27,7 +28,7 @@ async def keep_synced(
         if problem and problem != known:
             warn(f"{problem}; waiting for it")
         elif known and not problem:
-            say(f"the app at {url} answers")
+            say(f"the app at {redact_url(url)} answers")
         known = problem
         if not problem and not interval:
             return

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from durably.protocol.text import printable, printable_json, printable_lines
+
 STATUS_COLOURS = {
     "Scheduled": "blue",
     "Running": "blue",
@@ -15,6 +17,32 @@ STATUS_COLOURS = {
     "Skipped": "yellow",
 }
 _SHORT_ID_LENGTH = 6
+
+
+class Styled(str):
+    """Text that may be written to a terminal as it is: what apps chose in it is escaped, colours are ours."""
+
+    __slots__ = ()
+
+
+def style(text: object, **styles: Any) -> Styled:
+    """A text, printable and coloured."""
+    return Styled(click.style(fit(text), **styles))
+
+
+def fit(text: object) -> Styled:
+    """One line that is fit for a terminal."""
+    return text if isinstance(text, Styled) else Styled(printable(text))
+
+
+def fit_lines(text: object) -> Styled:
+    """The same for text of several lines."""
+    return text if isinstance(text, Styled) else Styled(printable_lines(text))
+
+
+def echo(text: object, *, err: bool = False) -> None:
+    """Print a text; every command prints by this."""
+    click.echo(fit_lines(text), err=err)
 
 
 def short_id(run_id: str) -> str:
@@ -48,27 +76,27 @@ def format_clock(moment: dt.datetime, now: dt.datetime) -> str:
 
 
 def format_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return printable_json(json.dumps(value, ensure_ascii=False))
 
 
 def shorten(text: str, width: int) -> str:
     """One line of at most ``width`` characters."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
 
 
-def coloured_status(status: str) -> str:
-    return click.style(status, fg=STATUS_COLOURS.get(status))
+def coloured_status(status: str) -> Styled:
+    return style(status, fg=STATUS_COLOURS.get(status))
 
 
-def table(headings: list[str], rows: list[list[str]]) -> str:
+def table(headings: list[str], rows: list[list[str]]) -> Styled:
     """Left-aligned columns, as wide as their widest cell; colours do not count."""
-    lines = [[click.style(heading, bold=True) for heading in headings], *rows]
+    lines = [[style(heading, bold=True) for heading in headings], *([fit(cell) for cell in row] for row in rows)]
     widths = [max(len(click.unstyle(line[column])) for line in lines) for column in range(len(headings))]
-    return "\n".join(_row(line, widths) for line in lines)
+    return Styled("\n".join(_row(line, widths) for line in lines))
 
 
-def _row(cells: list[str], widths: list[int]) -> str:
+def _row(cells: list[Styled], widths: list[int]) -> str:
     return "  ".join(_pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
@@ -76,8 +104,20 @@ def _pad(cell: str, width: int) -> str:
     return cell + " " * (width - len(click.unstyle(cell)))
 
 
+def describe_facts(facts: list[tuple[str, str]]) -> Styled:
+    """A line for each name and value."""
+    return Styled("\n".join(f"{style(name.ljust(9), bold=True)} {fit_lines(value)}" for name, value in facts))
+
+
+def echo_json_line(value: object) -> None:
+    """The same as ``echo_json`` on one line, for streams of values."""
+    import msgspec
+
+    click.echo(printable_json(msgspec.json.encode(value).decode()))
+
+
 def echo_json(value: object) -> None:
     """Anything that msgspec encodes, for programs to read."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    click.echo(printable_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()))

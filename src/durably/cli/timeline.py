@@ -1,12 +1,21 @@
 """A run and its steps, for a person to read."""
 
-import click
-
 from durably.protocol.api import AttemptBody, EventBody, RunBody, StepBody
 from durably.protocol.opcodes import Opcode
+from durably.protocol.text import printable
 
 from .memos import describe_memo
-from .text import coloured_status, format_json, format_local, format_seconds, shorten, table
+from .text import (
+    Styled,
+    coloured_status,
+    describe_facts,
+    format_json,
+    format_local,
+    format_seconds,
+    shorten,
+    style,
+    table,
+)
 
 _MARKS = {"completed": ("✓", "green"), "failed": ("✗", "red"), "retrying": ("↻", "yellow")}
 _OTHER_MARK = ("…", "blue")
@@ -14,7 +23,7 @@ _OUTPUT_WIDTH = 60
 _ERROR_WIDTH = 200
 
 
-def describe_run(run: RunBody) -> str:
+def describe_run(run: RunBody) -> Styled:
     facts = [
         ("Run", run.run_id),
         ("Function", run.function_id),
@@ -29,20 +38,20 @@ def describe_run(run: RunBody) -> str:
     if run.status == "Failed":
         facts.append(("Error", _describe_error(run.output)))
     elif run.status in ("Cancelled", "Skipped") and isinstance(run.output, dict):
-        facts.append(("Reason", str(run.output.get("message"))))
+        facts.append(("Reason", printable(run.output.get("message"))))
     elif run.status == "Completed":
         facts.append(("Output", format_json(run.output)))
-    return "\n".join(f"{click.style(name.ljust(9), bold=True)} {value}" for name, value in facts)
+    return describe_facts(facts)
 
 
-def describe_events(events: list[EventBody], count: int) -> str:
+def describe_events(events: list[EventBody], count: int) -> Styled:
     """The data of each event; ``count`` is how many the run has."""
     rows = [[event.internal_id, event.name, format_json(event.data)] for event in events]
     more = f"\n… and {count - len(events)} more" if count > len(events) else ""
-    return table(["EVENT", "NAME", "DATA"], rows) + more
+    return Styled(table(["EVENT", "NAME", "DATA"], rows) + more)
 
 
-def describe_attempts(run: RunBody, attempts: list[AttemptBody]) -> str:
+def describe_attempts(run: RunBody, attempts: list[AttemptBody]) -> Styled:
     """One line for each attempt that failed and was repeated, at the time after the run's start."""
     rows = [
         [
@@ -56,7 +65,7 @@ def describe_attempts(run: RunBody, attempts: list[AttemptBody]) -> str:
     return table(["AT", "FAILED STEP", "ATTEMPT", "ERROR"], rows)
 
 
-def describe_steps(run: RunBody, steps: list[StepBody]) -> str:
+def describe_steps(run: RunBody, steps: list[StepBody]) -> Styled:
     """One line a step, at the time after the run's start at which it ended or, of others, was asked for."""
     return table(["AT", "", "STEP", "KIND", "ATTEMPTS", "RESULT"], [_step_row(run, step) for step in steps])
 
@@ -65,7 +74,7 @@ def _step_row(run: RunBody, step: StepBody) -> list[str]:
     at = (step.ended_at or step.created_at) - run.run_started_at
     mark, colour = _MARKS.get(step.status, _OTHER_MARK)
     attempts = str(step.attempts) if step.attempts > 1 or step.op == Opcode.STEP_RUN else ""
-    row = [f"+{format_seconds(at.total_seconds())}", click.style(mark, fg=colour), step.id, step.op, attempts]
+    row = [f"+{format_seconds(at.total_seconds())}", style(mark, fg=colour), step.id, step.op, attempts]
     return [*row, _result(step)]
 
 
@@ -81,6 +90,6 @@ def _result(step: StepBody) -> str:
 def _describe_error(output: object) -> str:
     if not isinstance(output, dict):
         return format_json(output)
-    described = f"{output.get('name') or 'Error'}: {output.get('message') or ''}"
+    described = printable(f"{output.get('name') or 'Error'}: {output.get('message') or ''}")
     stack = output.get("stack")
     return f"{described}\n\n{stack.rstrip()}" if isinstance(stack, str) and stack.strip() else described

@@ -34,6 +34,7 @@ from durably.protocol.call import CallRequest, decode_call, decode_events, decod
 from durably.protocol.errors import is_quiet
 from durably.protocol.events import Event
 from durably.protocol.headers import Header, Probe, Query, SyncKind
+from durably.protocol.text import printable
 from durably.sending import sent_by
 from durably.settings import Environment, Streaming, is_test_run
 from durably.timings import Timings
@@ -200,7 +201,10 @@ class CommHandler:
     def _log_refusal(self, what: str, error: Exception) -> None:
         """Refusals explain themselves; what is no ``Error`` of ours is a fault, and needs its traceback."""
         self.client.logger.error(
-            "%s was refused: %s", what, error, exc_info=None if isinstance(error, Error) else error
+            "%s was refused: %s",
+            printable(what),
+            printable(error),
+            exc_info=None if isinstance(error, Error) else error,
         )
 
     # -- the methods

@@ -20,6 +20,7 @@ from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.sync import SYNC_VERSION
+from durably.protocol.text import printable, redact_url
 from durably.settings import DEFAULT_SERVE_PATH
 from durably.transport import IO, Request, Response, request_with_keys
 
@@ -201,7 +202,9 @@ class Syncer:
         message = str(answer.get("error") or answer.get("message") or "the engine refused the sync").strip()
         client = self._client
         if client.is_production:  # In development, whoever asked for the sync looks at the answer.
-            client.logger.error("%s refused to sync app %s: %s", client.api_origin, client.app_id, message)
+            client.logger.error(
+                "%s refused to sync app %s: %s", redact_url(client.api_origin), client.app_id, printable(message)
+            )
         refused = CommResponse.from_error(RegistrationFailedError(message))
         refused.status_code = response.status
         refused.headers |= headers

@@ -7,7 +7,6 @@ What was asked of an owner that is gone is asked of the next.
 
 import asyncio
 import contextlib
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from durably.engine.errors import (
     EngineError,
 )
 from durably.errors import TransportError
+from durably.protocol.text import get_logger
 
 from . import sockets
 from .errors import MemberClosedError, PlaceLostError
@@ -42,7 +42,7 @@ _STRANGER_SECONDS = 1.0
 _AGAIN_SECONDS = 1.0
 """Before another try, after the database could not be opened."""
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Member:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from durably.engine.embedded.accepting import Acceptor
 from durably.engine.embedded.lock import DatabaseLock
 from durably.engine.errors import DatabaseLockedError, DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.protocol.sync import SyncRequest
+from durably.protocol.text import get_logger
 
 from . import sockets
 from .api_socket import ApiSocket
@@ -30,7 +30,7 @@ LOCK_NOTE = "in-process"
 _LOCK_SECONDS = 0.1
 """How often an owner without the lock tries to get it: its predecessor is stopped, and may end."""
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class JoinRequest(msgspec.Struct, frozen=True):

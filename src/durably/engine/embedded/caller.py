@@ -17,11 +17,11 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import sign
+from durably.protocol.text import redact_url, redact_urls
 
 from .bodies import CallData
 from .canonical import to_sign
 from .moments import to_datetime
-from .outbound.secrets import redact_url
 from .registry import Function
 from .settings import EngineSettings
 
@@ -205,5 +205,5 @@ def _explain(error: BaseException, url: URL, seen: _Seen) -> Answer:
         return failed("CallTimeoutError", f"the app at {place} did not answer in time")
     if isinstance(error, aiohttp.InvalidURL | ValueError):
         return failed("CallFailedError", f"the app's URL is not valid: {redact_url(url)}")
-    what = str(error) or type(error).__name__
+    what = redact_urls(error) or type(error).__name__
     return failed("CallLostError", f"the connection to the app at {place} broke before its answer was complete: {what}")

@@ -7,8 +7,8 @@ from durably.engine.flow.reading import OptionReader
 from durably.engine.flow.triggers import check_triggers
 from durably.protocol.limits import MAX_FUNCTION_ID_LENGTH, MAX_RETRIES
 from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest
+from durably.protocol.text import redact_url
 
-from .outbound.secrets import redact_url
 from .registry import Function
 
 _LONGEST_QUOTE = 200

@@ -5,7 +5,6 @@ Which calls are next, and which share a request, is for ``ready`` to say.
 
 import asyncio
 import functools
-import logging
 import sqlite3
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ import msgspec
 
 from durably.engine.answers import Answer, failed
 from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError, StaleCallError
+from durably.protocol.text import get_logger
 
 from . import work
 from .bodies import CallData, build_body
@@ -29,7 +29,7 @@ from .store import read_head
 
 _READ_AGAIN_SECONDS = 1.0
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Executor:

@@ -4,19 +4,19 @@ Nothing here opens a file that SQLite may have open: closing any descriptor of i
 (https://sqlite.org/howtocorrupt.html, section 2.2).
 """
 
-import logging
 import os
 import stat
 from pathlib import Path
 
 from durably.engine.errors import DatabaseLinkedError, DatabaseReplacedError
+from durably.protocol.text import get_logger
 
 _PRIVATE = 0o600
 _FOR_OTHERS = 0o077
 _PARTS = {"": "database", "-wal": "write-ahead log", "-shm": "shared memory file"}
 """The suffixes of the files that SQLite has open, and what they are."""
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 def create_private(path: Path) -> None:

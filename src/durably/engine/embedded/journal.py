@@ -2,11 +2,11 @@
 
 import asyncio
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
+from durably.protocol.text import get_logger
 
 from .clock import Clock
 from .effects import Effects
@@ -19,7 +19,7 @@ T = TypeVar("T")
 _FIRST_RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 30.0
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Journal:

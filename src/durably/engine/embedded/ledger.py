@@ -5,7 +5,6 @@ answer, event or timer, such as memos, new waits, runs that it starts and other 
 together or not at all. What must happen outside the database afterwards comes back as ``Effects``.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -44,6 +43,7 @@ from durably.engine.turn import Policy, data_memo, encode_error, error_memo
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
+from durably.protocol.text import get_logger
 
 from . import updates
 from .admissions import Admissions
@@ -58,7 +58,7 @@ from .run_cache import CachedRun, RunCache, kept_trigger
 from .run_queue import RunQueue
 from .store import RunRow, Store, WaitRow
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Ledger(msgspec.Struct, frozen=True):

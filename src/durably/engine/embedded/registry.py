@@ -3,7 +3,6 @@
 Immutable: a sync makes a new one, so that the writer's thread and the event loop may both read it.
 """
 
-import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
@@ -17,10 +16,11 @@ from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_RETRIES
 from durably.protocol.sync import FunctionConfig
+from durably.protocol.text import get_logger
 
 from .arrivals import Arrival
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Function(msgspec.Struct, frozen=True):

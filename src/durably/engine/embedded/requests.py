@@ -5,7 +5,6 @@ end. After a restart the app is asked to report the step again.
 """
 
 import asyncio
-import logging
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from durably.engine.turn import data_memo, error_memo
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Opcode
+from durably.protocol.text import get_logger
 
 from .clock import Clock
 from .effects import RequestAt
@@ -23,7 +23,7 @@ from .journal import Journal
 from .ledger import Entry
 from .outbound import Outbound, OutboundError
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Requests:

@@ -6,10 +6,10 @@ for one, and begins by itself, again and again. The file does not shrink by it: 
 
 import asyncio
 import datetime as dt
-import logging
 
 from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
+from durably.protocol.text import get_logger
 
 from .clock import Clock, Timer
 from .journal import Journal
@@ -20,7 +20,7 @@ _EVENTS_AT_ONCE = 500
 _SHORTEST, _LONGEST = dt.timedelta(seconds=1), dt.timedelta(minutes=10)
 _MILLISECOND = dt.timedelta(milliseconds=1)
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Retention:

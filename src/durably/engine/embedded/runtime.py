@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from durably.engine.errors import (
     DatabaseUnavailableError,
     EngineError,
 )
+from durably.protocol.text import get_logger
 
 from . import sweeps, work
 from .caller import Caller, HttpCaller
@@ -51,7 +51,7 @@ _RECOVERED_TOGETHER = 100
 _CHECK_SECONDS = 1.0
 """How often an engine without work looks whether its database is still there; one at work does at each commit."""
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 _Due = CallAt | StoredTimer | RequestAt
 

@@ -6,11 +6,12 @@ Of the rest it is known when the first is due, so that where nothing is due for 
 import asyncio
 import heapq
 import itertools
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import msgspec
+
+from durably.protocol.text import get_logger
 
 from .clock import Clock, Timer
 
@@ -34,7 +35,7 @@ _AHEAD_MILLISECONDS = 5_000
 _RETRY_MILLISECONDS = 1_000
 _NEVER = 2**63
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class Timeline(Generic[T]):

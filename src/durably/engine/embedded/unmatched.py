@@ -1,12 +1,13 @@
 """Events that match nothing, which are most often misspelt: said once for each name, with the nearest name known."""
 
 import difflib
-import logging
 from collections.abc import Iterable
+
+from durably.protocol.text import get_logger
 
 from .registry import Registry
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 _MOST_EXPLAINED = 10
 """Names of one request that are explained: looking for near ones costs time."""

@@ -8,7 +8,6 @@ unit is, the writer does not know, but that it may be carried out more than once
 
 import asyncio
 import contextlib
-import logging
 import queue
 import sqlite3
 import threading
@@ -17,13 +16,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from durably.engine.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError, EngineError
+from durably.protocol.text import get_logger
 
 from .sqlite_errors import explain
 
 T = TypeVar("T")
 Unit = Callable[[], T]
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 _MAX_GROUP = 512
 """Units in one transaction at most: the first of them should not wait long for the last."""

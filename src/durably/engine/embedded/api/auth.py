@@ -17,11 +17,12 @@ from aiohttp.typedefs import Handler, Middleware
 from durably.engine.embedded.sparse_log import SparseLog
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token, hash_signing_key
+from durably.protocol.text import get_logger
 
 from .hosts import AllowedHosts
 from .responses import ApiError
 
-_logger = logging.getLogger("durably.engine.api")
+_logger = get_logger("durably.engine.api")
 
 EVENTS_PATH = "/e/{key}"
 _OPEN_PATHS = frozenset({"/health", "/ready", EVENTS_PATH})

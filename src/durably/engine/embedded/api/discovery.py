@@ -24,6 +24,7 @@ from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, sign, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
+from durably.protocol.text import printable, redact_url, redact_urls
 
 from .state import AcceptedSync, OnSync
 
@@ -117,14 +118,16 @@ class AppDiscovery:
         """GET the URL, to learn whether an app of the engine's mode is there."""
         status, headers, body = await self._request("GET", url, headers=self._signed(b""))
         if Header.SDK not in headers:
-            raise NoAppError(f"{url} answered with status {status}, but serves no functions (no {Header.SDK} header)")
+            raise NoAppError(
+                f"{redact_url(url)} answered with status {status}, but serves no functions (no {Header.SDK} header)"
+            )
         try:
             inspection = decode(_inspection_decoder, body)
         except msgspec.DecodeError:
             inspection = Inspection()
         mode = self._settings.server_kind
         if status == 403 or (inspection.mode or mode) != mode:
-            raise SyncFailedError(f"the app at {url} is not in {mode} mode: {self._mode_advice()}")
+            raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {self._mode_advice()}")
         return inspection
 
     def _address_advice(self) -> str:
@@ -169,7 +172,7 @@ class AppDiscovery:
         """What the app posted to the engine that it knows of. That may be another one."""
         accepted = self._awaited[deploy_id]
         if accepted is None:
-            raise SyncFailedError(f"the app at {url} synced with another engine: {self._address_advice()}")
+            raise SyncFailedError(f"the app at {redact_url(url)} synced with another engine: {self._address_advice()}")
         return accepted
 
     async def _put(
@@ -179,7 +182,7 @@ class AppDiscovery:
             "PUT", url, params={Query.DEPLOY_ID: deploy_id}, data=body, headers=headers
         )
         if status >= 300:
-            raise SyncFailedError(f"the app at {url} failed to sync: {_describe_fault(status, answer)}")
+            raise SyncFailedError(f"the app at {redact_url(url)} failed to sync: {_describe_fault(status, answer)}")
         return answered, answer
 
     def _read_in_band(self, url: str, headers: Mapping[str, str], body: bytes) -> SyncRequest:
@@ -188,9 +191,13 @@ class AppDiscovery:
             verify(body, headers.get(Header.SIGNATURE), keys, time.time())
             return decode_functions(body, _in_band_decoder).to_request()
         except SignatureError as error:
-            raise SyncFailedError(f"the answer of the app at {url} cannot be trusted: {error}") from None
+            raise SyncFailedError(
+                f"the answer of the app at {redact_url(url)} cannot be trusted: {printable(error)}"
+            ) from None
         except msgspec.DecodeError as error:
-            raise SyncFailedError(f"the app at {url} answered a sync with a wrong body: {error}") from None
+            raise SyncFailedError(
+                f"the app at {redact_url(url)} answered a sync with a wrong body: {printable(error)}"
+            ) from None
 
     def _signed(self, body: bytes) -> dict[str, str]:
         """In cloud mode apps show nothing to those who do not sign."""
@@ -204,7 +211,7 @@ class AppDiscovery:
             async with self._session.request(method, url, allow_redirects=False, **options) as response:
                 return response.status, response.headers, await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise AppUnreachedError(f"no app answers at {url}: {_describe(error)}") from None
+            raise AppUnreachedError(f"no app answers at {redact_url(url)}: {_describe(error)}") from None
 
 
 def _tell_other_origins(url: str, sync: SyncRequest) -> None:
@@ -224,7 +231,7 @@ def _describe(error: BaseException) -> str:
         return os.strerror(error.os_error.errno).lower()
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT_SECONDS:.0f} s"
-    return str(error) or type(error).__name__
+    return redact_urls(error) or type(error).__name__
 
 
 def _describe_fault(status: int, body: bytes) -> str:
@@ -233,4 +240,4 @@ def _describe_fault(status: int, body: bytes) -> str:
     except msgspec.DecodeError:
         fault = {}
     message = fault.get("message") or fault.get("error") or "no reason given"
-    return f"status {status}, {message}"
+    return f"status {status}, {redact_urls(message)}"

@@ -8,12 +8,13 @@ from aiohttp.typedefs import Handler
 
 from durably.engine import errors
 from durably.engine.embedded.sparse_log import SparseLog
+from durably.protocol.text import get_logger
 
 from .responses import ApiError, error_response
 from .state import engine_of
 
 HEALTH_PATH = "/health"
-_logger = logging.getLogger("durably.engine.api")
+_logger = get_logger("durably.engine.api")
 
 _STATUSES: dict[type[errors.EngineError], int] = {
     errors.CheckpointInvalidError: 400,

@@ -1,10 +1,13 @@
 """Functions of all apps: which there are, pausing them, and letting them go on."""
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from durably.engine.embedded.registry import not_found
 from durably.engine.embedded.views import FunctionView
 from durably.protocol.api import FunctionBody
+from durably.protocol.sync import FunctionConfig
+from durably.protocol.text import redact_url
 
 from .responses import data_response
 from .state import engine_of
@@ -27,6 +30,15 @@ async def resume_function(request: web.Request) -> web.Response:
     return await _answer(request)
 
 
+def without_credentials(config: FunctionConfig) -> FunctionConfig:
+    """A function's configuration as it may be shown: the URLs in it may hold an app's password."""
+    steps = {
+        name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
+        for name, step in config.steps.items()
+    }
+    return replace(config, steps=steps)
+
+
 async def _answer(request: web.Request) -> web.Response:
     function_id = request.match_info["function_id"]
     for function in await engine_of(request).list_all_functions():
@@ -39,7 +51,7 @@ def _body(function: FunctionView) -> FunctionBody:
     return FunctionBody(
         id=function.id,
         name=function.config.name or function.id,
-        config=function.config,
+        config=without_credentials(function.config),
         app_id=function.app_id,
         is_paused=function.is_paused,
     )

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from durably.engine.errors import EngineError
 
+from .functions import without_credentials
 from .responses import error_response, json_response
 from .state import engine_of
 
@@ -36,7 +37,9 @@ async def get_readiness(request: web.Request) -> web.Response:
 async def get_dev_info(request: web.Request) -> web.Response:
     """``GET /dev``, in dev mode only: its existence tells official SDKs that a dev engine listens here."""
     engine = engine_of(request)
-    functions = [fn for app in await engine.list_apps() for fn in await engine.list_functions(app.id) or ()]
+    functions = [
+        without_credentials(fn) for app in await engine.list_apps() for fn in await engine.list_functions(app.id) or ()
+    ]
     return json_response(
         {
             "version": version("durably"),

@@ -8,9 +8,11 @@ from aiohttp import web
 from durably.protocol.api import AppSyncBody, FunctionBody
 from durably.protocol.headers import Header, Query
 from durably.protocol.sync import decode_sync
+from durably.protocol.text import redact_url
 
 from .bodies import decode_json, read_body, read_json
 from .discovery import AppUnreachedError, NoAppError, SyncFailedError
+from .functions import without_credentials
 from .responses import ApiError, data_response, json_response
 from .state import AcceptedSync, engine_of, state_of
 
@@ -66,7 +68,7 @@ def _describe(accepted: AcceptedSync) -> AppSyncBody:
     result = accepted.result
     return AppSyncBody(
         app_id=result.app_id,
-        url=accepted.request.url,
+        url=redact_url(accepted.request.url),
         version=result.version,
         previous_version=result.previous_version,
         modified=result.modified,
@@ -83,4 +85,6 @@ async def list_functions(request: web.Request) -> web.Response:
     functions = await engine_of(request).list_functions(app_id)
     if functions is None:
         raise ApiError(404, f"no app with the id {app_id!r} has synced")
-    return data_response([FunctionBody(id=fn.id, name=fn.name or fn.id, config=fn) for fn in functions])
+    return data_response(
+        [FunctionBody(id=fn.id, name=fn.name or fn.id, config=without_credentials(fn)) for fn in functions]
+    )

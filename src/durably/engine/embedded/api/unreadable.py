@@ -8,9 +8,11 @@ import logging
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from durably.protocol.text import get_logger
+
 from .responses import error_response
 
-SERVER_LOGGER = logging.getLogger("durably.engine.http")
+SERVER_LOGGER = get_logger("durably.engine.http")
 """For aiohttp's server: says that a request could not be read, not what it was."""
 
 
@@ -18,10 +20,10 @@ class _Discreet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError):
-            record.exc_info = None
+            record.exc_info = record.exc_text = None
             record.msg, record.args = "a request was no HTTP, and was refused: %s", (type(error).__name__,)
         elif isinstance(error, web.RequestPayloadError):  # It has been answered: this is aiohttp, reading the rest.
-            record.exc_info = None
+            record.exc_info = record.exc_text = None
             record.levelno, record.levelname = logging.WARNING, "WARNING"
             record.msg, record.args = "a request's body was not what its headers say, and was refused", ()
         return True

@@ -7,11 +7,12 @@ import aiohttp
 import msgspec
 
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
+from durably.protocol.text import redact_url
 
 from .addresses import AddressRefusedError, open_public_socket
 from .errors import OutboundError
 from .request import Request, RequestInvalidError, read_fetch, read_inference
-from .secrets import find_secrets, redact_url, scrub
+from .secrets import find_secrets, scrub
 
 _MAX_REDIRECTS = 20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -4,78 +4,15 @@ Told by name: headers, query parameters and options whose names speak of keys, t
 the user information in a URL. Shows too little rather than too much.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from yarl import URL
 
-REDACTED = "***"
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_SECRET_WORDS = frozenset(
-    {
-        "accesskey",
-        "accesstoken",
-        "apikey",
-        "auth",
-        "authentication",
-        "authorization",
-        "authtoken",
-        "bearer",
-        "clientsecret",
-        "cookie",
-        "cookies",
-        "credential",
-        "credentials",
-        "jwt",
-        "key",
-        "pass",
-        "passphrase",
-        "passwd",
-        "password",
-        "privatekey",
-        "pwd",
-        "refreshtoken",
-        "secret",
-        "secretkey",
-        "secrets",
-        "session",
-        "sessionid",
-        "sid",
-        "sig",
-        "signature",
-        "token",
-        "tokens",
-    }
-)
-_LONG_WORD = re.compile(r"[A-Za-z0-9_-]{20,}")
+from durably.protocol.text import REDACTED, find_random_words, is_secret_name, redact_url
+
 _SHORTEST_SECRET = 4
 """Characters; scrubbing shorter ones would garble texts and hide nothing."""
-
-
-def is_secret_name(name: str) -> bool:
-    """``Authorization``, ``x-api-key``, ``access_token``, ``apiKey``, ``X-Amz-Signature`` …"""
-    return any(word.lower() in _SECRET_WORDS for word in _WORD.findall(name))
-
-
-def redact_url(text: object) -> str:
-    """The URL without its user information, its fragment, and what is secret in its query and path.
-
-    In a path, what looks random is taken for a token: webhooks of chats are addressed so.
-    """
-    try:
-        url = URL(str(text)).with_fragment(None)
-        if url.raw_user or url.raw_password:
-            url = url.with_user(None)
-        query = [(name, REDACTED if is_secret_name(name) else value) for name, value in url.query.items()]
-        path = _LONG_WORD.sub(lambda word: REDACTED if _looks_random(word[0]) else word[0], url.raw_path)
-        return str(url.with_path(path, encoded=True).with_query(query or None))
-    except ValueError:
-        return REDACTED  # no part of it is known to be harmless
-
-
-def _looks_random(word: str) -> bool:
-    return all(any(map(test, word)) for test in (str.islower, str.isupper, str.isdigit))
 
 
 def redact(opts: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +40,7 @@ def find_secrets(opts: Mapping[str, Any]) -> list[str]:
         url = URL(str(opts.get("url", "")))
         named += url.query.items()
         found.update(text for text in (url.password, url.raw_password) if text)
-        found.update(filter(_looks_random, _LONG_WORD.findall(url.raw_path)))
+        found.update(find_random_words(url.raw_path))
     except ValueError:
         pass
     for name, value in named:

@@ -1,0 +1,156 @@
+"""Text that came from elsewhere, made fit to be shown: on a terminal, in a log line, in an error.
+
+Apps choose names, ids, errors and outputs. Raw, they could move a terminal's cursor, forge log lines, turn text around,
+or hold the password of a URL. ``printable`` escapes what is not visible, ``redact_url`` leaves out what is secret.
+"""
+
+import logging
+import re
+from urllib.parse import unquote_plus, urlsplit, urlunsplit
+
+REDACTED = "***"
+
+# Controls (C0, DEL, C1), what changes the direction of text, line and paragraph separators, halves of surrogate pairs.
+_IN_LINES = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE = re.compile(rf"[\t\n{_IN_LINES}]")
+_UNSAFE_IN_LINES = re.compile(rf"[{_IN_LINES}]")
+_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
+def printable(value: object) -> str:
+    """The text of a value as one line: characters that are not visible become escapes like ``\\x1b`` and ``\\n``."""
+    return _UNSAFE.sub(_escape, str(value))
+
+
+def printable_lines(value: object) -> str:
+    """The same for text of several lines, such as a traceback: line ends and tabs stay."""
+    return _UNSAFE_IN_LINES.sub(_escape, str(value))
+
+
+def printable_json(encoded: str) -> str:
+    """JSON that means the same, and holds nothing but visible characters and line ends."""
+    return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return _SHORT.get(match[0]) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+# URLs
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_SECRET_WORDS = frozenset(
+    [
+        "accesskey",
+        "accesstoken",
+        "apikey",
+        "auth",
+        "authentication",
+        "authorization",
+        "authtoken",
+        "bearer",
+        "clientsecret",
+        "cookie",
+        "cookies",
+        "credential",
+        "credentials",
+        "jwt",
+        "key",
+        "pass",
+        "passphrase",
+        "passwd",
+        "password",
+        "privatekey",
+        "pwd",
+        "refreshtoken",
+        "secret",
+        "secretkey",
+        "secrets",
+        "session",
+        "sessionid",
+        "sid",
+        "sig",
+        "signature",
+        "token",
+        "tokens",
+    ]
+)
+_LONG_WORD = re.compile(r"[A-Za-z0-9_-]{20,}")
+_USER = re.compile(r"[^\s/?#@&=]*:[^\s/?#@&=]*@")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+
+
+def is_secret_name(name: str) -> bool:
+    """``Authorization``, ``x-api-key``, ``access_token``, ``apiKey``, ``X-Amz-Signature`` …"""
+    return any(word.lower() in _SECRET_WORDS for word in _WORD.findall(name))
+
+
+def find_random_words(text: str) -> list[str]:
+    """Long words that look random, and so may be tokens."""
+    return [word for word in _LONG_WORD.findall(text) if _looks_random(word)]
+
+
+def redact_url(url: object) -> str:
+    """A URL, printable, without its user information, its fragment, and what is secret in its query and path.
+
+    In a path, what looks random is taken for a token: webhooks of chats are addressed so.
+    """
+    try:
+        parts = urlsplit(str(url))
+        _ = parts.port  # checks it
+    except ValueError:
+        return REDACTED  # no part of it is known to be harmless
+    host = parts.netloc.rpartition("@")[2]
+    path = parts.path or ("/" if host else "")
+    path = _LONG_WORD.sub(lambda word: REDACTED if _looks_random(word[0]) else word[0], path)
+    query = "&".join(map(_redact_parameter, parts.query.split("&")))
+    return printable(_USER.sub(f"{REDACTED}@", urlunsplit((parts.scheme, host, path, query, ""))))
+
+
+def redact_urls(text: object) -> str:
+    """A text of somebody else, printable and with each URL in it redacted."""
+    return printable(_URL.sub(lambda match: redact_url(match[0]), str(text)))
+
+
+def _redact_parameter(parameter: str) -> str:
+    name, is_given, _ = parameter.partition("=")
+    return f"{name}={REDACTED}" if is_given and is_secret_name(unquote_plus(name)) else parameter
+
+
+def _looks_random(word: str) -> bool:
+    return all(any(map(test, word)) for test in (str.islower, str.isupper, str.isdigit))
+
+
+# logs
+
+_HARMLESS = (int, float, list, dict, set, frozenset)
+"""What formats without raw text: numbers, and what shows its items by ``repr``."""
+
+
+class _Printable(logging.Filter):
+    """Makes what is put into a log line printable, and leaves the message's template to tools that group by it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple) and record.args:
+            record.args = tuple(map(_printable_argument, record.args))
+        elif not record.args:
+            record.msg = printable(record.msg)
+        if record.exc_info and record.exc_text is None:
+            record.exc_text = printable_lines(_formatter.formatException(record.exc_info))
+        return True
+
+
+_filter = _Printable()
+_formatter = logging.Formatter()
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger for lines that quote what others have sent."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_filter)  # once, however often it is asked for
+    return logger
+
+
+def _printable_argument(value: object) -> object:
+    return value if value is None or isinstance(value, _HARMLESS) else printable(value)

@@ -1,0 +1,187 @@
+"""Names, errors and outputs of apps that are made to harm a terminal or a log."""
+
+import datetime as dt
+import json
+import logging
+import re
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from durably.cli import text
+from durably.cli.activity import Activity
+from durably.cli.console import Console
+from durably.cli.failures import CliError
+from durably.cli.functions import _state, _triggers
+from durably.cli.invoke import describe_failure
+from durably.cli.log_lines import JsonFormatter
+from durably.cli.timeline import describe_run, describe_steps
+from durably.engine.embedded.views import RunUpdate, UpdateKind
+from durably.protocol.api import FunctionBody, RunBody, StepBody
+from durably.protocol.opcodes import Opcode
+
+from ..protocol.test_text import UNSAFE, hostile
+from . import apps
+from .conftest import Run, Start, write
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+json_values = st.recursive(hostile, lambda inner: st.dictionaries(hostile, inner, max_size=2), max_leaves=3)
+
+
+def assert_fit(shown: str, *, lines: int | None = None) -> None:
+    """Without our colours, nothing is left that is invisible; text of several lines may have tabs."""
+    bare = COLOURS.sub("", shown)
+    if lines is None:
+        bare = bare.replace("\t", "")
+    assert not UNSAFE.search(bare), ascii(bare)
+    if lines is not None:
+        assert bare.count("\n") == lines - 1, ascii(bare)
+
+
+@given(st.sampled_from(UpdateKind), hostile, hostile, hostile, json_values)
+def test_a_line_for_each_update(kind: UpdateKind, function_id: str, step: str, error: str, output: object) -> None:
+    update = RunUpdate(
+        kind=kind,
+        run_id="01JGZZZZZZZZZZZZZZZZZZZZZZ",
+        function_id=function_id,
+        at=NOW,
+        step=step,
+        op=Opcode.STEP_RUN,
+        attempt=0,
+        error=error,
+        due_at=NOW,
+        output=msgspec.Raw(json.dumps({"data": output}).encode()),
+    )
+    assert_fit(Activity().format(update), lines=1)
+
+
+@given(hostile, hostile, hostile, json_values, st.sampled_from(["Completed", "Failed", "Cancelled", "Skipped"]))
+def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, output: object, status: str) -> None:
+    error = {"name": message, "message": message, "stack": message}
+    run = RunBody(
+        run_id="r",
+        function_id=function_id,
+        app_id=message,
+        status=status,
+        run_started_at=NOW,
+        ended_at=NOW,
+        output=output if status == "Completed" else error,
+        event_ids=[message],
+        original_run_id=message,
+    )
+    step = StepBody(
+        id=step_id,
+        hashed_id=message,
+        op=message,
+        status=message,
+        attempts=2,
+        created_at=NOW,
+        ended_at=NOW,
+        memo={"data": output},
+        error=message,
+    )
+    assert_fit(describe_run(run))
+    assert_fit(describe_failure(run), lines=1)
+    assert_fit(describe_steps(run, [step]), lines=2)
+
+
+@given(hostile)
+def test_tables_messages_and_errors(name: str) -> None:
+    assert_fit(text.table(["NAME"], [[name], [text.coloured_status(name)]]), lines=3)
+    assert_fit(CliError(name).format_message())
+    assert_fit(text.shorten(name, 20), lines=1)
+    assert_fit(text.format_json({name: name}), lines=1)
+
+
+@given(hostile)
+def test_what_commands_print(name: str) -> None:
+    printed: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(click, "echo", lambda message=None, **options: printed.append(str(message)))
+        patch.setattr(click, "secho", lambda message=None, **options: printed.append(str(message)))
+        console = Console()
+        for say in (console.say, console.note, console.warn, text.echo):
+            say(name)
+        text.echo_json({"name": name.encode(errors="replace").decode()})
+    for each in printed:
+        assert_fit(each)
+
+
+@given(hostile, hostile)
+def test_lines_of_the_production_log(message: str, field: str) -> None:
+    clean = field.encode(errors="replace").decode()
+    record = logging.LogRecord("durably.runs", logging.INFO, "", 0, message.encode(errors="replace").decode(), (), None)
+    record.fields = {"error": clean}
+    line = JsonFormatter().format(record)
+    assert_fit(line, lines=1)
+    assert json.loads(line)["error"] == clean
+
+
+@given(hostile)
+def test_functions(name: str) -> None:
+    function = FunctionBody(
+        id=name, name=name, config={"triggers": [{"event": name or "e"}]}, app_id=name, is_paused=True
+    )
+    row = [function.id, function.app_id, _triggers(function), _state(function)]
+    assert_fit(text.table(["A", "B", "C", "D"], [row]), lines=2)
+
+
+HARMFUL = r"\x1b]0;owned\x07\x1b[2J\nforged \u202eline"
+
+
+def test_an_apps_error_reaches_no_terminal_raw(start: Start, run: Run, directory: Path) -> None:
+    source = apps.FLASK.format(sdk="durably").replace(
+        'return ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})',
+        f'raise durably.NonRetriableError("{HARMFUL}")',
+    )
+    write(directory / "shop.py", source)
+    dev = start("dev", "shop:app", "--port", "0", "--app-port", "0")
+    dev.until("shop:app is up")
+    result = run("invoke", "shop-place", "--url", dev.origin)
+    assert result.status == 1
+    dev.until("run failed")
+    run_id = result.stderr.split()[1]
+    shown = run("runs", "show", run_id, "--url", dev.origin)
+    line = next(line for line in dev.output.splitlines() if "run failed" in line)
+    for output in (result.stderr, shown.stdout, line):
+        assert r"\x1b]0;owned\x07" in output
+        assert r"forged \u202eline" in output
+        assert_fit(output)
+
+
+def test_an_apps_password_is_not_shown(start: Start, run: Run, directory: Path) -> None:
+    dev = start("dev", "--port", "0", "-u", "http://me:pa55word@127.0.0.1:1/api?token=t0ken")
+    dev.until(r"no app answers at http://127\.0\.0\.1:1/api\?token=\*\*\*")
+    sync = {
+        "url": "http://me:pa55word@127.0.0.1:1/api",
+        "appName": "shop",
+        "functions": [
+            {
+                "id": "shop-f",
+                "triggers": [{"event": "f"}],
+                "steps": {
+                    "step": {
+                        "id": "step",
+                        "name": "step",
+                        "runtime": {"type": "http", "url": "http://me:pa55word@127.0.0.1:1/api?fnId=f&token=t0ken"},
+                    }
+                },
+            }
+        ],
+    }
+    assert urllib3.request("POST", f"{dev.origin}/fn/register", json=sync).status == 200
+    listed = run("functions", "list", "--json", "--url", dev.origin)
+    assert "http://127.0.0.1:1/api?fnId=f&token=***" in listed.stdout
+    paths = ("/dev", "/v1/functions", "/v1/apps/shop/functions")
+    bodies = [urllib3.request("GET", f"{dev.origin}{path}").data.decode() for path in paths]
+    run("send", "f", "--url", dev.origin)
+    dev.until("the app does not answer")
+    for output in (dev.output, listed.stdout, *bodies):
+        assert "pa55word" not in output
+        assert "t0ken" not in output
