@@ -17,7 +17,6 @@ import msgspec
 from yarl import URL
 
 from durably.engine.embedded.engine import EmbeddedEngine
-from durably.engine.embedded.outbound.secrets import redact_url
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import EngineError
 from durably.protocol.decoding import decode
