@@ -4,8 +4,9 @@ Adapters normalise a request into ``CommRequest`` and write out the ``CommRespon
 decides everything between.
 """
 
+from .bodies import read_body, read_chunks
 from .handler import CommHandler
 from .models import CommRequest, CommResponse
 from .syncer import Syncer
 
-__all__ = ["CommHandler", "CommRequest", "CommResponse", "Syncer"]
+__all__ = ["CommHandler", "CommRequest", "CommResponse", "Syncer", "read_body", "read_chunks"]

@@ -1,0 +1,137 @@
+"""docs/comm.md: its adapter works word for word, and its tables say what the endpoint does."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+import durably
+from durably.comm import models
+from durably.protocol.limits import MAX_REQUEST_BYTES
+
+from ..frameworks import wire
+from ..frameworks.engine import FakeEngine
+
+PAGE = (Path(__file__).parents[2] / "docs" / "comm.md").read_text()
+
+
+def load_adapter() -> Any:
+    [source] = re.findall(r"```python\n# aiohttp_adapter\.py\n(.*?)```", PAGE, re.DOTALL)
+    assert len(source.splitlines()) <= 32
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "aiohttp_adapter.py", "exec"), namespace)
+    return namespace["serve"]
+
+
+@asynccontextmanager
+async def serving(engine: FakeEngine, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
+    settings = {"is_production": False, "api_base_url": engine.origin, **options.pop("client", {})}
+    client = durably.Client(app_id="shop", **settings)
+
+    @client.create_function(fn_id="a", trigger=durably.TriggerEvent(event="a"))
+    async def function(ctx: durably.Context) -> object:
+        return {"ran": await ctx.step.run("step", lambda: 1)}
+
+    @client.create_function(fn_id="b", trigger=durably.TriggerEvent(event="b"))
+    def sync_function(ctx: durably.ContextSync) -> object:
+        return "sync"
+
+    app = web.Application()
+    load_adapter()(app, client, [function, sync_function], **options)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+            yield session
+    finally:
+        await runner.cleanup()
+
+
+def call(session: aiohttp.ClientSession, function: str, **options: Any) -> Any:
+    body = wire.encode(wire.call_body(steps={"step": {"data": 1}}))
+    headers = {"content-type": "application/json", **options.pop("headers", {})}
+    query = {"fnId": f"shop-{function}", "stepId": "step"}
+    return session.post("/api/inngest", params=query, data=body, headers=headers)
+
+
+async def test_the_adapter_of_another_framework(engine: FakeEngine) -> None:
+    async with serving(engine) as session:
+        async with session.get("/api/inngest") as answer:
+            assert (answer.status, (await answer.json())["function_count"]) == (200, 2)
+        async with session.put("/api/inngest") as answer:
+            assert answer.status == 200
+        [sync] = engine.to("/fn/register")
+        assert (sync.json["framework"], sync.json["url"]) == ("aiohttp", f"{session._base_url}/api/inngest")
+        async with call(session, "a") as answer:
+            assert (answer.status, await answer.json()) == (200, {"ran": 1})
+        async with call(session, "b") as answer:
+            assert (answer.status, await answer.json()) == (200, "sync")
+        async with session.delete("/api/inngest") as answer:
+            assert answer.status == 405
+
+
+async def test_it_streams(engine: FakeEngine) -> None:
+    async with serving(engine, streaming=True) as session, call(session, "a") as answer:
+        envelope = json.loads(await answer.read())
+        assert (answer.status, envelope["status"], json.loads(envelope["body"])) == (201, 200, {"ran": 1})
+
+
+async def test_it_refuses_what_is_too_large(engine: FakeEngine) -> None:
+    body = b"x" * (MAX_REQUEST_BYTES + 1)
+    async with serving(engine) as session, session.post("/api/inngest", data=body) as answer:
+        assert (answer.status, (await answer.json())["code"]) == (413, "body_too_large")
+
+
+async def test_it_verifies_signatures(engine: FakeEngine) -> None:
+    production = {"is_production": True, "signing_key": wire.SIGNING_KEY, "event_key": "x"}
+    async with serving(engine, client=production) as session:
+        async with call(session, "b") as answer:
+            assert answer.status == 401
+        body = wire.encode(wire.call_body(steps={"step": {"data": 1}}))
+        async with call(session, "b", headers={"x-inngest-signature": wire.sign(body)}) as answer:
+            assert answer.status == 200
+            assert "x-durably-signature" in answer.headers
+
+
+def test_the_page_has_every_status_of_a_refusal() -> None:
+    table = PAGE.partition("Requests that are refused")[2].partition("\n\nEvery answer")[0]
+    told = {
+        code: int(status)
+        for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", table, re.MULTILINE)
+        for code in re.findall(r"`(\w+)`", codes)
+    }
+    statuses = {code.value: int(status) for code, status in models._STATUS_OF_CODE.items()}
+    assert told == statuses | {"function_not_found": 500}
+
+
+async def test_the_page_has_every_field_of_an_inspection(engine: FakeEngine) -> None:
+    section = PAGE.partition("### Inspection")[2].partition("\n## ")[0]
+    production = {"is_production": True, "signing_key": wire.SIGNING_KEY, "event_key": "x"}
+    async with serving(engine, client=production) as session:
+        for headers in ({}, {"x-inngest-signature": wire.sign(b"")}):
+            async with session.get("/api/inngest", headers=headers) as answer:
+                shown = await answer.json()
+            public, _, private = section.partition("Whoever signs sees also")
+            assert set(shown) <= set(re.findall(r"`(\w+)`", public if not headers else section))
+        assert set(re.findall(r"`(\w+)`", private.partition(".")[0])) <= set(shown)
+
+
+@pytest.mark.parametrize("option", ["force", True, "disable", False, durably.Streaming.FORCE])
+def test_streaming_may_be_said_in_several_ways(option: Any) -> None:
+    client = durably.Client(app_id="app", is_production=False)
+    handler = durably.comm.CommHandler(client=client, framework="x", functions=[], streaming=option)
+    assert handler._is_streaming is (option in ("force", True, durably.Streaming.FORCE))
+
+
+@pytest.mark.parametrize("option", ["yes", "", 1, "FORCED"])
+def test_streaming_that_means_nothing_is_refused(option: Any) -> None:
+    client = durably.Client(app_id="app", is_production=False)
+    with pytest.raises(durably.errors.FunctionConfigInvalidError, match="streaming"):
+        durably.comm.CommHandler(client=client, framework="x", functions=[], streaming=option)
