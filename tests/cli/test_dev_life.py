@@ -121,6 +121,14 @@ def test_an_engine_that_lost_its_database_ends(start: Start, run: Run, directory
     assert "Traceback" not in dev.output
 
 
+def test_an_engine_whose_database_was_deleted_ends_and_says_why(start: Start, directory: Path) -> None:
+    dev = start("dev", "--port", "0")
+    assert dev.origin
+    (directory / ".durably" / "dev.db").unlink()
+    assert dev.wait() == 1
+    assert "Error: the engine stopped by itself: the database was deleted" in dev.output
+
+
 def test_an_app_that_runs_elsewhere_is_synced_whenever_it_comes_up(start: Start, directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -13,6 +13,7 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
+import durably
 from durably.cli import text
 from durably.cli.activity import Activity
 from durably.cli.console import Console
@@ -130,6 +131,24 @@ def test_functions(name: str) -> None:
     )
     row = [function.id, function.app_id, _triggers(function), _state(function)]
     assert_fit(text.table(["A", "B", "C", "D"], [row]), lines=2)
+
+
+def sources(*packages: str) -> list[Path]:
+    root = Path(durably.__file__).parent
+    return [path for package in packages for path in root.joinpath(package).rglob("*.py")]
+
+
+def test_everything_is_printed_and_logged_by_what_is_tested_here() -> None:
+    printers = {"text.py", "console.py", "keys.py"}  # keys prints what it has made itself
+    commands = [path for path in sources("cli") if not path.name.startswith("temporal") and path.name not in printers]
+    found = [path.name for path in commands if re.search(r"click\.(echo|secho|style)\(", path.read_text())]
+    assert found == []
+    loggers = [
+        path.name
+        for path in sources("engine", "embedded", "cli")
+        if re.search(r"logging\.getLogger\([^)]", path.read_text())
+    ]
+    assert loggers == []
 
 
 HARMFUL = r"\x1b]0;owned\x07\x1b[2J\nforged \u202eline"

@@ -54,12 +54,12 @@ class Activity:
         self._function_width = _widen(self._function_width, function_id)
         self._step_width = _widen(self._step_width, subject)
         columns = (
-            click.style(update.at.astimezone().strftime("%H:%M:%S"), dim=True),
+            style(update.at.astimezone().strftime("%H:%M:%S"), dim=True),
             style(short_id(update.run_id), fg="magenta"),
             function_id.ljust(self._function_width),
-            click.style(mark, fg=colour),
-            click.style(subject.ljust(self._step_width), fg=colour if is_run else None, bold=is_run),
-            click.style(self._elapsed(update).rjust(_ELAPSED_WIDTH), dim=True),
+            style(mark, fg=colour),
+            style(subject.ljust(self._step_width), fg=colour if is_run else None, bold=is_run),
+            style(self._elapsed(update).rjust(_ELAPSED_WIDTH), dim=True),
         )
         line = "  ".join(columns)
         room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2

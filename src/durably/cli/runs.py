@@ -22,6 +22,7 @@ from .text import (
     fit,
     format_local,
     format_seconds,
+    style,
     table,
 )
 
@@ -224,7 +225,7 @@ def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> N
     from .activity import Activity
 
     activity = Activity()
-    report = partial(click.secho, "following runs; Ctrl-C ends", dim=True, err=True)
+    report = partial(echo, style("following runs; Ctrl-C ends", dim=True), err=True)
     for update in client.updates(function_id=function_id, on_connected=report):
         if as_json:
             echo_json_line(update)

@@ -8,7 +8,6 @@ module imports no engine; starting one does.
 import asyncio
 import atexit
 import contextlib
-import logging
 import os
 import threading
 import weakref
@@ -20,6 +19,7 @@ import msgspec
 
 from durably.errors import EngineNotStartedError, TransportError
 from durably.portal import Remote
+from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
 from .app_loop import AppLoop
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 _BEATS_PER_LEASE = 10
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 _instances: "weakref.WeakSet[ProcessEngine]" = weakref.WeakSet()
 _left_behind: list[object] = []

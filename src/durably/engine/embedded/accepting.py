@@ -91,7 +91,7 @@ class Acceptor:
             return
 
     async def _serve(self, connection: socket.socket) -> None:
-        if connection.family != socket.AF_UNIX:
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, connection)

@@ -6,6 +6,7 @@ Nothing here opens a file that SQLite may have open: closing any descriptor of i
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 from durably.engine.errors import DatabaseLinkedError, DatabaseReplacedError
@@ -23,7 +24,7 @@ def create_private(path: Path) -> None:
     """Create a file with mode 0600, unless it exists. SQLite gives its ``-wal``, ``-shm`` and ``-journal`` the mode of
     the database, so that this comes before SQLite opens it. Raises ``OSError``."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _PRIVATE))
     except FileExistsError:
         return
 
@@ -31,8 +32,10 @@ def create_private(path: Path) -> None:
 def make_private(path: Path) -> None:
     """Take the rights of other users from the files of an existing database, and log it.
 
-    Whoever can open the ``-shm`` file can lock it, and so stop every write.
+    Whoever can open the ``-shm`` file can lock it, and so stop every write. On Windows, modes say nothing.
     """
+    if sys.platform == "win32":
+        return
     for suffix in (*_PARTS, "-journal"):
         file = path.with_name(path.name + suffix)
         try:

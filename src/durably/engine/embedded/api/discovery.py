@@ -5,7 +5,6 @@ the engine asks for them in the signed answer itself, and falls back where the a
 """
 
 import contextlib
-import logging
 import os
 import time
 import uuid
@@ -23,13 +22,13 @@ from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, sign, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
-from durably.protocol.text import printable, redact_url, redact_urls
+from durably.protocol.text import get_logger, printable, redact_url, redact_urls
 
 from .state import AcceptedSync, OnSync
 
 TIMEOUT_SECONDS = 10.0
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 class AppUnreachedError(EngineError):
