@@ -194,7 +194,7 @@ class AsyncCall:
                 return replay.value(step, await self._execute(step))
             memo = replay.take(step, in_order=not self._settling.ignored)
             assert memo is not None
-        if (refusal := replay.refusal(step)) is not None:
+        if replay.memos.refusals and (refusal := replay.refusal(step)) is not None:
             self._end(Raised(refusal))
             await self._loop.create_future()  # until the teardown
         if replay.is_last(step):

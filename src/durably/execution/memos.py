@@ -36,13 +36,14 @@ class StepMemos:
     garbage collector, which costs more than all the rest of the replay.
     """
 
-    __slots__ = ("_inputs", "_memos", "_refused")
+    __slots__ = ("_inputs", "_memos", "refusals")
 
     def __init__(self, steps: Mapping[str, msgspec.Raw] | None = None) -> None:
         raw = steps or {}
         self._memos: dict[str, msgspec.Raw | Memo] = dict(raw)
         self._inputs: dict[str, Any] = {}
-        self._refused: dict[str, str] = {}
+        self.refusals: dict[str, str] = {}
+        """Why memos cannot be restored, by hashed step id."""
         if b'"input"' in b"".join(raw.values()):
             self._take_inputs(raw)
 
@@ -82,11 +83,7 @@ class StepMemos:
 
     def refuse(self, hashed_id: str, reason: str) -> None:
         """Say that a memo cannot be restored: a call whose function comes to its step ends with the reason."""
-        self._refused[hashed_id] = reason
-
-    def refusal(self, hashed_id: str) -> str | None:
-        """Why a memo cannot be restored."""
-        return self._refused.get(hashed_id) if self._refused else None
+        self.refusals[hashed_id] = reason
 
     def input_of(self, hashed_id: str) -> Sequence[Any] | None:
         """Arguments that replace those of a step that is run again with another input."""

@@ -204,7 +204,7 @@ class Replay:
 
     def refusal(self, step: Step) -> MemoUnreadableError | None:
         """Why the step's memo cannot be returned."""
-        reason = self.memos.refusal(step.hashed_id)
+        reason = self.memos.refusals.get(step.hashed_id)
         return None if reason is None else MemoUnreadableError(f'step "{step.request.step_id}": {reason}')
 
     def value(self, step: Step, memo: Memo) -> Any:

@@ -100,7 +100,7 @@ class SyncCall:
         memo = replay.take(step, in_order=self._group is None)
         if memo is None:
             memo = self._meet(step)
-        elif (refusal := replay.refusal(step)) is not None:
+        elif replay.memos.refusals and (refusal := replay.refusal(step)) is not None:
             self._end(Raised(refusal))
         elif replay.is_last(step):
             self._freshen()
