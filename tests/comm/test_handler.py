@@ -154,7 +154,7 @@ def test_a_refused_sync_is_logged_in_production(
     client = make_client(api_base_url=engine.origin, is_production=is_production, signing_key=key)
     handler = make_handler(client, serve_origin="https://app.example.com")
     assert handler.put_sync(make_request()).status_code == 401
-    logged = f"{engine.origin} refused to sync app app: another signing key"
+    logged = f"{engine.origin}/ refused to sync app app: another signing key"
     assert (logged in caplog.text) == is_production
 
 

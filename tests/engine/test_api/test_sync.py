@@ -119,7 +119,7 @@ async def test_an_app_that_syncs_elsewhere_is_noticed(
 async def test_a_refused_sync_is_reported_with_its_reason(dev: Harness, serve_functions: ServeFunctions) -> None:
     client = client_of(dev)
 
-    @client.create_function(fn_id="bad", trigger=durably.TriggerEvent(event="hello", expression="event.data. =="))
+    @client.create_function(fn_id="bad", trigger=durably.TriggerEvent(event="x" * 600))
     async def bad(ctx: durably.Context) -> None: ...
 
     with pytest.raises(SyncFailedError, match="shop-bad"):
