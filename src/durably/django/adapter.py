@@ -19,9 +19,11 @@ from durably.comm.bodies import check_length, read_body
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
 from durably.django_view import SyncAndAsyncView
-from durably.errors import BodyTooLargeError
+from durably.errors import BodyTooLargeError, FunctionConfigInvalidError
 from durably.functions import Function
 from durably.in_process import InProcessEngine
+
+from .discovery import discovered
 
 FRAMEWORK = "django"
 
@@ -29,7 +31,7 @@ FRAMEWORK = "django"
 @serves("durably.django")
 def serve(
     client: Client,
-    functions: Sequence[Function[Any]],
+    functions: Sequence[Function[Any]] | None = None,
     *,
     enable_unauthed_sync: bool | None = None,
     public_path: str | None = None,
@@ -39,24 +41,21 @@ def serve(
 ) -> django.urls.URLPattern:
     """The URL pattern of the endpoint that engines call, by default ``api/inngest``, for ``urlpatterns``.
 
-    The arguments are those of ``durably.fast_api.serve``. An async view under ASGI and a sync one under
+    With ``durably.django`` in ``INSTALLED_APPS`` the functions of each app's ``durable.py`` are served, too. The other
+    arguments are those of ``durably.fast_api.serve``. An async view under ASGI and a sync one under
     WSGI; exempt from CSRF, because requests are signed, and from ``ATOMIC_REQUESTS``, because a function
     decides itself what is one transaction. Before 5.0, Django under ASGI does not notice when the reader of a
     streamed answer goes away, so that its call runs to its end.
     """
-    handler = CommHandler(
-        client=client,
-        framework=FRAMEWORK,
-        functions=functions,
+    handler = make_handler(
+        client,
+        _with_discovered(client, functions),
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
         serve_origin=serve_origin,
         serve_path=serve_path,
         public_path=public_path,
-        thread_surroundings=_usable_connections,
     )
-    if client.in_process is not None:
-        _start_with_project(client.in_process)
 
     def to_request(request: Any) -> CommRequest:
         return CommRequest(
@@ -69,6 +68,29 @@ def serve(
 
     view: Any = _make_view(handler, to_request)
     return cast(django.urls.URLPattern, django.urls.path(mount_path(serve_path).lstrip("/"), view, name="durably"))
+
+
+def make_handler(client: Client, functions: Sequence[Function[Any]], **options: Any) -> CommHandler:
+    """``options`` are those of ``CommHandler``."""
+    handler = CommHandler(
+        client=client, framework=FRAMEWORK, functions=functions, thread_surroundings=_usable_connections, **options
+    )
+    if client.in_process is not None:
+        _start_with_project(client.in_process)
+    return handler
+
+
+def _with_discovered(client: Client, functions: Sequence[Function[Any]] | None) -> Sequence[Function[Any]]:
+    if not isinstance(functions, Sequence | None):
+        return functions  # wrong, as CommHandler says
+    found = discovered.functions_of(client) if isinstance(client, Client) else []
+    if functions is None and not found:
+        raise FunctionConfigInvalidError(
+            'durably.django.serve(client) without functions needs "durably.django" in INSTALLED_APPS, and functions in '
+            "the durable.py of an app; or give the functions: serve(client, [greet])"
+        )
+    given = list(functions or ())
+    return [*given, *(function for function in found if function not in given)]
 
 
 def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -> SyncAndAsyncView:

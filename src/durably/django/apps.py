@@ -1,0 +1,20 @@
+"""``"durably.django"`` in ``INSTALLED_APPS``."""
+
+from django.apps import AppConfig
+
+
+class DurablyConfig(AppConfig):  # type: ignore[misc]
+    name = "durably.django"
+    label = "durably"
+    verbose_name = "Durably"
+
+    def ready(self) -> None:
+        """Let engines in the app's own processes call what each app's ``durable.py`` has. Commands such as ``migrate``
+        and test runs start nothing."""
+        from .adapter import make_handler
+        from .discovery import discovered
+
+        discovered.find()
+        for client in discovered.clients:
+            if client.in_process is not None:
+                make_handler(client, discovered.functions_of(client))

@@ -1,0 +1,147 @@
+"""Projects as a person makes them: by the framework's own command, and the README's code word for word."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import urllib3
+
+from ..ports import free_port
+from .cluster import ROOT, eventually
+
+SENDING = {
+    "FastAPI": """
+import durably
+
+@app.get("/send")
+async def send():
+    return await client.send(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+""",
+    "Flask": """
+import durably
+
+@app.get("/send")
+def send():
+    return client.send_sync(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+""",
+    "Django": """
+import durably
+from django.http import JsonResponse
+from django.urls import path
+
+def send(request):
+    return JsonResponse(client.send_sync(durably.Event(name="shop/visitor.came", data={"name": "Ada"})), safe=False)
+
+urlpatterns += [path("send", send)]
+""",
+}
+"""A view that sends an event, for each of the README's apps."""
+_OWN_CLIENT = 'client = durably.Client(app_id="shop")\n'
+
+
+def readme_code(heading: str) -> str:
+    """The first block of Python after ``heading``."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"```python\n(.*?)```", readme[readme.index(heading) :], re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def make_project(framework: str, directory: Path, *, is_installed_app: bool = False) -> None:
+    """``is_installed_app``: with ``durably.django`` in ``INSTALLED_APPS``, and the functions in an app's
+    ``durable.py``."""
+    in_process = readme_code("## Inside your app")
+    durable = readme_code("Put this into `durable.py`")
+    assert _OWN_CLIENT in durable
+    durable = durable.replace(_OWN_CLIENT, in_process)
+    main = readme_code(f"<td>{framework}") + SENDING[framework]
+    if framework != "Django":
+        (directory / "durable.py").write_text(durable)
+        (directory / "main.py").write_text(main)
+        return
+    _django_admin("startproject", "myproject", ".", cwd=directory)
+    urls, settings = directory / "myproject" / "urls.py", directory / "myproject" / "settings.py"
+    if is_installed_app:
+        _django_admin("startapp", "greetings", cwd=directory)
+        (directory / "greetings" / "durable.py").write_text(durable)
+        settings.write_text(settings.read_text() + 'INSTALLED_APPS += ["greetings", "durably.django"]\n')
+        urls.write_text("from greetings.durable import client\nurlpatterns = []\n" + SENDING[framework])
+    else:
+        (directory / "durable.py").write_text(durable)
+        urls.write_text(main)
+
+
+def _django_admin(*arguments: str, cwd: Path) -> None:
+    subprocess.run([sys.executable, "-m", "django", *arguments], cwd=cwd, check=True, timeout=60)
+
+
+class Server:
+    """A server of a stock project, started by its usual command."""
+
+    def __init__(self, directory: Path, process: subprocess.Popen[bytes], origin: str) -> None:
+        self.directory = directory
+        self.process = process
+        self._origin = origin
+        self._http = urllib3.PoolManager(retries=False, timeout=10, headers={"connection": "close"})
+
+    def get(self, path: str) -> int:
+        """The status of the answer; 0 if there is none yet."""
+        assert self.process.poll() is None, self.log()
+        with suppress(urllib3.exceptions.HTTPError):
+            return self._http.request("GET", f"{self._origin}{path}").status
+        return 0
+
+    def send(self) -> None:
+        eventually(lambda: self.get("/send") == 200, f"a view sends an event\n{self.log()}")
+
+    def query(self, sql: str) -> list[str]:
+        database = self.directory / "durably.db"
+        if not database.exists():
+            return []
+        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+        with closing(connection), suppress(sqlite3.OperationalError):  # its tables are being made
+            return [row[0] for row in connection.execute(sql)]
+        return []
+
+    def wait_asleep(self) -> None:
+        """The function's first step has run."""
+        eventually(lambda: self.query("SELECT step_id FROM memos"), f"the function runs\n{self.log()}")
+
+    def wait_completed(self) -> None:
+        eventually(lambda: self.query("SELECT status FROM runs") == ["Completed"], f"the run goes on\n{self.log()}")
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+
+@contextmanager
+def running(command: str, directory: Path, **environment: str) -> Iterator[Server]:
+    """``command`` is what a person types; ``{port}`` in it is a free one."""
+    port = free_port()
+    program, *arguments = command.format(port=port).split()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("DURABLY_", "INNGEST_"))}
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / program), *arguments],
+            cwd=directory,
+            env={**outside, "PATH": path, "PYTHONPATH": str(directory), **environment},
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield Server(directory, process, f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

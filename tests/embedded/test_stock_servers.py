@@ -1,0 +1,93 @@
+"""Stock projects under the servers that people use: an event that a view sends runs, and a sleeping run goes on after
+a restart."""
+
+from pathlib import Path
+
+import pytest
+
+from .stock import make_project, running
+
+SERVERS = {
+    "FastAPI": [
+        "uvicorn main:app --port {port}",
+        "uvicorn main:app --port {port} --workers 3",
+        "uvicorn main:app --port {port} --lifespan off",
+        "gunicorn main:app -b 127.0.0.1:{port} -w 2 -k uvicorn_worker.UvicornWorker",
+        "hypercorn main:app -b 127.0.0.1:{port}",
+        "daphne main:app -p {port}",
+    ],
+    "Flask": [
+        "gunicorn main:app -b 127.0.0.1:{port} -w 2",
+        "gunicorn main:app -b 127.0.0.1:{port} -w 2 -k gthread --threads 4",
+        "gunicorn main:app -b 127.0.0.1:{port} -w 2 --preload",
+        "waitress-serve --listen 127.0.0.1:{port} main:app",
+        "flask --app main run --port {port}",
+        "flask --app main run --port {port} --debug",
+    ],
+    "Django": [
+        "uvicorn myproject.asgi:application --port {port}",
+        "uvicorn myproject.asgi:application --port {port} --workers 3",
+        "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 2",
+        "hypercorn myproject.asgi:application -b 127.0.0.1:{port}",
+        "daphne myproject.asgi:application -p {port}",
+        "waitress-serve --listen 127.0.0.1:{port} myproject.wsgi:application",
+        "python manage.py runserver {port}",
+        "python manage.py runserver {port} --noreload",
+    ],
+}
+CASES = [(framework, command) for framework, commands in SERVERS.items() for command in commands]
+
+
+@pytest.mark.parametrize(("framework", "command"), CASES, ids=lambda value: value)
+def test_an_event_that_a_view_sends_runs(framework: str, command: str, tmp_path: Path) -> None:
+    make_project(framework, tmp_path)
+    with running(command, tmp_path) as server:
+        server.send()
+        server.wait_asleep()
+
+
+RESTARTED = [
+    ("FastAPI", "uvicorn main:app --port {port}"),
+    ("Flask", "gunicorn main:app -b 127.0.0.1:{port} -w 2 --preload"),
+    ("Flask", "flask --app main run --port {port} --debug"),
+]
+
+
+@pytest.mark.parametrize(("framework", "command"), RESTARTED, ids=lambda value: value)
+def test_a_sleeping_run_goes_on_after_a_restart_without_a_request(framework: str, command: str, tmp_path: Path) -> None:
+    make_project(framework, tmp_path)
+    with running(command, tmp_path) as server:
+        server.send()
+        server.wait_asleep()
+    with running(command, tmp_path) as server:
+        server.wait_completed()
+
+
+def test_a_sleeping_run_goes_on_with_the_first_request_of_any_url(tmp_path: Path) -> None:
+    """Stock Django loads ``urls.py``, and with it the functions, with the first request."""
+    make_project("Django", tmp_path)
+    command = "gunicorn myproject.wsgi -b 127.0.0.1:{port}"
+    with running(command, tmp_path) as server:
+        server.send()
+        server.wait_asleep()
+    with running(command, tmp_path) as server:
+        while server.get("/nowhere") != 404:
+            pass
+        server.wait_completed()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "uvicorn myproject.asgi:application --port {port} --workers 2",
+        "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 2 --preload",
+        "python manage.py runserver {port}",
+    ],
+)
+def test_an_installed_app_starts_with_the_server(command: str, tmp_path: Path) -> None:
+    make_project("Django", tmp_path, is_installed_app=True)
+    with running(command, tmp_path) as server:
+        server.send()
+        server.wait_asleep()
+    with running(command, tmp_path) as server:
+        server.wait_completed()
