@@ -17,6 +17,7 @@ from durably.protocol.api import (
     EventBody,
     FunctionBody,
     InvokeBody,
+    MetadataBody,
     ReplayBody,
     RunBody,
     SendBody,
@@ -136,6 +137,9 @@ class EngineClient:
 
     def run_attempts(self, run_id: str) -> list[AttemptBody]:
         return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/attempts"), list[AttemptBody])
+
+    def run_metadata(self, run_id: str) -> list[MetadataBody]:
+        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/metadata"), list[MetadataBody])
 
     def cancel_run(self, run_id: str) -> RunBody:
         return self._data(self._request("DELETE", f"/v1/runs/{_segment(run_id)}"), RunBody)

@@ -94,13 +94,14 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 
     RUN is a run's id, or the end of it, as `durably dev` prints it.
     """
-    from .timeline import describe_attempts, describe_events, describe_run, describe_steps
+    from .timeline import describe_attempts, describe_events, describe_metadata, describe_run, describe_steps
 
     run_id = find_run_id(client, run_id)
     run, steps, attempts = client.get_run(run_id), client.run_steps(run_id), client.run_attempts(run_id)
     events = [client.get_event(event_id) for event_id in run.event_ids[:_MOST_EVENTS]]
+    metadata = client.run_metadata(run_id)
     if as_json:
-        echo_json({"run": run, "events": events, "steps": steps, "attempts": attempts})
+        echo_json({"run": run, "events": events, "steps": steps, "attempts": attempts, "metadata": metadata})
         return
     echo(describe_run(run))
     echo("")
@@ -111,6 +112,9 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
     if attempts:
         echo("")
         echo(describe_attempts(run, attempts))
+    if metadata:
+        echo("")
+        echo(describe_metadata(metadata))
 
 
 @runs.command()

@@ -1,6 +1,6 @@
 """A run and its steps, for a person to read."""
 
-from durably.protocol.api import AttemptBody, EventBody, RunBody, StepBody
+from durably.protocol.api import AttemptBody, EventBody, MetadataBody, RunBody, StepBody
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import printable
 
@@ -63,6 +63,12 @@ def describe_attempts(run: RunBody, attempts: list[AttemptBody]) -> Styled:
         for attempt in attempts
     ]
     return table(["AT", "FAILED STEP", "ATTEMPT", "ERROR"], rows)
+
+
+def describe_metadata(metadata: list[MetadataBody]) -> Styled:
+    """One line for each time that the app's SDK told something about the run."""
+    rows = [[format_local(one.received_at), shorten(format_json(one.body), _ERROR_WIDTH)] for one in metadata]
+    return table(["TOLD AT", "METADATA"], rows)
 
 
 def describe_steps(run: RunBody, steps: list[StepBody]) -> Styled:

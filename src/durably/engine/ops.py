@@ -41,7 +41,10 @@ def carry_out(answering: Answering, op: Op) -> None:
     """Raises ``OpInvalidError`` and ``RunOverflow``, either of which fails the run."""
     handler = _HANDLERS.get(op.op)
     if handler is None:
-        raise OpInvalidError(f"step {step_name(op)!r} asks for {op.op!r}, which this engine does not know")
+        raise OpInvalidError(
+            f"step {step_name(op)!r} asks for {op.op!r}, which this engine does not know: the app's SDK offers "
+            "something that this version of the engine does not have"
+        )
     if not op.id and op.op not in _WITHOUT_STEP:
         raise OpInvalidError(f"an op {op.op!r} has no id")
     handler(answering, op)

@@ -90,6 +90,21 @@ class RunBody(msgspec.Struct, kw_only=True):
     original_run_id: str | None = None
 
 
+class MetadataBody(msgspec.Struct, kw_only=True):
+    """What an SDK has told about a run beside its steps: ``{target, metadata: [{kind, op, values}]}``."""
+
+    received_at: dt.datetime
+    body: Any
+
+
+class TracesBody(msgspec.Struct, kw_only=True):
+    """Spans that an SDK has exported. ``body`` is JSON or, of another content type, base64."""
+
+    received_at: dt.datetime
+    content_type: str
+    body: Any
+
+
 class StepBody(msgspec.Struct, kw_only=True):
     """A step of a run. ``id`` is as the user wrote it, ``hashed_id`` the one on the wire.
 

@@ -56,7 +56,11 @@ def _check_steps(config: FunctionConfig, reader: OptionReader, in_process: bool)
 
 def _check_runtime(step: StepConfig, reader: OptionReader) -> None:
     if step.runtime.type != "http":
-        raise reader.refuse("runtime.type", f"is {step.runtime.type!r}; this engine calls functions over 'http' only")
+        raise reader.refuse(
+            "runtime.type",
+            f"is {step.runtime.type!r}; this engine calls functions over 'http' only: it does not support Connect, so "
+            "serve the functions over HTTP",
+        )
     try:
         url = URL(step.runtime.url)
         is_good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0

@@ -15,7 +15,7 @@ from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
-from . import queries, sweeps, work
+from . import annotations, queries, sweeps, work
 from .arrivals import check_content, check_event
 from .caller import Caller, HttpCaller
 from .configs import read_sync
@@ -34,12 +34,14 @@ from .views import (
     EventView,
     FunctionView,
     InvokeReceipt,
+    MetadataView,
     RunStatus,
     RunUpdate,
     RunView,
     StepView,
     SweepView,
     SyncResult,
+    TracesView,
 )
 
 _DEFAULT = EngineSettings()
@@ -264,6 +266,22 @@ class EmbeddedEngine:
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
         """Attempts that failed and were repeated, the earliest first."""
         return await self._reader.read(lambda connection: queries.run_attempts(connection, run_id))
+
+    async def add_run_metadata(self, run_id: str, body: bytes) -> bool:
+        """Keep what an SDK tells about a run, JSON; false if there is too much of it. Raises ``RunNotFoundError``."""
+        return await self._journal.enter(lambda entry: annotations.add_metadata(entry, run_id, body))
+
+    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+        """``None`` where there is no such run."""
+        return await self._reader.read(lambda connection: annotations.list_metadata(connection, run_id))
+
+    async def add_traces(self, content_type: str, body: bytes) -> bool:
+        """Keep spans that an SDK has exported; false where they are too large."""
+        return await self._journal.enter(lambda entry: annotations.add_traces(entry, content_type, body))
+
+    async def run_traces(self, run_id: str) -> list[TracesView]:
+        """The exports that name a run; spans of others may be among them."""
+        return await self._reader.read(lambda connection: annotations.list_traces(connection, run_id))
 
     async def run_calls(self, run_id: str) -> list[CallView]:
         """The calls that are scheduled or under way."""

@@ -305,5 +305,22 @@ CREATE TABLE defers (
 );
 """
 
-MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS, _FAILED_ATTEMPTS, _DEFERS)
+_ANNOTATIONS = """
+-- What SDKs tell about runs beside their steps: metadata, as it came (JSON), and exports of spans, of any runs.
+CREATE TABLE run_metadata (
+    key INTEGER PRIMARY KEY,
+    run_key INTEGER NOT NULL,
+    received_at INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX run_metadata_by_run ON run_metadata (run_key);
+CREATE TABLE traces (
+    key INTEGER PRIMARY KEY,
+    received_at INTEGER NOT NULL,
+    content_type TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+"""
+
+MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS, _FAILED_ATTEMPTS, _DEFERS, _ANNOTATIONS)
 """In order, each a script that takes the schema one version further. Those that were released never change."""

@@ -17,6 +17,7 @@ __all__ = [
     "EventView",
     "FunctionView",
     "InvokeReceipt",
+    "MetadataView",
     "RunStatus",
     "RunUpdate",
     "RunView",
@@ -24,6 +25,7 @@ __all__ = [
     "StepView",
     "SweepView",
     "SyncResult",
+    "TracesView",
     "UpdateKind",
 ]
 
@@ -155,6 +157,21 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     ended_at: dt.datetime
     error: str
+
+
+class MetadataView(msgspec.Struct, frozen=True, kw_only=True):
+    """What an SDK has told about a run beside its steps: JSON, as it came."""
+
+    received_at: dt.datetime
+    body: msgspec.Raw
+
+
+class TracesView(msgspec.Struct, frozen=True, kw_only=True):
+    """Spans that an SDK has exported at a time (OTLP), in the form of the content type."""
+
+    received_at: dt.datetime
+    content_type: str
+    body: bytes
 
 
 class CallView(msgspec.Struct, frozen=True, kw_only=True):

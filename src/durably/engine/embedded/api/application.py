@@ -8,7 +8,21 @@ from durably.engine.embedded.engine import EmbeddedEngine
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
-from . import checkpoint, cors, events, functions, info, invoke, runs, signals, sweeps, sync, updates
+from . import (
+    annotations,
+    checkpoint,
+    cors,
+    events,
+    functions,
+    info,
+    invoke,
+    runs,
+    signals,
+    sweeps,
+    sync,
+    unsupported,
+    updates,
+)
 from .auth import EVENTS_PATH, ApiKeys, authorize
 from .failures import HEALTH_PATH, failures_as_json, refuse_once_stopped
 from .hosts import AllowedHosts
@@ -31,6 +45,10 @@ _ROUTES = (
     web.get("/v1/runs/{run_id}", runs.get_run),
     web.delete("/v1/runs/{run_id}", runs.cancel_run),
     web.get("/v1/runs/{run_id}/jobs", runs.list_run_jobs),
+    web.post("/v1/runs/{run_id}/metadata", annotations.add_metadata),
+    web.get("/v1/runs/{run_id}/metadata", annotations.list_metadata),
+    web.get("/v1/runs/{run_id}/traces", annotations.list_traces),
+    web.post("/v1/traces/userland", annotations.add_traces),
     web.get("/v1/runs/{run_id}/steps", runs.list_run_steps),
     web.get("/v1/runs/{run_id}/attempts", runs.list_run_attempts),
     web.post("/v1/runs/{run_id}/rerun", runs.rerun),
@@ -80,6 +98,7 @@ def create_api(
     )
     app[STATE] = ApiState(engine, keys.server_kind, on_sync, sync_at)
     app.add_routes(_expecting(_ROUTES))
+    app.add_routes(_expecting(unsupported.routes()))
     app.on_response_prepare.append(_add_server_kind)
     if keys.server_kind is ServerKind.DEV:
         app.add_routes(_expecting(_DEV_ROUTES))

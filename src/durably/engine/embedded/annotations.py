@@ -1,0 +1,82 @@
+"""What SDKs tell about runs beside their steps: metadata, and spans of users' code. Kept for people to look at.
+
+Nothing depends on it, so that its size is bounded: what is beyond is dropped, and the log says so.
+"""
+
+import logging
+import sqlite3
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from durably.engine.errors import RunNotFoundError
+
+from .moments import to_datetime
+from .store import find_run_key
+from .views import MetadataView, TracesView
+
+if TYPE_CHECKING:
+    from .ledger import Entry
+
+MAX_METADATA_BYTES = 1024 * 1024
+"""Of one run's metadata."""
+MAX_TRACES_BYTES = 16 * 1024 * 1024
+"""Of all spans that are kept: the oldest go first."""
+
+_logger = logging.getLogger("durably.engine")
+
+
+def add_metadata(entry: "Entry", run_id: str, body: bytes) -> bool:
+    """False where the run has too much already. Raises ``RunNotFoundError``."""
+    run_key = entry.find_run_key(run_id)
+    if run_key is None:
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+    connection = entry.store.connection
+    (size,) = connection.execute(
+        "SELECT coalesce(sum(length(body)), 0) FROM run_metadata WHERE run_key = ?", (run_key,)
+    ).fetchone()
+    if size + len(body) > MAX_METADATA_BYTES:
+        _logger.warning(
+            "run %s: metadata of %d bytes is dropped: a run may have %d", run_id, len(body), MAX_METADATA_BYTES
+        )
+        return False
+    connection.execute(
+        "INSERT INTO run_metadata (run_key, received_at, body) VALUES (?, ?, ?)", (run_key, entry.now, body)
+    )
+    return True
+
+
+def add_traces(entry: "Entry", content_type: str, body: bytes) -> bool:
+    """False where it is too large."""
+    if len(body) > MAX_TRACES_BYTES // 4:
+        _logger.warning("spans of %d bytes are dropped: at most %d are kept", len(body), MAX_TRACES_BYTES // 4)
+        return False
+    connection = entry.store.connection
+    connection.execute(
+        "INSERT INTO traces (received_at, content_type, body) VALUES (?, ?, ?)", (entry.now, content_type, body)
+    )
+    connection.execute(
+        "DELETE FROM traces WHERE key IN (SELECT key FROM ("
+        "SELECT key, sum(length(body)) OVER (ORDER BY key DESC) AS size FROM traces) WHERE size > ?)",
+        (MAX_TRACES_BYTES,),
+    )
+    return True
+
+
+def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataView] | None:
+    """In the order in which it came; ``None`` where there is no such run."""
+    run_key = find_run_key(connection, run_id)
+    if run_key is None:
+        return None
+    rows = connection.execute(
+        "SELECT received_at, body FROM run_metadata WHERE run_key = ? ORDER BY key", (run_key,)
+    ).fetchall()
+    return [MetadataView(received_at=to_datetime(at), body=msgspec.Raw(body)) for at, body in rows]
+
+
+def list_traces(connection: sqlite3.Connection, run_id: str) -> list[TracesView]:
+    """Exports that have the run's id in them, in the order in which they came: others' spans may be among them."""
+    rows = connection.execute(
+        "SELECT received_at, content_type, body FROM traces WHERE instr(body, ?) > 0 ORDER BY key", (run_id.encode(),)
+    ).fetchall()
+    return [TracesView(received_at=to_datetime(at), content_type=kind, body=body) for at, kind, body in rows]
