@@ -476,13 +476,14 @@ async def test_the_logger_is_silent_while_memos_are_replayed(
     engine = engine_for(talkative if function == "async" else talkative_sync, blocking=server == "sync")
     run = await engine.run(pick=named("a", "first", "b", "second"))
     assert run.status == "Completed"
+    function_id = engine.functions[0].id
     assert [record.getMessage() for record in caplog.records] == [
-        "top",
-        "in a",
-        "after a",
-        "after the race",
-        "in b",
-        "end of it",
+        f"[{function_id} 01RUN] top",
+        f"[{function_id} 01RUN a] in a",
+        f"[{function_id} 01RUN] after a",
+        f"[{function_id} 01RUN] after the race",
+        f"[{function_id} 01RUN b] in b",
+        f"[{function_id} 01RUN] end of it",
     ]
 
 

@@ -30,6 +30,7 @@ from durably.options import (
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import Event
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
+from durably.run_logger import as_logger
 from durably.serializers import Serializer, Unset
 from durably.settings import API_BASE_URL, EVENT_API_BASE_URL, Environment, Setting, is_test_run, warn_of_unknown_names
 from durably.transport import IO, AsyncIO, BlockingIO
@@ -68,7 +69,7 @@ class Client:
         event_api_base_url: str | None = None,
         event_key: str | None = None,
         is_production: bool | None = None,
-        logger: Logger | None = None,
+        logger: Any = None,
         middleware: Sequence[MiddlewareFactory] | None = None,
         request_timeout: Duration | None = None,
         serializer: Serializer | None = None,
@@ -88,7 +89,7 @@ class Client:
         check_checkpointing(checkpointing, "Client")
         self.checkpointing = checkpointing
         self.warned_events: set[str] = set()
-        self.logger: Logger = logger or _default_logger(environment)
+        self.logger: Logger = _default_logger(environment) if logger is None else as_logger(logger)
         self.mode = _choose_mode(is_production, environment)
         self.env = env or environment.name
         self.event_key = event_key or environment.event_key
@@ -139,8 +140,8 @@ class Client:
         check_middleware([*self.middleware, middleware], "Client.add_middleware")
         self.middleware.append(middleware)
 
-    def set_logger(self, logger: Logger) -> None:
-        self.logger = logger
+    def set_logger(self, logger: Any) -> None:
+        self.logger = as_logger(logger)
 
     def create_function(
         self,

@@ -4,13 +4,12 @@
 """
 
 import datetime as dt
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from durably import steps
-from durably.execution import AsyncCall, Replay, SyncCall
+from durably.execution import AsyncCall, SyncCall
 from durably.groups import Group, GroupSync
 from durably.protocol.durations import Duration
 from durably.protocol.events import Event
@@ -25,20 +24,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 OnConflict = Literal["fail", "replace"]
 Events = Event | Sequence[Event]
-
-
-class ReplayLogger(logging.LoggerAdapter[Any]):
-    """Silent while memos are replayed, so that a line is logged once and not at every call."""
-
-    def __init__(self, logger: Any, replay: Replay) -> None:
-        super().__init__(logger, {})
-        self._replay = replay
-
-    def isEnabledFor(self, level: int) -> bool:
-        return self._replay.is_fresh and super().isEnabledFor(level)
-
-    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        return msg, kwargs
 
 
 @dataclass

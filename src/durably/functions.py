@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from durably.checkpointing import Checkpoints
-from durably.context import Context, ContextSync, ReplayLogger, Step, StepSync
+from durably.context import Context, ContextSync, Step, StepSync
 from durably.divergences import Divergences
 from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
 from durably.execution import (
@@ -40,6 +40,7 @@ from durably.protocol.call import CallContext
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
 from durably.reports import check_found
+from durably.run_logger import RunContext, run_logger
 from durably.sending import send_events, step_seed
 from durably.serializers import Serializer, Unset
 from durably.standing import CallStanding
@@ -336,7 +337,7 @@ def _make_context(
         "events": call.events,
         "run_id": call.context.run_id,
         "attempt": call.context.attempt,
-        "logger": ReplayLogger(client.logger, replay),
+        "logger": run_logger(client.logger, RunContext(replay, client.app_id, call.function_id, call.context.run_id)),
         "request_id": call.request_id,
         "job_id": call.job_id,
     }

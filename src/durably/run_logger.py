@@ -1,0 +1,215 @@
+"""``ctx.logger``, and the loggers that a client may be given: the standard library's, structlog, loguru, or any object.
+
+``ctx.logger`` is silent while memos are replayed, so that a line is logged once and not at each call. Its lines tell
+function, run and step.
+"""
+
+import contextlib
+import inspect
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from durably.errors import FunctionConfigInvalidError
+from durably.execution import Replay, in_step
+
+StandardLogger = logging.Logger | logging.LoggerAdapter[Any]
+_STANDARD = (logging.Logger, logging.LoggerAdapter)
+_LEVELS = ("debug", "info", "warning", "error", "critical", "exception")
+_METHODS = frozenset((*_LEVELS, "warn", "fatal", "log", "msg", "trace", "success"))
+_ASYNC_METHODS = frozenset(f"a{name}" for name in _METHODS)  # structlog's
+
+
+class _Fallback(logging.StreamHandler[Any]):
+    """Writes lines of runs to stderr where no logging is configured, as ``logging.lastResort`` does warnings."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+_fallback = _Fallback()
+
+
+class RunContext:
+    """What the lines of one call tell. The step is the one whose handler logs, if any."""
+
+    def __init__(self, replay: Replay, app_id: str, function_id: str, run_id: str) -> None:
+        self._replay = replay
+        self._fields = {"app_id": app_id, "function_id": function_id, "run_id": run_id}
+
+    @property
+    def is_silent(self) -> bool:
+        return not self._replay.is_fresh
+
+    def fields(self) -> dict[str, str]:
+        step = in_step.get()
+        return self._fields if step is None else {**self._fields, "step_id": step.request.step_id}
+
+    def prefix(self) -> str:
+        fields = self.fields()
+        return " ".join(fields[name] for name in ("function_id", "run_id", "step_id") if name in fields)
+
+
+class RunLogger(logging.LoggerAdapter[Any]):
+    """``ctx.logger`` over a logger of the standard library.
+
+    Each record has the attributes ``app_id``, ``function_id`` and ``run_id``, in a step's handler ``step_id``, and a
+    message that begins with them. If no handler is configured, lines from INFO on (or from the logger's own level)
+    go to stderr.
+    """
+
+    def __init__(self, logger: StandardLogger, context: RunContext) -> None:
+        super().__init__(logger, {})
+        self._context = context
+
+    def isEnabledFor(self, level: int) -> bool:
+        if self._context.is_silent:
+            return False
+        return level >= self._fallback_level() if self._is_unconfigured() else super().isEnabledFor(level)
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if not self.isEnabledFor(level):
+            return
+        kwargs["extra"] = {**self._context.fields(), **(kwargs.get("extra") or {})}
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        template, values = _with_prefix(self._context.prefix(), str(msg), args)
+        if self._is_unconfigured():
+            self._write(level, template, values, kwargs)
+        else:
+            self.logger.log(level, template, *values, **kwargs)
+
+    def _is_unconfigured(self) -> bool:
+        return not self.logger.hasHandlers()
+
+    def _fallback_level(self) -> int:
+        level = self._base().level
+        return level or min(logging.INFO, self._base().getEffectiveLevel())
+
+    def _base(self) -> logging.Logger:
+        logger: Any = self.logger
+        while not isinstance(logger, logging.Logger):
+            logger = logger.logger
+        return logger
+
+    def _write(self, level: int, template: str, values: tuple[object, ...], kwargs: dict[str, Any]) -> None:
+        exc_info = kwargs.get("exc_info")
+        if isinstance(exc_info, BaseException):
+            exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+        elif exc_info and not isinstance(exc_info, tuple):
+            exc_info = sys.exc_info()
+        logger = self._base()
+        record = logger.makeRecord(logger.name, level, "", 0, template, values, exc_info or None, extra=kwargs["extra"])
+        _fallback.handle(record)
+
+
+def _with_prefix(prefix: str, message: str, args: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
+    """The prefix is an argument, so that the template stays the same for all runs: tools group lines by it."""
+    if len(args) == 1 and isinstance(args[0], Mapping):
+        return f"[{prefix.replace('%', '%%')}] {message}", args
+    return f"[%s] {message if args else message.replace('%', '%%')}", (prefix, *args)
+
+
+class AnyLogger:
+    """An object that is no logger of the standard library, as the SDK itself logs to it.
+
+    Messages are complete text. All else is the object's own.
+    """
+
+    def __init__(self, target: Any) -> None:
+        missing = [name for name in ("info", "error") if not callable(getattr(target, name, None))]
+        if missing:
+            raise FunctionConfigInvalidError(
+                f"Client.logger must have methods like logging.Logger's; {target!r} has no {' and no '.join(missing)}"
+            )
+        self.target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.target, name)
+
+    def debug(self, message: str, *args: object, **options: Any) -> None:
+        self._log(("debug", "info"), message, args, options)
+
+    def info(self, message: str, *args: object, **options: Any) -> None:
+        self._log(("info",), message, args, options)
+
+    def warning(self, message: str, *args: object, **options: Any) -> None:
+        self._log(("warning", "warn", "info"), message, args, options)
+
+    def error(self, message: str, *args: object, **options: Any) -> None:
+        self._log(("error",), message, args, options)
+
+    def critical(self, message: str, *args: object, **options: Any) -> None:
+        self._log(("critical", "fatal", "error"), message, args, options)
+
+    def exception(self, message: str, *args: object, **options: Any) -> None:
+        self._log(("error",), message, args, {"exc_info": True, **options})
+
+    def log(self, level: int, message: str, *args: object, **options: Any) -> None:
+        names = [name for name in _LEVELS[:5] if getattr(logging, name.upper()) <= level]
+        getattr(self, names[-1] if names else "debug")(message, *args, **options)
+
+    def _log(self, names: tuple[str, ...], message: str, args: tuple[object, ...], options: Mapping[str, Any]) -> None:
+        """What the object raises has no effect on runs."""
+        text = message % args if args else message
+        if exc_info := options.get("exc_info"):
+            error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
+            text = "\n".join((text, *("".join(traceback.format_exception(error)).splitlines() if error else ())))
+        write = next(method for name in names if callable(method := getattr(self.target, name, None)))
+        with contextlib.suppress(Exception):
+            write(text)
+
+
+class AnyRunLogger:
+    """``ctx.logger`` over an object that is no logger of the standard library.
+
+    An object with ``bind``, as structlog's and loguru's have, is bound to the fields; else messages begin with them.
+    """
+
+    def __init__(self, target: Any, context: RunContext) -> None:
+        self._target = target
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "bind":
+            return lambda *args, **values: AnyRunLogger(self._target.bind(*args, **values), self._context)
+        if name in _METHODS or name in _ASYNC_METHODS:
+            return self._method(name)
+        return getattr(self._target, name)
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        """Where it is called, not where it is looked up, decides what its line tells: it may be a step's handler."""
+        is_async = name in _ASYNC_METHODS or inspect.iscoroutinefunction(getattr(self._target, name))
+
+        def write(*args: Any, **options: Any) -> Any:
+            if self._context.is_silent:
+                return _say_nothing_async() if is_async else None
+            if callable(getattr(self._target, "bind", None)):
+                return getattr(self._target.bind(**self._context.fields()), name)(*args, **options)
+            place = 1 if name == "log" else 0  # after the level
+            if len(args) > place and isinstance(args[place], str):
+                text = f"[{self._context.prefix()}] {args[place]}"
+                args = (*args[:place], text, *args[place + 1 :])
+            return getattr(self._target, name)(*args, **options)
+
+        return write
+
+
+async def _say_nothing_async() -> None:
+    """In place of an async method, during the replay."""
+
+
+def as_logger(logger: Any) -> Any:
+    """A logger that the SDK can log to. Raises ``FunctionConfigInvalidError``."""
+    return logger if isinstance(logger, (*_STANDARD, AnyLogger)) else AnyLogger(logger)
+
+
+def run_logger(logger: Any, context: RunContext) -> Any:
+    """``ctx.logger`` over what ``as_logger`` made."""
+    return AnyRunLogger(logger.target, context) if isinstance(logger, AnyLogger) else RunLogger(logger, context)
