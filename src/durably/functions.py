@@ -217,18 +217,19 @@ class Function(Generic[T]):
 
     def _encode(self, returned: Returned, handler: Handler[Any], client: "Client") -> Returned | Raised:
         is_own = handler is self._handler
+        source = f'function "{self.id}"' if is_own else f'on_failure of function "{self.id}"'
         try:
             codec = self.output_codec(client.serializer) if is_own else self._failure_codec(handler, client.serializer)
-            return returned if codec is None else Returned(encode_as(codec, "the function", returned.value))
+            return Returned(returned.value if codec is None else encode_as(codec, source, returned.value), source)
         except Exception as error:
             return Raised(error)
 
     def output_codec(self, serializer: Serializer | None) -> Codec | None:
         """How the output is stored: by ``output_type``, or else by the handler's annotation."""
-        return function_codec(repr(self), self._handler, self.opts.output_type, serializer)
+        return function_codec(f'function "{self.id}"', self._handler, self.opts.output_type, serializer)
 
     def _failure_codec(self, handler: Handler[Any], serializer: Serializer | None) -> Codec | None:
-        codec = function_codec(f"on_failure of {self!r}", handler, Unset, serializer)
+        codec = function_codec(f'on_failure of function "{self.id}"', handler, Unset, serializer)
         return SerializerCodec(serializer, object) if codec is None and serializer is not None else codec
 
     async def _transform_output(self, ending: Ending, call: FunctionCall, middleware: MiddlewareStack) -> Ending:
@@ -244,7 +245,9 @@ class Function(Generic[T]):
                 return ending
             result = _result_of_function(ending)
             await middleware.call("transform_output", result)
-            return Raised(result.error) if result.error is not None else Returned(result.output)
+            if result.error is not None:
+                return Raised(result.error)
+            return Returned(result.output, ending.source if isinstance(ending, Returned) else "the function")
 
     def _handler_for(self, function_id: str) -> Handler[Any]:
         if function_id == self.id:

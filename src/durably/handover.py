@@ -180,7 +180,7 @@ class StepHandover:
 def _complete(returned: Returned) -> Found | Raised:
     """The function's end as an op, which can follow steps in one answer."""
     try:
-        data = msgspec.Raw(encode_output(returned.value, "the function"))
+        data = msgspec.Raw(encode_output(returned.value, returned.source))
     except OutputUnserializableError as error:
         return Raised(error)
     return Found([_report_of(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])

@@ -453,6 +453,7 @@ async def test_the_output_of_a_function_is_held_to_the_same(annotation: Any) -> 
     function.__annotations__["return"] = annotation
     error = await fail(function)
     assert error["code"] == "output_unserializable"
+    assert error["message"].startswith('function "app-function" returned unserializable data')
     assert "$.data.tags" in error["message"]
 
 

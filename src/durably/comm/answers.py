@@ -29,7 +29,7 @@ def encode(outcome: Outcome) -> Answer:
     if isinstance(outcome, Raised):
         return _encode_error(outcome.error)
     try:
-        return Answer(HTTPStatus.OK, encode_output(outcome.value, "the function"))
+        return Answer(HTTPStatus.OK, encode_output(outcome.value, outcome.source))
     except OutputUnserializableError as error:
         return _encode_error(error)
 

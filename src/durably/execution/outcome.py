@@ -16,9 +16,10 @@ from .step import StepInfo
 
 @dataclass(slots=True)
 class Returned:
-    """The function ran to its end."""
+    """The function ran to its end. ``source`` names it in errors about the value."""
 
     value: Any
+    source: str = "the function"
 
 
 @dataclass(slots=True)
