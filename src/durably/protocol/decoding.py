@@ -17,6 +17,13 @@ class TooDeepError(msgspec.DecodeError):
         super().__init__("JSON is nested too deeply")
 
 
+class NotUtf8Error(msgspec.DecodeError):
+    """The JSON is not encoded in UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__("JSON is malformed: it is not encoded in UTF-8")
+
+
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault, ``TooDeepError``."""
     try:
@@ -25,6 +32,6 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
             body.decode()
         return decoded
     except UnicodeDecodeError:
-        raise msgspec.DecodeError("JSON is malformed: it is not encoded in UTF-8") from None
+        raise NotUtf8Error from None
     except RecursionError:
         raise TooDeepError from None

@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from durably.protocol.decoding import NotUtf8Error, TooDeepError
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
 from .responses import ApiError
@@ -57,12 +58,12 @@ def decode_json(body: bytes, decode: Callable[[bytes], T]) -> T:
         return decode(body)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"the body has the wrong shape: {error}") from None
+    except (NotUtf8Error, UnicodeDecodeError):
+        raise ApiError(400, "the body is not valid JSON: it is not encoded in UTF-8") from None
+    except (TooDeepError, RecursionError):
+        raise ApiError(400, "the body is nested too deeply") from None
     except msgspec.DecodeError as error:
         raise ApiError(400, describe_malformed(body, str(error))) from None
-    except UnicodeDecodeError:
-        raise ApiError(400, "the body is not valid JSON: it is not encoded in UTF-8") from None
-    except RecursionError:
-        raise ApiError(400, "the body is nested too deeply") from None
 
 
 def describe_malformed(body: bytes, fault: str) -> str:
