@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import inngest
 import pytest
 
 import durably
@@ -547,15 +548,16 @@ async def test_what_the_engine_is_sent_of_its_steps_can_be_replaced(kinds: tuple
     assert data == {"n": 1}
 
 
+@pytest.mark.parametrize("base", [MiddlewareSync, inngest.MiddlewareSync])
 @pytest.mark.parametrize("runs_in_thread", [True, False])
-async def test_hooks_that_block_run_in_a_thread_of_async_functions(runs_in_thread: bool) -> None:
+async def test_hooks_that_block_run_in_a_thread_of_async_functions(runs_in_thread: bool, base: type) -> None:
     threads: set[bool] = set()
 
     def note(self: Any, *args: Any) -> None:
         threads.add(threading.current_thread() is threading.main_thread())
 
     hooks = dict.fromkeys(HOOKS, note)
-    middleware: Any = type("Blocking", (MiddlewareSync,), {"runs_in_thread": runs_in_thread, **hooks})
+    middleware: Any = type("Blocking", (base,), {"runs_in_thread": runs_in_thread, **hooks})
 
     async def function(ctx: Context) -> None:
         await ctx.step.run("a", str)

@@ -96,7 +96,9 @@ class InngestMiddleware:
     def __init__(self, middleware: Any, ops: Callable[[str], Any]) -> None:
         self._middleware = middleware
         self._ops = ops
-        self.runs_in_thread = any(base.__module__.startswith(_BLOCKING) for base in type(middleware).__mro__)
+        self.runs_in_thread = getattr(middleware, "runs_in_thread", False) or any(
+            base.__module__.startswith(_BLOCKING) for base in type(middleware).__mro__
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._middleware, name)

@@ -9,12 +9,17 @@ import datetime as dt
 import threading
 import urllib.request
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
+
+import inngest
 
 import durably
 from durably import Client, Context, ContextSync, Function, NonRetriableError, RetryAfterError
+from durably.encryption import EncryptionMiddleware
 
 KINDS = ("async", "sync")
+ENCRYPTION_KEY = "the key of the sealed functions"
 RETRY_AT = dt.datetime(2031, 2, 3, 4, 5, 6, tzinfo=dt.UTC)
 
 request_name: ContextVar[str] = ContextVar("request_name", default="unset")
@@ -102,7 +107,15 @@ def _make_async(client: Client) -> list[Function[Any]]:
     async def sends(ctx: Context) -> list[str]:
         return await ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
 
-    return [plain, steps, threads, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends]
+    @create("sealed", middleware=[OffTheLoop, EncryptionMiddleware.factory(ENCRYPTION_KEY)])
+    async def sealed(ctx: Context) -> Any:
+        data = ctx.event.data
+        card = await ctx.step.run("card", lambda: data["encrypted"])
+        return await ctx.group.parallel(
+            [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
+        )
+
+    return [plain, steps, threads, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends, sealed]
 
 
 def _make_sync(client: Client) -> list[Function[Any]]:
@@ -170,7 +183,15 @@ def _make_sync(client: Client) -> list[Function[Any]]:
     def sends(ctx: ContextSync) -> list[str]:
         return ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
 
-    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends]
+    @create("sealed", middleware=[OffTheLoop, EncryptionMiddleware.factory(ENCRYPTION_KEY)])
+    def sealed(ctx: ContextSync) -> Any:
+        data = ctx.event.data
+        card = ctx.step.run("card", lambda: data["encrypted"])
+        return ctx.group.parallel(
+            [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
+        )
+
+    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends, sealed]
 
 
 def _make_special(client: Client) -> list[Function[Any]]:
@@ -255,6 +276,19 @@ class Upper(durably.MiddlewareSync):
     def transform_output(self, result: durably.TransformOutputResult) -> None:
         if result.step is not None:
             result.output = result.output.upper()
+
+
+class OffTheLoop(inngest.MiddlewareSync):
+    """Of the ``inngest`` package, with hooks that may block."""
+
+    runs_in_thread = True
+
+    def transform_input(self, ctx: Any, function: Any, steps: Any) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        raise AssertionError(f"the hook runs on the event loop {loop}")
 
 
 def describe_request(raw: Any) -> dict[str, Any]:

@@ -5,9 +5,11 @@ import time
 
 import pytest
 
+from durably.encryption import Cipher
+
 from . import wire
 from .engine import Answer, FakeEngine, Received
-from .functions import RETRY_AT
+from .functions import ENCRYPTION_KEY, RETRY_AT
 from .servers import Server
 
 
@@ -171,6 +173,18 @@ def test_middleware_sees_the_frameworks_own_request(server: Server, kind: str) -
 def test_middleware_of_both_levels_sees_a_step(server: Server, kind: str) -> None:
     answer = wire.call(server.url("dev"), f"app-dev-step-middle-{kind}", wire.call_body())
     assert answer.json[0]["data"] == "HELLO"
+
+
+def test_encrypted_data_stays_so_outside_of_the_app(server: Server, kind: str) -> None:
+    url, function_id, cipher = server.url("dev"), f"app-dev-sealed-{kind}", Cipher(ENCRYPTION_KEY)
+    data = {"encrypted": cipher.encrypt("4111")}
+    first = wire.call(url, function_id, wire.call_body(data))
+    memo = {"data": first.json[0]["data"]}
+    second = wire.call(url, function_id, wire.call_body(data, steps={"card": memo}))
+    assert second.ops == [("InvokeFunction", "a"), ("InvokeFunction", "b")]
+    sent = [memo["data"], *(op["opts"]["payload"]["data"]["encrypted"] for op in second.json)]
+    assert [cipher.decrypt(envelope) for envelope in sent] == ["4111"] * 3
+    assert "4111" not in json.dumps([first.json, second.json])
 
 
 # -- the API instead of the body

@@ -4,13 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
+from durably import Client
+
 from . import wire
+from .functions import make_functions
 from .servers import Server
 
 UNSIGNED = {
     "authentication_succeeded": None,
     "capabilities": {"in_band_sync": "v1", "trust_probe": "v1"},
-    "function_count": 21,
+    "function_count": len(make_functions(Client(app_id="app", is_production=False))),
     "has_event_key": True,
     "has_signing_key": True,
     "has_signing_key_fallback": True,
