@@ -18,10 +18,11 @@ def encode_output(value: Any, source: str) -> bytes:
     return to_json(value, source)[0]
 
 
-def to_json(value: Any, source: str) -> tuple[bytes, Any]:
+def to_json(value: Any, source: str, function_id: str = "") -> tuple[bytes, Any]:
     """JSON of what a function or step returned, and the value that comes back of it.
 
-    Warns if that is in another form. Raises ``OutputUnserializableError`` naming the source, and the place.
+    Warns if that is in another form; ``function_id`` tells there whose step it is. Raises
+    ``OutputUnserializableError`` naming the source, and the place.
     """
     if value is msgspec.UNSET:
         return b"null", None
@@ -30,7 +31,7 @@ def to_json(value: Any, source: str) -> tuple[bytes, Any]:
     except ValueError as error:
         raise _unserializable(source, str(error)) from None
     if change is not None:
-        tell_change(source, change)
+        tell_change(f'{source} of function "{function_id}"' if function_id else source, change)
     return data, returned
 
 
@@ -43,7 +44,7 @@ def _unserializable(source: str, problem: str) -> OutputUnserializableError:
 
 def encode_step_output(report: StepReport) -> tuple[bytes, Any]:
     """See ``to_json``."""
-    return to_json(report.output, f'step "{report.info.id}"')
+    return to_json(report.output, f'step "{report.info.id}"', report.function_id)
 
 
 def check_found(reports: Sequence[StepReport]) -> None:

@@ -19,7 +19,7 @@ import pydantic
 import pytest
 
 import durably
-from durably import Client, Context, ContextSync
+from durably import Client, Context, ContextSync, step_types
 from durably.step_types import declared_type
 from durably.testing import TestEngine
 from durably.typed_values import codec_for
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Hashable as OnlyForTypeCheckers
 
 T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_told() -> None:
+    step_types._told.clear()
 
 
 class Colour(enum.Enum):
@@ -464,6 +469,19 @@ CHANGED: list[tuple[Any, Any, str, Any]] = [
     (Any, dt.date(2030, 1, 2), "a date at `$`", "2030-01-02"),
     (Loose, Loose(Decimal(1)), "a Decimal at `$.data`", Loose("1")),
 ]
+
+
+async def test_the_report_names_the_function_and_each_function_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    async def one(ctx: Context) -> None:
+        await ctx.step.run("of two functions", lambda: (1,))
+
+    def two(ctx: ContextSync) -> None:
+        ctx.step.run("of two functions", lambda: (1,))
+
+    await complete(one)
+    await complete(two)
+    lines = [line for line in caplog.messages if line.startswith('step "of two functions" of function "app-')]
+    assert [line.partition(" returned")[0].rpartition("app-")[2] for line in lines] == ['one"', 'two"']
 
 
 @pytest.mark.parametrize(("annotation", "value", "told", "returned"), CHANGED, ids=lambda value: str(value)[:40])

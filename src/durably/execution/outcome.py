@@ -37,6 +37,7 @@ class StepReport:
     info: StepInfo
     output: Any = msgspec.UNSET
     error: BaseException | None = None
+    function_id: str = ""
 
     def replace(self, output: Any, error: BaseException | None) -> None:
         """What middleware made of the step's result; an executed step whose error it took away has succeeded."""

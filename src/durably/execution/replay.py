@@ -277,7 +277,8 @@ class Replay:
             replaced = self.memos.input_of(step.hashed_id)
             args = request.args if replaced is None else replaced
             output = await call(step, args)
-            report = StepReport(step.to_op(None, mode), step.info(), output=request.encode(output))
+            output = request.encode(output)
+            report = StepReport(step.to_op(None, mode), step.info(), output=output, function_id=self.function_id)
         except NestedStep as nested:
             report = self._failed(step, mode, StepNestedError(str(nested)))
         except (Exception, SystemExit) as error:
