@@ -88,6 +88,8 @@ class SyncLog:
                 modified=result.modified,
                 **{name: ids for name, ids in changes.items() if ids},
             )
+        if sync.conflict is not None:
+            _logger.error("%s", sync.conflict)
 
 
 def notify_supervisor(state: str) -> None:

@@ -24,6 +24,7 @@ from . import (
     updates,
 )
 from .auth import EVENTS_PATH, ApiKeys, authorize
+from .conflicts import AppConflicts
 from .failures import HEALTH_PATH, failures_as_json, refuse_once_stopped
 from .hosts import AllowedHosts
 from .state import STATE, AcceptedSync, ApiState, OnSync, SyncAt
@@ -77,6 +78,11 @@ def ignore_sync(sync: AcceptedSync) -> None:
     """The ``on_sync`` of those who do not care."""
 
 
+async def _is_never_alive(url: str) -> bool:
+    """Of an engine that reaches its apps by other means than their URLs."""
+    return False
+
+
 _LOCAL = AllowedHosts()
 
 
@@ -87,6 +93,7 @@ def create_api(
     hosts: AllowedHosts = _LOCAL,
     on_sync: OnSync = ignore_sync,
     sync_at: SyncAt | None = None,
+    conflicts: AppConflicts | None = None,
 ) -> web.Application:
     """The API of an open engine, to be served with no access log: paths of ``/e/`` hold event keys.
 
@@ -96,7 +103,8 @@ def create_api(
         middlewares=[failures_as_json, authorize(keys, hosts), refuse_once_stopped],
         client_max_size=MAX_REQUEST_BYTES,
     )
-    app[STATE] = ApiState(engine, keys.server_kind, on_sync, sync_at)
+    conflicts = conflicts or AppConflicts(engine, _is_never_alive)
+    app[STATE] = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts)
     app.add_routes(_expecting(_ROUTES))
     app.add_routes(_expecting(unsupported.routes()))
     app.on_response_prepare.append(_add_server_kind)

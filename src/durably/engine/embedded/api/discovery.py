@@ -24,6 +24,7 @@ from durably.protocol.signatures import SignatureError, sign, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from durably.protocol.text import get_logger, printable, redact_url, redact_urls
 
+from .conflicts import AppConflicts
 from .state import AcceptedSync, OnSync
 
 TIMEOUT_SECONDS = 10.0
@@ -88,6 +89,7 @@ class AppDiscovery:
 
     def __init__(self, engine: EmbeddedEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
         self._engine, self._settings, self._origin, self._on_sync = engine, settings, origin, on_sync
+        self.conflicts = AppConflicts(engine, self._is_alive)
         self._awaited: dict[str, AcceptedSync | None] = {}
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
@@ -101,6 +103,13 @@ class AppDiscovery:
         if sync.deploy_id in self._awaited:
             self._awaited[sync.deploy_id] = sync
         self._on_sync(sync)
+
+    async def _is_alive(self, url: str) -> bool:
+        """Whether an app with functions answers at a URL."""
+        try:
+            return (await self.inspect(url)).function_count != 0
+        except EngineError:
+            return False
 
     async def sync(self, url: str) -> AcceptedSync:
         """What the app synced, once it is stored.
@@ -151,7 +160,8 @@ class AppDiscovery:
             if headers.get(Header.SYNC_KIND) != SyncKind.IN_BAND:
                 return self._posted_sync(url, deploy_id)
         sync = self._read_in_band(url, headers, body)
-        accepted = AcceptedSync(sync, await self._engine.sync_app(sync), None)
+        stored = await self.conflicts.accept(sync)
+        accepted = AcceptedSync(sync, stored.result, None, stored.conflict if stored.is_new else None)
         _tell_other_origins(url, sync)
         self.note_sync(accepted)
         return accepted

@@ -95,7 +95,12 @@ class EngineServer:
         origin = f"http://{reachable(host)}:{listener.getsockname()[1]}"
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(
-            engine, keys, hosts=AllowedHosts(host, allowed_hosts), on_sync=discovery.note_sync, sync_at=discovery.sync
+            engine,
+            keys,
+            hosts=AllowedHosts(host, allowed_hosts),
+            on_sync=discovery.note_sync,
+            sync_at=discovery.sync,
+            conflicts=discovery.conflicts,
         )
         runner, connections = await serve_api(api, listener, limits, shutdown_timeout=SHUTDOWN_SECONDS)
         return cls(engine, discovery, runner, connections, origin)

@@ -10,14 +10,18 @@ from durably.engine.embedded.views import SyncResult
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 
+from .conflicts import AppConflicts
+
 
 @dataclass(frozen=True)
 class AcceptedSync:
-    """A sync that the engine has stored. ``deploy_id`` is what the app was asked to sync with, if it was asked."""
+    """A sync that the engine has stored. ``deploy_id`` is what the app was asked to sync with, if it was asked.
+    ``conflict`` tells of another app of the same id, unless it was said lately."""
 
     request: SyncRequest
     result: SyncResult
     deploy_id: str | None
+    conflict: str | None = None
 
 
 OnSync = Callable[[AcceptedSync], None]
@@ -31,6 +35,7 @@ class ApiState:
     server_kind: ServerKind
     on_sync: OnSync
     sync_at: SyncAt | None
+    conflicts: AppConflicts
 
 
 STATE = web.AppKey("state", ApiState)

@@ -36,9 +36,12 @@ async def register(request: web.Request) -> web.Response:
     """``POST /fn/register[?deployId=…]``."""
     _check_server_kind(request)
     sync = decode_json(await read_body(request), decode_sync)
-    result = await engine_of(request).sync_app(sync)
-    state_of(request).on_sync(AcceptedSync(sync, result, request.query.get(Query.DEPLOY_ID)))
-    return json_response({"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id})
+    accepted = await state_of(request).conflicts.accept(sync)
+    result, conflict = accepted.result, accepted.conflict
+    told = AcceptedSync(sync, result, request.query.get(Query.DEPLOY_ID), conflict if accepted.is_new else None)
+    state_of(request).on_sync(told)
+    answer = {"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id}
+    return json_response(answer | ({} if conflict is None else {"warning": conflict}))
 
 
 def _check_server_kind(request: web.Request) -> None:

@@ -1,0 +1,109 @@
+"""Two apps with one id, each of which removes the functions of the other whenever it syncs: noticed, and said to both.
+
+An app that moves, is deployed anew or is reloaded syncs other functions, or from another URL, as well. That is no
+conflict unless the app at the earlier URL is alive, and either has no function in common with the one that takes its
+place, or took the place of that one itself within the last hour.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import msgspec
+
+from durably.engine.embedded.engine import EmbeddedEngine
+from durably.engine.embedded.views import SyncResult
+from durably.protocol.sync import SyncRequest
+from durably.protocol.text import redact_url
+
+PROBE_SECONDS = 2.0
+_BACK_SECONDS = 3600.0
+_SAY_AGAIN_SECONDS = 600.0
+_MOST_NAMED = 5
+_LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What an app has synced: from where, and which functions."""
+
+    url: str
+    function_ids: frozenset[str]
+
+    @property
+    def place(self) -> tuple[str, int | None, str]:
+        """The part of the URL that tells one server from another."""
+        try:
+            parts = urlsplit(self.url)
+            host, port = (parts.hostname or "").lower(), parts.port
+        except ValueError:  # The functions have URLs of their own; this one may be anything.
+            return self.url, None, ""
+        return _LOCAL.get(host, host), port, parts.path.rstrip("/")
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A sync that was stored. ``conflict`` tells of another app of the same id, ``is_new`` that this is news."""
+
+    result: SyncResult
+    conflict: str | None = None
+    is_new: bool = False
+
+
+class AppConflicts:
+    """``is_alive`` tells whether an app answers at a URL."""
+
+    def __init__(self, engine: EmbeddedEngine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
+        self._engine = engine
+        self._is_alive = is_alive
+        self._replaced: dict[tuple[str, object, object], float] = {}
+        self._said: dict[str, float] = {}
+
+    async def accept(self, request: SyncRequest) -> Accepted:
+        """Store what an app syncs. Raises what ``EmbeddedEngine.sync_app`` raises."""
+        before = await self._served(request.app_id)
+        result = await self._engine.sync_app(request)
+        now = Served(request.url, frozenset(function.id for function in request.functions))
+        if before is None or not await self._is_conflict(request.app_id, before, now):
+            return Accepted(result)
+        conflict = describe_conflict(request.app_id, before, now)
+        is_new = time.monotonic() - self._said.get(request.app_id, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS
+        if is_new:
+            self._said[request.app_id] = time.monotonic()
+        return Accepted(result, conflict, is_new)
+
+    async def _served(self, app_id: str) -> Served | None:
+        functions = await self._engine.list_functions(app_id)
+        url = next((app.url for app in await self._engine.list_apps() if app.id == app_id), None)
+        return None if functions is None or url is None else Served(url, frozenset(one.id for one in functions))
+
+    async def _is_conflict(self, app_id: str, before: Served, now: Served) -> bool:
+        if before.place == now.place or not before.function_ids - now.function_ids:
+            return False
+        has_come_back = self._note_replacement(app_id, before, now)
+        is_other_app = now.function_ids.isdisjoint(before.function_ids)
+        if not (is_other_app and now.function_ids) and not has_come_back:
+            return False
+        others = [app.url for app in await self._engine.list_apps() if app.id != app_id]
+        if any(Served(url, frozenset()).place == before.place for url in others):
+            return False  # Another app is there by now.
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return await self._is_alive(before.url)
+        except TimeoutError:
+            return False
+
+    def _note_replacement(self, app_id: str, before: Served, now: Served) -> bool:
+        """Whether the app that is replaced had itself replaced the one that comes, lately."""
+        at = time.monotonic()
+        self._replaced = {key: since for key, since in self._replaced.items() if at - since < _BACK_SECONDS}
+        self._replaced[app_id, before.place, now.place] = at
+        return (app_id, now.place, before.place) in self._replaced
+
+
+def describe_conflict(app_id: str, before: Served, now: Served) -> str:
+    removed = sorted(before.function_ids - now.function_ids)
+    named = ", ".join(removed[:_MOST_NAMED]) + (", …" if len(removed) > _MOST_NAMED else "")
+    return (
+        f"two apps have the id {app_id!r} and remove each other's functions: the one at {redact_url(now.url)} has just "
+        f"removed {named} of the one at {redact_url(before.url)}, which is alive; give each its own app_id"
+    )
