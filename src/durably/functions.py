@@ -58,6 +58,9 @@ _SHARED_SECONDS = 1.0
 
 _CONTEXTS = (Context.__name__, ContextSync.__name__)
 
+_MAX_POINTED_OUT = 100
+"""Steps of one function whose durations are pointed out."""
+
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
@@ -106,6 +109,7 @@ class Function(Generic[T]):
         self.opts = opts
         self._handler = handler
         self._on_failure = on_failure
+        self._pointed_out: set[str] = set()
         self.divergences = {name: Divergences(name) for name in (opts.id, opts.failure_id)}
         self.is_handler_async = is_async(handler)
         self.is_on_failure_handler_async = None if on_failure is None else is_async(on_failure)
@@ -139,6 +143,18 @@ class Function(Generic[T]):
     def is_replay_strict(self, client: "Client") -> bool:
         """Whether a run fails if its function no longer reaches what the run has finished."""
         return client.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
+
+    def _point_out_duration(self, client: "Client", step_id: str, milliseconds: int) -> None:
+        """Once for each step, as development goes."""
+        if step_id in self._pointed_out or len(self._pointed_out) >= _MAX_POINTED_OUT:
+            return
+        self._pointed_out.add(step_id)
+        client.logger.warning(
+            'step "%s" of function "%s": %d means %d milliseconds; write "%ds" if you mean seconds, "%dms" if not',
+            step_id,
+            self.id,
+            *[milliseconds] * 4,
+        )
 
     def is_async(self, function_id: str) -> bool:
         """Whether the handler behind an id, this function's or its failure handler's, is async."""
@@ -198,6 +214,8 @@ class Function(Generic[T]):
         divergences = self.divergences[call.function_id]
         replay.names = divergences.names
         replay.function_id = call.function_id
+        if not client.is_production:
+            replay.on_small_duration = partial(self._point_out_duration, client)
         replay.on_divergence = partial(
             divergences.report, call.context.run_id, logger=client.logger, is_strict=self.is_replay_strict(client)
         )

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from durably.functions import Function
 
 
+_SMALL_MILLISECONDS = 1000
+
+
 class Signal(msgspec.Struct, frozen=True):
     """What ``wait_for_signal`` returns: the signal's name and the data sent with it."""
 
@@ -86,7 +89,8 @@ def ai_wrap(
 
 def sleep(step_id: str, duration: Duration) -> StepRequest:
     text = _duration(step_id, duration)
-    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
+    request = StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
+    return _with_duration(request, duration)
 
 
 def sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
@@ -100,7 +104,7 @@ def wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Durati
     opts = {"event": event, "timeout": _duration(step_id, timeout)}
     if if_exp is not None:
         opts["if"] = if_exp
-    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event)
+    return _with_duration(StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event), timeout)
 
 
 def wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conflict: str) -> StepRequest:
@@ -111,7 +115,8 @@ def wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conf
     opts = {"signal": signal, "conflict": on_conflict}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
-    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
+    request = StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
+    return _with_duration(request, timeout)
 
 
 def invoke(
@@ -130,7 +135,7 @@ def invoke(
     opts: dict[str, Any] = {"function_id": f"{app_id or client.app_id}-{function_id}", "payload": payload}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
-    request = StepRequest(_checked(step_id), Opcode.INVOKE_FUNCTION, opts=opts)
+    request = _with_duration(StepRequest(_checked(step_id), Opcode.INVOKE_FUNCTION, opts=opts), timeout)
     if codec is not None:
         _convert(request, codec)
     return request
@@ -192,6 +197,13 @@ def _duration(step_id: str, duration: Duration) -> str:
     if delta > MAX_WAIT:
         raise DurationInvalidError(f'step "{step_id}": {delta} is longer than the {MAX_WAIT.days} days allowed')
     return format_duration(delta)
+
+
+def _with_duration(request: StepRequest, duration: Duration | None) -> StepRequest:
+    """Note a number of milliseconds that was perhaps meant as seconds."""
+    if isinstance(duration, int) and 0 < duration < _SMALL_MILLISECONDS:
+        request.small_duration = duration
+    return request
 
 
 def _nothing(data: Any) -> None:

@@ -123,8 +123,8 @@ def test_a_serializers_class_is_no_serializer() -> None:
 
 
 def test_a_retry_at_no_time() -> None:
-    with pytest.raises(TypeError, match="retry_after is milliseconds, a timedelta or a datetime, not 'soon'"):
-        durably.RetryAfterError("busy", "soon")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"retry_after is text like .* not 'soon'"):
+        durably.RetryAfterError("busy", "soon")
 
 
 def test_the_arguments_of_serve_in_another_order() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from durably.in_process import InProcessEngine
 from durably.portal import get_portal
+from durably.protocol.durations import Duration, to_timedelta
 
 from .green_threads import refuse_green_threads
 from .orders import Orders
@@ -45,7 +46,7 @@ class Embedded(Orders):
         path: str | os.PathLike[str],
         *,
         max_calls: int = 500,
-        lease: dt.timedelta = dt.timedelta(seconds=2.5),
+        lease: Duration = dt.timedelta(seconds=2.5),
         kill_stopped_owner: bool = True,
         settings: "EngineSettings | None" = None,
     ) -> None:
@@ -54,6 +55,7 @@ class Embedded(Orders):
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
+        lease = to_timedelta(lease)
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
         if os.fspath(path) == ":memory:":

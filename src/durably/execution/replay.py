@@ -97,7 +97,8 @@ class Replay:
     another as long as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
     step that it executes. ``standing`` is looked at before each. ``stand_in`` takes the place of steps in tests.
     ``threads`` run the sync handlers of async functions; without them, those run on the event loop. ``names`` is given
-    the ids of the steps met, by their hashed ids. ``on_divergence`` is told of memos that the function does not reach.
+    the ids of the steps met, by their hashed ids. ``on_divergence`` is told of memos that the function does not reach,
+    ``on_small_duration`` of steps whose duration is perhaps meant as seconds.
     """
 
     memos: StepMemos
@@ -116,6 +117,7 @@ class Replay:
     function_id: str = ""
     names: dict[str, str] = field(default_factory=dict)
     on_divergence: OnDivergence | None = None
+    on_small_duration: Callable[[str, int], None] | None = None
     is_fresh: bool = False
     targets: Collection[str] = ()
     _counts: dict[str, int] = field(default_factory=dict)
@@ -143,6 +145,8 @@ class Replay:
         """Number the step among those of the same id (spec §5.1.2)."""
         if self.stand_in is not None:
             request = self.stand_in(request, self.attempt)
+        if request.small_duration is not None and self.on_small_duration is not None:
+            self.on_small_duration(request.step_id, request.small_duration)
         index = self._counts.get(request.step_id, 0)
         self._counts[request.step_id] = index + 1
         self._met += 1

@@ -18,7 +18,8 @@ class StepRequest(msgspec.Struct):
     """A step as user code asked for it. One is made for each step of each call, so it must be cheap to make.
 
     ``handler`` is called for steps that run in the app (op ``StepRun``); ``decode`` makes what the
-    step returns of the memo's data, ``encode`` what is memoised of what the handler returned.
+    step returns of the memo's data, ``encode`` what is memoised of what the handler returned. ``small_duration`` is the
+    step's duration in milliseconds, if it is a number that was perhaps meant as seconds.
     """
 
     step_id: str
@@ -30,6 +31,7 @@ class StepRequest(msgspec.Struct):
     kwargs: Mapping[str, Any] = {}
     decode: Callable[[Any], Any] = as_is
     encode: Callable[[Any], Any] = as_is
+    small_duration: int | None = None
 
     @property
     def is_run(self) -> bool:

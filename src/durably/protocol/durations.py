@@ -8,27 +8,14 @@ import datetime as dt
 import email.utils
 import re
 
+from .duration_text import UNITS, read_duration
 from .errors import Error, ErrorCode
 
-_UNITS = {
-    "ns": dt.timedelta(microseconds=0.001),
-    "us": dt.timedelta(microseconds=1),
-    "µs": dt.timedelta(microseconds=1),
-    "μs": dt.timedelta(microseconds=1),
-    "ms": dt.timedelta(milliseconds=1),
-    "s": dt.timedelta(seconds=1),
-    "m": dt.timedelta(minutes=1),
-    "h": dt.timedelta(hours=1),
-    "d": dt.timedelta(days=1),
-    "w": dt.timedelta(weeks=1),
-}
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d|w)", re.ASCII)
-_WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 _MILLISECOND = dt.timedelta(milliseconds=1)
-_FORMAT_UNITS = tuple((unit, _UNITS[unit]) for unit in ("w", "d", "h", "m", "s"))
+_FORMAT_UNITS = tuple((unit, UNITS[unit]) for unit in ("w", "d", "h", "m", "s"))
 
-Duration = int | dt.timedelta
-"""A duration as users write it: milliseconds, or a ``timedelta``."""
+Duration = int | str | dt.timedelta
+"""A duration as users write it: text like ``"1h30m"`` or ``"3d"``, a ``timedelta``, or milliseconds."""
 
 
 class DurationInvalidError(Error, ValueError):
@@ -41,10 +28,12 @@ def to_timedelta(value: Duration) -> dt.timedelta:
 
     Raises ``DurationInvalidError`` for other types (``bool`` included) and for negative values.
     """
-    if isinstance(value, bool) or not isinstance(value, int | dt.timedelta):
+    if isinstance(value, bool) or not isinstance(value, int | str | dt.timedelta):
         raise DurationInvalidError(
-            f"a duration is a number of milliseconds (int) or a datetime.timedelta, not {value!r}"
+            f'a duration is text like "1h30m", a datetime.timedelta, or a number of milliseconds (int), not {value!r}'
         )
+    if isinstance(value, str):
+        return parse_duration(value)
     try:
         delta = dt.timedelta(milliseconds=value) if isinstance(value, int) else value
     except OverflowError:
@@ -72,15 +61,13 @@ def format_duration(value: Duration) -> str:
 
 def parse_duration(text: str) -> dt.timedelta:
     """Raises ``DurationInvalidError`` for text that is not a whole sequence of ``<number><unit>``."""
-    stripped = text.strip()
-    if stripped == "0":
-        return dt.timedelta(0)
-    if not _WHOLE.fullmatch(stripped):
-        raise DurationInvalidError(f"invalid duration {text!r}: write it like 30s, 1h30m, 500ms, 7d or 2w")
     try:
-        return sum((float(n) * _UNITS[unit] for n, unit in _PART.findall(stripped)), dt.timedelta(0))
+        duration = read_duration(text)
     except OverflowError:
         raise DurationInvalidError(f"the duration {text!r} is too long") from None
+    if duration is None:
+        raise DurationInvalidError(f"invalid duration {text!r}: write it like 30s, 1h30m, 500ms, 7d or 2w")
+    return duration
 
 
 def format_moment(moment: dt.datetime) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from .duration_text import read_duration
+
 
 class ErrorCode(StrEnum):
     ASYNC_UNSUPPORTED = "async_unsupported"
@@ -111,8 +113,8 @@ class NonRetriableError(Error):
 class RetryAfterError(Error):
     """Raise in a function or step to choose the time of its next attempt.
 
-    ``retry_after`` is milliseconds, a ``timedelta``, or a ``datetime`` (naive ones are local time). The
-    engine clips it to one second … 24 hours. ``quiet`` keeps the error out of the app's log.
+    ``retry_after`` is text like ``"5m"``, a ``timedelta``, milliseconds, or a ``datetime`` (naive ones are local
+    time). The engine clips it to one second … 24 hours. ``quiet`` keeps the error out of the app's log.
     """
 
     code = ErrorCode.RETRY_AFTER_ERROR
@@ -120,12 +122,15 @@ class RetryAfterError(Error):
     def __init__(
         self,
         message: str | None,
-        retry_after: int | dt.timedelta | dt.datetime,
+        retry_after: int | str | dt.timedelta | dt.datetime,
         quiet: bool = False,
     ) -> None:
         super().__init__(message or "")
+        given = retry_after
+        if isinstance(given, str):
+            retry_after = read_duration(given)  # type: ignore[assignment]
         if not isinstance(retry_after, int | dt.timedelta | dt.datetime):
-            raise TypeError(f"retry_after is milliseconds, a timedelta or a datetime, not {retry_after!r}")
+            raise TypeError(f'retry_after is text like "5m", milliseconds, a timedelta or a datetime, not {given!r}')
         self.retry_after: dt.timedelta | dt.datetime = (
             dt.timedelta(milliseconds=retry_after) if isinstance(retry_after, int) else retry_after
         )

@@ -25,6 +25,7 @@ from durably.engine.embedded.runtime import Runtime
 from durably.engine.embedded.settings import Durability
 from durably.events import Event, as_data
 from durably.functions import Function
+from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import InternalEvent
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 
@@ -60,7 +61,7 @@ class TestRun(RunFacts):
         super().__init__(records, ref)
         self._engine = engine
 
-    async def wait(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> Self:
+    async def wait(self, max_time: Duration = DEFAULT_MAX_TIME) -> Self:
         """Let time go on until the run has ended, however it ends; the run itself.
 
         Raises ``RunStuckError``, which says what the run waits for, where nothing more can happen, or not within
@@ -99,7 +100,7 @@ class TestEngine:
         calls_at_once: int = 1,
         checkpointing: bool = False,
         allow_private_addresses: bool = False,
-        retention: dt.timedelta | None = None,
+        retention: Duration | None = None,
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
     ) -> None:
@@ -110,7 +111,7 @@ class TestEngine:
             max_calls=calls_at_once,
             allow_private_addresses=allow_private_addresses,
             durability=Durability.OFF,
-            retention=retention,
+            retention=None if retention is None else to_timedelta(retention),
             max_steps=max_steps,
             max_depth=max_depth,
             close_grace=dt.timedelta(0),
@@ -277,26 +278,28 @@ class TestEngine:
 
     async def advance(
         self,
-        delta: dt.timedelta = dt.timedelta(0),
+        delta: Duration = dt.timedelta(0),
         *,
         days: float = 0,
         hours: float = 0,
         minutes: float = 0,
         seconds: float = 0,
     ) -> None:
-        """Let so much time pass, and all that is due in it happen, each at its own time."""
+        """Let so much time pass, and all that is due in it happen, each at its own time.
+
+        ``delta`` is text like ``"3d"``, a ``timedelta`` or milliseconds; the others are added to it.
+        """
         await self._rest()
-        if not isinstance(delta, dt.timedelta):
-            raise TypeError(f"advance takes a timedelta, or days=, hours=, minutes= and seconds=, not {delta!r}")
-        delta += dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-        until = self._clock.now() + round(delta / _MILLISECOND)
+        given = dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        until = self._clock.now() + round((to_timedelta(delta) + given) / _MILLISECOND)
         while await self._clock.go_on(until):
             pass
 
-    async def run_until_idle(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+    async def run_until_idle(self, max_time: Duration = DEFAULT_MAX_TIME) -> None:
         """Let time go on until nothing more is due. Raises ``RunStuckError`` where that takes longer than
         ``max_time``, as it does with a cron trigger, which is always due once more."""
         await self._rest()
+        max_time = to_timedelta(max_time)
         until = self._clock.now() + round(max_time / _MILLISECOND)
         while (due := self._clock.next_due()) is not None:
             if due > until:
@@ -305,9 +308,10 @@ class TestEngine:
                 )
             await self._clock.go_on()
 
-    async def _wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+    async def _wait_for(self, run: RunFacts, max_time: Duration = DEFAULT_MAX_TIME) -> None:
         """What ``run.wait()`` does."""
         await self._rest()
+        max_time = to_timedelta(max_time)
         until = self._clock.now() + round(max_time / _MILLISECOND)
         while not run.has_ended:
             due = self._clock.next_due()

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 from durably.events import Event
 from durably.functions import Function
 from durably.portal import get_portal
+from durably.protocol.durations import Duration
 
 from .engine import DEFAULT_MAX_TIME, TestEngine, TestRun
 from .link import refuse_inside_calls
@@ -62,7 +63,7 @@ class SyncTestRun(RunFacts):
         super().__init__(run._records, run._ref)
         self._engine = engine
 
-    def wait(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> Self:
+    def wait(self, max_time: Duration = DEFAULT_MAX_TIME) -> Self:
         """See ``TestRun.wait``."""
         self._engine._wait_for(self, max_time)
         return self
@@ -128,7 +129,7 @@ class SyncTestEngine:
 
     def advance(
         self,
-        delta: dt.timedelta = dt.timedelta(0),
+        delta: Duration = dt.timedelta(0),
         *,
         days: float = 0,
         hours: float = 0,
@@ -137,10 +138,10 @@ class SyncTestEngine:
     ) -> None:
         self._wait(self._engine.advance(delta, days=days, hours=hours, minutes=minutes, seconds=seconds))
 
-    def run_until_idle(self, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+    def run_until_idle(self, max_time: Duration = DEFAULT_MAX_TIME) -> None:
         self._wait(self._engine.run_until_idle(max_time))
 
-    def _wait_for(self, run: RunFacts, max_time: dt.timedelta = DEFAULT_MAX_TIME) -> None:
+    def _wait_for(self, run: RunFacts, max_time: Duration = DEFAULT_MAX_TIME) -> None:
         self._wait(self._engine._wait_for(run, max_time))
 
     def check_determinism(self, run: RunFacts, *, orders: int = 5) -> None:

@@ -1,0 +1,138 @@
+"""Durations as users write them: text, ``timedelta``, milliseconds; and numbers that were perhaps meant as seconds."""
+
+import datetime as dt
+import logging
+from typing import Any
+
+import pytest
+
+import durably
+from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
+from durably.errors import DurationInvalidError
+from durably.protocol.headers import ServerKind
+from durably.testing import TestEngine
+
+from .engine import engine_for, named
+
+SAME: list[Any] = ["1h30m", dt.timedelta(hours=1, minutes=30), 5_400_000]
+
+
+@pytest.mark.parametrize("duration", SAME)
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_steps_take_every_form(kind: str, duration: Any) -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.sleep("nap", duration)
+        await ctx.step.wait_for_event("event", event="e", timeout=duration)
+        await ctx.step.wait_for_signal("signal", signal="s", timeout=duration)
+        await ctx.step.invoke_by_id("invoke", function_id="f", timeout=duration)
+        async with ctx.group.timeout("deadline", duration):
+            await ctx.step.run("a", str)
+
+    def function_sync(ctx: ContextSync) -> None:
+        ctx.step.sleep("nap", duration)
+        ctx.step.wait_for_event("event", event="e", timeout=duration)
+        ctx.step.wait_for_signal("signal", signal="s", timeout=duration)
+        ctx.step.invoke_by_id("invoke", function_id="f", timeout=duration)
+
+    run = await engine_for(function if kind == "async" else function_sync, replies={"invoke": {"data": 1}}).run(
+        pick=named("a")
+    )
+    assert run.status == "Completed", run.output
+    ops = [op for answer in run.answers if answer.status == 206 for op in answer.ops if op["op"] != "StepRun"]
+    told = {op["opts"].get("duration") or op["opts"].get("timeout") for op in ops if op["op"] != "StepPlanned"}
+    assert told == {"90m"}
+
+
+@pytest.mark.parametrize("duration", SAME)
+def test_options_take_every_form(duration: Any) -> None:
+    client = Client(app_id="app", is_production=False, request_timeout=duration)
+    assert client.request_timeout == 5400
+    wire = [
+        durably.Debounce(period=duration),
+        durably.Throttle(limit=1, period=duration),
+        durably.RateLimit(limit=1, period=duration),
+        durably.Timeouts(start=duration, finish=duration),
+        durably.Batch(max_size=2, timeout=duration),
+        durably.Cancel(event="e", timeout=duration),
+        durably.Checkpointing(interval=duration, max_runtime=duration),
+    ]
+    for option in wire:
+        assert "90m" in option.to_wire().values(), option
+
+
+def test_retry_after_and_lease_take_text(tmp_path: Any) -> None:
+    assert durably.RetryAfterError("busy", "5m").retry_after == dt.timedelta(minutes=5)
+    with pytest.raises(ValueError, match=r"Embedded\.lease must be"):
+        Embedded(tmp_path / "a.db", lease="100ms")
+    with pytest.raises(DurationInvalidError, match="write it like 30s"):
+        Embedded(tmp_path / "a.db", lease="soon")
+
+
+@pytest.mark.parametrize("day", ["1d", dt.timedelta(days=1), 86_400_000])
+async def test_the_test_engine_takes_every_form(day: Any) -> None:
+    client = Client(app_id="app", is_production=False)
+
+    @client.create_function(fn_id="f", trigger=TriggerEvent(event="e"))
+    async def function(ctx: Context) -> None:
+        await ctx.step.sleep("nap", "2d")
+
+    TestEngine(client, [function], retention="30d")
+    async with TestEngine(client, [function]) as engine:
+        run = await engine.send(Event(name="e"))
+        start = engine.now
+        await engine.advance(day)
+        assert engine.now - start == dt.timedelta(days=1)
+        assert run.status == "Running"
+        await engine.advance("12h", hours=12)
+        run.assert_completed()
+        await engine.run_until_idle(day)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1 fortnight", "-5s"])
+async def test_text_that_is_no_duration_names_the_step(text: str) -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.sleep("nap", text)
+
+    run = await engine_for(function).run()
+    assert run.output["message"].startswith(f'step "nap": invalid duration {text!r}: write it like 30s')
+
+
+# -- suspiciously small numbers
+
+
+def small_sleep(duration: Any) -> Any:
+    async def function(ctx: Context) -> None:
+        for _ in range(3):
+            await ctx.step.sleep("nap", duration)
+
+    return function
+
+
+async def test_development_points_out_a_small_number_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert (await engine_for(small_sleep(30)).run()).status == "Completed"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith('step "nap" of function "app-function": 30 means 30 milliseconds; write "30s" if')
+
+
+@pytest.mark.parametrize("duration", ["30ms", dt.timedelta(milliseconds=30), 0, 1000])
+async def test_what_cannot_be_meant_otherwise_is_not_pointed_out(
+    duration: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert (await engine_for(small_sleep(duration)).run()).status == "Completed"
+    assert not caplog.records
+
+
+async def test_production_says_nothing_of_small_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(app_id="app", is_production=False)
+    engine = engine_for(small_sleep(30), client=client)
+    client.mode = ServerKind.CLOUD
+    client.signing_key = None
+
+    async def trusted(req: Any, io: Any) -> None: ...
+
+    engine.handler._verify = trusted  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING):
+        assert (await engine.run()).status == "Completed"
+    assert not caplog.records
