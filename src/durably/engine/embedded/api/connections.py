@@ -20,6 +20,8 @@ from durably.engine.embedded.accepting import Acceptor
 
 from .unreadable import SERVER_LOGGER
 
+_SURE_SECONDS = 1.0
+"""How long a new connection has for its first request before it may be ended to make room for others."""
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -170,7 +172,8 @@ class _Connection(asyncio.Protocol):
         """Whether it may be ended to make room: it is idle, or has taken long to make its first request."""
         if self._answered and not self._head_began:
             return self._transport is not None and self._transport.get_write_buffer_size() == 0
-        return now > self._deadline - 0.75 * self._connections.limits.head_timeout
+        head_timeout = self._connections.limits.head_timeout
+        return now > self._deadline - head_timeout + min(_SURE_SECONDS, head_timeout / 4)
 
     def check(self, now: float) -> None:
         """End it where its time is over. While an answer is being taken, it has the time that this needs."""
