@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from durably.execution import Divergence, ReplayDivergedError, StepIdUnstableError
 from durably.protocol.errors import Error
+from durably.protocol.text import printable
 
 if TYPE_CHECKING:
     from durably.client import Logger
@@ -53,7 +54,7 @@ class Divergences:
                 f"again without end. {_GUIDE}"
             )
         if is_news:
-            logger.warning("%s. Steps whose ids have changed run again. %s", text, _GUIDE)
+            logger.warning("%s. Steps whose ids have changed run again. %s", printable(text), _GUIDE)
         return None
 
     def _describe(self, run_id: str, divergence: Divergence) -> str:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from durably.execution import running_step
+from durably.protocol.text import printable
 
 if TYPE_CHECKING:
     from durably.client import Logger
@@ -127,7 +128,7 @@ class LoopWatch:
         self._told = {told: at for told, at in self._told.items() if now - at < _QUIET_SECONDS}
         self._told[suspect] = now
         function_id, step_id = suspect
-        where = f'step "{step_id}"' if step_id is not None else "code between the steps"
+        where = f'step "{printable(step_id)}"' if step_id is not None else "code between the steps"
         self._logger.warning(
             '%s of function "%s" has blocked the event loop for more than %g s, at %s:%d: all else on that loop waits. '
             "Make the handler a sync function, which runs in a thread, or await what it waits for",

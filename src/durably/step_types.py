@@ -8,7 +8,6 @@ import collections.abc as abc
 import contextlib
 import functools
 import inspect
-import logging
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -19,10 +18,11 @@ from weakref import WeakKeyDictionary
 
 from durably.encoding import Change
 from durably.errors import FunctionConfigInvalidError, MemoInvalidError, OutputUnserializableError
+from durably.protocol.text import get_logger
 from durably.serializers import Serializer, Unset
 from durably.typed_values import Codec, SerializerCodec, TypeUnsupportedError, ValueRefusedError, codec_for
 
-_logger = logging.getLogger("durably.types")
+_logger = get_logger("durably.types")
 _AWAITABLES = (abc.Awaitable, abc.Coroutine, asyncio.Future, asyncio.Task)
 _PLAIN = (None, "None", bool, int, float, str, "bool", "int", "float", "str", dict, "dict", list, "list", Any)
 

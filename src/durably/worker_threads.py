@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from durably.execution import StepInfo
+from durably.protocol.text import printable
 
 if TYPE_CHECKING:
     from durably.client import Logger
@@ -85,7 +86,7 @@ class StepThreads:
             'step "%s" of function "%s" (run %s) was cancelled while its handler ran in a thread, which goes on: '
             "a thread cannot be interrupted. Its result is dropped, and if the function reaches the step again, "
             "the handler runs again",
-            step.id,
+            printable(step.id),
             self._function_id,
             self._run_id,
         )

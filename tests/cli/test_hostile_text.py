@@ -22,9 +22,11 @@ from durably.cli.functions import _state, _triggers
 from durably.cli.invoke import describe_failure
 from durably.cli.log_lines import JsonFormatter
 from durably.cli.timeline import describe_run, describe_steps
-from durably.engine.embedded.views import RunUpdate, UpdateKind
+from durably.engine.embedded.views import RunStatus, RunUpdate, RunView, UpdateKind
 from durably.protocol.api import FunctionBody, RunBody, StepBody
+from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
+from durably.testing.timeline import describe_run as describe_timeline
 
 from ..protocol.test_text import UNSAFE, hostile
 from . import apps
@@ -90,6 +92,28 @@ def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, outpu
     assert_fit(describe_run(run))
     assert_fit(describe_failure(run), lines=1)
     assert_fit(describe_steps(run, [step]), lines=2)
+
+
+@given(st.sampled_from(UpdateKind), hostile, hostile, hostile)
+def test_the_timeline_of_a_test(kind: UpdateKind, function_id: str, step: str, error: str) -> None:
+    clean = error.encode(errors="replace").decode()
+    update = RunUpdate(kind=kind, run_id="r", function_id=function_id, at=NOW, step=step, error=error, due_at=NOW)
+    run = RunView(
+        id="r",
+        function_id=function_id,
+        app_id="shop",
+        status=RunStatus.RUNNING,
+        event_ids=[],
+        created_at=NOW,
+        started_at=NOW,
+        ended_at=None,
+        output=None,
+        attempt=0,
+        max_attempts=1,
+        rerun_of=None,
+    )
+    events = [Event(name=step, data={"text": clean})]
+    assert_fit(describe_timeline(run, events, [update], NOW))
 
 
 @given(hostile)

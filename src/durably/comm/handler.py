@@ -381,7 +381,7 @@ class CommHandler:
             raised = [(f'step "{r.info.id}" of {where}', r.error) for r in outcome.reports if r.error is not None]
         for source, error in raised:
             if not is_quiet(error):
-                self.client.logger.error("%s raised %s", source, type(error).__name__, exc_info=error)
+                self.client.logger.error("%s raised %s", printable(source), type(error).__name__, exc_info=error)
 
 
 def _signer(req: CommRequest, key: Key) -> Signer | None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+from durably.protocol.text import printable
+
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
 _WIDTH = 100
 
@@ -26,5 +28,5 @@ def format_value(value: Any) -> str:
 
 def shorten(text: str, width: int = _WIDTH) -> str:
     """One line of at most ``width`` characters."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else f"{line[: width - 1]}…"

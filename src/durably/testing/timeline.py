@@ -9,6 +9,7 @@ from durably.engine.embedded.views import RunUpdate, RunView, UpdateKind
 from durably.protocol.events import Event
 from durably.protocol.memos import MAY_TIME_OUT, unwrap_memo
 from durably.protocol.opcodes import Opcode
+from durably.protocol.text import printable
 
 from .text import format_span, format_value, shorten
 
@@ -35,8 +36,10 @@ class Recorder:
 def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], now: dt.datetime) -> str:
     """A heading, and a line for each thing that happened."""
     span = format_span((run.ended_at or now) - run.created_at)
-    heading = f"run {run.id} of {run.function_id}: {run.status.value} {'after' if run.ended_at else 'for'} {span}"
-    rows = [_row(run, events, update) for update in updates]
+    heading = (
+        f"run {run.id} of {printable(run.function_id)}: {run.status.value} {'after' if run.ended_at else 'for'} {span}"
+    )
+    rows = [tuple(map(printable, _row(run, events, update))) for update in updates]
     if not updates or updates[0].kind not in _FIRST:
         rows.insert(0, ("…", "(run)", "what happened at first is not remembered any more"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

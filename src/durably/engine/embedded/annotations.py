@@ -3,13 +3,13 @@
 Nothing depends on it, so that its size is bounded: what is beyond is dropped, and the log says so.
 """
 
-import logging
 import sqlite3
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from durably.engine.errors import RunNotFoundError
+from durably.protocol.text import get_logger
 
 from .moments import to_datetime
 from .store import find_run_key
@@ -23,7 +23,7 @@ MAX_METADATA_BYTES = 1024 * 1024
 MAX_TRACES_BYTES = 16 * 1024 * 1024
 """Of all spans that are kept: the oldest go first."""
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 
 def add_metadata(entry: "Entry", run_id: str, body: bytes) -> bool:

@@ -4,17 +4,18 @@
 says it again only after a while.
 """
 
-import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from durably.protocol.text import get_logger
+
 from .responses import ApiError
 
 _LOG_AGAIN_SECONDS = 600.0
 
-_logger = logging.getLogger("durably.engine.api")
+_logger = get_logger("durably.engine.api")
 
 _ENDPOINTS = "durable endpoints: make the endpoint send an event, and do the work in a function"
 UNSUPPORTED = {
