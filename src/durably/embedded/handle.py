@@ -33,7 +33,7 @@ class Embedded(Orders):
         client = Client(app_id="shop", engine=Embedded("durably.db"))
 
     ``max_calls`` is how many calls this process takes at a time. ``lease`` is how long a process may show no sign of
-    life until the others do without it; its event loop must not be blocked for that long. An owner that was stopped
+    life until the others do without it. An owner that was stopped
     (SIGSTOP) inside of a transaction is in everybody's way for as long as it lives: ``kill_stopped_owner`` lets the
     others kill it after another lease. ``settings`` are those of the engine: backoff of retries, durability, limits.
 

@@ -172,7 +172,7 @@ class ProcessEngine:
     # database, and saves two changes of threads
 
     async def _send_events(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
-        if self._is_serving and self._member is not None:
+        if self._runs_functions and self._member is not None:
             with contextlib.suppress(PlaceLostError):
                 receipt: EventReceipt = await self._member.ask_directly("send_events", arguments)
                 return receipt
@@ -251,7 +251,7 @@ class ProcessEngine:
             self._starting = asyncio.create_task(self._start_anyhow())
             await asyncio.sleep(0)
         receipt: EventReceipt = await self._ask("send_events", arguments, timeout)
-        if not self._is_serving and not self._has_warned:
+        if not self._runs_functions and not self._has_warned:
             self._has_warned = True
             await self._warn_if_nothing_runs()
         return receipt
@@ -289,9 +289,16 @@ class ProcessEngine:
             )
 
     @property
+    def _has_functions(self) -> bool:
+        return any(handler.function_ids for handler in self._handlers.values())
+
+    @property
+    def _runs_functions(self) -> bool:
+        return self._is_serving and self._has_functions
+
+    @property
     def _starts_with_send(self) -> bool:
-        serves = any(handler.function_ids for handler in self._handlers.values())
-        return serves and not self._waits_for_lifespan and this_program() is not Program.COMMAND
+        return self._has_functions and not self._waits_for_lifespan and this_program() is not Program.COMMAND
 
     def _end_background_start(self) -> None:
         if self._background_start is not None:
