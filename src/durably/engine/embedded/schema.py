@@ -1,5 +1,6 @@
 """Opening the database: how connections to it are set up, made or migrated where need be, and who owns it."""
 
+import logging
 import sqlite3
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from .files import create_private, make_private
 from .migrations import MIGRATIONS
 from .settings import Durability
 from .sqlite_errors import is_busy
+
+_logger = logging.getLogger("durably.engine")
 
 APPLICATION_ID = 0x44524259
 """Marks the file as Durably's ("DRBY"), so that no other program's database is taken for one."""
@@ -110,7 +113,7 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
     if version > len(MIGRATIONS):
         raise DatabaseTooNewError(
             f"the database {path} has schema version {version}, and this version of Durably knows those up to "
-            f"{len(MIGRATIONS)}: update Durably, or use another database"
+            f"{len(MIGRATIONS)}: update Durably, or go back to a backup that was made before the update"
         )
     return version
 
@@ -121,6 +124,13 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         # user_version and application_id are part of the transaction: a migration is applied wholly or not at all.
         marks = f"PRAGMA user_version = {number}; PRAGMA application_id = {APPLICATION_ID};"
         connection.executescript(f"BEGIN IMMEDIATE; {script}; {marks} COMMIT;")
+    if 0 < version < len(MIGRATIONS):
+        _logger.info(
+            "database migrated from schema version %d to %d: earlier versions of Durably cannot open %s any more",
+            version,
+            len(MIGRATIONS),
+            path,
+        )
 
 
 class Ownership(msgspec.Struct, frozen=True):
