@@ -1,0 +1,160 @@
+"""docs/limits.md against the code, both ways: each row's value, and a row for each limit."""
+
+import datetime as dt
+import inspect
+import re
+from pathlib import Path
+
+from durably import Embedded, loop_watch, remote_state, sending, transport
+from durably.client import Client
+from durably.comm import streaming
+from durably.engine.embedded import annotations
+from durably.engine.embedded.api import bodies, discovery, events, info, runs
+from durably.engine.embedded.api.connections import ConnectionLimits
+from durably.engine.embedded.settings import EngineSettings
+from durably.engine.expressions import syntax
+from durably.engine.flow import batch, cron, debounce, priority, rate_limit, reading, throttle
+from durably.protocol import limits
+
+PAGE = (Path(__file__).parents[1] / "docs" / "limits.md").read_text()
+SETTINGS, CONNECTIONS = EngineSettings(), ConnectionLimits()
+
+
+def size(count: int) -> str:
+    unit, amount = ("MiB", count / 1024**2) if count >= 1024**2 else ("KiB", count / 1024)
+    assert amount == int(amount)
+    return f"{amount:.0f} {unit}"
+
+
+def time(span: dt.timedelta | float) -> str:
+    seconds = span.total_seconds() if isinstance(span, dt.timedelta) else span
+    for unit, length, least in (("days", 86400, 172800), ("h", 3600, 3600), ("min", 60, 300)):
+        if seconds % length == 0 and seconds >= least:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:g} s"
+
+
+def default(function: object, parameter: str) -> object:
+    return inspect.signature(function).parameters[parameter].default  # type: ignore[arg-type]
+
+
+def lease() -> dt.timedelta:
+    value = default(Embedded.__init__, "lease")
+    assert isinstance(value, dt.timedelta)
+    return value
+
+
+EXPECTED = {
+    "size of an event, as JSON": size(SETTINGS.max_event_bytes),
+    "size of an event under `durably dev`": size(limits.MAX_DEV_EVENT_BYTES),
+    "name of an event": f"{limits.MAX_EVENT_NAME_LENGTH} characters",
+    "events in one request": f"{limits.MAX_EVENTS_PER_POST:,}",
+    "time for which an event's `id` is recognised": time(limits.IDEMPOTENCY_PERIOD),
+    "attempts of `client.send`": f"{sending.MAX_ATTEMPTS}",
+    "id of a function, with the app's": f"{limits.MAX_FUNCTION_ID_LENGTH} characters",
+    "triggers of a function": f"{limits.MAX_TRIGGERS}",
+    "`cancel` entries": f"{limits.MAX_CANCELS}",
+    "`concurrency` entries": f"{limits.MAX_CONCURRENCY}",
+    "`retries`": f"{limits.MAX_RETRIES}",
+    "any count in flow control": f"{limits.MAX_COUNT:,}",
+    "`batch_events.max_size`": f"{limits.MAX_BATCH_SIZE:,} events",
+    "bytes of a batch": size(batch.MAX_BATCH_BYTES),
+    "`debounce.period`": f"{time(reading._SECOND)} to {time(debounce._LONGEST_PERIOD)}",
+    "`throttle.period`": f"{time(reading._SECOND)} to {time(throttle._LONGEST_PERIOD)}",
+    "`rate_limit.period`": f"{time(reading._SECOND)} to {time(rate_limit._LONGEST_PERIOD)}",
+    "jitter of a cron trigger": time(cron._LONGEST_JITTER),
+    "length of a cron trigger": f"{cron._LONGEST} characters",
+    "priority": f"{priority.MAX_PRIORITY_SECONDS} s either way",
+    "length of an expression": f"{syntax.MAX_LENGTH:,} characters",
+    "nesting of an expression": f"{syntax.MAX_DEPTH} levels",
+    "steps of a run": f"{SETTINGS.max_steps:,}",
+    "depth of functions that invoke each other": f"{SETTINGS.max_depth}",
+    "output of a step": size(limits.MAX_STEP_OUTPUT_BYTES),
+    "all outputs of a run": size(limits.MAX_RUN_STATE_BYTES),
+    "memos and events in a call's body": size(limits.MAX_CALL_BODY_BYTES),
+    "a sleep, or a wait": time(limits.MAX_WAIT),
+    "`invoke` and `wait_for_signal` without a timeout": time(limits.DEFAULT_LONG_TIMEOUT),
+    "one call of a function": time(SETTINGS.call_timeout),
+    "delay that `RetryAfterError` asks for": f"{time(limits.RETRY_AFTER_MIN)} to {time(limits.RETRY_AFTER_MAX)}",
+    "delay between attempts": (
+        f"{time(limits.BACKOFF_SECONDS[0])} to {time(limits.BACKOFF_SECONDS[-1])}, "
+        f"and up to {limits.BACKOFF_JITTER_SECONDS} s at random"
+    ),
+    "functions that a run defers": f"{limits.MAX_DEFERRED}",
+    "data of deferred functions": size(limits.MAX_DEFERRED_BYTES),
+    "metadata of a run": size(annotations.MAX_METADATA_BYTES),
+    "spans of all runs": size(annotations.MAX_TRACES_BYTES),
+    "calls under way": f"{SETTINGS.max_calls}",
+    "connections to the API": f"{CONNECTIONS.max_connections:,}",
+    "time for the head of a request": time(CONNECTIONS.head_timeout),
+    "time for a body": (
+        f"{time(bodies._GRACE_SECONDS)}, more if {size(bodies._LEAST_BYTES_PER_SECOND)} arrive each second"
+    ),
+    "time between two requests of a connection": time(CONNECTIONS.keep_alive),
+    "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
+    "body of a request": size(limits.MAX_REQUEST_BYTES),
+    "runs in one list": f"{runs.MAX_LISTED}",
+    "events in one list": f"{events.MAX_LISTED}",
+    "time to connect to an app": time(SETTINGS.connect_timeout),
+    "time for an app to answer a sync": time(discovery.TIMEOUT_SECONDS),
+    "time for calls to finish after SIGTERM": time(SETTINGS.close_grace),
+    "time for `/ready`": time(info.READY_SECONDS),
+    "a request to the engine": time(Client(app_id="app").request_timeout),
+    "connections to an engine, of a process": f"{transport._MAX_CONNECTIONS}",
+    "age of a signature": time(limits.SIGNATURE_TOLERANCE),
+    "body that is tried in canonical form": size(limits.MAX_CANONICAL_BYTES),
+    "time between two spaces of a streamed answer": time(streaming.KEEP_ALIVE_SECONDS),
+    "time for which a function may block the event loop": time(loop_watch.BLOCKED_SECONDS),
+    "an output that `durably.remote_state` leaves in the run": size(remote_state.DEFAULT_THRESHOLD_BYTES),
+    "silence of a process with an engine in it": time(lease()),
+    "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
+}
+OF_PYTHON = {"threads for sync functions and handlers": "CPUs plus 4, at most 32"}
+"""``concurrent.futures.ThreadPoolExecutor``'s default."""
+
+
+def rows() -> list[list[str]]:
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in PAGE.splitlines()
+        if line.startswith("| ") and not line.startswith("| what |")
+    ]
+
+
+def test_each_row_says_what_the_code_does() -> None:
+    assert all(len(row) == 4 for row in rows())
+    assert {row[0]: row[1] for row in rows()} == EXPECTED | OF_PYTHON
+
+
+def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
+    """A new one is missed by the names that this module reads."""
+    names = {name for name in vars(limits) if name.isupper()}
+    source = Path(__file__).read_text()
+    # Of these, the engine's settings are the values that count.
+    by_settings = {"MAX_EVENT_BYTES", "MAX_STEPS", "MAX_DEPTH", "MAX_CALL_DURATION"}
+    assert {name for name in names if f"limits.{name}" not in source} == by_settings
+    assert f"default: {limits.DEFAULT_RETRIES}" in PAGE
+    no_limits = {
+        "server_kind",
+        "signing_key",
+        "signing_key_fallback",
+        "unsigned_apps",
+        "backoff",
+        "unreached_backoff",
+        "allow_private_addresses",
+        "durability",
+        "retention",
+        "clock",
+        "entropy",
+    }
+    assert {name for name in EngineSettings.__struct_fields__ if f"SETTINGS.{name}" not in source} == no_limits
+    assert all(f"CONNECTIONS.{name}" in source for name in ConnectionLimits.__struct_fields__)
+
+
+def test_the_ways_to_change_a_limit_exist() -> None:
+    for name in re.findall(r"EngineSettings\((\w+)=", PAGE):
+        assert name in EngineSettings.__struct_fields__
+    for name in re.findall(r"Embedded\((\w+)=", PAGE):
+        assert name in inspect.signature(Embedded.__init__).parameters
+    for name in re.findall(r"Client\((\w+)=", PAGE):
+        assert name in inspect.signature(Client.__init__).parameters
