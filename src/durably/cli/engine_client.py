@@ -196,11 +196,12 @@ class EngineClient:
         self, method: str, path: str, body: bytes | None, *, preload_content: bool = True
     ) -> urllib3.BaseHTTPResponse:
         """With each signing key in turn, while the engine refuses it."""
-        options = [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]
-        for headers in options:
-            response = self._attempt(method, path, body, headers, preload_content)
+        first, *others = [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]
+        response = self._attempt(method, path, body, first, preload_content)
+        for headers in others:
             if response.status not in (401, 403):
                 break
+            response = self._attempt(method, path, body, headers, preload_content)
         if response.status >= 400:
             raise AnswerError(self._describe(response.status, response.data), response.status)
         return response
