@@ -1,6 +1,7 @@
 """Engines that do not take checkpoints, or not this one: no step is lost, and none is executed twice."""
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter
 from typing import Any
@@ -68,12 +69,13 @@ async def test_an_engine_without_checkpoints_is_asked_once(app: App, monkeypatch
 
 
 async def test_an_engine_that_cannot_be_reached(app: App) -> None:
-    app.client.api_origin = "http://127.0.0.1:9"
+    own, away = app.client.origins, "http://127.0.0.1:9"
+    app.client.origins = dataclasses.replace(own, api=away)
     function, ran = counting(app)
     app.serve(function)
-    app.client.api_origin = app.gate.url
+    app.client.origins = dataclasses.replace(own, api=app.gate.url)
     run_id = await app.start(function)
-    app.client.api_origin = "http://127.0.0.1:9"
+    app.client.origins = dataclasses.replace(own, api=away)
     assert (await app.ended(run_id)).status == "Completed"
     assert ran == ONCE
 
