@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from durably import Client, Context, ContextSync, Event, TriggerEvent
+from durably.comm import CommHandler
+from durably.embedded.calls import sync_of
 from durably.testing import TestEngine
 
 from .engine import FakeEngine, Run, engine_for, named
@@ -281,3 +283,57 @@ async def test_ordinary_functions_do_not_diverge(
     run = await engine_for(function, strict_replay=True).run(pick=named(*order))
     assert run.status == "Completed", run.output
     assert not warnings(caplog)
+
+
+# -- deployments in a real engine
+
+
+class Deployments:
+    """An app whose functions are replaced while its engine has runs under way."""
+
+    def __init__(self, engine: TestEngine, client: Client) -> None:
+        self._engine = engine
+        self._client = client
+
+    async def deploy(self, **triggers: Any) -> None:
+        """Functions of these ids, which sleep for a day and return their id."""
+        functions = [self._function(fn_id, trigger) for fn_id, trigger in triggers.items()]
+        handler = CommHandler(client=self._client, framework="testing", functions=functions)
+        await self._engine._engine.sync_app(sync_of(handler), in_process=True)
+
+    def _function(self, fn_id: str, trigger: Any) -> Any:
+        @self._client.create_function(fn_id=fn_id, trigger=trigger, retries=1)
+        async def function(ctx: Context) -> str:
+            await ctx.step.sleep("nap", "1d")
+            return fn_id
+
+        return function
+
+
+PLACED = TriggerEvent(event="placed")
+
+
+async def test_a_second_function_takes_new_events_and_the_old_one_ends_its_runs() -> None:
+    client = Client(app_id="app", is_production=False)
+    async with TestEngine(client, []) as engine:
+        shop = Deployments(engine, client)
+        await shop.deploy(order=PLACED)
+        old = await engine.send(Event(name="placed"))
+        await engine.advance("1h")
+        await shop.deploy(order=[], order_2=PLACED)
+        new = await engine.send(Event(name="placed"))
+        await engine.advance("2d")
+        old.assert_completed(output="order")
+        new.assert_completed(output="order_2")
+
+
+async def test_runs_of_a_renamed_function_fail_when_their_attempts_are_used_up() -> None:
+    client = Client(app_id="app", is_production=False)
+    async with TestEngine(client, []) as engine:
+        shop = Deployments(engine, client)
+        await shop.deploy(order=PLACED)
+        old = await engine.send(Event(name="placed"))
+        await engine.advance("1h")
+        await shop.deploy(renamed=PLACED)
+        await engine.advance("2d")
+        old.assert_failed(message="app-order")
