@@ -3,6 +3,8 @@
 import asyncio
 import datetime as dt
 import json
+import os
+import shutil
 import sqlite3
 import sys
 import threading
@@ -30,7 +32,7 @@ from durably import (
 from durably.comm import CommHandler, CommRequest
 from durably.engine.embedded import EmbeddedEngine, EngineSettings
 from durably.engine.embedded.views import RunView
-from durably.engine.errors import DatabaseLockedError, FunctionNotFoundError, RunNotFoundError
+from durably.engine.errors import DatabaseLinkedError, DatabaseLockedError, FunctionNotFoundError, RunNotFoundError
 from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
@@ -284,16 +286,42 @@ async def test_two_engines_in_one_process_share_a_database(tmp_path: Path) -> No
         assert output_of(await second.run(Event(name="ping"))) == {"got": 1}
 
 
-async def test_once_the_database_is_deleted_every_process_says_so(tmp_path: Path) -> None:
+def replace(database: Path) -> None:
+    shutil.copy(database, database.with_name("other"))
+    database.with_name("other").replace(database)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (Path.unlink, "the database was deleted"),
+        (replace, "the database was replaced"),
+        (lambda database: os.link(database, database.with_name("link")), "the database was given another name"),
+    ],
+    ids=["deleted", "replaced", "linked"],
+)
+async def test_once_the_database_is_not_the_same_every_process_says_so(
+    tmp_path: Path, harm: Callable[[Path], None], reason: str
+) -> None:
     """And none makes another in its place."""
-    owner, follower = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
+    database = tmp_path / "durably.db"
+    owner, follower = (App(database, settings=NO_GRACE) for _ in range(2))
     async with owner.running(), follower.running():
         await owner.client.send(Event(name="before"))
-        (tmp_path / "durably.db").unlink()
+        harm(database)
         for each in (owner, follower, owner):
-            with pytest.raises(SendEventsError, match="was deleted"):
+            with pytest.raises(SendEventsError, match=reason):
                 await each.client.send(Event(name="after"))
-        assert not (tmp_path / "durably.db").exists()
+        assert database.exists() == (harm is not Path.unlink)
+
+
+async def test_a_database_with_hard_links_is_refused(app: App, tmp_path: Path) -> None:
+    async with app.running():
+        pass
+    os.link(tmp_path / "durably.db", tmp_path / "link.db")
+    for path in ("durably.db", "link.db"):
+        with pytest.raises(DatabaseLinkedError, match="2 hard links"):
+            await App(tmp_path / path).engine.start()
 
 
 async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
