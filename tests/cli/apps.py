@@ -11,6 +11,7 @@ FUNCTIONS = """
 
     @client.create_function(fn_id="place", trigger={sdk}.TriggerEvent(event="order/placed"))
     def place(ctx: {sdk}.ContextSync) -> object:
+        ctx.logger.info("order of %s", ctx.event.data["total"])
         return ctx.step.run("charge", lambda: {{"charged": ctx.event.data["total"]}})
 """
 

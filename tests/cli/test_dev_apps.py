@@ -33,6 +33,8 @@ def test_an_app_of_each_kind_runs(start: Start, run: Run, directory: Path, kind:
     assert sent.status == 0, sent.stderr
     started = dev.until(r"(\w{6})  shop-place +▶  run started +(\w{26})")
     assert started[2].endswith(started[1])
+    if sdk == "durably":
+        dev.until(r"INFO \[shop-place " + started[2] + r"\] order of 3")
     dev.until(started[1] + r'  shop-place +✓  charge .*\{"charged": ?3\}')
     dev.until(started[1] + r'  shop-place +■  run completed .*\+[\d.]+ s +\{"charged": 3\}')
     assert dev.stop() == 0, dev.output
