@@ -3,7 +3,6 @@
 import http.client
 import json
 import socket
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -199,34 +198,19 @@ def test_a_body_declared_too_large_is_refused_before_it_is_sent(server: Server, 
 
 
 def test_a_body_of_unknown_length_is_refused_at_the_limit(server: Server) -> None:
+    """While its sender still has more to send."""
     if reason := READS_BEFORE.get(server.name):
         pytest.skip(reason)
     if server.name in ("django-wsgi", "flask-werkzeug"):
         pytest.skip("bodies without a length are empty to it")
-    with _open(server, ("transfer-encoding", "chunked")) as connection:
-        sent = 0
-        try:
-            for chunk in _chunks():
-                connection.sendall(chunk)
-                sent += len(chunk)
-        except OSError:
-            pass
-        assert sent < 2 * MAX_BYTES + (1 << 20)
-        with_status = _status_or_none(connection)
-        assert with_status in (413, 400, None)
-
-
-def _chunks() -> Iterator[bytes]:
     data = b"x" * 65536
-    for _ in range(2 * MAX_BYTES // len(data)):
-        yield b"10000\r\n" + data + b"\r\n"
-
-
-def _status_or_none(connection: socket.socket) -> int | None:
-    try:
-        return _status(connection)
-    except (OSError, http.client.HTTPException):
-        return None
+    with _open(server, ("transfer-encoding", "chunked")) as connection:
+        try:
+            for _ in range(MAX_BYTES // len(data) + 2):
+                connection.sendall(b"10000\r\n" + data + b"\r\n")
+            assert _status(connection) == 413
+        except (ConnectionError, http.client.RemoteDisconnected):
+            pass  # A server may close the connection on what it does not read, before its answer is read.
 
 
 def test_what_is_refused_explains_itself(server: Server) -> None:
