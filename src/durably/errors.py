@@ -49,6 +49,7 @@ __all__ = [
     "StepNestedError",
     "StepNotAwaitedError",
     "StepUnexpectedError",
+    "SyncTooSoonError",
     "TransportError",
     "URLInvalidError",
 ]
@@ -209,6 +210,13 @@ class SendEventsError(Error):
     def __init__(self, message: str, ids: list[str]) -> None:
         super().__init__(message)
         self.ids = ids
+
+
+class SyncTooSoonError(Error):
+    """An app in production was just asked for another unsigned sync, which has failed or goes on."""
+
+    code = ErrorCode.SYNC_TOO_SOON
+    include_stack = False
 
 
 class TransportError(Error):

@@ -12,7 +12,7 @@ import pytest
 import durably
 from durably import Client, Context, ContextSync, Function
 from durably import client as client_module
-from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm import CommHandler, CommRequest, CommResponse, syncer
 from durably.comm import handler as handler_module
 from durably.digital_ocean import serve as serve_digital_ocean
 from durably.errors import (
@@ -333,3 +333,30 @@ def test_a_large_badly_signed_body_is_only_hashed(monkeypatch: pytest.MonkeyPatc
     for response in (asyncio.run(handler.post(request)), handler.post_sync(request)):
         assert response.status_code == 401
         assert str(signatures.MAX_CANONICAL_BYTES) in json.loads(response.body)["message"]
+
+
+def test_unsigned_syncs_in_production_make_one_request(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncer, "UNSIGNED_SECONDS", 3600.0)
+    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=wire.SIGNING_KEY)
+    handler = make_handler(client, serve_origin="https://app.example.com")
+    forged = make_request(headers={"x-inngest-server-kind": "dev"})
+    assert handler.put_sync(forged).status_code == 400
+    answers = [handler.put_sync(make_request()) for _ in range(20)]
+    assert {(answer.status_code, answer.body) for answer in answers} == {(200, answers[0].body)}
+    assert len(engine.to("/fn/register")) == 1
+    signed = make_request(headers={"x-inngest-signature": wire.sign(b"")})
+    assert handler.put_sync(signed).status_code == 200
+    assert len(engine.to("/fn/register")) == 2
+
+
+def test_an_unsigned_sync_that_failed_is_tried_again_later(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncer, "UNSIGNED_SECONDS", 3600.0)
+    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=wire.SIGNING_KEY)
+    handler = make_handler(client, serve_origin="https://app.example.com")
+    engine.answers["/fn/register"] = 400, {"error": "no"}
+    assert [handler.put_sync(make_request()).status_code for _ in range(3)] == [400, 429, 429]
+    monkeypatch.setattr(syncer, "UNSIGNED_SECONDS", 0.0)
+    handler.unsigned_syncs = syncer.UnsignedSyncs()
+    engine.answers.clear()
+    assert handler.put_sync(make_request()).status_code == 200
+    assert len(engine.to("/fn/register")) == 2

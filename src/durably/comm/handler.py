@@ -46,7 +46,7 @@ from .bodies import check_size
 from .models import CommRequest, CommResponse
 from .paths import read_origin
 from .streaming import StreamingOption, read_streaming, stream
-from .syncer import Syncer
+from .syncer import Syncer, UnsignedSyncs
 from .verification import Signer, check_addressee, find_key, refuse_forms, refuse_pages
 
 T = TypeVar("T")
@@ -94,6 +94,7 @@ class CommHandler:
         self.serve_origin = serve_origin or environment.serve_origin
         self.serve_path = serve_path or environment.serve_path
         self.public_path = public_path
+        self.unsigned_syncs = UnsignedSyncs()
         if self.serve_origin is not None:
             read_origin(self.serve_origin, "serve_origin" if serve_origin else "DURABLY_SERVE_ORIGIN")
         self._by_id = _index(self.functions)

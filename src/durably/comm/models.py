@@ -124,6 +124,7 @@ _STATUS_OF_CODE = {
     ErrorCode.SERVER_KIND_MISMATCH: HTTPStatus.BAD_REQUEST,
     ErrorCode.SIG_VERIFICATION_FAILED: HTTPStatus.UNAUTHORIZED,
     ErrorCode.SIGNING_KEY_UNSPECIFIED: HTTPStatus.UNAUTHORIZED,
+    ErrorCode.SYNC_TOO_SOON: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorCode.URL_INVALID: HTTPStatus.BAD_REQUEST,
 }
 """Statuses of refused requests; anything else is a 500, as for a function that is not found (spec §4.4.1)."""

@@ -1,6 +1,9 @@
 """Syncing: telling the engine the app's functions, in its request's answer or by a request of our own (spec §4.3)."""
 
 import contextlib
+import dataclasses
+import threading
+import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from durably.errors import (
     RegistrationFailedError,
     ServeOriginMissingError,
     ServerKindMismatchError,
+    SyncTooSoonError,
     URLInvalidError,
 )
 from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
@@ -32,12 +36,52 @@ if TYPE_CHECKING:
     from .handler import CommHandler
 
 
+UNSIGNED_SECONDS = 5.0
+
+
 class _InBandRequest(msgspec.Struct):
     url: str
 
 
 _in_band_decoder = msgspec.json.Decoder(_InBandRequest)
 _object_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+class UnsignedSyncs:
+    """The last unsigned sync of an app in production.
+
+    Such syncs all say the same, and anybody may ask for them. So one answer serves for ``UNSIGNED_SECONDS``: the app
+    sends its engine one request in that time, however many it gets. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next_at = 0.0
+        self._answer: CommResponse | None = None
+
+    def begin(self) -> CommResponse | None:
+        """The answer that serves, or ``None`` if the caller is to sync. Raises ``SyncTooSoonError``."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._next_at:
+                self._next_at, self._answer = now + UNSIGNED_SECONDS, None
+                return None
+            if self._answer is None:
+                raise SyncTooSoonError(
+                    f"another unsigned sync goes on or has failed; the next is possible within {UNSIGNED_SECONDS:g} s, "
+                    "a signed one (`durably sync URL`) at any time"
+                )
+            return _copy(self._answer)
+
+    def end(self, answer: CommResponse) -> None:
+        """The sync has been answered; only a success serves others."""
+        if answer.status_code < HTTPStatus.BAD_REQUEST:
+            with self._lock:
+                self._answer = _copy(answer)
+
+
+def _copy(answer: CommResponse) -> CommResponse:
+    return dataclasses.replace(answer, headers=dict(answer.headers))
 
 
 class Syncer:
@@ -90,8 +134,13 @@ class Syncer:
         """
         self._refuse_other_kind(req.server_kind)
         request = self._build_request(req, is_signed=is_signed)
-        response = await request_with_keys(io, request, self._client.signing_keys)
-        return self._hand_back(response)
+        if is_signed or not self._client.is_production:
+            return self._hand_back(await request_with_keys(io, request, self._client.signing_keys))
+        kept = self._handler.unsigned_syncs
+        if (answer := kept.begin()) is None:
+            answer = self._hand_back(await request_with_keys(io, request, self._client.signing_keys))
+            kept.end(answer)
+        return answer
 
     def _refuse_other_kind(self, kind: ServerKind | None) -> None:
         mode = self._client.mode

@@ -53,6 +53,7 @@ class ErrorCode(StrEnum):
     STEP_NESTED = "step_nested"
     STEP_NOT_AWAITED = "step_not_awaited"
     STEP_UNEXPECTED = "step_unexpected"
+    SYNC_TOO_SOON = "sync_too_soon"
     UNKNOWN = "unknown"
     URL_INVALID = "url_invalid"
 
