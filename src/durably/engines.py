@@ -69,7 +69,9 @@ def choose_engine(
         case InngestCloud():
             return None, CLOUD_ORIGINS if mode is ServerKind.CLOUD else _fill(EngineOrigins(), mode, environment)
         case str():
-            return None, _origins_at(parse_origin(engine, mode, "engine"))
+            # Code names the engine of production; `durably dev` names its own.
+            origins = _origins_at(parse_origin(engine, mode, "engine"))
+            return None, _dev_origins(environment) or origins if mode is ServerKind.DEV else origins
         case _ if hasattr(engine, "__in_process__") and not isinstance(engine, type):
             return engine.__in_process__(), EngineOrigins()
         case _:
@@ -98,9 +100,15 @@ def _fill(given: EngineOrigins, mode: ServerKind, environment: Environment) -> E
 def _common_origins(mode: ServerKind, environment: Environment) -> EngineOrigins:
     if origin := _read(ENGINE_URL, mode, environment):
         return _origins_at(origin)
-    if url := environment.dev_url:
-        return _origins_at(parse_origin(url, mode, environment.name_of(DEV)))
+    if origins := _dev_origins(environment, mode):
+        return origins
     return _origins_at(DEV_ORIGIN) if mode is ServerKind.DEV else EngineOrigins()
+
+
+def _dev_origins(environment: Environment, mode: ServerKind = ServerKind.DEV) -> EngineOrigins | None:
+    """The engine that ``DURABLY_DEV`` names, if it names one."""
+    url = environment.dev_url
+    return None if url is None else _origins_at(parse_origin(url, mode, environment.name_of(DEV)))
 
 
 def _read(setting: Setting[str], mode: ServerKind, environment: Environment) -> str | None:

@@ -148,3 +148,22 @@ def test_systemd_is_told_when_the_engine_is_ready(start: Start, keys: dict[str, 
         assert "engine started" in engine.output or origin_of(engine)
         engine.stop()
         assert supervisor.recv(100) == b"STOPPING=1"
+
+
+def test_a_misspelt_setting_is_pointed_out(run: Run) -> None:
+    result = run("start", "--db", "engine.db", DURABLY_SIGNINGKEY="signkey-prod-secret")
+    assert result.status == 1
+    assert "Warning: DURABLY_SIGNINGKEY is set, but no setting has that name; did you mean DURABLY_SIGNING_KEY?" in (
+        result.stderr
+    )
+    assert "no signing key: set DURABLY_SIGNING_KEY" in result.stderr
+    assert "`durably keys` makes" in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_two_names_with_two_values_stop_the_engine(run: Run) -> None:
+    variables = {"DURABLY_SIGNING_KEY": "signkey-prod-secret", "INNGEST_SIGNING_KEY": "signkey-prod-other"}
+    result = run("start", "--db", "engine.db", **variables)
+    assert (result.status, "DURABLY_SIGNING_KEY and INNGEST_SIGNING_KEY are two names" in result.stderr) == (1, True)
+    assert "secret" not in result.stderr
+    assert "Traceback" not in result.stderr

@@ -55,6 +55,13 @@ def both(origin: str) -> tuple[str, str]:
             both("https://own.example.com"),
         ),
         ({}, {"engine": "http://127.0.0.1:99", "is_production": False}, both("http://127.0.0.1:99")),
+        ({"DURABLY_DEV": "http://engine:99"}, {"engine": "https://own.example.com"}, both("http://engine:99")),
+        (
+            {"DURABLY_DEV": "http://engine:99"},
+            {"engine": "https://own.example.com", "is_production": True},
+            both("https://own.example.com"),
+        ),
+        ({"DURABLY_DEV": "1"}, {"engine": "http://127.0.0.1:99"}, both("http://127.0.0.1:99")),
         ({}, {"engine": durably.InngestCloud()}, CLOUD),
         ({"DURABLY_ENGINE_URL": "https://env.example.com"}, {"engine": durably.InngestCloud()}, CLOUD),
         ({}, {"engine": "https://api.inngest.com"}, CLOUD),

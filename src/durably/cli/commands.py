@@ -2,6 +2,8 @@
 
 import click
 
+from durably.settings import Environment, describe_unknown_name
+
 from .backup import backup
 from .check import check
 from .dev import dev
@@ -24,6 +26,8 @@ from .temporal import temporal
 @click.version_option(package_name="durably")
 def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
+    for name, nearest in Environment().unknown_names().items():
+        click.echo(f"Warning: {describe_unknown_name(name, nearest)}", err=True)
 
 
 for command in (
