@@ -20,9 +20,11 @@ Surroundings = Callable[[], AbstractContextManager[object]]
 
 
 class WorkerThreads:
-    """Threads of a pool. ``surroundings`` is what the framework needs around work in a thread."""
+    """Threads of a pool. ``surroundings`` is what the framework needs around work in a thread, ``size`` the number of
+    threads, if that is known."""
 
-    def __init__(self, pool: Executor, surroundings: Surroundings = nullcontext) -> None:
+    def __init__(self, pool: Executor, surroundings: Surroundings = nullcontext, size: int | None = None) -> None:
+        self.size = size
         self._pool = pool
         self._surroundings = surroundings
 

@@ -353,6 +353,31 @@ async def test_an_event_that_matches_nothing_is_warned_of(app: App, caplog: pyte
     assert "the event 'g' was sent and stored, but no function is triggered by it" in caplog.text
 
 
+async def test_many_calls_of_a_sync_function_do_not_hold_up_anothers(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, running = threading.Event(), threading.Semaphore(0)
+    order: list[str] = []
+
+    @app.function("busy")
+    def busy(ctx: ContextSync) -> None:
+        running.release()
+        release.wait()
+        order.append("busy")
+
+    @app.function("single")
+    def single(ctx: ContextSync) -> None:
+        order.append("single")
+
+    async with app.running():
+        ids = await app.client.send([Event(name="busy")] * 60)
+        await asyncio.to_thread(running.acquire)
+        ids += await app.client.send(Event(name="single"))
+        release.set()
+        for event_id in ids:
+            await app.ended(event_id)
+    # There are no more than 32 threads: most calls of the other function wait behind the single one.
+    assert order.index("single") < 45
+
+
 async def test_throttle_holds_in_process(app: App) -> None:
     @app.function("f", throttle=Throttle(limit=1, period=dt.timedelta(hours=1)))
     async def f(ctx: Context) -> None: ...

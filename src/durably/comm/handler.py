@@ -4,6 +4,7 @@ Each method has an async and a sync front over one coroutine: under a sync serve
 event loop over blocking I/O, and whatever is really asynchronous goes to the portal.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -105,8 +106,10 @@ class CommHandler:
         self._allows_unsigned_sync = (
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
         )
-        pool = thread_pool or _make_thread_pool(environment, is_in_process=client.in_process is not None)
-        self._threads = None if pool is None else WorkerThreads(pool, thread_surroundings)
+        size = None
+        if thread_pool is None and (size := _thread_count(environment, is_in_process=client.in_process is not None)):
+            thread_pool = ThreadPoolExecutor(size, thread_name_prefix="durably-call")
+        self._threads = None if thread_pool is None else WorkerThreads(thread_pool, thread_surroundings, size)
         self._surroundings = surroundings
         if client.in_process is not None:
             client.in_process.add_handler(self)
@@ -398,13 +401,12 @@ def _place_of(req: CommRequest) -> str:
     return place if place.isprintable() else ascii(place)
 
 
-def _make_thread_pool(environment: Environment, *, is_in_process: bool) -> Executor | None:
+def _thread_count(environment: Environment, *, is_in_process: bool) -> int:
+    """How many threads there are for sync functions; 0 for none. The default is that of ``ThreadPoolExecutor``."""
     workers = environment.thread_pool_max_workers
-    if workers == 0:
-        if not is_in_process:
-            return None
+    if workers == 0 and is_in_process:
         workers = None  # There is no request in whose thread a sync function could run.
-    return ThreadPoolExecutor(workers, thread_name_prefix="durably-call")
+    return min(32, (os.cpu_count() or 1) + 4) if workers is None else workers
 
 
 def _check_arguments(client: object, functions: object) -> None:

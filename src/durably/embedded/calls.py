@@ -20,13 +20,14 @@ from durably.protocol.sync import SyncRequest
 
 
 class HandedCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One call (spec §4.4.1). It is not signed: nobody else can hand it over."""
+    """One call (spec §4.4.1). It is not signed: nobody else can hand it over. ``priority``: see ``CallAt``."""
 
     app_id: str
     function_id: str
     step_id: str
     headers: dict[str, str]
     body: bytes
+    priority: int = 0
 
 
 class HandedAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -44,7 +45,8 @@ def sync_of(handler: CommHandler) -> SyncRequest:
 
 
 def hand_over(function: Function, data: CallData, body: bytes, settings: EngineSettings) -> HandedCall:
-    return HandedCall(function.app_id, function.id, data.call.step_id, call_headers(data, settings), body)
+    headers = call_headers(data, settings)
+    return HandedCall(function.app_id, function.id, data.call.step_id, headers, body, data.priority)
 
 
 async def answer_call(

@@ -13,6 +13,7 @@ from durably.protocol.sync import SyncRequest
 from .app_loop import AppLoop
 from .calls import HandedAnswer, HandedCall, answer_call, answer_call_sync, sync_of
 from .errors import CallHandedBackError
+from .fair_gate import FairGate
 from .pulse import Pulse
 from .roster import Offer
 
@@ -40,6 +41,7 @@ class LocalWorker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._late: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
+        self._gates: dict[str, FairGate] = {}
 
     def offer(self) -> Offer:
         function_ids = {function_id for handler in self._handlers.values() for function_id in handler.function_ids}
@@ -73,8 +75,12 @@ class LocalWorker:
         here may be of any request that has sent an event."""
         if handler.threads is None or handler.is_async(call.function_id):
             return await self._app_loop.run(lambda: answer_call(call, handler, self._checkpoints))
-        answer = partial(answer_call_sync, call, handler, self._checkpoints)
-        return await handler.threads.run(partial(contextvars.Context().run, answer))
+        answer = partial(contextvars.Context().run, partial(answer_call_sync, call, handler, self._checkpoints))
+        if handler.threads.size is None:  # The app brings threads of its own.
+            return await handler.threads.run(answer)
+        gate = self._gates.setdefault(call.app_id, FairGate(handler.threads.size))
+        async with gate.through(call.function_id, call.priority):
+            return await handler.threads.run(answer)
 
     def refuse(self) -> None:
         """Take no more calls; what is offered from now on is none."""
