@@ -151,8 +151,8 @@ def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]
         return  # text that was read as the type says
     elif not is_same(value, returned) and kind is not type(returned):
         yield Change(path, _describe(value), _describe(returned), not isinstance(value, _WITH_FORM_IN_JSON))
-    elif not is_same(value, returned) and kind in (bool, int, float, str):
-        yield Change(path, repr(value), repr(returned), True)
+    elif not is_same(value, returned) and kind.__eq__ is not object.__eq__:
+        yield Change(path, _describe(value), f"another {kind.__name__}", True)
 
 
 def _changes_of_mapping(value: Mapping[Any, Any], returned: Any, path: str) -> Iterator[Change]:

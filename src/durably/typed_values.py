@@ -6,6 +6,7 @@ is imported only for such a type.
 """
 
 import collections.abc as abc
+import contextlib
 import functools
 import importlib
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from durably.encoding import Change, describe_loss, encode_json, failing_path, is_same, worst_change
+from durably.encoding import Change, describe_loss, encode_json, failing_path, find_changes, is_same, worst_change
 from durably.serializers import Serializer
 
 _MAX_CACHED = 512
@@ -158,8 +159,9 @@ class _CheckedCodec:
         try:
             returned = self.decode(data)
         except ValueRefusedError as error:
-            if (change := worst_change(value, data)) is not None and change.is_loss:
-                raise ValueRefusedError(describe_loss(change)) from None
+            for loss in find_changes(value, data):
+                if loss.stored == "null":  # nan: the null that does not fit is ours
+                    raise ValueRefusedError(describe_loss(loss)) from None
             raise ValueRefusedError(f"the value does not fit {self.name}: {error}") from None
         if not is_same(value, returned):
             change = worst_change(value, returned)
@@ -207,8 +209,20 @@ class _PydanticCodec(_CheckedCodec):
         self._error: type[Exception] = pydantic.ValidationError
 
     def _to_json(self, value: Any) -> Any:
+        """By the fields' aliases, or by their names for a model that does not read what it writes by alias."""
+        data = self._dump(value, by_alias=True)
         try:
-            dumped = self._adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)
+            self.decode(data)
+        except ValueRefusedError:
+            by_name = self._dump(value, by_alias=False)
+            with contextlib.suppress(ValueRefusedError):
+                self.decode(by_name)
+                return by_name
+        return data
+
+    def _dump(self, value: Any, *, by_alias: bool) -> Any:
+        try:
+            dumped = self._adapter.dump_python(value, mode="json", by_alias=by_alias, round_trip=True, warnings=False)
             # nan is a number for pydantic, and null in JSON.
             return msgspec.json.decode(encode_json(dumped))
         except Exception as error:  # whatever a serializer of the user's own raises

@@ -67,6 +67,26 @@ class Order(pydantic.BaseModel):
     tags: set[str] = set()
 
 
+class Odd(pydantic.BaseModel):
+    """Strict, with an alias that it does not read, a private attribute and a computed field."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    number: int = pydantic.Field(serialization_alias="no")
+    placed: dt.datetime
+    tags: set[str] = set()
+    _cache: int = pydantic.PrivateAttr(default=3)
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def next(self) -> int:
+        return self.number + 1
+
+
+class Account(pydantic.BaseModel):
+    password: pydantic.SecretStr
+
+
 class Note(pydantic.BaseModel):
     at: dt.datetime
 
@@ -117,6 +137,7 @@ TYPED: list[tuple[Any, Any]] = [
     (Order, ORDER),
     (list[Order], [ORDER]),
     (Page[Order], Page([ORDER])),
+    (Odd, Odd(number=1, placed=dt.datetime(2030, 1, 2, tzinfo=dt.UTC), tags={"a"})),
     (Order | Cat, Cat("Tom")),
     (Row, Row(b"\x00", dt.timedelta(days=400, microseconds=1))),
     (Point, Point(1, dt.date(2030, 1, 2))),
@@ -427,6 +448,8 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
     (list[Cat], [Kitten("Tom")], "$[0]", "a Kitten"),
     (frozenset[int], [1, 1], "$", "a list"),
     (Order, {"no": "x"}, "$.no", "valid integer"),
+    (Account, Account(password=pydantic.SecretStr("hidden")), "$.password", "another SecretStr"),
+    (Decimal, Decimal("NaN"), "$", "a Decimal"),
 ]
 
 
