@@ -31,6 +31,9 @@ _WITH_FORM_IN_JSON = (
 """Types with a usual form in JSON (text or a number) from which they can be read again."""
 
 
+_IDENTITY: Any = object.__eq__
+"""The comparison of classes that have none of their own."""
+
 _MAX_DEPTH = 32
 """How far into a value its fault is looked for."""
 
@@ -151,7 +154,7 @@ def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]
         return  # text that was read as the type says
     elif not is_same(value, returned) and kind is not type(returned):
         yield Change(path, _describe(value), _describe(returned), not isinstance(value, _WITH_FORM_IN_JSON))
-    elif not is_same(value, returned) and kind.__eq__ is not object.__eq__:
+    elif not is_same(value, returned) and kind.__eq__ is not _IDENTITY:
         yield Change(path, _describe(value), f"another {kind.__name__}", True)
 
 
