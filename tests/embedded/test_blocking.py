@@ -1,6 +1,7 @@
 """Functions that block: they delay the functions of their own process, and nothing else."""
 
 import datetime as dt
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from durably import Client, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 
 from .apps import LEASE
-from .cluster import serving, uvicorn
+from .cluster import eventually, gunicorn, serving, uvicorn
 
 SECONDS = 2 * LEASE.total_seconds()
 
@@ -42,3 +43,13 @@ async def test_a_blocked_event_loop_delays_no_timer_and_no_sync_function(tmp_pat
         # From here on this event loop, the app's, does not run until the run has ended.
         [run] = engine.event_runs_sync(event_id)
         assert engine.wait_for_run_sync(run.id, timeout=dt.timedelta(seconds=20)).decode_output() == "awake"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_step_that_brings_its_process_down_uses_up_its_attempts(how: signal.Signals, tmp_path: Path) -> None:
+    """Whichever process it brings down: two owners, or an owner and a follower."""
+    with serving(gunicorn("flask_app", 1 if how == signal.SIGKILL else 3), tmp_path) as cluster:
+        cluster.wait_owner()
+        cluster.send({"name": "signal", "id": "one", "data": {"signal": how}})
+        eventually(lambda: "Failed" in cluster.run_statuses().values(), "the run fails", seconds=60)
+        assert [entry["attempt"] for entry in cluster.diary.entries("signalled")] == [0, 1]

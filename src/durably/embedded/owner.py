@@ -19,6 +19,7 @@ from . import sockets
 from .api_socket import ApiSocket
 from .calls import HandedAnswer, HandedCall
 from .errors import CallHandedBackError, PlaceLostError, WorkerLostError
+from .in_flight import InFlightCalls
 from .link import AnswerError, Link, LinkLostError, Timing
 from .operations import OPERATIONS, Operation
 from .roster import Offer, Roster, Seat
@@ -185,6 +186,8 @@ class Owner:
         for guest in list(self._guests):
             if guest.link is not None:
                 guest.link.close()
+        if self._roster.in_flight is not None:
+            self._roster.in_flight.close()
         self.release_lock()
         if self._api is not None:
             await self._api.close()
@@ -219,6 +222,7 @@ class Owner:
         self._socket = sockets.path_of(self._directory, epoch)
         listener = sockets.listen(self._socket)
         self._server = Acceptor(listener, self._meet, name="the database's owner", logger=_logger)
+        self._roster.in_flight = InFlightCalls(self._directory, epoch)
         sockets.remove_older(self._directory, epoch)
         _logger.info("process %d owns the database %s from now on (epoch %d)", os.getpid(), self._database, epoch)
 

@@ -16,6 +16,7 @@ from durably.protocol.errors import ErrorData
 from .calls import HandedAnswer, HandedCall, hand_over, read_handed
 from .deadlines import Deadlines
 from .errors import CallHandedBackError, WorkerLostError
+from .in_flight import CallKey, InFlightCalls, identity_of
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -38,6 +39,7 @@ class Seat:
     def __init__(self, worker: Worker, offer: Offer) -> None:
         self.worker = worker
         self.offer = offer
+        self.process = identity_of(offer.process_id)
         self.under_way = 0
 
     def serves(self, function_id: str) -> bool:
@@ -57,6 +59,7 @@ class Roster:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self.in_flight: InFlightCalls | None = None
         self._deadlines = Deadlines(settings.call_timeout.total_seconds())
         self._seats: list[Seat] = []
         self._waiting: FairQueue[tuple[str, asyncio.Future[Seat | None]]] = FairQueue()
@@ -87,9 +90,13 @@ class Roster:
     # Caller
 
     async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+        key = CallKey.of(data)
+        if self.in_flight is not None and self.in_flight.take_lost(key):
+            return self._lost(WorkerLostError("the process that ran the function was lost, or silent for too long"))
         seat = await self._take_seat(function.id, data.priority)
         if seat is None:
             return _unreached(f"no process that is running serves the function {function.id!r}")
+        slot = None if self.in_flight is None else self.in_flight.begin(seat.process, key)
         handed = hand_over(function, data, body, self._settings)
         task = asyncio.current_task()
         assert task is not None
@@ -103,13 +110,18 @@ class Roster:
         except CallHandedBackError as error:
             return _unreached(error.message)
         except WorkerLostError as error:
-            # As with an app over HTTP that breaks off, this uses up an attempt: the call may be what brought the
-            # process down. There is no reason to wait with the next.
-            lost = ErrorData(name=error.name, message=error.message)
-            return AttemptFailed(lost, retry_at=self._settings.clock.now())
+            return self._lost(error)
         finally:
+            if self.in_flight is not None and slot is not None:
+                self.in_flight.end(slot)
             self._deadlines.end(task)
             self._leave(seat, function.id)
+
+    def _lost(self, error: WorkerLostError) -> Answer:
+        """As with an app over HTTP that breaks off, this uses up an attempt: the call may be what brought the process
+        down. There is no reason to wait with the next."""
+        lost = ErrorData(name=error.name, message=error.message)
+        return AttemptFailed(lost, retry_at=self._settings.clock.now())
 
     async def close(self) -> None:
         self._deadlines.close()

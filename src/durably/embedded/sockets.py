@@ -109,7 +109,7 @@ def newest(directory: Path) -> Path | None:
 def remove_older(directory: Path, epoch: int) -> None:
     for name in os.listdir(directory):
         number, _, kind = name.partition(".")
-        if number.isdecimal() and kind in ("", "http") and int(number) < epoch:
+        if number.isdecimal() and kind in ("", "http", "calls") and int(number) < epoch:
             (directory / name).unlink(missing_ok=True)
 
 

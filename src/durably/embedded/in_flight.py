@@ -1,0 +1,116 @@
+"""The calls that an owner has handed out, in a file that outlives it.
+
+The next owner reads it: a call that was under way in a process that is gone, or in an owner that was silent, uses up an
+attempt, so that a step that brings its process down does not run for ever. The file is never flushed to disk: what a
+machine that loses power had under way is none of a step's doing.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from durably.engine.embedded.bodies import CallData
+
+_RECORD_BYTES = 160
+_FREE = b" " * _RECORD_BYTES
+_LOST = "lost"
+"""In place of a process: the call is known to be lost, and its run has not been told yet."""
+
+
+class CallKey(NamedTuple):
+    """A call as its run knows it, whichever generation."""
+
+    run_id: str
+    step_id: str
+    attempt: int
+
+    @classmethod
+    def of(cls, data: CallData) -> "CallKey":
+        return cls(data.run_id, data.call.step_id, data.call.attempt)
+
+
+class InFlightCalls:
+    """Used by one thread. A file that cannot be written costs no call: then only its attempts are not counted."""
+
+    def __init__(self, directory: Path, epoch: int) -> None:
+        """Raises ``OSError``."""
+        lost = _read_lost(directory, epoch)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._file = os.open(path_of(directory, epoch), flags, 0o600)
+        self._free: list[int] = []
+        self._size = 0
+        self.begin(identity_of(os.getpid()))
+        self._lost_at = {key: self.begin(_LOST, key) for key in lost}
+
+    def take_lost(self, key: CallKey) -> bool:
+        """Whether the call was lost with its process. That is told once."""
+        slot = self._lost_at.pop(key, None)
+        if slot is None:
+            return False
+        self.end(slot)
+        return True
+
+    def begin(self, process: str, key: CallKey | None = None) -> int:
+        """Note a call before ``process`` gets it; the first record is the owner's own."""
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot, self._size = self._size, self._size + 1
+        text = process if key is None else f"{process} {key.attempt} {key.run_id} {key.step_id}"
+        self._write(slot, text.encode().ljust(_RECORD_BYTES)[:_RECORD_BYTES])
+        return slot
+
+    def end(self, slot: int) -> None:
+        """The call has ended, or was given back."""
+        self._write(slot, _FREE)
+        self._free.append(slot)
+
+    def close(self) -> None:
+        os.close(self._file)
+        self._file = -1
+
+    def _write(self, slot: int, record: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, record, slot * _RECORD_BYTES)
+
+
+def path_of(directory: Path, epoch: int) -> Path:
+    return directory / f"{epoch}.calls"
+
+
+def identity_of(process_id: int) -> str:
+    """Tells a process from a later one of the same id, where the platform does; empty if there is none."""
+    if sys.platform != "linux":
+        with contextlib.suppress(OSError):
+            os.kill(process_id, 0)
+            return str(process_id)
+        return ""
+    with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] != "Z":
+            return f"{process_id}:{fields[19]}"
+    return ""
+
+
+def _read_lost(directory: Path, epoch: int) -> set[CallKey]:
+    """What earlier owners have left behind."""
+    lost: set[CallKey] = set()
+    for path in directory.glob("*.calls"):
+        if path.stem.isdecimal() and int(path.stem) < epoch:
+            content = path.read_bytes()
+            records = [content[at : at + _RECORD_BYTES].split() for at in range(0, len(content), _RECORD_BYTES)]
+            owner = records[0][0].decode() if records and records[0] else ""
+            lost.update(_key_of(record) for record in records[1:] if len(record) == 4 and _is_lost(record[0], owner))
+    return lost
+
+
+def _is_lost(process: bytes, owner: str) -> bool:
+    identity = process.decode()
+    return identity in (_LOST, owner) or identity != identity_of(int(identity.partition(":")[0] or 0))
+
+
+def _key_of(record: list[bytes]) -> CallKey:
+    _, attempt, run_id, step_id = (field.decode() for field in record)
+    return CallKey(run_id, step_id, int(attempt))
