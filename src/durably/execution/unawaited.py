@@ -17,16 +17,18 @@ class StepNotAwaitedError(Error):
 class Unawaited:
     """The awaitables of one call that have not begun, by a number of the caller's choice."""
 
-    __slots__ = ("_awaitables",)
+    __slots__ = ("_awaitables", "_numbers")
 
     def __init__(self) -> None:
         self._awaitables: dict[int, tuple[str, weakref.ref[Any]]] = {}
+        self._numbers: dict[int, int] = {}  # by identity, which a later awaitable may have again
 
     def __bool__(self) -> bool:
         return bool(self._awaitables)
 
     def add(self, number: int, name: str, awaitable: Any) -> None:
         self._awaitables[number] = (name, weakref.ref(awaitable))
+        self._numbers[id(awaitable)] = number
 
     def begin(self, number: int) -> None:
         """The awaitable runs."""
@@ -37,12 +39,17 @@ class Unawaited:
 
         The task may be cancelled before it begins, which is no mistake.
         """
-        frame = getattr(coroutine, "cr_frame", None)
-        given = [coroutine, *(frame.f_locals.values() if frame is not None else ())]
-        for number, (_, reference) in list(self._awaitables.items()):
-            awaitable = reference()
-            if any(awaitable is value for value in given):
-                del self._awaitables[number]
+        if not self._leave(coroutine) and (frame := getattr(coroutine, "cr_frame", None)) is not None:
+            for value in frame.f_locals.values():
+                self._leave(value)
+
+    def _leave(self, value: Any) -> bool:
+        number = self._numbers.get(id(value))
+        found = None if number is None else self._awaitables.get(number)
+        if number is None or found is None or found[1]() is not value:
+            return False
+        del self._awaitables[number]
+        return True
 
     def dropped(self) -> StepNotAwaitedError | None:
         """The error of one that can be awaited no more, since nothing refers to it."""
