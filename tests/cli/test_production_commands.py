@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from durably.cli.production_server import SyncLog
+from durably.engine.embedded.api.state import AcceptedSync
+from durably.engine.embedded.views import SyncResult
+from durably.protocol.sync import SyncRequest
+
 from . import apps
 from .conftest import TIMEOUT_SECONDS, Command, Run, Start, environment, write
 
@@ -167,3 +172,26 @@ def test_two_names_with_two_values_stop_the_engine(run: Run) -> None:
     assert (result.status, "DURABLY_SIGNING_KEY and INNGEST_SIGNING_KEY are two names" in result.stderr) == (1, True)
     assert "secret" not in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_apps_of_u_are_synced_every_minute_unless_told_otherwise(run: Run) -> None:
+    assert re.search(r"--poll-interval SECONDS.*\[default:\s+60", run("start", "--help").stdout, re.DOTALL)
+
+
+def test_syncs_that_change_nothing_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "durably.start")
+    log = SyncLog()
+    request = SyncRequest(url="http://127.0.0.1:8000/api", functions=[], app_name="shop")
+
+    def note(*, version: str = "1", previous: str = "1", modified: bool = False) -> bool:
+        """Whether a sync with this result is logged."""
+        caplog.clear()
+        result = SyncResult(app_id="shop", modified=modified, version=version, previous_version=previous)
+        log.note(AcceptedSync(request, result, None))
+        return bool(caplog.records)
+
+    assert note()  # the first since the engine's start
+    assert not note()
+    assert note(version="2")
+    assert note(modified=True)
+    assert not note()
