@@ -1,11 +1,15 @@
 """Projects as a person makes them: by the framework's own command, and the README's code word for word."""
 
+import atexit
+import functools
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -65,10 +69,9 @@ def make_project(framework: str, directory: Path, *, is_installed_app: bool = Fa
         (directory / "durable.py").write_text(durable)
         (directory / "main.py").write_text(main)
         return
-    _django_admin("startproject", "myproject", ".", cwd=directory)
+    shutil.copytree(_stock_django(), directory, dirs_exist_ok=True)
     urls, settings = directory / "myproject" / "urls.py", directory / "myproject" / "settings.py"
     if is_installed_app:
-        _django_admin("startapp", "greetings", cwd=directory)
         (directory / "greetings" / "durable.py").write_text(durable)
         settings.write_text(settings.read_text() + 'INSTALLED_APPS += ["greetings", "durably.django"]\n')
         urls.write_text("from greetings.durable import client\nurlpatterns = []\n" + SENDING[framework])
@@ -77,8 +80,14 @@ def make_project(framework: str, directory: Path, *, is_installed_app: bool = Fa
         urls.write_text(main)
 
 
-def _django_admin(*arguments: str, cwd: Path) -> None:
-    subprocess.run([sys.executable, "-m", "django", *arguments], cwd=cwd, check=True, timeout=60)
+@functools.cache
+def _stock_django() -> Path:
+    """A project with an app, as Django's own commands make them."""
+    directory = Path(tempfile.mkdtemp(prefix="durably-stock-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    for command in (["startproject", "myproject", "."], ["startapp", "greetings"]):
+        subprocess.run([sys.executable, "-m", "django", *command], cwd=directory, check=True, timeout=60)
+    return directory
 
 
 class Server:

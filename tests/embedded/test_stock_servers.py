@@ -9,7 +9,6 @@ from .stock import make_project, running
 
 SERVERS = {
     "FastAPI": [
-        "uvicorn main:app --port {port}",
         "uvicorn main:app --port {port} --workers 3",
         "uvicorn main:app --port {port} --lifespan off",
         "gunicorn main:app -b 127.0.0.1:{port} -w 2 -k uvicorn_worker.UvicornWorker",
@@ -19,22 +18,19 @@ SERVERS = {
     "Flask": [
         "gunicorn main:app -b 127.0.0.1:{port} -w 2",
         "gunicorn main:app -b 127.0.0.1:{port} -w 2 -k gthread --threads 4",
-        "gunicorn main:app -b 127.0.0.1:{port} -w 2 --preload",
         "waitress-serve --listen 127.0.0.1:{port} main:app",
         "flask --app main run --port {port}",
-        "flask --app main run --port {port} --debug",
     ],
     "Django": [
         "uvicorn myproject.asgi:application --port {port}",
         "uvicorn myproject.asgi:application --port {port} --workers 3",
-        "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 2",
         "hypercorn myproject.asgi:application -b 127.0.0.1:{port}",
         "daphne myproject.asgi:application -p {port}",
         "waitress-serve --listen 127.0.0.1:{port} myproject.wsgi:application",
         "python manage.py runserver {port}",
-        "python manage.py runserver {port} --noreload",
     ],
 }
+"""Those that the tests of restarts below do not start."""
 CASES = [(framework, command) for framework, commands in SERVERS.items() for command in commands]
 
 
