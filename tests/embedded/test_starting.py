@@ -26,6 +26,10 @@ async def main():
     await asyncio.Event().wait()
 
 made = None if sys.argv[2] == "inside" else tornado_app()
+if sys.argv[2] == "listening":
+    from tornado.ioloop import IOLoop
+    made.listen(0, "127.0.0.1")
+    IOLoop.current().start()
 asyncio.run(main())
 """
 WERKZEUG = """
@@ -77,6 +81,11 @@ def test_the_engine_starts_with_the_first_request(server: str, tmp_path: Path) -
     with serving(AT_THE_FIRST_REQUEST[server], tmp_path) as cluster:
         eventually(cluster.answers, "the server answers")
         run_to_its_end(cluster)
+
+
+def test_tornado_starts_the_engine_once_its_loop_runs_after_listen(tmp_path: Path) -> None:
+    with serving(tornado("listening"), tmp_path) as cluster:
+        eventually(lambda: "owns the database" in cluster.log(), "the engine starts without a request")
 
 
 @pytest.mark.parametrize("options", [(), ("--debug",)], ids=["plain", "with reloader"])
