@@ -47,3 +47,14 @@ def test_an_identity_tells_a_process_from_another_of_the_same_id() -> None:
         process.kill()
         process.wait()
         assert identity_of(process.pid) == ""
+
+
+def test_the_file_grows_and_a_closed_one_takes_no_more(tmp_path: Path) -> None:
+    calls = InFlightCalls(tmp_path, 1)
+    keys = [CallKey(f"run-{number}", "step", 0) for number in range(3000)]
+    process = identity_of(os.getpid())
+    slots = [calls.begin(process, key) for key in keys]
+    following = InFlightCalls(tmp_path, 2)
+    assert all(following.take_lost(key) for key in keys)
+    calls.close()
+    calls.end(slots[0])

@@ -6,6 +6,7 @@ machine that loses power had under way is none of a step's doing.
 """
 
 import contextlib
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from durably.engine.embedded.bodies import CallData
 
 _RECORD_BYTES = 160
 _FREE = b" " * _RECORD_BYTES
+_GROWTH = 1024
+"""Records by which the file grows."""
 _LOST = "lost"
 """In place of a process: the call is known to be lost, and its run has not been told yet."""
 
@@ -39,6 +42,7 @@ class InFlightCalls:
         lost = _read_lost(directory, epoch)
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._file = os.open(path_of(directory, epoch), flags, 0o600)
+        self._records: mmap.mmap | None = None
         self._free: list[int] = []
         self._size = 0
         self.begin(identity_of(os.getpid()))
@@ -68,12 +72,27 @@ class InFlightCalls:
         self._free.append(slot)
 
     def close(self) -> None:
+        """What ends later is not noted any more."""
+        records, self._records = self._records, None
+        if records is not None:
+            records.close()
         os.close(self._file)
         self._file = -1
 
     def _write(self, slot: int, record: bytes) -> None:
+        """In memory that is mapped: a system call would let other threads have Python's global lock."""
+        at = slot * _RECORD_BYTES
+        if self._file >= 0 and (self._records is None or at >= len(self._records)):
+            self._grow()
+        if self._records is not None and at < len(self._records):
+            self._records[at : at + _RECORD_BYTES] = record
+
+    def _grow(self) -> None:
+        size = 0 if self._records is None else len(self._records)
         with contextlib.suppress(OSError):
-            os.pwrite(self._file, record, slot * _RECORD_BYTES)
+            # Written first: to map what a full disk has no room for would end the process.
+            os.pwrite(self._file, _FREE * _GROWTH, size)
+            self._records = mmap.mmap(self._file, size + _RECORD_BYTES * _GROWTH)
 
 
 def path_of(directory: Path, epoch: int) -> Path:
