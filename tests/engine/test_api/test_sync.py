@@ -7,7 +7,10 @@ import pytest
 from aiohttp import web
 
 import durably
+from durably.engine.embedded.api.application import create_api
+from durably.engine.embedded.api.auth import ApiKeys
 from durably.engine.embedded.api.discovery import AppUnreachedError, NoAppError, SyncFailedError
+from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
 
 from ...frameworks.engine import serving_engine
@@ -221,6 +224,19 @@ async def test_a_sync_that_cannot_be_is_explained(
     status, answer = await cloud.json("POST", "/v1/apps/sync", json=body, headers=BEARER)
     assert status == expected
     assert reason in answer["error"]
+
+
+async def test_an_engine_in_its_apps_processes_asks_nobody_to_sync(dev: Harness) -> None:
+    runner = web.AppRunner(create_api(dev.engine, ApiKeys(server_kind=ServerKind.DEV)))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/apps/sync"
+        async with dev.http.post(url, json={"url": "http://127.0.0.1:9/api"}) as response:
+            answer = await response.json()
+    finally:
+        await runner.cleanup()
+    assert (response.status, "in its app's own processes" in answer["error"]) == (400, True)
 
 
 async def test_what_is_no_app_or_syncs_elsewhere_is_told_apart(
