@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from durably.settings import Environment
 
-_SERVERS = ("daphne", "granian", "gunicorn", "hypercorn", "uvicorn", "waitress", "waitress-serve")
+_SERVERS = ("daphne", "gunicorn", "hypercorn", "uvicorn", "waitress", "waitress-serve")
 _RELOAD_OPTIONS = ("--reload", "--autoreload")
 _DJANGO = ("manage.py", "django-admin", "django")
 
