@@ -186,7 +186,7 @@ def test_an_apps_error_reaches_no_terminal_raw(start: Start, run: Run, directory
     write(directory / "shop.py", source)
     dev = start("dev", "shop:app", "--port", "0", "--app-port", "0")
     dev.until("shop:app is up")
-    result = run("invoke", "shop-place", "--url", dev.origin)
+    result = run("invoke", "shop-place", "--data", '{"total": 1}', "--url", dev.origin)
     assert result.status == 1
     dev.until("run failed")
     run_id = result.stderr.split()[1]

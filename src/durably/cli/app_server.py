@@ -6,6 +6,7 @@ two lines on stderr.
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from .app_import import AppImportError, import_app
 from .app_kinds import ACCEPTED, AppKind, NotAnAppError, detect_kind
+from .text import Styled, echo, fit_lines, style
 
 Server = Callable[[Any, str, int], None]
 """Serves an app at a host and port until SIGTERM."""
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="Only see whether there is such an app.")
     arguments = parser.parse_args()
     follow_parent()
+    logging.lastResort = _ProminentWarnings(logging.WARNING)
     serve, app = _load(arguments.target)
     if arguments.check:
         return
@@ -92,6 +95,18 @@ def _load(target: str) -> tuple[Server, object]:
         message = f"{target} is {error}, not an app\nGive {ACCEPTED}."
     print(f"Error: {message}", file=sys.stderr)
     sys.exit(EXIT_REPORTED)
+
+
+class _ProminentWarnings(logging.Handler):
+    """Shows warnings and errors of an app that configures no logging with their level, in colour on a terminal.
+
+    Python's own handler of last resort prints the bare message, which is lost among the lines of runs.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        colour = "red" if record.levelno >= logging.ERROR else "yellow"
+        level = style(record.levelname, fg=colour, bold=True)
+        echo(Styled(f"{level}: {fit_lines(self.format(record))}"), err=True)
 
 
 def follow_parent() -> None:

@@ -20,6 +20,7 @@ from .start import start
 from .sweeps import cancellations
 from .sync import sync
 from .temporal import temporal
+from .text import echo
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +28,7 @@ from .temporal import temporal
 def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
     for name, nearest in Environment().unknown_names().items():
-        click.echo(f"Warning: {describe_unknown_name(name, nearest)}", err=True)
+        echo(f"Warning: {describe_unknown_name(name, nearest)}", err=True)
 
 
 for command in (

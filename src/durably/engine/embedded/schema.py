@@ -1,6 +1,5 @@
 """Opening the database: how connections to it are set up, made or migrated where need be, and who owns it."""
 
-import logging
 import sqlite3
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from durably.engine.errors import (
     DatabaseTooNewError,
     DatabaseUnavailableError,
 )
+from durably.protocol.text import get_logger
 
 from .files import create_private, make_private
 from .migrations import MIGRATIONS
 from .settings import Durability
 from .sqlite_errors import is_busy
 
-_logger = logging.getLogger("durably.engine")
+_logger = get_logger("durably.engine")
 
 APPLICATION_ID = 0x44524259
 """Marks the file as Durably's ("DRBY"), so that no other program's database is taken for one."""
