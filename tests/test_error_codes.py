@@ -11,6 +11,7 @@ from durably import Client, Context, ContextSync
 from durably.testing import TestEngine
 
 from .execution.engine import engine_for
+from .ids import stable_id
 
 KNOWN = [
     (durably.NonRetriableError("no"), "non_retriable_error"),
@@ -26,7 +27,7 @@ def raising(error: BaseException) -> Any:
     return handler
 
 
-@pytest.mark.parametrize(("error", "code"), KNOWN, ids=lambda value: str(value))
+@pytest.mark.parametrize(("error", "code"), KNOWN, ids=stable_id)
 @pytest.mark.parametrize("blocking", [False, True], ids=["async", "sync"])
 async def test_a_run_that_ends_by_a_steps_error_has_the_code_of_that_error(
     error: BaseException, code: str, blocking: bool

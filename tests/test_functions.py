@@ -11,6 +11,7 @@ from durably import Client, Context, ContextSync, TriggerCron, TriggerEvent
 from durably.errors import FunctionConfigInvalidError
 
 from .execution.engine import FakeEngine, Run, engine_for
+from .ids import stable_id
 
 CLIENT = Client(app_id="app", is_production=False)
 TRIGGER = TriggerEvent(event="e")
@@ -128,7 +129,7 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
         ({"cancel": [durably.Cancel(event="c")] * 6}, "cancel takes at most 5, not 6"),
         ({"concurrency": [durably.Concurrency(limit=1)] * 3}, "concurrency takes at most 2, not 3"),
     ],
-    ids=lambda value: str(value)[:50],
+    ids=stable_id,
 )
 def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FunctionConfigInvalidError) as raised:

@@ -18,6 +18,8 @@ from durably.errors import FunctionConfigInvalidError
 from durably.option_checks import cron_problem
 from durably.protocol.sync import Trigger
 
+from .ids import stable_id
+
 client = durably.Client(app_id="app", is_production=False)
 ON = On(event="e")
 
@@ -51,7 +53,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "told"), MISTAKES, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(("options", "told"), MISTAKES, ids=stable_id)
 def test_a_mistake_is_refused_at_creation_and_names_function_and_option(options: dict[str, Any], told: str) -> None:
     with pytest.raises(FunctionConfigInvalidError) as raised:
         create(**options)

@@ -12,6 +12,7 @@ import durably
 from durably import Client, Context, ContextSync, PydanticSerializer
 
 from .execution.engine import complete, engine_for, fail
+from .ids import stable_id
 
 
 class Colour(enum.Enum):
@@ -47,7 +48,7 @@ def client() -> Client:
     return Client(app_id="app", is_production=False, serializer=PydanticSerializer())
 
 
-@pytest.mark.parametrize(("output_type", "value"), VALUES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("output_type", "value"), VALUES, ids=stable_id)
 async def test_step_outputs(output_type: Any, value: Any) -> None:
     returned = []
 

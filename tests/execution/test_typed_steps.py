@@ -24,6 +24,7 @@ from durably.step_types import declared_type
 from durably.testing import TestEngine
 from durably.typed_values import codec_for
 
+from ..ids import stable_id
 from .engine import complete, engine_for, fail
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def returning(value: Any, annotation: Any) -> Callable[..., Any]:
     return handler
 
 
-@pytest.mark.parametrize(("annotation", "value"), TYPED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("annotation", "value"), TYPED, ids=stable_id)
 async def test_a_step_returns_what_its_annotation_says(annotation: Any, value: Any) -> None:
     returned = []
 
@@ -302,7 +303,7 @@ HANDLERS = [
 ]
 
 
-@pytest.mark.parametrize("handler", HANDLERS, ids=str)
+@pytest.mark.parametrize("handler", HANDLERS, ids=stable_id)
 async def test_handlers_of_all_kinds(handler: Callable[[], Any]) -> None:
     async def function(ctx: Context) -> bool:
         return bool(await ctx.step.run("it", handler) == CHARGE)
@@ -357,7 +358,7 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize("annotation", PLAIN, ids=str)
+@pytest.mark.parametrize("annotation", PLAIN, ids=stable_id)
 def test_types_that_json_has_cost_nothing(annotation: Any) -> None:
     assert codec_for(annotation) is None
 
@@ -453,7 +454,7 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "path", "what"), REFUSED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("annotation", "value", "path", "what"), REFUSED, ids=stable_id)
 async def test_what_cannot_be_stored_is_refused_with_its_place(
     annotation: Any, value: Any, path: str, what: str
 ) -> None:
@@ -473,7 +474,7 @@ async def test_what_cannot_be_stored_is_refused_with_its_place(
         assert what in message
 
 
-@pytest.mark.parametrize("annotation", [Any, Loose], ids=str)
+@pytest.mark.parametrize("annotation", [Any, Loose], ids=stable_id)
 async def test_the_output_of_a_function_is_held_to_the_same(annotation: Any) -> None:
     async def function(ctx: Context) -> Any:
         return Loose({"tags": {1}})
@@ -507,7 +508,7 @@ async def test_the_report_names_the_function_and_each_function_has_its_own(caplo
     assert [line.partition(" returned")[0].rpartition("app-")[2] for line in lines] == ['one"', 'two"']
 
 
-@pytest.mark.parametrize(("annotation", "value", "told", "returned"), CHANGED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("annotation", "value", "told", "returned"), CHANGED, ids=stable_id)
 async def test_what_comes_back_in_another_form_is_reported_once(
     annotation: Any, value: Any, told: str, returned: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
