@@ -118,7 +118,7 @@ async def test_the_page_has_every_field_of_an_inspection(engine: FakeEngine) -> 
         for headers in ({}, {"x-inngest-signature": wire.sign(b"")}):
             async with session.get("/api/inngest", headers=headers) as answer:
                 shown = await answer.json()
-            public, _, private = section.partition("Whoever signs sees also")
+            public, _, private = section.partition("A signed request also gets")
             assert set(shown) <= set(re.findall(r"`(\w+)`", public if not headers else section))
         assert set(re.findall(r"`(\w+)`", private.partition(".")[0])) <= set(shown)
 
