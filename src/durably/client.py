@@ -246,9 +246,8 @@ def _choose_mode(is_production: bool | None, environment: Environment) -> Server
 
 def _default_logger(environment: Environment) -> logging.Logger:
     logger = logging.getLogger("durably")
-    if level := environment.log_level:
-        levels = logging.getLevelNamesMapping()
-        logger.setLevel(levels.get(level.upper(), logging.INFO))
+    if (level := environment.log_level) is not None:
+        logger.setLevel(level)
     return logger
 
 

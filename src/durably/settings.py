@@ -24,8 +24,8 @@ DEFAULT_SERVE_PATH = "/api/inngest"
 T = TypeVar("T")
 
 PREFIX = "DURABLY_"
-_FALSE = ("0", "false")
-_TRUE = ("1", "true")
+_FALSE = ("0", "false", "no", "off")
+_TRUE = ("1", "true", "yes", "on")
 _OFF = "0"
 _TEST_MODULES = (
     "pytest",
@@ -83,7 +83,20 @@ def _dev(text: str, name: str) -> str:
 
 
 def _switch(text: str, name: str) -> bool:
-    return text.lower() not in _FALSE
+    lowered = text.lower()
+    if lowered not in _TRUE + _FALSE:
+        raise FunctionConfigInvalidError(
+            f"{name} must be 1 ({', '.join(_TRUE[1:])}) or 0 ({', '.join(_FALSE[1:])}), not {text!r}"
+        )
+    return lowered in _TRUE
+
+
+def _log_level(text: str, name: str) -> int:
+    levels = logging.getLevelNamesMapping()
+    level = levels.get(text.upper())
+    if level is None:
+        raise FunctionConfigInvalidError(f"{name} must be one of {', '.join(levels)}, not {text!r}")
+    return level
 
 
 def _streaming(text: str, name: str) -> Streaming:
@@ -206,9 +219,9 @@ THREAD_POOL_MAX_WORKERS = Setting(
 LOG_LEVEL = Setting(
     "DURABLY_LOG_LEVEL",
     "INNGEST_LOG_LEVEL",
-    _text,
+    _log_level,
     "`Client(logger=…)`",
-    "level of the logger `durably`",
+    "level of the logger `durably`: `debug`, `info`, `warning`, `error` or `critical`",
 )
 STRICT_REPLAY = Setting(
     "DURABLY_STRICT_REPLAY",
@@ -328,7 +341,7 @@ class Environment:
         return self._get("NOTIFY_SOCKET")
 
     @property
-    def log_level(self) -> str | None:
+    def log_level(self) -> int | None:
         return self.read(LOG_LEVEL)
 
     @property

@@ -102,6 +102,10 @@ def test_streaming(value: str | None, streaming: Streaming | None) -> None:
         ("DURABLY_STREAMING", "yes please", "streaming"),
         ("DURABLY_THREAD_POOL_MAX_WORKERS", "many", "thread_pool_max_workers"),
         ("DURABLY_THREAD_POOL_MAX_WORKERS", "-1", "thread_pool_max_workers"),
+        ("DURABLY_ENABLE_UNAUTHED_SYNC", "disable", "allows_unsigned_sync"),
+        ("INNGEST_ALLOW_IN_BAND_SYNC", "maybe", "allows_in_band_sync"),
+        ("DURABLY_STRICT_REPLAY", "2", "strict_replay"),
+        ("DURABLY_LOG_LEVEL", "verbose", "log_level"),
     ],
 )
 def test_values_that_are_none(variable: str, value: str, property_name: str) -> None:
@@ -115,11 +119,27 @@ def test_the_size_of_the_pool(value: str | None, workers: int | None) -> None:
     assert Environment(variables).thread_pool_max_workers == workers
 
 
-@pytest.mark.parametrize(("value", "allowed"), [(None, True), ("1", True), ("0", False), ("false", False)])
+@pytest.mark.parametrize(
+    ("value", "allowed"),
+    [
+        (None, True),
+        ("1", True),
+        ("True", True),
+        ("yes", True),
+        ("on", True),
+        ("0", False),
+        ("false", False),
+        ("No", False),
+        ("off", False),
+    ],
+)
 def test_switches(value: str | None, allowed: bool) -> None:
     names = ("DURABLY_ALLOW_IN_BAND_SYNC", "DURABLY_ENABLE_UNAUTHED_SYNC")
     environment = Environment({} if value is None else dict.fromkeys(names, value))
     assert environment.allows_in_band_sync is environment.allows_unsigned_sync is allowed
+    if value is not None:
+        assert Environment({"DURABLY_STRICT_REPLAY": value}).strict_replay is allowed
+        assert Environment({"DURABLY_DEV": value}).mode is (DEV if allowed else CLOUD)
 
 
 def test_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +180,7 @@ VALUES = {
     "DURABLY_ALLOW_IN_BAND_SYNC": ("1", "0"),
     "DURABLY_ENABLE_UNAUTHED_SYNC": ("1", "0"),
     "DURABLY_STRICT_REPLAY": ("1", "0"),
+    "DURABLY_LOG_LEVEL": ("debug", "ERROR"),
 }
 """Two values of a setting that takes no other text."""
 
