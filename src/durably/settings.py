@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 from durably.protocol.headers import ServerKind
+from durably.protocol.text import show_url
 
 DEV_ORIGIN = "http://127.0.0.1:8288"
 DEFAULT_SERVE_PATH = "/api/inngest"
@@ -417,7 +418,9 @@ def parse_origin(text: str, mode: ServerKind, setting: str) -> str:
     except ValueError:
         is_valid = False
     if not is_valid:
-        raise URLInvalidError(f"{setting} is not a valid URL: {text!r}; write it like https://engine.example.com")
+        raise URLInvalidError(
+            f"{setting} is not a valid URL: {show_url(text)!r}; write it like https://engine.example.com"
+        )
     return url.rstrip("/")
 
 

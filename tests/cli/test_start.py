@@ -6,10 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import urllib3
+
+from durably.protocol.signatures import bearer_token, sign
 
 from . import apps
 from .conftest import Command, Run, Start, write
@@ -118,3 +121,25 @@ def test_an_engine_whose_database_was_deleted_stays_and_refuses(start: Start, ru
     assert (refused.status, "the database was deleted" in refused.stderr) == (1, True)
     assert not (directory / "engine.db").exists()
     assert engine.stop(signal.SIGTERM) == 0
+
+
+def test_the_password_of_an_apps_url_is_not_logged(start: Start) -> None:
+    engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    runtime = {"type": "http", "url": "http://me:pa55word@127.0.0.1:1/api?fnId=shop-f"}
+    function = {
+        "id": "shop-f",
+        "triggers": [{"event": "f"}],
+        "steps": {"step": {"id": "step", "name": "step", "runtime": runtime}},
+    }
+    body = json.dumps(
+        {"url": "http://me:pa55word@127.0.0.1:1/api?token=t0ken", "appName": "shop", "functions": [function]}
+    ).encode()
+    headers = {
+        "authorization": f"Bearer {bearer_token(SIGNING_KEY)}",
+        "x-inngest-signature": sign(body, SIGNING_KEY, int(time.time())),
+    }
+    assert urllib3.request("POST", f"{origin}/fn/register", body=body, headers=headers).status == 200
+    assert logged(engine, "app synced")["url"] == "http://127.0.0.1:1/api?token=***"
+    assert "pa55word" not in engine.output
+    assert "t0ken" not in engine.output

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from durably.protocol.text import get_logger, printable, printable_json, printable_lines, redact_url, redact_urls
+from durably.comm.paths import read_origin
+from durably.errors import URLInvalidError
+from durably.protocol.text import (
+    get_logger,
+    printable,
+    printable_json,
+    printable_lines,
+    redact_url,
+    redact_urls,
+    show_url,
+)
 
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 SECRET = "s3cretPassword0fTheApp"
@@ -104,3 +114,11 @@ def test_tracebacks_keep_their_lines_and_nothing_else() -> None:
     assert "Traceback" in stream.getvalue()
     assert r"\x1b[2Jgone" in stream.getvalue()
     assert not UNSAFE.search(stream.getvalue())
+
+
+def test_what_is_no_url_is_shown_unless_it_may_hold_a_password() -> None:
+    assert show_url("htp:/shop") == "htp:/shop"
+    assert SECRET not in show_url(f"https://me:{SECRET}@shop:port")
+    with pytest.raises(URLInvalidError) as caught:
+        read_origin(f"https://me:{SECRET}@shop:port", "DURABLY_SERVE_ORIGIN")
+    assert SECRET not in str(caught.value)

@@ -12,7 +12,7 @@ from durably.engine.embedded.api.server import EngineServer
 from durably.engine.embedded.api.state import AcceptedSync
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import DatabaseReplacedError, EngineClosedError
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, redact_url
 from durably.settings import Environment
 
 from .log_lines import log_fields, log_update
@@ -82,7 +82,7 @@ class SyncLog:
                 _logger,
                 "app synced",
                 app_id=result.app_id,
-                url=sync.request.url,
+                url=redact_url(sync.request.url),
                 version=result.version,
                 functions=len(sync.request.functions),
                 modified=result.modified,

@@ -3,6 +3,7 @@
 from urllib.parse import urlsplit
 
 from durably.errors import URLInvalidError
+from durably.protocol.text import show_url
 from durably.settings import DEFAULT_SERVE_PATH, Environment
 
 
@@ -22,7 +23,7 @@ def read_origin(text: str, what: str) -> tuple[str, str]:
     """
     url = text if "://" in text else f"https://{text}"
     if not _is_http_url(url):
-        raise URLInvalidError(f"{what} is not a valid URL: {text!r}; write it like https://app.example.com")
+        raise URLInvalidError(f"{what} is not a valid URL: {show_url(text)!r}; write it like https://app.example.com")
     parts = urlsplit(url)
     return parts.scheme, parts.netloc
 

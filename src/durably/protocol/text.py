@@ -108,6 +108,11 @@ def redact_url(url: object) -> str:
     return printable(_USER.sub(f"{REDACTED}@", urlunsplit((parts.scheme, host, path, query, ""))))
 
 
+def show_url(text: str) -> str:
+    """A text that should be a URL, for the error that says it is none: as it is, unless it may hold a password."""
+    return redact_url(text) if "@" in text else text
+
+
 def redact_urls(text: object) -> str:
     """A text of somebody else, printable and with each URL in it redacted."""
     return printable(_URL.sub(lambda match: redact_url(match[0]), str(text)))
