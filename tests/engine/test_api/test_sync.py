@@ -1,6 +1,9 @@
 """Apps telling the engine their functions, asked and unasked."""
 
+import gzip
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from aiohttp import web
 import durably
 from durably.engine.embedded.api.application import create_api
 from durably.engine.embedded.api.auth import ApiKeys
-from durably.engine.embedded.api.discovery import AppUnreachedError, NoAppError, SyncFailedError
+from durably.engine.embedded.api.discovery import MAX_ANSWER_BYTES, AppUnreachedError, NoAppError, SyncFailedError
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
 
@@ -337,3 +340,53 @@ async def test_in_cloud_mode_an_app_that_syncs_out_of_band_must_sync_here(
         else:
             with pytest.raises(SyncFailedError, match="synced with another engine"):
                 await cloud.server.discovery.sync(url)
+
+
+_APP = {"x-inngest-sdk": "by-hand:v1"}
+_ZEROS = b"\0" * (64 * 1024)
+
+
+@asynccontextmanager
+async def _answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    site = web.Application()
+    site.add_routes([web.get("/api", answer), web.put("/api", answer)])
+    runner = web.AppRunner(site)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/api"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_an_endless_answer_is_read_up_to_a_limit(cloud: Harness, method: str) -> None:
+    sent = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        if request.method != method:
+            return web.json_response({}, headers=_APP)
+        response = web.StreamResponse(headers=_APP)
+        await response.prepare(request)
+        while True:
+            await response.write(_ZEROS)
+            sent += len(_ZEROS)
+
+    async with _answering(answer) as url:
+        with pytest.raises(SyncFailedError, match=f"answered with more than {MAX_ANSWER_BYTES} bytes"):
+            await cloud.server.discovery.sync(url)
+    assert sent < 10 * MAX_ANSWER_BYTES
+
+
+async def test_a_compressed_answer_is_refused_unread(cloud: Harness) -> None:
+    accepted = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        accepted.append(request.headers["accept-encoding"])
+        return web.Response(body=gzip.compress(b"{}"), headers=_APP | {"content-encoding": "gzip"})
+
+    async with _answering(answer) as url:
+        with pytest.raises(SyncFailedError, match="content-encoding gzip, although the request does not accept it"):
+            await cloud.server.discovery.sync(url)
+    assert accepted == ["identity"]

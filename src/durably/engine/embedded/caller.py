@@ -108,7 +108,7 @@ class HttpCaller:
         try:
             async with session.post(url, data=body, headers=call_headers, allow_redirects=False) as response:
                 seen.answered = True
-                content = await _read(response)
+                content = await read_limited(response, MAX_REQUEST_BYTES)
                 now = to_datetime(self._settings.clock.now())
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             return _explain(error, url, seen)
@@ -177,12 +177,12 @@ def _open_session(settings: EngineSettings, connector: aiohttp.TCPConnector) -> 
     )
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """The answer's body, or ``None`` where it is too large."""
+async def read_limited(response: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
+    """The answer's body, or ``None`` if it is larger than ``max_bytes``."""
     chunks, size = [], 0
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         size += len(chunk)
-        if size > MAX_REQUEST_BYTES:
+        if size > max_bytes:
             return None
         chunks.append(chunk)
     return b"".join(chunks)

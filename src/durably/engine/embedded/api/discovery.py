@@ -13,8 +13,10 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from aiohttp import hdrs
 from yarl import URL
 
+from durably.engine.embedded.caller import read_limited
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import EngineError
@@ -28,6 +30,9 @@ from .conflicts import AppConflicts
 from .state import AcceptedSync, OnSync
 
 TIMEOUT_SECONDS = 10.0
+"""From the request to the end of the answer."""
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""The largest answer of an app to a sync or an inspection. Thousands of functions fit."""
 
 _logger = get_logger("durably.engine")
 
@@ -93,7 +98,8 @@ class AppDiscovery:
         self._awaited: dict[str, AcceptedSync | None] = {}
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
-            headers={str(Header.SERVER_KIND): settings.server_kind},
+            headers={str(Header.SERVER_KIND): settings.server_kind, hdrs.ACCEPT_ENCODING: "identity"},
+            auto_decompress=False,  # A few bytes may unpack to gigabytes.
         )
 
     async def close(self) -> None:
@@ -217,9 +223,22 @@ class AppDiscovery:
     async def _request(self, method: str, url: str, **options: Any) -> tuple[int, Mapping[str, str], bytes]:
         try:
             async with self._session.request(method, url, allow_redirects=False, **options) as response:
-                return response.status, response.headers, await response.read()
+                return response.status, response.headers, await _read(url, response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise AppUnreachedError(f"no app answers at {redact_url(url)}: {_describe(error)}") from None
+
+
+async def _read(url: str, response: aiohttp.ClientResponse) -> bytes:
+    """The body. Raises ``SyncFailedError`` for one that is too large or compressed."""
+    if encoding := response.headers.get(hdrs.CONTENT_ENCODING, "identity").replace("identity", ""):
+        raise SyncFailedError(
+            f"the app at {redact_url(url)} answered with content-encoding {printable(encoding)}, although the request "
+            "does not accept it: have the app or its proxy send these answers uncompressed"
+        )
+    body = await read_limited(response, MAX_ANSWER_BYTES)
+    if body is None:
+        raise SyncFailedError(f"the app at {redact_url(url)} answered with more than {MAX_ANSWER_BYTES} bytes")
+    return body
 
 
 def _tell_other_origins(url: str, sync: SyncRequest) -> None:
