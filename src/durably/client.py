@@ -30,6 +30,7 @@ from durably.options import (
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import Event
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
+from durably.protocol.signatures import check_signing_key
 from durably.run_logger import as_logger
 from durably.serializers import Serializer, Unset
 from durably.settings import API_BASE_URL, EVENT_API_BASE_URL, Environment, Setting, is_test_run, warn_of_unknown_names
@@ -82,6 +83,7 @@ class Client:
             raise FunctionConfigInvalidError(
                 f"Client.serializer takes an instance, {serializer.__name__}(), not the class"
             )
+        check_signing_key(signing_key, "Client(signing_key=…)")
         environment = Environment()
         self.app_id = app_id
         self.app_version = app_version

@@ -9,7 +9,7 @@ from durably.execution.synchronous import AsyncUnsupportedError
 from durably.execution.unawaited import StepNotAwaitedError
 from durably.protocol.durations import DurationInvalidError
 from durably.protocol.errors import DeadlineError, Error, ErrorCode, NonRetriableError, RetryAfterError, StepError
-from durably.protocol.signatures import SignatureError
+from durably.protocol.signatures import SignatureError, SigningKeyInvalidError
 
 __all__ = [
     "AsyncUnsupportedError",
@@ -42,6 +42,7 @@ __all__ = [
     "ServerKindMismatchError",
     "SettingConflictError",
     "SignatureError",
+    "SigningKeyInvalidError",
     "SigningKeyMissingError",
     "StepError",
     "StepIdAmbiguousError",

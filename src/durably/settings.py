@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 from durably.protocol.headers import ServerKind
+from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import show_url
 
 DEV_ORIGIN = "http://127.0.0.1:8288"
@@ -74,6 +75,11 @@ class Setting(Generic[T]):
 
 
 def _text(text: str, name: str) -> str:
+    return text
+
+
+def _signing_key(text: str, name: str) -> str:
+    check_signing_key(text, name)
     return text
 
 
@@ -148,14 +154,14 @@ EVENT_API_BASE_URL = Setting(
 SIGNING_KEY = Setting(
     "DURABLY_SIGNING_KEY",
     "INNGEST_SIGNING_KEY",
-    _text,
+    _signing_key,
     "`Client(signing_key=…)`",
     "signs and verifies calls and syncs. Production needs it",
 )
 SIGNING_KEY_FALLBACK = Setting(
     "DURABLY_SIGNING_KEY_FALLBACK",
     "INNGEST_SIGNING_KEY_FALLBACK",
-    _text,
+    _signing_key,
     "",
     "a second key that is accepted, while keys are rotated",
 )

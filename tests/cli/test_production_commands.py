@@ -166,6 +166,21 @@ def test_a_misspelt_setting_is_pointed_out(run: Run) -> None:
     assert "secret" not in result.stderr
 
 
+@pytest.mark.parametrize("name", ["DURABLY_SIGNING_KEY", "DURABLY_SIGNING_KEY_FALLBACK"])
+def test_a_key_that_is_only_a_prefix_stops_the_engine(run: Run, name: str) -> None:
+    result = run("start", "--db", "engine.db", **{name: "signkey-prod-"})
+    assert (result.status, f"the signing key in {name} has nothing after its prefix" in result.stderr) == (1, True)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [("start", "--db", "engine.db"), ("runs", "list")])
+def test_a_key_option_that_is_only_a_prefix_is_refused(run: Run, command: tuple[str, ...]) -> None:
+    for key, problem in (("signkey-prod-", "has nothing after its prefix"), ("", "is empty")):
+        result = run(*command, "--signing-key", key)
+        assert (result.status, f"the signing key in --signing-key {problem}" in result.stderr) == (1, True)
+        assert "Traceback" not in result.stderr
+
+
 def test_two_names_with_two_values_stop_the_engine(run: Run) -> None:
     variables = {"DURABLY_SIGNING_KEY": "signkey-prod-secret", "INNGEST_SIGNING_KEY": "signkey-prod-other"}
     result = run("start", "--db", "engine.db", **variables)

@@ -11,7 +11,14 @@ import pytest
 from durably import Client, Streaming
 from durably import settings as settings_module
 from durably.comm.paths import mount_path
-from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
+from durably.engine.embedded.api.auth import ApiKeys
+from durably.engine.embedded.settings import EngineSettings
+from durably.errors import (
+    FunctionConfigInvalidError,
+    SettingConflictError,
+    SigningKeyInvalidError,
+    URLInvalidError,
+)
 from durably.protocol.headers import ServerKind
 from durably.settings import SETTINGS, Environment, Setting, parse_origin
 
@@ -209,6 +216,27 @@ def test_a_setting_has_two_names(setting: Setting[Any]) -> None:
 def test_values_that_mean_the_same_are_no_conflict() -> None:
     assert Environment({"DURABLY_DEV": "1", "INNGEST_DEV": "true"}).mode is DEV
     assert Environment({"DURABLY_DEV": "0", "INNGEST_DEV": "false"}).mode is CLOUD
+
+
+@pytest.mark.parametrize("name", ["DURABLY_SIGNING_KEY", "INNGEST_SIGNING_KEY", "DURABLY_SIGNING_KEY_FALLBACK"])
+def test_a_signing_key_that_is_only_a_prefix_stops_the_client(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "signkey-prod-")
+    with pytest.raises(SigningKeyInvalidError, match=f"{name} has nothing after its prefix"):
+        Client(app_id="app", is_production=True)
+
+
+@pytest.mark.parametrize("key", ["", "signkey-prod-"])
+def test_so_does_one_that_is_given(key: str) -> None:
+    with pytest.raises(SigningKeyInvalidError, match=r"Client\(signing_key=…\)"):
+        Client(app_id="app", is_production=True, signing_key=key)
+
+
+@pytest.mark.parametrize("setting", ["signing_key", "signing_key_fallback"])
+def test_an_engine_refuses_such_keys_too(setting: str) -> None:
+    with pytest.raises(SigningKeyInvalidError, match=setting):
+        EngineSettings(**{setting: "signkey-prod-"})
+    with pytest.raises(SigningKeyInvalidError, match="signing_keys"):
+        ApiKeys(server_kind=CLOUD, event_keys=("key",), signing_keys=("signkey-prod-ab", "signkey-prod-"))
 
 
 def test_a_conflict_stops_the_client(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,14 @@ def test_nothing_that_decides_can_be_changed_on_the_way(status: int, changed: di
     refused(check(signs_whole=True), status, headers, error)
 
 
+@pytest.mark.parametrize("value", ["é", "\udcff", "a\nb", "\x00"])
+@pytest.mark.parametrize("name", ["x-durably-signature", "x-inngest-signature", "retry-after", "x-inngest-sdk"])
+def test_an_undecodable_header_is_one_clear_failed_attempt(name: str, value: str) -> None:
+    message = refused(check(signs_whole=True), 200, whole(200, b"1") | {name: value}, b"1")
+    assert name in message
+    assert "TypeError" not in message
+
+
 def test_the_answer_of_another_call_is_not_used() -> None:
     headers = whole(200, b"1", call=sign(b"another call", KEY, NOW))
     assert "call" in refused(check(signs_whole=True), 200, headers, b"1")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import assume, given
@@ -13,8 +15,10 @@ from durably.protocol.limits import MAX_CANONICAL_BYTES
 from durably.protocol.signatures import (
     SignatureError,
     SignatureMismatchError,
+    SigningKeyInvalidError,
     bearer_token,
     canonicalize,
+    check_signing_key,
     hash_signing_key,
     sign,
     strip_key_prefix,
@@ -138,6 +142,45 @@ def test_what_was_wrong_is_told(header: str | None, keys: list[str | None], code
     with pytest.raises(SignatureError) as raised:
         verify(b"", header, keys, NOW)
     assert raised.value.code is code
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header + "&a=1",
+        lambda header: "a=1&" + header,
+        lambda header: "&".join(reversed(header.split("&"))),
+        lambda header: header + "&" + header,
+        lambda header: header + "\n",
+        lambda header: header.replace("t=", "t=%31"),
+        lambda header: header.replace("t=1", "t=\u0661"),
+        lambda header: header.replace("=", " = "),
+    ],
+)
+def test_a_signature_header_has_one_form(change: Callable[[str], str]) -> None:
+    with pytest.raises(SignatureError, match="malformed"):
+        verify(b"", change(sign(b"", KEY, NOW)), [KEY], NOW)
+
+
+@pytest.mark.parametrize("header", ["a=%41&" * 666_666, sign(b"", KEY, NOW) + "&a=%41" * 666_666, "t=" + "1" * 10**7])
+def test_a_huge_signature_header_costs_nothing(header: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(SignatureError, match="malformed"):
+        verify(b"", header, [KEY], NOW)
+    assert time.thread_time() - began < 0.05
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "signkey", "signkey-", "signkey-prod", "signkey-prod-", "signkey-prod- ", "signkey-a-signkey-b-"]
+)
+def test_a_key_that_is_only_a_prefix_is_refused_by_the_name_of_its_setting(key: str) -> None:
+    with pytest.raises(SigningKeyInvalidError, match=r"Client\(signing_key"):
+        check_signing_key(key, "Client(signing_key=…)")
+
+
+@pytest.mark.parametrize("key", [None, KEY, "ab", "secret", "signkey-test-0"])
+def test_other_keys_are_accepted(key: str | None) -> None:
+    check_signing_key(key, "DURABLY_SIGNING_KEY")
 
 
 def test_the_bearer_token_keeps_the_prefix_and_hashes_the_rest() -> None:

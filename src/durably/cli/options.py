@@ -11,6 +11,7 @@ import click
 
 from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
+from durably.protocol.signatures import check_signing_key
 from durably.settings import (
     DEV,
     DEV_ORIGIN,
@@ -117,6 +118,11 @@ def setting_option(
     return click.option(*declarations, default=default, help=f"{help}  [env var: {names}]", **options)
 
 
+def _check_signing_key(_: click.Context, option: click.Parameter, key: str | None) -> str | None:
+    check_signing_key(key, option.opts[0])
+    return key
+
+
 def signing_key_options(command: Command) -> Command:
     """``signing_key`` and ``signing_key_fallback``."""
     for option in (
@@ -124,9 +130,16 @@ def signing_key_options(command: Command) -> Command:
             "--signing-key-fallback",
             setting=SIGNING_KEY_FALLBACK,
             metavar="KEY",
+            callback=_check_signing_key,
             help="The key before a rotation, accepted too.",
         ),
-        setting_option("--signing-key", setting=SIGNING_KEY, metavar="KEY", help="The engine's signing key."),
+        setting_option(
+            "--signing-key",
+            setting=SIGNING_KEY,
+            metavar="KEY",
+            callback=_check_signing_key,
+            help="The engine's signing key.",
+        ),
     ):
         command = option(command)
     return command

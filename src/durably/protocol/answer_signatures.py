@@ -41,6 +41,10 @@ def verify_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_
     given = headers.get(Header.ANSWER_SIGNATURE)
     if not given:
         raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is missing")
+    for name in (*DECIDING_HEADERS, Header.ANSWER_SIGNATURE):
+        text = headers.get(name, "")
+        if not (text.isascii() and text.isprintable()):
+            raise SignatureError(f"the {name} header is not printable ASCII")
     made = sign_answer(status, headers, body, call_signature=call_signature, key=key)
     if not hmac.compare_digest(made, given):
         raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is not of this status, these headers and this call")

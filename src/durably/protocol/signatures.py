@@ -9,7 +9,6 @@ import hmac
 import json
 import re
 from collections.abc import Iterable
-from urllib.parse import parse_qs
 
 import rfc8785
 
@@ -17,6 +16,9 @@ from .errors import Error, ErrorCode
 from .limits import MAX_CANONICAL_BYTES, SIGNATURE_TOLERANCE
 
 _PREFIX = re.compile(r"^signkey-\w+-")
+_BARE_PREFIX = re.compile(r"signkey(-\w*-?)?")
+_HEADER = re.compile(r"t=([0-9]{1,12})&s=([0-9a-fA-F]{64})")
+_MAX_HEADER_LENGTH = 256
 _MAX_EXACT = 2**53
 
 
@@ -34,6 +36,30 @@ class SignatureError(Error):
 
 class SignatureMismatchError(SignatureError):
     """The signature is not of these bytes and any of these keys."""
+
+
+class SigningKeyInvalidError(Error, ValueError):
+    """A signing key is empty, or has nothing after its prefix. The message names the setting, never the key."""
+
+    code = ErrorCode.SIGNING_KEY_UNSPECIFIED
+    include_stack = False
+    is_retriable = False
+
+
+def check_signing_key(key: str | None, setting: str) -> None:
+    """Refuse a key that anybody could guess. ``setting`` is its name; ``None`` means that no key is set.
+
+    Raises ``SigningKeyInvalidError``.
+    """
+    if key is None:
+        return
+    bare = strip_key_prefix(key).strip()
+    if not bare or _BARE_PREFIX.fullmatch(bare):
+        problem = "has nothing after its prefix" if key.strip() else "is empty"
+        raise SigningKeyInvalidError(
+            f"the signing key in {setting} {problem}, so anybody could sign with it: set the whole key "
+            "(`durably keys` makes one), or leave it unset"
+        )
 
 
 def strip_key_prefix(key: str) -> str:
@@ -60,16 +86,24 @@ def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: flo
         )
     if not header:
         raise SignatureError("the x-inngest-signature header is missing", ErrorCode.HEADER_MISSING)
-    fields = parse_qs(header)
-    stamp, signature = fields.get("t", [""])[0], fields.get("s", [""])[0]
-    if not re.fullmatch(r"\d{1,12}", stamp, re.ASCII) or not re.fullmatch(r"[0-9a-fA-F]{64}", signature):
-        raise SignatureError("the x-inngest-signature header is malformed; it must be t=<seconds>&s=<hex>")
-    if abs(now - int(stamp)) > SIGNATURE_TOLERANCE.total_seconds():
+    timestamp, signature = parse_header(header)
+    if abs(now - timestamp) > SIGNATURE_TOLERANCE.total_seconds():
         raise SignatureError("the signature is more than five minutes old or ahead; check both clocks")
     for key in usable:
-        if hmac.compare_digest(_digest(body, key, int(stamp)), signature.lower()):
+        if hmac.compare_digest(_digest(body, key, timestamp), signature):
             return key
     raise SignatureMismatchError("the signature does not match any of the signing keys")
+
+
+def parse_header(header: str) -> tuple[int, str]:
+    """The timestamp (unix seconds) and the signature (64 lower-case hex digits). Raises ``SignatureError``.
+
+    Anybody may send this header, at any length, so it costs one bounded match.
+    """
+    match = _HEADER.fullmatch(header) if len(header) <= _MAX_HEADER_LENGTH else None
+    if match is None:
+        raise SignatureError("the x-inngest-signature header is malformed; it must be t=<seconds>&s=<hex>")
+    return int(match[1]), match[2].lower()
 
 
 def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> str:

@@ -9,6 +9,7 @@ import msgspec
 from durably.engine.backoff import Backoff, dev_backoff, unreached_backoff
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
+from durably.protocol.signatures import check_signing_key
 
 from .clock import Clock, SystemClock
 from .ids import Entropy
@@ -58,6 +59,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention: dt.timedelta | None = None
     clock: Clock = msgspec.field(default_factory=SystemClock)
     entropy: Entropy = os.urandom
+
+    def __post_init__(self) -> None:
+        """Raises ``SigningKeyInvalidError``."""
+        check_signing_key(self.signing_key, "EngineSettings(signing_key=…)")
+        check_signing_key(self.signing_key_fallback, "EngineSettings(signing_key_fallback=…)")
 
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in assertion errors."""

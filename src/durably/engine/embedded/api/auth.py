@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from durably.engine.embedded.sparse_log import SparseLog
 from durably.protocol.headers import Header, ServerKind
-from durably.protocol.signatures import bearer_token, hash_signing_key
+from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
 from durably.protocol.text import get_logger
 
 from .hosts import AllowedHosts
@@ -31,7 +31,7 @@ _ADVICE = "only local ones are allowed; `durably dev --allowed-host NAME` allows
 
 
 class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API accepts. Raises ``ValueError`` for cloud mode without keys."""
+    """What the API accepts. Raises ``ValueError`` for cloud mode without keys, or with keys that are only a prefix."""
 
     server_kind: ServerKind
     event_keys: tuple[str, ...] = ()
@@ -42,6 +42,8 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("an engine in cloud mode needs an event key")
         if self.server_kind is ServerKind.CLOUD and not (all(self.signing_keys) and self.signing_keys):
             raise ValueError("an engine in cloud mode needs a signing key")
+        for key in self.signing_keys:
+            check_signing_key(key, "ApiKeys(signing_keys=…)")
 
     def __repr__(self) -> str:
         return f"ApiKeys({self.server_kind}, {len(self.event_keys)} event keys, {len(self.signing_keys)} signing keys)"
