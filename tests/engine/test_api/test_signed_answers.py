@@ -11,6 +11,7 @@ from aiohttp import web
 
 import durably
 from durably.engine.embedded.views import RunStatus, RunView
+from durably.protocol.limits import MAX_CANONICAL_BYTES
 
 from .conftest import EVENT_KEY, SIGNING_KEY, Harness, ServeFunctions, client_of
 
@@ -92,6 +93,14 @@ async def test_what_arrives_as_it_was_sent_is_used(cloud: Harness, between: Medd
     failed = await run(cloud, error="boom")
     assert failed.status is RunStatus.FAILED
     assert b"boom" in bytes(failed.output or b"")
+
+
+@pytest.mark.parametrize("size", [0, 2 * MAX_CANONICAL_BYTES])
+async def test_a_call_with_a_large_integer_reaches_the_app_whole(cloud: Harness, between: Meddler, size: int) -> None:
+    """The canonical form of its body rounds the integer, so the bytes are what is signed."""
+    completed = await run(cloud, n=2**60 + 1, text="x" * size)
+    assert completed.status is RunStatus.COMPLETED, completed.output
+    assert msgspec.json.decode(completed.output or b"")["n"] == 2**60 + 1
 
 
 def _forge(answer: Answer) -> Answer:

@@ -104,7 +104,7 @@ class HttpCaller:
         session = self._fresh_session if data.call.unreached else self._session
         seen = _Seen()
         _seen.set(seen)
-        call_headers = self._headers(data, body)
+        call_headers = self._headers(function, data, body)
         try:
             async with session.post(url, data=body, headers=call_headers, allow_redirects=False) as response:
                 seen.answered = True
@@ -132,10 +132,12 @@ class HttpCaller:
             now=time.time(),
         ).refuse
 
-    def _headers(self, data: CallData, body: bytes) -> dict[str, str]:
+    def _headers(self, function: Function, data: CallData, body: bytes) -> dict[str, str]:
         headers = call_headers(data, self._settings)
         if self._settings.signing_key:
-            headers[Header.SIGNATURE.value] = sign(to_sign(body), self._settings.signing_key, int(time.time()))
+            # Durably's apps verify the bytes that they get. Other SDKs verify the canonical form of these.
+            content = body if function.signs_whole_answers else to_sign(body)
+            headers[Header.SIGNATURE.value] = sign(content, self._settings.signing_key, int(time.time()))
         return headers
 
 
