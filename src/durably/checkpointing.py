@@ -50,11 +50,11 @@ class Checkpoints(Protocol):
         ...
 
     def commit(self, request: CheckpointRequest) -> Awaitable[None]:
-        """Hand steps over; they are stored durably once this returns. Steps handed over before change nothing.
+        """Send finished steps to the engine. They are stored durably when this returns; repetitions change nothing.
 
-        To be given to ``IO.resolve``. Raises ``CallStaleError``
-        where the call must stop, since the engine has given it up, and ``CheckpointRefusedError`` where it does not
-        take the steps for whatever reason: then they go into the call's answer.
+        Pass the result to ``IO.resolve``. Raises ``CallStaleError`` if the call must stop because the engine has
+        given it up, and ``CheckpointRefusedError`` if the engine does not take the steps for any other reason: then
+        they go into the call's answer.
         """
         ...
 

@@ -44,16 +44,16 @@ Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 
 class Client:
-    """An app. Constructor arguments win over the environment (see ``durably.settings``).
+    """An app. Constructor arguments override the environment (see ``durably.settings``).
 
     ``app_id`` names the app to the engine; changing it makes another app. ``is_production`` chooses the
     mode: in production every call must be signed. ``engine`` is the URL of an engine, an ``Embedded(…)`` or
     ``InngestCloud()``; production has no default. ``request_timeout`` (ms or ``timedelta``, default 30 s)
-    bounds each request to the engine. ``checkpointing`` keeps functions going from step to step (see
-    ``Checkpointing``); an engine in this process does that by default, one over HTTP where it is asked for.
+    bounds each request to the engine. ``checkpointing`` lets a call execute several steps (see
+    ``Checkpointing``). It is the default with an engine in this process, and an option over HTTP.
 
-    ``strict_replay`` fails a run whose function no longer reaches a step that the run has finished; otherwise that is
-    a warning.
+    ``strict_replay`` fails a run if its function no longer reaches a step that the run has finished. By default this
+    is a warning.
 
     Raises ``FunctionConfigInvalidError`` and ``URLInvalidError``, naming the argument or variable.
     """
@@ -170,11 +170,11 @@ class Client:
     ) -> Callable[[Handler[T]], Function[T]]:
         """Make a durable function of an async or a sync one, which is called with a ``Context`` alone.
 
-        With no ``trigger``, an empty list, it runs where other functions invoke it, and not otherwise.
-        ``retries`` is the number of attempts after the first (default 4, at most 20), counted for each
-        step anew. ``on_failure`` is called when a run has failed for good, as a function of its own.
-        ``output_type`` is the type of the output, in place of the handler's return annotation.
-        ``checkpointing`` and ``strict_replay`` win over the client's.
+        With an empty list as ``trigger`` it runs only if other functions invoke it.
+        ``retries`` is the number of attempts after the first (default 4, at most 20), counted separately for
+        each step. ``on_failure`` is called when a run has finally failed, as a separate function.
+        ``output_type`` is the type of the output, instead of the handler's return annotation.
+        ``checkpointing`` and ``strict_replay`` override the client's.
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """
@@ -208,10 +208,10 @@ class Client:
         return decorate
 
     async def send(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
-        """Send one event or several; returns their ids once the engine holds them safely.
+        """Send one event or several. Returns their ids when the engine has stored them.
 
-        Repeated with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were
-        accepted all the same, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
+        Retries with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were
+        accepted nevertheless, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
         """
         return await self._send(events, AsyncIO(), skip_middleware)
 

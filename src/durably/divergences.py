@@ -1,4 +1,4 @@
-"""What to do about replays that differ: warn, or fail the run."""
+"""The reaction to replays that differ: warn, or fail the run."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _MAX_RUNS = 1_000
 _MAX_NAMES = 10_000
 _MAX_LISTED = 5
 _MAX_GROWTHS = 5
-"""After how many calls of a run, each of which leaves more finished steps unreached than the one before, it fails."""
+"""Calls with a growing number of unreached finished steps after which a run fails."""
 
 _GUIDE = "See docs/changing-functions.md"
 

@@ -1,7 +1,7 @@
 """Users' values as JSON: encoding, and finding what JSON changes.
 
-``encode_json`` accepts more than JSON has: a tuple becomes a list, a ``datetime`` text, ``nan`` null. ``find_changes``
-compares a value with what comes back of it, so that nothing changes unnoticed.
+``encode_json`` accepts more types than JSON has: a tuple becomes a list, a ``datetime`` text, ``nan`` null.
+``find_changes`` compares a value with its decoded JSON, so that no change goes unnoticed.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ _WITH_FORM_IN_JSON = (
     bytearray,
     memoryview,
 )
-"""Types with a usual form in JSON (text or a number) from which they can be read again."""
+"""Types with a usual form in JSON (text or a number) that can be decoded again."""
 
 
 _IDENTITY: Any = object.__eq__
-"""The comparison of classes that have none of their own."""
+"""The comparison of classes without their own ``__eq__``."""
 
 _MAX_DEPTH = 32
-"""How far into a value its fault is looked for."""
+"""The depth to which a value is searched for its fault."""
 
 
 class Change(NamedTuple):
-    """What JSON makes of one part of a value.
+    """The change that JSON makes to one part of a value.
 
-    ``path`` is like ``$.items[2]``. ``is_loss``: the part cannot be restored from what is stored.
+    ``path`` is like ``$.items[2]``. ``is_loss``: the part cannot be restored from its JSON.
     """
 
     path: str
@@ -64,9 +64,9 @@ def encode_json(value: Any) -> bytes:
 
 
 def encode_checked(value: Any) -> tuple[bytes, Any, Change | None]:
-    """JSON of a value, what comes back of it, and a part that comes back in another form, if there is one.
+    """JSON of a value, the value decoded from it, and a part whose form changed, if there is one.
 
-    Raises ``ValueError`` with what is wrong, and where, if the value has no JSON or cannot be restored from it.
+    Raises ``ValueError`` with the fault and its place if the value has no JSON or cannot be restored from it.
     """
     try:
         data = encode_json(value)
@@ -115,7 +115,7 @@ def is_same(value: Any, returned: Any) -> bool:
     """Whether the values are equal, by their own ``==``."""
     try:
         return bool(returned == value)
-    except Exception:  # whatever a user's __eq__ raises, or numpy's ambiguous truth
+    except Exception:  # a user's __eq__ may raise anything; numpy's truth value is ambiguous
         return False
 
 

@@ -1,6 +1,6 @@
-"""End-to-end encryption: middleware that encrypts what leaves the app, and decrypts what comes back.
+"""End-to-end encryption: middleware that encrypts data that leaves the app, and decrypts data that comes back.
 
-What is encrypted is an *envelope* on the wire, ``{"__ENCRYPTED__": true, "__STRATEGY__": "inngest/libsodium", "data":
+On the wire an encrypted value is an *envelope*, ``{"__ENCRYPTED__": true, "__STRATEGY__": "inngest/libsodium", "data":
 base64}``: XSalsa20-Poly1305 (libsodium's secretbox) of the value's JSON, after a random nonce of 24 bytes. It is the
 format of ``inngest-encryption`` (Python) and ``@inngest/middleware-encryption`` (JavaScript, from 1.0).
 """
@@ -58,7 +58,7 @@ class DecryptionError(Error):
 
 
 class Cipher:
-    """Encrypts with ``secret_key``; decrypts what it, or one of ``fallback_decryption_keys``, encrypted.
+    """Encrypts with ``secret_key``; decrypts with it or one of ``fallback_decryption_keys``.
 
     A key is text of any length (a long random one: ``openssl rand -hex 32``), or 32 bytes, raw or as 64 hex digits.
     Raises ``FunctionConfigInvalidError``.
@@ -71,12 +71,12 @@ class Cipher:
         self._fallbacks = [_box(key, "fallback_decryption_keys") for key in fallback_decryption_keys or ()]
 
     def encrypt(self, value: Any, source: str = "the value") -> dict[str, Any]:
-        """The envelope of what JSON can express. Raises ``OutputUnserializableError``, naming the source."""
+        """The envelope of a JSON value. Raises ``OutputUnserializableError``, naming the source."""
         sealed = self._box.encrypt(encode_output(value, source))
         return {_MARKER: True, _STRATEGY: _STRATEGY_ID, "data": base64.b64encode(sealed).decode()}
 
     def decrypt(self, value: Any) -> Any:
-        """What is in an envelope; any other value as it is. Raises ``DecryptionError``."""
+        """The content of an envelope; any other value unchanged. Raises ``DecryptionError``."""
         if not is_encrypted(value):
             return value
         if (strategy := value.get(_STRATEGY)) != _STRATEGY_ID:
@@ -148,7 +148,7 @@ def _unhex(key: bytes, option: str) -> bytes:
 
 @dataclass(frozen=True)
 class EncryptionFactory:
-    """What a client's or function's ``middleware`` takes. Its repr shows no key."""
+    """A factory for a client's or function's ``middleware``. Its repr shows no key."""
 
     middleware: type[EncryptionMiddleware]
     cipher: Cipher = field(repr=False)
@@ -197,10 +197,10 @@ class EncryptionMiddleware(MiddlewareSync):
         event_encryption_field: str | Sequence[str] = "encrypted",
         fallback_decryption_keys: Sequence[Key] | None = None,
     ) -> EncryptionFactory:
-        """What a client's or function's ``middleware`` takes.
+        """Make a factory for a client's or function's ``middleware``.
 
-        ``secret_key`` encrypts and decrypts, ``fallback_decryption_keys`` decrypt (see ``Cipher``, which may be given
-        in place of both). With ``decrypt_only`` nothing is encrypted. ``event_encryption_field`` names the top-level
+        ``secret_key`` encrypts and decrypts, ``fallback_decryption_keys`` decrypt. A ``Cipher`` may replace
+        both. With ``decrypt_only`` nothing is encrypted. ``event_encryption_field`` names the top-level
         field, or fields, of the data of events and invokes that are encrypted; ``ALL_FIELDS`` stands for all.
 
         Raises ``FunctionConfigInvalidError``.
@@ -212,7 +212,7 @@ class EncryptionMiddleware(MiddlewareSync):
     # -- out of the app
 
     def before_send_events(self, events: list[Event]) -> None:
-        """The fields of each event's data; the sender's own events stay as they are."""
+        """Encrypt the fields of each event's data. The sender's own events do not change."""
         if self._decrypt_only:
             return
         for index, event in enumerate(events):
@@ -228,7 +228,7 @@ class EncryptionMiddleware(MiddlewareSync):
         step.opts = {**step.opts, "payload": {**payload, "data": data}}
 
     def transform_output(self, result: TransformOutputResult) -> None:
-        """Outputs of steps and functions. ``None`` says nothing, and stays as it is."""
+        """Encrypt outputs of steps and functions, except ``None``."""
         if self._decrypt_only or not result.has_output() or result.output is None:
             return
         source = "the function" if result.step is None else f'step "{result.step.id}"'
@@ -267,7 +267,7 @@ class EncryptionMiddleware(MiddlewareSync):
         ctx.events = decrypted
 
     def _decrypt_memo(self, data: Any) -> Any:
-        """An output, or what a wait memoised, which is an event or a signal."""
+        """Decrypt an output, or a wait's memo, which is an event or a signal."""
         if is_encrypted(data):
             return self._cipher.decrypt(data)
         if isinstance(data, dict) and isinstance(data.get("data"), dict) and ("name" in data or "signal" in data):
@@ -324,7 +324,7 @@ def _decrypt_field(decrypt: Callable[[Any], Any], name: str, value: Any) -> Any:
 
 
 def _throughout(decrypt: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Decrypt each envelope within a value; what comes out of one is left as it is."""
+    """Decrypt each envelope within a value. Envelopes inside decrypted values are not decrypted."""
 
     def visit(value: Any) -> Any:
         if is_encrypted(value):

@@ -26,18 +26,18 @@ _CLOUD_HOSTS = frozenset({"api.inngest.com", "app.inngest.com", "inn.gs"})
 class InngestCloud:
     """The engine that Inngest hosts: ``Client(engine=durably.InngestCloud())``.
 
-    It needs the keys of an account there. It serves production; in development mode the client talks to the
-    development engine all the same.
+    It needs the keys of an account there. It is used in production; in development mode the client still uses the
+    development engine.
     """
 
 
 Engine = EngineHandle | InngestCloud | str
-"""What ``Client(engine=…)`` takes: an ``Embedded(…)``, ``InngestCloud()``, or the URL of an engine."""
+"""The values of ``Client(engine=…)``: an ``Embedded(…)``, ``InngestCloud()``, or the URL of an engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOrigins:
-    """Base URLs of an engine's API and of where it takes events; ``None`` where nothing says."""
+    """Base URLs of an engine's API and of its event API; ``None`` if not configured."""
 
     api: str | None = None
     events: str | None = None
@@ -53,7 +53,7 @@ def choose_engine(
     mode: ServerKind,
     environment: Environment,
 ) -> tuple[InProcessEngine | None, EngineOrigins]:
-    """The engine in this process, if it is there, or where the engine is.
+    """The engine in this process, or the URLs of the engine.
 
     Raises ``FunctionConfigInvalidError`` for an argument of a wrong type and for two that exclude each other, and
     ``URLInvalidError``.
@@ -69,7 +69,7 @@ def choose_engine(
         case InngestCloud():
             return None, CLOUD_ORIGINS if mode is ServerKind.CLOUD else _fill(EngineOrigins(), mode, environment)
         case str():
-            # Code names the engine of production; `durably dev` names its own.
+            # The code names the production engine; `durably dev` names its own.
             origins = _origins_at(parse_origin(engine, mode, "engine"))
             return None, _dev_origins(environment) or origins if mode is ServerKind.DEV else origins
         case _ if hasattr(engine, "__in_process__") and not isinstance(engine, type):
@@ -89,7 +89,7 @@ def _refuse_two_engines(engine: Engine | None, api_base_url: str | None, event_a
 
 
 def _fill(given: EngineOrigins, mode: ServerKind, environment: Environment) -> EngineOrigins:
-    """What the arguments do not say, the environment does; development mode has a default."""
+    """Fill missing arguments from the environment; development mode has a default."""
     common = _common_origins(mode, environment)
     return EngineOrigins(
         given.api or _read(API_BASE_URL, mode, environment) or common.api,

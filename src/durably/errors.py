@@ -101,7 +101,7 @@ class CheckpointRefusedError(Error):
 
 
 class EngineNotConfiguredError(Error):
-    """A production client was not told where its engine is. There is no default."""
+    """A production client has no engine configured. There is no default."""
 
     code = ErrorCode.ENGINE_NOT_CONFIGURED
 
@@ -130,7 +130,7 @@ class FunctionNotServedError(Error):
 
 
 class MemoInvalidError(Error):
-    """The stored result of a step does not fit the type that the step returns now."""
+    """The stored result of a step does not fit the current type of the step."""
 
     code = ErrorCode.MEMO_INVALID
     include_stack = False
@@ -173,7 +173,7 @@ class RegistrationFailedError(Error):
 
 
 class ServeOriginMissingError(Error):
-    """An app in production cannot tell its own URL: it takes none from a request's headers."""
+    """An app in production does not know its own URL. It takes none from a request's headers."""
 
     code = ErrorCode.SERVE_ORIGIN_MISSING
     include_stack = False
@@ -214,7 +214,7 @@ class SendEventsError(Error):
 
 
 class SyncTooSoonError(Error):
-    """An app in production was just asked for another unsigned sync, which has failed or goes on."""
+    """Another unsigned sync of an app in production is under way, or has just failed."""
 
     code = ErrorCode.SYNC_TOO_SOON
     include_stack = False
@@ -227,7 +227,7 @@ class TransportError(Error):
 
 
 class EngineNotStartedError(Error):
-    """A test run used an engine that would run in its own process, and that the tests have not started."""
+    """A test run used an in-process engine that the tests have not started."""
 
     include_stack = False
 

@@ -82,8 +82,8 @@ def _to_fast_api(response: CommResponse) -> fastapi.Response:
 
 
 def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
-    """Within the app's own lifespan: functions may use what that sets up. A server that runs no lifespan starts the
-    engine with its first request."""
+    """Run the engine within the app's own lifespan, so that functions can use its resources. Under a server without
+    lifespan the engine starts with the first request."""
     own = app.router.lifespan_context
 
     @asynccontextmanager

@@ -76,7 +76,7 @@ def _read_body(request: flask.Request) -> bytes:
     """Raises ``BodyTooLargeError``."""
     check_length(request.headers.get("content-length"))
     if request.content_length is not None:
-        return request.get_data()  # of just that length, and what a hook of the app has read already
+        return request.get_data()  # of exactly that length, and data that a hook of the app has already read
     return read_body(request.stream.read, None)
 
 
@@ -86,6 +86,6 @@ def _to_flask(response: CommResponse) -> flask.Response:
 
 
 def _start_with_app(app: flask.Flask, engine: InProcessEngine) -> None:
-    """With the server, if that can be told, or with the first request, whatever its URL."""
+    """Start with the server if the server is known, otherwise with the first request to any URL."""
     flask.request_started.connect(lambda _: engine.start_with_request(), app, weak=False)
     engine.start_with_server()

@@ -59,7 +59,7 @@ _SHARED_SECONDS = 1.0
 _CONTEXTS = (Context.__name__, ContextSync.__name__)
 
 _MAX_POINTED_OUT = 100
-"""Steps of one function whose durations are pointed out."""
+"""The maximum number of steps of one function with a warning about their duration."""
 
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
@@ -67,9 +67,9 @@ Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
 @dataclass(slots=True)
 class FunctionCall:
-    """One call, as ``CommHandler`` hands it over: what the engine sent, and what surrounds it here.
+    """One call from ``CommHandler``: the engine's data, and the call's context in this process.
 
-    By ``checkpoints`` it may hand finished steps over, ``None`` where that is not possible. ``threads`` run sync
+    ``checkpoints`` sends finished steps to the engine, ``None`` if that is not possible. ``threads`` run sync
     handlers of async functions.
     """
 
@@ -141,11 +141,11 @@ class Function(Generic[T]):
         return self.opts.failure_id if self._on_failure is not None else None
 
     def is_replay_strict(self, client: "Client") -> bool:
-        """Whether a run fails if its function no longer reaches what the run has finished."""
+        """Whether a run fails if its function no longer reaches the run's finished steps."""
         return client.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
 
     def _point_out_duration(self, client: "Client", step_id: str, milliseconds: int) -> None:
-        """Once for each step, as development goes."""
+        """Warn once for each step, in development."""
         if step_id in self._pointed_out or len(self._pointed_out) >= _MAX_POINTED_OUT:
             return
         self._pointed_out.add(step_id)
@@ -243,7 +243,7 @@ class Function(Generic[T]):
             return Raised(error)
 
     def output_codec(self, serializer: Serializer | None) -> Codec | None:
-        """How the output is stored: by ``output_type``, or else by the handler's annotation."""
+        """The output's codec: by ``output_type``, otherwise by the handler's annotation."""
         return function_codec(f'function "{self.id}"', self._handler, self.opts.output_type, serializer)
 
     def _failure_codec(self, handler: Handler[Any], serializer: Serializer | None) -> Codec | None:
@@ -412,7 +412,7 @@ def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
 def _annotated_context(handler: Handler[Any]) -> str | None:
     """``Context`` or ``ContextSync``, of ours or of the ``inngest`` package, if the first argument is annotated so.
 
-    Names that exist only while types are checked cannot be evaluated; then the text itself counts.
+    Names that exist only for type checkers cannot be evaluated; then the annotation's text is used.
     """
     try:
         parameter = next(iter(inspect.signature(handler).parameters.values()))

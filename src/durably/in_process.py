@@ -21,15 +21,15 @@ class EngineHandle(Protocol):
 class InProcessEngine(Protocol):
     """An engine, as the client, ``CommHandler`` and the adapters use it.
 
-    What is awaited may be awaited on any event loop, or given to ``IO.resolve``. It raises ``durably.errors.Error``:
-    what the engine refuses, ``TransportError`` where none could be reached, ``EngineNotStartedError`` in a test run.
+    Awaitables may be awaited on any event loop, or given to ``IO.resolve``. They raise ``durably.errors.Error``:
+    the engine's errors, ``TransportError`` if no engine could be reached, ``EngineNotStartedError`` in a test run.
     In a test run the hooks of servers start nothing.
     """
 
     def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> Awaitable["EventReceipt"]:
-        """Store events, a JSON list, and answer after the commit. ``seed`` makes sending again
-        harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is seconds; ``sender`` is the id of the run that
-        sends them, if one does."""
+        """Store events, a JSON list, and return after the commit. ``seed`` makes a repeated send
+        harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds; ``sender`` is the id of the run that
+        sends them, if any."""
         ...
 
     def fetch_part(self, run_id: str, part: str) -> Awaitable[bytes | None]:
@@ -51,8 +51,8 @@ class InProcessEngine(Protocol):
         ...
 
     def expect_start(self) -> None:
-        """The server is starting, and enters ``running_with_server`` soon: until then an event that this process sends
-        starts nothing."""
+        """The server is starting, and enters ``running_with_server`` soon. Until then, sending an event does not start
+        the engine."""
         ...
 
     def start_with_server(self) -> None:

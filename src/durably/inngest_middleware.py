@@ -1,7 +1,7 @@
-"""Middleware written for the ``inngest`` package: what is accepted, what is refused, and what differs in its hooks.
+"""Middleware written for the ``inngest`` package: accepted and refused classes, and differences of hooks.
 
-Such classes are told by the modules of their bases; ``inngest`` is not imported here. Of its private parts one is used:
-the enum of ops in ``inngest._internal.server_lib``, since such middleware compares ops by identity.
+Such classes are recognised by the modules of their bases; ``inngest`` is not imported here. One private part of it is
+used: the enum of ops in ``inngest._internal.server_lib``, because such middleware compares ops by identity.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _REFUSED = {
         "the same arguments and reads what it wrote"
     )
 }
-"""By package, why its middleware is not safe here, and what to use instead."""
+"""By package: the reason why its middleware is unsafe, and the replacement."""
 _BLOCKING = "inngest.experimental.remote_state_middleware"
 
 
 def fault_of_factory(factory: Any) -> str | None:
-    """Why what a function makes is refused, as far as its module tells."""
+    """The reason why a factory function's middleware is refused, by the function's module."""
     while isinstance(factory, functools.partial):
         factory = factory.func
     name = getattr(factory, "__qualname__", type(factory).__name__)
@@ -41,7 +41,7 @@ def fault_of_factory(factory: Any) -> str | None:
 
 
 def fault_of_class(cls: type, hooks: Collection[str]) -> str | None:
-    """Why a middleware class is refused; ``hooks`` are those that are called."""
+    """The reason why a middleware class is refused; ``hooks`` are the hooks that Durably calls."""
     faults = (_fault_of_package(base, cls.__name__) for base in cls.__mro__)
     if fault := next(filter(None, faults), None):
         return fault
@@ -76,21 +76,21 @@ def _base_of(cls: type) -> type | None:
 
 
 def adapt(middleware: Any) -> Any:
-    """The middleware, or what stands in for it where it was written for ``inngest``."""
+    """The middleware, or an adapter for it if it was written for ``inngest``."""
     if _base_of(type(middleware)) is None:
         return middleware
     return InngestMiddleware(middleware, _official_ops())
 
 
 def _official_ops() -> Any:
-    """Their enum of ops; ``None`` where this version of the package has none."""
+    """``inngest``'s enum of ops; ``None`` if this version of the package has none."""
     return getattr(sys.modules.get(_OPS_MODULE), "Opcode", None)
 
 
 class InngestMiddleware:
-    """Middleware of the ``inngest`` package, with the types of that package where they matter to it.
+    """Middleware of the ``inngest`` package, with the types of that package if its hooks need them.
 
-    The hooks that such middleware lacks do nothing.
+    Missing hooks do nothing.
     """
 
     def __init__(self, middleware: Any, ops: Callable[[str], Any]) -> None:
@@ -104,7 +104,7 @@ class InngestMiddleware:
         return getattr(self._middleware, name)
 
     def transform_output(self, result: TransformOutputResult) -> Awaitable[None] | None:
-        """Their ops, and back what was made of the result."""
+        """Convert ops to ``inngest``'s, and the changed result back."""
         step = result.step
         theirs = replace(result, step=None if step is None else replace(step, op=self._op_of(step.op)))
 
@@ -124,7 +124,7 @@ class InngestMiddleware:
     def _op_of(self, op: Opcode) -> Any:
         try:
             return self._ops(op.value)
-        except ValueError:  # An op that it does not know, so cannot compare with.
+        except ValueError:  # An op unknown to it, so it cannot compare with it.
             return op
 
 

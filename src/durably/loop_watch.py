@@ -1,7 +1,7 @@
-"""Tells of code of a function that blocks its event loop, while it does so.
+"""Logs functions that block their event loop, while they do.
 
-A thread asks each event loop that runs functions for a sign of life. If there is none for a second, the stack of the
-loop's thread shows which function, and which step's handler, is running there.
+A thread sends a callback to each event loop that runs functions. If the loop does not answer for a second, the stack of
+its thread shows the function, and the step's handler, that is running there.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 BLOCKED_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _IDLE_LOOKS = 50
-"""Looks without any call, after which the thread waits until it is woken."""
+"""The number of checks without any call after which the thread waits until it is woken."""
 _QUIET_SECONDS = 60.0
-"""How long the same function and step are not told of again."""
+"""Seconds before the same function and step are logged again."""
 
 Running = tuple[str, str | None]
 """A function's id, and the id of the step whose handler runs."""
 
 
 class _Loop:
-    """An event loop, which counts its calls and answers. The rest belongs to the watching thread.
+    """An event loop, which counts its calls and answers. The other fields belong to the watching thread.
 
     ``since`` is when the loop was asked, or when ``suspect`` began to run after that.
     """
@@ -117,7 +117,7 @@ class LoopWatch:
         frame = sys._current_frames().get(watched.thread_id)
         suspect = None if frame is None else running_step(frame)
         if watched.suspect is not None and suspect != watched.suspect:
-            watched.since = now  # many short pieces of work are no block
+            watched.since = now  # many short pieces of work do not count as blocking
         watched.suspect = suspect
         if suspect is not None and frame is not None and now - watched.since >= BLOCKED_SECONDS:
             self._tell(suspect, frame, now)

@@ -4,11 +4,11 @@ For each call the hooks of all middleware run once, client's before function's, 
 ``transform_input``, ``after_memoization``, ``before_execution``, ``after_execution``, ``transform_output``,
 ``before_response``. Hooks named *after*, and ``transform_output``, run in reverse order of registration.
 ``before_step`` and ``after_step`` run around each executed step, ``transform_step_input`` before each step that the
-engine carries out is sent to it, ``before_send_events`` and ``after_send_events`` around each sending of events.
+engine executes is sent to it, ``before_send_events`` and ``after_send_events`` around each send of events.
 
 With checkpointing a call executes several steps: ``before_execution``, ``after_execution`` and ``transform_output``
-then run for each of them, and once more for the function's end. The function goes on with what its step returned, as
-JSON holds it; what ``transform_output`` made of it is stored, and ``transform_input`` must restore it at later calls.
+then run for each of them, and once more for the function's end. The function continues with its step's result, decoded
+from JSON. The output of ``transform_output`` is stored, and ``transform_input`` must restore it at later calls.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class TransformOutputResult:
 
 @dataclass
 class TransformStepInput:
-    """A step that the engine carries out: an invoke, a wait, a sleep, a fetch or an inference.
+    """A step that the engine executes: an invoke, a wait, a sleep, a fetch or an inference.
 
-    ``opts`` are what the engine is sent (an invoke's data is ``opts["payload"]["data"]``). Replace them; do not change
+    ``opts`` are sent to the engine (an invoke's data is ``opts["payload"]["data"]``). Replace them; do not change
     the objects in them, which are the function's own.
     """
 
@@ -111,7 +111,7 @@ class Middleware:
         """After a step's handler ran; changes to ``result`` belong into ``transform_output``."""
 
     async def transform_step_input(self, step: TransformStepInput) -> None:
-        """Before a step that the engine carries out is sent to it; ``step.opts`` may be replaced."""
+        """Before a step that the engine executes is sent to it; ``step.opts`` may be replaced."""
 
     async def before_send_events(self, events: list[Event]) -> None:
         """Before events are sent; the list and its events may be changed."""
@@ -183,13 +183,13 @@ _ENGINE_OPS = frozenset(
         Opcode.GATEWAY,
     )
 )
-"""Ops of the steps that the engine carries out."""
+"""Ops of the steps that the engine executes."""
 
 
 def check_middleware(factories: Sequence[MiddlewareFactory], where: str) -> None:
-    """Raises ``FunctionConfigInvalidError``, which begins with ``where``, for what could not work or is not safe.
+    """Raises ``FunctionConfigInvalidError``, which begins with ``where``, for unusable or unsafe middleware.
 
-    What a factory function makes is known only once it is called: ``MiddlewareStack`` checks that as well.
+    The product of a factory function is known only after a call: ``MiddlewareStack`` checks it too.
     """
     for index, factory in enumerate(factories):
         if (fault := _fault_of_factory(factory)) is not None:
@@ -229,7 +229,7 @@ def _fault_of_class(cls: type) -> str | None:
 
 
 def _name_of(factory: Any) -> str:
-    """Without its arguments, which may be secret."""
+    """The name without arguments, which may be secret."""
     return str(getattr(factory, "__qualname__", type(factory).__name__))
 
 
@@ -269,7 +269,7 @@ class MiddlewareStack:
                 await self._io.resolve(result)
 
     async def transform_step_inputs(self, reports: Sequence[StepReport]) -> None:
-        """``transform_step_input`` of the steps among these that the engine carries out."""
+        """``transform_step_input`` of those steps that the engine executes."""
         if not self._middleware:
             return
         for report in reports:

@@ -1,7 +1,7 @@
 """Checks of cron schedules and expressions when a function is created.
 
 The engine's own check is used if the engine is installed (``durably.embedded`` registers it: the SDK does not import an
-engine). Without it schedules get a light check, which accepts whatever an engine may accept.
+engine). Without it schedules get a light check, which accepts everything that an engine may accept.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 from durably.errors import FunctionConfigInvalidError
 
 Check = Callable[[Mapping[str, Any]], str | None]
-"""Takes a function's entry in the sync payload. Returns what is wrong with it, which names the function."""
+"""Takes a function's entry in the sync payload. Returns its fault, which names the function."""
 
 _check: Check | None = None
 
@@ -39,7 +39,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def cron_problem(text: str) -> str | None:
-    """What is certainly wrong with a schedule. One that starts with ``@`` is left to the engine."""
+    """The certain fault of a schedule. The engine checks schedules that start with ``@``."""
     text = text.strip()
     if text.startswith("@"):
         return None

@@ -164,7 +164,7 @@ class TriggerCron(Option, frozen=True):
 class TriggerEvent(Option, frozen=True):
     """An event's name, with an optional condition over ``event``.
 
-    ``expression`` is another name of ``if_exp``, that of the ``inngest`` package; both are set, whichever is given.
+    ``expression`` is the name of ``if_exp`` in the ``inngest`` package. If one is given, both are set.
     """
 
     event: str

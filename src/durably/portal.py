@@ -56,7 +56,7 @@ class Portal:
 
 
 class Remote(Generic[T]):
-    """What a coroutine returns that runs on another thread's event loop: await it, or block for its ``result()``.
+    """The result of a coroutine on another thread's event loop: await it, or block for its ``result()``.
 
     Cancelling the wait, or interrupting it, cancels the coroutine.
     """
@@ -68,7 +68,7 @@ class Remote(Generic[T]):
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self) -> T:
-        """Raises what the coroutine raises."""
+        """Raises the coroutine's exception."""
         try:
             return self._future.result()
         except BaseException:

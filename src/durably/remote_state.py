@@ -1,7 +1,7 @@
-"""Remote state: middleware that keeps large outputs of steps in a store of the app's own.
+"""Remote state: middleware that keeps large outputs of steps in the app's own store.
 
-The engine gets a *reference*, ``{"__REMOTE_STATE__": true, "__STRATEGY__": …, …}``, in place of the output. That of
-``S3Driver``, and what it stores, are in the format of ``inngest.experimental.remote_state_middleware``.
+The engine gets a *reference*, ``{"__REMOTE_STATE__": true, "__STRATEGY__": …, …}``, instead of the output. The
+references and objects of ``S3Driver`` are in the format of ``inngest.experimental.remote_state_middleware``.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class StateDriver(Protocol):
 
     @property
     def strategy(self) -> str:
-        """Names the kind of store in references."""
+        """The name of the kind of store in references."""
         ...
 
     def save(self, run_id: str, data: bytes) -> Mapping[str, Any]:
-        """Store JSON durably; what ``load`` needs to find it, as JSON values. Raises ``StateError``."""
+        """Store JSON durably. Returns the fields that ``load`` needs, as JSON values. Raises ``StateError``."""
         ...
 
     def owns(self, reference: Mapping[str, Any]) -> bool:
-        """Whether ``save`` of this store may have returned the reference, which can come from anywhere."""
+        """Whether ``save`` of this store may have returned the reference. References are untrusted."""
         ...
 
     def load(self, reference: Mapping[str, Any]) -> bytes:
@@ -95,7 +95,7 @@ class RemoteStateFactory:
         )
 
     def check_order(self, before: Sequence[Any], where: str) -> None:
-        """What is transformed on the way out runs in reverse: encryption has to come after this middleware."""
+        """Outgoing hooks run in reverse order, so encryption must come after this middleware."""
         if not self.allow_plaintext and any(getattr(factory, "is_encryption", False) for factory in before):
             raise FunctionConfigInvalidError(
                 f"{where}: RemoteStateMiddleware must come before EncryptionMiddleware, or outputs are stored "
@@ -136,11 +136,10 @@ class RemoteStateMiddleware(MiddlewareSync):
         read_drivers: Sequence[StateDriver] = (),
         allow_plaintext: bool = False,
     ) -> RemoteStateFactory:
-        """What a client's or function's ``middleware`` takes.
+        """Make a factory for a client's or function's ``middleware``.
 
-        Outputs of more than ``threshold_bytes`` of JSON go to ``driver``; 0 sends all of them. Outputs that were stored
-        elsewhere before are loaded by ``read_drivers``. ``allow_plaintext`` lets encryption come before this
-        middleware.
+        Outputs of more than ``threshold_bytes`` of JSON go to ``driver``; 0 sends all of them. ``read_drivers`` load
+        outputs that were stored elsewhere before. ``allow_plaintext`` lets encryption come before this middleware.
 
         Raises ``FunctionConfigInvalidError``.
         """
@@ -157,7 +156,7 @@ class RemoteStateMiddleware(MiddlewareSync):
         return RemoteStateFactory(cls, driver, threshold_bytes, tuple(read_drivers), allow_plaintext)
 
     def transform_input(self, ctx: Context | ContextSync, function: Function[Any], steps: StepMemos) -> None:
-        """Load what is stored elsewhere, several outputs at a time."""
+        """Load stored outputs, several at a time."""
         self._run_id = ctx.run_id
         remote = [(hashed_id, memo) for hashed_id, memo in steps.items() if _is_reference(memo.data)]
         for (hashed_id, memo), loaded in zip(remote, self._load_all([memo.data for _, memo in remote]), strict=True):
@@ -197,7 +196,7 @@ class RemoteStateMiddleware(MiddlewareSync):
     def transform_output(self, result: TransformOutputResult) -> None:
         """Store the output of a step.
 
-        One that looks like a reference is always stored: an output must not be able to name what is loaded.
+        An output that looks like a reference is always stored: an output must not choose what is loaded.
         """
         step = result.step
         if step is None or step.op is not Opcode.STEP_RUN or result.error is not None or not result.has_output():
@@ -255,7 +254,7 @@ class S3Driver:
         return {"bucket": self._bucket, "key": key}
 
     def owns(self, reference: Mapping[str, Any]) -> bool:
-        """Also what the official driver stored in the bucket."""
+        """True also for objects of the official driver in the bucket."""
         key = reference.get("key")
         prefixes = (f"{self._prefix}/", f"{_OFFICIAL_PREFIX}/")
         return reference.get("bucket") == self._bucket and isinstance(key, str) and key.startswith(prefixes)
@@ -269,7 +268,7 @@ class S3Driver:
 
     @contextlib.contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
-        """Those of boto3, which is not imported here, told by their codes. Their texts may show credentials."""
+        """Convert errors of boto3 (which is not imported here) by their codes. Their texts may show credentials."""
         try:
             yield
         except Exception as error:
@@ -297,8 +296,8 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}/[A-Za-z0-9]{32}")
 class DirectoryDriver:
     """A directory on a disk that all processes of the app share, readable by its user only.
 
-    It is created if it is missing. One that others may write to is refused with ``FunctionConfigInvalidError``.
-    Nothing is deleted but by ``purge``.
+    It is created if it is missing. If other users may write to it, ``FunctionConfigInvalidError`` is raised.
+    Only ``purge`` deletes files.
     """
 
     strategy: Final = "durably/directory"
@@ -344,7 +343,7 @@ class DirectoryDriver:
             raise StateError(f"{self!r} cannot load {key!r}: {error.strerror}") from None
 
     def purge(self, older_than: dt.timedelta) -> int:
-        """Delete what was stored longer ago than that, and return how many files. Runs that need it then fail."""
+        """Delete older files, and return their number. Runs that need a deleted file fail."""
         limit = time.time() - older_than.total_seconds()
         purged = 0
         for directory in self._root.iterdir():
@@ -355,14 +354,14 @@ class DirectoryDriver:
                 if file.lstat().st_mtime < limit:
                     file.unlink(missing_ok=True)
                     purged += 1
-            if is_old:  # else it is perhaps being written to
+            if is_old:  # otherwise it may be in use by a writer
                 with contextlib.suppress(OSError):
                     directory.rmdir()
         return purged
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    """All of it, or nothing under that name."""
+    """Write the file atomically: completely, or not at all."""
     temporary = path.with_name(f".{path.name}")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:

@@ -19,9 +19,9 @@ def encode_output(value: Any, source: str) -> bytes:
 
 
 def to_json(value: Any, source: str, function_id: str = "") -> tuple[bytes, Any]:
-    """JSON of what a function or step returned, and the value that comes back of it.
+    """JSON of the output of a function or step, and the value decoded from it.
 
-    Warns if that is in another form; ``function_id`` tells there whose step it is. Raises
+    Warns if the decoded value has another form; ``function_id`` names the step's function in the warning. Raises
     ``OutputUnserializableError`` naming the source, and the place.
     """
     if value is msgspec.UNSET:
@@ -48,7 +48,7 @@ def encode_step_output(report: StepReport) -> tuple[bytes, Any]:
 
 
 def check_found(reports: Sequence[StepReport]) -> None:
-    """Check the data that the function gave to steps which the engine carries out, such as invocations.
+    """Check the data of steps that the engine executes, such as invocations.
 
     Raises ``OutputUnserializableError`` naming the step.
     """

@@ -1,6 +1,6 @@
 """``ctx.logger``, and the loggers that a client may be given: the standard library's, structlog, loguru, or any object.
 
-``ctx.logger`` is silent while memos are replayed, so that a line is logged once and not at each call. Its lines tell
+``ctx.logger`` is silent while memos are replayed, so that a line is logged once and not at each call. Its lines name
 function, run and step.
 """
 
@@ -23,7 +23,7 @@ _ASYNC_METHODS = frozenset(f"a{name}" for name in _METHODS)  # structlog's
 
 
 class _Fallback(logging.StreamHandler[Any]):
-    """Writes lines of runs to stderr where no logging is configured, as ``logging.lastResort`` does warnings."""
+    """Writes lines of runs to stderr if no logging is configured, as ``logging.lastResort`` does for warnings."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -38,7 +38,7 @@ _fallback = _Fallback()
 
 
 class RunContext:
-    """What the lines of one call tell. The step is the one whose handler logs, if any."""
+    """The fields of one call's lines. The step is the one whose handler logs, if any."""
 
     def __init__(self, replay: Replay, app_id: str, function_id: str, run_id: str) -> None:
         self._replay = replay
@@ -117,9 +117,9 @@ def _with_prefix(prefix: str, message: str, args: tuple[object, ...]) -> tuple[s
 
 
 class AnyLogger:
-    """An object that is no logger of the standard library, as the SDK itself logs to it.
+    """A logger that is not from the standard library, as the SDK itself logs to it.
 
-    Messages are complete text. All else is the object's own.
+    Messages are complete text. The object does everything else.
     """
 
     def __init__(self, target: Any) -> None:
@@ -156,7 +156,7 @@ class AnyLogger:
         getattr(self, names[-1] if names else "debug")(message, *args, **options)
 
     def _log(self, names: tuple[str, ...], message: str, args: tuple[object, ...], options: Mapping[str, Any]) -> None:
-        """What the object raises has no effect on runs."""
+        """Log, and ignore exceptions of the object, so that they do not affect runs."""
         text = message % args if args else message
         if exc_info := options.get("exc_info"):
             error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
@@ -167,9 +167,10 @@ class AnyLogger:
 
 
 class AnyRunLogger:
-    """``ctx.logger`` over an object that is no logger of the standard library.
+    """``ctx.logger`` over a logger that is not from the standard library.
 
-    An object with ``bind``, as structlog's and loguru's have, is bound to the fields; else messages begin with them.
+    An object with ``bind``, such as structlog's and loguru's, is bound to the fields; otherwise messages begin with
+    them.
     """
 
     def __init__(self, target: Any, context: RunContext) -> None:
@@ -184,7 +185,7 @@ class AnyRunLogger:
         return getattr(self._target, name)
 
     def _method(self, name: str) -> Callable[..., Any]:
-        """Where it is called, not where it is looked up, decides what its line tells: it may be a step's handler."""
+        """The fields are read at the call, not at the lookup, because the caller may be a step's handler."""
         is_async = name in _ASYNC_METHODS or inspect.iscoroutinefunction(getattr(self._target, name))
 
         def write(*args: Any, **options: Any) -> Any:
@@ -202,7 +203,7 @@ class AnyRunLogger:
 
 
 async def _say_nothing_async() -> None:
-    """In place of an async method, during the replay."""
+    """Replaces an async method during the replay."""
 
 
 def as_logger(logger: Any) -> Any:
@@ -211,5 +212,5 @@ def as_logger(logger: Any) -> Any:
 
 
 def run_logger(logger: Any, context: RunContext) -> Any:
-    """``ctx.logger`` over what ``as_logger`` made."""
+    """``ctx.logger`` over the result of ``as_logger``."""
     return AnyRunLogger(logger.target, context) if isinstance(logger, AnyLogger) else RunLogger(logger, context)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from durably.client import Client
 
 sending_run: ContextVar[str | None] = ContextVar("durably_sending_run", default=None)
-"""The id of the run whose function is executed. Engines are told which run sends an event, so that they can stop runs
-that start each other without end."""
+"""The id of the run whose function is executed. Engines get the id of the run that sends an event, so that they can
+stop runs that start each other endlessly."""
 
 MAX_ATTEMPTS = 5
 BASE_DELAY = 0.1
@@ -49,7 +49,7 @@ class _Answer(msgspec.Struct):
 
 @contextmanager
 def sent_by(run_id: str) -> Iterator[None]:
-    """Events that are sent inside are the run's."""
+    """Events sent within the context belong to the run."""
     before = sending_run.get()
     sending_run.set(run_id)
     try:
@@ -67,8 +67,8 @@ async def send_events(
 ) -> list[str]:
     """Send and return the events' ids, in the events' order.
 
-    Network errors and 5xx are repeated, all attempts with one event-id seed, so that the engine takes the
-    events once however often they arrive. ``seed`` is that of a step (``step_seed``). Raises ``SendEventsError``,
+    Network errors and 5xx are retried. All attempts have one event-id seed, so that the engine stores the
+    events only once. ``seed`` is a step's seed (``step_seed``). Raises ``SendEventsError``,
     ``EngineNotConfiguredError``, ``EventKeyUnspecifiedError``.
     """
     batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
@@ -110,7 +110,7 @@ async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> lis
 
 
 def _warn_of_unmatched(client: "Client", unmatched: Mapping[str, str]) -> None:
-    """Once for each name: it is most likely misspelt."""
+    """Warn once for each name, because it is probably misspelt."""
     for name, reason in unmatched.items():
         if name not in client.warned_events and len(client.warned_events) < _MOST_WARNED:
             client.warned_events.add(name)

@@ -1,7 +1,7 @@
 """Settings: constructor arguments first, then the environment, then defaults. The only reader of ``os.environ``.
 
-``SETTINGS`` declares each variable once. Reading, the error for two names with different values, the warning about
-unknown names, the command line's help and the table in ``docs/serving.md`` follow from it.
+``SETTINGS`` declares each variable once. The reader, the error for two names with different values, the warning about
+unknown names, the command line's help and the table in ``docs/serving.md`` use it.
 """
 
 import difflib
@@ -55,9 +55,9 @@ class Streaming(Enum):
 class Setting(Generic[T]):
     """A variable of the environment.
 
-    ``inngest`` is its name in the official SDKs, which is read as well. ``parse`` makes the value of its text and its
-    name, and raises ``FunctionConfigInvalidError``. ``argument`` is what wins over it in code; ``meaning`` is for the
-    documentation.
+    ``inngest`` is its name in the official SDKs, which is read too. ``parse`` converts its text, given its
+    name, and raises ``FunctionConfigInvalidError``. ``argument`` is the argument that overrides it; ``meaning`` is for
+    the documentation.
     """
 
     name: str
@@ -107,7 +107,7 @@ def _log_level(text: str, name: str) -> int:
 
 
 def _streaming(text: str, name: str) -> Streaming:
-    if text.lower() == "allow":  # what other SDKs of the protocol also accept
+    if text.lower() == "allow":  # other SDKs of the protocol accept these too
         return Streaming.FORCE
     try:
         return Streaming(text.lower())
@@ -262,7 +262,7 @@ _ENGINE_CHOICE = (DEV, ENGINE_URL, API_BASE_URL, EVENT_API_BASE_URL)
 
 
 class Environment:
-    """The settings that the environment gives, read when asked for.
+    """The settings of the environment, read on access.
 
     Properties raise ``SettingConflictError`` for a setting whose two names have different values, and
     ``FunctionConfigInvalidError`` for a value that is not allowed.
@@ -339,12 +339,12 @@ class Environment:
 
     @property
     def is_reloaded(self) -> bool:
-        """Whether this process serves for a reloader of Werkzeug's or Django's, which runs in the parent."""
+        """Whether this process serves under Werkzeug's or Django's reloader, which runs in the parent."""
         return "true" in (self._get("WERKZEUG_RUN_MAIN"), self._get("RUN_MAIN"))
 
     @property
     def notify_socket(self) -> str | None:
-        """Where systemd listens for a service's state."""
+        """The socket at which systemd receives a service's state."""
         return self._get("NOTIFY_SOCKET")
 
     @property
@@ -357,7 +357,7 @@ class Environment:
 
     @property
     def dev_url(self) -> str | None:
-        """The development engine's URL, where ``DURABLY_DEV`` names one."""
+        """The development engine's URL, if ``DURABLY_DEV`` is one."""
         dev = self.read(DEV)
         return None if dev in (None, "1", _OFF) else dev
 
@@ -383,10 +383,10 @@ def _nearest_name(name: str) -> str | None:
 
 
 def development_variables(engine_origin: str) -> dict[str, str]:
-    """For an app that is to talk to the development engine at ``engine_origin``, and to no other.
+    """Variables for an app that uses only the development engine at ``engine_origin``.
 
-    Both names are set, since the app may use another SDK. Other variables that choose an engine are set to nothing
-    and not removed: a ``.env`` file that the app loads does not replace variables that are set.
+    Both names are set, because the app may use another SDK. Other variables that choose an engine are emptied,
+    not removed: a ``.env`` file that the app loads does not replace variables that are set.
     """
     emptied = dict.fromkeys((name for setting in _ENGINE_CHOICE for name in setting.names), "")
     return emptied | dict.fromkeys(DEV.names, engine_origin)
@@ -396,7 +396,7 @@ _warned: set[str] = set()
 
 
 def warn_of_unknown_names(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
-    """Warn of each unknown variable, once in a process."""
+    """Warn about each unknown variable, once per process."""
     for name, nearest in Environment().unknown_names().items():
         if name not in _warned:
             _warned.add(name)

@@ -1,6 +1,6 @@
-"""The types of outputs: what a step's handler and a function return, by annotation or by ``output_type``.
+"""The types of outputs of steps and functions, by annotation or by ``output_type``.
 
-An annotation is resolved once for each handler. One that cannot be resolved is reported once, and then ignored.
+An annotation is resolved once for each handler. If it cannot be resolved, that is reported once, and it is ignored.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _AWAITABLES = (abc.Awaitable, abc.Coroutine, asyncio.Future, asyncio.Task)
 _PLAIN = (None, "None", bool, int, float, str, "bool", "int", "float", "str", dict, "dict", list, "list", Any)
 
 _known: dict[Any, Codec | None] = dict.fromkeys(_PLAIN)
-"""Codecs by annotation, of those that mean the same everywhere. Looked up for each step of each call."""
+"""Codecs by annotation, for annotations that mean the same in every module. Read for each step of each call."""
 _MAX_KNOWN = 512
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # types by handler; Unset if there is none
 _told: dict[tuple[str, str, str], None] = {}
@@ -37,7 +37,7 @@ _MAX_TOLD = 4096
 def handler_codec(
     step_id: str, handler: Callable[..., Any], args: Sequence[Any], output_type: Any, serializer: Serializer | None
 ) -> Codec | None:
-    """How a step's output is stored; ``None`` for plain JSON values.
+    """The codec of a step's output; ``None`` for plain JSON values.
 
     Raises ``OutputUnserializableError`` for an annotation to which JSON cannot be converted, before the handler runs,
     and ``FunctionConfigInvalidError`` for such an ``output_type``.
@@ -69,7 +69,7 @@ def handler_codec(
 
 
 def _remember(handler: Any, typ: Any, codec: Codec | None) -> None:
-    """Unless the annotation has names in quotes, which mean something else in another module."""
+    """Cache the codec, unless the annotation has names in quotes, whose meaning depends on the module."""
     annotation = getattr(handler, "__annotations__", {}).get("return")
     if not isinstance(annotation, str) and annotation == typ:
         if len(_known) >= _MAX_KNOWN:
@@ -82,7 +82,7 @@ def _remember(handler: Any, typ: Any, codec: Codec | None) -> None:
 def function_codec(
     source: str, handler: Callable[..., Any], output_type: Any, serializer: Serializer | None
 ) -> Codec | None:
-    """How a function's output is stored. An annotation that cannot be used is reported, and ignored."""
+    """The codec of a function's output. An unusable annotation is reported, and ignored."""
     if output_type is not Unset:
         return _explicit(f"{source}: output_type", output_type, serializer)
     typ = declared_type(handler, ())
@@ -166,7 +166,7 @@ def _name(handler: Any) -> str:
 
 
 def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
-    """The type of what a handler returns, awaited; ``Unset`` if it declares none."""
+    """The type of a handler's awaited result; ``Unset`` if it declares none."""
     if handler is asyncio.to_thread and args:
         handler = args[0]
     while isinstance(handler, functools.partial | MethodType):
@@ -184,7 +184,7 @@ def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
         pass
     try:
         typ = _awaited(_resolve(handler, annotations["return"]))
-    except Exception as error:  # whatever evaluating the user's text raises
+    except Exception as error:  # evaluating the user's text may raise anything
         _tell_unresolved(handler, error)
         typ = Unset
     with contextlib.suppress(TypeError):  # without weak references
@@ -193,7 +193,7 @@ def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
 
 
 def _resolve(handler: Any, annotation: Any) -> Any:
-    """Only the return annotation: the others may name what is imported for type checkers alone."""
+    """Only the return annotation: the others may use names that are imported only for type checkers."""
     function = inspect.unwrap(handler)
     names = dict(getattr(function, "__globals__", {}))
     code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)

@@ -108,7 +108,7 @@ def serve(
 
 
 def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:
-    """Now, if the event loop runs; else once it runs after ``listen``, or with the first request."""
+    """Start now if the event loop runs; otherwise when it runs after ``listen``, or with the first request."""
     if (running := asyncio._get_running_loop()) is not None:
         engine.start_with_request(running)
         return

@@ -74,11 +74,11 @@ class IO(Protocol):
         ...
 
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
-        """Call something that blocks; where that would block an event loop, in a worker thread (if there are any)."""
+        """Call blocking code; on an event loop, in a worker thread if there are any."""
         ...
 
     async def compute(self, function: Callable[[], T]) -> T:
-        """Call something that computes or blocks for long: in a thread where an event loop runs."""
+        """Call code that computes or blocks for long; on an event loop, in a thread."""
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
@@ -189,7 +189,7 @@ def send(request: Request) -> Response:
         parts = urlsplit(request.url)
         origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         raise TransportError(f"cannot reach {origin}: {_reason(error)}") from None
-    except ValueError:  # what urlsplit raises; the engine's URL was checked when the client was made
+    except ValueError:  # urlsplit raises it; the engine's URL was checked when the client was made
         raise TransportError(
             "cannot reach the engine: the URL of the proxy in HTTP_PROXY or HTTPS_PROXY is not valid"
         ) from None

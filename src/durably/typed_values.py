@@ -21,7 +21,7 @@ from durably.encoding import Change, describe_loss, encode_json, failing_path, f
 from durably.serializers import Serializer
 
 _MAX_CACHED = 512
-"""Types can be made at run time, so what is known of them is not kept without bound."""
+"""The size of caches by type. Types can be made at run time, so the caches are bounded."""
 
 _PLAIN = frozenset((Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn))
 _PLAIN_LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
@@ -34,7 +34,7 @@ class TypeUnsupportedError(Exception):
 
 
 class ValueRefusedError(Exception):
-    """A value cannot be stored, or what is stored does not fit the type. The message says where and why."""
+    """A value cannot be stored, or stored JSON does not fit the type. The message says where and why."""
 
 
 Notify = Callable[[Change], None]
@@ -46,7 +46,7 @@ class Codec(Protocol):
     name: str
 
     def encode(self, value: Any, notify: Notify) -> Any:
-        """JSON values that ``decode`` turns into an equal value. ``notify`` is told of parts that change their form."""
+        """JSON values that ``decode`` turns into an equal value. ``notify`` gets parts whose form changes."""
         ...
 
     def decode(self, data: Any) -> Any: ...
@@ -75,7 +75,7 @@ def _cached_codec(typ: Any) -> Codec | str | None:
 
 
 def _find_codec(typ: Any) -> Codec | str | None:
-    """A text says why there is none."""
+    """A text is the reason why there is none."""
     if is_plain(typ):
         return None
     try:
@@ -88,7 +88,7 @@ def _find_codec(typ: Any) -> Codec | str | None:
         return _PydanticCodec(typ)
     except ImportError:
         return f'{reason} (pip install "durably[pydantic]" for more types)'
-    except Exception as error:  # pydantic's errors about schemas have no common base of their own
+    except Exception as error:  # pydantic's errors about schemas have no common base class
         if isinstance(error, NameError) or type(error).__name__ == "PydanticUndefinedAnnotation":
             raise NameError(str(error)) from None
         return reason
@@ -102,7 +102,7 @@ def type_name(typ: Any) -> str:
 
 
 def is_plain(typ: Any, seen: frozenset[int] = frozenset()) -> bool:
-    """Whether values of the type are stored as they are, without being looked at."""
+    """Whether values of the type are stored unchanged, without a check."""
     if _is_in(typ, _PLAIN):
         return True
     origin = get_origin(typ)
@@ -150,7 +150,7 @@ def _is_plain_typed_dict(typ: Any, seen: frozenset[int]) -> bool:
 
 
 class _CheckedCodec:
-    """Stores a value only if what comes back is the same."""
+    """Stores a value only if the decoded value is equal."""
 
     name: str
 
@@ -160,7 +160,7 @@ class _CheckedCodec:
             returned = self.decode(data)
         except ValueRefusedError as error:
             for loss in find_changes(value, data):
-                if loss.stored == "null":  # nan: the null that does not fit is ours
+                if loss.stored == "null":  # nan: the null that does not fit comes from our encoder
                     raise ValueRefusedError(describe_loss(loss)) from None
             raise ValueRefusedError(f"the value does not fit {self.name}: {error}") from None
         if not is_same(value, returned):
@@ -209,7 +209,7 @@ class _PydanticCodec(_CheckedCodec):
         self._error: type[Exception] = pydantic.ValidationError
 
     def _to_json(self, value: Any) -> Any:
-        """By the fields' aliases, or by their names for a model that does not read what it writes by alias."""
+        """By the fields' aliases, or by their names if the model cannot read its own output by alias."""
         data = self._dump(value, by_alias=True)
         try:
             self.decode(data)
@@ -225,7 +225,7 @@ class _PydanticCodec(_CheckedCodec):
             dumped = self._adapter.dump_python(value, mode="json", by_alias=by_alias, round_trip=True, warnings=False)
             # nan is a number for pydantic, and null in JSON.
             return msgspec.json.decode(encode_json(dumped))
-        except Exception as error:  # whatever a serializer of the user's own raises
+        except Exception as error:  # a user's serializer may raise anything
             raise ValueRefusedError(f"{type(error).__name__}: {error}") from error
 
     def decode(self, data: Any) -> Any:
@@ -263,11 +263,11 @@ def _first_of(error: Any) -> str:
         return str(error)
 
 
-# -- what msgspec leaves to us
+# -- types that msgspec does not convert
 
 
 def _classes_of(info: Any) -> Iterator[type]:
-    """The classes in a type that msgspec does not know by itself, or knows without their validators."""
+    """The classes in a type that msgspec does not support, or supports without their validators."""
     seen: set[int] = set()
     stack = [info]
     while stack:

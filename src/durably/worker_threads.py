@@ -1,4 +1,4 @@
-"""Worker threads: blocking code runs in them, and the event loop goes on meanwhile."""
+"""Worker threads for blocking code, which keep the event loop free."""
 
 import asyncio
 import contextvars
@@ -20,8 +20,8 @@ Surroundings = Callable[[], AbstractContextManager[object]]
 
 
 class WorkerThreads:
-    """Threads of a pool. ``surroundings`` is what the framework needs around work in a thread, ``size`` the number of
-    threads, if that is known."""
+    """Threads of a pool. ``surroundings`` is the framework's context for work in a thread, ``size`` the number of
+    threads, if it is known."""
 
     def __init__(self, pool: Executor, surroundings: Surroundings = nullcontext, size: int | None = None) -> None:
         self.size = size
@@ -31,8 +31,8 @@ class WorkerThreads:
     async def run(self, work: Callable[[], T], *, on_abandoned: Callable[[], None] | None = None) -> T:
         """Call ``work`` in a thread, with a copy of the caller's context variables. Raises what it raises.
 
-        If the caller is cancelled, work that still waits for a thread never begins. A thread cannot be interrupted:
-        work that has begun goes on, its result is dropped, and ``on_abandoned`` is called.
+        If the caller is cancelled, work that still waits for a thread does not begin. A thread cannot be interrupted:
+        work that has begun continues, its result is dropped, and ``on_abandoned`` is called.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -52,7 +52,7 @@ class WorkerThreads:
                 deliver = partial(_resolve, done, work())
         except BaseException as error:
             deliver = partial(_reject, done, error)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed, so there is no waiter
             loop.call_soon_threadsafe(deliver)
 
 

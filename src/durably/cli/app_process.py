@@ -86,9 +86,9 @@ def check_port_free(host: str, port: int, *, option: str = "--app-port") -> None
 
 
 def free_port(host: str) -> int:
-    """A port that nothing listens at, for a program that is started next.
+    """A free port, for a program that is started next.
 
-    It is below the range from which systems take ports for outgoing connections, so that none of these takes it first.
+    It is below the range of ports for outgoing connections, so that none of these takes it first.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:

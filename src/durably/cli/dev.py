@@ -56,11 +56,11 @@ def dev(
     """Run an engine for development, and MODULE:APP with it.
 
     MODULE:APP is an ASGI app (FastAPI, Django), a WSGI app (Flask, Django), a tornado.web.Application or a
-    DigitalOcean main(event, context). It is told of the engine by DURABLY_DEV, restarted when Python source below
-    the working directory changes, and synced. Apps that you run yourself are given by -u, as the URL that they
-    serve their functions at, like http://127.0.0.1:3000/api/inngest.
+    DigitalOcean main(event, context). It gets the engine's URL in DURABLY_DEV, is restarted when Python source below
+    the working directory changes, and is synced. For apps that you run yourself give the URL of their endpoint with
+    -u, like http://127.0.0.1:3000/api/inngest.
 
-    Runs are printed as they happen. They are kept between starts, and go on where they were.
+    Runs are printed as they happen. They are kept between starts, and continue.
     """
     from .dev_server import DevOptions, DevServer
     from .running import run_until_stopped

@@ -43,14 +43,13 @@ CLOSE_GRACE = dt.timedelta(seconds=1)
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``target`` is ``module:app`` to serve, ``urls`` apps that run by themselves, which are asked to sync every
-    ``poll_interval`` seconds. Ports of 0 take free ones.
+    """``target`` is ``module:app`` to serve. ``urls`` are apps that run by themselves; they are synced every
+    ``poll_interval`` seconds. Port 0 takes a free port.
 
     Without ``database``, state is kept in ``.durably/dev.db`` below the working directory; ``Path(":memory:")`` keeps
-    it in a temporary file. ``allowed_hosts`` are hosts that the engine answers to besides those of this machine.
-    ``app_path`` is where
-    the app serves its functions, if not at one of the usual paths. With ``reload``, the app is started anew when
-    Python source below the working directory changes.
+    it in a temporary file. ``allowed_hosts`` are further hosts that the engine answers to, besides those of this
+    machine. ``app_path`` is the path of the app's endpoint, if it is not a usual one. With ``reload``, the app is
+    restarted when Python source below the working directory changes.
     """
 
     target: str | None = None

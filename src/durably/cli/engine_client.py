@@ -109,7 +109,7 @@ class EngineClient:
         return self._data(self._request("GET", path), list[RunBody])
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> "Iterator[RunUpdate]":
-        """What happens to runs from now on, until the engine stops. ``on_connected`` is called first."""
+        """Future changes of runs, until the engine stops. ``on_connected`` is called first."""
         from durably.engine.embedded.views import RunUpdate
 
         path = "/v1/updates" + _query(function_id=function_id)
@@ -195,7 +195,7 @@ class EngineClient:
     def _send(
         self, method: str, path: str, body: bytes | None, *, preload_content: bool = True
     ) -> urllib3.BaseHTTPResponse:
-        """With each signing key in turn, while the engine refuses it."""
+        """Try each signing key in turn, as long as the engine refuses it."""
         first, *others = [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]
         response = self._attempt(method, path, body, first, preload_content)
         for headers in others:
@@ -247,7 +247,7 @@ def _query(**parameters: str | int | None) -> str:
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    """The lines of a body that is being received; empty ones keep the connection alive."""
+    """The lines of a streamed body. Empty lines keep the connection alive."""
     rest = b""
     for chunk in response.stream(65_536):
         *lines, rest = (rest + chunk).split(b"\n")

@@ -88,7 +88,7 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
 
 
 def _followed(client: "EngineClient", name: str | None, found: "list[EventBody]") -> "Iterator[EventBody]":
-    """Those that were found, oldest first, then each new one."""
+    """The events found, oldest first, then each new event."""
     while True:
         yield from reversed(found)
         last = found[0].internal_id if found else _newest_id(client, name)
@@ -105,7 +105,7 @@ def _newest_id(client: "EngineClient", name: str | None) -> str | None:
 
 
 def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[EventBody]":
-    """Events after the one with the id ``last``, newest first, however many pages they take."""
+    """All events after the event with the id ``last``, newest first. Reads as many pages as needed."""
     found: list[EventBody] = []
     while True:
         cursor = found[-1].internal_id if found else None

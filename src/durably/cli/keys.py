@@ -23,8 +23,8 @@ _KEY_BYTES = 32
 def keys(output: Path | None) -> None:
     """Make a signing key and an event key, as lines for an environment file.
 
-    The engine and its apps need the same keys. The signing key signs calls and their answers, and is what commands
-    such as `durably runs` authenticate with; the event key lets its holder send events, and nothing else.
+    The engine and its apps need the same keys. The signing key signs calls and their answers, and authenticates
+    commands such as `durably runs`. The event key allows only to send events.
     """
     text = make_keys()
     if output is None:

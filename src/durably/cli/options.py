@@ -196,7 +196,7 @@ def database_option(command: Command) -> Command:
 
 
 def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Callable[[Command], Command]:
-    """``host`` and ``port`` of the engine, the ``urls`` of apps, how often these are asked to sync, and limits."""
+    """``host`` and ``port`` of the engine, the ``urls`` of apps, how often they are synced, and limits."""
     options = (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
         click.option(

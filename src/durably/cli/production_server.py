@@ -56,7 +56,7 @@ async def _log_runs(server: EngineServer) -> None:
         async for update in updates:
             log_update(update)
     if isinstance(server.engine.stop_error, DatabaseReplacedError):
-        # Started again, an engine would make an empty database where the other one was: that is for a person to decide.
+        # A restarted engine would create an empty database in the old one's place. A person must decide that.
         _logger.critical("the engine answers 503 until it is stopped: put its database back, then start it again")
         await asyncio.Event().wait()
     raise EngineClosedError("the engine stopped by itself; the log says why")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _ID_LENGTH = 26
 _MOST_EVENTS = 10
-"""Of a batch, that many events are shown."""
+"""The number of events that are shown of a batch."""
 
 
 @click.group()

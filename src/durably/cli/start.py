@@ -65,8 +65,8 @@ def start(
     """Run an engine for production.
 
     It is one process, and keeps its state in the file --db. Calls to apps and their answers are signed with the
-    signing key, which the API asks for in turn; events need an event key: `durably keys` makes both. Apps sync when
-    `durably sync URL` says so, as a part of their deployment, or every minute if -u names them. The log is one JSON
+    signing key, which the API requires too. Events need an event key. `durably keys` makes both. Apps are synced by
+    `durably sync URL`, as a part of their deployment, or every minute if -u names them. The log is one JSON
     object a line, on stderr.
     """
     if str(database) == ":memory:":

@@ -1,4 +1,4 @@
-"""``durably sync``: tell the engine of an app that was deployed."""
+"""``durably sync``: sync a deployed app with the engine."""
 
 import time
 from typing import TYPE_CHECKING

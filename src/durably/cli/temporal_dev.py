@@ -66,8 +66,8 @@ class TemporalDev:
     async def _start_server(self) -> "ServerProcess":
         """Start Temporal's server and wait until it accepts.
 
-        A free port is looked up before the server binds it, so another program can take it in between. If a port was
-        left to us, other ports are tried then.
+        A free port is looked up before the server binds it, so another program can take it in between. Then
+        another port is tried, unless the user chose the port.
         """
         options = self._options
         tries = _FREE_PORT_TRIES if 0 in (options.port, options.ui_port) else 1

@@ -20,7 +20,7 @@ _SHORT_ID_LENGTH = 6
 
 
 class Styled(str):
-    """Text that may be written to a terminal as it is: what apps chose in it is escaped, colours are ours."""
+    """Text that is safe for a terminal: text from apps is escaped, colours come from this module."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ def style(text: object, **styles: Any) -> Styled:
 
 
 def fit(text: object) -> Styled:
-    """One line that is fit for a terminal."""
+    """One line that is safe for a terminal."""
     return text if isinstance(text, Styled) else Styled(printable(text))
 
 

@@ -66,7 +66,7 @@ def describe_attempts(run: RunBody, attempts: list[AttemptBody]) -> Styled:
 
 
 def describe_metadata(metadata: list[MetadataBody]) -> Styled:
-    """One line for each time that the app's SDK told something about the run."""
+    """One line for each time that the app's SDK sent metadata about the run."""
     rows = [[format_local(one.received_at), shorten(format_json(one.body), _ERROR_WIDTH)] for one in metadata]
     return table(["TOLD AT", "METADATA"], rows)
 

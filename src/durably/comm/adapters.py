@@ -1,4 +1,4 @@
-"""What the adapters of all frameworks check before they serve: that the app is one of their framework."""
+"""A check in all adapters' ``serve``: the app must be one of the adapter's framework."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _USES = {
 
 
 def serves(adapter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate an adapter's ``serve``, to refuse the app of another framework by naming the right adapter.
+    """Decorate an adapter's ``serve``: refuse an app of another framework, and name the right adapter.
 
     Raises ``FunctionConfigInvalidError``.
     """
@@ -65,7 +65,7 @@ def _check(adapter: str, first: Any) -> None:
 
 
 def _framework_of(app: Any) -> tuple[str | None, str | None]:
-    for cls in getattr(app, "__class__", type(app)).__mro__:  # __class__: of what a proxy stands for
+    for cls in getattr(app, "__class__", type(app)).__mro__:  # __class__ of a proxy is the class of its target
         if (found := _APPS.get(f"{cls.__module__}.{cls.__qualname__}")) is not None:
             return found
     return None, None

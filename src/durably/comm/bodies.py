@@ -1,4 +1,4 @@
-"""Reading request bodies, up to the largest that is answered: each adapter reads by this, and buffers no more."""
+"""Reading request bodies up to a maximum size. All adapters use it, so none buffers more."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -15,9 +15,9 @@ def check_size(size: int) -> None:
 
 
 def check_length(content_length: str | None) -> None:
-    """Refuse a body by what its ``content-length`` header declares, before any of it is read.
+    """Refuse a body by its ``content-length`` header, before any of it is read.
 
-    A header that is no number is left to the server. Raises ``BodyTooLargeError``.
+    A header that is not a number is left to the server. Raises ``BodyTooLargeError``.
     """
     text = (content_length or "").strip()
     if text.isascii() and text.isdigit():
@@ -25,7 +25,7 @@ def check_length(content_length: str | None) -> None:
 
 
 class LimitedBody:
-    """Gathers the chunks of a body. ``add`` raises ``BodyTooLargeError`` at the first byte too many."""
+    """Gathers the chunks of a body. ``add`` raises ``BodyTooLargeError`` at the first byte above the limit."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
@@ -43,7 +43,7 @@ class LimitedBody:
 
 
 def read_body(read: Callable[[int], bytes], content_length: str | None) -> bytes:
-    """A whole body by ``read(size)``, which gives no bytes at its end. Raises ``BodyTooLargeError``."""
+    """Read a whole body by ``read(size)``, which returns no bytes at the end. Raises ``BodyTooLargeError``."""
     check_length(content_length)
     body = LimitedBody()
     while chunk := read(_CHUNK_BYTES):
@@ -52,7 +52,7 @@ def read_body(read: Callable[[int], bytes], content_length: str | None) -> bytes
 
 
 async def read_chunks(chunks: AsyncIterator[bytes], content_length: str | None) -> bytes:
-    """A whole body by its chunks. Raises ``BodyTooLargeError``."""
+    """Read a whole body from its chunks. Raises ``BodyTooLargeError``."""
     check_length(content_length)
     body = LimitedBody()
     async for chunk in chunks:

@@ -60,15 +60,15 @@ Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
 class CommHandler:
     """Serves ``functions`` of one client's app.
 
-    ``framework`` is the name that engines show. ``streaming`` is a ``Streaming``, its text or a truth value, and wins
-    over ``DURABLY_STREAMING``. ``serve_origin``, ``serve_path`` and ``public_path`` are parts of the URL that engines
+    ``framework`` is the name that engines show. ``streaming`` is a ``Streaming``, its text or a ``bool``, and overrides
+    ``DURABLY_STREAMING``. ``serve_origin``, ``serve_path`` and ``public_path`` are parts of the URL that engines
     call. ``enable_unauthed_sync=False`` refuses unsigned syncs in production. ``thread_pool`` runs sync functions, and
-    sync handlers of async functions, where they would block an event loop; by default it has as many threads as
-    ``DURABLY_THREAD_POOL_MAX_WORKERS`` says. ``surroundings`` is what the framework has around each request, for calls
-    that come without one; ``thread_surroundings`` what it needs around all that runs in the pool.
+    sync handlers of async functions, if they would block an event loop; by default it has
+    ``DURABLY_THREAD_POOL_MAX_WORKERS`` threads. ``surroundings`` returns the framework's context of a request, for
+    calls without a request; ``thread_surroundings`` returns the context for everything that runs in the pool.
 
     Raises ``EngineNotConfiguredError`` and ``SigningKeyMissingError`` in production mode without an engine or a
-    signing key, ``URLInvalidError`` for a ``serve_origin`` that is none, and ``FunctionConfigInvalidError`` for two
+    signing key, ``URLInvalidError`` for an invalid ``serve_origin``, and ``FunctionConfigInvalidError`` for two
     functions with one id or a wrong option.
     """
 
@@ -122,13 +122,13 @@ class CommHandler:
         return frozenset(self._by_id)
 
     def is_async(self, function_id: str) -> bool:
-        """Whether the function is an async one. False for one that is not served here."""
+        """Whether the function is async. False if the handler does not serve it."""
         function = self._by_id.get(function_id)
         return function is not None and function.is_async(function_id)
 
     @property
     def threads(self) -> WorkerThreads | None:
-        """Where sync functions run if an event loop is in the way; ``None`` for the thread of the request."""
+        """Where sync functions run instead of blocking an event loop; ``None`` for the request's thread."""
         return self._threads
 
     # -- fronts
@@ -233,7 +233,7 @@ class CommHandler:
         return await syncer.out_of_band(req, io, is_signed=isinstance(key, str))
 
     def _needs_signature(self, req: CommRequest) -> bool:
-        """Of an out-of-band sync: whether one that is not signed, or badly, is refused."""
+        """Whether an out-of-band sync with a missing or invalid signature is refused."""
         was_signed = req.header(Header.SIGNATURE) is not None
         return not self._allows_unsigned_sync or (was_signed and self.client.is_production)
 
@@ -393,7 +393,7 @@ def _signer(req: CommRequest, key: Key) -> Signer | None:
 
 
 def _place_of(req: CommRequest) -> str:
-    """The URL less its query, for the log. Its parts come from whoever made the request."""
+    """The URL less its query, for the log. Its parts come from the sender of the request."""
     try:
         place = req.request_url.partition("?")[0]
     except URLInvalidError:
@@ -402,7 +402,7 @@ def _place_of(req: CommRequest) -> str:
 
 
 def _thread_count(environment: Environment, *, is_in_process: bool) -> int:
-    """How many threads there are for sync functions; 0 for none. The default is that of ``ThreadPoolExecutor``."""
+    """The number of threads for sync functions; 0 for none. The default is that of ``ThreadPoolExecutor``."""
     workers = environment.thread_pool_max_workers
     if workers == 0 and is_in_process:
         workers = None  # There is no request in whose thread a sync function could run.
@@ -418,7 +418,7 @@ def _check_arguments(client: object, functions: object) -> None:
 
 
 def _check_production(client: Client) -> None:
-    """Raises the error that keeps the app from being served. Tests of the app serve it to no engine."""
+    """Raises the error that prevents serving the app. In a test run no engine is needed."""
     if is_test_run():
         return
     _ = client.api_origin

@@ -24,16 +24,16 @@ from . import answers
 
 
 class CommRequest:
-    """A request as adapters hand it over.
+    """A request from an adapter.
 
-    ``headers`` may be in any case; ``query_params`` may have lists of values, of which the first counts;
-    ``raw_request`` is the framework's own, for middleware. ``request_url`` may be given as a function that returns the
-    URL, since frameworks take long to put it together and calls do not need it; it is read as text.
-    ``has_trusted_url`` says that the URL is not made of the request's own headers, but given by the platform.
-    ``serve_origin``, ``serve_path`` and ``public_path`` win over those of the handler. ``is_connect``: the request came
-    over a connection that is authenticated as a whole, so it is not signed. ``checkpoints`` are those of an engine of
-    ours in this process, in place of the engine's API; with them, functions hand their steps over unless they are
-    told not to. ``stand_in`` is for tests: it takes the place of steps.
+    ``headers`` may be in any case; ``query_params`` may have lists of values, whose first value is used;
+    ``raw_request`` is the framework's request, for middleware. ``request_url`` may be a function that returns the
+    URL, because frameworks build it slowly and calls do not need it; the attribute is text.
+    ``has_trusted_url`` says that the URL comes from the platform, not from the request's headers.
+    ``serve_origin``, ``serve_path`` and ``public_path`` override those of the handler. ``is_connect``: the request came
+    over an authenticated connection, so it is not signed. ``checkpoints`` are those of an engine in this process,
+    instead of the engine's API; with them, functions checkpoint their steps by default. ``stand_in`` is for tests: it
+    replaces steps.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CommRequest:
         if not isinstance(self._request_url, str):
             try:
                 self._request_url = self._request_url()
-            except Exception as error:  # whatever a framework raises for such headers
+            except Exception as error:  # frameworks raise different errors for such headers
                 raise URLInvalidError(f"the request's headers make no URL: {type(error).__name__}") from None
         return self._request_url
 
@@ -136,7 +136,7 @@ Stream = AsyncGenerator[bytes, None]
 class CommResponse:
     """A response for adapters to write: ``body``, or the chunks of ``stream`` if that is set.
 
-    ``body`` is bytes in every case, empty for a streamed response. Header names are lower-case.
+    ``body`` is always bytes, empty for a streamed response. Header names are lower-case.
     """
 
     body: bytes = b""
@@ -192,7 +192,7 @@ class CommResponse:
         return cls(stream=stream, status_code=HTTPStatus.CREATED)
 
     def body_bytes(self) -> bytes:
-        """``body``, under the name that it has in other SDKs of the protocol."""
+        """``body``, under its name in other SDKs of the protocol."""
         return self.body
 
     def stream_sync(self) -> Generator[bytes, None, None]:

@@ -1,4 +1,4 @@
-"""Where apps are mounted, and under which URL engines reach them."""
+"""The path of an app's endpoint, and the URL at which engines reach it."""
 
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ def with_slash(path: str) -> str:
 def read_origin(text: str, what: str) -> tuple[str, str]:
     """Scheme and network location of an origin or URL; a missing scheme is https.
 
-    Raises ``URLInvalidError`` that names ``what`` it is.
+    Raises ``URLInvalidError``, which names ``what``.
     """
     url = text if "://" in text else f"https://{text}"
     if not _is_http_url(url):
@@ -32,6 +32,6 @@ def _is_http_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bracket that is not closed, a port that is no number
+    except ValueError:  # an unclosed bracket, or a port that is not a number
         return False
     return has_host and parts.scheme in ("http", "https") and parts.netloc.isprintable() and " " not in parts.netloc

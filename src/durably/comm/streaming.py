@@ -16,11 +16,11 @@ from .models import CommResponse
 KEEP_ALIVE_SECONDS = 3.0
 
 StreamingOption = Streaming | str | bool | None
-"""What adapters take as ``streaming``."""
+"""Values that adapters accept as ``streaming``."""
 
 
 def read_streaming(option: StreamingOption) -> Streaming | None:
-    """``None`` leaves it to the environment. Raises ``FunctionConfigInvalidError``."""
+    """``None`` means the environment decides. Raises ``FunctionConfigInvalidError``."""
     if option is None or isinstance(option, Streaming):
         return option
     if isinstance(option, bool):

@@ -50,8 +50,8 @@ _object_decoder = msgspec.json.Decoder(dict[str, Any])
 class UnsignedSyncs:
     """The last unsigned sync of an app in production.
 
-    Such syncs all say the same, and anybody may ask for them. So one answer serves for ``UNSIGNED_SECONDS``: the app
-    sends its engine one request in that time, however many it gets. Thread-safe.
+    Unsigned syncs are all equal, and any client may request one. So one answer is reused for ``UNSIGNED_SECONDS``: the
+    app sends its engine at most one request in that time. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class UnsignedSyncs:
         self._answer: CommResponse | None = None
 
     def begin(self) -> CommResponse | None:
-        """The answer that serves, or ``None`` if the caller is to sync. Raises ``SyncTooSoonError``."""
+        """The answer to reuse, or ``None`` if the caller must sync. Raises ``SyncTooSoonError``."""
         with self._lock:
             now = time.monotonic()
             if now >= self._next_at:
@@ -74,7 +74,7 @@ class UnsignedSyncs:
             return _copy(self._answer)
 
     def end(self, answer: CommResponse) -> None:
-        """The sync has been answered; only a success serves others."""
+        """Store the sync's answer. Only a success is reused."""
         if answer.status_code < HTTPStatus.BAD_REQUEST:
             with self._lock:
                 self._answer = _copy(answer)
@@ -85,11 +85,11 @@ def _copy(answer: CommResponse) -> CommResponse:
 
 
 class Syncer:
-    """Syncs one handler's app: tells an engine its functions, and the URL at which they are called.
+    """Syncs one handler's app: sends an engine its functions, and the URL at which to call them.
 
-    In production that URL is never made of an unsigned request's parts. In band, it is the one in the signed body;
-    out of band, it comes from ``serve_origin``, since a signature covers no ``Host`` header. Both are subject to
-    ``serve_origin``, ``serve_path`` and ``public_path``.
+    In production the URL never comes from an unsigned part of a request. In band, it is in the signed body. Out of
+    band, it comes from ``serve_origin``, because a signature does not cover the ``Host`` header. ``serve_origin``,
+    ``serve_path`` and ``public_path`` replace parts of either.
     """
 
     def __init__(self, handler: "CommHandler") -> None:
@@ -127,7 +127,7 @@ class Syncer:
         )
 
     async def out_of_band(self, req: CommRequest, io: IO, *, is_signed: bool = False) -> CommResponse:
-        """Register the app by a request to the engine, and hand its answer back (spec §4.3.2).
+        """Register the app by a request to the engine, and return its answer (spec §4.3.2).
 
         Raises ``ServeOriginMissingError``, ``RegistrationFailedError``, ``ServerKindMismatchError``,
         ``TransportError``, ``URLInvalidError``.
@@ -177,7 +177,7 @@ class Syncer:
         headers = client.headers(framework)
         if req.server_kind is not None:
             headers[Header.EXPECTED_SERVER_KIND.value] = req.server_kind.value
-        # The engine that signed the request knows the deployment; anybody else may make one up.
+        # The engine that signed the request knows the deployment. Any other client may invent one.
         deploy_id = req.query(Query.DEPLOY_ID) if is_signed or not client.is_production else None
         query = f"?{urlencode({Query.DEPLOY_ID.value: deploy_id})}" if deploy_id else ""
         return Request(
@@ -189,7 +189,7 @@ class Syncer:
         )
 
     def _url_from(self, req: CommRequest, used: str) -> str:
-        """The URL that the engine used, with what settings replace of it. Raises ``URLInvalidError``."""
+        """The URL that the engine used, with the parts that settings replace. Raises ``URLInvalidError``."""
         scheme, netloc = self._origin(req) or read_origin(used, "the app's URL")
         return urlunsplit((scheme, netloc, self._path(req) or urlsplit(used).path or "/", "", ""))
 
@@ -216,7 +216,7 @@ class Syncer:
         return with_slash(path) if path else None
 
     def _warn_of_other_path(self, req: CommRequest, path: str) -> None:
-        """An app below a prefix would be called where it is not."""
+        """Warn if the app may be below a prefix: engines would call a wrong URL."""
         if req.public_path or self._handler.public_path:
             return
         with contextlib.suppress(URLInvalidError, ValueError):
@@ -239,7 +239,7 @@ class Syncer:
         return configs
 
     def _warn(self, warning: object) -> None:
-        """Log what the engine points out, as that another app has the same id."""
+        """Log the engine's warning, for example that another app has the same id."""
         if isinstance(warning, str) and warning:
             self._client.logger.warning("the engine says of this sync: %s", printable(warning))
 
@@ -256,7 +256,7 @@ class Syncer:
             return CommResponse.from_json(answer, headers=headers)
         message = str(answer.get("error") or answer.get("message") or "the engine refused the sync").strip()
         client = self._client
-        if client.is_production:  # In development, whoever asked for the sync looks at the answer.
+        if client.is_production:  # In development, the developer who requested the sync sees the answer.
             client.logger.error(
                 "%s refused to sync app %s: %s", redact_url(client.api_origin), client.app_id, printable(message)
             )

@@ -1,6 +1,6 @@
-"""Which requests an app answers: those that an engine has signed, and in development those that no web page made.
+"""Verification of requests: by signature, and in development by refusing requests from web pages.
 
-And the signatures of the answers, which are made with the same keys.
+The module also signs the answers, with the same keys.
 """
 
 import time
@@ -24,14 +24,14 @@ _QUICK_BYTES = 1024 * 1024
 _FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """Content types that a page may send to another origin without asking first (Fetch Standard, "simple" requests)."""
 _PAGE_HEADERS = ("origin", "sec-fetch-site")
-"""Headers that browsers send with a page's requests and no page can take away. Engines send neither."""
+"""Headers of browsers that a page cannot remove. Engines send neither."""
 
 
 async def find_key(req: CommRequest, keys: tuple[str | None, str | None], io: IO) -> str:
     """The key that signed a request.
 
-    The signature of its bytes is tried first. If it is not of these, the body may have been encoded anew on its way:
-    small ones are tried in canonical form too, never on an event loop. Raises ``SignatureError``.
+    The signature is compared with the body's bytes first. If it does not fit, a platform may have re-encoded the
+    body: small bodies are verified in canonical form too, never on an event loop. Raises ``SignatureError``.
     """
     given = (req.body, req.header(Header.SIGNATURE), keys, time.time())
     check = partial(signatures.verify, *given)
@@ -80,10 +80,10 @@ def refuse_forms(req: CommRequest) -> None:
 
 
 def check_addressee(context: CallContext, req: CommRequest) -> None:
-    """Refuse a signed call whose query names another function or step than its body: only the body is signed.
+    """Refuse a signed call if its query names another function or step than its body: only the body is signed.
 
-    Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every call, which says nothing
-    about the query. Raises ``CallMismatchError``.
+    Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every call. These cannot be
+    compared with the query. Raises ``CallMismatchError``.
     """
     if not context.fn_id or _is_uuid(context.fn_id):
         return

@@ -112,8 +112,8 @@ def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -
 
 
 def _read_body(request: Any) -> bytes:
-    """What ``request.body`` is, up to the largest call instead of ``DATA_UPLOAD_MAX_MEMORY_SIZE``, which is meant for
-    forms and less than calls may need. Raises ``BodyTooLargeError``."""
+    """``request.body``, limited by the largest call instead of ``DATA_UPLOAD_MAX_MEMORY_SIZE``, which is meant for
+    forms and too small for calls. Raises ``BodyTooLargeError``."""
     length = request.headers.get("content-length")
     check_length(length)
     if not hasattr(request, "_body"):
@@ -128,8 +128,8 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
 
 
 def _start_with_project(engine: InProcessEngine) -> None:
-    """With the server, if that can be told, or with the first request, whatever its URL. That may be the request with
-    which Django loads ``urls.py``: only its end is still to be signalled."""
+    """Start with the server if the server is known, otherwise with the first request to any URL. That may be the
+    request with which Django loads ``urls.py``: only its end is still to be signalled."""
 
     def start(**_: Any) -> None:
         engine.start_with_request()
@@ -141,7 +141,7 @@ def _start_with_project(engine: InProcessEngine) -> None:
 
 @contextmanager
 def _usable_connections() -> Iterator[None]:
-    """What Django does around a request, in a worker thread, whose connections no request closes."""
+    """Close old connections in a worker thread, as Django does around a request."""
     django.db.close_old_connections()
     try:
         yield

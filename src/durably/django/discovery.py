@@ -52,7 +52,7 @@ class Discovered:
 
 
 def _modules() -> Iterator[ModuleType]:
-    """Those that there are. What is wrong in one is raised."""
+    """Import the modules that exist. Errors in a module are raised."""
     for config in django.apps.apps.get_app_configs():
         if module_has_submodule(config.module, MODULE):
             yield importlib.import_module(f"{config.name}.{MODULE}")

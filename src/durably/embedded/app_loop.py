@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class AppLoop:
-    """Where async functions run: on ``loop``, or on the process's background event loop while that is ``None``."""
+    """Where async functions run: on ``loop``, or, while it is ``None``, on the process's background event loop."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -73,11 +73,11 @@ class AppLoop:
             raise
         assert task is not None
         if task.cancelled():
-            # As an attempt that nobody ends, its run would wait for it for ever.
+            # Otherwise the attempt would never end, and its run would wait forever.
             raise RuntimeError("the call was cancelled by the app's own code (asyncio.CancelledError)")
         return task.result()
 
     async def wait_ended(self, seconds: float) -> None:
-        """Wait until all coroutines have ended, the cancelled ones too, but no longer than that."""
+        """Wait until all coroutines have ended, including cancelled ones, up to the timeout."""
         if self._under_way:
             await asyncio.wait(set(self._under_way), timeout=seconds)

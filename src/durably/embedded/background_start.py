@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 _LOOK_SECONDS = 0.05
 _SETTLE_SECONDS = 1.0
-"""From the last import to the start. What follows the imports (an app factory) is done by then, and a server that
-forks its workers has forked them."""
+"""Delay from the last import to the start. By then an app factory has run, and the server has forked its
+workers."""
 
 
 class BackgroundStart:
-    """Calls ``start`` in a thread of its own once nothing is being imported any more, unless it is cancelled."""
+    """Calls ``start`` in a separate thread when all imports are done, unless it is cancelled."""
 
     def __init__(self, start: Callable[[], None]) -> None:
         self._start = start
@@ -20,7 +20,7 @@ class BackgroundStart:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Returns once the thread has ended, so that it is not there when the process forks."""
+        """Returns when the thread has ended, so that it does not exist when the process forks."""
         self._is_cancelled.set()
         if self._thread is not threading.current_thread():
             self._thread.join(_SETTLE_SECONDS)

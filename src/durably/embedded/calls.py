@@ -20,7 +20,7 @@ from durably.protocol.sync import SyncRequest
 
 
 class HandedCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One call (spec §4.4.1). It is not signed: nobody else can hand it over. ``priority``: see ``CallAt``."""
+    """One call (spec §4.4.1). It is not signed, because no other process can send it. ``priority``: see ``CallAt``."""
 
     app_id: str
     function_id: str

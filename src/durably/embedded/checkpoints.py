@@ -15,8 +15,8 @@ from .pulse import Pulse
 class EngineCheckpoints:
     """``checkpoint`` is ``EmbeddedEngine.checkpoint``, or leads to it; see ``durably.checkpointing.Checkpoints``.
 
-    They cost so little that they are the default, unless ``are_default`` says otherwise. ``pulse`` is that of a process
-    that others may give up. ``submit`` gets what makes the coroutine that commits.
+    They are cheap, so they are the default unless ``are_default`` is false. ``pulse`` is the heartbeat of a process
+    that others may give up. ``submit`` gets the function that makes the committing coroutine.
     """
 
     def __init__(

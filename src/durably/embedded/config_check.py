@@ -9,7 +9,7 @@ from durably.protocol.sync import FunctionConfig
 
 
 def check_config(config: Mapping[str, Any]) -> str | None:
-    """What the engine would refuse at the sync; ``None`` if nothing, or if the engine is not installed."""
+    """The fault that the engine would report at the sync; ``None`` if there is none, or no engine is installed."""
     try:
         from durably.engine.errors import ConfigInvalidError
         from durably.engine.flow.config import read_flow

@@ -1,7 +1,7 @@
 """The engine's thread: one per process, with an event loop of its own.
 
-The engine, its heartbeats and its sockets live on it. No code of the app runs there, so nothing that the app does to
-its own event loop delays them.
+The engine, its heartbeats and its sockets live on it. No code of the app runs there, so the app cannot delay them by
+blocking its own event loop.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class OnAnyLoop(Remote[T]):
 
 
 def engine_loop() -> asyncio.AbstractEventLoop:
-    """This process's; a forked child has one of its own."""
+    """The thread of this process. A forked child has its own."""
     global _portal
     with _lock:
         if _portal is None:
@@ -47,7 +47,7 @@ def engine_loop() -> asyncio.AbstractEventLoop:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop where the app uses it."""
+    """uvloop if the app uses it."""
     uvloop = sys.modules.get("uvloop")
     return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()
 

@@ -1,5 +1,7 @@
-"""Sharing a handler's threads between its sync functions: a pool of threads alone serves first who comes first, so that
-a thousand calls of one function would hold up another's single call."""
+"""Fair sharing of a handler's threads between its sync functions.
+
+A thread pool alone is first come, first served: a thousand calls of one function would delay another's single call.
+"""
 
 import asyncio
 import time
@@ -20,7 +22,7 @@ class FairGate:
 
     @asynccontextmanager
     async def through(self, function_id: str, priority: int) -> AsyncIterator[None]:
-        """Wait for the function's turn. ``priority`` is by how many milliseconds the call goes ahead of its others."""
+        """Wait for the function's turn. ``priority`` moves the call ahead of its other calls by milliseconds."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(function_id, time.monotonic_ns() // 1_000_000 - priority, (function_id, turn))
         self._admit()

@@ -32,12 +32,12 @@ class Embedded(Orders):
 
         client = Client(app_id="shop", engine=Embedded("durably.db"))
 
-    ``max_calls`` is how many calls this process takes at a time. ``lease`` is how long a process may show no sign of
-    life until the others do without it. An owner that was stopped
-    (SIGSTOP) inside of a transaction is in everybody's way for as long as it lives: ``kill_stopped_owner`` lets the
-    others kill it after another lease. ``settings`` are those of the engine: backoff of retries, durability, limits.
+    ``max_calls`` is the number of calls that this process takes at a time. ``lease`` is the time without a heartbeat
+    after which the others treat a process as dead. An owner that is stopped (SIGSTOP) within a transaction blocks all
+    others: ``kill_stopped_owner`` lets them kill it after another lease. ``settings`` are those of the engine: backoff
+    of retries, durability, limits.
 
-    Raises ``ValueError`` for a lease that is too short, no room for calls or ``":memory:"``, ``ImportError`` where the
+    Raises ``ValueError`` for a lease that is too short, no room for calls or ``":memory:"``, ``ImportError`` if the
     extra is not installed, ``OSError`` on Windows, and ``RuntimeError`` under gevent and eventlet.
     """
 

@@ -1,8 +1,7 @@
-"""The calls that an owner has handed out, in a file that outlives it.
+"""The calls under way, in a file that the next owner reads.
 
-The next owner reads it: a call that was under way in a process that is gone, or in an owner that was silent, uses up an
-attempt, so that a step that brings its process down does not run for ever. The file is never flushed to disk: what a
-machine that loses power had under way is none of a step's doing.
+A call in a process that has died, or in an owner that was silent, uses up an attempt. So a step that kills its process
+does not run forever. The file is never flushed to disk: if a machine loses power, the steps are not the cause.
 """
 
 import contextlib
@@ -17,13 +16,13 @@ from durably.engine.embedded.bodies import CallData
 _RECORD_BYTES = 160
 _FREE = b" " * _RECORD_BYTES
 _GROWTH = 1024
-"""Records by which the file grows."""
+"""The number of records by which the file grows."""
 _LOST = "lost"
-"""In place of a process: the call is known to be lost, and its run has not been told yet."""
+"""Instead of a process: the call is lost, and its run does not know it yet."""
 
 
 class CallKey(NamedTuple):
-    """A call as its run knows it, whichever generation."""
+    """A call as its run identifies it, in any generation."""
 
     run_id: str
     step_id: str
@@ -35,7 +34,7 @@ class CallKey(NamedTuple):
 
 
 class InFlightCalls:
-    """Used by one thread. A file that cannot be written costs no call: then only its attempts are not counted."""
+    """Used by one thread. If the file cannot be written, lost calls are not counted as attempts."""
 
     def __init__(self, directory: Path, epoch: int) -> None:
         """Raises ``OSError``."""
@@ -49,7 +48,7 @@ class InFlightCalls:
         self._lost_at = {key: self.begin(_LOST, key) for key in lost}
 
     def take_lost(self, key: CallKey) -> bool:
-        """Whether the call was lost with its process. That is told once."""
+        """Whether the call was lost with its process. True only once for each call."""
         slot = self._lost_at.pop(key, None)
         if slot is None:
             return False
@@ -72,7 +71,7 @@ class InFlightCalls:
         self._free.append(slot)
 
     def close(self) -> None:
-        """What ends later is not noted any more."""
+        """Stop noting calls that end later."""
         records, self._records = self._records, None
         if records is not None:
             records.close()
@@ -90,7 +89,7 @@ class InFlightCalls:
     def _grow(self) -> None:
         size = 0 if self._records is None else len(self._records)
         with contextlib.suppress(OSError):
-            # Written first: to map what a full disk has no room for would end the process.
+            # Written first: to map a page that a full disk cannot store would end the process.
             os.pwrite(self._file, _FREE * _GROWTH, size)
             self._records = mmap.mmap(self._file, size + _RECORD_BYTES * _GROWTH)
 
@@ -100,7 +99,7 @@ def path_of(directory: Path, epoch: int) -> Path:
 
 
 def identity_of(process_id: int) -> str:
-    """Tells a process from a later one of the same id, where the platform does; empty if there is none."""
+    """Distinguishes a process from a later one with the same id; empty if the platform cannot."""
     if sys.platform != "linux":
         with contextlib.suppress(OSError):
             os.kill(process_id, 0)
@@ -114,7 +113,7 @@ def identity_of(process_id: int) -> str:
 
 
 def _read_lost(directory: Path, epoch: int) -> set[CallKey]:
-    """What earlier owners have left behind."""
+    """Calls that earlier owners have left behind."""
     lost: set[CallKey] = set()
     for path in directory.glob("*.calls"):
         if path.stem.isdecimal() and int(path.stem) < epoch:

@@ -114,8 +114,8 @@ class Member:
         return self._trouble
 
     async def ask_directly(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """``ask`` on any event loop, for operations that the engine carries out on any. Raises ``PlaceLostError`` if
-        this process does not own the database, and what the operation does."""
+        """``ask`` for operations that the engine executes on any event loop. Raises ``PlaceLostError`` if
+        this process does not own the database, and the operation's errors."""
         place = self._get_place()
         if not isinstance(place, Owner):
             raise PlaceLostError("this process does not own the database", is_unclear=False)
@@ -220,7 +220,7 @@ class Member:
                 self._silent_socket = place.socket if place.was_silent else None
 
     def _give_up(self, error: DatabaseReplacedError) -> None:
-        """For good: an engine that went on would begin with an empty database, or with one that nobody chose."""
+        """Stop until the app is restarted: an engine that continued would use an empty or unknown database."""
         _logger.critical(
             "process %d sends and runs nothing any more: %s (%s); put the database back, then restart the app",
             os.getpid(),
@@ -251,7 +251,7 @@ class Member:
         self._trouble = error
 
     async def _find_place(self) -> Owner | Follower:
-        """Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` where the database is not what it was."""
+        """Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` if the database was replaced."""
         self._database.parent.mkdir(parents=True, exist_ok=True)
         sockets.make_directory(self._directory)
         self._show()

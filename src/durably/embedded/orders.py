@@ -73,11 +73,11 @@ class Orders(Queries):
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
     ) -> "SweepView":
-        """Begin to cancel the function's runs that were created in that time, by default all until now, and for whose
-        event ``if_exp`` (CEL, over ``event``) holds.
+        """Start to cancel the function's runs that were created in that time (default: all until now) and whose
+        event meets ``if_exp`` (CEL, over ``event``).
 
-        A ``started_before`` in the future concerns runs that start until then too. ``list_cancellations`` tells how
-        many it were. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
+        A ``started_before`` in the future also applies to runs that start until then. ``list_cancellations`` shows
+        how many runs were cancelled. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
         selection = _select(function_id, started_after, started_before, if_exp)
         return cast("SweepView", await self._ask("cancel_runs", selection))

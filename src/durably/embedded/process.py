@@ -1,8 +1,8 @@
-"""The engine as one process sees it: its part in it, from the first that it asks to its end.
+"""The engine as one process sees it, from its first request to its end.
 
-It answers the client and the adapters (``durably.in_process``). What it does runs on the engine's thread, so that no
-lock is needed. Everything starts in the process that uses it: after a fork the child begins again. Importing this
-module imports no engine; starting one does.
+It serves the client and the adapters (``durably.in_process``). Its work runs on the engine's thread, so no lock is
+needed. Everything starts in the process that uses it: after a fork the child starts again. Importing this module
+imports no engine; starting one does.
 """
 
 import asyncio
@@ -63,9 +63,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessEngine:
     """An ``InProcessEngine``.
 
-    A process that does not serve can ask: it stores events, and runs no functions. It serves once it was started: by
-    ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a test run
-    only ``start`` starts anything.
+    A process that does not serve can make requests: it stores events, and runs no functions. It serves after it was
+    started by ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a
+    test run only ``start`` starts anything.
     """
 
     def __init__(self, options: Options) -> None:
@@ -116,7 +116,7 @@ class ProcessEngine:
     def ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Remote[Any]:
         """Ask the engine for one of ``durably.embedded.operations``; ``timeout`` is seconds.
 
-        Raises what the engine does, ``TransportError``, and ``EngineNotStartedError`` in a test run.
+        Raises the engine's errors, ``TransportError``, and ``EngineNotStartedError`` in a test run.
         """
         self._refuse_in_test_run()
         return submit(self._ask(operation, arguments, timeout))
@@ -168,8 +168,8 @@ class ProcessEngine:
         if not self._is_serving:
             submit(self._start_anyhow())
 
-    # on any event loop: what this process sends and commits goes straight to the writer's thread, if it owns the
-    # database, and saves two changes of threads
+    # on any event loop: if this process owns the database, its sends and commits go straight to the writer's thread,
+    # which saves two changes of threads
 
     async def _send_events(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
         if self._runs_functions and self._member is not None:
@@ -208,7 +208,7 @@ class ProcessEngine:
         await member.wait_placed()
 
     async def _start_anyhow(self) -> None:
-        """For nobody who waits: the member logs what is wrong, and tries again."""
+        """Start without a caller that waits: the member logs errors, and tries again."""
         try:
             await self._start()
         except Exception:
@@ -246,7 +246,7 @@ class ProcessEngine:
             ) from None
 
     async def _send_through_member(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
-        """What is acknowledged has to run, so a process that serves functions starts with the first event it sends."""
+        """Acknowledged events must run, so a process with functions starts with the first event that it sends."""
         if not self._is_serving and self._starts_with_send:
             self._starting = asyncio.create_task(self._start_anyhow())
             await asyncio.sleep(0)
@@ -261,7 +261,7 @@ class ProcessEngine:
         return None if found is None or bytes(found) == b"null" else bytes(found)
 
     async def _warn_if_nothing_runs(self) -> None:
-        """This process runs no functions: tell who sent the event if no other does."""
+        """This process runs no functions: warn the sender of an event if no other process does."""
         if not await self._ask("list_functions", (), TIMEOUT_SECONDS):
             _logger.warning(
                 "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
@@ -345,7 +345,7 @@ class ProcessEngine:
         )
 
     def _stop_at_exit(self) -> None:
-        """A process whose server does not tell of its end stops when it exits."""
+        """Without a hook of the server for its end, stop at the exit of the process."""
         if self._member is None:
             return
         grace = self._engine_settings().close_grace.total_seconds()

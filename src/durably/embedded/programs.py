@@ -1,6 +1,6 @@
-"""What kind of program this process is, by its name and arguments: a web server, or a framework's command line.
+"""The kind of program of this process, by its name and arguments: a web server, or a framework's command line.
 
-It decides only what nothing else tells. A server that is not in the list starts the engine with its first request.
+It is used only if there is no hook. Under a server that is not in the list the engine starts with the first request.
 """
 
 import sys
@@ -51,7 +51,7 @@ def _flask_reloads(arguments: Sequence[str], environment: Environment) -> bool:
 
 
 def _name_of(arguments: Sequence[str]) -> str:
-    """Of a script its file's name; of ``python -m package`` the package's."""
+    """The file's name of a script; the package's name for ``python -m package``."""
     if not arguments:
         return ""
     path = PurePath(arguments[0])

@@ -55,7 +55,7 @@ class Seat:
 
 
 class Roster:
-    """The engine's ``Caller``. Functions share the room that there is (``flow.fairness``)."""
+    """The engine's ``Caller``. Functions share the capacity fairly (``flow.fairness``)."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -84,7 +84,7 @@ class Roster:
 
     @property
     def takes_calls(self) -> bool:
-        """Whether there is a process that takes any."""
+        """Whether a process takes calls."""
         return any(seat.offer.max_calls > 0 for seat in self._seats)
 
     # Caller
@@ -118,8 +118,8 @@ class Roster:
             self._leave(seat, function.id)
 
     def _lost(self, error: WorkerLostError) -> Answer:
-        """As with an app over HTTP that breaks off, this uses up an attempt: the call may be what brought the process
-        down. There is no reason to wait with the next."""
+        """Use up an attempt, as if an app over HTTP breaks the connection: the call may have killed the process.
+        The next attempt need not wait."""
         lost = ErrorData(name=error.name, message=error.message)
         return AttemptFailed(lost, retry_at=self._settings.clock.now())
 
@@ -156,14 +156,14 @@ class Roster:
         self._fill()
 
     def _fill(self) -> None:
-        """Give waiting calls what room there is."""
+        """Give waiting calls the free capacity."""
         while (next_call := self._waiting.take(lambda function_id: self._best(function_id) is not None)) is not None:
             function_id, waiting = next_call
             if not waiting.done() and (seat := self._best(function_id)) is not None:
                 waiting.set_result(self._enter(seat, function_id))
 
     def _release_unserved(self) -> None:
-        """End the wait of calls that no process is left to take."""
+        """End the wait of calls that no process can take any more."""
         for function_id in self._waiting.functions():
             if not any(seat.serves(function_id) for seat in self._seats):
                 self._release(function_id)

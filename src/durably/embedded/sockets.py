@@ -1,9 +1,9 @@
 """Where an owner's socket is, known to every process that knows the database's path.
 
-Each epoch has a socket of its own, so that a new owner never takes the place of one that may come back, and the
-newest is the one to connect to. Their directory is for the user alone: whoever can connect can run functions. On Linux
-it is always beside the database, where nobody else can take its place. Its path may be too long for a socket's address:
-then the address leads through a descriptor of the directory (``/proc/self/fd/…``).
+Each epoch has its own socket, so that a new owner does not replace the socket of an owner that may come back. Processes
+connect to the newest. Only the user may enter the directory, because a process that connects can run functions. On
+Linux it is always next to the database, where no other user can replace it. Its path may be too long for a socket's
+address: then the address leads through a descriptor of the directory (``/proc/self/fd/…``).
 """
 
 import contextlib
@@ -24,8 +24,8 @@ _MAX_PATH_BYTES = 100
 
 
 def directory_of(database: Path) -> Path:
-    """Beside the database. Except on Linux, if its path is too long for a socket's: below the directory for temporary
-    files, which on macOS is the user's own."""
+    """The directory next to the database. If its path is too long for a socket, and not on Linux: in the directory for
+    temporary files, which on macOS belongs to the user."""
     beside = database.with_name(database.name + ".sockets")
     longest_name = "/9999999999.http"
     if sys.platform == "linux" or len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
@@ -42,7 +42,7 @@ def make_directory(directory: Path) -> None:
 
 
 def check_directory(directory: Path, user: int) -> None:
-    """Raises ``EngineError`` unless it is a directory, and no link to one, that is the user's and closed to others."""
+    """Raises ``EngineError`` unless it is a directory (not a link) that belongs to the user and is closed to others."""
     state = directory.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != user or stat.S_IMODE(state.st_mode) & 0o077:
         raise EngineError(
@@ -56,7 +56,7 @@ def check_directory(directory: Path, user: int) -> None:
 def address_of(path: Path) -> Iterator[str]:
     """The address at which to bind or connect a socket at ``path``, for as long as the context lasts.
 
-    Raises ``OSError`` where there is no such directory.
+    Raises ``OSError`` if the directory does not exist.
     """
     if len(os.fsencode(path)) <= _MAX_PATH_BYTES or sys.platform != "linux":
         yield str(path)
@@ -69,7 +69,7 @@ def address_of(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket that only this user can connect to, in place of one that an earlier process left behind."""
+    """A listening socket for this user only. It replaces a socket that an earlier process left behind."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     try:

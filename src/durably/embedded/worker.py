@@ -18,7 +18,7 @@ from .pulse import Pulse
 from .roster import Offer
 
 _END_SECONDS = 1.0
-"""How long a cancelled function has to end before its process stops without it."""
+"""Time for a cancelled function to end before its process stops without it."""
 
 
 class LocalWorker:
@@ -71,12 +71,12 @@ class LocalWorker:
             self._late.discard(task)
 
     async def _run(self, call: HandedCall, handler: CommHandler) -> HandedAnswer:
-        """Nothing of the app runs on this event loop, which is the engine's. Functions get no context variables: those
-        here may be of any request that has sent an event."""
+        """No code of the app runs on this event loop, which is the engine's. Functions get no context variables,
+        because those here may belong to any request that has sent an event."""
         if handler.threads is None or handler.is_async(call.function_id):
             return await self._app_loop.run(lambda: answer_call(call, handler, self._checkpoints))
         answer = partial(contextvars.Context().run, partial(answer_call_sync, call, handler, self._checkpoints))
-        if handler.threads.size is None:  # The app brings threads of its own.
+        if handler.threads.size is None:  # The app passed its own thread pool.
             return await handler.threads.run(answer)
         gate = self._gates.setdefault(call.app_id, FairGate(handler.threads.size))
         async with gate.through(call.function_id, call.priority):
@@ -97,5 +97,5 @@ class LocalWorker:
         await asyncio.gather(*late, return_exceptions=True)
 
     async def wait_ended(self) -> None:
-        """Once functions that were given up have ended too; one that blocks its event loop is not waited for."""
+        """Wait for functions that were given up, except functions that block their event loop."""
         await self._app_loop.wait_ended(_END_SECONDS)

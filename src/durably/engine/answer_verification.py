@@ -1,7 +1,8 @@
-"""Whether an answer to a call comes from the app, as its signature tells. Pure.
+"""Verification of an answer to a call, by its signature. Pure.
 
-Without it, whoever can answer in the app's place decides what its functions return. The protocol signs an answer's
-body; our own SDK signs status, deciding headers and the call too (``protocol.answer_signatures``).
+Without it, any process that answers at the app's URL could forge results. The protocol signs an answer's body;
+Durably's SDK also signs the status, the headers that decide about retries, and the call
+(``protocol.answer_signatures``).
 """
 
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ from durably.protocol.signatures import SignatureError, verify
 class AnswerVerification(msgspec.Struct, frozen=True):
     """Checks the answers to one call.
 
-    ``keys`` are the engine's, ``call_signature`` is the one that the call was sent with, ``now`` unix seconds.
-    ``signs_whole`` says that the app has synced as one that signs whole answers.
+    ``keys`` are the engine's, ``call_signature`` is the call's signature, ``now`` is in unix seconds.
+    ``signs_whole``: the app announced at its sync that it signs whole answers.
     """
 
     keys: tuple[str | None, str | None]
@@ -27,9 +28,10 @@ class AnswerVerification(msgspec.Struct, frozen=True):
     now: float
 
     def refuse(self, status: int, headers: Mapping[str, str], body: bytes, was_streamed: bool) -> AttemptFailed | None:
-        """The failed attempt that an answer amounts to, or ``None`` if its signature is good.
+        """The failed attempt for an answer with a bad signature, or ``None`` if the signature is valid.
 
-        Always retriable, and at the usual time: what is not signed decides nothing. ``headers`` has lower-case names.
+        Always retriable, after the usual delay, because unsigned headers decide nothing. ``headers`` has lower-case
+        names.
         """
         signature = headers.get(Header.SIGNATURE)
         if not signature:

@@ -75,12 +75,12 @@ def failed(name: str, message: str, *, no_retry: bool = False) -> AttemptFailed:
 
 
 def _invalid(message: str, error: msgspec.DecodeError) -> AttemptFailed:
-    """What is cut short or malformed may arrive whole the next time. What is nested too deeply is so again."""
+    """A truncated or malformed answer may be whole the next time. A too deeply nested one stays so."""
     return failed("AnswerInvalidError", message, no_retry=isinstance(error, TooDeepError))
 
 
 Refuse = Callable[[int, Mapping[str, str], bytes, bool], AttemptFailed | None]
-"""Of an answer's status, headers, body, and whether it was streamed: what it amounts to if it is not from the app."""
+"""Maps status, headers, body and whether it was streamed to a failed attempt if the answer is not from the app."""
 
 
 def read_answer(
@@ -93,7 +93,7 @@ def read_answer(
             streamed = decode(_streamed_decoder, body)
             body = _unwrap_text(bytes(streamed.body))
         except msgspec.DecodeError as error:
-            # What is not signed is tried again, whatever it is.
+            # An unsigned answer is always retried.
             message = f"the app's streamed answer is cut short or malformed: {error}"
             return _invalid(message, error) if refuse is None else failed("AnswerInvalidError", message)
         inner = {name.lower(): str(value) for name, value in streamed.headers.items() if value is not None}
@@ -159,7 +159,7 @@ def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[E
 
 
 def describe_failure(status: int, headers: Mapping[str, str], body: bytes) -> str:
-    """Who answered with what, as far as an answer tells that is no function's."""
+    """Describes the source and content of an answer that does not come from a function."""
     source = "the app" if headers.get(Header.SDK) else "something other than the app (a proxy, perhaps)"
     return f"{source} answered with status {status}: {_excerpt(body)}"
 

@@ -38,7 +38,7 @@ class InvokeAsk(msgspec.Struct, frozen=True):
 
 
 class DeferAsk(msgspec.Struct, frozen=True):
-    """``data`` is a JSON object: that of the event by which the function is started."""
+    """``data`` is the data of the event that starts the function, a JSON object."""
 
     function_id: str
     data: bytes

@@ -1,7 +1,7 @@
-"""Deferred functions: what a run has asked to be started once it has ended. Pure.
+"""Deferred functions: functions that a run starts when it has ended. Pure.
 
-The ops ``DeferAdd`` and ``DeferAbort`` are no steps: they have no memo, come beside other ops or alone, and whatever is
-wrong with one never fails the run. The run goes on without it, and the engine's log says why.
+The ops ``DeferAdd`` and ``DeferAbort`` are not steps. They have no memo, come with other ops or alone, and an error in
+one never fails the run. The run continues without it, and the engine logs the reason.
 """
 
 import msgspec
@@ -15,7 +15,7 @@ from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES
 from durably.protocol.opcodes import Op, Opcode
 
 LAZY = frozenset({Opcode.DEFER_ADD, Opcode.DEFER_ABORT})
-"""Ops that go with other ops, or alone, and ask for nothing before the run's end."""
+"""Ops that come with other ops, or alone, and have no effect before the run's end."""
 
 
 def note_deferred(turn: Turn, op: Op) -> bool:
@@ -40,7 +40,7 @@ def _add(turn: Turn, op: Op) -> bool:
         if size > MAX_DEFERRED_BYTES:
             raise OpInvalidError(f"all its deferred data has {size} bytes; at most {MAX_DEFERRED_BYTES} are possible")
     except OpInvalidError:
-        # The app is told that it has been taken, so that it does not repeat it with each call.
+        # The app gets it as accepted, so that it does not repeat it with each call.
         turn.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
         raise
     turn.defers[op.id] = Deferred(step_id=op.id, size=len(ask.data))

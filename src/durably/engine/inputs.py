@@ -158,7 +158,7 @@ class CloseWait(msgspec.Struct, frozen=True, gc=False):
 
 
 class Defer(msgspec.Struct, frozen=True):
-    """Start a function once the run has ended."""
+    """Start a function when the run has ended."""
 
     step_id: str
     ask: DeferAsk
@@ -197,4 +197,4 @@ Command = (
     | EndRun
 )
 KEPT_BY_FAILURES = WriteMemo | CloseWait | Defer | AbortDeferred | RefuseDeferred
-"""Commands that are carried out even if the run fails in the same turn: they tell of what has been done already."""
+"""Commands that are executed even if the run fails in the same turn: they report finished work."""

@@ -118,7 +118,7 @@ def _on_ops(turn: Turn, call: Call, answer: Asked, memoised: frozenset[str]) -> 
     if len(asking) > 1 or any(op.op == Opcode.STEP_PLANNED for op in asking):
         turn.disable_immediate = True
     answering = Answering(turn, call, answer)
-    # First of all: what is deferred counts even if another op ends the run.
+    # Before all others: defers count even if another op ends the run.
     has_deferred = [note_deferred(turn, op) for op in answer.ops if op.op in LAZY]
     ops = [op for op in answer.ops if op.op not in LAZY]
     if call.is_discovery and not ops and any(has_deferred):
@@ -141,7 +141,7 @@ def _on_ops(turn: Turn, call: Call, answer: Asked, memoised: frozenset[str]) -> 
 
 
 def _is_known(turn: Turn, op: Op, memoised: frozenset[str]) -> bool:
-    """Whether the step of an op has ended, or is on its way."""
+    """Whether the step of an op has ended, or is under way."""
     return bool(op.id) and (op.id in memoised or op.id in turn.written or turn.is_outstanding(op.id))
 
 

@@ -153,8 +153,8 @@ def _step_not_found(answering: Answering, op: Op) -> None:
 def target_not_found(turn: Turn, call: Call, name: str) -> bool:
     """Whether the run goes on without the step that the call was for.
 
-    A function that has seen more memos since it planned the step may have gone on without it, as when another
-    branch won a race or the step was cancelled. One that has not is not deterministic: its run fails.
+    If the function has seen more memos since it planned the step, it may have continued without the step, for example
+    because another branch won a race or the step was cancelled. Otherwise it is not deterministic: its run fails.
     """
     if not call.is_discovery and turn.memos > call.memos_seen:
         turn.step_ended(call.race)
@@ -215,4 +215,4 @@ ASKING = REQUESTS | {
 """Ops that ask the engine for something; several in one answer mean that the run has parallel branches."""
 
 STARTING = EXECUTED | ASKING | {Opcode.WAIT_FOR_SIGNAL}
-"""Ops by which a run has a step more."""
+"""Ops that add a step to a run."""

@@ -1,9 +1,9 @@
-"""Where an event comes from: the run that sent it, and how many runs led to it. Pure.
+"""The origin of an event: the run that sent it, and the number of runs that led to it. Pure.
 
-Two mistakes make runs without end: a function that invokes itself, and functions whose events trigger each other. Both
-are stopped by counting the runs that led to an event. Invocations nest, since each run waits for the next, so their
-depth counts for good. A chain of events need not be a mistake: a state machine may send itself the next event each day
-for years. So the runs of a chain count for an hour.
+Two mistakes create runs endlessly: a function that invokes itself, and functions whose events trigger each other. Both
+are stopped by counting the runs that led to an event. Invocations nest, because each run waits for the next, so their
+depth has no time limit. A chain of events need not be a mistake: a state machine may send itself the next event each
+day for years. So the runs of a chain count for an hour.
 """
 
 import msgspec
@@ -11,9 +11,9 @@ import msgspec
 CHAIN_PERIOD = 3_600_000
 """Milliseconds for which the runs of a chain count."""
 _CHAIN_FACTOR = 10
-"""A chain may have so many times as many runs in that period as invocations may be deep."""
+"""The factor between the maximum depth of invocations and the maximum runs of a chain in that period."""
 _ROOM_FOR_HANDLERS = 2
-"""The runs that follow a run's end may be so many more: who handles failures is to hear of the run that was refused."""
+"""Additional runs for events about a run's end, so that failure handlers get the refused run."""
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True):
@@ -27,12 +27,12 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
 
 
 def origin_of_invocation(run_key: int, before: Origin | None, now: int) -> Origin:
-    """Of the event by which a run invokes a function. ``before`` is the origin of the run's own event."""
+    """The origin of the event by which a run invokes a function. ``before`` is the origin of the run's own event."""
     return _follow(run_key, before, now, depth=1 if before is None else before.depth + 1)
 
 
 def origin_of_event(run_key: int, before: Origin | None, now: int) -> Origin:
-    """Of an event that a run sends, or that tells of its end."""
+    """The origin of an event that a run sends, or of the event about its end."""
     return _follow(run_key, before, now, depth=0)
 
 
@@ -43,7 +43,7 @@ def _follow(run_key: int, before: Origin | None, now: int, depth: int) -> Origin
 
 
 def explain_runaway(origin: Origin | None, max_depth: int, *, tells_end: bool) -> str | None:
-    """Why an event must start no run, if so. ``tells_end``: the event tells of another run's end."""
+    """The reason why an event must start no run, or ``None``. ``tells_end``: the event is about another run's end."""
     if origin is None:
         return None
     advice = "if that is not a mistake, raise the engine's limit (`--max-depth`, or `max_depth` in its settings)"
@@ -56,7 +56,7 @@ def explain_runaway(origin: Origin | None, max_depth: int, *, tells_end: bool) -
 
 
 def describe_chain(function_ids: list[str], is_whole: bool) -> str:
-    """``a → b → a``, from the latest functions of a chain, the last first."""
+    """``a → b → a``, from the latest functions of a chain (the last first)."""
     return ("" if is_whole else "… → ") + " → ".join(reversed(function_ids))
 
 

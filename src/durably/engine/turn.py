@@ -20,9 +20,9 @@ _ERROR_EXCERPT_LENGTH = 300
 class Policy(msgspec.Struct, frozen=True):
     """The engine's settings that decide about runs.
 
-    ``retry_delay`` is the wait after the given attempt (from 0) failed, ``unreached_delay`` the wait after a call has
-    not reached its app so many times in a row (from 0), both in milliseconds. ``max_steps`` is the most steps of a run,
-    ``max_depth`` how deep invocations may be nested (``engine.origins``).
+    ``retry_delay`` is the wait after the given attempt (from 0) failed, ``unreached_delay`` the wait after the given
+    number of calls in a row (from 0) did not reach the app, both in milliseconds. ``max_steps`` is the maximum number
+    of steps of a run, ``max_depth`` the maximum depth of invocations (``engine.origins``).
     """
 
     retry_delay: Callable[[int], int]
@@ -231,7 +231,7 @@ class Turn:
     # ends
 
     def fail(self, error: ErrorData) -> None:
-        """End the run for a fault in what it asked for. Nothing that it asked for in the same turn is started."""
+        """End the run because of a fault in its ops. No op of the same turn is started."""
         self.commands = [command for command in self.commands if isinstance(command, KEPT_BY_FAILURES)]
         self.end(RunStatus.FAILED, encode_error(error))
 

@@ -240,7 +240,7 @@ class AsyncCall:
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
 
     async def _call_handler(self, step: Step, args: Sequence[Any]) -> Any:
-        """What the handler comes to: async ones run on the event loop, sync ones in a thread."""
+        """Call the handler: async handlers run on the event loop, sync handlers in a thread."""
         threads = self._replay.threads
         if threads is None or handlers.is_async(step.request.handler):
             output = step.request.call(args)
@@ -377,7 +377,7 @@ def _outcome_of(main: AnyTask) -> Ending:
 
 
 def running_step(frame: FrameType) -> tuple[str, str | None] | None:
-    """The function that is running in the thread of a stack, and the step whose handler is; ``None`` if none is."""
+    """The function that runs in the thread of a stack, and the step whose handler runs; ``None`` if there is none."""
     step_id: str | None = None
     found: FrameType | None = frame
     while found is not None:

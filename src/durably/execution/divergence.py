@@ -1,4 +1,4 @@
-"""Replays that differ from the calls that made their memos. Pure: who is told of it is not decided here."""
+"""Replays that differ from the calls that made their memos. Pure: another module reports them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Divergence:
     """``unreached`` are the hashed ids of finished steps that were not reached, in the order in which they finished.
 
     ``found`` is the new step that is about to run; ``None`` if the function returned. ``early`` names a finished step
-    that was reached before another finished one which ended before it was made.
+    that was reached earlier than in the call that finished it.
     """
 
     unreached: Sequence[str]
@@ -36,4 +36,4 @@ class Divergence:
 
 
 OnDivergence = Callable[[Divergence], Error | None]
-"""Tells of a divergence. The error, if there is one, ends the call."""
+"""Reports a divergence. The error, if any, ends the call."""

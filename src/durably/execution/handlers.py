@@ -22,10 +22,10 @@ def is_async(handler: Any) -> bool:
 
 
 class Attempt:
-    """One call of a handler that is made in a thread, and looked at on the event loop.
+    """One call of a handler in a thread. Its result is read on the event loop.
 
-    What the handler raises is kept, not raised in the thread: futures refuse ``StopIteration``, and take
-    ``CancelledError`` for a cancellation.
+    The handler's exception is stored, not raised in the thread: futures refuse ``StopIteration``, and treat
+    ``CancelledError`` as a cancellation.
     """
 
     __slots__ = ("_call", "_error", "_value")
@@ -42,7 +42,7 @@ class Attempt:
             self._error = error
 
     def result(self) -> Any:
-        """What the handler returned. Raises what it raised."""
+        """The handler's result. Raises the handler's exception."""
         error, self._error = self._error, None
         if error is None:
             return self._value
@@ -56,4 +56,4 @@ class Attempt:
                 )
             raise error
         finally:
-            del error  # else its traceback would hold it, and only the garbage collector would free both
+            del error  # otherwise its traceback would refer to it, and only the garbage collector would free both

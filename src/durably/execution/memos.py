@@ -43,7 +43,7 @@ class StepMemos:
         self._memos: dict[str, msgspec.Raw | Memo] = dict(raw)
         self._inputs: dict[str, Any] = {}
         self.refusals: dict[str, str] = {}
-        """Why memos cannot be restored, by hashed step id."""
+        """The reasons why memos cannot be restored, by hashed step id."""
         if b'"input"' in b"".join(raw.values()):
             self._take_inputs(raw)
 
@@ -82,7 +82,7 @@ class StepMemos:
         return value if value is None or isinstance(value, Memo) else _to_memo(value)
 
     def refuse(self, hashed_id: str, reason: str) -> None:
-        """Say that a memo cannot be restored: a call whose function comes to its step ends with the reason."""
+        """Mark a memo that cannot be restored. If the function reaches its step, the call ends with the reason."""
         self.refusals[hashed_id] = reason
 
     def input_of(self, hashed_id: str) -> Sequence[Any] | None:

@@ -93,12 +93,12 @@ class Replay:
     """The state of one call.
 
     ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
-    execute, ``None`` to discover. ``also`` are others that may be executed in the same call, where that is one after
-    another as long as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first
-    step that it executes. ``standing`` is looked at before each. ``stand_in`` takes the place of steps in tests.
-    ``threads`` run the sync handlers of async functions; without them, those run on the event loop. ``names`` is given
-    the ids of the steps met, by their hashed ids. ``on_divergence`` is told of memos that the function does not reach,
-    ``on_small_duration`` of steps whose duration is perhaps meant as seconds.
+    execute, ``None`` to discover. ``also`` are further steps that the same call may execute, one after another, as long
+    as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first step that it
+    executes. ``standing`` is checked before each step. ``stand_in`` replaces steps in tests. ``threads`` run the sync
+    handlers of async functions; without them, those run on the event loop. ``names`` collects the ids of the steps
+    reached, by hashed id. ``on_divergence`` gets memos that the function does not reach, ``on_small_duration`` gets
+    steps whose duration is perhaps meant in seconds.
     """
 
     memos: StepMemos
@@ -179,7 +179,7 @@ class Replay:
     def divergence(self, found: str | None) -> Raised | None:
         """How the call ends if the function, about to run a new step or at its end, did not reach all memos.
 
-        A memo whose step was made is reached, also if the function left it aside, as a race does with losers. A call
+        A memo whose step was made is reached, even if the function abandoned it, as a race does with losers. A call
         for one step may end before it has reached all memos.
         """
         if (not self.memos and self._early is None) or self.target is not None or self._has_diverged:
@@ -207,7 +207,7 @@ class Replay:
             await self.hooks.unmemoized()
 
     def refusal(self, step: Step) -> MemoUnreadableError | None:
-        """Why the step's memo cannot be returned."""
+        """The reason why the step's memo cannot be returned."""
         reason = self.memos.refusals.get(step.hashed_id)
         return None if reason is None else MemoUnreadableError(f'step "{step.request.step_id}": {reason}')
 
@@ -251,9 +251,9 @@ class Replay:
         return ParallelMode.RACE if mode is None and self.target is not None else mode
 
     def not_found(self, met: Sequence[Step]) -> Raised:
-        """The call's target never turned up: the function changed since it was planned, or another branch won.
+        """The function did not reach the call's target: it changed since the step was planned, or another branch won.
 
-        Official SDKs answer in the same way. The engine knows which it was.
+        Official SDKs answer in the same way. The engine knows the cause.
         """
         detail = (
             f'found step "{met[0].request.step_id}" when targeting a different step'
@@ -268,7 +268,7 @@ class Replay:
         mode: ParallelMode | None,
         call: Callable[[Step, Sequence[Any]], Awaitable[Any]],
     ) -> StepReport:
-        """Run the step's handler: ``call`` gives it the arguments, and returns what it comes to. ``mode`` is that of
+        """Run the step's handler: ``call`` passes the arguments, and returns the result. ``mode`` is that of
         the step's ``group.parallel``, if any."""
         mode = self.mode_of_target(mode)
         request = step.request

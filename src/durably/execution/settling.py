@@ -86,7 +86,7 @@ class Settling:
         self._moved()
 
     def is_anyone_under_way(self) -> bool:
-        """Whether a task of the run is neither over nor parked on a step."""
+        """Whether a task of the run is neither done nor parked on a step."""
         return any(not task.done() and task not in self._parked for task in self.tasks)
 
     def waits_longer(self) -> bool:

@@ -17,9 +17,9 @@ def as_is(data: Any) -> Any:
 class StepRequest(msgspec.Struct):
     """A step as user code asked for it. One is made for each step of each call, so it must be cheap to make.
 
-    ``handler`` is called for steps that run in the app (op ``StepRun``); ``decode`` makes what the
-    step returns of the memo's data, ``encode`` what is memoised of what the handler returned. ``small_duration`` is the
-    step's duration in milliseconds, if it is a number that was perhaps meant as seconds.
+    ``handler`` is called for steps that run in the app (op ``StepRun``); ``decode`` converts the memo's data to the
+    step's result, ``encode`` converts the handler's result to the memo's data. ``small_duration`` is the step's
+    duration in milliseconds, if it is a number that was perhaps meant in seconds.
     """
 
     step_id: str
@@ -38,7 +38,7 @@ class StepRequest(msgspec.Struct):
         return self.op is Opcode.STEP_RUN
 
     def call(self, args: Sequence[Any]) -> Any:
-        """What the handler returns: its output, or an awaitable of it."""
+        """The handler's output, or an awaitable of it."""
         assert self.handler is not None
         return self.handler(*args, **self.kwargs)
 

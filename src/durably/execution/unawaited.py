@@ -21,7 +21,7 @@ class Unawaited:
 
     def __init__(self) -> None:
         self._awaitables: dict[int, tuple[str, weakref.ref[Any]]] = {}
-        self._numbers: dict[int, int] = {}  # by identity, which a later awaitable may have again
+        self._numbers: dict[int, int] = {}  # by id(), which a later awaitable may reuse
 
     def __bool__(self) -> bool:
         return bool(self._awaitables)
@@ -35,9 +35,9 @@ class Unawaited:
         self._awaitables.pop(number, None)
 
     def leave_to_task(self, coroutine: Any) -> None:
-        """A task was made of a coroutine: the awaitable itself, or a coroutine that was given it.
+        """A task was made of a coroutine: the awaitable itself, or a coroutine that has it as an argument.
 
-        The task may be cancelled before it begins, which is no mistake.
+        The task may be cancelled before it begins, which is not an error.
         """
         if not self._leave(coroutine) and (frame := getattr(coroutine, "cr_frame", None)) is not None:
             for value in frame.f_locals.values():
@@ -52,14 +52,14 @@ class Unawaited:
         return True
 
     def dropped(self) -> StepNotAwaitedError | None:
-        """The error of one that can be awaited no more, since nothing refers to it."""
+        """The error of an awaitable to which nothing refers, so that it can no longer be awaited."""
         for name, reference in self._awaitables.values():
             if reference() is None:
                 return _error(name)
         return None
 
     def any(self) -> StepNotAwaitedError | None:
-        """The error of one, whether it is referred to or not."""
+        """The error of an awaitable, with or without references to it."""
         for name, _ in self._awaitables.values():
             return _error(name)
         return None

@@ -1,9 +1,10 @@
 """Signatures over a whole answer: status, deciding headers, body, and the call that it answers.
 
-The protocol's own signature (``x-inngest-signature``) covers an answer's body alone. So whoever changes answers on
-their way could turn a failure's status into a success's, or hand in the answer of another call. Durably's apps add
-``x-durably-signature``, which covers all that an engine acts on, and say so when they sync (``answerSignature``); our
-engine requires it of these apps. Apps of other SDKs do not have it, and other engines pass it over.
+The protocol's own signature (``x-inngest-signature``) covers only an answer's body. So an attacker on the network could
+turn a failure's status into a success's, or send the answer of another call. Durably's apps add
+``x-durably-signature``, which covers everything that an engine acts on, and announce it at the sync
+(``answerSignature``). Durably's engine requires it of these apps. Other SDKs do not send it, and other engines ignore
+it.
 """
 
 import hashlib
@@ -16,14 +17,14 @@ from .signatures import SignatureError, strip_key_prefix
 VERSION = "v1"
 """Value of ``answerSignature`` in a function's runtime."""
 DECIDING_HEADERS = (Header.NO_RETRY, Header.RETRY_AFTER, Header.REQUEST_VERSION, Header.SDK)
-"""Headers by which an engine acts, in the order in which they are signed."""
+"""Headers that an engine acts on, in the order in which they are signed."""
 
 
 def sign_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, key: str) -> str:
     """The header's value: ``v1=<hex HMAC-SHA256>``.
 
-    ``headers`` has lower-case names. ``call_signature`` is the ``x-inngest-signature`` of the call, which tells it from
-    every other and holds the time.
+    ``headers`` has lower-case names. ``call_signature`` is the ``x-inngest-signature`` of the call, which identifies it
+    and contains the time.
     """
     lines = [
         "durably-answer-v1",

@@ -37,7 +37,7 @@ class ErrorBody(msgspec.Struct, kw_only=True):
 class AppSyncBody(msgspec.Struct, kw_only=True):
     """Answer of ``POST /v1/apps/sync``: an app's functions, and which of them a sync added, changed and removed.
 
-    ``version`` is the app's own (``app_version`` of its client); ``previous_version`` the one of the sync before.
+    ``version`` is the ``app_version`` of the app's client; ``previous_version`` that of the previous sync.
     """
 
     app_id: str
@@ -91,7 +91,7 @@ class RunBody(msgspec.Struct, kw_only=True):
 
 
 class MetadataBody(msgspec.Struct, kw_only=True):
-    """What an SDK has told about a run beside its steps: ``{target, metadata: [{kind, op, values}]}``."""
+    """Metadata of a run from an SDK: ``{target, metadata: [{kind, op, values}]}``."""
 
     received_at: dt.datetime
     body: Any

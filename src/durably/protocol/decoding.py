@@ -1,6 +1,6 @@
-"""Decoding JSON that others have sent: every fault is a ``msgspec.DecodeError``.
+"""Decoding of received JSON: every fault raises a ``msgspec.DecodeError``.
 
-Two faults msgspec reports with other exceptions, and it does not look at text inside of ``msgspec.Raw``.
+msgspec raises other exceptions for two faults, and does not check text inside ``msgspec.Raw``.
 """
 
 from typing import TypeVar

@@ -146,10 +146,10 @@ class DeadlineError(Error, TimeoutError):
 
 
 class StepError(Error):
-    """A step failed for good; raised where the function awaits it, and may be caught there.
+    """A step has finally failed. The awaited step raises it, and the function may catch it.
 
-    The original exception lived in another call, so what is left of it is its ``name``, ``message`` and
-    ``stack``, and its ``code`` if it was one of Durably's own. Not retriable: the step's own attempts are used up
+    The original exception was raised in another call, so only its ``name``, ``message`` and
+    ``stack`` remain, and its ``code`` if it was one of Durably's. Not retriable: the step's own attempts are used up
     (spec §5.2.2).
     """
 

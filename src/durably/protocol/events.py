@@ -60,7 +60,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """What an engine says of events that it has stored: their ids, in the events' order, and the names of those that
+    """An engine's answer to stored events: their ids, in the events' order, and the names of events that
     match nothing, each with the reason."""
 
     ids: list[str]

@@ -22,7 +22,7 @@ MAX_REQUEST_BYTES = MAX_RUN_STATE_BYTES + 4 * 1024 * 1024
 """The largest body that either side reads; answered with 413 beyond it."""
 MAX_STEPS = 1000
 MAX_DEPTH = 100
-"""Invocations that may be nested, unless the engine is set otherwise."""
+"""The maximum depth of nested invocations, unless the engine is configured otherwise."""
 MAX_DEFERRED = 20
 MAX_DEFERRED_BYTES = 4 * 1024 * 1024
 """Functions that a run may defer, and the size of all their data."""
@@ -40,5 +40,5 @@ MAX_CANCELS = 5
 MAX_CONCURRENCY = 2
 SIGNATURE_TOLERANCE = dt.timedelta(minutes=5)
 MAX_CANONICAL_BYTES = 64 * 1024
-"""The largest request body whose RFC 8785 form is tried when the signature is not of its bytes. Making that form takes
-about 25 ms at this size, less than hashing the largest body does."""
+"""The largest request body whose RFC 8785 form is verified if the signature does not fit its bytes. Making that form
+takes about 25 ms at this size, less than hashing the largest body does."""

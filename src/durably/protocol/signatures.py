@@ -35,7 +35,7 @@ class SignatureError(Error):
 
 
 class SignatureMismatchError(SignatureError):
-    """The signature is not of these bytes and any of these keys."""
+    """The signature fits none of the keys for these bytes."""
 
 
 class SigningKeyInvalidError(Error, ValueError):
@@ -75,7 +75,8 @@ def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: flo
     """Check a signature over the body's bytes and return the key that made it.
 
     ``keys`` are tried in order, ``None`` skipped; ``now`` is unix seconds. Costs no more than hashing the body. Raises
-    ``SignatureMismatchError`` for a signature that is not of these bytes, ``SignatureError`` for what is none.
+    ``SignatureMismatchError`` if the signature does not fit the bytes, ``SignatureError`` if it is missing or
+    malformed.
     """
     usable = [key for key in keys if key]
     if not usable:
@@ -107,7 +108,7 @@ def parse_header(header: str) -> tuple[int, str]:
 
 
 def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> str:
-    """``verify`` for a request whose body a platform may have encoded anew: the signature is over its RFC 8785 form.
+    """``verify`` for a request whose body a platform may have re-encoded: the signature is over its RFC 8785 form.
 
     Takes far longer than hashing, so bodies above ``MAX_CANONICAL_BYTES`` are refused; not for an event loop.
     Raises ``SignatureError``.

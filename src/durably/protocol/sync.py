@@ -28,7 +28,7 @@ class Trigger(_Wire):
 
 
 class Runtime(_Wire):
-    """``answer_signature`` is an addition of ours (see ``protocol.answer_signatures``)."""
+    """``answer_signature`` is an addition of Durably (see ``protocol.answer_signatures``)."""
 
     url: str
     type: str = "http"

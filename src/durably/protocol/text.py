@@ -1,7 +1,7 @@
-"""Text that came from elsewhere, made fit to be shown: on a terminal, in a log line, in an error.
+"""Makes untrusted text safe to show on a terminal, in a log line, or in an error.
 
-Apps choose names, ids, errors and outputs. Raw, they could move a terminal's cursor, forge log lines, turn text around,
-or hold the password of a URL. ``printable`` escapes what is not visible, ``redact_url`` leaves out what is secret.
+Apps choose names, ids, errors and outputs. Raw, they could move a terminal's cursor, forge log lines, reverse text,
+or contain the password of a URL. ``printable`` escapes invisible characters, ``redact_url`` removes secrets.
 """
 
 import logging
@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 REDACTED = "***"
 
-# Controls (C0, DEL, C1), what changes the direction of text, line and paragraph separators, halves of surrogate pairs.
+# Controls (C0, DEL, C1), bidirectional controls, line and paragraph separators, halves of surrogate pairs.
 _IN_LINES = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(rf"[\t\n{_IN_LINES}]")
 _UNSAFE_IN_LINES = re.compile(rf"[{_IN_LINES}]")
@@ -28,7 +28,7 @@ def printable_lines(value: object) -> str:
 
 
 def printable_json(encoded: str) -> str:
-    """JSON that means the same, and holds nothing but visible characters and line ends."""
+    """Equivalent JSON with only visible characters and line ends."""
     return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded)
 
 
@@ -92,15 +92,15 @@ def find_random_words(text: str) -> list[str]:
 
 
 def redact_url(url: object) -> str:
-    """A URL, printable, without its user information, its fragment, and what is secret in its query and path.
+    """A URL, printable, without user information, fragment, and secrets in its query and path.
 
-    In a path, what looks random is taken for a token: webhooks of chats are addressed so.
+    Random-looking parts of a path are treated as tokens, because webhooks of chat services have such URLs.
     """
     try:
         parts = urlsplit(str(url))
         _ = parts.port  # checks it
     except ValueError:
-        return REDACTED  # no part of it is known to be harmless
+        return REDACTED  # no part of it is known to be safe
     host = parts.netloc.rpartition("@")[2]
     path = parts.path or ("/" if host else "")
     path = _LONG_WORD.sub(lambda word: REDACTED if _looks_random(word[0]) else word[0], path)
@@ -114,7 +114,7 @@ def show_url(text: str) -> str:
 
 
 def redact_urls(text: object) -> str:
-    """A text of somebody else, printable and with each URL in it redacted."""
+    """Untrusted text, printable and with each URL redacted."""
     return printable(_URL.sub(lambda match: redact_url(match[0]), str(text)))
 
 
@@ -130,11 +130,11 @@ def _looks_random(word: str) -> bool:
 # logs
 
 _HARMLESS = (int, float, list, dict, set, frozenset)
-"""What formats without raw text: numbers, and what shows its items by ``repr``."""
+"""Types that format without raw text: numbers, and containers that show items by ``repr``."""
 
 
 class _Printable(logging.Filter):
-    """Makes what is put into a log line printable, and leaves the message's template to tools that group by it."""
+    """Makes the arguments of a log line printable. The template stays the same, because tools group lines by it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple) and record.args:
@@ -151,7 +151,7 @@ _formatter = logging.Formatter()
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger for lines that quote what others have sent."""
+    """A logger for lines that quote received text."""
     logger = logging.getLogger(name)
     logger.addFilter(_filter)  # once, however often it is asked for
     return logger

@@ -80,12 +80,12 @@ class TestEngine:
 
     While it is open, all that the client sends goes to it. It belongs to the event loop that opened it.
 
-    ``now`` is where its clock begins (default: the real time). ``calls_at_once`` is how many functions may be called
-    at the same time; with one, the default, the same test does the same things in the same order each time.
-    ``checkpointing`` lets functions go on after a step in the same call, as in-process mode does; without it each step
-    ends its call, so that functions are replayed as often as they ever are. ``allow_private_addresses`` lets
-    ``fetch`` and ``ai.infer``, where they are not mocked, reach servers on this machine. ``retention`` is how long what
-    has ended is kept, for very many runs in one test; by default all of it is. ``max_steps`` and ``max_depth`` are as
+    ``now`` is the start of its clock (default: the real time). ``calls_at_once`` is the maximum number of concurrent
+    calls; with one, the default, a test is deterministic.
+    ``checkpointing`` lets a call execute several steps, as in-process mode does; without it each step
+    ends its call, so that functions are replayed as often as possible. ``allow_private_addresses`` lets
+    ``fetch`` and ``ai.infer``, if they are not mocked, reach servers on this machine. ``retention`` is how long ended
+    runs are kept, for tests with very many runs; by default all are kept. ``max_steps`` and ``max_depth`` are as
     in ``EngineSettings``.
     """
 
@@ -285,9 +285,9 @@ class TestEngine:
         minutes: float = 0,
         seconds: float = 0,
     ) -> None:
-        """Let so much time pass, and all that is due in it happen, each at its own time.
+        """Advance the clock, and do everything that becomes due, each at its own time.
 
-        ``delta`` is text like ``"3d"``, a ``timedelta`` or milliseconds; the others are added to it.
+        ``delta`` is text like ``"3d"``, a ``timedelta`` or milliseconds; the other arguments are added to it.
         """
         await self._rest()
         given = dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)

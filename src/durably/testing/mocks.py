@@ -101,7 +101,7 @@ def _replace(request: StepRequest, handler: Handler) -> StepRequest:
 
 
 def _to_json(value: Any) -> Any:
-    """What the engine would have answered: an event or another struct, or a pydantic model, as its data."""
+    """The engine's answer: the data of an event, another struct, or a pydantic model."""
     if isinstance(value, msgspec.Struct):
         return msgspec.to_builtins(value)
     dump = getattr(value, "model_dump", None)

@@ -1,7 +1,7 @@
-"""Accepting connections, when there are too many of them or no file descriptor is left.
+"""Accepting connections, with a limit, also if no file descriptor is left.
 
-asyncio's own servers have no limit, and report each ``accept`` that fails for want of a descriptor, a thousand times a
-second. This loop does what they do with the public parts of asyncio, accepts no more than it may, and logs sparsely.
+asyncio's own servers have no limit. If descriptors run out, they log each failed ``accept``, a thousand times a second.
+This loop uses the public parts of asyncio, accepts connections up to the limit, and logs sparsely.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from collections.abc import Callable
 from .sparse_log import SparseLog
 
 _RETRY_SECONDS = 0.25
-"""How soon to try again to accept where no connection has ended meanwhile."""
+"""Delay before the next ``accept`` if no connection has ended."""
 
 
 class Acceptor:
     """Serves the connections of ``listener`` with protocols that ``make_protocol`` makes.
 
-    ``has_room`` tells whether one more may be served; while it does not, the next connection waits, and those behind it
-    in the operating system's queue. ``make_room`` is asked to end one that nobody needs; call ``notify`` when there may
-    be room again. ``name`` is what log lines call the listener.
+    ``has_room`` returns whether one more may be served. Otherwise the next connection waits, and further ones wait in
+    the operating system's queue. ``make_room`` ends an idle connection. Call ``notify`` when there may be room again.
+    ``name`` is the listener's name in log lines.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Acceptor:
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
     def fileno(self) -> int:
-        """Of the listening socket, -1 once it is closed."""
+        """The descriptor of the listening socket, -1 after it is closed."""
         return self._listener.fileno()
 
     def notify(self) -> None:
         self._may_have_room.set()
 
     async def close(self) -> None:
-        """Accept no more. Connections that were accepted stay."""
+        """Stop accepting. Accepted connections stay open."""
         self._accepting.cancel()
         await asyncio.gather(self._accepting, *self._serving, return_exceptions=True)
         self._listener.close()

@@ -227,7 +227,7 @@ class Admissions:
         self._entry.effects.append(DeadlineAt(run.key, due))
 
     def _is_needed(self, function: Function, how: Start) -> bool:
-        """Whether anything about the run depends on its ticket, or is to be tidied up after it."""
+        """Whether the run's state depends on its ticket, or must be cleaned up after it."""
         ticket = how.ticket
         has_deadline = how.start_by is not None or function.flow.timeouts.finish is not None
         has_priority = ticket.place != self._entry.now

@@ -1,6 +1,6 @@
-"""What SDKs tell about runs beside their steps: metadata, and spans of users' code. Kept for people to look at.
+"""Metadata of runs, and spans of users' code, from SDKs. Stored for display only.
 
-Nothing depends on it, so that its size is bounded: what is beyond is dropped, and the log says so.
+Nothing depends on them, so their size is bounded. The rest is dropped, and a line is logged.
 """
 
 import sqlite3
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from .ledger import Entry
 
 MAX_METADATA_BYTES = 1024 * 1024
-"""Of one run's metadata."""
+"""The limit of one run's metadata."""
 MAX_TRACES_BYTES = 16 * 1024 * 1024
-"""Of all spans that are kept: the oldest go first."""
+"""The limit of all spans. The oldest are deleted first."""
 
 _logger = get_logger("durably.engine")
 
 
 def add_metadata(entry: "Entry", run_id: str, body: bytes) -> bool:
-    """False where the run has too much already. Raises ``RunNotFoundError``."""
+    """False if the run already has too much. Raises ``RunNotFoundError``."""
     run_key = entry.find_run_key(run_id)
     if run_key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
@@ -47,7 +47,7 @@ def add_metadata(entry: "Entry", run_id: str, body: bytes) -> bool:
 
 
 def add_traces(entry: "Entry", content_type: str, body: bytes) -> bool:
-    """False where it is too large."""
+    """False if it is too large."""
     if len(body) > MAX_TRACES_BYTES // 4:
         _logger.warning("spans of %d bytes are dropped: at most %d are kept", len(body), MAX_TRACES_BYTES // 4)
         return False
@@ -64,7 +64,7 @@ def add_traces(entry: "Entry", content_type: str, body: bytes) -> bool:
 
 
 def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataView] | None:
-    """In the order in which it came; ``None`` where there is no such run."""
+    """In the order of receipt; ``None`` if the run does not exist."""
     run_key = find_run_key(connection, run_id)
     if run_key is None:
         return None
@@ -75,7 +75,7 @@ def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataV
 
 
 def list_traces(connection: sqlite3.Connection, run_id: str) -> list[TracesView]:
-    """Exports that have the run's id in them, in the order in which they came: others' spans may be among them."""
+    """Exports that contain the run's id, in the order of receipt. They may contain spans of other runs."""
     rows = connection.execute(
         "SELECT received_at, content_type, body FROM traces WHERE instr(body, ?) > 0 ORDER BY key", (run_id.encode(),)
     ).fetchall()

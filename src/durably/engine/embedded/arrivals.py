@@ -27,12 +27,12 @@ own place (a singleton that a cancelled run starts cancels the one before, and s
 
 
 _RAISED = "invalid status code: 500"
-"""What official servers say beside an app's own error: how they were answered."""
+"""The status text that official servers add to an app's own error."""
 
 
 class Arrival:
     """An event that is stored, or about to be. ``body`` is JSON; ``fields`` the same, decoded when first needed.
-    ``origin`` tells of the run that sent it, if one did."""
+    ``origin`` describes the run that sent it, if any."""
 
     __slots__ = ("_fields", "body", "id", "name", "origin")
 
@@ -128,7 +128,7 @@ def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[Interna
 
 
 def _told_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
-    """The error as official servers write it: ``error`` says how the call ended, and there is no ``code``."""
+    """The error in the form of official servers: ``error`` says how the call ended, and there is no ``code``."""
     try:
         error = msgspec.json.decode(output, type=ErrorData)
     except msgspec.MsgspecError:  # as the app wrote it
@@ -144,7 +144,7 @@ def _told_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
 
 
 def deferred_data(data: bytes, function_id: str, parent_id: str, parent_function_id: str) -> bytes:
-    """The data of the event that starts a deferred function, as official servers have it."""
+    """The data of the event that starts a deferred function, in the form of official servers."""
     parent = {"fn_slug": function_id, "parent_fn_slug": parent_function_id, "parent_run_id": parent_id}
     return msgspec.json.encode({**msgspec.json.decode(data), "_inngest": parent})
 

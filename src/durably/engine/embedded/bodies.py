@@ -16,11 +16,11 @@ _SDK_DECIDES = -1
 
 
 class CallData(msgspec.Struct, frozen=True, gc=False):
-    """All that a call tells its app. ``events`` are JSON, more than one where the run has a batch; ``memos`` are hashed
-    step ids and memos in the order of the latter. ``step_input``, if any, is a step that has yet to run, by its hashed
-    id, and the input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``:
-    an app may execute their steps along with its own, and one that does not know of that leaves them. ``priority``
-    is that of ``CallAt``, and is not told. ``defers`` are the functions that the run has deferred."""
+    """The content of a call. ``events`` are JSON, several if the run has a batch; ``memos`` are hashed step ids and
+    memos in the order of the memos. ``step_input``, if any, is the hashed id of a step that has yet to run, and the
+    input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``: an app may
+    execute their steps too, and an SDK without this feature ignores them. ``priority`` is that of ``CallAt``, and is
+    not sent. ``defers`` are the functions that the run has deferred."""
 
     run_id: str
     function_id: str
@@ -77,7 +77,7 @@ def _steps(data: CallData) -> Sequence[tuple[str, bytes]]:
 
 
 def _defers(data: CallData) -> bytes:
-    """What the run has deferred, so that the app does not do it again."""
+    """The run's deferred functions, so that the app does not defer them again."""
     if not data.defers:
         return b""
     told = {deferred.step_id: {"abortable": deferred.is_abortable} for deferred in data.defers}

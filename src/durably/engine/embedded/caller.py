@@ -121,7 +121,7 @@ class HttpCaller:
         return read() if len(content) <= _QUICK_BYTES else await asyncio.to_thread(read)
 
     def _verification(self, function: Function, call_headers: Mapping[str, str]) -> Refuse | None:
-        """``None`` where answers are taken unsigned: in development, and from apps that a person has named."""
+        """``None`` if unsigned answers are accepted: in development, and from the apps in ``unsigned_apps``."""
         settings = self._settings
         if settings.server_kind is not ServerKind.CLOUD or function.app_id in settings.unsigned_apps:
             return None

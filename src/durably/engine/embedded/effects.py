@@ -16,9 +16,9 @@ from .updates import Note
 
 
 class CallAt(msgspec.Struct, frozen=True, gc=False):
-    """A call to make when it is due or, where it ``has_to_queue``, to let join the queue then. ``data`` is what it
-    tells its app, where that is known without being read. ``priority`` is by how many milliseconds it goes ahead of
-    its function's other calls."""
+    """A call to make when it is due, or to put into the queue then if it ``has_to_queue``. ``data`` is the call's
+    content, if it is known without a read. ``priority`` moves it ahead of its function's other calls, in
+    milliseconds."""
 
     run_key: int
     call: Call

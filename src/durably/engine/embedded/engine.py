@@ -50,8 +50,8 @@ _DEFAULT = EngineSettings()
 class EmbeddedEngine:
     """Open with ``await EmbeddedEngine.open(path)``, close with ``await engine.close()``.
 
-    Use it on the event loop that opened it; only ``send_events`` and ``checkpoint`` may be awaited on any. What a
-    method answers has been committed. Once the engine is closed, or closing, methods that change something raise
+    Use it on the event loop that opened it; only ``send_events`` and ``checkpoint`` may be awaited on any loop. A
+    method returns after the commit. After the engine is closed, or while it closes, methods that change data raise
     ``EngineClosedError``.
     """
 
@@ -73,13 +73,13 @@ class EmbeddedEngine:
         after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "EmbeddedEngine":
-        """Own the database at ``path`` (made where there is none), recover what it holds, and start.
+        """Own the database at ``path`` (created if missing), recover its runs, and start.
 
-        ``make_caller`` makes what reaches the apps; it is called on the event loop, and closed with the engine.
-        ``takes_lock=False`` is for who looks after the database's lock file itself, and ``after_epoch`` for who takes
-        the database over from a certain owner. ``on_owned`` is told the new epoch once the database is owned, before
-        anything in it is touched.
-        Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` where ``after_epoch`` is over,
+        ``make_caller`` makes the caller of the apps; it is called on the event loop, and closed with the engine.
+        ``takes_lock=False`` is for a caller that manages the database's lock file, and ``after_epoch`` for a process
+        that takes the database over from that epoch's owner. ``on_owned`` gets the new epoch when the database is
+        owned, before any access to its data.
+        Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` if ``after_epoch`` is over,
         ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
         runtime = await Runtime.open(
@@ -97,7 +97,7 @@ class EmbeddedEngine:
 
     @property
     def stop_error(self) -> EngineError | None:
-        """Why the engine has stopped by itself: its database was taken over or replaced, or is damaged."""
+        """The reason why the engine has stopped by itself: its database was taken over or replaced, or is damaged."""
         return self._runtime.stop_error
 
     async def verify(self) -> None:
@@ -113,18 +113,18 @@ class EmbeddedEngine:
     async def send_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
     ) -> list[str]:
-        """Store events and start the runs they trigger. Answers with their ids, in order, after the commit.
+        """Store events and start the runs they trigger. Returns their ids, in order, after the commit.
 
-        ``seed`` is the value of ``x-inngest-event-id-seed``: the same seed gives the same ids, so that sending
-        again changes nothing. ``sender`` is the id of the run that sends them, if one does. Raises
-        ``EventInvalidError``, and then nothing is stored.
+        ``seed`` is the value of ``x-inngest-event-id-seed``: the same seed gives the same ids, so a repeated send
+        changes nothing. ``sender`` is the id of the run that sends them, if any. Raises
+        ``EventInvalidError`` without storing any.
         """
         return (await self.accept_events(events, seed=seed, sender=sender)).ids
 
     async def accept_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
     ) -> EventReceipt:
-        """``send_events``, which tells of the events that match nothing as well."""
+        """``send_events``, which also returns the events that match nothing."""
         for event in events:
             check_event(event, self._settings.max_event_bytes)
         id_seed = IdSeed(seed) if seed else None
@@ -268,19 +268,19 @@ class EmbeddedEngine:
         return await self._reader.read(lambda connection: queries.run_attempts(connection, run_id))
 
     async def add_run_metadata(self, run_id: str, body: bytes) -> bool:
-        """Keep what an SDK tells about a run, JSON; false if there is too much of it. Raises ``RunNotFoundError``."""
+        """Store an SDK's metadata of a run, JSON; false if it is too much. Raises ``RunNotFoundError``."""
         return await self._journal.enter(lambda entry: annotations.add_metadata(entry, run_id, body))
 
     async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
-        """``None`` where there is no such run."""
+        """``None`` if the run does not exist."""
         return await self._reader.read(lambda connection: annotations.list_metadata(connection, run_id))
 
     async def add_traces(self, content_type: str, body: bytes) -> bool:
-        """Keep spans that an SDK has exported; false where they are too large."""
+        """Store spans that an SDK has exported; false if they are too large."""
         return await self._journal.enter(lambda entry: annotations.add_traces(entry, content_type, body))
 
     async def run_traces(self, run_id: str) -> list[TracesView]:
-        """The exports that name a run; spans of others may be among them."""
+        """The exports that name a run. They may contain spans of other runs."""
         return await self._reader.read(lambda connection: annotations.list_traces(connection, run_id))
 
     async def run_calls(self, run_id: str) -> list[CallView]:

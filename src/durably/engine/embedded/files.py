@@ -15,14 +15,14 @@ from durably.protocol.text import get_logger
 _PRIVATE = 0o600
 _FOR_OTHERS = 0o077
 _PARTS = {"": "database", "-wal": "write-ahead log", "-shm": "shared memory file"}
-"""The suffixes of the files that SQLite has open, and what they are."""
+"""The suffixes of the files that SQLite has open, and their names."""
 
 _logger = get_logger("durably.engine")
 
 
 def create_private(path: Path) -> None:
     """Create a file with mode 0600, unless it exists. SQLite gives its ``-wal``, ``-shm`` and ``-journal`` the mode of
-    the database, so that this comes before SQLite opens it. Raises ``OSError``."""
+    the database, so call this before SQLite opens it. Raises ``OSError``."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _PRIVATE))
     except FileExistsError:
@@ -32,7 +32,7 @@ def create_private(path: Path) -> None:
 def make_private(path: Path) -> None:
     """Take the rights of other users from the files of an existing database, and log it.
 
-    Whoever can open the ``-shm`` file can lock it, and so stop every write. On Windows, modes say nothing.
+    A user who can open the ``-shm`` file can lock it, and so block every write. Modes mean nothing on Windows.
     """
     if sys.platform == "win32":
         return
@@ -55,10 +55,10 @@ def make_private(path: Path) -> None:
 
 
 def find_file(path: Path) -> Path:
-    """The file that an engine at this path uses, behind symbolic links: all who use it meet the same lock file.
+    """The file that an engine at this path uses, with symbolic links resolved, so that all engines use one lock file.
 
-    Makes its directory. Raises ``DatabaseLinkedError`` for a file with several names, each of which would have a log
-    and a lock of its own, and ``OSError``.
+    Creates its directory. Raises ``DatabaseLinkedError`` for a file with several names, because each name would have
+    its own log and lock, and ``OSError``.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,9 @@ def find_file(path: Path) -> Path:
 
 
 class DatabaseFiles:
-    """The files at a database's path when it was opened; ``check`` tells whether they are the same still.
+    """The files at a database's path when it was opened; ``check`` raises if they have changed.
 
-    ``parts`` are the suffixes of those that are compared, so far as they exist.
+    ``parts`` are the suffixes of the files that are compared, if they exist.
     """
 
     def __init__(self, path: Path, parts: tuple[str, ...] = tuple(_PARTS)) -> None:

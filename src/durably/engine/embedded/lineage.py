@@ -1,5 +1,5 @@
-"""The runs that led to an event, read from the database: to name a runaway's functions, and to find what descends from
-a run that was cancelled."""
+"""The runs that led to an event, read from the database: to name the functions of a runaway chain, and to find the
+descendants of a cancelled run."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _MOST_NAMED = 8
 MOST_ANCESTORS = 100
-"""As far as lineage is followed back: each ancestor costs two look-ups."""
+"""The maximum number of ancestors to follow. Each costs two look-ups."""
 
 
 def ancestors(entry: "Entry", origin: Origin | None) -> Iterator[RunRow]:
-    """The run that sent an event, the run that sent that run's event, and so on, until one is not known any more."""
+    """The run that sent an event, the run that sent that run's event, and so on, until a run is no longer known."""
     for _ in range(MOST_ANCESTORS):
         run = None if origin is None else entry.store.find_run(origin.run_key)
         if run is None:
@@ -31,7 +31,7 @@ def ancestors(entry: "Entry", origin: Origin | None) -> Iterator[RunRow]:
 
 
 def origin_before(run: RunRow, trigger: Arrival) -> Origin | None:
-    """The origin on which that of a run's own events builds. What a person runs again begins a chain of its own."""
+    """The origin of a run's trigger, from which the origins of its events are made. A rerun begins a new chain."""
     return trigger.origin if run.rerun_of is None else None
 
 
@@ -46,7 +46,7 @@ def descends_from_cancelled(entry: "Entry", function_id: str, origin: Origin | N
 def refuse_runaway(
     entry: "Entry", function: Function, origin: Origin | None, *, tells_end: bool = False
 ) -> ErrorData | None:
-    """Why an event of this origin must not start a run of a function, if so."""
+    """The reason why an event of this origin must not start a run of a function, or ``None``."""
     reason = explain_runaway(origin, entry.max_depth, tells_end=tells_end)
     if reason is None:
         return None

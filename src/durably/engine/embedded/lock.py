@@ -48,7 +48,7 @@ class DatabaseLock:
 
 
 def _open_private(path: Path) -> int:
-    """Whoever can open the file can lock it."""
+    """Mode 0600, because a user who can open the file can lock it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     if hasattr(os, "fchmod") and os.fstat(descriptor).st_mode & 0o077:
         with contextlib.suppress(PermissionError):

@@ -1,5 +1,5 @@
-"""What an engine's settings amount to for the run machine. Delays are spread out at random, so that what failed
-together is not tried again together."""
+"""The run machine's policy, made from an engine's settings. Delays have random jitter, so that calls that failed
+together are not retried together."""
 
 import datetime as dt
 import random

@@ -22,8 +22,8 @@ _MOST_TOGETHER = 32
 
 
 class Reader:
-    """``on_damage`` is told, on the event loop, once the database turns out to be damaged or replaced.
-    ``check_files`` raises ``DatabaseReplacedError`` where it was: a new connection would open something else."""
+    """``on_damage`` is called on the event loop if the database is damaged or replaced.
+    ``check_files`` raises ``DatabaseReplacedError`` if it was replaced: a new connection would open another file."""
 
     def __init__(
         self, path: Path, on_damage: Callable[[EngineError], None], check_files: Callable[[], None] = lambda: None

@@ -1,8 +1,8 @@
-"""Calls that are due, until they are made: whose turn it is, and which of one run's are made by one request.
+"""The queue of calls that are due: their order, and which calls of one run share a request.
 
-Functions share the requests that are possible at a time (``flow.fairness``). Runs of a function take turns, those of a
-higher priority first, and none has more than ``RUN_REQUESTS`` requests under way, so that one with a thousand parallel
-steps neither keeps others waiting nor has its app replay it a thousand times at once. What a run has beyond that shares
+Functions share the requests that are possible at a time (``flow.fairness``). Runs of a function take turns, runs of a
+higher priority first, and each run has at most ``RUN_REQUESTS`` requests under way. So a run with a thousand parallel
+steps neither delays others nor is replayed by its app a thousand times at once. Its further calls share
 requests: a replay costs an app about the same whether it executes one step or several.
 """
 
@@ -19,7 +19,7 @@ _MOST_TOGETHER = 32
 
 
 class ReadyCalls:
-    """``max_requests`` is how many requests are possible at a time. ``now`` is milliseconds since the epoch."""
+    """``max_requests`` is the maximum number of requests at a time. ``now`` is milliseconds since the epoch."""
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
@@ -33,7 +33,7 @@ class ReadyCalls:
 
     def add(self, due: CallAt, now: int) -> None:
         """A discovery goes before the run's other calls, and beside them: what comes next hangs on it."""
-        self._now = max(self._now, now)  # Where the clock is set back, those who wait keep their place.
+        self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
         run_key = due.run_key
         queue = self._queues.setdefault(run_key, deque())
         if due.call.is_discovery:

@@ -61,7 +61,7 @@ class Function(msgspec.Struct, frozen=True):
 
     @property
     def signs_whole_answers(self) -> bool:
-        """Whether its app has synced as one that signs more of its answers than the body."""
+        """Whether its app announced at the sync that it signs whole answers."""
         return next(iter(self.config.steps.values())).runtime.answer_signature == WHOLE_ANSWERS
 
     def url_of(self, step_id: str) -> URL:
@@ -81,7 +81,7 @@ class _Triggered(msgspec.Struct, frozen=True):
 
 
 FOLLOWED_FOR = 3_600_000
-"""Milliseconds for which a bulk cancellation reaches the runs that cancelled ones start."""
+"""Milliseconds for which a bulk cancellation also cancels runs that cancelled runs start."""
 
 
 class Restraint(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ class Restraint(msgspec.Struct, frozen=True):
 
 class StandingCancellation(msgspec.Struct, frozen=True):
     """Runs created from ``since`` until ``until`` are cancelled, if the condition holds for their event. So are runs
-    that descend from one that was cancelled, for an hour from when this was ordered (``created_at``)."""
+    that descend from a cancelled run, for an hour after ``created_at``."""
 
     since: int | None
     until: int

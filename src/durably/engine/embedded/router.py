@@ -32,7 +32,7 @@ _Listened = tuple[str | None, str | None]
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """The ids of events that were taken, and the names of those that match nothing."""
+    """The ids of stored events, and the names of events that match nothing."""
 
     ids: list[str]
     unmatched: list[str]
@@ -49,8 +49,8 @@ class EventRouter:
         self._is_taking = False
 
     def send(self, events: Sequence[Event], seed: IdSeed | None, sender: str | None = None) -> "Sent":
-        """Take events from outside. An event that was sent before changes nothing, and has the id that it got then.
-        ``sender`` is the id of the run that sends them, if one does."""
+        """Store events from outside. A repeated event changes nothing, and keeps its first id.
+        ``sender`` is the id of the run that sends them, if any."""
         origin = None if sender is None else self._origin_of(sender)
         ids = []
         for index, event in enumerate(events):
@@ -99,7 +99,7 @@ class EventRouter:
         return trigger
 
     def _origin_of(self, run_id: str) -> Origin | None:
-        """Of an event that a run sends; ``None`` where there is no such run."""
+        """The origin of an event that a run sends; ``None`` if the run does not exist."""
         run_key = self._entry.find_run_key(run_id)
         if run_key is None:
             return None

@@ -66,7 +66,7 @@ class RunStarts:
         return self._end_at_once(function, event_keys, RunStatus.SKIPPED, error, rerun_of)
 
     def fail(self, function: Function, event_keys: tuple[int, ...], error: ErrorData) -> RunRow:
-        """Note that a run failed before it began, and tell of its end."""
+        """Store a run that failed before it began, and report its end."""
         entry = self._entry
         run = self._end_at_once(function, event_keys, RunStatus.FAILED, error, None)
         triggers = [entry.events.trigger_of(event_key) for event_key in event_keys]

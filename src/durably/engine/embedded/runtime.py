@@ -49,7 +49,7 @@ _LOAD_LIMIT = 10_000
 """Timers, and delayed calls, read at a time."""
 _RECOVERED_TOGETHER = 100
 _CHECK_SECONDS = 1.0
-"""How often an engine without work looks whether its database is still there; one at work does at each commit."""
+"""How often an idle engine checks that its database still exists. A busy engine checks at each commit."""
 
 _logger = get_logger("durably.engine")
 
@@ -75,7 +75,7 @@ class Runtime:
         self._closing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
         self.stop_error: EngineError | None = None
-        """Why the engine has stopped by itself."""
+        """The reason why the engine has stopped by itself."""
         self.closed = asyncio.Event()
         store = Store(connection)
         is_signed = settings.signing_key is not None

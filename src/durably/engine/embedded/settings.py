@@ -28,17 +28,17 @@ class Durability(StrEnum):
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``signing_key`` signs calls and is what the API verifies requests with; ``signing_key_fallback`` is the
+    """``signing_key`` signs calls, and the API verifies requests with it; ``signing_key_fallback`` is the
     key before a rotation, which the API accepts too. In production answers to calls must be signed with either;
-    ``unsigned_apps`` are the ids of apps whose answers are taken as they are, because their SDK signs none.
+    ``unsigned_apps`` are the ids of apps whose unsigned answers are accepted, because their SDK does not sign.
 
-    ``backoff`` is when failed attempts are made again, ``unreached_backoff`` the same for calls that never
-    reached their app, which use up no attempt. ``call_timeout`` bounds one call, ``max_calls`` how many are
-    under way at a time. ``max_steps`` is the most steps that a run may have,
-    ``max_depth`` how deep functions may invoke each other; ten times as many runs may start each other within an hour.
+    ``backoff`` has the delays of retries, ``unreached_backoff`` the delays of calls that did not
+    reach their app, which use up no attempt. ``call_timeout`` limits the time of one call, ``max_calls`` the number
+    of calls at a time. ``max_steps`` is the maximum number of steps of a run,
+    ``max_depth`` the maximum depth of invocations; ten times as many runs may start each other within an hour.
     ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them. ``retention`` is how long finished runs, and
-    events that no run needs, are kept: for ever where it is ``None``. ``clock`` and ``entropy``, which makes ids, are
-    for tests to replace.
+    events that no run needs, are kept; ``None`` keeps them forever. Tests may replace ``clock`` and ``entropy``, which
+    makes ids.
     """
 
     server_kind: ServerKind = ServerKind.DEV

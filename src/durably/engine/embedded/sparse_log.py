@@ -1,4 +1,4 @@
-"""Log lines about what may happen thousands of times a second, one in ten seconds."""
+"""Log lines for events that may happen thousands of times a second: one line in ten seconds."""
 
 import logging
 import math
@@ -9,7 +9,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class SparseLog:
-    """Logs at most one line in ``SECONDS_BETWEEN_LINES``, with the number of those that it left out since the last."""
+    """Logs at most one line in ``SECONDS_BETWEEN_LINES``, with the number of lines dropped since the last one."""
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger, self._clock = logger, clock

@@ -168,7 +168,7 @@ class Store:
         return row
 
     def add_ended_run(self, run: NewRun, status: RunStatus, output: bytes) -> RunRow:
-        """A run that is to be seen, but is over: skipped, or failed before it began."""
+        """Store a run that has already ended: skipped, or failed before it began."""
         row = self._add_run_row(run, status)
         self._connection.execute(
             "UPDATE runs SET ended_at = ?, output = ? WHERE key = ?", (run.created_at, output, row.key)
@@ -222,7 +222,7 @@ class Store:
         return run
 
     def find_run(self, run_key: int) -> RunRow | None:
-        """``None`` where it was purged."""
+        """``None`` if it was purged."""
         row = self._connection.execute(f"{_RUN} WHERE key = ?", (run_key,)).fetchone()
         if row is None:
             return None
@@ -241,7 +241,7 @@ class Store:
         )
 
     def ended_at(self, run_key: int) -> int:
-        """When a run ended that has."""
+        """The time at which an ended run ended."""
         row: tuple[int] = self._connection.execute("SELECT ended_at FROM runs WHERE key = ?", (run_key,)).fetchone()
         return row[0]
 
@@ -414,7 +414,7 @@ class Store:
         self._connection.execute("DELETE FROM defers WHERE run_key = ? AND step_id = ?", (run_key, step_id))
 
     def take_deferred(self, run_key: int) -> list[tuple[str, bytes]]:
-        """Remove what a run has deferred: ids of functions, and data, in the order in which it was deferred."""
+        """Remove and return a run's deferred functions: ids and data, in the order of the defers."""
         rows = self._connection.execute(
             "SELECT function_id, data FROM defers WHERE run_key = ? ORDER BY rowid", (run_key,)
         ).fetchall()

@@ -1,9 +1,9 @@
-"""What people order about a function's runs: that none starts (pause), that many are cancelled, or run again.
+"""Bulk operations on a function's runs: pause, cancel, replay.
 
-What concerns many runs is done a few at a time, each time in a unit of work of its own, and goes on after a restart.
-A bulk cancellation whose range of time reaches into the future also holds for the runs that start until then. For an
-hour it holds as well for runs of the function that descend from one that it cancelled: a function that starts itself
-again and again does not outrun it.
+An operation on many runs is done a few runs at a time, each time in a separate unit of work, and continues after a
+restart. If the time range of a bulk cancellation ends in the future, it also cancels runs that start until then. For an
+hour it also cancels runs of the function that descend from a run that it cancelled, so a function that starts itself
+repeatedly cannot escape it.
 """
 
 import datetime as dt
@@ -189,8 +189,8 @@ def _is_meant(entry: "Entry", sweep: Sweep, run_key: int, status: RunStatus, cre
 
 
 def _follows(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
-    """Whether a run was started, through others perhaps, by one that was cancelled: runs are looked at in the order in
-    which they were created, so that a run comes after its ancestors."""
+    """Whether a run descends from a cancelled run. Runs are visited in the order of creation, so that a run comes after
+    its ancestors."""
     origin = entry.events.trigger_of(entry.store.run(run_key).event_key).origin
     return descends_from_cancelled(entry, sweep.function_id, origin, sweep.created_at)
 

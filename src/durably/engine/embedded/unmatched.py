@@ -1,4 +1,4 @@
-"""Events that match nothing, which are most often misspelt: said once for each name, with the nearest name known."""
+"""Events that match nothing, usually misspelt: reported once for each name, with the nearest known name."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from .registry import Registry
 _logger = get_logger("durably.engine")
 
 _MOST_EXPLAINED = 10
-"""Names of one request that are explained: looking for near ones costs time."""
+"""The maximum number of names of one request that are explained, because the search costs time."""
 _MOST_NAMES = 1000
-"""Names that are remembered as said, and names among which the nearest is looked for."""
+"""The maximum number of reported names to remember, and of names to search for the nearest."""
 _LONGEST = 200
 
 
@@ -21,7 +21,7 @@ class UnmatchedEvents:
         self._said: set[str] = set()
 
     def explain(self, names: Iterable[str], registry: Registry) -> dict[str, str]:
-        """Why each event starts nothing, as the end of a sentence. Logged as well, once for each name."""
+        """The reason why each event starts nothing, as the end of a sentence. Logged once for each name."""
         found = {}
         for name in [*names][:_MOST_EXPLAINED]:
             found[name] = explain_unmatched(name, registry)
@@ -37,7 +37,7 @@ def explain_unmatched(name: str, registry: Registry) -> str:
         return "no app has synced a function with this engine yet"
     nearest = difflib.get_close_matches(name[:_LONGEST], known, n=1)
     if not nearest:
-        # Names that differ in their prefix alone, or in the case of their letters, are near as well.
+        # Names that differ only in their prefix or in case are near too.
         same = [other for other in known if _core(other) == _core(name)]
         nearest = same[:1]
     return "no function is triggered by it" + (

@@ -74,7 +74,7 @@ def run_started(run: RunRow, at: int) -> Note:
 
 
 def run_not_started(run: RunRow, output: bytes, at: int) -> Note:
-    """Of a run that was skipped, or failed before it began."""
+    """The update of a run that was skipped, or failed before it began."""
     return Note(_ENDS[run.status], at, run, output=output, failed=True)
 
 

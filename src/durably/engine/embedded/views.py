@@ -77,10 +77,10 @@ class SweepView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sync changed. ``modified`` is false if the app's functions are as they were at its last sync.
+    """What a sync changed. ``modified`` is false if the app's functions have not changed since its last sync.
 
-    ``added``, ``changed`` and ``removed`` are ids of functions. ``version`` is the app's, as its client has it in
-    ``app_version``, and ``previous_version`` the one of the sync before.
+    ``added``, ``changed`` and ``removed`` are ids of functions. ``version`` is the client's ``app_version``, and
+    ``previous_version`` that of the previous sync.
     """
 
     app_id: str
@@ -160,14 +160,14 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetadataView(msgspec.Struct, frozen=True, kw_only=True):
-    """What an SDK has told about a run beside its steps: JSON, as it came."""
+    """Metadata of a run from an SDK: the JSON that was received."""
 
     received_at: dt.datetime
     body: msgspec.Raw
 
 
 class TracesView(msgspec.Struct, frozen=True, kw_only=True):
-    """Spans that an SDK has exported at a time (OTLP), in the form of the content type."""
+    """One export of spans by an SDK (OTLP), in the form of the content type."""
 
     received_at: dt.datetime
     content_type: str

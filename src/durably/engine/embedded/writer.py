@@ -43,7 +43,7 @@ class _Job:
 
 
 class _Submissions:
-    """What one turn of an event loop submits is one group, and wakes the writer's thread once."""
+    """All units that one iteration of an event loop submits are one group, and wake the writer's thread once."""
 
     __slots__ = ("_accept", "_jobs", "loop")
 
@@ -66,10 +66,10 @@ class Writer:
     """Owns ``connection`` from ``start`` to ``close``, and belongs to the event loop that makes it. Units may be
     submitted on any event loop.
 
-    ``on_lost`` is told why, on the writer's event loop, once the database must not be written any more: another engine
-    has taken it over, it was replaced, or it is damaged. ``on_rollback`` is told, in the writer's thread, that
-    something was undone which units have done. ``check_files`` raises ``DatabaseReplacedError`` where what SQLite has
-    open is not at the database's path any more: what is committed to it would be lost.
+    ``on_lost`` is called with the reason, on the writer's event loop, if the database must not be written any more:
+    another engine has taken it over, it was replaced, or it is damaged. ``on_rollback`` is called in the writer's
+    thread after a rollback of units' changes. ``check_files`` raises ``DatabaseReplacedError`` if the file that SQLite
+    has open is no longer at the database's path: commits to it would be lost.
     """
 
     def __init__(
@@ -91,17 +91,17 @@ class Writer:
         self._others: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Submissions] = weakref.WeakKeyDictionary()
         self._thread = threading.Thread(target=self._work, name="durably-writer", daemon=True)
         self._lock = threading.Lock()
-        """Nothing is accepted once the writer is closed, whichever thread submits it."""
+        """A closed writer accepts no units, from any thread."""
         self._is_closed = False
 
     def start(self) -> None:
         self._thread.start()
 
     def submit(self, unit: Unit[T], on_commit: Callable[[T], None] | None = None) -> asyncio.Future[T]:
-        """Run ``unit`` in the writer's thread; the future is one of the running event loop.
+        """Run ``unit`` in the writer's thread; the future belongs to the running event loop.
 
-        ``on_commit`` gets its result on the writer's event loop, in the order of the commits, even if nobody waits for
-        the future any more. Raises ``EngineClosedError``.
+        ``on_commit`` gets its result on the writer's event loop, in the order of the commits, even if the future was
+        abandoned. Raises ``EngineClosedError``.
         """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
@@ -219,7 +219,7 @@ class Writer:
                 _resolve_one(job)
 
     def _deliver_elsewhere(self, group: list[_Job]) -> None:
-        """To the other event loops; one that is closed by now has nobody who waits."""
+        """Resolve futures of other event loops. A closed event loop has no waiters."""
         by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
         for job in group:
             if (loop := job.future.get_loop()) is not self._loop:

@@ -1,8 +1,8 @@
-"""Sharing the calls that an engine makes at a time between functions: whose turn is next, and how many each may have.
+"""Fair sharing of an engine's calls between functions: the order of functions, and the number of calls of each.
 
-Functions take turns, so that a thousand calls of one do not hold up another's single call. Within a function, the call
-goes first that became ready first, less its priority. A function on its own may fill nine tenths of the room: however
-long its calls take, another function's call finds room at once (dynamic thresholds; Choudhury and Hahne, 1998).
+Functions take turns, so that a thousand calls of one do not delay another's single call. Within a function, calls are
+ordered by the time at which they became ready, minus their priority. One function may use nine tenths of the capacity,
+so another function's call can start at once (dynamic thresholds; Choudhury and Hahne, 1998).
 """
 
 import heapq
@@ -22,7 +22,7 @@ def may_have_another(under_way: int, free: int) -> bool:
 
 
 class FairQueue(Generic[T]):
-    """Items of functions that wait for their turn."""
+    """Waiting items, by function."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, list[tuple[int, int, T]]] = {}
@@ -30,7 +30,7 @@ class FairQueue(Generic[T]):
         self._arrivals = count()
 
     def add(self, function_id: str, place: int, item: T) -> None:
-        """The least ``place`` of a function goes first; of equal ones, that which was added first."""
+        """Add an item. A function's least ``place`` goes first; equal places go in the order of adding."""
         waiting = self._waiting.get(function_id)
         if waiting is None:
             waiting = self._waiting[function_id] = []
@@ -38,7 +38,7 @@ class FairQueue(Generic[T]):
         heapq.heappush(waiting, (place, next(self._arrivals), item))
 
     def take(self, may_take: Callable[[str], bool]) -> T | None:
-        """The next item, of a function that may have its turn; ``None`` if there is no such item."""
+        """The next item of an eligible function; ``None`` if there is none."""
         for _ in range(len(self._turns)):
             function_id = self._turns.popleft()
             if not may_take(function_id):
@@ -54,7 +54,7 @@ class FairQueue(Generic[T]):
         return None
 
     def functions(self) -> list[str]:
-        """The functions that have items waiting."""
+        """The functions with waiting items."""
         return list(self._turns)
 
     def remove(self, function_id: str) -> list[T]:

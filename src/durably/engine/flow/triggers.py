@@ -10,7 +10,7 @@ from .reading import OptionReader
 
 
 def check_triggers(function_id: str, triggers: Sequence[Trigger]) -> None:
-    """Raises ``ConfigInvalidError``. A function without triggers is started by invocations alone, as on the public
+    """Raises ``ConfigInvalidError``. A function without triggers is started only by invocations, as on the public
     server."""
     reader = OptionReader(function_id)
     if len(triggers) > MAX_TRIGGERS:

@@ -1,4 +1,4 @@
-"""Metadata and users' spans that official SDKs send: accepted, so that they go on, and kept for people to look at."""
+"""Metadata and users' spans from official SDKs: accepted so that the SDKs continue, and stored for display."""
 
 import base64
 import contextlib
@@ -17,8 +17,8 @@ _JSON = "application/json"
 
 
 async def add_metadata(request: web.Request) -> web.Response:
-    """``POST /v1/runs/{run_id}/metadata``: ``{target, metadata: [{kind, op, values}]}``. ``kept`` is false where the
-    run has too much of it."""
+    """``POST /v1/runs/{run_id}/metadata``: ``{target, metadata: [{kind, op, values}]}``. ``kept`` is false if the
+    run has too much."""
     body = await read_body(request)
     decode_json(body, msgspec.json.Decoder(dict[str, msgspec.Raw]).decode)
     kept = await engine_of(request).add_run_metadata(request.match_info["run_id"], body)
@@ -35,7 +35,7 @@ async def list_metadata(request: web.Request) -> web.Response:
 
 
 async def add_traces(request: web.Request) -> web.Response:
-    """``POST /v1/traces/userland``: spans as OTLP over HTTP has them, in JSON or Protocol Buffers."""
+    """``POST /v1/traces/userland``: spans in the form of OTLP over HTTP, JSON or Protocol Buffers."""
     await engine_of(request).add_traces(request.content_type, await read_body(request))
     if request.content_type == _JSON:
         return json_response({})

@@ -79,7 +79,7 @@ def ignore_sync(sync: AcceptedSync) -> None:
 
 
 async def _is_never_alive(url: str) -> bool:
-    """Of an engine that reaches its apps by other means than their URLs."""
+    """The answer of an engine that does not reach its apps by URLs."""
     return False
 
 
@@ -95,9 +95,9 @@ def create_api(
     sync_at: SyncAt | None = None,
     conflicts: AppConflicts | None = None,
 ) -> web.Application:
-    """The API of an open engine, to be served with no access log: paths of ``/e/`` hold event keys.
+    """The API of an open engine. Serve it without an access log, because paths of ``/e/`` contain event keys.
 
-    ``hosts`` are those that a development engine answers to. ``sync_at`` asks apps to sync, if they have URLs.
+    ``hosts`` are the allowed hosts of a development engine. ``sync_at`` syncs apps, if they have URLs.
     """
     app = web.Application(
         middlewares=[failures_as_json, authorize(keys, hosts), refuse_once_stopped],

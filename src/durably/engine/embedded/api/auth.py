@@ -1,8 +1,8 @@
-"""Who may ask.
+"""Authentication of requests.
 
-A development engine asks for no keys: it listens on the loopback interface, and any event key will do. What a browser
-could be tricked into is refused: requests to hosts and from pages that are not local (``hosts``). In cloud mode
-sending events takes one of the event keys (in the path), everything else the signing key, hashed, as a bearer token.
+A development engine needs no keys: it listens on the loopback interface, and accepts any event key. It refuses requests
+to hosts and from pages that are not local (``hosts``), which a foreign page could cause. In cloud mode
+sending events needs an event key (in the path), and all else the hashed signing key as a bearer token.
 Keys are compared in constant time, and neither echoed nor logged.
 """
 
@@ -50,7 +50,7 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def authorize(keys: ApiKeys, hosts: AllowedHosts) -> Middleware:
-    """Middleware that answers 401 or 403 to requests that are not allowed. ``hosts`` counts in dev mode only."""
+    """Middleware that answers 401 or 403 to requests that are not allowed. ``hosts`` is used in dev mode only."""
     refusals = SparseLog(_logger)
     # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends the hash alone.
     tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
@@ -113,11 +113,11 @@ def _bytes(text: str) -> bytes:
 
 
 def _refuse_strangers(request: web.Request, hosts: AllowedHosts) -> str | None:
-    """Why a development engine does not answer this request; ``None`` if it does."""
+    """The reason why a development engine refuses this request; ``None`` if it does not."""
     header, origin = request.headers.get(hdrs.HOST), request.headers.get(hdrs.ORIGIN)
     if header is None:
         return "the development engine refuses requests without a Host header"
-    # An absolute URL in the request line takes the place of the header (RFC 9112 §3.2.2): aiohttp has it as the host.
+    # An absolute URL in the request line replaces the header (RFC 9112 §3.2.2). aiohttp returns it as the host.
     for host in (header, request.host):
         if not hosts.allows_host(host):
             return f"the development engine refuses requests to the host {host!a}: {_ADVICE}"

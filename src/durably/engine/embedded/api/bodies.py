@@ -1,4 +1,4 @@
-"""Reading request bodies: the limits of size and time, and JSON whose faults are named by place."""
+"""Reading request bodies: the limits of size and time, and JSON errors with their place."""
 
 import asyncio
 import re
@@ -19,14 +19,14 @@ _BYTE = re.compile(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$")
 
 _GRACE_SECONDS = 30.0
 _LEAST_BYTES_PER_SECOND = 16 * 1024
-"""A body may take ``_GRACE_SECONDS``, and longer if it comes at this rate at least."""
+"""A body may take ``_GRACE_SECONDS``, or longer if it comes at this rate."""
 
 
 async def read_body(request: web.Request) -> bytes:
     """The whole body, unpacked.
 
-    Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 400 if it is not what its headers
-    say.
+    Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 400 if it does not fit its
+    headers.
     """
     if (request.content_length or 0) > MAX_REQUEST_BYTES:
         raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")

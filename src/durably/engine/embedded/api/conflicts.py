@@ -1,8 +1,8 @@
-"""Two apps with one id, each of which removes the functions of the other whenever it syncs: noticed, and said to both.
+"""Detects two apps with one id, whose syncs remove each other's functions. Both apps get a warning.
 
-An app that moves, is deployed anew or is reloaded syncs other functions, or from another URL, as well. That is no
-conflict unless the app at the earlier URL is alive, and either has no function in common with the one that takes its
-place, or took the place of that one itself within the last hour.
+An app that moves, is redeployed or reloaded also syncs other functions, or from another URL. It is a conflict only if
+the app at the earlier URL still answers, and either has no function in common with the new app, or had itself replaced
+the new app within the last hour.
 """
 
 import asyncio
@@ -25,24 +25,24 @@ _LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What an app has synced: from where, and which functions."""
+    """An app's sync: its URL, and its functions."""
 
     url: str
     function_ids: frozenset[str]
 
     @property
     def place(self) -> tuple[str, int | None, str]:
-        """The part of the URL that tells one server from another."""
+        """The part of the URL that identifies the server."""
         try:
             parts = urlsplit(self.url)
             host, port = (parts.hostname or "").lower(), parts.port
-        except ValueError:  # The functions have URLs of their own; this one may be anything.
+        except ValueError:  # Each function has its own URL; this one may be arbitrary.
             return self.url, None, ""
         return _LOCAL.get(host, host), port, parts.path.rstrip("/")
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A sync that was stored. ``conflict`` tells of another app of the same id, ``is_new`` that this is news."""
+    """A stored sync. ``conflict`` describes another app with the same id; ``is_new`` if it was not reported yet."""
 
     result: SyncResult
     conflict: str | None = None
@@ -50,7 +50,7 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class AppConflicts:
-    """``is_alive`` tells whether an app answers at a URL."""
+    """``is_alive`` returns whether an app answers at a URL."""
 
     def __init__(self, engine: EmbeddedEngine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
         self._engine = engine
@@ -59,7 +59,7 @@ class AppConflicts:
         self._said: dict[str, float] = {}
 
     async def accept(self, request: SyncRequest) -> Accepted:
-        """Store what an app syncs. Raises what ``EmbeddedEngine.sync_app`` raises."""
+        """Store an app's sync. Raises the errors of ``EmbeddedEngine.sync_app``."""
         before = await self._served(request.app_id)
         result = await self._engine.sync_app(request)
         now = Served(request.url, frozenset(function.id for function in request.functions))
@@ -85,7 +85,7 @@ class AppConflicts:
             return False
         others = [app.url for app in await self._engine.list_apps() if app.id != app_id]
         if any(Served(url, frozenset()).place == before.place for url in others):
-            return False  # Another app is there by now.
+            return False  # Another app has replaced it since.
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 return await self._is_alive(before.url)
@@ -93,7 +93,7 @@ class AppConflicts:
             return False
 
     def _note_replacement(self, app_id: str, before: Served, now: Served) -> bool:
-        """Whether the app that is replaced had itself replaced the one that comes, lately."""
+        """Whether the replaced app had itself recently replaced the new app."""
         at = time.monotonic()
         self._replaced = {key: since for key, since in self._replaced.items() if at - since < _BACK_SECONDS}
         self._replaced[app_id, before.place, now.place] = at

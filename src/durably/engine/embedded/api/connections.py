@@ -1,9 +1,9 @@
-"""Connections to the HTTP API: how many there may be, and how long each may take to make a request.
+"""Limits of connections to the HTTP API: their number, and the time to send a request.
 
-aiohttp has no time limit for a request's head, so a client that sends a byte now and then would keep its connection for
-ever. Here each connection's protocol is wrapped by one that knows when bytes come, and a middleware tells when a
-request begins and ends. Nothing limits how long a request takes: checkpoints and answers may take long. Bodies have
-their own limit (``bodies``).
+aiohttp has no time limit for a request's head, so a client that sends a byte now and then would keep its connection
+forever. Here a wrapper around each connection's protocol records when bytes come, and a middleware records when a
+request begins and ends. The duration of a request is not limited, because checkpoints and answers may take long.
+Bodies have their own limit (``bodies``).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from durably.engine.embedded.accepting import Acceptor
 from .unreadable import SERVER_LOGGER
 
 _SURE_SECONDS = 1.0
-"""How long a new connection has for its first request before it may be ended to make room for others."""
+"""Time for a new connection's first request, before the connection may be closed to make room."""
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -29,7 +29,7 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """``max_connections`` is at most half of the file descriptors that the process may have open.
 
     Seconds: ``head_timeout`` from the connection, or the first byte of a further request, to the end of the head;
-    ``keep_alive`` between two requests; ``write_timeout`` without a byte of an answer being taken.
+    ``keep_alive`` between two requests; ``write_timeout`` while the client reads no byte of an answer.
     """
 
     max_connections: int = 1000
@@ -38,7 +38,7 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     write_timeout: float = 60.0
 
     def effective_max(self) -> int:
-        """How many connections there may be in this process."""
+        """The maximum number of connections in this process."""
         return min(self.max_connections, max(_descriptor_limit() // 2, 1))
 
 
@@ -59,12 +59,12 @@ class Connections:
         self._max = limits.effective_max()
         self._open: dict[asyncio.BaseProtocol, _Connection] = {}
         self._waiting: dict[_Connection, None] = {}
-        """Those without a request under way, the one that has waited longest first."""
+        """Connections without a request under way, the longest idle first."""
         self._acceptor: Acceptor | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
     def start(self, listener: socket.socket, server: web.Server) -> None:
-        """Begin to accept. Logs it if the operating system allows fewer connections than were asked for."""
+        """Start accepting. Logs it if the operating system allows fewer connections than configured."""
         if self._max < self.limits.max_connections:
             SERVER_LOGGER.info(
                 "at most %d connections at a time, half of the files that the process may have open (ulimit -n)",
@@ -81,7 +81,7 @@ class Connections:
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
     async def close(self) -> None:
-        """Accept no more connections; those that there are stay."""
+        """Stop accepting. Open connections stay."""
         if self._acceptor is not None:
             await self._acceptor.close()
         if self._sweeping is not None:
@@ -122,7 +122,7 @@ class Connections:
             self._acceptor.notify()
 
     def _make_room(self) -> None:
-        """End the connection that has been without a request for longest. New ones get a moment to make theirs."""
+        """Close the connection that has been idle longest. New connections get time for their first request."""
         now = asyncio.get_running_loop().time()
         for connection in self._waiting:
             if connection.is_dispensable(now):
@@ -142,7 +142,7 @@ class Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """A client's connection: passes everything on to ``inner``, aiohttp's protocol."""
+    """A client's connection. Forwards everything to ``inner``, aiohttp's protocol."""
 
     __slots__ = ("_answered", "_connections", "_deadline", "_head_began", "_now", "_transport", "_unsent", "inner")
 
@@ -162,21 +162,21 @@ class _Connection(asyncio.Protocol):
         self._connections.has_request(self)
 
     def end_request(self) -> None:
-        """The answer is made; aiohttp sends it next."""
+        """The answer is complete; aiohttp sends it next."""
         self._head_began, self._answered = False, True
         self._deadline = self._now() + self._connections.limits.keep_alive
         self._unsent = sys.maxsize
         self._connections.waits(self)
 
     def is_dispensable(self, now: float) -> bool:
-        """Whether it may be ended to make room: it is idle, or has taken long to make its first request."""
+        """Whether it may be closed to make room: it is idle, or its first request takes long."""
         if self._answered and not self._head_began:
             return self._transport is not None and self._transport.get_write_buffer_size() == 0
         head_timeout = self._connections.limits.head_timeout
         return now > self._deadline - head_timeout + min(_SURE_SECONDS, head_timeout / 4)
 
     def check(self, now: float) -> None:
-        """End it where its time is over. While an answer is being taken, it has the time that this needs."""
+        """Close it if its time is over. While the client reads an answer, it has unlimited time."""
         if now < self._deadline or self._transport is None:
             return
         unsent = self._transport.get_write_buffer_size()
@@ -190,7 +190,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             return
         if self._transport.get_write_buffer_size():
-            self._transport.abort()  # the client does not take its answer
+            self._transport.abort()  # the client does not read its answer
             return
         if self._head_began:
             with contextlib.suppress(OSError):
@@ -222,5 +222,5 @@ class _Connection(asyncio.Protocol):
         self.inner.pause_writing()
 
     def resume_writing(self) -> None:
-        self._unsent = sys.maxsize  # the client takes its answer
+        self._unsent = sys.maxsize  # the client reads its answer
         self.inner.resume_writing()

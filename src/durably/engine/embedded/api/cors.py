@@ -1,6 +1,6 @@
-"""Cross-origin requests: local web pages, and those of allowed hosts, may send events to a dev engine.
+"""Cross-origin requests: local web pages, and pages of allowed hosts, may send events to a dev engine.
 
-Pages of other hosts are refused before this (``auth``); the header lets a developer read why.
+Pages of other hosts are refused before (``auth``). The header lets a developer read the reason.
 """
 
 from aiohttp import web

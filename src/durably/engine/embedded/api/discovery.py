@@ -118,7 +118,7 @@ class AppDiscovery:
             return False
 
     async def sync(self, url: str) -> AcceptedSync:
-        """What the app synced, once it is stored.
+        """The app's sync, after it is stored.
 
         Raises ``AppUnreachedError``, ``NoAppError``, ``SyncFailedError``.
         """
@@ -174,7 +174,7 @@ class AppDiscovery:
 
     @contextlib.contextmanager
     def _awaiting(self) -> Iterator[str]:
-        """An id by which to recognise what the app posts meanwhile."""
+        """An id that identifies the app's request to this engine."""
         deploy_id = str(uuid.uuid4())
         self._awaited[deploy_id] = None
         try:
@@ -183,7 +183,7 @@ class AppDiscovery:
             del self._awaited[deploy_id]
 
     def _posted_sync(self, url: str, deploy_id: str) -> AcceptedSync:
-        """What the app posted to the engine that it knows of. That may be another one."""
+        """The sync that the app posted to this engine. Raises ``SyncFailedError`` if it used another engine."""
         accepted = self._awaited[deploy_id]
         if accepted is None:
             raise SyncFailedError(f"the app at {redact_url(url)} synced with another engine: {self._address_advice()}")
@@ -242,7 +242,7 @@ async def _read(url: str, response: aiohttp.ClientResponse) -> bytes:
 
 
 def _tell_other_origins(url: str, sync: SyncRequest) -> None:
-    """An app may be reached at another host than it was asked at, but not without a word."""
+    """Log a line if the app asks to be called at another host."""
     urls = [step.runtime.url for function in sync.functions for step in function.steps.values()]
     for origin in sorted({str(URL(used).origin()) for used in urls} - {str(URL(url).origin())}):
         _logger.warning(

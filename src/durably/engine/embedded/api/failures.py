@@ -64,8 +64,8 @@ async def failures_as_json(request: web.Request, handler: Handler) -> web.Stream
 
 @web.middleware
 async def refuse_once_stopped(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """An engine that has stopped by itself says why, on every route but ``/health``: the process is alive, and a
-    supervisor that restarts it would begin with an empty database where a deleted one was."""
+    """An engine that has stopped by itself answers with the reason on every route but ``/health``. The process is
+    alive, and if a supervisor restarted it, it would start with an empty database in place of a deleted one."""
     stopped = engine_of(request).stop_error
     if stopped and request.path != HEALTH_PATH:
         return error_response(503, f"the engine has stopped: {stopped.message}")

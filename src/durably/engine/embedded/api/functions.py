@@ -31,7 +31,7 @@ async def resume_function(request: web.Request) -> web.Response:
 
 
 def without_credentials(config: FunctionConfig) -> FunctionConfig:
-    """A function's configuration as it may be shown: the URLs in it may hold an app's password."""
+    """A function's configuration for display, with redacted URLs: they may contain an app's password."""
     steps = {
         name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
         for name, step in config.steps.items()

@@ -1,7 +1,7 @@
 """Which hosts and origins a development engine answers to.
 
-A development engine asks for no keys, so nothing but its address keeps web pages away from it. DNS rebinding defeats
-that: a page of ``evil.example`` lets its name resolve to 127.0.0.1, and its requests come from this machine. The
+A development engine needs no keys, so only its address protects it from web pages. DNS rebinding defeats
+that: a page of ``evil.example`` makes its name resolve to 127.0.0.1, and its requests come from this machine. The
 ``Host`` header still says ``evil.example``, so the engine refuses hosts that are not local.
 """
 
@@ -18,8 +18,8 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?:
 class AllowedHosts:
     """``listening`` is the host that the engine listens at, ``names`` are further hosts that it answers to.
 
-    Loopback addresses and ``localhost`` are always allowed, and so is the host that it listens at. An engine that
-    listens at all addresses (0.0.0.0, ::) is also reached by any address of its machine, which DNS cannot change.
+    Loopback addresses, ``localhost`` and the host that it listens at are always allowed. If the engine listens at all
+    addresses (0.0.0.0, ::), any IP address is allowed, because DNS cannot redirect it.
     ``"*"`` among the names allows every host.
     """
 
@@ -53,7 +53,7 @@ class AllowedHosts:
 
 
 def check_allowed_host(name: str) -> str:
-    """The name as it is to be compared. Raises ``ValueError`` for what is no host: a URL, or a host with a port."""
+    """The name in its form for comparison. Raises ``ValueError`` for a URL, or a host with a port."""
     if name == ANY_HOST:
         return name
     bare = _normalise(name)

@@ -1,4 +1,4 @@
-"""What the engine says about itself: ``/health`` and ``/ready`` for supervisors, ``/dev`` for SDKs."""
+"""The engine's state: ``/health`` and ``/ready`` for supervisors, ``/dev`` for SDKs."""
 
 import asyncio
 from importlib.metadata import version
@@ -22,7 +22,7 @@ async def get_health(request: web.Request) -> web.Response:
 async def get_readiness(request: web.Request) -> web.Response:
     """``GET /ready``: the engine takes events and calls apps; 503 with the reason if it does not.
 
-    It asks the writer's thread whether the database is still this engine's.
+    The writer's thread checks that the database still belongs to this engine.
     """
     try:
         async with asyncio.timeout(READY_SECONDS):

@@ -20,7 +20,8 @@ MAX_LISTED = 500
 
 
 async def list_runs(request: web.Request) -> web.Response:
-    """``GET /v1/runs``, newest first; ``cursor`` is the run id after which to go on, ``id_suffix`` the end of ids."""
+    """``GET /v1/runs``, newest first; ``cursor`` is the last run id of the previous page, ``id_suffix`` the end of
+    ids."""
     runs = await engine_of(request).list_runs(
         status=_status_parameter(request),
         function_id=request.query.get("function_id") or None,
@@ -140,7 +141,7 @@ def _unknown_run(run_id: str) -> ApiError:
 
 
 def _id_suffix(request: web.Request) -> str | None:
-    """Ids are upper-case letters and digits, so that none of the characters of a LIKE pattern may come in."""
+    """Ids are upper-case letters and digits, so a LIKE pattern's special characters are refused."""
     text = request.query.get("id_suffix", "").upper()
     if text and not (text.isascii() and text.isalnum()):
         raise ApiError(400, f"id_suffix must be the last letters and digits of an id, not {text!r}")

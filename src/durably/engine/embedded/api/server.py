@@ -74,9 +74,9 @@ class EngineServer:
         on_sync: OnSync = ignore_sync,
     ) -> Self:
         """``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
-        ``allowed_hosts`` are hosts that dev mode answers to besides those of this machine.
+        ``allowed_hosts`` are further hosts that dev mode answers to, besides those of this machine.
 
-        Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and what the engine raises.
+        Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and the engine's errors.
         """
         keys = ApiKeys(
             server_kind=settings.server_kind,

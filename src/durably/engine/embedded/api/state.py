@@ -15,8 +15,8 @@ from .conflicts import AppConflicts
 
 @dataclass(frozen=True)
 class AcceptedSync:
-    """A sync that the engine has stored. ``deploy_id`` is what the app was asked to sync with, if it was asked.
-    ``conflict`` tells of another app of the same id, unless it was said lately."""
+    """A sync that the engine has stored. ``deploy_id`` is the id that the engine sent with its request, if any.
+    ``conflict`` describes another app with the same id, unless it was reported recently."""
 
     request: SyncRequest
     result: SyncResult

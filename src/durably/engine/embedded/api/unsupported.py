@@ -1,7 +1,7 @@
-"""What official SDKs can ask of the hosted platform, and this engine does not have: said to them and in the log.
+"""Routes of the hosted platform that this engine does not support. The answer and the log give the reason.
 
-501 is an answer that SDKs hand on to their users with the body. Some repeat the request all the same, so that the log
-says it again only after a while.
+SDKs pass an answer 501 with its body on to their users. Some SDKs repeat the request, so the log repeats the
+line only after some time.
 """
 
 import time
@@ -26,7 +26,7 @@ UNSUPPORTED = {
     "/v1/http/{path:.*}": _ENDPOINTS,
     "/v2/{path:.*}": "the second version of the platform's API, sandboxes among it",
 }
-"""Routes, and what they are for."""
+"""Routes, and their features."""
 
 
 def routes() -> list[web.RouteDef]:

@@ -1,4 +1,4 @@
-"""What happens to runs, as a stream: ``GET /v1/updates``."""
+"""Changes of runs, as a stream: ``GET /v1/updates``."""
 
 import asyncio
 
@@ -8,8 +8,8 @@ from aiohttp import web
 from .state import engine_of
 
 _KEEP_ALIVE_SECONDS = 15.0
-"""An empty line is written after that long a silence. It shows the client that the engine lives, and shows the engine
-that the client has gone."""
+"""Seconds of silence before an empty line is written. It shows the client that the engine is alive, and shows the
+engine if the client has gone."""
 
 
 async def stream_updates(request: web.Request) -> web.StreamResponse:
