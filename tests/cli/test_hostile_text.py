@@ -134,8 +134,37 @@ def test_what_commands_print(name: str) -> None:
         for say in (console.say, console.note, console.warn, text.echo):
             say(name)
         text.echo_json({"name": name.encode(errors="replace").decode()})
-    for each in printed:
-        assert_fit(each)
+    for each in printed[:-1]:
+        assert_fit(each, lines=1)
+    assert_fit(printed[-1], lines=3)
+
+
+@given(hostile, hostile, hostile)
+def test_each_fact_has_one_line(name: str, value: str, stack: str) -> None:
+    facts = [("Name", name), ("Sent as", value)]
+    assert_fit(text.describe_facts(facts), lines=2)
+    run = RunBody(
+        run_id="r",
+        function_id=name,
+        app_id="shop",
+        status="Failed",
+        run_started_at=NOW,
+        ended_at=NOW,
+        output={"name": name, "message": value, "stack": stack},
+        event_ids=[name],
+        original_run_id=None,
+    )
+    shown, _, shown_stack = COLOURS.sub("", describe_run(run)).partition("\n\n")
+    assert [line.split()[0] for line in shown.split("\n")] == [
+        "Run",
+        "Function",
+        "Status",
+        "Event",
+        "Started",
+        "Duration",
+        "Error",
+    ]
+    assert all(line.startswith("  ") for line in shown_stack.split("\n") if line)
 
 
 @given(hostile, hostile)
@@ -173,6 +202,13 @@ def test_everything_is_printed_and_logged_by_what_is_tested_here() -> None:
         if re.search(r"logging\.getLogger\([^)]", path.read_text())
     ]
     assert loggers == []
+
+
+def test_nothing_but_tracebacks_is_printed_in_several_lines() -> None:
+    """A value with line breaks could forge lines."""
+    permitted = {"text.py", "timeline.py", "failures.py", "app_server.py"}
+    commands = [path for path in sources("cli") if path.name not in permitted]
+    assert [path.name for path in commands if re.search(r"\b(fit|printable)_lines\b", path.read_text())] == []
 
 
 HARMFUL = r"\x1b]0;owned\x07\x1b[2J\nforged \u202eline"
@@ -228,3 +264,33 @@ def test_an_apps_password_is_not_shown(start: Start, run: Run, directory: Path) 
     for output in (dev.output, listed.stdout, *bodies):
         assert "pa55word" not in output
         assert "t0ken" not in output
+
+
+def test_line_breaks_of_senders_and_apps_forge_no_lines(start: Start, run: Run) -> None:
+    harm = "shop\nforged \x1b[2Jline"
+    dev = start("dev", "--port", "0")
+    url = "http://127.0.0.1:1/api"
+    runtime = {"type": "http", "url": url}
+    function = {
+        "id": harm,
+        "triggers": [{"event": harm}],
+        "steps": {"step": {"id": "step", "name": "step", "runtime": runtime}},
+    }
+    sync = {"url": url, "appName": harm, "functions": [function]}
+    synced = urllib3.request("POST", f"{dev.origin}/fn/register", json=sync)
+    assert synced.status == 200, synced.data
+    sent = run("send", harm, "--id", harm, "--url", dev.origin)
+    dev.until("run started")
+    [listed] = json.loads(run("events", "list", "--json", "--url", dev.origin).stdout)
+    [started] = json.loads(run("runs", "list", "--json", "--url", dev.origin).stdout)
+    shown = [
+        run("events", "show", listed["internal_id"], "--url", dev.origin),
+        run("runs", "show", started["run_id"], "--url", dev.origin),
+        run("functions", "pause", harm, "--url", dev.origin),
+        run("send", f"{harm}!", "--url", dev.origin),
+    ]
+    assert [each.status for each in shown] == [0] * 4
+    for output in (dev.output, *(each.stdout + each.stderr for each in (sent, *shown))):
+        assert r"shop\nforged \x1b[2Jline" in output
+        assert not re.search("^ *forged", output, re.MULTILINE), output
+        assert_fit(output)

@@ -62,8 +62,8 @@ class AppProcess(ChildProcess):
                 return url
         tried = ", ".join(self._urls)
         raise AppFailedError(
-            f"{self.target} answers, but serves no functions at {tried}\n"
-            "Mount them with serve(), and name the path with --app-path if it is another."
+            f"{self.target} answers, but serves no functions at {tried}:\n"
+            "mount them with serve(), and name the path with --app-path if it is another"
         )
 
 

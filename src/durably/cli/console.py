@@ -2,17 +2,17 @@
 
 import click
 
-from .text import fit_lines
+from .text import fit
 
 
 class Console:
     def say(self, line: str) -> None:
-        click.echo(fit_lines(line))
+        click.echo(fit(line))
 
     def note(self, line: str) -> None:
         """Something of the command itself, as opposed to what runs do."""
-        click.secho(fit_lines(line), dim=True)
+        click.secho(fit(line), dim=True)
 
     def warn(self, line: str) -> None:
         """Something that the user should look at; work goes on."""
-        click.secho(fit_lines(line), fg="yellow", err=True)
+        click.secho(fit(line), fg="yellow", err=True)

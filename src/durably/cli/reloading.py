@@ -64,7 +64,8 @@ async def _start(app: ChildProcess, console: Console, report_up: Callable[[], Aw
         await app.start()
         await report_up()
     except Error as error:
-        console.warn(f"{error.message or app.target + ' did not start'}; waiting for a change")
+        reason = " ".join(error.message.splitlines()) or f"{app.target} did not start"
+        console.warn(f"{reason}; waiting for a change")
         return
     await _report_end(app, console)
 

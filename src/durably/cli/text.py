@@ -36,13 +36,13 @@ def fit(text: object) -> Styled:
 
 
 def fit_lines(text: object) -> Styled:
-    """The same for text of several lines."""
+    """The same for text that has several lines by its nature: tracebacks, and nothing else."""
     return text if isinstance(text, Styled) else Styled(printable_lines(text))
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print a text; every command prints by this."""
-    click.echo(fit_lines(text), err=err)
+    """Print one line; every command prints by this. What has several lines is made of fit ones, as ``Styled``."""
+    click.echo(fit(text), err=err)
 
 
 def short_id(run_id: str) -> str:
@@ -106,7 +106,7 @@ def _pad(cell: str, width: int) -> str:
 
 def describe_facts(facts: list[tuple[str, str]]) -> Styled:
     """A line for each name and value."""
-    return Styled("\n".join(f"{style(name.ljust(9), bold=True)} {fit_lines(value)}" for name, value in facts))
+    return Styled("\n".join(f"{style(name.ljust(9), bold=True)} {fit(value)}" for name, value in facts))
 
 
 def echo_json_line(value: object) -> None:

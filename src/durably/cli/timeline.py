@@ -1,5 +1,7 @@
 """A run and its steps, for a person to read."""
 
+from textwrap import indent
+
 from durably.protocol.api import AttemptBody, EventBody, MetadataBody, RunBody, StepBody
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import printable
@@ -9,6 +11,8 @@ from .text import (
     Styled,
     coloured_status,
     describe_facts,
+    fit,
+    fit_lines,
     format_json,
     format_local,
     format_seconds,
@@ -94,8 +98,11 @@ def _result(step: StepBody) -> str:
 
 
 def _describe_error(output: object) -> str:
+    """The error on one line, then its stack: indented, so that none of its lines can pass for one of the facts."""
     if not isinstance(output, dict):
         return format_json(output)
-    described = printable(f"{output.get('name') or 'Error'}: {output.get('message') or ''}")
+    described = fit(f"{output.get('name') or 'Error'}: {output.get('message') or ''}")
     stack = output.get("stack")
-    return f"{described}\n\n{stack.rstrip()}" if isinstance(stack, str) and stack.strip() else described
+    if not isinstance(stack, str) or not stack.strip():
+        return described
+    return Styled(f"{described}\n\n{indent(fit_lines(stack.rstrip()), '  ')}")
