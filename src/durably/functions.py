@@ -39,6 +39,7 @@ from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutp
 from durably.protocol.call import CallContext
 from durably.protocol.checkpoint import CheckpointRequest
 from durably.protocol.events import Event
+from durably.protocol.text import printable
 from durably.reports import check_found
 from durably.run_logger import RunContext, run_logger
 from durably.sending import send_events, step_seed
@@ -60,6 +61,9 @@ _CONTEXTS = (Context.__name__, ContextSync.__name__)
 
 _MAX_POINTED_OUT = 100
 """The maximum number of steps of one function with a warning about their duration."""
+
+_MAX_LISTED = 5
+"""Steps named in one warning."""
 
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
@@ -219,6 +223,7 @@ class Function(Generic[T]):
         replay.on_divergence = partial(
             divergences.report, call.context.run_id, logger=client.logger, is_strict=self.is_replay_strict(client)
         )
+        replay.on_left_steps = partial(_tell_left_steps, client, call)
         ctx, run = _make_context(self.is_async(call.function_id), client, call, replay, io, middleware)
         with call.timings.measure("mw.transform_input"):
             await middleware.call("transform_input", ctx, self, replay.memos)
@@ -273,6 +278,19 @@ class Function(Generic[T]):
         if function_id == self.on_failure_fn_id and self._on_failure is not None:
             return self._on_failure
         raise FunctionNotServedError(f'function "{self.id}" does not answer to the id "{function_id}"')
+
+
+def _tell_left_steps(client: "Client", call: FunctionCall, step_ids: Sequence[str]) -> None:
+    more = len(step_ids) - _MAX_LISTED
+    client.logger.warning(
+        'function "%s", run %s: the function returned without steps that it had given to a task or to gather, which '
+        "nothing awaited: %s%s. They are not finished, and nothing waits for their results: await the task or the "
+        "gather, or cancel it",
+        call.function_id,
+        call.context.run_id,
+        ", ".join(f'"{printable(step_id)}"' for step_id in step_ids[:_MAX_LISTED]),
+        f" and {more} more" if more > 0 else "",
+    )
 
 
 def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:

@@ -42,10 +42,13 @@ group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", d
 class _Parked:
     """``is_new``: it was met after the memos were returned, so no call before this one can have found it."""
 
-    __slots__ = ("future", "is_new", "mode", "step")
+    __slots__ = ("future", "is_new", "mode", "step", "task")
 
-    def __init__(self, step: Step, future: asyncio.Future[bool], mode: ParallelMode | None, is_new: bool) -> None:
+    def __init__(
+        self, step: Step, task: AnyTask, future: asyncio.Future[bool], mode: ParallelMode | None, is_new: bool
+    ) -> None:
         self.step = step
+        self.task = task
         self.future = future
         self.mode = mode
         self.is_new = is_new
@@ -98,7 +101,23 @@ class AsyncCall:
             return outcome
         if (error := self._unawaited.any()) is not None:
             return Raised(error)
-        return self._divergence(None) or outcome
+        if (diverged := self._divergence(None)) is not None:
+            return diverged
+        if self._replay.on_left_steps is not None and (left := self._left_steps()):
+            self._replay.on_left_steps(left)
+        return outcome
+
+    def _left_steps(self) -> list[str]:
+        """Ids of unfinished steps, in the order in which they were made, in tasks that nobody has ever awaited."""
+        memos, observed = self._replay.memos, self._settling.observed
+        left = [
+            entry.step
+            for entry in self._parked.values()
+            if entry.step.hashed_id not in memos
+            and not entry.task.cancelling()
+            and not observed.was_awaited(entry.task)
+        ]
+        return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
 
     def _divergence(self, found: str | None) -> Raised | None:
         """Whether a task that is neither over nor waits for a step will reach memos yet cannot be told."""
@@ -271,7 +290,7 @@ class AsyncCall:
     async def _park(self, step: Step, task: AnyTask) -> bool:
         """Wait for the call's decision: True to return the memo, False to execute the step."""
         replay = self._replay
-        parked = _Parked(step, self._loop.create_future(), group_mode.get(), replay.is_fresh)
+        parked = _Parked(step, task, self._loop.create_future(), group_mode.get(), replay.is_fresh)
         self._parked[step.hashed_id] = parked
         if step.hashed_id in replay.memos:
             heapq.heappush(self._memoized, (replay.position(step.hashed_id), step.hashed_id))

@@ -98,7 +98,8 @@ class Replay:
     executes. ``standing`` is checked before each step. ``stand_in`` replaces steps in tests. ``threads`` run the sync
     handlers of async functions; without them, those run on the event loop. ``names`` collects the ids of the steps
     reached, by hashed id. ``on_divergence`` gets memos that the function does not reach, ``on_small_duration`` gets
-    steps whose duration is perhaps meant in seconds.
+    steps whose duration is perhaps meant in seconds, ``on_left_steps`` gets the ids of unfinished steps in tasks that
+    nothing has awaited when the function returns.
     """
 
     memos: StepMemos
@@ -118,6 +119,7 @@ class Replay:
     names: dict[str, str] = field(default_factory=dict)
     on_divergence: OnDivergence | None = None
     on_small_duration: Callable[[str, int], None] | None = None
+    on_left_steps: Callable[[Sequence[str]], None] | None = None
     is_fresh: bool = False
     targets: Collection[str] = ()
     _counts: dict[str, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ What then happens is not decided here.
 import asyncio
 from collections.abc import Callable
 
+from .observed import Observed
 from .tasks import AnyFuture, AnyTask, Wait, classify, waiter_of
 
 _QUIET_ITERATIONS = 5
@@ -39,6 +40,7 @@ class Settling:
         self.tasks: set[AnyTask] = set()
         self.ignored: set[AnyTask] = set()
         """Active tasks that are not waited for any more."""
+        self.observed = Observed(self._is_own_callback)
         self.is_suspended = False
         """Set while a step is executed: its function must not go on meanwhile."""
         self._is_over = False
@@ -111,6 +113,7 @@ class Settling:
         for waiter in self._watched:
             waiter.remove_done_callback(self._on_watched_done)
         self._watched.clear()
+        self.observed.close()
         self._decide = _nothing  # what decides holds this: together they would wait for the garbage collector
 
     # -- looking
@@ -123,7 +126,11 @@ class Settling:
 
     def _look(self) -> None:
         self._next_look = None
-        if self._is_over or self.is_suspended or not self.tasks:
+        if self._is_over or not self.tasks:
+            return
+        for task in self._active:
+            self.observed.note(task, waiter_of(task))
+        if self.is_suspended:
             return
         if self._is_moving():
             self._quiet = 0
@@ -164,6 +171,9 @@ class Settling:
     def _on_watched_done(self, waiter: AnyFuture) -> None:
         self._active |= (self._watched.pop(waiter) & self.tasks) - self._parked
         self._moved()
+
+    def _is_own_callback(self, callback: object) -> bool:
+        return getattr(callback, "__self__", None) is self
 
     def _lose_patience(self, progress: int) -> None:
         self._patience = None

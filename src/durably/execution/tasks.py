@@ -95,6 +95,21 @@ def waits_only_for(task: AnyTask, others: Collection[AnyTask]) -> bool:
     return all(future.done() or future in others for future in waited_for)
 
 
+def awaited_by(task: AnyTask, waiter: AnyFuture) -> Iterator[AnyFuture]:
+    """All futures that a task waits for by ``waiter``: it, what ``gather`` holds, what ``wait`` was given."""
+    found: list[AnyFuture] = [waiter, *(_waited_for(task) or ())]
+    while found:
+        future = found.pop()
+        yield future
+        found += _children(future) or ()
+
+
+def forwarded_by(future: AnyFuture) -> Iterator[tuple[Any, list[AnyFuture]]]:
+    """The callbacks of a future, each with the futures that it resolves through its closure."""
+    for callback, _context in getattr(future, "_callbacks", None) or ():
+        yield callback, list(_resolved_by_callback(callback))
+
+
 def _children(future: AnyFuture) -> Collection[AnyFuture] | None:
     return getattr(future, "_children", None)
 
@@ -131,16 +146,20 @@ def _innermost(task: AnyTask) -> tuple[Any, str, str]:
     return (innermost, code.co_filename.replace("\\", "/"), code.co_name) if code is not None else (None, "", "")
 
 
-def _resolved_by(future: AnyFuture) -> Iterator[Any]:
+def _resolved_by(future: AnyFuture) -> Iterator[AnyFuture]:
     """Futures that this one's end resolves through a closure: what ``asyncio.shield`` returned, say."""
-    for callback, _context in getattr(future, "_callbacks", None) or ():
-        for cell in getattr(callback, "__closure__", None) or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:
-                continue
-            if isinstance(content, asyncio.Future):
-                yield content
+    for _, resolved in forwarded_by(future):
+        yield from resolved
+
+
+def _resolved_by_callback(callback: Any) -> Iterator[AnyFuture]:
+    for cell in getattr(callback, "__closure__", None) or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:
+            continue
+        if isinstance(content, asyncio.Future):
+            yield content
 
 
 def await_chain(task: AnyTask) -> Iterator[Any]:
