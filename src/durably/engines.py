@@ -62,15 +62,15 @@ def choose_engine(
     match engine:
         case None:
             given = EngineOrigins(
-                api_base_url and parse_origin(api_base_url, mode, "api_base_url"),
-                event_api_base_url and parse_origin(event_api_base_url, mode, "event_api_base_url"),
+                api_base_url and parse_origin(api_base_url, "api_base_url"),
+                event_api_base_url and parse_origin(event_api_base_url, "event_api_base_url"),
             )
             return None, _fill(given, mode, environment)
         case InngestCloud():
             return None, CLOUD_ORIGINS if mode is ServerKind.CLOUD else _fill(EngineOrigins(), mode, environment)
         case str():
             # The code names the production engine; `durably dev` names its own.
-            origins = _origins_at(parse_origin(engine, mode, "engine"))
+            origins = _origins_at(parse_origin(engine, "engine"))
             return None, _dev_origins(environment) or origins if mode is ServerKind.DEV else origins
         case _ if hasattr(engine, "__in_process__") and not isinstance(engine, type):
             return engine.__in_process__(), EngineOrigins()
@@ -92,28 +92,28 @@ def _fill(given: EngineOrigins, mode: ServerKind, environment: Environment) -> E
     """Fill missing arguments from the environment; development mode has a default."""
     common = _common_origins(mode, environment)
     return EngineOrigins(
-        given.api or _read(API_BASE_URL, mode, environment) or common.api,
-        given.events or _read(EVENT_API_BASE_URL, mode, environment) or common.events,
+        given.api or _read(API_BASE_URL, environment) or common.api,
+        given.events or _read(EVENT_API_BASE_URL, environment) or common.events,
     )
 
 
 def _common_origins(mode: ServerKind, environment: Environment) -> EngineOrigins:
-    if origin := _read(ENGINE_URL, mode, environment):
+    if origin := _read(ENGINE_URL, environment):
         return _origins_at(origin)
-    if origins := _dev_origins(environment, mode):
+    if origins := _dev_origins(environment):
         return origins
     return _origins_at(DEV_ORIGIN) if mode is ServerKind.DEV else EngineOrigins()
 
 
-def _dev_origins(environment: Environment, mode: ServerKind = ServerKind.DEV) -> EngineOrigins | None:
+def _dev_origins(environment: Environment) -> EngineOrigins | None:
     """The engine that ``DURABLY_DEV`` names, if it names one."""
     url = environment.dev_url
-    return None if url is None else _origins_at(parse_origin(url, mode, environment.name_of(DEV)))
+    return None if url is None else _origins_at(parse_origin(url, environment.name_of(DEV)))
 
 
-def _read(setting: Setting[str], mode: ServerKind, environment: Environment) -> str | None:
+def _read(setting: Setting[str], environment: Environment) -> str | None:
     value = environment.read(setting)
-    return None if value is None else parse_origin(value, mode, environment.name_of(setting))
+    return None if value is None else parse_origin(value, environment.name_of(setting))
 
 
 def _origins_at(origin: str) -> EngineOrigins:

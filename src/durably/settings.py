@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import check_signing_key
-from durably.protocol.text import show_url
+from durably.protocol.text import redact_url, show_url
 
 DEV_ORIGIN = "http://127.0.0.1:8288"
 DEFAULT_SERVE_PATH = "/api/inngest"
@@ -408,26 +409,40 @@ def describe_unknown_name(name: str, nearest: str | None) -> str:
     return f"{name} is set, but no setting has that name; {advice}"
 
 
-def parse_origin(text: str, mode: ServerKind, setting: str) -> str:
-    """A base URL without trailing slash. A missing scheme is https, in dev mode http.
+def parse_origin(text: str, setting: str) -> str:
+    """A base URL without trailing slash. Raises ``URLInvalidError`` naming the setting."""
+    return parse_url(text, setting).rstrip("/")
 
-    Raises ``URLInvalidError`` naming the setting.
+
+def parse_url(text: str, setting: str) -> str:
+    """A URL with its scheme. One without a scheme is http on this machine, and refused for any other host.
+
+    ``setting`` is what gives it: a setting, an argument or an option. Raises ``URLInvalidError`` naming the setting.
     """
-    url = text.strip()
-    if "://" not in url:
-        url = f"{'http' if mode is ServerKind.DEV else 'https'}://{url}"
+    text = text.strip()
+    url = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(url)
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-        is_valid = is_valid and ("." in parts.netloc or ":" in parts.netloc or parts.hostname == "localhost")
-        _ = parts.port
-    except ValueError:
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = is_valid and parts.netloc.isprintable() and " " not in parts.netloc
+    except ValueError:  # a bracket that is not closed, a port that is not a number
         is_valid = False
     if not is_valid:
         raise URLInvalidError(
-            f"{setting} is not a valid URL: {show_url(text)!r}; write it like https://engine.example.com"
+            f"{setting} is not a valid URL: {show_url(text)!r}; write it like https://host.example.com or "
+            "http://127.0.0.1:8000"
         )
-    return url.rstrip("/")
+    if "://" not in text and not _is_local(urlsplit(url).hostname or ""):
+        rest = redact_url(url).removeprefix("http://").rstrip("/")
+        raise URLInvalidError(f"{setting} has no scheme; write https://{rest} or http://{rest}")
+    return url
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def is_test_run() -> bool:

@@ -147,6 +147,12 @@ def test_there_is_no_engine(run: Run) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_the_environment_names_the_engine_as_for_apps(run: Run) -> None:
+    result = run("runs", "list", DURABLY_ENGINE_URL="engine.example.com")
+    assert (result.status, "Traceback" in result.stderr) == (1, False)
+    assert "DURABLY_ENGINE_URL has no scheme; write https://engine.example.com or http" in result.stderr
+
+
 def test_help_and_version(run: Run) -> None:
     for arguments in (["--help"], ["dev", "--help"], ["runs", "--help"], ["start", "-h"]):
         assert run(*arguments).status == 0
@@ -161,10 +167,11 @@ def test_help_and_version(run: Run) -> None:
         (("send", "a", "--data", r'{"a": "\ud800"}'), 1, "half of a surrogate pair"),
         (("send", "a", "--data", "[" * 100_000), 1, "--data is nested too deeply"),
         (("runs", "show", "\udcff"), 2, "run id is not encoded in UTF-8"),
-        (("runs", "list", "--url", "ftp://127.0.0.1"), 2, "Invalid value for '--url': it must be a URL like"),
-        (("runs", "list", "--url", "http://127.0.0.1:nine"), 2, "Invalid value for '--url': it must be a URL like"),
+        (("runs", "list", "--url", "ftp://127.0.0.1"), 2, "Invalid value for '--url': it is not a valid URL"),
+        (("runs", "list", "--url", "http://127.0.0.1:nine"), 2, "Invalid value for '--url': it is not a valid URL"),
         (("runs", "list", "--url", "http://ann:hunter2@127.0.0.1:1"), 2, "'--url': it must not hold a user name or"),
-        (("dev", "-u", "nonsense"), 2, "Invalid value for '-u' / '--app-url': it must be a URL like"),
+        (("dev", "-u", "nonsense"), 2, "'-u' / '--app-url': it has no scheme; write https://nonsense or http"),
+        (("runs", "list", "--url", "engine:80"), 2, "'--url': it has no scheme; write https://engine:80 or http"),
     ],
 )
 def test_input_that_cannot_be_used_is_named(ask: Ask, arguments: tuple[str, ...], status: int, fault: str) -> None:

@@ -29,9 +29,9 @@ def both(origin: str) -> tuple[str, str]:
         ({"INNGEST_DEV": "1"}, {}, LOCAL),
         ({}, {"is_production": False}, LOCAL),
         ({"DURABLY_DEV": "http://engine:99/"}, {}, both("http://engine:99")),
-        ({"INNGEST_DEV": "engine:99"}, {}, both("http://engine:99")),
+        ({"INNGEST_DEV": "localhost:99"}, {}, both("http://localhost:99")),
         ({"DURABLY_ENGINE_URL": "https://own.example.com"}, {}, both("https://own.example.com")),
-        ({"INNGEST_BASE_URL": "own.example.com"}, {}, both("https://own.example.com")),
+        ({"INNGEST_BASE_URL": "localhost:99"}, {}, both("http://localhost:99")),
         (
             {"DURABLY_ENGINE_URL": "https://own.example.com", "INNGEST_API_BASE_URL": "https://api.example.com"},
             {},
@@ -44,15 +44,15 @@ def both(origin: str) -> tuple[str, str]:
         ),
         (
             {"DURABLY_API_BASE_URL": "https://env.example.com"},
-            {"api_base_url": "arg.example.com"},
+            {"api_base_url": "https://arg.example.com"},
             ("https://arg.example.com", None),
         ),
         ({}, {"event_api_base_url": "https://arg.example.com/"}, (None, "https://arg.example.com")),
         ({}, {"engine": "https://own.example.com/"}, both("https://own.example.com")),
         (
             {"DURABLY_ENGINE_URL": "https://env.example.com"},
-            {"engine": "own.example.com"},
-            both("https://own.example.com"),
+            {"engine": "localhost:99"},
+            both("http://localhost:99"),
         ),
         ({}, {"engine": "http://127.0.0.1:99", "is_production": False}, both("http://127.0.0.1:99")),
         ({"DURABLY_DEV": "http://engine:99"}, {"engine": "https://own.example.com"}, both("http://engine:99")),
@@ -111,10 +111,10 @@ def test_arguments_that_are_wrong(arguments: dict[str, Any], message: str) -> No
 
 
 def test_a_url_that_is_none_is_named_by_what_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(URLInvalidError, match="engine is not a valid URL"):
+    with pytest.raises(URLInvalidError, match="engine has no scheme"):
         Client(app_id="app", engine="nodots")
     monkeypatch.setenv("INNGEST_BASE_URL", "nodots")
-    with pytest.raises(URLInvalidError, match="INNGEST_BASE_URL is not a valid URL"):
+    with pytest.raises(URLInvalidError, match="INNGEST_BASE_URL has no scheme"):
         Client(app_id="app")
 
 

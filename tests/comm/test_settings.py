@@ -69,24 +69,41 @@ def test_the_environments_name(monkeypatch: pytest.MonkeyPatch, variable: str) -
     assert Client(app_id="app", env="argument").env == "argument"
 
 
-@pytest.mark.parametrize("url", ["", " ", "://", "ftp://host", "http://", "nodots", "http://host:port", "http://[::1"])
-def test_a_url_that_is_none(url: str) -> None:
+@pytest.mark.parametrize("url", ["", " ", "://", "ftp://host", "http://", "http://host:port", "http://[::1", "a b"])
+def test_a_url_that_is_not_valid_is_refused(url: str) -> None:
     with pytest.raises(URLInvalidError, match="DURABLY_ENGINE_URL is not a valid URL"):
-        parse_origin(url, CLOUD, "DURABLY_ENGINE_URL")
+        parse_origin(url, "DURABLY_ENGINE_URL")
 
 
 @pytest.mark.parametrize(
-    ("url", "mode", "origin"),
+    ("url", "origin"),
     [
-        ("engine.example.com", CLOUD, "https://engine.example.com"),
-        ("engine.example.com", DEV, "http://engine.example.com"),
-        (" http://localhost ", CLOUD, "http://localhost"),
-        ("http://[::1]:8288", DEV, "http://[::1]:8288"),
-        ("https://host.example.com/prefix/", CLOUD, "https://host.example.com/prefix"),
+        ("localhost:8406", "http://localhost:8406"),
+        ("127.0.0.2", "http://127.0.0.2"),
+        ("[::1]:8288", "http://[::1]:8288"),
+        ("engine.localhost:80", "http://engine.localhost:80"),
+        ("http://engine", "http://engine"),
+        ("https://engine:8288", "https://engine:8288"),
+        (" http://localhost ", "http://localhost"),
+        ("https://host.example.com/prefix/", "https://host.example.com/prefix"),
     ],
 )
-def test_a_url_is_made_whole(url: str, mode: ServerKind, origin: str) -> None:
-    assert parse_origin(url, mode, "api_base_url") == origin
+def test_urls_on_this_machine_need_no_scheme(url: str, origin: str) -> None:
+    assert parse_origin(url, "api_base_url") == origin
+
+
+@pytest.mark.parametrize("host", ["engine.example.com", "engine:8288", "10.0.0.1:8288", "localhost.example.com"])
+def test_urls_of_other_hosts_need_a_scheme(host: str) -> None:
+    with pytest.raises(URLInvalidError) as raised:
+        parse_origin(host, "DURABLY_ENGINE_URL")
+    assert raised.value.message == f"DURABLY_ENGINE_URL has no scheme; write https://{host} or http://{host}"
+
+
+def test_errors_about_urls_do_not_show_passwords() -> None:
+    for url in ("ann:hunter2@engine.example.com", "ann:hunter2@engine:port", "ftp://ann:hunter2@engine"):
+        with pytest.raises(URLInvalidError) as raised:
+            parse_origin(url, "engine")
+        assert "hunter2" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from durably.errors import URLInvalidError
 from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
@@ -21,19 +22,27 @@ from durably.settings import (
     SIGNING_KEY_FALLBACK,
     Environment,
     Setting,
+    parse_origin,
+    parse_url,
 )
 
 Command = Callable[..., Any]
 
 
 def engine_url() -> str:
-    """The engine that the environment names, as SDKs find it, or a dev engine on this machine."""
+    """The engine that the environment names, as SDKs find it, or a dev engine on this machine.
+
+    Raises ``URLInvalidError`` naming the variable.
+    """
     environment = Environment()
-    return environment.read(ENGINE_URL) or environment.dev_url or DEV_ORIGIN
+    for setting, url in ((ENGINE_URL, environment.read(ENGINE_URL)), (DEV, environment.dev_url)):
+        if url:
+            return parse_origin(url, environment.name_of(setting))
+    return DEV_ORIGIN
 
 
 def _check_engine_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    url = _check_url(url if "://" in url else f"http://{url}")
+    url = _check_url(url)
     if "@" in urlsplit(url).netloc:
         raise click.BadParameter(
             "it must not hold a user name or password; the engine's keys are given by their options"
@@ -75,13 +84,9 @@ def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts
 
 def _check_url(url: str) -> str:
     try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
-        is_good = False
-    if not is_good:
-        raise click.BadParameter("it must be a URL like http://127.0.0.1:8000")
-    return url
+        return parse_url(url, "it")
+    except URLInvalidError as error:
+        raise click.BadParameter(error.message) from None
 
 
 def _check_text(options: dict[str, Any]) -> None:
