@@ -12,7 +12,7 @@ _choice = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens at."""
+    """A free port of 127.0.0.1."""
     while True:
         port = _choice.randrange(_FIRST, _LAST)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

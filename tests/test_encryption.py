@@ -1,4 +1,4 @@
-"""``durably.encryption``: nothing readable leaves the app, and all of it comes back, also from and to other SDKs."""
+"""``durably.encryption``: no plaintext leaves the app, and all data is decrypted, also from and to other SDKs."""
 
 import asyncio
 import datetime as dt
@@ -50,7 +50,7 @@ class Official:
         self._middleware = inngest_encryption.EncryptionMiddleware(client, None, key, **options)
 
     def encrypt(self, output: Any) -> Any:
-        """What it sends of an output."""
+        """The output in the form that it sends."""
         result = inngest.TransformOutputResult(error=None, output=output, step=None)
         self._middleware.transform_output(result)
         return result.output
@@ -171,7 +171,7 @@ async def test_data_that_the_official_sdk_encrypted_as_a_whole_is_read() -> None
 
 
 def make_functions(client: Client) -> list[Any]:
-    """All ways by which data leaves functions, but for what the engine must read."""
+    """All ways by which data leaves functions, except data that the engine must read."""
 
     @client.create_function(fn_id="echo", trigger=[])
     async def echo(ctx: Context) -> Any:
@@ -250,7 +250,7 @@ def read_all(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("is_encrypted", [True, False], ids=["encrypted", "plain"])
 async def test_the_database_holds_nothing_readable(tmp_path: Path, is_encrypted: bool) -> None:
-    """Without encryption the same search finds the secret, so that it is known to look in the right place."""
+    """Without encryption the same search finds the secret, so the search looks in the right place."""
     engine = Embedded(tmp_path / "durably.db", settings=EngineSettings(close_grace=dt.timedelta(0)))
     middleware = [EncryptionMiddleware.factory(KEY)] if is_encrypted else []
     client = client_with(*middleware, engine=engine)
@@ -278,7 +278,7 @@ def echo_twice_sync(ctx: ContextSync) -> Any:
 
 
 async def test_keys_rotate_without_an_interruption() -> None:
-    """Deploy the new key for decryption, then for encryption, then drop the old: runs go on throughout."""
+    """Deploy the new key for decryption, then for encryption, then remove the old key: runs continue."""
     stages = [(KEY, None), (KEY, ["new"]), ("new", [KEY]), ("new", None)]
     ciphers = [Cipher(key, fallbacks) for key, fallbacks in stages]
     for before, after in itertools.pairwise(ciphers):
@@ -353,7 +353,7 @@ def test_what_is_not_encrypted_stays_as_it_is(value: Any) -> None:
 
 
 async def test_an_output_that_looks_encrypted_comes_back_as_it_was() -> None:
-    """Else a user could have an app decrypt what was meant for others."""
+    """Otherwise a user could make an app decrypt other users' data."""
     planted = Cipher(KEY).encrypt("for others")
 
     async def f(ctx: Context) -> Any:

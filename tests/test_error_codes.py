@@ -1,4 +1,4 @@
-"""The codes of errors, wherever they arrive, and the shape of the engine's ``inngest/function.failed``."""
+"""The codes of errors in all places, and the shape of the engine's ``inngest/function.failed``."""
 
 import pickle
 from typing import Any

@@ -55,7 +55,7 @@ def one_step_sync(ctx: ContextSync) -> str:
 
 
 def recording(log: list[str], kind: str) -> Any:
-    """A middleware class of ``inngest`` with all of its hooks, which uses what such classes use of their arguments."""
+    """A middleware class of ``inngest`` with all of its hooks, which uses its arguments as such classes do."""
 
     def note(hook: str, self: Any, args: tuple[Any, ...]) -> None:
         log.append(hook)
@@ -198,7 +198,7 @@ async def test_a_function_that_makes_refused_middleware_is_found_out_before_anyt
 
 
 def test_a_hook_that_is_not_called_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later version of the package may have more hooks; those that a class leaves alone are no matter."""
+    """A later version of the package may have more hooks; unused new hooks do no harm."""
     monkeypatch.setattr(inngest.Middleware, "before_retry", lambda self: None, raising=False)
     client_with(type("Fine", (inngest.Middleware,), {}))
     with pytest.raises(FunctionConfigInvalidError, match=r"Broken, written for .* does not call: before_retry"):

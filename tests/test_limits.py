@@ -127,7 +127,7 @@ def test_each_row_says_what_the_code_does() -> None:
 
 
 def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
-    """A new one is missed by the names that this module reads."""
+    """Finds new limits by the names that this module reads."""
     names = {name for name in vars(limits) if name.isupper()}
     source = Path(__file__).read_text()
     # Of these, the engine's settings are the values that count.

@@ -1,4 +1,4 @@
-"""``durably.remote_state``: large outputs are kept in a bucket or directory of the app's, and come back."""
+"""``durably.remote_state``: large outputs are stored in the app's bucket or directory, and loaded again."""
 
 import datetime as dt
 import json
@@ -140,7 +140,7 @@ def test_each_reads_what_the_other_stored(s3: Any) -> None:
 
 @pytest.mark.parametrize("handler", [steps, steps_sync])
 async def test_a_run_of_the_official_middleware_goes_on_here_and_the_reverse(s3: Any, handler: Any) -> None:
-    """Theirs is used by ``durably`` clients too, so that one run can be handed from one to the other."""
+    """``durably`` clients use the official middleware too, so that a run can move from one client to the other."""
     theirs = official.RemoteStateMiddleware.factory(official.S3Driver(bucket=BUCKET, client=s3))
     ours = RemoteStateMiddleware.factory(S3Driver(bucket=BUCKET, client=s3), threshold_bytes=0)
     run = await engine_for(handler, client=client_with(theirs)).run()
@@ -250,7 +250,7 @@ def charge_sync(ctx: ContextSync) -> Any:
 
 
 async def failure_of(reference: dict[str, Any], *drivers: Any, handler: Any = charge) -> str:
-    """How a run ends that has the reference as the memo of its step."""
+    """The end of a run whose step's memo is the reference."""
     client = client_with(RemoteStateMiddleware.factory(drivers[0], read_drivers=drivers[1:]))
     memos = {hash_step_id("charge"): {"data": {"__REMOTE_STATE__": True, **reference}}}
     run = Run({"name": "e", "data": {}, "id": "1", "ts": 1}, memos=memos, stack=list(memos))
@@ -308,7 +308,7 @@ async def test_what_was_stored_elsewhere_before_is_read(s3: Any, tmp_path: Path)
 
 
 async def test_an_output_that_looks_like_a_reference_is_not_followed(s3: Any) -> None:
-    """Else what a user sends could have an app load an object of its choice."""
+    """Otherwise a user's data could make an app load an arbitrary object."""
     s3.put_object(Bucket=BUCKET, Key="inngest/remote_state/r/known", Body=b'"of another run"')
     key = "inngest/remote_state/r/known"
     planted = {"__REMOTE_STATE__": True, "__STRATEGY__": "inngest/s3", "bucket": BUCKET, "key": key}

@@ -1,4 +1,4 @@
-"""``ctx.logger``: what its lines tell, and that any logger works."""
+"""``ctx.logger``: the fields of its lines, and support for any logger."""
 
 import logging
 import subprocess

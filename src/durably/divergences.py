@@ -51,7 +51,7 @@ class Divergences:
             return StepIdUnstableError(
                 f"{text}. This has happened in {growths} calls of the run, with more steps each time: the ids of its "
                 "steps change from call to call (are they random, or made from the time?), so their handlers would run "
-                f"again without end. {_GUIDE}"
+                f"again endlessly. {_GUIDE}"
             )
         if is_news:
             logger.warning("%s. Steps whose ids have changed run again. %s", printable(text), _GUIDE)

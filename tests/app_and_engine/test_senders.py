@@ -1,4 +1,4 @@
-"""Events that a function sends are known to be its run's, so that functions that trigger each other can be stopped."""
+"""The engine knows which run sends an event, so it can stop functions that trigger each other."""
 
 import sqlite3
 from contextlib import closing

@@ -113,7 +113,7 @@ def test_mistakes_are_said_in_a_line(ask: Ask) -> None:
         (["send", "a", "--data", "[1]"], "--data must be a JSON object"),
         (["send", "a", "--data", "@nowhere.json"], "cannot read nowhere.json"),
         (["send", ""], "name"),
-        (["runs", "show", "nosuchrun"], "no run has an id that is or ends with 'nosuchrun'"),
+        (["runs", "show", "nosuchrun"], "no run has the id 'nosuchrun'"),
         (["runs", "cancel", "nosuchrun"], "nosuchrun"),
         (["runs", "rerun", "nosuchrun"], "nosuchrun"),
         (["invoke", "shop-nobody"], "shop-nobody"),
@@ -134,7 +134,7 @@ def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
     result = ask("send", "order/plcaed")
     nearest = "no function is triggered by it; the nearest event that one is triggered by is 'order/placed'"
     assert result.stderr == f"it starts nothing: {nearest}\n"
-    assert ask("send", "order/paid").stderr == "it has started no run yet\n"  # A step has waited for one.
+    assert ask("send", "order/paid").stderr == "it has started no run yet\n"  # A step has waited for such an event.
 
 
 def test_there_is_no_engine(run: Run) -> None:

@@ -38,7 +38,7 @@ json_values = st.recursive(hostile, lambda inner: st.dictionaries(hostile, inner
 
 
 def assert_fit(shown: str, *, lines: int | None = None) -> None:
-    """Without our colours, nothing is left that is invisible; text of several lines may have tabs."""
+    """Without Durably's colours, no invisible character is left, except tabs in multi-line text."""
     bare = COLOURS.sub("", shown)
     if lines is None:
         bare = bare.replace("\t", "")
@@ -192,7 +192,7 @@ def sources(*packages: str) -> list[Path]:
 
 
 def test_everything_is_printed_and_logged_by_what_is_tested_here() -> None:
-    printers = {"text.py", "console.py", "keys.py"}  # keys prints what it has made itself
+    printers = {"text.py", "console.py", "keys.py"}  # keys prints no text from others
     commands = [path for path in sources("cli") if not path.name.startswith("temporal") and path.name not in printers]
     found = [path.name for path in commands if re.search(r"click\.(echo|secho|style)\(", path.read_text())]
     assert found == []

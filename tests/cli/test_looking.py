@@ -1,4 +1,4 @@
-"""Looking at what an engine holds: short ids, events, attempts, and following both."""
+"""Inspection of an engine: short ids, events, attempts, and following both."""
 
 import json
 import re
@@ -88,9 +88,9 @@ def test_an_end_of_an_id_that_names_no_run_or_several_is_refused(ask: Ask, dev: 
     listed = json.loads(ask("runs", "list", "--json").stdout)
     common = [run["run_id"] for run in listed]
     ending = next((end for end in (one[-1] for one in common) if sum(i.endswith(end) for i in common) > 1), None)
-    none = ask("runs", "show", "UUUUUU")  # U is no letter of these ids
+    none = ask("runs", "show", "UUUUUU")  # these ids have no U
     assert (none.status, none.stdout) == (1, "")
-    assert "no run has an id that is or ends with 'UUUUUU'" in none.stderr
+    assert "no run has the id 'UUUUUU'" in none.stderr
     while ending is None:
         common.append(completed_run(ask, dev, "order/shipped")[1])
         ending = next((end for end in (one[-1] for one in common) if sum(i.endswith(end) for i in common) > 1), None)

@@ -1,4 +1,4 @@
-"""``durably keys``, ``sync`` and ``health``: what a deployment calls."""
+"""``durably keys``, ``sync`` and ``health``: the commands of a deployment."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def engine(start: Start, keys: dict[str, str]) -> Command:
 
 @pytest.fixture
 def variables(engine: Command, keys: dict[str, str]) -> dict[str, str]:
-    """What the app and the commands are told."""
+    """The environment of the app and the commands."""
     return keys | {"DURABLY_ENGINE_URL": origin_of(engine)}
 
 

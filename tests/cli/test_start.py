@@ -110,7 +110,7 @@ def test_clients_need_the_keys(start: Start, run: Run) -> None:
 
 
 def test_an_engine_whose_database_was_deleted_stays_and_refuses(start: Start, run: Run, directory: Path) -> None:
-    """Started again by a supervisor, it would begin with an empty database."""
+    """A supervisor would restart it with an empty database."""
     engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
     origin = str(logged(engine, "engine started")["origin"])
     (directory / "engine.db").unlink()

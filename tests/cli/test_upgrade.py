@@ -27,7 +27,7 @@ def schema_version(path: Path) -> int:
 
 
 def run_engine(start: Start) -> Command:
-    """One that has started and ended."""
+    """An engine that has started and ended."""
     engine = start("start", "--db", "durably.db", "--port", "0", **KEYS)
     engine.until("engine started")
     assert engine.stop() == 0
@@ -46,7 +46,7 @@ def test_an_upgrade_and_the_way_back(start: Start, run: Run, directory: Path) ->
     checked = run("check", "--db", "durably.db")
     assert checked.status == 0, checked.stderr
     assert "database migrated" not in run_engine(start).output
-    # As an older version finds a database that a newer one has migrated:
+    # The state after a newer version has migrated the database:
     newer = len(MIGRATIONS) + 1
     execute(database, f"PRAGMA user_version = {newer}")
     content = database.read_bytes()

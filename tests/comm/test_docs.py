@@ -1,4 +1,4 @@
-"""docs/comm.md: its adapter works word for word, and its tables say what the endpoint does."""
+"""docs/comm.md: its adapter works as printed, and its tables match the endpoint."""
 
 import json
 import re

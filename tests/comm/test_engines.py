@@ -83,7 +83,7 @@ def test_where_the_engine_is(
 
 
 def test_an_app_under_durably_dev_talks_to_no_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a developer's shell has set."""
+    """Independent of the variables in a developer's shell."""
     shell = {
         "DURABLY_ENGINE_URL": "https://own.example.com",
         "INNGEST_EVENT_API_BASE_URL": "https://events.example.com",

@@ -304,7 +304,7 @@ def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPa
     assert engine.to("/fn/register")[0].json["url"] == "https://public.example.com/of/env"
 
 
-# -- what a request may cost that nobody has signed
+# -- the cost of unsigned requests
 
 
 def test_a_body_that_was_encoded_anew_is_verified_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:

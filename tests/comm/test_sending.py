@@ -182,7 +182,7 @@ def test_production_needs_a_key(engine: FakeEngine, send: Send) -> None:
 
 @pytest.mark.parametrize("key", [{}, {"event_key": KEY}])
 def test_production_needs_an_engine(send: Send, key: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of somebody's cloud."""
+    """The events do not go to a hosted engine instead."""
     client = Client(app_id="shop", is_production=True, **key)
     with pytest.raises(EngineNotConfiguredError, match=r"'shop' has no engine in this test run: .*TestEngine"):
         send(client, TWO)

@@ -1,4 +1,4 @@
-"""Deferred functions: recorded while a run goes on, started once it has ended, however it ends."""
+"""Deferred functions: stored while a run is under way, started when it has ended with any status."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def aborted(step_id: str, function: Function) -> wire.Op:
 
 @pytest.fixture
 def later(script: ScriptedApp) -> Iterator[Function]:
-    """A function that is only ever started by being deferred."""
+    """A function that is started only by defers."""
     expression = f"event.data._inngest.fn_slug == '{script.id}-later'"
     function = script.function("later", triggers=[{"event": "inngest/deferred.schedule", "expression": expression}])
     yield function

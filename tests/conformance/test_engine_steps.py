@@ -150,7 +150,7 @@ def test_a_step_that_was_not_found_fails_the_run(script: ScriptedApp, engine: En
 
 
 def test_an_error_that_says_the_step_was_not_found_fails_the_run(script: ScriptedApp, engine: Engine) -> None:
-    """What SDKs answer in place of the op ``StepNotFound``."""
+    """The answer of SDKs instead of the op ``StepNotFound``."""
     fn = script.function(retries=0)
     call = fn.first_call()
     call.reports(wire.planned("a"), wire.planned("b"))

@@ -1,4 +1,4 @@
-"""Projects as a person makes them: by the framework's own command, and the README's code word for word."""
+"""Stock projects: made by the framework's own command, with the README's code."""
 
 import atexit
 import functools

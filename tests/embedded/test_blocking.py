@@ -47,7 +47,7 @@ async def test_a_blocked_event_loop_delays_no_timer_and_no_sync_function(tmp_pat
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_step_that_brings_its_process_down_uses_up_its_attempts(how: signal.Signals, tmp_path: Path) -> None:
-    """Whichever process it brings down: two owners, or an owner and a follower."""
+    """The killed processes may be two owners, or an owner and a follower."""
     with serving(gunicorn("flask_app", 1 if how == signal.SIGKILL else 3), tmp_path) as cluster:
         cluster.wait_owner()
         cluster.send({"name": "signal", "id": "one", "data": {"signal": how}})

@@ -1,4 +1,4 @@
-"""The file of calls that are under way: what the next owner reads in it."""
+"""The file of calls under way, as the next owner reads it."""
 
 import os
 import subprocess

@@ -249,7 +249,7 @@ async def test_stopping_and_starting_again(app: App) -> None:
 
 
 async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durably.option_checks._check", None)  # as where the engine is another, stricter one
+    monkeypatch.setattr("durably.option_checks._check", None)  # as with a stricter engine
 
     @app.function("f", concurrency=[Concurrency(limit=1, key="this is no expression ((")])
     async def f(ctx: Context) -> None: ...
@@ -303,7 +303,7 @@ def replace(database: Path) -> None:
 async def test_once_the_database_is_not_the_same_every_process_says_so(
     tmp_path: Path, harm: Callable[[Path], None], reason: str
 ) -> None:
-    """And none makes another in its place."""
+    """No other database is created in its place."""
     database = tmp_path / "durably.db"
     owner, follower = (App(database, settings=NO_GRACE) for _ in range(2))
     async with owner.running(), follower.running():

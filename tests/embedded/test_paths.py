@@ -1,4 +1,4 @@
-"""The database's path: resolved once, and told."""
+"""The database's path: resolved once, and logged."""
 
 import logging
 import os

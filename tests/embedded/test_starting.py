@@ -142,7 +142,7 @@ def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> 
 
 
 def test_a_process_that_serves_functions_runs_what_it_sends(tmp_path: Path) -> None:
-    """Whatever program it is: no server tells of itself, and there is no request."""
+    """In any program, without a known server or a request."""
     serve = "import flask, durably.flask; durably.flask.serve(flask.Flask('x'), client, functions)"
     wait = "; import time\nwhile client.engine.list_runs_sync()[0].ended_at is None: time.sleep(0.01)"
     process = python(SCRIPT.format(serve=serve, id="mine") + wait.removeprefix("; "), tmp_path)

@@ -1,4 +1,4 @@
-"""Stock projects under the servers that people use: an event that a view sends runs, and a sleeping run goes on after
+"""Stock projects under common servers: an event from a view starts a run, and a sleeping run continues after
 a restart."""
 
 from pathlib import Path

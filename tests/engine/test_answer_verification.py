@@ -1,4 +1,4 @@
-"""Whether an answer to a call is the app's: by the signature of its body, and by that of the whole of it."""
+"""Verification of an answer to a call, by the signature of its body and of the whole answer."""
 
 import datetime as dt
 import json
@@ -30,7 +30,7 @@ def whole(status: int, body: bytes, call: str = CALL, **headers: str) -> dict[st
 
 
 def refused(verification: AnswerVerification, status: int, headers: dict[str, str], body: bytes) -> str:
-    """The reason; an answer that is refused decides nothing, not even when to try again."""
+    """The reason. A refused answer decides nothing, not even the time of the retry."""
     answer = read_answer(status, headers, body, dt.datetime.fromtimestamp(NOW, dt.UTC), verification.refuse)
     assert isinstance(answer, AttemptFailed)
     assert (answer.no_retry, answer.retry_at, answer.written) == (False, None, None)

@@ -49,7 +49,7 @@ class Shop:
         await self.engine.drive(self.run, steps=calls)
 
     async def change(self, steps: Steps, *, after: int) -> None:
-        """Deploy other steps after so many calls, and carry the run on to its end."""
+        """Deploy other steps after ``after`` calls, and continue the run to its end."""
         await self.carry_on(after)
         self.steps = steps
         await self.carry_on()

@@ -1,4 +1,4 @@
-"""A handler that blocks the event loop is told of, by function and step."""
+"""A handler that blocks the event loop is logged, with function and step."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What steps return is what their handlers' annotations say, and what cannot be stored is refused."""
+"""Steps return values of their handlers' return types; values that cannot be stored are refused."""
 
 import asyncio
 import collections.abc
@@ -206,7 +206,7 @@ async def test_output_type_replaces_the_annotation(output_type: Any, value: Any,
 
 
 async def test_the_first_execution_returns_what_a_replay_returns() -> None:
-    """While checkpoints keep the function alive, it goes on with a value of its own, made from what is stored."""
+    """With checkpoints a function continues with a new value, decoded from the stored JSON."""
     mine = Page([Charge(uuid.UUID(int=1), Decimal(1), dt.datetime(2030, 1, 2, tzinfo=dt.timezone(dt.timedelta(0))))])
     seen: list[Any] = []
     client = Client(app_id="app", is_production=False)

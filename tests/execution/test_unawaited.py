@@ -431,5 +431,5 @@ async def derived(ctx: Derived) -> None: ...
     "handler", [unannotated, right_while_checking, either, any_sync, derived, async_while_checking]
 )
 def test_other_annotations_are_not_looked_at(handler: Any) -> None:
-    """Of a name that exists only while types are checked, only ``Context`` and ``ContextSync`` themselves are known."""
+    """If a name exists only for type checkers, only ``Context`` and ``ContextSync`` are recognised."""
     client.create_function(fn_id="charge", trigger=[])(handler)

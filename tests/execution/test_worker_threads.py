@@ -250,7 +250,7 @@ async def test_the_frameworks_surroundings_are_around_the_handler_in_its_thread(
 
 
 class Held:
-    """A handler that goes on until it is released."""
+    """A handler that runs until it is released."""
 
     def __init__(self) -> None:
         self.began = threading.Event()

@@ -31,7 +31,7 @@ START = dt.datetime(2026, 3, 2, 12, 0, tzinfo=dt.UTC)
 
 @pytest.fixture(autouse=True)
 def _unchecked_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Functions are created with whatever options, so that the engine has something to refuse."""
+    """Functions are created without a check of options, so that the engine refuses them."""
     monkeypatch.setattr(function_opts, "check_config", lambda config: None)
 
 

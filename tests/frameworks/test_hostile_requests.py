@@ -1,4 +1,4 @@
-"""Requests that anybody may send. They must not redirect an app's calls, nor run its functions, nor cost much."""
+"""Unauthenticated requests must not redirect an app's calls, run its functions, or cost much."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ MAX_BYTES = 36 * 1024 * 1024
 
 
 def has_platform_url(server: Server) -> bool:
-    """DigitalOcean's platform tells its functions their URL, and not by a header."""
+    """DigitalOcean's platform passes the URL to its functions, not in a header."""
     return server.framework == "digitalocean"
 
 
@@ -58,7 +58,7 @@ def test_an_unsigned_sync_in_production_registers_the_configured_url(server: Ser
 
 @pytest.mark.parametrize("body", [b"", FORGED_BODY])
 def test_nor_does_a_signed_one_that_is_out_of_band(server: Server, engine: FakeEngine, body: bytes) -> None:
-    """Its signature covers no Host, and it may be sent again by whoever saw it."""
+    """Its signature does not cover the Host, and an attacker who saw it may repeat it."""
     if has_platform_url(server):
         pytest.skip("the platform tells the URL")
     answer = wire.request("PUT", server.url("cloud"), body, {**FORGED, "x-inngest-signature": wire.sign(body)})
@@ -123,7 +123,7 @@ def test_a_call_for_another_function_or_step_is_refused(server: Server, ctx: dic
 
 @pytest.mark.parametrize("fn_id", ["app-cloud-plain-sync", "", "0b8f3dd0-6a4c-5a3b-9a4e-5d1f5c8f0a11"])
 def test_a_call_for_its_function_is_answered(server: Server, fn_id: str) -> None:
-    """Inngest servers send a UUID of their own, and old ones nothing."""
+    """Inngest servers send their own UUID, and old servers send nothing."""
     body = wire.encode(wire.call_body(fn_id=fn_id))
     url = server.url("cloud") + "?fnId=app-cloud-plain-sync&stepId=step"
     assert wire.request("POST", url, body, {"x-inngest-signature": wire.sign(body)}).status == 200

@@ -33,7 +33,7 @@ AWAY = "http://127.0.0.1:9"
 """Where nobody listens."""
 
 ORIGIN = "https://app.example.com"
-"""What apps in production are told their own origin is."""
+"""The configured origin of apps in production."""
 
 _DEV = {"is_production": False}
 _CLOUD = {

@@ -1,4 +1,4 @@
-"""Apps of ``durably`` and of both official SDKs, with one key, on one engine: each reads what the others encrypted."""
+"""Apps of ``durably`` and of both official SDKs, with one key, on one engine: each decrypts the others' data."""
 
 import json
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """The official JavaScript SDK on our engine: each function of its app runs to its end, in both modes, and with
 checkpoints after each step, after several, and without any.
 
-What needs the services of the hosted platform is left out: realtime messages, sandboxes, and what its documents call
-experimental (scores, metadata), but for deferred functions.
+Features of the hosted platform are left out: realtime messages, sandboxes, and features that its documentation calls
+experimental (scores, metadata), except deferred functions.
 """
 
 from collections.abc import Iterator

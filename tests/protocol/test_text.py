@@ -1,4 +1,4 @@
-"""What others have sent is shown without control characters, and URLs without credentials."""
+"""Untrusted text is shown without control characters, and URLs without credentials."""
 
 import io
 import json

@@ -45,7 +45,7 @@ def events() -> None:
     help="Only events received since: RFC 3339, or how long ago, like 2h.",
 )
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, _PAGE), help="At most so many.")
-@click.option("--follow", is_flag=True, help="Go on with those that are received from now on, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Continue with new events as they arrive, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --follow a JSON object per line.")
 @client_options
 def list_events(

@@ -147,7 +147,7 @@ def cancel(
     selection = {"function_id": function_id, "started_after": since, "if": expression}
     begun = client.cancel_runs(selection | {"started_before": until or format_moment(now)})
     if no_wait:
-        echo(f"cancellation {begun.id} goes on")
+        echo(f"cancellation {begun.id} is still under way")
     else:
         echo(f"{count_runs(wait_for_end(begun, client.get_cancellation).cancelled)} cancelled")
     if begun.started_before > now:
@@ -207,7 +207,7 @@ def replay(
     }
     started = client.replay(selection)
     if no_wait:
-        echo(f"replay {started.id} goes on")
+        echo(f"replay {started.id} is still under way")
         return
     echo(f"{count_runs(wait_for_end(started, client.get_replay).replayed)} started again")
 
@@ -218,7 +218,7 @@ def find_run_id(client: "EngineClient", text: str) -> str:
         return text
     found = client.list_runs(id_suffix=text, limit=5)
     if not found:
-        raise CliError(f"no run has an id that is or ends with {text!r}; `durably runs list` shows what there is")
+        raise CliError(f"no run has the id {text!r}, or an id that ends with it; `durably runs list` lists runs")
     if len(found) > 1:
         ids = ", ".join(run.run_id for run in found)
         raise CliError(f"several runs have ids that end with {text!r}: {ids}; give more of the one you mean")

@@ -38,7 +38,7 @@ _ADVICE = "; `durably keys` makes one of each"
     "unsigned_apps",
     multiple=True,
     metavar="APP",
-    help="Take the answers of the app with this id unsigned: its SDK signs none. May be repeated.",
+    help="Accept unsigned answers of the app with this id, if its SDK does not sign. May be repeated.",
 )
 @click.option(
     "--retention",

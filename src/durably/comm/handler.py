@@ -243,7 +243,7 @@ class CommHandler:
             return
         if self.client.in_process is not None:
             raise MethodUnsupportedError(
-                "the app's engine is in its own process, so this endpoint answers GET alone, and no other engine may "
+                "the app's engine is in its own process, so this endpoint answers only GET, and no other engine may "
                 "call its functions: start the app by its own server (uvicorn, gunicorn …), without `durably dev` or "
                 "-u",
                 "GET",

@@ -68,8 +68,8 @@ class UnsignedSyncs:
                 return None
             if self._answer is None:
                 raise SyncTooSoonError(
-                    f"another unsigned sync goes on or has failed; the next is possible within {UNSIGNED_SECONDS:g} s, "
-                    "a signed one (`durably sync URL`) at any time"
+                    "another unsigned sync is under way or has failed; the next is possible within "
+                    f"{UNSIGNED_SECONDS:g} s, a signed one (`durably sync URL`) at any time"
                 )
             return _copy(self._answer)
 

@@ -47,7 +47,7 @@ def check_directory(directory: Path, user: int) -> None:
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != user or stat.S_IMODE(state.st_mode) & 0o077:
         raise EngineError(
             f"{directory}, in which this database's processes meet, must be a directory that belongs to user "
-            f"{user} and that nobody else can enter (mode 700): remove it, or move the database to a directory that "
+            f"{user} and that no other user can enter (mode 700): remove it, or move the database to a directory that "
             "only that user can write"
         )
 

@@ -126,7 +126,7 @@ def _read_output(body: bytes) -> Answer:
     except TooDeepError as error:
         return _invalid(f"the function's return value cannot be read: {error}", error)
     except msgspec.DecodeError as error:
-        return _invalid(f"the function's return value is no JSON: {_excerpt(body)}", error)
+        return _invalid(f"the function's return value is not JSON: {_excerpt(body)}", error)
     return Returned(body)
 
 
@@ -135,7 +135,7 @@ def _read_ops(headers: Mapping[str, str], body: bytes, no_retry: bool, retry_at:
         # The first SDKs sent a lone op instead of a list.
         ops = [decode(_op_decoder, body)] if body.lstrip().startswith(b"{") else decode(_ops_decoder, body)
     except msgspec.DecodeError as error:
-        return _invalid(f"the app's answer is no list of ops: {error}", error)
+        return _invalid(f"the app's answer is not a list of ops: {error}", error)
     races = headers.get(Header.REQUEST_VERSION, "2").strip() in ("0", "1")
     return Asked(ops=ops, no_retry=no_retry, retry_at=retry_at, races=races)
 

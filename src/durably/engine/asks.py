@@ -116,7 +116,7 @@ def read_defer(op: Op) -> DeferAsk:
         raise OpInvalidError("it names no function")
     data = (op.opts or {}).get("input") or {}
     if not isinstance(data, dict):
-        raise OpInvalidError("its data is no object")
+        raise OpInvalidError("its data is not an object")
     return DeferAsk(function_id=function_id, data=msgspec.json.encode(data))
 
 

@@ -1,4 +1,4 @@
-"""Calls that wait for each other: none of a function's is held up by many of another's."""
+"""Fairness between functions: many calls of one function do not delay a call of another."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The files of a database: for their owner alone, and noticed when they are not those that the engine has open."""
+"""The files of a database: private to their owner, and checked against the files that the engine has open."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Limits on what a run may ask for: refused before anything of it is started."""
+"""Limits of a run's ops: an answer beyond them starts nothing."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Functions that start each other without end: stopped at a depth, and reached by bulk cancellations."""
+"""Functions that start each other endlessly: stopped at a depth, and cancelled by bulk cancellations."""
 
 import datetime as dt
 from pathlib import Path
@@ -19,7 +19,7 @@ SHALLOW = msgspec.structs.replace(QUICK, max_depth=3)
 
 
 async def send_from(engine: EmbeddedEngine, run_id: str | None, name: str) -> str:
-    """Send an event as a run's, and wait for the end of the run that it starts; that run's id."""
+    """Send an event from a run, wait for the end of the run that it starts, and return its id."""
     (event_id,) = await engine.send_events([Event(name=name)], sender=run_id)
     (run,) = await engine.event_runs(event_id)
     await ended(engine, run.id)
@@ -38,7 +38,7 @@ async def test_a_function_that_invokes_itself_is_stopped_and_the_chain_named(pat
         assert len(runs) == 4
         (step,) = await engine.run_steps(runs[0].id)
         assert step.error is not None
-        assert step.error.startswith("RunawayError: functions start each other without end (app-self → app-self → ")
+        assert step.error.startswith("RunawayError: functions start each other endlessly (app-self → app-self → ")
         assert "max_depth" in step.error
 
 
@@ -99,7 +99,7 @@ async def test_a_chain_of_events_is_stopped_by_a_failed_run_that_is_told_of(path
 
         await until(engine, is_told)
         assert len(app.calls) == 12
-        # A person may run it again all the same.
+        # A person may rerun it nevertheless.
         again = await ended(engine, await engine.rerun(refused.id))
         assert again.status == RunStatus.COMPLETED
         assert await send_from(engine, again.id, "loop")
@@ -144,7 +144,7 @@ def test_handlers_hear_of_the_run_that_was_refused(chain: int, tells_end: bool, 
 async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
     engine: EmbeddedEngine, app: SmallApp, through: str
 ) -> None:
-    """The run's event is on its way when it is cancelled, perhaps by way of another function."""
+    """The run is cancelled while its event is under way, possibly through another function."""
 
     @app.function("loop")
     def loop(steps: Steps) -> object:

@@ -1,4 +1,4 @@
-"""Events that match nothing: stored, and pointed out with the nearest name."""
+"""Events that match nothing: stored, and reported with the nearest name."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Routes of official SDKs that are harmless, and those for what this engine does not have."""
+"""Routes of official SDKs: supported ones, and ones that this engine refuses."""
 
 import base64
 import logging

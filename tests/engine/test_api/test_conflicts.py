@@ -1,4 +1,4 @@
-"""Two apps with one id are noticed, and told; a deployment, a move and a reload are not taken for that."""
+"""Two apps with one id get a warning; a deployment, a move and a reload do not."""
 
 import logging
 from typing import Any
@@ -29,7 +29,7 @@ class Apps:
             self.said.append((await response.json()).get("warning"))
 
     async def register(self, url: str, *function_ids: str) -> None:
-        """A sync of an app of which there is nothing more."""
+        """A sync of an app that does not answer."""
         functions = [_config(url, function_id) for function_id in function_ids]
         status, answer = await self.dev.json(
             "POST", "/fn/register", json={"url": url, "appName": "shop", "functions": functions}

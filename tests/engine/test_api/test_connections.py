@@ -1,4 +1,4 @@
-"""Slow clients, too many of them, and no descriptors left: whoever makes a request in time is answered."""
+"""Slow clients, too many clients, and no free descriptors: requests in time are answered."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ class Served:
 
 
 async def status_of(reader: asyncio.StreamReader) -> int:
-    """Of the next answer, the whole of which is read."""
+    """The status of the next answer, after reading all of it."""
     async with asyncio.timeout(PATIENCE):
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
@@ -51,7 +51,7 @@ async def status_of(reader: asyncio.StreamReader) -> int:
 
 
 async def trickle(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """A byte now and then, until the server has had enough."""
+    """Send a byte now and then, until the server closes the connection."""
     with contextlib.suppress(ConnectionError):
         for byte in data * 1000:
             writer.write(bytes([byte]))

@@ -1,4 +1,4 @@
-"""A development engine answers local hosts and origins only: DNS rebinding reaches nothing."""
+"""A development engine answers only local hosts and origins, so DNS rebinding fails."""
 
 import asyncio
 import logging
@@ -116,7 +116,7 @@ async def test_in_production_the_keys_decide_and_not_the_host(cloud: Harness) ->
 
 
 def test_who_listens_at_all_addresses_is_reached_by_any_of_them() -> None:
-    """A name can be made to resolve otherwise, an address cannot."""
+    """DNS can redirect a name, but not an address."""
     everywhere, here = AllowedHosts("0.0.0.0"), AllowedHosts("127.0.0.1")
     for host in ("192.168.0.7:8288", "[2001:db8::1]"):
         assert (everywhere.allows_host(host), here.allows_host(host)) == (True, False)

@@ -1,4 +1,4 @@
-"""Bodies that are nested deeply: each has one clear answer, and none is a fault of the engine's."""
+"""Deeply nested bodies: each gets a clear answer, and none causes an internal error."""
 
 import pytest
 
@@ -35,7 +35,7 @@ async def test_a_deeply_nested_body_has_one_clear_answer(dev: Harness, path: str
 
 
 async def test_what_was_accepted_can_be_read(dev: Harness) -> None:
-    """An event that is stored is shown, triggers what it triggers, and stands in no other's way."""
+    """A stored event is shown, triggers its functions, and does not block other events."""
     for depth in DEPTHS:
         body = BODIES["/e/any"].format(nested(depth, "object")).encode()
         status, answer = await dev.json("POST", "/e/any", data=body, headers={"content-type": "application/json"})

@@ -1,4 +1,4 @@
-"""An engine in production, an app, and between the two somebody who changes answers on their way."""
+"""An engine in production, an app, and an attacker between them who changes answers."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +20,7 @@ _HOP_HEADERS = {"content-length", "transfer-encoding", "connection", "content-en
 
 
 class Meddler:
-    """A proxy in front of an app. ``change`` is what becomes of the answers to calls."""
+    """A proxy in front of an app. ``change`` changes the answers to calls."""
 
     def __init__(self, target: str) -> None:
         self.target, self.url = target, ""
@@ -67,7 +67,7 @@ Between = Callable[..., Awaitable[Meddler]]
 
 @pytest.fixture
 async def between(cloud: Harness, serve_functions: ServeFunctions) -> AsyncIterator[Meddler]:
-    """In front of an app that has synced, whose function returns the event's data, or raises it."""
+    """A proxy in front of a synced app, whose function returns the event's data, or raises it."""
     client = client_of(cloud, is_production=True, signing_key=SIGNING_KEY, event_key=EVENT_KEY)
 
     @client.create_function(fn_id="echo", trigger=durably.TriggerEvent(event="echo"), retries=0)

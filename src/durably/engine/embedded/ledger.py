@@ -439,7 +439,7 @@ class Entry:
         self.store.drop_deferred(live.row.key, command.step_id)
 
     def _refuse_deferred(self, live: _LiveRun, command: RefuseDeferred) -> None:
-        _logger.warning("run %s cannot defer %r: %s; it goes on without", live.row.id, command.name, command.reason)
+        _logger.warning("run %s cannot defer %r: %s; it continues without", live.row.id, command.name, command.reason)
 
     def _read_triggers(self, row: RunRow) -> list[Arrival]:
         return [self.events.trigger_of(event_key) for event_key in self.store.event_keys(row)]

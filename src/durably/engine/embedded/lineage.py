@@ -58,4 +58,4 @@ def refuse_runaway(
             break
         named.append(run.function_id)
     chain = describe_chain(named, is_whole)
-    return ErrorData(name="RunawayError", message=f"functions start each other without end ({chain}): {reason}")
+    return ErrorData(name="RunawayError", message=f"functions start each other endlessly ({chain}): {reason}")
