@@ -2,22 +2,28 @@
 
 import datetime as dt
 import json
+from collections.abc import Callable
 
 import pytest
 
 from durably.engine.answer_verification import AnswerVerification
 from durably.engine.answers import AttemptFailed, Returned, read_answer
 from durably.protocol.answer_signatures import sign_answer
+from durably.protocol.sent_signatures import SentSignatures
 from durably.protocol.signatures import sign
 
 NOW = 1_700_000_000
 KEY, FALLBACK, OTHER = (f"signkey-test-{digits * 32}" for digits in ("ab", "cd", "ef"))
 CALL = sign(b"the call", KEY, NOW)
+SENT = SentSignatures()
+SENT.add(CALL)
 SDK = {"x-inngest-sdk": "py:v1", "x-inngest-req-version": "2"}
 
 
 def check(*, signs_whole: bool = False, now: float = NOW) -> AnswerVerification:
-    return AnswerVerification(keys=(KEY, FALLBACK), call_signature=CALL, signs_whole=signs_whole, now=now)
+    return AnswerVerification(
+        keys=(KEY, FALLBACK), call_signature=CALL, signs_whole=signs_whole, now=now, was_sent=SENT.__contains__
+    )
 
 
 def signed(body: bytes, key: str = KEY, at: int = NOW, **headers: str) -> dict[str, str]:
@@ -109,6 +115,12 @@ def test_nothing_that_decides_can_be_changed_on_the_way(status: int, changed: di
     error = b'{"name": "E", "message": "boom"}'
     headers = whole(500, error, x_inngest_no_retry="true") | changed
     refused(check(signs_whole=True), status, headers, error)
+
+
+@pytest.mark.parametrize("form", [str, lambda header: header.replace(header[-64:], header[-64:].upper())])
+def test_a_signature_of_the_engine_itself_is_no_answers(form: Callable[[str], str]) -> None:
+    message = refused(check(), 200, SDK | {"x-inngest-signature": form(CALL)}, b"the call")
+    assert "request of the engine's own that was sent back" in message
 
 
 @pytest.mark.parametrize("value", ["é", "\udcff", "a\nb", "\x00"])

@@ -5,7 +5,7 @@ Durably's SDK also signs the status, the headers that decide about retries, and 
 (``protocol.answer_signatures``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -14,18 +14,25 @@ from durably.protocol.answer_signatures import verify_answer
 from durably.protocol.headers import Header
 from durably.protocol.signatures import SignatureError, verify
 
+_ECHOED = (
+    "the app's answer (status {status}) is not used, since it is a signed request of the "
+    "engine's own that was sent back; check what answers at the app's URL"
+)
+
 
 class AnswerVerification(msgspec.Struct, frozen=True):
     """Checks the answers to one call.
 
     ``keys`` are the engine's, ``call_signature`` is the call's signature, ``now`` is in unix seconds.
-    ``signs_whole``: the app announced at its sync that it signs whole answers.
+    ``signs_whole``: the app announced at its sync that it signs whole answers. ``was_sent`` tells whether the engine sent a
+    signature header itself.
     """
 
     keys: tuple[str | None, str | None]
     call_signature: str
     signs_whole: bool
     now: float
+    was_sent: Callable[[str], bool]
 
     def refuse(self, status: int, headers: Mapping[str, str], body: bytes, was_streamed: bool) -> AttemptFailed | None:
         """The failed attempt for an answer with a bad signature, or ``None`` if the signature is valid.
@@ -38,6 +45,8 @@ class AnswerVerification(msgspec.Struct, frozen=True):
             return failed("AnswerNotSignedError", _explain_unsigned(status, headers, body, was_streamed))
         try:
             key = verify(body, signature, self.keys, self.now)
+            if self.was_sent(signature):
+                return failed("AnswerSignatureError", _ECHOED.format(status=status))
             if self.signs_whole:
                 verify_answer(status, headers, body, call_signature=self.call_signature, key=key)
         except SignatureError as error:

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 import durably
+from durably.engine.embedded.registry import Function
 from durably.engine.embedded.views import RunStatus, RunView
 from durably.protocol.limits import MAX_CANONICAL_BYTES
 
@@ -26,9 +27,11 @@ class Meddler:
         self.target, self.url = target, ""
         self.change: Callable[[Answer], Answer] = lambda answer: answer
         self.answers: list[Answer] = []
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     async def handle(self, request: web.Request) -> web.Response:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_HEADERS}
+        self.requests.append((request.method, _kept(request.headers), await request.read()))
         async with (
             aiohttp.ClientSession() as session,
             session.request(
@@ -109,6 +112,28 @@ def _forge(answer: Answer) -> Answer:
 
 def _succeed(answer: Answer) -> Answer:
     return 200, answer[1], answer[2]
+
+
+@pytest.mark.parametrize("kind", ["call", "earlier call", "inspection", "sync"])
+async def test_a_request_of_the_engine_that_is_sent_back_is_a_failed_attempt(
+    cloud: Harness, between: Meddler, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Apps of other SDKs sign bodies only, with the key of the calls."""
+    monkeypatch.setattr(Function, "signs_whole_answers", False)
+    assert (await run(cloud, n=1)).status is RunStatus.COMPLETED
+    method = {"inspection": "GET", "sync": "PUT"}.get(kind, "POST")
+    index = 0 if kind == "earlier call" else -1
+
+    def echo(answer: Answer) -> Answer:
+        headers, body = [(headers, body) for used, headers, body in between.requests if used == method][index]
+        return 200, {"x-inngest-sdk": "js:v4", "x-inngest-signature": headers["x-inngest-signature"]}, body
+
+    between.change = echo
+    failed = await run(cloud, n=2)
+    assert failed.status is RunStatus.FAILED
+    error = msgspec.json.decode(failed.output or b"")
+    assert error["name"] == "AnswerSignatureError"
+    assert "request of the engine's own that was sent back" in error["message"]
 
 
 def _plan(answer: Answer) -> Answer:

@@ -16,7 +16,6 @@ from durably.engine.answers import Answer, Refuse, Unreached, failed, read_answe
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
-from durably.protocol.signatures import sign
 from durably.protocol.text import redact_url, redact_urls
 
 from .bodies import CallData
@@ -24,6 +23,7 @@ from .canonical import to_sign
 from .moments import to_datetime
 from .registry import Function
 from .settings import EngineSettings
+from .signing import sign_request, was_sent
 
 _CHUNK_BYTES = 64 * 1024
 _QUICK_BYTES = 1024 * 1024
@@ -130,6 +130,7 @@ class HttpCaller:
             call_signature=call_headers.get(Header.SIGNATURE.value, ""),
             signs_whole=function.signs_whole_answers,
             now=time.time(),
+            was_sent=was_sent,
         ).refuse
 
     def _headers(self, function: Function, data: CallData, body: bytes) -> dict[str, str]:
@@ -137,7 +138,7 @@ class HttpCaller:
         if self._settings.signing_key:
             # Durably's apps verify the bytes that they get. Other SDKs verify the canonical form of these.
             content = body if function.signs_whole_answers else to_sign(body)
-            headers[Header.SIGNATURE.value] = sign(content, self._settings.signing_key, int(time.time()))
+            headers[Header.SIGNATURE.value] = sign_request(content, self._settings.signing_key)
         return headers
 
 

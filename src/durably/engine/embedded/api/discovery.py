@@ -19,10 +19,11 @@ from yarl import URL
 from durably.engine.embedded.caller import read_limited
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.engine.embedded.settings import EngineSettings
+from durably.engine.embedded.signing import sign_request, was_sent
 from durably.engine.errors import EngineError
 from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
-from durably.protocol.signatures import SignatureError, sign, verify
+from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from durably.protocol.text import get_logger, printable, redact_url, redact_urls
 
@@ -202,7 +203,10 @@ class AppDiscovery:
     def _read_in_band(self, url: str, headers: Mapping[str, str], body: bytes) -> SyncRequest:
         keys = (self._settings.signing_key, self._settings.signing_key_fallback)
         try:
-            verify(body, headers.get(Header.SIGNATURE), keys, time.time())
+            signature = headers.get(Header.SIGNATURE, "")
+            verify(body, signature, keys, time.time())
+            if was_sent(signature):
+                raise SignatureError("it is a signed request of the engine's own that was sent back")
             return decode_functions(body, _in_band_decoder).to_request()
         except SignatureError as error:
             raise SyncFailedError(
@@ -218,7 +222,7 @@ class AppDiscovery:
         key = self._settings.signing_key
         if key is None or self._settings.server_kind is ServerKind.DEV:
             return {}
-        return {Header.SIGNATURE: sign(body, key, int(time.time()))}
+        return {Header.SIGNATURE: sign_request(body, key)}
 
     async def _request(self, method: str, url: str, **options: Any) -> tuple[int, Mapping[str, str], bytes]:
         try:
