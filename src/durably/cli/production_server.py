@@ -88,7 +88,7 @@ class SyncLog:
                 modified=result.modified,
                 **{name: ids for name, ids in changes.items() if ids},
             )
-        if sync.conflict is not None:
+        if sync.conflict is not None and sync.is_news:
             _logger.error("%s", sync.conflict)
 
 

@@ -74,7 +74,17 @@ async def test_two_apps_with_other_functions_are_told_at_once(apps: Apps, caplog
         "app.two": apps.said[1],
         "app.one": apps.said[2],
     }
-    assert [sync.conflict for sync in apps.dev.syncs] == [None, apps.said[1], None]  # Said once in ten minutes.
+    assert [sync.conflict for sync in apps.dev.syncs] == apps.said
+    assert [sync.is_news for sync in apps.dev.syncs] == [False, True, False]  # Reported once in ten minutes.
+
+
+async def test_a_sync_that_a_command_asks_for_warns_each_time(apps: Apps) -> None:
+    await apps.start("one", "a", "b")
+    await apps.start("two", "c")
+    for name in ("one", "two"):
+        status, answer = await apps.dev.json("POST", "/v1/apps/sync", json={"url": apps.urls[name]})
+        assert status == 200
+        assert answer["data"]["warning"].startswith("two apps have the id 'shop'")
 
 
 async def test_two_apps_with_some_functions_in_common_are_told_once_one_comes_back(apps: Apps) -> None:

@@ -168,7 +168,7 @@ class AppDiscovery:
                 return self._posted_sync(url, deploy_id)
         sync = self._read_in_band(url, headers, body)
         stored = await self.conflicts.accept(sync)
-        accepted = AcceptedSync(sync, stored.result, None, stored.conflict if stored.is_new else None)
+        accepted = AcceptedSync(sync, stored.result, None, stored.conflict, stored.is_new)
         _tell_other_origins(url, sync)
         self.note_sync(accepted)
         return accepted

@@ -16,12 +16,13 @@ from .conflicts import AppConflicts
 @dataclass(frozen=True)
 class AcceptedSync:
     """A sync that the engine has stored. ``deploy_id`` is the id that the engine sent with its request, if any.
-    ``conflict`` describes another app with the same id, unless it was reported recently."""
+    ``conflict`` describes another app with the same id. It ``is_news`` unless it was reported recently."""
 
     request: SyncRequest
     result: SyncResult
     deploy_id: str | None
     conflict: str | None = None
+    is_news: bool = False
 
 
 OnSync = Callable[[AcceptedSync], None]

@@ -38,7 +38,7 @@ async def register(request: web.Request) -> web.Response:
     sync = decode_json(await read_body(request), decode_sync)
     accepted = await state_of(request).conflicts.accept(sync)
     result, conflict = accepted.result, accepted.conflict
-    told = AcceptedSync(sync, result, request.query.get(Query.DEPLOY_ID), conflict if accepted.is_new else None)
+    told = AcceptedSync(sync, result, request.query.get(Query.DEPLOY_ID), conflict, accepted.is_new)
     state_of(request).on_sync(told)
     answer = {"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id}
     return json_response(answer | ({} if conflict is None else {"warning": conflict}))
@@ -79,6 +79,7 @@ def _describe(accepted: AcceptedSync) -> AppSyncBody:
         added=list(result.added),
         changed=list(result.changed),
         removed=list(result.removed),
+        warning=accepted.conflict,
     )
 
 
