@@ -148,7 +148,7 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
         (lambda: durably.Concurrency(limit=10**30), "Concurrency.limit must be a whole number from 1 to 1000000000"),
         (lambda: durably.Debounce(period=5000, timeout=3000), "Debounce.timeout is shorter than the period of 5s"),
         (lambda: durably.Concurrency(limit=1, scope="world"), 'Concurrency.scope must be "fn", "env"'),  # type: ignore[arg-type]
-        (lambda: durably.Debounce(period="1m"), "Debounce.period: a duration is"),  # type: ignore[arg-type]
+        (lambda: durably.Debounce(period="a fortnight"), "Debounce.period: invalid duration 'a fortnight'"),
         (lambda: durably.Priority(run=100), "Priority.run must be text, not 100"),  # type: ignore[arg-type]
         (lambda: durably.RateLimit(limit=1, period=-5), "RateLimit.period: a duration cannot be negative"),
         (lambda: durably.Singleton(mode="maybe"), 'Singleton.mode must be "skip" or "cancel"'),  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from .test_start import KEYS, logged
 FETCHES = apps.FLASK.replace(
     'ctx.step.run("charge", lambda: {{"charged": ctx.event.data["total"]}})',
     'ctx.step.fetch("page", ctx.event.data["url"]).body',
-)
+).replace('ctx.event.data["total"])', 'ctx.event.data["url"])')
 
 
 class Page(BaseHTTPRequestHandler):
@@ -70,7 +70,7 @@ def serving(directory: Path, engine: str) -> Iterator[str]:
         app = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", "shop:app"],
             cwd=directory,
-            env=os.environ | KEYS | {"INNGEST_BASE_URL": engine},
+            env=os.environ | KEYS | {"INNGEST_BASE_URL": engine, "DURABLY_SERVE_ORIGIN": f"http://127.0.0.1:{port}"},
             pass_fds=[listener.fileno()],
             stderr=subprocess.DEVNULL,
         )

@@ -24,7 +24,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 
 
-def eventually(look: Callable[[], T | None], what: str, seconds: float = 30) -> T:
+def eventually(look: Callable[[], T | None], what: str, seconds: float = 90) -> T:
     """Wait until ``look`` sees something that is true."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):
@@ -99,7 +99,7 @@ class Cluster:
     def run_statuses(self) -> dict[str, str]:
         return dict(self.query("SELECT id, status FROM runs"))
 
-    def wait_completed(self, count: int, seconds: float = 30) -> None:
+    def wait_completed(self, count: int, seconds: float = 90) -> None:
         def look() -> bool:
             statuses = list(self.run_statuses().values())
             return len(statuses) >= count and set(statuses) == {"Completed"}

@@ -54,6 +54,8 @@ def differences_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Iter
                 yield "takes any number of arguments"
         elif name not in given:
             yield f"takes {name}"
+        elif parameter.default is parameter.empty:
+            continue  # what they require, we may leave out
         elif not is_same_default(parameter.default, given[name].default):
             yield f"has {parameter.default!r} as the default of {name}"
     for name, parameter in given.items():
