@@ -13,13 +13,14 @@ TEST_PROCESSES ?= 4
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help demo demo-temporal dev test soak fuzz-temporal lint format bench constraints clean
+.PHONY: help demo demo-temporal dev test test-failed soak fuzz-temporal lint format bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
 	@echo "make dev            the demo, and stay up"
 	@echo "make test           all tests"
+	@echo "make test-failed    those that failed in the last run, one after the other"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
 	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --absent'"
 	@echo "make lint           formatting, lint, types"
@@ -37,6 +38,9 @@ dev: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
+
+test-failed: $(READY)
+	$(BIN)/python -m pytest --last-failed
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
