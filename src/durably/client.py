@@ -33,7 +33,15 @@ from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
 from durably.protocol.signatures import check_signing_key
 from durably.run_logger import as_logger
 from durably.serializers import Serializer, Unset
-from durably.settings import API_BASE_URL, EVENT_API_BASE_URL, Environment, Setting, is_test_run, warn_of_unknown_names
+from durably.settings import (
+    API_BASE_URL,
+    EVENT_API_BASE_URL,
+    Environment,
+    Setting,
+    is_test_run,
+    warn_of_unknown_names,
+    warn_of_unused_signing_key,
+)
 from durably.transport import IO, AsyncIO, BlockingIO
 
 VERSION = importlib.metadata.version("durably")
@@ -92,7 +100,10 @@ class Client:
         self.checkpointing = checkpointing
         self.warned_events: set[str] = set()
         self.logger: Logger = _default_logger(environment) if logger is None else as_logger(logger)
-        self.mode = _choose_mode(is_production, environment)
+        mode = environment.mode  # A value that is not allowed is an error, although is_production overrides it.
+        if is_production is not None:
+            mode = ServerKind.CLOUD if is_production else ServerKind.DEV
+        self.mode = mode
         self.env = env or environment.name
         self.event_key = event_key or environment.event_key
         self.signing_key = signing_key or environment.signing_key
@@ -105,6 +116,8 @@ class Client:
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
         self._has_inngest_keys = environment.has_inngest_keys
         warn_of_unknown_names(self.logger)
+        if self.mode is ServerKind.DEV and self.signing_key and self.in_process is None:
+            warn_of_unused_signing_key(app_id, self.logger)
 
     def __repr__(self) -> str:
         return f"Client(app_id={self.app_id!r}, mode={self.mode.value!r})"
@@ -238,12 +251,6 @@ class Client:
         if framework:
             headers[Header.FRAMEWORK.value] = framework
         return headers
-
-
-def _choose_mode(is_production: bool | None, environment: Environment) -> ServerKind:
-    if is_production is None:
-        return environment.mode
-    return ServerKind.CLOUD if is_production else ServerKind.DEV
 
 
 def _default_logger(environment: Environment) -> logging.Logger:

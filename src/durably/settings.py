@@ -7,6 +7,7 @@ unknown names, the command line's help and the table in ``docs/serving.md`` use 
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ PREFIX = "DURABLY_"
 _FALSE = ("0", "false", "no", "off")
 _TRUE = ("1", "true", "yes", "on")
 _OFF = "0"
+_HOST_AND_PORT = re.compile(r"localhost|[^\s/@:]+:[0-9]+/?|\[[0-9a-fA-F:.]+\]:[0-9]+/?")
 _TEST_MODULES = (
     "pytest",
     "pytest.__main__",
@@ -85,9 +87,15 @@ def _signing_key(text: str, name: str) -> str:
 
 
 def _dev(text: str, name: str) -> str:
-    """``"1"``, ``"0"`` or the engine's URL."""
+    """``"1"``, ``"0"`` or the engine's URL. Development mode takes unsigned calls, so nothing else may turn it on."""
     lowered = text.lower()
-    return "1" if lowered in _TRUE else _OFF if lowered in _FALSE else text
+    if lowered in _TRUE + _FALSE:
+        return "1" if lowered in _TRUE else _OFF
+    if "://" not in text and not _HOST_AND_PORT.fullmatch(text):
+        raise FunctionConfigInvalidError(
+            f"{name} must be 1 (development), 0 (production) or the development engine's URL, not {text!r}"
+        )
+    return parse_origin(text, name)
 
 
 def _switch(text: str, name: str) -> bool:
@@ -394,6 +402,7 @@ def development_variables(engine_origin: str) -> dict[str, str]:
 
 
 _warned: set[str] = set()
+_warned_apps: set[str] = set()
 
 
 def warn_of_unknown_names(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
@@ -402,6 +411,26 @@ def warn_of_unknown_names(logger: "logging.Logger | logging.LoggerAdapter[Any]")
         if name not in _warned:
             _warned.add(name)
             logger.warning("%s", describe_unknown_name(name, nearest))
+
+
+def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+    """Warn that an app in development mode has a signing key, once per process and app.
+
+    An app that was meant for production takes unsigned calls then. A URL in ``DURABLY_DEV`` names a development engine,
+    as ``durably dev`` does, and is not a mistake.
+    """
+    environment = Environment()
+    if environment.dev_url is not None or app_id in _warned_apps:
+        return
+    _warned_apps.add(app_id)
+    cause = f"{environment.name_of(DEV)} is on" if environment.read(DEV) == "1" else "is_production=False"
+    logger.warning(
+        "app %r is in development mode (%s) although it has a signing key: it runs calls that are not signed. In "
+        "production unset %s and is_production; in development unset the key",
+        app_id,
+        cause,
+        DEV.name,
+    )
 
 
 def describe_unknown_name(name: str, nearest: str | None) -> str:

@@ -47,6 +47,44 @@ def test_the_mode(monkeypatch: pytest.MonkeyPatch, value: str | None, mode: Serv
     assert Client(app_id="app", is_production=False).mode is DEV
 
 
+@pytest.mark.parametrize("is_production", [None, True, False])
+@pytest.mark.parametrize("value", ["n", "blah", "production", "2", "http://", "ftp://host:1", "engine", "a b:1", "é:"])
+def test_development_mode_is_not_guessed(
+    monkeypatch: pytest.MonkeyPatch, value: str, is_production: bool | None
+) -> None:
+    monkeypatch.setenv("DURABLY_DEV", value)
+    monkeypatch.setenv("DURABLY_ENGINE_URL", "https://engine.example.com")
+    monkeypatch.setenv("DURABLY_SIGNING_KEY", "signkey-prod-0123456789abcdef0123456789abcdef")
+    with pytest.raises((FunctionConfigInvalidError, URLInvalidError), match="DURABLY_DEV"):
+        Client(app_id="app", is_production=is_production)
+    with pytest.raises((FunctionConfigInvalidError, URLInvalidError), match="DURABLY_DEV"):
+        Client(app_id="app", is_production=is_production, engine="https://other.example.com")
+
+
+@pytest.mark.parametrize("value", ["localhost:8288", "localhost", "[::1]:8288", "https://engine.example.com/"])
+def test_development_mode_takes_an_engine(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DURABLY_DEV", value)
+    assert value.strip("/") in Client(app_id="app").api_origin
+
+
+@pytest.mark.parametrize(
+    ("dev", "is_warned"), [("1", True), ("on", True), ("http://127.0.0.1:99", False), ("0", False)]
+)
+def test_a_signing_key_in_development_mode_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, dev: str, is_warned: bool
+) -> None:
+    monkeypatch.setattr(settings_module, "_warned_apps", set())
+    monkeypatch.setenv("DURABLY_DEV", dev)
+    Client(app_id="app")
+    assert "signing key" not in caplog.text
+    for _ in range(2):
+        Client(app_id="app", signing_key="signkey-prod-0123456789abcdef0123456789abcdef")
+    messages = [record.getMessage() for record in caplog.records if "not signed" in record.getMessage()]
+    assert len(messages) == is_warned
+    assert all("'app' is in development mode (DURABLY_DEV is on)" in message for message in messages)
+    assert "0123456789" not in caplog.text
+
+
 def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Client(app_id="app").event_key, Client(app_id="app").signing_keys) == (None, (None, None))
     monkeypatch.setenv("DURABLY_EVENT_KEY", " from env ")
