@@ -61,6 +61,21 @@ def test_a_database_is_required(run: Run) -> None:
     assert "--db" in result.stderr
 
 
+def test_a_missing_directory_is_not_created(run: Run, directory: Path) -> None:
+    result = run("start", "--db", "missing/engine.db", "--port", "0", **KEYS)
+    assert result.status == 1
+    assert f"there is no directory {directory.resolve() / 'missing'}" in " ".join(result.stderr.split())
+    assert not (directory / "missing").exists()
+
+
+def test_a_new_database_is_logged(start: Start, directory: Path) -> None:
+    for is_new in (True, False):
+        engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+        engine.until('"message":"engine started"')
+        assert ("new database created" in engine.output) is is_new
+        engine.stop()
+
+
 @pytest.mark.parametrize("sdk", ["durably", "inngest"])
 def test_an_app_is_synced_called_and_logged(start: Start, run: Run, directory: Path, sdk: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -35,12 +35,15 @@ async def serve(
 ) -> None:
     """Until cancelled. Raises what ``EngineServer.open`` raises."""
     log = SyncLog()
+    is_new = not await asyncio.to_thread(database.exists)
     server = await EngineServer.open(
         database, settings, event_keys=event_keys, host=host, port=port, limits=limits, on_sync=log.note
     )
     try:
         with first_failure():
             async with server, asyncio.TaskGroup() as tasks:
+                if is_new:
+                    log_fields(_logger, "new database created", database=str(database))
                 log_fields(_logger, "engine started", origin=server.origin, database=str(database))
                 notify_supervisor("READY=1")
                 for url in urls:

@@ -71,6 +71,11 @@ def start(
     """
     if str(database) == ":memory:":
         raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
+    database = database.absolute()
+    if not database.resolve().parent.is_dir():
+        raise CliError(
+            f"--db {database}: there is no directory {database.resolve().parent}: create it, or correct the path"
+        )
     if not signing_key:
         raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
     if not event_keys or not all(event_keys):
@@ -99,7 +104,7 @@ def start(
     limits = ConnectionLimits(max_connections=max_connections)
     run_until_stopped(
         serve(
-            database.absolute(),
+            database,
             settings,
             event_keys=event_keys,
             host=host,
