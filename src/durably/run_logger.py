@@ -14,6 +14,7 @@ from typing import Any
 
 from durably.errors import FunctionConfigInvalidError
 from durably.execution import Replay, in_step
+from durably.protocol.text import printable_lines
 
 StandardLogger = logging.Logger | logging.LoggerAdapter[Any]
 _STANDARD = (logging.Logger, logging.LoggerAdapter)
@@ -28,6 +29,9 @@ class _Fallback(logging.StreamHandler[Any]):
     def __init__(self) -> None:
         logging.Handler.__init__(self)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
     @property
     def stream(self) -> Any:

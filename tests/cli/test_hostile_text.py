@@ -294,3 +294,22 @@ def test_line_breaks_of_senders_and_apps_forge_no_lines(start: Start, run: Run) 
         assert r"shop\nforged \x1b[2Jline" in output
         assert not re.search("^ *forged", output, re.MULTILINE), output
         assert_fit(output)
+
+
+def test_a_senders_text_in_a_traceback_reaches_no_terminal_raw(start: Start, run: Run, directory: Path) -> None:
+    """Whether the app configures logging or not: ``ctx.logger`` uses our handler, the traceback that of the app."""
+    source = apps.FLASK.format(sdk="durably").replace(
+        'return ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})',
+        'total = ctx.event.data["total"]\n'
+        '        ctx.logger.info("total %s", total)\n'
+        "        import logging; logging.basicConfig()\n"
+        "        raise durably.RetryAfterError(total, 60_000) from ValueError(total)",
+    )
+    write(directory / "shop.py", source)
+    dev = start("dev", "shop:app", "--port", "0", "--app-port", "0")
+    dev.until("shop:app is up")
+    run("invoke", "shop-place", "--no-wait", "--data", json.dumps({"total": "\x1b[2Jharm"}), "--url", dev.origin)
+    dev.until("attempt 1 failed")
+    assert r"total \x1b[2Jharm" in dev.output
+    assert r"ValueError: \x1b[2Jharm" in dev.output
+    assert_fit(dev.output)

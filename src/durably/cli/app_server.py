@@ -78,6 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     follow_parent()
     logging.lastResort = _ProminentWarnings(logging.WARNING)
+    escape_tracebacks()
     serve, app = _load(arguments.target)
     if arguments.check:
         return
@@ -107,6 +108,23 @@ class _ProminentWarnings(logging.Handler):
         colour = "red" if record.levelno >= logging.ERROR else "yellow"
         level = style(record.levelname, fg=colour, bold=True)
         echo(Styled(f"{level}: {fit_lines(self.format(record))}"), err=True)
+
+
+def escape_tracebacks() -> None:
+    """Have every log record of this process hold its traceback with control characters escaped.
+
+    An exception's message often quotes an event, and anybody may send those. Formatters use the text that a record has.
+    """
+    make_record = logging.getLogRecordFactory()
+    formatter = logging.Formatter()
+
+    def make_escaped(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make_record(*args, **kwargs)
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = fit_lines(formatter.formatException(record.exc_info))
+        return record
+
+    logging.setLogRecordFactory(make_escaped)
 
 
 def follow_parent() -> None:

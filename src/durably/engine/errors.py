@@ -38,6 +38,10 @@ class DatabaseLinkedError(EngineError):
     """The database has several hard links."""
 
 
+class DatabaseNotOwnedError(EngineError):
+    """A file of the database belongs to another user, or others can open it and that cannot be changed."""
+
+
 class DatabaseUnavailableError(EngineError):
     """The database cannot be read or written at the moment: the disk is full, or failing. Nothing was changed."""
 

@@ -96,3 +96,25 @@ async def test_a_copy_takes_no_files_place(path: Path) -> None:
     assert await asyncio.to_thread(taken.read_text) == "precious"
     with pytest.raises(BackupFailedError, match="could not be copied"):
         back_up(path, path.with_name("no such directory") / "copy.db")
+
+
+@pytest.mark.parametrize("operation", ["unlink", "create"])
+async def test_a_partial_copy_of_somebody_else_is_named(
+    path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a directory with the sticky bit, where nobody can remove the files of others."""
+    async with opened(path):
+        pass
+    copy = path.with_name("copy.db")
+    partial = copy.with_name("copy.db.partial")
+    partial.write_text("somebody else's")
+
+    def unlink(file: Path, missing_ok: bool = False) -> None:
+        if operation == "unlink":
+            raise PermissionError(1, "Operation not permitted", str(file))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(BackupFailedError, match=r"copy\.db\.partial"):
+        back_up(path, copy)
+    assert partial.read_text() == "somebody else's"
+    assert not copy.exists()

@@ -14,6 +14,7 @@ from durably.engine.embedded.backup import back_up
 from durably.engine.errors import (
     DatabaseLinkedError,
     DatabaseLockedError,
+    DatabaseNotOwnedError,
     DatabaseReplacedError,
     DatabaseUnavailableError,
     EngineClosedError,
@@ -160,3 +161,55 @@ async def test_work_goes_on_while_others_read_and_copy_the_database(path: Path, 
 async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises((DatabaseUnavailableError, OSError), match="no-directory"):
         await EmbeddedEngine.open(Path("/proc/no-directory/engine.db"), QUICK)
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+async def test_a_database_of_another_user_is_refused(path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(path):
+        pass
+    file = path.with_name(path.name + suffix)
+    file.touch()
+    owner, lstat = os.geteuid(), Path.lstat
+
+    def of_another(each: Path) -> os.stat_result:
+        status = list(lstat(each))
+        if each == file:
+            status[stat.ST_UID] = owner + 1
+        return os.stat_result(status)
+
+    monkeypatch.setattr(Path, "lstat", of_another)
+    with pytest.raises(DatabaseNotOwnedError, match=rf"engine\.db{suffix} belongs to the user .*chown"):
+        await EmbeddedEngine.open(path, QUICK)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_root_uses_only_databases_of_their_directorys_owner(path: Path) -> None:
+    async with opened(path):
+        pass
+    os.chown(path, 12345, -1)
+    with pytest.raises(DatabaseNotOwnedError, match="belongs to the user 12345"):
+        await EmbeddedEngine.open(path, QUICK)
+    os.chown(path.parent, 12345, -1)
+    async with opened(path) as engine:
+        await send(engine, "a")
+
+
+async def test_a_log_that_is_a_symbolic_link_is_refused(path: Path, tmp_path: Path) -> None:
+    async with opened(path):
+        pass
+    path.with_name("engine.db-wal").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DatabaseNotOwnedError, match=r"engine\.db-wal is a symbolic link"):
+        await EmbeddedEngine.open(path, QUICK)
+
+
+async def test_a_mode_that_cannot_be_changed_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(path):
+        pass
+    open_to_others(path.parent)
+
+    def refuse(file: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(DatabaseNotOwnedError, match=r"can be opened by other users \(mode 664\).*0600"):
+        await EmbeddedEngine.open(path, QUICK)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from durably.engine.errors import BackupFailedError
 
-from .files import create_private
 from .schema import open_existing
 
 
@@ -30,14 +29,16 @@ def back_up(database: Path, destination: Path) -> int:
             partial.replace(destination)
             _flush(destination.parent)
         except (OSError, sqlite3.Error) as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise BackupFailedError(f"{database} could not be copied to {destination}: {error}") from error
     return destination.stat().st_size
 
 
 def _copy(source: sqlite3.Connection, partial: Path) -> None:
     partial.unlink(missing_ok=True)
-    create_private(partial)
+    # Exclusively: a file that somebody else makes here in between would stay theirs to read.
+    os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with contextlib.closing(sqlite3.connect(partial)) as target:
         # In one step: what an engine writes meanwhile would have each further step begin from the start.
         source.backup(target)

@@ -9,7 +9,7 @@ import stat
 import sys
 from pathlib import Path
 
-from durably.engine.errors import DatabaseLinkedError, DatabaseReplacedError
+from durably.engine.errors import DatabaseLinkedError, DatabaseNotOwnedError, DatabaseReplacedError
 from durably.protocol.text import get_logger
 
 _PRIVATE = 0o600
@@ -32,6 +32,7 @@ def create_private(path: Path) -> None:
 def make_private(path: Path) -> None:
     """Take the rights of other users from the files of an existing database, and log it.
 
+    Raises ``DatabaseNotOwnedError`` if a file belongs to another user, or its mode cannot be changed.
     A user who can open the ``-shm`` file can lock it, and so block every write. Modes mean nothing on Windows.
     """
     if sys.platform == "win32":
@@ -39,19 +40,45 @@ def make_private(path: Path) -> None:
     for suffix in (*_PARTS, "-journal"):
         file = path.with_name(path.name + suffix)
         try:
-            mode = file.lstat().st_mode
-        except FileNotFoundError:
-            continue
-        if not stat.S_ISREG(mode) or not mode & _FOR_OTHERS:
-            continue
-        try:
-            file.chmod(stat.S_IMODE(mode) & ~_FOR_OTHERS)
+            status = file.lstat()
+            _check_owner(file, status)
+            mode = stat.S_IMODE(status.st_mode)
+            if mode & _FOR_OTHERS:
+                file.chmod(mode & ~_FOR_OTHERS)
+                if file.lstat().st_mode & _FOR_OTHERS:  # FAT, some network and shared file systems
+                    _logger.warning("the file system of %s has no modes: who can open it is decided elsewhere", file)
+                else:
+                    _logger.warning("%s could be opened by other users (mode %03o): it is 0600 now", file, mode)
         except FileNotFoundError:
             continue
         except PermissionError:
-            _logger.warning("%s can be opened by other users (mode %03o), and is not ours", file, stat.S_IMODE(mode))
-        else:
-            _logger.warning("%s could be opened by other users (mode %03o): it is 0600 now", file, stat.S_IMODE(mode))
+            raise DatabaseNotOwnedError(
+                f"{file} can be opened by other users (mode {mode:03o}), and this process may not change that: "
+                "have its owner set the mode 0600, or use another database"
+            ) from None
+
+
+def _check_owner(file: Path, status: os.stat_result) -> None:
+    """Raises ``DatabaseNotOwnedError``. Root may use the files of the user who owns their directory."""
+    if stat.S_ISLNK(status.st_mode):
+        raise DatabaseNotOwnedError(f"{file} is a symbolic link, which somebody else may have made: remove it")
+    user = os.geteuid()
+    if status.st_uid == user or (user == 0 and status.st_uid == file.parent.stat().st_uid):
+        return
+    raise DatabaseNotOwnedError(
+        f"{file} belongs to the user {_name_of(status.st_uid)}, who can read and change all that is in it, and this "
+        f"process runs as {_name_of(user)}: run it as that user, give the file to this one (chown), or use a database "
+        "in a directory that only this user can write to"
+    )
+
+
+def _name_of(user: int) -> str:
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(user).pw_name} ({user})"
+    except KeyError:
+        return str(user)
 
 
 def find_file(path: Path) -> Path:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from durably.engine.errors import DatabaseLockedError
+from durably.engine.errors import DatabaseLockedError, DatabaseNotOwnedError
 
 if sys.platform == "win32":
     import msvcrt
@@ -49,7 +49,13 @@ class DatabaseLock:
 
 def _open_private(path: Path) -> int:
     """Mode 0600, because a user who can open the file can lock it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    except PermissionError:
+        raise DatabaseNotOwnedError(
+            f"the lock file {path} cannot be opened: it or its directory belongs to another user. Run this as that "
+            "user, or use a database in a directory of your own"
+        ) from None
     if hasattr(os, "fchmod") and os.fstat(descriptor).st_mode & 0o077:
         with contextlib.suppress(PermissionError):
             os.fchmod(descriptor, 0o600)

@@ -54,7 +54,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     """Open the database, made or migrated where need be.
 
-    Raises ``DatabaseTooNewError``, ``DatabaseUnavailableError`` and ``DatabaseCorruptError``.
+    Raises ``DatabaseNotOwnedError``, ``DatabaseTooNewError``, ``DatabaseUnavailableError`` and
+    ``DatabaseCorruptError``.
     """
     connection: sqlite3.Connection | None = None
     try:
