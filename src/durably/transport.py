@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -77,8 +77,8 @@ class IO(Protocol):
         """Call blocking code; on an event loop, in a worker thread if there are any."""
         ...
 
-    async def compute(self, function: Callable[[], T]) -> T:
-        """Call code that computes or blocks for long; on an event loop, in a thread."""
+    async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
+        """Call code that computes or blocks for long; on an event loop, in a thread of the executor."""
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
@@ -241,7 +241,7 @@ class BlockingIO:
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
         return function()
 
-    async def compute(self, function: Callable[[], T]) -> T:
+    async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
         return function()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
@@ -270,8 +270,10 @@ class AsyncIO:
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
         return function() if threads is None else await threads.run(function)
 
-    async def compute(self, function: Callable[[], T]) -> T:
-        return await asyncio.to_thread(function)
+    async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
+        if executor is None:
+            return await asyncio.to_thread(function)
+        return await asyncio.get_running_loop().run_in_executor(executor, function)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
         job = asyncio.ensure_future(coroutine)

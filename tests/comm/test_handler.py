@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from durably import Client, Context, ContextSync, Function
 from durably import client as client_module
 from durably.comm import CommHandler, CommRequest, CommResponse, syncer
 from durably.comm import handler as handler_module
+from durably.comm.verification import CanonicalChecks
 from durably.digital_ocean import serve as serve_digital_ocean
 from durably.errors import (
     BodyInvalidError,
     EngineNotConfiguredError,
     FunctionConfigInvalidError,
+    SignatureError,
     SigningKeyMissingError,
 )
 from durably.protocol import signatures
@@ -323,6 +326,85 @@ def test_a_body_that_was_encoded_anew_is_verified_off_the_event_loop(monkeypatch
     assert asyncio.run(handler.post(request)).status_code == 200
     assert threads
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("front", ["post", "post_sync"])
+def test_what_was_signed_is_what_is_used(front: str) -> None:
+    """A large integer that was changed on the way has the same canonical form."""
+    client = make_client(is_production=True, signing_key=wire.SIGNING_KEY)
+    seen: list[object] = []
+
+    @client.create_function(fn_id="fn", trigger=EVENT)
+    def fn(ctx: ContextSync) -> None:
+        seen.append(ctx.event.data["n"])
+
+    handler = CommHandler(client=client, framework="x", functions=[fn])
+    text = wire.encode(wire.call_body({"n": 1}, run_id="01RUN")).replace(b'"n":1', b'"n":9007199254740992')
+    request = make_call("app-fn", headers={"x-inngest-signature": wire.sign(text)})
+    request.body = text.replace(b"9007199254740992", b"9007199254740993")
+    if front == "post":
+        asyncio.run(handler.post(request))
+    else:
+        handler.post_sync(request)
+    assert seen == [2**53]
+
+
+def test_badly_signed_bodies_take_a_bounded_share_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, tried = 0.0, []
+    monkeypatch.setattr(signatures, "canonicalize", lambda body: tried.append(now))
+    checks = CanonicalChecks(clock=lambda: now, cpu_clock=lambda: 0.167 * len(tried))
+    given = b"[1.50]", wire.sign(b""), (wire.SIGNING_KEY, None), time.time()
+    for request in range(6000):  # ten a second
+        now = request / 10
+        with pytest.raises(SignatureError):
+            checks.verify(*given)
+    assert len(tried) * 0.167 < 0.06 * now
+
+
+def test_after_too_many_badly_signed_bodies_it_says_so_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, cpu = 0.0, iter(range(100))
+    checks = CanonicalChecks(clock=lambda: now, cpu_clock=lambda: float(next(cpu)))
+    bad = b"[1.50]", wire.sign(b""), (wire.SIGNING_KEY, None), time.time()
+    good = b"[1.50]", wire.sign(b"[1.5]"), (wire.SIGNING_KEY, None), time.time()
+    for _ in range(20):
+        assert checks.verify(*good).body == b"[1.5]"
+    with pytest.raises(SignatureError):
+        checks.verify(*bad)
+    with pytest.raises(SignatureError, match="for some seconds"):
+        checks.verify(*good)
+    now = 20.0
+    assert checks.verify(*good).key == wire.SIGNING_KEY
+
+
+def test_bodies_are_verified_outside_of_the_apps_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(signatures, "canonicalize", lambda body: names.append(threading.current_thread().name))
+    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
+    request = make_request(b"[1.50]", headers={"x-inngest-signature": wire.sign(b"")})
+    assert asyncio.run(handler.post(request)).status_code == 401
+    assert [name.partition("_")[0] for name in names] == ["durably-verify"]
+
+
+def test_a_signed_answer_of_the_app_is_no_call() -> None:
+    client = make_client(is_production=True, signing_key=wire.SIGNING_KEY)
+    calls: list[str] = []
+
+    @client.create_function(fn_id="fn", trigger=EVENT)
+    def fn(ctx: ContextSync) -> object:
+        calls.append(ctx.run_id)
+        return wire.call_body(run_id="forged")
+
+    handler = CommHandler(client=client, framework="x", functions=[fn])
+    body = wire.encode(wire.call_body(run_id="01RUN"))
+    request = make_call("app-fn", headers={"x-inngest-signature": wire.sign(body)})
+    request.body = body
+    answer = handler.post_sync(request)
+    assert answer.status_code == 200
+    echoed = make_call("app-fn", headers={"x-inngest-signature": answer.headers["x-inngest-signature"]})
+    echoed.body = answer.body
+    refused = handler.post_sync(echoed)
+    assert (refused.status_code, calls) == (401, ["01RUN"])
+    assert "made the signature itself" in json.loads(refused.body)["message"]
 
 
 @pytest.mark.parametrize("size", [signatures.MAX_CANONICAL_BYTES + 1, 8 * 1024 * 1024])

@@ -48,7 +48,7 @@ from .models import CommRequest, CommResponse
 from .paths import read_origin
 from .streaming import StreamingOption, read_streaming, stream
 from .syncer import Syncer, UnsignedSyncs
-from .verification import Signer, check_addressee, find_key, refuse_forms, refuse_pages
+from .verification import Signer, check_addressee, refuse_forms, refuse_pages, verify_request
 
 T = TypeVar("T")
 
@@ -190,9 +190,11 @@ class CommHandler:
         if req.is_connect or (not client.is_production and not (req.header(Header.SIGNATURE) and client.signing_key)):
             return None
         try:
-            return await find_key(req, client.signing_keys, io)
+            verified = await verify_request(req, client.signing_keys, io)
         except SignatureError as error:
             return error
+        req.body = verified.body
+        return verified.key
 
     def _seal(self, response: CommResponse, timings: Timings, signer: Signer | None = None) -> CommResponse:
         """Put on what every answer carries, and sign it with the key that signed the request."""

@@ -3,8 +3,12 @@
 The module also signs the answers, with the same keys.
 """
 
+import os
+import threading
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,33 +17,104 @@ from durably.protocol import signatures
 from durably.protocol.answer_signatures import sign_answer
 from durably.protocol.call import CallContext
 from durably.protocol.headers import DISCOVER, Header, Query
-from durably.protocol.limits import MAX_CANONICAL_BYTES
-from durably.protocol.signatures import SignatureMismatchError
+from durably.protocol.limits import CANONICAL_CPU_BURST, CANONICAL_CPU_SHARE, MAX_CANONICAL_BYTES
+from durably.protocol.sent_signatures import SentSignatures
+from durably.protocol.signatures import SignatureError, SignatureMismatchError
 from durably.transport import IO
 
 from .models import CommRequest, CommResponse
 
 _QUICK_BYTES = 1024 * 1024
 """The largest body that is hashed on an event loop: a millisecond or two."""
+_MIN_REQUEST_BYTES = 10
+"""Shorter than any call or in-band sync."""
+_answered = SentSignatures()
+"""Of answers of this process. Somebody who saw one could send it back as a call: both are signed alike."""
 _FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """Content types that a page may send to another origin without asking first (Fetch Standard, "simple" requests)."""
 _PAGE_HEADERS = ("origin", "sec-fetch-site")
 """Headers of browsers that a page cannot remove. Engines send neither."""
 
 
-async def find_key(req: CommRequest, keys: tuple[str | None, str | None], io: IO) -> str:
-    """The key that signed a request.
+@dataclass(frozen=True)
+class Verified:
+    """``key`` signed the request. ``body`` is what it signed: the request's, or the canonical form of that."""
 
-    The signature is compared with the body's bytes first. If it does not fit, a platform may have re-encoded the
-    body: small bodies are verified in canonical form too, never on an event loop. Raises ``SignatureError``.
+    key: str
+    body: bytes
+
+
+class CanonicalChecks:
+    """Verifies bodies in canonical form, one at a time, and bounds what badly signed ones cost.
+
+    Anybody may send these. What they take of the CPU is debited, and credited again at ``CANONICAL_CPU_SHARE``; without
+    credit none is tried. Bodies that are well signed cost no credit. Thread-safe.
     """
-    given = (req.body, req.header(Header.SIGNATURE), keys, time.time())
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time
+    ) -> None:
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="durably-verify")
+        """Where bodies are verified if there is an event loop: not the app's own threads."""
+        self._lock = threading.Lock()
+        self._clock, self._cpu_clock = clock, cpu_clock
+        self._credit, self._credited_at = CANONICAL_CPU_BURST, clock()
+
+    def verify(self, body: bytes, header: str | None, keys: tuple[str | None, str | None], now: float) -> Verified:
+        """Raises ``SignatureError``."""
+        with self._lock:
+            if self._current_credit() <= 0:
+                raise SignatureMismatchError(
+                    "the signature does not match any of the signing keys (a re-encoded body is not recognised for "
+                    "some seconds, because too many badly signed ones came)"
+                )
+            began = self._cpu_clock()
+            try:
+                return Verified(*signatures.verify_canonical(body, header, keys, now))
+            except SignatureError:
+                self._credit -= self._cpu_clock() - began
+                raise
+
+    def _current_credit(self) -> float:
+        now = self._clock()
+        earned = (now - self._credited_at) * CANONICAL_CPU_SHARE
+        self._credit, self._credited_at = min(CANONICAL_CPU_BURST, self._credit + earned), now
+        return self._credit
+
+
+_checks = CanonicalChecks()
+
+
+def _renew_checks() -> None:
+    """After a fork: the executor's thread is gone, and the lock may be held for ever."""
+    global _checks
+    _checks = CanonicalChecks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_checks)
+
+
+async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], io: IO) -> Verified:
+    """Which key signed a request, and what it signed.
+
+    The signature of its bytes is tried first. If it is not of these, the engine may have signed the canonical form, or
+    the body may have been encoded anew on its way: small ones are tried in canonical form too, never on an event loop.
+    Raises ``SignatureError``.
+    """
+    header = req.header(Header.SIGNATURE)
+    given = (req.body, header, keys, time.time())
     check = partial(signatures.verify, *given)
     try:
-        return check() if len(req.body) <= _QUICK_BYTES else await io.compute(check)
+        key = check() if len(req.body) <= _QUICK_BYTES else await io.compute(check, _checks.executor)
+        verified = Verified(key, req.body)
     except SignatureMismatchError:
-        check = partial(signatures.verify_canonical, *given)
-        return check() if len(req.body) > MAX_CANONICAL_BYTES else await io.compute(check)
+        if len(req.body) > MAX_CANONICAL_BYTES:
+            signatures.verify_canonical(*given)  # says why it is not tried
+        verified = await io.compute(partial(_checks.verify, *given), _checks.executor)
+    if header is not None and header in _answered:
+        raise SignatureError("this app made the signature itself, for an answer; only engines sign requests")
+    return verified
 
 
 @dataclass(frozen=True)
@@ -51,7 +126,9 @@ class Signer:
 
     def sign(self, response: CommResponse) -> None:
         headers, body = response.headers, response.body
-        headers[Header.SIGNATURE.value] = signatures.sign(body, self.key, int(time.time()))
+        signature = headers[Header.SIGNATURE.value] = signatures.sign(body, self.key, int(time.time()))
+        if len(body) >= _MIN_REQUEST_BYTES:
+            _answered.add(signature)
         headers[Header.ANSWER_SIGNATURE.value] = sign_answer(
             response.status_code, headers, body, call_signature=self.request_signature, key=self.key
         )

@@ -24,8 +24,8 @@ class AnswerVerification(msgspec.Struct, frozen=True):
     """Checks the answers to one call.
 
     ``keys`` are the engine's, ``call_signature`` is the call's signature, ``now`` is in unix seconds.
-    ``signs_whole``: the app announced at its sync that it signs whole answers. ``was_sent`` tells whether the engine sent a
-    signature header itself.
+    ``signs_whole``: the app announced at its sync that it signs whole answers.
+    ``was_sent`` tells whether the engine sent a signature header itself.
     """
 
     keys: tuple[str | None, str | None]

@@ -107,11 +107,12 @@ def parse_header(header: str) -> tuple[int, str]:
     return int(match[1]), match[2].lower()
 
 
-def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> str:
+def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> tuple[str, bytes]:
     """``verify`` for a request whose body a platform may have re-encoded: the signature is over its RFC 8785 form.
 
-    Takes far longer than hashing, so bodies above ``MAX_CANONICAL_BYTES`` are refused; not for an event loop.
-    Raises ``SignatureError``.
+    Returns the key and the canonical form, which is what was signed: the body as it came may hold other integers from
+    2**53, since these are rounded. Takes far longer than hashing, so bodies above ``MAX_CANONICAL_BYTES`` are refused;
+    not for an event loop. Raises ``SignatureError``.
     """
     if len(body) > MAX_CANONICAL_BYTES:
         raise SignatureMismatchError(
@@ -121,7 +122,7 @@ def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None]
     canonical = canonicalize(body)
     if canonical is None or canonical == body:
         raise SignatureMismatchError("the signature does not match any of the signing keys")
-    return verify(canonical, header, keys, now)
+    return verify(canonical, header, keys, now), canonical
 
 
 def canonicalize(body: bytes) -> bytes | None:
