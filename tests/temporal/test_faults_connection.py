@@ -24,6 +24,9 @@ from .proxy import Proxy
 from .workflows import TASK_QUEUE
 
 PATIENCE = timedelta(seconds=90)
+GIVEN_UP = ((504, "timed-out"), (503, "server-unavailable"))
+"""The native client ends a call whose time is over with "Timeout expired" or with "operation was canceled". It says the
+latter of a broken connection, too."""
 NO_RETRY = RetryConfig(max_elapsed_time_millis=1, max_retries=1)
 
 
@@ -159,8 +162,8 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
     stream = events.stream()
     hanging.hang()
     try:
-        assert kind(await ask(gateway, "GET", place)) == (504, "timed-out")
-        assert kind(await ask(gateway, "POST", "sleeping")) == (504, "timed-out")
+        assert kind(await ask(gateway, "GET", place)) in GIVEN_UP
+        assert kind(await ask(gateway, "POST", "sleeping")) in GIVEN_UP
         assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) == (202, "")
         assert not (await gateway.temporal.check_health(timedelta(seconds=0.2))).ok
         async for chunk in stream:
@@ -201,7 +204,7 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
         ]
         async with asyncio.timeout(20):
             errors = await asyncio.gather(*calls, return_exceptions=True)
-        assert {to_problem(error).status for error in errors if isinstance(error, Exception)} == {504}, errors
+        assert {to_problem(error).status for error in errors if isinstance(error, Exception)} <= {503, 504}, errors
         assert len(errors) == len(calls)
         assert not waiting.done(), "a result may take its time"
     finally:
