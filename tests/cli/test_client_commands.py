@@ -134,7 +134,16 @@ def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
     result = ask("send", "order/plcaed")
     nearest = "no function is triggered by it; the nearest event that one is triggered by is 'order/placed'"
     assert result.stderr == f"it starts nothing: {nearest}\n"
-    assert ask("send", "order/paid").stderr == "it has started no run yet\n"  # A step has waited for such an event.
+
+
+def test_a_wait_that_an_event_ends_is_named(ask: Ask, dev: Command) -> None:
+    begun = len(dev.output)
+    run_id = ask("send", "order/placed", "--data", '{"total": 3, "wait": true}').stderr.split()[2]
+    dev.until(rf"{run_id[-6:]} .* waiting", after=begun)
+    sent = ask("send", "order/paid")
+    assert f"it ended the wait 'paid' of the run {run_id}\n" in sent.stderr
+    shown = ask("events", "show", sent.stdout.strip()).stdout
+    assert f"It started no run.\nIt ended the wait 'paid' of the run {run_id}." in shown
 
 
 def test_there_is_no_engine(run: Run) -> None:

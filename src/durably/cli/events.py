@@ -85,6 +85,8 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
     rows = [[run.run_id, run.function_id, coloured_status(run.status)] for run in runs]
     echo("")
     echo(table(["RUN", "FUNCTION", "STATUS"], rows) if runs else "It started no run.")
+    for note in event.notes:
+        echo(f"{note[:1].upper()}{note[1:]}.")
 
 
 def _followed(client: "EngineClient", name: str | None, found: "list[EventBody]") -> "Iterator[EventBody]":

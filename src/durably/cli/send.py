@@ -45,6 +45,7 @@ def _report_runs(client: "EngineClient", event_id: str) -> None:
 
     try:
         runs = client.event_runs(event_id)
+        notes = client.get_event(event_id).notes
     except AnswerError as error:
         if error.status in (401, 403):
             return
@@ -52,5 +53,7 @@ def _report_runs(client: "EngineClient", event_id: str) -> None:
     for run in runs:
         verb = "skipped" if run.status == "Skipped" else "started"
         echo(f"{verb} run {run.run_id} of {run.function_id}", err=True)
-    if not runs:
+    for note in notes:
+        echo(note, err=True)
+    if not runs and not notes:
         echo("it has started no run yet", err=True)

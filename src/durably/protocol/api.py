@@ -64,7 +64,8 @@ class SendBody(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class EventBody(msgspec.Struct, kw_only=True):
-    """An event as it was received. ``internal_id`` is its id in this API, ``id`` the one it was sent with."""
+    """An event as it was received. ``internal_id`` is its id in this API, ``id`` the one it was sent with.
+    ``notes`` are sentences on what it did besides starting runs, and on why it started none; lists omit them."""
 
     internal_id: str
     id: str
@@ -74,6 +75,7 @@ class EventBody(msgspec.Struct, kw_only=True):
     received_at: dt.datetime
     user: Any = None
     v: str | None = None
+    notes: list[str] = []
 
 
 class RunBody(msgspec.Struct, kw_only=True):

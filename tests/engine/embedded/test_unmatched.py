@@ -1,12 +1,15 @@
 """Events that match nothing: stored, and reported with the nearest name."""
 
+import datetime as dt
 import logging
 
 import pytest
 
 from durably.engine.embedded import EmbeddedEngine
+from durably.engine.embedded.event_outcomes import EventOutcome, EventOutcomes
 from durably.engine.embedded.registry import Function, Registry
 from durably.engine.embedded.unmatched import explain_unmatched
+from durably.engine.embedded.views import EventView
 from durably.protocol.events import Event
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig, Trigger
 
@@ -83,3 +86,62 @@ def test_the_nearest_name_is_named(sent: str, nearest: str | None) -> None:
     reason = explain_unmatched(sent, Registry([Function.from_config(config, "app")], {}))
     assert reason.startswith("no function is triggered by it")
     assert (repr(nearest) in reason) if nearest else ("nearest" not in reason)
+
+
+async def notes_of(engine: EmbeddedEngine, event_id: str) -> list[str]:
+    event = await engine.get_event(event_id)
+    assert event is not None
+    return await engine.explain_event(event)
+
+
+async def test_what_an_event_did_besides_starting_runs_is_told(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("waiter", event="go", cancel=[{"event": "stop"}])
+    def waiter(steps: Steps) -> object:
+        steps.wait_for_event("shipped", "order/shiped")
+        return steps.wait_for_event("paid", "order/paid")
+
+    await engine.sync_app(app.sync_request())
+    (run,) = await engine.event_runs(await send(engine, "go"))
+    await step_is(engine, run.id, "shipped", "waiting")
+    nearest = "no function is triggered by it; the nearest event that a run has waited for is 'order/shiped'"
+    assert await unmatched(engine, "order/shipped") == {"order/shipped": nearest}
+    woke = await send(engine, "order/shiped")
+    assert await notes_of(engine, woke) == [f"it ended the wait 'shipped' of the run {run.id}"]
+    await step_is(engine, run.id, "paid", "waiting")
+    assert await notes_of(engine, await send(engine, "order/shiped")) == ["it ended no wait and cancelled no run"]
+    assert await notes_of(engine, await send(engine, "stop")) == [f"it cancelled the run {run.id}"]
+    assert await notes_of(engine, await send(engine, "go")) == []
+
+
+async def test_conditions_that_are_false_are_told(engine: EmbeddedEngine, app: SmallApp) -> None:
+    for name, expression in (("large", "event.data.total > 3"), ("small", "event.data.total <= 3"), ("any", None)):
+        app.function(name, triggers=[{"event": "order", "expression": expression}])(lambda steps: None)
+    await engine.sync_app(app.sync_request())
+    (note,) = await notes_of(engine, await send(engine, "order", total=3))
+    assert note.startswith("1 function is triggered by its name, but not started, because the condition (if_exp)")
+    assert note.endswith("is false: app-large")
+
+
+async def test_a_restarted_engine_does_not_claim_to_know(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("waiter", event="go")
+    def waiter(steps: Steps) -> object:
+        return steps.wait_for_event("paid", "order/paid")
+
+    await engine.sync_app(app.sync_request())
+    (run,) = await engine.event_runs(await send(engine, "go"))
+    await step_is(engine, run.id, "paid", "waiting")
+    event = await engine.get_event(await send(engine, "order/paid"))
+    assert event is not None
+    later = EventOutcomes(since=round(event.received_at.timestamp() * 1000) + 1)
+    (note,) = later.explain(event, engine._journal.registry, ["order/paid"])
+    assert "remembers that only for recent events" in note
+
+
+def test_many_outcomes_are_counted_and_the_oldest_forgotten() -> None:
+    outcomes = EventOutcomes(since=0)
+    outcomes.note({f"{number:04}": EventOutcome(["it ended the wait 'a' of the run r"], 3) for number in range(1001)})
+    at = dt.datetime.now(dt.UTC)
+    oldest, newest = (EventView(id=id_, event=Event(name="e"), received_at=at) for id_ in ("0000", "1000"))
+    registry = Registry([], {})
+    assert "remembers" in outcomes.explain(oldest, registry, ["e"])[0]
+    assert outcomes.explain(newest, registry, ["e"])[1] == "it ended 2 more waits or runs"

@@ -19,6 +19,7 @@ from . import annotations, queries, sweeps, work
 from .arrivals import check_content, check_event
 from .caller import Caller, HttpCaller
 from .configs import read_sync
+from .event_outcomes import EventOutcomes
 from .ids import IdSeed
 from .reruns import FromStep
 from .runtime import Runtime
@@ -61,6 +62,7 @@ class EmbeddedEngine:
         self._reader = runtime.reader
         self._settings = runtime.settings
         self._unmatched = UnmatchedEvents()
+        self._outcomes = EventOutcomes(self._settings.clock.now())
 
     @classmethod
     async def open(
@@ -129,9 +131,17 @@ class EmbeddedEngine:
             check_event(event, self._settings.max_event_bytes)
         id_seed = IdSeed(seed) if seed else None
         sent = await self._journal.enter(lambda entry: entry.events.send(events, id_seed, sender))
+        self._outcomes.note(sent.outcomes)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
-        return EventReceipt(ids=sent.ids, unmatched=self._unmatched.explain(sent.unmatched, self._journal.registry))
+        awaited = await self._reader.read(queries.awaited_names)
+        unmatched = self._unmatched.explain(sent.unmatched, self._journal.registry, awaited)
+        return EventReceipt(ids=sent.ids, unmatched=unmatched)
+
+    async def explain_event(self, event: EventView) -> list[str]:
+        """Sentences on what the event did besides starting runs, and on why it started none."""
+        awaited = await self._reader.read(queries.awaited_names)
+        return self._outcomes.explain(event, self._journal.registry, awaited)
 
     async def get_event(self, event_id: str) -> EventView | None:
         return await self._reader.read(lambda connection: queries.find_event(connection, event_id))

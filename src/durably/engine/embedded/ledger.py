@@ -179,6 +179,12 @@ class Entry:
         live.is_changing = False
         return True
 
+    def wait_name(self, run_key: int, step_id: str) -> str:
+        """The id of a waiting step, as the user wrote it."""
+        live = self._load(run_key)
+        waits = () if live is None else live.head.waits
+        return next((wait.name for wait in waits if wait.step_id == step_id), step_id)
+
     def fail_run(self, run_key: int, error: ErrorData) -> None:
         """End a run that cannot be carried on, whatever its head says. Nothing where it has ended already."""
         row = self.store.run(run_key)

@@ -27,6 +27,7 @@ IsUnderWay = Callable[[int, int], bool]
 FirstCallAt = Callable[[int], int | None]
 """When a run's first call was made, while that is not stored yet."""
 
+_MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
 _RUN = (
     "SELECT runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, output, "
@@ -82,6 +83,12 @@ def list_events(
     conditions.add("key < (SELECT key FROM events WHERE id = ?)", cursor)
     query = f"{_EVENT}{conditions.text} ORDER BY key DESC LIMIT ?"
     return [_event_view(*row) for row in connection.execute(query, (*conditions.values, limit))]
+
+
+def awaited_names(connection: sqlite3.Connection) -> list[str]:
+    """Names of events that runs have waited for, or have been cancelled by."""
+    rows = connection.execute("SELECT DISTINCT event FROM wait_paths LIMIT ?", (_MOST_NAMES,))
+    return [name for (name,) in rows]
 
 
 def _event_view(event_id: str, received_at: int, body: bytes) -> EventView:

@@ -5,6 +5,7 @@ Immutable: a sync makes a new one, so that the writer's thread and the event loo
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 from yarl import URL
@@ -200,6 +201,16 @@ class Registry:
                 ):
                     found[triggered.function.id] = triggered.function
         return list(found.values())
+
+    def refused_by_condition(self, fields: Mapping[str, Any], name: str) -> list[str]:
+        """Ids of active functions that have triggers of this name, none of which matches the event's ``fields``."""
+        named = [triggered for pattern in patterns_of(name) for triggered in self._by_pattern.get(pattern, ())]
+        matching = {
+            triggered.function.id
+            for triggered in named
+            if triggered.expression is None or triggered.expression.matches(fields)
+        }
+        return sorted({triggered.function.id for triggered in named} - matching)
 
 
 def not_found(function_id: str) -> FunctionNotFoundError:

@@ -4,7 +4,8 @@ Part of an entry in the ledger; runs in the writer's thread, in the transaction 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +17,7 @@ from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
 from .arrivals import Arrival, announce, arrive
+from .event_outcomes import MOST_NOTED, EventOutcome
 from .ids import IdSeed
 from .lineage import origin_before
 from .narrowing import value_at
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
 
+_NO_OUTCOME = EventOutcome([], 0)
+
 _Listened = tuple[str | None, str | None]
 """A place by which waits for an event are narrowed down, and the value that the event has there."""
 
@@ -36,6 +40,7 @@ class Sent(msgspec.Struct, frozen=True):
 
     ids: list[str]
     unmatched: list[str]
+    outcomes: dict[str, EventOutcome] = {}
 
 
 class EventRouter:
@@ -47,6 +52,7 @@ class EventRouter:
         self._triggers: dict[int, Arrival] = {}
         self._announced: deque[Arrival] = deque()
         self._is_taking = False
+        self._ended: dict[str, EventOutcome] = {}
 
     def send(self, events: Sequence[Event], seed: IdSeed | None, sender: str | None = None) -> "Sent":
         """Store events from outside. A repeated event changes nothing, and keeps its first id.
@@ -60,7 +66,7 @@ class EventRouter:
                 self._take(arrive(event, event_id, self._entry.now, origin), sender_id=event.id or None)
             ids.append(known or event_id)
         names = dict.fromkeys(event.name for event in events)
-        return Sent(ids, [name for name in names if not self._is_known(name)])
+        return Sent(ids, [name for name in names if not self._is_known(name)], self._ended)
 
     def _is_known(self, name: str) -> bool:
         """Whether anything is triggered by events of this name, cancelled by them, or has ever waited for one."""
@@ -156,6 +162,7 @@ class EventRouter:
         for path, value in listened:
             for run_key, expression in entry.store.flow.cancels(arrival.name, path, value, entry.now):
                 if expression is None or self._matches(run_key, expression, arrival):
+                    self._note(arrival, partial(self._describe_cancel, run_key))
                     entry.cancel(run_key, reason)
 
     def _wake(self, arrival: Arrival, path: str | None, value: str | None) -> None:
@@ -163,7 +170,21 @@ class EventRouter:
         entry = self._entry
         for run_key, step_id, expression in entry.store.event_waits(arrival.name, path, value):
             if expression is None or self._matches(run_key, expression, arrival):
+                self._note(arrival, partial(self._describe_wait, run_key, step_id))
                 entry.happen(run_key, WaitResolved(step_id, arrival.body))
+
+    def _describe_cancel(self, run_key: int) -> str:
+        return f"it cancelled the run {self._entry.store.run(run_key).id}"
+
+    def _describe_wait(self, run_key: int, step_id: str) -> str:
+        name = self._entry.wait_name(run_key, step_id)
+        return f"it ended the wait {name!r} of the run {self._entry.store.run(run_key).id}"
+
+    def _note(self, arrival: Arrival, describe: Callable[[], str]) -> None:
+        """Keep what an event does, for ``Sent``. The first few are described, because that costs queries."""
+        known = self._ended.get(arrival.id, _NO_OUTCOME)
+        ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
+        self._ended[arrival.id] = EventOutcome(ended, known.count + 1)
 
     def _matches(self, run_key: int, expression: str, arrival: Arrival) -> bool:
         trigger = self.trigger_of(self._entry.store.run(run_key).event_key)

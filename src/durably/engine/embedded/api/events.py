@@ -98,7 +98,10 @@ def event_body(view: EventView) -> EventBody:
 
 async def get_event(request: web.Request) -> web.Response:
     """``GET /v1/events/{event_id}``."""
-    return data_response(event_body(await _find_event(request)))
+    event = await _find_event(request)
+    body = event_body(event)
+    body.notes = await engine_of(request).explain_event(event)
+    return data_response(body)
 
 
 async def list_event_runs(request: web.Request) -> web.Response:
