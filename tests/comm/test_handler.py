@@ -431,6 +431,37 @@ def test_unsigned_syncs_in_production_make_one_request(engine: FakeEngine, monke
     assert len(engine.to("/fn/register")) == 2
 
 
+WARNING = {"ok": True, "modified": True, "warning": 'app "app" is also at http://internal:8000 (secret-fn)'}
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [((200, WARNING), 200), ((400, {"error": "http://internal:8000 secret-fn"}), 400), ((502, ["secret-fn"]), 500)],
+)
+def test_an_unsigned_sync_in_production_shows_nothing_of_the_engine(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture, reply: Any, status: int
+) -> None:
+    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=wire.SIGNING_KEY)
+    handler = make_handler(client, serve_origin="https://app.example.com")
+    engine.answers["/fn/register"] = reply
+    answer = handler.put_sync(make_request())
+    assert answer.status_code == status
+    assert json.loads(answer.body) == {"ok": True} if status == 200 else "the app's log" in answer.body.decode()
+    for detail in ("secret-fn", "internal", engine.origin):
+        assert detail not in answer.body.decode()
+    assert ("secret-fn" if status != 500 else "502") in caplog.text
+
+
+def test_nor_where_the_engine_is_if_it_is_down(caplog: pytest.LogCaptureFixture) -> None:
+    client = make_client(api_base_url="http://127.0.0.1:9", is_production=True, signing_key=wire.SIGNING_KEY)
+    handler = make_handler(client, serve_origin="https://app.example.com")
+    answer = handler.put_sync(make_request())
+    assert (answer.status_code, b"127.0.0.1" in answer.body) == (500, False)
+    assert "127.0.0.1:9" in caplog.text
+    signed = handler.put_sync(make_request(headers={"x-inngest-signature": wire.sign(b"")}))
+    assert b"127.0.0.1:9" in signed.body
+
+
 def test_an_unsigned_sync_that_failed_is_tried_again_later(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syncer, "UNSIGNED_SECONDS", 3600.0)
     client = make_client(api_base_url=engine.origin, is_production=True, signing_key=wire.SIGNING_KEY)

@@ -207,6 +207,10 @@ def test_an_answer_that_is_none(server: Server, engine: FakeEngine, body: bytes)
 
 
 def test_an_engine_that_is_away(server: Server) -> None:
+    """Only a signed request learns where the engine is."""
     answer = wire.request("PUT", server.url("away"), b"")
+    assert answer.status == 500
+    assert "127.0.0.1:9" not in answer.json["message"]
+    answer = wire.request("PUT", server.url("away"), b"", {"x-inngest-signature": wire.sign(b"")})
     assert answer.status == 500
     assert answer.json["message"] == "cannot reach http://127.0.0.1:9: connection refused"

@@ -18,6 +18,7 @@ from durably.errors import (
     ServeOriginMissingError,
     ServerKindMismatchError,
     SyncTooSoonError,
+    TransportError,
     URLInvalidError,
 )
 from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 UNSIGNED_SECONDS = 5.0
+_SEE_LOG = "the sync failed; the app's log says why, and a signed sync (`durably sync URL`) is answered with the reason"
 
 
 class _InBandRequest(msgspec.Struct):
@@ -138,9 +140,26 @@ class Syncer:
             return self._hand_back(await request_with_keys(io, request, self._client.signing_keys))
         kept = self._handler.unsigned_syncs
         if (answer := kept.begin()) is None:
-            answer = self._hand_back(await request_with_keys(io, request, self._client.signing_keys))
+            answer = await self._register_for_anybody(request, io)
             kept.end(answer)
         return answer
+
+    async def _register_for_anybody(self, request: Request, io: IO) -> CommResponse:
+        """Register for an unsigned request in production. Only the log shows details, such as the engine's address.
+
+        Raises ``RegistrationFailedError``.
+        """
+        try:
+            answer = self._hand_back(await request_with_keys(io, request, self._client.signing_keys))
+        except (RegistrationFailedError, TransportError) as error:
+            self._client.logger.error("an unsigned sync of app %s failed: %s", self._client.app_id, printable(error))
+            raise RegistrationFailedError(_SEE_LOG) from None
+        if answer.status_code < HTTPStatus.BAD_REQUEST:
+            return CommResponse.from_json({"ok": True}, headers=answer.headers)
+        refused = CommResponse.from_error(RegistrationFailedError(_SEE_LOG))
+        refused.status_code = answer.status_code
+        refused.headers |= answer.headers
+        return refused
 
     def _refuse_other_kind(self, kind: ServerKind | None) -> None:
         mode = self._client.mode
