@@ -39,6 +39,7 @@ from durably.settings import (
     Environment,
     Setting,
     is_test_run,
+    warn_of_short_signing_keys,
     warn_of_unknown_names,
     warn_of_unused_signing_key,
 )
@@ -116,7 +117,9 @@ class Client:
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
         self._has_inngest_keys = environment.has_inngest_keys
         warn_of_unknown_names(self.logger)
-        if self.mode is ServerKind.DEV and self.signing_key and self.in_process is None:
+        if self.is_production:
+            warn_of_short_signing_keys(self.signing_keys, self.logger)
+        elif self.signing_key and self.in_process is None:
             warn_of_unused_signing_key(app_id, self.logger)
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 from durably.protocol.headers import ServerKind
-from durably.protocol.signatures import check_signing_key
+from durably.protocol.signatures import check_signing_key, is_short_signing_key
 from durably.protocol.text import redact_url, show_url
 
 DEV_ORIGIN = "http://127.0.0.1:8288"
@@ -431,6 +431,18 @@ def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.Lo
         cause,
         DEV.name,
     )
+
+
+def warn_of_short_signing_keys(
+    keys: Sequence[str | None], logger: "logging.Logger | logging.LoggerAdapter[Any]"
+) -> None:
+    """Warn of signing keys that could be guessed, once per process."""
+    if any(map(is_short_signing_key, keys)) and SIGNING_KEY.name not in _warned:
+        _warned.add(SIGNING_KEY.name)
+        logger.warning(
+            "a signing key (%s) is so short that it could be guessed from a signature: make one with `durably keys`",
+            SIGNING_KEY.name,
+        )
 
 
 def describe_unknown_name(name: str, nearest: str | None) -> str:

@@ -102,9 +102,13 @@ def test_each_deployment_syncs(engine: Command, run: Run, run_app: RunApp, varia
         synced = run("sync", url, "--wait", "30s", "--json", **variables)
         done = json.loads(synced.stdout)
         assert (done["added"], done["removed"]) == (["shop-order"], ["shop-place"])
+        moved = run("sync", url.replace("127.0.0.1", "localhost"), **variables)
+        assert f"\n  moved from {url}\n" in moved.stdout, moved.stderr
         health = run("health", **variables)
         assert (health.status, health.stdout) == (0, "ready\n")
     logged = [json.loads(line) for line in engine.output.splitlines() if '"app synced"' in line]
+    moved_line = logged.pop()
+    assert (moved_line["previous_url"], "previous_url" in logged[-1]) == (url, False)
     assert [(line["version"], line.get("added"), line.get("changed")) for line in logged] == [
         ("1.0", ["shop-place"], None),
         ("1.1", None, ["shop-place"]),

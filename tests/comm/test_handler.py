@@ -23,6 +23,7 @@ from durably.errors import (
     FunctionConfigInvalidError,
     SignatureError,
     SigningKeyMissingError,
+    URLInvalidError,
 )
 from durably.protocol import signatures
 from durably.protocol.headers import Probe, ServerKind
@@ -294,15 +295,34 @@ def test_a_body_in_base64() -> None:
     assert (result["statusCode"], result["body"]) == (200, '"01RUN"')
 
 
+@pytest.mark.parametrize(
+    ("origin", "problem"),
+    [
+        ("app.example.com", "has no scheme; write https://app.example.com"),
+        ("https://app.example.com/foo", "serve_path"),
+        ("https://app.example.com?a=b", "serve_path"),
+        ("ftp://app.example.com", "not a valid URL"),
+    ],
+)
+def test_a_serve_origin_is_a_scheme_and_a_host(monkeypatch: pytest.MonkeyPatch, origin: str, problem: str) -> None:
+    with pytest.raises(URLInvalidError, match=f"^serve_origin .*{problem}"):
+        make_handler(make_client(), serve_origin=origin)
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", origin)
+    with pytest.raises(URLInvalidError, match=f"^DURABLY_SERVE_ORIGIN .*{problem}"):
+        make_handler(make_client())
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "https://app.example.com/")
+    make_handler(make_client())
+
+
 def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
-    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "public.example.com")
+    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "https://public.example.com")
     monkeypatch.setenv("DURABLY_SERVE_PATH", "of/env")
     handler = make_handler(make_client(signing_key=wire.SIGNING_KEY, api_base_url=engine.origin))
     monkeypatch.delenv("DURABLY_SERVE_ORIGIN")
     monkeypatch.delenv("DURABLY_SERVE_PATH")
     signed = make_request(headers={"x-inngest-signature": wire.sign(b"")})
     inspected = json.loads(handler.get_sync(signed).body_bytes())
-    assert (inspected["serve_origin"], inspected["serve_path"]) == ("public.example.com", "of/env")
+    assert (inspected["serve_origin"], inspected["serve_path"]) == ("https://public.example.com", "of/env")
     handler.put_sync(signed)
     assert engine.to("/fn/register")[0].json["url"] == "https://public.example.com/of/env"
 

@@ -85,6 +85,22 @@ def test_a_signing_key_in_development_mode_is_warned_of_once(
     assert "0123456789" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("key", "is_warned"), [("hello", True), ("signkey-prod-" + "0" * 31, True), ("signkey-prod-" + "0" * 32, False)]
+)
+def test_a_signing_key_that_could_be_guessed_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, key: str, is_warned: bool
+) -> None:
+    monkeypatch.setattr(settings_module, "_warned", set())
+    monkeypatch.setenv("DURABLY_SIGNING_KEY", key)
+    Client(app_id="app", is_production=False)
+    assert "guessed" not in caplog.text
+    for _ in range(2):
+        Client(app_id="app")
+    assert caplog.text.count("could be guessed") == is_warned
+    assert key not in caplog.text
+
+
 def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Client(app_id="app").event_key, Client(app_id="app").signing_keys) == (None, (None, None))
     monkeypatch.setenv("DURABLY_EVENT_KEY", " from env ")

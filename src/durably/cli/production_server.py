@@ -77,10 +77,13 @@ class SyncLog:
 
     def note(self, sync: AcceptedSync) -> None:
         result = sync.result
+        has_moved = result.previous_url is not None
         is_new_version = result.version != result.previous_version
-        if result.modified or is_new_version or result.app_id not in self._seen:
+        if result.modified or is_new_version or has_moved or result.app_id not in self._seen:
             self._seen.add(result.app_id)
             changes: dict[str, Any] = {"added": result.added, "changed": result.changed, "removed": result.removed}
+            if result.previous_url is not None:
+                changes["previous_url"] = redact_url(result.previous_url)
             log_fields(
                 _logger,
                 "app synced",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from durably.settings import EVENT_KEY, SIGNING_KEY
+from durably.protocol.text import get_logger
+from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
 from .failures import CliError
 from .options import read_age, server_options, setting_option, signing_key_options
@@ -101,6 +102,7 @@ def start(
         retention=retention,
     )
     log_json_lines()
+    warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
     run_until_stopped(
         serve(

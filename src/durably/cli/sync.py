@@ -66,6 +66,8 @@ def describe_sync(done: "AppSyncBody") -> Styled:
     name = f"{done.app_id} {done.version}" if done.version else done.app_id
     count = len(done.functions)
     lines = [f"synced {name} at {redact_url(done.url)}: {count} {'function' if count == 1 else 'functions'}"]
+    if done.previous_url is not None:
+        lines += [f"  moved from {redact_url(done.previous_url)}"]
     lines += [f"  + {each}" for each in done.added]
     lines += [f"  ~ {each}" for each in done.changed]
     lines += [f"  - {each}" for each in done.removed]

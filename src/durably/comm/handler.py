@@ -45,7 +45,7 @@ from durably.worker_threads import Surroundings, WorkerThreads
 from . import inspection
 from .bodies import check_size
 from .models import CommRequest, CommResponse
-from .paths import read_origin
+from .paths import read_serve_origin
 from .streaming import StreamingOption, read_streaming, stream
 from .syncer import Syncer, UnsignedSyncs
 from .verification import Signer, check_addressee, refuse_forms, refuse_pages, verify_request
@@ -97,7 +97,7 @@ class CommHandler:
         self.public_path = public_path
         self.unsigned_syncs = UnsignedSyncs()
         if self.serve_origin is not None:
-            read_origin(self.serve_origin, "serve_origin" if serve_origin else "DURABLY_SERVE_ORIGIN")
+            read_serve_origin(self.serve_origin, "serve_origin" if serve_origin else "DURABLY_SERVE_ORIGIN")
         self._by_id = _index(self.functions)
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
         self._checkpoints = HttpCheckpoints(client)

@@ -1,10 +1,10 @@
 """The path of an app's endpoint, and the URL at which engines reach it."""
 
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from durably.errors import URLInvalidError
-from durably.protocol.text import show_url
-from durably.settings import DEFAULT_SERVE_PATH, Environment
+from durably.protocol.text import redact_url
+from durably.settings import DEFAULT_SERVE_PATH, Environment, parse_url
 
 
 def mount_path(serve_path: str | None) -> str:
@@ -17,21 +17,24 @@ def with_slash(path: str) -> str:
 
 
 def read_origin(text: str, what: str) -> tuple[str, str]:
-    """Scheme and network location of an origin or URL; a missing scheme is https.
+    """Scheme and network location of a URL.
 
     Raises ``URLInvalidError``, which names ``what``.
     """
-    url = text if "://" in text else f"https://{text}"
-    if not _is_http_url(url):
-        raise URLInvalidError(f"{what} is not a valid URL: {show_url(text)!r}; write it like https://app.example.com")
-    parts = urlsplit(url)
+    parts = urlsplit(parse_url(text, what))
     return parts.scheme, parts.netloc
 
 
-def _is_http_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # an unclosed bracket, or a port that is not a number
-        return False
-    return has_host and parts.scheme in ("http", "https") and parts.netloc.isprintable() and " " not in parts.netloc
+def read_serve_origin(text: str, what: str) -> tuple[str, str]:
+    """Scheme and network location of an origin, which has no path.
+
+    Raises ``URLInvalidError``, which names ``what``.
+    """
+    origin = read_origin(text, what)
+    parts = urlsplit(parse_url(text, what))
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise URLInvalidError(
+            f"{what} is {redact_url(urlunsplit(parts))!r}, which is more than an origin: write only its scheme and "
+            "host, and the rest in serve_path (DURABLY_SERVE_PATH) or, behind a proxy that rewrites paths, public_path"
+        )
+    return origin

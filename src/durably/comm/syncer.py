@@ -31,7 +31,7 @@ from durably.transport import IO, Request, Response, request_with_keys
 
 from .inspection import CAPABILITIES, authenticated
 from .models import CommRequest, CommResponse
-from .paths import read_origin, with_slash
+from .paths import read_origin, read_serve_origin, with_slash
 
 if TYPE_CHECKING:
     from .handler import CommHandler
@@ -227,7 +227,7 @@ class Syncer:
 
     def _origin(self, req: CommRequest) -> tuple[str, str] | None:
         origin = req.serve_origin or self._handler.serve_origin
-        return read_origin(origin, "serve_origin") if origin else None
+        return read_serve_origin(origin, "serve_origin") if origin else None
 
     def _path(self, req: CommRequest) -> str | None:
         handler = self._handler

@@ -38,7 +38,7 @@ class AppSyncBody(msgspec.Struct, kw_only=True):
     """Answer of ``POST /v1/apps/sync``: an app's functions, and which of them a sync added, changed and removed.
 
     ``version`` is the ``app_version`` of the app's client; ``previous_version`` that of the previous sync.
-    ``warning`` reports another app with the same id.
+    ``previous_url`` is the app's URL before, if it has changed. ``warning`` reports another app with the same id.
     """
 
     app_id: str
@@ -50,6 +50,7 @@ class AppSyncBody(msgspec.Struct, kw_only=True):
     removed: list[str]
     version: str | None = None
     previous_version: str | None = None
+    previous_url: str | None = None
     warning: str | None = None
 
 

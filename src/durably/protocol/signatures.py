@@ -19,6 +19,7 @@ _PREFIX = re.compile(r"^signkey-\w+-")
 _BARE_PREFIX = re.compile(r"signkey(-\w*-?)?")
 _HEADER = re.compile(r"t=([0-9]{1,12})&s=([0-9a-fA-F]{64})")
 _MAX_HEADER_LENGTH = 256
+_SECURE_KEY_LENGTH = 32
 _MAX_EXACT = 2**53
 
 
@@ -60,6 +61,11 @@ def check_signing_key(key: str | None, setting: str) -> None:
             f"the signing key in {setting} {problem}, so anybody could sign with it: set the whole key "
             "(`durably keys` makes one), or leave it unset"
         )
+
+
+def is_short_signing_key(key: str | None) -> bool:
+    """Whether a key is short enough to be guessed: under 32 characters after its prefix (128 bits in hex)."""
+    return key is not None and len(strip_key_prefix(key).strip()) < _SECURE_KEY_LENGTH
 
 
 def strip_key_prefix(key: str) -> str:

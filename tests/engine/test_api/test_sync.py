@@ -52,6 +52,10 @@ async def test_a_sync_is_stored_once(dev: Harness) -> None:
     assert (status, answer["modified"]) == (200, False)
     assert [(sync.result.modified, sync.deploy_id) for sync in dev.syncs] == [(True, None), (False, "d1")]
 
+    moved = _sync_body(url="http://127.0.0.1:10/api/inngest")
+    await dev.json("POST", "/fn/register", json=moved)
+    assert [sync.result.previous_url for sync in dev.syncs] == [None, None, "http://127.0.0.1:9/api/inngest"]
+
     _, functions = await dev.json("GET", "/v1/apps/shop/functions")
     assert [(fn["id"], fn["config"]["triggers"]) for fn in functions["data"]] == [
         ("shop-place", [{"event": "order/placed"}])
@@ -139,6 +143,16 @@ async def test_nobody_at_the_url(dev: Harness) -> None:
         await dev.server.discovery.sync(f"http://127.0.0.1:{port}/api/inngest")
 
 
+async def test_a_host_that_does_not_exist(dev: Harness) -> None:
+    with pytest.raises(AppUnreachedError, match=r"http://shop\.invalid/api/inngest: its host name is not known"):
+        await dev.server.discovery.sync("http://shop.invalid/api/inngest")
+
+
+async def test_https_where_http_is_served(dev: Harness) -> None:
+    with pytest.raises(AppUnreachedError, match=r"the TLS handshake failed; is it an http:// URL\?"):
+        await dev.server.discovery.sync(dev.server.origin.replace("http:", "https:") + "/api/inngest")
+
+
 async def test_no_app_at_the_url(dev: Harness) -> None:
     with pytest.raises(NoAppError, match="status 404"):
         await dev.server.discovery.sync(f"{dev.server.origin}/api/inngest")
@@ -190,6 +204,8 @@ async def test_a_sync_by_the_api_tells_what_it_changed(
         "removed": [],
         "version": "1",
         "previous_version": None,
+        "previous_url": None,
+        "warning": None,
     }
     status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": url}, headers=BEARER)
     assert (answer["data"]["modified"], answer["data"]["added"]) == (False, [])

@@ -119,10 +119,10 @@ class Store:
             (app_id, url, sdk, framework, version, now),
         )
 
-    def app_version(self, app_id: str) -> str | None:
-        """The app's own version at its last sync."""
-        row = self._connection.execute("SELECT version FROM apps WHERE id = ?", (app_id,)).fetchone()
-        return row[0] if row else None
+    def app_version_and_url(self, app_id: str) -> tuple[str | None, str | None]:
+        """The app's own version, and its URL, at its last sync."""
+        row = self._connection.execute("SELECT version, url FROM apps WHERE id = ?", (app_id,)).fetchone()
+        return (row[0], row[1]) if row else (None, None)
 
     def active_functions(self, app_id: str) -> list[tuple[str, bytes]]:
         """Ids and configurations, in the order in which the app synced them."""

@@ -80,7 +80,7 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a sync changed. ``modified`` is false if the app's functions have not changed since its last sync.
 
     ``added``, ``changed`` and ``removed`` are ids of functions. ``version`` is the client's ``app_version``, and
-    ``previous_version`` that of the previous sync.
+    ``previous_version`` that of the previous sync. ``previous_url`` is the app's URL before, if it has changed.
     """
 
     app_id: str
@@ -90,6 +90,7 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
     removed: tuple[str, ...] = ()
     version: str | None = None
     previous_version: str | None = None
+    previous_url: str | None = None
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):

@@ -168,7 +168,7 @@ def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> S
     """Make the app's functions what it says they are. They have been checked. Raises ``ConfigInvalidError``."""
     store, app_id = entry.store, request.app_id
     configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
-    before, previous_version = store.active_functions(app_id), store.app_version(app_id)
+    before, previous = store.active_functions(app_id), store.app_version_and_url(app_id)
     modified = before != configs
     if modified:
         _check_owners(entry, app_id, [function_id for function_id, _ in configs])
@@ -179,25 +179,27 @@ def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> S
             entry.queue.look_at_function(function.flow)
         entry.effects.append(Synced(app_id, functions))
     store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
-    return _compare(app_id, dict(before), dict(configs), previous_version, request.app_version)
+    return _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
 
 
 def _compare(
     app_id: str,
     before: Mapping[str, bytes],
     after: Mapping[str, bytes],
-    previous_version: str | None,
-    version: str | None,
+    previous: tuple[str | None, str | None],
+    now: tuple[str | None, str],
 ) -> SyncResult:
-    """``before`` and ``after`` are configurations by the ids of functions."""
+    """``before`` and ``after`` are configurations by the ids of functions; ``previous`` and ``now`` the app's version
+    and URL."""
     return SyncResult(
         app_id=app_id,
         modified=list(before.items()) != list(after.items()),
         added=tuple(each for each in after if each not in before),
         changed=tuple(each for each, config in after.items() if before.get(each, config) != config),
         removed=tuple(each for each in before if each not in after),
-        version=version,
-        previous_version=previous_version,
+        version=now[0],
+        previous_version=previous[0],
+        previous_url=previous[1] if previous[1] != now[1] else None,
     )
 
 

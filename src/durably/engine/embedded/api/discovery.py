@@ -258,6 +258,12 @@ def _tell_other_origins(url: str, sync: SyncRequest) -> None:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its host name is not known"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its TLS certificate is not valid: {redact_urls(error.certificate_error)}"
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "the TLS handshake failed; is it an http:// URL?"
     if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
         return os.strerror(error.os_error.errno).lower()
     if isinstance(error, TimeoutError):

@@ -79,6 +79,7 @@ def _describe(accepted: AcceptedSync) -> AppSyncBody:
         added=list(result.added),
         changed=list(result.changed),
         removed=list(result.removed),
+        previous_url=None if result.previous_url is None else redact_url(result.previous_url),
         warning=accepted.conflict,
     )
 
