@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import socket
+import threading
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,8 @@ import pytest
 import rfc8785
 from aiohttp import web
 
-from durably.engine.embedded import EmbeddedEngine, EngineSettings
+from durably.engine.embedded import EmbeddedEngine, EngineSettings, caller
+from durably.engine.embedded.canonical import to_sign
 from durably.engine.embedded.views import RunStatus, UpdateKind
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_REQUEST_BYTES
@@ -285,3 +287,25 @@ async def test_connections_are_kept(engine: EmbeddedEngine, app: SmallApp) -> No
     await engine.sync_app(app.sync_request())
     await run_to_end(engine, "several")
     assert len({request.transport for request in app.requests}) == 1
+
+
+async def test_the_canonical_form_of_a_large_call_is_not_made_on_the_event_loop(
+    path: Path, app: SmallApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of apps with other SDKs: for a megabyte it takes seconds."""
+    simple(app)
+    threads: list[threading.Thread] = []
+
+    def note_thread(body: bytes) -> bytes:
+        threads.append(threading.current_thread())
+        return to_sign(body)
+
+    monkeypatch.setattr(caller, "to_sign", note_thread)
+    settings = msgspec.structs.replace(QUICK, signing_key=KEY)
+    async with opened(path, settings) as engine:
+        await engine.sync_app(app.sync_request())
+        await run_to_end(engine, "simple", number=2**53 + 1)
+        assert threads == [threading.current_thread()]
+        await run_to_end(engine, "simple", number=2**53 + 1, text="x" * 20_000)
+        assert threading.current_thread() not in threads[1:]
+        assert len(threads) == 2

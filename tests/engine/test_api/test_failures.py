@@ -5,7 +5,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 
+from durably.engine.embedded.api import bodies, events
 from durably.engine.errors import DatabaseUnavailableError
 
 from .conftest import EVENT_KEY, Harness
@@ -136,3 +138,49 @@ async def test_an_engine_whose_database_was_deleted_says_so_on_every_route(dev: 
     for method, path in [("POST", "/e/any"), ("GET", "/ready"), ("GET", "/v1/runs"), ("GET", "/nothing")]:
         status, answer = await dev.json(method, path, json={"name": "later"})
         assert (status, "the database was deleted" in answer["error"]) == (503, True)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header"),
+    [
+        ("POST /e/any", "x-run-id"),
+        ("POST /e/any", "x-inngest-event-id-seed"),
+        ("OPTIONS /e/any", "access-control-request-headers"),
+    ],
+)
+async def test_a_header_that_is_not_utf_8_is_refused(
+    dev: Harness, request_line: str, header: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = urlsplit(dev.server.origin).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b'{"name":"a"}'
+    head = f"{request_line} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n"
+    writer.write(head.encode() + header.encode() + b": \xff\r\n\r\n" + body)
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400"), answer
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_client_that_leaves_within_a_body_is_no_failure(
+    dev: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading, left = asyncio.Event(), asyncio.Event()
+
+    async def read_body(request: web.Request) -> bytes:
+        reading.set()
+        try:
+            return await bodies.read_body(request)
+        finally:
+            left.set()
+
+    monkeypatch.setattr(events, "read_body", read_body)
+    port = urlsplit(dev.server.origin).port
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"POST /e/any HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: 100\r\n\r\n{{".encode())
+    await asyncio.wait_for(reading.wait(), 10)
+    writer.transport.abort()
+    await asyncio.wait_for(left.wait(), 10)
+    status, _ = await dev.json("GET", "/health")
+    assert status == 200
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

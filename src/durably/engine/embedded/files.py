@@ -39,6 +39,7 @@ def make_private(path: Path) -> None:
         return
     for suffix in (*_PARTS, "-journal"):
         file = path.with_name(path.name + suffix)
+        mode = 0
         try:
             status = file.lstat()
             _check_owner(file, status)

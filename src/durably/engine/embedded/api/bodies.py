@@ -44,6 +44,8 @@ async def read_body(request: web.Request) -> bytes:
         raise ApiError(
             408, f"the body comes too slowly: {len(body)} bytes in {_GRACE_SECONDS:g} s and more; send it again"
         ) from None
+    except ConnectionResetError:
+        raise ApiError(400, "the client closed the connection before the end of the body") from None
     except web.RequestPayloadError:
         raise ApiError(400, "the body cannot be read: it does not fit its content-encoding or length") from None
 

@@ -5,6 +5,8 @@ Pages of other hosts are refused before (``auth``). The header lets a developer 
 
 from aiohttp import web
 
+from .parameters import header_parameter
+
 MAX_AGE_SECONDS = 3600
 
 
@@ -14,7 +16,7 @@ async def preflight(request: web.Request) -> web.Response:
         status=204,
         headers={
             "access-control-allow-methods": "POST",
-            "access-control-allow-headers": request.headers.get("access-control-request-headers", "*"),
+            "access-control-allow-headers": header_parameter(request, "access-control-request-headers") or "*",
             "access-control-max-age": str(MAX_AGE_SECONDS),
         },
     )

@@ -12,7 +12,7 @@ from durably.protocol.headers import Header
 from durably.protocol.limits import MAX_EVENTS_PER_POST
 
 from .bodies import decode_json, read_body
-from .parameters import limit_parameter, moment_parameter
+from .parameters import header_parameter, limit_parameter, moment_parameter
 from .responses import ApiError, data_response, json_response
 from .runs import run_body
 from .state import engine_of
@@ -45,7 +45,7 @@ async def receive_events(request: web.Request) -> web.Response:
     engine = engine_of(request)
     events = decode_events(await read_body(request), engine.max_event_bytes)
     receipt = await engine.accept_events(
-        events, seed=request.headers.get(Header.EVENT_ID_SEED), sender=request.headers.get(Header.RUN_ID)
+        events, seed=header_parameter(request, Header.EVENT_ID_SEED), sender=header_parameter(request, Header.RUN_ID)
     )
     return json_response(SendBody(ids=receipt.ids, status=200, unmatched=receipt.unmatched))
 

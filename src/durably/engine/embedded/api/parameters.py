@@ -1,4 +1,4 @@
-"""Query parameters, checked: a bad one is a 400 that names it."""
+"""Query parameters and headers, checked: a bad one is a 400 that names it."""
 
 import datetime as dt
 
@@ -26,3 +26,11 @@ def limit_parameter(request: web.Request, *, default: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
         raise ApiError(400, f"limit must be a whole number from 1 to {most}, not {text!r}")
     return int(text)
+
+
+def header_parameter(request: web.Request, name: str) -> str | None:
+    """A request header, if there is one. Raises ``ApiError`` 400 if it is not UTF-8."""
+    value = request.headers.get(name)
+    if value is not None and any("\ud800" <= each <= "\udfff" for each in value):
+        raise ApiError(400, f"the header {name} is not encoded in UTF-8")
+    return value
