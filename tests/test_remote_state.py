@@ -382,8 +382,12 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(FunctionConfigInvalidError, match=r"other users may write to .*open; .* chmod 700"):
+    with pytest.raises(FunctionConfigInvalidError, match=r"other users may write to .*/open: chmod 700 .*/open$"):
         DirectoryDriver(tmp_path / "open")
+    (tmp_path / "open").chmod(0o1777)  # as /tmp
+    with pytest.raises(FunctionConfigInvalidError, match=r"below it, such as .*/open/durably-state") as raised:
+        DirectoryDriver(tmp_path / "open")
+    assert "chmod" not in str(raised.value)
 
 
 def test_a_run_whose_id_is_no_name_is_not_stored(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ async def test_the_sdk_logs_to_a_custom_object() -> None:
     run = await engine_for(function, client=client, max_attempts=1).run()
     assert run.status == "Failed"
     (line,) = logger.lines
-    assert line.startswith('error function "app-function" raised KeyError')
+    assert line.startswith('error function "app-function", run 01RUN, raised KeyError')
     assert "Traceback" in line
 
 
@@ -221,7 +221,7 @@ async def test_the_sdk_logs_to_structlog() -> None:
     with structlog.testing.capture_logs() as lines:
         client = Client(app_id="app", is_production=False, logger=structlog.get_logger())
         await engine_for(function, client=client, max_attempts=1).run()
-    assert lines[-1]["event"].startswith('function "app-function" raised KeyError')
+    assert lines[-1]["event"].startswith('function "app-function", run 01RUN, raised KeyError')
 
 
 @pytest.mark.parametrize("logger", ["durably", object(), logging])
@@ -231,3 +231,12 @@ def test_what_cannot_log_is_refused(logger: Any) -> None:
         return
     with pytest.raises(FunctionConfigInvalidError, match=r"Client\.logger must have methods"):
         Client(app_id="app", is_production=False, logger=logger)
+
+
+async def test_fields_by_name_are_refused_by_a_standard_logger() -> None:
+    async def function(ctx: Context) -> None:
+        ctx.logger.info("hello", order=3)  # type: ignore[call-arg]
+
+    run = await engine_for(function, max_attempts=1).run()
+    assert "ctx.logger takes no order=…, because" in run.output["message"]
+    assert 'write extra={"order": …}' in run.output["message"]

@@ -4,7 +4,7 @@ import datetime as dt
 import importlib.metadata
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Never
 
 from durably import sending
 from durably.engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine
@@ -163,7 +163,7 @@ class Client:
 
     def create_function(
         self,
-        *,
+        *handler: Never,
         fn_id: str,
         trigger: Trigger | list[Trigger] | list[Any],
         name: str | None = None,
@@ -194,6 +194,11 @@ class Client:
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """
+        if handler:
+            raise FunctionConfigInvalidError(
+                f'function "{fn_id}": create_function takes options by name and returns a decorator: '
+                "@client.create_function(fn_id=…, trigger=…)"
+            )
         opts = FunctionOpts(
             app_id=self.app_id,
             local_id=fn_id,

@@ -67,7 +67,9 @@ class Divergences:
 
     def _list(self, ids: Sequence[str]) -> str:
         listed = [
-            f'"{name}"' if (name := self.names.get(hashed_id)) else f"one of another version (SHA-1 {hashed_id[:12]}…)"
+            f'"{name}"'
+            if (name := self.names.get(hashed_id))
+            else f"one unknown to this process (SHA-1 of its id: {hashed_id[:12]}…)"
             for hashed_id in ids[:_MAX_LISTED]
         ]
         more = len(ids) - len(listed)

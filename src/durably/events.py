@@ -5,6 +5,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from durably.protocol.events import Event
 
+_ENGINES_FIELD = "_inngest"
+
 __all__ = ["Event", "EventType", "as_data"]
 
 
@@ -35,8 +37,11 @@ class EventType(Generic[M]):
         return Event(name=self.name, data=as_data(data) or {}, id=id, ts=ts, user=user, v=v)
 
     def data(self, event: Event) -> M:
-        """The event's data as the model; raises pydantic's ``ValidationError``."""
-        return self.model.model_validate(event.data)
+        """The event's data as the model; raises pydantic's ``ValidationError``.
+
+        The engine's own field in the data of some events (of an invoked function's, for example) is left out.
+        """
+        return self.model.model_validate({name: value for name, value in event.data.items() if name != _ENGINES_FIELD})
 
     def trigger(self, if_exp: str | None = None, *, expression: str | None = None) -> Any:
         """The trigger; ``expression`` is another name of ``if_exp``."""

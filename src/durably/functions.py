@@ -96,6 +96,8 @@ class FunctionCall:
 class Function(Generic[T]):
     """A durable function, made by ``Client.create_function``."""
 
+    is_durable_function = True
+
     def __init__(
         self,
         opts: FunctionOpts,
@@ -108,6 +110,7 @@ class Function(Generic[T]):
             raise FunctionConfigInvalidError(f'function "{opts.local_id}" decorates {handler!r}, which is no function')
         for given in (handler, on_failure):
             if given is not None:
+                _check_is_no_generator(opts, given)
                 _check_takes_context(opts, given)
                 _check_context_kind(opts, given)
         self.opts = opts
@@ -122,6 +125,14 @@ class Function(Generic[T]):
 
     def __repr__(self) -> str:
         return f"Function({self.id!r})"
+
+    if not TYPE_CHECKING:  # type checkers refuse the call by themselves
+
+        def __call__(self, *args, **kwargs):
+            raise FunctionConfigInvalidError(
+                f'function "{self.id}" cannot be called: send an event that triggers it, invoke it from another '
+                "function with ctx.step.invoke, or put the shared code into an ordinary function"
+            )
 
     @property
     def id(self) -> str:
@@ -401,6 +412,14 @@ def _make_context(
     return ContextSync(**shared, step=step, group=GroupSync(sync_call)), run
 
 
+def _check_is_no_generator(opts: FunctionOpts, handler: Handler[Any]) -> None:
+    if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+        name = getattr(handler, "__name__", repr(handler))
+        raise FunctionConfigInvalidError(
+            f'function "{opts.local_id}": {name} is a generator, because its body has a `yield`: return the result'
+        )
+
+
 def _check_takes_context(opts: FunctionOpts, handler: Handler[Any]) -> None:
     try:
         inspect.signature(handler).bind(None)
@@ -421,14 +440,15 @@ def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
         return
     name = getattr(handler, "__name__", repr(handler))
     kinds = ("async", "def") if is_async(handler) else ("sync", "async def")
+    other = f", or make it `{kinds[1]}`" if annotated in _CONTEXTS else ""
     raise FunctionConfigInvalidError(
         f'function "{opts.local_id}": {name} is {kinds[0]}, but its argument is annotated as {annotated}: annotate '
-        f"it as durably.{wanted}, or make it `{kinds[1]}`"
+        f"it as durably.{wanted}{other}"
     )
 
 
 def _annotated_context(handler: Handler[Any]) -> str | None:
-    """``Context`` or ``ContextSync``, of ours or of the ``inngest`` package, if the first argument is annotated so.
+    """The name of the first argument's class, if it is one of ours or of the ``inngest`` package.
 
     Names that exist only for type checkers cannot be evaluated; then the annotation's text is used.
     """
@@ -448,4 +468,4 @@ def _annotated_context(handler: Handler[Any]) -> str | None:
     for base in annotation.__mro__:
         if base.__name__ in _CONTEXTS and base.__module__.partition(".")[0] in ("durably", "inngest"):
             return base.__name__
-    return None
+    return annotation.__name__ if annotation.__module__.partition(".")[0] in ("durably", "inngest") else None

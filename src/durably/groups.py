@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from durably import steps
-from durably.errors import AsyncUnsupportedError, DeadlineError
+from durably.errors import AsyncUnsupportedError, DeadlineError, FunctionConfigInvalidError
 from durably.execution import AsyncCall, SyncCall
 from durably.execution.asynchronous import group_mode
 from durably.protocol.durations import Duration
@@ -72,6 +72,7 @@ class Group:
         ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE`` branches of several steps do not
         wait for each other.
         """
+        _check_callables(callables, "make them async functions, or lambdas: `lambda: ctx.step.run(…)`")
         return self._call.group("group.parallel", _run_together(callables, parallel_mode))
 
     def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
@@ -81,6 +82,16 @@ class Group:
         The clock is a durable sleep with that id, which races the steps inside.
         """
         return DurableTimeout(self._call, step_id, duration)
+
+
+def _check_callables(callables: Sequence[Any], advice: str) -> None:
+    """Raises ``FunctionConfigInvalidError``, if one was called already."""
+    for number, branch in enumerate(callables):
+        if not callable(branch):
+            raise FunctionConfigInvalidError(
+                f"group.parallel takes functions, which it calls itself; number {number + 1} is a "
+                f"{type(branch).__name__}: {advice}"
+            )
 
 
 async def _run_together(callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode) -> tuple[Any, ...]:
@@ -163,6 +174,7 @@ class GroupSync:
         self, callables: Sequence[Branch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
     ) -> tuple[Any, ...]:
         """See ``Group.parallel``. The steps run at the same time; the code between them does not."""
+        _check_callables(callables, "make them functions, or lambdas: `lambda: ctx.step.run(…)`")
         return self._call.parallel(callables, parallel_mode)
 
     def timeout(self, step_id: str, duration: Duration) -> Any:

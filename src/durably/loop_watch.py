@@ -131,12 +131,15 @@ class LoopWatch:
         where = f'step "{printable(step_id)}"' if step_id is not None else "code between the steps"
         self._logger.warning(
             '%s of function "%s" has blocked the event loop for more than %g s, at %s:%d: all else on that loop waits. '
-            "Make the handler a sync function, which runs in a thread, or await what it waits for",
+            "%s, or await what it waits for",
             where,
             function_id,
             BLOCKED_SECONDS,
             frame.f_code.co_filename,
             frame.f_lineno,
+            "Put it into a step with a sync handler, which runs in a thread"
+            if step_id is None
+            else "Make the handler a sync function, which runs in a thread",
         )
 
 

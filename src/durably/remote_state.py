@@ -11,6 +11,7 @@ import datetime as dt
 import os
 import re
 import secrets
+import stat
 import string
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -293,6 +294,10 @@ def _default_s3_client() -> Any:
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}/[A-Za-z0-9]{32}")
 
 
+def _user_id(default: int) -> int:
+    return os.getuid() if hasattr(os, "getuid") else default  # Windows has none
+
+
 class DirectoryDriver:
     """A directory on a disk that all processes of the app share, readable by its user only.
 
@@ -305,10 +310,13 @@ class DirectoryDriver:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._root = Path(path).resolve()
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._root.stat().st_mode & 0o022:
-            raise FunctionConfigInvalidError(
-                f"remote state: other users may write to {self._root}; make it the app's own: chmod 700 {self._root}"
-            )
+        status = self._root.stat()
+        if status.st_mode & 0o022:
+            is_shared = status.st_mode & stat.S_ISVTX or status.st_uid != _user_id(status.st_uid)  # such as /tmp
+            advice = f"chmod 700 {self._root}"
+            if is_shared:
+                advice = f"give a directory of the app's own below it, such as {self._root / 'durably-state'}"
+            raise FunctionConfigInvalidError(f"remote state: other users may write to {self._root}: {advice}")
 
     def __repr__(self) -> str:
         return f"DirectoryDriver({str(self._root)!r})"

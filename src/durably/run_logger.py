@@ -23,6 +23,10 @@ _METHODS = frozenset((*_LEVELS, "warn", "fatal", "log", "msg", "trace", "success
 _ASYNC_METHODS = frozenset(f"a{name}" for name in _METHODS)  # structlog's
 
 
+_OPTIONS = frozenset(("exc_info", "stack_info", "stacklevel", "extra"))
+"""What ``logging.Logger.log`` takes by name."""
+
+
 class _Fallback(logging.StreamHandler[Any]):
     """Writes lines of runs to stderr if no logging is configured, as ``logging.lastResort`` does for warnings."""
 
@@ -79,6 +83,12 @@ class RunLogger(logging.LoggerAdapter[Any]):
         return level >= self._fallback_level() if self._is_unconfigured() else super().isEnabledFor(level)
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if unknown := kwargs.keys() - _OPTIONS:
+            name = sorted(unknown)[0]
+            raise TypeError(
+                f"ctx.logger takes no {name}=…, because it is a logger of the standard library: write "
+                f'extra={{"{name}": …}}, or give the client a structlog or loguru logger'
+            )
         if not self.isEnabledFor(level):
             return
         kwargs["extra"] = {**self._context.fields(), **(kwargs.get("extra") or {})}

@@ -66,6 +66,11 @@ def run(
     output_type: Any,
     opts: Mapping[str, Any] | None = None,
 ) -> StepRequest:
+    if getattr(handler, "is_durable_function", False):
+        raise FunctionConfigInvalidError(
+            f'step "{step_id}": the handler is the durable function {handler!r}: call it with '
+            f'ctx.step.invoke("{step_id}", function=…), or give the step an ordinary function'
+        )
     if not callable(handler):
         raise FunctionConfigInvalidError(f'step "{step_id}": the handler must be callable, not {handler!r}')
     request = StepRequest(_checked(step_id), Opcode.STEP_RUN, opts=opts, handler=handler, args=args, kwargs=kwargs)

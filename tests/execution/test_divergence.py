@@ -146,7 +146,7 @@ async def test_a_step_of_which_this_process_does_not_know_the_name(caplog: pytes
     after_deployment.run = shop.run
     await after_deployment.carry_on()
     [hashed_id, *_] = shop.run.stack
-    assert f"one of another version (SHA-1 {hashed_id[:12]}…)" in warnings(caplog)[0]
+    assert f"one unknown to this process (SHA-1 of its id: {hashed_id[:12]}…)" in warnings(caplog)[0]
 
 
 # -- strict

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import durably
-from durably import Context, ContextSync, ParallelMode
+from durably import Client, Context, ContextSync, ParallelMode
+from durably.errors import FunctionConfigInvalidError
 
 from .engine import NULL, Run, complete, engine_for, fail, first, last, named
 from .test_asyncio import explode
@@ -384,3 +385,43 @@ async def test_a_sync_function_has_no_timeout() -> None:
     error = await fail(function, replies={"x": NULL})
     assert error["code"] == "async_unsupported"
     assert 'group.timeout("deadline") needs an async function' in error["message"]
+
+
+async def test_branches_that_were_called_already_are_refused() -> None:
+    async def with_steps(ctx: Context) -> None:
+        step = ctx.step.run("a", str)
+        try:
+            await ctx.group.parallel([step])  # type: ignore[list-item]
+        finally:
+            step.close()
+
+    def with_results(ctx: ContextSync) -> None:
+        ctx.group.parallel([ctx.step.run("a", int)])  # type: ignore[list-item]
+
+    error = await fail(with_steps)
+    assert error["code"] == "function_config_invalid"
+    assert "number 1 is a coroutine: make them async functions, or lambdas: `lambda: ctx.step.run(" in error["message"]
+    assert "number 1 is a int: make them functions, or lambdas" in (await fail(with_results))["message"]
+
+
+async def test_a_durable_function_is_invoked_and_not_called() -> None:
+    async def inner(ctx: Context) -> None: ...
+
+    function: Any = Client(app_id="app", is_production=False).create_function(fn_id="inner", trigger=[])(inner)
+
+    async def as_handler(ctx: Context) -> None:
+        await ctx.step.run("a", function)
+
+    async def by_call(ctx: Context) -> None:
+        await function(ctx)
+
+    assert "ctx.step.invoke(" in (await fail(as_handler))["message"]
+    assert 'function "app-inner" cannot be called' in (await fail(by_call))["message"]
+
+
+def test_create_function_without_its_options() -> None:
+    client: Any = Client(app_id="app", is_production=False)
+    with pytest.raises(TypeError, match=r"'fn_id' and 'trigger'"):
+        client.create_function(print)
+    with pytest.raises(FunctionConfigInvalidError, match="returns a decorator"):
+        client.create_function(print, fn_id="f", trigger=[])

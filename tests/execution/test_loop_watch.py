@@ -59,6 +59,8 @@ async def test_code_that_blocks_the_loop_is_named_while_it_does(place: str, line
     (line,) = lines.lines
     what = 'step "pay"' if place == "step" else "code between the steps"
     assert line.startswith(f'{what} of function "app-function" has blocked the event loop for more than 1 s, at ')
+    remedy = "Make the handler a sync function" if place == "step" else "Put it into a step with a sync handler"
+    assert remedy in line
 
 
 async def test_it_is_told_once(lines: Lines) -> None:

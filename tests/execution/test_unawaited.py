@@ -65,6 +65,8 @@ async def test_it_fails_before_the_next_step_runs() -> None:
 
     error = await fail(function)
     assert 'step "pay" was created but not awaited' in error["message"]
+    line = test_it_fails_before_the_next_step_runs.__code__.co_firstlineno + 5
+    assert f"(at {__file__}:{line})" in error["message"]
     assert ran == ["first"]
 
 
@@ -419,6 +421,28 @@ async def unannotated(ctx) -> None: ...  # type: ignore[no-untyped-def]
 async def right_while_checking(ctx: "Imported") -> None: ...
 async def either(ctx: Context | ContextSync) -> None: ...
 def any_sync(ctx: Any) -> None: ...
+
+
+async def async_generator(ctx: Context) -> Any:
+    yield 1
+
+
+def generator(ctx: ContextSync) -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("handler", [async_generator, generator])
+def test_generators_are_refused(handler: Any) -> None:
+    with pytest.raises(FunctionConfigInvalidError, match=r'function "charge": \w+ is a generator, .* `yield`'):
+        client.create_function(fn_id="charge", trigger=[])(handler)
+
+
+async def takes_event(ctx: durably.Event) -> None: ...
+
+
+def test_another_class_of_ours_is_no_context() -> None:
+    with pytest.raises(FunctionConfigInvalidError, match=r"annotated as Event: annotate it as durably.Context$"):
+        client.create_function(fn_id="charge", trigger=[])(takes_event)  # type: ignore[arg-type]
 
 
 class Derived(Context): ...

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 import durably
@@ -406,3 +407,38 @@ async def test_a_clients_own_engine_is_left_alone(tmp_path: Path) -> None:
         engine.runs(f)[0].assert_completed(output="done")
     assert own.engine is engine_of_its_own
     assert not (tmp_path / "own.db").exists()
+
+
+async def test_a_retry_after_a_delay_goes_by_the_engines_clock() -> None:
+    @client.create_function(fn_id="later", trigger=durably.TriggerEvent(event="later"))
+    async def later(ctx: durably.Context) -> None:
+        await ctx.step.sleep("day", DAY)
+        if ctx.attempt == 0:
+            raise durably.RetryAfterError("later", dt.timedelta(minutes=5))
+
+    async with TestEngine(client, [later]) as engine:
+        start = engine.now
+        run = await engine.send(durably.Event(name="later"))
+        await run.wait()
+        run.assert_completed()
+        assert engine.now == start + DAY + dt.timedelta(minutes=5)
+
+
+async def test_an_invoked_functions_data_fits_a_strict_model() -> None:
+    class Order(pydantic.BaseModel, extra="forbid"):
+        id: int
+
+    placed = durably.EventType("placed", Order)
+
+    @client.create_function(fn_id="invoked", trigger=placed.trigger())
+    async def invoked(ctx: durably.Context) -> int:
+        return placed.data(ctx.event).id
+
+    @client.create_function(fn_id="invoking", trigger=durably.TriggerEvent(event="invoke"))
+    async def invoking(ctx: durably.Context) -> int:
+        return await ctx.step.invoke("it", function=invoked, data={"id": 7})
+
+    async with TestEngine(client, [invoked, invoking]) as engine:
+        run = await engine.send(durably.Event(name="invoke"))
+        await run.wait()
+        run.assert_completed(output=7)

@@ -1,6 +1,7 @@
 """The answer to a call, from how it ended: status, headers, JSON (spec §4.4.3, §5.1.1)."""
 
 import datetime as dt
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -42,14 +43,16 @@ def _encode_error(error: BaseException) -> Answer:
 def _error_headers(error: BaseException) -> dict[str, str]:
     headers = {Header.NO_RETRY.value: "false" if is_retriable(error) else "true"}
     if isinstance(error, RetryAfterError):
-        headers[Header.RETRY_AFTER.value] = format_moment(_moment(error.retry_after))
+        headers[Header.RETRY_AFTER.value] = _retry_after(error)
     return headers
 
 
-def _moment(retry_after: dt.datetime | dt.timedelta) -> dt.datetime:
-    if isinstance(retry_after, dt.timedelta):
-        return dt.datetime.now(dt.UTC) + retry_after
-    return retry_after
+def _retry_after(error: RetryAfterError) -> str:
+    """Whole seconds for a delay, which the engine adds to its own clock; a moment is sent as it is."""
+    delay = error.retry_after
+    if isinstance(delay, dt.datetime):
+        return format_moment(delay)
+    return str(max(0, math.ceil(delay.total_seconds())))
 
 
 def _encode_found(found: Found) -> Answer:
@@ -67,5 +70,4 @@ def _tell_retries(failed: Sequence[StepReport]) -> None:
     is an addition of ours, as are the calls in which several steps are executed."""
     for report in failed:
         if isinstance(report.error, RetryAfterError):
-            moment = format_moment(_moment(report.error.retry_after))
-            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: moment}
+            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: _retry_after(report.error)}

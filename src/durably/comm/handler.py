@@ -270,7 +270,7 @@ class CommHandler:
         call = await self._decode(req, function_id, io)
         if self._can_stream(function, call) and not req.is_connect:
             return self._stream(function, call, _signer(req, key), io)
-        return self._respond(function, await self._run(function, call, io))
+        return self._respond(call, await self._run(function, call, io))
 
     async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         self._refuse_strangers(req)
@@ -368,18 +368,18 @@ class CommHandler:
     async def _complete(self, function: Function[Any], call: FunctionCall, signer: Signer | None) -> CommResponse:
         """The answer inside a streamed one, whose own status and headers are long sent."""
         try:
-            response = self._respond(function, await self._run(function, call, AsyncIO()))
+            response = self._respond(call, await self._run(function, call, AsyncIO()))
         except Exception as error:
             self._log_refusal(f'a call of function "{function.id}"', error)
             response = CommResponse.from_error(error)
         return self._seal(response, call.timings, signer)
 
-    def _respond(self, function: Function[Any], outcome: Outcome) -> CommResponse:
-        self._log_errors(function, outcome)
+    def _respond(self, call: FunctionCall, outcome: Outcome) -> CommResponse:
+        self._log_errors(call, outcome)
         return CommResponse.from_call_result(outcome)
 
-    def _log_errors(self, function: Function[Any], outcome: Outcome) -> None:
-        where = f'function "{function.id}"'
+    def _log_errors(self, call: FunctionCall, outcome: Outcome) -> None:
+        where = f'function "{call.function_id}", run {call.context.run_id},'
         raised: list[tuple[str, BaseException]] = []
         if isinstance(outcome, Raised):
             raised = [(where, outcome.error)]

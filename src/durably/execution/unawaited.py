@@ -1,9 +1,14 @@
 """Steps and groups that an async function has made and not awaited."""
 
+import inspect
+import os.path
 import weakref
+from types import FrameType
 from typing import Any
 
 from durably.protocol.errors import Error, ErrorCode
+
+_OWN_CODE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class StepNotAwaitedError(Error):
@@ -20,14 +25,14 @@ class Unawaited:
     __slots__ = ("_awaitables", "_numbers")
 
     def __init__(self) -> None:
-        self._awaitables: dict[int, tuple[str, weakref.ref[Any]]] = {}
+        self._awaitables: dict[int, tuple[str, str, weakref.ref[Any]]] = {}
         self._numbers: dict[int, int] = {}  # by id(), which a later awaitable may reuse
 
     def __bool__(self) -> bool:
         return bool(self._awaitables)
 
     def add(self, number: int, name: str, awaitable: Any) -> None:
-        self._awaitables[number] = (name, weakref.ref(awaitable))
+        self._awaitables[number] = (name, _place(), weakref.ref(awaitable))
         self._numbers[id(awaitable)] = number
 
     def begin(self, number: int) -> None:
@@ -46,27 +51,35 @@ class Unawaited:
     def _leave(self, value: Any) -> bool:
         number = self._numbers.get(id(value))
         found = None if number is None else self._awaitables.get(number)
-        if number is None or found is None or found[1]() is not value:
+        if number is None or found is None or found[2]() is not value:
             return False
         del self._awaitables[number]
         return True
 
     def dropped(self) -> StepNotAwaitedError | None:
         """The error of an awaitable to which nothing refers, so that it can no longer be awaited."""
-        for name, reference in self._awaitables.values():
+        for name, place, reference in self._awaitables.values():
             if reference() is None:
-                return _error(name)
+                return _error(name, place)
         return None
 
     def any(self) -> StepNotAwaitedError | None:
         """The error of an awaitable, with or without references to it."""
-        for name, _ in self._awaitables.values():
-            return _error(name)
+        for name, place, _ in self._awaitables.values():
+            return _error(name, place)
         return None
 
 
-def _error(name: str) -> StepNotAwaitedError:
+def _place() -> str:
+    """The line of user code that makes the awaitable."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN_CODE):
+        frame = frame.f_back
+    return "" if frame is None else f" (at {frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def _error(name: str, place: str) -> StepNotAwaitedError:
     return StepNotAwaitedError(
-        f"{name} was created but not awaited, so it did not run: write `await` before it, "
+        f"{name} was created but not awaited, so it did not run{place}: write `await` before it, "
         "or give it to asyncio.gather or a task that the function awaits"
     )
