@@ -13,6 +13,7 @@ from JSON. The output of ``transform_output`` is stored, and ``transform_input``
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,6 +174,8 @@ MiddlewareFactory = Callable[["Client", object], Middleware | MiddlewareSync]
 HOOKS = frozenset(name for name in vars(Middleware) if not name.startswith("_"))
 _REVERSED = frozenset(("after_execution", "transform_output", "after_step", "after_send_events"))
 _NO_OPS = frozenset(vars(base)[hook] for base in (Middleware, MiddlewareSync) for hook in HOOKS)
+_SIMILARITY = 0.9
+"""Of a misspelt hook's name, as ``difflib`` counts it: a letter or two. No hook is as close to another."""
 _ENGINE_OPS = frozenset(
     (
         Opcode.SLEEP,
@@ -225,7 +228,20 @@ def _fault_of_factory(factory: Any) -> str | None:
 def _fault_of_class(cls: type) -> str | None:
     if not any(callable(getattr(cls, hook, None)) for hook in HOOKS):
         return f"{cls.__name__} has none of the hooks of durably.Middleware ({', '.join(sorted(HOOKS))})"
-    return inngest_middleware.fault_of_class(cls, HOOKS)
+    return _misspelt_hook(cls) or inngest_middleware.fault_of_class(cls, HOOKS)
+
+
+def _misspelt_hook(cls: type) -> str | None:
+    """A public method that nothing calls, with a name close to a hook's."""
+    for name in dir(cls):
+        if name.startswith("_") or name in HOOKS or not inspect.isfunction(getattr(cls, name, None)):
+            continue
+        if close := difflib.get_close_matches(name, HOOKS, n=1, cutoff=_SIMILARITY):
+            return (
+                f"{cls.__name__} has a method {name!r}, which is no hook: write {close[0]!r}, or, if you mean a method "
+                "of your own, give it another name"
+            )
+    return None
 
 
 def _name_of(factory: Any) -> str:
