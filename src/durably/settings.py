@@ -44,6 +44,7 @@ _TEST_MODULES = (
 """Modules that run tests when they are the main program (``python -m unittest``)."""
 _TEST_SCRIPTS = ("pytest", "py.test", "nose2", "trial")
 _DJANGO_SCRIPTS = ("manage.py", "django-admin", "django-admin.py")
+_NEAR_OFFICIAL = 0.92
 _BRANCH_VARIABLES = ("VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_BRANCH")
 
 
@@ -377,10 +378,19 @@ class Environment:
         return any(self._get(key.inngest) for key in keys) and not any(self._get(key.name) for key in keys)
 
     def unknown_names(self) -> dict[str, str | None]:
-        """Variables with our prefix that nothing reads, each with the setting that was probably meant."""
+        """Variables with our prefix that nothing reads, each with the setting that was probably meant.
+
+        Variables ``INNGEST_…`` too if they are close to a setting; others may belong to another program.
+        """
         known = {setting.name for setting in SETTINGS}
         unknown = sorted(name for name in self._variables if name.startswith(PREFIX) and name not in known)
-        return {name: _nearest_name(name) for name in unknown}
+        return {name: _nearest_name(name) for name in unknown} | self._misspelt_official_names()
+
+    def _misspelt_official_names(self) -> dict[str, str | None]:
+        known = [setting.inngest for setting in SETTINGS]
+        unknown = sorted(name for name in self._variables if name.startswith("INNGEST_") and name not in known)
+        nearest = {name: difflib.get_close_matches(name, known, 1, _NEAR_OFFICIAL) for name in unknown}
+        return {name: found[0] for name, found in nearest.items() if found}
 
 
 def _nearest_name(name: str) -> str | None:

@@ -67,7 +67,10 @@ def test_a_run_from_start_to_end() -> None:
 def test_lines_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     line = Activity().format(update(UpdateKind.RUN_FAILED, error="ValueError: " + "x " * 500))
-    assert len(click.unstyle(line)) == 120
+    first, hint = click.unstyle(line).splitlines()
+    assert len(first) == 120
+    assert hint.strip() == f"the whole error: durably runs show {RUN_ID[-6:]}"
+    assert "runs show" not in Activity().format(update(UpdateKind.RUN_FAILED, error="ValueError: short"))
 
 
 @pytest.mark.parametrize(

@@ -139,11 +139,23 @@ def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
 def test_a_wait_that_an_event_ends_is_named(ask: Ask, dev: Command) -> None:
     begun = len(dev.output)
     run_id = ask("send", "order/placed", "--data", '{"total": 3, "wait": true}').stderr.split()[2]
-    dev.until(rf"{run_id[-6:]} .* waiting", after=begun)
+    dev.until(rf"{run_id[-6:]} .* waits until", after=begun)
     sent = ask("send", "order/paid")
     assert f"it ended the wait 'paid' of the run {run_id}\n" in sent.stderr
     shown = ask("events", "show", sent.stdout.strip()).stdout
     assert f"It started no run.\nIt ended the wait 'paid' of the run {run_id}." in shown
+
+
+def test_a_function_that_does_not_exist_is_named_with_the_nearest(ask: Ask) -> None:
+    for arguments in (
+        ("runs", "list", "--function"),
+        ("runs", "list", "--follow", "--function"),
+        ("functions", "pause"),
+    ):
+        result = ask(*arguments, "place")
+        assert (result.status, result.stdout) == (1, ""), arguments
+        assert "with the id 'place'; did you mean 'shop-place'?" in result.stderr
+    assert "did you mean 'shop-place'?" in ask("functions", "pause", "shop-plcae").stderr
 
 
 def test_there_is_no_engine(run: Run) -> None:

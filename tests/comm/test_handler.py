@@ -493,3 +493,11 @@ def test_an_unsigned_sync_that_failed_is_tried_again_later(engine: FakeEngine, m
     engine.answers.clear()
     assert handler.put_sync(make_request()).status_code == 200
     assert len(engine.to("/fn/register")) == 2
+
+
+@pytest.mark.parametrize(("app_id", "is_warned"), [("other", True), ("app", False)])
+def test_functions_of_another_apps_client_are_reported(
+    caplog: pytest.LogCaptureFixture, app_id: str, is_warned: bool
+) -> None:
+    make_handler(make_client(), make_function(make_client(app_id=app_id), "f"))
+    assert bool([one for one in caplog.messages if f"serves the function '{app_id}-f'" in one]) is is_warned

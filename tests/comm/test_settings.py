@@ -289,6 +289,11 @@ def test_values_that_mean_the_same_are_no_conflict() -> None:
     assert Environment({"DURABLY_DEV": "0", "INNGEST_DEV": "false"}).mode is CLOUD
 
 
+def test_misspelt_official_names_are_reported_but_not_names_of_other_programs() -> None:
+    variables = dict.fromkeys(("INNGEST_SIGNINGKEY", "INNGEST_DEVSERVER_URL", "INNGEST_EVENT_KEY", "INNGEST_X"), "1")
+    assert Environment(variables).unknown_names() == {"INNGEST_SIGNINGKEY": "INNGEST_SIGNING_KEY"}
+
+
 @pytest.mark.parametrize("name", ["DURABLY_SIGNING_KEY", "INNGEST_SIGNING_KEY", "DURABLY_SIGNING_KEY_FALLBACK"])
 def test_a_signing_key_that_is_only_a_prefix_stops_the_client(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "signkey-prod-")

@@ -34,6 +34,7 @@ _MARKS = {
 _FIRST_FUNCTION_WIDTH = 16
 _FIRST_STEP_WIDTH = 20
 _ELAPSED_WIDTH = 9
+_HINT_INDENT = 10
 _WIDEST = 32
 _FALLBACK_TERMINAL = (160, 24)
 _LEAST_DETAIL_WIDTH = 40
@@ -63,8 +64,12 @@ class Activity:
         )
         line = "  ".join(columns)
         room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2
-        detail = shorten(_detail(update), max(room, _LEAST_DETAIL_WIDTH))
+        whole = _detail(update)
+        detail = shorten(whole, max(room, _LEAST_DETAIL_WIDTH))
         shown = style(detail, fg="red") if update.kind in _FAILURES else fit(detail)
+        if update.kind is UpdateKind.RUN_FAILED and detail != whole:
+            hint = f"the whole error: durably runs show {short_id(update.run_id)}"
+            shown = Styled(f"{shown}\n{' ' * _HINT_INDENT}{style(hint, dim=True)}")
         return Styled(f"{line}  {shown}" if detail else line)
 
     def _elapsed(self, update: RunUpdate) -> str:

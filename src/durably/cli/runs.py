@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from durably.protocol.durations import format_moment
+from durably.protocol.text import suggest
 
 from .data import read_json
 from .failures import CliError
@@ -76,6 +77,8 @@ def list_runs(
         _follow(client, function_id, as_json)
         return
     found = client.list_runs(status=status, function_id=function_id, started_after=since, limit=limit)
+    if not found and function_id is not None:
+        _check_function(client, function_id)
     if as_json:
         echo_json(found)
     elif not found:
@@ -225,9 +228,18 @@ def find_run_id(client: "EngineClient", text: str) -> str:
     return found[0].run_id
 
 
+def _check_function(client: "EngineClient", function_id: str) -> None:
+    """Raises ``CliError`` if no app has such a function."""
+    known = [function.id for function in client.list_functions()]
+    if function_id not in known:
+        raise CliError(f"no app has a function with the id {function_id!r}{suggest(function_id, known)}")
+
+
 def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> None:
     from .activity import Activity
 
+    if function_id is not None:
+        _check_function(client, function_id)
     activity = Activity()
     report = partial(echo, style("following runs; Ctrl-C ends", dim=True), err=True)
     for update in client.updates(function_id=function_id, on_connected=report):

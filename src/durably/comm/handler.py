@@ -99,6 +99,7 @@ class CommHandler:
         if self.serve_origin is not None:
             read_serve_origin(self.serve_origin, "serve_origin" if serve_origin else "DURABLY_SERVE_ORIGIN")
         self._by_id = _index(self.functions)
+        _warn_of_other_apps(client, self.functions)
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
         self._checkpoints = HttpCheckpoints(client)
         self._is_streaming = (read_streaming(streaming) or environment.streaming) is Streaming.FORCE
@@ -426,6 +427,19 @@ def _check_production(client: Client) -> None:
     _ = client.api_origin
     if client.signing_key is None:
         raise SigningKeyMissingError
+
+
+def _warn_of_other_apps(client: Client, functions: Sequence[Function[Any]]) -> None:
+    """Warn of functions of a client with another id: they lack its middleware, and keep its id as their prefix."""
+    for function in functions:
+        if function.opts.app_id != client.app_id:
+            client.logger.warning(
+                "the app %r serves the function %r, which a client of the app %r made; middleware and settings of "
+                "that client are not used",
+                client.app_id,
+                function.id,
+                function.opts.app_id,
+            )
 
 
 def _index(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:

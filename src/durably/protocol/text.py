@@ -4,8 +4,10 @@ Apps choose names, ids, errors and outputs. Raw, they could move a terminal's cu
 or contain the password of a URL. ``printable`` escapes invisible characters, ``redact_url`` removes secrets.
 """
 
+import difflib
 import logging
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 REDACTED = "***"
@@ -106,6 +108,13 @@ def redact_url(url: object) -> str:
     path = _LONG_WORD.sub(lambda word: REDACTED if _looks_random(word[0]) else word[0], path)
     query = "&".join(map(_redact_parameter, parts.query.split("&")))
     return printable(_USER.sub(f"{REDACTED}@", urlunsplit((parts.scheme, host, path, query, ""))))
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'shop-ship'?"`` for the nearest known id, or nothing. An id may lack its prefix."""
+    ids = sorted(known)
+    nearest = [each for each in ids if each.endswith(f"-{name}")] or difflib.get_close_matches(name[:200], ids, 1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def show_url(text: str) -> str:

@@ -17,7 +17,7 @@ from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_RETRIES
 from durably.protocol.sync import FunctionConfig
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, suggest
 
 from .arrivals import Arrival
 
@@ -179,8 +179,12 @@ class Registry:
     def get_active(self, function_id: str) -> Function:
         """Raises ``FunctionNotFoundError``."""
         if (function := self.find_active(function_id)) is None:
-            raise not_found(function_id)
+            raise self.not_found(function_id)
         return function
+
+    def not_found(self, function_id: str) -> FunctionNotFoundError:
+        known = suggest(function_id, (function.id for function in self._functions.values() if function.is_active))
+        return FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}{known}")
 
     @property
     def event_names(self) -> Collection[str]:
@@ -211,10 +215,6 @@ class Registry:
             if triggered.expression is None or triggered.expression.matches(fields)
         }
         return sorted({triggered.function.id for triggered in named} - matching)
-
-
-def not_found(function_id: str) -> FunctionNotFoundError:
-    return FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
 
 
 def patterns_of(name: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from durably.engine.head import RunStatus
 from .effects import Restrained, SweepAt
 from .lineage import descends_from_cancelled
 from .moments import to_milliseconds
-from .registry import FOLLOWED_FOR, Function, Restraint, StandingCancellation, not_found
+from .registry import FOLLOWED_FOR, Function, Restraint, StandingCancellation
 from .reruns import plan_rerun
 from .store import Store
 from .sweep_store import Sweep, SweepKind
@@ -71,7 +71,7 @@ def check_statuses(statuses: Collection[RunStatus]) -> None:
 def cancel_runs(entry: "Entry", selection: Selection) -> Sweep:
     """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
     if entry.registry.find(selection.function_id) is None:
-        raise not_found(selection.function_id)
+        raise entry.registry.not_found(selection.function_id)
     sweep = _begin(entry, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
     _tell_restraint(entry, selection.function_id)
     return sweep

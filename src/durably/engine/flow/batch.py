@@ -53,7 +53,7 @@ def read_batch(config: sync.BatchEvents | None, reader: OptionReader) -> Batch |
         max_size=reader.count("batch_events.max_size", config.max_size, at_least=2, at_most=MAX_BATCH_SIZE),
         timeout=reader.duration("batch_events.timeout", config.timeout),
         key=reader.expression("batch_events.key", config.key),
-        condition=reader.expression("batch_events.if", config.if_exp, gives=Kind.BOOL),
+        condition=reader.expression("batch_events.if_exp", config.if_exp, gives=Kind.BOOL),
     )
 
 

@@ -51,6 +51,6 @@ def _read_cancel(config: sync.Cancel, reader: OptionReader) -> CancelRule:
         raise reader.refuse("cancel.event", f"has more than {MAX_EVENT_NAME_LENGTH} characters")
     return CancelRule(
         config.event,
-        reader.expression("cancel.if", config.if_exp, has_async=True, gives=Kind.BOOL),
+        reader.expression("cancel.if_exp", config.if_exp, has_async=True, gives=Kind.BOOL),
         reader.deadline("cancel.timeout", config.timeout),
     )

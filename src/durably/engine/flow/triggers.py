@@ -21,7 +21,7 @@ def check_triggers(function_id: str, triggers: Sequence[Trigger]) -> None:
         if bool(trigger.event) == bool(trigger.cron) or not (trigger.event or trigger.cron or "").strip():
             raise reader.refuse("triggers", "must each have either an event or a cron schedule")
         if trigger.cron and trigger.expression:
-            raise reader.refuse("triggers.expression", "is about events, and has no place beside a cron schedule")
+            raise reader.refuse("triggers.if_exp", "is about events, and has no place beside a cron schedule")
         if trigger.event:
             _check_event(trigger.event, trigger, reader)
 
@@ -31,4 +31,4 @@ def _check_event(name: str, trigger: Trigger, reader: OptionReader) -> None:
         raise reader.refuse("triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters")
     if trigger.jitter:
         raise reader.refuse("triggers.jitter", "is about cron schedules, and has no place beside an event")
-    reader.expression("triggers.expression", trigger.expression, gives=Kind.BOOL)
+    reader.expression("triggers.if_exp", trigger.expression, gives=Kind.BOOL)

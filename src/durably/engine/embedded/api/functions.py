@@ -3,8 +3,8 @@
 from aiohttp import web
 from msgspec.structs import replace
 
-from durably.engine.embedded.registry import not_found
 from durably.engine.embedded.views import FunctionView
+from durably.engine.errors import FunctionNotFoundError
 from durably.protocol.api import FunctionBody
 from durably.protocol.sync import FunctionConfig
 from durably.protocol.text import redact_url
@@ -44,7 +44,7 @@ async def _answer(request: web.Request) -> web.Response:
     for function in await engine_of(request).list_all_functions():
         if function.id == function_id:
             return data_response(_body(function))
-    raise not_found(function_id)
+    raise FunctionNotFoundError(f"the function {function_id!r} was removed meanwhile")
 
 
 def _body(function: FunctionView) -> FunctionBody:
