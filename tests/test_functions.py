@@ -154,6 +154,9 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
         (lambda: durably.Singleton(mode="maybe"), 'Singleton.mode must be "skip" or "cancel"'),  # type: ignore[arg-type]
         (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit must be a whole number"),  # type: ignore[arg-type]
         (lambda: TriggerCron(cron=5), "TriggerCron.cron must be text, not 5"),  # type: ignore[arg-type]
+        (lambda: TriggerEvent(event="*"), "TriggerEvent.event '*' matches no event"),
+        (lambda: TriggerEvent(event="shop/*.placed"), "TriggerEvent.event 'shop/*.placed' matches no event"),
+        (lambda: TriggerEvent(event="shop*"), "TriggerEvent.event 'shop*' matches no event"),
         (lambda: TriggerEvent(event=" "), "TriggerEvent.event must not be empty"),
         (lambda: TriggerCron(cron=""), "TriggerCron.cron must not be empty"),
         (lambda: durably.Concurrency(limit=1, scope="env"), 'Concurrency.key is missing: a scope of "env" is shared'),

@@ -175,6 +175,11 @@ class TriggerEvent(Option, frozen=True):
         super().__post_init__()
         if self.if_exp is not None and self.expression is not None and self.if_exp != self.expression:
             raise self._invalid("if_exp", "and expression are two names of one condition: give one of them")
+        if "*" in self.event and not (self.event.endswith(("/*", ".*")) and self.event.count("*") == 1):
+            raise self._invalid(
+                "event",
+                f'{self.event!r} matches no event: a "*" stands only at the end, after "/" or ".", as in "shop/*"',
+            )
         condition = self.if_exp if self.if_exp is not None else self.expression
         msgspec.structs.force_setattr(self, "if_exp", condition)
         msgspec.structs.force_setattr(self, "expression", condition)
