@@ -128,9 +128,9 @@ def bare(status: int, body: bytes, **headers: str) -> web.Response:
     [
         (bare(200, b"<html>Log in</html>"), "NotAnAppError", "no x-inngest-sdk header"),
         (bare(206, b"[]"), "NotAnAppError", "no x-inngest-sdk header"),
-        (bare(200, b"{nonsense", x_inngest_sdk="py:v1"), "AnswerInvalidError", "no JSON"),
-        (bare(206, b"{nonsense", x_inngest_sdk="py:v1"), "AnswerInvalidError", "no list of ops"),
-        (bare(206, b'[{"id": 5}]', x_inngest_sdk="py:v1"), "AnswerInvalidError", "no list of ops"),
+        (bare(200, b"{nonsense", x_inngest_sdk="py:v1"), "AnswerInvalidError", "is not JSON"),
+        (bare(206, b"{nonsense", x_inngest_sdk="py:v1"), "AnswerInvalidError", "is not a list of ops"),
+        (bare(206, b'[{"id": 5}]', x_inngest_sdk="py:v1"), "AnswerInvalidError", "is not a list of ops"),
         (bare(206, b"[]", x_inngest_sdk="py:v1"), "NothingAskedError", "without a new step"),
         (bare(201, b"   ", x_inngest_sdk="py:v1"), "AnswerInvalidError", "cut short"),
         (bare(502, b"Bad Gateway"), "CallFailedError", "something other than the app (a proxy, perhaps) answered with"),
@@ -169,7 +169,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     ("status", "content", "reason"),
     [
         (200, DEEP, "the function's return value cannot be read"),
-        (206, b'[{"id":"a","op":"StepRun","data":' + DEEP + b"}]", "no list of ops"),
+        (206, b'[{"id":"a","op":"StepRun","data":' + DEEP + b"}]", "is not a list of ops"),
         (201, b'{"status":200,"headers":{},"body":' + DEEP + b"}", "malformed"),
     ],
 )
