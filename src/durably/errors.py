@@ -25,6 +25,7 @@ __all__ = [
     "EngineNotConfiguredError",
     "Error",
     "EventKeyUnspecifiedError",
+    "EventUnserializableError",
     "FunctionConfigInvalidError",
     "FunctionNotServedError",
     "MemoInvalidError",
@@ -211,6 +212,15 @@ class SendEventsError(Error):
     def __init__(self, message: str, ids: list[str]) -> None:
         super().__init__(message)
         self.ids = ids
+
+
+class EventUnserializableError(SendEventsError):
+    """An event that cannot be sent: it is no ``Event``, or its data is not JSON. Another attempt cannot help."""
+
+    is_retriable = False
+
+    def __init__(self, message: str, ids: list[str] | None = None) -> None:
+        super().__init__(message, ids or [])
 
 
 class SyncTooSoonError(Error):

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from durably.encoding import encode_checked
-from durably.errors import Error, EventKeyUnspecifiedError, SendEventsError, TransportError
+from durably.errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
 from durably.events import as_data
 from durably.in_process import InProcessEngine
 from durably.middleware import MiddlewareStack, SendEventsResult
@@ -147,7 +147,7 @@ def _encode(events: list[Event], *, now: int) -> bytes:
     try:
         return encode_checked([_to_wire(event, now) for event in events])[0]
     except ValueError as error:
-        raise SendEventsError(f"an event's data cannot be expressed in JSON: {error}", []) from None
+        raise EventUnserializableError(f"an event's data cannot be expressed in JSON: {error}") from None
 
 
 def _build_request(client: "Client", body: bytes, seed: str) -> Request:
@@ -166,11 +166,11 @@ def _build_request(client: "Client", body: bytes, seed: str) -> Request:
 
 def _to_wire(event: Event, now: int) -> Mapping[str, Any]:
     if not isinstance(event, Event):
-        raise SendEventsError(f"events are durably.Event objects, not {type(event).__name__}", [])
+        raise EventUnserializableError(f"events are durably.Event objects, not {type(event).__name__}")
     try:
         data = as_data(event.data)
     except TypeError as error:
-        raise SendEventsError(f"event {event.name!r}: {error}", []) from None
+        raise EventUnserializableError(f"event {event.name!r}: {error}") from None
     wire = {"name": event.name, "data": data, "ts": event.ts or now}
     optional = {"id": event.id, "user": event.user, "v": event.v}
     return wire | {name: value for name, value in optional.items() if value}

@@ -322,3 +322,12 @@ async def test_errors_in_the_log_name_the_run(caplog: pytest.LogCaptureFixture) 
     await fail(function, max_attempts=1)
     messages = [record.getMessage() for record in caplog.records]
     assert 'step "it" of function "app-function", run 01RUN, raised ValueError' in messages
+
+
+async def test_an_event_that_is_not_json_fails_its_step_at_once() -> None:
+    async def function(ctx: Context) -> None:
+        await ctx.step.send_event("send", durably.Event(name="e", data={"tags": {1}}))
+
+    run = await engine_for(function).run()
+    assert "cannot be expressed in JSON" in run.output["message"]
+    assert run.answers[0].found() == [("StepFailed", "send")]
