@@ -68,7 +68,9 @@ def test_a_run_from_its_event_to_its_rerun(ask: Ask, dev: Command) -> None:
     assert listed.stdout.splitlines()[1].split()[:3] == [run_id, "shop-place", "Completed"]
     [run, *_] = json.loads(ask("runs", "list", "--json", "--status", "completed", "--function", "shop-place").stdout)
     assert (run["run_id"], run["output"]) == (run_id, {"charged": 3})
-    assert ask("runs", "list", "--function", "shop-nobody").stderr == "no runs\n"
+    unknown = ask("runs", "list", "--function", "shop-nobody")
+    assert (unknown.status, "no app has a function with the id 'shop-nobody'" in unknown.stderr) == (1, True)
+    assert ask("runs", "list", "--status", "skipped").stderr == "no runs\n"
 
     shown = ask("runs", "show", run_id)
     assert 'Output    {"charged": 3}' in shown.stdout
