@@ -188,7 +188,7 @@ def send(request: Request) -> Response:
     except (urllib3.exceptions.HTTPError, OSError) as error:
         parts = urlsplit(request.url)
         origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        raise TransportError(f"cannot reach {origin}: {_reason(error)}") from None
+        raise TransportError(f"cannot reach {origin}: {failure_reason(error)}") from None
     except ValueError:  # urlsplit raises it; the engine's URL was checked when the client was made
         raise TransportError(
             "cannot reach the engine: the URL of the proxy in HTTP_PROXY or HTTPS_PROXY is not valid"
@@ -208,10 +208,10 @@ def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
     return b"".join(chunks)
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """What went wrong in plain words, without the URL that urllib3's messages contain."""
     if isinstance(error, urllib3.exceptions.ProxyError):
-        return f"its proxy: {_reason(error.original_error)}"
+        return f"its proxy: {failure_reason(error.original_error)}"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "the host's name cannot be resolved"
     if isinstance(error, urllib3.exceptions.NewConnectionError):  # a kind of TimeoutError, to urllib3
@@ -222,7 +222,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.ProxySchemeUnknown):
         return "its proxy's URL must begin with http:// or https://"
     if isinstance(error, urllib3.exceptions.SSLError):
-        return "the TLS handshake failed"
+        return "the TLS handshake failed; is it an http:// URL?"
     return "the connection broke off"
 
 

@@ -135,6 +135,18 @@ def test_an_engine_that_is_down_is_not_healthy(run: Run) -> None:
     assert (result.status, "no engine answers at http://127.0.0.1:9" in result.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("http://127.0.0.1:9", "connection refused"), ("http://engine.invalid", "the host's name cannot be resolved")],
+)
+def test_an_engine_that_does_not_answer_gets_the_advice_of_its_mode(run: Run, url: str, reason: str) -> None:
+    production = run("runs", "list", DURABLY_ENGINE_URL=url, DURABLY_SIGNING_KEY="signkey-prod-" + "0" * 64)
+    assert reason in production.stderr
+    assert "Is `durably start` running there?" in production.stderr
+    assert "durably dev" not in production.stderr
+    assert "`durably dev`" in run("runs", "list", "--url", url).stderr
+
+
 def test_apps_of_u_are_synced_again_after_a_deployment(
     start: Start, keys: dict[str, str], run_app: RunApp, variables: dict[str, str], directory: Path
 ) -> None:

@@ -134,7 +134,10 @@ def test_an_answer_that_breaks_off(sent: bytes) -> None:
 
 def test_a_server_without_tls(engine: FakeEngine) -> None:
     origin = engine.origin.replace("http:", "https:")
-    assert failure_of(get(f"{origin}/e/secret")) == f"cannot reach {origin}: the TLS handshake failed"
+    assert (
+        failure_of(get(f"{origin}/e/secret"))
+        == f"cannot reach {origin}: the TLS handshake failed; is it an http:// URL?"
+    )
 
 
 def test_a_request_shows_nothing_secret() -> None:

@@ -27,6 +27,8 @@ from durably.protocol.api import (
 from durably.protocol.events import Event
 from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
+from durably.settings import ENGINE_URL
+from durably.transport import failure_reason
 
 from .failures import CliError
 
@@ -37,6 +39,8 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0
 ANY_EVENT_KEY = "dev"
 """A dev engine takes any event key."""
+_DEVELOPMENT_ADVICE = "Start one with `durably dev`, or say where it is with --url."
+_PRODUCTION_ADVICE = f"Is `durably start` running there? Its URL comes from --url or {ENGINE_URL.name}."
 
 
 class AnswerError(CliError):
@@ -62,12 +66,14 @@ class EngineClient:
         signing_keys: Sequence[str] = (),
         event_key: str | None = None,
         database: Path | None = None,
+        is_development: bool = True,
     ) -> None:
         self.url = url.rstrip("/")
         self._place = f"at {redact_url(self.url)}" if database is None else f"on {database}"
         self._tokens = [bearer_token(key) for key in signing_keys]
         self._event_key = event_key
-        self._advice = "Start one with `durably dev`, or say where it is with --url."
+        # Advice if no engine answers.
+        self._advice = _DEVELOPMENT_ADVICE if is_development else _PRODUCTION_ADVICE
         timeout = urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS)
         self._pool: urllib3.PoolManager | urllib3.HTTPConnectionPool
         if database is None:
@@ -215,8 +221,11 @@ class EngineClient:
             return self._pool.request(
                 method, self.url + path, body=body, headers=headers, preload_content=preload_content
             )
-        except urllib3.exceptions.NewConnectionError:  # Before the timeouts: urllib3 has it among them.
-            raise self._unreached("connection refused") from None
+        except (
+            urllib3.exceptions.NewConnectionError,
+            urllib3.exceptions.SSLError,
+        ) as error:  # Before the timeouts: urllib3 has it among them.
+            raise self._unreached(failure_reason(error)) from None
         except urllib3.exceptions.TimeoutError:
             raise self._unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s") from None
         except (urllib3.exceptions.HTTPError, ValueError) as error:

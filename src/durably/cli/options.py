@@ -183,7 +183,11 @@ def client_options(command: Command) -> Command:
 
         _check_text(options)
         keys = [key for key in (signing_key, signing_key_fallback) if key]
-        return command(client=EngineClient(url, signing_keys=keys, event_key=event_key, database=database), **options)
+        is_development = not keys and Environment().read(ENGINE_URL) is None
+        client = EngineClient(
+            url, signing_keys=keys, event_key=event_key, database=database, is_development=is_development
+        )
+        return command(client=client, **options)
 
     return with_client
 
