@@ -11,6 +11,7 @@ import fastapi
 
 import durably
 import durably.fast_api
+from durably.errors import SendEventsError
 
 client = durably.Client(app_id="shop", app_version="1.0")
 
@@ -31,7 +32,10 @@ app = fastapi.FastAPI()
 
 @app.post("/orders/{order_id}", status_code=202)
 async def place_order(order_id: str) -> dict[str, str]:
-    [event_id] = await client.send(durably.Event(name="shop/order.placed", data={"order_id": order_id}))
+    try:
+        [event_id] = await client.send(durably.Event(name="shop/order.placed", data={"order_id": order_id}))
+    except SendEventsError as error:  # The engine is down: the shop may try again.
+        raise fastapi.HTTPException(503, "orders cannot be taken at the moment") from error
     return {"event": event_id}
 
 

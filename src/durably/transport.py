@@ -11,6 +11,7 @@ import concurrent.futures
 import ipaddress
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -222,6 +223,8 @@ def failure_reason(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.ProxySchemeUnknown):
         return "its proxy's URL must begin with http:// or https://"
     if isinstance(error, urllib3.exceptions.SSLError):
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args):
+            return "its TLS certificate is not valid"
         return "the TLS handshake failed; is it an http:// URL?"
     return "the connection broke off"
 

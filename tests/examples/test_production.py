@@ -8,6 +8,7 @@ import configparser
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fastapi.testclient import TestClient
 
 from durably.cli.app_process import free_port
 
@@ -158,6 +160,15 @@ def read_unit(name: str) -> dict[str, dict[str, str]]:
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(EXAMPLE / name)
     return {section: dict(parser[section]) for section in parser.sections()}
+
+
+def test_an_order_is_refused_while_the_engine_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durably.sending.BASE_DELAY", 0)
+    monkeypatch.setenv("DURABLY_ENGINE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("DURABLY_SIGNING_KEY", "signkey-prod-" + "0" * 64)
+    monkeypatch.setenv("DURABLY_EVENT_KEY", "key")
+    app = runpy.run_path(str(EXAMPLE / "app.py"))["app"]
+    assert TestClient(app).post("/orders/A-1").status_code == 503
 
 
 @pytest.mark.parametrize("name", ["durably.service", "shop.service"])
