@@ -31,5 +31,6 @@ async def test_a_database_without_functions_is_warned_of_when_something_is_sent(
     client = Client(app_id="app", engine=engine)
     async with engine.running():
         await client.send([Event(name="f"), Event(name="g")])
+        assert "was sent and stored" not in caplog.text  # The line on the database says it.
         await client.send(Event(name="h"))
     assert caplog.text.count(f"the database {tmp_path}/wrong.db has no functions") == 1

@@ -253,15 +253,19 @@ class ProcessEngine:
         receipt: EventReceipt = await self._ask("send_events", arguments, timeout)
         if not self._runs_functions and not self._has_warned:
             self._has_warned = True
-            await self._warn_if_nothing_runs()
+            if await self._warn_if_nothing_runs():  # That no function has a trigger for these events, follows.
+                return msgspec.structs.replace(receipt, unmatched={})
         return receipt
 
     async def _fetch_part(self, run_id: str, part: str) -> bytes | None:
         found = await self._ask("fetch_part", (run_id, part), TIMEOUT_SECONDS)
         return None if found is None or bytes(found) == b"null" else bytes(found)
 
-    async def _warn_if_nothing_runs(self) -> None:
-        """This process runs no functions: warn the sender of an event if no other process does."""
+    async def _warn_if_nothing_runs(self) -> bool:
+        """This process runs no functions: warn the sender of an event if no other process does.
+
+        Returns whether the database has no functions at all.
+        """
         if not await self._ask("list_functions", (), TIMEOUT_SECONDS):
             _logger.warning(
                 "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
@@ -269,12 +273,14 @@ class ProcessEngine:
                 self._options.path,
                 str(self._options.path),
             )
-        elif self._member is not None and self._member.runs_nothing:
+            return True
+        if self._member is not None and self._member.runs_nothing:
             _logger.warning(
                 "no process that serves functions is running: events are stored in %s, and their functions run once "
                 "the app starts",
                 self._options.path,
             )
+        return False
 
     # inside
 
