@@ -103,6 +103,9 @@ EXPECTED = {
     "connections to an engine, of a process": f"{transport._MAX_CONNECTIONS}",
     "age of a signature": time(limits.SIGNATURE_TOLERANCE),
     "body that is tried in canonical form": size(limits.MAX_CANONICAL_BYTES),
+    "CPU for canonical forms of badly signed bodies": (
+        f"{limits.CANONICAL_CPU_SHARE:.0%} of one CPU, {limits.CANONICAL_CPU_BURST:g} s at once"
+    ),
     "time between two spaces of a streamed answer": time(streaming.KEEP_ALIVE_SECONDS),
     "time for which a function may block the event loop": time(loop_watch.BLOCKED_SECONDS),
     "an output that `durably.remote_state` leaves in the run": size(remote_state.DEFAULT_THRESHOLD_BYTES),

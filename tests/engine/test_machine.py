@@ -336,7 +336,7 @@ def test_checkpoints_may_defer() -> None:
     ("wrong", "reason"),
     [
         (deferred(function=None), "names no function"),
-        (deferred(data=[1]), "no object"),
+        (deferred(data=[1]), "not an object"),
         (deferred(data={"text": "x" * MAX_DEFERRED_BYTES}), "bytes"),
         (op(Opcode.DEFER_ABORT, opts={}), "what is to be aborted"),
     ],

@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import resource
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,7 +113,8 @@ async def test_a_database_that_is_read_only_is_refused(open_path: Path) -> None:
     async with opened(open_path):
         pass
     os.chmod(open_path, 0o444)
-    os.chmod(open_path.with_name("engine.db.lock"), 0o666)
+    for path in open_path.parent.glob("engine.db*"):
+        shutil.chown(path, "nobody")  # a database of another user is refused for that
     with as_nobody(), pytest.raises(DatabaseUnavailableError, match=r"engine\.db cannot be written: .*readonly"):
         await EmbeddedEngine.open(open_path, QUICK)
     assert check_database(open_path) == []
