@@ -16,7 +16,7 @@ SERVERS = {"between": gunicorn("flask_app", WORKERS), "between-async": uvicorn("
 @pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_revived_process_begins_no_step(name: str, is_owner: bool, tmp_path: Path) -> None:
-    # The process that takes over may get all calls, beside those that it has: on two cores it has six threads by default.
+    # The process that takes over may get all calls beside its own. On two cores it has six threads by default.
     with serving(SERVERS[name], tmp_path, DURABLY_THREAD_POOL_MAX_WORKERS="32") as cluster:
         owner = cluster.wait_joined(WORKERS)
         until = tmp_path / "until"
