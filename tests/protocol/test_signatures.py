@@ -76,12 +76,12 @@ def test_no_header_whatever_gets_through_or_breaks_anything(header: str) -> None
 def test_a_body_may_be_encoded_anew_on_its_way(value: object) -> None:
     canonical = canonicalize(json.dumps(value).encode())
     assert canonical is not None
-    anew = json.dumps(value, indent=2, sort_keys=False).encode()
+    reencoded = json.dumps(value, indent=2, sort_keys=False).encode()
     signature = sign(canonical, KEY, NOW)
-    if anew == canonical:
-        assert verify(anew, signature, [KEY], NOW) == KEY
+    if reencoded == canonical:
+        assert verify(reencoded, signature, [KEY], NOW) == KEY
     else:
-        assert verify_canonical(anew, signature, [KEY], NOW) == (KEY, canonical)
+        assert verify_canonical(reencoded, signature, [KEY], NOW) == (KEY, canonical)
 
 
 def test_only_small_bodies_are_made_canonical(monkeypatch: pytest.MonkeyPatch) -> None:

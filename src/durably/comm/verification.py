@@ -99,7 +99,7 @@ async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], 
     """Which key signed a request, and what it signed.
 
     The signature of its bytes is tried first. If it is not of these, the engine may have signed the canonical form, or
-    the body may have been encoded anew on its way: small ones are tried in canonical form too, never on an event loop.
+    a proxy may have re-encoded the body. A small body is then verified in canonical form, never on an event loop.
     Raises ``SignatureError``.
     """
     header = req.header(Header.SIGNATURE)

@@ -122,7 +122,7 @@ def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None]
     """
     if len(body) > MAX_CANONICAL_BYTES:
         raise SignatureMismatchError(
-            "the signature does not match any of the signing keys (a body that was encoded anew on its way is "
+            "the signature does not match any of the signing keys (a body that a proxy has re-encoded is "
             f"recognised up to {MAX_CANONICAL_BYTES} bytes, and this one has {len(body)})"
         )
     canonical = canonicalize(body)

@@ -207,7 +207,7 @@ class Registry:
         return list(found.values())
 
     def refused_by_condition(self, fields: Mapping[str, Any], name: str) -> list[str]:
-        """Ids of active functions that have triggers of this name, none of which matches the event's ``fields``."""
+        """Ids of active functions with triggers of this name whose conditions are false for the event's ``fields``."""
         named = [triggered for pattern in patterns_of(name) for triggered in self._by_pattern.get(pattern, ())]
         matching = {
             triggered.function.id
