@@ -35,7 +35,8 @@ async def main(*, stay: bool) -> int:
         async with DevServer(options) as dev:
             end = await follow_order(dev)
             if stay:
-                dev.console.say("\nStill up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
+                dev.console.say("")
+                dev.console.say("Still up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
                 with contextlib.suppress(asyncio.CancelledError):
                     await dev.run()
     return 0 if end.kind is UpdateKind.RUN_COMPLETED else 1
@@ -47,7 +48,8 @@ async def follow_order(dev: DevServer) -> RunUpdate:
     activity = Activity()
     async with aiohttp.ClientSession(dev.app.origin) as shop:
         with dev.engine.watch() as updates:
-            dev.console.say(f"\nPOST /orders {ORDER}")
+            dev.console.say("")
+            dev.console.say(f"POST /orders {ORDER}")
             await post(shop, "/orders", json=ORDER)
             async for update in updates:
                 dev.console.say(activity.format(update))
@@ -56,7 +58,8 @@ async def follow_order(dev: DevServer) -> RunUpdate:
                     await post(shop, "/orders/A-1/delivered")
                 if update.kind in ENDS:
                     if update.output is not None:
-                        dev.console.say(f"\nOutput: {bytes(update.output).decode()}")
+                        dev.console.say("")
+                        dev.console.say(f"Output: {bytes(update.output).decode()}")
                     return update
     raise RuntimeError("the engine stopped before the run ended")
 

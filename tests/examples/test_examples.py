@@ -129,3 +129,4 @@ def test_demo_shows_a_run_and_exits_with_0() -> None:
     for shown in ("charge-card", "the payment provider hung up", "send-receipt", "reserve-stock", "sleeps", "waits"):
         assert shown in demo.stdout, demo.stdout
     assert '"status":"delivered"' in demo.stdout
+    assert r"\n" not in demo.stdout, "no line break is shown escaped"
