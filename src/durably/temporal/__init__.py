@@ -9,7 +9,7 @@ except ImportError as error:
     raise ImportError('durably.temporal needs temporalio: pip install "durably[temporal]"') from error
 
 from .connection import Health, Temporal
-from .errors import TemporalSettingsError, TemporalUnreachableError, TemporalWorkerError
+from .errors import TemporalSettingsError, TemporalUnreachableError, TemporalWorkerError, UnknownPrincipalError
 from .settings import ConnectionSettings
 from .sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
 from .workers import Workers
@@ -25,6 +25,7 @@ __all__ = [
     "TemporalSettingsError",
     "TemporalUnreachableError",
     "TemporalWorkerError",
+    "UnknownPrincipalError",
     "Workers",
 ]
 

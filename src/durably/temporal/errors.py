@@ -20,3 +20,7 @@ class TemporalUnreachableError(Error):
 
 class TemporalWorkerError(Error):
     """Workers cannot be run as they are declared; the message names the task queue or module and what to do."""
+
+
+class UnknownPrincipalError(TemporalSettingsError):
+    """A principal cannot be told from others; the message names its class and ``Gateway(identify=…)``."""

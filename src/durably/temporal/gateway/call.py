@@ -4,6 +4,7 @@ import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from .messages import GatewayRequest
 from .metrics import GatewayMetrics
 from .models import Links
 from .pollers import Pollers
+from .principals import Identify, principal_key
 from .problems import bad_request
 from .routes import Match
 
@@ -44,6 +46,7 @@ class Call:
     limits: Limits
     pollers: Pollers
     metrics: GatewayMetrics
+    identify: Identify | None = None
     _description: WorkflowExecutionDescription | None = field(default=None, init=False, repr=False)
 
     @property
@@ -54,6 +57,11 @@ class Call:
     def handler(self) -> HandlerExposure:
         assert self.match.handler is not None, "only routes with a handler ask for one"
         return self.match.handler
+
+    @cached_property
+    def principal_key(self) -> str:
+        """A text that tells who asks from others. Raises ``UnknownPrincipalError``."""
+        return principal_key(self.request.principal, self.identify)
 
     @property
     def rpc_timeout(self) -> timedelta:

@@ -32,6 +32,7 @@ from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
 from .pollers import Pollers
+from .principals import Identify
 from .problems import Problem, not_found, to_problem, too_large
 from .routes import Match, match
 
@@ -67,6 +68,8 @@ class Gateway:
     ``authorize`` is told of each action before anything happens and returns whether it is allowed. A synchronous one
     may block: it runs in the request's thread, and where requests are on an event loop in a thread of its own. Without
     one, ``allow_anonymous=True`` must say so.
+    ``identify`` gives a text of its own for each principal (``None`` is anonymous), where ``pk``, ``id`` and ``sub``
+    do not tell principals apart: see ``principals.principal_key``.
     ``limits`` bounds waits, bodies and streams.
 
     Raises ``TemporalSettingsError`` when nobody guards it, and for two exposures of one name.
@@ -79,6 +82,7 @@ class Gateway:
         *,
         authorize: Authorize | None = None,
         allow_anonymous: bool = False,
+        identify: Identify | None = None,
         limits: Limits | None = None,
     ) -> None:
         check_policy(authorize, allow_anonymous)
@@ -89,6 +93,7 @@ class Gateway:
         self.allow_anonymous = allow_anonymous
         self.limits = limits or Limits()
         self._authorize = authorize
+        self._identify = identify
         self._is_authorize_async = authorize is not None and is_async(authorize)
         self._types = _WorkflowTypes()
         self._pollers = Pollers()
@@ -198,6 +203,7 @@ class Gateway:
             limits=self.limits,
             pollers=self._pollers,
             metrics=self._metrics,
+            identify=self._identify,
         )
         if found.operation not in _WITHOUT_ID:
             await self._types.check(call)

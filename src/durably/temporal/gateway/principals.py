@@ -1,0 +1,87 @@
+"""A stable text that tells principals apart: idempotency keys and page tokens are bound to it.
+
+The text is hashed before it is stored or given out. Knows no framework, only attributes of
+their users.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from durably.temporal.errors import UnknownPrincipalError
+
+Identify = Callable[[Any], str]
+
+ANONYMOUS = json.dumps(["anonymous"])
+
+_REMEDY = (
+    "Give Gateway(identify=…), a function of the principal that returns a text of its own for each, such as "
+    "lambda user: user.email"
+)
+
+
+def principal_key(principal: Any, identify: Identify | None = None) -> str:
+    """A text that is the same in each process, and another one for each principal.
+
+    ``None`` and users that say so themselves (``is_anonymous``, or ``is_authenticated`` that is false) are anonymous.
+    Otherwise ``identify`` decides, if it is given. A ``str``, ``int`` or ``UUID`` stands for itself. Of other objects
+    ``pk`` counts, else ``id``, together with the class; else ``sub`` and ``iss``, as members of a mapping (claims of
+    a token) or as attributes.
+
+    Raises ``UnknownPrincipalError`` for any other principal: a guess could give one user another's workflows.
+    """
+    if principal is None or _is_anonymous(principal):
+        return ANONYMOUS
+    if identify is not None:
+        text = identify(principal)
+        if not isinstance(text, str) or not text:
+            raise UnknownPrincipalError(
+                f"Gateway(identify=…) returned {type(text).__name__} for a principal of the class "
+                f"{_class_of(principal)}: it must return a text that is not empty"
+            )
+        return json.dumps(["identify", text])
+    if isinstance(principal, (str, int, UUID)):
+        return json.dumps(_plain(principal, principal, "value"))
+    if isinstance(principal, Mapping):
+        return _subject(principal, principal.get("sub"), principal.get("iss"))
+    for name in ("pk", "id"):
+        if (value := getattr(principal, name, None)) is not None:
+            return json.dumps([name, _class_of(principal), *_plain(principal, value, name)])
+    return _subject(principal, getattr(principal, "sub", None), getattr(principal, "iss", None))
+
+
+def _is_anonymous(principal: Any) -> bool:
+    """Django's, flask-login's and Starlette's users have these attributes."""
+    is_anonymous = getattr(principal, "is_anonymous", None)
+    if isinstance(is_anonymous, bool):
+        return is_anonymous
+    return getattr(principal, "is_authenticated", None) is False
+
+
+def _subject(principal: Any, subject: Any, issuer: Any) -> str:
+    """Subjects are unique within their issuer (RFC 7519, section 4.1.2)."""
+    if subject is None:
+        raise UnknownPrincipalError(
+            f"a principal of the class {_class_of(principal)} has no pk, id or sub by which to tell it from others. "
+            f"{_REMEDY}"
+        )
+    issuers = [] if issuer is None else _plain(principal, issuer, "iss")
+    return json.dumps(["sub", *_plain(principal, subject, "sub"), *issuers])
+
+
+def _plain(principal: Any, value: Any, name: str) -> list[str]:
+    if isinstance(value, bool) or not isinstance(value, (str, int, UUID)) or value == "":
+        raise UnknownPrincipalError(
+            f"the {name} of a principal of the class {_class_of(principal)} is no text, number or UUID that tells it "
+            f"from others: it is {'empty' if value == '' else 'of the class ' + type(value).__name__}. {_REMEDY}"
+        )
+    kind = next(kind for kind in (str, int, UUID) if isinstance(value, kind))
+    # ``__str__`` of an enumeration's member is another one's to define.
+    text = kind.__str__(value) if kind is not int else int.__repr__(value)
+    return [kind.__name__, text]
+
+
+def _class_of(principal: Any) -> str:
+    """``__class__`` is that of the user even if a framework hands over a proxy for it."""
+    return str(principal.__class__.__qualname__)

@@ -1,0 +1,94 @@
+"""Principals of frameworks are told apart, and none is guessed at."""
+
+import enum
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from durably.temporal import UnknownPrincipalError
+from durably.temporal.gateway.principals import ANONYMOUS, principal_key
+
+
+class User:
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+class ServiceAccount(User):
+    """Has ids of its own."""
+
+
+class Name(enum.StrEnum):
+    ADA = "ada"
+
+
+ID = uuid.UUID(int=7)
+
+
+def test_principals_that_differ_have_different_keys() -> None:
+    principals: list[Any] = [
+        None,
+        "ada",
+        "bob",
+        "7",
+        7,
+        ID,
+        str(ID),
+        User(pk=7),
+        User(pk="7"),
+        User(id=7),
+        ServiceAccount(id=7),
+        User(sub="7"),
+        {"sub": "7", "iss": "https://a"},
+        {"sub": "7", "iss": "https://b"},
+    ]
+    keys = [principal_key(principal) for principal in principals]
+    assert len(set(keys)) == len(keys)
+    assert keys == [principal_key(principal) for principal in principals]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (User(pk=7, id=8), User(pk=7, id=9)),
+        (User(sub="7"), {"sub": "7", "scope": "read"}),
+        ("ada", Name.ADA),
+        (None, User(is_anonymous=True, pk=None)),
+        (None, User(is_authenticated=False)),
+    ],
+    ids=["pk-before-id", "claims", "enumeration", "django-anonymous", "starlette-anonymous"],
+)
+def test_the_same_principal_has_the_same_key(one: Any, other: Any) -> None:
+    assert principal_key(one) == principal_key(other)
+
+
+def test_an_inactive_user_is_not_anonymous() -> None:
+    assert principal_key(User(is_anonymous=False, is_authenticated=False, id=1)) != ANONYMOUS
+
+
+def test_djangos_lazy_user_is_its_user() -> None:
+    functional = pytest.importorskip("django.utils.functional")
+    user = User(pk=3)
+    assert principal_key(functional.SimpleLazyObject(lambda: user)) == principal_key(user)
+
+
+@pytest.mark.parametrize(
+    "principal",
+    [object(), SimpleNamespace(name="ada"), User(pk=None), User(id=""), User(id=True), "", True, {"name": "a"}, 1.5],
+    ids=["object", "name", "unsaved", "empty", "bool-id", "empty-text", "bool", "no-sub", "float"],
+)
+def test_a_principal_that_tells_nothing_is_an_error_that_names_the_remedy(principal: Any) -> None:
+    with pytest.raises(UnknownPrincipalError, match=r"Gateway\(identify=…\)") as raised:
+        principal_key(principal)
+    assert "ada" not in str(raised.value)
+
+
+def test_identify_decides() -> None:
+    key = principal_key(User(email="ada@example.com"), lambda user: str(user.email))
+    assert key == principal_key({"email": "ada@example.com"}, lambda user: str(user["email"]))
+    assert key != principal_key("ada@example.com")
+    assert principal_key(None, lambda user: str(user.email)) == ANONYMOUS
+    with pytest.raises(UnknownPrincipalError, match="not empty"):
+        principal_key("ada", lambda user: "")
