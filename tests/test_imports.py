@@ -1,6 +1,7 @@
 """The layers of the design, read from the imports: who may know whom, and what importing ``durably`` brings along."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -198,6 +199,82 @@ def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
     assert violations(modules("temporal", "gateway"), lambda m: not is_ours(m) or is_within(m, *gateway)) == []
     core = [file for file in modules("temporal") if "django" not in file.parts and file.stem not in ADAPTERS]
     assert violations(core, lambda m: not is_within(m, "durably.engine", "durably.comm")) == []
+
+
+COMPAT = PACKAGE / "temporal" / "compat.py"
+PRIVATE_TEXT = ("__temporal", "_Definition", "_defn", "temporalio.bridge")
+PRIVATE_OF_OTHERS = {"_execute", "_exit", "_get_current_object", "_get_running_loop"}
+"""Private names of Tornado, ``os``, Werkzeug and asyncio, in files that use ``temporalio``."""
+
+
+def private_parts_of_temporalio(source: str) -> Iterator[str]:
+    """Private imports of ``temporalio``, private attributes that no module of ours defines, and attributes set on
+    objects that are not the module's own."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names if is_private_of_temporalio(alias.name))
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                found = (f"{module}.{alias.name}" for alias in names)
+                yield from (name for name in found if is_private_of_temporalio(name))
+            case ast.Attribute(attr=name) if name.startswith("_") and not name.endswith("__"):
+                if name not in PRIVATE_OF_OTHERS | own_private_names():
+                    yield f".{name}"
+            case ast.Call(func=ast.Name("setattr"), args=[target, *_]):
+                if not (isinstance(target, ast.Name) and target.id.lstrip("_")[:1].isupper()):
+                    yield ast.unparse(node)
+            case ast.Constant(value=str(text)) if text.startswith(PRIVATE_TEXT):
+                yield repr(text)
+
+
+def is_private_of_temporalio(module: str) -> bool:
+    first, *rest = module.split(".")
+    return first == "temporalio" and any(part.startswith("_") or part == "bridge" for part in rest)
+
+
+@functools.cache
+def own_private_names() -> frozenset[str]:
+    """Private functions, classes, attributes of ``self`` and module variables that the package defines."""
+    names = set[str]()
+    for file in modules():
+        if file == COMPAT:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                    names.add(name)
+                case ast.Attribute(value=ast.Name("self"), attr=name, ctx=ast.Store()):
+                    names.add(name)
+                case ast.Name(id=name, ctx=ast.Store()):
+                    names.add(name)
+    return frozenset(name for name in names if name.startswith("_"))
+
+
+def test_one_module_touches_the_private_parts_of_temporalio() -> None:
+    files = [
+        file
+        for file in modules()
+        if file != COMPAT and any(is_within(module, "temporalio") for module in imports(file, also_for_types=True))
+    ]
+    assert len(files) > 30
+    found = {str(file): list(private_parts_of_temporalio(file.read_text())) for file in files}
+    assert {file: parts for file, parts in found.items() if parts} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from temporalio.workflow import _Definition",
+        "import temporalio.bridge.client",
+        "from temporalio.client._impl import anything",
+        "activity._Definition",
+        "WorkflowExecutionStatus._missing_ = None",
+        "setattr(client.workflow_service, name, call)",
+        'getattr(method, f"__temporal_{kind}_definition")',
+    ],
+)
+def test_a_private_part_of_temporalio_is_found(code: str) -> None:
+    assert list(private_parts_of_temporalio(code))
 
 
 def test_an_adapter_is_short() -> None:

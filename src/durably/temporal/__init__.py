@@ -9,7 +9,13 @@ except ImportError as error:
     raise ImportError('durably.temporal needs temporalio: pip install "durably[temporal]"') from error
 
 from .connection import Health, Temporal
-from .errors import TemporalSettingsError, TemporalUnreachableError, TemporalWorkerError, UnknownPrincipalError
+from .errors import (
+    TemporalSettingsError,
+    TemporalUnreachableError,
+    TemporalVersionError,
+    TemporalWorkerError,
+    UnknownPrincipalError,
+)
 from .settings import ConnectionSettings
 from .sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
 from .workers import Workers
@@ -24,6 +30,7 @@ __all__ = [
     "Temporal",
     "TemporalSettingsError",
     "TemporalUnreachableError",
+    "TemporalVersionError",
     "TemporalWorkerError",
     "UnknownPrincipalError",
     "Workers",

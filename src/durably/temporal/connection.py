@@ -9,7 +9,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
-import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +27,13 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 
 from durably.portal import get_portal
 
+from .compat import connect_failure, never_free
 from .deadlines import DeadlineInterceptor
 from .declarations import WorkerDeclaration, WorkerOptions
 from .errors import TemporalSettingsError, TemporalUnreachableError
 from .lifespan import Lifespan
 from .request_log import NotingInterceptor
-from .runtimes import RuntimeFactory, measured_runtime, never_free, plain_runtime, runtime_of_process
+from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
 from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
 from .settings import ConnectionSettings, check_address, resolve
 from .sync import SyncClient
@@ -372,11 +372,7 @@ def _unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachab
 
 
 def _reason(error: Exception) -> str:
-    """What the native client says, less its wrappings: the innermost message."""
-    if isinstance(error, RPCError):
-        return f"{error.status.name}: {error.message}"
-    messages = re.findall(r'message: "([^"]*)"', str(error))
-    return messages[-1] if messages else str(error)
+    return f"{error.status.name}: {error.message}" if isinstance(error, RPCError) else connect_failure(error)
 
 
 _connections: "weakref.WeakSet[Temporal]" = weakref.WeakSet()

@@ -18,6 +18,10 @@ class TemporalUnreachableError(Error):
         self.address = address
 
 
+class TemporalVersionError(Error):
+    """The installed ``temporalio`` does not fit; the message names its version, the part that differs, and a remedy."""
+
+
 class TemporalWorkerError(Error):
     """Workers cannot be run as they are declared; the message names the task queue or module and what to do."""
 

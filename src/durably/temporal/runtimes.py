@@ -9,7 +9,6 @@ process down with a fatal error. So the exit gives them a moment first.
 """
 
 import atexit
-import ctypes
 import functools
 import os
 import threading
@@ -18,6 +17,7 @@ from collections.abc import Callable
 
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
+from .compat import never_free
 from .errors import TemporalSettingsError
 
 GATEWAY_LATENCY = "durably_gateway_latency"
@@ -76,11 +76,6 @@ def runtime_of_process(factory: RuntimeFactory = plain_runtime) -> Runtime:
                 atexit.register(time.sleep, _EXIT_PAUSE)
             _runtimes[factory] = factory()
         return _runtimes[factory]
-
-
-def never_free(native: object) -> None:
-    """Keep what belongs to the parent's runtime, through the interpreter's shutdown too."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
 
 
 def _start_anew() -> None:

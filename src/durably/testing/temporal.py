@@ -22,6 +22,7 @@ from durably.errors import Error
 from durably.portal import get_portal
 from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
+from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.runtimes import runtime_of_process
 
@@ -160,7 +161,9 @@ def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> 
 
 def _name(of: Activity) -> str | None:
     """``None`` for a dynamic activity, which takes what no other does."""
-    return activity._Definition.must_from_callable(of).name
+    if (found := activity_definition(of)) is None:
+        raise MockError(f"{getattr(of, '__qualname__', of)} is not an activity: decorate it with @activity.defn")
+    return found.name
 
 
 def _name_to_mock(of: Activity) -> str:

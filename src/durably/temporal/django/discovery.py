@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from django.apps import AppConfig, apps
-from temporalio import activity, workflow
 
+from durably.temporal.compat import activity_definition, workflow_parts
 from durably.temporal.declarations import WorkerDeclaration, with_interceptor
 
 from .conf import get_temporal
@@ -62,13 +62,13 @@ def modules_shared_with_workflows() -> tuple[str, ...]:
 def workflows_of(module: ModuleType) -> tuple[type, ...]:
     """The workflows that a module defines, not those that it imports from elsewhere."""
     classes = [each for each in vars(module).values() if isinstance(each, type) and _is_own(each, module)]
-    return tuple(each for each in classes if workflow._Definition.from_class(each) is not None)
+    return tuple(each for each in classes if workflow_parts(each) is not None)
 
 
 def activities_of(module: ModuleType) -> tuple[Callable[..., Any], ...]:
     """The activities that a module defines, not those that it imports from elsewhere."""
     functions = [each for each in vars(module).values() if callable(each) and _is_own(each, module)]
-    return tuple(each for each in functions if activity._Definition.from_callable(each) is not None)
+    return tuple(each for each in functions if activity_definition(each) is not None)
 
 
 def _declare(module: ModuleType) -> WorkerDeclaration:
@@ -92,6 +92,6 @@ def signals_by_workflow() -> dict[str, tuple[str, ...]]:
     names: dict[str, tuple[str, ...]] = {}
     for declaration in _declared():
         for each in declaration.workflows:
-            if (definition := workflow._Definition.from_class(each)) is not None and definition.name is not None:
-                names[definition.name] = tuple(name for name in definition.signals if name and name[:2] != "__")
+            if (found := workflow_parts(each)) is not None and found.name is not None:
+                names[found.name] = tuple(found.signals)
     return names

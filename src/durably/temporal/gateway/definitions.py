@@ -1,6 +1,6 @@
 """What a workflow class says of itself: its name, and what its run, signals, queries and updates take and give.
 
-The one place that reads ``temporalio``'s definitions, which are not public; user code is only inspected, never run.
+User code is only inspected, never run.
 """
 
 import inspect
@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from temporalio.workflow import _Definition
-
+from durably.temporal.compat import HandlerDefinition, workflow_parts
 from durably.temporal.errors import TemporalSettingsError
 
 
@@ -48,7 +47,7 @@ class WorkflowDefinition:
 
 def define(workflow: type | Callable[..., Any]) -> WorkflowDefinition:
     """From a workflow class, or its run method. Raises ``TemporalSettingsError`` for anything else."""
-    found = _Definition.from_class(workflow) if isinstance(workflow, type) else _Definition.from_run_fn(workflow)
+    found = workflow_parts(workflow)
     if found is None:
         raise TemporalSettingsError(f"{_named(workflow)} is no workflow: decorate its class with @workflow.defn")
     if found.name is None:
@@ -56,21 +55,16 @@ def define(workflow: type | Callable[..., Any]) -> WorkflowDefinition:
     return WorkflowDefinition(
         name=found.name,
         doc=_doc(found.cls),
-        run=_handler(found.name, found.run_fn),
-        run_function=found.run_fn,
+        run=_handler(found.name, found.run),
+        run_function=found.run,
         signals=_handlers(found.signals),
         queries=_handlers(found.queries),
         updates=_handlers(found.updates),
     )
 
 
-def _handlers(definitions: Mapping[str | None, Any]) -> dict[str, Handler]:
-    """Less the dynamic ones and those that ``temporalio`` adds for itself."""
-    return {
-        name: _handler(name, definition.fn, definition.description)
-        for name, definition in definitions.items()
-        if name is not None and not name.startswith("__")
-    }
+def _handlers(definitions: Mapping[str, HandlerDefinition]) -> dict[str, Handler]:
+    return {name: _handler(name, each.function, each.description) for name, each in definitions.items()}
 
 
 def _handler(name: str, function: Callable[..., Any], description: str | None = None) -> Handler:

@@ -16,6 +16,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
+from durably.temporal.compat import HandlerKind, handler_name
 from durably.temporal.errors import TemporalSettingsError
 
 from .definitions import Handler, WorkflowDefinition, define
@@ -165,7 +166,7 @@ def expose(
 
 def _chosen(
     definition: WorkflowDefinition,
-    kind: str,
+    kind: HandlerKind,
     handlers: Mapping[str, Handler],
     chosen: Iterable[Callable[..., Any] | str] | Everything,
 ) -> dict[str, HandlerExposure]:
@@ -189,14 +190,12 @@ def _with_start(title: str, start: Arguments, signals: Mapping[str, HandlerExpos
     }
 
 
-def _handler_name(kind: str, item: Callable[..., Any] | str) -> str:
+def _handler_name(kind: HandlerKind, item: Callable[..., Any] | str) -> str:
     if isinstance(item, str):
         return item
-    # An update's decorator puts its definition on the method under a shorter name than the others do.
-    definition = getattr(item, f"__temporal_{kind}_definition", None) or getattr(item, "_defn", None)
-    if definition is None or definition.name is None:
+    if (name := handler_name(kind, item)) is None:
         raise TemporalSettingsError(f"{getattr(item, '__qualname__', item)} is no {kind} with a name")
-    return str(definition.name)
+    return name
 
 
 def _field_names(arguments: Arguments) -> set[str]:

@@ -5,7 +5,6 @@ says anything of the server's address, credentials, or an exception that nobody 
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -22,6 +21,7 @@ from temporalio.client import (
 from temporalio.exceptions import CancelledError, TerminatedError, TimeoutError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.temporal.compat import says_connection_broke
 from durably.temporal.errors import TemporalUnreachableError
 
 from .failures import cause_chain
@@ -141,12 +141,8 @@ def _cut_off(error: RPCError) -> Problem:
     )
 
 
-_BROKEN_CONNECTION = re.compile(r"transport error|h2 protocol error|http2 error|operation was canceled")
-"""What the native client says of a connection that ended amid a call, under whichever status it files that."""
-
-
 def _timed_out(error: Any) -> Problem:
-    if isinstance(error.__cause__, RPCError) and _BROKEN_CONNECTION.match(error.__cause__.message):
+    if isinstance(error.__cause__, RPCError) and says_connection_broke(error.__cause__):
         return _cut_off(error.__cause__)
     return Problem(HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer came in time; it may still have taken effect")
 
@@ -209,7 +205,7 @@ def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
 def _rpc_failed(error: RPCError) -> Problem:
     if error.status is RPCStatusCode.UNAVAILABLE:
         return _unreachable(f"the Temporal server cannot be reached: {error.message}")
-    if error.status in _FILED_UNDER and _BROKEN_CONNECTION.match(error.message):
+    if error.status in _FILED_UNDER and says_connection_broke(error):
         return _cut_off(error)
     if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
         return _timed_out(error)

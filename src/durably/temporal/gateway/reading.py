@@ -13,7 +13,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.converter import DataConverter
 
-from durably.temporal.statuses import PAUSED
+from durably.temporal.compat import PAUSED
 
 from .call import Call
 from .failures import causes

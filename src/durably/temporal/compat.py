@@ -1,0 +1,243 @@
+"""Private and undocumented parts of ``temporalio``: every one that Durably uses, in this module only.
+
+All of them were read from version 1.35.0, and ``tests/temporal/test_compat.py`` checks each against the installed
+version. A part that no longer fits raises ``TemporalVersionError``, which names the part and the installed version. No
+other module may touch a private name of ``temporalio``; ``tests/test_imports.py`` checks that.
+"""
+
+import ctypes
+import importlib.metadata
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError
+
+from .errors import TemporalVersionError
+
+READ_FROM = "1.35.0"
+"""The version of ``temporalio`` from which the private parts were read."""
+
+HandlerKind = Literal["signal", "query", "update"]
+
+_logger = logging.getLogger("durably.temporal")
+
+
+@contextmanager
+def _private(part: str) -> Iterator[None]:
+    """Code that uses a private ``part``. Raises ``TemporalVersionError`` if the part is not as expected."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _does_not_fit(part, str(error)) from error
+
+
+def _does_not_fit(part: str, reason: str) -> TemporalVersionError:
+    installed = importlib.metadata.version("temporalio")
+    return TemporalVersionError(
+        f"temporalio {installed} does not fit this version of Durably: {part} is not as in {READ_FROM} ({reason}). "
+        f'Upgrade Durably, or install "temporalio=={READ_FROM}"'
+    )
+
+
+# Definitions. ``temporalio`` has no public way to ask a class or function for what its decorators said. Its workers
+# and clients read ``_Definition``.
+
+
+@dataclass(frozen=True)
+class HandlerDefinition:
+    """A named signal, query or update handler. ``description`` is the one given to its decorator."""
+
+    name: str
+    function: Callable[..., Any]
+    description: str | None
+
+
+@dataclass(frozen=True)
+class WorkflowParts:
+    """What a workflow class's decorators said. ``name`` is ``None`` for a dynamic workflow.
+
+    Handlers are by name, without dynamic handlers and those that ``temporalio`` adds itself.
+    """
+
+    name: str | None
+    cls: type
+    run: Callable[..., Any]
+    signals: Mapping[str, HandlerDefinition]
+    queries: Mapping[str, HandlerDefinition]
+    updates: Mapping[str, HandlerDefinition]
+
+
+def workflow_parts(defined: type | Callable[..., Any]) -> WorkflowParts | None:
+    """The definition of a workflow class, or of the class with that run method; ``None`` for anything else.
+
+    Raises ``TemporalVersionError``.
+    """
+    with _private("temporalio.workflow._Definition"):
+        kind = workflow._Definition
+        found = kind.from_class(defined) if isinstance(defined, type) else kind.from_run_fn(defined)
+        if found is None:
+            return None
+        return WorkflowParts(
+            name=found.name,
+            cls=found.cls,
+            run=found.run_fn,
+            signals=_named(found.signals),
+            queries=_named(found.queries),
+            updates=_named(found.updates),
+        )
+
+
+def _named(definitions: Mapping[str | None, Any]) -> dict[str, HandlerDefinition]:
+    return {
+        name: HandlerDefinition(name, definition.fn, definition.description)
+        for name, definition in definitions.items()
+        if name is not None and not name.startswith("__")
+    }
+
+
+_HANDLER_ATTRIBUTES: Mapping[HandlerKind, str] = {
+    "signal": "__temporal_signal_definition",
+    "query": "__temporal_query_definition",
+    "update": "_defn",
+}
+
+
+def handler_name(kind: HandlerKind, method: Callable[..., Any]) -> str | None:
+    """The name that a handler's decorator gave it; ``None`` if it has none, or is no handler of that kind.
+
+    Raises ``TemporalVersionError``.
+    """
+    definition = getattr(method, _HANDLER_ATTRIBUTES[kind], None)
+    if definition is None:
+        return None
+    with _private(f"{_HANDLER_ATTRIBUTES[kind]} of a {kind} handler"):
+        name: str | None = definition.name
+    return name
+
+
+@dataclass(frozen=True)
+class ActivityDefinition:
+    """``name`` is ``None`` for a dynamic activity."""
+
+    name: str | None
+
+
+def activity_definition(function: Callable[..., Any]) -> ActivityDefinition | None:
+    """The definition of an activity; ``None`` for any other callable. Raises ``TemporalVersionError``."""
+    with _private("temporalio.activity._Definition"):
+        found = activity._Definition.from_callable(function)
+        return None if found is None else ActivityDefinition(found.name)
+
+
+# The paused status. Servers have it, ``WorkflowExecutionStatus`` does not. If one workflow of a page is paused, the SDK
+# fails to read the whole page. So the value is added to the enumeration, unless a later SDK has it.
+
+_PAUSED_VALUE = 8
+"""``WORKFLOW_EXECUTION_STATUS_PAUSED`` of the server's API."""
+
+
+def _find_or_add_paused(statuses: type[WorkflowExecutionStatus]) -> WorkflowExecutionStatus:
+    known = next((status for status in statuses if status == _PAUSED_VALUE), None)
+    if known is not None:
+        return known
+    with _private("the enumeration temporalio.client.WorkflowExecutionStatus"):
+        paused = int.__new__(statuses, _PAUSED_VALUE)
+        paused._name_, paused._value_ = "PAUSED", _PAUSED_VALUE
+
+        def missing(kind: object, value: object) -> WorkflowExecutionStatus | None:
+            return paused if value == _PAUSED_VALUE else None
+
+        statuses._missing_ = classmethod(missing)  # type: ignore[assignment]
+        return statuses(_PAUSED_VALUE)
+
+
+PAUSED = _find_or_add_paused(WorkflowExecutionStatus)
+
+
+# Request ids. The server carries out a request once, by its id. The client makes an id for each call and takes none, so
+# the methods of its raw service are wrapped: the requests have a field for the id.
+
+_IDENTIFIED_CALLS = ("start_workflow_execution", "signal_with_start_workflow_execution", "signal_workflow_execution")
+
+
+class _ChosenId:
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.was_sent = False
+
+
+_chosen_id: ContextVar[_ChosenId | None] = ContextVar("durably_request_id", default=None)
+
+
+@contextmanager
+def request_id(client: Client, id: str) -> Iterator[None]:
+    """Give ``id`` to the starts and signals that ``client`` sends in this context. Raises ``TemporalVersionError``."""
+    _wrap_service(client)
+    chosen = _ChosenId(id)
+    token = _chosen_id.set(chosen)
+    try:
+        yield
+    finally:
+        _chosen_id.reset(token)
+    if not chosen.was_sent:
+        # The call has been made, so an exception would be wrong. But its repetition will not be recognised.
+        problem = _does_not_fit("how Client calls workflow_service", "the request's id was not sent")
+        _logger.error("an idempotency key had no effect: %s", problem.message)
+
+
+def _wrap_service(client: Client) -> None:
+    service = client.workflow_service
+    for name in _IDENTIFIED_CALLS:
+        with _private(f"Client.workflow_service.{name}"):
+            call = getattr(service, name)
+            if not isinstance(call, _IdentifiedCall):
+                setattr(service, name, _IdentifiedCall(name, call))
+
+
+class _IdentifiedCall:
+    """A method of the raw service whose requests get the id chosen in this context."""
+
+    def __init__(self, name: str, call: Callable[..., Awaitable[Any]]) -> None:
+        self._name = name
+        self._call = call
+
+    def __call__(self, request: Any, **options: Any) -> Awaitable[Any]:
+        if (chosen := _chosen_id.get()) is not None:
+            with _private(f"the request of {self._name}"):
+                request.request_id = chosen.id
+            chosen.was_sent = True
+        return self._call(request, **options)
+
+
+# Native objects after a fork. A runtime's threads do not exist in a forked child, and freeing a runtime, client or call
+# of the parent waits for these threads for ever, at the latest when the child exits. ``temporalio`` documents only that
+# runtimes do not work across forks. A module global is no help: the interpreter's shutdown clears it.
+
+
+def never_free(native: object) -> None:
+    """Keep an object that the parent's runtime owns, through the interpreter's shutdown too."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
+
+
+# Texts of the native client, which tell more than its statuses and are documented nowhere. If they change, users get a
+# less exact message, and nothing else.
+
+_BROKEN_CONNECTION = re.compile(r"transport error|h2 protocol error|http2 error|operation was canceled")
+
+
+def says_connection_broke(error: RPCError) -> bool:
+    """Whether the native client says that the connection ended during a call. It does so under several statuses."""
+    return _BROKEN_CONNECTION.match(error.message) is not None
+
+
+def connect_failure(error: Exception) -> str:
+    """The innermost message of the error that a failed ``Client.connect`` raises."""
+    messages = re.findall(r'message: "([^"]*)"', str(error))
+    return messages[-1] if messages else str(error)

@@ -1,0 +1,205 @@
+"""The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
+
+import importlib.metadata
+import logging
+import uuid
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import pytest
+import temporalio.workflow
+from temporalio import activity, workflow
+from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest, StartWorkflowExecutionRequest
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import RawValue
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+
+from durably.temporal import Temporal, TemporalVersionError, compat
+from durably.temporal.compat import (
+    PAUSED,
+    ActivityDefinition,
+    activity_definition,
+    connect_failure,
+    handler_name,
+    request_id,
+    says_connection_broke,
+    workflow_parts,
+)
+
+from ..ports import free_port
+from .workflows import TASK_QUEUE, SleepingWorkflow
+
+
+@workflow.defn(name="Parcel")
+class ParcelWorkflow:
+    @workflow.run
+    async def run(self) -> None: ...
+
+    @workflow.signal(name="send-off", description="Send it.")
+    def send(self) -> None: ...
+
+    @workflow.signal(dynamic=True)
+    def other_signal(self, name: str, args: Sequence[RawValue]) -> None: ...
+
+    @workflow.query
+    def place(self) -> str:
+        return ""
+
+    @workflow.update
+    def readdress(self, address: str) -> None: ...
+
+
+class PlainClass:
+    def run(self) -> None: ...
+
+
+@activity.defn(name="weigh-parcel")
+def weigh() -> None: ...
+
+
+@activity.defn(dynamic=True)
+async def weigh_anything(args: Sequence[RawValue]) -> None: ...
+
+
+INSTALLED = importlib.metadata.version("temporalio")
+
+
+@pytest.mark.parametrize("defined", [ParcelWorkflow, ParcelWorkflow.run], ids=["class", "run"])
+def test_a_workflow_definition_is_read(defined: Any) -> None:
+    found = workflow_parts(defined)
+    assert found is not None
+    assert (found.name, found.cls, found.run) == ("Parcel", ParcelWorkflow, ParcelWorkflow.run)
+    assert [(each.name, each.function, each.description) for each in found.signals.values()] == [
+        ("send-off", ParcelWorkflow.send, "Send it.")
+    ]
+    assert (list(found.queries), list(found.updates)) == (["place"], ["readdress"])
+
+
+def test_what_is_not_a_workflow_or_an_activity_has_no_definition() -> None:
+    assert workflow_parts(PlainClass) is None
+    assert workflow_parts(PlainClass.run) is None
+    assert workflow_parts(type("SubParcel", (ParcelWorkflow,), {})) is None
+    assert activity_definition(PlainClass.run) is None
+
+
+def test_handler_names_are_read() -> None:
+    assert handler_name("signal", ParcelWorkflow.send) == "send-off"
+    assert handler_name("query", ParcelWorkflow.place) == "place"
+    assert handler_name("update", ParcelWorkflow.readdress) == "readdress"
+    assert handler_name("update", ParcelWorkflow.send) is None
+    assert handler_name("signal", ParcelWorkflow.other_signal) is None
+
+
+def test_activity_definitions_are_read() -> None:
+    assert activity_definition(weigh) == ActivityDefinition("weigh-parcel")
+    assert activity_definition(weigh_anything) == ActivityDefinition(None)
+
+
+def test_a_missing_definition_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(temporalio.workflow, "_Definition")
+    monkeypatch.delattr(activity, "_Definition")
+    with pytest.raises(TemporalVersionError, match=rf"temporalio {INSTALLED} .* temporalio\.workflow\._Definition"):
+        workflow_parts(ParcelWorkflow)
+    with pytest.raises(TemporalVersionError, match=rf"temporalio {INSTALLED} .* temporalio\.activity\._Definition"):
+        activity_definition(weigh)
+
+
+def test_a_changed_handler_definition_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ParcelWorkflow.send, "__temporal_signal_definition", object())
+    with pytest.raises(TemporalVersionError, match="__temporal_signal_definition of a signal handler"):
+        handler_name("signal", ParcelWorkflow.send)
+
+
+def test_the_paused_status_is_read() -> None:
+    status = WorkflowExecutionStatus(8)
+    assert status is PAUSED
+    assert (status.name, status.value) == ("PAUSED", 8)
+    with pytest.raises(ValueError, match="99"):
+        WorkflowExecutionStatus(99)
+
+
+class OtherStatus(StrEnum):
+    RUNNING = "running"
+
+
+def test_an_enumeration_that_takes_no_status_is_named() -> None:
+    with pytest.raises(TemporalVersionError, match=r"enumeration temporalio\.client\.WorkflowExecutionStatus"):
+        compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
+
+
+class RecordingService:
+    """Takes requests as ``Client.workflow_service`` does."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    async def start_workflow_execution(self, request: Any, **options: Any) -> None:
+        self.ids.append(request.request_id)
+
+    signal_with_start_workflow_execution = signal_workflow_execution = start_workflow_execution
+
+
+class StubClient:
+    def __init__(self, service: object) -> None:
+        self.workflow_service: Any = service
+
+
+async def test_requests_get_the_chosen_id_only_inside_of_the_block() -> None:
+    service = RecordingService()
+    client: Any = StubClient(service)
+    for _ in range(2):
+        with request_id(client, "chosen"):
+            await client.workflow_service.signal_workflow_execution(SignalWorkflowExecutionRequest(request_id="own"))
+        await client.workflow_service.start_workflow_execution(StartWorkflowExecutionRequest(request_id="own"))
+    assert service.ids == ["chosen", "own"] * 2
+
+
+async def test_the_server_carries_out_a_signal_of_one_id_once(temporal: Temporal, worker: None) -> None:
+    client: Client = await temporal.client()
+    handle = await client.start_workflow(SleepingWorkflow.run, id=uuid.uuid4().hex, task_queue=TASK_QUEUE)
+    chosen = str(uuid.uuid4())
+    for _ in range(2):
+        with request_id(client, chosen):
+            await handle.signal("anything")
+    history = await handle.fetch_history()
+    await handle.terminate()
+    assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history.events) == 1
+
+
+async def test_a_missing_service_method_is_named() -> None:
+    client: Any = StubClient(object())
+    with (
+        pytest.raises(TemporalVersionError, match=r"workflow_service\.start_workflow_execution"),
+        request_id(client, "chosen"),
+    ):
+        pytest.fail("the block was entered")
+
+
+async def test_a_request_without_a_field_for_the_id_is_named() -> None:
+    client: Any = StubClient(RecordingService())
+    with (
+        pytest.raises(TemporalVersionError, match="the request of start_workflow_execution"),
+        request_id(client, "chosen"),
+    ):
+        await client.workflow_service.start_workflow_execution(object())
+
+
+def test_an_id_that_no_request_got_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    client: Any = StubClient(RecordingService())
+    with caplog.at_level(logging.ERROR, "durably.temporal"), request_id(client, "chosen"):
+        pass
+    assert f"temporalio {INSTALLED}" in caplog.text
+    assert "had no effect" in caplog.text
+
+
+def test_texts_of_a_broken_connection_are_recognised() -> None:
+    assert says_connection_broke(RPCError("transport error", RPCStatusCode.UNKNOWN, b""))
+    assert not says_connection_broke(RPCError("no such workflow", RPCStatusCode.UNKNOWN, b""))
+
+
+async def test_the_reason_of_a_failed_connect_is_found() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        await Client.connect(f"127.0.0.1:{free_port()}", retry_config=RetryConfig(max_retries=0))
+    assert connect_failure(caught.value).startswith("Connection refused")
+    assert connect_failure(RuntimeError("refused")) == "refused"
