@@ -48,7 +48,7 @@ DEFAULT_RPC_TIMEOUT = timedelta(seconds=10)
 
 @dataclass(frozen=True)
 class Health:
-    """Whether the server answers for the namespace, and why not."""
+    """Whether the server answers for the namespace and the workers of the web process run, and why not."""
 
     ok: bool
     address: str
@@ -121,6 +121,7 @@ class Temporal:
         self._runtime = runtime
         self.workers: list[WorkerDeclaration] = []
         self.schedules: list[ScheduleDeclaration] = []
+        self.web_worker: Lifespan | None = None
         self._override: Client | None = None
         self._start_anew()
         _connections.add(self)
@@ -311,7 +312,10 @@ class Temporal:
             raise _unreachable(settings, _reason(error)) from error
 
     async def check_health(self, timeout: timedelta = timedelta(seconds=2)) -> Health:
-        """Ask the server for the namespace. Never raises for a server that is away or refuses: see ``Health``."""
+        """Ask the server for the namespace, and whether the workers of ``lifespan(worker=True)`` run.
+
+        Never raises for a server that is away or refuses: see ``Health``.
+        """
         settings = self.settings
         request = workflowservice.DescribeNamespaceRequest(namespace=settings.namespace)
         try:
@@ -327,7 +331,13 @@ class Temporal:
             if error.status is RPCStatusCode.NOT_FOUND:
                 problem = f'the server has no namespace "{settings.namespace}"'
             return Health(False, settings.address, settings.namespace, problem)
-        return Health(True, settings.address, settings.namespace)
+        ended = self.worker_problem
+        return Health(ended is None, settings.address, settings.namespace, ended)
+
+    @property
+    def worker_problem(self) -> str | None:
+        """Why the workers of ``lifespan(worker=True)`` do not run; ``None`` if they do, or if there are none."""
+        return None if self.web_worker is None else self.web_worker.worker_problem
 
     @contextlib.contextmanager
     def override(self, client: Client) -> Iterator[None]:

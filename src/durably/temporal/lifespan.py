@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from .connection import Temporal
+    from .workers import Workers
 
 WEB_GRACE = timedelta(seconds=2)
 """What activities get when a web process ends that runs a worker: it is development, and a reload should be quick."""
@@ -22,7 +23,18 @@ class Lifespan:
     def __init__(self, temporal: "Temporal", *, worker: bool) -> None:
         self._temporal = temporal
         self._worker = worker
+        self._workers: Workers | None = None
         self._working: asyncio.Task[None] | None = None
+
+    @property
+    def worker_problem(self) -> str | None:
+        """Why the workers of this web process do not run; ``None`` if they do, or if it has none."""
+        if self._workers is None or self._working is None:
+            return None
+        if self._working.done():
+            return f"the worker in this web process has ended: {_reason(self._working)}"
+        stopped = [queue for queue, is_running in self._workers.task_queues.items() if not is_running]
+        return f"the worker in this web process has not started yet for {', '.join(stopped)}" if stopped else None
 
     def __call__(self, app: object = None) -> Self:
         """A framework calls it with its app. One process may run it several times, as tests do, one after another."""
@@ -35,13 +47,17 @@ class Lifespan:
         if self._worker:
             from .workers import Workers
 
-            self._working = asyncio.create_task(Workers(self._temporal, grace=WEB_GRACE).run())
-            self._working.add_done_callback(_log_failure)
+            self._workers = Workers(self._temporal, grace=WEB_GRACE)
+            self._working = asyncio.create_task(self._workers.run())
+            self._working.add_done_callback(_log_end)
+            self._temporal.web_worker = self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        working, self._working = self._working, None
+        working, self._working, self._workers = self._working, None, None
+        if self._temporal.web_worker is self:
+            self._temporal.web_worker = None
         if working is not None:
             working.cancel()
             await asyncio.wait([working])
@@ -53,6 +69,12 @@ def _forget_failure(connecting: "concurrent.futures.Future[Any]") -> None:
         connecting.exception()
 
 
-def _log_failure(working: "asyncio.Task[None]") -> None:
-    if not working.cancelled() and (error := working.exception()) is not None:
-        _logger.error("The worker in this web process has ended, and the app goes on without it: %s", error)
+def _log_end(working: "asyncio.Task[None]") -> None:
+    if not working.cancelled():
+        _logger.error("The worker in this web process has ended, and the app goes on without it: %s", _reason(working))
+
+
+def _reason(working: "asyncio.Task[None]") -> str:
+    if working.cancelled():
+        return "its task was cancelled"
+    return str(working.exception() or "it stopped without an error")

@@ -15,11 +15,11 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RetryConfig, RPCError
 from temporalio.worker import Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from .connection import Temporal
-from .declarations import WorkerDeclaration, by_task_queue, modules_to_pass_through
+from .declarations import WorkerDeclaration, by_task_queue
 from .errors import TemporalUnreachableError, TemporalWorkerError
+from .sandbox import explain, make_runner
 
 DEFAULT_GRACE = timedelta(seconds=30)
 DEFAULT_ACTIVITIES = 100
@@ -106,7 +106,7 @@ class Workers:
 
     def _make(self, client: Client, declaration: WorkerDeclaration) -> Worker:
         options = {"graceful_shutdown_timeout": self.grace, **declaration.options}
-        options.setdefault("workflow_runner", _sandbox(declaration))
+        options.setdefault("workflow_runner", make_runner(declaration))
         if "activity_executor" not in options:
             options["activity_executor"] = self._make_executor(declaration)
         queue = _queue(declaration)
@@ -119,7 +119,8 @@ class Workers:
                 **options,
             )
         except (RuntimeError, TypeError, ValueError) as error:
-            raise TemporalWorkerError(f'no worker for the task queue "{queue}": {_reason(error)}') from error
+            reason = explain(error, declaration) or _reason(error)
+            raise TemporalWorkerError(f'no worker for the task queue "{queue}": {reason}') from error
 
     def _make_executor(self, declaration: WorkerDeclaration) -> ThreadPoolExecutor:
         threads = declaration.options.get("max_concurrent_activities", DEFAULT_ACTIVITIES)
@@ -151,11 +152,6 @@ async def _run(worker: Worker) -> None:
         raise TemporalWorkerError(
             f'the worker of the task queue "{worker.task_queue}" failed: {_reason(error)}'
         ) from error
-
-
-def _sandbox(declaration: WorkerDeclaration) -> SandboxedWorkflowRunner:
-    modules = modules_to_pass_through(declaration)
-    return SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules(*modules))
 
 
 def _queue(declaration: WorkerDeclaration) -> str:

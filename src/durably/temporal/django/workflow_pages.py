@@ -4,6 +4,7 @@ Asynchronous, over ``temporalio``'s client; knows no requests and no templates. 
 """
 
 import datetime as dt
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from durably.temporal.gateway.pollers import Pollers
 from durably.temporal.gateway.reading import FILTERS, check_query, page_after, page_token, pending_activity, status_of
 from durably.temporal.statuses import is_open
 
+from .conf import get_temporal
+
 PAGE_SIZE = 50
 HISTORY_PAGE_SIZE = 200
 RPC_TIMEOUT = dt.timedelta(seconds=5)
@@ -25,7 +28,10 @@ PERIODS = {"hour": dt.timedelta(hours=1), "day": dt.timedelta(days=1), "week": d
 TEXT_FILTERS = {"id": "WorkflowId STARTS_WITH", "type": "WorkflowType =", "queue": "TaskQueue ="}
 """Filters that are typed in, and their clause of a visibility query."""
 
-_pollers = Pollers()
+
+@functools.cache
+def _pollers() -> Pollers:
+    return Pollers(get_temporal())
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ async def fetch_details(client: Client, handle: WorkflowHandle[Any, Any], page: 
         memo=await described.memo(),
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
-        notices=await _pollers.notices(client, described, RPC_TIMEOUT),
+        notices=await _pollers().notices(client, described, RPC_TIMEOUT),
         events=[await brief.event(event) for event in events.current_page or ()],
         next_page=page_after(events.next_page_token),
     )

@@ -96,7 +96,7 @@ class Gateway:
         self._identify = identify
         self._is_authorize_async = authorize is not None and is_async(authorize)
         self._types = _WorkflowTypes()
-        self._pollers = Pollers()
+        self._pollers = Pollers(temporal)
         self._metrics = GatewayMetrics(temporal)
         self._documents: dict[tuple[str, str], bytes] = {}
 

@@ -10,6 +10,8 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
+from durably.temporal.connection import Temporal
+
 _SILENCE = dt.timedelta(seconds=90)
 """A worker that lives asks for work at least once a minute; the server remembers those that died for five."""
 
@@ -23,8 +25,12 @@ _ACTIVITIES = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
 _FOR: dict[TaskQueueType.ValueType, str] = {_WORKFLOWS: "", _ACTIVITIES: " for activities"}
 
 
+_WORKER_ENDED = "the worker in this web process does not run; the app's log says why"
+
+
 class Pollers:
-    def __init__(self) -> None:
+    def __init__(self, temporal: Temporal) -> None:
+        self._temporal = temporal
         self._lock = threading.Lock()
         self._notices: dict[tuple[str, str, int], tuple[float, str | None]] = {}
 
@@ -43,7 +49,8 @@ class Pollers:
         # Servers of older versions do not say where an activity waits.
         others = sorted(waiting - {""} - ({description.task_queue} if own else set()))
         found = [own, *[await self.notice(client, queue, timeout, _ACTIVITIES) for queue in others]]
-        return [notice for notice in found if notice is not None]
+        ended = [] if self._temporal.worker_problem is None else [_WORKER_ENDED]
+        return ended + [notice for notice in found if notice is not None]
 
     async def notice(
         self,

@@ -1,0 +1,119 @@
+"""The workflow sandbox of workers: which modules it shares with the process, and why a workflow cannot be loaded.
+
+The SDK imports a workflow's module again for each run. In an app of one file that module imports the web framework,
+the database library and HTTP clients too. Those cannot be imported again (the SDK's restricted modules break class
+definitions in them), and it would be slow. Workflows have no use for them, so they are shared with the process.
+"""
+
+import linecache
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from types import TracebackType
+
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxMatcher, SandboxRestrictions
+
+from .declarations import WorkerDeclaration, modules_to_pass_through
+
+_FRAMEWORKS = """
+    aiohttp asgiref bottle channels click django falcon fastapi fastapi_users flask gunicorn hypercorn itsdangerous
+    jinja2 litestar markupsafe multipart ninja python_multipart quart rest_framework sanic sqladmin starlette
+    strawberry tornado typer uvicorn werkzeug wtforms
+"""
+FRAMEWORKS = frozenset(_FRAMEWORKS.split())
+"""Web frameworks, and what they are made of."""
+
+_LIBRARIES = """
+    MySQLdb PIL aioboto3 aiobotocore aiofiles aiokafka aiomysql aiosqlite alembic anthropic anyio argon2 asyncpg
+    authlib azure bcrypt beanie boto3 botocore celery certifi confluent_kafka cryptography dotenv elasticsearch
+    email_validator environ h11 h2 httpcore httpx httpx_sse idna jose joblib jwt kombu limits loguru mongoengine
+    motor mysql numpy openai opentelemetry pandas paramiko passlib peewee pika playwright prometheus_client psycopg
+    psycopg2 psycopg_pool pwdlib pydantic_settings pymongo pymysql pyodbc redis requests s3transfer scipy selenium
+    sendgrid sentry_sdk sklearn slowapi sniffio sqlalchemy sqlmodel stripe structlog tortoise twilio urllib3
+    websockets yarl
+"""
+LIBRARIES = frozenset(_LIBRARIES.split())
+"""Libraries for databases, HTTP, queues, mail, security, numbers: what activities and views use."""
+
+FAMILIES = ("aiohttp_", "django_", "fastapi_", "flask_", "sqlalchemy_", "starlette_")
+"""Extensions of frameworks, as far as the process has imported them."""
+
+_CALLS_OF_CLIENTS = {
+    "boto3": {"client", "resource"},
+    "httpx": {"delete", "get", "head", "options", "patch", "post", "put", "request", "stream"},
+    "requests": {"delete", "get", "head", "options", "patch", "post", "put", "request"},
+}
+"""What a workflow must not call although it can import it: each replay would repeat it. Restricted while workflows run,
+not while their module is imported."""
+
+
+def make_runner(declaration: WorkerDeclaration) -> SandboxedWorkflowRunner:
+    """The sandbox of a worker's workflows."""
+    default = SandboxRestrictions.default
+    restrictions = default.with_passthrough_modules(*shared_modules(declaration, frozenset(sys.modules)))
+    return SandboxedWorkflowRunner(
+        restrictions=replace(restrictions, invalid_module_members=_restricted(default.invalid_module_members))
+    )
+
+
+def shared_modules(declaration: WorkerDeclaration, imported: frozenset[str]) -> set[str]:
+    """Names of modules that workflows share with the process, which has ``imported`` some already."""
+    families = {name for name in imported if name.startswith(FAMILIES) and "." not in name}
+    own = {workflow.__module__.partition(".")[0] for workflow in declaration.workflows}
+    return modules_to_pass_through(declaration) | ((FRAMEWORKS | LIBRARIES | families) - own)
+
+
+def _restricted(members: SandboxMatcher) -> SandboxMatcher:
+    """The SDK's restrictions, with those of HTTP clients; paths such as ``Path(__file__).resolve()`` may be computed
+    while a module is imported."""
+    children = dict(members.children)
+    path = replace(children["pathlib"].children["Path"], only_runtime=True)
+    children["pathlib"] = replace(children["pathlib"], children={"Path": path})
+    for module, calls in _CALLS_OF_CLIENTS.items():
+        children[module] = SandboxMatcher(use=calls, only_runtime=True)
+    return replace(members, children=children)
+
+
+def explain(error: BaseException, declaration: WorkerDeclaration) -> str | None:
+    """Which line of an app keeps a workflow from being loaded, and what to do; ``None`` for any other error.
+
+    The line is the last one of the workflow's own package on the way to the error.
+    """
+    origin = error.__cause__
+    if origin is None:
+        return None
+    packages = {workflow.__module__.partition(".")[0] for workflow in declaration.workflows}
+    found = [frame for frame in _frames(origin.__traceback__) if _package(frame[0]) in packages]
+    if not found:
+        return None
+    module, file, line = found[-1]
+    source = linecache.getline(file, line).strip()
+    where = f"{file}, line {line}: {source}"
+    said = f"{type(origin).__name__}: {origin}"
+    return (
+        "a workflow's module is imported again in the workflow sandbox, and this import fails.\n"
+        f"At {where}\n{said}\n{_remedy(source, module)}"
+    )
+
+
+def _remedy(source: str, module: str) -> str:
+    apart = f"move the workflow out of {module} into a module that imports only what the workflow needs"
+    if source.startswith(("import ", "from ")):
+        return (
+            "Share the module with the process instead of importing it again:\n"
+            f"    with workflow.unsafe.imports_passed_through():\n        {source}\n"
+            f"or {apart}."
+        )
+    return f"The sandbox forbids what could differ from one replay to the next: {apart}."
+
+
+def _frames(start: TracebackType | None) -> Iterator[tuple[str, str, int]]:
+    """Module, file and line of each frame."""
+    while start is not None:
+        frame = start.tb_frame
+        yield str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename, start.tb_lineno
+        start = start.tb_next
+
+
+def _package(module: str) -> str:
+    return "__main__" if module == "__temporal_main__" else module.partition(".")[0]
