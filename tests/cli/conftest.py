@@ -1,17 +1,22 @@
 """The real command, as a subprocess in a directory of its own, and apps to give to it."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import pytest
+
+from .command_server import CommandServer
 
 TIMEOUT_SECONDS = 90.0
 COMMAND = [sys.executable, "-c", "import durably.cli; durably.cli.main()"]
@@ -79,9 +84,10 @@ class Command:
         return status
 
 
-class Result:
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.status, self.stdout, self.stderr = done.returncode, done.stdout, done.stderr
+class Result(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
 
 
 Start = Callable[..., Command]
@@ -115,25 +121,32 @@ def start(directory: Path) -> Iterator[Start]:
         command.stop(signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def command_server() -> Iterator[CommandServer]:
+    server = CommandServer(environment())
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def run(directory: Path) -> Run:
+def run(directory: Path, command_server: CommandServer) -> Run:
     """Run a command to its end."""
 
     def run_(*arguments: str, stdin: str = "", **variables: str) -> Result:
-        return Result(
-            subprocess.run(
-                [*COMMAND, *arguments],
-                cwd=directory,
-                env=environment() | variables,
-                input=stdin,
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                timeout=TIMEOUT_SECONDS,
-            )
-        )
+        with contextlib.ExitStack() as stack:
+            source, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            source.write(stdin.encode())
+            source.seek(0)
+            descriptors = [source.fileno(), out.fileno(), err.fileno()]
+            status = command_server.run(arguments, directory, environment() | variables, descriptors, TIMEOUT_SECONDS)
+            return Result(status, *(_text(file) for file in (out, err)))
 
     return run_
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 def write(path: Path, source: str) -> None:
@@ -142,3 +155,66 @@ def write(path: Path, source: str) -> None:
     if path.exists() and len(text) == len(path.read_text()):
         text += "\n"
     path.write_text(text)
+
+
+APP = """
+    import durably
+    import durably.flask
+    import flask
+
+    client = durably.Client(app_id="shop", is_production=False)
+    attempts = 0
+
+
+    @client.create_function(fn_id="place", trigger=durably.TriggerEvent(event="order/placed"), retries=0)
+    def place(ctx: durably.ContextSync) -> object:
+        charged = ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})
+        if ctx.event.data.get("wait"):
+            ctx.step.wait_for_event("paid", event="order/paid", timeout=60_000)
+        if ctx.event.data.get("signal"):
+            ctx.step.wait_for_signal("approved", signal=ctx.event.data["signal"], timeout=60_000)
+        if ctx.event.data.get("fail"):
+            raise ValueError("out of stock")
+        return charged
+
+    def pay():
+        global attempts
+        attempts += 1
+        if attempts % 2:
+            raise durably.RetryAfterError(f"the bank is closed at attempt {attempts}", 1000)
+        return "charged"
+
+    @client.create_function(fn_id="bill", trigger=durably.TriggerEvent(event="order/billed"))
+    def bill(ctx: durably.ContextSync) -> object:
+        return ctx.step.run("charge", pay)
+
+    @client.create_function(fn_id="ship", trigger=durably.TriggerEvent(event="order/shipped"))
+    def ship(ctx: durably.ContextSync) -> object:
+        return "shipped"
+
+    app = flask.Flask(__name__)
+    durably.flask.serve(app, client, [place, bill, ship])
+"""
+
+
+@pytest.fixture(scope="session")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """An engine with an app, for tests that only talk to it."""
+    directory = tmp_path_factory.mktemp("shop")
+    write(directory / "shop.py", APP)
+    dev = Command(("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload"), directory, environment())
+    dev.until("shop:app is up at http")
+    yield dev
+    assert dev.stop() == 0
+
+
+@pytest.fixture
+def ask(dev: Command, run: Run) -> Run:
+    """Run a command that talks to ``dev``."""
+
+    def ask_(*arguments: str, **options: str) -> Result:
+        result = run(*arguments, DURABLY_DEV=dev.origin, **options)
+        assert "Traceback" not in result.stderr
+        return result
+
+    return ask_

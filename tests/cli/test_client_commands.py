@@ -3,60 +3,14 @@
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import Command, Result, Run, environment, write
-
-APP = """
-    import durably
-    import durably.flask
-    import flask
-
-    client = durably.Client(app_id="shop", is_production=False)
+from .conftest import Command, Run, Start
 
 
-    @client.create_function(fn_id="place", trigger=durably.TriggerEvent(event="order/placed"), retries=0)
-    def place(ctx: durably.ContextSync) -> object:
-        charged = ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})
-        if ctx.event.data.get("wait"):
-            ctx.step.wait_for_event("paid", event="order/paid", timeout=60_000)
-        if ctx.event.data.get("signal"):
-            ctx.step.wait_for_signal("approved", signal=ctx.event.data["signal"], timeout=60_000)
-        if ctx.event.data.get("fail"):
-            raise ValueError("out of stock")
-        return charged
-
-
-    app = flask.Flask(__name__)
-    durably.flask.serve(app, client, [place])
-"""
-
-
-@pytest.fixture(scope="module")
-def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    directory = tmp_path_factory.mktemp("shop")
-    write(directory / "shop.py", APP)
-    dev = Command(("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload"), directory, environment())
-    dev.until("shop:app is up at http")
-    yield dev
-    assert dev.stop() == 0
-
-
-@pytest.fixture
-def ask(dev: Command, run: Run) -> Callable[..., Result]:
-    def ask_(*arguments: str, **options: str) -> Result:
-        return run(*arguments, DURABLY_DEV=dev.origin, **options)
-
-    return ask_
-
-
-Ask = Callable[..., Result]
-
-
-def test_a_run_from_its_event_to_its_rerun(ask: Ask, dev: Command) -> None:
+def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:
     sent = ask("send", "order/placed", "--data", '{"total": 3}', "--id", "order-1")
     assert sent.status == 0, sent.stderr
     run_id = sent.stderr.split()[2]
@@ -70,7 +24,7 @@ def test_a_run_from_its_event_to_its_rerun(ask: Ask, dev: Command) -> None:
     assert (run["run_id"], run["output"]) == (run_id, {"charged": 3})
     unknown = ask("runs", "list", "--function", "shop-nobody")
     assert (unknown.status, "no app has a function with the id 'shop-nobody'" in unknown.stderr) == (1, True)
-    assert ask("runs", "list", "--status", "skipped").stderr == "no runs\n"
+    assert ask("runs", "list", "--status", "skipped", "--function", "shop-ship").stderr == "no runs\n"
 
     shown = ask("runs", "show", run_id)
     assert 'Output    {"charged": 3}' in shown.stdout
@@ -85,7 +39,7 @@ def test_a_run_from_its_event_to_its_rerun(ask: Ask, dev: Command) -> None:
     dev.until(rf"{again.stdout.strip()[-6:]} .* run completed")
 
 
-def test_a_waiting_run_is_cancelled(ask: Ask, dev: Command) -> None:
+def test_a_waiting_run_is_cancelled(ask: Run, dev: Command) -> None:
     run_id = ask("invoke", "shop-place", "--data", '{"total": 3, "wait": true}', "--no-wait").stdout.strip()
     dev.until(rf"{run_id[-6:]} .* paid .* waits until")
     assert "WaitForEvent" in ask("runs", "show", run_id).stdout
@@ -95,21 +49,21 @@ def test_a_waiting_run_is_cancelled(ask: Ask, dev: Command) -> None:
     assert "Reason    the run was cancelled by request" in ask("runs", "show", run_id).stdout
 
 
-def test_invoke_prints_the_output(ask: Ask, directory: Path) -> None:
+def test_invoke_prints_the_output(ask: Run, directory: Path) -> None:
     (directory / "order.json").write_text('{"total": 4}')
     for arguments, stdin in [(["@order.json"], ""), (["-"], '{"total": 4}'), (['{"total": 4}'], "")]:
         result = ask("invoke", "shop-place", "--data", *arguments, stdin=stdin)
         assert (result.status, result.stdout) == (0, '{"charged": 4}\n'), result.stderr
 
 
-def test_invoke_fails_where_the_run_does(ask: Ask) -> None:
+def test_invoke_fails_where_the_run_does(ask: Run) -> None:
     result = ask("invoke", "shop-place", "--data", '{"total": 4, "fail": true}')
     assert (result.status, result.stdout) == (1, "")
     assert "the run failed: ValueError: out of stock" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_mistakes_are_said_in_a_line(ask: Ask) -> None:
+def test_mistakes_are_said_in_a_line(ask: Run) -> None:
     mistakes = [
         (["send", "a", "--data", "{oops"], "--data is not valid JSON: .*line 1 column 2"),
         (["send", "a", "--data", "[1]"], "--data must be a JSON object"),
@@ -129,7 +83,7 @@ def test_mistakes_are_said_in_a_line(ask: Ask) -> None:
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
+def test_events_that_trigger_nothing_are_pointed_out(ask: Run) -> None:
     result = ask("send", "nobody/listens")
     assert (result.status, len(result.stdout.strip())) == (0, 26)
     assert result.stderr == "it starts nothing: no function is triggered by it\n"
@@ -138,7 +92,7 @@ def test_events_that_trigger_nothing_are_pointed_out(ask: Ask) -> None:
     assert result.stderr == f"it starts nothing: {nearest}\n"
 
 
-def test_a_wait_that_an_event_ends_is_named(ask: Ask, dev: Command) -> None:
+def test_a_wait_that_an_event_ends_is_named(ask: Run, dev: Command) -> None:
     begun = len(dev.output)
     run_id = ask("send", "order/placed", "--data", '{"total": 3, "wait": true}').stderr.split()[2]
     dev.until(rf"{run_id[-6:]} .* waits until", after=begun)
@@ -148,7 +102,7 @@ def test_a_wait_that_an_event_ends_is_named(ask: Ask, dev: Command) -> None:
     assert f"It started no run.\nIt ended the wait 'paid' of the run {run_id}." in shown
 
 
-def test_a_function_that_does_not_exist_is_named_with_the_nearest(ask: Ask) -> None:
+def test_a_function_that_does_not_exist_is_named_with_the_nearest(ask: Run) -> None:
     for arguments in (
         ("runs", "list", "--function"),
         ("runs", "list", "--follow", "--function"),
@@ -176,10 +130,12 @@ def test_the_environment_names_the_engine_as_for_apps(run: Run) -> None:
     assert "DURABLY_ENGINE_URL has no scheme; write https://engine.example.com or http" in result.stderr
 
 
-def test_help_and_version(run: Run) -> None:
+def test_help_and_version(run: Run, start: Start) -> None:
     for arguments in (["--help"], ["dev", "--help"], ["runs", "--help"], ["start", "-h"]):
         assert run(*arguments).status == 0
-    assert run("--version").stdout.startswith("durably, version 0.1.0")
+    program = start("--version")
+    assert program.wait() == 0
+    assert program.output.startswith("durably, version 0.1.0")
 
 
 @pytest.mark.parametrize(
@@ -197,33 +153,35 @@ def test_help_and_version(run: Run) -> None:
         (("runs", "list", "--url", "engine:80"), 2, "'--url': it has no scheme; write https://engine:80 or http"),
     ],
 )
-def test_input_that_cannot_be_used_is_named(ask: Ask, arguments: tuple[str, ...], status: int, fault: str) -> None:
+def test_input_that_cannot_be_used_is_named(ask: Run, arguments: tuple[str, ...], status: int, fault: str) -> None:
     result = ask(*arguments)
     assert (result.status, "Traceback" in result.stderr) == (status, False), result.stderr
     assert fault in result.stderr
 
 
-def test_a_function_is_paused_and_resumed(ask: Ask, dev: Command) -> None:
+def test_a_function_is_paused_and_resumed(ask: Run, dev: Command) -> None:
     assert ask("functions", "pause", "shop-place").stdout == "shop-place is paused\n"
     listed = ask("functions", "list").stdout.splitlines()
     assert [line.split() for line in listed] == [
         ["FUNCTION", "APP", "TRIGGERS", "STATE"],
         ["shop-place", "shop", "order/placed", "paused"],
+        ["shop-bill", "shop", "order/billed", "active"],
+        ["shop-ship", "shop", "order/shipped", "active"],
     ]
     skipped = ask("invoke", "shop-place", "--data", '{"total": 1}')
     assert skipped.status == 1
     assert "skipped: no run of the function 'shop-place' was started: it is paused" in skipped.stderr
     assert ask("send", "order/placed", "--data", '{"total": 1}').stderr.startswith("skipped run ")
     assert ask("functions", "resume", "shop-place").stdout == "shop-place is active\n"
-    [function] = json.loads(ask("functions", "list", "--json").stdout)
-    assert function["id"] == "shop-place"
+    functions = json.loads(ask("functions", "list", "--json").stdout)
+    assert [function["id"] for function in functions] == ["shop-place", "shop-bill", "shop-ship"]
     replayed = ask("runs", "replay", "--function", "shop-place", "--status", "skipped", "--since", "1h")
     assert replayed.stdout == "2 runs were started again\n", replayed.stderr
     unknown = ask("functions", "pause", "shop-none")
     assert (unknown.status, "'shop-none'" in unknown.stderr) == (1, True)
 
 
-def test_a_run_goes_again_from_a_step(ask: Ask, dev: Command) -> None:
+def test_a_run_goes_again_from_a_step(ask: Run, dev: Command) -> None:
     run_id = ask("invoke", "shop-place", "--data", '{"total": 3}', "--no-wait").stdout.strip()
     dev.until(rf"{run_id[-6:]} .* run completed")
     again = ask("runs", "rerun", run_id, "--from-step", "charge")
@@ -239,7 +197,7 @@ def test_a_run_goes_again_from_a_step(ask: Ask, dev: Command) -> None:
     assert "must be a JSON array" in wrong.stderr
 
 
-def test_runs_are_cancelled_in_bulk(ask: Ask, dev: Command) -> None:
+def test_runs_are_cancelled_in_bulk(ask: Run, dev: Command) -> None:
     waiting = ask("invoke", "shop-place", "--data", '{"total": 88, "wait": true}', "--no-wait").stdout.strip()
     dev.until(rf"{waiting[-6:]} .* paid .* waits until")
     selected = ("runs", "cancel", "--function", "shop-place", "--if", "event.data.total == 88")
@@ -269,13 +227,13 @@ def test_runs_are_cancelled_in_bulk(ask: Ask, dev: Command) -> None:
         (("--function", "shop-none"), "'shop-none'"),
     ],
 )
-def test_cancellations_that_are_unclear_are_refused(ask: Ask, arguments: tuple[str, ...], fault: str) -> None:
+def test_cancellations_that_are_unclear_are_refused(ask: Run, arguments: tuple[str, ...], fault: str) -> None:
     result = ask("runs", "cancel", *arguments)
     assert result.status in (1, 2)
     assert fault in result.stderr
 
 
-def test_a_signal_wakes_a_run(ask: Ask, dev: Command) -> None:
+def test_a_signal_wakes_a_run(ask: Run, dev: Command) -> None:
     run_id = ask("invoke", "shop-place", "--data", '{"total": 5, "signal": "go"}', "--no-wait").stdout.strip()
     dev.until(rf"{run_id[-6:]} .* approved .* waits until")
     sent = ask("signal", "go", "--data", '"yes"')
@@ -285,7 +243,7 @@ def test_a_signal_wakes_a_run(ask: Ask, dev: Command) -> None:
     assert (again.status, "no run waits for the signal 'go'" in again.stderr) == (1, True)
 
 
-def test_failed_runs_are_replayed(ask: Ask, dev: Command) -> None:
+def test_failed_runs_are_replayed(ask: Run, dev: Command) -> None:
     for _ in range(2):
         assert ask("invoke", "shop-place", "--data", '{"total": 77, "fail": true}').status == 1
     replayed = ask("runs", "replay", "--function", "shop-place", "--if", "event.data.total == 77", "--since", "1h")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from . import apps
-from .conftest import Command, Run, Start, write
+from .conftest import TIMEOUT_SECONDS, Command, Run, Start, write
 
 
 def _start_shop(start: Start, directory: Path, *arguments: str) -> Command:
@@ -100,7 +100,7 @@ def test_the_app_does_not_outlive_a_killed_command(start: Start, directory: Path
     child = _child_of(dev)
     handle = os.pidfd_open(child)
     dev.stop(signal.SIGKILL)
-    ended, _, _ = select.select([handle], [], [], 10)
+    ended, _, _ = select.select([handle], [], [], TIMEOUT_SECONDS)
     os.close(handle)
     assert ended
 
@@ -168,7 +168,7 @@ def _running_app(directory: Path, source: str, port: int, engine_origin: str) ->
         yield
     finally:
         app.terminate()
-        app.wait(10)
+        app.wait(TIMEOUT_SECONDS)
 
 
 def _child_of(command: Command) -> int:

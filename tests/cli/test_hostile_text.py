@@ -30,7 +30,7 @@ from durably.testing.timeline import describe_run as describe_timeline
 
 from ..protocol.test_text import UNSAFE, hostile
 from . import apps
-from .conftest import Run, Start, write
+from .conftest import TIMEOUT_SECONDS, Run, Start, write
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -257,11 +257,11 @@ def test_an_apps_password_is_not_shown(start: Start, run: Run, directory: Path) 
             }
         ],
     }
-    assert urllib3.request("POST", f"{dev.origin}/fn/register", json=sync).status == 200
+    assert urllib3.request("POST", f"{dev.origin}/fn/register", json=sync, timeout=TIMEOUT_SECONDS).status == 200
     listed = run("functions", "list", "--json", "--url", dev.origin)
     assert "http://127.0.0.1:1/api?fnId=f&token=***" in listed.stdout
     paths = ("/dev", "/v1/functions", "/v1/apps/shop/functions")
-    bodies = [urllib3.request("GET", f"{dev.origin}{path}").data.decode() for path in paths]
+    bodies = [urllib3.request("GET", f"{dev.origin}{path}", timeout=TIMEOUT_SECONDS).data.decode() for path in paths]
     run("send", "f", "--url", dev.origin)
     dev.until("the app does not answer")
     for output in (dev.output, listed.stdout, *bodies):
@@ -280,7 +280,7 @@ def test_line_breaks_of_senders_and_apps_forge_no_lines(start: Start, run: Run) 
         "steps": {"step": {"id": "step", "name": "step", "runtime": runtime}},
     }
     sync = {"url": url, "appName": harm, "functions": [function]}
-    synced = urllib3.request("POST", f"{dev.origin}/fn/register", json=sync)
+    synced = urllib3.request("POST", f"{dev.origin}/fn/register", json=sync, timeout=TIMEOUT_SECONDS)
     assert synced.status == 200, synced.data
     sent = run("send", harm, "--id", harm, "--url", dev.origin)
     dev.until("run started")

@@ -14,7 +14,7 @@ import pytest
 import urllib3
 
 from . import apps
-from .conftest import Run, Start, write
+from .conftest import TIMEOUT_SECONDS, Run, Start, write
 from .test_start import KEYS, logged
 
 FETCHES = apps.FLASK.replace(
@@ -57,7 +57,7 @@ def test_not_in_production(start: Start, run: Run, directory: Path, page: str) -
     engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
     origin = str(logged(engine, "engine started")["origin"])
     with serving(directory, origin) as url:
-        assert urllib3.request("PUT", url).status == 200
+        assert urllib3.request("PUT", url, timeout=TIMEOUT_SECONDS).status == 200
         result = run("invoke", "shop-place", "--data", f'{{"url": "{page}"}}', "--url", origin, **KEYS)
     assert result.status == 1
     assert "--allow-private-addresses" in result.stderr
@@ -78,7 +78,7 @@ def serving(directory: Path, engine: str) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/api/inngest"
         finally:
             app.terminate()
-            app.wait(10)
+            app.wait(TIMEOUT_SECONDS)
 
 
 def test_start_does_not_take_memory(run: Run) -> None:

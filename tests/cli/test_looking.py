@@ -2,63 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
 
-import pytest
-
-from .conftest import Command, Result, Run, environment, write
-
-APP = """
-    import durably
-    import durably.flask
-    import flask
-
-    client = durably.Client(app_id="shop", is_production=False)
-    attempts = 0
-
-    def charge():
-        global attempts
-        attempts += 1
-        if attempts % 2:
-            raise durably.RetryAfterError(f"the bank is closed at attempt {attempts}", 1000)
-        return "charged"
-
-    @client.create_function(fn_id="place", trigger=durably.TriggerEvent(event="order/placed"))
-    def place(ctx: durably.ContextSync) -> object:
-        return ctx.step.run("charge", charge)
-
-    @client.create_function(fn_id="ship", trigger=durably.TriggerEvent(event="order/shipped"))
-    def ship(ctx: durably.ContextSync) -> object:
-        return "shipped"
-
-    app = flask.Flask(__name__)
-    durably.flask.serve(app, client, [place, ship])
-"""
-
-Ask = Callable[..., Result]
+from .conftest import Command, Run, Start
 
 
-@pytest.fixture(scope="module")
-def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    directory = tmp_path_factory.mktemp("shop")
-    write(directory / "shop.py", APP)
-    dev = Command(("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload"), directory, environment())
-    dev.until("shop:app is up at http")
-    yield dev
-    assert dev.stop() == 0
-
-
-@pytest.fixture
-def ask(dev: Command, run: Run) -> Ask:
-    def ask_(*arguments: str, **options: str) -> Result:
-        result = run(*arguments, DURABLY_DEV=dev.origin, **options)
-        assert "Traceback" not in result.stderr
-        return result
-
-    return ask_
-
-
-def completed_run(ask: Ask, dev: Command, name: str, data: str = "{}") -> tuple[str, str]:
+def completed_run(ask: Run, dev: Command, name: str, data: str = "{}") -> tuple[str, str]:
     """The ids of an event and of the run that it started, which has completed."""
     sent = ask("send", name, "--data", data)
     [run_id] = re.findall(r"started run (\w+)", sent.stderr)
@@ -66,13 +14,13 @@ def completed_run(ask: Ask, dev: Command, name: str, data: str = "{}") -> tuple[
     return sent.stdout.strip(), run_id
 
 
-def test_a_run_is_found_by_the_short_id_and_shows_event_and_failed_attempts(ask: Ask, dev: Command) -> None:
-    event_id, run_id = completed_run(ask, dev, "order/placed", '{"total": 7}')
+def test_a_run_is_found_by_the_short_id_and_shows_event_and_failed_attempts(ask: Run, dev: Command) -> None:
+    event_id, run_id = completed_run(ask, dev, "order/billed", '{"total": 7}')
     for name in (run_id[-6:], run_id[-6:].lower(), run_id):
         shown = ask("runs", "show", name)
         assert shown.status == 0, shown.stderr
         assert run_id in shown.stdout
-        assert re.search(rf'{event_id}\s+order/placed\s+{{"total": 7}}', shown.stdout)
+        assert re.search(rf'{event_id}\s+order/billed\s+{{"total": 7}}', shown.stdout)
         assert re.search(r"charge\s+1\s+RetryAfterError: the bank is closed at attempt \d", shown.stdout)
     as_json = json.loads(ask("runs", "show", run_id[-6:], "--json").stdout)
     assert [event["data"] for event in as_json["events"]] == [{"total": 7}]
@@ -82,7 +30,7 @@ def test_a_run_is_found_by_the_short_id_and_shows_event_and_failed_attempts(ask:
     assert ask("runs", "cancel", run_id[-6:]).stdout == f"run {run_id} is Completed\n"
 
 
-def test_an_end_of_an_id_that_names_no_run_or_several_is_refused(ask: Ask, dev: Command) -> None:
+def test_an_end_of_an_id_that_names_no_run_or_several_is_refused(ask: Run, dev: Command) -> None:
     for _ in range(2):
         completed_run(ask, dev, "order/shipped")
     listed = json.loads(ask("runs", "list", "--json").stdout)
@@ -99,7 +47,7 @@ def test_an_end_of_an_id_that_names_no_run_or_several_is_refused(ask: Ask, dev: 
     assert f"several runs have ids that end with {ending!r}" in several.stderr
 
 
-def test_runs_are_listed_by_function_and_time(ask: Ask, dev: Command) -> None:
+def test_runs_are_listed_by_function_and_time(ask: Run, dev: Command) -> None:
     _, run_id = completed_run(ask, dev, "order/shipped")
     listed = json.loads(ask("runs", "list", "--function", "shop-ship", "--since", "1h", "--json").stdout)
     assert run_id in [run["run_id"] for run in listed]
@@ -108,7 +56,7 @@ def test_runs_are_listed_by_function_and_time(ask: Ask, dev: Command) -> None:
     assert json.loads(later.stdout) == []
 
 
-def test_events_are_listed_and_shown_with_their_runs(ask: Ask, dev: Command) -> None:
+def test_events_are_listed_and_shown_with_their_runs(ask: Run, dev: Command) -> None:
     event_id, run_id = completed_run(ask, dev, "order/shipped", '{"parcel": 1}')
     listed = ask("events", "list", "--name", "order/shipped", "--since", "1h")
     assert re.search(rf'{event_id}\s+order/shipped\s+[\d: -]+\s+{{"parcel": 1}}', listed.stdout)
@@ -119,7 +67,7 @@ def test_events_are_listed_and_shown_with_their_runs(ask: Ask, dev: Command) -> 
     assert (unknown.status, "no event has the id 'nosuchevent'" in unknown.stderr) == (1, True)
 
 
-def test_runs_and_events_are_followed(ask: Ask, dev: Command, start: Callable[..., Command]) -> None:
+def test_runs_and_events_are_followed(ask: Run, dev: Command, start: Start) -> None:
     runs = start("runs", "list", "--follow", "--function", "shop-ship", DURABLY_DEV=dev.origin, PYTHONUNBUFFERED="1")
     events = start("events", "list", "--follow", "--json", "--limit", "1", DURABLY_DEV=dev.origin, PYTHONUNBUFFERED="1")
     runs.until("following runs")
@@ -127,10 +75,10 @@ def test_runs_and_events_are_followed(ask: Ask, dev: Command, start: Callable[..
     completed_run(ask, dev, "order/shipped", '{"followed": true}')
     runs.until("shop-ship .* run completed")
     events.until('"followed":true')
-    assert "order/placed" not in runs.output
+    assert "order/billed" not in runs.output
 
 
-def test_a_follower_ends_with_its_engine(start: Callable[..., Command]) -> None:
+def test_a_follower_ends_with_its_engine(start: Start) -> None:
     engine = start("dev", "--port", "0")
     origin = engine.origin
     follower = start("runs", "list", "--follow", DURABLY_DEV=origin)

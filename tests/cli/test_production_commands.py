@@ -91,15 +91,15 @@ def run_app(directory: Path, variables: dict[str, str]) -> RunApp:
 
 def test_each_deployment_syncs(engine: Command, run: Run, run_app: RunApp, variables: dict[str, str]) -> None:
     with run_app(APP.replace("VERSION", "1.0")) as url:
-        synced = run("sync", url, "--wait", "30s", **variables)
+        synced = run("sync", url, "--wait", "80s", **variables)
         assert synced.stdout == f"synced shop 1.0 at {url}: 1 function\n  + shop-place\n", synced.stderr
         again = run("sync", url, **variables)
         assert again.stdout == f"synced shop 1.0 at {url}: 1 function, unchanged\n"
     with run_app(APP.replace("VERSION", "1.1").replace("order/placed", "order/paid")) as url:
-        synced = run("sync", url, "--wait", "30s", **variables)
+        synced = run("sync", url, "--wait", "80s", **variables)
         assert synced.stdout == f"synced shop 1.1 at {url}: 1 function\n  ~ shop-place\n"
     with run_app(APP.replace("VERSION", "1.1").replace('"place"', '"order"')) as url:
-        synced = run("sync", url, "--wait", "30s", "--json", **variables)
+        synced = run("sync", url, "--wait", "80s", "--json", **variables)
         done = json.loads(synced.stdout)
         assert (done["added"], done["removed"]) == (["shop-order"], ["shop-place"])
         moved = run("sync", url.replace("127.0.0.1", "localhost"), **variables)
@@ -121,11 +121,11 @@ def test_a_sync_that_fails_fails_the_deployment(run: Run, run_app: RunApp, varia
     assert (away.status, away.stdout) == (1, "")
     assert "no app answers at http://127.0.0.1:9/api/inngest: connection refused" in away.stderr
     with run_app(APP.replace("VERSION", "1")) as url:
-        run("sync", url, "--wait", "30s", **variables)
-        elsewhere = run("sync", url.replace("inngest", "elsewhere"), "--wait", "30s", **variables)
+        run("sync", url, "--wait", "80s", **variables)
+        elsewhere = run("sync", url.replace("inngest", "elsewhere"), "--wait", "80s", **variables)
         assert (elsewhere.status, "serves no functions" in elsewhere.stderr) == (1, True)
         keyless = {"DURABLY_ENGINE_URL": variables["DURABLY_ENGINE_URL"]}
-        refused = run("sync", url, "--wait", "30s", **keyless)
+        refused = run("sync", url, "--wait", "80s", **keyless)
         assert (refused.status, "DURABLY_SIGNING_KEY" in refused.stderr) == (1, True)
     assert run("sync", "shop:8000", **variables).status == 2
 

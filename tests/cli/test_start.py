@@ -15,7 +15,7 @@ import urllib3
 from durably.protocol.signatures import bearer_token, sign
 
 from . import apps
-from .conftest import Command, Run, Start, write
+from .conftest import TIMEOUT_SECONDS, Command, Run, Start, write
 
 SIGNING_KEY = "signkey-prod-" + "0123456789abcdef" * 4
 EVENT_KEY = "event-key-of-the-shop"
@@ -101,7 +101,7 @@ def test_an_app_is_synced_called_and_logged(start: Start, run: Run, directory: P
         assert "charged" not in engine.output
     finally:
         app.terminate()
-        app.wait(10)
+        app.wait(TIMEOUT_SECONDS)
     assert engine.stop(signal.SIGTERM) == 0
     logged(engine, "engine stopped")
     for secret in (SIGNING_KEY, SIGNING_KEY.removeprefix("signkey-prod-"), EVENT_KEY):
@@ -131,7 +131,7 @@ def test_an_engine_whose_database_was_deleted_stays_and_refuses(start: Start, ru
     (directory / "engine.db").unlink()
     engine.until("the database was deleted .*this engine stops")
     engine.until("put its database back")
-    assert urllib3.request("GET", f"{origin}/ready", retries=False).status == 503
+    assert urllib3.request("GET", f"{origin}/ready", retries=False, timeout=TIMEOUT_SECONDS).status == 503
     refused = run("send", "a", "--url", origin, **KEYS)
     assert (refused.status, "the database was deleted" in refused.stderr) == (1, True)
     assert not (directory / "engine.db").exists()
@@ -154,7 +154,10 @@ def test_the_password_of_an_apps_url_is_not_logged(start: Start) -> None:
         "authorization": f"Bearer {bearer_token(SIGNING_KEY)}",
         "x-inngest-signature": sign(body, SIGNING_KEY, int(time.time())),
     }
-    assert urllib3.request("POST", f"{origin}/fn/register", body=body, headers=headers).status == 200
+    assert (
+        urllib3.request("POST", f"{origin}/fn/register", body=body, headers=headers, timeout=TIMEOUT_SECONDS).status
+        == 200
+    )
     assert logged(engine, "app synced")["url"] == "http://127.0.0.1:1/api?token=***"
     assert "pa55word" not in engine.output
     assert "t0ken" not in engine.output

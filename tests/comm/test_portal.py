@@ -48,7 +48,7 @@ def test_many_threads_can_wait_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert sorted(results) == list(range(20))
 
 
@@ -89,9 +89,9 @@ def hold(started: threading.Event, cancelled: threading.Event) -> Any:
 def test_cancelling_the_future_cancels_the_task() -> None:
     started, cancelled = threading.Event(), threading.Event()
     future = get_portal().submit(hold(started, cancelled))
-    assert started.wait(10)
+    assert started.wait(60)
     assert future.cancel()
-    assert cancelled.wait(10)
+    assert cancelled.wait(60)
 
 
 def test_an_interrupted_wait_cancels_the_task() -> None:
@@ -103,7 +103,7 @@ def test_an_interrupted_wait_cancels_the_task() -> None:
             raise InterruptedError
 
     def send_signals() -> None:
-        started.wait(10)
+        started.wait(60)
         while not interrupted.wait(0.01):  # one that comes just before the wait begins does not end it
             signal.pthread_kill(main, signal.SIGUSR1)
 
@@ -118,7 +118,7 @@ def test_an_interrupted_wait_cancels_the_task() -> None:
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, before)
-    assert cancelled.wait(10)
+    assert cancelled.wait(60)
 
 
 @pytest.mark.parametrize("leaving", [SystemExit(3), KeyboardInterrupt()])

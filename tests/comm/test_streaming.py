@@ -74,7 +74,7 @@ async def test_closing_cancels() -> None:
     await anext(chunks)
     await anext(chunks)
     await chunks.aclose()
-    await asyncio.wait_for(job.cancelled.wait(), 5)
+    await asyncio.wait_for(job.cancelled.wait(), 60)
 
 
 async def test_a_reader_that_ends_without_closing_cancels() -> None:
@@ -87,7 +87,7 @@ async def test_a_reader_that_ends_without_closing_cancels() -> None:
         await anext(chunks)
 
     await asyncio.create_task(read_a_little())
-    await asyncio.wait_for(job.cancelled.wait(), 5)
+    await asyncio.wait_for(job.cancelled.wait(), 60)
 
 
 async def test_a_reader_that_is_cancelled_cancels() -> None:
@@ -101,7 +101,7 @@ async def test_a_reader_that_is_cancelled_cancels() -> None:
     reader = asyncio.create_task(read())
     await job_started.wait()
     reader.cancel()
-    await asyncio.wait_for(job.cancelled.wait(), 5)
+    await asyncio.wait_for(job.cancelled.wait(), 60)
 
 
 def make_blocking(job: Job) -> Any:
@@ -123,7 +123,7 @@ def test_a_thread_that_closes_cancels() -> None:
     assert next(chunks) == b" "
     assert next(chunks) == b" "
     chunks.close()
-    get_portal().run(asyncio.wait_for(job.cancelled.wait(), 5))
+    get_portal().run(asyncio.wait_for(job.cancelled.wait(), 60))
 
 
 def test_a_thread_that_never_reads_starts_nothing() -> None:

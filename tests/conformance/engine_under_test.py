@@ -12,7 +12,7 @@ from .client import Answer, request
 
 T = TypeVar("T")
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 120.0
 ENDED = ("Completed", "Failed", "Cancelled", "Skipped")
 _pause = threading.Event()
 

@@ -135,7 +135,7 @@ def test_retry_after_holds_for_steps_too(script: ScriptedApp) -> None:
     started = time.monotonic()
     fn.first_call().reports(wire.errored("a", "soon"), retry_after="2")
     call = fn.next_call()
-    assert 1.9 <= time.monotonic() - started < 4
+    assert 1.9 <= time.monotonic() - started < 30
     assert call.ctx["attempt"] == 1
     call.returns(None)
 
@@ -184,7 +184,7 @@ def test_a_sleep_takes_its_time_and_has_null_for_a_memo(script: ScriptedApp, spe
     call = fn.first_call()
     started = time.monotonic()
     assert next_memo(fn, call, wire.op("Sleep", "nap", **spell())) is None
-    assert 0.9 <= time.monotonic() - started < 3
+    assert 0.9 <= time.monotonic() - started < 30
 
 
 def test_a_sleep_that_is_over_already_ends_at_once(script: ScriptedApp) -> None:

@@ -44,7 +44,7 @@ def test_a_wait_that_times_out_has_null_for_a_memo(script: ScriptedApp) -> None:
     fn.first_call().reports(wait_op(f"{script.id}/never", "1s"))
     call = fn.next_call()
     assert call.steps == {step_hash("wait"): None}
-    assert 0.9 <= time.monotonic() - started < 3
+    assert 0.9 <= time.monotonic() - started < 30
     call.returns(None)
 
 

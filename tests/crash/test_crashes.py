@@ -2,18 +2,17 @@
 
 import asyncio
 import os
-import random
 from pathlib import Path
 
 from .storm import EVENTS, Storm
 from .verdict import Verdict
 
 BLOWS = 12
-PATIENCE_SECONDS = 100
+PATIENCE_SECONDS = 250
 
 
 async def test_nothing_is_lost_in_a_storm(tmp_path: Path) -> None:
-    seed = int(os.environ.get("CRASH_SEED") or random.randrange(1_000_000))
+    seed = int(os.environ.get("CRASH_SEED", "1"))
     print(f"CRASH_SEED={seed}")
     storm = Storm(tmp_path, seed)
     async with asyncio.timeout(PATIENCE_SECONDS):

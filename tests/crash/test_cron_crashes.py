@@ -21,7 +21,7 @@ from .verdict import MINUTE, ticks
 SPEED = 30
 """A minute of the engine's, which is how late a tick may be before it is missed, takes two seconds."""
 BLOWS = int(os.environ.get("CRASH_CRON_BLOWS", "3"))
-PATIENCE_SECONDS = 40 + 20 * BLOWS
+PATIENCE_SECONDS = 100 + 40 * BLOWS
 _LEAST_TICKS = 2
 """Between two blows, so that there is something to fire twice."""
 _LATE = 30_000 + 30_000
@@ -30,7 +30,7 @@ because the machine is busy."""
 
 
 async def test_ticks_fire_once_each_in_a_storm(tmp_path: Path) -> None:
-    seed = int(os.environ.get("CRASH_SEED") or random.randrange(1_000_000))
+    seed = int(os.environ.get("CRASH_SEED", "1"))
     print(f"CRASH_SEED={seed}")
     storm = CronStorm(tmp_path, random.Random(seed))
     async with asyncio.timeout(PATIENCE_SECONDS):

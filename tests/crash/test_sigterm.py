@@ -86,5 +86,5 @@ async def test_what_is_under_way_finishes_or_is_handed_back(engine: Engine, fini
 async def test_an_idle_engine_ends_at_once(engine: Engine) -> None:
     """Even where somebody keeps a connection open. The limit is many times what it takes."""
     await engine.until("/health", lambda answer: True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await engine.stop()

@@ -18,7 +18,8 @@ LEASE = dt.timedelta(seconds=1)
 def make_client() -> tuple[Client, list[Any]]:
     directory = Path(os.environ["TEST_DIRECTORY"])
     logging.basicConfig(filename=directory / "log", level=logging.INFO, format="%(process)d %(message)s")
-    settings = EngineSettings(close_grace=dt.timedelta(seconds=2))
+    close_grace = dt.timedelta(seconds=float(os.environ.get("TEST_CLOSE_GRACE", "2")))
+    settings = EngineSettings(close_grace=close_grace)
     kill = os.environ.get("TEST_KILL") != "no"
     engine = Embedded(directory / "durably.db", lease=LEASE, kill_stopped_owner=kill, settings=settings)
     client = Client(app_id="app", engine=engine)

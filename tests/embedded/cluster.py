@@ -25,11 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def eventually(look: Callable[[], T | None], what: str, seconds: float = 90) -> T:
-    """Wait until ``look`` sees something that is true."""
+    """Wait until ``look`` sees something that is true. It looks less often the longer that takes."""
     deadline = time.monotonic() + seconds
+    pause = 0.005
     while not (seen := look()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
     return seen
 
 
@@ -42,7 +44,7 @@ class Cluster:
         self.diary = Diary(directory / "diary")
         self.origin = origin
         self.process = process
-        self._http = urllib3.PoolManager(retries=False, timeout=5, headers={"connection": "close"})
+        self._http = urllib3.PoolManager(retries=False, timeout=30, headers={"connection": "close"})
 
     def send(self, *events: dict[str, Any]) -> list[str]:
         """Again, with the same ids, until it is acknowledged: the worker that had it may be gone."""
@@ -143,7 +145,7 @@ def serving(command: Callable[[int], list[str]], directory: Path, **environment:
             if process.poll() is None:
                 process.terminate()
             try:
-                process.wait(10)
+                process.wait(30)
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

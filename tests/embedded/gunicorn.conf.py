@@ -1,7 +1,14 @@
 """gunicorn as the tests want it. A file, because options that a version does not know are passed over only here."""
 
+import gc
+
 worker_class = "gthread"
 threads = 8
 loglevel = "error"
 graceful_timeout = 1
 control_socket_disable = True
+
+
+def when_ready(server: object) -> None:
+    """Otherwise the collection at a preloaded worker's end copies all pages that it shares with the others."""
+    gc.freeze()

@@ -27,7 +27,7 @@ async def test_the_earlier_engine_can_write_nothing_any_more_and_closes(tmp_path
     later, _ = await open_engine(path, after_epoch=epoch)
     with pytest.raises(DatabaseLostError):
         await earlier.send_events([Event(name="lost")])
-    await asyncio.wait_for(earlier.wait_closed(), 10)
+    await asyncio.wait_for(earlier.wait_closed(), 60)
     with pytest.raises(EngineClosedError):
         await earlier.send_events([Event(name="lost")])
     await later.send_events([Event(name="kept")])

@@ -10,7 +10,7 @@ import pytest
 from .cluster import eventually, gunicorn, serving, uvicorn
 
 WORKERS = 3
-SERVERS = {"between": gunicorn("flask_app", WORKERS), "between-async": uvicorn("fast_api_app", WORKERS)}
+SERVERS = {"between": gunicorn("flask_app", WORKERS, "--preload"), "between-async": uvicorn("fast_api_app", WORKERS)}
 
 
 @pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])

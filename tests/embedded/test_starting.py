@@ -100,7 +100,7 @@ def python(code: str, directory: Path) -> str:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         cwd=ROOT,
         env={**os.environ, "TEST_DIRECTORY": str(directory), "DURABLY_DEV": "1"},

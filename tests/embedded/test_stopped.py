@@ -77,7 +77,7 @@ def test_only_an_apps_own_processes_are_found(is_of_the_app: bool, tmp_path: Pat
             assert (found is not None) is is_of_the_app
             if found is not None:
                 os.kill(process.pid, signal.SIGCONT)
-                process.wait(10)
+                process.wait(60)
                 assert not found.is_so_still()
                 assert not found.kill()
                 found.close()

@@ -16,6 +16,9 @@ SERVERS = {
     "uvicorn-fast_api": uvicorn("fast_api_app", 3),
 }
 
+PRELOADED = SERVERS["gunicorn-preloaded"]
+"""The server whose workers start the quickest, for tests of what all servers do."""
+
 
 def numbered(count: int, name: str = "count") -> list[dict[str, str]]:
     return [{"name": name, "id": f"{name}-{number}"} for number in range(count)]
@@ -58,7 +61,7 @@ def test_when_the_owner_ends_another_takes_over(server: str, how: signal.Signals
 
 
 def test_takeover_takes_less_than_a_second(tmp_path: Path) -> None:
-    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+    with serving(PRELOADED, tmp_path) as cluster:
         took = []
         for _ in range(3):
             owner = cluster.wait_joined(3)
@@ -70,7 +73,7 @@ def test_takeover_takes_less_than_a_second(tmp_path: Path) -> None:
 
 
 def test_a_stopped_owner_loses_the_database_and_follows_once_revived(tmp_path: Path) -> None:
-    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+    with serving(PRELOADED, tmp_path) as cluster:
         stopped = cluster.wait_joined(3)
         cluster.send(*numbered(10))
         cluster.wait_completed(10)
@@ -89,7 +92,7 @@ def test_a_stopped_owner_loses_the_database_and_follows_once_revived(tmp_path: P
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_path: Path) -> None:
-    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+    with serving(PRELOADED, tmp_path) as cluster:
         owner = cluster.wait_joined(3)
         until = tmp_path / "until"
         cluster.send(*({"name": "hold", "id": str(number), "data": {"until": str(until)}} for number in range(3)))
@@ -111,7 +114,7 @@ def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_
 
 @pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])
 def test_a_worker_that_is_told_to_end_hands_its_calls_back(is_owner: bool, tmp_path: Path) -> None:
-    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+    with serving(PRELOADED, tmp_path) as cluster:
         owner = cluster.wait_joined(3)
         until = tmp_path / "until"
         events = [{"name": "hold-async", "id": str(number), "data": {"until": str(until)}} for number in range(3)]
@@ -130,12 +133,12 @@ def test_a_worker_that_is_told_to_end_hands_its_calls_back(is_owner: bool, tmp_p
 
 
 def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
-    with serving(SERVERS["gunicorn-flask"], tmp_path) as cluster:
+    """Long before the time that calls under way are given."""
+    server = gunicorn("flask_app", 3, "--preload", "--graceful-timeout", "120")
+    with serving(server, tmp_path, TEST_CLOSE_GRACE="120") as cluster:
         cluster.wait_joined(3)
         cluster.send(*numbered(5))
         cluster.wait_completed(5)
-        began = time.monotonic()
         cluster.process.terminate()
-        cluster.process.wait()
-        assert time.monotonic() - began < 3  # a second, and what a busy machine adds
+        cluster.process.wait(60)
         assert "Traceback" not in cluster.log()

@@ -613,7 +613,7 @@ async def test_tasks_of_a_handler_are_its_own() -> None:
         return await ctx.step.run("it", handler)
 
     assert await complete(function) == "ab"
-    await asyncio.wait_for(outlived.wait(), 5)
+    await asyncio.wait_for(outlived.wait(), 60)
 
 
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])

@@ -13,7 +13,7 @@ from durably.loop_watch import LoopWatch
 
 from .engine import engine_for
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 class Lines(logging.Handler):

@@ -19,7 +19,7 @@ from durably.worker_threads import WorkerThreads
 
 from .engine import Run, complete, engine_for, fail
 
-PATIENCE_SECONDS = 10
+PATIENCE_SECONDS = 60
 name: ContextVar[str] = ContextVar("name", default="unset")
 
 

@@ -195,7 +195,7 @@ def running(name: str, engine: str) -> Iterator[Server]:
 
 
 def _wait_until_up(server: Server) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             if urllib3.request("GET", server.url("default"), timeout=30, retries=False).status == 200:

@@ -113,7 +113,7 @@ async def test_an_engine_without_work_notices_too(
     monkeypatch.setattr(runtime, "_CHECK_SECONDS", 0.02)
     async with opened(path) as engine:
         harm(path.with_name(path.name + suffix))
-        await asyncio.wait_for(engine.wait_closed(), 10)
+        await asyncio.wait_for(engine.wait_closed(), 60)
         assert engine.stop_error is not None
         assert reason in engine.stop_error.message
     assert reason in caplog.text

@@ -17,7 +17,7 @@ from durably.engine.embedded.api.server import listen, serve_api
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 GET = b"GET /quick HTTP/1.1\r\nHost: localhost\r\n\r\n"
-PATIENCE = 20
+PATIENCE = 60
 
 
 class Served:
@@ -223,7 +223,7 @@ def test_without_descriptors_the_log_stays_short_and_clients_are_answered_later(
         [sys.executable, str(Path(__file__).with_name("few_descriptors.py")), str(tmp_path / "engine.db"), loop],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr
     lines = done.stderr.splitlines()

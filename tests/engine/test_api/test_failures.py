@@ -178,9 +178,9 @@ async def test_a_client_that_leaves_within_a_body_is_no_failure(
     port = urlsplit(dev.server.origin).port
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST /e/any HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: 100\r\n\r\n{{".encode())
-    await asyncio.wait_for(reading.wait(), 10)
+    await asyncio.wait_for(reading.wait(), 60)
     writer.transport.abort()
-    await asyncio.wait_for(left.wait(), 10)
+    await asyncio.wait_for(left.wait(), 60)
     status, _ = await dev.json("GET", "/health")
     assert status == 200
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
