@@ -5,7 +5,6 @@ import datetime as dt
 import os
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from durably.in_process import InProcessEngine
@@ -38,7 +37,8 @@ class Embedded(Orders):
     of retries, durability, limits.
 
     Raises ``ValueError`` for a lease that is too short, no room for calls or ``":memory:"``, ``ImportError`` if the
-    extra is not installed, ``OSError`` on Windows, and ``RuntimeError`` under gevent and eventlet.
+    extra is not installed, ``OSError`` on Windows, ``RuntimeError`` under gevent and eventlet, and
+    ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a path that is a stranger's symbolic link or a loop of links.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Embedded(Orders):
         settings: "EngineSettings | None" = None,
     ) -> None:
         import durably.engine  # noqa: F401 (names the extra, where it is missing)
+        from durably.engine.embedded.files import resolve_path
 
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
@@ -65,7 +66,7 @@ class Embedded(Orders):
             )
         if max_calls < 1:
             raise ValueError(f"Embedded.max_calls must be 1 or more, not {max_calls}")
-        self.path = Path(os.path.realpath(path))
+        self.path = resolve_path(path)
         self._process = ProcessEngine(
             Options(
                 path=self.path,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from durably.engine.embedded import EngineSettings
-from durably.engine.embedded.files import DatabaseFiles
+from durably.engine.embedded.files import DatabaseFiles, make_directory
 from durably.engine.embedded.lock import DatabaseLock, read_note
 from durably.engine.errors import (
     DatabaseBusyError,
@@ -252,7 +252,7 @@ class Member:
 
     async def _find_place(self) -> Owner | Follower:
         """Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` if the database was replaced."""
-        self._database.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self._database.parent)
         sockets.make_directory(self._directory)
         self._show()
         waited = 0.0

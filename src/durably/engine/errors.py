@@ -42,6 +42,10 @@ class DatabaseNotOwnedError(EngineError):
     """A file of the database belongs to another user, or others can open it and that cannot be changed."""
 
 
+class DatabasePathError(EngineError):
+    """The path of a database or of its lock file names a directory, a device or another thing that is not a file."""
+
+
 class DatabaseUnavailableError(EngineError):
     """The database cannot be read or written at the moment: the disk is full, or failing. Nothing was changed."""
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from durably import Embedded
 from durably.engine.embedded import EmbeddedEngine, runtime
 from durably.engine.embedded.backup import back_up
 from durably.engine.errors import (
     DatabaseLinkedError,
     DatabaseLockedError,
     DatabaseNotOwnedError,
+    DatabasePathError,
     DatabaseReplacedError,
     DatabaseUnavailableError,
     EngineClosedError,
@@ -213,3 +215,90 @@ async def test_a_mode_that_cannot_be_changed_is_refused(path: Path, monkeypatch:
     monkeypatch.setattr(Path, "chmod", refuse)
     with pytest.raises(DatabaseNotOwnedError, match=r"can be opened by other users \(mode 664\).*0600"):
         await EmbeddedEngine.open(path, QUICK)
+
+
+def plant_fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def plant_directory(file: Path) -> None:
+    file.mkdir()
+
+
+def plant_link(file: Path) -> None:
+    file.symlink_to(file.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("plant", [plant_fifo, plant_directory, plant_link])
+async def test_a_lock_file_that_is_not_a_file_is_refused(path: Path, plant: Callable[[Path], None]) -> None:
+    plant(path.with_name("engine.db.lock"))
+    with pytest.raises(DatabasePathError, match=r"engine\.db\.lock is .*remove it"):
+        await EmbeddedEngine.open(path, QUICK)
+    assert not path.with_name("elsewhere").exists()
+
+
+async def test_a_lock_file_that_is_a_hard_link_empties_no_file(path: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    await asyncio.to_thread(precious.write_text, "precious")
+    os.link(precious, path.with_name("engine.db.lock"))
+    with pytest.raises(DatabaseLinkedError, match=r"engine\.db\.lock has 2 hard links"):
+        await EmbeddedEngine.open(path, QUICK)
+    assert await asyncio.to_thread(precious.read_text) == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_a_lock_file_of_another_user_is_refused(path: Path) -> None:
+    """Its owner could lock it, and so stop each start."""
+    lock = path.with_name("engine.db.lock")
+    os.close(os.open(lock, os.O_CREAT, 0o644))
+    os.chmod(lock, 0o666)
+    os.chown(lock, 12345, -1)
+    with pytest.raises(DatabaseNotOwnedError, match=r"engine\.db\.lock belongs to the user 12345"):
+        await EmbeddedEngine.open(path, QUICK)
+
+
+@pytest.mark.parametrize("plant", [plant_fifo, plant_directory])
+async def test_a_path_that_is_not_a_file_is_refused_and_keeps_its_mode(
+    path: Path, plant: Callable[[Path], None]
+) -> None:
+    plant(path)
+    os.chmod(path, 0o666)
+    with pytest.raises(DatabasePathError, match=r"engine\.db is .*another path"):
+        await EmbeddedEngine.open(path, QUICK)
+    assert modes(path.parent) == {"engine.db": 0o666}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("use", [EmbeddedEngine.open, Embedded])
+async def test_a_database_is_not_created_where_another_users_link_leads(
+    path: Path, tmp_path: Path, use: Callable[..., object]
+) -> None:
+    os.symlink(tmp_path / "elsewhere", path)
+    os.chown(path, 12345, -1, follow_symlinks=False)
+    with pytest.raises(DatabaseNotOwnedError, match="symbolic link that the user 12345 has made"):
+        await use(path, settings=QUICK)  # type: ignore[misc]
+    assert not (tmp_path / "elsewhere").exists()
+
+
+async def test_a_symbolic_link_to_itself_is_refused(path: Path) -> None:
+    os.symlink(path, path)
+    with pytest.raises(DatabasePathError, match="leads to itself"):
+        await EmbeddedEngine.open(path, QUICK)
+
+
+@pytest.mark.parametrize(("mode", "lines"), [(0o777, 1), (0o1777, 0), (0o775, 0)])
+async def test_a_directory_that_every_user_can_write_to_is_reported(
+    path: Path, mode: int, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.parent.chmod(mode)
+    async with opened(path):
+        pass
+    path.parent.chmod(0o700)
+    assert caplog.text.count("every user can write to the directory") == lines
+
+
+async def test_a_directory_that_is_created_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        async with opened(tmp_path / "new" / "engine.db"):
+            pass
+    assert caplog.text.count("new did not exist: it was created for the database") == 1

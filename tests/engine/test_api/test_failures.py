@@ -1,6 +1,10 @@
 """Requests that no handler takes, and handlers that break."""
 
 import asyncio
+import contextlib
+import gzip
+import zlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -65,11 +69,51 @@ async def test_a_closed_engine_says_that_it_is(dev: Harness) -> None:
 
 
 async def test_a_body_that_its_headers_belie_is_refused(dev: Harness, caplog: pytest.LogCaptureFixture) -> None:
-    status, answer = await dev.json("POST", "/e/any", data=b'{"name": "a"}', headers={"content-encoding": "gzip"})
-    assert (status, "content-encoding" in answer["error"]) == (400, True)
+    for encoding, status in (("gzip", 400), ("deflate", 400), ("br", 415)):
+        answer = await dev.json("POST", "/e/any", data=b'{"name": "a"}', headers={"content-encoding": encoding})
+        assert (answer[0], "content-encoding" in answer[1]["error"]) == (status, True)
+    lines = ("POST /e/any HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked", "", "zz", "", "")
+    async with connected(dev.server.origin) as (reader, writer):
+        writer.write("\r\n".join(lines).encode())
+        assert b" 400 " in await reader.readline()
     await dev.server.close()  # Its connections have ended.
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
-    assert "a request's body was not what its headers say" in caplog.text
+
+
+@contextlib.asynccontextmanager
+async def connected(origin: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    host, _, port = origin.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+async def test_a_packed_body_is_unpacked_up_to_the_limit(
+    dev: Harness, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoding = {"content-encoding": "deflate" if pack is zlib.compress else "gzip"}
+    body = b'{"name": "a"}'
+    assert (await dev.json("POST", "/e/any", data=pack(body), headers=encoding))[0] == 200
+    status, answer = await dev.json("POST", "/e/any", data=pack(body)[:-1], headers=encoding)
+    assert (status, "content-encoding" in answer["error"]) == (400, True)
+    monkeypatch.setattr(bodies, "MAX_REQUEST_BYTES", 10_000)
+    status, answer = await dev.json("POST", "/e/any", data=pack(body + b" " * 10_000), headers=encoding)
+    assert (status, "when it is unpacked" in answer["error"]) == (413, True)
+
+
+@pytest.mark.parametrize("path", ["/e/unknown-key", "/fn/register", "/nothing"])
+async def test_a_request_that_is_refused_is_not_unpacked(
+    cloud: Harness, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A megabyte may unpack to a gigabyte. Here, unpacking would fail, and log it."""
+    async with cloud.http.post(path, data=b"x" * 200_000, headers={"content-encoding": "gzip"}) as response:
+        assert response.status == 401
+    assert await cloud.json("GET", "/health")
+    await cloud.server.close()
+    assert "a request's body was not what its headers say" not in caplog.text
 
 
 @pytest.mark.parametrize("limit", ["0", "000000001000", "000000001" + "9" * 5000])

@@ -9,11 +9,18 @@ import stat
 import sys
 from pathlib import Path
 
-from durably.engine.errors import DatabaseLinkedError, DatabaseNotOwnedError, DatabaseReplacedError
+from durably.engine.errors import (
+    DatabaseLinkedError,
+    DatabaseNotOwnedError,
+    DatabasePathError,
+    DatabaseReplacedError,
+)
 from durably.protocol.text import get_logger
 
 _PRIVATE = 0o600
 _FOR_OTHERS = 0o077
+_MAX_LINKS = 40
+"""The number of symbolic links that Linux follows."""
 _PARTS = {"": "database", "-wal": "write-ahead log", "-shm": "shared memory file"}
 """The suffixes of the files that SQLite has open, and their names."""
 
@@ -42,7 +49,7 @@ def make_private(path: Path) -> None:
         mode = 0
         try:
             status = file.lstat()
-            _check_owner(file, status)
+            check_owner(file, status)
             mode = stat.S_IMODE(status.st_mode)
             if mode & _FOR_OTHERS:
                 file.chmod(mode & ~_FOR_OTHERS)
@@ -59,10 +66,16 @@ def make_private(path: Path) -> None:
             ) from None
 
 
-def _check_owner(file: Path, status: os.stat_result) -> None:
-    """Raises ``DatabaseNotOwnedError``. Root may use the files of the user who owns their directory."""
+def check_owner(file: Path, status: os.stat_result) -> None:
+    """Raises ``DatabaseNotOwnedError``, ``DatabasePathError``.
+
+    Root may use the files of the user who owns their directory.
+    """
     if stat.S_ISLNK(status.st_mode):
         raise DatabaseNotOwnedError(f"{file} is a symbolic link, which somebody else may have made: remove it")
+    _check_is_file(file, status)
+    if sys.platform == "win32":
+        return
     user = os.geteuid()
     if status.st_uid == user or (user == 0 and status.st_uid == file.parent.stat().st_uid):
         return
@@ -82,21 +95,80 @@ def _name_of(user: int) -> str:
         return str(user)
 
 
+def _check_is_file(path: Path, status: os.stat_result) -> None:
+    """Raises ``DatabasePathError``."""
+    if not stat.S_ISREG(status.st_mode):
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise DatabasePathError(f"{path} is {what}: remove it, or give the database another path")
+
+
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """The path with symbolic links resolved.
+
+    Raises ``DatabaseNotOwnedError`` for a link to the file that a stranger has made: in a directory that anybody may
+    write to, such as /tmp, it would choose where the database is created. Raises ``DatabasePathError`` for a loop.
+    """
+    link = Path(os.path.abspath(path))
+    for _ in range(_MAX_LINKS):
+        if not link.is_symlink():
+            return Path(os.path.realpath(link))
+        _check_owner_of_link(link)
+        link = link.parent / link.readlink()
+    raise DatabasePathError(f"the symbolic link {os.fspath(path)} leads to itself")
+
+
+def _check_owner_of_link(link: Path) -> None:
+    if sys.platform == "win32":
+        return
+    owner = link.lstat().st_uid
+    if owner not in (0, os.geteuid(), link.parent.stat().st_uid):
+        raise DatabaseNotOwnedError(
+            f"{link} is a symbolic link that the user {_name_of(owner)} has made, who would choose the database's "
+            "place: remove it, or use a database in a directory that only this user can write to"
+        )
+
+
+def make_directory(directory: Path) -> None:
+    """Create the directory of a database, and log it. Raises ``OSError``."""
+    if not directory.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        _logger.warning("the directory %s did not exist: it was created for the database", directory)
+
+
 def find_file(path: Path) -> Path:
     """The file that an engine at this path uses, with symbolic links resolved, so that all engines use one lock file.
 
     Creates its directory. Raises ``DatabaseLinkedError`` for a file with several names, because each name would have
-    its own log and lock, and ``OSError``.
+    its own log and lock, what ``resolve_path`` raises, ``DatabasePathError`` if it is not a file, and ``OSError``.
     """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    links = path.stat().st_nlink if path.exists() else 1
-    if links > 1:
+    path = resolve_path(path)
+    make_directory(path.parent)
+    _warn_of_open_directory(path.parent)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return path
+    _check_is_file(path, status)
+    if status.st_nlink > 1:
         raise DatabaseLinkedError(
-            f"the database {path} has {links} hard links: an engine that uses it by another name would destroy it. "
-            "Remove the others, and copy databases with `durably backup`"
+            f"the database {path} has {status.st_nlink} hard links: an engine that uses it by another name would "
+            "destroy it. Remove the others, and copy databases with `durably backup`"
         )
     return path
+
+
+def _warn_of_open_directory(directory: Path) -> None:
+    """A user who can write to it can replace the database by one of their own."""
+    if sys.platform == "win32":
+        return
+    mode = directory.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        _logger.warning(
+            "every user can write to the directory %s (mode %03o), and so replace the database: use a directory that "
+            "only this user can write to (chmod o-w)",
+            directory,
+            stat.S_IMODE(mode),
+        )
 
 
 class DatabaseFiles:

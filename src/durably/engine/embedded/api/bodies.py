@@ -2,11 +2,12 @@
 
 import asyncio
 import re
+import zlib
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from durably.protocol.decoding import NotUtf8Error, TooDeepError
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -22,12 +23,40 @@ _LEAST_BYTES_PER_SECOND = 16 * 1024
 """A body may take ``_GRACE_SECONDS``, or longer if it comes at this rate."""
 
 
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+"""zlib's ``wbits`` to recognise either format by its header."""
+
+
 async def read_body(request: web.Request) -> bytes:
     """The whole body, unpacked.
 
-    Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 400 if it does not fit its
-    headers.
+    Call it once a request is known to be allowed: a few bytes may unpack to ``MAX_REQUEST_BYTES``.
+    Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 415 for an encoding other than
+    gzip and deflate, 400 if it does not fit its headers.
     """
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "deflate", ""):
+        raise ApiError(415, f"the content-encoding {encoding!r} is unknown; send the body as it is, or with gzip")
+    body = await _read_bytes(request)
+    return body if encoding in ("identity", "") else await asyncio.to_thread(_unpack, body)
+
+
+def _unpack(body: bytes) -> bytes:
+    """Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 400 if the body is not of this encoding."""
+    unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        unpacked = unpacker.decompress(body, MAX_REQUEST_BYTES + 1)
+    except zlib.error:
+        unpacked = b""
+    if len(unpacked) > MAX_REQUEST_BYTES:
+        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes when it is unpacked")
+    if not unpacker.eof or unpacker.unused_data:
+        raise ApiError(400, "the body cannot be unpacked: it does not fit its content-encoding")
+    return unpacked
+
+
+async def _read_bytes(request: web.Request) -> bytes:
+    """The body as it is sent. Raises ``ApiError``."""
     if (request.content_length or 0) > MAX_REQUEST_BYTES:
         raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
     body = bytearray()
@@ -47,7 +76,7 @@ async def read_body(request: web.Request) -> bytes:
     except ConnectionResetError:
         raise ApiError(400, "the client closed the connection before the end of the body") from None
     except web.RequestPayloadError:
-        raise ApiError(400, "the body cannot be read: it does not fit its content-encoding or length") from None
+        raise ApiError(400, "the body cannot be read: it does not fit its length") from None
 
 
 async def read_json(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:

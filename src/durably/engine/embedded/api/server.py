@@ -130,7 +130,12 @@ async def serve_api(
     connections = Connections(limits)
     api.middlewares.insert(0, connections.middleware)
     runner = web.AppRunner(
-        api, access_log=None, logger=SERVER_LOGGER, shutdown_timeout=shutdown_timeout, handle_signals=False
+        api,
+        access_log=None,
+        logger=SERVER_LOGGER,
+        shutdown_timeout=shutdown_timeout,
+        handle_signals=False,
+        auto_decompress=False,  # aiohttp would unpack bodies of requests that are refused, too
     )
     await runner.setup()
     assert runner.server is not None
