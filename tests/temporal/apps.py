@@ -23,7 +23,8 @@ from durably.temporal.gateway import (
 from .workflows import TASK_QUEUE, OrderWorkflow, SleepingWorkflow, SumWorkflow
 
 MAX_WAIT = float(os.environ.get("TEST_MAX_WAIT", "60"))
-RPC_TIMEOUT = timedelta(seconds=float(os.environ.get("TEST_RPC_TIMEOUT", "5")))
+RPC_TIMEOUT = timedelta(seconds=30)
+"""Of the gateways and of the apps' own calls. Nothing waits for it unless the machine is busy."""
 LIMITS = Limits(rpc_timeout=RPC_TIMEOUT, max_wait=MAX_WAIT, stream_limit=10 * MAX_WAIT)
 
 
@@ -65,7 +66,7 @@ def make_fast_api(address: str) -> Any:
 
     import durably.temporal.fast_api
 
-    temporal = Temporal(address, task_queue=TASK_QUEUE)
+    temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
     app = fastapi.FastAPI(lifespan=temporal.lifespan)
     durably.temporal.fast_api.add_exception_handlers(app)
 
@@ -94,7 +95,7 @@ def make_flask(address: str) -> Any:
 
     app = flask.Flask(__name__)
     app.config.update(TEMPORAL_ADDRESS=address, TEMPORAL_TASK_QUEUE=TASK_QUEUE)
-    temporal = Temporal()
+    temporal = Temporal(rpc_timeout=RPC_TIMEOUT)
     durably.temporal.flask.init_app(app, temporal)
     app.register_blueprint(durably.temporal.flask.blueprint(open_gateway(temporal), name="open"), url_prefix="/open")
     guarded = durably.temporal.flask.blueprint(
@@ -114,7 +115,7 @@ def make_tornado(address: str) -> Any:
 
     from durably.temporal.tornado import ProblemMixin, routes
 
-    temporal = Temporal(address, task_queue=TASK_QUEUE)
+    temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
 
     class Base(tornado.web.RequestHandler):
         def get_current_user(self) -> str | None:
@@ -170,6 +171,7 @@ def _set_up_django(address: str) -> None:
         SECRET_KEY="for tests only",
         TEMPORAL_SERVER=address,
         TEMPORAL_TASK_QUEUE=TASK_QUEUE,
+        TEMPORAL={"OPTIONS": {"rpc_timeout": RPC_TIMEOUT}},
         DEBUG_PROPAGATE_EXCEPTIONS=os.environ.get("TEST_DEBUG") == "1",
     )
     django.setup()

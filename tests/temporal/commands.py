@@ -1,8 +1,10 @@
 """Projects of users, written to a directory, and the real commands run in them."""
 
+import os
+import time
 from pathlib import Path
 
-from ..cli.conftest import write
+from ..cli.conftest import TIMEOUT_SECONDS, Command, write
 
 WORKFLOWS = """
     import asyncio
@@ -80,6 +82,7 @@ SHOP = """
     temporal.add_worker("orders-{id}", workflows=[OrderWorkflow], activities=[process_order])
     temporal.add_worker("slow-{id}", workflows=[SlowWorkflow], activities=[slow])
     temporal.add_worker("slow-{id}", workflows=[BlockWorkflow, OutliveWorkflow], activities=[block, outlive])
+    temporal.add_worker("slow-{id}", max_cached_workflows=0)
     other = 5
 """
 
@@ -89,6 +92,21 @@ def write_shop(directory: Path, id: str) -> None:
     write(directory / "workflows.py", WORKFLOWS)
     write(directory / "activities.py", ACTIVITIES)
     write(directory / "shop.py", SHOP.replace("{id}", id))
+
+
+def change_source(command: Command, path: Path, source: str, noticed: str) -> int:
+    """Write a file until the output says ``noticed``; gives where in the output that may begin.
+
+    A change before a reloader's first look at the files is its starting point, and is never noticed.
+    """
+    after = len(command.output)
+    write(path, source)
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while noticed not in command.output[after:]:
+        assert time.monotonic() < end, f"no {noticed!r} in the output:\n{command.output}"
+        time.sleep(0.1)
+        os.utime(path)
+    return after
 
 
 def descendants(pid: int) -> list[int]:

@@ -1,7 +1,9 @@
 """One development server and one worker for all tests of Temporal, started when first needed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -28,11 +30,31 @@ def temporal(server: DevServer) -> Temporal:
     return Temporal(server.address, task_queue=TASK_QUEUE, connect_timeout=timedelta(seconds=60))
 
 
-@pytest.fixture(scope="module", params=SERVERS)
-def quick_app(request: pytest.FixtureRequest, server: DevServer, worker: None) -> Iterator[AppServer]:
+@pytest.fixture(scope="session")
+def apps(server: DevServer) -> Iterator[Callable[..., AppServer]]:
+    """``apps(framework, **variables)`` is an app in front of the server, started when a test first asks for it."""
+    started: dict[Any, AppServer] = {}
+    with ExitStack() as stack:
+
+        def get(name: str, **variables: str) -> AppServer:
+            key = (name, *variables.items())
+            if key not in started:
+                started[key] = stack.enter_context(running(name, server.address, **variables))
+            return started[key]
+
+        yield get
+
+
+@pytest.fixture(params=SERVERS)
+def app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
+    """In each framework."""
+    return apps(request.param)
+
+
+@pytest.fixture(params=SERVERS)
+def quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
     """In each framework; long polls and streams of events end at once."""
-    with running(request.param, server.address, **QUICK) as app:
-        yield app
+    return apps(request.param, **QUICK)
 
 
 @pytest.fixture(scope="session")

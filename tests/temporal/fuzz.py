@@ -7,13 +7,15 @@ answers are not as they should be. The short form of it is a test.
 """
 
 import argparse
+import functools
 import itertools
+import json
 import math
 import random
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,41 +72,63 @@ class Report:
         self.faults.setdefault(kind, f"{case.as_curl_command()}\n  {response.text[:500]}")
 
 
-def fuzz(app: AppServer, *, amount: int, first_seed: int, is_server_absent: bool = False) -> Report:
-    """Send at least as many requests to the open gateway of an app, with a server and a worker behind it or none."""
+@dataclass(frozen=True)
+class Attempt:
+    """A request, and a number that picks the workflow that it is about: 0 leaves the id as it was made."""
+
+    case: Case
+    workflow: int
+
+
+def make_attempts(app: AppServer, *, amount: int, first_seed: int) -> list[Attempt]:
+    """At least as many requests to the open gateway of an app. Apps with the same document get the same ones."""
     document = app.get("/openapi.json" if app.name == "fastapi" else "/open/openapi.json").json
-    document["paths"] = {path: what for path, what in document["paths"].items() if path.startswith("/open/")}
-    operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
-    known = {} if is_server_absent else {"orders": _place_orders(app), "sleeping": _start_sleeping(app)}
-    report = Report(is_server_absent)
-    send = _sender(app, report)
+    paths = {path: what for path, what in document["paths"].items() if path.startswith("/open/")}
+    description = {**document, "paths": paths, "info": {"title": "the gateway", "version": "1"}}
+    return _make_attempts(json.dumps(description), amount, first_seed)
+
+
+@functools.cache
+def _make_attempts(document: str, amount: int, first_seed: int) -> list[Attempt]:
+    """Most of the time that a short run takes, so that it is spent once for each document."""
+    operations = [found.ok() for found in schemathesis.openapi.from_dict(json.loads(document)).get_all_operations()]
+    made: list[Attempt] = []
+
+    def make(case: Case, workflow: int) -> None:
+        made.append(Attempt(case, workflow))
+
     next_seed = first_seed
     # Not every operation can be malformed, so that some are left over for another round.
-    while (missing := amount - report.statuses.total()) > 0:
+    while (missing := amount - len(made)) > 0:
         each = math.ceil(missing / (2 * len(operations)))
         for operation, mode in itertools.product(operations, GenerationMode):
-            ids = known.get(operation.path.split("/")[2], [])
-            _repeat(send, each, next_seed, operation.as_strategy(generation_mode=mode), st.sampled_from([None, *ids]))
+            _repeat(make, each, next_seed, operation.as_strategy(generation_mode=mode), st.integers(0, 4))
         next_seed += 1
+    return made
+
+
+def fuzz(app: AppServer, attempts: Iterable[Attempt], *, is_server_absent: bool = False) -> Report:
+    """Send requests to the open gateway of an app, with a server and a worker behind it or none."""
+    known = {} if is_server_absent else {"orders": _place_orders(app), "sleeping": _start_sleeping(app)}
+    report = Report(is_server_absent)
+    session = requests.Session()
+    for attempt in attempts:
+        case = attempt.case
+        made = case.path_parameters
+        ids = [None, *known.get(case.operation.path.split("/")[2], [])]
+        workflow_id = ids[attempt.workflow % len(ids)]
+        if workflow_id is not None and "workflow_id" in (made or {}):
+            case.path_parameters = {**made, "workflow_id": workflow_id}
+        report.add(case, case.call(base_url=app.origin, session=session, timeout=60, allow_redirects=False))
+        case.path_parameters = made
     return report
 
 
-def _sender(app: AppServer, report: Report) -> Callable[[Case, str | None], None]:
-    session = requests.Session()
-
-    def send(case: Case, workflow_id: str | None) -> None:
-        if workflow_id is not None and "workflow_id" in (case.path_parameters or {}):
-            case.path_parameters["workflow_id"] = workflow_id
-        report.add(case, case.call(base_url=app.origin, session=session, timeout=30, allow_redirects=False))
-
-    return send
-
-
-def _repeat(send: Callable[..., None], times: int, first_seed: int, *strategies: Any) -> None:
+def _repeat(make: Callable[..., None], times: int, first_seed: int, *strategies: Any) -> None:
     checks = list(HealthCheck)
     repeated = settings(
         max_examples=times, deadline=None, suppress_health_check=checks, phases=[Phase.generate], database=None
-    )(seed(first_seed)(given(*strategies)(send)))
+    )(seed(first_seed)(given(*strategies)(make)))
     try:
         repeated()
     except Unsatisfiable:
@@ -142,7 +166,8 @@ def _run(names: Sequence[str], amount: int, first_seed: int, is_server_absent: b
             stack.enter_context(_worker(server))
         for name in names:
             with running(name, server.address, **QUICK) as app:
-                report = fuzz(app, amount=amount, first_seed=first_seed, is_server_absent=is_server_absent)
+                attempts = make_attempts(app, amount=amount, first_seed=first_seed)
+                report = fuzz(app, attempts, is_server_absent=is_server_absent)
             statuses = ", ".join(f"{count} × {status}" for status, count in sorted(report.statuses.items()))
             print(f"{name}, seed {first_seed}: {report.statuses.total()} requests: {statuses}", flush=True)
             for kind, request in report.faults.items():

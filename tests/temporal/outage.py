@@ -9,8 +9,8 @@ from typing import Any
 
 from .app_server import Answer, AppServer
 
-PATIENCE = 60.0
-PACE = 0.3
+PATIENCE = 120.0
+PACE = 0.6
 """Seconds between two requests of a kind, so that a small machine has time for other things."""
 
 FOR_WORKERS = frozenset({"query", "update"})

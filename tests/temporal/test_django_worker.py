@@ -1,9 +1,7 @@
 """``manage.py run_temporal_worker``: what it discovers, the ORM in activities, models in workflows, checks."""
 
-import contextlib
 import os
 import signal
-import threading
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +13,8 @@ from temporalio.client import WorkflowFailureError
 
 from durably.temporal import SyncWorkflowHandle, Temporal
 
-from ..cli.conftest import Command, write
+from ..cli.conftest import Command
+from .commands import change_source
 from .dev_server import DevServer
 from .django_site import DjangoSite
 
@@ -128,32 +127,13 @@ def test_a_signal_stops_it_gracefully(fresh_site: DjangoSite) -> None:
     assert "Traceback" not in command.output
 
 
-@contextlib.contextmanager
-def touching(path: Path) -> Iterator[None]:
-    """Change the file every few seconds. A restart takes less than that, so that one change leads to one restart."""
-    done = threading.Event()
-
-    def touch() -> None:
-        while not done.wait(8):
-            os.utime(path)
-
-    thread = threading.Thread(target=touch)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 def test_it_restarts_when_the_source_changes(fresh_site: DjangoSite, temporal: Temporal) -> None:
     fresh_site.migrate()
     command = fresh_site.work("--reload")
-    end = len(command.output)
     path = fresh_site.directory / "mails" / "activities.py"
-    write(path, path.read_text().replace("send_mail", "post_mail"))
-    with touching(path):  # A change before the reloader's first look at the files is its starting point.
-        command.until(r"working on .*post_mail", after=end)
+    source = path.read_text().replace("send_mail", "post_mail")
+    end = change_source(command, path, source, "activities.py changed, reloading")
+    command.until(r"working on .*post_mail", after=end)
     assert command.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
 
 

@@ -40,7 +40,7 @@ def server_and_worker(directory: Path) -> Iterator[tuple[DevServer, WorkerProces
 def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Load]]:
     """One outage for all frameworks, each with its app and its load; what came of it is looked at afterwards."""
     with server_and_worker(tmp_path_factory.mktemp("outage")) as (server, worker), ExitStack() as stack:
-        loads = [Load(stack.enter_context(running(name, server.address, TEST_RPC_TIMEOUT="30"))) for name in SERVERS]
+        loads = [Load(stack.enter_context(running(name, server.address))) for name in SERVERS]
         for load in loads:
             load.start()
         enter(loads, "before", 200, 202)

@@ -12,7 +12,7 @@ import pytest
 from durably.temporal import Temporal
 
 from ..cli.conftest import Command, directory, environment, write
-from .commands import descendants
+from .commands import change_source, descendants
 from .dev_server import DevServer
 
 __all__ = ["directory"]
@@ -96,8 +96,8 @@ def test_activities_run_in_the_apps_context(start: Start, temporal: Temporal, qu
 def test_a_change_restarts_it(start: Start, directory: Path, temporal: Temporal, queue: str) -> None:
     command = start("worker", "--reload")
     command.until("working on")
-    end = len(command.output)
-    write(directory / "app.py", (directory / "app.py").read_text().replace('GREETING="hello"', 'GREETING="good day"'))
+    source = (directory / "app.py").read_text().replace('GREETING="hello"', 'GREETING="good day"')
+    end = change_source(command, directory / "app.py", source, "app.py', reloading")
     command.until("working on", after=end)
     assert greet(temporal, queue) == ["good day you", "good day you, asynchronously"]
 

@@ -1,7 +1,7 @@
 """The gateway in each framework, on a real server of it, against a real Temporal server and worker."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,12 +14,6 @@ from .dev_server import DevServer
 from .serve import SERVERS
 
 pytestmark = pytest.mark.usefixtures("worker")
-
-
-@pytest.fixture(scope="session", params=SERVERS)
-def app(request: pytest.FixtureRequest, server: DevServer) -> Iterator[AppServer]:
-    with running(request.param, server.address) as app:
-        yield app
 
 
 @pytest.fixture
@@ -185,22 +179,21 @@ def test_without_the_server_an_app_starts_and_answers_503_until_it_is_there(name
 
 
 @pytest.mark.parametrize("name", ["django-wsgi", "django-asgi"])
-def test_django_checks_csrf_where_users_are_known_by_a_session(name: str, server: DevServer) -> None:
+def test_django_checks_csrf_where_users_are_known_by_a_session(name: str, apps: Callable[..., AppServer]) -> None:
+    app = apps(name)
     token = "t" * 32
     form = f"csrfmiddlewaretoken={token}".encode()
     cookie, form_type = {"Cookie": f"csrftoken={token}"}, {"Content-Type": "application/x-www-form-urlencoded"}
     parts = b'--x\r\nContent-Disposition: form-data; name="csrfmiddlewaretoken"\r\n\r\n%s\r\n--x--\r\n' % token.encode()
-    with running(name, server.address) as app:
-        for headers in ({}, cookie, {"X-CSRFToken": token}, {**cookie, "X-CSRFToken": "f" * 32}):
-            refused = app.post("/csrf/sleeping", headers=headers)
-            assert (refused.status, refused.headers["Content-Type"]) == (403, "application/problem+json")
-            assert refused.json["type"] == "urn:durably:problem:csrf"
-            assert "X-Csrftoken" in refused.json["detail"]
-        assert app.post("/csrf/sleeping", headers={**cookie, "X-CSRFToken": token}).status == 202
-        assert app.post("/csrf/sleeping", form, {**cookie, **form_type}).status == 415
-        assert (
-            app.post("/csrf/sleeping", parts, {**cookie, "Content-Type": "multipart/form-data; boundary=x"}).status
-            == 415
-        )
-        assert app.post("/csrf/sleeping", b"--", {**cookie, "Content-Type": "multipart/form-data"}).status == 400
-        assert app.get("/csrf/sleeping/none").status == 404
+    for headers in ({}, cookie, {"X-CSRFToken": token}, {**cookie, "X-CSRFToken": "f" * 32}):
+        refused = app.post("/csrf/sleeping", headers=headers)
+        assert (refused.status, refused.headers["Content-Type"]) == (403, "application/problem+json")
+        assert refused.json["type"] == "urn:durably:problem:csrf"
+        assert "X-Csrftoken" in refused.json["detail"]
+    assert app.post("/csrf/sleeping", headers={**cookie, "X-CSRFToken": token}).status == 202
+    assert app.post("/csrf/sleeping", form, {**cookie, **form_type}).status == 415
+    assert (
+        app.post("/csrf/sleeping", parts, {**cookie, "Content-Type": "multipart/form-data; boundary=x"}).status == 415
+    )
+    assert app.post("/csrf/sleeping", b"--", {**cookie, "Content-Type": "multipart/form-data"}).status == 400
+    assert app.get("/csrf/sleeping/none").status == 404
