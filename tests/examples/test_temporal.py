@@ -321,8 +321,9 @@ clerk.user_permissions.add(Permission.objects.get(codename="view_order"))
 def test_djangos_own_tests_and_checks(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(EXAMPLES / "temporal_django", project, ignore=shutil.ignore_patterns("*.sqlite3", "__pycache__"))
-    assert "OK" in manage(project, "test")
-    assert "no issues" in manage(project, "check")
+    tested = manage(project, "test")
+    assert "OK" in tested
+    assert "no issues" in tested  # The checks come first.
     manage(project, "makemigrations", "--check")
 
 
