@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from durably.engine.answers import Answer, Asked, AttemptFailed, Returned
 from durably.engine.embedded import sweeps, work
+from durably.engine.embedded.arrivals import check_event
 from durably.engine.embedded.due import load_due
 from durably.engine.embedded.effects import CallAt, Effect, Restrained, SweepAt
 from durably.engine.embedded.ledger import Entry, Ledger
@@ -98,7 +99,7 @@ class Histories(RuleBasedStateMachine):
         self.entropy = 0
         policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
         self.cache = RunCache()
-        self.ledger = Ledger(Store(self.db), policy, bytes, 10_000, self._random, self.cache)
+        self.ledger = Ledger(Store(self.db), policy, 10_000, self._random, self.cache)
 
     def teardown(self) -> None:
         try:
@@ -167,7 +168,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(users=st.text("ab", min_size=1, max_size=4), n=st.integers(0, 5))
     def send(self, users: str, n: int) -> None:
-        events = [Event(name="go", data={"user": user, "n": n}, ts=self.now) for user in users]
+        events = [check_event(Event(name="go", data={"user": user, "n": n}, ts=self.now), 10_000) for user in users]
         self._do(lambda entry: entry.events.send(events, None))
 
     @precondition(lambda self: self.under_way)

@@ -167,7 +167,7 @@ async def test_an_engine_whose_database_was_taken_over_stops(path: Path) -> None
     async with opened(path) as engine:
         await send(engine, "before")
         other = sqlite3.connect(path, isolation_level=None)
-        take_ownership(other, writes_canonical=False)
+        take_ownership(other)
         with pytest.raises(DatabaseLostError):
             await send(engine, "after")
         with engine.watch() as updates:
@@ -189,7 +189,7 @@ async def test_what_waits_together_is_committed_together_and_failures_stay_alone
         commits += statement == "COMMIT"
 
     connection.set_trace_callback(count)
-    writer = Writer(connection, take_ownership(connection, writes_canonical=False).epoch, on_lost=lambda reason: None)
+    writer = Writer(connection, take_ownership(connection), on_lost=lambda reason: None)
     commits = 0
     started, go = threading.Event(), threading.Event()
 
@@ -227,7 +227,7 @@ async def test_what_waits_together_is_committed_together_and_failures_stay_alone
 async def test_only_what_was_done_is_undone(path: Path) -> None:
     connection = open_database(path, Durability.FULL)
     connection.execute("CREATE TABLE things (name TEXT NOT NULL)")
-    epoch = take_ownership(connection, writes_canonical=False).epoch
+    epoch = take_ownership(connection)
     done: list[str] = []
     writer = Writer(connection, epoch, on_lost=lambda reason: None, on_rollback=lambda: done.append("undone"))
 
@@ -296,6 +296,14 @@ async def test_the_log_shrinks_after_a_long_read(path: Path, monkeypatch: pytest
         for _ in range(3):
             await engine.send_events([Event(name="e", data={"text": "x" * 400_000})])
         assert log.stat().st_size < 8_000_000
+
+
+def test_an_earlier_version_is_told_that_rows_are_not_canonical(path: Path) -> None:
+    """Otherwise it would sign calls that other SDKs refuse, if somebody goes back to it."""
+    connection = open_database(path, Durability.FULL)
+    take_ownership(connection)
+    assert connection.execute("SELECT is_canonical FROM owner").fetchone() == (0,)
+    connection.close()
 
 
 def test_a_database_of_each_earlier_version_is_migrated(path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from durably.engine.embedded import EmbeddedEngine, caller
+from durably.engine.embedded.arrivals import check_event
 from durably.engine.embedded.caller import open_socket
 from durably.engine.embedded.ledger import Entry
 from durably.engine.embedded.registry import Function, Registry
@@ -87,7 +88,7 @@ async def test_what_nobody_waits_for_is_tried_again_too(engine: EmbeddedEngine, 
         attempts += 1
         if attempts < 3:
             raise sqlite3.OperationalError("disk I/O error")
-        entry.events.send([Event(name="stored at last")], None)
+        entry.events.send([check_event(Event(name="stored at last"), 1000)], None)
 
     engine._journal.enter_soon(unit)
     await trying_again.wait()

@@ -53,7 +53,14 @@ class Arrival:
         return self._fields
 
 
-def check_event(event: Event, max_bytes: int) -> None:
+class CheckedEvent(msgspec.Struct, frozen=True):
+    """A valid event. ``data`` is its data as JSON, so that the writer's thread does not encode them."""
+
+    event: Event
+    data: bytes
+
+
+def check_event(event: Event, max_bytes: int) -> CheckedEvent:
     """Raises ``EventInvalidError``."""
     if not event.name or not event.name.strip():
         raise EventInvalidError("an event has no name")
@@ -66,10 +73,10 @@ def check_event(event: Event, max_bytes: int) -> None:
         raise EventInvalidError(
             f"the event name {event.name!r} begins with {INTERNAL_PREFIX!r}, which is kept for the engine's own events"
         )
-    check_content(event, max_bytes)
+    return check_content(event, max_bytes)
 
 
-def check_content(event: Event, max_bytes: int) -> None:
+def check_content(event: Event, max_bytes: int) -> CheckedEvent:
     """Raises ``EventInvalidError``."""
     if event.ts and not _EARLIEST <= event.ts <= _LATEST:
         raise EventInvalidError(
@@ -77,15 +84,19 @@ def check_content(event: Event, max_bytes: int) -> None:
             "years 1980 and 2100"
         )
     try:
-        size = len(msgspec.json.encode(event))
+        data = msgspec.json.encode(event.data or {})
+        size = len(msgspec.json.encode(msgspec.structs.replace(event, data=msgspec.Raw(data))))
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise EventInvalidError(f"event {event.name!r} is no JSON: {error}") from error
     if size > max_bytes:
         raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are possible")
+    return CheckedEvent(event, data)
 
 
-def arrive(event: Event, event_id: str, now: int, origin: Origin | None = None) -> Arrival:
-    """What functions get to see of an event: with an id, a time and a user, as official servers have it."""
+def arrive(event: Event, event_id: str, now: int, origin: Origin | None = None, data: bytes | None = None) -> Arrival:
+    """What functions get to see of an event: with an id, a time and a user, as official servers have it.
+
+    ``data`` is the event's data as JSON, if they are encoded already."""
     fields: dict[str, Any] = {
         "data": event.data or {},
         "id": event.id or event_id,
@@ -95,7 +106,8 @@ def arrive(event: Event, event_id: str, now: int, origin: Origin | None = None) 
     }
     if event.v:
         fields["v"] = event.v
-    return Arrival(event_id, event.name, msgspec.json.encode(fields), fields, origin)
+    encoded = fields if data is None else {**fields, "data": msgspec.Raw(data)}
+    return Arrival(event_id, event.name, msgspec.json.encode(encoded), fields, origin)
 
 
 class RunEnd(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """The body of a call (spec §4.4.1), put together from what is stored, without decoding any of it.
 
-Pure. Keys are in alphabetical order, so that a body made of canonical parts is canonical (RFC 8785).
+Pure. Keys are in alphabetical order, so a body of canonical parts is canonical (RFC 8785).
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,6 @@ from durably.protocol.text import get_logger
 from . import work
 from .bodies import CallData, build_body
 from .caller import Caller
-from .canonical import canonical_json
 from .clock import Clock
 from .effects import CallAt
 from .journal import Journal
@@ -33,18 +32,14 @@ _logger = get_logger("durably.engine")
 
 
 class Executor:
-    """``max_calls`` counts requests. ``canonicalise`` is set where calls are signed, but not all that is stored is
-    canonical."""
+    """``max_calls`` counts requests."""
 
-    def __init__(
-        self, caller: Caller, reader: Reader, journal: Journal, clock: Clock, *, max_calls: int, canonicalise: bool
-    ) -> None:
+    def __init__(self, caller: Caller, reader: Reader, journal: Journal, clock: Clock, *, max_calls: int) -> None:
         self._caller = caller
         self._reader = reader
         self._journal = journal
         self._clock = clock
         self._max_calls = max_calls
-        self._canonicalise = canonicalise
         self._ready = ReadyCalls(max_calls)
         self._under_way: set[tuple[int, int]] = set()  # runs and generations
         self._requests: set[asyncio.Task[Sequence[CallAt]]] = set()
@@ -172,14 +167,10 @@ class Executor:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
         self._started.setdefault(run_key, self._clock.now())
         try:
-            return await self._caller.call(function, data, self._build(data))
+            return await self._caller.call(function, data, build_body(data))
         except Exception as error:
             _logger.exception("a call of run %s could not be made", data.run_id)
             return failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
-
-    def _build(self, data: CallData) -> bytes:
-        body = build_body(data)
-        return canonical_json(body) if self._canonicalise else body
 
 
 def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequence[int]) -> CallData | None:

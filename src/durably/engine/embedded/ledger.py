@@ -66,8 +66,6 @@ class Ledger(msgspec.Struct, frozen=True):
 
     store: Store
     policy: Policy
-    to_stored: Callable[[bytes], bytes]
-    """The form in which JSON is stored."""
     max_event_bytes: int
     entropy: Entropy
     cache: RunCache
@@ -98,7 +96,6 @@ class Entry:
         self.now = now
         self.registry = registry
         self.store = ledger.store
-        self.to_stored = ledger.to_stored
         self._cache = ledger.cache
         self._queue: RunQueue | None = None
         self._policy = ledger.policy
@@ -316,7 +313,6 @@ class Entry:
 
     def _write_memo(self, live: _LiveRun, command: WriteMemo) -> None:
         live.memos += 1
-        command = msgspec.structs.replace(command, memo=self.to_stored(command.memo))
         began = live.wait_began.get(command.step_id, live.began)
         self.store.add_memo(live.row.key, live.memos, command, began, self.now)
         self.effects.append(updates.step_ended(live.row, command, self.now))
@@ -407,7 +403,7 @@ class Entry:
 
     def _end_run(self, live: _LiveRun, command: EndRun) -> None:
         row = live.row
-        output = self.to_stored(command.output)
+        output = command.output
         self.store.end_run(row.key, command.status, live.began, self.now, output)
         if live.may_have_waits:
             self.store.drop_waits(row.key)
@@ -438,8 +434,7 @@ class Entry:
             )
 
     def _defer(self, live: _LiveRun, command: Defer) -> None:
-        data = self.to_stored(command.ask.data)
-        self.store.add_deferred(live.row.key, command.step_id, command.ask.function_id, data)
+        self.store.add_deferred(live.row.key, command.step_id, command.ask.function_id, command.ask.data)
 
     def _abort_deferred(self, live: _LiveRun, command: AbortDeferred) -> None:
         self.store.drop_deferred(live.row.key, command.step_id)

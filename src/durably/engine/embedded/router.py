@@ -16,7 +16,7 @@ from durably.engine.origins import Origin, origin_of_event
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
-from .arrivals import Arrival, announce, arrive
+from .arrivals import Arrival, CheckedEvent, announce, arrive
 from .event_outcomes import MOST_NOTED, EventOutcome
 from .ids import IdSeed
 from .lineage import origin_before
@@ -54,18 +54,20 @@ class EventRouter:
         self._is_taking = False
         self._ended: dict[str, EventOutcome] = {}
 
-    def send(self, events: Sequence[Event], seed: IdSeed | None, sender: str | None = None) -> "Sent":
+    def send(self, events: Sequence[CheckedEvent], seed: IdSeed | None, sender: str | None = None) -> "Sent":
         """Store events from outside. A repeated event changes nothing, and keeps its first id.
         ``sender`` is the id of the run that sends them, if any."""
         origin = None if sender is None else self._origin_of(sender)
         ids = []
-        for index, event in enumerate(events):
+        for index, checked in enumerate(events):
+            event = checked.event
             event_id = seed.id_of(index) if seed else self._entry.new_id()
             known = self._find_duplicate(event)
             if known is None:
-                self._take(arrive(event, event_id, self._entry.now, origin), sender_id=event.id or None)
+                arrival = arrive(event, event_id, self._entry.now, origin, checked.data)
+                self._take(arrival, sender_id=event.id or None)
             ids.append(known or event_id)
-        names = dict.fromkeys(event.name for event in events)
+        names = dict.fromkeys(checked.event.name for checked in events)
         return Sent(ids, [name for name in names if not self._is_known(name)], self._ended)
 
     def _is_known(self, name: str) -> bool:
@@ -139,7 +141,6 @@ class EventRouter:
     def _receive(self, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int | None:
         """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
         entry = self._entry
-        arrival.body = entry.to_stored(arrival.body)
         key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, arrival.body, arrival.origin)
         if key is None:
             return None

@@ -83,7 +83,7 @@ class RunStarts:
         error: ErrorData,
         rerun_of: str | None,
     ) -> RunRow:
-        output = self._entry.to_stored(encode_error(error))
+        output = encode_error(error)
         new = self._new_run(function, event_keys, rerun_of=rerun_of)
         run = self._entry.store.add_ended_run(new, status, output)
         self._entry.effects.append(updates.run_not_started(run, output, self._entry.now))
@@ -105,7 +105,6 @@ class RunStarts:
         rerun_of: str | None = None,
         ticket: Ticket | None = None,
     ) -> NewRun:
-        step_input = None if rerun is None else rerun.step_input
         return NewRun(
             id=self._entry.new_id(),
             function_id=function.id,
@@ -115,5 +114,5 @@ class RunStarts:
             created_at=self._entry.now,
             rerun_of=rerun_of if rerun is None else rerun.run_id,
             ticket=ticket,
-            step_input=None if step_input is None else self._entry.to_stored(step_input),
+            step_input=None if rerun is None else rerun.step_input,
         )

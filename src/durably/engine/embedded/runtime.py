@@ -18,7 +18,6 @@ from durably.protocol.text import get_logger
 
 from . import sweeps, work
 from .caller import Caller, HttpCaller
-from .canonical import canonical_json
 from .due import load_due
 from .effects import CallAt, Effects, RequestAt, Restrained, RunEnded, StoredTimer, SweepAt, Synced, TimerAt
 from .endings import Endings
@@ -35,7 +34,7 @@ from .registry import Registry
 from .requests import Requests
 from .retention import Retention
 from .run_cache import RunCache
-from .schema import Ownership, open_database, take_ownership
+from .schema import open_database, take_ownership
 from .settings import EngineSettings
 from .sqlite_errors import explain, is_busy
 from .store import Store
@@ -64,7 +63,7 @@ class Runtime:
         path: Path,
         settings: EngineSettings,
         connection: sqlite3.Connection,
-        ownership: Ownership,
+        epoch: int,
         lock: DatabaseLock | None,
         make_caller: Callable[[EngineSettings], Caller],
     ) -> None:
@@ -78,15 +77,13 @@ class Runtime:
         """The reason why the engine has stopped by itself."""
         self.closed = asyncio.Event()
         store = Store(connection)
-        is_signed = settings.signing_key is not None
-        to_stored = canonical_json if is_signed else bytes
         self._files = DatabaseFiles(path)
         self.reader = Reader(path, self._give_up, self._files.check)
         cache = RunCache()
-        self._writer = Writer(connection, ownership.epoch, self._give_up, cache.clear, self._files.check)
+        self._writer = Writer(connection, epoch, self._give_up, cache.clear, self._files.check)
         self.journal = Journal(
             self._writer,
-            Ledger(store, make_policy(settings), to_stored, settings.max_event_bytes, settings.entropy, cache),
+            Ledger(store, make_policy(settings), settings.max_event_bytes, settings.entropy, cache),
             Registry.from_rows(store.all_functions(), restraints_of(store, settings.clock.now())),
             settings.clock,
             self._carry_out,
@@ -98,7 +95,6 @@ class Runtime:
             self.journal,
             settings.clock,
             max_calls=settings.max_calls,
-            canonicalise=is_signed and not ownership.is_canonical,
         )
         self._requests = Requests(
             Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal, settings.clock
@@ -128,10 +124,10 @@ class Runtime:
         connection: sqlite3.Connection | None = None
         try:
             connection = await asyncio.to_thread(open_database, path, settings.durability)
-            ownership = await _take_ownership(path, connection, settings, after_epoch)
+            epoch = await _take_ownership(path, connection, after_epoch)
             if on_owned is not None:
-                await on_owned(ownership.epoch)
-            runtime = cls(path, settings, connection, ownership, lock, make_caller)
+                await on_owned(epoch)
+            runtime = cls(path, settings, connection, epoch, lock, make_caller)
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -266,14 +262,11 @@ class Runtime:
                 self.journal.enter_soon(work.join_queue(call), functools.partial(work.fail, call.run_key))
 
 
-async def _take_ownership(
-    path: Path, connection: sqlite3.Connection, settings: EngineSettings, after_epoch: int | None
-) -> Ownership:
+async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:
     """Raises ``DatabaseUnavailableError`` where it cannot be written, ``DatabaseBusyError`` where another process does
     not let go of it."""
-    is_signed = settings.signing_key is not None
     try:
-        return await asyncio.to_thread(take_ownership, connection, writes_canonical=is_signed, after_epoch=after_epoch)
+        return await asyncio.to_thread(take_ownership, connection, after_epoch)
     except sqlite3.OperationalError as error:
         kind = DatabaseBusyError if is_busy(error) else DatabaseUnavailableError
         raise kind(f"the database {path} cannot be written: {error}") from error

@@ -3,8 +3,6 @@
 import sqlite3
 from pathlib import Path
 
-import msgspec
-
 from durably.engine.errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -134,17 +132,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-class Ownership(msgspec.Struct, frozen=True):
-    """``epoch`` is checked in each transaction. ``is_canonical``: see the table ``owner``."""
-
-    epoch: int
-    is_canonical: bool
-
-
-def take_ownership(
-    connection: sqlite3.Connection, *, writes_canonical: bool, after_epoch: int | None = None
-) -> Ownership:
-    """Begin a new epoch. Whoever owned the database before finds its own gone, and stops.
+def take_ownership(connection: sqlite3.Connection, after_epoch: int | None = None) -> int:
+    """Begin a new epoch, which is checked in each transaction: the engine that owned the database before stops.
 
     ``after_epoch`` is the one that is to end; raises ``DatabaseLostError`` where another has begun since.
     """
@@ -153,7 +142,9 @@ def take_ownership(
     if after_epoch not in (None, current):
         connection.execute("ROLLBACK")
         raise DatabaseLostError("another engine has taken over the database already")
-    connection.execute("UPDATE owner SET epoch = epoch + 1, is_canonical = is_canonical AND ?", (writes_canonical,))
-    epoch, is_canonical = connection.execute("SELECT epoch, is_canonical FROM owner").fetchone()
+    # Earlier versions canonicalise calls made of rows that are not canonical. They do so if they open this database.
+    connection.execute("UPDATE owner SET epoch = epoch + 1, is_canonical = 0")
+    epoch: int
+    (epoch,) = connection.execute("SELECT epoch FROM owner").fetchone()
     connection.execute("COMMIT")
-    return Ownership(epoch, bool(is_canonical))
+    return epoch

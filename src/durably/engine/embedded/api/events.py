@@ -1,5 +1,6 @@
 """Receiving events (spec §4.2.2) and reading those that were received."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -18,6 +19,8 @@ from .runs import run_body
 from .state import engine_of
 
 DEFAULT_EVENTS = 20
+_PORTION_BYTES = 256 * 1024
+"""Events that are decoded at a time: about 2 ms."""
 MAX_LISTED = 100
 
 
@@ -43,26 +46,43 @@ _unread_many: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(lis
 async def receive_events(request: web.Request) -> web.Response:
     """``POST /e/{key}``: one event or a list of them, all or none of which are accepted."""
     engine = engine_of(request)
-    events = decode_events(await read_body(request), engine.max_event_bytes)
+    events = await decode_events(await read_body(request), engine.max_event_bytes)
     receipt = await engine.accept_events(
         events, seed=header_parameter(request, Header.EVENT_ID_SEED), sender=header_parameter(request, Header.RUN_ID)
     )
     return json_response(SendBody(ids=receipt.ids, status=200, unmatched=receipt.unmatched))
 
 
-def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
+async def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
     """Raises ``ApiError``: 400 for malformed or too many events, 413 for one that is too large."""
     if not body.lstrip().startswith(b"["):
         _check_size(body, max_event_bytes, "the event")
         return [decode_json(body, _one.decode).to_event()]
-    if len(body) > max_event_bytes:
-        unread = decode_json(body, _unread_many.decode)
-        for index, raw in enumerate(unread):
-            _check_size(bytes(raw), max_event_bytes, f"the event at index {index}")
-    posted = decode_json(body, _many.decode)
+    if len(body) <= max_event_bytes:
+        posted = decode_json(body, _many.decode)
+    else:
+        posted = await _decode_large(body, max_event_bytes)
     if len(posted) > MAX_EVENTS_PER_POST:
         raise ApiError(400, f"{len(posted)} events are too many for one request; send at most {MAX_EVENTS_PER_POST}")
     return [event.to_event() for event in posted]
+
+
+async def _decode_large(body: bytes, max_event_bytes: int) -> list[PostedEvent]:
+    """Many events. Between portions of them the event loop does other work."""
+    unread = decode_json(body, _unread_many.decode)
+    for index, raw in enumerate(unread):
+        _check_size(bytes(raw), max_event_bytes, f"the event at index {index}")
+    posted, size = [], 0
+    for raw in unread:
+        try:
+            posted.append(_one.decode(raw))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return decode_json(body, _many.decode)  # raises the error with its place in the body
+        size += len(bytes(raw))
+        if size > _PORTION_BYTES:
+            await asyncio.sleep(0)
+            size = 0
+    return posted
 
 
 def _check_size(encoded: bytes, most: int, what: str) -> None:
