@@ -3,11 +3,14 @@
 import json
 import re
 import socket
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from .conftest import Command, Run, Start
+from .conftest import TIMEOUT_SECONDS, Command, Run, Start
 
 
 def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:
@@ -136,6 +139,18 @@ def test_help_and_version(run: Run, start: Start) -> None:
     program = start("--version")
     assert program.wait() == 0
     assert program.output.startswith("durably, version 0.1.0")
+
+
+def test_modules_are_no_garbage() -> None:
+    code = """
+        import atexit, gc
+        import durably.cli
+        atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000))
+        durably.cli.main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
+    assert done.stdout.splitlines()[-1] == "True True"
 
 
 @pytest.mark.parametrize(
