@@ -94,7 +94,7 @@ def make_flask(address: str) -> Any:
     import durably.temporal.flask
 
     app = flask.Flask(__name__)
-    app.config.update(TEMPORAL_ADDRESS=address, TEMPORAL_TASK_QUEUE=TASK_QUEUE)
+    app.config.update(SECRET_KEY="for tests only", TEMPORAL_ADDRESS=address, TEMPORAL_TASK_QUEUE=TASK_QUEUE)
     temporal = Temporal(rpc_timeout=RPC_TIMEOUT)
     durably.temporal.flask.init_app(app, temporal)
     app.register_blueprint(durably.temporal.flask.blueprint(open_gateway(temporal), name="open"), url_prefix="/open")

@@ -144,7 +144,7 @@ async def test_lists_show_one_kind_of_workflow_page_by_page(gateway: Gateway, te
 
     await until(are_listed)
     first = (await ask(gateway, "GET", "orders", query=query, page_size="2", status="running")).json
-    second = (await ask(gateway, "GET", "orders", query=query, page_size="2", page=first["next_page"])).json
+    second = (await ask(gateway, "GET", "orders", query=query, status="running", page=first["next_page"])).json
     found = [f"orders/{item['workflow_id']}" for page in (first, second) for item in page["workflows"]]
     assert sorted(found) == sorted(places)
 
@@ -153,6 +153,7 @@ async def test_lists_show_one_kind_of_workflow_page_by_page(gateway: Gateway, te
     "query",
     [
         {"query": "WorkflowId = 'x') OR (WorkflowType = 'SleepingWorkflow'"},
+        {"query": "WorkflowId = 'x' ORDER BY StartTime"},
         {"query": "WorkflowId = 'x"},
         {"query": "Unknown = 1"},
         {"query": "((("},

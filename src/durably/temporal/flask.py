@@ -84,6 +84,7 @@ def blueprint(
                 body=body,
                 raw_request=request,
                 principal=None if principal is None else principal(),
+                secrets=_secrets(flask.current_app),
             )
         )
         return _to_flask(response)
@@ -109,6 +110,10 @@ def _read(request: flask.Request) -> bytes:
         raise refused(error.code or HTTPStatus.BAD_REQUEST) from error
     except OSError as error:
         raise unreadable() from error
+
+
+def _secrets(app: flask.Flask) -> list[str | bytes]:
+    return [secret for secret in (app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())) if secret]
 
 
 def _mount(request: flask.Request, path: str) -> str:

@@ -1,7 +1,7 @@
 """The gateway, and Temporal's errors, in a Tornado application."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -78,6 +78,7 @@ def routes(
                     body=request.body,
                     raw_request=request,
                     principal=principal(self),
+                    secrets=_secrets(self.settings),
                 )
             )
             await _write(self, response)
@@ -100,6 +101,15 @@ def routes(
 
     place = re.escape(prefix)
     return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.*)", GatewayHandler)]
+
+
+def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:
+    """``cookie_secret`` is a secret, or a mapping of versions to secrets with the present one at ``key_version``."""
+    secret = settings.get("cookie_secret")
+    if isinstance(secret, Mapping):
+        present = secret.get(settings.get("key_version"))
+        return [*([present] if present else []), *secret.values()]
+    return [secret] if secret else []
 
 
 def _texts(values: list[bytes]) -> list[str]:

@@ -21,13 +21,15 @@ from temporalio.client import Client
 
 from durably.errors import Error
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.gateway.pages import Pages, PageTokens
+from durably.temporal.gateway.principals import principal_key
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 from durably.temporal.sync import SyncWorkflowHandle
 
-from .conf import get_temporal
+from .conf import get_temporal, project_secrets
 from .discovery import signals_by_workflow
 from .models import Workflow
-from .workflow_pages import PERIODS, RPC_TIMEOUT, STATUSES, TEXT_FILTERS, fetch_details, fetch_page, visibility_query
+from .workflow_pages import PERIODS, RPC_TIMEOUT, STATUSES, TEXT_FILTERS, fetch_details, fetch_rows, visibility_query
 
 View = Callable[..., HttpResponse]
 
@@ -90,7 +92,8 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         self._require(request, "view")
         filters = {name: request.GET.get(name, "") for name in ("status", "started", "query", *TEXT_FILTERS)}
         query = visibility_query(filters, dt.datetime.now(dt.UTC))
-        page = get_temporal().sync.run(lambda client: fetch_page(client, query, request.GET.get("page")))
+        pages = _pages(request, "list", *(f"{name}={value}" for name, value in filters.items()))
+        page = get_temporal().sync.run(lambda client: fetch_rows(client, query, request.GET.get("page"), pages))
         context = {
             "title": "Workflows",
             "page": page,
@@ -109,9 +112,12 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         self._require(request, "view")
         workflow_id, run_id = unquote(object_id), request.GET.get("run") or None
 
+        def pages_of(run: str) -> Pages:
+            return _pages(request, "history", workflow_id, run)
+
         async def fetch(client: Client) -> Any:
             handle = client.get_workflow_handle(workflow_id, run_id=run_id)
-            return await fetch_details(client, handle, request.GET.get("page"))
+            return await fetch_details(client, handle, request.GET.get("page"), pages_of)
 
         details = get_temporal().sync.run(fetch)
         context = {
@@ -119,7 +125,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
             "details": details,
             "quoted_id": quote(workflow_id),
             "signals": signals_by_workflow().get(details.row.type, ()),
-            "next": _with(request, page=details.next_page) if details.next_page else None,
+            "next": _with(request, page=details.next_page, run=details.row.run_id) if details.next_page else None,
             "may": {action: self._may(request, action) for action in ("cancel", "terminate", "signal")},
         }
         return self._render(request, "workflow", context)
@@ -154,6 +160,16 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
     def _require(self, request: Any, action: str) -> None:
         if not self._may(request, action):
             raise PermissionDenied
+
+
+@functools.cache
+def _page_tokens() -> PageTokens:
+    return PageTokens()
+
+
+def _pages(request: Any, *scope: str) -> Pages:
+    """Page tokens that are valid for this user and ``scope``."""
+    return _page_tokens().of(("admin", principal_key(request.user), *scope), project_secrets())
 
 
 def _reason(request: Any) -> str:

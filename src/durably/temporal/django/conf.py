@@ -34,6 +34,11 @@ def _dictionary() -> dict[str, Any]:
     return dict(rest)
 
 
+def project_secrets() -> list[str]:
+    """The project's secret key, and former ones that are still accepted."""
+    return [settings.SECRET_KEY, *getattr(settings, "SECRET_KEY_FALLBACKS", ())]
+
+
 @functools.cache
 def get_temporal() -> Temporal:
     """The project's connection; connects when it is first used. Raises ``TemporalSettingsError``."""

@@ -16,6 +16,7 @@ from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, i
 from durably.temporal.gateway.messages import JSON
 from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
 
+from .conf import project_secrets
 from .csrf import csrf_check
 
 Urls = tuple[list[Any], str, str]
@@ -123,6 +124,7 @@ def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> G
         query_params=query_params,
         body=body,
         raw_request=request,
+        secrets=project_secrets(),
     )
 
 

@@ -5,7 +5,7 @@ Asynchronous, over ``temporalio``'s client; knows no requests and no templates. 
 
 import datetime as dt
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ from temporalio.client import Client, WorkflowExecution, WorkflowHandle
 
 from durably.temporal.gateway.history import Brief
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
+from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.pollers import Pollers
-from durably.temporal.gateway.reading import FILTERS, check_query, page_after, page_token, pending_activity, status_of
+from durably.temporal.gateway.reading import FILTERS, fetch_page, pending_activity, status_of
+from durably.temporal.gateway.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.statuses import is_open
 
 from .conf import get_temporal
@@ -25,8 +27,8 @@ RPC_TIMEOUT = dt.timedelta(seconds=5)
 
 STATUSES = tuple(FILTERS)
 PERIODS = {"hour": dt.timedelta(hours=1), "day": dt.timedelta(days=1), "week": dt.timedelta(days=7)}
-TEXT_FILTERS = {"id": "WorkflowId STARTS_WITH", "type": "WorkflowType =", "queue": "TaskQueue ="}
-"""Filters that are typed in, and their clause of a visibility query."""
+TEXT_FILTERS = {"id": ("WorkflowId", "STARTS_WITH"), "type": ("WorkflowType", "="), "queue": ("TaskQueue", "=")}
+"""Filters that are typed in, and their search attribute and operator."""
 
 
 @functools.cache
@@ -75,36 +77,39 @@ class Details:
 def visibility_query(filters: Mapping[str, str], now: dt.datetime) -> str:
     """What the server is asked for; ``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``.
 
-    Unknown statuses and periods count as none. Raises a ``Problem`` for a ``query`` whose brackets do not match.
+    Unknown statuses and periods count as none. Raises a ``Problem`` for a ``query`` that does not parse.
     """
-    clauses = []
+    clauses: list[Filter] = []
     if status := FILTERS.get(filters.get("status", "")):
-        clauses.append(f"ExecutionStatus = '{status}'")
+        clauses.append(compare("ExecutionStatus", "=", status))
     if period := PERIODS.get(filters.get("started", "")):
-        clauses.append(f"StartTime >= '{(now - period).strftime('%Y-%m-%dT%H:%M:%SZ')}'")
-    for name, clause in TEXT_FILTERS.items():
+        clauses.append(compare("StartTime", ">=", (now - period).strftime("%Y-%m-%dT%H:%M:%SZ")))
+    for name, (attribute, operator) in TEXT_FILTERS.items():
         if value := filters.get(name, "").strip():
-            clauses.append(f"{clause} '{value.replace(chr(39), chr(39) * 2)}'")
+            clauses.append(compare(attribute, operator, value))
     if query := filters.get("query", "").strip():
-        clauses.append(f"({check_query(query)})")
-    return " AND ".join(clauses)
+        clauses.append(parse(query))
+    return write(all_of(*clauses)) if clauses else ""
 
 
-async def fetch_page(client: Client, query: str, page: str | None) -> RowPage:
+async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages) -> RowPage:
     """Workflows, the latest first. Raises ``RPCError``, and a ``Problem`` for a ``page`` that is none."""
-    found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=page_token(page), rpc_timeout=RPC_TIMEOUT)
-    await found.fetch_next_page()
+    found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT)
+    await fetch_page(found)
     count = await client.count_workflows(query, rpc_timeout=RPC_TIMEOUT)
     rows = [_row(execution) for execution in found.current_page or ()]
-    return RowPage(rows, count.count, page_after(found.next_page_token))
+    return RowPage(rows, count.count, pages.give(found.next_page_token))
 
 
-async def fetch_details(client: Client, handle: WorkflowHandle[Any, Any], page: str | None) -> Details:
-    """Raises ``RPCError``, and a ``Problem`` for a ``page`` that is none."""
+async def fetch_details(
+    client: Client, handle: WorkflowHandle[Any, Any], page: str | None, pages_of: Callable[[str], Pages]
+) -> Details:
+    """``pages_of`` makes the page tokens of a run. Raises ``RPCError``, and a ``Problem`` for a wrong ``page``."""
     described = await handle.describe(rpc_timeout=RPC_TIMEOUT)
+    pages = pages_of(described.run_id)
     converter = client.data_converter
     events = client.get_workflow_handle(handle.id, run_id=described.run_id).fetch_history_events(
-        page_size=HISTORY_PAGE_SIZE, next_page_token=page_token(page), rpc_timeout=RPC_TIMEOUT
+        page_size=HISTORY_PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT
     )
     await events.fetch_next_page()
     brief = Brief(converter)
@@ -118,7 +123,7 @@ async def fetch_details(client: Client, handle: WorkflowHandle[Any, Any], page: 
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
         notices=await _pollers().notices(client, described, RPC_TIMEOUT),
         events=[await brief.event(event) for event in events.current_page or ()],
-        next_page=page_after(events.next_page_token),
+        next_page=pages.give(events.next_page_token),
     )
 
 

@@ -14,6 +14,7 @@ from .exposure import Exposure, HandlerExposure
 from .messages import GatewayRequest
 from .metrics import GatewayMetrics
 from .models import Links
+from .pages import Pages, PageTokens
 from .pollers import Pollers
 from .principals import Identify, principal_key
 from .problems import bad_request
@@ -46,6 +47,7 @@ class Call:
     limits: Limits
     pollers: Pollers
     metrics: GatewayMetrics
+    page_tokens: PageTokens
     identify: Identify | None = None
     _description: WorkflowExecutionDescription | None = field(default=None, init=False, repr=False)
 
@@ -81,6 +83,11 @@ class Call:
         if self._description is None:
             self._description = await self.handle().describe(rpc_timeout=self.rpc_timeout)
         return self._description
+
+    def pages(self, *more: str) -> Pages:
+        """Page tokens that are valid for this principal, exposure and operation, and for ``more``."""
+        scope = (self.principal_key, self.exposure.name, self.match.operation, *more)
+        return self.page_tokens.of(scope, self.request.secrets)
 
     def links(self, workflow_id: str | None = None) -> Links:
         location = self.location(workflow_id)

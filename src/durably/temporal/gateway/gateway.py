@@ -31,6 +31,7 @@ from .messages import CallBlocking, GatewayRequest, GatewayResponse
 from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
+from .pages import PageTokens, Secret
 from .pollers import Pollers
 from .principals import Identify
 from .problems import Problem, not_found, to_problem, too_large
@@ -70,9 +71,11 @@ class Gateway:
     one, ``allow_anonymous=True`` must say so.
     ``identify`` gives a text of its own for each principal (``None`` is anonymous), where ``pk``, ``id`` and ``sub``
     do not tell principals apart: see ``principals.principal_key``.
+    ``secret``, 16 characters or more, signs the tokens of pages; unless it is given, the environment's
+    ``TEMPORAL_GATEWAY_SECRET``, else the framework's own secret, else a random one of the process.
     ``limits`` bounds waits, bodies and streams.
 
-    Raises ``TemporalSettingsError`` when nobody guards it, and for two exposures of one name.
+    Raises ``TemporalSettingsError`` when nobody guards it, for two exposures of one name, and for a short secret.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Gateway:
         authorize: Authorize | None = None,
         allow_anonymous: bool = False,
         identify: Identify | None = None,
+        secret: Secret | None = None,
         limits: Limits | None = None,
     ) -> None:
         check_policy(authorize, allow_anonymous)
@@ -97,6 +101,7 @@ class Gateway:
         self._is_authorize_async = authorize is not None and is_async(authorize)
         self._types = _WorkflowTypes()
         self._pollers = Pollers(temporal)
+        self._page_tokens = PageTokens(secret)
         self._metrics = GatewayMetrics(temporal)
         self._documents: dict[tuple[str, str], bytes] = {}
 
@@ -203,6 +208,7 @@ class Gateway:
             limits=self.limits,
             pollers=self._pollers,
             metrics=self._metrics,
+            page_tokens=self._page_tokens,
             identify=self._identify,
         )
         if found.operation not in _WITHOUT_ID:

@@ -18,7 +18,6 @@ from .call import Call
 from .failures import causes
 from .messages import GatewayResponse, answer
 from .models import HistoryEvent, HistoryPage, RawHistoryPage
-from .reading import page_after, page_token
 
 _NAMES = (
     ("activity_type", "name"),
@@ -52,14 +51,28 @@ async def raw_history(call: Call) -> GatewayResponse:
 
 
 async def _fetch(call: Call, page_size: int) -> tuple[Sequence[RawEvent], str | None]:
-    """The page that the request asks for, and the one after it."""
-    events = call.handle().fetch_history_events(
+    """The page that the request asks for, and the token of the next one.
+
+    The token names the run, so that all pages are of one run, even if the workflow goes on in another one.
+    """
+    pages = call.pages(call.workflow_id, call.request.query("run_id") or "")
+    run_id, token = _split(pages.take(call.request.query("page")))
+    run_id = run_id or (await call.describe()).run_id
+    events = call.handle(run_id).fetch_history_events(
         page_size=call.integer("page_size", page_size, 1, _MAXIMUM_PAGE),
-        next_page_token=page_token(call.request.query("page")),
+        next_page_token=token,
         rpc_timeout=call.rpc_timeout,
     )
     await events.fetch_next_page()
-    return events.current_page or (), page_after(events.next_page_token)
+    following = events.next_page_token
+    return events.current_page or (), pages.give(run_id.encode() + b" " + following if following else None)
+
+
+def _split(token: bytes | None) -> tuple[str | None, bytes | None]:
+    if token is None:
+        return None, None
+    run_id, _, rest = token.partition(b" ")
+    return run_id.decode(), rest
 
 
 class Brief:

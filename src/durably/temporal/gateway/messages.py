@@ -20,7 +20,9 @@ class GatewayRequest:
     ``path`` is what follows the gateway's mount point ``mount`` (``/api``), percent-decoded; ``headers`` may be in any
     case; of query parameters that come several times the first counts. ``principal`` is who asks, as the framework
     knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a synchronous hook, for frameworks on an
-    event loop that have threads of their own for that; any thread is used unless given.
+    event loop that have threads of their own for that; any thread is used unless given. ``secrets`` are the framework's
+    own, the present one first and then former ones: page tokens are signed with a key that is derived from them, unless
+    the gateway has a secret of its own.
     """
 
     method: str
@@ -32,6 +34,7 @@ class GatewayRequest:
     raw_request: Any
     principal: Any = None
     call_blocking: CallBlocking | None = None
+    secrets: Sequence[str | bytes] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         self.headers = {name.lower(): value for name, value in self.headers.items()}

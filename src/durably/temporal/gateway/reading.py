@@ -1,17 +1,21 @@
 """Looking at workflows: lists and descriptions."""
 
-import base64
-import binascii
 import datetime as dt
-import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.client import WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import (
+    WorkflowExecution,
+    WorkflowExecutionAsyncIterator,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+)
 from temporalio.converter import DataConverter
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
 
@@ -21,6 +25,7 @@ from .messages import GatewayResponse, answer
 from .models import Description, Page, PendingActivity, Summary, WorkflowStatus
 from .problems import bad_request
 from .starting import MARK
+from .visibility import Filter, all_of, compare, parse, write
 
 _STATUSES: dict[WorkflowExecutionStatus, WorkflowStatus] = {
     WorkflowExecutionStatus.RUNNING: "running",
@@ -32,7 +37,6 @@ _STATUSES: dict[WorkflowExecutionStatus, WorkflowStatus] = {
     WorkflowExecutionStatus.TIMED_OUT: "timed_out",
     PAUSED: "paused",
 }
-_CHECKSUM_BYTES = 6
 FILTERS = {
     "running": "Running",
     "completed": "Completed",
@@ -48,66 +52,40 @@ FILTERS = {
 async def list_workflows(call: Call) -> GatewayResponse:
     """Workflows of this exposure alone, whatever the visibility query says."""
     workflow = call.exposure.definition.name
-    clauses = [f"WorkflowType = '{workflow.replace(chr(39), chr(39) * 2)}'"]
-    if status := call.request.query("status"):
-        if status not in FILTERS:
-            raise bad_request(f"status is one of {', '.join(FILTERS)}")
-        clauses.append(f"ExecutionStatus = '{FILTERS[status]}'")
-    if query := (call.request.query("query") or "").strip():
-        clauses.append(f"({check_query(query)})")
-    pages = call.client.list_workflows(
-        " AND ".join(clauses),
+    query = write(all_of(compare("WorkflowType", "=", workflow), *_asked_for(call)))
+    pages = call.pages(query)
+    listed = call.client.list_workflows(
+        query,
         page_size=call.integer("page_size", 50, 1, 500),
-        next_page_token=page_token(call.request.query("page")),
+        next_page_token=pages.take(call.request.query("page")),
         rpc_timeout=call.rpc_timeout,
     )
-    await pages.fetch_next_page()
-    found = [item for item in pages.current_page or () if item.workflow_type == workflow]
+    await fetch_page(listed)
+    found = [item for item in listed.current_page or () if item.workflow_type == workflow]
     page = Page(
         workflows=[Summary(**_summary(call, item)) for item in found],
-        next_page=page_after(pages.next_page_token),
+        next_page=pages.give(listed.next_page_token),
     )
     return answer(page)
 
 
-def check_query(query: str) -> str:
-    """A query that stays within its parentheses: none that it closes, no quote that it leaves open."""
-    depth, quote = 0, ""
-    for character in query:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"`":
-            quote = character
-        elif character in "()":
-            depth += 1 if character == "(" else -1
-            if depth < 0:
-                break
-    if depth != 0 or quote or not query.isprintable() or len(query) > 2000:
-        raise bad_request("the visibility query has parentheses or quotes that do not match, or is too long")
-    return query
+def _asked_for(call: Call) -> Iterator[Filter]:
+    if status := call.request.query("status"):
+        if status not in FILTERS:
+            raise bad_request(f"status is one of {', '.join(FILTERS)}")
+        yield compare("ExecutionStatus", "=", FILTERS[status])
+    if query := (call.request.query("query") or "").strip():
+        yield parse(query)
 
 
-def page_after(token: bytes | None) -> str | None:
-    """The server's token in a form for URLs, with a checksum: servers fail at tokens that they did not make."""
-    return base64.urlsafe_b64encode(_checksum(token) + token).decode() if token else None
-
-
-def page_token(text: str | None) -> bytes | None:
-    """What ``page_after`` was made from. Raises a problem."""
-    if not text:
-        return None
+async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
+    """The next page of a list. Raises ``RPCError``, and a problem for a query that the server's store cannot answer."""
     try:
-        decoded = base64.b64decode(text, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        decoded = b""
-    checksum, token = decoded[:_CHECKSUM_BYTES], decoded[_CHECKSUM_BYTES:]
-    if not token or checksum != _checksum(token):
-        raise bad_request("page is not one that was given as next_page")
-    return token
-
-
-def _checksum(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()[:_CHECKSUM_BYTES]
+        await listed.fetch_next_page()
+    except RPCError as error:
+        if error.status is RPCStatusCode.UNAVAILABLE and "SQL logic error" in error.message:
+            raise bad_request("the server's store cannot search for this; it may be a text with quotes") from error
+        raise
 
 
 async def describe(call: Call) -> GatewayResponse:

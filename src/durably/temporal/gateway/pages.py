@@ -1,0 +1,123 @@
+"""Page tokens: the server's ``next_page_token`` in a signed form, bound to the request that it was given to.
+
+The server's own tokens are not bound to anything: whoever has one of another query learns what that query found. Here a
+token is valid only for the same principal, exposure, operation, query and workflow.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import os
+import secrets as randomness
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from durably.temporal.errors import TemporalSettingsError
+
+from .problems import bad_request
+
+logger = logging.getLogger("durably.temporal")
+
+Secret = str | bytes
+
+VARIABLE = "TEMPORAL_GATEWAY_SECRET"
+_MINIMUM_BYTES = 16
+_CONTEXT = b"durably: page tokens of the Temporal gateway, 1"
+"""Derives a key of its own, so that a token tells nothing about what else the app signs with the secret."""
+_REFUSAL = "page is not one that was given as next_page for this request"
+_REMEDY = (
+    "set Gateway(secret=…) or the environment variable TEMPORAL_GATEWAY_SECRET, to the same text of 16 characters or "
+    "more in each process"
+)
+
+
+class PageTokens:
+    """Where a gateway's pages get their key.
+
+    ``secret``, else ``TEMPORAL_GATEWAY_SECRET``, else the framework's own secrets, else a random one of this process.
+    Raises ``TemporalSettingsError`` for a secret that is too short.
+    """
+
+    def __init__(self, secret: Secret | None = None) -> None:
+        self._keys = _keys(_configured(secret))
+        self._random_key = randomness.token_bytes(32)
+        self._has_warned = False
+
+    def of(self, scope: Sequence[str], framework_secrets: Sequence[Secret] = ()) -> "Pages":
+        """The pages of one request. ``scope`` names all that a token is bound to.
+
+        The first of the framework's secrets signs; the others are former ones, which are still accepted.
+        """
+        keys = self._keys or _keys(framework_secrets)
+        return Pages(self, msgspec.json.encode(list(scope)), keys or [self._random_key], is_random=not keys)
+
+    def warn(self) -> None:
+        """Once for each gateway."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the gateway has no secret to sign next_page with: pages are valid in this process only, until it "
+                "ends; %s",
+                _REMEDY,
+            )
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Gives and takes the page tokens of one request."""
+
+    _tokens: PageTokens
+    _scope: bytes
+    _keys: Sequence[bytes]
+    is_random: bool
+
+    def give(self, token: bytes | None) -> str | None:
+        """``next_page`` for a token of the server; ``None`` after the last page."""
+        if not token:
+            return None
+        if self.is_random:
+            self._tokens.warn()
+        return base64.urlsafe_b64encode(self._mac(self._keys[0], token) + token).decode()
+
+    def take(self, text: str | None) -> bytes | None:
+        """The token that ``give`` was called with, or ``None`` for the first page. Raises a problem."""
+        if not text:
+            return None
+        try:
+            decoded = base64.b64decode(text, altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            decoded = b""
+        mac, token = decoded[:32], decoded[32:]
+        if not token or not any(hmac.compare_digest(mac, self._mac(key, token)) for key in self._keys):
+            raise bad_request(self._refusal())
+        return token
+
+    def _mac(self, key: bytes, token: bytes) -> bytes:
+        return hmac.digest(key, hashlib.sha256(self._scope).digest() + token, "sha256")
+
+    def _refusal(self) -> str:
+        if not self.is_random:
+            return _REFUSAL
+        self._tokens.warn()
+        return f"{_REFUSAL}, or another process of the app gave it: the app has no secret for pages, see its log"
+
+
+def _configured(secret: Secret | None) -> list[Secret]:
+    name, given = ("Gateway(secret=…)", secret) if secret is not None else (VARIABLE, os.environ.get(VARIABLE))
+    if given is None:
+        return []
+    if len(given) < _MINIMUM_BYTES:
+        raise TemporalSettingsError(
+            f"{name} is shorter than {_MINIMUM_BYTES} characters: take a random one, such as the output of "
+            "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        )
+    return [given]
+
+
+def _keys(given: Sequence[Secret]) -> list[bytes]:
+    encoded = [secret.encode() if isinstance(secret, str) else secret for secret in given]
+    return [hmac.digest(secret, _CONTEXT, "sha256") for secret in encoded if secret]

@@ -1,0 +1,278 @@
+"""Visibility queries: Temporal's list filters as trees.
+
+A caller's query is parsed with a grammar and written again from the tree, with our own quoting, so that it cannot leave
+the parentheses in which it stands. Source: https://docs.temporal.io/list-filter, and the lexer of the server 1.32.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from durably.temporal.errors import TemporalSettingsError
+
+from .problems import Problem, bad_request
+
+MAX_LENGTH = 2000
+"""Characters of a query."""
+MAX_DEPTH = 20
+"""Levels of AND, OR and NOT. Parentheses alone do not count."""
+
+_GRAMMAR = r"""
+?start: any_of
+?any_of: all_of (OR all_of)*
+?all_of: negation (AND negation)*
+?negation: NOT negation
+    | condition
+    | "(" any_of ")"
+condition: name (EQUAL | UNEQUAL | LESS | LESS_OR_EQUAL | GREATER | GREATER_OR_EQUAL | STARTS_WITH) value  -> comparison
+    | name NOT STARTS_WITH value                   -> not_starts_with
+    | name [NOT] IN "(" value ("," value)* ")"     -> membership
+    | name [NOT] BETWEEN value AND value           -> range
+    | name IS [NOT] NULL                           -> null
+?name: NAME                                        -> plain_name
+    | QUOTED_NAME                                  -> quoted_name
+?value: TEXT                                       -> text
+    | NUMBER                                       -> number
+    | TRUE                                         -> true
+    | FALSE                                        -> false
+
+AND.2: /and\b/i
+OR.2: /or\b/i
+NOT.2: /not\b/i
+IN.2: /in\b/i
+BETWEEN.2: /between\b/i
+IS.2: /is\b/i
+NULL.2: /null\b/i
+TRUE.2: /true\b/i
+FALSE.2: /false\b/i
+STARTS_WITH.2: /starts_with\b/i
+EQUAL: "="
+UNEQUAL: "!=" | "<>"
+LESS_OR_EQUAL: "<="
+GREATER_OR_EQUAL: ">="
+LESS: "<"
+GREATER: ">"
+NAME: /[A-Za-z_][A-Za-z0-9_]*/
+QUOTED_NAME: /`[^`\\\x00-\x1f\x7f]+`/
+TEXT: /'([^'\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f]|'')*'|"([^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f]|"")*"/
+NUMBER: /[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?(?![A-Za-z0-9_.@])/
+%ignore /[ \t\r\n]+/
+"""
+
+_UNSUPPORTED = frozenset({"order", "group", "limit", "like", "regexp", "having", "select", "union"})
+_DECODED = {"0": "\0", "b": "\b", "n": "\n", "r": "\r", "t": "\t", "Z": "\x1a"}
+"""What the server reads after a backslash; another character stands for itself."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number as it was written: the server knows whether it is an integer."""
+
+    digits: str
+
+
+Value = str | bool | Number
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """``attribute operator values``; ``operator`` is one of ``=``, ``IN``, ``NOT BETWEEN``, ``IS NULL`` …"""
+
+    attribute: str
+    operator: str
+    values: tuple[Value, ...] = ()
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Negation:
+    operand: "Filter"
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """Two filters or more that are joined by ``AND`` or ``OR``."""
+
+    operator: str
+    operands: tuple["Filter", ...]
+    depth: int
+
+
+Filter = Condition | Negation | Junction
+
+
+def compare(attribute: str, operator: str, value: Value) -> Filter:
+    """``operator`` is ``=``, ``>=``, ``STARTS_WITH`` … Raises a problem for a text that the server misreads."""
+    return Condition(attribute, operator, (_checked(value),))
+
+
+def all_of(first: Filter, *others: Filter) -> Filter:
+    return _joined("AND", (first, *others))
+
+
+def parse(text: str) -> Filter:
+    """The tree of a caller's query. Raises a problem that names the place of the error."""
+    if len(text) > MAX_LENGTH:
+        raise bad_request(f"the visibility query has {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise bad_request("the visibility query is not valid Unicode") from None
+    return _load_parser()(text)
+
+
+def write(filter: Filter) -> str:
+    """The filter in the server's language."""
+    match filter:
+        case Junction(operator, operands):
+            return "(" + f" {operator} ".join(write(operand) for operand in operands) + ")"
+        case Negation(operand):
+            return f"NOT ({write(operand)})"
+        case Condition(attribute, operator, values):
+            return f"`{attribute}` {operator} {_write_values(operator, values)}".rstrip(" ")
+
+
+def _write_values(operator: str, values: tuple[Value, ...]) -> str:
+    written = [_write_value(value) for value in values]
+    if operator.endswith("BETWEEN"):
+        return " AND ".join(written)
+    return f"({', '.join(written)})" if operator.endswith("IN") else "".join(written)
+
+
+def _write_value(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Number):
+        return value.digits
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _checked(value: Value) -> Value:
+    """The server drops quotes at the ends of a text, and its store may end a statement at a control character."""
+    if isinstance(value, str):
+        if _CONTROL.search(value):
+            raise bad_request(f"the server cannot search for a text with control characters: {value!r}")
+        if value[:1] == "'" or value[-1:] == "'":
+            raise bad_request(f"the server cannot search for a text that starts or ends with a quote ': {value!r}")
+    return value
+
+
+def _decode(literal: str) -> str:
+    quote = literal[0]
+    return re.sub(
+        rf"\\(.)|{quote}{quote}",
+        lambda found: quote if found[1] is None else _DECODED.get(found[1], found[1]),
+        literal[1:-1],
+        flags=re.DOTALL,
+    )
+
+
+def _joined(operator: str, operands: tuple[Filter, ...]) -> Filter:
+    return operands[0] if len(operands) == 1 else Junction(operator, operands, _depth_over(operands))
+
+
+def _depth_over(operands: tuple[Filter, ...]) -> int:
+    return 1 + max(operand.depth for operand in operands)
+
+
+class _TreeBuilder:
+    """Makes the tree bottom-up while the parser reduces; refuses a tree that is too deep while it grows."""
+
+    def any_of(self, parts: list[Any]) -> Filter:
+        return _bounded(_joined("OR", tuple(parts[::2])))
+
+    def all_of(self, parts: list[Any]) -> Filter:
+        return _bounded(_joined("AND", tuple(parts[::2])))
+
+    def negation(self, parts: list[Any]) -> Filter:
+        operand: Filter = parts[-1]
+        return _bounded(Negation(operand, 1 + operand.depth))
+
+    def comparison(self, parts: list[Any]) -> Filter:
+        name, operator, value = parts
+        return Condition(name, "!=" if operator == "<>" else operator.upper(), (value,))
+
+    def not_starts_with(self, parts: list[Any]) -> Filter:
+        return Condition(parts[0], "NOT STARTS_WITH", (parts[-1],))
+
+    def membership(self, parts: list[Any]) -> Filter:
+        name, negation, _, *values = parts
+        return Condition(name, _negated(negation, "IN"), tuple(values))
+
+    def range(self, parts: list[Any]) -> Filter:
+        name, negation, _, low, _, high = parts
+        return Condition(name, _negated(negation, "BETWEEN"), (low, high))
+
+    def null(self, parts: list[Any]) -> Filter:
+        return Condition(parts[0], "IS NULL" if parts[2] is None else "IS NOT NULL")
+
+    def plain_name(self, parts: list[Any]) -> str:
+        return str(parts[0])
+
+    def quoted_name(self, parts: list[Any]) -> str:
+        return str(parts[0])[1:-1]
+
+    def text(self, parts: list[Any]) -> Value:
+        return _checked(_decode(str(parts[0])))
+
+    def number(self, parts: list[Any]) -> Value:
+        return Number(str(parts[0]))
+
+    def true(self, parts: list[Any]) -> Value:
+        return True
+
+    def false(self, parts: list[Any]) -> Value:
+        return False
+
+
+def _negated(negation: Any, operator: str) -> str:
+    return operator if negation is None else f"NOT {operator}"
+
+
+def _bounded(filter: Filter) -> Filter:
+    if filter.depth > MAX_DEPTH:
+        raise bad_request(f"the visibility query is nested more than {MAX_DEPTH} levels deep")
+    return filter
+
+
+@functools.cache
+def _load_parser() -> Callable[[str], Filter]:
+    """lark is loaded with the first query: most processes never parse one."""
+    try:
+        import lark
+    except ImportError as error:
+        raise TemporalSettingsError('visibility queries need lark: pip install "durably[temporal]"') from error
+    transformer = type("TreeBuilder", (_TreeBuilder, lark.Transformer), {})()
+    parser = lark.Lark(_GRAMMAR, parser="lalr", lexer="basic", transformer=transformer, maybe_placeholders=True)
+
+    def parse(text: str) -> Filter:
+        try:
+            return parser.parse(text)  # type: ignore[return-value]
+        except lark.UnexpectedCharacters as error:
+            raise _unexpected(text, error.pos_in_stream or 0, _open_text(error.char)) from None
+        except lark.UnexpectedToken as error:
+            if error.token.type == "$END":
+                raise bad_request("the visibility query ends too early") from None
+            raise _unexpected(text, error.pos_in_stream or 0, _unexpected_word(str(error.token))) from None
+
+    return parse
+
+
+def _open_text(character: str) -> str:
+    if character in "'\"`":
+        return f"the {character} is not closed, or the text in it has control characters"
+    return f"unexpected {character!r}"
+
+
+def _unexpected_word(word: str) -> str:
+    if word.lower() in _UNSUPPORTED:
+        return f"{word.upper()} is not supported here; see https://docs.temporal.io/list-filter"
+    return f"unexpected {word[:40]!r}"
+
+
+def _unexpected(text: str, position: int, reason: str) -> Problem:
+    return bad_request(f"the visibility query has an error at character {position + 1}: {reason}")
