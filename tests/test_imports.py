@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "durably"
 ADAPTERS = {
-    "flask": {"flask"},
+    "flask": {"flask", "werkzeug"},
     "django": {"django", "asgiref"},
     "fast_api": {"fastapi", "starlette"},
     "tornado": {"tornado"},

@@ -8,6 +8,7 @@ from typing import Any
 try:
     import fastapi
     from fastapi.responses import StreamingResponse
+    from starlette.requests import ClientDisconnect
     from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
@@ -15,10 +16,9 @@ except ImportError as error:
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
-from durably.comm.bodies import read_chunks
+from durably.comm.bodies import UNREADABLE, read_chunks
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
-from durably.errors import BodyTooLargeError
 from durably.functions import Function
 from durably.in_process import InProcessEngine
 
@@ -57,8 +57,9 @@ def serve(
 
     async def durably_endpoint(request: fastapi.Request) -> fastapi.Response:
         try:
-            body = await read_chunks(request.stream(), request.headers.get("content-length"))
-        except BodyTooLargeError as error:
+            length = request.headers.get("content-length")
+            body = await read_chunks(request.stream(), length, disconnect=ClientDisconnect)
+        except UNREADABLE as error:
             return _to_fast_api(handler.refuse(error))
         comm_request = CommRequest(
             body=body,

@@ -5,16 +5,16 @@ from typing import Any
 
 try:
     import flask
+    from werkzeug.exceptions import HTTPException
 except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
-from durably.comm.bodies import check_length, read_body
+from durably.comm.bodies import UNREADABLE, check_length, read_body
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
-from durably.errors import BodyTooLargeError
 from durably.functions import Function
 from durably.in_process import InProcessEngine
 
@@ -55,7 +55,7 @@ def serve(
         request = flask.request._get_current_object()  # type: ignore[attr-defined]
         try:
             body = _read_body(request)
-        except BodyTooLargeError as error:
+        except UNREADABLE as error:
             return _to_flask(handler.refuse(error))
         comm_request = CommRequest(
             body=body,
@@ -73,11 +73,11 @@ def serve(
 
 
 def _read_body(request: flask.Request) -> bytes:
-    """Raises ``BodyTooLargeError``."""
+    """Raises ``BodyTooLargeError``, ``BodyInvalidError``."""
     check_length(request.headers.get("content-length"))
     if request.content_length is not None:
         return request.get_data()  # of exactly that length, and data that a hook of the app has already read
-    return read_body(request.stream.read, None)
+    return read_body(request.stream.read, None, (HTTPException,))
 
 
 def _to_flask(response: CommResponse) -> flask.Response:

@@ -14,7 +14,7 @@ from typing import Any
 
 from durably.errors import FunctionConfigInvalidError
 from durably.execution import Replay, in_step
-from durably.protocol.text import printable_lines
+from durably.protocol.text import printable, printable_lines
 
 StandardLogger = logging.Logger | logging.LoggerAdapter[Any]
 _STANDARD = (logging.Logger, logging.LoggerAdapter)
@@ -61,8 +61,9 @@ class RunContext:
         return self._fields if step is None else {**self._fields, "step_id": step.request.step_id}
 
     def prefix(self) -> str:
+        """One line. The ids come from the request, which nothing authenticates in development."""
         fields = self.fields()
-        return " ".join(fields[name] for name in ("function_id", "run_id", "step_id") if name in fields)
+        return printable(" ".join(fields[name] for name in ("function_id", "run_id", "step_id") if name in fields))
 
 
 class RunLogger(logging.LoggerAdapter[Any]):

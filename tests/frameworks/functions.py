@@ -115,7 +115,25 @@ def _make_async(client: Client) -> list[Function[Any]]:
             [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
         )
 
-    return [plain, steps, threads, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends, sealed]
+    @create("logs")
+    async def logs(ctx: Context) -> None:
+        ctx.logger.error("line of the function")
+
+    return [
+        logs,
+        plain,
+        steps,
+        threads,
+        parallel,
+        raises,
+        step_raises,
+        held,
+        mistakes,
+        middle,
+        step_middle,
+        sends,
+        sealed,
+    ]
 
 
 def _make_sync(client: Client) -> list[Function[Any]]:
@@ -191,7 +209,11 @@ def _make_sync(client: Client) -> list[Function[Any]]:
             [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
         )
 
-    return [plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends, sealed]
+    @create("logs")
+    def logs(ctx: ContextSync) -> None:
+        ctx.logger.error("line of the function")
+
+    return [logs, plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends, sealed]
 
 
 def _make_special(client: Client) -> list[Function[Any]]:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -217,3 +218,36 @@ def test_what_is_refused_explains_itself(server: Server) -> None:
     answer = wire.request("POST", server.url("cloud"), b"x" * (MAX_BYTES + 1))
     assert answer.status == 413
     assert json.loads(answer.body)["code"] == "body_too_large"
+
+
+# -- bodies that end too early, or are not what their headers say
+
+
+def test_a_body_with_wrong_chunks_is_refused_without_a_traceback(server: Server) -> None:
+    """By the app or its server. The request is not signed, so any client could fill the log."""
+    with _open(server, ("transfer-encoding", "chunked")) as connection:
+        connection.sendall(b"zz\r\n")
+        assert 400 <= _status(connection) < 500
+
+
+def test_a_client_that_leaves_within_a_body_causes_no_traceback(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    if server.name != "fastapi-uvicorn":
+        pytest.skip("the server or the framework handles it")
+    with _open(server, ("content-length", "1000")) as connection:
+        connection.sendall(b"{")
+    deadline = time.monotonic() + 20
+    while not any("body cannot be read" in line or "Exception" in line for line in caplog.messages):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+def test_an_id_in_a_call_forges_no_line_of_the_log(server: Server, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    if server.name == "flask-gunicorn":
+        pytest.skip("its log is in another process")
+    run_id = "01RUN\nforged \x1b[31m"
+    assert wire.call(server.url("dev"), f"app-dev-logs-{kind}", wire.call_body(run_id=run_id)).status == 200
+    [line] = [line for line in caplog.messages if "line of the function" in line]
+    assert line == f"[app-dev-logs-{kind} 01RUN\\nforged \\x1b[31m] line of the function"

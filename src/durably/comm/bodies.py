@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator, Callable
 
-from durably.errors import BodyTooLargeError
+from durably.errors import BodyInvalidError, BodyTooLargeError
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
 _CHUNK_BYTES = 64 * 1024
+UNREADABLE = (BodyInvalidError, BodyTooLargeError)
+"""Errors of the functions below, which adapters answer by ``CommHandler.refuse``."""
 
 
 def check_size(size: int) -> None:
@@ -42,19 +44,46 @@ class LimitedBody:
         return b"".join(self._chunks)
 
 
-def read_body(read: Callable[[int], bytes], content_length: str | None) -> bytes:
-    """Read a whole body by ``read(size)``, which returns no bytes at the end. Raises ``BodyTooLargeError``."""
+def read_body(
+    read: Callable[[int], bytes], content_length: str | None, framework_errors: tuple[type[Exception], ...] = ()
+) -> bytes:
+    """Read a whole body by ``read(size)``, which returns no bytes at the end.
+
+    ``framework_errors`` are raised as they are, because the framework answers them. Raises ``BodyTooLargeError``, and
+    ``BodyInvalidError`` if the body ends too early or is not chunked as it must be: each server has its own error.
+    """
     check_length(content_length)
     body = LimitedBody()
-    while chunk := read(_CHUNK_BYTES):
-        body.add(chunk)
+    raised: tuple[type[Exception], ...] = (BodyTooLargeError, *framework_errors)
+    try:
+        while chunk := read(_CHUNK_BYTES):
+            body.add(chunk)
+    except raised:
+        raise
+    except Exception as error:
+        raise _cannot_read(error) from None
     return body.all()
 
 
-async def read_chunks(chunks: AsyncIterator[bytes], content_length: str | None) -> bytes:
-    """Read a whole body from its chunks. Raises ``BodyTooLargeError``."""
+async def read_chunks(
+    chunks: AsyncIterator[bytes], content_length: str | None, disconnect: type[Exception] = OSError
+) -> bytes:
+    """Read a whole body from its chunks. ``disconnect`` is the framework's error for a client that has gone.
+
+    Raises like ``read_body``.
+    """
     check_length(content_length)
     body = LimitedBody()
-    async for chunk in chunks:
-        body.add(chunk)
+    try:
+        async for chunk in chunks:
+            body.add(chunk)
+    except disconnect as error:
+        raise _cannot_read(error) from None
     return body.all()
+
+
+def _cannot_read(error: Exception) -> BodyInvalidError:
+    return BodyInvalidError(
+        f"the request's body cannot be read ({type(error).__name__}): the client closed the connection too early, or "
+        "the body does not fit its headers"
+    )

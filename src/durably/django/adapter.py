@@ -15,11 +15,11 @@ except ImportError as error:
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
-from durably.comm.bodies import check_length, read_body
+from durably.comm.bodies import UNREADABLE, check_length, read_body
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
 from durably.django_view import SyncAndAsyncView
-from durably.errors import BodyTooLargeError, FunctionConfigInvalidError
+from durably.errors import FunctionConfigInvalidError
 from durably.functions import Function
 from durably.in_process import InProcessEngine
 
@@ -97,14 +97,14 @@ def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -
     def answer(request: Any) -> Any:
         try:
             response = handler.handle_sync(request.method, to_request(request))
-        except BodyTooLargeError as error:
+        except UNREADABLE as error:
             response = handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream_sync())
 
     async def answer_async(request: Any) -> Any:
         try:
             response = await handler.handle(request.method, to_request(request))
-        except BodyTooLargeError as error:
+        except UNREADABLE as error:
             response = handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream())
 
@@ -113,7 +113,7 @@ def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -
 
 def _read_body(request: Any) -> bytes:
     """``request.body``, limited by the largest call instead of ``DATA_UPLOAD_MAX_MEMORY_SIZE``, which is meant for
-    forms and too small for calls. Raises ``BodyTooLargeError``."""
+    forms and too small for calls. Raises ``BodyTooLargeError``, ``BodyInvalidError``."""
     length = request.headers.get("content-length")
     check_length(length)
     if not hasattr(request, "_body"):
