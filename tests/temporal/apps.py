@@ -20,7 +20,7 @@ from durably.temporal.gateway import (
     expose,
 )
 
-from .workflows import TASK_QUEUE, OrderWorkflow, SleepingWorkflow, SumWorkflow
+from .workflows import TASK_QUEUE, MistypedWorkflow, OrderWorkflow, SleepingWorkflow, SumWorkflow
 
 MAX_WAIT = float(os.environ.get("TEST_MAX_WAIT", "60"))
 RPC_TIMEOUT = timedelta(seconds=30)
@@ -45,6 +45,10 @@ def exposures() -> list[Exposure]:
     ]
 
 
+def guarded_exposures() -> list[Exposure]:
+    return [*exposures(), expose(MistypedWorkflow, name="mistyped", queries="all", updates="all")]
+
+
 def open_gateway(temporal: Temporal) -> Gateway:
     return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS)
 
@@ -58,7 +62,7 @@ def authorize(action: Action) -> bool:
 
 
 def guarded_gateway(temporal: Temporal) -> Gateway:
-    return Gateway(temporal, exposures(), authorize=authorize, limits=LIMITS)
+    return Gateway(temporal, guarded_exposures(), authorize=authorize, limits=LIMITS)
 
 
 def make_fast_api(address: str) -> Any:
@@ -188,7 +192,7 @@ def _set_up_django(address: str) -> None:
             cursor.execute("SELECT 1")
         return authorize(action)
 
-    guarded = Gateway(temporal, exposures(), authorize=authorize_with_orm, limits=LIMITS)
+    guarded = Gateway(temporal, guarded_exposures(), authorize=authorize_with_orm, limits=LIMITS)
 
     def direct(request: Any, workflow_id: str) -> HttpResponse:
         return HttpResponse(temporal.sync.get_workflow_handle(workflow_id).describe().id)

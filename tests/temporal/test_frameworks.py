@@ -1,5 +1,6 @@
 """The gateway in each framework, on a real server of it, against a real Temporal server and worker."""
 
+import json
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +98,24 @@ def test_a_failed_workflow_tells_its_causes_and_no_details(app: AppServer, order
     assert (failed.status, failed.json["type"]) == (424, "urn:durably:problem:workflow-failed")
     assert [cause["type"] for cause in failed.json["failure"]] == ["ActivityError", "CardDeclined"]
     assert b"secret" not in failed.body
+
+
+def test_an_answer_that_does_not_fit_its_type_is_the_servers_error(app: AppServer) -> None:
+    owner = {"X-User": "owner"}
+    place = app.post("/guarded/mistyped", headers=owner).headers["Location"]
+    answers = [
+        app.get(f"{place}/queries/size", owner),
+        app.post(f"{place}/queries/size", {}, owner),
+        app.post(f"{place}/updates/finish", {}, owner),
+        app.get(f"{place}/result", owner, wait=30),
+        app.get(f"{place}/result", owner),
+    ]
+    for answer in answers:
+        assert (answer.status, answer.json["type"]) == (500, "urn:durably:problem:unfit-answer"), answer.body
+        assert "does not fit its declared type" in answer.json["detail"]
+        assert b"secret" not in answer.body
+    events = list(app.events(f"{place}/events", owner))
+    assert (events[-1]["event"], json.loads(events[-1]["data"])["status"]) == ("problem", 500)
 
 
 def test_who_may_do_what(app: AppServer, order: dict[str, object]) -> None:

@@ -39,7 +39,7 @@ from durably.temporal.gateway.problems import to_problem
 from .apps import exposures
 from .dev_server import DevServer
 from .plain import get
-from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow
+from .workflows import MistypedWorkflow, Order, OrderWorkflow, SleepingWorkflow, SumWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -402,6 +402,35 @@ async def test_a_late_repetition_starts_nothing_though_the_first_is_over_already
     latecomer.is_over.set()
     assert (await late).json["run_id"] == (await early).json["run_id"]
     assert (await handle.describe()).status is WorkflowExecutionStatus.TERMINATED
+
+
+async def test_the_log_says_what_does_not_fit_and_not_the_value(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
+    exposed = expose(MistypedWorkflow, name="mistyped", queries="all", updates="all")
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
+    workflow_id = (await ask(gateway, "POST", "mistyped")).json["workflow_id"]
+    for method, path in (("GET", "queries/size"), ("POST", "updates/finish"), ("GET", "result")):
+        assert (await ask(gateway, method, f"mistyped/{workflow_id}/{path}", wait="30")).status == 500
+    prefix = "does not fit its declared type, workflow " + workflow_id
+    assert [record.message for record in caplog.records] == [
+        f"the answer of GET /mistyped/{{id}}/queries/size {prefix}: "
+        "the value: Input should be a valid integer, unable to parse string as an integer",
+        f"the result of POST /mistyped/{{id}}/updates/finish {prefix}: "
+        "1: Input should be a valid integer, unable to parse string as an integer",
+        f"the result of GET /mistyped/{{id}}/result {prefix}: "
+        "paid: Input should be a valid number, unable to parse string as a number",
+    ]
+
+
+async def test_what_the_apps_own_functions_do_not_validate_is_the_apps_error(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
+    exposed = expose(OrderWorkflow, name="orders", memo=lambda order: {"pair": Order.model_validate({})})
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
+    failed = await ask(gateway, "POST", "orders", {"order_id": uuid.uuid4().hex, **ORDER})
+    assert (failed.status, failed.json["type"]) == (500, "urn:durably:problem:internal-error")
+    assert "the gateway failed" in caplog.text
 
 
 async def test_signals_with_one_key_arrive_once(gateway: Gateway) -> None:

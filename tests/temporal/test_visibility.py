@@ -5,7 +5,7 @@ import uuid
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from durably.portal import get_portal
@@ -232,6 +232,8 @@ def check_queries(namespace: Namespace, examples: int) -> None:
         max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(QUERIES)
+    @example(ATTACK)
+    @example("WorkflowId = 'x') OR (WorkflowType = '{secret}'")
     def check(query: str) -> None:
         nonlocal answered
         found = get_portal().run(

@@ -120,6 +120,28 @@ class SleepingWorkflow:
         return "awake"
 
 
-WORKFLOWS = [OrderWorkflow, SumWorkflow, SleepingWorkflow]
+@workflow.defn
+class MistypedWorkflow:
+    """What it returns and answers is not what its type hints say."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    @workflow.run
+    async def run(self) -> Receipt:
+        await workflow.wait_condition(lambda: self.is_over)
+        return {"order_id": "1", "paid": "top secret"}  # type: ignore[return-value]
+
+    @workflow.query
+    def size(self) -> int:
+        return "top secret"  # type: ignore[return-value]
+
+    @workflow.update
+    def finish(self) -> list[int]:
+        self.is_over = True
+        return [1, "top secret"]  # type: ignore[list-item]
+
+
+WORKFLOWS = [OrderWorkflow, SumWorkflow, SleepingWorkflow, MistypedWorkflow]
 ACTIVITIES = [charge]
 TASK_QUEUE = "orders"

@@ -19,6 +19,7 @@ from .idempotency import fingerprint, idempotency_key, one_request
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
 from .problems import Problem, bad_request, no_worker, to_problem
+from .results import must_fit
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ async def query(call: Call) -> GatewayResponse:
         result_type=handler.handler.result,
         rpc_timeout=call.rpc_timeout,
     )
-    return answer(QueryAnswer[Any](result=await _answered(call, asking)))
+    with must_fit(call, "the answer"):
+        return answer(QueryAnswer[Any](result=await _answered(call, asking)))
 
 
 async def update(call: Call) -> GatewayResponse:
@@ -54,7 +56,7 @@ async def update(call: Call) -> GatewayResponse:
         handle = await _start_update(call)
     try:
         # At least a moment: the outcome of an update that is over takes a round trip.
-        with call.waiting():
+        with call.waiting(), must_fit(call, "the result"):
             async with asyncio.timeout(min(max(seconds, 1.0), call.limits.max_wait)):
                 value = await handle.result()
     except (TimeoutError, RPCTimeoutOrCancelledError):

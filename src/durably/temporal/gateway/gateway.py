@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
 from durably.execution import drive
 from durably.portal import get_portal
@@ -34,7 +35,7 @@ from .openapi import openapi
 from .pages import PageTokens, Secret
 from .pollers import Pollers
 from .principals import Identify
-from .problems import Problem, not_found, to_problem, too_large
+from .problems import Problem, invalid_input, not_found, to_problem, too_large
 from .routes import Match, match
 
 _DO = {
@@ -155,7 +156,15 @@ class Gateway:
         return await io.resolve(self._perform(request, found, workflow_id or "", value))
 
     def _read(self, request: GatewayRequest, found: Match) -> Any:
-        """The validated input. Raises problems and ``ValidationError``."""
+        """The validated input. Raises a problem."""
+        try:
+            return self._validate(request, found)
+        except ValidationError as error:
+            # Only here: whatever does not validate later is not the caller's.
+            raise invalid_input(error.errors(include_url=False, include_input=False)) from error
+
+    def _validate(self, request: GatewayRequest, found: Match) -> Any:
+        """Raises problems and ``ValidationError``."""
         if request.method == "GET":
             if found.operation is Operation.QUERY and found.handler is not None:
                 names = {parameter.name for parameter in found.handler.arguments.parameters}

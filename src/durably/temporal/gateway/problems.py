@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 from temporalio.client import (
     RPCTimeoutOrCancelledError,
     WorkflowFailureError,
@@ -247,8 +246,7 @@ _PROBLEMS: list[tuple[type[Exception], Any]] = [
     (WorkflowQueryFailedError, _query_failed),
     (WorkflowQueryRejectedError, _query_rejected),
     (RPCTimeoutOrCancelledError, _timed_out),
-    (ValidationError, lambda error: invalid_input(error.errors(include_url=False, include_input=False))),
     (RPCError, _rpc_failed),
 ]
-EXCEPTIONS = tuple(kind for kind, _ in _PROBLEMS if kind is not ValidationError)
+EXCEPTIONS = tuple(kind for kind, _ in _PROBLEMS)
 """What ``temporalio`` and the connection raise: frameworks' exception handlers are registered for these."""

@@ -1,9 +1,13 @@
 """Results: at once, or as soon as there is one."""
 
 import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 
 from durably.temporal.statuses import is_open
@@ -11,7 +15,10 @@ from durably.temporal.statuses import is_open
 from .call import Call
 from .messages import GatewayResponse, answer
 from .models import Completed, Started
-from .problems import workflow_failed
+from .problems import EXCEPTIONS, Problem, workflow_failed
+from .scrubbing import scrub
+
+logger = logging.getLogger("durably.temporal")
 
 
 async def result(call: Call) -> GatewayResponse:
@@ -33,8 +40,9 @@ async def result(call: Call) -> GatewayResponse:
 async def wait_for_result(call: Call, handle: WorkflowHandle[Any, Any], seconds: float) -> Completed[Any] | None:
     """``None`` if it does not come in time. Raises a problem for a workflow that did not complete."""
     try:
-        async with asyncio.timeout(seconds):
-            value = await handle.result()
+        with must_fit(call, "the result"):
+            async with asyncio.timeout(seconds):
+                value = await handle.result()
     except TimeoutError:
         return None
     except WorkflowFailureError as error:
@@ -43,3 +51,35 @@ async def wait_for_result(call: Call, handle: WorkflowHandle[Any, Any], seconds:
         raise workflow_failed(error, **named) from error
     run_id = handle.result_run_id or handle.run_id
     return Completed[Any](workflow_id=call.workflow_id, run_id=run_id, result=value, links=call.links())
+
+
+@contextmanager
+def must_fit(call: Call, what: str) -> Iterator[None]:
+    """While ``what`` is fetched and decoded. If it does not fit its declared type, that is the app's error.
+
+    Lets through what ``temporalio`` raises for other reasons. Raises a problem.
+    """
+    try:
+        yield
+    except (Problem, TimeoutError, *EXCEPTIONS):
+        raise
+    except Exception as error:
+        place = f"{what} of {call.match.place}"
+        logger.error(
+            "%s does not fit its declared type, workflow %s: %s", place, call.workflow_id, "; ".join(_misfits(error))
+        )
+        raise Problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "unfit-answer",
+            f"{what} does not fit its declared type; the app's log has the details",
+        ) from error
+
+
+def _misfits(error: BaseException) -> list[str]:
+    """What does not fit, without the values."""
+    while not isinstance(error, ValidationError) and error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, ValidationError):
+        return [f"{type(error).__name__}: {scrub(str(error))}"]
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return [f"{'.'.join(map(str, each['loc'])) or 'the value'}: {scrub(each['msg'])}" for each in found]
