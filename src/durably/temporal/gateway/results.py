@@ -53,6 +53,9 @@ async def wait_for_result(call: Call, handle: WorkflowHandle[Any, Any], seconds:
     return Completed[Any](workflow_id=call.workflow_id, run_id=run_id, result=value, links=call.links())
 
 
+_NO_MISFITS: tuple[type[Exception], ...] = (Problem, TimeoutError, *EXCEPTIONS)
+
+
 @contextmanager
 def must_fit(call: Call, what: str) -> Iterator[None]:
     """While ``what`` is fetched and decoded. If it does not fit its declared type, that is the app's error.
@@ -61,7 +64,7 @@ def must_fit(call: Call, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Problem, TimeoutError, *EXCEPTIONS):
+    except _NO_MISFITS:
         raise
     except Exception as error:
         place = f"{what} of {call.match.place}"
