@@ -1,7 +1,9 @@
 """The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
 
 import importlib.metadata
+import inspect
 import logging
+import sys
 import uuid
 from collections.abc import Sequence
 from enum import StrEnum
@@ -14,9 +16,11 @@ from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest, St
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from durably.temporal import Temporal, TemporalVersionError, compat
 from durably.temporal.compat import (
+    MAIN_IN_SANDBOX,
     PAUSED,
     ActivityDefinition,
     activity_definition,
@@ -126,6 +130,11 @@ class OtherStatus(StrEnum):
 def test_an_enumeration_that_takes_no_status_is_named() -> None:
     with pytest.raises(TemporalVersionError, match=r"enumeration temporalio\.client\.WorkflowExecutionStatus"):
         compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
+
+
+def test_the_sandbox_imports_main_under_its_name() -> None:
+    source = inspect.getsource(sys.modules[SandboxedWorkflowRunner.__module__])
+    assert f'module_name = "{MAIN_IN_SANDBOX}"' in source
 
 
 class RecordingService:

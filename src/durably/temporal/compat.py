@@ -226,6 +226,12 @@ def never_free(native: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
 
 
+# The sandbox.
+
+MAIN_IN_SANDBOX = "__temporal_main__"
+"""The name under which the workflow sandbox imports ``__main__``."""
+
+
 # Texts of the native client, which tell more than its statuses and are documented nowhere. If they change, users get a
 # less exact message, and nothing else.
 

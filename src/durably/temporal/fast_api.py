@@ -1,8 +1,7 @@
 """The gateway, and Temporal's errors, in a FastAPI app."""
 
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from http import HTTPStatus
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 try:
@@ -11,16 +10,17 @@ try:
     from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
     from starlette.concurrency import run_in_threadpool
-    from starlette.exceptions import HTTPException
     from starlette.routing import Match
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
 from .gateway.endpoints import PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
-from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, Problem, bad_request, invalid_input, to_problem
+from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, Problem, invalid_input, to_problem
+from .gateway.routes import Match as GatewayMatch
 
 _PLACES: dict[str, Any] = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
+_Handle = Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]
 
 
 def router(
@@ -42,12 +42,10 @@ def router(
         dependencies=list(dependencies),
         include_in_schema=include_in_schema,
     )
-    offered = endpoints(gateway.exposures)
-    route_class = _route_class(gateway, offered)
-    for endpoint in offered:
+    for endpoint in endpoints(gateway.exposures):
         made.add_api_route(
             endpoint.path,
-            _view(gateway, endpoint, principal),
+            _documented_view(endpoint, principal),
             methods=[endpoint.method],
             operation_id=endpoint.operation_id,
             summary=endpoint.summary,
@@ -57,8 +55,9 @@ def router(
             status_code=int(next(iter(endpoint.responses))),
             response_class=StreamingResponse if None in endpoint.responses.values() else JSONResponse,
             response_model=None,
-            route_class_override=route_class,
+            route_class_override=_route_class(gateway, _view(gateway, endpoint, principal)),
         )
+    rest_class = _rest_class(gateway)
     # Without a prefix of its own, the gateway's place is what begins with the workflows' names.
     for place in [""] if prefix else [f"/{name}" for name in gateway.exposures]:
         for path in (place, f"{place}/{{rest:path}}"):
@@ -67,7 +66,7 @@ def router(
                 _view_of_rest(gateway, place, principal),
                 include_in_schema=False,
                 response_model=None,
-                route_class_override=_RouteOfRest,
+                route_class_override=rest_class,
             )
     return made
 
@@ -82,26 +81,20 @@ def add_exception_handlers(app: fastapi.FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
 
-def _route_class(gateway: Gateway, offered: Sequence[Endpoint]) -> type[APIRoute]:
-    """What FastAPI itself finds wrong with a request is answered, and counted, as the gateway does it."""
-    by_id = {endpoint.operation_id: endpoint for endpoint in offered}
+def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
+    """A route that is documented with one view's types and served by ``view``, which the gateway's own validation
+    is enough for."""
 
     class GatewayRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]:
-            handle, endpoint = super().get_route_handler(), by_id[self.operation_id or ""]
-
-            async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
-                try:
-                    gateway.check_length(_content_length(request))
-                    return await handle(request)
-                except (RequestValidationError, HTTPException, Problem) as error:
-                    problem = _problem_of(error)
-                    if problem is None:
-                        raise
-                    path = _relative(request.scope["path"], endpoint)
-                    return _to_fast_api(gateway.refuse(request.method, path, problem))
-
-            return handle_invalid
+        def get_route_handler(self) -> _Handle:
+            served = APIRoute(
+                self.path,
+                view,
+                dependencies=self.dependencies,
+                dependency_overrides_provider=self.dependency_overrides_provider,
+                response_model=None,
+            )
+            return _with_problems(gateway, served.get_route_handler())
 
         def matches(self, scope: Any) -> tuple[Match, Any]:
             match, found = super().matches(scope)
@@ -110,48 +103,59 @@ def _route_class(gateway: Gateway, offered: Sequence[Endpoint]) -> type[APIRoute
     return GatewayRoute
 
 
-class _RouteOfRest(APIRoute):
+def _rest_class(gateway: Gateway) -> type[APIRoute]:
     """What is no endpoint of the gateway, or another method than an endpoint's: the gateway says so.
 
     A partial match counts after all full ones, so that the app's own routes come first, wherever they are declared.
     """
 
-    def matches(self, scope: Any) -> tuple[Match, Any]:
-        match, found = super().matches(scope)
-        return (Match.NONE if match is Match.NONE else Match.PARTIAL), found
+    class RouteOfRest(APIRoute):
+        def get_route_handler(self) -> _Handle:
+            return _with_problems(gateway, super().get_route_handler())
 
-    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
+        def matches(self, scope: Any) -> tuple[Match, Any]:
+            match, found = super().matches(scope)
+            return (Match.NONE if match is Match.NONE else Match.PARTIAL), found
 
+        async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
 
-def _content_length(request: fastapi.Request) -> int | None:
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else None
-
-
-def _problem_of(error: RequestValidationError | HTTPException | Problem) -> Problem | None:
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, RequestValidationError):
-        return invalid_input([_relocated(found) for found in error.errors()])
-    if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(error.__cause__, ValueError | RecursionError):
-        return bad_request("the body is no JSON")
-    return None
+    return RouteOfRest
 
 
-def _relocated(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """FastAPI puts in front where a value came from, where the gateway names the place in the input alone; what is no
-    JSON has none."""
-    if found["type"] == "json_invalid":
-        return {"loc": (), "msg": f"Invalid JSON: {found['ctx']['error']} at character {found['loc'][1]}"}
-    return {**found, "loc": found["loc"][1:]}
+def _with_problems(gateway: Gateway, handle: _Handle) -> _Handle:
+    """What FastAPI finds wrong with the parameters of dependencies is answered as the gateway does it."""
+
+    async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
+        try:
+            return await handle(request)
+        except RequestValidationError as error:
+            problem = invalid_input([{**found, "loc": found["loc"][1:]} for found in error.errors()])
+            return _to_fast_api(gateway.refuse(request.method, "", problem))
+
+    return handle_invalid
+
+
+def _documented_view(endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
+    """What FastAPI reads the types in the document from. It is not called."""
+
+    def view() -> None: ...
+
+    view.__signature__ = inspect.Signature(_parameters(endpoint, principal))  # type: ignore[attr-defined]
+    view.__name__ = endpoint.operation_id
+    return view
 
 
 def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
-    async def view(request: fastapi.Request, principal: Any = None, **validated: Any) -> fastapi.Response:
-        return await _answer(gateway, request, _relative(_path(request), endpoint), principal)
+    async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
+        path = _relative(_path(request), endpoint)
+        try:
+            found = endpoint.match(request.path_params)
+        except Problem as problem:
+            return _to_fast_api(gateway.refuse(request.method, path, problem))
+        return await _answer(gateway, request, path, principal, found)
 
-    view.__signature__ = inspect.Signature(_parameters(endpoint, principal))  # type: ignore[attr-defined]
+    view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
     view.__name__ = endpoint.operation_id
     return view
 
@@ -159,18 +163,20 @@ def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | 
 def _view_of_rest(gateway: Gateway, place: str, principal: Callable[..., Any] | None) -> Callable[..., Any]:
     async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
         path = f"{place}/{request.path_params.get('rest', '')}"
-        try:
-            gateway.check_length(_content_length(request))
-        except Problem as problem:
-            return _to_fast_api(gateway.refuse(request.method, path, problem))
-        return await _answer(gateway, request, path, principal)
+        return await _answer(gateway, request, path, principal, None)
 
     view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
     return view
 
 
-async def _answer(gateway: Gateway, request: fastapi.Request, inner: str, principal: Any) -> fastapi.Response:
+async def _answer(
+    gateway: Gateway, request: fastapi.Request, inner: str, principal: Any, found: GatewayMatch | None
+) -> fastapi.Response:
     """``inner`` is what follows the mount point."""
+    try:
+        read, body = await _read_body(gateway, request)
+    except Problem as problem:
+        return _to_fast_api(gateway.refuse(request.method, inner, problem))
     response = await gateway.handle(
         GatewayRequest(
             method=request.method,
@@ -178,13 +184,32 @@ async def _answer(gateway: Gateway, request: fastapi.Request, inner: str, princi
             mount=request.scope.get("root_path", "") + _path(request).removesuffix(inner).rstrip("/"),
             headers=request.headers,
             query_params=request.query_params,
-            body=await request.body(),
-            raw_request=request,
+            body=body,
+            raw_request=read,
             principal=principal,
             call_blocking=run_in_threadpool,
-        )
+        ),
+        found,
     )
     return _to_fast_api(response)
+
+
+async def _read_body(gateway: Gateway, request: fastapi.Request) -> tuple[fastapi.Request, bytes]:
+    """The body, and a request of which ``authorize`` can read it again. Raises a problem for one that is too large."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal():
+        gateway.check_length(int(length))
+        return request, await request.body()
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        gateway.check_length(len(body))
+    messages: list[Any] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await request.receive()
+
+    return fastapi.Request(request.scope, receive), bytes(body)
 
 
 def _path(request: fastapi.Request) -> str:
@@ -200,7 +225,6 @@ def _relative(path: str, endpoint: Endpoint) -> str:
 
 
 def _parameters(endpoint: Endpoint, principal: Callable[..., Any] | None) -> list[inspect.Parameter]:
-    """What FastAPI reads the types from; the values go to the gateway as they came."""
     parameters = _common_parameters(principal)
     for number, parameter in enumerate(endpoint.parameters):
         parameters.append(_parameter(f"parameter_{number}", parameter))

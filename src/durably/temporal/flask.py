@@ -16,11 +16,11 @@ except ImportError as error:
 from .commands import make_commands
 from .connection import Temporal
 from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
-from .gateway.messages import JSON
 from .gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from .settings import FRAMEWORK_KEYS
 
-_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+"""All go to the gateway, which says in the same way in each framework which of them a place has."""
 
 
 class _AnyPath(PathConverter):
@@ -90,15 +90,22 @@ def blueprint(
         return _to_flask(response)
 
     def document() -> flask.Response:
-        content = gateway.document(mount=_mount(flask.request, "openapi.json"), title=flask.current_app.name)
-        return flask.Response(content, mimetype=JSON)
+        mount = _mount(flask.request, "openapi.json")
+        return _to_flask(gateway.answer_document(flask.request.method, mount=mount, title=flask.current_app.name))
 
     def add_converter(state: BlueprintSetupState) -> None:
         state.app.url_map.converters[_ANY_PATH] = _AnyPath
 
     made.record(add_converter)
-    made.add_url_rule("/openapi.json", "openapi", document)
-    made.add_url_rule(f"/<{_ANY_PATH}:path>", "gateway", answer, methods=_METHODS, merge_slashes=False)
+    made.add_url_rule("/openapi.json", "openapi", document, methods=_METHODS, provide_automatic_options=False)
+    made.add_url_rule(
+        f"/<{_ANY_PATH}:path>",
+        "gateway",
+        answer,
+        methods=_METHODS,
+        merge_slashes=False,
+        provide_automatic_options=False,
+    )
     return made
 
 
@@ -126,5 +133,6 @@ def _handle(error: Exception) -> flask.Response:
 
 def _to_flask(response: GatewayResponse) -> flask.Response:
     if response.stream is None:
-        return flask.Response(response.body, response.status_code, response.headers)
+        # Werkzeug would replace the Content-Length of a HEAD answer by that of an empty body.
+        return flask.Response(response.body or None, response.status_code, response.headers)
     return flask.Response(iterate_sync(response.stream()), response.status_code, response.headers)

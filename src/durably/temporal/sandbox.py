@@ -13,6 +13,7 @@ from types import TracebackType
 
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxMatcher, SandboxRestrictions
 
+from .compat import MAIN_IN_SANDBOX
 from .declarations import WorkerDeclaration, modules_to_pass_through
 
 _FRAMEWORKS = """
@@ -116,4 +117,4 @@ def _frames(start: TracebackType | None) -> Iterator[tuple[str, str, int]]:
 
 
 def _package(module: str) -> str:
-    return "__main__" if module == "__temporal_main__" else module.partition(".")[0]
+    return "__main__" if module == MAIN_IN_SANDBOX else module.partition(".")[0]

@@ -13,9 +13,11 @@ except ImportError as error:
     raise ImportError('durably.temporal.tornado needs Tornado: pip install "durably[tornado,temporal]"') from error
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
-from .gateway.messages import JSON
 from .gateway.problems import EXCEPTIONS, refused, to_problem
 from .request_log import RequestLog
+
+_METHODS = (*tornado.web.RequestHandler.SUPPORTED_METHODS, "TRACE")
+"""All go to the gateway, which says in the same way in each framework which of them a place has."""
 
 
 class ProblemMixin(tornado.web.RequestHandler):
@@ -25,7 +27,7 @@ class ProblemMixin(tornado.web.RequestHandler):
         error = kwargs.get("exc_info", (None, None))[1]
         if isinstance(error, EXCEPTIONS):
             _write_head(self, response := to_problem(error).response())
-            self.finish(response.body)
+            self.finish(response.body or None)
         else:
             super().write_error(status_code, **kwargs)
 
@@ -62,6 +64,8 @@ def routes(
     handler_base: Any = base
 
     class GatewayHandler(handler_base):  # type: ignore[misc]
+        SUPPORTED_METHODS = _METHODS
+
         def check_xsrf_cookie(self) -> None:
             if checks_xsrf:
                 super().check_xsrf_cookie()
@@ -83,21 +87,28 @@ def routes(
             )
             await _write(self, response)
 
-        get = head = post = put = patch = delete = options = _answer
+        get = head = post = put = patch = delete = options = trace = _answer
 
         def write_error(self, status_code: int, **kwargs: Any) -> None:
             """What Tornado itself refuses: a method, a path or a form that it cannot read, a missing XSRF cookie."""
             error = kwargs.get("exc_info", (None, None))[1]
             if isinstance(error, tornado.web.HTTPError) and status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
                 _write_head(self, response := gateway.refuse(self.request.method or "", "", refused(status_code)))
-                self.finish(response.body)
+                self.finish(response.body or None)
             else:
                 super().write_error(status_code, **kwargs)
 
     class DocumentHandler(handler_base):  # type: ignore[misc]
-        def get(self) -> None:
-            self.set_header("Content-Type", JSON)
-            self.finish(gateway.document(mount=prefix, title=title))
+        SUPPORTED_METHODS = _METHODS
+
+        def check_xsrf_cookie(self) -> None:
+            """There is nothing to change."""
+
+        async def _answer(self) -> None:
+            method = self.request.method or ""
+            await _write(self, gateway.answer_document(method, mount=prefix, title=title))
+
+        get = head = post = put = patch = delete = options = trace = _answer
 
     place = re.escape(prefix)
     return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.*)", GatewayHandler)]
@@ -125,7 +136,7 @@ def _write_head(handler: tornado.web.RequestHandler, response: GatewayResponse) 
 async def _write(handler: tornado.web.RequestHandler, response: GatewayResponse) -> None:
     _write_head(handler, response)
     if response.stream is None:
-        await handler.finish(response.body)
+        await handler.finish(response.body or None)
         return
     async with aclosing(response.stream()) as chunks:
         async for chunk in chunks:

@@ -10,10 +10,10 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.http.multipartparser import MultiPartParserError
+from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
 from durably.django_view import SyncAndAsyncView
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
-from durably.temporal.gateway.messages import JSON
 from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
 
 from .conf import project_secrets
@@ -39,12 +39,12 @@ def urls(
     """
 
     def document(request: Any) -> Any:
-        content = gateway.document(mount=request.path.removesuffix("/openapi.json"), title=title)
-        return django.http.HttpResponse(content, content_type=JSON)
+        mount = request.path.removesuffix("/openapi.json")
+        return _to_django(gateway.answer_document(request.method, mount=mount, title=title), None)
 
     view: Any = _make_view(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
     patterns = [
-        django.urls.path("openapi.json", document, name="openapi"),
+        django.urls.path("openapi.json", without_csrf_check(document), name="openapi"),
         django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="gateway"),
     ]
     return patterns, "durably_temporal", namespace
@@ -131,4 +131,5 @@ def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> G
 def _to_django(response: GatewayResponse, chunks: Any) -> Any:
     if chunks is not None:
         return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
-    return django.http.HttpResponse(response.body, status=response.status_code, headers=response.headers)
+    headers = {"Content-Length": str(len(response.body)), **response.headers}
+    return django.http.HttpResponse(response.body, status=response.status_code, headers=headers)

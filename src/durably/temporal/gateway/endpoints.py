@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 from .exposure import Exposure, HandlerExposure, Operation
+from .inputs import check_id
 from .models import (
     Accepted,
     Completed,
@@ -26,7 +27,7 @@ from .models import (
     UpdateDone,
 )
 from .reading import FILTERS
-from .routes import ROUTES, Route, offers
+from .routes import ROUTES, Match, Route, offers
 
 SUCCESSES = {HTTPStatus.OK: "Done", HTTPStatus.ACCEPTED: "Accepted"}
 PROBLEM = ProblemDocument
@@ -44,8 +45,14 @@ class EndpointParameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """``responses`` gives the type of each status; ``None`` for a stream of events. All others are problems."""
+    """``responses`` gives the type of each status; ``None`` for a stream of events. All others are problems.
 
+    ``route``, ``exposure`` and ``handler`` are what a request to the endpoint means.
+    """
+
+    route: Route
+    exposure: Exposure
+    handler: HandlerExposure | None
     method: str
     path: str
     operation_id: str
@@ -57,6 +64,12 @@ class Endpoint:
     is_body_required: bool = False
     responses: Mapping[HTTPStatus, Any] = field(default_factory=dict)
     problems: tuple[HTTPStatus, ...] = ()
+
+    def match(self, values: Mapping[str, str]) -> Match:
+        """``values`` are those of the path's parameters. Raises a problem."""
+        workflow_id = values.get("workflow_id")
+        checked = None if workflow_id is None else check_id(workflow_id)
+        return Match(self.route, self.exposure, checked, self.handler, values.get("update_id"))
 
 
 _RUN = EndpointParameter("run_id", "query", str, "One run of the workflow; the latest unless given.")
@@ -119,6 +132,9 @@ def _endpoint(exposure: Exposure, route: Route, handler: HandlerExposure | None)
         EndpointParameter(part[1:-1], "path", str, is_required=True) for part in parts if part.startswith("{")
     )
     return Endpoint(
+        route=route,
+        exposure=exposure,
+        handler=handler,
         method=route.method,
         path="/" + "/".join(parts),
         operation_id="_".join(word.replace("-", "_") for word in words if word),

@@ -28,7 +28,7 @@ from . import acting, events, history, reading, results, starting
 from .authorization import Action, Authorize, Unauthenticated, check_policy, check_verdict, unauthenticated
 from .call import Call, Limits
 from .exposure import Exposure, Operation
-from .messages import CallBlocking, GatewayRequest, GatewayResponse
+from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, without_body
 from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
@@ -36,7 +36,7 @@ from .pages import PageTokens, Secret
 from .pollers import Pollers
 from .principals import Identify
 from .problems import Problem, invalid_input, not_found, to_problem, too_large
-from .routes import Match, match
+from .routes import Match, answer_get_only, match, options
 
 _DO = {
     Operation.START: starting.start,
@@ -106,13 +106,30 @@ class Gateway:
         self._metrics = GatewayMetrics(temporal)
         self._documents: dict[tuple[str, str], bytes] = {}
 
-    async def handle(self, request: GatewayRequest) -> GatewayResponse:
-        """Never raises for what a client does, nor for a server that is away: those are responses."""
-        return await self._answer(request, AsyncIO(), request.call_blocking or asyncio.to_thread)
+    async def handle(self, request: GatewayRequest, found: Match | None = None) -> GatewayResponse:
+        """Never raises for what a client does, nor for a server that is away: those are responses.
+
+        ``found`` is the route, if the framework has matched it already.
+        """
+        return await self._answer(request, found, AsyncIO(), request.call_blocking or asyncio.to_thread)
 
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
         """``handle`` for threads."""
-        return drive(self._answer(request, BlockingIO(), _call_here))
+        return drive(self._answer(request, None, BlockingIO(), _call_here))
+
+    def answer_document(self, method: str, *, mount: str, title: str) -> GatewayResponse:
+        """The answer to a request for the OpenAPI document; ``mount`` is the path before the gateway's own."""
+        try:
+            if (response := answer_get_only(method)) is not None:
+                return response
+        except Problem as problem:
+            return problem.response()
+        made = GatewayResponse(
+            status_code=HTTPStatus.OK,
+            headers={"Content-Type": JSON},
+            body=self.document(mount=mount, title=title),
+        )
+        return without_body(made) if method == "HEAD" else made
 
     def document(self, *, mount: str, title: str) -> bytes:
         """The OpenAPI document as JSON, made once; ``mount`` is the path before the gateway's own."""
@@ -128,19 +145,23 @@ class Gateway:
         """For adapters: answer a request in which the framework itself has found something wrong."""
         response = problem.response()
         self._metrics.count(_match_or_none(method, path, self.exposures), response.status_code, time.perf_counter())
-        return response
+        return without_body(response) if method == "HEAD" else response
 
-    async def _answer(self, request: GatewayRequest, io: IO, call_blocking: CallBlocking) -> GatewayResponse:
-        start, found = time.perf_counter(), None
+    async def _answer(
+        self, request: GatewayRequest, found: Match | None, io: IO, call_blocking: CallBlocking
+    ) -> GatewayResponse:
+        start = time.perf_counter()
         try:
-            found = match(request.method, request.path, self.exposures)
+            if request.method == "OPTIONS":
+                return options(request.path, self.exposures)
+            found = found or match(request.method, request.path, self.exposures)
             response = await self._carry_out(request, found, io, call_blocking)
         except Unauthenticated as error:
             response = unauthenticated(error).response()
         except Exception as error:
             response = to_problem(error).response()
         self._metrics.count(found, response.status_code, start)
-        return response
+        return without_body(response) if request.method == "HEAD" else response
 
     async def _carry_out(
         self, request: GatewayRequest, found: Match, io: IO, call_blocking: CallBlocking
@@ -165,7 +186,7 @@ class Gateway:
 
     def _validate(self, request: GatewayRequest, found: Match) -> Any:
         """Raises problems and ``ValidationError``."""
-        if request.method == "GET":
+        if found.route.method == "GET":
             if found.operation is Operation.QUERY and found.handler is not None:
                 names = {parameter.name for parameter in found.handler.arguments.parameters}
                 given = {name: request.query(name) or "" for name in request.query_names() if name in names}

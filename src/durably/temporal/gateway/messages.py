@@ -1,7 +1,7 @@
 """A request and a response of the gateway, without a framework."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -57,6 +57,20 @@ class GatewayResponse:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: Callable[[], AsyncGenerator[bytes, None]] | None = None
+
+
+def without_body(response: GatewayResponse) -> GatewayResponse:
+    """The answer to HEAD: the headers that GET would get, with the length of its body if that is known."""
+    if response.stream is not None:
+        return replace(response, stream=_no_chunks)
+    headers = {**response.headers, "Content-Length": str(len(response.body))}
+    return replace(response, headers=headers, body=b"")
+
+
+async def _no_chunks() -> AsyncGenerator[bytes, None]:
+    chunks: tuple[bytes, ...] = ()
+    for chunk in chunks:
+        yield chunk
 
 
 def answer(body: BaseModel, status: HTTPStatus = HTTPStatus.OK, **headers: str) -> GatewayResponse:

@@ -1,11 +1,12 @@
 """Which request means which operation: the gateway's table of routes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from .exposure import Exposure, HandlerExposure, Operation
 from .inputs import check_id
+from .messages import GatewayResponse
 from .problems import Problem, not_found
 
 
@@ -62,12 +63,55 @@ class Match:
 
 
 def match(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match:
-    """Raises a problem: 404 for what is not there or not open, 405 for another method."""
+    """HEAD is matched as GET. Raises a problem: 404 for what is not there or not open, 405 for another method."""
+    offered = _offered(path, exposures)
+    for found in offered:
+        if found.route.method == ("GET" if method == "HEAD" else method):
+            if found.workflow_id is not None:
+                check_id(found.workflow_id)
+            return found
+    raise _not_allowed({found.route.method for found in offered})
+
+
+def options(path: str, exposures: Mapping[str, Exposure]) -> GatewayResponse:
+    """The answer to OPTIONS, which ``authorize`` is not asked for. Raises a problem for a path that is not there."""
+    return _options({found.route.method for found in _offered(path, exposures)})
+
+
+def answer_get_only(method: str) -> GatewayResponse | None:
+    """The answer of a place that has GET only, to OPTIONS; ``None`` for GET and HEAD. Raises a problem for others."""
+    if method in ("GET", "HEAD"):
+        return None
+    if method == "OPTIONS":
+        return _options({"GET"})
+    raise _not_allowed({"GET"})
+
+
+def _options(allowed: set[str]) -> GatewayResponse:
+    return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": _allow(allowed)})
+
+
+def _not_allowed(allowed: set[str]) -> Problem:
+    return Problem(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        f"use {' or '.join(sorted(allowed))} here",
+        headers={"Allow": _allow(allowed)},
+    )
+
+
+def _allow(methods: Iterable[str]) -> str:
+    """The ``Allow`` header: HEAD works where GET does, OPTIONS everywhere."""
+    return ", ".join(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
+
+
+def _offered(path: str, exposures: Mapping[str, Exposure]) -> list[Match]:
+    """What the exposures offer at a path, by whichever method. Raises a problem if that is nothing."""
     name, *rest = path.strip("/").split("/")
     exposure = exposures.get(name)
     if exposure is None:
         raise not_found("there is no such workflow here")
-    allowed: set[str] = set()
+    offered = []
     for route in ROUTES:
         values = _values(route, rest)
         if values is None or route.operation not in exposure.operations:
@@ -75,22 +119,10 @@ def match(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match:
         handler = _handler(route.operation, exposure, values.get("name"))
         if "name" in values and (handler is None or not offers(route, handler)):
             continue
-        if route.method == method:
-            workflow_id = values.get("id")
-            return Match(
-                route,
-                exposure,
-                None if workflow_id is None else check_id(workflow_id),
-                handler,
-                values.get("update_id"),
-            )
-        allowed.add(route.method)
-    if allowed:
-        allow = ", ".join(sorted(allowed))
-        raise Problem(
-            HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", f"use {allow} here", headers={"Allow": allow}
-        )
-    raise not_found(f"{exposure.name} offers nothing here")
+        offered.append(Match(route, exposure, values.get("id"), handler, values.get("update_id")))
+    if not offered:
+        raise not_found(f"{exposure.name} offers nothing here")
+    return offered
 
 
 def offers(route: Route, handler: HandlerExposure) -> bool:
