@@ -3,12 +3,17 @@
 import os
 import re
 import signal
+import sys
 
 import hypothesis
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in a shell's background ignores it, and the programs that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests start hundreds of processes, and each would compile the package anew if compiled modules were not kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # pytest-xdist sets the width of its processes' terminals, which the programs that tests start would inherit.
 os.environ.pop("COLUMNS", None)
