@@ -9,11 +9,14 @@ import pytest
 
 from durably.temporal import Temporal
 
+from ..cli.conftest import command_server
 from .app_server import QUICK, AppServer, running
 from .dev_server import DevServer
 from .serve import SERVERS
 from .worker_thread import working
 from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
+
+__all__ = ["command_server"]
 
 
 @pytest.fixture(scope="session")

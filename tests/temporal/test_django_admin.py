@@ -17,6 +17,8 @@ from durably.temporal import SyncWorkflowHandle, Temporal
 from ..ports import free_port
 from .dev_server import DevServer
 from .django_site import DjangoSite
+from .stuck_workflows import RetryingWorkflow, call_bank
+from .worker_thread import working
 
 USERS = """
 from django.contrib.auth.models import Permission, User
@@ -256,8 +258,23 @@ def test_a_server_that_is_away(site: DjangoSite) -> None:
     assert f"the Temporal server at {away} cannot be reached" in page.text
 
 
-def test_without_a_worker_the_page_says_so(root: Browser, temporal: Temporal) -> None:
+def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
     queue = f"nobody-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
     assert f"no worker polls the task queue &quot;{queue}&quot;" in page_of(root, handle).text
+    checked = site.run("check_temporal_workflows")
+    assert checked.returncode == 1
+    assert f"{queue} (WaitingWorkflow, run {handle.describe().run_id}): no-poller: no worker polls" in checked.stdout
     handle.terminate()
+
+
+def test_the_page_tells_of_an_activity_that_is_retried_again_and_again(root: Browser, temporal: Temporal) -> None:
+    queue = f"retrying-{uuid.uuid4().hex}"
+    with working(temporal, queue, workflows=[RetryingWorkflow], activities=[call_bank]):
+        handle = temporal.sync.start_workflow("RetryingWorkflow", id=queue, task_queue=queue)
+        end = time.monotonic() + PATIENCE.total_seconds()
+        while "the activity call_bank has been retried for" not in (page := page_of(root, handle).text):
+            assert time.monotonic() < end, page
+            time.sleep(0.1)
+        handle.terminate()
+    assert "hunter2" not in page

@@ -2,7 +2,7 @@
 
 import pytest
 
-from durably.temporal.gateway.scrubbing import scrub
+from durably.temporal.scrubbing import scrub
 
 
 @pytest.mark.parametrize(

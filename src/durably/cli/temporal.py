@@ -1,4 +1,4 @@
-"""``durably temporal worker|dev|sync-schedules|encryption-key``."""
+"""``durably temporal worker|dev|check|sync-schedules|encryption-key``."""
 
 import datetime as dt
 from datetime import timedelta
@@ -9,11 +9,15 @@ import click
 from .console import Console
 from .failures import CliError
 from .temporal_app import load_temporal, log_plain_lines, require_temporal
+from .temporal_check import check
 
 
 @click.group()
 def temporal() -> None:
-    """Temporal: run workers and a development server, sync schedules declared in code, make encryption keys."""
+    """Temporal: run workers and a development server, find stuck workflows, sync schedules, make encryption keys."""
+
+
+temporal.add_command(check)
 
 
 @temporal.command("sync-schedules")

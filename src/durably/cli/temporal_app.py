@@ -10,6 +10,7 @@ from .failures import CliError
 
 if TYPE_CHECKING:
     from durably.temporal import Temporal
+    from durably.temporal.gateway import Gateway
 
 USUAL_NAMES = ("temporal",)
 """What the documentation calls it."""
@@ -28,18 +29,36 @@ def load_temporal(target: str) -> "Temporal":
     require_temporal()
     from durably.temporal import Temporal
 
+    found = _load(target, USUAL_NAMES)
+    if not isinstance(found, Temporal):
+        raise _unexpected(target, found, "a durably.temporal.Temporal")
+    return found
+
+
+def load_gateway_or_temporal(target: str) -> "Gateway | Temporal":
+    """``target`` is ``module:name``, or ``module`` for one called ``gateway`` or ``temporal``. Raises ``CliError``."""
+    require_temporal()
+    from durably.temporal import Temporal
+    from durably.temporal.gateway import Gateway
+
+    found = _load(target, ("gateway", *USUAL_NAMES))
+    if not isinstance(found, Gateway | Temporal):
+        raise _unexpected(target, found, "a Gateway or a durably.temporal.Temporal")
+    return found
+
+
+def _load(target: str, usual_names: tuple[str, ...]) -> object:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = import_app(target, USUAL_NAMES)
+        return import_app(target, usual_names)
     except AppImportError as error:
         raise CliError(str(error)) from None
-    if not isinstance(found, Temporal):
-        kind = type(found)
-        raise CliError(
-            f"{target} is an object of type {kind.__module__}.{kind.__qualname__}, not a durably.temporal.Temporal"
-        )
-    return found
+
+
+def _unexpected(target: str, found: object, wanted: str) -> CliError:
+    kind = type(found)
+    return CliError(f"{target} is an object of type {kind.__module__}.{kind.__qualname__}, not {wanted}")
 
 
 def log_plain_lines(level: str) -> None:

@@ -1,4 +1,5 @@
-"""``worker`` and ``sync-schedules`` as commands of a framework's own command line, if that is made with click: Flask's.
+"""``worker``, ``check`` and ``sync-schedules`` as commands of a framework's own command line
+that is made with click: Flask's.
 
 Knows no framework: what an activity needs around it, and how source is watched, is given.
 """
@@ -12,8 +13,10 @@ import click
 
 from durably.errors import Error
 
+from .check_command import declared_types, run_check
 from .connection import Temporal
 from .declarations import with_interceptor
+from .inspection import DEFAULT_LIMIT
 from .schedule_command import run_sync_schedules
 from .surroundings import Surroundings
 from .worker_process import run_worker_process
@@ -30,7 +33,7 @@ def make_commands(
 
     @click.group("temporal", cls=_Group)
     def group() -> None:
-        """Temporal: run workers, sync schedules."""
+        """Temporal: run workers, find stuck workflows, sync schedules."""
 
     @group.command()
     @click.option("--task-queue", "task_queues", multiple=True, metavar="NAME", help="Only this one. May be repeated.")
@@ -54,6 +57,15 @@ def make_commands(
             run_with_reloader(run)
         else:
             run()
+
+    @group.command()
+    @click.option("--limit", default=DEFAULT_LIMIT, show_default=True, metavar="N", help="How many are looked at.")
+    @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+    def check(limit: int, as_json: bool) -> None:
+        """List running workflows of the app's workers that do not go on. The exit code is 1 if there are any."""
+        types = declared_types(temporal.workers)
+        if not run_check(temporal, types, say=click.echo, limit=limit, as_json=as_json):
+            raise click.exceptions.Exit(1)
 
     @group.command("sync-schedules")
     @click.option("--app", metavar="NAME", help="Whose schedules these are.  [default: the task queue's name]")

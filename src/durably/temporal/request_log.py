@@ -31,6 +31,8 @@ from temporalio.client import (
     WorkflowUpdateHandle,
 )
 
+from .request_ids import HTTP_HEADER, choose_request_id, current_request_id, web_request, with_request_id
+
 logger = logging.getLogger("durably.temporal.requests")
 
 _noted: ContextVar[list[str] | None] = ContextVar("durably_workflow_ids", default=None)
@@ -73,6 +75,7 @@ class NotingInterceptor(Interceptor):
 class _Noting(OutboundInterceptor):
     async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
         note_workflow(input.id)
+        input.headers = with_request_id(input.headers, current_request_id())
         return await super().start_workflow(input)
 
     async def cancel_workflow(self, input: CancelWorkflowInput) -> None:
@@ -108,25 +111,34 @@ class _Noting(OutboundInterceptor):
     async def start_update_with_start_workflow(
         self, input: StartWorkflowUpdateWithStartInput
     ) -> WorkflowUpdateHandle[Any]:
-        note_workflow(input.start_workflow_input.id)
+        start = input.start_workflow_input
+        note_workflow(start.id)
+        start.headers = with_request_id(start.headers, current_request_id())
         return await super().start_update_with_start_workflow(input)
 
 
 class RequestLog:
-    """Logs one line for a request: ``with RequestLog("POST", "/orders") as log: log.status = 202``."""
+    """Logs one line for a request: ``with RequestLog("POST", "/orders") as log: log.status = 202``.
 
-    def __init__(self, method: str, path: str) -> None:
+    ``given_id`` is the request's ``X-Request-ID``. The workflows that it starts have the id in their worker's log.
+    """
+
+    def __init__(self, method: str, path: str, given_id: str | None = None) -> None:
         self.method, self.path = method, path
+        self.request_id = current_request_id() or choose_request_id(given_id)
         self.status: int | None = None
         self._noting = noting_workflows()
+        self._identified = web_request(self.request_id)
 
     def __enter__(self) -> "RequestLog":
         self._start = time.perf_counter()
+        self._identified.__enter__()
         self._ids = self._noting.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._noting.__exit__(None, None, None)
+        self._identified.__exit__(None, None, None)
         status = self.status or (500 if error[0] is not None else 0)
         milliseconds = round((time.perf_counter() - self._start) * 1000, 1)
         fields = {
@@ -135,6 +147,7 @@ class RequestLog:
             "status": status,
             "milliseconds": milliseconds,
             "workflow_ids": self._ids,
+            "request_id": self.request_id,
         }
         about = f" workflows: {', '.join(self._ids)}" if self._ids else ""
         message = "%s %s %s in %s ms%s"
@@ -156,7 +169,7 @@ class RequestLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with RequestLog(scope["method"], scope["path"]) as log:
+        with RequestLog(scope["method"], scope["path"], _header(scope)) as log:
 
             async def note_status(message: Any) -> None:
                 if message["type"] == "http.response.start":
@@ -166,6 +179,11 @@ class RequestLogMiddleware:
             await self._app(scope, receive, note_status)
 
 
+def _header(scope: Scope) -> str | None:
+    name = HTTP_HEADER.lower().encode()
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), None)
+
+
 class WsgiRequestLogMiddleware:
     """``app.wsgi_app = WsgiRequestLogMiddleware(app.wsgi_app)`` in Flask; a streamed body is not waited for."""
 
@@ -173,7 +191,8 @@ class WsgiRequestLogMiddleware:
         self._app = app
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        with RequestLog(environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")) as log:
+        given = environ.get("HTTP_X_REQUEST_ID")
+        with RequestLog(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""), given) as log:
 
             def note_status(status: str, *rest: Any) -> Any:
                 log.status = int(status.partition(" ")[0])

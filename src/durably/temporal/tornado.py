@@ -14,6 +14,7 @@ except ImportError as error:
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
 from .gateway.problems import EXCEPTIONS, refused, to_problem
+from .request_ids import HTTP_HEADER
 from .request_log import RequestLog
 
 _METHODS = (*tornado.web.RequestHandler.SUPPORTED_METHODS, "TRACE")
@@ -40,7 +41,8 @@ class RequestLogMixin(tornado.web.RequestHandler):
 
     async def _execute(self, *args: Any, **kwargs: Any) -> None:
         # The whole of a request, as a task of its own. ``prepare`` and ``on_finish`` are the app's to override.
-        with RequestLog(self.request.method or "", self.request.path) as log:
+        given_id = self.request.headers.get(HTTP_HEADER)
+        with RequestLog(self.request.method or "", self.request.path, given_id) as log:
             await super()._execute(*args, **kwargs)
             log.status = self.get_status()
 

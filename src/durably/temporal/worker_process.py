@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import NoReturn
 
+from .check_command import declared_types, keep_metric
 from .health import HealthServer
 from .workers import Workers, describe
 
@@ -45,9 +46,12 @@ async def _work(workers: Workers, say: Say, health: str | None, metrics: str | N
         surroundings.enter_context(_signals(stop.set))
         working = asyncio.create_task(workers.run())
         telling = asyncio.create_task(_tell(workers, say, metrics))
+        counting = asyncio.create_task(_count_stuck_workflows(workers)) if metrics is not None else None
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
         telling.cancel()
+        if counting is not None:
+            counting.cancel()
         stopping.cancel()
         if not working.done():
             say(f"stopping; activities have {workers.grace.total_seconds():g} seconds to end")
@@ -65,6 +69,11 @@ async def _tell(workers: Workers, say: Say, metrics: str | None) -> None:
         say(f"metrics at http://{metrics}/metrics")
     for declaration in workers.declarations:
         say(f"working on {describe(declaration)}")
+
+
+async def _count_stuck_workflows(workers: Workers) -> None:
+    await workers.started()
+    await keep_metric(workers.temporal, declared_types(workers.declarations))
 
 
 async def _stop(working: "asyncio.Task[None]", grace: timedelta) -> None:

@@ -20,6 +20,7 @@ from .connection import Temporal
 from .declarations import WorkerDeclaration, by_task_queue
 from .errors import TemporalUnreachableError, TemporalWorkerError
 from .sandbox import explain, make_runner
+from .worker_log import LogInterceptor
 
 DEFAULT_GRACE = timedelta(seconds=30)
 DEFAULT_ACTIVITIES = 100
@@ -107,6 +108,7 @@ class Workers:
     def _make(self, client: Client, declaration: WorkerDeclaration) -> Worker:
         options = {"graceful_shutdown_timeout": self.grace, **declaration.options}
         options.setdefault("workflow_runner", make_runner(declaration))
+        options["interceptors"] = [LogInterceptor(), *options.get("interceptors", ())]
         if "activity_executor" not in options:
             options["activity_executor"] = self._make_executor(declaration)
         queue = _queue(declaration)

@@ -7,6 +7,7 @@ from typing import Any
 from asgiref.sync import markcoroutinefunction
 from django.utils.decorators import sync_and_async_middleware
 
+from durably.temporal.request_ids import HTTP_HEADER
 from durably.temporal.request_log import RequestLog
 
 
@@ -15,13 +16,13 @@ def request_log_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any]
     """``"durably.temporal.django.request_log.request_log_middleware"``, before those whose work should count."""
 
     def log(request: Any) -> Any:
-        with RequestLog(str(request.method), request.path) as line:
+        with RequestLog(str(request.method), request.path, request.headers.get(HTTP_HEADER)) as line:
             response = get_response(request)
             line.status = response.status_code
             return response
 
     async def log_async(request: Any) -> Any:
-        with RequestLog(str(request.method), request.path) as line:
+        with RequestLog(str(request.method), request.path, request.headers.get(HTTP_HEADER)) as line:
             response = await get_response(request)
             line.status = response.status_code
             return response

@@ -14,9 +14,9 @@ from temporalio.client import Client, WorkflowExecution, WorkflowHandle
 from durably.temporal.gateway.history import Brief
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
 from durably.temporal.gateway.pages import Pages
-from durably.temporal.gateway.pollers import Pollers
 from durably.temporal.gateway.reading import FILTERS, fetch_page, pending_activity, status_of
 from durably.temporal.gateway.visibility import Filter, all_of, compare, parse, write
+from durably.temporal.inspection import Inspector
 from durably.temporal.statuses import is_open
 
 from .conf import get_temporal
@@ -32,8 +32,8 @@ TEXT_FILTERS = {"id": ("WorkflowId", "STARTS_WITH"), "type": ("WorkflowType", "=
 
 
 @functools.cache
-def _pollers() -> Pollers:
-    return Pollers(get_temporal())
+def _inspector() -> Inspector:
+    return Inspector(get_temporal())
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ async def fetch_details(
         memo=await described.memo(),
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
-        notices=await _pollers().notices(client, described, RPC_TIMEOUT),
+        notices=[notice.text for notice in await _inspector().known_notices(client, described, RPC_TIMEOUT)],
         events=[await brief.event(event) for event in events.current_page or ()],
         next_page=pages.give(events.next_page_token),
     )

@@ -154,7 +154,7 @@ async def _answered(call: Call, asking: Awaitable[T]) -> T:
             RPCStatusCode.DEADLINE_EXCEEDED,
         ):
             raise
-        notice = await call.pollers.notice(call.client, call.task_queue, call.rpc_timeout)
+        notice = await call.inspector.poller_notice(call.client, call.task_queue, call.rpc_timeout)
         if notice is None:
             raise
-        raise no_worker(notice) from error
+        raise no_worker(notice.text) from error

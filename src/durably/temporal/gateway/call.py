@@ -10,12 +10,13 @@ from urllib.parse import quote
 
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
 
+from durably.temporal.inspection import Inspector
+
 from .exposure import Exposure, HandlerExposure
 from .messages import GatewayRequest
 from .metrics import GatewayMetrics
 from .models import Links
 from .pages import Pages, PageTokens
-from .pollers import Pollers
 from .principals import Identify, principal_key
 from .problems import bad_request
 from .routes import Match
@@ -45,7 +46,7 @@ class Call:
     client: Client
     task_queue: str
     limits: Limits
-    pollers: Pollers
+    inspector: Inspector
     metrics: GatewayMetrics
     page_tokens: PageTokens
     identify: Identify | None = None

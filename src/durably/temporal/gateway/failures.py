@@ -8,8 +8,9 @@ from typing import Any
 
 from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, TimeoutError
 
+from durably.temporal.scrubbing import scrub
+
 from .models import FailureCause
-from .scrubbing import scrub
 
 _MAXIMUM_CAUSES = 20
 

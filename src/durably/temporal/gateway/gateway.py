@@ -20,6 +20,8 @@ from durably.execution import drive
 from durably.portal import get_portal
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.inspection import Inspector
+from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
 from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
@@ -33,7 +35,6 @@ from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
 from .pages import PageTokens, Secret
-from .pollers import Pollers
 from .principals import Identify
 from .problems import Problem, invalid_input, not_found, to_problem, too_large
 from .routes import Match, answer_get_only, match, options
@@ -101,7 +102,7 @@ class Gateway:
         self._identify = identify
         self._is_authorize_async = authorize is not None and is_async(authorize)
         self._types = _WorkflowTypes()
-        self._pollers = Pollers(temporal)
+        self._inspector = Inspector(temporal)
         self._page_tokens = PageTokens(secret)
         self._metrics = GatewayMetrics(temporal)
         self._documents: dict[tuple[str, str], bytes] = {}
@@ -155,7 +156,8 @@ class Gateway:
             if request.method == "OPTIONS":
                 return options(request.path, self.exposures)
             found = found or match(request.method, request.path, self.exposures)
-            response = await self._carry_out(request, found, io, call_blocking)
+            with web_request(current_request_id() or usable_request_id(request.headers.get(HTTP_HEADER.lower()))):
+                response = await self._carry_out(request, found, io, call_blocking)
         except Unauthenticated as error:
             response = unauthenticated(error).response()
         except Exception as error:
@@ -236,7 +238,7 @@ class Gateway:
             client=await self.temporal.client(),
             task_queue=self._task_queue(found.exposure),
             limits=self.limits,
-            pollers=self._pollers,
+            inspector=self._inspector,
             metrics=self._metrics,
             page_tokens=self._page_tokens,
             identify=self._identify,

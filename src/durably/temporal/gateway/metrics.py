@@ -7,7 +7,7 @@ the telemetry of ``Temporal(runtime=…)``); without those it costs next to noth
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -32,6 +32,7 @@ class _Instruments:
             GATEWAY_LATENCY, "From a request to its answer, or to the begin of its stream.", "duration"
         )
         self.waiting = meter.create_gauge("durably_gateway_waiting", "Long polls and streams that are held open.")
+        self.notices = meter.create_counter("durably_gateway_notices", "Descriptions of workflows that do not go on.")
         self.held = Counter[Labels]()
 
 
@@ -49,6 +50,13 @@ class GatewayMetrics:
         labels = {**dict(_labels(found)), "status": str(int(status))}
         instruments.requests.add(1, labels)
         instruments.latency.record(timedelta(seconds=time.perf_counter() - start), labels)
+
+    def noticed(self, found: Match, reasons: Sequence[str]) -> None:
+        """A workflow was described that does not go on for these reasons (``durably.temporal.notices.Reason``)."""
+        instruments = self._instruments()
+        for reason in reasons:
+            labels = {"workflow_type": found.exposure.definition.name, "reason": str(reason)}
+            instruments.notices.add(1, labels)
 
     @contextmanager
     def waiting(self, found: Match) -> Iterator[None]:

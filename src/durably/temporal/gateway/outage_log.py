@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 
-from .scrubbing import scrub
+from durably.temporal.scrubbing import scrub
 
 _PAUSE = 10.0
 """Seconds for which the same is not said again."""

@@ -22,11 +22,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import says_connection_broke
 from durably.temporal.errors import TemporalUnreachableError
+from durably.temporal.scrubbing import scrub
 
 from .failures import cause_chain
 from .messages import GatewayResponse
 from .outage_log import OutageLog
-from .scrubbing import scrub
 
 logger = logging.getLogger("durably.temporal")
 _outages = OutageLog()

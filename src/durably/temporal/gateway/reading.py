@@ -90,6 +90,8 @@ async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
 
 async def describe(call: Call) -> GatewayResponse:
     description = await call.describe()
+    notices = await call.inspector.known_notices(call.client, description, call.rpc_timeout)
+    call.metrics.noticed(call.match, [notice.reason for notice in notices])
     memo = {name: value for name, value in (await description.memo()).items() if name != MARK}
     return answer(
         Description(
@@ -100,7 +102,7 @@ async def describe(call: Call) -> GatewayResponse:
             memo=memo,
             search_attributes={pair.key.name: pair.value for pair in description.typed_search_attributes},
             pending_activities=await pending_activities(description),
-            notices=await call.pollers.notices(call.client, description, call.rpc_timeout),
+            notices=[notice.text for notice in notices],
         )
     )
 

@@ -1,0 +1,121 @@
+"""What the commands that look for stuck workflows have in common, and the metric that workers keep of them."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from temporalio.common import MetricMeter
+from temporalio.service import RPCError
+
+from .compat import workflow_parts
+from .connection import Temporal
+from .declarations import WorkerDeclaration
+from .errors import TemporalSettingsError
+from .inspection import DEFAULT_LIMIT, Check, Inspector, Stuck
+from .notices import DEFAULT_THRESHOLDS, Thresholds
+
+PERIOD = timedelta(minutes=1)
+"""How often a worker that serves metrics looks for stuck workflows."""
+
+METRIC_LIMIT = 200
+"""Workflows that a worker looks at in each period."""
+
+METRIC = "durably_temporal_stuck_workflows"
+
+_logger = logging.getLogger("durably.temporal.worker")
+
+
+def run_check(
+    temporal: Temporal,
+    workflow_types: Sequence[str],
+    *,
+    say: Callable[[str], None],
+    limit: int = DEFAULT_LIMIT,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    as_json: bool = False,
+) -> bool:
+    """Say which running workflows of these types are stuck, and why. Returns whether none is.
+
+    Raises ``TemporalSettingsError``, also for what the server refuses and if there are no types, and
+    ``TemporalUnreachableError``.
+    """
+    if not workflow_types:
+        raise TemporalSettingsError("there is nothing to check: no workflow is exposed or declared for a worker")
+
+    async def run() -> Check:
+        client = await temporal.connect()
+        return await Inspector(temporal, thresholds).check(client, workflow_types, limit=limit)
+
+    try:
+        found = asyncio.run(run())
+    except RPCError as error:
+        raise TemporalSettingsError(f"the server refuses: {error.message}") from error
+    for line in _to_json(found) if as_json else _to_text(found):
+        say(line)
+    return not found.stuck
+
+
+def declared_types(declarations: Iterable[WorkerDeclaration]) -> list[str]:
+    """The types of the workflows that workers run, without dynamic ones."""
+    found = [workflow_parts(workflow) for declaration in declarations for workflow in declaration.workflows]
+    return sorted({parts.name for parts in found if parts is not None and parts.name is not None})
+
+
+def _to_text(found: Check) -> list[str]:
+    lines = [
+        f"{each.workflow_id} ({each.workflow_type}, run {each.run_id}): {notice.reason}: {notice.text}"
+        for each in found.stuck
+        for notice in each.notices
+    ]
+    lines.append(f"{len(found.stuck)} of {found.checked} running workflows are stuck")
+    if found.checked < found.running:
+        lines.append(f"{found.running - found.checked} running workflows were not checked: raise --limit")
+    return lines
+
+
+def _to_json(found: Check) -> list[str]:
+    rows: list[dict[str, Any]] = [_row(each) for each in found.stuck]
+    rows.append({"stuck": len(found.stuck), "checked": found.checked, "running": found.running})
+    return [msgspec.json.encode(row).decode() for row in rows]
+
+
+def _row(stuck: Stuck) -> dict[str, Any]:
+    return {
+        "workflow_id": stuck.workflow_id,
+        "run_id": stuck.run_id,
+        "workflow_type": stuck.workflow_type,
+        "notices": [{"reason": str(notice.reason), "text": notice.text} for notice in stuck.notices],
+    }
+
+
+class StuckMetric:
+    """The gauge ``durably_temporal_stuck_workflows``, by ``workflow_type`` and ``reason``."""
+
+    def __init__(self, meter: MetricMeter) -> None:
+        self._gauge = meter.create_gauge(METRIC, "Running workflows that do not go on.")
+        self._set: set[tuple[str, str]] = set()
+
+    def record(self, found: Check) -> None:
+        """A workflow with several reasons counts for each of them."""
+        counts = Counter(
+            (each.workflow_type, str(reason)) for each in found.stuck for reason in {one.reason for one in each.notices}
+        )
+        for key in self._set | set(counts):
+            self._gauge.set(counts[key], {"workflow_type": key[0], "reason": key[1]})
+        self._set |= set(counts)
+
+
+async def keep_metric(temporal: Temporal, workflow_types: Sequence[str], *, period: timedelta = PERIOD) -> None:
+    """Look for stuck workflows of these types again and again, until cancelled."""
+    inspector, metric = Inspector(temporal), StuckMetric(temporal.meter)
+    while workflow_types:
+        try:
+            client = await temporal.client()
+            metric.record(await inspector.check(client, workflow_types, limit=METRIC_LIMIT))
+        except Exception as error:
+            _logger.warning("Stuck workflows cannot be counted now: %s", error)
+        await asyncio.sleep(period.total_seconds())

@@ -1,0 +1,76 @@
+"""The id of a web request, from the request through the workflow that it starts to the activities of that workflow.
+
+It is kept in a context variable within a process, and in a header of Temporal's calls between processes. The header is
+not encrypted: an id is no secret.
+"""
+
+import logging
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import PayloadConverter
+
+HEADER = "durably-request-id"
+"""The header of starts, activities, child workflows and continued workflows."""
+
+HTTP_HEADER = "X-Request-ID"
+_USABLE = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+_request_id: ContextVar[str | None] = ContextVar("durably_request_id", default=None)
+
+
+def current_request_id() -> str | None:
+    """The id of the web request that is handled, or that has started the workflow of the activity that runs."""
+    return _request_id.get()
+
+
+@contextmanager
+def web_request(id: str | None) -> Iterator[None]:
+    """Workflows that are started meanwhile carry this id, for an app that makes ids of requests itself."""
+    token = _request_id.set(id)
+    try:
+        yield
+    finally:
+        _request_id.reset(token)
+
+
+def usable_request_id(given: str | None) -> str | None:
+    """The value of ``X-Request-ID`` if it is short printable text, else ``None``."""
+    return given if given is not None and _USABLE.fullmatch(given) else None
+
+
+def choose_request_id(given: str | None) -> str:
+    """The id of a request: that of ``X-Request-ID`` if it can be used, else a new one."""
+    return usable_request_id(given) or uuid.uuid4().hex
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives records ``request_id``, which is ``None`` outside of requests and activities."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "request_id"):
+            record.request_id = _request_id.get()
+        return True
+
+
+def with_request_id(headers: Mapping[str, Payload], id: str | None) -> Mapping[str, Payload]:
+    """The headers, with the id if there is one and they have none."""
+    if id is None or HEADER in headers:
+        return headers
+    return {**headers, HEADER: PayloadConverter.default.to_payload(id)}
+
+
+def read_request_id(headers: Mapping[str, Payload]) -> str | None:
+    """The id in the headers; ``None`` if there is none, or none that can be read."""
+    payload = headers.get(HEADER)
+    if payload is None:
+        return None
+    try:
+        id = PayloadConverter.default.from_payload(payload)
+    except Exception:
+        return None  # Of another program, which has used the header's name.
+    return usable_request_id(id) if isinstance(id, str) else None

@@ -1,0 +1,191 @@
+"""What a worker logs: the start and the end of each workflow run, and each attempt of an activity that fails.
+
+The text is for people; the same facts are fields of the record (``extra``) for structlog and JSON formatters. Replays
+log nothing again.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from temporalio import activity, workflow
+from temporalio.exceptions import ApplicationError, is_cancelled_exception
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ContinueAsNewInput,
+    ExecuteActivityInput,
+    ExecuteWorkflowInput,
+    Interceptor,
+    StartActivityInput,
+    StartChildWorkflowInput,
+    StartLocalActivityInput,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowOutboundInterceptor,
+)
+
+from .request_ids import read_request_id, web_request, with_request_id
+from .scrubbing import scrub
+
+workflow_logger = logging.getLogger("durably.temporal.workflows")
+activity_logger = logging.getLogger("durably.temporal.activities")
+
+MAXIMUM_MESSAGE = 500
+"""Characters of an error's text in a line of the log."""
+
+
+class LogInterceptor(Interceptor):
+    """Every worker of ``Workers`` has it, before the interceptors that are declared."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _LoggedActivity(next)
+
+    def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[WorkflowInboundInterceptor]:
+        return _LoggedWorkflow
+
+
+class _LoggedWorkflow(WorkflowInboundInterceptor):
+    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+        super().init(_Outbound(outbound))
+
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:
+        _log_workflow(logging.INFO, "started")
+        try:
+            result = await super().execute_workflow(input)
+        except workflow.ContinueAsNewError:
+            _log_workflow(logging.INFO, "continued_as_new")
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            _log_error(error)
+            raise
+        _log_workflow(logging.INFO, "completed")
+        return result
+
+
+def _log_error(error: BaseException) -> None:
+    if is_cancelled_exception(error) and workflow.cancellation_reason() is not None:
+        _log_workflow(logging.INFO, "cancelled")
+    elif isinstance(error, Exception) and workflow.is_failure_exception(error):
+        _log_workflow(logging.ERROR, "failed", error)
+    # Any other error fails the workflow task. It is repeated, and the SDK logs it.
+
+
+def _log_workflow(level: int, outcome: str, error: BaseException | None = None) -> None:
+    # A run that leaves the worker's cache is cancelled, and counts as replaying then.
+    if workflow.unsafe.is_replaying() or not workflow_logger.isEnabledFor(level):
+        return
+    info = workflow.info()
+    fields: dict[str, Any] = {
+        "workflow_type": info.workflow_type,
+        "workflow_id": info.workflow_id,
+        "run_id": info.run_id,
+        "task_queue": info.task_queue,
+        "attempt": info.attempt,
+        "request_id": read_request_id(info.headers),
+        "outcome": outcome,
+    }
+    text = outcome.replace("_", " ")
+    if outcome != "started":
+        duration = (workflow.now() - info.start_time).total_seconds()
+        fields["duration_seconds"] = round(duration, 3)
+        text += f" after {duration:.3f} s"
+    about = f"workflow {info.workflow_type} {text}: id {info.workflow_id}, run {info.run_id}"
+    with workflow.unsafe.sandbox_unrestricted(), workflow.unsafe.imports_passed_through():
+        _log(workflow_logger, level, about, fields, error)
+
+
+def _log(logger: logging.Logger, level: int, text: str, fields: dict[str, Any], error: BaseException | None) -> None:
+    if fields["request_id"] is not None:
+        text += f", request {fields['request_id']}"
+    if error is not None:
+        cause = _innermost(error)
+        fields["error_type"] = _type(cause)
+        fields["error"] = scrub(str(getattr(cause, "message", "") or cause))[:MAXIMUM_MESSAGE]
+        text += f": {fields['error_type']}: {fields['error']}"
+    logger.log(level, "%s", text, extra={"fields": fields, **fields})
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What was raised first: the failure of an activity says only that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _type(error: BaseException) -> str:
+    return (isinstance(error, ApplicationError) and error.type) or type(error).__name__
+
+
+class _Outbound(WorkflowOutboundInterceptor):
+    """Passes the request's id on to what the workflow starts."""
+
+    def start_activity(self, input: StartActivityInput) -> Any:
+        input.headers = _passed_on(input.headers)
+        return super().start_activity(input)
+
+    def start_local_activity(self, input: StartLocalActivityInput) -> Any:
+        input.headers = _passed_on(input.headers)
+        return super().start_local_activity(input)
+
+    async def start_child_workflow(self, input: StartChildWorkflowInput) -> Any:
+        input.headers = _passed_on(input.headers)
+        return await super().start_child_workflow(input)
+
+    def continue_as_new(self, input: ContinueAsNewInput) -> Any:
+        input.headers = _passed_on(input.headers)
+        return super().continue_as_new(input)
+
+
+def _passed_on(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    return with_request_id(headers, read_request_id(workflow.info().headers))
+
+
+class _LoggedActivity(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        start, id = time.monotonic(), read_request_id(input.headers)
+        with web_request(id):
+            try:
+                return await super().execute_activity(input)
+            except asyncio.CancelledError:
+                _log_activity(logging.INFO, "cancelled", id, start)
+                raise
+            except Exception as error:
+                if is_cancelled_exception(error):
+                    _log_activity(logging.INFO, "cancelled", id, start)
+                else:
+                    _log_activity(logging.ERROR if _is_last(error) else logging.WARNING, "failed", id, start, error)
+                raise
+
+
+def _is_last(error: Exception) -> bool:
+    """Whether the activity's retry policy has the attempt repeated no more, as far as the worker knows."""
+    policy = activity.info().retry_policy
+    if isinstance(error, ApplicationError) and error.non_retryable:
+        return True
+    if policy is None:
+        return False
+    if 0 < policy.maximum_attempts <= activity.info().attempt:
+        return True
+    return _type(error) in (policy.non_retryable_error_types or ())
+
+
+def _log_activity(level: int, outcome: str, id: str | None, start: float, error: BaseException | None = None) -> None:
+    info = activity.info()
+    duration = time.monotonic() - start
+    fields: dict[str, Any] = {
+        "activity_type": info.activity_type,
+        "activity_id": info.activity_id,
+        "workflow_type": info.workflow_type,
+        "workflow_id": info.workflow_id,
+        "run_id": info.workflow_run_id,
+        "task_queue": info.task_queue,
+        "attempt": info.attempt,
+        "request_id": id,
+        "outcome": outcome,
+        "duration_seconds": round(duration, 3),
+    }
+    text = f"activity {info.activity_type} {outcome} after {duration:.3f} s in attempt {info.attempt}: "
+    text += f"workflow {info.workflow_type}, id {info.workflow_id}, run {info.workflow_run_id}"
+    _log(activity_logger, level, text, fields, error)
