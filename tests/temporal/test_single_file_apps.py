@@ -2,6 +2,7 @@
 
 import importlib
 import signal
+import subprocess
 import sys
 import textwrap
 import uuid
@@ -250,4 +251,25 @@ def test_a_line_that_the_sandbox_forbids_is_named(load: Callable[[str], ModuleTy
     app = load("import secrets\nKEY = secrets.token_hex()\n{orders}")
     said = failure_of(app)
     assert f"At {app.__file__}, line 2: KEY = secrets.token_hex()" in said
-    assert f"move the workflow out of {app.__name__} into a module" in said
+    assert f"move the workflow out of {app.__file__} into a module" in said
+
+
+def test_a_line_of_a_script_is_named(directory: Path, server: DevServer, queue: str) -> None:
+    source = """
+    import secrets
+    KEY = secrets.token_hex()
+    {orders}
+    if __name__ == "__main__":
+        import asyncio
+        from durably.temporal import TemporalWorkerError, Workers
+        try:
+            asyncio.run(Workers(temporal).run())
+        except TemporalWorkerError as error:
+            print(error)
+    """
+    write_app(directory / "app.py", source, queue)
+    variables = environment() | {"TEMPORAL_ADDRESS": server.address}
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=directory, env=variables, capture_output=True, text=True, timeout=90
+    )
+    assert "app.py, line 2: KEY = secrets.token_hex()" in done.stdout, done.stderr

@@ -87,18 +87,18 @@ def explain(error: BaseException, declaration: WorkerDeclaration) -> str | None:
     found = [frame for frame in _frames(origin.__traceback__) if _package(frame[0]) in packages]
     if not found:
         return None
-    module, file, line = found[-1]
+    _, file, line = found[-1]
     source = linecache.getline(file, line).strip()
     where = f"{file}, line {line}: {source}"
     said = f"{type(origin).__name__}: {origin}"
     return (
         "a workflow's module is imported again in the workflow sandbox, and this import fails.\n"
-        f"At {where}\n{said}\n{_remedy(source, module)}"
+        f"At {where}\n{said}\n{_remedy(source, file)}"
     )
 
 
-def _remedy(source: str, module: str) -> str:
-    apart = f"move the workflow out of {module} into a module that imports only what the workflow needs"
+def _remedy(source: str, file: str) -> str:
+    apart = f"move the workflow out of {file} into a module that imports only what the workflow needs"
     if source.startswith(("import ", "from ")):
         return (
             "Share the module with the process instead of importing it again:\n"
