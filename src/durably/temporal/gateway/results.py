@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 from temporalio.client import WorkflowFailureError, WorkflowHandle
 
+from durably.temporal.scrubbing import scrub
 from durably.temporal.statuses import is_open
 
 from .call import Call
 from .messages import GatewayResponse, answer
 from .models import Completed, Started
 from .problems import EXCEPTIONS, Problem, workflow_failed
-from .scrubbing import scrub
 
 logger = logging.getLogger("durably.temporal")
 
