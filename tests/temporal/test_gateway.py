@@ -197,11 +197,16 @@ async def test_workflows_of_another_kind_are_not_reachable(gateway: Gateway, tem
     assert (await ask(gateway, "GET", f"sleeping/{workflow_id}")).json["status"] == "running"
 
 
-async def test_what_is_over_takes_no_signals(gateway: Gateway) -> None:
+async def test_a_closed_workflow_refuses_signals_updates_and_cancels(gateway: Gateway) -> None:
     place = await start(gateway)
     assert (await ask(gateway, "POST", f"{place}/terminate", {"reason": "gone"})).status == 202
-    for action in ("signals/ship", "terminate"):
-        refused = await ask(gateway, "POST", f"{place}/{action}")
+    for action, body in [
+        ("signals/ship", None),
+        ("updates/change_address", {"address": "here"}),
+        ("terminate", None),
+        ("cancel", None),
+    ]:
+        refused = await ask(gateway, "POST", f"{place}/{action}", body)
         assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
     ended = await ask(gateway, "GET", f"{place}/result")
     assert (ended.json["workflow_status"], f"orders/{ended.json['workflow_id']}") == ("terminated", place)

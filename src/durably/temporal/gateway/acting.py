@@ -14,6 +14,8 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import RPCTimeoutOrCancelledError, WorkflowUpdateHandle, WorkflowUpdateStage
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.temporal.statuses import is_open
+
 from .call import Call
 from .idempotency import fingerprint, idempotency_key, one_request
 from .messages import GatewayResponse, answer
@@ -92,6 +94,10 @@ async def _start_update(call: Call) -> WorkflowUpdateHandle[Any]:
 
 
 async def cancel(call: Call) -> GatewayResponse:
+    """The server takes the cancellation of a closed workflow silently, so the workflow is looked at first."""
+    status = (await call.describe()).status
+    if status is not None and not is_open(status):
+        raise _closed()
     await _while_it_runs(call.handle().cancel(reason=call.value.reason, rpc_timeout=call.rpc_timeout))
     return _accepted(call)
 
@@ -140,8 +146,12 @@ async def _while_it_runs(asking: Awaitable[T]) -> T:
         return await asking
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message:
-            raise Problem(HTTPStatus.CONFLICT, "workflow-closed", "the workflow is over") from error
+            raise _closed() from error
         raise
+
+
+def _closed() -> Problem:
+    return Problem(HTTPStatus.CONFLICT, "workflow-closed", "the workflow is over")
 
 
 async def _answered(call: Call, asking: Awaitable[T]) -> T:
