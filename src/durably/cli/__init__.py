@@ -17,7 +17,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
-        sys.exit('Error: the durably command needs the "engine" extra: pip install "durably[engine]"')
+        sys.exit(
+            'Error: the durably command needs click: pip install "durably[engine]", or "durably[temporal]" for '
+            "Temporal workflows without the embedded engine"
+        )
     gc.freeze()
     gc.enable()
     durably(prog_name="durably")

@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
-import random
-import socket
 import sys
 
 from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError, NoAppError
-from durably.engine.embedded.api.server import describe_os_error, reachable
+from durably.protocol.text import reachable
 from durably.settings import development_variables
 
 from .app_server import EXIT_REPORTED
 from .child_process import AppFailedError, ChildProcess
+from .development import check_port_free
 
 USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
 """Where apps are looked for: the default of every SDK, an older one, and that of DigitalOcean functions."""
@@ -72,26 +71,3 @@ async def check_importable(target: str) -> None:
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", _PROGRAM, target, "--check")
     if await process.wait() == EXIT_REPORTED:
         raise AppFailedError("")
-
-
-def check_port_free(host: str, port: int, *, option: str = "--app-port") -> None:
-    """Raises ``AppFailedError``, which names the option to give another with."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise AppFailedError(
-            f"port {port} of {host} is taken ({describe_os_error(error)}); choose another with {option}"
-        ) from None
-
-
-def free_port(host: str) -> int:
-    """A free port, for a program that is started next.
-
-    It is below the range of ports for outgoing connections, so that none of these takes it first.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server((host, port), family=family):
-            return port

@@ -29,15 +29,15 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 
 from .activity import Activity
-from .app_process import AppProcess, check_importable, free_port
+from .app_process import AppProcess, check_importable
 from .child_process import AppFailedError
 from .console import Console
+from .development import free_port, state_directory
 from .reloading import SourceChanges, restart_on_changes
 from .running import first_failure
 from .syncing import keep_synced
 
 IN_MEMORY = Path(":memory:")
-STATE_DIRECTORY = Path(".durably")
 DEFAULT_APP_PORT = 8000
 CLOSE_GRACE = dt.timedelta(seconds=1)
 
@@ -207,15 +207,6 @@ class DevServer:
     async def _keep_synced(self, url: str) -> None:
         interval, console = self.options.poll_interval, self.console
         await keep_synced(url, self.server.discovery, interval=interval, say=console.note, warn=console.warn)
-
-
-def state_directory() -> Path:
-    """``.durably``, which keeps itself out of version control."""
-    STATE_DIRECTORY.mkdir(exist_ok=True)
-    ignore = STATE_DIRECTORY / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text("*\n")
-    return STATE_DIRECTORY
 
 
 async def _fail_at_end(app: AppProcess) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.embedded.api.server import reachable
+from durably.protocol.text import reachable
 from durably.temporal.binaries import find_program
 
-from .app_process import check_port_free, free_port
 from .child_process import AppFailedError, ChildProcess
 from .console import Console
-from .dev_server import state_directory
+from .development import check_port_free, free_port, state_directory
 from .reloading import SourceChanges, restart_on_changes
 from .running import first_failure
 

@@ -168,3 +168,14 @@ def get_logger(name: str) -> logging.Logger:
 
 def _printable_argument(value: object) -> object:
     return value if value is None or isinstance(value, _HARMLESS) else printable(value)
+
+
+def describe_os_error(error: OSError) -> str:
+    """The reason alone: what the socket module adds to it names the address once more."""
+    return (error.strerror or str(error)).partition(" (")[0]
+
+
+def reachable(host: str) -> str:
+    """The host to connect to for one that is listened at."""
+    unspecified = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}
+    return unspecified.get(host, f"[{host}]" if ":" in host else host)

@@ -15,6 +15,7 @@ from aiohttp import web
 from durably.engine.embedded.engine import EmbeddedEngine
 from durably.engine.embedded.settings import EngineSettings
 from durably.engine.errors import EngineError
+from durably.protocol.text import describe_os_error, reachable
 
 from .application import create_api, ignore_sync
 from .auth import ApiKeys
@@ -154,14 +155,3 @@ def listen(host: str, port: int) -> socket.socket:
                 f"port {port} of {host} is taken by another program; choose another (--port)"
             ) from None
         raise HostInvalidError(f"cannot listen at {host} port {port}: {describe_os_error(error)}") from None
-
-
-def describe_os_error(error: OSError) -> str:
-    """The reason alone: what the socket module adds to it names the address once more."""
-    return (error.strerror or str(error)).partition(" (")[0]
-
-
-def reachable(host: str) -> str:
-    """The host to connect to for one that is listened at."""
-    unspecified = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}
-    return unspecified.get(host, f"[{host}]" if ":" in host else host)
