@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -125,7 +126,8 @@ def test_a_blocked_event_loop_is_told_of(
         assert "the event loop is blocked" in body
 
 
-def test_health_and_metrics(start: Start, shop: Path, server: DevServer, id: str) -> None:
+def test_health_and_metrics(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
+    abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"nobody-{id}", task_queue=f"nobody-{id}")
     metrics = f"127.0.0.1:{free_port()}"
     command = work(start, server, "--health", "127.0.0.1:0", "--metrics", metrics)
     origin = command.until(r"health at (http://[\d.:]+)")[1]
@@ -136,6 +138,11 @@ def test_health_and_metrics(start: Start, shop: Path, server: DevServer, id: str
     status, body = get(f"http://{metrics}/metrics")
     assert status == 200
     assert "temporal_num_pollers" in body
+    deadline = time.monotonic() + 60
+    while 'durably_temporal_stuck_workflows{reason="no-poller"' not in get(f"http://{metrics}/metrics")[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    abandoned.terminate()
     assert command.stop() == 0
 
 

@@ -107,6 +107,14 @@ def test_failures_are_logged_with_their_cause_and_without_secrets(connection: Te
     assert failed[0].getMessage().startswith("activity charge failed after ")
 
 
+def test_an_id_cannot_forge_a_line(connection: Temporal, lines: Lines) -> None:
+    id = f"{uuid.uuid4().hex}\nERROR forged"
+    connection.sync.execute_workflow(BuyWorkflow.run, "7", id=id)
+    [started, *_] = [each for each in lines.records if getattr(each, "workflow_id", None) == id]
+    assert "\\nERROR forged" in started.getMessage()
+    assert len(started.getMessage().splitlines()) == 1
+
+
 def test_an_attempt_that_will_be_repeated_is_a_warning(connection: Temporal, lines: Lines) -> None:
     id = buy(connection, "flaky")
     assert lines.of(f"{id}-child") == [("INFO", "started"), ("WARNING", "failed"), ("INFO", "completed")]

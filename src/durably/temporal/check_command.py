@@ -1,7 +1,6 @@
 """What the commands that look for stuck workflows have in common, and the metric that workers keep of them."""
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -10,6 +9,8 @@ from typing import Any
 import msgspec
 from temporalio.common import MetricMeter
 from temporalio.service import RPCError
+
+from durably.protocol.text import get_logger, printable, printable_json
 
 from .compat import workflow_parts
 from .connection import Temporal
@@ -26,7 +27,7 @@ METRIC_LIMIT = 200
 
 METRIC = "durably_temporal_stuck_workflows"
 
-_logger = logging.getLogger("durably.temporal.worker")
+_logger = get_logger("durably.temporal.worker")
 
 
 def run_check(
@@ -67,7 +68,7 @@ def declared_types(declarations: Iterable[WorkerDeclaration]) -> list[str]:
 
 def _to_text(found: Check) -> list[str]:
     lines = [
-        f"{each.workflow_id} ({each.workflow_type}, run {each.run_id}): {notice.reason}: {notice.text}"
+        printable(f"{each.workflow_id} ({each.workflow_type}, run {each.run_id}): {notice.reason}: {notice.text}")
         for each in found.stuck
         for notice in each.notices
     ]
@@ -80,7 +81,7 @@ def _to_text(found: Check) -> list[str]:
 def _to_json(found: Check) -> list[str]:
     rows: list[dict[str, Any]] = [_row(each) for each in found.stuck]
     rows.append({"stuck": len(found.stuck), "checked": found.checked, "running": found.running})
-    return [msgspec.json.encode(row).decode() for row in rows]
+    return [printable_json(msgspec.json.encode(row).decode()) for row in rows]
 
 
 def _row(stuck: Stuck) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +19,8 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
+
+from durably.protocol.text import get_logger
 
 from .connection import Temporal
 from .notices import (
@@ -49,7 +50,7 @@ _AT_A_TIME = 10
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT = dt.timedelta(seconds=10)
 
-_logger = logging.getLogger("durably.temporal")
+_logger = get_logger("durably.temporal")
 
 _ENDED = Notice(Reason.WORKER_ENDED, "the worker in this web process does not run; the app's log says why")
 

@@ -26,11 +26,13 @@ from temporalio.worker import (
     WorkflowOutboundInterceptor,
 )
 
+from durably.protocol.text import get_logger
+
 from .request_ids import read_request_id, web_request, with_request_id
 from .scrubbing import scrub
 
-workflow_logger = logging.getLogger("durably.temporal.workflows")
-activity_logger = logging.getLogger("durably.temporal.activities")
+workflow_logger = get_logger("durably.temporal.workflows")
+activity_logger = get_logger("durably.temporal.activities")
 
 MAXIMUM_MESSAGE = 500
 """Characters of an error's text in a line of the log."""
