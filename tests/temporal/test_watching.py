@@ -175,12 +175,15 @@ async def test_tornado_logs_requests_too(temporal_server: TemporalServer, caplog
     with temporal_server.connected(temporal):
         for method, path in (("POST", f"/own/{ids[0]}"), ("GET", f"/api/orders/{ids[1]}")):
             body = b"" if method == "POST" else None
-            await AsyncHTTPClient().fetch(origin + path, method=method, body=body, raise_error=False)
+            sent = {"X-Request-ID": f"req-{method}"}
+            await AsyncHTTPClient().fetch(origin + path, method=method, body=body, headers=sent, raise_error=False)
     server.stop()
     caplog.handler.removeFilter(own)
     [placed] = [record for record in caplog.records if record.name == "shop"]
     assert placed.workflow_ids == [ids[0]]  # type: ignore[attr-defined]
-    first, second = [record.getMessage() for record in caplog.records if record.name.endswith("temporal.requests")]
+    records = [record for record in caplog.records if record.name.endswith("temporal.requests")]
+    assert [record.request_id for record in records] == ["req-POST", "req-GET"]  # type: ignore[attr-defined]
+    first, second = [record.getMessage() for record in records]
     assert first.startswith(f"POST /own/{ids[0]} 402 in ")
     assert first.endswith(f" ms workflows: {ids[0]}")
     assert second.startswith(f"GET /api/orders/{ids[1]} 404 in ")
@@ -216,14 +219,15 @@ def check_log_of_django(site: DjangoSite, server: str) -> None:
     settings.write_text(
         settings.read_text()
         + 'MIDDLEWARE.insert(0, "durably.temporal.django.request_log.request_log_middleware")\n'
-        + 'LOGGING = {"version": 1, "handlers": {"out": {"class": "logging.StreamHandler"}}, '
+        + 'LOGGING = {"version": 1, "formatters": {"line": {"format": "%(message)s of %(request_id)s"}}, '
+        + '"handlers": {"out": {"class": "logging.StreamHandler", "formatter": "line"}}, '
         + '"loggers": {"durably.temporal.requests": {"handlers": ["out"], "level": "INFO"}}}\n'
     )
     site.migrate()
     client = "AsyncClient" if server == "asgi" else "Client"
-    post = f"{client}().post('/signup/', {{'name': 'ada'}})"
+    post = f"{client}().post('/signup/', {{'name': 'ada'}}, headers={{'X-Request-ID': 'req-1'}})"
     call = f"import asyncio; response = asyncio.run({post})" if server == "asgi" else f"response = {post}"
     done = site.run("shell", "--command", f"from django.test import {client}\n{call}\nprint(response.status_code)")
     assert done.stdout.strip().endswith("200"), done.stderr
     assert "POST /signup/ 200 in " in done.stderr
-    assert done.stderr.strip().endswith("workflows: signup-1")
+    assert done.stderr.strip().endswith("workflows: signup-1 of req-1")
