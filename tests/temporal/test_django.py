@@ -48,8 +48,8 @@ def database(tmp_path: Path) -> Path:
     return tmp_path / "db.sqlite3"
 
 
-def run(server: DevServer, database: Path, code: str, before: str = "") -> None:
-    whole = SETUP + textwrap.dedent(before) + READY + textwrap.dedent(code)
+def run(server: DevServer, database: Path, code: str, before: str = "", tools: str = "") -> None:
+    whole = SETUP + textwrap.dedent(before) + READY + tools + textwrap.dedent(code)
     done = subprocess.run(
         [sys.executable, "-c", whole, server.address, str(database)],
         cwd=Path(__file__).parents[2],

@@ -5,7 +5,7 @@ from typing import assert_type
 from temporalio import workflow
 
 from durably.temporal import SyncWorkflowHandle, Temporal
-from durably.temporal.django import start_on_commit
+from durably.temporal.django import astart_on_commit, start_on_commit
 
 temporal = Temporal()
 
@@ -41,3 +41,8 @@ def starts_on_commit() -> None:
     start_on_commit(TypedWorkflow.run, 1, id="x", using="other", task_queue="q")
     start_on_commit(TypedWorkflow.run, "one", id="x")  # type: ignore[misc]
     start_on_commit(TypedWorkflow.run, 1, id="x", robots=True)  # type: ignore[call-overload]
+
+
+async def starts_on_commit_in_async_code() -> None:
+    await astart_on_commit(TypedWorkflow.run, 1, id="x", using="other", task_queue="q")
+    await astart_on_commit(TypedWorkflow.run, "one", id="x")  # type: ignore[misc]

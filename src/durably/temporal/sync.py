@@ -118,7 +118,7 @@ class SyncClient:
 
         ``task_queue`` is the connection's if not given. Raises ``WorkflowAlreadyStartedError``, ``RPCError``.
         """
-        options = self._with_queue(options)
+        options = self.with_task_queue(options)
         return self._handle(self.run(lambda client: client.start_workflow(workflow, *arg, id=id, **options)))
 
     @overload
@@ -144,7 +144,7 @@ class SyncClient:
     ) -> Any: ...
     def execute_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> Any:
         """``start_workflow(…).result()``: the thread waits for the workflow's end, so hardly ever in a view."""
-        options = self._with_queue(options)
+        options = self.with_task_queue(options)
         return self.run(lambda client: client.execute_workflow(workflow, *arg, id=id, **options))
 
     def get_workflow_handle(
@@ -183,12 +183,16 @@ class SyncClient:
 
         async def execute(client: Client) -> Any:
             return await client.execute_update_with_start_workflow(
-                update, *arg, start_workflow_operation=start.make(self._with_queue), **options
+                update, *arg, start_workflow_operation=start.make(self.with_task_queue), **options
             )
 
         return self.run(execute)
 
-    def _with_queue(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def with_task_queue(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``options`` of a start, with the connection's task queue if they name none.
+
+        Raises ``TemporalSettingsError`` if neither names one.
+        """
         queue = options.get("task_queue") or self._task_queue()
         if queue is None:
             raise TemporalSettingsError(

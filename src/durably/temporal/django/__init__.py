@@ -11,11 +11,12 @@ except ImportError as error:
 from .conf import get_temporal, temporal
 from .middleware import TemporalErrorMiddleware
 from .permissions import require_permissions
-from .transactions import start_on_commit
+from .transactions import astart_on_commit, start_on_commit
 from .views import urls
 
 __all__ = [
     "TemporalErrorMiddleware",
+    "astart_on_commit",
     "get_temporal",
     "require_permissions",
     "start_on_commit",
