@@ -1,9 +1,10 @@
 """FastAPI's own habits: dependencies that guard, dependencies that are overridden, the app's documentation."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import fastapi
 import httpx
+import pydantic
 import pytest
 from temporalio.client import Client
 
@@ -98,3 +99,25 @@ async def test_dependencies_guard_what_is_no_endpoint_too() -> None:
         for path in ("/api/sleeping/", "/api/sleeping/x/nothing", "/api/nothing"):
             assert (await client.post(path)).status_code == 401
             assert (await client.post(path, headers=TOKEN)).status_code in (404, 405, 503)
+
+
+class Counted(pydantic.BaseModel):
+    validated: ClassVar[int] = 0
+    seconds: float = 0
+
+    @pydantic.model_validator(mode="after")
+    def count(self) -> "Counted":
+        Counted.validated += 1
+        return self
+
+
+async def test_an_input_is_validated_once_and_documented() -> None:
+    exposure = expose(SleepingWorkflow, input=Counted)
+    gateway = Gateway(Temporal("127.0.0.1:1", task_queue="q"), [exposure], authorize=lambda action: False)
+    app = fastapi.FastAPI()
+    app.include_router(router(gateway))
+    async with client_of(app) as client:
+        assert (await client.post("/sleeping", json={"seconds": 1})).status_code == 403
+    assert Counted.validated == 1
+    body = app.openapi()["paths"]["/sleeping"]["post"]["requestBody"]
+    assert "Counted" in str(body)

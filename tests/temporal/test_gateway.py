@@ -575,3 +575,27 @@ def test_each_refusal_of_the_server_has_its_status(code: RPCStatusCode, status: 
 async def test_a_body_that_is_too_large_is_refused(temporal: Temporal) -> None:
     gateway = Gateway(temporal, [expose(SumWorkflow)], allow_anonymous=True, limits=Limits(max_body=10))
     assert (await ask(gateway, "POST", "sum-of-pair", {"pair": {"left": 1}})).status == 413
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (
+            SearchAttributeKey.for_keyword_list("NobodyRegistered"),
+            "search-attribute create --namespace default --name NobodyRegistered --type KeywordList",
+        ),
+        (SearchAttributeKey.for_int("WorkflowId"), "Correct the search_attributes of expose(SleepingWorkflow)"),
+    ],
+    ids=["unregistered", "reserved"],
+)
+async def test_a_refused_search_attribute_is_the_apps_error(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture, key: Any, words: str
+) -> None:
+    attributes = TypedSearchAttributes([SearchAttributePair(key, 1 if key.name == "WorkflowId" else ["x"])])
+    exposure = expose(SleepingWorkflow, search_attributes=lambda _: attributes)
+    gateway = Gateway(temporal, [exposure], allow_anonymous=True)
+    refused = await ask(gateway, "POST", "sleeping")
+    assert (refused.status, refused.json["type"]) == (500, "urn:durably:problem:internal-error")
+    assert key.name in caplog.text
+    assert words in caplog.text
+    assert key.name not in str(refused.json)

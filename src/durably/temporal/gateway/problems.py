@@ -117,6 +117,10 @@ def to_problem(error: Exception) -> Problem:
             problem: Problem = make(error)
             return problem
     logger.error("the gateway failed", exc_info=error)
+    return internal_error()
+
+
+def internal_error() -> Problem:
     return Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "an unexpected error; the app's log has its details"
     )

@@ -1,13 +1,14 @@
 """Starting workflows: once for each idempotency key, and with the result if it comes soon enough."""
 
+import re
 import uuid
 from http import HTTPStatus
 from typing import Any
 
 from temporalio.client import WorkflowExecutionDescription, WorkflowHandle
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.statuses import is_open
 
@@ -17,7 +18,7 @@ from .idempotency import fingerprint, idempotency_key, one_request
 from .inputs import check_id
 from .messages import GatewayRequest, GatewayResponse, answer
 from .models import Accepted, Completed, Started
-from .problems import Problem, to_problem
+from .problems import Problem, internal_error, logger, to_problem
 from .results import wait_for_result
 
 MARK = "durably-idempotency"
@@ -82,7 +83,7 @@ async def _start(call: Call, mark: dict[str, str] | None = None, **changes: Any)
     options = {**exposure.start_options, **changes}
     if exposure.search_attributes is not None:
         options["search_attributes"] = exposure.search_attributes(value)
-    return await call.client.start_workflow(
+    starting = call.client.start_workflow(
         exposure.definition.name,
         args=exposure.arguments.spread(value),
         id=call.workflow_id,
@@ -92,6 +93,31 @@ async def _start(call: Call, mark: dict[str, str] | None = None, **changes: Any)
         rpc_timeout=call.rpc_timeout,
         **options,
     )
+    try:
+        return await starting
+    except RPCError as error:
+        _check_attributes(call, error, options.get("search_attributes"))
+        raise
+
+
+_UNREGISTERED = re.compile(r"no mapping defined for search attribute (\S+)")
+
+
+def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttributes | None) -> None:
+    """Raise a problem if the server refuses the search attributes: the app chose them, not the caller."""
+    said = error.message
+    if attributes is None or error.status is not RPCStatusCode.INVALID_ARGUMENT or "attribute" not in said.lower():
+        return
+    namespace, found = call.client.namespace, _UNREGISTERED.search(said)
+    kind = next((pair.key for pair in attributes if found and pair.key.name == found[1]), None)
+    if found is None or kind is None:
+        remedy = f"Correct the search_attributes of expose({call.exposure.definition.name})"
+    else:
+        of = kind.indexed_value_type.name.title().replace("_", "")
+        options = f"--namespace {namespace} --name {found[1]} --type {of}"
+        remedy = f"Register it: temporal operator search-attribute create {options}"
+    logger.error("%s was not started: %s. %s", call.exposure.definition.name, said, remedy)
+    raise internal_error() from error
 
 
 async def _start_once(call: Call, key: str) -> tuple[WorkflowHandle[Any, Any], bool]:
