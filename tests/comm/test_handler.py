@@ -405,26 +405,37 @@ def test_bodies_are_verified_outside_of_the_apps_own_threads(monkeypatch: pytest
     assert [name.partition("_")[0] for name in names] == ["durably-verify"]
 
 
-def test_a_signed_answer_of_the_app_is_no_call() -> None:
+@pytest.mark.parametrize(
+    ("result", "is_request"),
+    [
+        (wire.call_body(run_id="forged"), True),
+        ({"url": "http://attacker.example.com"}, True),
+        ({"ctxt": 1, "data": {"ctx": {"run_id": "forged"}, "url": "x"}}, False),
+        ([{"ctx": {"run_id": "forged"}}], False),
+        ("ctx", False),
+    ],
+    ids=["call", "sync", "nested", "list", "text"],
+)
+def test_no_result_of_a_function_is_signed_like_a_request(result: object, is_request: bool) -> None:
+    """A client that makes a function return a call, and reads the answer, must not be able to send it as a call."""
     client = make_client(is_production=True, signing_key=wire.SIGNING_KEY)
-    calls: list[str] = []
 
     @client.create_function(fn_id="fn", trigger=EVENT)
     def fn(ctx: ContextSync) -> object:
-        calls.append(ctx.run_id)
-        return wire.call_body(run_id="forged")
+        return result
 
     handler = CommHandler(client=client, framework="x", functions=[fn])
     body = wire.encode(wire.call_body(run_id="01RUN"))
     request = make_call("app-fn", headers={"x-inngest-signature": wire.sign(body)})
     request.body = body
     answer = handler.post_sync(request)
-    assert answer.status_code == 200
-    echoed = make_call("app-fn", headers={"x-inngest-signature": answer.headers["x-inngest-signature"]})
-    echoed.body = answer.body
-    refused = handler.post_sync(echoed)
-    assert (refused.status_code, calls) == (401, ["01RUN"])
-    assert "made the signature itself" in json.loads(refused.body)["message"]
+    assert (answer.status_code, json.loads(answer.body)) == (200, result)
+    assert answer.headers["x-durably-signature"]
+    assert ("x-inngest-signature" not in answer.headers) is is_request
+    for header in answer.headers.values():
+        echoed = make_call("app-fn", headers={"x-inngest-signature": header})
+        echoed.body = answer.body
+        assert handler.post_sync(echoed).status_code in (400, 401)
 
 
 @pytest.mark.parametrize("size", [signatures.MAX_CANONICAL_BYTES + 1, 8 * 1024 * 1024])

@@ -29,6 +29,9 @@ def test_unsigned_says_little(server: Server) -> None:
     assert "x-inngest-signature" not in answer.headers
 
 
+KEYS = {"signing_key_hash": wire.SIGNING_KEY, "signing_key_fallback_hash": wire.FALLBACK_KEY}
+
+
 @pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
 def test_signed_says_all_but_secrets(server: Server, key: str) -> None:
     answer = wire.request("GET", server.url("cloud"), headers={"x-inngest-signature": wire.sign(b"", key)})
@@ -42,6 +45,19 @@ def test_signed_says_all_but_secrets(server: Server, key: str) -> None:
     assert (said["sdk_language"], said["mode"]) == ("py", "cloud")
     assert len({said["event_key_hash"], said["signing_key_hash"], said["signing_key_fallback_hash"]}) == 3
     assert wire.is_signed(answer, key)
+
+
+def test_inspection_does_not_show_the_token_of_the_engines_api(server: Server) -> None:
+    """The whole hash of a signing key is that token, and everybody between engine and app reads the inspection."""
+    headers = {"x-inngest-signature": wire.sign(b"")}
+    answer = wire.request("GET", server.url("cloud"), headers=headers)
+    tokens = {name: wire.bearer(key).rpartition("-")[2] for name, key in KEYS.items()}
+    assert {name: answer.json[name] for name in KEYS} == {name: token[:12] for name, token in tokens.items()}
+    body = wire.encode({"url": server.url("cloud")})
+    sync = {"x-inngest-signature": wire.sign(body), "x-inngest-sync-kind": "in_band"}
+    synced = wire.request("PUT", server.url("cloud"), body, sync)
+    assert synced.json["inspection"]["authentication_succeeded"] is True
+    assert not any(token.encode() in answer.body + synced.body for token in tokens.values())
 
 
 @pytest.mark.parametrize(

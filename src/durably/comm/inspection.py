@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .handler import CommHandler
 
 SCHEMA_VERSION = "2024-05-24"
+_SHOWN_DIGITS = 12
 CAPABILITIES = {"in_band_sync": "v1", "trust_probe": "v1"}
 
 
@@ -56,4 +57,5 @@ def _common(handler: "CommHandler") -> dict[str, Any]:
 
 
 def _hashed(key: str | None) -> str | None:
-    return hash_signing_key(key) if key else None
+    """The start of the hash, as the official JavaScript SDK shows it: the whole is the token of the engine's API."""
+    return hash_signing_key(key)[:_SHOWN_DIGITS] if key else None

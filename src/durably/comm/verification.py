@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
+
 from durably.errors import BrowserRequestError, CallMismatchError
 from durably.protocol import signatures
 from durably.protocol.answer_signatures import sign_answer
 from durably.protocol.call import CallContext
+from durably.protocol.decoding import decode
 from durably.protocol.headers import DISCOVER, Header, Query
 from durably.protocol.limits import CANONICAL_CPU_BURST, CANONICAL_CPU_SHARE, MAX_CANONICAL_BYTES
-from durably.protocol.sent_signatures import SentSignatures
 from durably.protocol.signatures import SignatureError, SignatureMismatchError
 from durably.transport import IO
 
@@ -26,10 +28,6 @@ from .models import CommRequest, CommResponse
 
 _QUICK_BYTES = 1024 * 1024
 """The largest body that is hashed on an event loop: a millisecond or two."""
-_MIN_REQUEST_BYTES = 10
-"""Shorter than any call or in-band sync."""
-_answered = SentSignatures()
-"""Of answers of this process. Somebody who saw one could send it back as a call: both are signed alike."""
 _FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """Content types that a page may send to another origin without asking first (Fetch Standard, "simple" requests)."""
 _PAGE_HEADERS = ("origin", "sec-fetch-site")
@@ -112,23 +110,44 @@ async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], 
         if len(req.body) > MAX_CANONICAL_BYTES:
             signatures.verify_canonical(*given)  # says why it is not tried
         verified = await io.compute(partial(_checks.verify, *given), _checks.executor)
-    if header is not None and header in _answered:
-        raise SignatureError("this app made the signature itself, for an answer; only engines sign requests")
     return verified
+
+
+class _RequestShape(msgspec.Struct, gc=False):
+    """The fields of which a call and an in-band sync need one."""
+
+    ctx: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_shape_decoder = msgspec.json.Decoder(_RequestShape)
+
+
+def is_like_request(body: bytes) -> bool:
+    """Whether an app could take an answer's body for a call or for an in-band sync."""
+    try:
+        shape = decode(_shape_decoder, body)
+    except msgspec.MsgspecError:
+        return False
+    return not (shape.ctx is msgspec.UNSET and shape.url is msgspec.UNSET)
 
 
 @dataclass(frozen=True)
 class Signer:
-    """Signs the answer to one request. ``key`` is the one that signed it, ``request_signature`` its header."""
+    """Signs the answer to one request. ``key`` is the one that signed it, ``request_signature`` its header.
+
+    The protocol's signature covers a body and a time, so it is valid for a request with this body too. A function's
+    result that has the form of a request gets Durably's signature only, which is not valid for requests. The answer to
+    a sync has this form too, but as a request it changes nothing and is answered with itself.
+    """
 
     key: str
     request_signature: str
 
     def sign(self, response: CommResponse) -> None:
         headers, body = response.headers, response.body
-        signature = headers[Header.SIGNATURE.value] = signatures.sign(body, self.key, int(time.time()))
-        if len(body) >= _MIN_REQUEST_BYTES:
-            _answered.add(signature)
+        if Header.SYNC_KIND.value in headers or not is_like_request(body):
+            headers[Header.SIGNATURE.value] = signatures.sign(body, self.key, int(time.time()))
         headers[Header.ANSWER_SIGNATURE.value] = sign_answer(
             response.status_code, headers, body, call_signature=self.request_signature, key=self.key
         )

@@ -1,8 +1,8 @@
 """Verification of an answer to a call, by its signature. Pure.
 
-Without it, any process that answers at the app's URL could forge results. The protocol signs an answer's body;
-Durably's SDK also signs the status, the headers that decide about retries, and the call
-(``protocol.answer_signatures``).
+Without it, any process that answers at the app's URL could forge results. The protocol signs an answer's body.
+Durably's SDK signs the whole answer: the status, the headers that decide about retries, the body, and the call
+(``protocol.answer_signatures``). Of its answers only that signature counts.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,17 +41,19 @@ class AnswerVerification(msgspec.Struct, frozen=True):
         names.
         """
         signature = headers.get(Header.SIGNATURE)
-        if not signature:
+        whole_signature = headers.get(Header.ANSWER_SIGNATURE) if self.signs_whole else None
+        if not (signature or whole_signature):
             return failed("AnswerNotSignedError", _explain_unsigned(status, headers, body, was_streamed))
         try:
-            key = verify(body, signature, self.keys, self.now)
-            if self.was_sent(signature):
-                return failed("AnswerSignatureError", _ECHOED.format(status=status))
             if self.signs_whole:
-                verify_answer(status, headers, body, call_signature=self.call_signature, key=key)
+                verify_answer(status, headers, body, call_signature=self.call_signature, keys=self.keys)
+                return None
+            verify(body, signature, self.keys, self.now)
+            if self.was_sent(signature or ""):
+                return failed("AnswerSignatureError", _ECHOED.format(status=status))
         except SignatureError as error:
             advice = "give app and engine the same DURABLY_SIGNING_KEY"
-            if self.signs_whole and not headers.get(Header.ANSWER_SIGNATURE):
+            if self.signs_whole and not whole_signature:
                 advice = "if an older version of the app runs now, sync it again"
             message = f"the app's answer (status {status}) is not used, since its signature is wrong: {error}; {advice}"
             return failed("AnswerSignatureError", message)

@@ -9,7 +9,7 @@ it.
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from .headers import Header
 from .signatures import SignatureError, strip_key_prefix
@@ -37,8 +37,10 @@ def sign_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_si
     return f"{VERSION}={mac.hexdigest()}"
 
 
-def verify_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, key: str) -> None:
-    """Raises ``SignatureError``."""
+def verify_answer(
+    status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, keys: Iterable[str | None]
+) -> None:
+    """Check the signature with each key; ``None`` is skipped. Raises ``SignatureError``."""
     given = headers.get(Header.ANSWER_SIGNATURE)
     if not given:
         raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is missing")
@@ -46,6 +48,10 @@ def verify_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_
         text = headers.get(name, "")
         if not (text.isascii() and text.isprintable()):
             raise SignatureError(f"the {name} header is not printable ASCII")
-    made = sign_answer(status, headers, body, call_signature=call_signature, key=key)
-    if not hmac.compare_digest(made, given):
-        raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is not of this status, these headers and this call")
+    for key in filter(None, keys):
+        if hmac.compare_digest(sign_answer(status, headers, body, call_signature=call_signature, key=key), given):
+            return
+    raise SignatureError(
+        f"the {Header.ANSWER_SIGNATURE} header is not made with the engine's key for this status, these headers, this "
+        "body and this call"
+    )

@@ -98,6 +98,13 @@ async def test_what_arrives_as_it_was_sent_is_used(cloud: Harness, between: Medd
     assert b"boom" in bytes(failed.output or b"")
 
 
+async def test_a_result_in_the_form_of_a_request_is_used(cloud: Harness, between: Meddler) -> None:
+    data = {"ctx": {"run_id": "1"}, "url": "http://attacker.example.com"}
+    completed = await run(cloud, **data)
+    assert (completed.status, msgspec.json.decode(completed.output or b"")) == (RunStatus.COMPLETED, data)
+    assert "x-inngest-signature" not in between.answers[-1][1]
+
+
 @pytest.mark.parametrize("size", [0, 2 * MAX_CANONICAL_BYTES])
 async def test_a_call_with_a_large_integer_reaches_the_app_whole(cloud: Harness, between: Meddler, size: int) -> None:
     """The canonical form of its body rounds the integer, so the bytes are what is signed."""
