@@ -75,11 +75,11 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 @contextmanager
-def running(name: str, address: str, **variables: str) -> Iterator[AppServer]:
+def running(name: str, address: str, module: str = "tests.temporal.serve", **variables: str) -> Iterator[AppServer]:
     """The listening socket is made here, so that requests wait until the app is there. ``variables`` are the
-    process's, beside those that it inherits."""
+    process's, beside those that it inherits. ``module`` serves the app ``name``."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        command = [sys.executable, "-m", "tests.temporal.serve", name, address, str(listener.fileno())]
+        command = [sys.executable, "-m", module, name, address, str(listener.fileno())]
         environment = {**os.environ, **variables}
         process = subprocess.Popen(
             command, pass_fds=[listener.fileno()], cwd=Path(__file__).parents[2], env=environment

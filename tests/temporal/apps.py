@@ -65,6 +65,30 @@ def guarded_gateway(temporal: Temporal) -> Gateway:
     return Gateway(temporal, guarded_exposures(), authorize=authorize, limits=LIMITS)
 
 
+def owned_gateway(temporal: Temporal) -> Gateway:
+    """Users are texts; each has workflows of its own, and "staff" reaches all of them."""
+    owned: dict[str, Any] = {"owner": str, "staff": lambda user: user == "staff", "operations": FOR_OPERATORS}
+    return Gateway(
+        temporal,
+        [
+            expose(
+                OrderWorkflow,
+                name="orders",
+                id="order-{order_id}",
+                signals=[OrderWorkflow.ship, OrderWorkflow.add_note],
+                queries="all",
+                updates=[OrderWorkflow.change_address],
+                memo=lambda order, user: {"by": user, "lines": len(order.lines)},
+                **owned,
+            ),
+            expose(SumWorkflow, **owned),
+            expose(SleepingWorkflow, **owned),
+        ],
+        authorize=lambda action: action.principal is not None,
+        limits=LIMITS,
+    )
+
+
 def make_fast_api(address: str) -> Any:
     import fastapi
 
@@ -81,6 +105,12 @@ def make_fast_api(address: str) -> Any:
     app.include_router(
         durably.temporal.fast_api.router(
             guarded_gateway(temporal), prefix="/guarded", principal=user, include_in_schema=False
+        ),
+    )
+
+    app.include_router(
+        durably.temporal.fast_api.router(
+            owned_gateway(temporal), prefix="/mine", principal=user, include_in_schema=False
         ),
     )
 
@@ -106,6 +136,10 @@ def make_flask(address: str) -> Any:
         guarded_gateway(temporal), name="guarded", principal=lambda: flask.request.headers.get("x-user")
     )
     app.register_blueprint(guarded, url_prefix="/guarded")
+    owned = durably.temporal.flask.blueprint(
+        owned_gateway(temporal), name="mine", principal=lambda: flask.request.headers.get("x-user")
+    )
+    app.register_blueprint(owned, url_prefix="/mine")
 
     @app.get("/direct/<workflow_id>")
     def direct(workflow_id: str) -> str:
@@ -138,6 +172,7 @@ def make_tornado(address: str) -> Any:
         [
             *routes(open_gateway(temporal), prefix="/open"),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
+            *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
             (r"/direct/(.+)", Direct),
         ],
         xsrf_cookies=True,
@@ -204,6 +239,15 @@ def _set_up_django(address: str) -> None:
             gateway_urls(
                 guarded,
                 namespace="guarded",
+                principal=lambda request: request.headers.get("x-user"),
+                csrf_exempt=True,
+            ),
+        ),
+        path(
+            "mine/",
+            gateway_urls(
+                owned_gateway(temporal),
+                namespace="mine",
                 principal=lambda request: request.headers.get("x-user"),
                 csrf_exempt=True,
             ),

@@ -8,14 +8,14 @@ from typing import Any
 from . import apps
 
 
-def _uvicorn(app: Any, listener: socket.socket) -> None:
+def serve_asgi(app: Any, listener: socket.socket) -> None:
     import uvicorn
 
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _werkzeug(app: Any, listener: socket.socket) -> None:
+def serve_wsgi(app: Any, listener: socket.socket) -> None:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
@@ -27,7 +27,7 @@ def _werkzeug(app: Any, listener: socket.socket) -> None:
     make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet, fd=listener.fileno()).serve_forever()
 
 
-def _tornado(app: Any, listener: socket.socket) -> None:
+def serve_tornado(app: Any, listener: socket.socket) -> None:
     from tornado.httpserver import HTTPServer
 
     async def serve() -> None:
@@ -39,11 +39,11 @@ def _tornado(app: Any, listener: socket.socket) -> None:
 
 
 SERVERS = {
-    "fastapi": (apps.make_fast_api, _uvicorn),
-    "flask": (apps.make_flask, _werkzeug),
-    "django-asgi": (apps.make_django_asgi, _uvicorn),
-    "django-wsgi": (apps.make_django_wsgi, _werkzeug),
-    "tornado": (apps.make_tornado, _tornado),
+    "fastapi": (apps.make_fast_api, serve_asgi),
+    "flask": (apps.make_flask, serve_wsgi),
+    "django-asgi": (apps.make_django_asgi, serve_asgi),
+    "django-wsgi": (apps.make_django_wsgi, serve_wsgi),
+    "tornado": (apps.make_tornado, serve_tornado),
 }
 
 

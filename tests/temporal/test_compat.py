@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import temporalio.workflow
 from temporalio import activity, workflow
+from temporalio.api.common.v1 import Payload
 from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
@@ -32,7 +33,7 @@ from durably.temporal.compat import (
 )
 
 from ..ports import free_port
-from .workflows import TASK_QUEUE, SleepingWorkflow
+from .workflows import TASK_QUEUE, Order, OrderWorkflow, SleepingWorkflow
 
 
 @workflow.defn(name="Parcel")
@@ -147,6 +148,7 @@ class RecordingService:
         self.ids.append(request.request_id)
 
     signal_with_start_workflow_execution = signal_workflow_execution = start_workflow_execution
+    update_workflow_execution = start_workflow_execution
 
 
 class StubClient:
@@ -174,6 +176,25 @@ async def test_the_server_carries_out_a_signal_of_one_id_once(temporal: Temporal
     history = await handle.fetch_history()
     await handle.terminate()
     assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history.events) == 1
+
+
+async def test_headers_are_kept_with_signals_and_updates(temporal: Temporal, worker: None) -> None:
+    client: Client = await temporal.client()
+    order = Order(order_id=uuid.uuid4().hex, amount=1, lines=["wait"])
+    handle = await client.start_workflow(OrderWorkflow.run, order, id=order.order_id, task_queue=TASK_QUEUE)
+    headers = {"x-test": Payload(data=b"1")}
+    with request_id(client, str(uuid.uuid4()), headers):
+        await handle.execute_update(OrderWorkflow.change_address, "here")
+    with request_id(client, str(uuid.uuid4()), headers):
+        await handle.signal(OrderWorkflow.ship)
+    await handle.result()
+    found = [
+        event.workflow_execution_update_accepted_event_attributes.accepted_request.input.header
+        if event.HasField("workflow_execution_update_accepted_event_attributes")
+        else event.workflow_execution_signaled_event_attributes.header
+        for event in (await handle.fetch_history()).events
+    ]
+    assert [dict(header.fields) for header in found if header.fields] == [headers, headers]
 
 
 async def test_a_missing_service_method_is_named() -> None:

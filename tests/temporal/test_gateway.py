@@ -219,10 +219,19 @@ async def test_a_refused_update_tells_why(gateway: Gateway) -> None:
 
 async def test_an_update_that_is_repeated_is_done_once(gateway: Gateway) -> None:
     place = await start(gateway)
-    key = uuid.uuid4().hex
-    for _ in range(2):
-        done = await ask(gateway, "POST", f"{place}/updates/change_address", {"address": "a"}, h_idempotency_key=key)
-        assert (done.json["result"], done.json["update_id"]) == ("", key)
+    update, key = f"{place}/updates/change_address", uuid.uuid4().hex
+    first = await ask(gateway, "POST", update, {"address": "a"}, h_idempotency_key=key)
+    second = await ask(gateway, "POST", update, {"address": "a"}, h_idempotency_key=key)
+    assert first.json == second.json
+    assert (first.json["result"], "Idempotent-Replayed" in first.headers) == ("", False)
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert key not in first.json["update_id"]
+    other = await ask(gateway, "POST", update, {"address": "b"}, h_idempotency_key=key)
+    assert (other.status, other.json["type"]) == (422, "urn:durably:problem:idempotency-key-reused")
+    assert (await ask(gateway, "POST", update, {"address": "c"})).json["result"] == "a"
+    assert (await ask(gateway, "POST", f"{place}/terminate")).status == 202
+    late = await ask(gateway, "POST", update, {"address": "a"}, h_idempotency_key=key)
+    assert (late.json, late.headers["Idempotent-Replayed"]) == (first.json, "true")
 
 
 async def test_the_location_of_an_update_quotes_its_id(gateway: Gateway, temporal: Temporal) -> None:
@@ -440,16 +449,33 @@ async def test_what_the_apps_own_functions_do_not_validate_is_the_apps_error(
 
 async def test_signals_with_one_key_arrive_once(gateway: Gateway) -> None:
     place = await start(gateway)
-    for text, key in (("a", "1"), ("a", "1"), ("a", "2"), ("b", "1"), ("b", "1")):
-        signalled = await ask(gateway, "POST", f"{place}/signals/add_note", {"text": text}, h_idempotency_key=key)
-        assert signalled.status == 202
+    add_note = f"{place}/signals/add_note"
+    for text, key, status, is_replay in (
+        ("a", "1", 202, False),
+        ("a", "1", 202, True),
+        ("a", "2", 202, False),
+        ("b", "1", 422, False),
+        ("a", "1", 202, True),
+    ):
+        signalled = await ask(gateway, "POST", add_note, {"text": text}, h_idempotency_key=key)
+        assert (signalled.status, "Idempotent-Replayed" in signalled.headers) == (status, is_replay)
     both = {"input": {"order_id": place.removeprefix("orders/order-"), **ORDER}, "signal": {"text": "c"}}
-    for key in ("1", "1", "2"):
-        signalled = await ask(gateway, "POST", "orders/signal-with-start/add_note", both, h_idempotency_key=key)
-        assert signalled.status == 202
+    with_start = "orders/signal-with-start/add_note"
+    for key, is_replay in (("1", False), ("1", True), ("2", False)):
+        signalled = await ask(gateway, "POST", with_start, both, h_idempotency_key=key)
+        assert (signalled.status, "Idempotent-Replayed" in signalled.headers) == (202, is_replay)
     await ask(gateway, "POST", f"{place}/signals/ship")
     done = await ask(gateway, "GET", f"{place}/result", wait="30")
-    assert done.json["result"]["note"] == "a,a,b,c,c"
+    assert done.json["result"]["note"] == "a,a,c,c"
+    # What came before the workflow was over is still known.
+    late = await ask(gateway, "POST", add_note, {"text": "a"}, h_idempotency_key="1")
+    assert (late.status, late.headers["Idempotent-Replayed"]) == (202, "true")
+    assert (await ask(gateway, "POST", add_note, {"text": "b"}, h_idempotency_key="1")).status == 422
+    assert (await ask(gateway, "POST", add_note, {"text": "b"}, h_idempotency_key="3")).status == 409
+    assert "Idempotent-Replayed" in (await ask(gateway, "POST", with_start, both, h_idempotency_key="1")).headers
+    assert (await ask(gateway, "GET", place)).json["status"] == "completed"
+    other = {**both, "signal": {"text": "d"}}
+    assert (await ask(gateway, "POST", with_start, other, h_idempotency_key="1")).status == 422
 
 
 async def test_ids_that_exist_are_treated_as_the_exposure_says(temporal: Temporal) -> None:

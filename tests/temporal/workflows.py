@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from temporalio import activity, workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RetryPolicy, SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -142,6 +142,23 @@ class MistypedWorkflow:
         return [1, "top secret"]  # type: ignore[list-item]
 
 
-WORKFLOWS = [OrderWorkflow, SumWorkflow, SleepingWorkflow, MistypedWorkflow]
+@workflow.defn
+class ChainWorkflow:
+    """Ends each of its runs as it is told to, and has two of them."""
+
+    @workflow.run
+    async def run(self, how: str, run: int = 1) -> str:
+        info = workflow.info()
+        if how == "hand over":
+            workflow.upsert_search_attributes([SearchAttributeKey.for_keyword("DurablyOwner").value_set("bob")])
+        elif how == "continue as new" and run == 1:
+            workflow.continue_as_new(args=[how, 2])
+        elif how == "retry" and info.attempt == 1:
+            raise ApplicationError("once more")
+        await workflow.wait_condition(lambda: False)
+        return how
+
+
+WORKFLOWS = [OrderWorkflow, SumWorkflow, SleepingWorkflow, MistypedWorkflow, ChainWorkflow]
 ACTIVITIES = [charge]
 TASK_QUEUE = "orders"

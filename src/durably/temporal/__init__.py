@@ -10,6 +10,7 @@ except ImportError as error:
 
 from .connection import Health, Temporal
 from .errors import (
+    SearchAttributeError,
     TemporalSettingsError,
     TemporalUnreachableError,
     TemporalVersionError,
@@ -23,6 +24,7 @@ from .workers import Workers
 __all__ = [
     "ConnectionSettings",
     "Health",
+    "SearchAttributeError",
     "StartOperation",
     "SyncClient",
     "SyncUpdateHandle",

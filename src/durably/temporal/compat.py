@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from temporalio import activity, workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
@@ -162,25 +165,44 @@ PAUSED = _find_or_add_paused(WorkflowExecutionStatus)
 
 
 # Request ids. The server carries out a request once, by its id. The client makes an id for each call and takes none, so
-# the methods of its raw service are wrapped: the requests have a field for the id.
+# the methods of its raw service are wrapped: the requests have a field for the id. An update's id is an argument of the
+# client's; headers are for all of them, without an interceptor that an app's own client may lack.
 
-_IDENTIFIED_CALLS = ("start_workflow_execution", "signal_with_start_workflow_execution", "signal_workflow_execution")
+_IDENTIFIED_CALLS = (
+    "start_workflow_execution",
+    "signal_with_start_workflow_execution",
+    "signal_workflow_execution",
+    "update_workflow_execution",
+)
 
 
 class _ChosenId:
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, headers: Mapping[str, Payload]) -> None:
         self.id = id
+        self.headers = headers
         self.was_sent = False
+
+    def put_into(self, request: Any) -> None:
+        if isinstance(request, UpdateWorkflowExecutionRequest):
+            header = request.request.input.header
+        else:
+            request.request_id, header = self.id, request.header
+        for name, payload in self.headers.items():
+            header.fields[name].CopyFrom(payload)
+        self.was_sent = True
 
 
 _chosen_id: ContextVar[_ChosenId | None] = ContextVar("durably_request_id", default=None)
 
 
 @contextmanager
-def request_id(client: Client, id: str) -> Iterator[None]:
-    """Give ``id`` to the starts and signals that ``client`` sends in this context. Raises ``TemporalVersionError``."""
+def request_id(client: Client, id: str, headers: Mapping[str, Payload] = MappingProxyType({})) -> Iterator[None]:
+    """Give ``id`` to the starts and signals that ``client`` sends in this context, and ``headers`` to updates too.
+
+    Raises ``TemporalVersionError``.
+    """
     _wrap_service(client)
-    chosen = _ChosenId(id)
+    chosen = _ChosenId(id, headers)
     token = _chosen_id.set(chosen)
     try:
         yield
@@ -211,8 +233,7 @@ class _IdentifiedCall:
     def __call__(self, request: Any, **options: Any) -> Awaitable[Any]:
         if (chosen := _chosen_id.get()) is not None:
             with _private(f"the request of {self._name}"):
-                request.request_id = chosen.id
-            chosen.was_sent = True
+                chosen.put_into(request)
         return self._call(request, **options)
 
 

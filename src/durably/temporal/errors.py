@@ -28,3 +28,7 @@ class TemporalWorkerError(Error):
 
 class UnknownPrincipalError(TemporalSettingsError):
     """A principal cannot be told from others; the message names its class and ``Gateway(identify=…)``."""
+
+
+class SearchAttributeError(Error):
+    """The server does not know a search attribute that the app needs; the message names it and the remedy."""

@@ -11,12 +11,13 @@ except ImportError as error:
 
 from .authorization import Action, Authorize, Unauthenticated
 from .call import Limits
-from .exposure import FOR_OPERATORS, FOR_USERS, Exposure, Operation, expose
+from .exposure import FOR_OPERATORS, FOR_OWNERS, FOR_USERS, Exposure, Operation, expose
 from .gateway import Gateway, iterate_sync
 from .messages import GatewayRequest, GatewayResponse
 
 __all__ = [
     "FOR_OPERATORS",
+    "FOR_OWNERS",
     "FOR_USERS",
     "Action",
     "Authorize",

@@ -1,9 +1,8 @@
 """Acting on workflows that run: signals, queries, updates, cancel, terminate, reset."""
 
 import asyncio
-import re
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -11,26 +10,52 @@ from urllib.parse import quote
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
-from temporalio.client import RPCTimeoutOrCancelledError, WorkflowUpdateHandle, WorkflowUpdateStage
+from temporalio.client import (
+    RPCTimeoutOrCancelledError,
+    WorkflowHandle,
+    WorkflowUpdateHandle,
+    WorkflowUpdateStage,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.statuses import is_open
-
 from .call import Call
-from .idempotency import fingerprint, idempotency_key, one_request
+from .idempotency import one_request
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
-from .problems import Problem, bad_request, no_worker, to_problem
+from .problems import Problem, no_worker, to_problem
+from .repetitions import find_repetition, is_repetition
 from .results import must_fit
+from .starting import replayed
+from .target import CLOSED, RunClosedError, is_closed
 
 T = TypeVar("T")
 
 
 async def signal(call: Call) -> GatewayResponse:
     name, arguments = call.handler.name, call.handler.arguments.spread(call.value)
-    with one_request(call.client, idempotency_key(call.request), name, fingerprint(call.value)):
-        await _while_it_runs(call.handle().signal(name, args=arguments, rpc_timeout=call.rpc_timeout))
-    return _accepted(call)
+
+    async def send(run: WorkflowHandle[Any, Any]) -> None:
+        with one_request(call.client, call.keyed):
+            await run.signal(name, args=arguments, rpc_timeout=call.rpc_timeout)
+
+    _, is_replay = await _ask_once(call, send)
+    return _accepted(call, is_replay)
+
+
+async def _ask_once(call: Call, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> tuple[T | None, bool]:
+    """What ``ask`` returns, and whether an earlier request had the same key.
+
+    ``None`` if that came before the workflow was over: then the server is past comparing. Raises problems.
+    """
+    try:
+        asked = await call.existing.ask_open_run(ask)
+    except Problem as problem:
+        if call.keyed is None or problem.kind != CLOSED:
+            raise
+        if not await find_repetition(call, call.existing.run_id, call.keyed):
+            raise
+        return None, True
+    return asked, call.keyed is not None and await is_repetition(call, call.existing.run_id, call.keyed)
 
 
 async def query(call: Call) -> GatewayResponse:
@@ -50,67 +75,79 @@ async def update(call: Call) -> GatewayResponse:
     wait = call.preferred_wait()
     seconds = call.rpc_timeout.total_seconds() if wait is None else wait
     if call.match.update_id is not None:
-        handle: WorkflowUpdateHandle[Any] = call.handle().get_update_handle(
-            call.match.update_id, result_type=call.handler.handler.result
-        )
+        handle, is_replay = _earlier_update(call, call.match.update_id), False
         seconds = float(call.integer("wait", 0, 0, 10**9 - 1))
     else:
-        handle = await _start_update(call)
+        handle, is_replay = await _start_update(call)
     try:
         # At least a moment: the outcome of an update that is over takes a round trip.
         with call.waiting(), must_fit(call, "the result"):
             async with asyncio.timeout(min(max(seconds, 1.0), call.limits.max_wait)):
                 value = await handle.result()
     except (TimeoutError, RPCTimeoutOrCancelledError):
-        return _update_accepted(call, handle)
+        return _update_accepted(call, handle, is_replay)
     except RPCError as error:
         problem = to_problem(error)
         if call.match.update_id is None and problem.passes:
             # A server that goes away now does not undo what it has accepted.
-            return _update_accepted(call, handle)
+            return _update_accepted(call, handle, is_replay)
         raise problem from error
-    return answer(UpdateDone[Any](update_id=handle.id, result=value))
+    return answer(UpdateDone[Any](update_id=handle.id, result=value), HTTPStatus.OK, **replayed(is_replay))
 
 
-def _update_accepted(call: Call, handle: WorkflowUpdateHandle[Any]) -> GatewayResponse:
+def _earlier_update(call: Call, update_id: str) -> WorkflowUpdateHandle[Any]:
+    return call.handle().get_update_handle(update_id, result_type=call.handler.handler.result)
+
+
+def _update_accepted(call: Call, handle: WorkflowUpdateHandle[Any], is_replay: bool) -> GatewayResponse:
     location = f"{call.location()}/updates/{call.handler.name}/{quote(handle.id, safe='')}"
     links = call.links().model_copy(update={"result": location})
-    return answer(UpdateAccepted(update_id=handle.id, links=links), HTTPStatus.ACCEPTED, location=location)
+    headers = {"location": location, **replayed(is_replay)}
+    return answer(UpdateAccepted(update_id=handle.id, links=links), HTTPStatus.ACCEPTED, **headers)
 
 
-async def _start_update(call: Call) -> WorkflowUpdateHandle[Any]:
-    key = call.request.headers.get("idempotency-key")
-    if key is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{1,255}", key):
-        raise bad_request("the Idempotency-Key of an update is 1 to 255 letters, digits, or . _ ~ -")
-    starting = call.handle().start_update(
-        call.handler.name,
-        args=call.handler.arguments.spread(call.value),
-        id=key or str(uuid.uuid4()),
-        wait_for_stage=WorkflowUpdateStage.ACCEPTED,
-        result_type=call.handler.handler.result,
-        rpc_timeout=call.rpc_timeout,
-    )
-    return await _while_it_runs(_answered(call, starting))
+async def _start_update(call: Call) -> tuple[WorkflowUpdateHandle[Any], bool]:
+    update_id = str(uuid.uuid4()) if call.keyed is None else call.keyed.id
+
+    async def start(run: WorkflowHandle[Any, Any]) -> WorkflowUpdateHandle[Any]:
+        with one_request(call.client, call.keyed):
+            return await run.start_update(
+                call.handler.name,
+                args=call.handler.arguments.spread(call.value),
+                id=update_id,
+                wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+                result_type=call.handler.handler.result,
+                rpc_timeout=call.rpc_timeout,
+            )
+
+    handle, is_replay = await _answered(call, _ask_once(call, start))
+    return handle or _earlier_update(call, update_id), is_replay
 
 
 async def cancel(call: Call) -> GatewayResponse:
-    """The server takes the cancellation of a closed workflow silently, so the workflow is looked at first."""
-    status = (await call.describe()).status
-    if status is not None and not is_open(status):
-        raise _closed()
-    await _while_it_runs(call.handle().cancel(reason=call.value.reason, rpc_timeout=call.rpc_timeout))
+    """The server takes the cancellation of a closed run silently, so the run is looked at before and after."""
+
+    async def send(run: WorkflowHandle[Any, Any]) -> None:
+        if is_closed(await call.describe()):
+            raise RunClosedError
+        await run.cancel(reason=call.value.reason, rpc_timeout=call.rpc_timeout)
+        after = await run.describe(rpc_timeout=call.rpc_timeout)
+        if is_closed(after) and not after.raw_description.workflow_extended_info.cancel_requested:
+            raise RunClosedError
+
+    await call.existing.ask_open_run(send)
     return _accepted(call)
 
 
 async def terminate(call: Call) -> GatewayResponse:
     reason = call.value.reason or None
-    await _while_it_runs(call.handle().terminate(reason=reason, rpc_timeout=call.rpc_timeout))
+    await call.existing.ask_open_run(lambda run: run.terminate(reason=reason, rpc_timeout=call.rpc_timeout))
     return _accepted(call)
 
 
 async def reset(call: Call) -> GatewayResponse:
     """Go on from an earlier point, in a new run."""
-    run_id = call.request.query("run_id") or (await call.describe()).run_id
+    run_id = call.existing.run_id
     request = ResetWorkflowExecutionRequest(
         namespace=call.client.namespace,
         workflow_execution=WorkflowExecution(workflow_id=call.workflow_id, run_id=run_id),
@@ -136,22 +173,9 @@ async def _workflow_task(call: Call, run_id: str, which: str | None) -> int:
     return found
 
 
-def _accepted(call: Call) -> GatewayResponse:
-    return answer(Accepted(workflow_id=call.workflow_id, links=call.links()), HTTPStatus.ACCEPTED)
-
-
-async def _while_it_runs(asking: Awaitable[T]) -> T:
-    """The server says of a workflow that is over that it is not found, though it can be looked at."""
-    try:
-        return await asking
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message:
-            raise _closed() from error
-        raise
-
-
-def _closed() -> Problem:
-    return Problem(HTTPStatus.CONFLICT, "workflow-closed", "the workflow is over")
+def _accepted(call: Call, is_replay: bool = False) -> GatewayResponse:
+    accepted = Accepted(workflow_id=call.workflow_id, links=call.links())
+    return answer(accepted, HTTPStatus.ACCEPTED, **replayed(is_replay))
 
 
 async def _answered(call: Call, asking: Awaitable[T]) -> T:

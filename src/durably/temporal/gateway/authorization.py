@@ -1,14 +1,65 @@
 """Who may do what: what the app's ``authorize`` hook is told, and what its answer means."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from temporalio.client import WorkflowExecutionDescription
+
+from durably.portal import get_portal
 from durably.temporal.errors import TemporalSettingsError
 
 from .exposure import Exposure, Operation
+from .ownership import owner_of
 from .problems import Problem
+from .reading import shown_memo
+from .target import Target
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the server tells of the workflow; nothing if there is none."""
+
+    owner: str | None = None
+    memo: Mapping[str, Any] = field(default_factory=dict)
+    description: WorkflowExecutionDescription | None = None
+
+
+class ActionSubject:
+    """The workflow that an action is about. The server is asked when the first of the facts is read.
+
+    ``new_owner`` is the owner that a workflow to be started will have.
+    """
+
+    def __init__(
+        self, target: Target | None = None, owner_attribute: str = "", *, new_owner: str | None = None
+    ) -> None:
+        self._target, self._owner_attribute = target, owner_attribute
+        self._facts = _Facts(owner=new_owner) if target is None else None
+
+    async def load(self) -> _Facts:
+        if self._facts is None:
+            assert self._target is not None
+            try:
+                description = await self._target.describe()
+            except Problem as problem:
+                if problem.status is not HTTPStatus.NOT_FOUND:
+                    raise
+                self._facts = _Facts()
+            else:
+                owner = owner_of(description, self._owner_attribute)
+                self._facts = _Facts(owner, await shown_memo(description), description)
+        return self._facts
+
+    def get(self) -> _Facts:
+        """In a thread. Raises ``RuntimeError`` on an event loop, if the facts have not been loaded."""
+        if self._facts is None and asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                "an asynchronous authorize= must `await action.load()` before it reads owner, memo or description"
+            )
+        return self._facts or get_portal().run(self.load())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +70,10 @@ class Action:
     there is none yet), ``name`` the signal, query or update, ``input`` what was sent, validated. ``principal`` is who
     asks, as the framework knows it (Django's ``request.user``, what a FastAPI dependency gives), and ``request`` the
     framework's own.
+
+    ``owner``, ``memo`` and ``description`` are those of the workflow that the URL names. They cost one request to the
+    server, when the first of them is read; an asynchronous ``authorize`` calls ``await action.load()`` before. If there
+    is no such workflow, they are ``None``, empty and ``None``.
     """
 
     operation: Operation
@@ -28,10 +83,28 @@ class Action:
     input: Any
     principal: Any
     request: Any
+    subject: ActionSubject = field(default_factory=ActionSubject, repr=False, compare=False)
 
     @property
     def workflow(self) -> str:
         return self.exposure.name
+
+    async def load(self) -> None:
+        """Ask the server for ``owner``, ``memo`` and ``description``, unless that has been done."""
+        await self.subject.load()
+
+    @property
+    def owner(self) -> str | None:
+        """The workflow's owner (``expose(owner=…)``), or the owner that a workflow to be started will have."""
+        return self.subject.get().owner
+
+    @property
+    def memo(self) -> Mapping[str, Any]:
+        return self.subject.get().memo
+
+    @property
+    def description(self) -> WorkflowExecutionDescription | None:
+        return self.subject.get().description
 
 
 Authorize = Callable[[Action], bool | Awaitable[bool]]
@@ -45,7 +118,7 @@ class Unauthenticated(Exception):
         self.challenge = challenge
 
 
-def check_policy(authorize: Authorize | None, allow_anonymous: bool) -> None:
+def check_policy(authorize: Authorize | None, allow_anonymous: bool, exposures: Mapping[str, Exposure]) -> None:
     """A gateway that nobody guards must be asked for in so many words."""
     if authorize is None and not allow_anonymous:
         raise TemporalSettingsError(
@@ -54,18 +127,14 @@ def check_policy(authorize: Authorize | None, allow_anonymous: bool) -> None:
         )
     if authorize is not None and allow_anonymous:
         raise TemporalSettingsError("authorize= and allow_anonymous=True exclude each other")
+    owned = [exposure.name for exposure in exposures.values() if exposure.ownership is not None]
+    if allow_anonymous and owned:
+        raise TemporalSettingsError(
+            f"{owned[0]} has owner=, and allow_anonymous=True knows no owners: give authorize= instead"
+        )
 
 
 def check_verdict(verdict: object) -> None:
     """Only ``True`` allows."""
     if verdict is not True:
         raise Problem(HTTPStatus.FORBIDDEN, "forbidden", "you may not do this")
-
-
-def unauthenticated(error: Unauthenticated) -> Problem:
-    return Problem(
-        HTTPStatus.UNAUTHORIZED,
-        "unauthenticated",
-        "authentication is needed",
-        headers={"WWW-Authenticate": error.challenge},
-    )

@@ -2,24 +2,27 @@
 
 import re
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
 
 from durably.temporal.inspection import Inspector
 
 from .exposure import Exposure, HandlerExposure
+from .idempotency import KeyedRequest
 from .messages import GatewayRequest
 from .metrics import GatewayMetrics
 from .models import Links
+from .ownership import Access, owner_of
 from .pages import Pages, PageTokens
 from .principals import Identify, principal_key
 from .problems import bad_request
 from .routes import Match
+from .target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Limits:
 
 @dataclass(kw_only=True)
 class Call:
-    """``value`` is the validated input; ``workflow_id`` the one in the URL, or the one to start."""
+    """``value`` is the validated input; ``workflow_id`` the one in the URL, or the one to start. ``target`` is the
+    workflow that the URL names, ``access`` what the principal may reach, ``keyed`` tells of an idempotency key."""
 
     request: GatewayRequest
     match: Match
@@ -49,8 +53,11 @@ class Call:
     inspector: Inspector
     metrics: GatewayMetrics
     page_tokens: PageTokens
+    access: Access
+    owner_attribute: str
+    target: Target | None
+    keyed: KeyedRequest | None = None
     identify: Identify | None = None
-    _description: WorkflowExecutionDescription | None = field(default=None, init=False, repr=False)
 
     @property
     def exposure(self) -> Exposure:
@@ -75,15 +82,26 @@ class Call:
         return self.metrics.waiting(self.match)
 
     def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
-        """To the workflow, or to the run that the request names."""
-        run_id = run_id or self.request.query("run_id") or None
+        """To the run that was described and checked, or to another one of the workflow."""
+        run_id = run_id or self.existing.run_id
         return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.result)
 
+    def reaches(self, execution: WorkflowExecution) -> bool:
+        """Whether the principal may reach a workflow that the server told of."""
+        return self.access.reaches(owner_of(execution, self.owner_attribute))
+
+    @property
+    def existing(self) -> Target:
+        """The workflow that the URL names."""
+        assert self.target is not None, "only routes with an id ask for it"
+        return self.target
+
     async def describe(self) -> WorkflowExecutionDescription:
-        """What the server tells of the workflow, or of the run that the request names; it is asked once in a call."""
-        if self._description is None:
-            self._description = await self.handle().describe(rpc_timeout=self.rpc_timeout)
-        return self._description
+        """What the server tells of the workflow, or of the run that the request names; it is asked once in a call.
+
+        Raises the problem 404 for a workflow that the principal may not reach.
+        """
+        return await self.existing.check()
 
     def pages(self, *more: str) -> Pages:
         """Page tokens that are valid for this principal, exposure and operation, and for ``more``."""

@@ -20,7 +20,8 @@ from durably.temporal.compat import HandlerKind, handler_name
 from durably.temporal.errors import TemporalSettingsError
 
 from .definitions import Handler, WorkflowDefinition, define
-from .inputs import Arguments, IdTemplate, model_with_start
+from .inputs import Arguments, IdTemplate, id_function, input_function, model_with_start
+from .ownership import Ownership, declare_ownership
 
 Everything = Literal["all"]
 
@@ -58,6 +59,9 @@ FOR_USERS = frozenset(
 )
 """What is open unless said otherwise. Of signals, queries and updates only those that are named."""
 
+FOR_OWNERS = FOR_USERS | {Operation.LIST}
+"""What is open unless said otherwise where ``owner=`` is given: lists show each principal its own workflows."""
+
 FOR_OPERATORS = frozenset(Operation)
 """Everything: also list and history, which show others' workflows, raw history, which shows what went in and out of
 them, and terminate and reset, which break them off."""
@@ -78,20 +82,25 @@ class HandlerExposure:
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """A workflow that is open; made by ``expose``. ``name`` is its place in URLs."""
+    """A workflow that is open; made by ``expose``. ``name`` is its place in URLs.
+
+    ``id`` gives a workflow's id from input, principal and owner; ``search_attributes`` and ``memo`` are made from input
+    and principal.
+    """
 
     name: str
     definition: WorkflowDefinition
     arguments: Arguments
-    id_template: IdTemplate | None
+    id: Callable[[Any, Any, str | None], str] | None
     operations: frozenset[Operation]
     signals: Mapping[str, HandlerExposure]
     queries: Mapping[str, HandlerExposure]
     updates: Mapping[str, HandlerExposure]
     task_queue: str | None
     start_options: Mapping[str, Any] = field(default_factory=dict)
-    search_attributes: Callable[[Any], TypedSearchAttributes] | None = None
-    memo: Callable[[Any], Mapping[str, Any]] | None = None
+    search_attributes: Callable[[Any, Any], TypedSearchAttributes] | None = None
+    memo: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    ownership: Ownership | None = None
 
     @property
     def result(self) -> Any:
@@ -102,13 +111,15 @@ def expose(
     workflow: type | Callable[..., Any],
     *,
     name: str | None = None,
-    id: str | None = None,
+    id: str | Callable[..., str] | None = None,
     input: Any = None,
     task_queue: str | None = None,
     signals: Iterable[Callable[..., Any] | str] | Everything = (),
     queries: Iterable[Callable[..., Any] | str] | Everything = (),
     updates: Iterable[Callable[..., Any] | str] | Everything = (),
-    operations: Iterable[Operation | str] = FOR_USERS,
+    operations: Iterable[Operation | str] | None = None,
+    owner: Callable[[Any], str | None] | None = None,
+    staff: Callable[[Any], bool] | None = None,
     id_reuse_policy: WorkflowIDReusePolicy = WorkflowIDReusePolicy.ALLOW_DUPLICATE,
     id_conflict_policy: WorkflowIDConflictPolicy = WorkflowIDConflictPolicy.FAIL,
     execution_timeout: timedelta | None = None,
@@ -116,29 +127,34 @@ def expose(
     task_timeout: timedelta | None = None,
     retry_policy: RetryPolicy | None = None,
     priority: Priority | None = None,
-    search_attributes: Callable[[Any], TypedSearchAttributes] | None = None,
-    memo: Callable[[Any], Mapping[str, Any]] | None = None,
+    search_attributes: Callable[..., TypedSearchAttributes] | None = None,
+    memo: Callable[..., Mapping[str, Any]] | None = None,
 ) -> Exposure:
     """Open a workflow to the gateway's clients.
 
     ``name`` is its place in URLs (by default the workflow's name in kebab case). ``id`` is a template over the input's
-    fields, such as ``order-{order_id}``; without one, ids are made up. ``input`` is a pydantic model, stricter than the
+    fields, such as ``order-{order_id}``, in which ``{principal}`` stands for the owner's text, or a function of the
+    input and the principal; without one, ids are made up. ``input`` is a pydantic model, stricter than the
     workflow's own type hints. ``signals``, ``queries`` and ``updates`` are methods of the workflow, their names, or
-    ``"all"``; none are open unless named. ``operations`` are those of ``FOR_USERS``, or ``FOR_OPERATORS``, or any set.
-    ``search_attributes`` and ``memo`` are functions of the validated input. The rest is what
+    ``"all"``; none are open unless named. ``operations`` are those of ``FOR_USERS`` (the default), ``FOR_OWNERS``
+    (the default with ``owner``), ``FOR_OPERATORS``, or any set. ``owner`` is a function of the principal that gives
+    the owner of what it starts: a text, or ``None`` for nobody (401). Others than the owner get 404; a principal for
+    which ``staff`` returns ``True`` reaches everything.
+    ``search_attributes`` and ``memo`` are functions of the validated input, or of that and the principal. The rest is
+    what
     ``temporalio.client.Client.start_workflow`` takes.
 
     Raises ``TemporalSettingsError``.
     """
     definition = define(workflow)
+    ownership = declare_ownership(owner, staff, definition.name)
+    if operations is None:
+        operations = FOR_USERS if ownership is None else FOR_OWNERS
     title = _title(definition.name)
     place = _kebab(definition.name) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", place):
         raise TemporalSettingsError(f'"{place}" is no name for a place in a URL: letters, digits, - and _')
     arguments = Arguments(f"{title}Input", definition.run, input)
-    template = None if id is None else IdTemplate(id)
-    if template is not None:
-        template.check(_field_names(arguments), f"the input of {definition.name}")
     options = {
         "id_reuse_policy": id_reuse_policy,
         "id_conflict_policy": id_conflict_policy,
@@ -152,16 +168,29 @@ def expose(
         name=place,
         definition=definition,
         arguments=arguments,
-        id_template=template,
+        id=_id(id, arguments, definition.name, has_owner=ownership is not None),
         operations=frozenset(Operation(operation) for operation in operations),
         signals=_with_start(title, arguments, _chosen(definition, "signal", definition.signals, signals)),
         queries=_chosen(definition, "query", definition.queries, queries),
         updates=_chosen(definition, "update", definition.updates, updates),
         task_queue=task_queue,
         start_options=options,
-        search_attributes=search_attributes,
-        memo=memo,
+        search_attributes=search_attributes and input_function(search_attributes, "search_attributes="),
+        memo=memo and input_function(memo, "memo="),
+        ownership=ownership,
     )
+
+
+def _id(
+    id: str | Callable[..., str] | None, arguments: Arguments, title: str, *, has_owner: bool
+) -> Callable[[Any, Any, str | None], str] | None:
+    if id is None:
+        return None
+    if not isinstance(id, str):
+        return id_function(id)
+    template = IdTemplate(id)
+    template.check(_field_names(arguments), f"the input of {title}", has_owner=has_owner)
+    return template.fill
 
 
 def _chosen(

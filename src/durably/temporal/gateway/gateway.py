@@ -6,9 +6,7 @@ found out first, without the server; then the app says whether it is allowed; on
 
 import asyncio
 import inspect
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -23,21 +21,25 @@ from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.inspection import Inspector
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
+from durably.temporal.search_attributes import ensure_keyword
 from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
 from . import acting, events, history, reading, results, starting
-from .authorization import Action, Authorize, Unauthenticated, check_policy, check_verdict, unauthenticated
+from .authorization import Action, ActionSubject, Authorize, Unauthenticated, check_policy, check_verdict
 from .call import Call, Limits
 from .exposure import Exposure, Operation
+from .idempotency import KeyedRequest, keyed_request
 from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, without_body
 from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
+from .ownership import EVERYTHING, OWNER_ATTRIBUTE, Access, check_attribute_name
 from .pages import PageTokens, Secret
-from .principals import Identify
-from .problems import Problem, invalid_input, not_found, to_problem, too_large
+from .principals import Identify, principal_key
+from .problems import Problem, invalid_input, to_problem, too_large, unauthenticated
 from .routes import Match, answer_get_only, match, options
+from .target import Target
 
 _DO = {
     Operation.START: starting.start,
@@ -55,9 +57,9 @@ _DO = {
     Operation.RAW_HISTORY: history.raw_history,
     Operation.EVENTS: events.events,
 }
+_TAKE_KEYS = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.SIGNAL, Operation.UPDATE})
 _MAXIMUM_DOCUMENTS = 8
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
-_WITHOUT_ID = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.LIST})
 _BODIES: dict[Operation, type[Reason | ResetRequest]] = {
     Operation.CANCEL: Reason,
     Operation.TERMINATE: Reason,
@@ -75,6 +77,7 @@ class Gateway:
     do not tell principals apart: see ``principals.principal_key``.
     ``secret``, 16 characters or more, signs the tokens of pages; unless it is given, the environment's
     ``TEMPORAL_GATEWAY_SECRET``, else the framework's own secret, else a random one of the process.
+    ``owner_attribute`` is the search attribute, a Keyword, that holds the owner of a workflow (``expose(owner=…)``).
     ``limits`` bounds waits, bodies and streams.
 
     Raises ``TemporalSettingsError`` when nobody guards it, for two exposures of one name, and for a short secret.
@@ -89,19 +92,20 @@ class Gateway:
         allow_anonymous: bool = False,
         identify: Identify | None = None,
         secret: Secret | None = None,
+        owner_attribute: str = OWNER_ATTRIBUTE,
         limits: Limits | None = None,
     ) -> None:
-        check_policy(authorize, allow_anonymous)
         self.temporal = temporal
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
+        check_policy(authorize, allow_anonymous, self.exposures)
         if len(self.exposures) < len(exposures):
             raise TemporalSettingsError("two exposures have the same name: give one of them name=")
         self.allow_anonymous = allow_anonymous
         self.limits = limits or Limits()
         self._authorize = authorize
         self._identify = identify
+        self._owner_attribute = check_attribute_name(owner_attribute)
         self._is_authorize_async = authorize is not None and is_async(authorize)
-        self._types = _WorkflowTypes()
         self._inspector = Inspector(temporal)
         self._page_tokens = PageTokens(secret)
         self._metrics = GatewayMetrics(temporal)
@@ -159,7 +163,7 @@ class Gateway:
             with web_request(current_request_id() or usable_request_id(request.headers.get(HTTP_HEADER.lower()))):
                 response = await self._carry_out(request, found, io, call_blocking)
         except Unauthenticated as error:
-            response = unauthenticated(error).response()
+            response = unauthenticated(error.challenge).response()
         except Exception as error:
             response = to_problem(error).response()
         self._metrics.count(found, response.status_code, start)
@@ -169,14 +173,39 @@ class Gateway:
         self, request: GatewayRequest, found: Match, io: IO, call_blocking: CallBlocking
     ) -> GatewayResponse:
         value = self._read(request, found)
+        ownership = found.exposure.ownership
+        access = EVERYTHING if ownership is None else ownership.access(request.principal)
+        target = self._target(request, found, access)
+        keyed = self._keyed(request, found, value)
         workflow_id = found.workflow_id
         if found.operation in (Operation.START, Operation.SIGNAL_WITH_START):
             start_input = value if found.operation is Operation.START else value.input
-            workflow_id = starting.choose_id(found.exposure, request, start_input)
+            workflow_id = starting.choose_id(found.exposure, keyed, start_input, request.principal, access)
         if self._authorize is not None:
-            action = _action(request, found, workflow_id, value)
+            subject = ActionSubject(target, self._owner_attribute, new_owner=access.owner)
+            action = _action(request, found, workflow_id, value, subject)
             check_verdict(await self._ask(self._authorize, action, io, call_blocking))
-        return await io.resolve(self._perform(request, found, workflow_id or "", value))
+        return await io.resolve(self._perform(request, found, workflow_id or "", value, access, target, keyed))
+
+    def _keyed(self, request: GatewayRequest, found: Match, value: Any) -> KeyedRequest | None:
+        if found.operation not in _TAKE_KEYS:
+            return None
+        handler = "" if found.handler is None else found.handler.name
+        place = (found.exposure.definition.name, found.operation.value, handler)
+        return keyed_request(request, lambda: principal_key(request.principal, self._identify), place, value)
+
+    def _target(self, request: GatewayRequest, found: Match, access: Access) -> Target | None:
+        if found.workflow_id is None:
+            return None
+        return Target(
+            self.temporal.client,
+            found.exposure,
+            found.workflow_id,
+            request.query("run_id") or None,
+            access,
+            self._owner_attribute,
+            self.limits.rpc_timeout,
+        )
 
     def _read(self, request: GatewayRequest, found: Match) -> Any:
         """The validated input. Raises a problem."""
@@ -227,7 +256,16 @@ class Gateway:
             verdict = await call_blocking(lambda: authorize(action))
         return await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict
 
-    async def _perform(self, request: GatewayRequest, found: Match, workflow_id: str, value: Any) -> GatewayResponse:
+    async def _perform(
+        self,
+        request: GatewayRequest,
+        found: Match,
+        workflow_id: str,
+        value: Any,
+        access: Access,
+        target: Target | None,
+        keyed: KeyedRequest | None,
+    ) -> GatewayResponse:
         if workflow_id:
             note_workflow(workflow_id)
         call = Call(
@@ -241,10 +279,16 @@ class Gateway:
             inspector=self._inspector,
             metrics=self._metrics,
             page_tokens=self._page_tokens,
+            access=access,
+            owner_attribute=self._owner_attribute,
+            target=target,
+            keyed=keyed,
             identify=self._identify,
         )
-        if found.operation not in _WITHOUT_ID:
-            await self._types.check(call)
+        if target is not None:
+            await target.check()
+        elif found.exposure.ownership is not None:
+            await ensure_keyword(call.client, self._owner_attribute, self.limits.rpc_timeout)
         return await _DO[found.operation](call)
 
     def _task_queue(self, exposure: Exposure) -> str:
@@ -264,7 +308,9 @@ def _match_or_none(method: str, path: str, exposures: Mapping[str, Exposure]) ->
         return None
 
 
-def _action(request: GatewayRequest, found: Match, workflow_id: str | None, value: Any) -> Action:
+def _action(
+    request: GatewayRequest, found: Match, workflow_id: str | None, value: Any, subject: ActionSubject
+) -> Action:
     return Action(
         operation=found.operation,
         exposure=found.exposure,
@@ -273,36 +319,12 @@ def _action(request: GatewayRequest, found: Match, workflow_id: str | None, valu
         input=value,
         principal=request.principal,
         request=request.raw_request,
+        subject=subject,
     )
 
 
 async def _call_here(function: Callable[[], Any]) -> Any:
     return function()
-
-
-class _WorkflowTypes:
-    """Whose workflow an id is. Ids of workflows that are not exposed, or exposed elsewhere, must not be reachable."""
-
-    _REMEMBERED = 60.0
-    _MAXIMUM = 10_000
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
-
-    async def check(self, call: Call) -> None:
-        key = (call.client.namespace, call.workflow_id)
-        with self._lock:
-            seen, workflow = self._known.get(key, (0.0, ""))
-        if workflow == "" or time.monotonic() - seen > self._REMEMBERED:
-            workflow = (await call.describe()).workflow_type
-            with self._lock:
-                self._known[key] = (time.monotonic(), workflow)
-                self._known.move_to_end(key)
-                if len(self._known) > self._MAXIMUM:
-                    self._known.popitem(last=False)
-        if workflow != call.exposure.definition.name:
-            raise not_found("there is no such workflow here")
 
 
 def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:

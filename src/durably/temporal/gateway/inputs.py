@@ -6,11 +6,12 @@ the body is an object with a member for each parameter. What has no parameter ta
 
 import dataclasses
 import datetime as dt
+import inspect
 import re
 import string
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, create_model
 
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.surroundings import is_async
 
 from .definitions import Handler, Parameter
 from .problems import bad_request
@@ -143,8 +145,14 @@ def fields_of(value: Any) -> Mapping[str, Any]:
     return {}
 
 
+PRINCIPAL = "principal"
+
+
 class IdTemplate:
-    """``order-{order_id}``: a workflow's id from its input, so that one order has one workflow."""
+    """``order-{order_id}``: a workflow's id from its input, so that one order has one workflow.
+
+    ``{principal}`` stands for the owner's text, so that each owner has one.
+    """
 
     def __init__(self, template: str) -> None:
         self._template = template
@@ -154,16 +162,61 @@ class IdTemplate:
                 f'the id template "{template}" must name fields of the input, such as order-{{order_id}}'
             )
 
-    def check(self, names: set[str], title: str) -> None:
-        if unknown := [name for name in self._names if name not in names]:
-            raise TemporalSettingsError(f'the id template "{self._template}" names {unknown[0]}, no field of {title}')
+    def check(self, names: set[str], title: str, *, has_owner: bool) -> None:
+        if PRINCIPAL in self._names and PRINCIPAL in names and has_owner:
+            raise TemporalSettingsError(
+                f'the id template "{self._template}" names {PRINCIPAL}, which is the owner and a field of {title}: '
+                "give id= as a function of the input and the principal"
+            )
+        known = names | {PRINCIPAL} if has_owner else names
+        if unknown := [name for name in self._names if name not in known]:
+            hint = f"; {{{PRINCIPAL}}} needs owner=, whose text it stands for" if unknown[0] == PRINCIPAL else ""
+            raise TemporalSettingsError(
+                f'the id template "{self._template}" names {unknown[0]}, no field of {title}{hint}'
+            )
 
-    def fill(self, value: Any) -> str:
-        fields = fields_of(value)
+    def fill(self, value: Any, principal: Any = None, owner: str | None = None) -> str:
+        """``owner`` is the owner's text, for ``{principal}``. Raises a problem for a field that is empty."""
+        fields = {**({} if owner is None else {PRINCIPAL: owner}), **fields_of(value)}
         missing = [name for name in self._names if fields.get(name) in (None, "")]
         if missing:
             raise bad_request(f"the workflow's id is made from {missing[0]}, which must not be empty")
         return self._template.format(**{name: fields[name] for name in self._names})
+
+
+def id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None], str]:
+    """``id=`` as a function, called as a template is filled. Raises ``TemporalSettingsError``."""
+    called = input_function(function, "id=")
+
+    def fill(value: Any, principal: Any, owner: str | None) -> str:
+        made = called(value, principal)
+        if not isinstance(made, str):
+            raise TemporalSettingsError(f"expose(id=…) returned {type(made).__name__}: it must return a text")
+        return made
+
+    return fill
+
+
+def input_function(function: Callable[..., Any], what: str) -> Callable[[Any, Any], Any]:
+    """A function of the input, or of the input and the principal, as one of both; its signature tells which it is.
+
+    Parameters with defaults are not counted. Raises ``TemporalSettingsError``.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = {}.values()
+    required = [p for p in parameters if p.default is p.empty]
+    if len(required) not in (1, 2) or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required):
+        raise TemporalSettingsError(
+            f"{what} of expose() is a function of the input, or of the input and the principal: {function!r} takes "
+            f"{', '.join(str(p) for p in parameters) or 'nothing'}"
+        )
+    if is_async(function):
+        raise TemporalSettingsError(f"{what} of expose() is a plain function, not an asynchronous one")
+    if len(required) == 2:
+        return function
+    return lambda value, principal: function(value)
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f/\\?#]")

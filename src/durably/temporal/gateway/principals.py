@@ -31,7 +31,7 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
 
     Raises ``UnknownPrincipalError`` for any other principal: a guess could give one user another's workflows.
     """
-    if principal is None or _is_anonymous(principal):
+    if is_anonymous(principal):
         return ANONYMOUS
     if identify is not None:
         text = identify(principal)
@@ -51,11 +51,13 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
     return _subject(principal, getattr(principal, "sub", None), getattr(principal, "iss", None))
 
 
-def _is_anonymous(principal: Any) -> bool:
-    """Django's, flask-login's and Starlette's users have these attributes."""
-    is_anonymous = getattr(principal, "is_anonymous", None)
-    if isinstance(is_anonymous, bool):
-        return is_anonymous
+def is_anonymous(principal: Any) -> bool:
+    """``None``, and what says so itself: Django's, flask-login's and Starlette's users have these attributes."""
+    if principal is None:
+        return True
+    verdict = getattr(principal, "is_anonymous", None)
+    if isinstance(verdict, bool):
+        return verdict
     return getattr(principal, "is_authenticated", None) is False
 
 
@@ -76,10 +78,12 @@ def _plain(principal: Any, value: Any, name: str) -> list[str]:
             f"the {name} of a principal of the class {_class_of(principal)} is no text, number or UUID that tells it "
             f"from others: it is {'empty' if value == '' else 'of the class ' + type(value).__name__}. {_REMEDY}"
         )
-    kind = next(kind for kind in (str, int, UUID) if isinstance(value, kind))
-    # ``__str__`` of an enumeration's member is another one's to define.
-    text = kind.__str__(value) if kind is not int else int.__repr__(value)
-    return [kind.__name__, text]
+    # A member of an enumeration may have a ``__str__`` of its own.
+    if isinstance(value, str):
+        return ["str", str.__str__(value)]
+    if isinstance(value, int):
+        return ["int", int.__repr__(value)]
+    return ["UUID", str(value)]
 
 
 def _class_of(principal: Any) -> str:

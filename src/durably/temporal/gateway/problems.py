@@ -21,7 +21,7 @@ from temporalio.exceptions import CancelledError, TerminatedError, TimeoutError,
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import says_connection_broke
-from durably.temporal.errors import TemporalUnreachableError
+from durably.temporal.errors import SearchAttributeError, TemporalUnreachableError
 from durably.temporal.scrubbing import scrub
 
 from .failures import cause_chain
@@ -90,6 +90,20 @@ def refused(status: int) -> Problem:
     """What a framework itself refuses, of which the status says all that there is to say."""
     of = HTTPStatus(status)
     return Problem(of, of.phrase.lower().replace(" ", "-"), (of.description or of.phrase).lower())
+
+
+def _not_set_up(error: SearchAttributeError) -> Problem:
+    return _unreachable(error.message, "the app is not set up completely; its log says what is missing")
+
+
+def unauthenticated(challenge: str = "Bearer") -> Problem:
+    """``challenge`` is the ``WWW-Authenticate`` header."""
+    return Problem(
+        HTTPStatus.UNAUTHORIZED,
+        "unauthenticated",
+        "authentication is needed",
+        headers={"WWW-Authenticate": challenge},
+    )
 
 
 def unreadable() -> Problem:
@@ -243,6 +257,7 @@ _RPC_STATUSES = {
 """Status, kind, and whether the server's own words are for the client."""
 
 _PROBLEMS: list[tuple[type[Exception], Any]] = [
+    (SearchAttributeError, _not_set_up),
     (TemporalUnreachableError, lambda error: _unreachable(error.message)),
     (WorkflowAlreadyStartedError, _already_started),
     (WorkflowFailureError, workflow_failed),

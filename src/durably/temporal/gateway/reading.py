@@ -61,7 +61,7 @@ async def list_workflows(call: Call) -> GatewayResponse:
         rpc_timeout=call.rpc_timeout,
     )
     await fetch_page(listed)
-    found = [item for item in listed.current_page or () if item.workflow_type == workflow]
+    found = [item for item in listed.current_page or () if item.workflow_type == workflow and call.reaches(item)]
     page = Page(
         workflows=[Summary(**_summary(call, item)) for item in found],
         next_page=pages.give(listed.next_page_token),
@@ -70,6 +70,8 @@ async def list_workflows(call: Call) -> GatewayResponse:
 
 
 def _asked_for(call: Call) -> Iterator[Filter]:
+    if not call.access.sees_all:
+        yield compare(call.owner_attribute, "=", call.access.owner or "")
     if status := call.request.query("status"):
         if status not in FILTERS:
             raise bad_request(f"status is one of {', '.join(FILTERS)}")
@@ -92,19 +94,23 @@ async def describe(call: Call) -> GatewayResponse:
     description = await call.describe()
     notices = await call.inspector.known_notices(call.client, description, call.rpc_timeout)
     call.metrics.noticed(call.match, [notice.reason for notice in notices])
-    memo = {name: value for name, value in (await description.memo()).items() if name != MARK}
     return answer(
         Description(
             **_summary(call, description),
             execution_time=description.execution_time,
             history_length=description.history_length,
             parent_id=description.parent_id,
-            memo=memo,
+            memo=await shown_memo(description),
             search_attributes={pair.key.name: pair.value for pair in description.typed_search_attributes},
             pending_activities=await pending_activities(description),
             notices=[notice.text for notice in notices],
         )
     )
+
+
+async def shown_memo(description: WorkflowExecutionDescription) -> dict[str, Any]:
+    """The workflow's own memo, decoded, without what the gateway keeps there."""
+    return {name: value for name, value in (await description.memo()).items() if name != MARK}
 
 
 def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:

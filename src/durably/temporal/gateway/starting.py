@@ -14,34 +14,37 @@ from durably.temporal.statuses import is_open
 
 from .call import Call
 from .exposure import Exposure
-from .idempotency import fingerprint, idempotency_key, one_request
+from .idempotency import KeyedRequest, one_request
 from .inputs import check_id
-from .messages import GatewayRequest, GatewayResponse, answer
+from .messages import GatewayResponse, answer
 from .models import Accepted, Completed, Started
+<<<<<<< HEAD
 from .problems import Problem, internal_error, logger, to_problem
+=======
+from .ownership import Access, stamp
+from .problems import Problem, to_problem
+from .repetitions import find_repetition, is_repetition
+>>>>>>> 6d23717 (Give workflows owners, scope idempotency keys, and pin each request to one run)
 from .results import wait_for_result
 
 MARK = "durably-idempotency"
 """The memo's field that tells by which request a workflow was started."""
 
 
-def choose_id(exposure: Exposure, request: GatewayRequest, value: Any) -> str:
-    """From the template; else from the idempotency key, so that a repeated request meets the same workflow."""
-    if exposure.id_template is not None:
-        return check_id(exposure.id_template.fill(value))
-    key = idempotency_key(request)
-    made_up = uuid.uuid4() if key is None else uuid.uuid5(uuid.NAMESPACE_OID, f"{exposure.name}\n{key}")
-    return f"{exposure.name}-{made_up}"
+def choose_id(exposure: Exposure, keyed: KeyedRequest | None, value: Any, principal: Any, access: Access) -> str:
+    """As the exposure says; else from the idempotency key, so that a repeated request meets the same workflow."""
+    if exposure.id is not None:
+        return check_id(exposure.id(value, principal, access.owner))
+    return f"{exposure.name}-{uuid.uuid4() if keyed is None else keyed.id}"
 
 
 async def start(call: Call) -> GatewayResponse:
-    key = idempotency_key(call.request)
-    if key is None:
-        handle, is_replay = await _start(call), False
-    else:
-        handle, is_replay = await _start_once(call, key)
+    keyed = call.keyed
+    # An id that is made up anew can be nobody else's.
+    may_exist = keyed is not None or (call.exposure.id is not None and not call.access.sees_all)
+    handle, is_replay = await _start_once(call, keyed) if may_exist else (await _start(call), False)
     wait = call.preferred_wait()
-    headers = {"location": call.location(), **({"idempotent_replayed": "true"} if is_replay else {})}
+    headers = {"location": call.location(), **replayed(is_replay)}
     if wait is not None:
         headers["preference_applied"] = f"wait={wait:g}"
         done = await _result_of_started(call, handle, wait)
@@ -49,6 +52,11 @@ async def start(call: Call) -> GatewayResponse:
             return answer(done, HTTPStatus.OK, **headers)
     started = Started(workflow_id=call.workflow_id, run_id=handle.result_run_id, links=call.links())
     return answer(started, HTTPStatus.ACCEPTED, **headers)
+
+
+def replayed(is_replay: bool) -> dict[str, str]:
+    """The header that tells a client that the answer is that of an earlier request."""
+    return {"idempotent_replayed": "true"} if is_replay else {}
 
 
 async def _result_of_started(call: Call, handle: WorkflowHandle[Any, Any], seconds: float) -> Completed[Any] | None:
@@ -64,34 +72,65 @@ async def _result_of_started(call: Call, handle: WorkflowHandle[Any, Any], secon
 
 
 async def signal_with_start(call: Call) -> GatewayResponse:
-    signal = call.handler
-    with one_request(call.client, idempotency_key(call.request), signal.name, fingerprint(call.value)):
-        await _start(
-            call,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            start_signal=signal.name,
-            start_signal_args=signal.arguments.spread(call.value.signal),
-        )
+    keyed, signal = call.keyed, call.handler
+    latest = await _latest(call)
+    _check_signal(call, latest)
+    is_replay = False
+    if keyed is not None and latest is not None and not is_open(latest.status):
+        # The server forgets a run's signals when it is over, and would start another one.
+        is_replay = await find_repetition(call, latest.run_id, keyed)
+    if not is_replay:
+        with one_request(call.client, keyed):
+            handle = await _start(
+                call,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                start_signal=signal.name,
+                start_signal_args=signal.arguments.spread(call.value.signal),
+            )
+        run_id = handle.result_run_id or ""
+        if latest is None or run_id != latest.run_id:
+            _check_signal(call, await _describe(call, run_id))
+        is_replay = keyed is not None and await is_repetition(call, run_id, keyed)
     accepted = Accepted(workflow_id=call.workflow_id, links=call.links())
-    return answer(accepted, HTTPStatus.ACCEPTED, location=call.location())
+    return answer(accepted, HTTPStatus.ACCEPTED, location=call.location(), **replayed(is_replay))
 
 
-async def _start(call: Call, mark: dict[str, str] | None = None, **changes: Any) -> WorkflowHandle[Any, Any]:
-    exposure = call.exposure
+def _check_signal(call: Call, latest: WorkflowExecutionDescription | None) -> None:
+    """Raises a problem if the workflow that would be signalled is of another type, or another's."""
+    if latest is None:
+        return
+    is_other_type = is_open(latest.status) and latest.workflow_type != call.exposure.definition.name
+    if is_other_type or not call.reaches(latest):
+        raise _taken(call)
+
+
+async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) -> WorkflowHandle[Any, Any]:
+    exposure, principal = call.exposure, call.request.principal
     value = call.value if "start_signal" not in changes else call.value.input
+<<<<<<< HEAD
     memo = {**(exposure.memo(value) if exposure.memo else {}), **({MARK: mark} if mark else {})}
     options = {**exposure.start_options, **changes}
     if exposure.search_attributes is not None:
         options["search_attributes"] = exposure.search_attributes(value)
     starting = call.client.start_workflow(
+=======
+    memo = dict(exposure.memo(value, principal)) if exposure.memo else {}
+    if keyed is not None:
+        memo[MARK] = keyed.mark
+    attributes = exposure.search_attributes(value, principal) if exposure.search_attributes else None
+    if exposure.ownership is not None:
+        attributes = stamp(call.access.owner, call.owner_attribute, attributes)
+    return await call.client.start_workflow(
+>>>>>>> 6d23717 (Give workflows owners, scope idempotency keys, and pin each request to one run)
         exposure.definition.name,
         args=exposure.arguments.spread(value),
         id=call.workflow_id,
         task_queue=call.task_queue,
         result_type=exposure.result,
         memo=memo or None,
+        search_attributes=attributes,
         rpc_timeout=call.rpc_timeout,
-        **options,
+        **{**exposure.start_options, **changes},
     )
     try:
         return await starting
@@ -120,32 +159,46 @@ def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttrib
     raise internal_error() from error
 
 
-async def _start_once(call: Call, key: str) -> tuple[WorkflowHandle[Any, Any], bool]:
+async def _start_once(call: Call, keyed: KeyedRequest | None) -> tuple[WorkflowHandle[Any, Any], bool]:
     """Start, unless a request with the same key did so already: then that one's workflow, and ``True``.
 
     The workflow carries the key in its memo, so that a later request can tell. The id is first asked for as if it could
-    be used only once; what the exposure allows counts after it is clear that the key is another one.
+    be used only once; what the exposure allows counts after it is clear that the key is another one, and that the id is
+    not another owner's.
     """
-    mark = {"key": key, "input": fingerprint(call.value)}
     try:
         handle = await _start(
             call,
-            mark,
+            keyed,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
         )
         return handle, False
     except WorkflowAlreadyStartedError as error:
         latest = await _describe(call, None)
-        if await _was_started_with(call, latest, mark):
+        if not call.reaches(latest):
+            raise _taken(call) from error
+        if await _was_started_with(call, latest, keyed):
             return call.handle(latest.run_id), True
         if _refuses_another(call, latest):
             raise error
     # Requests with this key that come this far at the same time are one to the server, whatever the policies are.
-    with one_request(call.client, key):
-        handle = await _start(call, mark)
-    await _was_started_with(call, await _describe(call, handle.result_run_id), mark)
+    with one_request(call.client, keyed):
+        handle = await _start(call, keyed)
+    started = await _describe(call, handle.result_run_id)
+    if not call.reaches(started):
+        raise _taken(call)
+    await _was_started_with(call, started, keyed)
     return handle, False
+
+
+async def _latest(call: Call) -> WorkflowExecutionDescription | None:
+    try:
+        return await _describe(call, None)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND and to_problem(error).status is HTTPStatus.NOT_FOUND:
+            return None
+        raise
 
 
 async def _describe(call: Call, run_id: str | None) -> WorkflowExecutionDescription:
@@ -153,19 +206,14 @@ async def _describe(call: Call, run_id: str | None) -> WorkflowExecutionDescript
     return await handle.describe(rpc_timeout=call.rpc_timeout)
 
 
-async def _was_started_with(call: Call, execution: WorkflowExecutionDescription, mark: dict[str, str]) -> bool:
+async def _was_started_with(call: Call, execution: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> bool:
     """Whether a request with the same key started it. Raises a problem if that had another input."""
-    if execution.workflow_type != call.exposure.definition.name:
+    if keyed is None or execution.workflow_type != call.exposure.definition.name:
         return False
     theirs = await execution.memo_value(MARK, {})
-    if theirs.get("key") != mark["key"]:
+    if theirs.get("key") != keyed.scope:
         return False
-    if theirs.get("input") != mark["input"]:
-        raise Problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "idempotency-key-reused",
-            "this Idempotency-Key came with another input before",
-        )
+    keyed.check_input(theirs)
     return True
 
 
@@ -174,3 +222,13 @@ def _refuses_another(call: Call, latest: WorkflowExecutionDescription) -> bool:
     if is_open(latest.status):
         return options["id_conflict_policy"] is WorkflowIDConflictPolicy.FAIL
     return options["id_reuse_policy"] is WorkflowIDReusePolicy.REJECT_DUPLICATE
+
+
+def _taken(call: Call) -> Problem:
+    """It tells nothing of the workflow that has the id."""
+    return Problem(
+        HTTPStatus.CONFLICT,
+        "already-started",
+        f'the workflow "{call.workflow_id}" has already been started',
+        workflow_id=call.workflow_id,
+    )

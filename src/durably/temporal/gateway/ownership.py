@@ -1,0 +1,142 @@
+"""Who owns a workflow, and who may reach it. Pure, apart from the app's own functions over the principal.
+
+The owner is a text in a search attribute: it survives continue-as-new, retries, cron and reset, lists can be filtered
+by it, and a workflow can hand itself over by upserting it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from temporalio.api.common.v1 import Payload
+from temporalio.client import WorkflowExecution
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+
+from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.surroundings import is_async
+
+from .principals import is_anonymous
+from .problems import Problem, not_found, unauthenticated
+
+OWNER_ATTRIBUTE = "DurablyOwner"
+
+_MAXIMUM_OWNER = 255
+"""Characters. SQL visibility stores keep no more of a Keyword."""
+
+_UNFIT = frozenset('"\\`')
+"""SQL visibility stores do not find keywords with these characters."""
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """The functions that ``expose(owner=…, staff=…)`` was given; they see the principal and nothing else."""
+
+    owner: Callable[[Any], str | None]
+    staff: Callable[[Any], bool] | None = None
+
+    def access(self, principal: Any) -> "Access":
+        """What the principal may reach. Raises the problem 401 for a principal that is neither owner nor staff."""
+        if is_anonymous(principal):
+            raise unauthenticated()
+        owner = self.owner(principal)
+        sees_all = False if self.staff is None else _verdict(self.staff(principal))
+        if owner is None and not sees_all:
+            raise unauthenticated()
+        return Access(None if owner is None else check_owner(owner), sees_all)
+
+
+@dataclass(frozen=True)
+class Access:
+    """``owner`` is the text of the principal that asks. Whoever ``sees_all`` is not limited to its own workflows."""
+
+    owner: str | None = None
+    sees_all: bool = True
+
+    def reaches(self, owner: str | None) -> bool:
+        return self.sees_all or (self.owner is not None and owner == self.owner)
+
+
+EVERYTHING = Access()
+"""For exposures without ``owner=``: ``authorize`` alone decides."""
+
+
+def declare_ownership(owner: Any, staff: Any, title: str) -> Ownership | None:
+    """From the arguments of ``expose``. Raises ``TemporalSettingsError``."""
+    if owner is None:
+        if staff is not None:
+            raise TemporalSettingsError(f"{title} has staff= without owner=: give owner= too, or leave staff= out")
+        return None
+    for name, function in (("owner", owner), ("staff", staff)):
+        if function is None and name == "staff":
+            continue
+        if not callable(function) or is_async(function):
+            raise TemporalSettingsError(
+                f"{name}= of {title} is a plain function of the principal, without await and without a database: put "
+                "what it needs into the principal"
+            )
+    return Ownership(owner, staff)
+
+
+def check_owner(owner: Any) -> str:
+    """Raises ``TemporalSettingsError``. The text is not repeated, because it may be personal data."""
+    if not isinstance(owner, str):
+        kind = "a coroutine" if hasattr(owner, "__await__") else type(owner).__name__
+        raise TemporalSettingsError(
+            f"expose(owner=…) returned {kind}: it must return a text, such as str(user.id), or None for nobody"
+        )
+    if not owner or len(owner) > _MAXIMUM_OWNER or not owner.isprintable() or _UNFIT & set(owner):
+        raise TemporalSettingsError(
+            f"expose(owner=…) returned a text that is empty, longer than {_MAXIMUM_OWNER} characters, or has control "
+            "characters, double quotes, backquotes or backslashes, by which a Temporal server cannot find workflows"
+        )
+    return owner
+
+
+def _verdict(verdict: Any) -> bool:
+    """Only ``True`` lets in, as with ``authorize``."""
+    if not isinstance(verdict, bool):
+        raise TemporalSettingsError(f"expose(staff=…) returned {type(verdict).__name__}: it must return True or False")
+    return verdict
+
+
+def owner_of(execution: WorkflowExecution, attribute: str) -> str | None:
+    """The owner that a description or a row of a list tells; ``None`` for a workflow without one.
+
+    Raises ``TemporalSettingsError`` if the attribute is registered with another type than Keyword.
+    """
+    fields: Mapping[str, Payload] = execution.raw_info.search_attributes.indexed_fields
+    if attribute not in fields:
+        return None
+    payload = fields[attribute]
+    kind = payload.metadata.get("type", b"Keyword").decode()
+    if kind != "Keyword":
+        raise TemporalSettingsError(
+            f"the search attribute {attribute} is registered as {kind}: owners need a Keyword. Register another one "
+            'and name it with Gateway(owner_attribute="…")'
+        )
+    value = json.loads(payload.data) if payload.data else None
+    return value if isinstance(value, str) else None
+
+
+def stamp(owner: str | None, attribute: str, others: TypedSearchAttributes | None) -> TypedSearchAttributes | None:
+    """The search attributes of a workflow that is started. Raises ``TemporalSettingsError``."""
+    pairs = list(others or ())
+    if any(pair.key.name == attribute for pair in pairs):
+        raise TemporalSettingsError(f"expose(search_attributes=…) sets {attribute}, which owner= sets by itself")
+    if owner is None:
+        return others
+    return TypedSearchAttributes([*pairs, SearchAttributePair(SearchAttributeKey.for_keyword(attribute), owner)])
+
+
+def check_attribute_name(name: str) -> str:
+    """A name that a visibility query can have as it is. Raises ``TemporalSettingsError``."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise TemporalSettingsError(f'owner_attribute="{name}" is no name of a search attribute: letters, digits, _')
+    return name
+
+
+def no_such_workflow() -> Problem:
+    """The same whether there is none, it is another's, or of another type."""
+    return not_found("there is no such workflow here")

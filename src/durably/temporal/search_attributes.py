@@ -1,0 +1,117 @@
+"""Search attributes that a Temporal server must know before workflows can have them.
+
+The library registers its own where it may. Where it may not, as in Temporal Cloud, errors name the command to run.
+"""
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TypeAlias
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from .errors import SearchAttributeError
+
+IndexedType: TypeAlias = "IndexedValueType.ValueType"
+
+KEYWORD: IndexedType = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+
+_PATIENCE = timedelta(seconds=15)
+"""Servers keep what they know of a namespace for some seconds."""
+
+_PAUSE = 0.1
+"""Seconds between two questions whether the server knows an attribute by now."""
+
+_known: weakref.WeakKeyDictionary[Client, set[str]] = weakref.WeakKeyDictionary()
+"""Attributes that the server has accepted once: a client is one namespace in one process."""
+
+_lock = threading.Lock()
+
+
+def type_name(indexed: IndexedType) -> str:
+    """``Keyword``, as Temporal's CLI and documentation call it."""
+    words = IndexedValueType.Name(indexed).removeprefix("INDEXED_VALUE_TYPE_").split("_")
+    return "".join(word.capitalize() for word in words)
+
+
+def commands(client: Client, name: str, indexed: IndexedType) -> str:
+    """How a person registers an attribute: on a server of one's own, and in Temporal Cloud."""
+    namespace, kind = client.namespace, type_name(indexed)
+    return (
+        f"run `temporal operator search-attribute create --namespace {namespace} --name {name} --type {kind}`, or for "
+        f"Temporal Cloud `tcld namespace search-attributes add --namespace {namespace} --search-attribute "
+        f'"{name}={kind}"`'
+    )
+
+
+async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_timeout: timedelta) -> list[str]:
+    """Make attributes known to the server; returns the names of those that it did not know.
+
+    Raises ``SearchAttributeError`` for one that the server knows with another type, and if the server does not let this
+    client register attributes; ``RPCError`` if the server is away.
+    """
+    try:
+        listed = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace), timeout=rpc_timeout
+        )
+        known = {**listed.system_attributes, **listed.custom_attributes}
+        for name, indexed in attributes.items():
+            if known.get(name, indexed) != indexed:
+                raise SearchAttributeError(
+                    f"the server knows the search attribute {name} as {type_name(known[name])}, and the app needs "
+                    f"{type_name(indexed)}: give it another name"
+                )
+        missing = {name: indexed for name, indexed in attributes.items() if name not in known}
+        if missing:
+            request = AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
+            await client.operator_service.add_search_attributes(request, timeout=rpc_timeout)
+    except RPCError as error:
+        if error.status in (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+            raise
+        if error.status is RPCStatusCode.ALREADY_EXISTS:  # Another process was faster.
+            return []
+        steps = "; ".join(commands(client, name, indexed) for name, indexed in attributes.items())
+        raise SearchAttributeError(
+            f"the search attribute {', '.join(attributes)} must be registered in the namespace {client.namespace}, and "
+            f"the server does not let this app do it ({error.status.name}): {steps}"
+        ) from error
+    return sorted(missing)
+
+
+async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> None:
+    """Register a Keyword unless the server knows it, and wait until the server accepts it. Asks once per client.
+
+    Raises ``SearchAttributeError``, and ``RPCError`` if the server is away.
+    """
+    if name in _known.get(client, ()):
+        return
+    if not await _is_accepted(client, name, rpc_timeout):
+        await register(client, {name: KEYWORD}, rpc_timeout)
+        end = time.monotonic() + _PATIENCE.total_seconds()
+        while not await _is_accepted(client, name, rpc_timeout):
+            if time.monotonic() > end:
+                raise SearchAttributeError(
+                    f"the server has registered the search attribute {name} and does not accept it yet: if that stays "
+                    f"so, {commands(client, name, KEYWORD)}"
+                )
+            await asyncio.sleep(_PAUSE)
+    with _lock:
+        _known.setdefault(client, set()).add(name)
+
+
+async def _is_accepted(client: Client, name: str, rpc_timeout: timedelta) -> bool:
+    try:
+        await client.count_workflows(f"{name} = 'nobody'", rpc_timeout=rpc_timeout)
+    except RPCError as error:
+        if error.status is RPCStatusCode.INVALID_ARGUMENT:
+            return False
+        if error.status is RPCStatusCode.UNIMPLEMENTED:  # The time-skipping test server, which has no visibility.
+            return True
+        raise
+    return True

@@ -1,0 +1,454 @@
+"""Owners of workflows: what is declared, what the server keeps, and what survives a workflow's runs."""
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.client import Client, Interceptor, OutboundInterceptor
+from temporalio.common import (
+    RetryPolicy,
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.temporal import SearchAttributeError, Temporal, TemporalSettingsError, search_attributes
+from durably.temporal.gateway import (
+    FOR_OPERATORS,
+    FOR_OWNERS,
+    FOR_USERS,
+    Action,
+    Gateway,
+    GatewayRequest,
+    GatewayResponse,
+    Operation,
+    expose,
+)
+from durably.temporal.gateway.ownership import OWNER_ATTRIBUTE
+
+from .workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+OWNER = SearchAttributeKey.for_keyword(OWNER_ATTRIBUTE)
+
+
+class Answer:
+    def __init__(self, response: GatewayResponse) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self.json: Any = json.loads(response.body) if response.body else None
+
+
+async def ask(gateway: Gateway, user: Any, method: str, path: str, body: Any = None, **query: str) -> Answer:
+    headers = {"content-type": "application/json"}
+    if (key := query.pop("key", None)) is not None:
+        headers["idempotency-key"] = key
+    request = GatewayRequest(
+        method=method,
+        path=path,
+        mount="/api",
+        headers=headers,
+        query_params=query,
+        body=b"" if body is None else json.dumps(body).encode(),
+        raw_request=None,
+        principal=user,
+    )
+    return Answer(await gateway.handle(request))
+
+
+def owned(temporal: Temporal, *workflows: type, **options: Any) -> Gateway:
+    exposures = [
+        expose(each, name="flows", owner=str, staff=lambda user: user == "staff", operations=FOR_OPERATORS, **options)
+        for each in workflows
+    ]
+    return Gateway(temporal, exposures, authorize=lambda action: True)
+
+
+async def status_for(gateway: Gateway, user: str, workflow_id: str) -> int:
+    return (await ask(gateway, user, "GET", f"flows/{workflow_id}")).status
+
+
+async def until(check: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await check():  # noqa: ASYNC110 (the server tells nobody)
+            await asyncio.sleep(0.02)
+
+
+async def until_run(gateway: Gateway, workflow_id: str, *, other_than: str) -> None:
+    async def is_another() -> bool:
+        described = await ask(gateway, "staff", "GET", f"flows/{workflow_id}")
+        return bool(described.json["run_id"] != other_than)
+
+    await until(is_another)
+
+
+@pytest.mark.parametrize("how", ["continue as new", "retry", "reset"])
+async def test_the_owner_survives(temporal: Temporal, how: str) -> None:
+    gateway = owned(temporal, ChainWorkflow, retry_policy=RetryPolicy(maximum_attempts=2))
+    started = (await ask(gateway, "ada", "POST", "flows", {"how": how})).json
+    workflow_id, place = started["workflow_id"], f"flows/{started['workflow_id']}"
+    if how == "reset":
+
+        async def is_reset() -> bool:
+            return (await ask(gateway, "ada", "POST", f"{place}/reset", {"to": "first_workflow_task"})).status == 202
+
+        await until(is_reset)
+    await until_run(gateway, workflow_id, other_than=started["run_id"])
+    assert [await status_for(gateway, user, workflow_id) for user in ("ada", "bob", "staff")] == [200, 404, 200]
+    assert (await ask(gateway, "ada", "POST", f"{place}/terminate")).status == 202
+
+
+async def test_the_owner_survives_cron(temporal: Temporal) -> None:
+    client = await temporal.client()
+    gateway = owned(temporal, SumWorkflow)
+    assert (await ask(gateway, "ada", "POST", "flows", {"pair": {"left": 1}})).status == 202
+    handle = await client.start_workflow(
+        SumWorkflow.run,
+        args=[Pair(1), 1],
+        id=f"cron-{uuid.uuid4()}",
+        task_queue="orders",
+        cron_schedule="@every 1s",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(OWNER, "ada")]),
+    )
+    await until_run(gateway, handle.id, other_than=handle.result_run_id or "")
+    for user, status in (("ada", 200), ("bob", 404)):
+        assert await status_for(gateway, user, handle.id) == status
+    await handle.terminate()
+
+
+async def test_a_workflow_hands_itself_over(temporal: Temporal) -> None:
+    gateway = owned(temporal, ChainWorkflow)
+    started = await ask(gateway, "ada", "POST", "flows", {"how": "hand over"}, key=(key := uuid.uuid4().hex))
+    workflow_id = started.json["workflow_id"]
+
+    async def is_bobs() -> bool:
+        return await status_for(gateway, "bob", workflow_id) == 200
+
+    await until(is_bobs)
+    assert await status_for(gateway, "ada", workflow_id) == 404
+    # It was started with the key, and its result is another's by now.
+    again = await ask(gateway, "ada", "POST", "flows", {"how": "hand over"}, key=key)
+    assert (again.status, "run_id" in again.json) == (409, False)
+    assert (await ask(gateway, "bob", "POST", f"flows/{workflow_id}/terminate")).status == 202
+
+
+async def test_a_workflow_without_owner_is_for_staff(temporal: Temporal) -> None:
+    gateway = owned(temporal, SleepingWorkflow)
+    client = await temporal.client()
+    handle = await client.start_workflow(SleepingWorkflow.run, id=str(uuid.uuid4()), task_queue="nobody's")
+    assert [await status_for(gateway, user, handle.id) for user in ("ada", "None", "staff")] == [404, 404, 200]
+    await handle.terminate()
+
+
+async def test_a_request_goes_on_to_the_run_that_has_just_begun(temporal: Temporal) -> None:
+    """Between the look at a run and the signal to it, the workflow continues as new."""
+
+    class Late(Interceptor):
+        """Describes the first run of the workflow, once, as if it were the latest."""
+
+        def __init__(self) -> None:
+            self.first_run: str | None = None
+            self.signalled: list[str | None] = []
+
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            late = self
+
+            class Describing(OutboundInterceptor):
+                async def describe_workflow(self, input: Any) -> Any:
+                    input.run_id, late.first_run = late.first_run or input.run_id, None
+                    return await super().describe_workflow(input)
+
+                async def signal_workflow(self, input: Any) -> None:
+                    late.signalled.append(input.run_id)
+                    await super().signal_workflow(input)
+
+            return Describing(next)
+
+    own = Temporal(temporal.settings.address, task_queue="orders", interceptors=[late := Late()])
+    gateway = owned(own, ChainWorkflow, signals=[])
+    exposed = expose(OrderWorkflow, name="orders", task_queue="orders", signals=[OrderWorkflow.ship])
+    for action, status in (("terminate", "terminated"), ("cancel", "cancelled")):
+        started = (await ask(gateway, "ada", "POST", "flows", {"how": "continue as new"})).json
+        place = f"flows/{started['workflow_id']}"
+        await until_run(gateway, started["workflow_id"], other_than=started["run_id"])
+        late.first_run = started["run_id"]
+        assert (await ask(gateway, "ada", "POST", f"{place}/{action}")).status == 202
+        ended = await ask(gateway, "ada", "GET", f"{place}/result", wait="30")
+        assert ended.json["workflow_status"] == status
+        asked = await ask(gateway, "ada", "POST", f"{place}/{action}", run_id=started["run_id"])
+        assert asked.status == 409
+
+    # Once more with a workflow of another type under the id: it is not signalled.
+    orders = Gateway(own, [exposed], allow_anonymous=True)
+    client = await own.client()
+    order = Order(order_id=uuid.uuid4().hex, amount=1, lines=["wait"])
+    first = await client.start_workflow(OrderWorkflow.run, order, id=order.order_id, task_queue="orders")
+    await first.terminate()
+    other = await client.start_workflow(SleepingWorkflow.run, id=order.order_id, task_queue="orders")
+    late.first_run, late.signalled = first.result_run_id, []
+    assert (await ask(orders, None, "POST", f"orders/{order.order_id}/signals/ship")).status == 404
+    assert late.signalled == [first.result_run_id]
+    await other.terminate()
+
+
+async def test_an_id_used_again_by_an_unexposed_type_is_out_of_reach(temporal: Temporal) -> None:
+    """``?run_id=`` means that run, and says nothing of the id's others."""
+    gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", queries="all")], allow_anonymous=True)
+    client = await temporal.client()
+    order = Order(order_id=uuid.uuid4().hex, amount=1)
+    first = await client.start_workflow(OrderWorkflow.run, order, id=order.order_id, task_queue="orders")
+    await first.result()
+    place = f"orders/{order.order_id}"
+    other = await client.start_workflow(SleepingWorkflow.run, id=order.order_id, task_queue="orders")
+    query = f"{place}/queries/state"
+    assert (await ask(gateway, None, "GET", query, run_id=first.result_run_id or "")).status == 200
+    assert (await ask(gateway, None, "GET", query)).status == 404
+    assert (await ask(gateway, None, "GET", query, run_id=other.result_run_id or "")).status == 404
+    await other.terminate()
+
+
+async def test_a_signal_does_not_start_or_reach_another_type(temporal: Temporal) -> None:
+    exposed = expose(
+        OrderWorkflow, name="orders", id="{order_id}", signals=[OrderWorkflow.ship], operations=FOR_OPERATORS
+    )
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
+    client = await temporal.client()
+    order = {"order_id": uuid.uuid4().hex, "amount": 1}
+    other = await client.start_workflow(SleepingWorkflow.run, id=str(order["order_id"]), task_queue="orders")
+    assert (await ask(gateway, None, "POST", "orders/signal-with-start/ship", {"input": order})).status == 409
+    assert not [
+        e async for e in other.fetch_history_events() if e.HasField("workflow_execution_signaled_event_attributes")
+    ]
+    await other.terminate()
+
+
+@pytest.mark.parametrize("policy", ["USE_EXISTING", "TERMINATE_EXISTING"])
+async def test_no_policy_gives_another_users_workflow(temporal: Temporal, policy: str) -> None:
+    gateway = owned(
+        temporal, OrderWorkflow, id="{order_id}", id_conflict_policy=WorkflowIDConflictPolicy[policy], signals="all"
+    )
+    order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
+    first = await ask(gateway, "ada", "POST", "flows", order)
+    assert (await ask(gateway, "bob", "POST", "flows", order)).status == 409
+    assert (await ask(gateway, "bob", "POST", "flows", order, key="k")).status == 409
+    assert (await ask(gateway, "ada", "GET", f"flows/{order['order_id']}")).json["status"] == "running"
+    again = await ask(gateway, "ada", "POST", "flows", order)
+    assert (again.json["run_id"] == first.json["run_id"]) is (policy == "USE_EXISTING")
+    assert (await ask(gateway, "ada", "POST", f"flows/{order['order_id']}/terminate")).status == 202
+
+
+async def test_ids_are_made_of_the_principal(temporal: Temporal) -> None:
+    order = {"order_id": uuid.uuid4().hex, "amount": 1}
+    template = owned(temporal, OrderWorkflow, id="{principal}-{order_id}")
+    function = owned(temporal, OrderWorkflow, id=lambda order, user: f"{user}.{order.order_id}")
+    for gateway, id in ((template, f"ada-{order['order_id']}"), (function, f"ada.{order['order_id']}")):
+        assert (await ask(gateway, "ada", "POST", "flows", order)).json["workflow_id"] == id
+
+
+async def test_memo_and_search_attributes_are_made_of_the_principal(temporal: Temporal) -> None:
+    options: dict[str, Any] = {
+        "memo": lambda order, user: {"by": user},
+        "search_attributes": lambda order, user, key=OWNER: TypedSearchAttributes([SearchAttributePair(key, user)]),
+    }
+    order = {"order_id": uuid.uuid4().hex, "amount": 1}
+    refused = await ask(owned(temporal, OrderWorkflow, **options), "ada", "POST", "flows", order)
+    assert refused.status == 500  # The owner's attribute is for owner= alone.
+    exposed = expose(OrderWorkflow, name="flows", **options)
+    gateway = Gateway(temporal, [exposed], authorize=lambda action: True)
+    started = await ask(gateway, "ada", "POST", "flows", order)
+    described = await ask(gateway, "ada", "GET", f"flows/{started.json['workflow_id']}")
+    assert (described.json["memo"], described.json["search_attributes"][OWNER.name]) == ({"by": "ada"}, "ada")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_authorize_decides_by_the_workflow(temporal: Temporal, is_async: bool) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def decide(action: Action) -> bool:
+        status = None if action.description is None else action.description.status
+        seen.append((action.operation, action.owner, dict(action.memo), status is not None))
+        return action.operation is Operation.START or action.memo.get("team") == action.principal
+
+    async def decide_async(action: Action) -> bool:
+        if action.operation is not Operation.START:
+            with pytest.raises(RuntimeError, match=r"await action\.load\(\)"):
+                _ = action.owner
+        await action.load()
+        return decide(action)
+
+    exposed = expose(SleepingWorkflow, name="flows", memo=lambda value, user: {"team": user}, owner=lambda user: user)
+    gateway = Gateway(temporal, [exposed], authorize=decide_async if is_async else decide)
+    started = (await ask(gateway, "red", "POST", "flows", key=uuid.uuid4().hex)).json
+    place = f"flows/{started['workflow_id']}"
+    assert [(await ask(gateway, user, "GET", place)).status for user in ("red", "blue")] == [200, 403]
+    assert (await ask(gateway, "red", "GET", "flows/none")).status == 403
+    known = ("red", {"team": "red"}, True)
+    assert [each[1:] for each in seen] == [("red", {}, False), known, known, (None, {}, False)]
+    await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
+
+
+class Requests(Interceptor):
+    """Notes the names of requests to the server."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        requests = self
+
+        class Noting(OutboundInterceptor):
+            def __getattribute__(self, name: str) -> Any:
+                if name.endswith(("_workflow", "_workflows", "_update")):
+                    requests.names.append(name)
+                return super().__getattribute__(name)
+
+        return Noting(next)
+
+
+async def test_who_is_nobody_costs_the_server_nothing(temporal: Temporal) -> None:
+    own = Temporal(temporal.settings.address, task_queue="orders", interceptors=[requests := Requests()])
+    gateway = owned(own, SleepingWorkflow)
+    for user in (None, type("Anonymous", (), {"is_anonymous": True})()):
+        for method, path in (("GET", "flows/x"), ("GET", "flows"), ("POST", "flows"), ("POST", "flows/x/terminate")):
+            answer = await ask(gateway, user, method, path)
+            assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert requests.names == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "words"),
+    [
+        (lambda user: 7, "returned int"),
+        (lambda user: "", "empty"),
+        (lambda user: "x" * 256, "longer than 255"),
+        (lambda user: 'a"b', "double quotes"),
+        (lambda user: "a\\b", "backslashes"),
+    ],
+    ids=["number", "empty", "long", "quote", "backslash"],
+)
+async def test_an_owner_that_cannot_be_one_is_the_apps_error(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture, owner: Any, words: str
+) -> None:
+    gateway = Gateway(temporal, [expose(SleepingWorkflow, name="flows", owner=owner)], authorize=lambda action: True)
+    assert (await ask(gateway, "ada", "POST", "flows")).status == 500
+    assert words in caplog.text
+
+
+async def test_a_key_of_a_principal_that_cannot_be_told_from_others_is_the_apps_error(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
+    exposed = expose(SumWorkflow, name="flows")
+    gateway = Gateway(temporal, [exposed], authorize=lambda action: True)
+    body = {"pair": {"left": 1}}
+    assert (await ask(gateway, object(), "POST", "flows", body)).status == 202
+    assert (await ask(gateway, object(), "POST", "flows", body, key="k")).status == 500
+    assert "Gateway(identify=…)" in caplog.text
+    telling = Gateway(temporal, [exposed], authorize=lambda action: True, identify=lambda user: "one")
+    key = uuid.uuid4().hex
+    ids = {(await ask(telling, object(), "POST", "flows", body, key=key)).json["workflow_id"] for _ in range(2)}
+    assert len(ids) == 1
+
+
+def test_lists_are_open_where_workflows_have_owners() -> None:
+    assert expose(SumWorkflow, owner=str).operations == FOR_OWNERS == FOR_USERS | {Operation.LIST}
+    assert expose(SumWorkflow).operations == FOR_USERS
+
+
+async def _later(user: Any) -> str:
+    return str(user)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"owner": _later}, "owner= of sum-of-pair is a plain function"),
+        ({"owner": "ada"}, "owner= of sum-of-pair is a plain function"),
+        ({"owner": str, "staff": _later}, "staff= of sum-of-pair is a plain function"),
+        ({"staff": bool}, "without owner="),
+        ({"id": "{principal}"}, "needs owner="),
+        ({"id": lambda: "x"}, "takes nothing"),
+        ({"id": lambda a, b, c: "x"}, "takes a, b, c"),
+        ({"memo": lambda *values: {}}, r"takes \*values"),
+        ({"memo": lambda value, *, user: {}}, "user"),
+        ({"search_attributes": _later}, "plain function"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_declaration_of_owners_is_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TemporalSettingsError, match=words):
+        expose(SumWorkflow, **options)
+
+
+def test_an_anonymous_gateway_has_no_owners() -> None:
+    with pytest.raises(TemporalSettingsError, match="sum-of-pair has owner="):
+        Gateway(Temporal(), [expose(SumWorkflow, owner=str)], allow_anonymous=True)
+    with pytest.raises(TemporalSettingsError, match="owner_attribute"):
+        Gateway(Temporal(), [], authorize=lambda action: True, owner_attribute="a'b")
+
+
+async def test_an_attribute_of_another_name_is_registered_at_first_use(temporal: Temporal) -> None:
+    name = f"Customer{uuid.uuid4().hex[:8]}"
+    exposed = expose(SleepingWorkflow, name="flows", owner=str)
+    gateway = Gateway(temporal, [exposed], authorize=lambda action: True, owner_attribute=name)
+    assert (await ask(gateway, "ada", "GET", "flows")).json["workflows"] == []
+    started = (await ask(gateway, "ada", "POST", "flows")).json
+    described = await ask(gateway, "ada", "GET", f"flows/{started['workflow_id']}")
+    assert described.json["search_attributes"] == {name: "ada"}
+    await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
+
+
+async def test_an_attribute_that_is_no_keyword_is_named(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
+    name = f"Number{uuid.uuid4().hex[:8]}"
+    client = await temporal.client()
+    attributes = {name: IndexedValueType.INDEXED_VALUE_TYPE_INT}
+    request = AddSearchAttributesRequest(namespace="default", search_attributes=attributes)
+    await client.operator_service.add_search_attributes(request)
+    exposed = expose(SleepingWorkflow, name="flows", owner=str)
+    gateway = Gateway(temporal, [exposed], authorize=lambda action: True, owner_attribute=name)
+    refused = await ask(gateway, "ada", "POST", "flows")
+    assert (refused.status, name in json.dumps(refused.json)) == (503, False)
+    assert f"knows the search attribute {name} as Int" in caplog.text
+
+
+async def test_where_registering_is_not_allowed_the_command_is_named(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in Temporal Cloud, whose operator service is not for apps."""
+    own = Temporal(temporal.settings.address, task_queue="orders")
+    client: Client = await own.client()
+
+    async def refuse(*args: Any, **options: Any) -> Any:
+        raise RPCError("Request unauthorized.", RPCStatusCode.PERMISSION_DENIED, b"")
+
+    monkeypatch.setattr(client.operator_service, "list_search_attributes", refuse)
+    exposed = expose(SleepingWorkflow, name="flows", owner=str)
+    name = f"Unknown{uuid.uuid4().hex[:8]}"
+    gateway = Gateway(own, [exposed], authorize=lambda action: True, owner_attribute=name)
+    with caplog.at_level(logging.WARNING):
+        refused = await ask(gateway, "ada", "POST", "flows")
+    assert refused.status == 503
+    with pytest.raises(SearchAttributeError) as raised:
+        await search_attributes.ensure_keyword(client, name, timedelta(seconds=5))
+    command = f"temporal operator search-attribute create --namespace default --name {name} --type Keyword"
+    assert command in str(raised.value)
+    # An attribute that is registered already needs no such permission.
+    known = Gateway(own, [exposed], authorize=lambda action: True)
+    assert (await ask(known, "ada", "GET", "flows")).status in (200, 503)
+
+
+async def test_attributes_are_registered_once(temporal: Temporal) -> None:
+    client = await temporal.client()
+    keyword = search_attributes.KEYWORD
+    names = {f"A{uuid.uuid4().hex[:8]}": keyword, f"B{uuid.uuid4().hex[:8]}": keyword}
+    assert await search_attributes.register(client, names, timedelta(seconds=5)) == sorted(names)
+    assert await search_attributes.register(client, names, timedelta(seconds=5)) == []
