@@ -173,8 +173,8 @@ async def test_the_server_carries_out_a_signal_of_one_id_once(temporal: Temporal
     for _ in range(2):
         with request_id(client, chosen):
             await handle.signal("anything")
+    await handle.terminate()  # A signal that came amid a task of the workflow is in its history now.
     history = await handle.fetch_history()
-    await handle.terminate()
     assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history.events) == 1
 
 
