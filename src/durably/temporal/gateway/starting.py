@@ -18,13 +18,9 @@ from .idempotency import KeyedRequest, one_request
 from .inputs import check_id
 from .messages import GatewayResponse, answer
 from .models import Accepted, Completed, Started
-<<<<<<< HEAD
-from .problems import Problem, internal_error, logger, to_problem
-=======
 from .ownership import Access, stamp
-from .problems import Problem, to_problem
+from .problems import Problem, internal_error, logger, to_problem
 from .repetitions import find_repetition, is_repetition
->>>>>>> 6d23717 (Give workflows owners, scope idempotency keys, and pin each request to one run)
 from .results import wait_for_result
 
 MARK = "durably-idempotency"
@@ -107,21 +103,13 @@ def _check_signal(call: Call, latest: WorkflowExecutionDescription | None) -> No
 async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) -> WorkflowHandle[Any, Any]:
     exposure, principal = call.exposure, call.request.principal
     value = call.value if "start_signal" not in changes else call.value.input
-<<<<<<< HEAD
-    memo = {**(exposure.memo(value) if exposure.memo else {}), **({MARK: mark} if mark else {})}
-    options = {**exposure.start_options, **changes}
-    if exposure.search_attributes is not None:
-        options["search_attributes"] = exposure.search_attributes(value)
-    starting = call.client.start_workflow(
-=======
     memo = dict(exposure.memo(value, principal)) if exposure.memo else {}
     if keyed is not None:
         memo[MARK] = keyed.mark
     attributes = exposure.search_attributes(value, principal) if exposure.search_attributes else None
     if exposure.ownership is not None:
         attributes = stamp(call.access.owner, call.owner_attribute, attributes)
-    return await call.client.start_workflow(
->>>>>>> 6d23717 (Give workflows owners, scope idempotency keys, and pin each request to one run)
+    starting = call.client.start_workflow(
         exposure.definition.name,
         args=exposure.arguments.spread(value),
         id=call.workflow_id,
@@ -135,7 +123,7 @@ async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) 
     try:
         return await starting
     except RPCError as error:
-        _check_attributes(call, error, options.get("search_attributes"))
+        _check_attributes(call, error, attributes)
         raise
 
 
