@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 from temporalio.client import Client
+from temporalio.common import RetryPolicy
 
 from durably.temporal import Temporal
 from durably.temporal.gateway import (
@@ -20,7 +21,7 @@ from durably.temporal.gateway import (
     expose,
 )
 
-from .workflows import TASK_QUEUE, MistypedWorkflow, OrderWorkflow, SleepingWorkflow, SumWorkflow
+from .workflows import TASK_QUEUE, MistypedWorkflow, OrderWorkflow, SleepingWorkflow, StepsWorkflow, SumWorkflow
 
 MAX_WAIT = float(os.environ.get("TEST_MAX_WAIT", "60"))
 RPC_TIMEOUT = timedelta(seconds=30)
@@ -46,7 +47,12 @@ def exposures() -> list[Exposure]:
 
 
 def guarded_exposures() -> list[Exposure]:
-    return [*exposures(), expose(MistypedWorkflow, name="mistyped", queries="all", updates="all")]
+    retry_policy = RetryPolicy(initial_interval=timedelta(milliseconds=10), maximum_attempts=2)
+    return [
+        *exposures(),
+        expose(MistypedWorkflow, name="mistyped", queries="all", updates="all"),
+        expose(StepsWorkflow, name="chains", signals="all", operations=FOR_OPERATORS, retry_policy=retry_policy),
+    ]
 
 
 def open_gateway(temporal: Temporal) -> Gateway:

@@ -1,6 +1,7 @@
 """The gateway in each framework, on a real server of it, against a real Temporal server and worker."""
 
 import json
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -138,13 +139,43 @@ def test_progress_is_followed_live_and_picked_up_again(app: AppServer, order: di
         if event.get("event") == "activity_task_completed":
             app.post(f"{place}/signals/ship")
     kinds = [event["event"] for event in seen if "event" in event]
-    assert kinds[0] == "workflow_execution_started"
+    assert kinds[:2] == ["run", "workflow_execution_started"]
     assert kinds[-2:] == ["workflow_execution_completed", "result"]
     scheduled = next(event for event in seen if event.get("event") == "activity_task_scheduled")
     rest = [
         event["event"] for event in app.events(f"{place}/events", {"Last-Event-ID": scheduled["id"]}) if "id" in event
     ]
-    assert rest == kinds[kinds.index("activity_task_scheduled") + 1 : -1]
+    assert rest == kinds[kinds.index("activity_task_scheduled") + 1 :]
+
+
+def test_progress_is_followed_from_run_to_run(app: AppServer) -> None:
+    owner = {"X-User": "owner"}
+    place = app.post("/guarded/chains", {"steps": ["again", "fail", "wait"]}, owner).headers["Location"]
+    seen: list[dict[str, str]] = []
+    causes: list[str | None] = []
+    for event in app.events(f"{place}/events", owner):
+        if "id" in event:
+            seen.append(event)
+        if event.get("event") != "run":
+            continue
+        causes.append(json.loads(event["data"]).get("cause"))
+        if causes[-1] == "retry":
+            while app.get(f"{place}/history", owner).json["events"][-1]["type"] != "workflow_task_completed":
+                time.sleep(0.02)
+            assert app.post(f"{place}/reset", {"to": "last_workflow_task"}, owner).status == 202
+        if causes[-1] == "reset":
+            assert app.post(f"{place}/signals/go", {}, owner).status == 202
+    assert causes == [None, "continue_as_new", "retry", "reset"]
+    assert (seen[-1]["event"], json.loads(seen[-1]["data"])["result"]) == ("result", "done")
+
+    ids = [event["id"] for event in seen]
+    assert len(set(ids)) == len(ids)
+    runs = [number for number, event in enumerate(seen) if event["event"] == "run"]
+    for number in {number + step for number in runs for step in (-1, 0, 1)} - {-1}:
+        rest = app.events(f"{place}/events", {**owner, "Last-Event-ID": ids[number]})
+        assert [event["id"] for event in rest if "id" in event] == ids[number + 1 :], ids[number]
+    ended = app.get(f"{place}/events", {**owner, "Last-Event-ID": ids[-1]})
+    assert (ended.status, ended.body) == (204, b"")
 
 
 def test_each_serves_the_same_document(app: AppServer, temporal: Temporal) -> None:

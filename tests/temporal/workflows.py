@@ -159,6 +159,29 @@ class ChainWorkflow:
         return how
 
 
-WORKFLOWS = [OrderWorkflow, SumWorkflow, SleepingWorkflow, MistypedWorkflow, ChainWorkflow]
+@workflow.defn
+class StepsWorkflow:
+    """Does its steps: ``again`` continues as new, ``fail`` fails the first attempt, ``wait`` waits for ``go``."""
+
+    def __init__(self) -> None:
+        self.may_go = False
+
+    @workflow.run
+    async def run(self, steps: list[str]) -> str:
+        for number, step in enumerate(steps):
+            if step == "again":
+                workflow.continue_as_new(steps[number + 1 :])
+            if step == "fail" and workflow.info().attempt == 1:
+                raise ApplicationError("the first attempt fails")
+            if step == "wait":
+                await workflow.wait_condition(lambda: self.may_go)
+        return "done"
+
+    @workflow.signal
+    def go(self) -> None:
+        self.may_go = True
+
+
+WORKFLOWS = [OrderWorkflow, SumWorkflow, SleepingWorkflow, MistypedWorkflow, ChainWorkflow, StepsWorkflow]
 ACTIVITIES = [charge]
 TASK_QUEUE = "orders"

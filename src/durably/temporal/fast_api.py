@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
 from .gateway import Gateway, GatewayRequest, GatewayResponse
-from .gateway.endpoints import PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
+from .gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
 from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, Problem, invalid_input, to_problem
 from .gateway.routes import Match as GatewayMatch
 
@@ -258,7 +258,8 @@ def _responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
     responses: dict[int | str, dict[str, Any]] = {}
     for status, body in endpoint.responses.items():
         stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-        responses[int(status)] = {"description": SUCCESSES[status], **(stream if body is None else {"model": body})}
+        content = {} if body is NO_BODY else stream if body is None else {"model": body}
+        responses[int(status)] = {"description": SUCCESSES[status], **content}
     reference = {"$ref": f"#/components/schemas/{PROBLEM.__name__}"}
     for status in endpoint.problems:
         responses[int(status)] = {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": reference}}}

@@ -17,7 +17,7 @@ from .idempotency import KeyedRequest
 from .messages import GatewayRequest
 from .metrics import GatewayMetrics
 from .models import Links
-from .ownership import Access, owner_of
+from .ownership import Access, no_such_workflow, owner_of
 from .pages import Pages, PageTokens
 from .principals import Identify, principal_key
 from .problems import bad_request
@@ -102,6 +102,17 @@ class Call:
         Raises the problem 404 for a workflow that the principal may not reach.
         """
         return await self.existing.check()
+
+    async def describe_run(self, run_id: str | None) -> WorkflowExecutionDescription:
+        """Another run of the workflow, the latest for ``None``.
+
+        Raises the problem 404 for one of another type, and for one that the principal may not reach.
+        """
+        handle = self.client.get_workflow_handle(self.workflow_id, run_id=run_id)
+        description = await handle.describe(rpc_timeout=self.rpc_timeout)
+        if description.workflow_type != self.exposure.definition.name or not self.reaches(description):
+            raise no_such_workflow()
+        return description
 
     def pages(self, *more: str) -> Pages:
         """Page tokens that are valid for this principal, exposure and operation, and for ``more``."""

@@ -29,7 +29,9 @@ from .models import (
 from .reading import FILTERS
 from .routes import ROUTES, Match, Route, offers
 
-SUCCESSES = {HTTPStatus.OK: "Done", HTTPStatus.ACCEPTED: "Accepted"}
+SUCCESSES = {HTTPStatus.OK: "Done", HTTPStatus.ACCEPTED: "Accepted", HTTPStatus.NO_CONTENT: "Nothing more will come"}
+NO_BODY = "no body"
+"""Stands for the type of a response without a body."""
 PROBLEM = ProblemDocument
 
 
@@ -45,7 +47,8 @@ class EndpointParameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """``responses`` gives the type of each status; ``None`` for a stream of events. All others are problems.
+    """``responses`` gives the type of each status; ``None`` for a stream of events, and ``NO_BODY``. All others are
+    problems.
 
     ``route``, ``exposure`` and ``handler`` are what a request to the endpoint means.
     """
@@ -263,7 +266,7 @@ def _plain(summary: str, response: Any, *parameters: EndpointParameter, body: An
     }
 
 
-_LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The last event that was seen.")
+_LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was seen.")
 
 _SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], Shape]] = {
     Operation.START: _start,
@@ -289,5 +292,9 @@ _SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], 
         EndpointParameter("page_size", "query", int, "1 to 1000.", 1000),
         _PAGE,
     ),
-    Operation.EVENTS: _plain("Live progress, as server-sent events", None, _LAST_EVENT),
+    Operation.EVENTS: lambda exposure, route, handler: {
+        "summary": "Live progress, as server-sent events",
+        "parameters": (_RUN, _LAST_EVENT),
+        "responses": {HTTPStatus.OK: None, HTTPStatus.NO_CONTENT: NO_BODY},
+    },
 }

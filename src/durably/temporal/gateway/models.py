@@ -179,6 +179,14 @@ class HistoryEvent(Body):
     failure: list[FailureCause] | None = None
 
 
+class Run(Body):
+    """A run begins: the first one that is told, or the one that follows ``previous_run_id``."""
+
+    run_id: str
+    previous_run_id: str | None = None
+    cause: Literal["continue_as_new", "retry", "cron", "reset"] | None = None
+
+
 class Pending(Body):
     """What a workflow waits for just now: attempts of activities stand in no history."""
 

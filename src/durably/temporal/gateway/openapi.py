@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from .endpoints import PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
+from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
 from .exposure import Exposure
 from .problems import MEDIA_TYPE
 
@@ -36,7 +36,7 @@ class _Schemas:
         for endpoint in all_endpoints:
             wanted += [(parameter.type, "validation") for parameter in endpoint.parameters]
             wanted += [(endpoint.body, "validation")] if endpoint.body is not None else []
-            wanted += [(body, "serialization") for body in endpoint.responses.values() if body is not None]
+            wanted += [(body, "serialization") for body in endpoint.responses.values() if body not in (None, NO_BODY)]
         self._keys: list[tuple[Any, str]] = []
         for body, mode in wanted:
             if self._index(body, mode) is None:
@@ -91,6 +91,9 @@ def _parameter(parameter: EndpointParameter, schemas: _Schemas) -> dict[str, Any
 def _responses(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     for status, body in endpoint.responses.items():
+        if body is NO_BODY:
+            responses[str(int(status))] = {"description": SUCCESSES[status]}
+            continue
         content = (
             {"text/event-stream": {"schema": {"type": "string"}}}
             if body is None
