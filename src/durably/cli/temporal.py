@@ -1,4 +1,4 @@
-"""``durably temporal worker|dev|check|sync-schedules|encryption-key``."""
+"""``durably temporal worker|dev|check|replay|sync-schedules|encryption-key``."""
 
 import datetime as dt
 from datetime import timedelta
@@ -10,14 +10,16 @@ from .console import Console
 from .failures import CliError
 from .temporal_app import load_temporal, log_plain_lines, require_temporal
 from .temporal_check import check
+from .temporal_replay import replay
 
 
 @click.group()
 def temporal() -> None:
-    """Temporal: run workers and a development server, find stuck workflows, sync schedules, make encryption keys."""
+    """Temporal: run workers and a development server, find stuck workflows, replay histories, sync schedules."""
 
 
 temporal.add_command(check)
+temporal.add_command(replay)
 
 
 @temporal.command("sync-schedules")

@@ -1,4 +1,4 @@
-"""``worker``, ``check`` and ``sync-schedules`` as commands of a framework's own command line
+"""``worker``, ``check``, ``replay`` and ``sync-schedules`` as commands of a framework's own command line
 that is made with click: Flask's.
 
 Knows no framework: what an activity needs around it, and how source is watched, is given.
@@ -17,6 +17,7 @@ from .check_command import declared_types, run_check
 from .connection import Temporal
 from .declarations import with_interceptor
 from .inspection import DEFAULT_LIMIT
+from .replay.command import ReplayTarget, make_replay_command
 from .schedule_command import run_sync_schedules
 from .surroundings import Surroundings
 from .worker_process import run_worker_process
@@ -33,7 +34,7 @@ def make_commands(
 
     @click.group("temporal", cls=_Group)
     def group() -> None:
-        """Temporal: run workers, find stuck workflows, sync schedules."""
+        """Temporal: run workers, find stuck workflows, replay histories, sync schedules."""
 
     @group.command()
     @click.option("--task-queue", "task_queues", multiple=True, metavar="NAME", help="Only this one. May be repeated.")
@@ -75,6 +76,7 @@ def make_commands(
         """Make the server's schedules those that the app declares with add_schedule()."""
         run_sync_schedules(temporal, say=click.echo, app=app, prune=prune, dry_run=dry_run)
 
+    group.add_command(make_replay_command(lambda: ReplayTarget(temporal, temporal.workers)))
     return group
 
 

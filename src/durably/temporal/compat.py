@@ -7,6 +7,7 @@ other module may touch a private name of ``temporalio``; ``tests/test_imports.py
 
 import ctypes
 import importlib.metadata
+import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
+from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from .errors import TemporalVersionError
 
@@ -268,3 +270,88 @@ def connect_failure(error: Exception) -> str:
     """The innermost message of the error that a failed ``Client.connect`` raises."""
     messages = re.findall(r'message: "([^"]*)"', str(error))
     return messages[-1] if messages else str(error)
+
+
+# Replays. A ``Replayer`` says what is wrong in the native core's words, which do not always name the event. So what the
+# code asked for is read from its completions, whose types are in ``temporalio.bridge``.
+
+
+@dataclass(frozen=True)
+class RecordedTask:
+    """What a workflow's code did in one workflow task. ``history_length`` is the id of the last event it has seen.
+
+    ``commands`` have the kind, and the name of the activity, workflow or signal. ``error`` is what the code raised.
+    """
+
+    history_length: int
+    commands: tuple[tuple[str, str], ...]
+    error: str | None
+
+
+class RecordingRunner(WorkflowRunner):
+    """Runs workflows by another runner, and gives ``record`` each workflow task."""
+
+    def __init__(self, runner: WorkflowRunner, record: Callable[[RecordedTask], None]) -> None:
+        self._runner = runner
+        self._record = record
+
+    def prepare_workflow(self, defn: Any) -> None:
+        self._runner.prepare_workflow(defn)
+
+    def set_worker_level_failure_exception_types(self, types: Any) -> None:
+        self._runner.set_worker_level_failure_exception_types(types)
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        instance: Any = _RecordingInstance(self._runner.create_instance(det), self._record)
+        return instance  # type: ignore[no-any-return]
+
+
+class _RecordingInstance:
+    def __init__(self, instance: WorkflowInstance, record: Callable[[RecordedTask], None]) -> None:
+        self._instance = instance
+        self._record = record
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._instance, name)
+
+    def activate(self, act: Any) -> Any:
+        completion = self._instance.activate(act)
+        with _private("the completion of a workflow activation"):
+            if any(job.WhichOneof("variant") != "remove_from_cache" for job in act.jobs):
+                commands = tuple(_command(each) for each in completion.successful.commands)
+                error = _raised(completion.failed.failure) if completion.HasField("failed") else None
+                self._record(RecordedTask(act.history_length, commands, error))
+        return completion
+
+
+_NAMES_OF_COMMANDS = ("activity_type", "workflow_type", "signal_name", "operation")
+
+
+def _command(command: Any) -> tuple[str, str]:
+    kind = command.WhichOneof("variant")
+    content = getattr(command, kind)
+    return kind, next((str(getattr(content, name)) for name in _NAMES_OF_COMMANDS if hasattr(content, name)), "")
+
+
+_PLACE = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _raised(failure: Any) -> str:
+    """``KeyError: 'boom' at shop.py, line 40``."""
+    message, trace = failure.message, failure.stack_trace
+    if failure.HasField("encoded_attributes"):
+        hidden = json.loads(failure.encoded_attributes.data)
+        message, trace = hidden.get("message", ""), hidden.get("stack_trace", "")
+    kind = failure.application_failure_info.type
+    places = [each for each in _PLACE.findall(trace) if "/temporalio/" not in each[0]]
+    where = f" at {places[-1][0]}, line {places[-1][1]}" if places else ""
+    return f"{kind}: {message}{where}" if kind else f"{message}{where}"
+
+
+_FAILURE_MESSAGE = re.compile(r'message: "((?:[^"\\]|\\.)*)"')
+
+
+def replay_error(error: Exception) -> str:
+    """The core's own words in the error of a failed replay."""
+    found = _FAILURE_MESSAGE.search(str(error))
+    return found[1].replace('\\"', '"').replace("\\'", "'") if found else str(error)

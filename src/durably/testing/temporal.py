@@ -26,6 +26,10 @@ from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.runtimes import runtime_of_process
 
+from .temporal_replays import replay_histories
+
+__all__ = ["MockError", "TemporalServer", "mock_activities", "replay_histories"]
+
 Activity = Callable[..., Any]
 Mocks = Mapping[Activity | str, Any]
 

@@ -1,0 +1,54 @@
+"""A management command that is a click command: the same options as on the command lines of Durably and Flask."""
+
+import argparse
+from typing import Any
+
+import click
+from django.core.management.base import BaseCommand, CommandParser
+
+_FLAGS = ("--traceback", "--no-color", "--force-color", "--skip-checks")
+_WITH_VALUE = ("--settings", "--pythonpath", "-v", "--verbosity")
+
+
+class ClickCommand(BaseCommand):  # type: ignore[misc]
+    """``manage.py name …`` gives all arguments but Django's own to ``make()``.
+
+    From code it is ``call_command(name, arguments=["--from", "histories"])``.
+    """
+
+    def make(self) -> click.Command:
+        """The command."""
+        raise NotImplementedError
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("arguments", nargs="*")
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in _FLAGS:
+            own.add_argument(name, action="store_true")
+        for name in _WITH_VALUE:
+            own.add_argument(name)
+        _, rest = own.parse_known_args(argv[2:])
+        of_django = _without(argv[2:], rest)
+        super().run_from_argv([*argv[:2], *of_django, "--", *rest])
+
+    def handle(self, *args: Any, arguments: list[str], **options: Any) -> None:
+        self.make().main(arguments, prog_name=f"manage.py {self._name}", standalone_mode=True)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+
+def _without(arguments: list[str], rest: list[str]) -> list[str]:
+    """``arguments`` without ``rest``, which has some of them in the same order."""
+    left = iter(rest)
+    following = next(left, None)
+    kept = []
+    for each in arguments:
+        if each == following:
+            following = next(left, None)
+        else:
+            kept.append(each)
+    return kept

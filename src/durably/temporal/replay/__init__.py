@@ -1,0 +1,22 @@
+"""Replay of workflow histories against the app's code, to find changes that running workflows do not survive.
+
+``durably temporal replay``, Django's and Flask's commands, and ``durably.testing.temporal.replay_histories`` use it.
+"""
+
+from .histories import HistoryError, HistoryQuery, StoredHistory, fetch_histories, read_histories, save_history
+from .replayer import HistoryReplayer, TypeReport, replay_all
+from .result import Outcome, ReplayResult
+
+__all__ = [
+    "HistoryError",
+    "HistoryQuery",
+    "HistoryReplayer",
+    "Outcome",
+    "ReplayResult",
+    "StoredHistory",
+    "TypeReport",
+    "fetch_histories",
+    "read_histories",
+    "replay_all",
+    "save_history",
+]

@@ -1,0 +1,197 @@
+"""Replaying histories with the app's own settings: converter, encryption, interceptors and sandbox of its workers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from temporalio import worker, workflow
+from temporalio.api.enums.v1 import EventType
+from temporalio.runtime import Runtime, TelemetryConfig
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
+
+from durably.temporal.compat import RecordedTask, RecordingRunner, replay_error, workflow_parts
+from durably.temporal.connection import Temporal
+from durably.temporal.declarations import WorkerDeclaration, by_task_queue
+from durably.temporal.errors import TemporalWorkerError
+from durably.temporal.runtimes import runtime_of_process
+from durably.temporal.sandbox import explain, make_runner
+
+from .faults import Activation, Command, find_fault
+from .histories import StoredHistory
+from .result import Outcome, ReplayResult, make_result
+
+REPLAYS_AT_ONCE = 4
+"""Histories that are in memory at the same time, and the threads that replay them."""
+
+REPLAY_SECONDS = 120.0
+"""A replay that takes longer is given up: no workflow task takes as long on a worker."""
+
+_NO_TASK_QUEUE = "replay"
+"""Where declarations without a task queue go: none is needed to replay."""
+
+
+def _quiet_runtime() -> Runtime:
+    """The SDK would log each failure to stdout, between the lines of the report."""
+    return Runtime(telemetry=TelemetryConfig(logging=None))
+
+
+class HistoryReplayer:
+    """Replays histories against the workflows that ``declarations`` have, which are ``temporal``'s if not given.
+
+    Raises ``TemporalWorkerError`` for declarations of which no worker can be made.
+    """
+
+    def __init__(self, temporal: Temporal, declarations: Sequence[WorkerDeclaration] | None = None) -> None:
+        self._temporal = temporal
+        declared = temporal.workers if declarations is None else declarations
+        queue = temporal.settings.task_queue or _NO_TASK_QUEUE
+        self._declarations = [each for each in by_task_queue(declared, queue) if each.workflows]
+        if not self._declarations:
+            raise TemporalWorkerError(
+                "there are no workflows to replay: declare them with temporal.add_worker(workflows=[…])"
+            )
+        self._executor = ThreadPoolExecutor(REPLAYS_AT_ONCE, "replay")
+
+    @property
+    def workflow_types(self) -> list[str]:
+        """The names of the declared workflows, without the dynamic one."""
+        names = {name for declaration in self._declarations for name in _names(declaration) if name is not None}
+        return sorted(names)
+
+    async def replay(self, stored: StoredHistory) -> ReplayResult:
+        """The result, whatever the workflow does. Raises ``TemporalWorkerError`` if the workflow cannot be loaded."""
+        own = (stored.workflow_type, stored.history.workflow_id, stored.history.run_id)
+        declaration = self._declaration_of(stored)
+        if declaration is None:
+            message = f"the app has no workflow {stored.workflow_type}, only {', '.join(self.workflow_types)}"
+            return make_result(*own, Outcome.UNKNOWN_TYPE, source=stored.source, message=message)
+        completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+        if not any(event.event_type == completed for event in stored.history.events):
+            return make_result(*own, Outcome.SKIPPED, source=stored.source)
+        recorded: list[RecordedTask] = []
+        error = await self._run(stored, declaration, recorded.append)
+        if error is None:
+            return make_result(*own, Outcome.REPLAYED, source=stored.source)
+        return _failure(stored, error, recorded[-1] if recorded else None)
+
+    async def _run(
+        self, stored: StoredHistory, declaration: WorkerDeclaration, record: Callable[[RecordedTask], None]
+    ) -> Exception | None:
+        replayer = self._make(declaration, record)
+        try:
+            async with asyncio.timeout(REPLAY_SECONDS):
+                result = await replayer.replay_workflow(stored.history, raise_on_replay_failure=False)
+        except TimeoutError:
+            return RuntimeError(f"the replay does not end in {REPLAY_SECONDS:g} seconds")
+        return result.replay_failure
+
+    def _make(self, declaration: WorkerDeclaration, record: Callable[[RecordedTask], None]) -> Replayer:
+        options = declaration.options
+        runner: WorkflowRunner = options.get("workflow_runner") or make_runner(declaration)
+        of_connection = [each for each in self._temporal.interceptors if isinstance(each, worker.Interceptor)]
+        plugins = [each for each in self._temporal.plugins if isinstance(each, worker.Plugin)]
+        try:
+            return Replayer(
+                workflows=declaration.workflows,
+                workflow_task_executor=self._executor,
+                workflow_runner=RecordingRunner(runner, record),
+                unsandboxed_workflow_runner=RecordingRunner(UnsandboxedWorkflowRunner(), record),
+                namespace=self._temporal.settings.namespace,
+                data_converter=self._temporal.data_converter,
+                interceptors=[*of_connection, *options.get("interceptors", ())],
+                plugins=[*plugins, *options.get("plugins", ())],
+                workflow_failure_exception_types=options.get("workflow_failure_exception_types", ()),
+                runtime=runtime_of_process(_quiet_runtime),
+            )
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TemporalWorkerError(explain(error, declaration) or str(error)) from error
+
+    def _declaration_of(self, stored: StoredHistory) -> WorkerDeclaration | None:
+        """The one with the type, of the history's task queue if possible; else one with a dynamic workflow."""
+        for name in (stored.workflow_type, None):
+            having = [each for each in self._declarations if name in _names(each)]
+            if having:
+                return next((each for each in having if each.task_queue == stored.task_queue), having[0])
+        return None
+
+
+def _names(declaration: WorkerDeclaration) -> set[str | None]:
+    return {parts.name for each in declaration.workflows if (parts := workflow_parts(each)) is not None}
+
+
+def _failure(stored: StoredHistory, error: Exception, last: RecordedTask | None) -> ReplayResult:
+    own = (stored.workflow_type, stored.history.workflow_id, stored.history.run_id)
+    if last is not None and last.error is not None:
+        started = next((each for each in stored.history.events if each.event_id == last.history_length), None)
+        fault = find_fault([] if started is None else [started], None, f"HistoryEvent(id: {last.history_length}")
+        return make_result(*own, Outcome.ERROR, source=stored.source, message=last.error, fault=fault)
+    message = replay_error(error)
+    if not isinstance(error, workflow.NondeterminismError):
+        return make_result(*own, Outcome.ERROR, source=stored.source, message=message)
+    activation = (
+        None if last is None else Activation(last.history_length, tuple(Command(*each) for each in last.commands))
+    )
+    fault = find_fault(stored.history.events, activation, message)
+    return make_result(*own, Outcome.NONDETERMINISTIC, source=stored.source, message=message, fault=fault)
+
+
+@dataclass
+class TypeReport:
+    """How many histories of a workflow type were replayed and skipped, and the results of those that failed."""
+
+    workflow_type: str
+    replayed: int = 0
+    skipped: int = 0
+    failures: list[ReplayResult] = field(default_factory=list)
+
+    def add(self, result: ReplayResult) -> None:
+        if result.failed:
+            self.failures.append(result)
+        elif result.outcome is Outcome.SKIPPED:
+            self.skipped += 1
+        else:
+            self.replayed += 1
+
+
+async def replay_all(
+    replayer: HistoryReplayer,
+    histories: AsyncIterator[StoredHistory] | Iterable[StoredHistory],
+    *,
+    reported: Sequence[str] = (),
+) -> list[TypeReport]:
+    """Replay ``histories``, ``REPLAYS_AT_ONCE`` at the same time; no more of them are read than that.
+
+    The reports are by workflow type, the ``reported`` ones among them even if there is no history of theirs.
+    """
+    reports = {each: TypeReport(each) for each in reported}
+    source = _as_async(histories)
+
+    async def work() -> None:
+        while (stored := await _next(source, reading)) is not None:
+            result = await replayer.replay(stored)
+            reports.setdefault(result.workflow_type, TypeReport(result.workflow_type)).add(result)
+
+    reading = asyncio.Lock()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(REPLAYS_AT_ONCE):
+                group.create_task(work())
+    except* Exception as several:
+        raise several.exceptions[0] from None
+    return [reports[each] for each in sorted(reports)]
+
+
+async def _next(source: AsyncIterator[StoredHistory], reading: asyncio.Lock) -> StoredHistory | None:
+    async with reading:
+        return await anext(source, None)
+
+
+async def _as_async(histories: AsyncIterator[Any] | Iterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(histories, AsyncIterator):
+        async for each in histories:
+            yield each
+        return
+    for each in histories:
+        yield each
