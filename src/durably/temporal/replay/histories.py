@@ -101,7 +101,7 @@ async def fetch_histories(client: Client, workflow_type: str, query: HistoryQuer
 
 
 def read_histories(directory: str | Path) -> Iterator[StoredHistory]:
-    """The histories of all ``*.json`` files of a directory and below, as ``temporal workflow show -o json`` prints them.
+    """The histories of all ``*.json`` files of a directory and below, as `temporal workflow show -o json` prints them.
 
     Raises ``HistoryError`` for a directory without any, and for a file that has none.
     """
