@@ -14,6 +14,7 @@ from durably.protocol.signatures import SignatureError, SigningKeyInvalidError
 __all__ = [
     "AsyncUnsupportedError",
     "BodyInvalidError",
+    "BodyLengthMissingError",
     "BodyTooLargeError",
     "BrowserRequestError",
     "CallMismatchError",
@@ -66,6 +67,14 @@ class BodyInvalidError(Error):
 
 class BodyTooLargeError(Error):
     code = ErrorCode.BODY_TOO_LARGE
+    include_stack = False
+    is_retriable = False
+
+
+class BodyLengthMissingError(Error):
+    """A chunked body that the WSGI server does not decode."""
+
+    code = ErrorCode.BODY_LENGTH_MISSING
     include_stack = False
     is_retriable = False
 

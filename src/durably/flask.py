@@ -12,7 +12,7 @@ except ImportError as error:
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
-from durably.comm.bodies import UNREADABLE, check_length, read_body
+from durably.comm.bodies import UNREADABLE, check_length, is_chunked, read_body
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
 from durably.functions import Function
@@ -73,7 +73,8 @@ def serve(
 
 
 def _read_body(request: flask.Request) -> bytes:
-    """Raises ``BodyTooLargeError``, ``BodyInvalidError``."""
+    """Raises the errors in ``UNREADABLE``."""
+    is_chunked(request.environ)
     check_length(request.headers.get("content-length"))
     if request.content_length is not None:
         return request.get_data()  # of exactly that length, and data that a hook of the app has already read

@@ -31,6 +31,7 @@ PREFIX = "DURABLY_"
 _FALSE = ("0", "false", "no", "off")
 _TRUE = ("1", "true", "yes", "on")
 _OFF = "0"
+_PATH = re.compile(r"""[^\s?#\\<>{}"']+""")
 _HOST_AND_PORT = re.compile(r"localhost|[^\s/@:]+:[0-9]+/?|\[[0-9a-fA-F:.]+\]:[0-9]+/?")
 _TEST_MODULES = (
     "pytest",
@@ -131,6 +132,16 @@ def _thread_count(text: str, name: str) -> int:
     return int(text)
 
 
+def check_serve_path(text: str, name: str) -> str:
+    """A URL's path, with or without its leading slash. Raises ``FunctionConfigInvalidError``."""
+    if "://" in text or text.startswith("//") or not (_PATH.fullmatch(text) and text.isprintable()):
+        raise FunctionConfigInvalidError(
+            f"{name} must be a path like {DEFAULT_SERVE_PATH}, without host, query, fragment and spaces, not "
+            f"{show_url(text)!r}"
+        )
+    return text
+
+
 # -- the settings
 
 DEV = Setting(
@@ -199,7 +210,7 @@ SERVE_ORIGIN = Setting(
 SERVE_PATH = Setting(
     "DURABLY_SERVE_PATH",
     "INNGEST_SERVE_PATH",
-    _text,
+    check_serve_path,
     "`serve(serve_path=…)`",
     f"the path of the endpoint; unset: `{DEFAULT_SERVE_PATH}`",
 )
@@ -461,8 +472,13 @@ def describe_unknown_name(name: str, nearest: str | None) -> str:
 
 
 def parse_origin(text: str, setting: str) -> str:
-    """A base URL without trailing slash. Raises ``URLInvalidError`` naming the setting."""
-    return parse_url(text, setting).rstrip("/")
+    """A base URL without trailing slash, query and fragment. Raises ``URLInvalidError`` naming the setting."""
+    url = parse_url(text, setting)
+    if "?" in url or "#" in url:
+        raise URLInvalidError(
+            f"{setting} is a base URL, to which paths are appended, so it has no query or fragment: {redact_url(url)!r}"
+        )
+    return url.rstrip("/")
 
 
 def parse_url(text: str, setting: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from durably import Client, Streaming
 from durably import settings as settings_module
+from durably.comm import CommHandler
 from durably.comm.paths import mount_path
 from durably.engine.embedded.api.auth import ApiKeys
 from durably.engine.embedded.settings import EngineSettings
@@ -108,8 +109,8 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DURABLY_SIGNING_KEY_FALLBACK", "fallback")
     client = Client(app_id="app")
     assert (client.event_key, client.signing_keys) == ("from env", ("key", "fallback"))
-    client = Client(app_id="app", event_key="mine", signing_key="mine too")
-    assert (client.event_key, client.signing_keys) == ("mine", ("mine too", "fallback"))
+    client = Client(app_id="app", event_key="mine", signing_key="mine-too")
+    assert (client.event_key, client.signing_keys) == ("mine", ("mine-too", "fallback"))
     assert "mine" not in repr(client)
 
 
@@ -247,6 +248,91 @@ def test_the_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_app_needs_a_name(app_id: Any) -> None:
     with pytest.raises(FunctionConfigInvalidError, match=r"Client\.app_id"):
         Client(app_id=app_id)
+
+
+@pytest.mark.parametrize("url", ["https://engine.example.com?token=s3cret", "http://localhost:8288/#x", "http://a/?"])
+@pytest.mark.parametrize(
+    "name", ["DURABLY_DEV", "INNGEST_DEV", "DURABLY_ENGINE_URL", "INNGEST_BASE_URL", "DURABLY_EVENT_API_BASE_URL"]
+)
+def test_a_base_url_has_no_query_and_no_fragment(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    monkeypatch.setenv(name, url)
+    with pytest.raises(URLInvalidError, match=f"{name} is a base URL.*no query or fragment") as raised:
+        Client(app_id="app")
+    assert "s3cret" not in str(raised.value)
+
+
+def test_an_engine_that_is_an_argument_has_no_query() -> None:
+    for argument in ("engine", "api_base_url", "event_api_base_url"):
+        with pytest.raises(URLInvalidError, match=f"{argument} is a base URL"):
+            Client(app_id="app", **{argument: "https://engine.example.com/?a=b"})  # type: ignore[arg-type]
+
+
+PATHS_THAT_ARE_NONE = [
+    "https://evil.example.com/x",
+    "//evil.example.com/x",
+    "/a?b",
+    "/a#b",
+    "/a b",
+    "/a\n",
+    '"/a"',
+    "/{a}",
+]
+
+
+@pytest.mark.parametrize("path", PATHS_THAT_ARE_NONE)
+@pytest.mark.parametrize("name", ["DURABLY_SERVE_PATH", "INNGEST_SERVE_PATH"])
+def test_a_serve_path_is_a_path(monkeypatch: pytest.MonkeyPatch, name: str, path: str) -> None:
+    monkeypatch.setenv(name, path + "x")
+    client = Client(app_id="app", is_production=False)
+    for use in (lambda: mount_path(None), lambda: CommHandler(client=client, framework="x", functions=[])):
+        with pytest.raises(FunctionConfigInvalidError, match=f"{name} must be a path like /api/inngest"):
+            use()
+
+
+@pytest.mark.parametrize("path", PATHS_THAT_ARE_NONE)
+def test_paths_that_are_arguments_are_paths(path: str) -> None:
+    client = Client(app_id="app", is_production=False)
+    with pytest.raises(FunctionConfigInvalidError, match="serve_path must be a path"):
+        mount_path(path)
+    for argument in ("serve_path", "public_path"):
+        with pytest.raises(FunctionConfigInvalidError, match=f"{argument} must be a path"):
+            CommHandler(client=client, framework="x", functions=[], **{argument: path})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["DURABLY_SERVE_ORIGIN", "INNGEST_SERVE_ORIGIN"])
+@pytest.mark.parametrize("origin", ["https://app.example.com/path", "https://app.example.com?x=y"])
+def test_a_serve_origin_that_is_more_is_named(monkeypatch: pytest.MonkeyPatch, name: str, origin: str) -> None:
+    monkeypatch.setenv(name, origin)
+    with pytest.raises(URLInvalidError, match=f"{name} is .* which is more than an origin"):
+        CommHandler(client=Client(app_id="app", is_production=False), framework="x", functions=[])
+
+
+BARE_KEY = "signkey-prod-0123456789abcdef0123456789abcdef"
+WRONG_KEYS = {
+    "double quotes": f'"{BARE_KEY}"',
+    "single quotes": f"'{BARE_KEY}'",
+    "space": BARE_KEY.replace("89", "8 9"),
+    "line break": f"{BARE_KEY}\n{BARE_KEY}",
+    "not UTF-8": f"{BARE_KEY}\udcff",
+}
+
+
+@pytest.mark.parametrize("key", WRONG_KEYS.values(), ids=WRONG_KEYS.keys())
+@pytest.mark.parametrize("name", ["DURABLY_SIGNING_KEY", "INNGEST_SIGNING_KEY", "DURABLY_SIGNING_KEY_FALLBACK"])
+def test_a_signing_key_that_is_written_wrongly_stops_the_client(
+    monkeypatch: pytest.MonkeyPatch, name: str, key: str
+) -> None:
+    monkeypatch.setenv(name, key)
+    with pytest.raises(SigningKeyInvalidError, match=f"{name} has quotes") as raised:
+        Client(app_id="app")
+    assert "0123" not in str(raised.value)
+    monkeypatch.delenv(name)
+    with pytest.raises(SigningKeyInvalidError, match="signing_key=…"):
+        Client(app_id="app", signing_key=key)
+    with pytest.raises(SigningKeyInvalidError, match="signing_key=…"):
+        EngineSettings(signing_key=key)
+    with pytest.raises(SigningKeyInvalidError, match="signing_keys=…"):
+        ApiKeys(server_kind=CLOUD, event_keys=("e",), signing_keys=(key,))
 
 
 # -- two names

@@ -62,6 +62,18 @@ def _uvicorn(app: Any) -> Iterator[str]:
 
 @contextmanager
 def flask_on_werkzeug(engine: str) -> Iterator[str]:
+    with _werkzeug(apps.make_flask(engine)) as origin:
+        yield origin
+
+
+@contextmanager
+def django_on_werkzeug(engine: str) -> Iterator[str]:
+    with _werkzeug(apps.make_django_wsgi(engine)) as origin:
+        yield origin
+
+
+@contextmanager
+def _werkzeug(app: Any) -> Iterator[str]:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
@@ -70,7 +82,7 @@ def flask_on_werkzeug(engine: str) -> Iterator[str]:
         def log(self, *args: Any) -> None:
             """Nothing."""
 
-    server = make_server("127.0.0.1", 0, apps.make_flask(engine), threaded=True, request_handler=Quiet)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     server.daemon_threads = True  # type: ignore[attr-defined]
     with _in_thread(lambda: server.serve_forever(poll_interval=0.02)):
         yield f"http://127.0.0.1:{server.server_port}"

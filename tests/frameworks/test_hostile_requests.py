@@ -11,7 +11,7 @@ import pytest
 
 from . import wire
 from .engine import FakeEngine
-from .servers import Server
+from .servers import Server, django_on_werkzeug
 from .variants import ORIGIN, PATHS
 
 FORGED = {
@@ -218,6 +218,34 @@ def test_what_is_refused_explains_itself(server: Server) -> None:
     answer = wire.request("POST", server.url("cloud"), b"x" * (MAX_BYTES + 1))
     assert answer.status == 413
     assert json.loads(answer.body)["code"] == "body_too_large"
+
+
+NO_CHUNKS = ("django-wsgi", "digitalocean")
+"""Servers (wsgiref) that do not decode chunked bodies."""
+
+
+def test_a_chunked_body_is_read_or_refused_with_the_reason(server: Server) -> None:
+    if server.name == "digitalocean":
+        pytest.skip("the platform reads the body")
+    body = wire.encode(wire.call_body())
+    with _open(server, ("transfer-encoding", "chunked"), ("x-inngest-signature", wire.sign(body))) as connection:
+        connection.sendall(b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (9, body[:9], len(body) - 9, body[9:]))
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        text = answer.read().decode()
+    if server.name in NO_CHUNKS:
+        assert (answer.status, json.loads(text)["code"]) == (411, "body_length_missing")
+        assert "Content-Length" in text
+    else:
+        assert answer.status == 200, text
+
+
+def test_django_reads_a_chunked_body_if_its_wsgi_server_decodes_it(engine: FakeEngine) -> None:
+    """gunicorn and Werkzeug do; the other tests run Django on wsgiref."""
+    with django_on_werkzeug(engine.origin) as origin:
+        test_a_chunked_body_is_read_or_refused_with_the_reason(
+            Server("django-werkzeug", origin, "django", is_async=False)
+        )
 
 
 # -- bodies that end too early, or are not what their headers say

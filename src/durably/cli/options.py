@@ -42,7 +42,10 @@ def engine_url() -> str:
 
 
 def _check_engine_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    url = _check_url(url)
+    try:
+        url = parse_origin(url, "it")
+    except URLInvalidError as error:
+        raise click.BadParameter(error.message) from None
     if "@" in urlsplit(url).netloc:
         raise click.BadParameter(
             "it must not hold a user name or password; the engine's keys are given by their options"

@@ -1,12 +1,13 @@
 """Reading request bodies up to a maximum size. All adapters use it, so none buffers more."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
-from durably.errors import BodyInvalidError, BodyTooLargeError
+from durably.errors import BodyInvalidError, BodyLengthMissingError, BodyTooLargeError
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
 _CHUNK_BYTES = 64 * 1024
-UNREADABLE = (BodyInvalidError, BodyTooLargeError)
+UNREADABLE = (BodyInvalidError, BodyLengthMissingError, BodyTooLargeError)
 """Errors of the functions below, which adapters answer by ``CommHandler.refuse``."""
 
 
@@ -24,6 +25,23 @@ def check_length(content_length: str | None) -> None:
     text = (content_length or "").strip()
     if text.isascii() and text.isdigit():
         check_size(int(text) if len(text) < 20 else MAX_REQUEST_BYTES + 1)
+
+
+def is_chunked(environ: Mapping[str, Any]) -> bool:
+    """Whether a WSGI request has a body of unknown length, which can be read until ``wsgi.input`` ends.
+
+    Raises ``BodyLengthMissingError`` if the server does not end ``wsgi.input``: PEP 3333 defines no such body, so the
+    frameworks would take it for an empty one. gunicorn and Werkzeug do, and set ``wsgi.input_terminated``.
+    """
+    if environ.get("CONTENT_LENGTH") or not environ.get("HTTP_TRANSFER_ENCODING"):
+        return False
+    if not environ.get("wsgi.input_terminated"):
+        raise BodyLengthMissingError(
+            "the request has no Content-Length, and this WSGI server cannot read bodies without one "
+            "(Transfer-Encoding: chunked): let the proxy send Content-Length (nginx: proxy_request_buffering on), or "
+            "use a server that decodes chunked bodies, such as gunicorn"
+        )
+    return True
 
 
 class LimitedBody:

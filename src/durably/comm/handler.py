@@ -37,7 +37,7 @@ from durably.protocol.events import Event
 from durably.protocol.headers import Header, Probe, Query, SyncKind
 from durably.protocol.text import printable
 from durably.sending import sent_by
-from durably.settings import Environment, Streaming, is_test_run
+from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
 from durably.timings import Timings
 from durably.transport import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.worker_threads import Surroundings, WorkerThreads
@@ -45,7 +45,7 @@ from durably.worker_threads import Surroundings, WorkerThreads
 from . import inspection
 from .bodies import check_size
 from .models import CommRequest, CommResponse
-from .paths import read_serve_origin
+from .paths import read_path, read_serve_origin
 from .streaming import StreamingOption, read_streaming, stream
 from .syncer import Syncer, UnsignedSyncs
 from .verification import Signer, check_addressee, refuse_forms, refuse_pages, verify_request
@@ -93,11 +93,11 @@ class CommHandler:
         self.framework = framework
         self.functions = list(functions)
         self.serve_origin = serve_origin or environment.serve_origin
-        self.serve_path = serve_path or environment.serve_path
-        self.public_path = public_path
+        self.serve_path = read_path(serve_path, "serve_path") or environment.serve_path
+        self.public_path = read_path(public_path, "public_path")
         self.unsigned_syncs = UnsignedSyncs()
         if self.serve_origin is not None:
-            read_serve_origin(self.serve_origin, "serve_origin" if serve_origin else "DURABLY_SERVE_ORIGIN")
+            read_serve_origin(self.serve_origin, "serve_origin" if serve_origin else environment.name_of(SERVE_ORIGIN))
         self._by_id = _index(self.functions)
         _warn_of_other_apps(client, self.functions)
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}

@@ -4,12 +4,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 from durably.errors import URLInvalidError
 from durably.protocol.text import redact_url
-from durably.settings import DEFAULT_SERVE_PATH, Environment, parse_url
+from durably.settings import DEFAULT_SERVE_PATH, Environment, check_serve_path, parse_url
 
 
 def mount_path(serve_path: str | None) -> str:
-    """The path of the endpoint, with its leading slash: the argument, ``DURABLY_SERVE_PATH``, or the default."""
-    return with_slash(serve_path or Environment().serve_path or DEFAULT_SERVE_PATH)
+    """The path of the endpoint, with its leading slash: the argument, ``DURABLY_SERVE_PATH``, or the default.
+
+    Raises ``FunctionConfigInvalidError``.
+    """
+    return with_slash(read_path(serve_path, "serve_path") or Environment().serve_path or DEFAULT_SERVE_PATH)
+
+
+def read_path(path: str | None, argument: str) -> str | None:
+    """An argument that is a path. Raises ``FunctionConfigInvalidError``."""
+    return check_serve_path(path, argument) if path else None
 
 
 def with_slash(path: str) -> str:

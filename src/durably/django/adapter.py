@@ -15,7 +15,7 @@ except ImportError as error:
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
-from durably.comm.bodies import UNREADABLE, check_length, read_body
+from durably.comm.bodies import UNREADABLE, check_length, is_chunked, read_body
 from durably.comm.paths import mount_path
 from durably.comm.streaming import StreamingOption
 from durably.django_view import SyncAndAsyncView
@@ -113,11 +113,14 @@ def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -
 
 def _read_body(request: Any) -> bytes:
     """``request.body``, limited by the largest call instead of ``DATA_UPLOAD_MAX_MEMORY_SIZE``, which is meant for
-    forms and too small for calls. Raises ``BodyTooLargeError``, ``BodyInvalidError``."""
+    forms and too small for calls. Raises the errors in ``UNREADABLE``."""
     length = request.headers.get("content-length")
     check_length(length)
     if not hasattr(request, "_body"):
-        request._body = read_body(request.read, length)
+        environ = getattr(request, "environ", {})  # absent under ASGI
+        # Django takes a chunked body under WSGI for an empty one.
+        read = environ["wsgi.input"].read if is_chunked(environ) else request.read
+        request._body = read_body(read, length)
     return cast(bytes, request.body)
 
 

@@ -19,6 +19,7 @@ from .duration_text import read_duration
 class ErrorCode(StrEnum):
     ASYNC_UNSUPPORTED = "async_unsupported"
     BODY_INVALID = "body_invalid"
+    BODY_LENGTH_MISSING = "body_length_missing"
     BODY_TOO_LARGE = "body_too_large"
     BROWSER_REFUSED = "browser_refused"
     CALL_MISMATCH = "call_mismatch"

@@ -17,6 +17,8 @@ from .limits import MAX_CANONICAL_BYTES, SIGNATURE_TOLERANCE
 
 _PREFIX = re.compile(r"^signkey-\w+-")
 _BARE_PREFIX = re.compile(r"signkey(-\w*-?)?")
+_VISIBLE = re.compile(r"[!-~]+")
+_QUOTES = "\"'`"
 _HEADER = re.compile(r"t=([0-9]{1,12})&s=([0-9a-fA-F]{64})")
 _MAX_HEADER_LENGTH = 256
 _SECURE_KEY_LENGTH = 32
@@ -40,7 +42,10 @@ class SignatureMismatchError(SignatureError):
 
 
 class SigningKeyInvalidError(Error, ValueError):
-    """A signing key is empty, or has nothing after its prefix. The message names the setting, never the key."""
+    """A signing key is empty, has nothing after its prefix, or is written wrongly.
+
+    The message names the setting, never the key.
+    """
 
     code = ErrorCode.SIGNING_KEY_UNSPECIFIED
     include_stack = False
@@ -48,7 +53,10 @@ class SigningKeyInvalidError(Error, ValueError):
 
 
 def check_signing_key(key: str | None, setting: str) -> None:
-    """Refuse a key that anybody could guess. ``setting`` is its name; ``None`` means that no key is set.
+    """Refuse a key that anybody could guess, or that is written wrongly.
+
+    ``setting`` is its name; ``None`` means that no key is set. A key with quotes or spaces around it would be another
+    key than that of the other side, and each call would be refused.
 
     Raises ``SigningKeyInvalidError``.
     """
@@ -60,6 +68,11 @@ def check_signing_key(key: str | None, setting: str) -> None:
         raise SigningKeyInvalidError(
             f"the signing key in {setting} {problem}, so anybody could sign with it: set the whole key "
             "(`durably keys` makes one), or leave it unset"
+        )
+    if not _VISIBLE.fullmatch(key) or key[0] in _QUOTES or key[-1] in _QUOTES:
+        raise SigningKeyInvalidError(
+            f"the signing key in {setting} has quotes around it, or contains spaces, line breaks or characters that "
+            "are not ASCII: set the key alone"
         )
 
 
