@@ -179,7 +179,7 @@ def test_nothing_below_an_adapter_knows_one() -> None:
     below = [
         file
         for file in modules()
-        if file.stem not in (*ADAPTERS, "django_view")
+        if file.stem not in (*ADAPTERS, "django_view", "starlette", "starlette_messages")
         and "django" not in file.parent.parts
         and file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")
     ]
@@ -191,13 +191,15 @@ def test_what_djangos_adapters_share_knows_nothing_of_ours() -> None:
 
 
 def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
-    adapters = {f"durably.temporal.{adapter}" for adapter in ADAPTERS}
-    for adapter in ("flask", "fast_api", "tornado"):
+    adapters = {f"durably.temporal.{adapter}" for adapter in (*ADAPTERS, "starlette")}
+    for adapter in ("flask", "fast_api", "starlette", "tornado"):
         others = adapters - {f"durably.temporal.{adapter}"}
         assert violations([PACKAGE / "temporal" / f"{adapter}.py"], lambda m, o=others: not is_within(m, *o)) == []
     gateway = ("durably.execution", "durably.portal", "durably.transport", "durably.temporal")
     assert violations(modules("temporal", "gateway"), lambda m: not is_ours(m) or is_within(m, *gateway)) == []
-    core = [file for file in modules("temporal") if "django" not in file.parts and file.stem not in ADAPTERS]
+    core = [
+        file for file in modules("temporal") if "django" not in file.parts and file.stem not in (*ADAPTERS, "starlette")
+    ]
     assert violations(core, lambda m: not is_within(m, "durably.engine", "durably.comm")) == []
 
 
@@ -343,6 +345,7 @@ MISSING = [
     ("import durably.temporal.flask", "flask", "durably[flask,temporal]"),
     ("import durably.temporal.django", "django", "durably[django,temporal]"),
     ("import durably.temporal.fast_api", "fastapi", "durably[fast-api,temporal]"),
+    ("import durably.temporal.starlette", "starlette", "durably[starlette,temporal]"),
     ("import durably.temporal.tornado", "tornado", "durably[tornado,temporal]"),
     ("from durably.testing import TestEngine", "aiohttp", "durably[engine]"),
 ]

@@ -128,6 +128,91 @@ def make_fast_api(address: str) -> Any:
     return app
 
 
+def make_starlette(address: str) -> Any:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Mount, Route
+
+    from durably.temporal.starlette import add_exception_handlers, routes
+
+    temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
+
+    async def direct(request: Request) -> Response:
+        client = await temporal.client()
+        description = await client.get_workflow_handle(request.path_params["workflow_id"]).describe()
+        return JSONResponse(description.id)
+
+    guarded = routes(guarded_gateway(temporal), principal=lambda request: request.headers.get("x-user"))
+    app = Starlette(
+        lifespan=temporal.lifespan,
+        routes=[
+            *routes(open_gateway(temporal), prefix="/open"),
+            Mount("/guarded", routes=guarded),
+            Route("/direct/{workflow_id}", direct),
+        ],
+    )
+    add_exception_handlers(app)
+    return app
+
+
+def make_litestar(address: str) -> Any:
+    from examples.other_frameworks.litestar_gateway import gateway_at
+    from litestar import Litestar, Request, get
+    from litestar.response import Response
+
+    from durably.temporal.gateway.problems import EXCEPTIONS, to_problem
+
+    temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
+
+    @get("/direct/{workflow_id:str}", sync_to_thread=False)
+    async def direct(workflow_id: str) -> str:
+        client = await temporal.client()
+        return (await client.get_workflow_handle(workflow_id).describe()).id
+
+    def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+        made = to_problem(error).response()
+        return Response(made.body, status_code=made.status_code, headers=made.headers)
+
+    return Litestar(
+        [
+            gateway_at("/open", open_gateway(temporal)),
+            gateway_at("/guarded", guarded_gateway(temporal), lambda request: request.headers.get("x-user")),
+            direct,
+        ],
+        exception_handlers=dict.fromkeys(EXCEPTIONS, handle),
+        openapi_config=None,
+    )
+
+
+def make_quart(address: str) -> Any:
+    import quart
+    from examples.other_frameworks.quart_gateway import gateway_blueprint
+
+    from durably.temporal.gateway.problems import EXCEPTIONS, to_problem
+
+    temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
+    app = quart.Quart(__name__)
+    app.register_blueprint(gateway_blueprint(open_gateway(temporal), "open"), url_prefix="/open")
+    guarded = gateway_blueprint(
+        guarded_gateway(temporal), "guarded", principal=lambda: quart.request.headers.get("x-user")
+    )
+    app.register_blueprint(guarded, url_prefix="/guarded")
+
+    @app.get("/direct/<workflow_id>")
+    async def direct(workflow_id: str) -> str:
+        client = await temporal.client()
+        return (await client.get_workflow_handle(workflow_id).describe()).id
+
+    async def handle(error: Exception) -> quart.Response:
+        made = to_problem(error).response()
+        return quart.Response(made.body, made.status_code, made.headers)
+
+    for kind in EXCEPTIONS:
+        app.register_error_handler(kind, handle)
+    return app
+
+
 def make_flask(address: str) -> Any:
     import flask
 

@@ -45,11 +45,18 @@ SERVERS = {
     "django-wsgi": (apps.make_django_wsgi, serve_wsgi),
     "tornado": (apps.make_tornado, serve_tornado),
 }
+ALIKE = {
+    **SERVERS,
+    "starlette": (apps.make_starlette, serve_asgi),
+    "litestar": (apps.make_litestar, serve_asgi),
+    "quart": (apps.make_quart, serve_asgi),
+}
+"""With the adapter that FastAPI's shares its code with, and the examples: what they answer is tested, not more."""
 
 
 def main() -> None:
     name, address, descriptor = sys.argv[1:]
-    make, serve = SERVERS[name]
+    make, serve = ALIKE[name]
     serve(make(address), socket.socket(fileno=int(descriptor)))
 
 

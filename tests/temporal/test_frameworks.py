@@ -13,9 +13,14 @@ from durably.temporal import Temporal
 from .app_server import AppServer, running
 from .apps import open_gateway
 from .dev_server import DevServer
-from .serve import SERVERS
+from .serve import ALIKE, SERVERS
 
 pytestmark = pytest.mark.usefixtures("worker")
+
+
+@pytest.fixture(params=ALIKE)
+def app(request: pytest.FixtureRequest, apps: Callable[..., AppServer]) -> AppServer:
+    return apps(request.param)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from durably.temporal import Temporal
 from .app_server import QUICK, Answer, AppServer, running
 from .apps import LIMITS
 from .dev_server import DevServer
-from .serve import SERVERS
+from .serve import ALIKE
 from .workflows import TASK_QUEUE, SleepingWorkflow
 
 PROBLEM, JSON, STREAM = "application/problem+json", "application/json", "text/event-stream"
@@ -69,13 +69,13 @@ CASES: list[tuple[str, str, Any, str | None, int, str | None, str | None]] = [
     ("POST", "/orders/x/signals/ship", LARGE, "text/plain", 413, TOO_LARGE, None),
 ]
 HEADS = ("/sleeping/{id}", "/sleeping/{id}/events", "/sleeping/{id}/result/", "/sleeping/absent", "/nothing", "/orders")
-DOCUMENTED = [name for name in SERVERS if name != "fastapi"]
+DOCUMENTED = [name for name in ALIKE if name != "fastapi"]
 """Where the gateway itself serves its document."""
 
 _answers: dict[str, dict[int, object]] = {}
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module", params=ALIKE)
 def app(request: pytest.FixtureRequest, server: DevServer) -> Iterator[AppServer]:
     with running(request.param, server.address, **QUICK) as app:
         yield app

@@ -9,15 +9,17 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
-    from starlette.concurrency import run_in_threadpool
     from starlette.routing import Match
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
-from .gateway import Gateway, GatewayRequest, GatewayResponse
+from .gateway import Gateway
 from .gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
-from .gateway.problems import EXCEPTIONS, MEDIA_TYPE, Problem, invalid_input, to_problem
+from .gateway.problems import MEDIA_TYPE, Problem, invalid_input
 from .gateway.routes import Match as GatewayMatch
+from .starlette_messages import add_exception_handlers, path_in_app, to_request, to_response
+
+__all__ = ["add_exception_handlers", "router"]
 
 _PLACES: dict[str, Any] = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
 _Handle = Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]
@@ -71,16 +73,6 @@ def router(
     return made
 
 
-def add_exception_handlers(app: fastapi.FastAPI) -> None:
-    """Answer what ``temporalio`` and the connection raise in the app's own endpoints as problem documents."""
-
-    async def handle(request: fastapi.Request, error: Exception) -> fastapi.Response:
-        return _to_fast_api(to_problem(error).response())
-
-    for kind in EXCEPTIONS:
-        app.add_exception_handler(kind, handle)
-
-
 def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
     """A route that is documented with one view's types and served by ``view``, which the gateway's own validation
     is enough for."""
@@ -131,7 +123,7 @@ def _with_problems(gateway: Gateway, handle: _Handle) -> _Handle:
             return await handle(request)
         except RequestValidationError as error:
             problem = invalid_input([{**found, "loc": found["loc"][1:]} for found in error.errors()])
-            return _to_fast_api(gateway.refuse(request.method, "", problem))
+            return to_response(gateway.refuse(request.method, "", problem))
 
     return handle_invalid
 
@@ -148,11 +140,11 @@ def _documented_view(endpoint: Endpoint, principal: Callable[..., Any] | None) -
 
 def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
     async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
-        path = _relative(_path(request), endpoint)
+        path = _relative(path_in_app(request), endpoint)
         try:
             found = endpoint.match(request.path_params)
         except Problem as problem:
-            return _to_fast_api(gateway.refuse(request.method, path, problem))
+            return to_response(gateway.refuse(request.method, path, problem))
         return await _answer(gateway, request, path, principal, found)
 
     view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
@@ -174,48 +166,10 @@ async def _answer(
 ) -> fastapi.Response:
     """``inner`` is what follows the mount point."""
     try:
-        read, body = await _read_body(gateway, request)
+        made = await to_request(gateway, request, inner, principal)
     except Problem as problem:
-        return _to_fast_api(gateway.refuse(request.method, inner, problem))
-    response = await gateway.handle(
-        GatewayRequest(
-            method=request.method,
-            path=inner,
-            mount=request.scope.get("root_path", "") + _path(request).removesuffix(inner).rstrip("/"),
-            headers=request.headers,
-            query_params=request.query_params,
-            body=body,
-            raw_request=read,
-            principal=principal,
-            call_blocking=run_in_threadpool,
-        ),
-        found,
-    )
-    return _to_fast_api(response)
-
-
-async def _read_body(gateway: Gateway, request: fastapi.Request) -> tuple[fastapi.Request, bytes]:
-    """The body, and a request of which ``authorize`` can read it again. Raises a problem for one that is too large."""
-    length = request.headers.get("content-length", "")
-    if length.isdecimal():
-        gateway.check_length(int(length))
-        return request, await request.body()
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        gateway.check_length(len(body))
-    messages: list[Any] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-    async def receive() -> Any:
-        return messages.pop() if messages else await request.receive()
-
-    return fastapi.Request(request.scope, receive), bytes(body)
-
-
-def _path(request: fastapi.Request) -> str:
-    """Without that at which the whole app is mounted."""
-    path: str = request.scope["path"]
-    return path.removeprefix(request.scope.get("root_path", ""))
+        return to_response(gateway.refuse(request.method, inner, problem))
+    return to_response(await gateway.handle(made, found))
 
 
 def _relative(path: str, endpoint: Endpoint) -> str:
@@ -266,9 +220,3 @@ def _responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
     # One with the model, by which FastAPI puts it among the components.
     responses["default"] = {"description": "A problem", "model": PROBLEM}
     return responses
-
-
-def _to_fast_api(response: GatewayResponse) -> fastapi.Response:
-    if response.stream is not None:
-        return StreamingResponse(response.stream(), response.status_code, response.headers)
-    return fastapi.Response(response.body, response.status_code, response.headers)

@@ -1,0 +1,91 @@
+"""The gateway, and Temporal's errors, in a Starlette app."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+try:
+    from starlette.concurrency import run_in_threadpool
+    from starlette.convertors import Convertor, register_url_convertor
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute, Route
+    from starlette.types import Receive, Scope, Send
+except ImportError as error:
+    raise ImportError(
+        'durably.temporal.starlette needs Starlette: pip install "durably[starlette,temporal]"'
+    ) from error
+
+from .gateway import Gateway
+from .gateway.problems import Problem
+from .starlette_messages import add_exception_handlers, mount_point, to_request, to_response
+
+__all__ = ["add_exception_handlers", "routes"]
+
+
+class _AnyPath(Convertor[str]):
+    """Every path, with line feeds too: the gateway itself says what is wrong with one."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("durably_any_path", _AnyPath())
+
+
+def _user(request: Request) -> Any:
+    """The user of Starlette's ``AuthenticationMiddleware``."""
+    return request.scope.get("user")
+
+
+def routes(
+    gateway: Gateway,
+    *,
+    prefix: str = "",
+    principal: Callable[[Request], Any] = _user,
+    title: str = "Workflows",
+) -> list[BaseRoute]:
+    """The gateway's endpoints, for ``Starlette(routes=[*routes(gateway, prefix="/api")])`` or within a ``Mount``.
+
+    Their OpenAPI document is at ``openapi.json``. ``principal`` returns who asks; it may be async, and a plain function
+    runs in a thread. Unless given, it is ``request.user`` of ``AuthenticationMiddleware``, if that is installed.
+    """
+
+    async def document(request: Request) -> Response:
+        mount = mount_point(request, "/openapi.json")
+        return to_response(gateway.answer_document(request.method, mount=mount, title=title))
+
+    async def answer(request: Request) -> Response:
+        path = f"/{request.path_params['path']}"
+        try:
+            made = await to_request(gateway, request, path, await _call(principal, request))
+        except Problem as problem:
+            return to_response(gateway.refuse(request.method, path, problem))
+        return to_response(await gateway.handle(made))
+
+    return [
+        Route(f"{prefix}/openapi.json", _AnyMethod(document)),
+        Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(answer)),
+    ]
+
+
+async def _call(function: Callable[[Request], Any], request: Request) -> Any:
+    if inspect.iscoroutinefunction(function):
+        return await function(request)
+    return await run_in_threadpool(function, request)
+
+
+class _AnyMethod:
+    """An ASGI app: Starlette restricts views that are functions to some methods, and answers the others itself."""
+
+    def __init__(self, view: Callable[[Request], Awaitable[Response]]) -> None:
+        self._view = view
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._view(Request(scope, receive, send))
+        await response(scope, receive, send)
