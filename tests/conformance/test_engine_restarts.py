@@ -25,13 +25,14 @@ def test_everything_that_was_under_way_goes_on(restartable: Start) -> None:
         calls["parallel"].reports(wire.planned("a"), wire.planned("b"))
         first, _second = fn["parallel"].next_calls("a", "b")
         first.reports(wire.ran("a", 1))
-        calls["sleeping"].reports(wire.op("Sleep", "nap", opts={"duration": "1s"}))
+        calls["sleeping"].reports(wire.op("Sleep", "nap", opts={"duration": "8s"}))
+        waiting(engine, calls["sleeping"].run_id)
         calls["waiting"].reports(wait_op(f"{app.id}/answer", "1h", if_exp="event.data.n == async.data.n"))
         calls["signal"].reports(signal_op(f"{app.id}-go", "1h"))
         calls["parent"].reports(invoke_op(fn["child"].id, {"n": 2}))
         child = fn["child"].next_call()
         calls["retrying"].raises("once")
-        for name in ("sleeping", "waiting", "signal", "parent"):
+        for name in ("waiting", "signal", "parent"):
             waiting(engine, calls[name].run_id)
         run = calls["retrying"].run_id
         until(lambda: _retry_of(engine.data(f"/v1/runs/{run}/jobs")), "the retry to be stored")
@@ -97,11 +98,11 @@ def test_a_sleep_that_ended_while_the_engine_was_down_ends_at_its_start(restarta
         fn = app.function()
         call = fn.first_call()
         started = time.monotonic()
-        call.reports(wire.op("Sleep", "nap", opts={"duration": "1s"}))
+        call.reports(wire.op("Sleep", "nap", opts={"duration": "4s"}))
         waiting(engine, call.run_id)
         process.kill()
         process.wait()
-        until(lambda: True if time.monotonic() - started > 1.1 else None, "the sleep's end")
+        until(lambda: True if time.monotonic() - started > 4.1 else None, "the sleep's end")
         with restartable():
             fn.next_call().returns("rested")
             assert engine.completed(call.run_id) == "rested"
