@@ -1,4 +1,4 @@
-"""Each row of ``reference_list.md``, the tables of the reference on Temporal in web frameworks, names tests that exist."""
+"""Each row of ``reference_list.md``, what the reference on Temporal in web frameworks asks for, names tests."""
 
 import ast
 import functools
