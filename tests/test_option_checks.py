@@ -39,6 +39,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"trigger": TriggerCron(cron="0 0 * * *", jitter="soon")}, "triggers.jitter"),
     ({"trigger": On(event="e", if_exp="event.data.amount >")}, "triggers.if_exp"),
     ({"trigger": On(event="e", expression="'text'")}, "triggers.if_exp"),
+    ({"trigger": On(event="e", if_exp="event.total > 1")}, "write event.data.total"),
     ({"trigger": On(event="e", if_exp="async.data.a == 1")}, "triggers.if_exp"),
     ({"cancel": [Cancel(event="c", if_exp="event.data.a = 1")]}, "cancel.if_exp"),
     ({"batch_events": Batch(max_size=2, timeout=1000, if_exp="(")}, "batch"),

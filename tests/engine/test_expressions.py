@@ -336,3 +336,22 @@ def test_clock_is_the_systems_unless_given() -> None:
     expression = compile_expression("now() > date('2020-01-01') && now() == now()")
     assert expression.matches({})
     assert not expression.matches({}, now=dt.datetime(2019, 1, 1, tzinfo=dt.UTC))
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("event.total > 1", "event.data.total"),
+        ("event.data.id == async.order.id", "async.data.order"),
+        ("async['order'] == 1", "async.data.order"),
+        ("has(event.total)", "event.data.total"),
+        ("event.data.items.exists(i, i == event.item)", "event.data.item"),
+        ("event.name + event.id", None),
+        ("event.user.id == async.user.id && event.ts < 5 && event.v == '1'", None),
+        ("event.data.items.exists(event, event.total > 1)", None),
+        ("event['data'].total > 1", None),
+    ],
+)
+def test_a_field_that_no_event_has_is_noticed(text: str, field: str | None) -> None:
+    found = compile_expression(text).missing_field
+    assert found is None if field is None else found is not None and found.endswith(f"write {field}")

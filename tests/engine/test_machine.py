@@ -581,6 +581,7 @@ def test_invoke_and_its_timeout() -> None:
         (op(Opcode.WAIT_FOR_EVENT, opts={"timeout": "1h"}), "names none"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x" * 600, "timeout": "1h"}), "600 characters"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "if": "async.data.x ==", "timeout": "1h"}), "not valid"),
+        (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "if": "async.total > 1", "timeout": "1h"}), "async.data.total"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "timeout": "later"}), "invalid duration"),
         (op(Opcode.WAIT_FOR_SIGNAL, opts={}), "names none"),
         (op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "x", "conflict": "hope"}), "'hope'"),

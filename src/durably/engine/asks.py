@@ -78,11 +78,15 @@ def read_event_wait(op: Op, now: int) -> EventAsk:
     expression = _text(op, "if") or None
     if expression:
         try:
-            compile_expression(expression)
+            missing_field = compile_expression(expression).missing_field
         except ExpressionInvalidError as error:
             raise OpInvalidError(
                 f"step {step_name(op)!r} waits for an event with an expression that is not valid: {error}"
             ) from error
+        if missing_field:
+            raise OpInvalidError(
+                f"step {step_name(op)!r} waits for an event with the expression `{expression}`, which {missing_field}"
+            )
     timeout = _text(op, "timeout")
     return EventAsk(event=event, expression=expression, until=_until(op, timeout, now) if timeout else now)
 

@@ -103,6 +103,7 @@ async def test_the_functions_of_an_app_are_what_it_synced_last(engine: EmbeddedE
         ({"triggers": [{"event": " "}]}, "triggers must each have either"),
         ({"triggers": [{"event": "x"}] * 2}, "triggers has the same trigger twice"),
         ({"triggers": [{"event": "x", "jitter": "5s"}]}, "triggers.jitter is about cron schedules"),
+        ({"triggers": [{"event": "x", "expression": "event.total > 1"}]}, "write event.data.total"),
         ({"triggers": [{"event": "x", "expression": "'high'"}]}, "`'high'`, which can never give true or false"),
         ({"triggers": [{"event": "x", "expression": "async.data.n == 1"}]}, "`async` is not known here"),
         ({"triggers": [{"cron": "* * * * *", "expression": "true"}]}, "triggers.if_exp is about events"),

@@ -56,6 +56,8 @@ def check_selection(selection: Selection) -> None:
             expression = compile_expression(selection.expression, has_async=False)
         except ExpressionInvalidError as error:
             raise SelectionInvalidError(f"the expression is not valid: {error}") from error
+        if expression.missing_field:
+            raise SelectionInvalidError(f"the expression `{selection.expression}` {expression.missing_field}")
         if Kind.BOOL not in expression.kinds:
             raise SelectionInvalidError(
                 f"the expression `{selection.expression}` can never give {Kind.BOOL}, as it must"

@@ -73,11 +73,15 @@ def split_path(node: Node) -> tuple[str, Path] | None:
 class Compiler:
     """Compiles one expression. ``variables`` is how many slots its macros need in a frame.
 
+    ``event_fields`` are the fields of events that it reads, like ``{"data": "event"}``, each with the last name of the
+    event.
+
     Where there is no newcomer (``has_async`` is false), naming it is a fault: it would be unknown for ever.
     """
 
     def __init__(self, has_async: bool) -> None:
         self.variables = 0
+        self.event_fields: dict[str, str] = {}
         self._has_async = has_async
         self._scope: dict[str, int] = {}
 
@@ -128,9 +132,16 @@ class Compiler:
         while isinstance(operand, Field):
             names.append(operand.name)
             operand = operand.operand
+        self._note_field(operand, names[-1])
         return _compile_fields(self.compile(operand), tuple(reversed(names)))
 
+    def _note_field(self, operand: Node, field: object) -> None:
+        if isinstance(operand, Name) and operand.name in ROOTS and operand.name not in self._scope:
+            self.event_fields[str(field)] = operand.name
+
     def _compile_index(self, node: Index) -> Evaluate:
+        if isinstance(node.key, Literal):
+            self._note_field(node.operand, node.key.value)
         container, key = self.compile(node.operand), self.compile(node.key)
         return lambda frame: read_field(container(frame), key(frame))
 

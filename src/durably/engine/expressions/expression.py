@@ -15,22 +15,27 @@ from .syntax import Node, parse
 from .values import UNKNOWN, Frame, FuelExhaustedError, to_text
 
 _CACHE_SIZE = 2048
+_EVENT_FIELDS = ("name", "data", "id", "ts", "user", "v")
 
 
 class Expression:
     """One expression, compiled. Immutable, and may be evaluated from several threads. Evaluating raises nothing.
+
+    ``missing_field`` says that it reads a field that no event has, if it does. The field's value is unknown, so such a
+    condition never holds.
 
     ``event`` is the trigger, ``async_`` the newcomer that the expression calls ``async``, both as JSON decodes
     them. ``now`` is what its clock shows; the system's, if it asks for one and none is given. ``kinds`` are those of
     the values that it may give.
     """
 
-    __slots__ = ("_equalities", "_evaluate", "_variables", "kinds", "text")
+    __slots__ = ("_equalities", "_evaluate", "_variables", "kinds", "missing_field", "text")
 
-    def __init__(self, text: str, evaluate: Evaluate, variables: int, node: Node) -> None:
+    def __init__(self, text: str, compiler: Compiler, node: Node) -> None:
         self.text = text
-        self._evaluate = evaluate
-        self._variables = variables
+        self._evaluate: Evaluate = compiler.compile(node)
+        self._variables = compiler.variables
+        self.missing_field = _explain_missing_field(compiler.event_fields)
         self._equalities = tuple(read_equalities(node))
         self.kinds: frozenset[Kind] = possible_kinds(node)
 
@@ -67,6 +72,16 @@ class Expression:
             return UNKNOWN
 
 
+def _explain_missing_field(fields: Mapping[str, str]) -> str | None:
+    for field, root in fields.items():
+        if field not in _EVENT_FIELDS:
+            return (
+                f"reads {root}.{field}, which no event has (an event has {', '.join(_EVENT_FIELDS)}): write "
+                f"{root}.data.{field}"
+            )
+    return None
+
+
 @functools.lru_cache(maxsize=_CACHE_SIZE)
 def compile_expression(text: str, *, has_async: bool = True) -> Expression:
     """Compile a CEL expression in the protocol's dialect; the last 2,048 are remembered.
@@ -76,7 +91,6 @@ def compile_expression(text: str, *, has_async: bool = True) -> Expression:
     """
     try:
         node = parse(text)
-        compiler = Compiler(has_async)
-        return Expression(text, compiler.compile(node), compiler.variables, node)
+        return Expression(text, Compiler(has_async), node)
     except FaultError as fault:
         raise ExpressionInvalidError(text, fault.reason, fault.place) from None

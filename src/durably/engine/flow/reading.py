@@ -48,6 +48,8 @@ class OptionReader:
             expression = compile_expression(text, has_async=has_async)
         except ExpressionInvalidError as error:
             raise self.refuse(option, f"is not valid: {error}") from error
+        if expression.missing_field:
+            raise self.refuse(option, f"is `{_shorten(text)}`, which {expression.missing_field}")
         if gives is not None and gives not in expression.kinds:
             raise self.refuse(option, f"is `{_shorten(text)}`, which can never give {gives.value}, as it must")
         return expression
