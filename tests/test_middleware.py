@@ -578,5 +578,18 @@ def test_a_misspelt_hook_is_refused(name: str, base: type) -> None:
 
 @pytest.mark.parametrize("name", ["execute", "transform", "send_events", "before", "_befor_execution"])
 def test_a_method_with_another_name_is_accepted(name: str) -> None:
-    own = type("Own", (Middleware,), {name: lambda self: None})
+    own = type("Own", (Middleware,), {name: lambda self: None, "before_execution": lambda self: None})
     Client(app_id="app", is_production=False, middleware=[own])
+
+
+@pytest.mark.parametrize("base", [durably.Middleware, durably.MiddlewareSync])
+def test_a_class_without_any_hook_is_refused(base: type) -> None:
+    mistaken = type("Mistaken", (base,), {"on_request": lambda self: None})
+    with pytest.raises(durably.errors.FunctionConfigInvalidError, match=r"calls its methods \(on_request\)"):
+        Client(app_id="app", is_production=False, middleware=[mistaken])
+    for harmless in (
+        base,
+        type("Plain", (base,), {}),
+        type("WithHook", (mistaken,), {"before_execution": lambda self: None}),
+    ):
+        Client(app_id="app", is_production=False, middleware=[harmless])

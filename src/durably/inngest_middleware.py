@@ -45,7 +45,7 @@ def fault_of_class(cls: type, hooks: Collection[str]) -> str | None:
     faults = (_fault_of_package(base, cls.__name__) for base in cls.__mro__)
     if fault := next(filter(None, faults), None):
         return fault
-    if (base := _base_of(cls)) is None:
+    if (base := base_of(cls)) is None:
         return None
     if _official_ops() is None:
         return (
@@ -70,14 +70,14 @@ def _fault_of_package(owner: Any, name: str) -> str | None:
     return f"{name} of {package} is not safe here: {_REFUSED[package]}" if package in _REFUSED else None
 
 
-def _base_of(cls: type) -> type | None:
+def base_of(cls: type) -> type | None:
     """The base class of ``inngest`` from which a middleware class derives."""
     return next((base for base in reversed(cls.__mro__) if base.__module__.partition(".")[0] == _PACKAGE), None)
 
 
 def adapt(middleware: Any) -> Any:
     """The middleware, or an adapter for it if it was written for ``inngest``."""
-    if _base_of(type(middleware)) is None:
+    if base_of(type(middleware)) is None:
         return middleware
     return InngestMiddleware(middleware, _official_ops())
 

@@ -228,7 +228,20 @@ def _fault_of_factory(factory: Any) -> str | None:
 def _fault_of_class(cls: type) -> str | None:
     if not any(callable(getattr(cls, hook, None)) for hook in HOOKS):
         return f"{cls.__name__} has none of the hooks of durably.Middleware ({', '.join(sorted(HOOKS))})"
-    return _misspelt_hook(cls) or inngest_middleware.fault_of_class(cls, HOOKS)
+    return _misspelt_hook(cls) or inngest_middleware.fault_of_class(cls, HOOKS) or _without_hooks(cls)
+
+
+def _without_hooks(cls: type) -> str | None:
+    """A class with methods of its own, none of which is a hook: nothing ever calls them."""
+    bases = (object, Middleware, MiddlewareSync, inngest_middleware.base_of(cls))
+    own = {name: value for base in cls.__mro__ if base not in bases for name, value in vars(base).items()}
+    methods = sorted(name for name, value in own.items() if inspect.isfunction(value) and not name.startswith("_"))
+    if not methods or not HOOKS.isdisjoint(own):
+        return None
+    return (
+        f"{cls.__name__} overrides none of the hooks of durably.Middleware, so nothing calls its methods "
+        f"({', '.join(methods)}). The hooks are {', '.join(sorted(HOOKS))}"
+    )
 
 
 def _misspelt_hook(cls: type) -> str | None:
