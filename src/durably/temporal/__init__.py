@@ -11,6 +11,7 @@ except ImportError as error:
 from .connection import Health, Temporal
 from .errors import (
     SearchAttributeError,
+    TemporalCredentialsError,
     TemporalSettingsError,
     TemporalUnreachableError,
     TemporalVersionError,
@@ -30,6 +31,7 @@ __all__ = [
     "SyncUpdateHandle",
     "SyncWorkflowHandle",
     "Temporal",
+    "TemporalCredentialsError",
     "TemporalSettingsError",
     "TemporalUnreachableError",
     "TemporalVersionError",

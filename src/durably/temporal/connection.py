@@ -27,7 +27,8 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 
 from durably.portal import get_portal
 
-from .compat import connect_failure, never_free
+from .compat import never_free
+from .connect_failures import cause_to_show, connect_error, unreachable
 from .deadlines import DeadlineInterceptor
 from .declarations import WorkerDeclaration, WorkerOptions
 from .errors import TemporalSettingsError, TemporalUnreachableError
@@ -307,9 +308,9 @@ class Temporal:
             return await asyncio.wait_for(connecting, self._connect_timeout.total_seconds())
         except TimeoutError as error:
             seconds = self._connect_timeout.total_seconds()
-            raise _unreachable(settings, f"no answer in {seconds:g} seconds") from error
+            raise unreachable(settings, f"no answer in {seconds:g} seconds") from error
         except (RuntimeError, RPCError) as error:
-            raise _unreachable(settings, _reason(error)) from error
+            raise connect_error(settings, error) from cause_to_show(settings, error)
 
     async def check_health(self, timeout: timedelta = timedelta(seconds=2)) -> Health:
         """Ask the server for the namespace, and whether the workers of ``lifespan(worker=True)`` run.
@@ -371,18 +372,6 @@ def _codec_of(settings: ConnectionSettings) -> PayloadCodec | None:
     from .encryption import EncryptionCodec, EncryptionKey
 
     return EncryptionCodec(*EncryptionKey.parse_all(settings.encryption_keys))
-
-
-def _unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachableError:
-    return TemporalUnreachableError(
-        f"the Temporal server at {settings.address} cannot be reached: {reason}. Is it running, and is the address "
-        "right (TEMPORAL_ADDRESS)? For development, `temporal server start-dev` starts one.",
-        settings.address,
-    )
-
-
-def _reason(error: Exception) -> str:
-    return f"{error.status.name}: {error.message}" if isinstance(error, RPCError) else connect_failure(error)
 
 
 _connections: "weakref.WeakSet[Temporal]" = weakref.WeakSet()

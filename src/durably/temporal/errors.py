@@ -18,6 +18,13 @@ class TemporalUnreachableError(Error):
         self.address = address
 
 
+class TemporalCredentialsError(TemporalUnreachableError):
+    """The server refuses the app's certificate or API key, or the app the server's certificate.
+
+    The message names the setting, and has no secret in it.
+    """
+
+
 class TemporalVersionError(Error):
     """The installed ``temporalio`` does not fit; the message names its version, the part that differs, and a remedy."""
 

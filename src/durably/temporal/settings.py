@@ -136,6 +136,34 @@ def _path(config_file: str | Path | None) -> Path | None:
 
 def _check(settings: ConnectionSettings) -> None:
     check_address(settings.address, "the address of the Temporal server")
+    if isinstance(settings.tls, TLSConfig):
+        _check_tls(settings.tls)
+
+
+_PEM_PARTS = (
+    ("client_cert", "TLS_CLIENT_CERT", b"CERTIFICATE-----"),
+    ("client_private_key", "TLS_CLIENT_KEY", b"PRIVATE KEY-----"),
+    ("server_root_ca_cert", "TLS_SERVER_CA_CERT", b"CERTIFICATE-----"),
+)
+"""Fields of ``TLSConfig``, the settings that they come from, and what their PEM files have."""
+
+
+def _check_tls(tls: TLSConfig) -> None:
+    """What a mistyped path or a swapped pair of files leaves. Contents never appear in a message."""
+    if (tls.client_cert is None) != (tls.client_private_key is None):
+        missing, there = ("KEY", "CERT") if tls.client_private_key is None else ("CERT", "KEY")
+        raise TemporalSettingsError(
+            f"TEMPORAL_TLS_CLIENT_{there}_… is set, but TEMPORAL_TLS_CLIENT_{missing}_PATH and "
+            f"TEMPORAL_TLS_CLIENT_{missing}_DATA are not: a client certificate needs its private key (in code: "
+            "TLSConfig(client_cert=…, client_private_key=…))"
+        )
+    for name, setting, mark in _PEM_PARTS:
+        content = getattr(tls, name)
+        if content is not None and mark not in content:
+            what = "private key" if mark.startswith(b"PRIVATE") else "certificate"
+            raise TemporalSettingsError(
+                f"TEMPORAL_{setting}_PATH or TEMPORAL_{setting}_DATA (TLSConfig({name}=…)) has no {what} in PEM format"
+            )
 
 
 def check_address(address: str, what: str) -> None:

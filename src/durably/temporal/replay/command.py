@@ -20,7 +20,16 @@ from durably.temporal.command_line import CouldNotRunError, with_target
 from durably.temporal.connection import Temporal
 from durably.temporal.declarations import WorkerDeclaration
 
-from .histories import DEFAULT_LIMIT, STATES, HistoryQuery, StoredHistory, fetch_histories, read_histories, save_history
+from .histories import (
+    DEFAULT_LIMIT,
+    STATES,
+    HistoryQuery,
+    State,
+    StoredHistory,
+    fetch_histories,
+    read_histories,
+    save_history,
+)
 from .replayer import HistoryReplayer, TypeReport, replay_all
 
 ADVICE = (
@@ -99,7 +108,7 @@ def run_replay_command(
     """
     if directory is not None and (save or query or since or status != "all"):
         raise click.UsageError("--from reads stored histories: leave out --save, --query, --since and --status")
-    states = tuple(each for each in STATES if status in (each, "all"))
+    states: list[State] = [each for each in STATES if status in (each, "all")]
     asked = HistoryQuery(limit=limit, query=query, since=since, states=states)
     try:
         loaded = load(**target)

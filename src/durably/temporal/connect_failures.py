@@ -1,0 +1,127 @@
+"""Why a connection fails, in words that name the setting: certificates, keys, names, API keys. Pure.
+
+The native client says it in texts of its TLS library and of gRPC. They are documented nowhere and were read from
+``temporalio`` 1.35.0. A text that is not in the table is passed on as it is.
+"""
+
+import re
+from dataclasses import dataclass
+
+from temporalio.service import RPCError, TLSConfig
+
+from .compat import connect_failure
+from .errors import TemporalCredentialsError, TemporalUnreachableError
+from .settings import ConnectionSettings
+
+CLIENT_CERT = "TEMPORAL_TLS_CLIENT_CERT_PATH or …_CERT_DATA, or TLSConfig(client_cert=…)"
+CLIENT_KEY = "TEMPORAL_TLS_CLIENT_KEY_PATH or …_KEY_DATA, or TLSConfig(client_private_key=…)"
+_CA = "TEMPORAL_TLS_SERVER_CA_CERT_PATH or …_CA_CERT_DATA, or TLSConfig(server_root_ca_cert=…)"
+_NAME = "TEMPORAL_TLS_SERVER_NAME or TLSConfig(domain=…)"
+_API_KEY = "TEMPORAL_API_KEY or Temporal(api_key=…)"
+_TLS = "TEMPORAL_TLS or Temporal(tls=…)"
+
+
+@dataclass(frozen=True)
+class ConnectFailure:
+    """``is_refusal`` if the server or the app refuses the other's credentials: trying again does not help."""
+
+    reason: str
+    is_refusal: bool = False
+
+
+def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) -> TemporalUnreachableError:
+    """The error to raise for what ``Client.connect`` raised."""
+    said = f"{error.status.name}: {error.message}" if isinstance(error, RPCError) else connect_failure(error)
+    found = explain_failure(str(error), said, settings)
+    if not found.is_refusal:
+        return unreachable(settings, found.reason)
+    return TemporalCredentialsError(
+        f"no connection to the Temporal server at {settings.address}: {found.reason}", settings.address
+    )
+
+
+def unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachableError:
+    return TemporalUnreachableError(
+        f"the Temporal server at {settings.address} cannot be reached: {reason}. Is it running, and is the address "
+        "right (TEMPORAL_ADDRESS)? For development, `temporal server start-dev` starts one.",
+        settings.address,
+    )
+
+
+def cause_to_show(settings: ConnectionSettings, error: Exception) -> Exception | None:
+    """``error``, unless the server has quoted the API key in it: tracebacks show causes."""
+    return None if settings.api_key and settings.api_key in str(error) else error
+
+
+_DEMANDS_CERTIFICATE = f"the server demands a client certificate: set {CLIENT_CERT}, and {CLIENT_KEY}"
+_REFUSES_CERTIFICATE = (
+    "the server refuses the client certificate: check that an authority signed it that the server trusts "
+    f"({CLIENT_CERT})"
+)
+_CAUSES = (
+    (
+        r"InvalidCertificate\((UnknownIssuer|BadSignature)",
+        f"no trusted authority signed the server's certificate: check {_CA}",
+    ),
+    (
+        r"InvalidCertificate\(Expired",
+        "the server's certificate has expired: renew it there, and check this machine's clock",
+    ),
+    (r"InvalidCertificate\(NotValidYet", "the server's certificate is not valid yet: check this machine's clock"),
+    (
+        r"InvalidCertificate\(NotValidForName",
+        f"the server's certificate is for another name: check TEMPORAL_ADDRESS, and {_NAME}",
+    ),
+    (r"InvalidCertificate", f"the server's certificate is not accepted: check {_CA}"),
+    (
+        r"InconsistentKeys",
+        f"the private key is not that of the client certificate: check {CLIENT_CERT}, and {CLIENT_KEY}",
+    ),
+    (r"failed to parse private key", f"the private key cannot be read: it is a PEM file; check {CLIENT_KEY}"),
+    (r"NoCertificatesPresented", f"the client certificate cannot be read: it is a PEM file; check {CLIENT_CERT}"),
+    (r"InvalidMessage", f"the server does not speak TLS at this port: check TEMPORAL_ADDRESS, and {_TLS}"),
+    (r"received fatal alert: CertificateRequired", _DEMANDS_CERTIFICATE),
+    (
+        r"received fatal alert: CertificateExpired",
+        f"the server refuses the client certificate, which has expired: renew it ({CLIENT_CERT})",
+    ),
+    (r"received fatal alert: ", _REFUSES_CERTIFICATE),
+    (r"code: Unauthenticated", f"the server refuses the app's API key: check {_API_KEY}"),
+    (
+        r"code: PermissionDenied",
+        f"the server does not permit the namespace to the app: check TEMPORAL_NAMESPACE, and {_API_KEY}",
+    ),
+)
+"""What the native client's text has, and what that means."""
+
+_BROKEN = re.compile(
+    r"connection closed|ConnectionReset|BrokenPipe|UnexpectedEof|operation was canceled|transport error"
+)
+_AFTER_CONNECT = "call error after connection"
+
+
+def explain_failure(text: str, message: str, settings: ConnectionSettings) -> ConnectFailure:
+    """``text`` is the native client's, ``message`` the part of it for people. No secret of the settings is in it."""
+    for pattern, cause in _CAUSES:
+        if re.search(pattern, text):
+            shown = f" (it says: {_without_secrets(message, settings)})" if "code: " in pattern else ""
+            return ConnectFailure(cause + shown, is_refusal=True)
+    if _AFTER_CONNECT in text and _BROKEN.search(text):
+        return ConnectFailure(f"the server ends the connection at once. {_guess(settings)}")
+    return ConnectFailure(_without_secrets(message, settings))
+
+
+def _guess(settings: ConnectionSettings) -> str:
+    """A server that refuses a certificate may close the connection without a word."""
+    tls = settings.tls
+    if tls is None:
+        tls = settings.api_key is not None
+    if tls is False:
+        return f"Perhaps it expects TLS: set {_TLS}"
+    if isinstance(tls, TLSConfig) and tls.client_cert is not None:
+        return f"Perhaps {_REFUSES_CERTIFICATE}"
+    return f"Perhaps {_DEMANDS_CERTIFICATE}"
+
+
+def _without_secrets(text: str, settings: ConnectionSettings) -> str:
+    return text.replace(settings.api_key, "[redacted]") if settings.api_key else text
