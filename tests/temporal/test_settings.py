@@ -39,12 +39,12 @@ def test_a_profile_is_read_and_the_environment_comes_before_it(tmp_path: Path) -
 
 
 def test_certificates_for_mutual_tls_are_read(tmp_path: Path) -> None:
-    (tmp_path / "cert").write_bytes(b"the certificate")
-    (tmp_path / "key").write_bytes(b"the key")
+    (tmp_path / "cert").write_bytes(b"-----BEGIN CERTIFICATE-----")
+    (tmp_path / "key").write_bytes(b"-----BEGIN PRIVATE KEY-----")
     framework = {"TLS_CLIENT_CERT_PATH": tmp_path / "cert", "TLS_CLIENT_KEY_PATH": tmp_path / "key"}
     tls = resolve({}, framework, environment=NOTHING).tls
     assert isinstance(tls, TLSConfig)
-    assert (tls.client_cert, tls.client_private_key) == (b"the certificate", b"the key")
+    assert (tls.client_cert, tls.client_private_key) == (b"-----BEGIN CERTIFICATE-----", b"-----BEGIN PRIVATE KEY-----")
 
 
 def test_secrets_are_not_shown() -> None:
