@@ -63,6 +63,11 @@ def test_events_are_listed_and_shown_with_their_runs(ask: Run, dev: Command) -> 
     shown = ask("events", "show", event_id)
     assert '{"parcel": 1}' in shown.stdout
     assert re.search(rf"{run_id}\s+shop-ship\s+Completed", shown.stdout)
+    assert (
+        ask("events", "show", event_id[-8:]).stdout
+        == ask("events", "show", event_id[-8:].lower()).stdout
+        == shown.stdout
+    )
     unknown = ask("events", "show", "nosuchevent")
     assert (unknown.status, "no event has the id 'nosuchevent'" in unknown.stderr) == (1, True)
 

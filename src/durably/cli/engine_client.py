@@ -95,9 +95,17 @@ class EngineClient:
         return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}"), EventBody)
 
     def list_events(
-        self, *, name: str | None, received_after: str | None, limit: int, cursor: str | None = None
+        self,
+        *,
+        name: str | None = None,
+        received_after: str | None = None,
+        limit: int,
+        cursor: str | None = None,
+        id_suffix: str | None = None,
     ) -> list[EventBody]:
-        path = "/v1/events" + _query(name=name, received_after=received_after, limit=limit, cursor=cursor)
+        path = "/v1/events" + _query(
+            name=name, received_after=received_after, limit=limit, cursor=cursor, id_suffix=id_suffix
+        )
         return self._data(self._request("GET", path), list[EventBody])
 
     def list_runs(

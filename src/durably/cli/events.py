@@ -1,11 +1,13 @@
 """``durably events list|show``."""
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import click
 
 from .options import client_options, read_moment
+from .short_ids import is_short_id, only_id
 from .text import (
     coloured_status,
     describe_facts,
@@ -72,8 +74,9 @@ def list_events(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the event, with the runs that it started.")
 @client_options
 def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
-    """Show an event and the runs that it started."""
-    event, runs = client.get_event(event_id), client.event_runs(event_id)
+    """Show an event and the runs that it started. EVENT is its id, or the end of it."""
+    event = _find_event(client, event_id)
+    runs = client.event_runs(event.internal_id)
     if as_json:
         echo_json({"event": event, "runs": runs})
         return
@@ -87,6 +90,19 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
     echo(table(["RUN", "FUNCTION", "STATUS"], rows) if runs else "It started no run.")
     for note in event.notes:
         echo(f"{note[:1].upper()}{note[1:]}.")
+
+
+def _find_event(client: "EngineClient", text: str) -> "EventBody":
+    """The event with this id, which may be the sender's, or else with an id that ends so. Raises ``CliError``."""
+    from .engine_client import AnswerError
+
+    try:
+        return client.get_event(text)
+    except AnswerError as error:
+        if error.status != HTTPStatus.NOT_FOUND or not is_short_id(text):
+            raise
+    found = client.list_events(id_suffix=text, limit=5)
+    return client.get_event(only_id("event", text, [event.internal_id for event in found]))
 
 
 def _followed(client: "EngineClient", name: str | None, found: "list[EventBody]") -> "Iterator[EventBody]":

@@ -12,6 +12,7 @@ from durably.protocol.text import suggest
 from .data import read_json
 from .failures import CliError
 from .options import client_options, read_moment
+from .short_ids import is_short_id, only_id
 from .sweeps import count_runs, selection_options, wait_for_end
 from .text import (
     STATUS_COLOURS,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from .engine_client import EngineClient
 
-_ID_LENGTH = 26
 _MOST_EVENTS = 10
 """The number of events that are shown of a batch."""
 
@@ -217,15 +217,9 @@ def replay(
 
 def find_run_id(client: "EngineClient", text: str) -> str:
     """The id of the run that ``text`` names: a whole id, or the end of one. Raises ``CliError``."""
-    if len(text) >= _ID_LENGTH or not (text.isascii() and text.isalnum()):
+    if not is_short_id(text):
         return text
-    found = client.list_runs(id_suffix=text, limit=5)
-    if not found:
-        raise CliError(f"no run has the id {text!r}, or an id that ends with it; `durably runs list` lists runs")
-    if len(found) > 1:
-        ids = ", ".join(run.run_id for run in found)
-        raise CliError(f"several runs have ids that end with {text!r}: {ids}; give more of the one you mean")
-    return found[0].run_id
+    return only_id("run", text, [run.run_id for run in client.list_runs(id_suffix=text, limit=5)])
 
 
 def _check_function(client: "EngineClient", function_id: str) -> None:

@@ -167,10 +167,13 @@ class EmbeddedEngine:
         received_before: datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
+        id_suffix: str | None = None,
     ) -> list[EventView]:
-        """Newest first; ``cursor`` is the id of the last one seen."""
+        """Newest first; ``cursor`` is the id of the last one seen, ``id_suffix`` the end of ids."""
         return await self._reader.read(
-            lambda connection: queries.list_events(connection, name, received_after, received_before, limit, cursor)
+            lambda connection: queries.list_events(
+                connection, name, received_after, received_before, limit, cursor, id_suffix
+            )
         )
 
     async def event_runs(self, event_id: str) -> list[RunView]:

@@ -75,8 +75,10 @@ def list_events(
     received_before: dt.datetime | None,
     limit: int,
     cursor: str | None,
+    id_suffix: str | None = None,
 ) -> list[EventView]:
     conditions = Conditions()
+    conditions.add("id LIKE '%' || ?", id_suffix)
     conditions.add("name = ?", name)
     conditions.add("received_at > ?", received_after and to_milliseconds(received_after))
     conditions.add("received_at < ?", received_before and to_milliseconds(received_before))

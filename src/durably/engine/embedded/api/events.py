@@ -13,7 +13,7 @@ from durably.protocol.headers import Header
 from durably.protocol.limits import MAX_EVENTS_PER_POST
 
 from .bodies import decode_json, read_body
-from .parameters import header_parameter, limit_parameter, moment_parameter
+from .parameters import header_parameter, id_suffix_parameter, limit_parameter, moment_parameter
 from .responses import ApiError, data_response, json_response
 from .runs import run_body
 from .state import engine_of
@@ -98,6 +98,7 @@ async def list_events(request: web.Request) -> web.Response:
         received_before=moment_parameter(request, "received_before"),
         limit=limit_parameter(request, default=DEFAULT_EVENTS, most=MAX_LISTED),
         cursor=request.query.get("cursor") or None,
+        id_suffix=id_suffix_parameter(request),
     )
     return data_response([event_body(event) for event in events])
 

@@ -34,3 +34,11 @@ def header_parameter(request: web.Request, name: str) -> str | None:
     if value is not None and any("\ud800" <= each <= "\udfff" for each in value):
         raise ApiError(400, f"the header {name} is not encoded in UTF-8")
     return value
+
+
+def id_suffix_parameter(request: web.Request) -> str | None:
+    """Ids are upper-case letters and digits, so a LIKE pattern's special characters are refused."""
+    text = request.query.get("id_suffix", "").upper()
+    if text and not (text.isascii() and text.isalnum()):
+        raise ApiError(400, f"id_suffix must be the last letters and digits of an id, not {text!r}")
+    return text or None

@@ -11,7 +11,7 @@ from durably.engine.embedded.views import CallView, RunStatus, RunView
 from durably.protocol.api import JobBody, RunBody
 
 from .bodies import decode_json, read_body
-from .parameters import limit_parameter, moment_parameter
+from .parameters import id_suffix_parameter, limit_parameter, moment_parameter
 from .responses import ApiError, data_response, raw_response
 from .state import engine_of
 
@@ -28,7 +28,7 @@ async def list_runs(request: web.Request) -> web.Response:
         limit=limit_parameter(request, default=DEFAULT_RUNS, most=MAX_LISTED),
         cursor=request.query.get("cursor") or None,
         started_after=moment_parameter(request, "started_after"),
-        id_suffix=_id_suffix(request),
+        id_suffix=id_suffix_parameter(request),
     )
     return data_response([run_body(run) for run in runs])
 
@@ -138,14 +138,6 @@ def _raw_or_unknown(body: bytes | None, run_id: str) -> web.Response:
 
 def _unknown_run(run_id: str) -> ApiError:
     return ApiError(404, f"no run has the id {run_id!r}")
-
-
-def _id_suffix(request: web.Request) -> str | None:
-    """Ids are upper-case letters and digits, so a LIKE pattern's special characters are refused."""
-    text = request.query.get("id_suffix", "").upper()
-    if text and not (text.isascii() and text.isalnum()):
-        raise ApiError(400, f"id_suffix must be the last letters and digits of an id, not {text!r}")
-    return text or None
 
 
 def _status_parameter(request: web.Request) -> RunStatus | None:
