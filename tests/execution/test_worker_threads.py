@@ -2,10 +2,14 @@
 
 import asyncio
 import functools
+import gc
 import logging
+import subprocess
+import sys
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NoReturn
@@ -246,6 +250,153 @@ async def test_the_frameworks_surroundings_are_around_the_handler_in_its_thread(
     assert len({thread for _, thread in threads} - {threading.get_ident()}) == 1
 
 
+class CountingExecutor(ThreadPoolExecutor):
+    tasks = 0
+
+    def submit(self, *args: Any, **options: Any) -> Future[Any]:
+        self.tasks += 1
+        return super().submit(*args, **options)
+
+
+async def test_waiting_jobs_need_no_task_of_the_executor_each() -> None:
+    """A task costs more than a job. The jobs run in the order in which they came, each in its own context."""
+    order: list[int] = []
+
+    def job(number: int) -> tuple[int, str]:
+        order.append(number)
+        before = name.get()
+        name.set("set by an earlier job")
+        return number, before
+
+    held = Held()
+    with CountingExecutor(1) as executor:
+        threads = WorkerThreads(executor, size=1)
+        running = asyncio.create_task(threads.run(held))
+        assert await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
+        waiting = [asyncio.create_task(threads.run(functools.partial(job, number))) for number in range(50)]
+        await asyncio.sleep(0)
+        held.released.set()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await running
+            assert await asyncio.gather(*waiting) == [(number, "unset") for number in range(50)]
+            assert executor.tasks == 1
+            await asyncio.to_thread(executor.submit(lambda: None).result)  # the first task has ended
+            assert await threads.run(lambda: "later") == "later"
+        assert executor.tasks == 3
+    assert order == list(range(50))
+
+
+async def test_jobs_use_all_threads_of_the_pool_and_no_more() -> None:
+    together = threading.Barrier(3, timeout=PATIENCE_SECONDS)
+    with CountingExecutor(8) as executor:
+        threads = WorkerThreads(executor, size=3)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.gather(*(threads.run(together.wait) for _ in range(9)))
+        assert len(executor._threads) <= 3
+
+
+async def test_other_tasks_of_a_users_executor_have_their_turn_between_jobs() -> None:
+    held, order = Held(), list[str]()
+    with ThreadPoolExecutor(1) as executor:
+        threads = WorkerThreads(executor)
+        first = asyncio.create_task(threads.run(held))
+        assert await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
+        second = asyncio.create_task(threads.run(lambda: order.append("second job")))
+        await asyncio.sleep(0)
+        executor.submit(order.append, "task of the user")
+        third = asyncio.create_task(threads.run(lambda: order.append("third job")))
+        await asyncio.sleep(0)
+        held.released.set()
+        await asyncio.gather(first, second, third)
+    assert order == ["second job", "task of the user", "third job"]
+
+
+@pytest.mark.parametrize("size", [None, 1])
+async def test_an_executor_that_is_shut_down_refuses_each_job(size: int | None) -> None:
+    executor = ThreadPoolExecutor(1)
+    threads = WorkerThreads(executor, size=size)
+    executor.shutdown()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+            await asyncio.wait_for(threads.run(is_on_loop), PATIENCE_SECONDS)
+
+
+def test_several_event_loops_share_the_threads_while_jobs_are_cancelled() -> None:
+    """No job is lost, and none runs that was taken back."""
+    ran: list[tuple[int, int]] = []  # appending is atomic
+    begun: list[tuple[int, int]] = []
+
+    async def use(threads: WorkerThreads, loop: int) -> list[tuple[int, int]]:
+        jobs = {
+            (loop, number): asyncio.create_task(
+                threads.run(
+                    functools.partial(ran.append, (loop, number)),
+                    on_abandoned=functools.partial(begun.append, (loop, number)),
+                )
+            )
+            for number in range(300)
+        }
+        await asyncio.sleep(0)
+        for _, number in list(jobs)[::3]:
+            jobs[loop, number].cancel()
+        await asyncio.wait(jobs.values(), timeout=PATIENCE_SECONDS)
+        assert all(job.done() for job in jobs.values())
+        return [key for key, job in jobs.items() if not job.cancelled()]
+
+    with ThreadPoolExecutor(2) as executor, ThreadPoolExecutor(3) as loops:
+        threads = WorkerThreads(executor, size=2)
+        uses = [loops.submit(asyncio.run, use(threads, loop)) for loop in range(3)]
+        finished = [key for use_of_loop in uses for key in use_of_loop.result(PATIENCE_SECONDS)]
+    assert sorted(ran) == sorted(finished + begun)
+
+
+def test_the_threads_of_a_dropped_pool_end() -> None:
+    job_threads: list[threading.Thread] = []
+
+    def use() -> "weakref.ref[WorkerThreads]":
+        threads = WorkerThreads(ThreadPoolExecutor(1), size=1)
+        asyncio.run(threads.run(lambda: job_threads.append(threading.current_thread())))
+        return weakref.ref(threads)
+
+    dropped = use()
+    (thread,) = job_threads
+    gc.collect()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+    assert dropped() is None
+
+
+def test_the_exit_of_the_interpreter_waits_for_the_jobs() -> None:
+    script = """
+import asyncio, atexit, threading
+from concurrent.futures import ThreadPoolExecutor
+from durably.worker_threads import WorkerThreads
+
+began, exiting = threading.Event(), threading.Event()
+
+def first():
+    began.set()
+    assert exiting.wait(60)
+    print("first job", flush=True)
+
+async def main():
+    for job in (first, lambda: print("second job", flush=True)):
+        task = asyncio.ensure_future(threads.run(job))
+        tasks.append(task)
+    await asyncio.to_thread(began.wait, 60)
+
+atexit.register(print, "application's exit handler", flush=True)
+threading._register_atexit(exiting.set)
+threads, tasks = WorkerThreads(ThreadPoolExecutor(1), size=1), []
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
+    assert done.stdout.splitlines() == ["first job", "second job", "application's exit handler"], done.stderr
+
+
 # -- cancellation
 
 
@@ -284,10 +435,11 @@ async def test_a_running_handler_is_left_to_itself_when_its_call_is_cancelled(
     assert line.startswith('step "slow" of function "app-function" (run 01RUN) was cancelled while its handler ran')
 
 
-async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled() -> None:
+@pytest.mark.parametrize("size", [None, 1])
+async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled(size: int | None) -> None:
     held, called, abandoned = Held(), list[int](), list[int]()
     pool = ThreadPoolExecutor(1)
-    threads = WorkerThreads(pool)
+    threads = WorkerThreads(pool, size=size)
     running = asyncio.create_task(threads.run(held, on_abandoned=lambda: abandoned.append(1)))
     await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
     waiting = asyncio.create_task(threads.run(lambda: called.append(1), on_abandoned=lambda: abandoned.append(2)))
