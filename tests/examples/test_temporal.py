@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from ..cli.conftest import Command
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 STAFF_TOKEN = "open-sesame"
+TOKENS = {"STAFF_TOKEN": STAFF_TOKEN, "CUSTOMER_TOKENS": '{"ada": "token-of-ada", "bob": "token-of-bob"}'}
 BEARER = {"authorization": f"Bearer {STAFF_TOKEN}"}
 
 
@@ -31,7 +33,7 @@ def serving(project: Path, database: Path, working: str, *target: str) -> Iterat
     """``durably temporal dev {target}`` in a project; gives the app's origin once its worker says ``working``."""
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
     arguments = ("temporal", "dev", *target, *ports, "--db", str(database), "--no-reload")
-    command = Command(arguments, project, {**os.environ, "STAFF_TOKEN": STAFF_TOKEN})
+    command = Command(arguments, project, {**os.environ, **TOKENS})
     try:
         command.until(working)
         yield command.until(r"(?:\w+:app|runserver) is up at (http://[\d.:]+)")[1]
@@ -236,10 +238,27 @@ def wait_for_event(shop: Shop, order: str, event: str) -> None:
     raise AssertionError(f"the order ended without {event}")
 
 
-def test_fastapis_gateway_starts_the_same_orders(shops: Callable[[str], Shop]) -> None:
-    shop, order_id = shops("fastapi"), uuid.uuid4().hex
-    started = call("POST", f"{shop.origin}/api/orders", {"order_id": order_id}, shop.staff)
-    assert (started.status, started.body[IDS]) == (202, f"order-{order_id}")
+@pytest.mark.parametrize("framework", ["fastapi", "flask"])
+def test_customers_reach_their_own_orders(framework: str, shops: Callable[[str], Shop]) -> None:
+    shop, order_id = shops(framework), uuid.uuid4().hex
+    api = f"{shop.origin}/api/orders"
+    ada, bob = ({"authorization": f"Bearer token-of-{name}"} for name in ("ada", "bob"))
+    started = call("POST", api, {"order_id": order_id}, ada)
+    assert (started.status, started.body[IDS]) == (202, f"customer-ada-{order_id}")
+    order, by_hand = f"{api}/{started.body[IDS]}", f"{api}/{place(shop)}"
+    assert [call("GET", order, headers=user).status for user in (ada, bob, shop.staff)] == [200, 404, 200]
+    assert [call("GET", by_hand, headers=user).status for user in (ada, bob, shop.staff)] == [404, 404, 200]
+    assert call("POST", f"{order}/cancel", headers=bob).status == 404
+    # The endpoints written by hand are for everybody, so these orders are out of their reach.
+    assert call("GET", f"{shop.origin}/orders/{started.body[IDS]}").status == 404
+    assert call("POST", f"{order}/terminate", headers=ada).status == 403
+    until_listed(api, ada, started.body[IDS])
+    until_listed(api, shop.staff, started.body[IDS])
+    assert call("GET", api, headers=bob).body["workflows"] == []
+
+
+def test_fastapis_gateway_checks_an_orders_id(shops: Callable[[str], Shop]) -> None:
+    shop = shops("fastapi")
     assert call("POST", f"{shop.origin}/api/orders", {"order_id": "a b"}, shop.staff).status == 400
 
 
@@ -347,19 +366,33 @@ SNIPPETS = {
     name.lower(): code
     for name, code in re.findall(r"^\*\*(\w+)\*\*.*?^```python\n(.*?)^```", README_SECTION, re.DOTALL | re.MULTILINE)
 }
-AUTH = """
+USER = """
+from dataclasses import dataclass
+
+@dataclass
+class User:
+    id: str
+"""
+AUTH = (
+    USER
+    + """
 from typing import Annotated
 from fastapi import Header
 
-def current_user(authorization: Annotated[str | None, Header()] = None) -> str | None:
-    return authorization
+def current_user(authorization: Annotated[str | None, Header()] = None) -> User | None:
+    return User(authorization) if authorization else None
 """
-LOGIN = """
+)
+LOGIN = (
+    USER
+    + """
 import flask
 
 def current_user():
-    return flask.request.headers.get("authorization")
+    name = flask.request.headers.get("authorization")
+    return User(name) if name else None
 """
+)
 ACTIVITIES = """
 from temporalio import activity
 
@@ -387,7 +420,7 @@ class OrderWorkflow:
         self.is_shipped = True
 """
 OF_THE_PROJECT = {"workflows.py": WORKFLOWS, "activities.py": ACTIVITIES}
-ADA = {"authorization": "ada"}
+USERS = {name: {"authorization": name} for name in ("ada", "bob")}
 
 
 def write_fastapi(project: Path) -> tuple[str, ...]:
@@ -436,15 +469,48 @@ def test_the_readmes_endpoints(framework: str, tmp_path: Path) -> None:
     with serving(
         project, tmp_path / "temporal.db", "working on order-queue: OrderWorkflow; process_order", *target
     ) as origin:
-        ada = ADA
-        if framework == "django":
-            manage(project, "createsuperuser", "--no-input", "--username", "ada", "--email", "ada@example.com")
-            ada = log_in(origin, "ada")
+        users = django_users(project, origin) if framework == "django" else USERS
+        ada, bob, api = users["ada"], users["bob"], f"{origin}/api/orders"
         # Django checks the CSRF token before anything else.
-        assert call("POST", f"{origin}/api/orders", {"order_id": "1"}).status in (401, 403)
-        assert call("POST", f"{origin}/api/orders", {"order_id": "1"}, ada).status == 202
-        assert call("POST", f"{origin}/api/orders/order-1/signals/ship", headers=ada).status == 202
-        result = call("GET", f"{origin}/api/orders/order-1/result?wait=20", headers=ada)
+        assert call("POST", api, {"order_id": "1"}).status in (401, 403)
+        started = call("POST", api, {"order_id": "1"}, ada)
+        assert started.status == 202
+        order = f"{api}/{started.body[IDS]}"
+        for method, path in (("GET", ""), ("GET", "/result"), ("POST", "/signals/ship"), ("POST", "/cancel")):
+            assert call(method, order + path, headers=bob).status == 404
+            assert call(method, order + path).status in (401, 403)
+        bobs = call("POST", api, {"order_id": "1"}, bob).body[IDS]
+        assert bobs != started.body[IDS]
+        assert call("POST", f"{order}/signals/ship", headers=ada).status == 202
+        result = call("GET", f"{order}/result?wait=20", headers=ada)
         assert (result.status, result.body["result"]) == (200, "1 is shipped")
-        described = call("GET", f"{origin}/api/orders/order-1")
-        assert described.status in (401, 403)
+        assert until_listed(api, ada, started.body[IDS]) == {started.body[IDS]}
+        assert until_listed(api, bob, bobs) == {bobs}
+        if framework == "django":
+            assert until_listed(api, users["root"], bobs) <= {bobs, started.body[IDS]}
+
+
+def django_users(project: Path, origin: str) -> dict[str, dict[str, str]]:
+    """Two of the staff with permissions, who can log in at the admin, and a superuser."""
+    code = """
+from django.contrib.auth.models import Permission, User
+for name in ("ada", "bob"):
+    user = User.objects.create_user(name, password="secret", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_order", "change_order"]))
+User.objects.create_superuser("root", password="secret")
+"""
+    manage(project, "shell", "--command", code)
+    return {name: log_in(origin, name) for name in ("ada", "bob", "root")}
+
+
+def until_listed(api: str, user: dict[str, str], workflow_id: str) -> set[str]:
+    """The ids of a user's list, once that one is among them: lists follow the workflows after a moment."""
+    end = time.monotonic() + 30
+    while True:
+        page = call("GET", api, headers=user)
+        assert page.status == 200, page.body
+        ids = {each[IDS] for each in page.body["workflows"]}
+        if workflow_id in ids:
+            return ids
+        assert time.monotonic() < end, ids
+        time.sleep(0.05)

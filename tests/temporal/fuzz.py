@@ -1,9 +1,10 @@
 """Malformed requests by the thousand, made from the OpenAPI document: ``python -m tests.temporal.fuzz``.
 
 schemathesis makes requests that are as the document says, and requests that are not; half of them are about workflows
-that exist. No answer may be an error of the server's, and each must be as the document says. With ``--absent`` there is
-no Temporal server, and what makes sense is answered with 503. Exits with 1 and the requests, as curl commands, whose
-answers are not as they should be. The short form of it is a test.
+that exist. They come from two users in turn, and each is also about the other's workflows. No answer may be an error of
+the server's, each must be as the document says, and none may tell a user anything of the other: ids, inputs, memos,
+keys. With ``--absent`` there is no Temporal server, and what makes sense is answered with 503. Exits with 1 and the
+requests, as curl commands, whose answers are not as they should be. The short form of it is a test.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 import uuid
 from collections import Counter
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import requests
 import schemathesis
@@ -43,6 +46,49 @@ from .serve import SERVERS
 from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
 
 CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance]
+MOUNT = "/mine"
+"""The gateway whose workflows have owners. It has the exposures of the open one, whose document it shares."""
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Runs, and ids that the gateway makes up."""
+
+
+@dataclass
+class User:
+    """``secrets`` are texts that no other user may be told; what the user's answers tell is added to them."""
+
+    name: str
+    order_ids: list[str] = field(default_factory=list)
+    key: str = ""
+    secrets: set[str] = field(default_factory=set)
+    workflows: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-User": self.name}
+
+
+def make_user(app: AppServer, name: str, *, is_server_absent: bool) -> User:
+    """A user with workflows of which each part is marked."""
+    user = User(f"{name}-{uuid.uuid4().hex}", [uuid.uuid4().hex for _ in range(2)], f"key-{uuid.uuid4().hex}")
+    line, note, address = (f"{part}-{uuid.uuid4().hex}" for part in ("line", "note", "address"))
+    user.secrets = {user.name, user.key, line, note, address, *user.order_ids}
+    if is_server_absent:
+        return user
+    headers = {**user.headers, "Idempotency-Key": user.key}
+
+    def ask(path: str, body: Any = None) -> Any:
+        answer = app.post(f"{MOUNT}/{path}", body, headers)
+        assert answer.status in (200, 202), answer.body
+        return answer.json
+
+    orders = [ask("orders", {"order_id": id, "amount": 1, "lines": ["wait", line]}) for id in user.order_ids]
+    for order in orders:
+        ask(f"orders/{order['workflow_id']}/signals/add_note", {"text": note})
+        ask(f"orders/{order['workflow_id']}/updates/change_address", {"address": address})
+    sleeping = ask("sleeping")
+    user.workflows = {"orders": [each["workflow_id"] for each in orders], "sleeping": [sleeping["workflow_id"]]}
+    user.secrets |= {sleeping["workflow_id"], *(each["run_id"] for each in (*orders, sleeping))}
+    return user
 
 
 @dataclass
@@ -51,6 +97,7 @@ class Report:
 
     is_server_absent: bool = False
     statuses: Counter[int] = field(default_factory=Counter)
+    foreign: Counter[int] = field(default_factory=Counter)
     faults: dict[str, str] = field(default_factory=dict)
 
     def add(self, case: Case, response: Response) -> None:
@@ -68,22 +115,41 @@ class Report:
             for failure in failures.exceptions:
                 self._note(f"{label}: {failure.title}", case, response)
 
+    def add_user(self, case: Case, response: Response, user: User, other: User, *, is_foreign: bool) -> None:
+        """Hold the answer against what ``other`` keeps to itself. What the request names may be repeated."""
+        request = response.request
+        sent = f"{unquote(request.url or '')} {request.headers} {_text(request.body)}"
+        told = f"{response.text} {unquote(response.text)} {dict(response.headers)}"
+        label = f"{case.operation.label}: {response.status_code}"
+        if leaked := [secret for secret in other.secrets if secret in told and secret not in sent]:
+            self._note(f"{label}: tells {user.name} of {other.name}: {leaked[0]}", case, response)
+        if is_foreign:
+            self.foreign[response.status_code] += 1
+            if response.status_code < 400:
+                self._note(f"{label}: {user.name} reaches a workflow of {other.name}", case, response)
+        user.secrets |= {each for each in UUID.findall(told) if each not in sent}
+
     def _note(self, kind: str, case: Case, response: Response) -> None:
         self.faults.setdefault(kind, f"{case.as_curl_command()}\n  {response.text[:500]}")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A request, and a number that picks the workflow that it is about: 0 leaves the id as it was made."""
+    """A request, and a number that picks the workflow that it is about: 0 leaves the id as it was made.
+
+    ``is_borrowed``: it comes with the other user's key, and asks for the other's order.
+    """
 
     case: Case
     workflow: int
+    is_borrowed: bool
 
 
 def make_attempts(app: AppServer, *, amount: int, first_seed: int) -> list[Attempt]:
-    """At least as many requests to the open gateway of an app. Apps with the same document get the same ones."""
+    """At least as many requests to the gateway with owners of an app. Apps with the same document get the same ones."""
     document = app.get("/openapi.json" if app.name == "fastapi" else "/open/openapi.json").json
-    paths = {path: what for path, what in document["paths"].items() if path.startswith("/open/")}
+    paths = document["paths"].items()
+    paths = {MOUNT + path.removeprefix("/open"): what for path, what in paths if path.startswith("/open/")}
     description = {**document, "paths": paths, "info": {"title": "the gateway", "version": "1"}}
     return _make_attempts(json.dumps(description), amount, first_seed)
 
@@ -94,34 +160,57 @@ def _make_attempts(document: str, amount: int, first_seed: int) -> list[Attempt]
     operations = [found.ok() for found in schemathesis.openapi.from_dict(json.loads(document)).get_all_operations()]
     made: list[Attempt] = []
 
-    def make(case: Case, workflow: int) -> None:
-        made.append(Attempt(case, workflow))
+    def make(case: Case, workflow: int, is_borrowed: bool) -> None:
+        made.append(Attempt(case, workflow, is_borrowed))
 
     next_seed = first_seed
     # Not every operation can be malformed, so that some are left over for another round.
     while (missing := amount - len(made)) > 0:
         each = math.ceil(missing / (2 * len(operations)))
         for operation, mode in itertools.product(operations, GenerationMode):
-            _repeat(make, each, next_seed, operation.as_strategy(generation_mode=mode), st.integers(0, 4))
+            _repeat(
+                make, each, next_seed, operation.as_strategy(generation_mode=mode), st.integers(0, 4), st.booleans()
+            )
         next_seed += 1
     return made
 
 
 def fuzz(app: AppServer, attempts: Iterable[Attempt], *, is_server_absent: bool = False) -> Report:
-    """Send requests to the open gateway of an app, with a server and a worker behind it or none."""
-    known = {} if is_server_absent else {"orders": _place_orders(app), "sleeping": _start_sleeping(app)}
+    """Send requests of two users in turn, with a server and a worker behind the app or none."""
+    users = [make_user(app, name, is_server_absent=is_server_absent) for name in ("ada", "bob")]
     report = Report(is_server_absent)
     session = requests.Session()
-    for attempt in attempts:
+    for attempt, (user, other) in zip(attempts, itertools.cycle([users, users[::-1]]), strict=False):
         case = attempt.case
-        made = case.path_parameters
-        ids = [None, *known.get(case.operation.path.split("/")[2], [])]
+        made = case.path_parameters, case.body, case.query
+        exposure = case.operation.path.split("/")[2]
+        own, foreign = user.workflows.get(exposure, []), other.workflows.get(exposure, [])
+        ids = [None, *own, *foreign]
         workflow_id = ids[attempt.workflow % len(ids)]
-        if workflow_id is not None and "workflow_id" in (made or {}):
-            case.path_parameters = {**made, "workflow_id": workflow_id}
-        report.add(case, case.call(base_url=app.origin, session=session, timeout=60, allow_redirects=False))
-        case.path_parameters = made
+        names_workflow = workflow_id is not None and "workflow_id" in (made[0] or {})
+        if names_workflow:
+            case.path_parameters = {**made[0], "workflow_id": workflow_id}
+        headers = {**user.headers, **(_borrow(case, other) if attempt.is_borrowed else {})}
+        response = case.call(base_url=app.origin, session=session, timeout=60, allow_redirects=False, headers=headers)
+        report.add(case, response)
+        report.add_user(case, response, user, other, is_foreign=names_workflow and workflow_id in foreign)
+        case.path_parameters, case.body, case.query = made
     return report
+
+
+def _borrow(case: Case, other: User) -> dict[str, str]:
+    """Let the request ask for what is the other's by its order's number, by a query and by its key."""
+    if isinstance(case.body, dict) and "order_id" in case.body:
+        case.body = {**case.body, "order_id": other.order_ids[0]}
+    elif isinstance(case.body, dict) and isinstance(case.body.get("input"), dict):
+        case.body = {**case.body, "input": {**case.body["input"], "order_id": other.order_ids[0]}}
+    if case.operation.path.count("/") == 2 and case.method == "GET":
+        case.query = {"query": f"WorkflowId = 'order-{other.order_ids[0]}' OR WorkflowId != 'x'"}
+    return {"Idempotency-Key": other.key} if case.method == "POST" else {}
+
+
+def _text(body: bytes | str | None) -> str:
+    return body.decode(errors="replace") if isinstance(body, bytes) else body or ""
 
 
 def _repeat(make: Callable[..., None], times: int, first_seed: int, *strategies: Any) -> None:
@@ -133,15 +222,6 @@ def _repeat(make: Callable[..., None], times: int, first_seed: int, *strategies:
         repeated()
     except Unsatisfiable:
         """Nothing of such an operation can be wrong."""
-
-
-def _place_orders(app: AppServer) -> list[str]:
-    orders = [{"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]} for _ in range(4)]
-    return [app.post("/open/orders", order).json["workflow_id"] for order in orders]
-
-
-def _start_sleeping(app: AppServer) -> list[str]:
-    return [app.post("/open/sleeping").json["workflow_id"] for _ in range(2)]
 
 
 def main() -> None:
@@ -170,6 +250,7 @@ def _run(names: Sequence[str], amount: int, first_seed: int, is_server_absent: b
                 report = fuzz(app, attempts, is_server_absent=is_server_absent)
             statuses = ", ".join(f"{count} × {status}" for status, count in sorted(report.statuses.items()))
             print(f"{name}, seed {first_seed}: {report.statuses.total()} requests: {statuses}", flush=True)
+            print(f"about workflows of the other user: {dict(report.foreign)}", flush=True)
             for kind, request in report.faults.items():
                 print(f"\n{kind}\n  {request}", flush=True)
             is_good = is_good and not report.faults

@@ -90,5 +90,7 @@ def test_an_event_stream_that_was_held_goes_on_to_the_result(load: Load) -> None
     kinds = [event["event"] for event in load.events if "event" in event]
     assert kinds[-2:] == ["workflow_execution_completed", "result"]
     assert "problem" not in kinds
-    numbers = [int(event["id"]) for event in load.events if "id" in event]
+    *ids, last = [event["id"] for event in load.events if "id" in event]
+    runs, numbers = {id.partition(":")[0] for id in ids}, [int(id.partition(":")[2]) for id in ids]
     assert numbers == sorted(set(numbers)), "each event once"
+    assert {f"{run}:end" for run in runs} == {last}

@@ -76,11 +76,13 @@ def test_each_is_answered_as_what_it_is(
     assert response.headers["Content-Type"] == "application/problem+json"
 
 
-def test_requests_made_from_the_document_are_answered_as_it_says(quick_app: AppServer) -> None:
+def test_requests_made_from_the_document_tell_neither_user_of_the_other(quick_app: AppServer) -> None:
     report = fuzz(quick_app, make_attempts(quick_app, **OF_THE_DOCUMENT))
     assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
     assert report.statuses.total() >= 180
     assert {200, 202, 400, 404} <= report.statuses.keys()
+    assert report.foreign.total() >= 20
+    assert set(report.foreign) <= {400, 404, 413, 415}, report.foreign
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -1,4 +1,4 @@
-"""Endpoints made of the workflow, for whoever has Django's permissions. Orders begin in ``views``, which write them
+"""Endpoints made of the workflow, for staff with Django's permissions. Orders begin in ``views``, which write them
 down; so nothing is started here.
 """
 
@@ -22,6 +22,9 @@ gateway = Gateway(
         expose(
             OrderWorkflow,
             name="orders",
+            # The views start orders without an owner: those are for the staff alone.
+            owner=lambda user: str(user.pk),
+            staff=lambda user: user.is_staff,
             signals="all",
             queries="all",
             operations=FOR_OPERATORS - {Operation.START, Operation.SIGNAL_WITH_START},
