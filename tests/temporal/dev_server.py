@@ -14,6 +14,8 @@ from durably.temporal import Temporal
 from ..ports import free_port
 
 PATIENCE = 60.0
+BILLING = "billing"
+"""A namespace beside ``default``."""
 
 
 def _binary() -> str:
@@ -33,6 +35,7 @@ class DevServer:
     def start(self) -> None:
         command = [_binary(), "server", "start-dev", "--headless"]
         command += ["--ip", "127.0.0.1", "--port", str(self.port), "--log-level", "never"]
+        command += ["--namespace", BILLING]
         command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]

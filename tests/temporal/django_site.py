@@ -22,12 +22,12 @@ class DjangoSite:
         self.directory = directory / "site"
         shutil.copytree(PROJECT, self.directory, ignore=shutil.ignore_patterns("__pycache__", "*.sqlite3"))
         self.task_queue = f"django-{uuid.uuid4().hex[:8]}"
-        self._variables = {"TEST_TEMPORAL_SERVER": server, "TEST_TASK_QUEUE": self.task_queue}
+        self.variables = {"TEST_TEMPORAL_SERVER": server, "TEST_TASK_QUEUE": self.task_queue}
         self._commands: list[Command] = []
 
     def environment(self, variables: dict[str, str]) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO_", "TEMPORAL_"))}
-        return {**own, **self._variables, **variables}
+        return {**own, **self.variables, **variables}
 
     def run(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         """``manage.py …`` to its end."""

@@ -11,7 +11,7 @@ from temporalio.service import RPCError, TLSConfig
 
 from .compat import connect_failure
 from .errors import TemporalCredentialsError, TemporalUnreachableError
-from .settings import ConnectionSettings
+from .settings import PREFIX, ConnectionSettings
 
 CLIENT_CERT = "TEMPORAL_TLS_CLIENT_CERT_PATH or …_CERT_DATA, or TLSConfig(client_cert=…)"
 CLIENT_KEY = "TEMPORAL_TLS_CLIENT_KEY_PATH or …_KEY_DATA, or TLSConfig(client_private_key=…)"
@@ -35,17 +35,24 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
     found = explain_failure(str(error), said, settings)
     if not found.is_refusal:
         return unreachable(settings, found.reason)
+    reason = _with_own_variables(found.reason, settings)
     return TemporalCredentialsError(
-        f"no connection to the Temporal server at {settings.address}: {found.reason}", settings.address
+        f"no connection to the Temporal server at {settings.address}: {reason}", settings.address
     )
 
 
 def unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachableError:
     return TemporalUnreachableError(
-        f"the Temporal server at {settings.address} cannot be reached: {reason}. Is it running, and is the address "
-        "right (TEMPORAL_ADDRESS)? For development, `temporal server start-dev` starts one.",
+        f"the Temporal server at {settings.address} cannot be reached: {_with_own_variables(reason, settings)}. Is it "
+        f"running, and is the address right ({settings.variable_prefix}ADDRESS)? For development, `temporal server "
+        "start-dev` starts one.",
         settings.address,
     )
+
+
+def _with_own_variables(reason: str, settings: ConnectionSettings) -> str:
+    """The variables of one of several connections have its name."""
+    return reason.replace(PREFIX, settings.variable_prefix)
 
 
 def cause_to_show(settings: ConnectionSettings, error: Exception) -> Exception | None:

@@ -36,7 +36,7 @@ from .lifespan import Lifespan
 from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
 from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
-from .settings import ConnectionSettings, check_address, resolve
+from .settings import ConnectionSettings, check_address, prefix_of, resolve
 from .sync import SyncClient
 from .tracing import tracing_interceptor
 
@@ -70,6 +70,10 @@ class Temporal:
     repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole, ``rpc_timeout`` each
     call that is given none of its own, waits for results and updates apart; with ``None`` the SDK's half minute does.
 
+    An app with several connections gives the others a ``name``: the environment variables of
+    ``Temporal(name="billing")`` begin with ``TEMPORAL_BILLING_``. ``same_server_as`` is the connection whose address,
+    TLS and credentials count if this one names no server, and whose encryption keys count if it has none.
+
     Making one connects to nothing and reads no settings. ``await temporal.client()`` gives the client;
     ``temporal.sync`` is the same for synchronous code.
     """
@@ -97,7 +101,12 @@ class Temporal:
         profile: str | None = None,
         config_file: str | Path | None = None,
         configuration: Callable[[], Mapping[str, Any]] | None = None,
+        name: str | None = None,
+        same_server_as: "Temporal | None" = None,
     ) -> None:
+        self.variable_prefix = prefix_of(name)
+        self.name = name
+        self._same_server_as = same_server_as
         self._arguments = {
             "address": address,
             "namespace": namespace,
@@ -119,7 +128,7 @@ class Temporal:
         self._retry_config = retry_config
         self._keep_alive_config = keep_alive_config
         self._connect_timeout = connect_timeout
-        self._runtime = runtime
+        self._own_runtime = runtime
         self.workers: list[WorkerDeclaration] = []
         self.schedules: list[ScheduleDeclaration] = []
         self.web_worker: Lifespan | None = None
@@ -211,12 +220,19 @@ class Temporal:
         Where several ``processes`` of a web server do so, each takes the first port from that one on that is free.
         Raises ``TemporalSettingsError`` when a runtime was given, which has its own telemetry, or the address is bad.
         """
-        if self._runtime is not plain_runtime:
+        if self._own_runtime is not plain_runtime:
             raise TemporalSettingsError("Temporal(runtime=…) decides on metrics itself: add a PrometheusConfig there")
         check_address(address, "the address to serve metrics at")
         if processes < 1:
             raise TemporalSettingsError(f"metrics are served by one process or more, and not by {processes}")
-        self._runtime = measured_runtime(address, processes)
+        self._own_runtime = measured_runtime(address, processes)
+
+    @property
+    def _runtime(self) -> RuntimeFactory:
+        """Connections to one server share their metrics."""
+        if self._own_runtime is plain_runtime and self._same_server_as is not None:
+            return self._same_server_as._runtime
+        return self._own_runtime
 
     @property
     def meter(self) -> MetricMeter:
@@ -230,7 +246,14 @@ class Temporal:
     def settings(self) -> ConnectionSettings:
         """Raises ``TemporalSettingsError``."""
         framework = self._configuration() if self._configuration is not None else {}
-        return resolve(self._arguments, framework, profile=self._profile, config_file=self._config_file)
+        return resolve(
+            self._arguments,
+            framework,
+            profile=self._profile,
+            config_file=self._config_file,
+            name=self.name,
+            same_server_as=None if self._same_server_as is None else self._same_server_as.settings,
+        )
 
     @cached_property
     def data_converter(self) -> DataConverter:
@@ -248,7 +271,7 @@ class Temporal:
     @cached_property
     def sync(self) -> SyncClient:
         """The client for synchronous code: ``temporal.sync.start_workflow(OrderWorkflow.run, order)``."""
-        return SyncClient(self.client, lambda: self.settings.task_queue)
+        return SyncClient(self.client, lambda: self.settings.task_queue, f"{self.variable_prefix}TASK_QUEUE")
 
     async def client(self) -> Client:
         """The process's client, connected. Works as ``fastapi.Depends(temporal.client)``.

@@ -15,6 +15,7 @@ except ImportError as error:
 
 from .commands import make_commands
 from .connection import Temporal
+from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from .gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from .settings import FRAMEWORK_KEYS
@@ -39,15 +40,24 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
     The environment and arguments of ``Temporal`` come before them. What ``temporalio`` and the connection raise in the
     app's own views is answered as a problem document. ``flask temporal worker`` runs what ``temporal.add_worker``
     declares, its activities in the app's context.
+
+    An app with several connections calls this for each; all but one have a name. The settings of
+    ``Temporal(name="billing")`` begin with ``TEMPORAL_BILLING_``, and its commands are ``flask temporal-billing``.
+    Raises ``TemporalSettingsError`` for a second connection of one name.
     """
 
     def configuration() -> dict[str, Any]:
-        given = app.config.get_namespace("TEMPORAL_", lowercase=False)
+        given = app.config.get_namespace(temporal.variable_prefix, lowercase=False)
         return {name: value for name, value in given.items() if name in FRAMEWORK_KEYS}
 
+    extension = "durably-temporal" if temporal.name is None else f"durably-temporal-{temporal.name}"
+    if app.extensions.setdefault(extension, temporal) is not temporal:
+        raise TemporalSettingsError(
+            'the app has another connection to Temporal of that name: give this one a name, Temporal(name="billing")'
+        )
     temporal.configure(configuration)
-    app.extensions["durably-temporal"] = temporal
-    app.cli.add_command(make_commands(temporal, surroundings=app.app_context, run_with_reloader=run_with_reloader))
+    commands = make_commands(temporal, surroundings=app.app_context, run_with_reloader=run_with_reloader)
+    app.cli.add_command(commands, extension.removeprefix("durably-"))
     for kind in EXCEPTIONS:
         app.register_error_handler(kind, _handle)
 

@@ -3,10 +3,13 @@
 The first of these that says something counts: arguments; ``TEMPORAL_…`` environment variables; the profile of
 Temporal's own configuration file (all that ``temporalio.envconfig`` reads, so the ``temporal`` command and the app
 agree); what the framework's settings say, in the same words without the prefix; the defaults of a development server.
-This module connects to nothing.
+
+An app with several connections gives the others a name. The variables of the connection ``billing`` begin with
+``TEMPORAL_BILLING_``, and ``TEMPORAL_…`` variables do not count for it. This module connects to nothing.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +45,13 @@ FRAMEWORK_KEYS = frozenset(
 )
 """The settings that a framework may give: ``TEMPORAL_ADDRESS`` in Flask, ``ADDRESS`` in Django's ``TEMPORAL``."""
 
+PREFIX = "TEMPORAL_"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*([_-][A-Za-z0-9]+)*\Z")
+_OTHER_WORDS = frozenset({"CLIENT", "CONNECTIONS", "DEPLOYMENT", "GATEWAY", "GRPC", "OPTIONS", "UI", "WORKER"})
+_TAKEN = _OTHER_WORDS | {key.partition("_")[0] for key in FRAMEWORK_KEYS}
+"""First words of other variables: those of a connection of such a name would be ambiguous."""
+_OF_A_SERVER = frozenset({"ADDRESS", "SERVER", "PROFILE", "CONFIG_FILE"})
+
 _NOT_OF_THE_SDK = ("CONFIG_FILE", "ENCRYPTION_KEYS", "PROFILE", "TASK_QUEUE")
 """Those that ``temporalio.envconfig`` does not read from variables."""
 
@@ -58,6 +68,7 @@ class ConnectionSettings:
     tls: bool | TLSConfig | None = field(default=None, repr=False)
     rpc_metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     encryption_keys: str | Sequence[str] = field(default=(), repr=False)
+    variable_prefix: str = "TEMPORAL_"
 
 
 def resolve(
@@ -67,28 +78,73 @@ def resolve(
     profile: str | None = None,
     config_file: str | Path | None = None,
     environment: Mapping[str, str] | None = None,
+    name: str | None = None,
+    same_server_as: ConnectionSettings | None = None,
 ) -> ConnectionSettings:
     """Settings from their sources; ``arguments`` are fields of ``ConnectionSettings``, those that are ``None`` unset.
 
+    ``name`` is that of one of several connections. ``same_server_as`` gives the address, TLS and credentials if no
+    source of this connection says which server it is, and the encryption keys if no source has any.
     Raises ``TemporalSettingsError``.
     """
-    environment = os.environ if environment is None else environment
+    environment = variables_of(name, os.environ if environment is None else environment)
     given = _framework_variables(framework)
-    settings = ConnectionSettings(
-        task_queue=environment.get("TEMPORAL_TASK_QUEUE") or framework.get("TASK_QUEUE"),
-        encryption_keys=environment.get("TEMPORAL_ENCRYPTION_KEYS") or framework.get("ENCRYPTION_KEYS") or (),
-    )
+    profile = profile or (framework.get("PROFILE") if "TEMPORAL_PROFILE" not in environment else None)
+    source = _path(config_file or framework.get("CONFIG_FILE"))
+    has_server = _names_a_server(arguments, framework, environment) or profile is not None or source is not None
+    settings = _inherit(same_server_as, with_server=not has_server)
+    keys = environment.get("TEMPORAL_ENCRYPTION_KEYS") or framework.get("ENCRYPTION_KEYS", settings.encryption_keys)
+    queue = environment.get("TEMPORAL_TASK_QUEUE") or framework.get("TASK_QUEUE")
+    settings = replace(settings, task_queue=queue, encryption_keys=keys or (), variable_prefix=prefix_of(name))
     settings = _apply(settings, _load(given, "the framework's settings", disable_file=True))
+    # The file's default profile is that of the connection without a name.
+    needs_file = name is None or profile is not None or source is not None or "TEMPORAL_PROFILE" in environment
     own = _load(
         environment,
         "the environment or the configuration file",
-        profile=profile or (framework.get("PROFILE") if "TEMPORAL_PROFILE" not in environment else None),
-        config_source=_path(config_file or framework.get("CONFIG_FILE")),
+        profile=profile,
+        config_source=source,
+        disable_file=not needs_file and "TEMPORAL_CONFIG_FILE" not in environment,
     )
     settings = _apply(settings, own)
     settings = replace(settings, **{name: value for name, value in arguments.items() if value is not None})
     _check(settings)
     return settings
+
+
+def prefix_of(name: str | None) -> str:
+    """What the environment variables of a connection begin with. Raises ``TemporalSettingsError`` for a bad name."""
+    if name is None:
+        return PREFIX
+    upper = name.upper().replace("-", "_")
+    if not _NAME.match(name) or upper.partition("_")[0] in _TAKEN:
+        raise TemporalSettingsError(
+            f"{name!r} cannot be the name of a connection to Temporal: take letters, digits, - and _, and another "
+            f"first word than {', '.join(sorted(_TAKEN))}, since its variables begin with {PREFIX}NAME_"
+        )
+    return f"{PREFIX}{upper}_"
+
+
+def variables_of(name: str | None, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables of a connection under the names that they have for the connection without a name."""
+    prefix = prefix_of(name)
+    if prefix == PREFIX:
+        return environment
+    return {PREFIX + key.removeprefix(prefix): value for key, value in environment.items() if key.startswith(prefix)}
+
+
+def _names_a_server(arguments: Mapping[str, Any], framework: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    in_environment = any(environment.get(f"{PREFIX}{key}") for key in _OF_A_SERVER)
+    return bool(arguments.get("address") or in_environment or any(framework.get(key) for key in _OF_A_SERVER))
+
+
+def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> ConnectionSettings:
+    """Credentials never go to another server than the one that they are for."""
+    if other is None:
+        return ConnectionSettings()
+    if not with_server:
+        return ConnectionSettings(encryption_keys=other.encryption_keys)
+    return replace(other, namespace=DEFAULT_NAMESPACE, task_queue=None)
 
 
 def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:

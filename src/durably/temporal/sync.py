@@ -79,9 +79,13 @@ class SyncClient:
     """``temporal.sync``: starts workflows and gives handles to them. Raises what ``temporalio`` raises, and
     ``TemporalUnreachableError`` while there has been no connection yet."""
 
-    def __init__(self, client: Callable[[], Awaitable[Client]], task_queue: Callable[[], str | None]) -> None:
+    def __init__(
+        self, client: Callable[[], Awaitable[Client]], task_queue: Callable[[], str | None], variable: str
+    ) -> None:
+        """``variable`` is the environment variable that names the task queue, for messages."""
         self._runner = Runner(client)
         self._task_queue = task_queue
+        self._variable = variable
 
     def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
         """Anything else of the client: ``temporal.sync.run(lambda client: client.count_workflows("…"))``."""
@@ -196,7 +200,7 @@ class SyncClient:
         queue = options.get("task_queue") or self._task_queue()
         if queue is None:
             raise TemporalSettingsError(
-                "on which task queue? Give task_queue=, here or to Temporal(), or set TEMPORAL_TASK_QUEUE"
+                f"on which task queue? Give task_queue=, here or to Temporal(), or set {self._variable}"
             )
         return {**options, "task_queue": queue}
 

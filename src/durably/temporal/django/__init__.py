@@ -1,6 +1,7 @@
 """Temporal in a Django project: the connection of its settings, the gateway, transactions, permissions, errors.
 
-``temporal`` is the project's connection, made from its settings when it is first used.
+``temporal`` is the project's connection, made from its settings when it is first used; ``connections`` has all of them
+by name, for projects with several.
 """
 
 try:
@@ -8,7 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.django needs Django: pip install "durably[django,temporal]"') from error
 
-from .conf import get_temporal, temporal
+from .conf import connections, get_temporal, temporal
 from .middleware import TemporalErrorMiddleware
 from .permissions import require_permissions
 from .transactions import astart_on_commit, start_on_commit
@@ -17,6 +18,7 @@ from .views import urls
 __all__ = [
     "TemporalErrorMiddleware",
     "astart_on_commit",
+    "connections",
     "get_temporal",
     "require_permissions",
     "start_on_commit",

@@ -7,10 +7,11 @@ from django.core import checks
 from django.db.models import Model
 
 from durably.errors import Error
+from durably.temporal.connection import Temporal
 from durably.temporal.declarations import by_task_queue
 
-from .conf import get_temporal
-from .discovery import discover, project_modules, workflows_of
+from .conf import DEFAULT_CONNECTION, connections
+from .discovery import connection_of, discover, project_modules, workflows_of
 
 
 def register() -> None:
@@ -20,27 +21,65 @@ def register() -> None:
 
 
 def check_settings(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """``durably_temporal.E001``: the settings cannot be used."""
+    """``durably_temporal.E001``: the settings of a connection cannot be used."""
     try:
-        get_temporal().data_converter  # noqa: B018  It needs the settings, and their encryption keys.
+        names = list(connections)
+    except Error as error:
+        return [_settings_error(str(error))]
+    return [message for name in names for message in _check_connection(name)]
+
+
+def _check_connection(name: str) -> list[checks.CheckMessage]:
+    try:
+        connections[name].data_converter  # noqa: B018  It needs the settings, and their encryption keys.
     except (Error, ImportError, TypeError) as error:
-        hint = "See TEMPORAL_… and TEMPORAL in the settings."
-        return [checks.Error(str(error), hint=hint, id="durably_temporal.E001")]
+        return [_settings_error(str(error) if name == DEFAULT_CONNECTION else f"connection {name!r}: {error}")]
     return []
 
 
+def _settings_error(text: str) -> checks.CheckMessage:
+    hint = "See TEMPORAL_…, TEMPORAL and TEMPORAL_CONNECTIONS in the settings."
+    return checks.Error(text, hint=hint, id="durably_temporal.E001")
+
+
 def check_workers(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """``E002``: a workflow's module has a model; ``E003``: the worker cannot be run as it is declared."""
+    """``E002``: a workflow's module has a model; ``E003``: a worker cannot be run as it is declared; ``E004``: a
+    module's connection is unknown, or may have been forgotten."""
     if check_settings(app_configs):
         return []
-    messages = [message for module in project_modules() for message in _check_module(module)]
-    declarations = discover()
-    try:
-        if declarations:
-            by_task_queue(declarations, get_temporal().settings.task_queue)
-    except Error as error:
-        messages.append(checks.Error(str(error), id="durably_temporal.E003"))
+    modules = list(project_modules())
+    messages = [message for module in modules for message in _check_module(module)]
+    messages += _check_connections_of(modules)
+    for name in connections:
+        try:
+            if declarations := discover(name):
+                by_task_queue(declarations, connections[name].settings.task_queue)
+        except Error as error:
+            messages.append(checks.Error(str(error), id="durably_temporal.E003"))
     return messages
+
+
+def _check_connections_of(modules: list[ModuleType]) -> list[checks.CheckMessage]:
+    """An app's workflows wait for ever for activities that another connection's worker runs."""
+    messages = []
+    for module in modules:
+        if (name := connection_of(module)) not in connections:
+            text = f"{module.__name__} has TEMPORAL_CONNECTION = {name!r}, and there is no such connection."
+            messages.append(_connection_error(text, f"settings.TEMPORAL_CONNECTIONS has {', '.join(connections)}."))
+    by_app: dict[str, list[ModuleType]] = {}
+    for module in modules:
+        by_app.setdefault(module.__name__.rpartition(".")[0], []).append(module)
+    for siblings in by_app.values():
+        silent = [module for module in siblings if not hasattr(module, "TEMPORAL_CONNECTION")]
+        if len(silent) == 1 < len(siblings):
+            [named] = set(siblings) - set(silent)
+            text = f"{named.__name__} has TEMPORAL_CONNECTION, and {silent[0].__name__} has none."
+            messages.append(_connection_error(text, f"Name it in both; {DEFAULT_CONNECTION!r} is a name too."))
+    return messages
+
+
+def _connection_error(text: str, hint: str) -> checks.CheckMessage:
+    return checks.Error(text, hint=hint, id="durably_temporal.E004")
 
 
 def _check_module(module: ModuleType) -> list[checks.CheckMessage]:
@@ -63,14 +102,18 @@ def check_transport(app_configs: Any, **options: Any) -> list[checks.CheckMessag
     """``W001``, with ``check --deploy``: what goes to a server elsewhere is readable on the way."""
     if check_settings(app_configs):
         return []
-    settings = get_temporal().settings
-    host = settings.address.rpartition(":")[0]
-    if settings.tls or settings.api_key or host in ("localhost", "127.0.0.1", "[::1]"):
-        return []
+    open_to_all = {connections[name].settings.address: None for name in connections if _is_open(connections[name])}
     return [
         checks.Warning(
-            f"The connection to the Temporal server at {settings.address} is not encrypted.",
+            f"The connection to the Temporal server at {address} is not encrypted.",
             hint='Set TEMPORAL = {"TLS": True}, or certificates, or an API key.',
             id="durably_temporal.W001",
         )
+        for address in open_to_all
     ]
+
+
+def _is_open(temporal: Temporal) -> bool:
+    settings = temporal.settings
+    host = settings.address.rpartition(":")[0]
+    return not (settings.tls or settings.api_key or host in ("localhost", "127.0.0.1", "[::1]"))

@@ -1,11 +1,13 @@
-"""The project's connection to Temporal, from Django's settings.
+"""The project's connections to Temporal, from Django's settings.
 
 ``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` stand by themselves; the dictionary ``TEMPORAL``
 has the rest: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, and ``OPTIONS``, further arguments of
-``durably.temporal.Temporal``. The environment comes before them.
+``durably.temporal.Temporal``. ``TEMPORAL_CONNECTIONS`` has such a dictionary for each of several connections, by name;
+``default`` is the one above, unless it is there too. The environment comes before them.
 """
 
-import functools
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from django.conf import settings
@@ -15,23 +17,86 @@ from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.settings import FRAMEWORK_KEYS
 
+DEFAULT_CONNECTION = "default"
 _PLAIN = ("SERVER", "NAMESPACE", "TASK_QUEUE")
-_OTHER_KEYS = frozenset({"OPTIONS"})
+_OTHER_KEYS = frozenset({"OPTIONS", "UI_URL"})
+_SEVERAL = "TEMPORAL_CONNECTIONS"
 
 
-def configuration() -> dict[str, Any]:
-    """What Django's settings say of the connection."""
-    given = {name: getattr(settings, f"TEMPORAL_{name}", None) for name in _PLAIN}
-    rest = {name: value for name, value in _dictionary().items() if name in FRAMEWORK_KEYS}
-    return {name: value for name, value in {**given, **rest}.items() if value is not None}
+class Connections:
+    """``connections["billing"]``: the project's connections by name, each made when it is first asked for.
+
+    A connection whose settings name no server is on the server of ``default``, with its TLS and credentials. Iterating
+    gives the names, ``default`` first. Raises ``TemporalSettingsError`` for an unknown name and for bad settings.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, Temporal] = {}
+        self._lock = threading.RLock()
+
+    def __getitem__(self, name: str) -> Temporal:
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._make(name)
+            return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([DEFAULT_CONNECTION, *(name for name in _several() if name != DEFAULT_CONNECTION)])
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == each for each in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _make(self, name: str) -> Temporal:
+        if name not in self:
+            raise TemporalSettingsError(
+                f"there is no connection {name!r} to Temporal: settings.{_SEVERAL} has {', '.join(self)}"
+            )
+        options = connection_settings(name).get("OPTIONS", {})
+        named: dict[str, Any] = (
+            {} if name == DEFAULT_CONNECTION else {"name": name, "same_server_as": self[DEFAULT_CONNECTION]}
+        )
+        return Temporal(configuration=lambda: _configuration(name), **named, **options)
 
 
-def _dictionary() -> dict[str, Any]:
-    rest = getattr(settings, "TEMPORAL", {})
-    if unknown := sorted(set(rest) - FRAMEWORK_KEYS - _OTHER_KEYS):
+def connection_settings(name: str) -> dict[str, Any]:
+    """What Django's settings say of a connection, in the keys of ``TEMPORAL``. Raises ``TemporalSettingsError``."""
+    several = _several()
+    single = _single()
+    if name == DEFAULT_CONNECTION and name in several and single:
+        raise TemporalSettingsError(
+            f"settings.{_SEVERAL} has the connection 'default', and so have {', '.join(single)}: keep one of them"
+        )
+    if name in several:
+        where, given = f"settings.{_SEVERAL}[{name!r}]", several[name]
+    else:
+        where, given = "settings.TEMPORAL", getattr(settings, "TEMPORAL", {})
+    if not isinstance(given, Mapping):
+        raise TemporalSettingsError(f"{where} is not a dictionary but {type(given).__name__}")
+    if unknown := sorted(set(given) - FRAMEWORK_KEYS - _OTHER_KEYS):
         known = ", ".join(sorted(FRAMEWORK_KEYS | _OTHER_KEYS))
-        raise TemporalSettingsError(f"settings.TEMPORAL has an unknown key {unknown[0]!r}; known are {known}")
-    return dict(rest)
+        raise TemporalSettingsError(f"{where} has an unknown key {unknown[0]!r}; known are {known}")
+    plain = {} if name in several else {key: getattr(settings, f"TEMPORAL_{key}", None) for key in _PLAIN}
+    return {key: value for key, value in {**plain, **given}.items() if value is not None}
+
+
+def _several() -> Mapping[str, Any]:
+    given = getattr(settings, _SEVERAL, {})
+    if not isinstance(given, Mapping):
+        raise TemporalSettingsError(f"settings.{_SEVERAL} is not a dictionary but {type(given).__name__}")
+    return given
+
+
+def _single() -> list[str]:
+    """The settings of a project with one connection that have a value."""
+    names = ("TEMPORAL", *(f"TEMPORAL_{key}" for key in _PLAIN))
+    return [f"settings.{name}" for name in names if getattr(settings, name, None)]
+
+
+def _configuration(name: str) -> dict[str, Any]:
+    return {key: value for key, value in connection_settings(name).items() if key in FRAMEWORK_KEYS}
 
 
 def project_secrets() -> list[str]:
@@ -39,11 +104,13 @@ def project_secrets() -> list[str]:
     return [settings.SECRET_KEY, *getattr(settings, "SECRET_KEY_FALLBACKS", ())]
 
 
-@functools.cache
-def get_temporal() -> Temporal:
-    """The project's connection; connects when it is first used. Raises ``TemporalSettingsError``."""
-    return Temporal(configuration=configuration, **_dictionary().get("OPTIONS", {}))
+connections = Connections()
+
+
+def get_temporal(connection: str = DEFAULT_CONNECTION) -> Temporal:
+    """``connections[connection]``; connects when it is first used. Raises ``TemporalSettingsError``."""
+    return connections[connection]
 
 
 temporal = cast(Temporal, SimpleLazyObject(get_temporal))
-"""``get_temporal()``, for import at the top of a module, where settings may not be read yet."""
+"""The default connection, for import at the top of a module, where settings may not be read yet."""

@@ -1,6 +1,7 @@
 """What the project's worker runs: the workflows and activities of ``workflows.py`` and ``activities.py`` of its apps.
 
 Both may be packages. A module's ``TASK_QUEUE`` is where its own are run, if not on ``settings.TEMPORAL_TASK_QUEUE``.
+A module's ``TEMPORAL_CONNECTION`` is the connection whose worker runs them, if not ``default``.
 What needs more is declared with ``temporal.add_worker`` in one of those modules, and is run too.
 """
 
@@ -16,7 +17,7 @@ from django.apps import AppConfig, apps
 from durably.temporal.compat import activity_definition, workflow_parts
 from durably.temporal.declarations import WorkerDeclaration, with_interceptor
 
-from .conf import get_temporal
+from .conf import DEFAULT_CONNECTION, get_temporal
 from .orm import OrmInterceptor
 
 WORKFLOWS, ACTIVITIES = "workflows", "activities"
@@ -25,18 +26,24 @@ _ORM = OrmInterceptor()
 """One for all, so that what is declared for one task queue in several places agrees on it."""
 
 
-def discover() -> list[WorkerDeclaration]:
-    """What the worker runs. Raises what importing the modules raises."""
-    declarations, shared = _declared(), modules_shared_with_workflows()
+def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
+    """What the worker of a connection runs. Raises what importing the modules raises."""
+    declarations, shared = _declared(connection), modules_shared_with_workflows()
     return [
         replace(each, passed_through=(*each.passed_through, *shared)) for each in with_interceptor(declarations, _ORM)
     ]
 
 
-def _declared() -> list[WorkerDeclaration]:
+def _declared(connection: str) -> list[WorkerDeclaration]:
     """In this order: the modules may call ``add_worker`` as they are imported."""
-    found = [_declare(module) for module in project_modules()]
-    return [each for each in (*get_temporal().workers, *found) if each.workflows or each.activities]
+    modules = list(project_modules())
+    found = [_declare(module) for module in modules if connection_of(module) == connection]
+    return [each for each in (*get_temporal(connection).workers, *found) if each.workflows or each.activities]
+
+
+def connection_of(module: ModuleType) -> str:
+    """The name of the connection whose worker runs what a module defines."""
+    return str(getattr(module, "TEMPORAL_CONNECTION", DEFAULT_CONNECTION))
 
 
 def project_modules() -> Iterator[ModuleType]:
@@ -87,10 +94,10 @@ def _has(app: AppConfig, name: str) -> bool:
     return importlib.util.find_spec(f"{app.name}.{name}") is not None
 
 
-def signals_by_workflow() -> dict[str, tuple[str, ...]]:
+def signals_by_workflow(connection: str = DEFAULT_CONNECTION) -> dict[str, tuple[str, ...]]:
     """The signals of the project's workflows, by the workflow's name, for people to choose from."""
     names: dict[str, tuple[str, ...]] = {}
-    for declaration in _declared():
+    for declaration in _declared(connection):
         for each in declaration.workflows:
             if (found := workflow_parts(each)) is not None and found.name is not None:
                 names[found.name] = tuple(found.signals)

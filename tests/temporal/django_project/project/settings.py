@@ -57,4 +57,7 @@ TEMPORAL_SERVER = os.environ["TEST_TEMPORAL_SERVER"]
 TEMPORAL_NAMESPACE = "default"
 TEMPORAL_TASK_QUEUE = os.environ["TEST_TASK_QUEUE"]
 TEMPORAL = json.loads(os.environ.get("TEST_TEMPORAL", "{}"))
+TEMPORAL_CONNECTIONS = json.loads(os.environ.get("TEST_CONNECTIONS", "{}"))
+if TEMPORAL_CONNECTIONS:
+    INSTALLED_APPS.append("invoices")
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

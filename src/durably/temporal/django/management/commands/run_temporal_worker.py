@@ -3,23 +3,25 @@
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandParser
 from django.utils import autoreload
 
-from durably.errors import Error
-from durably.temporal.django.conf import get_temporal
+from durably.temporal.connection import Temporal
+from durably.temporal.django.commands import ConnectionCommand
+from durably.temporal.django.conf import connections
 from durably.temporal.django.discovery import discover
 from durably.temporal.worker_process import run_worker_process
 from durably.temporal.workers import Workers
 
 
-class Command(BaseCommand):  # type: ignore[misc]
+class Command(ConnectionCommand):
     help = (
         "Runs the workflows and activities of workflows.py and activities.py in the installed apps, until SIGTERM or "
         "Ctrl-C; then activities may end, and are cancelled after --grace. A server that is away is waited for."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
         parser.add_argument(
             "--task-queue", action="append", default=[], metavar="NAME", help="Only this one. May be repeated."
         )
@@ -36,21 +38,22 @@ class Command(BaseCommand):  # type: ignore[misc]
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["reload"]:
-            autoreload.run_with_reloader(self._run, **options)
+            autoreload.run_with_reloader(super().handle, **options)
         else:
-            self._run(**options)
+            super().handle(**options)
 
-    def _run(self, **options: Any) -> None:
-        try:
-            workers = Workers(
-                get_temporal(),
-                discover(),
-                task_queues=options["task_queue"],
-                grace=timedelta(seconds=options["grace"]),
-            )
-            run_worker_process(workers, say=self._say, health=options["health"], metrics=options["metrics"])
-        except Error as error:
-            raise CommandError(str(error)) from error
+    def run(self, temporal: Temporal, **options: Any) -> None:
+        name = options["connection"]
+        workers = Workers(
+            temporal,
+            discover(name),
+            task_queues=options["task_queue"],
+            grace=timedelta(seconds=options["grace"]),
+        )
+        for other in connections:
+            if other != name and discover(other):
+                self._say(f"not working for the connection {other}: its worker is --connection {other}")
+        run_worker_process(workers, say=self._say, health=options["health"], metrics=options["metrics"])
 
     def _say(self, line: str) -> None:
         self.stdout.write(line)
