@@ -1,4 +1,4 @@
-"""``durably temporal worker|dev|check|replay|sync-schedules|encryption-key``."""
+"""``durably temporal worker|dev|check|replay|deployment|sync-schedules|encryption-key``."""
 
 import datetime as dt
 from datetime import timedelta
@@ -10,6 +10,7 @@ from .console import Console
 from .failures import CliError
 from .temporal_app import load_temporal, log_plain_lines, require_temporal
 from .temporal_check import check
+from .temporal_deployment import deployment
 from .temporal_replay import replay
 
 
@@ -20,6 +21,7 @@ def temporal() -> None:
 
 temporal.add_command(check)
 temporal.add_command(replay)
+temporal.add_command(deployment)
 
 
 @temporal.command("sync-schedules")

@@ -1,5 +1,4 @@
-"""``worker``, ``check``, ``replay`` and ``sync-schedules`` as commands of a framework's own command line
-that is made with click: Flask's.
+"""The commands of Durably for a framework's own command line, if that is made with click: Flask's.
 
 Knows no framework: what an activity needs around it, and how source is watched, is given.
 """
@@ -16,6 +15,7 @@ from durably.errors import Error
 from .check_command import declared_types, run_check
 from .connection import Temporal
 from .declarations import with_interceptor
+from .deployment_command import make_deployment_group
 from .inspection import DEFAULT_LIMIT
 from .replay.command import ReplayTarget, make_replay_command
 from .schedule_command import run_sync_schedules
@@ -76,6 +76,7 @@ def make_commands(
         """Make the server's schedules those that the app declares with add_schedule()."""
         run_sync_schedules(temporal, say=click.echo, app=app, prune=prune, dry_run=dry_run)
 
+    group.add_command(make_deployment_group(lambda: temporal))
     group.add_command(make_replay_command(lambda: ReplayTarget(temporal, temporal.workers)))
     return group
 

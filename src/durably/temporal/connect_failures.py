@@ -112,9 +112,9 @@ def explain_failure(text: str, message: str, settings: ConnectionSettings) -> Co
     for pattern, cause in _CAUSES:
         if re.search(pattern, text):
             shown = f" (it says: {_without_secrets(message, settings)})" if "code: " in pattern else ""
-            return ConnectFailure(cause + shown, is_refusal=True)
+            return ConnectFailure(with_own_names(cause, settings) + shown, is_refusal=True)
     if _AFTER_CONNECT in text and _BROKEN.search(text):
-        return ConnectFailure(f"the server ends the connection at once. {_guess(settings)}")
+        return ConnectFailure(f"the server ends the connection at once. {with_own_names(_guess(settings), settings)}")
     return ConnectFailure(_without_secrets(message, settings))
 
 

@@ -65,6 +65,8 @@ class Temporal:
     ``task_queue`` is the one on which workflows are started that name none. ``data_converter`` is the pydantic one
     when pydantic is installed; ``encryption`` is a codec added to it, which hides failures' texts too. Unless given, it
     is made of the settings' encryption keys, if there are any.
+    ``deployment_name``, ``build_id`` and ``versioning_behavior`` (``pinned``, ``auto-upgrade``) are the version of the
+    app's workers: see ``durably.temporal.versioning``.
     ``tracing`` makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
     ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` says how long calls are
     repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole, ``rpc_timeout`` each
@@ -89,6 +91,9 @@ class Temporal:
         rpc_metadata: Mapping[str, str] | None = None,
         data_converter: DataConverter | None = None,
         encryption: PayloadCodec | None = None,
+        deployment_name: str | None = None,
+        build_id: str | None = None,
+        versioning_behavior: str | None = None,
         interceptors: Sequence[Interceptor] = (),
         plugins: Sequence[Plugin] = (),
         identity: str | None = None,
@@ -114,6 +119,9 @@ class Temporal:
             "api_key": api_key,
             "tls": tls,
             "rpc_metadata": rpc_metadata,
+            "deployment_name": deployment_name,
+            "build_id": build_id,
+            "versioning_behavior": versioning_behavior,
         }
         self._profile = profile
         self._config_file = config_file

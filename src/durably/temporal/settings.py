@@ -28,6 +28,7 @@ FRAMEWORK_KEYS = frozenset(
         "ADDRESS",
         "API_KEY",
         "CONFIG_FILE",
+        "DEPLOYMENT_NAME",
         "ENCRYPTION_KEYS",
         "NAMESPACE",
         "PROFILE",
@@ -41,6 +42,8 @@ FRAMEWORK_KEYS = frozenset(
         "TLS_SERVER_CA_CERT_DATA",
         "TLS_SERVER_CA_CERT_PATH",
         "TLS_SERVER_NAME",
+        "VERSIONING_BEHAVIOR",
+        "WORKER_BUILD_ID",
     }
 )
 """The settings that a framework may give: ``TEMPORAL_ADDRESS`` in Flask, ``ADDRESS`` in Django's ``TEMPORAL``."""
@@ -52,14 +55,22 @@ _TAKEN = _OTHER_WORDS | {key.partition("_")[0] for key in FRAMEWORK_KEYS}
 """First words of other variables: those of a connection of such a name would be ambiguous."""
 _OF_A_SERVER = frozenset({"ADDRESS", "SERVER", "PROFILE", "CONFIG_FILE"})
 
-_NOT_OF_THE_SDK = ("CONFIG_FILE", "ENCRYPTION_KEYS", "PROFILE", "TASK_QUEUE")
+_OF_WORKERS = {
+    "deployment_name": "DEPLOYMENT_NAME",
+    "build_id": "WORKER_BUILD_ID",
+    "versioning_behavior": "VERSIONING_BEHAVIOR",
+}
+"""Fields of ``ConnectionSettings`` that are for worker versioning, and their settings."""
+
+_NOT_OF_THE_SDK = ("CONFIG_FILE", "ENCRYPTION_KEYS", "PROFILE", "TASK_QUEUE", *_OF_WORKERS.values())
 """Those that ``temporalio.envconfig`` does not read from variables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionSettings:
     """``address`` is ``host:port``; ``tls`` is ``None`` to use TLS when there is an API key, and not otherwise.
-    ``encryption_keys`` are what ``EncryptionKey.parse_all`` reads; there is no encryption where there are none."""
+    ``encryption_keys`` are what ``EncryptionKey.parse_all`` reads; there is no encryption where there are none.
+    ``deployment_name`` and ``build_id`` are the version of workers, see ``durably.temporal.versioning``."""
 
     address: str = DEFAULT_ADDRESS
     namespace: str = DEFAULT_NAMESPACE
@@ -69,6 +80,9 @@ class ConnectionSettings:
     rpc_metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     encryption_keys: str | Sequence[str] = field(default=(), repr=False)
     variable_prefix: str = "TEMPORAL_"
+    deployment_name: str | None = None
+    build_id: str | None = None
+    versioning_behavior: str | None = None
 
 
 def resolve(
@@ -96,6 +110,8 @@ def resolve(
     keys = environment.get("TEMPORAL_ENCRYPTION_KEYS") or framework.get("ENCRYPTION_KEYS", settings.encryption_keys)
     queue = environment.get("TEMPORAL_TASK_QUEUE") or framework.get("TASK_QUEUE")
     settings = replace(settings, task_queue=queue, encryption_keys=keys or (), variable_prefix=prefix_of(name))
+    versions = {field: environment.get(f"{PREFIX}{key}") or framework.get(key) for field, key in _OF_WORKERS.items()}
+    settings = replace(settings, **_given(versions))
     settings = _apply(settings, _load(given, "the framework's settings", disable_file=True))
     # The file's default profile is that of the connection without a name.
     needs_file = name is None or profile is not None or source is not None or "TEMPORAL_PROFILE" in environment
@@ -107,9 +123,18 @@ def resolve(
         disable_file=not needs_file and "TEMPORAL_CONFIG_FILE" not in environment,
     )
     settings = _apply(settings, own)
-    settings = replace(settings, **{name: value for name, value in arguments.items() if value is not None})
+    settings = replace(settings, **_given(arguments))
     _check(settings)
     return settings
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def with_own_names(text: str, settings: ConnectionSettings) -> str:
+    """The text of an error with the names of variables that this connection has, one of several perhaps."""
+    return text.replace(PREFIX, settings.variable_prefix)
 
 
 def prefix_of(name: str | None) -> str:
@@ -144,7 +169,7 @@ def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> Connecti
         return ConnectionSettings()
     if not with_server:
         return ConnectionSettings(encryption_keys=other.encryption_keys)
-    return replace(other, namespace=DEFAULT_NAMESPACE, task_queue=None)
+    return replace(other, namespace=DEFAULT_NAMESPACE, task_queue=None, deployment_name=None, build_id=None, versioning_behavior=None)
 
 
 def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
@@ -193,7 +218,10 @@ def _path(config_file: str | Path | None) -> Path | None:
 def _check(settings: ConnectionSettings) -> None:
     check_address(settings.address, "the address of the Temporal server")
     if isinstance(settings.tls, TLSConfig):
-        _check_tls(settings.tls)
+        try:
+            _check_tls(settings.tls)
+        except TemporalSettingsError as error:
+            raise TemporalSettingsError(with_own_names(error.message, settings)) from None
 
 
 _PEM_PARTS = (

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from .check_command import declared_types, keep_metric
 from .health import HealthServer
+from .versioning import describe_version
 from .workers import Workers, describe
 
 LAST_MOMENT = timedelta(seconds=5)
@@ -67,6 +68,8 @@ async def _tell(workers: Workers, say: Say, metrics: str | None) -> None:
     await workers.started()
     if metrics is not None:
         say(f"metrics at http://{metrics}/metrics")
+    if workers.version is not None:
+        say(f"version {describe_version(workers.version)}")
     for declaration in workers.declarations:
         say(f"working on {describe(declaration)}")
 

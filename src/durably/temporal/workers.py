@@ -20,6 +20,7 @@ from .connection import Temporal
 from .declarations import WorkerDeclaration, by_task_queue
 from .errors import TemporalUnreachableError, TemporalWorkerError
 from .sandbox import explain, make_runner
+from .versioning import explain_versioning, worker_version
 from .worker_log import LogInterceptor
 
 DEFAULT_GRACE = timedelta(seconds=30)
@@ -34,7 +35,8 @@ class Workers:
     """The workers that a ``Temporal`` declares, one for each task queue.
 
     ``grace`` is how long activities that run when the workers are stopped may take to end; then they are cancelled.
-    ``client`` is used instead of connecting, by tests. Raises ``TemporalWorkerError`` for what can be seen before.
+    ``client`` is used instead of connecting, by tests. Unless ``versioned``, the settings of worker versioning do not
+    count. Raises ``TemporalWorkerError`` for what can be seen before.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Workers:
         task_queues: Sequence[str] = (),
         grace: timedelta = DEFAULT_GRACE,
         client: Client | None = None,
+        versioned: bool = True,
     ) -> None:
         self.temporal = temporal
         self.grace = grace
         self._client = client
         declared = temporal.workers if declarations is None else declarations
         self.declarations = _choose(by_task_queue(declared, temporal.settings.task_queue), task_queues)
+        self.version = worker_version(temporal.settings) if versioned else None
         self._running: list[Worker] = []
         self._executors: list[ThreadPoolExecutor] = []
         self._started = asyncio.Event()
@@ -111,6 +115,8 @@ class Workers:
         options["interceptors"] = [LogInterceptor(), *options.get("interceptors", ())]
         if "activity_executor" not in options:
             options["activity_executor"] = self._make_executor(declaration)
+        if self.version is not None:
+            options.setdefault("deployment_config", self.version)
         queue = _queue(declaration)
         try:
             return Worker(
@@ -121,7 +127,7 @@ class Workers:
                 **options,
             )
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = explain(error, declaration) or _reason(error)
+            reason = explain(error, declaration) or explain_versioning(error) or _reason(error)
             raise TemporalWorkerError(f'no worker for the task queue "{queue}": {reason}') from error
 
     def _make_executor(self, declaration: WorkerDeclaration) -> ThreadPoolExecutor:

@@ -114,7 +114,7 @@ class TemporalServer:
         declared = temporal.workers if declarations is None else declarations
         replaced = mock_activities(declared, mocks or {})
         with self.connected(temporal) as client:
-            workers = Workers(temporal, replaced, client=client, grace=_GRACE)
+            workers = Workers(temporal, replaced, client=client, grace=_GRACE, versioned=False)
             running = get_portal().submit(workers.run())
             try:
                 get_portal().run(_until_started(workers, asyncio.wrap_future(running, loop=get_portal().loop)))

@@ -1,0 +1,30 @@
+"""``durably temporal deployment``."""
+
+from typing import TYPE_CHECKING
+
+from .failures import CliError
+from .temporal_app import load_temporal
+from .temporal_forwarding import forwarded
+
+if TYPE_CHECKING:
+    import click
+
+    from durably.temporal import Temporal
+
+
+def _make() -> "click.Command":
+    from durably.temporal.deployment_command import make_deployment_group
+
+    return make_deployment_group(_load, target="MODULE:TEMPORAL")
+
+
+def _load(target: str) -> "Temporal":
+    from durably.temporal.command_line import CouldNotRunError
+
+    try:
+        return load_temporal(target)
+    except CliError as error:
+        raise CouldNotRunError(error.message) from error
+
+
+deployment = forwarded("deployment", _make, "Show and set the current version of workers.")

@@ -1,0 +1,14 @@
+"""``manage.py temporal_deployment``."""
+
+import click
+
+from durably.temporal.deployment_command import make_deployment_group
+from durably.temporal.django.click_command import ClickCommand
+from durably.temporal.django.conf import get_temporal
+
+
+class Command(ClickCommand):
+    help = "Shows and sets the current version of workers; see --help."
+
+    def make(self) -> click.Command:
+        return make_deployment_group(get_temporal)
