@@ -181,6 +181,15 @@ def test_settings_of_a_version() -> None:
     assert worker_version(Temporal("x:1").settings) is None
 
 
+def test_one_of_several_connections_has_variables_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", "shop")
+    monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "1")
+    assert worker_version(Temporal(name="billing").settings) is None
+    monkeypatch.setenv("TEMPORAL_BILLING_WORKER_BUILD_ID", "2")
+    with pytest.raises(TemporalSettingsError, match="TEMPORAL_BILLING_DEPLOYMENT_NAME is not"):
+        worker_version(Temporal(name="billing").settings)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

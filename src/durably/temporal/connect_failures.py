@@ -11,7 +11,7 @@ from temporalio.service import RPCError, TLSConfig
 
 from .compat import connect_failure
 from .errors import TemporalCredentialsError, TemporalUnreachableError
-from .settings import PREFIX, ConnectionSettings
+from .settings import ConnectionSettings, with_own_names
 
 CLIENT_CERT = "TEMPORAL_TLS_CLIENT_CERT_PATH or …_CERT_DATA, or TLSConfig(client_cert=…)"
 CLIENT_KEY = "TEMPORAL_TLS_CLIENT_KEY_PATH or …_KEY_DATA, or TLSConfig(client_private_key=…)"
@@ -35,7 +35,7 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
     found = explain_failure(str(error), said, settings)
     if not found.is_refusal:
         return unreachable(settings, found.reason)
-    reason = _with_own_variables(found.reason, settings)
+    reason = with_own_names(found.reason, settings)
     return TemporalCredentialsError(
         f"no connection to the Temporal server at {settings.address}: {reason}", settings.address
     )
@@ -43,16 +43,11 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
 
 def unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachableError:
     return TemporalUnreachableError(
-        f"the Temporal server at {settings.address} cannot be reached: {_with_own_variables(reason, settings)}. Is it "
+        f"the Temporal server at {settings.address} cannot be reached: {with_own_names(reason, settings)}. Is it "
         f"running, and is the address right ({settings.variable_prefix}ADDRESS)? For development, `temporal server "
         "start-dev` starts one.",
         settings.address,
     )
-
-
-def _with_own_variables(reason: str, settings: ConnectionSettings) -> str:
-    """The variables of one of several connections have its name."""
-    return reason.replace(PREFIX, settings.variable_prefix)
 
 
 def cause_to_show(settings: ConnectionSettings, error: Exception) -> Exception | None:
@@ -112,9 +107,9 @@ def explain_failure(text: str, message: str, settings: ConnectionSettings) -> Co
     for pattern, cause in _CAUSES:
         if re.search(pattern, text):
             shown = f" (it says: {_without_secrets(message, settings)})" if "code: " in pattern else ""
-            return ConnectFailure(with_own_names(cause, settings) + shown, is_refusal=True)
+            return ConnectFailure(cause + shown, is_refusal=True)
     if _AFTER_CONNECT in text and _BROKEN.search(text):
-        return ConnectFailure(f"the server ends the connection at once. {with_own_names(_guess(settings), settings)}")
+        return ConnectFailure(f"the server ends the connection at once. {_guess(settings)}")
     return ConnectFailure(_without_secrets(message, settings))
 
 

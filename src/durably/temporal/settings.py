@@ -110,7 +110,9 @@ def resolve(
     keys = environment.get("TEMPORAL_ENCRYPTION_KEYS") or framework.get("ENCRYPTION_KEYS", settings.encryption_keys)
     queue = environment.get("TEMPORAL_TASK_QUEUE") or framework.get("TASK_QUEUE")
     settings = replace(settings, task_queue=queue, encryption_keys=keys or (), variable_prefix=prefix_of(name))
-    versions = {field: environment.get(f"{PREFIX}{key}") or framework.get(key) for field, key in _OF_WORKERS.items()}
+    versions = {
+        field: environment.get(f"{PREFIX}{key}") or framework.get(key) or None for field, key in _OF_WORKERS.items()
+    }
     settings = replace(settings, **_given(versions))
     settings = _apply(settings, _load(given, "the framework's settings", disable_file=True))
     # The file's default profile is that of the connection without a name.
@@ -169,7 +171,14 @@ def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> Connecti
         return ConnectionSettings()
     if not with_server:
         return ConnectionSettings(encryption_keys=other.encryption_keys)
-    return replace(other, namespace=DEFAULT_NAMESPACE, task_queue=None, deployment_name=None, build_id=None, versioning_behavior=None)
+    return replace(
+        other,
+        namespace=DEFAULT_NAMESPACE,
+        task_queue=None,
+        deployment_name=None,
+        build_id=None,
+        versioning_behavior=None,
+    )
 
 
 def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
