@@ -189,6 +189,32 @@ def test_a_check_before_deployment_warns_of_an_open_connection(fresh_site: Djang
     assert "W001" not in done.stderr
 
 
+GATEWAY = """
+from temporal_app.workflows import UserSignupWorkflow
+from temporalio.common import SearchAttributeKey
+
+from durably.temporal.django import temporal, urls
+from durably.temporal.gateway import Gateway, expose
+
+exposed = expose(UserSignupWorkflow, search_attributes={SearchAttributeKey.for_keyword("Unknown"): lambda id: "x"})
+urlpatterns += [path("api/", urls(Gateway(temporal, [exposed], allow_anonymous=True)))]
+"""
+
+
+def test_a_check_before_deployment_names_search_attributes_that_are_not_registered(fresh_site: DjangoSite) -> None:
+    check = ("check", "--deploy", "--tag", "temporal")
+    path = fresh_site.directory / "project" / "urls.py"
+    path.write_text(path.read_text() + GATEWAY)
+    done = fresh_site.run(*check)
+    assert done.returncode == 1
+    assert "(durably_temporal.E005) expose(UserSignupWorkflow) sets the search attribute Unknown" in done.stderr
+    assert "search-attribute create --namespace default --name Unknown --type Keyword" in done.stderr
+    away = fresh_site.run(*check, TEST_TEMPORAL_SERVER="127.0.0.1:1")
+    assert away.returncode == 0
+    assert "(durably_temporal.W002) It is not known whether the search attributes Unknown are registered" in away.stderr
+    assert "Traceback" not in done.stderr + away.stderr
+
+
 def test_a_worker_that_cannot_run_says_so(fresh_site: DjangoSite) -> None:
     done = fresh_site.run("run_temporal_worker", "--task-queue", "none")
     assert done.returncode == 1

@@ -21,7 +21,7 @@ from typing import Any, Unpack
 import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio import workflow
 from temporalio.client import Client, Interceptor, Plugin, SchedulePolicy, ScheduleSpec
-from temporalio.common import MetricMeter
+from temporalio.common import MetricMeter, SearchAttributeKey
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
@@ -36,6 +36,7 @@ from .lifespan import Lifespan
 from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
 from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
+from .search_attributes import DeclaredAttribute, log_faults
 from .settings import ConnectionSettings, check_address, prefix_of, resolve
 from .sync import SyncClient
 from .tracing import tracing_interceptor
@@ -139,6 +140,7 @@ class Temporal:
         self._own_runtime = runtime
         self.workers: list[WorkerDeclaration] = []
         self.schedules: list[ScheduleDeclaration] = []
+        self.search_attributes: list[DeclaredAttribute] = []
         self.web_worker: Lifespan | None = None
         self._override: Client | None = None
         self._start_anew()
@@ -221,6 +223,21 @@ class Temporal:
                 options=dict(options),
             )
         )
+
+    def add_search_attributes(
+        self, *keys: SearchAttributeKey[Any], where: str = "Temporal.add_search_attributes()"
+    ) -> None:
+        """Declare search attributes that the app sets. Gateways add those that exposures declare by key.
+
+        When the process connects, those that the namespace does not know are logged as errors, with the command that
+        registers them and ``where``, the code that sets them. At once if the process is connected already.
+        """
+        if workflow.unsafe.in_sandbox() or not keys:
+            return
+        added = [DeclaredAttribute(key, where) for key in keys]
+        self.search_attributes += added
+        if self._client is not None:
+            self._check_attributes(self._client, added)
 
     def serve_metrics(self, address: str, *, processes: int = 1) -> None:
         """Serve the process's metrics to Prometheus at ``http://{address}/metrics``; ``address`` is ``host:port``.
@@ -306,10 +323,16 @@ class Temporal:
         try:
             client = await self.connect()
             self._client = client
+            self._check_attributes(client, self.search_attributes)
             return client
         finally:
             with self._lock:
                 self._connecting = None
+
+    def _check_attributes(self, client: Client, declared: Sequence[DeclaredAttribute]) -> None:
+        """In the background: no request waits for it."""
+        if declared:
+            get_portal().submit(log_faults(client, tuple(declared), DEFAULT_RPC_TIMEOUT))
 
     async def connect(
         self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[Interceptor] | None = None

@@ -4,16 +4,19 @@ The library registers its own where it may. Where it may not, as in Temporal Clo
 """
 
 import asyncio
+import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
 from .errors import SearchAttributeError
@@ -27,6 +30,8 @@ _PATIENCE = timedelta(seconds=15)
 
 _PAUSE = 0.1
 """Seconds between two questions whether the server knows an attribute by now."""
+
+_logger = logging.getLogger("durably.temporal")
 
 _known: weakref.WeakKeyDictionary[Client, set[str]] = weakref.WeakKeyDictionary()
 """Attributes that the server has accepted once: a client is one namespace in one process."""
@@ -57,10 +62,7 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
     client register attributes; ``RPCError`` if the server is away.
     """
     try:
-        listed = await client.operator_service.list_search_attributes(
-            ListSearchAttributesRequest(namespace=client.namespace), timeout=rpc_timeout
-        )
-        known = {**listed.system_attributes, **listed.custom_attributes}
+        known = await _list(client, rpc_timeout)
         for name, indexed in attributes.items():
             if known.get(name, indexed) != indexed:
                 raise SearchAttributeError(
@@ -82,6 +84,62 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
             f"the server does not let this app do it ({error.status.name}): {steps}"
         ) from error
     return sorted(missing)
+
+
+@dataclass(frozen=True)
+class DeclaredAttribute:
+    """A search attribute that the app sets. ``where`` is the code that does, such as ``expose(OrderWorkflow)``."""
+
+    key: SearchAttributeKey[Any]
+    where: str
+
+
+async def find_faults(client: Client, declared: Iterable[DeclaredAttribute], rpc_timeout: timedelta) -> list[str]:
+    """Why the server refuses workflows with these attributes: a text for each one that it does not know as declared.
+
+    Raises ``RPCError`` if the server is away, or does not list search attributes for this client.
+    """
+    known = await _list(client, rpc_timeout)
+    faults = []
+    for each in dict.fromkeys(declared):
+        name, wanted = each.key.name, _indexed(each.key)
+        if name not in known:
+            faults.append(
+                f"{each.where} sets the search attribute {name}, which is not registered in the namespace "
+                f"{client.namespace}, so that its workflows cannot be started: {commands(client, name, wanted)}"
+            )
+        elif known[name] != wanted:
+            faults.append(
+                f"{each.where} sets the search attribute {name} as {type_name(wanted)}, and the namespace "
+                f"{client.namespace} has it as {type_name(known[name])}: give it another name, or its type"
+            )
+    return faults
+
+
+async def log_faults(client: Client, declared: Sequence[DeclaredAttribute], rpc_timeout: timedelta) -> None:
+    """Log each fault as an error, once a process has connected."""
+    try:
+        faults = await find_faults(client, declared, rpc_timeout)
+    except RPCError as error:
+        names = ", ".join(each.key.name for each in declared)
+        _logger.warning(
+            "It is not known whether the search attributes %s are registered: the server does not list them (%s)",
+            *(names, error.status.name),
+        )
+        return
+    for fault in faults:
+        _logger.error("%s", fault)
+
+
+async def _list(client: Client, rpc_timeout: timedelta) -> dict[str, IndexedType]:
+    listed = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace), timeout=rpc_timeout
+    )
+    return {**listed.system_attributes, **listed.custom_attributes}
+
+
+def _indexed(key: SearchAttributeKey[Any]) -> IndexedType:
+    return IndexedValueType.Value(f"INDEXED_VALUE_TYPE_{key.indexed_value_type.name}")
 
 
 async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> None:

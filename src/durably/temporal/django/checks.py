@@ -1,23 +1,32 @@
 """System checks: ``manage.py check`` says what would keep the worker from running, and so does the worker's start."""
 
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
+from django.conf import settings
 from django.core import checks
 from django.db.models import Model
+from django.urls import get_resolver
+from temporalio.service import RPCError
 
 from durably.errors import Error
 from durably.temporal.connection import Temporal
 from durably.temporal.declarations import by_task_queue
+from durably.temporal.errors import TemporalUnreachableError
+from durably.temporal.search_attributes import find_faults
 
 from .conf import DEFAULT_CONNECTION, connections
 from .discovery import connection_of, discover, project_modules, workflows_of
+
+_PATIENCE = timedelta(seconds=5)
 
 
 def register() -> None:
     checks.register(check_settings, "temporal")
     checks.register(check_workers, "temporal")
     checks.register(check_transport, "temporal", deploy=True)
+    checks.register(check_search_attributes, "temporal", deploy=True)
 
 
 def check_settings(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
@@ -117,3 +126,29 @@ def _is_open(temporal: Temporal) -> bool:
     settings = temporal.settings
     host = settings.address.rpartition(":")[0]
     return not (settings.tls or settings.api_key or host in ("localhost", "127.0.0.1", "[::1]"))
+
+
+def check_search_attributes(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
+    """With ``check --deploy``. ``E005``: a server does not know a search attribute; ``W002``: it does not tell."""
+    if check_settings(app_configs):
+        return []
+    if hasattr(settings, "ROOT_URLCONF"):
+        get_resolver().url_patterns  # noqa: B018  Gateways declare their attributes when the URLs are imported.
+    return [message for name in connections for message in _check_attributes(connections[name])]
+
+
+def _check_attributes(temporal: Temporal) -> list[checks.CheckMessage]:
+    if not temporal.search_attributes:
+        return []
+    try:
+        faults = temporal.sync.run(lambda client: find_faults(client, temporal.search_attributes, _PATIENCE))
+    except (TemporalUnreachableError, RPCError) as error:
+        names = ", ".join(each.key.name for each in temporal.search_attributes)
+        return [
+            checks.Warning(
+                f"It is not known whether the search attributes {names} are registered: {error}",
+                hint="Run the check where the Temporal server can be reached.",
+                id="durably_temporal.W002",
+            )
+        ]
+    return [checks.Error(fault, id="durably_temporal.E005") for fault in faults]

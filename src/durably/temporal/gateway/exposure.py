@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from temporalio.common import (
     Priority,
     RetryPolicy,
-    TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
@@ -19,6 +18,7 @@ from temporalio.common import (
 from durably.temporal.compat import HandlerKind, handler_name
 from durably.temporal.errors import TemporalSettingsError
 
+from .attributes import Given, Make, declare_attributes
 from .definitions import Handler, WorkflowDefinition, define
 from .inputs import Arguments, IdTemplate, id_function, input_function, model_with_start
 from .ownership import Ownership, declare_ownership
@@ -98,7 +98,7 @@ class Exposure:
     updates: Mapping[str, HandlerExposure]
     task_queue: str | None
     start_options: Mapping[str, Any] = field(default_factory=dict)
-    search_attributes: Callable[[Any, Any], TypedSearchAttributes] | None = None
+    search_attributes: Make | None = None
     memo: Callable[[Any, Any], Mapping[str, Any]] | None = None
     ownership: Ownership | None = None
 
@@ -127,7 +127,7 @@ def expose(
     task_timeout: timedelta | None = None,
     retry_policy: RetryPolicy | None = None,
     priority: Priority | None = None,
-    search_attributes: Callable[..., TypedSearchAttributes] | None = None,
+    search_attributes: Given | None = None,
     memo: Callable[..., Mapping[str, Any]] | None = None,
 ) -> Exposure:
     """Open a workflow to the gateway's clients.
@@ -140,8 +140,9 @@ def expose(
     (the default with ``owner``), ``FOR_OPERATORS``, or any set. ``owner`` is a function of the principal that gives
     the owner of what it starts: a text, or ``None`` for nobody (401). Others than the owner get 404; a principal for
     which ``staff`` returns ``True`` reaches everything.
-    ``search_attributes`` and ``memo`` are functions of the validated input, or of that and the principal. The rest is
-    what
+    ``search_attributes`` are functions by ``SearchAttributeKey``, or one that makes them all; the former are looked for
+    in the namespace when the process connects, and the log says what is not registered. They and ``memo`` are
+    functions of the validated input, or of that and the principal. The rest is what
     ``temporalio.client.Client.start_workflow`` takes.
 
     Raises ``TemporalSettingsError``.
@@ -175,7 +176,7 @@ def expose(
         updates=_chosen(definition, "update", definition.updates, updates),
         task_queue=task_queue,
         start_options=options,
-        search_attributes=search_attributes and input_function(search_attributes, "search_attributes="),
+        search_attributes=declare_attributes(search_attributes, definition.name),
         memo=memo and input_function(memo, "memo="),
         ownership=ownership,
     )

@@ -26,6 +26,7 @@ from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
 from . import acting, events, history, reading, results, starting
+from .attributes import declared_keys
 from .authorization import Action, ActionSubject, Authorize, Unauthenticated, check_policy, check_verdict
 from .call import Call, Limits
 from .exposure import Exposure, Operation
@@ -100,6 +101,9 @@ class Gateway:
         check_policy(authorize, allow_anonymous, self.exposures)
         if len(self.exposures) < len(exposures):
             raise TemporalSettingsError("two exposures have the same name: give one of them name=")
+        for exposure in exposures:
+            keys = declared_keys(exposure.search_attributes)
+            temporal.add_search_attributes(*keys, where=f"expose({exposure.definition.name})")
         self.allow_anonymous = allow_anonymous
         self.limits = limits or Limits()
         self._authorize = authorize
