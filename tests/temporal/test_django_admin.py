@@ -1,5 +1,6 @@
 """The admin's pages of workflows, on a real site with a real server: filters, permissions, what is done."""
 
+import html
 import re
 import socket
 import time
@@ -28,6 +29,9 @@ watcher.user_permissions.add(Permission.objects.get(codename="view_workflow"))
 signaller = User.objects.create_user("signaller", password="secret", is_staff=True)
 for codename in ("view_workflow", "signal_workflow"):
     signaller.user_permissions.add(Permission.objects.get(codename=codename))
+viewer = User.objects.create_user("viewer", password="secret", is_staff=True)
+for codename in ("view_workflow", "view_payloads"):
+    viewer.user_permissions.add(Permission.objects.get(codename=codename))
 User.objects.create_user("stranger", password="secret", is_staff=True)
 result = None
 """
@@ -83,12 +87,25 @@ class Browser:
         """Fill in and send the form of an action on a workflow's page."""
         forms = re.findall(r'<form method="post" action="([^"]*)">(.*?)</form>', page.text, re.S)
         [(url, form)] = [(url, form) for url, form in forms if url.endswith(f"/{action}/")]
-        hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form))
-        return self.client.post(url, data={**hidden, **fields})
+        return self.client.post(url, data={**_hidden(form), **fields})
+
+    def ask_to_terminate(self, page: httpx.Response) -> httpx.Response:
+        """Follow the link on a workflow's page."""
+        [url] = re.findall(r'href="([^"]*/terminate/[^"]*)"', page.text)
+        return self.client.get(html.unescape(url))
+
+    def confirm(self, page: httpx.Response, **fields: str) -> httpx.Response:
+        """Send the form of a page that asks."""
+        [form] = re.findall(r'<form method="post">(.*?)</form>', page.text, re.S)
+        return self.client.post(page.url, data={**_hidden(form), **fields})
 
 
-def _token(html: str) -> dict[str, str]:
-    found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', html)
+def _hidden(form: str) -> dict[str, str]:
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form))
+
+
+def _token(text: str) -> dict[str, str]:
+    found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', text)
     assert found is not None
     return {"csrfmiddlewaretoken": found[1]}
 
@@ -156,11 +173,85 @@ def test_pages_of_the_list(root: Browser, site: DjangoSite, temporal: Temporal) 
         handle.terminate()
 
 
-@pytest.mark.parametrize("filters", [{"query": "x = (y"}, {"query": "x ="}, {"page": "x"}])
-def test_what_the_server_cannot_answer_is_a_page_of_the_admin(root: Browser, filters: dict[str, str]) -> None:
-    page = root.get(LIST, **filters)
+@pytest.mark.parametrize("query", ["x = (y", "x =", "Nothing = 'of this name'", "WorkflowId = '<b>\\'"])
+def test_a_bad_query_is_said_beside_its_field_and_the_form_is_kept(root: Browser, query: str) -> None:
+    page = root.get(LIST, query=query, id="my-id", status="running")
     assert page.status_code == 400
-    assert 'class="errornote"' in page.text
+    [field] = re.findall(r'<div class="field errors">(.*?)</div>', page.text, re.S)
+    assert f'name="query" value="{html.escape(query)}"' in field
+    assert re.search(r'<p class="errorlist">\S', field)
+    assert 'name="id" value="my-id"' in page.text
+    assert '<input type="hidden" name="status" value="running">' in page.text
+
+
+def test_a_page_token_that_is_none_is_a_page_of_the_admin(root: Browser) -> None:
+    page = root.get(LIST, page="x", query="WorkflowId = 'x'")
+    assert (page.status_code, 'class="errornote"' in page.text) == (400, True)
+
+
+def links_of(page: httpx.Response) -> dict[str, str]:
+    """Where the page of a workflow leads, by relation."""
+    found = re.findall(r'<tr><th scope="row">([^<]+)</th><td><a href="([^"]*)">', page.text)
+    return {relation: html.unescape(url) for relation, url in found}
+
+
+def test_links_to_previous_next_and_first_run_and_to_temporals_ui(
+    root: Browser, site: DjangoSite, temporal: Temporal
+) -> None:
+    id = f"count/down {uuid.uuid4().hex}"
+    handle = temporal.sync.start_workflow("CountdownWorkflow", args=[2, "x"], id=id, task_queue=site.task_queue)
+    handle.result(timeout=PATIENCE)
+    last = page_of(root, handle)
+    links = links_of(last)
+    assert set(links) == {"Previous run", "First run", "Temporal's UI"}
+    assert f"/namespaces/default/workflows/count%2Fdown%20{id.split()[1]}/" in last.text
+    middle = root.get(links["Previous run"])
+    assert {"Previous run", "First run", "Next run"} <= set(links_of(middle))
+    first = root.get(links_of(middle)["Previous run"])
+    assert f"<td>{handle.result_run_id}</td>" in first.text
+    assert {"Previous run", "First run"} & set(links_of(first)) == set()
+    assert root.get(links_of(first)["Next run"]).url == middle.url
+
+
+def test_links_to_parent_and_children(root: Browser, site: DjangoSite, temporal: Temporal) -> None:
+    id = f"parent-{uuid.uuid4().hex}"
+    handle = temporal.sync.start_workflow("ParentWorkflow", id=id, task_queue=site.task_queue)
+    end = time.monotonic() + 30
+    while "Running child" not in (links := links_of(page := page_of(root, handle))):
+        assert time.monotonic() < end, page.text
+    child = root.get(links["Running child"])
+    assert f"<td>{id}-child</td>" in child.text
+    assert root.get(links_of(child)["Parent"]).url.path == page.url.path
+    temporal.sync.get_workflow_handle(f"{id}-child").signal("greet", "hello")
+    handle.result(timeout=PATIENCE)
+    history = page_of(root, handle).text
+    assert re.search(rf"<td>child_workflow_execution_started</td>.*?>{id}-child</a>", history, re.S)
+
+
+def test_inputs_and_results_are_for_people_with_the_permission(
+    origin: str, root: Browser, site: DjangoSite, temporal: Temporal
+) -> None:
+    note = "<script>" + "x" * 20_000
+
+    def count_down(note: str) -> Handle:
+        id = uuid.uuid4().hex
+        handle = temporal.sync.start_workflow("CountdownWorkflow", args=[0, note], id=id, task_queue=site.task_queue)
+        handle.result(timeout=PATIENCE)
+        return handle
+
+    handle, large = count_down(note), count_down("y" * 300_000)
+    page = page_of(root, handle).text
+    assert re.search(
+        r'<h2>Input</h2>.*<pre class="payload">0</pre>.*<pre class="payload">&quot;&lt;script&gt;xxx', page, re.S
+    )
+    assert re.search(r'<h2>Result</h2>.*<pre class="payload">&quot;&lt;script&gt;xxx', page, re.S)
+    assert "the first 10,000 of 20,010 characters" in page
+    assert "x" * 10_001 not in page
+    assert "bytes: too large to show" in page_of(root, large).text
+    watcher = page_of(Browser(origin, "watcher"), handle)
+    assert (watcher.status_code, "xxx" in watcher.text, "<h2>Input" in watcher.text) == (200, False, False)
+    viewer = page_of(Browser(origin, "viewer"), handle).text
+    assert ("xxx" in viewer, "/terminate/" in viewer) == (True, False)
 
 
 def test_a_workflow_with_its_pending_activities_and_its_history(
@@ -173,7 +264,7 @@ def test_a_workflow_with_its_pending_activities_and_its_history(
     assert re.search(r'<table id="pending">.*<td>absent</td>.*NotFoundError: Activity function absent', page.text, re.S)
     assert re.search(r'<table id="history">.*<td>activity_task_scheduled</td><td>absent</td>', page.text, re.S)
     handle.terminate()
-    assert "Terminate the workflow" not in page_of(root, handle).text
+    assert "Terminate…" not in page_of(root, handle).text
 
 
 def test_it_is_signalled_cancelled_and_terminated(root: Browser, site: DjangoSite, temporal: Temporal) -> None:
@@ -192,7 +283,14 @@ def test_it_is_signalled_cancelled_and_terminated(root: Browser, site: DjangoSit
     assert "not needed (by root in the admin)" in handle.fetch_history().to_json()
 
     handle = wait(temporal, site)
-    root.submit(page_of(root, handle), "terminate")
+    asking = root.ask_to_terminate(page_of(root, handle))
+    assert f"<li>Workflow: {handle.id}</li>" in asking.text
+    assert handle.describe().status is WorkflowExecutionStatus.RUNNING
+    assert "No, take me back" in asking.text
+    assert root.client.post(asking.url, data={}).status_code == 403  # No CSRF token.
+    assert handle.describe().status is WorkflowExecutionStatus.RUNNING
+    root.confirm(asking, reason="hopeless")
+    assert "hopeless (by root in the admin)" in handle.fetch_history().to_json()
     assert handle.describe().status is WorkflowExecutionStatus.TERMINATED
     log = site.query("select change_message from django_admin_log where object_id = " + repr(handle.id))
     assert log == [(f"Asked to terminate, run {handle.result_run_id}.",)]
@@ -222,7 +320,7 @@ def test_permissions(origin: str, site: DjangoSite, temporal: Temporal, root: Br
 
     def seen(browser: Browser) -> list[str]:
         text = page_of(browser, handle).text
-        return [action for action in actions if f'/{action}/"' in text]
+        return [action for action in actions if re.search(f'/{action}/[?"]', text)]
 
     def statuses(browser: Browser) -> list[int]:
         token = _token(browser.get("/admin/password_change/").text)
@@ -233,6 +331,7 @@ def test_permissions(origin: str, site: DjangoSite, temporal: Temporal, root: Br
     assert (seen(root), seen(watcher), seen(signaller)) == (list(actions), [], ["signal"])
     assert statuses(watcher) == [403, 403, 403]
     assert statuses(signaller) == [200, 403, 403]
+    assert [each.get(f"{LIST}{handle.id}/terminate/").status_code for each in (root, watcher)] == [200, 403]
     assert statuses(stranger) == [403, 403, 403]
     assert (stranger.get(LIST).status_code, page_of(stranger, handle).status_code) == (403, 403)
     assert "login" in str(httpx.get(origin + LIST, follow_redirects=True).url)

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from temporalio.client import WorkflowExecutionStatus
 
 from durably.temporal import Temporal
 
@@ -78,6 +79,78 @@ result = [
     assert "running workflows" in checked
     there_is_none = "there is no connection 'bills' to Temporal: settings.TEMPORAL_CONNECTIONS has default, billing"
     assert unknown == [f"2: {there_is_none}", f"1: {there_is_none}"]
+
+
+def test_the_admin_shows_the_workflows_of_the_connection_that_is_chosen(
+    site: DjangoSite, temporal: Temporal, billing: Temporal
+) -> None:
+    site.shell("from django.contrib.auth.models import User\nresult = User.objects.create_superuser('root').pk")
+    id = f"invoice-{uuid.uuid4().hex}"
+    handle = billing.sync.start_workflow("InvoiceWorkflow", "ada", id=id, task_queue="nobody")
+    code = f"""
+import html, re, time
+from django.contrib.auth.models import User
+from django.test import Client
+
+client = Client()
+client.force_login(User.objects.get(username="root"))
+path = "/admin/durably_temporal/workflow/"
+
+def get(url, **query):
+    return client.get(url, query or None)
+
+def found_in(page, pattern):
+    return html.unescape(re.search(pattern, page.content.decode())[1])
+
+end = time.monotonic() + 30
+while "change/" not in get(path, connection="billing", id="{id}").content.decode():
+    assert time.monotonic() < end
+chosen = get(path, connection="billing", id="{id}")
+page = get(found_in(chosen, r'href="([^"]*/change/[^"]*)"'))
+asking = get(found_in(page, r'href="([^"]*/terminate/[^"]*)"'))
+run = found_in(asking, r'name="run" value="([^"]*)"')
+fields = {{"run": run, "connection": "billing", "reason": "a test"}}
+done = client.post(asking.request["PATH_INFO"], fields, follow=True)
+result = [
+    found_in(chosen, r'class="selected"><a href="([^"]*)">'),
+    found_in(page, r'<a href="(http[^"]*)">http'),
+    "terminated" in done.content.decode(),
+    get(path, id="{id}").content.decode().count("change/?"),
+    get(path, connection="bills").status_code,
+    client.post(path + "x/cancel/", {{"connection": "bills"}}).status_code,
+]
+"""
+    chosen, ui, is_terminated, of_default, *unknown = site.shell(code)
+    assert chosen == "?connection=billing"
+    assert ui.startswith(f"http://localhost:8233/namespaces/billing/workflows/{id}/")
+    assert (is_terminated, of_default, unknown) == (True, 0, [404, 404])
+    assert handle.describe().status is WorkflowExecutionStatus.TERMINATED
+    [log] = site.query(f"select change_message from django_admin_log where object_id = '{id}'")
+    assert log[0].endswith(", connection billing.")
+
+
+def test_the_address_of_temporals_ui(site: DjangoSite) -> None:
+    code = """
+from durably.temporal.django.workflow_runs import run_in_ui
+
+def where(given):
+    connections._made.clear()
+    with override_settings(TEMPORAL_CONNECTIONS={"billing": {"TASK_QUEUE": "q", "NAMESPACE": "b", **given}}):
+        return run_in_ui(connections["billing"], "billing", "a/b?", "r")
+
+result = [
+    where({}),
+    where({"SERVER": "acct.tmprl.cloud:7233"}),
+    where({"SERVER": "temporal.example.com:7233"}),
+    where({"UI_URL": "https://ui.example.com/t/"}),
+    check(checks.check_settings, {"billing": {"UI_URL": "javascript:alert(1)"}}),
+]
+"""
+    *urls, wrong = site.shell(CHECK + code)
+    path = "/namespaces/b/workflows/a%2Fb%3F/r/history"
+    development, cloud, own = "http://localhost:8233", "https://cloud.temporal.io", "https://ui.example.com/t"
+    assert urls == [f"{development}{path}", f"{cloud}{path}", None, f"{own}{path}"]
+    assert "UI_URL for Temporal begins with http:// or https://" in wrong[0]
 
 
 def test_connections_are_found_by_name(site: DjangoSite, server: DevServer) -> None:

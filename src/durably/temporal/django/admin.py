@@ -1,7 +1,8 @@
 """The admin's pages of Temporal: workflows by filters; one of them, to watch, cancel, terminate and signal.
 
-Who may do what are permissions of Django's: ``durably_temporal.view_workflow``, ``cancel_workflow``,
-``terminate_workflow`` and ``signal_workflow``. What is done is in the admin's log.
+Who may do what are permissions of Django's: ``durably_temporal.view_workflow``, ``view_payloads``, ``cancel_workflow``,
+``terminate_workflow`` and ``signal_workflow``. What is done is in the admin's log. ``connection`` in the URL is one of
+several connections.
 """
 
 import datetime as dt
@@ -13,23 +14,37 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
-from django.http import HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
+from django.utils.http import urlencode
 from django.views.decorators.http import require_POST
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from durably.errors import Error
+from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.pages import Pages, PageTokens
 from durably.temporal.gateway.principals import principal_key
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 from durably.temporal.sync import SyncWorkflowHandle
 
-from .conf import get_temporal, project_secrets
+from .conf import DEFAULT_CONNECTION, connections, project_secrets
 from .discovery import signals_by_workflow
 from .models import Workflow
-from .workflow_pages import PERIODS, RPC_TIMEOUT, STATUSES, TEXT_FILTERS, fetch_details, fetch_rows, visibility_query
+from .workflow_pages import (
+    PERIODS,
+    RPC_TIMEOUT,
+    STATUSES,
+    TEXT_FILTERS,
+    Row,
+    fetch_details,
+    fetch_rows,
+    row_of,
+    search,
+)
+from .workflow_runs import RunLink, run_in_ui
 
 View = Callable[..., HttpResponse]
 
@@ -71,12 +86,12 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         names = "durably_temporal_workflow"
         do = {
             "cancel": lambda handle, request: handle.cancel(reason=_reason(request), rpc_timeout=RPC_TIMEOUT),
-            "terminate": lambda handle, request: handle.terminate(reason=_reason(request), rpc_timeout=RPC_TIMEOUT),
             "signal": _signal,
         }
         return [
             path("", protected(self.changelist_view), name=f"{names}_changelist"),
             path("<path:object_id>/change/", protected(self.workflow_view), name=f"{names}_change"),
+            path("<path:object_id>/terminate/", protected(self.terminate_view), name=f"{names}_terminate"),
             *(
                 path(
                     f"<path:object_id>/{action}/",
@@ -89,76 +104,137 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
     @_problems_shown
     def changelist_view(self, request: Any, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        self._require(request, "view")
+        self._require(request, "view_workflow")
+        connection, temporal = _connection(request)
         filters = {name: request.GET.get(name, "") for name in ("status", "started", "query", *TEXT_FILTERS)}
-        query = visibility_query(filters, dt.datetime.now(dt.UTC))
-        pages = _pages(request, "list", *(f"{name}={value}" for name, value in filters.items()))
-        page = get_temporal().sync.run(lambda client: fetch_rows(client, query, request.GET.get("page"), pages))
+        searched = search(filters, dt.datetime.now(dt.UTC))
+        pages = _pages(request, "list", connection, *(f"{name}={value}" for name, value in filters.items()))
+        problems, page = dict(searched.problems), None
+        if not problems:
+            try:
+                page = temporal.sync.run(
+                    lambda client: fetch_rows(client, searched.query, request.GET.get("page"), pages)
+                )
+            except (Problem, RPCError) as error:
+                if not _is_of_query(error, request):
+                    raise
+                problems["query"] = to_problem(error).detail
+        choices = [
+            ("By status", _links(request, "status", STATUSES)),
+            ("Started", _links(request, "started", PERIODS, {each: f"past {each}" for each in PERIODS})),
+        ]
+        if len(connections) > 1:
+            choices.insert(0, ("By connection", _connection_links(request, connection)))
         context = {
             "title": "Workflows",
+            "rows": [{"row": row, "url": self._url(connection, row)} for row in page.rows] if page else [],
             "page": page,
             "filters": filters,
-            "choices": [
-                ("By status", _links(request, "status", STATUSES)),
-                ("Started", _links(request, "started", PERIODS, {each: f"past {each}" for each in PERIODS})),
-            ],
-            "next": _with(request, page=page.next_page) if page.next_page else None,
-            "settings": get_temporal().settings,
+            "problems": problems,
+            "choices": choices,
+            "connection": connection if len(connections) > 1 else "",
+            "next": _with(request, page=page.next_page) if page and page.next_page else None,
+            "settings": temporal.settings,
         }
-        return self._render(request, "workflows", context)
+        return self._render(request, "workflows", context, 400 if problems else None)
 
     @_problems_shown
     def workflow_view(self, request: Any, object_id: str) -> HttpResponse:
-        self._require(request, "view")
+        self._require(request, "view_workflow")
+        connection, temporal = _connection(request)
         workflow_id, run_id = unquote(object_id), request.GET.get("run") or None
+        may = {action: self._may(request, f"{action}_workflow") for action in ("cancel", "terminate", "signal")}
+        may["view_payloads"] = self._may(request, "view_payloads")
 
         def pages_of(run: str) -> Pages:
-            return _pages(request, "history", workflow_id, run)
+            return _pages(request, "history", connection, workflow_id, run)
 
         async def fetch(client: Client) -> Any:
-            handle = client.get_workflow_handle(workflow_id, run_id=run_id)
-            return await fetch_details(client, handle, request.GET.get("page"), pages_of)
+            return await fetch_details(
+                client,
+                client.get_workflow_handle(workflow_id, run_id=run_id),
+                request.GET.get("page"),
+                pages_of,
+                connection=connection,
+                with_payloads=may["view_payloads"],
+            )
 
-        details = get_temporal().sync.run(fetch)
+        details = temporal.sync.run(fetch)
         context = {
             "title": workflow_id,
             "details": details,
+            "links": [{"link": link, "url": self._url(connection, link)} for link in details.links],
+            "events": [
+                {"event": event.brief, "link": event.link, "url": event.link and self._url(connection, event.link)}
+                for event in details.events
+            ],
+            "ui_url": run_in_ui(temporal, connection, workflow_id, details.row.run_id),
             "quoted_id": quote(workflow_id),
-            "signals": signals_by_workflow().get(details.row.type, ()),
+            "connection": connection,
+            "terminate_url": self._url(connection, details.row, "terminate"),
+            "signals": signals_by_workflow(connection).get(details.row.type, ()),
             "next": _with(request, page=details.next_page, run=details.row.run_id) if details.next_page else None,
-            "may": {action: self._may(request, action) for action in ("cancel", "terminate", "signal")},
+            "may": may,
         }
         return self._render(request, "workflow", context)
 
     @_problems_shown
+    def terminate_view(self, request: Any, object_id: str) -> HttpResponse:
+        """A page that asks; what it sends terminates the run."""
+        self._require(request, "view_workflow")
+        self._require(request, "terminate_workflow")
+        if request.method == "POST":
+            answer: HttpResponse = self.act("terminate", _terminate, request, object_id)
+            return answer
+        connection, temporal = _connection(request)
+        handle = temporal.sync.get_workflow_handle(unquote(object_id), run_id=request.GET.get("run") or None)
+        row = row_of(handle.describe(rpc_timeout=RPC_TIMEOUT))
+        context = {
+            "title": "Terminate the workflow?",
+            "row": row,
+            "connection": connection,
+            "back": self._url(connection, row),
+        }
+        return self._render(request, "terminate", context)
+
+    @_problems_shown
     def act(self, action: str, call: Callable[[Any, Any], str | None], request: Any, object_id: str) -> HttpResponse:
         """Do it to the run that the page showed, write it to the admin's log, and go back to the page."""
-        self._require(request, "view")
-        self._require(request, action)
+        self._require(request, "view_workflow")
+        self._require(request, f"{action}_workflow")
+        connection, temporal = _connection(request)
         workflow_id, run_id = unquote(object_id), request.POST.get("run") or None
-        handle = get_temporal().sync.get_workflow_handle(workflow_id, run_id=run_id)
+        handle = temporal.sync.get_workflow_handle(workflow_id, run_id=run_id)
         try:
             what = call(handle, request) or ""
         except ValueError as error:
             messages.error(request, str(error))
         else:
             done = f"Asked to {action} {what}".strip()
-            self.log_change(request, Workflow(workflow_id=workflow_id), f"{done}, run {run_id}.")
+            place = "" if connection == DEFAULT_CONNECTION else f", connection {connection}"
+            self.log_change(request, Workflow(workflow_id=workflow_id), f"{done}, run {run_id}{place}.")
             messages.success(request, f"{done}: {workflow_id}.")
-        name = f"{self.admin_site.name}:durably_temporal_workflow_change"
-        here = reverse(name, args=[quote(workflow_id)])
-        return HttpResponseRedirect(f"{here}?run={run_id}" if run_id else here)
+        return HttpResponseRedirect(self._url(connection, RunLink("", workflow_id, run_id or "")))
+
+    def _url(self, connection: str, run: Row | RunLink, page: str = "change") -> str | None:
+        """The page of a run; ``None`` for one of a namespace that this connection does not reach."""
+        if isinstance(run, RunLink) and run.namespace is not None:
+            return None
+        here = reverse(f"{self.admin_site.name}:durably_temporal_workflow_{page}", args=[quote(run.workflow_id)])
+        query = {"run": run.run_id, "connection": "" if connection == DEFAULT_CONNECTION else connection}
+        given = urlencode({name: value for name, value in query.items() if value})
+        return f"{here}?{given}" if given else here
 
     def _render(self, request: Any, template: str, context: dict[str, Any], status: int | None = None) -> HttpResponse:
         request.current_app = self.admin_site.name
         context = {**self.admin_site.each_context(request), "opts": self.opts, **context}
         return TemplateResponse(request, f"durably_temporal/{template}.html", context, status=status)
 
-    def _may(self, request: Any, action: str) -> bool:
-        return bool(request.user.has_perm(f"{self.opts.app_label}.{action}_workflow"))
+    def _may(self, request: Any, permission: str) -> bool:
+        return bool(request.user.has_perm(f"{self.opts.app_label}.{permission}"))
 
-    def _require(self, request: Any, action: str) -> None:
-        if not self._may(request, action):
+    def _require(self, request: Any, permission: str) -> None:
+        if not self._may(request, permission):
             raise PermissionDenied
 
 
@@ -170,6 +246,24 @@ def _page_tokens() -> PageTokens:
 def _pages(request: Any, *scope: str) -> Pages:
     """Page tokens that are valid for this user and ``scope``."""
     return _page_tokens().of(("admin", principal_key(request.user), *scope), project_secrets())
+
+
+def _connection(request: Any) -> tuple[str, Temporal]:
+    """The connection that a page is about. Raises ``Http404``, and ``TemporalSettingsError`` for bad settings."""
+    given = request.POST if request.method == "POST" else request.GET
+    name = given.get("connection") or DEFAULT_CONNECTION
+    if name not in connections:
+        raise Http404(f"There is no connection {name!r} to Temporal.")
+    return name, connections[name]
+
+
+def _is_of_query(error: Exception, request: Any) -> bool:
+    """Whether the server refuses the typed query, and not a page of the list."""
+    return bool(request.GET.get("query") and not request.GET.get("page")) and to_problem(error).status == 400
+
+
+def _terminate(handle: SyncWorkflowHandle[Any, Any], request: Any) -> None:
+    handle.terminate(reason=_reason(request), rpc_timeout=RPC_TIMEOUT)
 
 
 def _reason(request: Any) -> str:
@@ -201,6 +295,11 @@ def _links(request: Any, parameter: str, values: Any, labels: dict[str, str] | N
         {"text": text, "url": _with(request, **{parameter: value, "page": ""}), "is_chosen": chosen == value}
         for value, text in texts.items()
     ]
+
+
+def _connection_links(request: Any, chosen: str) -> list[dict[str, Any]]:
+    """Without the other filters: task queues and types are those of a connection."""
+    return [{"text": name, "url": f"?connection={name}", "is_chosen": name == chosen} for name in connections]
 
 
 def _with(request: Any, **changes: str) -> str:

@@ -18,6 +18,7 @@ from durably.temporal.search_attributes import find_faults
 
 from .conf import DEFAULT_CONNECTION, connections
 from .discovery import connection_of, discover, project_modules, workflows_of
+from .workflow_runs import ui_url
 
 _PATIENCE = timedelta(seconds=5)
 
@@ -41,6 +42,7 @@ def check_settings(app_configs: Any, **options: Any) -> list[checks.CheckMessage
 def _check_connection(name: str) -> list[checks.CheckMessage]:
     try:
         connections[name].data_converter  # noqa: B018  It needs the settings, and their encryption keys.
+        ui_url(connections[name], name)
     except (Error, ImportError, TypeError) as error:
         return [_settings_error(str(error) if name == DEFAULT_CONNECTION else f"connection {name!r}: {error}")]
     return []

@@ -6,21 +6,24 @@ from typing import Any
 import click
 from django.core.management.base import BaseCommand, CommandParser
 
+from .commands import add_connection_option
+
 _FLAGS = ("--traceback", "--no-color", "--force-color", "--skip-checks")
-_WITH_VALUE = ("--settings", "--pythonpath", "-v", "--verbosity")
+_WITH_VALUE = ("--settings", "--pythonpath", "-v", "--verbosity", "--connection")
 
 
 class ClickCommand(BaseCommand):  # type: ignore[misc]
-    """``manage.py name …`` gives all arguments but Django's own to ``make()``.
+    """``manage.py name …`` gives all arguments but Django's own and ``--connection`` to the command of ``make()``.
 
     From code it is ``call_command(name, arguments=["--from", "histories"])``.
     """
 
-    def make(self) -> click.Command:
-        """The command."""
+    def make(self, connection: str) -> click.Command:
+        """The command, for the connection of that name."""
         raise NotImplementedError
 
     def add_arguments(self, parser: CommandParser) -> None:
+        add_connection_option(parser)
         parser.add_argument("arguments", nargs="*")
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -34,7 +37,7 @@ class ClickCommand(BaseCommand):  # type: ignore[misc]
         super().run_from_argv([*argv[:2], *of_django, "--", *rest])
 
     def handle(self, *args: Any, arguments: list[str], **options: Any) -> None:
-        self.make().main(arguments, prog_name=f"manage.py {self._name}", standalone_mode=True)
+        self.make(options["connection"]).main(arguments, prog_name=f"manage.py {self._name}", standalone_mode=True)
 
     @property
     def _name(self) -> str:

@@ -16,12 +16,7 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
     error_code = 1
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--connection",
-            default=DEFAULT_CONNECTION,
-            metavar="NAME",
-            help="Which of settings.TEMPORAL_CONNECTIONS (default: default).",
-        )
+        add_connection_option(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -31,3 +26,12 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
 
     def run(self, temporal: Temporal, **options: Any) -> None:
         raise NotImplementedError
+
+
+def add_connection_option(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--connection",
+        default=DEFAULT_CONNECTION,
+        metavar="NAME",
+        help="Which of settings.TEMPORAL_CONNECTIONS (default: default).",
+    )

@@ -15,6 +15,7 @@ class Workflow(models.Model):  # type: ignore[misc]
             ("cancel_workflow", "Can cancel workflow"),
             ("signal_workflow", "Can signal workflow"),
             ("terminate_workflow", "Can terminate workflow"),
+            ("view_payloads", "Can view inputs and results of workflows"),
         )
 
     def __str__(self) -> str:

@@ -1,6 +1,7 @@
 """What the admin's pages show: pages of workflows by filters, and one workflow with its activities and its history.
 
-Asynchronous, over ``temporalio``'s client; knows no requests and no templates. Inputs and results stay on the server.
+Asynchronous, over ``temporalio``'s client; knows no requests and no templates. Inputs and results are read only for
+people who may see them.
 """
 
 import datetime as dt
@@ -9,17 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.client import Client, WorkflowExecution, WorkflowHandle
+from temporalio.converter import DataConverter
 
 from durably.temporal.gateway.history import Brief
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
 from durably.temporal.gateway.pages import Pages
+from durably.temporal.gateway.problems import Problem
 from durably.temporal.gateway.reading import FILTERS, fetch_page, pending_activity, status_of
 from durably.temporal.gateway.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.inspection import Inspector
 from durably.temporal.statuses import is_open
 
 from .conf import get_temporal
+from .payload_texts import PayloadText, payload_texts
+from .workflow_runs import RunLink, closing_event, event_link, first_event, run_links
 
 PAGE_SIZE = 50
 HISTORY_PAGE_SIZE = 200
@@ -32,8 +38,8 @@ TEXT_FILTERS = {"id": ("WorkflowId", "STARTS_WITH"), "type": ("WorkflowType", "=
 
 
 @functools.cache
-def _inspector() -> Inspector:
-    return Inspector(get_temporal())
+def _inspector(connection: str) -> Inspector:
+    return Inspector(get_temporal(connection))
 
 
 @dataclass(frozen=True)
@@ -59,37 +65,62 @@ class RowPage:
 
 
 @dataclass(frozen=True)
+class Event:
+    """A line of a history, and the workflow that it is about, if it is another one."""
+
+    brief: HistoryEvent
+    link: RunLink | None
+
+
+@dataclass(frozen=True)
 class Details:
-    """A workflow, what it waits for, and a page of its history."""
+    """A workflow, what it waits for, and a page of its history. ``payloads`` are inputs and results, by their title."""
 
     row: Row
     is_running: bool
-    parent_id: str | None
+    links: list[RunLink]
     history_length: int
     memo: Mapping[str, Any]
     search_attributes: Mapping[str, Any]
+    payloads: Mapping[str, list[PayloadText]]
     pending: list[PendingActivity]
     notices: list[str]
-    events: list[HistoryEvent]
+    events: list[Event]
     next_page: str | None
 
 
-def visibility_query(filters: Mapping[str, str], now: dt.datetime) -> str:
-    """What the server is asked for; ``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``.
+@dataclass(frozen=True)
+class Search:
+    """What the server is asked for, and what is wrong with a filter, by its name."""
 
-    Unknown statuses and periods count as none. Raises a ``Problem`` for a ``query`` that does not parse.
-    """
+    query: str
+    problems: Mapping[str, str]
+
+
+def search(filters: Mapping[str, str], now: dt.datetime) -> Search:
+    """``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``. Unknown statuses and periods
+    count as none."""
     clauses: list[Filter] = []
+    problems = {}
     if status := FILTERS.get(filters.get("status", "")):
         clauses.append(compare("ExecutionStatus", "=", status))
     if period := PERIODS.get(filters.get("started", "")):
         clauses.append(compare("StartTime", ">=", (now - period).strftime("%Y-%m-%dT%H:%M:%SZ")))
-    for name, (attribute, operator) in TEXT_FILTERS.items():
+    for name in (*TEXT_FILTERS, "query"):
         if value := filters.get(name, "").strip():
-            clauses.append(compare(attribute, operator, value))
-    if query := filters.get("query", "").strip():
-        clauses.append(parse(query))
-    return write(all_of(*clauses)) if clauses else ""
+            try:
+                clauses.append(_typed_in(name, value))
+            except Problem as problem:
+                problems[name] = problem.detail
+    return Search(write(all_of(*clauses)) if clauses else "", problems)
+
+
+def _typed_in(name: str, value: str) -> Filter:
+    """Raises a ``Problem`` for what does not parse."""
+    if name not in TEXT_FILTERS:
+        return parse(value)
+    attribute, operator = TEXT_FILTERS[name]
+    return compare(attribute, operator, value)
 
 
 async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages) -> RowPage:
@@ -97,12 +128,18 @@ async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages)
     found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT)
     await fetch_page(found)
     count = await client.count_workflows(query, rpc_timeout=RPC_TIMEOUT)
-    rows = [_row(execution) for execution in found.current_page or ()]
+    rows = [row_of(execution) for execution in found.current_page or ()]
     return RowPage(rows, count.count, pages.give(found.next_page_token))
 
 
 async def fetch_details(
-    client: Client, handle: WorkflowHandle[Any, Any], page: str | None, pages_of: Callable[[str], Pages]
+    client: Client,
+    handle: WorkflowHandle[Any, Any],
+    page: str | None,
+    pages_of: Callable[[str], Pages],
+    *,
+    connection: str,
+    with_payloads: bool,
 ) -> Details:
     """``pages_of`` makes the page tokens of a run. Raises ``RPCError``, and a ``Problem`` for a wrong ``page``."""
     described = await handle.describe(rpc_timeout=RPC_TIMEOUT)
@@ -112,26 +149,44 @@ async def fetch_details(
         page_size=HISTORY_PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT
     )
     await events.fetch_next_page()
+    found = events.current_page or ()
+    start = await first_event(client, described, RPC_TIMEOUT) if page else next(iter(found), None)
+    is_running = is_open(described.status)
+    end = None if is_running else await closing_event(client, described, RPC_TIMEOUT)
     brief = Brief(converter)
     return Details(
-        row=_row(described),
-        is_running=is_open(described.status),
-        parent_id=described.parent_id,
+        row=row_of(described),
+        is_running=is_running,
+        links=run_links(client, described, start, end),
         history_length=described.history_length,
         memo=await described.memo(),
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
+        payloads=await _payloads(converter, start, end) if with_payloads else {},
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
-        notices=[notice.text for notice in await _inspector().known_notices(client, described, RPC_TIMEOUT)],
-        events=[await brief.event(event) for event in events.current_page or ()],
+        notices=[notice.text for notice in await _inspector(connection).known_notices(client, described, RPC_TIMEOUT)],
+        events=[Event(await brief.event(event), event_link(client, event)) for event in found],
         next_page=pages.give(events.next_page_token),
     )
+
+
+async def _payloads(
+    converter: DataConverter, start: RawEvent | None, end: RawEvent | None
+) -> Mapping[str, list[PayloadText]]:
+    found = {}
+    if start is not None:
+        given = start.workflow_execution_started_event_attributes.input.payloads
+        found["Input"] = await payload_texts(converter, given)
+    if end is not None and end.HasField("workflow_execution_completed_event_attributes"):
+        given = end.workflow_execution_completed_event_attributes.result.payloads
+        found["Result"] = await payload_texts(converter, given)
+    return found
 
 
 def _shown(value: Any) -> Any:
     return value if isinstance(value, str) or not isinstance(value, Sequence) else ", ".join(map(str, value))
 
 
-def _row(execution: WorkflowExecution) -> Row:
+def row_of(execution: WorkflowExecution) -> Row:
     return Row(
         workflow_id=execution.id,
         run_id=execution.run_id,

@@ -79,3 +79,23 @@ class WaitingWorkflow:
     @workflow.signal
     def greet(self, text: str) -> None:
         self.greeting = text
+
+
+@workflow.defn
+class CountdownWorkflow:
+    """Goes on in another run until there is nothing left."""
+
+    @workflow.run
+    async def run(self, left: int, note: str) -> str:
+        if left > 0:
+            workflow.continue_as_new(args=[left - 1, note])
+        return note
+
+
+@workflow.defn
+class ParentWorkflow:
+    @workflow.run
+    async def run(self) -> str:
+        return await workflow.execute_child_workflow(
+            WaitingWorkflow.run, False, id=f"{workflow.info().workflow_id}-child"
+        )

@@ -11,5 +11,5 @@ from durably.temporal.replay.command import ReplayTarget, make_replay_command
 class Command(ClickCommand):
     help = "Replays histories of workflows against the code of the installed apps; see --help."
 
-    def make(self) -> click.Command:
-        return make_replay_command(lambda: ReplayTarget(get_temporal(), discover()))
+    def make(self, connection: str) -> click.Command:
+        return make_replay_command(lambda: ReplayTarget(get_temporal(connection), discover(connection)))
