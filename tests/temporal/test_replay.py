@@ -10,6 +10,8 @@ from types import ModuleType
 
 import click.testing
 import pytest
+import temporalio.client
+import temporalio.worker
 
 from durably.portal import get_portal
 from durably.temporal import Temporal
@@ -152,6 +154,29 @@ def test_stored_histories_of_the_same_code_replay_without_a_server(histories: Pa
     assert counts(replay_histories(offline(), histories)) == [("ReplayedWorkflow", 2, 1, 0)]
     gateway = Gateway(Temporal("127.0.0.1:1"), [expose(ReplayedWorkflow)], allow_anonymous=True)
     assert counts(replay_histories(gateway, histories)) == [("ReplayedWorkflow", 2, 1, 0)]
+
+
+class SeenOnWorker(temporalio.worker.Interceptor):
+    def __init__(self) -> None:
+        self.is_seen = False
+
+    def workflow_interceptor_class(
+        self, input: temporalio.worker.WorkflowInterceptorClassInput
+    ) -> type[temporalio.worker.WorkflowInboundInterceptor] | None:
+        self.is_seen = True
+        return None
+
+
+class SeenOnConnection(temporalio.client.Interceptor, SeenOnWorker):
+    """A client's interceptor that is a worker's too, such as that of traces."""
+
+
+def test_interceptors_of_the_connection_and_of_the_worker_take_part(histories: Path) -> None:
+    of_connection, of_worker = SeenOnConnection(), SeenOnWorker()
+    temporal = Temporal("127.0.0.1:1", interceptors=[of_connection])
+    temporal.add_worker(workflows=[ReplayedWorkflow], interceptors=[of_worker])
+    replay_histories(temporal, histories)
+    assert (of_connection.is_seen, of_worker.is_seen) == (True, True)
 
 
 async def test_histories_are_replayed_in_asynchronous_tests_too(histories: Path) -> None:

@@ -10,5 +10,5 @@ from durably.temporal.django.conf import get_temporal
 class Command(ClickCommand):
     help = "Shows and sets the current version of workers; see --help."
 
-    def make(self) -> click.Command:
-        return make_deployment_group(get_temporal)
+    def make(self, connection: str) -> click.Command:
+        return make_deployment_group(lambda: get_temporal(connection))
