@@ -18,6 +18,7 @@ from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, GatewayResponse, Limits, expose
 
 from .app_server import AppServer
+from .test_ownership import ask
 from .workflows import TASK_QUEUE, StepsWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -31,7 +32,9 @@ def gateway(temporal: Temporal) -> Gateway:
     return Gateway(temporal, [exposed], allow_anonymous=True, limits=Limits(stream_limit=60))
 
 
-async def connect(gateway: Gateway, workflow_id: str, last: str = "") -> GatewayResponse:
+async def connect(
+    gateway: Gateway, workflow_id: str, last: str = "", *, principal: str | None = None
+) -> GatewayResponse:
     request = GatewayRequest(
         method="GET",
         path=f"chains/{workflow_id}/events",
@@ -40,6 +43,7 @@ async def connect(gateway: Gateway, workflow_id: str, last: str = "") -> Gateway
         query_params={},
         body=b"",
         raw_request=None,
+        principal=principal,
     )
     return await gateway.handle(request)
 
@@ -115,6 +119,30 @@ async def test_a_reset_after_the_end_is_picked_up(gateway: Gateway, temporal: Te
     assert (kinds[0], after[0][2]["cause"], kinds[-1]) == ("run", "reset", "result")
     assert "workflow_execution_started" not in kinds, "what the reset has copied is not told again"
     assert (await connect(gateway, handle.id, after[-1][0])).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("step", "last_kind"),
+    [("hand over", "workflow_execution_signaled"), ("become another", "workflow_execution_continued_as_new")],
+)
+async def test_a_stream_ends_where_the_workflow_becomes_anothers(temporal: Temporal, step: str, last_kind: str) -> None:
+    """Nothing of what follows is told: neither the next run nor the result."""
+    exposed = expose(StepsWorkflow, name="chains", owner=str, signals="all", operations=FOR_OPERATORS)
+    owned = Gateway(temporal, [exposed], authorize=lambda action: True, limits=Limits(stream_limit=60))
+    started = (await ask(owned, "ada", "POST", "chains", {"steps": ["wait", step]})).json
+    place = f"chains/{started['workflow_id']}"
+    told = []
+    async for event in read(await connect(owned, started["workflow_id"], principal="ada")):
+        told.append(event)
+        if event[1] == "workflow_execution_started":
+            assert (await ask(owned, "ada", "POST", f"{place}/signals/go")).status == 202
+    assert [kind for _, kind, _ in told][-2:] == [last_kind, "problem"]
+    assert told[-1][2]["status"] == 404
+    assert "done" not in json.dumps([data for _, _, data in told])
+    again = await connect(owned, started["workflow_id"], told[-2][0], principal="ada")
+    assert again.status_code == 404
+    if step == "become another":
+        await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
 
 
 PAGE = """<!doctype html><script>

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
-from temporalio.client import Client, Interceptor, OutboundInterceptor
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest, RespondWorkflowTaskFailedRequest
+from temporalio.client import Client, Interceptor, OutboundInterceptor, WorkflowUpdateFailedError
 from temporalio.common import (
     RetryPolicy,
     SearchAttributeKey,
@@ -35,7 +37,7 @@ from durably.temporal.gateway import (
 )
 from durably.temporal.gateway.ownership import OWNER_ATTRIBUTE
 
-from .workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
+from .workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -333,8 +335,10 @@ async def test_who_is_nobody_costs_the_server_nothing(temporal: Temporal) -> Non
         (lambda user: "x" * 256, "longer than 255"),
         (lambda user: 'a"b', "double quotes"),
         (lambda user: "a\\b", "backslashes"),
+        (lambda user: "'ada", "starts or ends with a single quote"),
+        (lambda user: "ada'", "starts or ends with a single quote"),
     ],
-    ids=["number", "empty", "long", "quote", "backslash"],
+    ids=["number", "empty", "long", "quote", "backslash", "quote-before", "quote-after"],
 )
 async def test_an_owner_that_cannot_be_one_is_the_apps_error(
     temporal: Temporal, caplog: pytest.LogCaptureFixture, owner: Any, words: str
@@ -403,7 +407,7 @@ async def test_an_attribute_of_another_name_is_registered_at_first_use(temporal:
     assert (await ask(gateway, "ada", "GET", "flows")).json["workflows"] == []
     started = (await ask(gateway, "ada", "POST", "flows")).json
     described = await ask(gateway, "ada", "GET", f"flows/{started['workflow_id']}")
-    assert described.json["search_attributes"] == {name: "ada"}
+    assert described.json["search_attributes"][name] == "ada"
     await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
 
 
@@ -434,16 +438,19 @@ async def test_where_registering_is_not_allowed_the_command_is_named(
     exposed = expose(SleepingWorkflow, name="flows", owner=str)
     name = f"Unknown{uuid.uuid4().hex[:8]}"
     gateway = Gateway(own, [exposed], authorize=lambda action: True, owner_attribute=name)
+    command = f"temporal operator search-attribute create --namespace default --name {name} --type Keyword"
     with caplog.at_level(logging.WARNING):
         refused = await ask(gateway, "ada", "POST", "flows")
-    assert refused.status == 503
+    assert (refused.status, name in json.dumps(refused.json)) == (503, False)
+    assert command in caplog.text
     with pytest.raises(SearchAttributeError) as raised:
         await search_attributes.ensure_keyword(client, name, timedelta(seconds=5))
-    command = f"temporal operator search-attribute create --namespace default --name {name} --type Keyword"
     assert command in str(raised.value)
     # An attribute that is registered already needs no such permission.
+    allowed = owned(temporal, SleepingWorkflow)
+    assert (await ask(allowed, "ada", "GET", "flows")).status == 200
     known = Gateway(own, [exposed], authorize=lambda action: True)
-    assert (await ask(known, "ada", "GET", "flows")).status in (200, 503)
+    assert (await ask(known, "ada", "GET", "flows")).status == 200
 
 
 async def test_attributes_are_registered_once(temporal: Temporal) -> None:
@@ -452,3 +459,126 @@ async def test_attributes_are_registered_once(temporal: Temporal) -> None:
     names = {f"A{uuid.uuid4().hex[:8]}": keyword, f"B{uuid.uuid4().hex[:8]}": keyword}
     assert await search_attributes.register(client, names, timedelta(seconds=5)) == sorted(names)
     assert await search_attributes.register(client, names, timedelta(seconds=5)) == []
+
+
+async def test_an_update_is_asked_for_by_its_own_name(temporal: Temporal) -> None:
+    """Its id is not enough: ``authorize`` is told the name in the URL, and the other update is not exposed."""
+    gateway = owned(temporal, OrderWorkflow, updates=[OrderWorkflow.change_address])
+    order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
+    started = (await ask(gateway, "ada", "POST", "flows", order)).json
+    place = f"flows/{started['workflow_id']}"
+    handle = (await temporal.client()).get_workflow_handle(started["workflow_id"])
+    await handle.execute_update("change_address", "a", id="own")
+    await handle.execute_update("decide", "a secret", id="other")
+    with pytest.raises(WorkflowUpdateFailedError):
+        await handle.execute_update("decide", "refused", id="refused")
+    assert (await ask(gateway, "ada", "GET", f"{place}/updates/change_address/own")).json["result"] == ""
+    for update_id in ("other", "refused"):
+        asked = await ask(gateway, "ada", "GET", f"{place}/updates/change_address/{update_id}")
+        assert (asked.status, "secret" in json.dumps(asked.json)) == (404, False)
+    await handle.terminate()
+
+
+async def test_a_cancellation_of_what_has_just_ended_is_refused(temporal: Temporal) -> None:
+    """The server takes a cancellation of a closed run silently."""
+
+    class Ending(Interceptor):
+        """Ends a workflow between the look at it and its cancellation."""
+
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            class Cancelling(OutboundInterceptor):
+                async def cancel_workflow(self, input: Any) -> None:
+                    await (await temporal.client()).get_workflow_handle(input.id).terminate()
+                    await super().cancel_workflow(input)
+
+            return Cancelling(next)
+
+    gateway = owned(Temporal(temporal.settings.address, task_queue="orders", interceptors=[Ending()]), SleepingWorkflow)
+    started = (await ask(gateway, "ada", "POST", "flows")).json
+    refused = await ask(gateway, "ada", "POST", f"flows/{started['workflow_id']}/cancel")
+    assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
+
+
+async def test_a_keyed_signal_that_the_server_keeps_back_is_sent_once(temporal: Temporal) -> None:
+    """Signals wait outside the history while a worker is amid a task of the workflow; here no worker ever ends it."""
+    queue = f"held-{uuid.uuid4().hex}"
+    own = Temporal(temporal.settings.address, task_queue=queue)
+    client = await own.client()
+    gateway = owned(own, OrderWorkflow, signals="all")
+    order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
+    workflow_id = (await ask(gateway, "ada", "POST", "flows", order)).json["workflow_id"]
+    task = await client.workflow_service.poll_workflow_task_queue(
+        PollWorkflowTaskQueueRequest(namespace="default", task_queue=TaskQueue(name=queue), identity="a test")
+    )
+    path = f"flows/{workflow_id}/signals/add_note"
+    for _ in range(2):
+        held = await ask(gateway, "ada", "POST", path, {"text": "a"}, key="k")
+        assert (held.status, "Idempotent-Replayed" in held.headers) == (202, False)
+    await client.workflow_service.respond_workflow_task_failed(
+        RespondWorkflowTaskFailedRequest(namespace="default", task_token=task.task_token, identity="a test")
+    )
+    again = await ask(gateway, "ada", "POST", path, {"text": "a"}, key="k")
+    assert (again.status, again.headers["Idempotent-Replayed"]) == (202, "true")
+    assert (await ask(gateway, "ada", "POST", path, {"text": "b"}, key="k")).status == 422
+    handle = client.get_workflow_handle(workflow_id)
+    history = [event async for event in handle.fetch_history_events()]
+    assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history) == 1
+    await handle.terminate()
+
+
+async def test_of_two_users_that_start_with_a_signal_at_once_one_is_refused(temporal: Temporal) -> None:
+    """Between the look at the id and the start, the other user's workflow begins."""
+    handles = []
+
+    class Racing(Interceptor):
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            class Starting(OutboundInterceptor):
+                async def start_workflow(self, input: Any) -> Any:
+                    if not handles:
+                        handles.append(None)
+                        first = await ask(gateways[0], "ada", "POST", path, {"input": order})
+                        assert first.status == 202
+                    return await super().start_workflow(input)
+
+            return Starting(next)
+
+    racing = Temporal(temporal.settings.address, task_queue="orders", interceptors=[Racing()])
+    gateways = [owned(each, OrderWorkflow, id="{order_id}", signals=["ship"]) for each in (temporal, racing)]
+    order, path = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}, "flows/signal-with-start/ship"
+    lost = await ask(gateways[1], "bob", "POST", path, {"input": order})
+    assert (lost.status, lost.json["type"]) == (409, "urn:durably:problem:already-started")
+    assert [await status_for(gateways[0], user, str(order["order_id"])) for user in ("ada", "bob")] == [200, 404]
+
+
+@pytest.mark.parametrize("step", ["hand over", "become another"])
+async def test_a_result_is_not_told_once_the_workflow_is_anothers(temporal: Temporal, step: str) -> None:
+    """The request waits from before to after that."""
+
+    class Waiting(Interceptor):
+        """Lets the workflow go on when its result is waited for."""
+
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            class Fetching(OutboundInterceptor):
+                def fetch_workflow_history_events(self, input: Any) -> Any:
+                    waited_for.set()
+                    return super().fetch_workflow_history_events(input)
+
+            return Fetching(next)
+
+    waited_for = asyncio.Event()
+    own = Temporal(temporal.settings.address, task_queue="orders", interceptors=[Waiting()])
+    gateway = owned(own, StepsWorkflow)
+    started = (await ask(gateway, "ada", "POST", "flows", {"steps": ["wait", step]})).json
+    handle = (await temporal.client()).get_workflow_handle(started["workflow_id"])
+    waiting = asyncio.create_task(ask(gateway, "ada", "GET", f"flows/{handle.id}/result", wait="60"))
+    await waited_for.wait()
+    await handle.signal("go")
+    if step == "become another":
+
+        async def is_another() -> bool:
+            return (await handle.describe()).workflow_type == "SleepingWorkflow"
+
+        await until(is_another)
+        await handle.terminate()
+    refused = await waiting
+    assert (refused.status, "done" in json.dumps(refused.json)) == (404, False)

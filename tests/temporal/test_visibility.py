@@ -3,18 +3,21 @@
 import asyncio
 import uuid
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
 from durably.portal import get_portal
-from durably.temporal import Temporal
+from durably.temporal import Temporal, search_attributes
 from durably.temporal.gateway import Gateway, expose
+from durably.temporal.gateway.ownership import OWNER_ATTRIBUTE
 from durably.temporal.gateway.problems import Problem
 from durably.temporal.gateway.visibility import MAX_DEPTH, Number, all_of, compare, parse, write
 
-from .test_gateway import Answer, ask
+from .test_ownership import Answer, ask
 from .workflows import SleepingWorkflow
 
 ATTACK = r"""WorkflowId = 'a\' AND WorkflowId = ') OR (WorkflowType = "{secret}" AND WorkflowId != 'x\''"""
@@ -97,29 +100,48 @@ def test_own_clauses_are_quoted_alike() -> None:
 
 
 class Namespace:
-    """Three workflows that are listed, and three of another type that must stay unknown."""
+    """Three workflows that Ada sees; and others that must stay unknown to her: of another type, and of Bob."""
 
     def __init__(self, temporal: Temporal) -> None:
         mark = uuid.uuid4().hex
         self.temporal, self.listed, self.secret = temporal, f"Listed{mark}", f"Secret{mark}"
+        self.ada, self.bob = f"ada's {mark}", f"bob's {mark}"
         self.ids = {f"{mark}-it's-{number}%_!" for number in range(3)}
 
-        exposed = expose(SleepingWorkflow, name="listed", operations=["list"])
+        exposed = expose(SleepingWorkflow, name="listed", operations=["list"], owner=str)
         exposed = replace(exposed, definition=replace(exposed.definition, name=self.listed))
-        self.gateway = Gateway(temporal, [exposed], allow_anonymous=True, secret="for tests only, and long enough")
+        secret = "for tests only, and long enough"
+        self.gateway = Gateway(temporal, [exposed], authorize=lambda action: True, secret=secret)
 
     async def fill(self) -> None:
         client = await self.temporal.client()
+        await search_attributes.ensure_keyword(client, OWNER_ATTRIBUTE, timedelta(seconds=10))
+        key = SearchAttributeKey.for_keyword(OWNER_ATTRIBUTE)
         for workflow_id in self.ids:
-            await client.start_workflow(self.listed, id=workflow_id, task_queue="nobody")
-            await client.start_workflow(self.secret, id=f"secret-{workflow_id}", task_queue="nobody")
+            for prefix, workflow, owner in (
+                ("", self.listed, self.ada),
+                ("bobs-", self.listed, self.bob),
+                ("secret-", self.secret, self.ada),
+            ):
+                attributes = TypedSearchAttributes([SearchAttributePair(key, owner)])
+                await client.start_workflow(
+                    workflow, id=prefix + workflow_id, task_queue="nobody", search_attributes=attributes
+                )
         both = write(parse(f"WorkflowType IN ('{self.listed}', '{self.secret}')"))
         async with asyncio.timeout(30):
-            while (await client.count_workflows(both)).count < 6:  # noqa: ASYNC110 (the server tells nobody)
+            while (await client.count_workflows(both)).count < 9:  # noqa: ASYNC110 (the server tells nobody)
                 await asyncio.sleep(0.02)
 
     async def ask(self, **query: str) -> Answer:
-        return await ask(self.gateway, "GET", "listed", **query)
+        return await ask(self.gateway, self.ada, "GET", "listed", **query)
+
+    def fill_in(self, query: str) -> str:
+        """A query with the names of this namespace."""
+        escaped = self.bob.replace("'", "\\'")
+        names = {"{secret}": self.secret, "{listed}": self.listed, "{bob}": escaped, "{owner}": OWNER_ATTRIBUTE}
+        for place, name in names.items():
+            query = query.replace(place, name)
+        return query
 
     async def walk(self, query: str) -> list[str] | None:
         """The ids of all pages; ``None`` for a query that is refused.
@@ -171,7 +193,7 @@ async def test_texts_arrive_at_the_server_as_they_are_meant(namespace: Namespace
             f'`WorkflowId` IN ("{workflow_id}")',
         ):
             assert await namespace.walk(query) == [workflow_id]
-    assert set(await namespace.walk("NOT WorkflowId STARTS_WITH 'secret' AND ExecutionStatus = 'Running'") or ()) == (
+    assert set(await namespace.walk("NOT WorkflowId STARTS_WITH 'none' AND ExecutionStatus = 'Running'") or ()) == (
         namespace.ids
     )
 
@@ -203,6 +225,7 @@ FRAGMENTS = [
     *(" OR ", " AND ", " NOT ", " IN ", " IS NULL", " BETWEEN ", " STARTS_WITH ", " = ", " != ", " >= ", "true", "''"),
     *("WorkflowType", "WorkflowId", "RunId", "ExecutionStatus", "StartTime", "TaskQueue", "TemporalNamespaceDivision"),
     *("'x'", '"x"', "'Running'", "'2020-01-01T00:00:00Z'", "{secret}", "'{secret}'", '"{secret}"', "{listed}"),
+    *("{owner}", "'{bob}'", "{owner} = '{bob}'", ") OR ({owner} = '{bob}'", "{owner} IS NOT NULL"),
     *("WorkflowType = '{secret}'", "WorkflowId != 'x'", ") OR (WorkflowType = '{secret}'", "'a\\' AND WorkflowId = '"),
 ]
 TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=6).map("".join)
@@ -219,8 +242,10 @@ TREES = st.recursive(
     ),
     max_leaves=4,
 )
-FOREIGN = st.just("WorkflowType = '{secret}' OR WorkflowId != ") | st.just(
-    "TemporalNamespaceDivision IS NULL OR RunId = "
+FOREIGN = (
+    st.just("WorkflowType = '{secret}' OR WorkflowId != ")
+    | st.just("TemporalNamespaceDivision IS NULL OR RunId = ")
+    | st.just("{owner} = '{bob}' OR WorkflowId != ")
 )
 QUERIES = TEXTS | TREES | st.tuples(FOREIGN, LITERALS).map("".join)
 
@@ -234,11 +259,11 @@ def check_queries(namespace: Namespace, examples: int) -> None:
     @given(QUERIES)
     @example(ATTACK)
     @example("WorkflowId = 'x') OR (WorkflowType = '{secret}'")
+    @example("WorkflowId = 'x' OR {owner} = '{bob}'")
+    @example("{owner} != 'x'")
     def check(query: str) -> None:
         nonlocal answered
-        found = get_portal().run(
-            namespace.walk(query.replace("{secret}", namespace.secret).replace("{listed}", namespace.listed))
-        )
+        found = get_portal().run(namespace.walk(namespace.fill_in(query)))
         answered += found is not None
         assert found is None or (len(set(found)) == len(found) and set(found) <= namespace.ids)
 
@@ -246,10 +271,10 @@ def check_queries(namespace: Namespace, examples: int) -> None:
     assert answered > examples / 5
 
 
-def test_no_query_returns_or_reveals_another_type(namespace: Namespace) -> None:
+def test_no_query_returns_or_reveals_another_type_or_owner(namespace: Namespace) -> None:
     check_queries(namespace, 50)
 
 
 @pytest.mark.soak
-def test_no_query_returns_or_reveals_another_type_in_many_tries(namespace: Namespace) -> None:
+def test_no_query_returns_or_reveals_another_type_or_owner_in_many_tries(namespace: Namespace) -> None:
     check_queries(namespace, 5000)

@@ -93,6 +93,13 @@ class OrderWorkflow:
         before, self.address = self.address, address
         return before
 
+    @workflow.update
+    def decide(self, secret: str) -> str:
+        """Not exposed by the tests' gateways."""
+        if secret == "refused":
+            raise ApplicationError("a secret reason")
+        return secret
+
     @change_address.validator
     def check_address(self, address: str) -> None:
         if not address:
@@ -161,7 +168,8 @@ class ChainWorkflow:
 
 @workflow.defn
 class StepsWorkflow:
-    """Does its steps: ``again`` continues as new, ``fail`` fails the first attempt, ``wait`` waits for ``go``."""
+    """Does its steps: ``again`` continues as new, ``fail`` fails the first attempt, ``wait`` waits for ``go``,
+    ``hand over`` gives it to Bob, ``become another`` continues as another type."""
 
     def __init__(self) -> None:
         self.may_go = False
@@ -171,6 +179,10 @@ class StepsWorkflow:
         for number, step in enumerate(steps):
             if step == "again":
                 workflow.continue_as_new(steps[number + 1 :])
+            if step == "become another":
+                workflow.continue_as_new(workflow="SleepingWorkflow")
+            if step == "hand over":
+                workflow.upsert_search_attributes([SearchAttributeKey.for_keyword("DurablyOwner").value_set("bob")])
             if step == "fail" and workflow.info().attempt == 1:
                 raise ApplicationError("the first attempt fails")
             if step == "wait":

@@ -13,6 +13,7 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import (
     RPCTimeoutOrCancelledError,
     WorkflowHandle,
+    WorkflowUpdateFailedError,
     WorkflowUpdateHandle,
     WorkflowUpdateStage,
 )
@@ -22,8 +23,8 @@ from .call import Call
 from .idempotency import one_request
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
-from .problems import Problem, no_worker, to_problem
-from .repetitions import find_repetition, is_repetition
+from .problems import Problem, no_worker, not_found, to_problem
+from .repetitions import find_repetition, find_update_name, is_repetition
 from .results import must_fit
 from .starting import replayed
 from .target import CLOSED, RunClosedError, is_closed
@@ -83,7 +84,7 @@ async def update(call: Call) -> GatewayResponse:
         # At least a moment: the outcome of an update that is over takes a round trip.
         with call.waiting(), must_fit(call, "the result"):
             async with asyncio.timeout(min(max(seconds, 1.0), call.limits.max_wait)):
-                value = await handle.result()
+                value = await _outcome(call, handle)
     except (TimeoutError, RPCTimeoutOrCancelledError):
         return _update_accepted(call, handle, is_replay)
     except RPCError as error:
@@ -93,6 +94,28 @@ async def update(call: Call) -> GatewayResponse:
             return _update_accepted(call, handle, is_replay)
         raise problem from error
     return answer(UpdateDone[Any](update_id=handle.id, result=value), HTTPStatus.OK, **replayed(is_replay))
+
+
+async def _outcome(call: Call, handle: WorkflowUpdateHandle[Any]) -> Any:
+    """The result, or the update's failure. Raises the problem 404 for an update of another name than the URL's.
+
+    The name is compared last: the history has an update only once a worker has accepted it.
+    """
+    try:
+        value = await handle.result()
+    except WorkflowUpdateFailedError:
+        await _check_name(call)
+        raise
+    await _check_name(call)
+    return value
+
+
+async def _check_name(call: Call) -> None:
+    if call.match.update_id is None:
+        return
+    name = await find_update_name(call, call.existing.run_id, call.match.update_id)
+    if name not in (None, call.handler.name):
+        raise not_found("there is no such update here")
 
 
 def _earlier_update(call: Call, update_id: str) -> WorkflowUpdateHandle[Any]:

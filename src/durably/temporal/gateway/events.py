@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator
 from http import HTTPStatus
 
 from pydantic import BaseModel
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
 
 from .call import Call
@@ -142,6 +143,9 @@ class _Stream:
                 if raw is None:
                     yield last, await self._pending()
                     continue
+                if raw.event_type == EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
+                    # It may have been handed over: what follows is perhaps another's.
+                    await self._call.describe_run(self._seen.run_id)
                 last, event = raw, await brief.event(raw)
                 if event.id > self._seen.event_id and event.type not in _NOISE:
                     self._seen = Position(self._seen.run_id, event.id)

@@ -86,10 +86,12 @@ def check_owner(owner: Any) -> str:
         raise TemporalSettingsError(
             f"expose(owner=…) returned {kind}: it must return a text, such as str(user.id), or None for nobody"
         )
-    if not owner or len(owner) > _MAXIMUM_OWNER or not owner.isprintable() or _UNFIT & set(owner):
+    is_unfit = not owner.isprintable() or _UNFIT & set(owner) or "'" in (owner[:1], owner[-1:])
+    if not owner or len(owner) > _MAXIMUM_OWNER or is_unfit:
         raise TemporalSettingsError(
-            f"expose(owner=…) returned a text that is empty, longer than {_MAXIMUM_OWNER} characters, or has control "
-            "characters, double quotes, backquotes or backslashes, by which a Temporal server cannot find workflows"
+            f"expose(owner=…) returned a text that is empty, longer than {_MAXIMUM_OWNER} characters, has control "
+            "characters, double quotes, backquotes or backslashes, or starts or ends with a single quote: a Temporal "
+            "server cannot find workflows by it"
         )
     return owner
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from temporalio.api.common.v1 import Header, WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.update.v1 import Request
 from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
 from temporalio.service import RPCError
 
@@ -60,6 +61,24 @@ async def find_repetition(call: Call, run_id: str, keyed: KeyedRequest) -> bool:
         if _find(events, keyed) is not None:
             return True
     return False
+
+
+async def find_update_name(call: Call, run_id: str, update_id: str) -> str | None:
+    """The name of an update that a run has accepted; ``None`` if the history does not have it, or not yet."""
+    async for events in _pages(call, run_id):
+        for event in events:
+            request = _update_request(event)
+            if request is not None and request.meta.update_id == update_id:
+                return request.input.name
+    return None
+
+
+def _update_request(event: HistoryEvent) -> Request | None:
+    if event.HasField("workflow_execution_update_accepted_event_attributes"):
+        return event.workflow_execution_update_accepted_event_attributes.accepted_request
+    if event.HasField("workflow_execution_update_admitted_event_attributes"):  # A reset has copied it.
+        return event.workflow_execution_update_admitted_event_attributes.request
+    return None
 
 
 def _find(events: Sequence[HistoryEvent], keyed: KeyedRequest) -> bool | None:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
-from temporalio.client import WorkflowFailureError, WorkflowHandle
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 
 from durably.temporal.scrubbing import scrub
 from durably.temporal.statuses import is_open
@@ -38,7 +38,8 @@ async def result(call: Call) -> GatewayResponse:
 
 
 async def wait_for_result(call: Call, handle: WorkflowHandle[Any, Any], seconds: float) -> Completed[Any] | None:
-    """``None`` if it does not come in time. Raises a problem for a workflow that did not complete."""
+    """``None`` if it does not come in time. Raises a problem for a workflow that did not complete, and 404 for one that
+    has been handed over or has become another type meanwhile."""
     try:
         with must_fit(call, "the result"):
             async with asyncio.timeout(seconds):
@@ -46,11 +47,20 @@ async def wait_for_result(call: Call, handle: WorkflowHandle[Any, Any], seconds:
     except TimeoutError:
         return None
     except WorkflowFailureError as error:
+        await _check_reach(call, handle)
         which = {"workflow_id": call.workflow_id, "run_id": handle.result_run_id or handle.run_id}
         named = {name: value for name, value in which.items() if value is not None}
         raise workflow_failed(error, **named) from error
+    await _check_reach(call, handle)
     run_id = handle.result_run_id or handle.run_id
     return Completed[Any](workflow_id=call.workflow_id, run_id=run_id, result=value, links=call.links())
+
+
+async def _check_reach(call: Call, handle: WorkflowHandle[Any, Any]) -> None:
+    """The SDK waits for the run that was checked, and for those that it continues as."""
+    waited_for = await call.describe_run(handle.run_id or handle.result_run_id)
+    if waited_for.status is WorkflowExecutionStatus.CONTINUED_AS_NEW:
+        await call.describe_run(None)
 
 
 _NO_MISFITS: tuple[type[Exception], ...] = (Problem, TimeoutError, *EXCEPTIONS)
