@@ -10,6 +10,8 @@ from temporalio.client import Client
 from temporalio.common import RetryPolicy
 
 from durably.temporal import Temporal
+from durably.temporal.codec_server import CodecAction, CodecServer
+from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.gateway import (
     FOR_OPERATORS,
     Action,
@@ -95,6 +97,21 @@ def owned_gateway(temporal: Temporal) -> Gateway:
     )
 
 
+CODEC = EncryptionCodec(EncryptionKey("2026", b"k" * 32))
+UI, OTHER_UI, STRANGER = "https://temporal.example.com", "http://localhost:8233", "https://evil.example.com"
+"""Origins: two that may call the codec server, and one that may not."""
+
+
+def authorize_codec(action: CodecAction) -> bool:
+    if action.principal is None:
+        raise Unauthenticated
+    return action.principal == "owner"
+
+
+def codec_server() -> CodecServer:
+    return CodecServer({"default": CODEC}, origins=[UI, OTHER_UI], authorize=authorize_codec, max_body=100_000)
+
+
 def make_fast_api(address: str) -> Any:
     import fastapi
 
@@ -120,6 +137,8 @@ def make_fast_api(address: str) -> Any:
         ),
     )
 
+    app.include_router(durably.temporal.fast_api.codec_router(codec_server(), prefix="/codec", principal=user))
+
     @app.get("/direct/{workflow_id}")
     async def direct(workflow_id: str, client: Annotated[Client, fastapi.Depends(temporal.client)]) -> str:
         description = await client.get_workflow_handle(workflow_id).describe()
@@ -134,7 +153,7 @@ def make_starlette(address: str) -> Any:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Mount, Route
 
-    from durably.temporal.starlette import add_exception_handlers, routes
+    from durably.temporal.starlette import add_exception_handlers, codec_routes, routes
 
     temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
 
@@ -149,6 +168,7 @@ def make_starlette(address: str) -> Any:
         routes=[
             *routes(open_gateway(temporal), prefix="/open"),
             Mount("/guarded", routes=guarded),
+            *codec_routes(codec_server(), prefix="/codec", principal=lambda request: request.headers.get("x-user")),
             Route("/direct/{workflow_id}", direct),
         ],
     )
@@ -231,6 +251,10 @@ def make_flask(address: str) -> Any:
         owned_gateway(temporal), name="mine", principal=lambda: flask.request.headers.get("x-user")
     )
     app.register_blueprint(owned, url_prefix="/mine")
+    codec = durably.temporal.flask.codec_blueprint(
+        codec_server(), principal=lambda: flask.request.headers.get("x-user")
+    )
+    app.register_blueprint(codec, url_prefix="/codec")
 
     @app.get("/direct/<workflow_id>")
     def direct(workflow_id: str) -> str:
@@ -242,7 +266,7 @@ def make_flask(address: str) -> Any:
 def make_tornado(address: str) -> Any:
     import tornado.web
 
-    from durably.temporal.tornado import ProblemMixin, routes
+    from durably.temporal.tornado import ProblemMixin, codec_routes, routes
 
     temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
 
@@ -264,6 +288,7 @@ def make_tornado(address: str) -> Any:
             *routes(open_gateway(temporal), prefix="/open"),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
             *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
+            *codec_routes(codec_server(), prefix="/codec", base=Base),
             (r"/direct/(.+)", Direct),
         ],
         xsrf_cookies=True,
@@ -309,7 +334,7 @@ def _set_up_django(address: str) -> None:
     from django.http import HttpResponse
     from django.urls import path
 
-    from durably.temporal.django import temporal
+    from durably.temporal.django import codec_urls, temporal
     from durably.temporal.django import urls as gateway_urls
 
     def authorize_with_orm(action: Action) -> bool:
@@ -344,5 +369,6 @@ def _set_up_django(address: str) -> None:
             ),
         ),
         path("csrf/", gateway_urls(guarded, namespace="csrf", principal=lambda request: "owner")),
+        path("codec/", codec_urls(codec_server(), principal=lambda request: request.headers.get("x-user"))),
         path("direct/<workflow_id>", direct),
     ]

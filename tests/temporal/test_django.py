@@ -223,3 +223,41 @@ def test_nobody_is_asked_for_where_all_are_allowed(server: DevServer, database: 
         "import durably.temporal.django\nurls = settings.ROOT_URLCONF\nurls_of = durably.temporal.django.urls\n"
         + textwrap.dedent(code),
     )
+
+
+def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, database: Path) -> None:
+    code = """
+        import json
+        from django.contrib.auth.models import Permission, User
+        from django.test import Client
+        from django.urls import path
+        from durably.temporal.encryption import EncryptionKey
+        settings.TEMPORAL = {"ENCRYPTION_KEYS": [EncryptionKey("2026", b"k" * 32).export()]}
+        settings.ROOT_URLCONF.urlpatterns[:] = [
+            path("codec/", codec_urls(origins=["https://temporal.example.com"])),
+            path("readers/", codec_urls(permission="auth.view_user", namespace="readers")),
+        ]
+        reader = User.objects.create_user("reader")
+        reader.user_permissions.add(Permission.objects.get(codename="view_user"))
+        User.objects.create_superuser("admin")
+
+        def ask(name, place):
+            client = Client(enforce_csrf_checks=True)
+            if name:
+                client.force_login(User.objects.get(username=name))
+            origin = {"Origin": "https://temporal.example.com"} if place == "codec" else {}
+            return client.post(f"/{place}/decode", {"payloads": []}, "application/json", headers=origin).status_code
+
+        assert [ask(name, "codec") for name in (None, "reader", "admin")] == [401, 403, 200]
+        assert [ask(name, "readers") for name in (None, "reader")] == [401, 200]
+    """
+    middleware = """
+        sessions = "django.contrib.sessions"
+        options["INSTALLED_APPS"].append(sessions)
+        options["MIDDLEWARE"] += [
+            f"{sessions}.middleware.SessionMiddleware",
+            "django.middleware.csrf.CsrfViewMiddleware",
+            "django.contrib.auth.middleware.AuthenticationMiddleware",
+        ]
+    """
+    run(server, database, code, middleware)

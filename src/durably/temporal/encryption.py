@@ -20,17 +20,13 @@ except ImportError as error:
         'encryption of payloads needs cryptography: pip install "durably[temporal-encryption]"'
     ) from error
 
-from durably.errors import Error
+from .errors import PayloadEncryptionError, TemporalSettingsError
 
-from .errors import TemporalSettingsError
+__all__ = ["EncryptionCodec", "EncryptionKey", "PayloadEncryptionError"]
 
 _ENCODING = b"binary/encrypted"
 _NONCE_BYTES = 12
 _HOW_TO_MAKE = "`durably temporal encryption-key` makes one"
-
-
-class PayloadEncryptionError(Error):
-    """A payload cannot be decrypted: its key is not among the codec's, or it was changed on its way."""
 
 
 @dataclass(frozen=True)

@@ -39,3 +39,7 @@ class UnknownPrincipalError(TemporalSettingsError):
 
 class SearchAttributeError(Error):
     """The server does not know a search attribute that the app needs; the message names it and the remedy."""
+
+
+class PayloadEncryptionError(Error):
+    """A payload cannot be decrypted: its key is not among the codec's, or it was changed on its way."""

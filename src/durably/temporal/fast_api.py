@@ -13,13 +13,16 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
+from .codec_server import CodecOperation, CodecServer
 from .gateway import Gateway
 from .gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
 from .gateway.problems import MEDIA_TYPE, Problem, invalid_input
 from .gateway.routes import Match as GatewayMatch
-from .starlette_messages import add_exception_handlers, path_in_app, to_request, to_response
+from .starlette_messages import add_exception_handlers, answer, path_in_app, to_request, to_response
 
-__all__ = ["add_exception_handlers", "router"]
+__all__ = ["add_exception_handlers", "codec_router", "router"]
+
+_CODEC_METHODS = ["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"]
 
 _PLACES: dict[str, Any] = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
 _Handle = Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]
@@ -71,6 +74,37 @@ def router(
                 route_class_override=rest_class,
             )
     return made
+
+
+def codec_router(
+    server: CodecServer,
+    *,
+    prefix: str = "",
+    principal: Callable[..., Any] | None = None,
+    dependencies: Sequence[Any] = (),
+) -> fastapi.APIRouter:
+    """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
+
+    ``principal`` and ``dependencies`` are as for ``router``. Preflight requests run neither.
+    """
+    made = fastapi.APIRouter(prefix=prefix, include_in_schema=False)
+
+    async def preflight(request: fastapi.Request) -> fastapi.Response:
+        return await answer(server, request, _last_segment(request), None)
+
+    async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
+        return await answer(server, request, _last_segment(request), principal)
+
+    view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
+    for operation in CodecOperation:
+        path = f"/{operation}"
+        made.add_api_route(path, preflight, methods=["OPTIONS"], response_model=None)
+        made.add_api_route(path, view, methods=_CODEC_METHODS, dependencies=list(dependencies), response_model=None)
+    return made
+
+
+def _last_segment(request: fastapi.Request) -> str:
+    return "/" + request.url.path.rpartition("/")[2]
 
 
 def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:

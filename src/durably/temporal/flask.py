@@ -13,10 +13,12 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.flask needs Flask: pip install "durably[flask,temporal]"') from error
 
+from .codec_server import CodecServer
 from .commands import make_commands
 from .connection import Temporal
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
+from .gateway.messages import RequestHandler
 from .gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from .settings import FRAMEWORK_KEYS
 
@@ -77,46 +79,76 @@ def blueprint(
     made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
 
     def answer(path: str) -> flask.Response:
-        # The request itself, not the proxy: it stays what it is in other threads.
-        request = flask.request._get_current_object()  # type: ignore[attr-defined]
-        try:
-            gateway.check_length(request.content_length)
-            body = _read(request)
-        except Problem as problem:
-            return _to_flask(gateway.refuse(request.method, path, problem))
-        response = gateway.handle_sync(
-            GatewayRequest(
-                method=request.method,
-                path=path,
-                mount=_mount(request, path),
-                headers=dict(request.headers.items()),
-                query_params=request.args,
-                body=body,
-                raw_request=request,
-                principal=None if principal is None else principal(),
-                secrets=_secrets(flask.current_app),
-            )
-        )
-        return _to_flask(response)
+        return _answer(gateway, path, principal)
 
     def document() -> flask.Response:
         mount = _mount(flask.request, "openapi.json")
         return _to_flask(gateway.answer_document(flask.request.method, mount=mount, title=flask.current_app.name))
 
+    made.add_url_rule("/openapi.json", "openapi", document, methods=_METHODS, provide_automatic_options=False)
+    _add_rule(made, answer)
+    return made
+
+
+def codec_blueprint(
+    server: CodecServer,
+    *,
+    name: str = "temporal-codec",
+    url_prefix: str | None = None,
+    principal: Callable[[], Any] | None = None,
+) -> flask.Blueprint:
+    """A codec server for Temporal's web UI and CLI, at ``encode`` and ``decode`` below the prefix.
+
+    ``principal`` is as for ``blueprint``. Preflight requests have none.
+    """
+    made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
+
+    def answer(path: str) -> flask.Response:
+        return _answer(server, path, None if flask.request.method == "OPTIONS" else principal)
+
+    _add_rule(made, answer)
+    return made
+
+
+def _add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response]) -> None:
+    """All paths and methods."""
+
     def add_converter(state: BlueprintSetupState) -> None:
         state.app.url_map.converters[_ANY_PATH] = _AnyPath
 
-    made.record(add_converter)
-    made.add_url_rule("/openapi.json", "openapi", document, methods=_METHODS, provide_automatic_options=False)
-    made.add_url_rule(
+    blueprint.record(add_converter)
+    blueprint.add_url_rule(
         f"/<{_ANY_PATH}:path>",
         "gateway",
-        answer,
+        view,
         methods=_METHODS,
         merge_slashes=False,
         provide_automatic_options=False,
     )
-    return made
+
+
+def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | None) -> flask.Response:
+    # The request itself, not the proxy: it stays what it is in other threads.
+    request = flask.request._get_current_object()  # type: ignore[attr-defined]
+    try:
+        server.check_length(request.content_length)
+        body = _read(request)
+    except Problem as problem:
+        return _to_flask(server.refuse(request.method, path, problem))
+    response = server.handle_sync(
+        GatewayRequest(
+            method=request.method,
+            path=path,
+            mount=_mount(request, path),
+            headers=dict(request.headers.items()),
+            query_params=request.args,
+            body=body,
+            raw_request=request,
+            principal=None if principal is None else principal(),
+            secrets=_secrets(flask.current_app),
+        )
+    )
+    return _to_flask(response)
 
 
 def _read(request: flask.Request) -> bytes:

@@ -16,11 +16,12 @@ except ImportError as error:
         'durably.temporal.starlette needs Starlette: pip install "durably[starlette,temporal]"'
     ) from error
 
+from .codec_server import CodecServer
 from .gateway import Gateway
-from .gateway.problems import Problem
-from .starlette_messages import add_exception_handlers, mount_point, to_request, to_response
+from .gateway.messages import RequestHandler
+from .starlette_messages import add_exception_handlers, answer, mount_point, to_response
 
-__all__ = ["add_exception_handlers", "routes"]
+__all__ = ["add_exception_handlers", "codec_routes", "routes"]
 
 
 class _AnyPath(Convertor[str]):
@@ -60,18 +61,28 @@ def routes(
         mount = mount_point(request, "/openapi.json")
         return to_response(gateway.answer_document(request.method, mount=mount, title=title))
 
-    async def answer(request: Request) -> Response:
-        path = f"/{request.path_params['path']}"
-        try:
-            made = await to_request(gateway, request, path, await _call(principal, request))
-        except Problem as problem:
-            return to_response(gateway.refuse(request.method, path, problem))
-        return to_response(await gateway.handle(made))
-
     return [
         Route(f"{prefix}/openapi.json", _AnyMethod(document)),
-        Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(answer)),
+        Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(_view(gateway, principal))),
     ]
+
+
+def codec_routes(
+    server: CodecServer, *, prefix: str = "", principal: Callable[[Request], Any] = _user
+) -> list[BaseRoute]:
+    """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
+
+    ``principal`` is as for ``routes``. Preflight requests have none.
+    """
+    return [Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(_view(server, principal)))]
+
+
+def _view(server: RequestHandler, principal: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Response]]:
+    async def view(request: Request) -> Response:
+        who = None if request.method == "OPTIONS" else await _call(principal, request)
+        return await answer(server, request, f"/{request.path_params['path']}", who)
+
+    return view
 
 
 async def _call(function: Callable[[Request], Any], request: Request) -> Any:

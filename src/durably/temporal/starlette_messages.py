@@ -1,7 +1,7 @@
 """Requests and responses of Starlette and FastAPI: bodies, mount points, exception handlers."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -9,14 +9,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from .gateway import GatewayRequest, GatewayResponse
-from .gateway.problems import EXCEPTIONS, to_problem
+from .gateway.messages import RequestHandler
+from .gateway.problems import EXCEPTIONS, Problem, to_problem
 
 
-class ChecksLength(Protocol):
-    def check_length(self, length: int | None) -> None: ...
+async def answer(server: RequestHandler, request: Request, inner: str, principal: Any) -> Response:
+    """``inner`` is the path after the mount point."""
+    try:
+        made = await to_request(server, request, inner, principal)
+    except Problem as problem:
+        return to_response(server.refuse(request.method, inner, problem))
+    return to_response(await server.handle(made))
 
 
-async def to_request(server: ChecksLength, request: Request, inner: str, principal: Any) -> GatewayRequest:
+async def to_request(server: RequestHandler, request: Request, inner: str, principal: Any) -> GatewayRequest:
     """``inner`` is the path after the mount point. Raises ``Problem`` for a body that is too large."""
     read, body = await _read_body(server, request)
     return GatewayRequest(
@@ -59,7 +65,7 @@ def add_exception_handlers(app: Starlette) -> None:
         app.add_exception_handler(kind, handle)
 
 
-async def _read_body(server: ChecksLength, request: Request) -> tuple[Request, bytes]:
+async def _read_body(server: RequestHandler, request: Request) -> tuple[Request, bytes]:
     """The body, and a request from which ``authorize`` can read it again."""
     length = request.headers.get("content-length", "")
     if length.isdecimal():

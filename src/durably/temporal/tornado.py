@@ -12,7 +12,9 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.tornado needs Tornado: pip install "durably[tornado,temporal]"') from error
 
+from .codec_server import CodecServer
 from .gateway import Gateway, GatewayRequest, GatewayResponse
+from .gateway.messages import RequestHandler
 from .gateway.problems import EXCEPTIONS, refused, to_problem
 from .request_ids import HTTP_HEADER
 from .request_log import RequestLog
@@ -64,41 +66,7 @@ def routes(
     """
     checks_xsrf = not gateway.allow_anonymous if check_xsrf is None else check_xsrf
     handler_base: Any = base
-
-    class GatewayHandler(handler_base):  # type: ignore[misc]
-        SUPPORTED_METHODS = _METHODS
-
-        def check_xsrf_cookie(self) -> None:
-            if checks_xsrf:
-                super().check_xsrf_cookie()
-
-        async def _answer(self, path: str) -> None:
-            request = self.request
-            response = await gateway.handle(
-                GatewayRequest(
-                    method=request.method or "",
-                    path=path,
-                    mount=prefix,
-                    headers=dict(request.headers.items()),
-                    query_params={name: _texts(values) for name, values in request.query_arguments.items()},
-                    body=request.body,
-                    raw_request=request,
-                    principal=principal(self),
-                    secrets=_secrets(self.settings),
-                )
-            )
-            await _write(self, response)
-
-        get = head = post = put = patch = delete = options = trace = _answer
-
-        def write_error(self, status_code: int, **kwargs: Any) -> None:
-            """What Tornado itself refuses: a method, a path or a form that it cannot read, a missing XSRF cookie."""
-            error = kwargs.get("exc_info", (None, None))[1]
-            if isinstance(error, tornado.web.HTTPError) and status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
-                _write_head(self, response := gateway.refuse(self.request.method or "", "", refused(status_code)))
-                self.finish(response.body or None)
-            else:
-                super().write_error(status_code, **kwargs)
+    handler = _make_handler(gateway, prefix, base, principal, checks_xsrf=checks_xsrf)
 
     class DocumentHandler(handler_base):  # type: ignore[misc]
         SUPPORTED_METHODS = _METHODS
@@ -113,7 +81,64 @@ def routes(
         get = head = post = put = patch = delete = options = trace = _answer
 
     place = re.escape(prefix)
-    return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.*)", GatewayHandler)]
+    return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.*)", handler)]
+
+
+def codec_routes(
+    server: CodecServer,
+    *,
+    prefix: str = "",
+    base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
+    principal: Callable[[tornado.web.RequestHandler], Any] = lambda handler: handler.current_user,
+) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
+    """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
+
+    ``base`` and ``principal`` are as for ``routes``. There is no XSRF cookie to check, since the web UI is another
+    site: the server checks the origin and the content type.
+    """
+    handler = _make_handler(server, prefix, base, principal, checks_xsrf=False)
+    return [(rf"{re.escape(prefix)}/(.*)", handler)]
+
+
+def _make_handler(
+    server: RequestHandler, prefix: str, base: Any, principal: Callable[[Any], Any], *, checks_xsrf: bool
+) -> type[tornado.web.RequestHandler]:
+    class Handler(base):  # type: ignore[misc]
+        SUPPORTED_METHODS = _METHODS
+
+        def check_xsrf_cookie(self) -> None:
+            if checks_xsrf:
+                super().check_xsrf_cookie()
+
+        async def _answer(self, path: str) -> None:
+            request = self.request
+            response = await server.handle(
+                GatewayRequest(
+                    method=request.method or "",
+                    path=path,
+                    mount=prefix,
+                    headers=dict(request.headers.items()),
+                    query_params={name: _texts(values) for name, values in request.query_arguments.items()},
+                    body=request.body,
+                    raw_request=request,
+                    principal=None if request.method == "OPTIONS" else principal(self),
+                    secrets=_secrets(self.settings),
+                )
+            )
+            await _write(self, response)
+
+        get = head = post = put = patch = delete = options = trace = _answer
+
+        def write_error(self, status_code: int, **kwargs: Any) -> None:
+            """What Tornado itself refuses: a method, a path or a form that it cannot read, a missing XSRF cookie."""
+            error = kwargs.get("exc_info", (None, None))[1]
+            if isinstance(error, tornado.web.HTTPError) and status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                _write_head(self, response := server.refuse(self.request.method or "", "", refused(status_code)))
+                self.finish(response.body or None)
+            else:
+                super().write_error(status_code, **kwargs)
+
+    return Handler
 
 
 def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:

@@ -13,11 +13,12 @@ from .conf import connections, get_temporal, temporal
 from .middleware import TemporalErrorMiddleware
 from .permissions import require_permissions
 from .transactions import astart_on_commit, start_on_commit
-from .views import urls
+from .views import codec_urls, urls
 
 __all__ = [
     "TemporalErrorMiddleware",
     "astart_on_commit",
+    "codec_urls",
     "connections",
     "get_temporal",
     "require_permissions",

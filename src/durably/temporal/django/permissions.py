@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from durably.temporal.codec_server import CodecAction
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Action, Operation, Unauthenticated
 
@@ -21,10 +22,19 @@ def require_permissions(
         raise TemporalSettingsError(f"{error}; there are {', '.join(Operation)}") from None
 
     def authorize(action: Action) -> bool:
-        user: Any = action.principal
-        if user is None or not user.is_authenticated:
-            raise Unauthenticated("Session")
+        user = _logged_in(action.principal)
         permission = wanted.get(action.operation, otherwise)
         return permission is not None and bool(user.has_perm(permission))
 
     return authorize
+
+
+def require_codec_permission(permission: str) -> Callable[[CodecAction], bool]:
+    """``authorize`` of a ``CodecServer``: users with the permission. Who is not logged in gets 401."""
+    return lambda action: bool(_logged_in(action.principal).has_perm(permission))
+
+
+def _logged_in(user: Any) -> Any:
+    if user is None or not user.is_authenticated:
+        raise Unauthenticated("Session")
+    return user

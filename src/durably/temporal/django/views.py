@@ -1,6 +1,6 @@
 """The gateway as Django views: async under ASGI, sync under WSGI."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,13 +13,17 @@ from django.http.multipartparser import MultiPartParserError
 from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
 from durably.django_view import SyncAndAsyncView
+from durably.temporal.codec_server import CodecServer
+from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
 
-from .conf import project_secrets
+from .conf import project_secrets, temporal
 from .csrf import csrf_check
+from .permissions import require_codec_permission
 
 Urls = tuple[list[Any], str, str]
+Server = Gateway | CodecServer
 
 
 def urls(
@@ -50,8 +54,30 @@ def urls(
     return patterns, "durably_temporal", namespace
 
 
-def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
-    is_open = gateway.allow_anonymous
+def codec_urls(
+    server: CodecServer | None = None,
+    *,
+    origins: Sequence[str] = (),
+    permission: str = "durably_temporal.view_payloads",
+    namespace: str = "temporal-codec",
+    principal: Callable[[Any], Any] | None = None,
+) -> Urls:
+    """A codec server for Temporal's web UI and CLI, for ``path("codec/", codec_urls(origins=[…]))``.
+
+    It decodes for users with ``permission``; ``origins`` are the web UI's. ``server`` replaces all of that.
+    ``principal`` is as for ``urls``. CSRF is not checked, since the web UI is another site: the server checks the
+    origin and the content type.
+    """
+    if server is None:
+        server = CodecServer(temporal, origins=origins, authorize=require_codec_permission(permission))
+    elif origins:
+        raise TemporalSettingsError("codec_urls: give origins= to the CodecServer, or no server")
+    view: Any = _make_view(server, principal, csrf_exempt=True)
+    return [django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="codec")], "durably_temporal_codec", namespace
+
+
+def _make_view(server: Server, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
+    is_open = server.allow_anonymous
     principal_of = _nobody if is_open else principal or _user_of
     check_csrf = _let_pass if csrf_exempt else csrf_check()
     may_block = not (is_open and csrf_exempt)
@@ -66,17 +92,17 @@ def _make_view(gateway: Gateway, principal: Callable[[Any], Any] | None, csrf_ex
         try:
             gateway_request = read(request, path)
         except Problem as problem:
-            return _to_django(gateway.refuse(request.method, path, problem), None)
-        response = gateway.handle_sync(gateway_request)
+            return _to_django(server.refuse(request.method, path, problem), None)
+        response = server.handle_sync(gateway_request)
         return _to_django(response, None if response.stream is None else iterate_sync(response.stream()))
 
     async def answer_async(request: Any, path: str) -> Any:
         try:
             gateway_request = await sync_to_async(read)(request, path) if may_block else read(request, path)
         except Problem as problem:
-            return _to_django(gateway.refuse(request.method, path, problem), None)
+            return _to_django(server.refuse(request.method, path, problem), None)
         gateway_request.call_blocking = _in_djangos_thread
-        response = await gateway.handle(gateway_request)
+        response = await server.handle(gateway_request)
         return _to_django(response, None if response.stream is None else response.stream())
 
     return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)

@@ -1,6 +1,7 @@
 """Who may do what: what the app's ``authorize`` hook is told, and what its answer means."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -10,8 +11,10 @@ from temporalio.client import WorkflowExecutionDescription
 
 from durably.portal import get_portal
 from durably.temporal.errors import TemporalSettingsError
+from durably.transport import IO
 
 from .exposure import Exposure, Operation
+from .messages import CallBlocking
 from .ownership import owner_of
 from .problems import Problem
 from .reading import shown_memo
@@ -132,6 +135,14 @@ def check_policy(authorize: Authorize | None, allow_anonymous: bool, exposures: 
         raise TemporalSettingsError(
             f"{owned[0]} has owner=, and allow_anonymous=True knows no owners: give authorize= instead"
         )
+
+
+async def ask(
+    authorize: Callable[[Any], Any], action: object, is_async: bool, io: IO, call_blocking: CallBlocking
+) -> object:
+    """The verdict. ``is_async`` says whether ``authorize`` is a coroutine function; any other may block its thread."""
+    verdict = authorize(action) if is_async else await call_blocking(lambda: authorize(action))
+    return await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict
 
 
 def check_verdict(verdict: object) -> None:

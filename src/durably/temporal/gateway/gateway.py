@@ -5,9 +5,8 @@ found out first, without the server; then the app says whether it is allowed; on
 """
 
 import asyncio
-import inspect
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -27,11 +26,11 @@ from durably.transport import IO, AsyncIO, BlockingIO
 
 from . import acting, events, history, reading, results, starting
 from .attributes import declared_keys
-from .authorization import Action, ActionSubject, Authorize, Unauthenticated, check_policy, check_verdict
+from .authorization import Action, ActionSubject, Authorize, Unauthenticated, ask, check_policy, check_verdict
 from .call import Call, Limits
 from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, keyed_request
-from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, without_body
+from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_here, without_body
 from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
@@ -124,7 +123,7 @@ class Gateway:
 
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
         """``handle`` for threads."""
-        return drive(self._answer(request, None, BlockingIO(), _call_here))
+        return drive(self._answer(request, None, BlockingIO(), call_here))
 
     def answer_document(self, method: str, *, mount: str, title: str) -> GatewayResponse:
         """The answer to a request for the OpenAPI document; ``mount`` is the path before the gateway's own."""
@@ -188,7 +187,7 @@ class Gateway:
         if self._authorize is not None:
             subject = ActionSubject(target, self._owner_attribute, new_owner=access.owner)
             action = _action(request, found, workflow_id, value, subject)
-            check_verdict(await self._ask(self._authorize, action, io, call_blocking))
+            check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
         return await io.resolve(self._perform(request, found, workflow_id or "", value, access, target, keyed))
 
     def _keyed(self, request: GatewayRequest, found: Match, value: Any) -> KeyedRequest | None:
@@ -252,13 +251,6 @@ class Gateway:
         """For adapters too, before they read a body of that many bytes. Raises a problem."""
         if length is not None and length > self.limits.max_body:
             raise too_large(self.limits.max_body)
-
-    async def _ask(self, authorize: Authorize, action: Action, io: IO, call_blocking: CallBlocking) -> object:
-        if self._is_authorize_async:
-            verdict = authorize(action)
-        else:
-            verdict = await call_blocking(lambda: authorize(action))
-        return await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict
 
     async def _perform(
         self,
@@ -325,10 +317,6 @@ def _action(
         request=request.raw_request,
         subject=subject,
     )
-
-
-async def _call_here(function: Callable[[], Any]) -> Any:
-    return function()
 
 
 def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
@@ -11,6 +11,11 @@ JSON = "application/json"
 
 CallBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Calls what may block the thread that it runs in, and is awaited for what that returns."""
+
+
+async def call_here(function: Callable[[], Any]) -> Any:
+    """Calls it in the thread of a request."""
+    return function()
 
 
 @dataclass(kw_only=True)
@@ -57,6 +62,19 @@ class GatewayResponse:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: Callable[[], AsyncGenerator[bytes, None]] | None = None
+
+
+class RequestHandler(Protocol):
+    """What adapters mount: the gateway, and the codec server."""
+
+    async def handle(self, request: GatewayRequest) -> GatewayResponse: ...
+
+    def handle_sync(self, request: GatewayRequest) -> GatewayResponse: ...
+
+    def check_length(self, length: int | None) -> None:
+        """Raises a problem for a body of more bytes than are read."""
+
+    def refuse(self, method: str, path: str, problem: Any) -> GatewayResponse: ...
 
 
 def without_body(response: GatewayResponse) -> GatewayResponse:

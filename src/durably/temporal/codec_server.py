@@ -1,0 +1,248 @@
+"""A codec server: Temporal's web UI and CLI show what the app's payload codec has encrypted.
+
+The protocol is ``POST …/encode`` and ``…/decode`` with ``{"payloads": [{"metadata": …, "data": …}]}``, the bytes in
+Base64, and the namespace in ``X-Namespace`` (https://docs.temporal.io/production-deployment/data-encryption). Knows no
+framework: ``CodecServer`` answers as ``Gateway`` does, and the adapters mount it.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from google.protobuf import json_format
+from temporalio.api.common.v1 import Payloads
+from temporalio.converter import PayloadCodec
+
+from durably.execution import drive
+from durably.transport import IO, AsyncIO, BlockingIO
+
+from .connection import Temporal
+from .errors import PayloadEncryptionError, TemporalSettingsError
+from .gateway import GatewayRequest, GatewayResponse, Unauthenticated
+from .gateway.authorization import ask, check_verdict
+from .gateway.messages import JSON, CallBlocking, call_here
+from .gateway.problems import Problem, bad_request, not_found, to_problem, too_large, unauthenticated
+from .surroundings import is_async
+
+Codecs = Temporal | PayloadCodec | Mapping[str, Temporal | PayloadCodec]
+
+_logger = logging.getLogger("durably.temporal")
+_HEADERS = "Authorization, Authorization-Extras, Content-Type, X-Namespace"
+_HEADER_LIST = re.compile(r"[A-Za-z0-9-]+( *, *[A-Za-z0-9-]+){0,30}")
+_PREFLIGHT_SECONDS = "600"
+
+
+class CodecOperation(StrEnum):
+    ENCODE = "encode"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecAction:
+    """What somebody asks of the codec server.
+
+    ``namespace`` is that of ``X-Namespace``. It has a codec, but a single ``PayloadCodec`` serves any namespace that
+    a client names. ``principal`` and ``request`` are as in ``Action``.
+    """
+
+    operation: CodecOperation
+    namespace: str | None
+    principal: Any
+    request: Any
+
+
+AuthorizeCodec = Callable[[CodecAction], bool | Awaitable[bool]]
+
+
+class CodecServer:
+    """Answers ``POST /encode`` and ``POST /decode`` for Temporal's web UI and CLI.
+
+    ``codecs`` is the app's ``Temporal``, whose namespace alone is answered for; or a ``PayloadCodec``; or a mapping
+    of namespaces to either. ``origins`` are the web UI's, such as ``https://temporal.example.com``: their pages may
+    call it with cookies and credentials, and pages of other sites may not. ``authorize`` gets a ``CodecAction`` and
+    returns whether it is allowed, or raises ``Unauthenticated``; without one, ``allow_anonymous=True`` must say that
+    everybody may read what was encrypted. ``max_body`` is in bytes.
+
+    Raises ``TemporalSettingsError``.
+    """
+
+    def __init__(
+        self,
+        codecs: Codecs,
+        *,
+        origins: Sequence[str] = (),
+        authorize: AuthorizeCodec | None = None,
+        allow_anonymous: bool = False,
+        max_body: int = 8 * 1024 * 1024,
+        max_payloads: int = 10_000,
+    ) -> None:
+        _check_policy(authorize, allow_anonymous)
+        self.allow_anonymous = allow_anonymous
+        self.max_body = max_body
+        self._max_payloads = max_payloads
+        self._codecs = codecs
+        self._origins = frozenset(_check_origin(origin) for origin in origins)
+        self._authorize = authorize
+        self._is_authorize_async = authorize is not None and is_async(authorize)
+
+    async def handle(self, request: GatewayRequest) -> GatewayResponse:
+        """Never raises for what a client does."""
+        return await self._answer(request, AsyncIO(), request.call_blocking or asyncio.to_thread)
+
+    def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
+        """``handle`` for threads."""
+        return drive(self._answer(request, BlockingIO(), call_here))
+
+    def check_length(self, length: int | None) -> None:
+        """For adapters, before they read a body of that many bytes. Raises a problem."""
+        if length is not None and length > self.max_body:
+            raise too_large(self.max_body)
+
+    def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
+        """For adapters: answer a request in which the framework itself has found something wrong."""
+        return problem.response()
+
+    async def _answer(self, request: GatewayRequest, io: IO, call_blocking: CallBlocking) -> GatewayResponse:
+        try:
+            response = await self._respond(request, io, call_blocking)
+        except Unauthenticated as error:
+            response = unauthenticated(error.challenge).response()
+        except PayloadEncryptionError as error:
+            # Not in the answer: it names keys, and tells apart what is wrong with a payload.
+            _logger.warning("The codec server was asked for payloads that it cannot read: %s", error)
+            response = bad_request("a payload cannot be decoded").response()
+        except Exception as error:
+            response = to_problem(error).response()
+        return replace(response, headers={**response.headers, **self._cors(request)})
+
+    async def _respond(self, request: GatewayRequest, io: IO, call_blocking: CallBlocking) -> GatewayResponse:
+        operation = _operation(request.path)
+        self._check_origin_of(request)
+        if request.method == "OPTIONS":
+            return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers=self._preflight(request))
+        if request.method != "POST":
+            raise Problem(
+                HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", "use POST here", headers={"Allow": "OPTIONS, POST"}
+            )
+        self.check_length(len(request.body))
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
+        namespace = request.headers.get("x-namespace") or None
+        if self._authorize is not None:
+            action = CodecAction(
+                operation=operation, namespace=namespace, principal=request.principal, request=request.raw_request
+            )
+            check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
+        codec = _codec_of(self._codecs, namespace)
+        payloads = self._parse(request.body).payloads
+        work = codec.encode if operation is CodecOperation.ENCODE else codec.decode
+        done = Payloads(payloads=await io.resolve(work(payloads)))
+        body = msgspec.json.encode(json_format.MessageToDict(done))
+        return GatewayResponse(
+            status_code=HTTPStatus.OK, headers={"Content-Type": JSON, "Cache-Control": "no-store"}, body=body
+        )
+
+    def _parse(self, body: bytes) -> Payloads:
+        """Raises a problem."""
+        try:
+            given = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            raise bad_request("the body is not valid JSON") from None
+        listed = given.get("payloads") if isinstance(given, dict) else None
+        if not isinstance(listed, list):
+            raise bad_request('the body must be {"payloads": [{"metadata": {…}, "data": …}]}')
+        if len(listed) > self._max_payloads:
+            raise bad_request(f"the body has more than {self._max_payloads} payloads")
+        try:
+            return json_format.ParseDict(given, Payloads(), max_recursion_depth=20)
+        except (json_format.ParseError, ValueError, TypeError, RecursionError):
+            raise bad_request("a payload must be an object with metadata and data, their bytes in Base64") from None
+
+    def _check_origin_of(self, request: GatewayRequest) -> None:
+        """Raises a problem for a page of a site that is not among the origins. The CLI sends no ``Origin``."""
+        origin = request.headers.get("origin")
+        if origin is None or origin in self._origins or request.headers.get("sec-fetch-site") == "same-origin":
+            return
+        raise Problem(HTTPStatus.FORBIDDEN, "forbidden-origin", "pages of this origin may not use the codec server")
+
+    def _preflight(self, request: GatewayRequest) -> dict[str, str]:
+        if "origin" not in request.headers:
+            return {"Allow": "OPTIONS, POST"}
+        # The web UI's own headers differ from version to version.
+        asked = request.headers.get("access-control-request-headers", "")
+        return {
+            "Allow": "OPTIONS, POST",
+            "Access-Control-Allow-Methods": "POST",
+            "Access-Control-Allow-Headers": asked if _HEADER_LIST.fullmatch(asked) else _HEADERS,
+            "Access-Control-Max-Age": _PREFLIGHT_SECONDS,
+        }
+
+    def _cors(self, request: GatewayRequest) -> dict[str, str]:
+        """On refusals too: without them a page cannot tell a refusal from a server that is away."""
+        origin = request.headers.get("origin")
+        if origin not in self._origins:
+            return {"Vary": "Origin"}
+        return {
+            "Access-Control-Allow-Origin": str(origin),
+            "Access-Control-Allow-Credentials": "true",
+            "Vary": "Origin",
+        }
+
+
+def _operation(path: str) -> CodecOperation:
+    """Raises a problem."""
+    try:
+        return CodecOperation(path.strip("/"))
+    except ValueError:
+        raise not_found("the codec server has /encode and /decode") from None
+
+
+def _codec_of(codecs: Codecs, namespace: str | None) -> PayloadCodec:
+    """Raises a problem for a namespace without a codec, and ``TemporalSettingsError`` for a connection without one."""
+    if isinstance(codecs, Mapping):
+        if namespace is None or namespace not in codecs:
+            raise not_found("there is no codec for the namespace in X-Namespace")
+        return _of_connection(codecs[namespace])
+    if isinstance(codecs, Temporal) and namespace not in (None, codecs.settings.namespace):
+        raise not_found("there is no codec for the namespace in X-Namespace")
+    return _of_connection(codecs)
+
+
+def _of_connection(codec: Temporal | PayloadCodec) -> PayloadCodec:
+    if not isinstance(codec, Temporal):
+        return codec
+    if (found := codec.data_converter.payload_codec) is None:
+        raise TemporalSettingsError(
+            "the codec server has nothing to decode with: the connection has no codec. Set TEMPORAL_ENCRYPTION_KEYS, "
+            "or give Temporal(encryption=…) or CodecServer a codec"
+        )
+    return found
+
+
+def _check_policy(authorize: AuthorizeCodec | None, allow_anonymous: bool) -> None:
+    if authorize is None and not allow_anonymous:
+        raise TemporalSettingsError(
+            "who may read encrypted payloads? Give CodecServer authorize=, a function of the action that returns "
+            "whether it is allowed, or allow_anonymous=True to let everybody read them"
+        )
+    if authorize is not None and allow_anonymous:
+        raise TemporalSettingsError("CodecServer: authorize= and allow_anonymous=True exclude each other")
+
+
+def _check_origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise TemporalSettingsError(
+            f"CodecServer(origins=…): {origin!r} is not an origin. Write the scheme, host and port of Temporal's web "
+            "UI without a path, such as https://temporal.example.com"
+        )
+    if not parts.hostname or "*" in parts.netloc:
+        raise TemporalSettingsError(f"CodecServer(origins=…): {origin!r} must name one host; list each origin")
+    return origin.lower()
