@@ -4,12 +4,15 @@ The paths are those of ``routes``, with the names of workflows, signals, queries
 its own types.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
 
-from .exposure import Exposure, HandlerExposure, Operation
+from pydantic import BaseModel, create_model
+
+from .exposure import Exposure, HandlerExposure, Operation, type_name
 from .inputs import check_id
 from .models import (
     Accepted,
@@ -157,6 +160,21 @@ def _is_second(route: Route) -> bool:
 Shape = dict[str, Any]
 
 
+def _result_body(exposure: Exposure) -> type[BaseModel]:
+    return _named(f"{type_name(exposure.name)}Result", Completed[exposure.result])  # type: ignore[name-defined]
+
+
+def _body_of(exposure: Exposure, handler: HandlerExposure, suffix: str, body: Any) -> type[BaseModel]:
+    name = f"{type_name(exposure.name)}{type_name(handler.name)}{suffix}"
+    return _named(name, body[handler.handler.result])
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(name: str, body: type[BaseModel]) -> type[BaseModel]:
+    """A body under a name of its own: pydantic would name it ``Completed_Receipt_``."""
+    return create_model(name, __base__=body, __doc__=body.__doc__)
+
+
 def _start(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
     return {
         "summary": f"Start {exposure.definition.name}",
@@ -164,7 +182,7 @@ def _start(exposure: Exposure, route: Route, handler: HandlerExposure | None) ->
         "parameters": (_KEY, _PREFER),
         "body": None if exposure.arguments.is_empty else exposure.arguments.type,
         "is_body_required": exposure.arguments.is_required,
-        "responses": {HTTPStatus.ACCEPTED: Started, HTTPStatus.OK: Completed[exposure.result]},  # type: ignore[name-defined]
+        "responses": {HTTPStatus.ACCEPTED: Started, HTTPStatus.OK: _result_body(exposure)},
     }
 
 
@@ -196,7 +214,7 @@ def _result(exposure: Exposure, route: Route, handler: HandlerExposure | None) -
     return {
         "summary": "The result, as soon as there is one",
         "parameters": (_RUN, _WAIT),
-        "responses": {HTTPStatus.OK: Completed[exposure.result], HTTPStatus.ACCEPTED: Started},  # type: ignore[name-defined]
+        "responses": {HTTPStatus.OK: _result_body(exposure), HTTPStatus.ACCEPTED: Started},
     }
 
 
@@ -215,7 +233,7 @@ def _query(exposure: Exposure, route: Route, handler: HandlerExposure | None) ->
     shape: Shape = {
         "summary": f"Query {handler.name}",
         "parameters": (_RUN,),
-        "responses": {HTTPStatus.OK: QueryAnswer[handler.handler.result]},  # type: ignore[name-defined]
+        "responses": {HTTPStatus.OK: _body_of(exposure, handler, "Answer", QueryAnswer)},
     }
     if route.method == "POST":
         return {**shape, **_body(handler)}
@@ -234,7 +252,7 @@ def _query(exposure: Exposure, route: Route, handler: HandlerExposure | None) ->
 
 def _update(exposure: Exposure, route: Route, handler: HandlerExposure | None) -> Shape:
     assert handler is not None
-    done = UpdateDone[handler.handler.result]  # type: ignore[name-defined]
+    done = _body_of(exposure, handler, "Done", UpdateDone)
     responses = {HTTPStatus.OK: done, HTTPStatus.ACCEPTED: UpdateAccepted}
     if route.method == "GET":
         return {

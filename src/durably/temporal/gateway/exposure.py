@@ -151,10 +151,10 @@ def expose(
     ownership = declare_ownership(owner, staff, definition.name)
     if operations is None:
         operations = FOR_USERS if ownership is None else FOR_OWNERS
-    title = _title(definition.name)
     place = _kebab(definition.name) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", place):
         raise TemporalSettingsError(f'"{place}" is no name for a place in a URL: letters, digits, - and _')
+    title = type_name(place)
     arguments = Arguments(f"{title}Input", definition.run, input)
     options = {
         "id_reuse_policy": id_reuse_policy,
@@ -171,9 +171,9 @@ def expose(
         arguments=arguments,
         id=_id(id, arguments, definition.name, has_owner=ownership is not None),
         operations=frozenset(Operation(operation) for operation in operations),
-        signals=_with_start(title, arguments, _chosen(definition, "signal", definition.signals, signals)),
-        queries=_chosen(definition, "query", definition.queries, queries),
-        updates=_chosen(definition, "update", definition.updates, updates),
+        signals=_with_start(title, arguments, _chosen(title, definition, "signal", definition.signals, signals)),
+        queries=_chosen(title, definition, "query", definition.queries, queries),
+        updates=_chosen(title, definition, "update", definition.updates, updates),
         task_queue=task_queue,
         start_options=options,
         search_attributes=declare_attributes(search_attributes, definition.name),
@@ -195,6 +195,7 @@ def _id(
 
 
 def _chosen(
+    title: str,
     definition: WorkflowDefinition,
     kind: HandlerKind,
     handlers: Mapping[str, Handler],
@@ -208,14 +209,13 @@ def _chosen(
         if name not in handlers:
             known = ", ".join(handlers) or "none"
             raise TemporalSettingsError(f'{definition.name} has no {kind} "{name}"; it has {known}')
-        title = f"{_title(definition.name)}{_title(name)}Input"
-        exposed[name] = HandlerExposure(handlers[name], Arguments(title, handlers[name]))
+        exposed[name] = HandlerExposure(handlers[name], Arguments(f"{title}{type_name(name)}Input", handlers[name]))
     return exposed
 
 
 def _with_start(title: str, start: Arguments, signals: Mapping[str, HandlerExposure]) -> dict[str, HandlerExposure]:
     return {
-        name: replace(signal, with_start=model_with_start(f"{title}And{_title(name)}Input", start, signal.arguments))
+        name: replace(signal, with_start=model_with_start(f"{title}And{type_name(name)}Input", start, signal.arguments))
         for name, signal in signals.items()
     }
 
@@ -238,5 +238,6 @@ def _kebab(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "-", name).strip("-").lower()
 
 
-def _title(name: str) -> str:
+def type_name(name: str) -> str:
+    """An exposure's or a handler's name as a part of type names in documents: ``SumOfPair`` for ``sum-of-pair``."""
     return "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))
