@@ -166,7 +166,7 @@ def make_starlette(address: str) -> Any:
     app = Starlette(
         lifespan=temporal.lifespan,
         routes=[
-            *routes(open_gateway(temporal), prefix="/open"),
+            *routes(open_gateway(temporal), prefix="/open", docs=True),
             Mount("/guarded", routes=guarded),
             *codec_routes(codec_server(), prefix="/codec", principal=lambda request: request.headers.get("x-user")),
             Route("/direct/{workflow_id}", direct),
@@ -242,7 +242,9 @@ def make_flask(address: str) -> Any:
     app.config.update(SECRET_KEY="for tests only", TEMPORAL_ADDRESS=address, TEMPORAL_TASK_QUEUE=TASK_QUEUE)
     temporal = Temporal(rpc_timeout=RPC_TIMEOUT)
     durably.temporal.flask.init_app(app, temporal)
-    app.register_blueprint(durably.temporal.flask.blueprint(open_gateway(temporal), name="open"), url_prefix="/open")
+    app.register_blueprint(
+        durably.temporal.flask.blueprint(open_gateway(temporal), name="open", docs=True), url_prefix="/open"
+    )
     guarded = durably.temporal.flask.blueprint(
         guarded_gateway(temporal), name="guarded", principal=lambda: flask.request.headers.get("x-user")
     )
@@ -285,7 +287,7 @@ def make_tornado(address: str) -> Any:
 
     return tornado.web.Application(
         [
-            *routes(open_gateway(temporal), prefix="/open"),
+            *routes(open_gateway(temporal), prefix="/open", docs=True),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
             *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
             *codec_routes(codec_server(), prefix="/codec", base=Base),
@@ -349,7 +351,7 @@ def _set_up_django(address: str) -> None:
         return HttpResponse(temporal.sync.get_workflow_handle(workflow_id).describe().id)
 
     urls.urlpatterns = [  # type: ignore[attr-defined]
-        path("open/", gateway_urls(open_gateway(temporal), namespace="open")),
+        path("open/", gateway_urls(open_gateway(temporal), namespace="open", docs=True)),
         path(
             "guarded/",
             gateway_urls(

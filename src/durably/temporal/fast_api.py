@@ -1,14 +1,16 @@
 """The gateway, and Temporal's errors, in a FastAPI app."""
 
 import inspect
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Annotated, Any
 
 try:
     import fastapi
     from fastapi.exceptions import RequestValidationError
+    from fastapi.openapi.models import SecurityBase as SecurityBaseModel
     from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
+    from fastapi.security.base import SecurityBase
     from starlette.routing import Match
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
@@ -50,7 +52,7 @@ def router(
     for endpoint in endpoints(gateway.exposures):
         made.add_api_route(
             endpoint.path,
-            _documented_view(endpoint, principal),
+            _documented_view(gateway, endpoint, principal),
             methods=[endpoint.method],
             operation_id=endpoint.operation_id,
             summary=endpoint.summary,
@@ -162,14 +164,33 @@ def _with_problems(gateway: Gateway, handle: _Handle) -> _Handle:
     return handle_invalid
 
 
-def _documented_view(endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
+def _documented_view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
     """What FastAPI reads the types in the document from. It is not called."""
 
     def view() -> None: ...
 
-    view.__signature__ = inspect.Signature(_parameters(endpoint, principal))  # type: ignore[attr-defined]
+    view.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*_parameters(endpoint, principal), *_schemes(gateway)]
+    )
     view.__name__ = endpoint.operation_id
     return view
+
+
+def _schemes(gateway: Gateway) -> list[inspect.Parameter]:
+    return [
+        _keyword(f"scheme_{number}", Annotated[None, fastapi.Depends(_DocumentedScheme(name, scheme))])
+        for number, (name, scheme) in enumerate(gateway.security_schemes.items())
+    ]
+
+
+class _DocumentedScheme(SecurityBase):
+    """A security scheme of the gateway's in the app's document. ``authorize`` enforces it; this is not called."""
+
+    def __init__(self, name: str, scheme: Mapping[str, Any]) -> None:
+        self.scheme_name = name
+        self.model = SecurityBaseModel.model_validate(scheme)
+
+    async def __call__(self) -> None: ...
 
 
 def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -70,11 +70,14 @@ def blueprint(
     name: str = "temporal",
     url_prefix: str | None = None,
     principal: Callable[[], Any] | None = None,
+    docs: bool | str = False,
 ) -> flask.Blueprint:
     """The gateway's endpoints, for ``app.register_blueprint``; their OpenAPI document is at ``openapi.json``.
 
     ``principal`` gives who asks, such as ``lambda: flask_login.current_user``: ``authorize`` gets it as
     ``action.principal``, in the thread and the context of the request.
+    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
+    copy of the npm package ``swagger-ui-dist``.
     """
     made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
 
@@ -85,6 +88,11 @@ def blueprint(
         mount = _mount(flask.request, "openapi.json")
         return _to_flask(gateway.answer_document(flask.request.method, mount=mount, title=flask.current_app.name))
 
+    def docs_page() -> flask.Response:
+        return _to_flask(gateway.answer_docs(flask.request.method, title=flask.current_app.name, docs=docs))
+
+    if docs:
+        made.add_url_rule("/docs", "docs", docs_page, methods=_METHODS, provide_automatic_options=False)
     made.add_url_rule("/openapi.json", "openapi", document, methods=_METHODS, provide_automatic_options=False)
     _add_rule(made, answer)
     return made

@@ -50,18 +50,26 @@ def routes(
     prefix: str = "",
     principal: Callable[[Request], Any] = _user,
     title: str = "Workflows",
+    docs: bool | str = False,
 ) -> list[BaseRoute]:
     """The gateway's endpoints, for ``Starlette(routes=[*routes(gateway, prefix="/api")])`` or within a ``Mount``.
 
     Their OpenAPI document is at ``openapi.json``. ``principal`` returns who asks; it may be async, and a plain function
     runs in a thread. Unless given, it is ``request.user`` of ``AuthenticationMiddleware``, if that is installed.
+
+    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
+    copy of the npm package ``swagger-ui-dist``.
     """
 
     async def document(request: Request) -> Response:
         mount = mount_point(request, "/openapi.json")
         return to_response(gateway.answer_document(request.method, mount=mount, title=title))
 
+    async def docs_page(request: Request) -> Response:
+        return to_response(gateway.answer_docs(request.method, title=title, docs=docs))
+
     return [
+        *([Route(f"{prefix}/docs", _AnyMethod(docs_page))] if docs else []),
         Route(f"{prefix}/openapi.json", _AnyMethod(document)),
         Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(_view(gateway, principal))),
     ]

@@ -57,31 +57,44 @@ def routes(
     principal: Callable[[tornado.web.RequestHandler], Any] = lambda handler: handler.current_user,
     check_xsrf: bool | None = None,
     title: str = "Workflows",
+    docs: bool | str = False,
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
     """The gateway's endpoints, for ``tornado.web.Application``; their OpenAPI document is at ``openapi.json``.
 
     ``base`` is the application's own handler class, whose ``get_current_user`` tells who asks. ``check_xsrf`` is on
     unless the gateway allows anonymous use, which has no cookies to protect; turn it off where users are known by
     something else than cookies.
+    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
+    copy of the npm package ``swagger-ui-dist``.
     """
     checks_xsrf = not gateway.allow_anonymous if check_xsrf is None else check_xsrf
-    handler_base: Any = base
     handler = _make_handler(gateway, prefix, base, principal, checks_xsrf=checks_xsrf)
 
-    class DocumentHandler(handler_base):  # type: ignore[misc]
+    place = re.escape(prefix)
+    document = _page_handler(base, lambda method: gateway.answer_document(method, mount=prefix, title=title))
+    page = _page_handler(base, lambda method: gateway.answer_docs(method, title=title, docs=docs))
+    return [
+        *([(rf"{place}/docs", page)] if docs else []),
+        (rf"{place}/openapi\.json", document),
+        (rf"{place}/(.*)", handler),
+    ]
+
+
+def _page_handler(base: Any, answer: Callable[[str], GatewayResponse]) -> type[tornado.web.RequestHandler]:
+    """A page that is the same for all users."""
+
+    class PageHandler(base):  # type: ignore[misc]
         SUPPORTED_METHODS = _METHODS
 
         def check_xsrf_cookie(self) -> None:
             """There is nothing to change."""
 
         async def _answer(self) -> None:
-            method = self.request.method or ""
-            await _write(self, gateway.answer_document(method, mount=prefix, title=title))
+            await _write(self, answer(self.request.method or ""))
 
         get = head = post = put = patch = delete = options = trace = _answer
 
-    place = re.escape(prefix)
-    return [(rf"{place}/openapi\.json", DocumentHandler), (rf"{place}/(.*)", handler)]
+    return PageHandler
 
 
 def codec_routes(

@@ -33,6 +33,7 @@ def urls(
     principal: Callable[[Any], Any] | None = None,
     csrf_exempt: bool | None = None,
     title: str = "Workflows",
+    docs: bool | str = False,
 ) -> Urls:
     """The gateway's URLs, for ``path("api/", durably.temporal.django.urls(gateway))``, as with ``admin.site.urls``.
 
@@ -40,14 +41,20 @@ def urls(
     ``principal`` gives something else of the request; it may use the ORM. CSRF is checked, where the project's
     middleware does so, unless the gateway allows anonymous use, which has no session to protect; ``csrf_exempt=True``
     is for APIs whose users come with tokens.
+    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
+    copy of the npm package ``swagger-ui-dist``.
     """
 
     def document(request: Any) -> Any:
         mount = request.path.removesuffix("/openapi.json")
         return _to_django(gateway.answer_document(request.method, mount=mount, title=title), None)
 
+    def docs_page(request: Any) -> Any:
+        return _to_django(gateway.answer_docs(request.method, title=title, docs=docs), None)
+
     view: Any = _make_view(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
     patterns = [
+        *([django.urls.path("docs", without_csrf_check(docs_page), name="docs")] if docs else []),
         django.urls.path("openapi.json", without_csrf_check(document), name="openapi"),
         django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="gateway"),
     ]

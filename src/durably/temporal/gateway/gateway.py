@@ -6,7 +6,7 @@ found out first, without the server; then the app says whether it is allowed; on
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -39,6 +39,8 @@ from .pages import PageTokens, Secret
 from .principals import Identify, principal_key
 from .problems import Problem, invalid_input, to_problem, too_large, unauthenticated
 from .routes import Match, answer_get_only, match, options
+from .security import SecuritySchemes, check_security_schemes
+from .swagger import swagger_page
 from .target import Target
 
 _DO = {
@@ -78,6 +80,8 @@ class Gateway:
     ``secret``, 16 characters or more, signs the tokens of pages; unless it is given, the environment's
     ``TEMPORAL_GATEWAY_SECRET``, else the framework's own secret, else a random one of the process.
     ``owner_attribute`` is the search attribute, a Keyword, that holds the owner of a workflow (``expose(owner=…)``).
+    ``security_schemes`` are OpenAPI's, by name, any of which is enough; the document has them, and
+    ``authorize`` enforces them.
     ``limits`` bounds waits, bodies and streams.
 
     Raises ``TemporalSettingsError`` when nobody guards it, for two exposures of one name, and for a short secret.
@@ -93,6 +97,7 @@ class Gateway:
         identify: Identify | None = None,
         secret: Secret | None = None,
         owner_attribute: str = OWNER_ATTRIBUTE,
+        security_schemes: SecuritySchemes | None = None,
         limits: Limits | None = None,
     ) -> None:
         self.temporal = temporal
@@ -104,6 +109,7 @@ class Gateway:
             keys = declared_keys(exposure.search_attributes)
             temporal.add_search_attributes(*keys, where=f"expose({exposure.definition.name})")
         self.allow_anonymous = allow_anonymous
+        self.security_schemes = check_security_schemes(security_schemes)
         self.limits = limits or Limits()
         self._authorize = authorize
         self._identify = identify
@@ -127,23 +133,23 @@ class Gateway:
 
     def answer_document(self, method: str, *, mount: str, title: str) -> GatewayResponse:
         """The answer to a request for the OpenAPI document; ``mount`` is the path before the gateway's own."""
-        try:
-            if (response := answer_get_only(method)) is not None:
-                return response
-        except Problem as problem:
-            return problem.response()
-        made = GatewayResponse(
-            status_code=HTTPStatus.OK,
-            headers={"Content-Type": JSON},
-            body=self.document(mount=mount, title=title),
-        )
-        return without_body(made) if method == "HEAD" else made
+        return _answer_get(method, JSON, lambda: self.document(mount=mount, title=title))
+
+    def answer_docs(self, method: str, *, title: str, docs: bool | str) -> GatewayResponse:
+        """The answer to a request for a page with Swagger UI beside the document.
+
+        ``docs`` is the URL of the app's own copy of ``swagger-ui-dist``, or ``True`` for a CDN.
+        """
+        assets = docs if isinstance(docs, str) else None
+        return _answer_get(method, "text/html; charset=utf-8", lambda: swagger_page(title=title, assets=assets))
 
     def document(self, *, mount: str, title: str) -> bytes:
         """The OpenAPI document as JSON, made once; ``mount`` is the path before the gateway's own."""
         key = (mount, title)
         if key not in self._documents:
-            made = openapi(self.exposures, mount=mount, title=title, version="1")
+            made = openapi(
+                self.exposures, mount=mount, title=title, version="1", security_schemes=self.security_schemes
+            )
             if len(self._documents) >= _MAXIMUM_DOCUMENTS:
                 self._documents.clear()
             self._documents[key] = msgspec.json.encode(made)
@@ -295,6 +301,16 @@ class Gateway:
                 "or set TEMPORAL_TASK_QUEUE"
             )
         return queue
+
+
+def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> GatewayResponse:
+    try:
+        if (response := answer_get_only(method)) is not None:
+            return response
+    except Problem as problem:
+        return problem.response()
+    made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": content_type}, body=make())
+    return without_body(made) if method == "HEAD" else made
 
 
 def _match_or_none(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match | None:

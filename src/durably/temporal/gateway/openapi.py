@@ -8,22 +8,37 @@ from pydantic import TypeAdapter
 from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
 from .exposure import Exposure
 from .problems import MEDIA_TYPE
+from .security import requirements
 
 _REFERENCE = "#/components/schemas/{model}"
 
 
-def openapi(exposures: Mapping[str, Exposure], *, mount: str, title: str, version: str) -> dict[str, Any]:
+def openapi(
+    exposures: Mapping[str, Exposure],
+    *,
+    mount: str,
+    title: str,
+    version: str,
+    security_schemes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """``mount`` is the path before the gateway's own, such as ``/api``."""
+    security = {"security": requirements(security_schemes)} if security_schemes else {}
     all_endpoints = endpoints(exposures)
     schemas = _Schemas(all_endpoints)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in all_endpoints:
-        paths.setdefault(f"{mount}{endpoint.path}", {})[endpoint.method.lower()] = _operation(endpoint, schemas)
+        paths.setdefault(f"{mount}{endpoint.path}", {})[endpoint.method.lower()] = {
+            **_operation(endpoint, schemas),
+            **security,
+        }
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": schemas.definitions},
+        "components": {
+            "schemas": schemas.definitions,
+            **({"securitySchemes": security_schemes} if security_schemes else {}),
+        },
     }
 
 
