@@ -57,10 +57,10 @@ def test_commands_know_the_connection(site: DjangoSite) -> None:
 import io
 from django.core.management import CommandError, call_command
 
-def call(*arguments):
+def call(*arguments, **options):
     out = io.StringIO()
     try:
-        call_command(*arguments, stdout=out)
+        call_command(*arguments, stdout=out, **options)
     except CommandError as error:
         return f"{error.returncode}: {error}"
     return out.getvalue()
@@ -70,6 +70,8 @@ result = [
     call("sync_temporal_schedules", "--dry-run"),
     call("check_temporal_workflows", "--connection", "billing"),
     call("check_temporal_workflows", "--connection", "bills"),
+    call("temporal_deployment", connection="bills", arguments=["describe"]),
+    call("replay_temporal_workflows", connection="bills", arguments=[]),
     call("run_temporal_worker", "--connection", "bills"),
 ]
 """
@@ -78,7 +80,10 @@ result = [
     assert "monthly-invoices" not in default
     assert "running workflows" in checked
     there_is_none = "there is no connection 'bills' to Temporal: settings.TEMPORAL_CONNECTIONS has default, billing"
-    assert unknown == [f"2: {there_is_none}", f"1: {there_is_none}"]
+    assert unknown == [*[f"2: {there_is_none}"] * 3, f"1: {there_is_none}"]
+
+    described = site.run("temporal_deployment", "describe", "--connection", "billing")
+    assert "set TEMPORAL_BILLING_DEPLOYMENT_NAME" in described.stderr
 
 
 def test_the_admin_shows_the_workflows_of_the_connection_that_is_chosen(

@@ -174,7 +174,7 @@ def _queue(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
     if not queue:
         raise TemporalSettingsError(
             f'on which task queue does the schedule "{declaration.id}" start workflows? Give task_queue=, here or to '
-            "Temporal(), or set TEMPORAL_TASK_QUEUE"
+            f"Temporal(), or set {temporal.variable_prefix}TASK_QUEUE"
         )
     return queue
 

@@ -4,9 +4,12 @@ import argparse
 from typing import Any
 
 import click
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from durably.errors import Error
 
 from .commands import add_connection_option
+from .conf import get_temporal
 
 _FLAGS = ("--traceback", "--no-color", "--force-color", "--skip-checks")
 _WITH_VALUE = ("--settings", "--pythonpath", "-v", "--verbosity", "--connection")
@@ -24,7 +27,7 @@ class ClickCommand(BaseCommand):  # type: ignore[misc]
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_connection_option(parser)
-        parser.add_argument("arguments", nargs="*")
+        parser.add_argument("arguments", nargs="*", default=[])
 
     def run_from_argv(self, argv: list[str]) -> None:
         own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -37,6 +40,10 @@ class ClickCommand(BaseCommand):  # type: ignore[misc]
         super().run_from_argv([*argv[:2], *of_django, "--", *rest])
 
     def handle(self, *args: Any, arguments: list[str], **options: Any) -> None:
+        try:
+            get_temporal(options["connection"])
+        except Error as error:
+            raise CommandError(str(error), returncode=2) from error
         self.make(options["connection"]).main(arguments, prog_name=f"manage.py {self._name}", standalone_mode=True)
 
     @property

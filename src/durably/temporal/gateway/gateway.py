@@ -298,7 +298,7 @@ class Gateway:
         if queue is None:
             raise TemporalSettingsError(
                 f"on which task queue does {exposure.name} start? Give task_queue= to expose() or to Temporal(), "
-                "or set TEMPORAL_TASK_QUEUE"
+                f"or set {self.temporal.variable_prefix}TASK_QUEUE"
             )
         return queue
 
