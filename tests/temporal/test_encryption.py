@@ -112,13 +112,17 @@ async def encrypted_with(temporal: Temporal) -> bytes:
 
 
 async def test_keys_are_taken_from_the_environment_and_from_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = flask.Flask("shop")
-    app.config["TEMPORAL_ENCRYPTION_KEYS"] = [OLD.export(), NEW.export()]
-    init_app(app, temporal := Temporal())
+    def configured() -> Temporal:
+        app = flask.Flask("shop")
+        app.config["TEMPORAL_ENCRYPTION_KEYS"] = [OLD.export(), NEW.export()]
+        init_app(app, temporal := Temporal())
+        return temporal
+
+    temporal = configured()
     assert await encrypted_with(temporal) == b"2025"
     assert await encrypted_with(Temporal()) == b""
     monkeypatch.setenv("TEMPORAL_ENCRYPTION_KEYS", f"{NEW.export()},{OLD.export()}")
-    init_app(app, from_environment := Temporal())
+    from_environment = configured()
     assert await encrypted_with(from_environment) == b"2026"
     assert await encrypted_with(Temporal(encryption=EncryptionCodec(OLD))) == b"2025"
 
