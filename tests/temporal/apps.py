@@ -45,6 +45,7 @@ def exposures() -> list[Exposure]:
         ),
         expose(SumWorkflow),
         expose(SleepingWorkflow),
+        expose(OrderWorkflow, name="carts", id="cart-{order_id}", attach=True, operations=FOR_OPERATORS),
     ]
 
 

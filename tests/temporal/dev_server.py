@@ -26,17 +26,18 @@ def _binary() -> str:
 class DevServer:
     """``temporal server start-dev`` on a port of its own. With ``database`` it keeps what it knows over a restart."""
 
-    def __init__(self, database: Path | None = None) -> None:
+    def __init__(self, database: Path | None = None, *, pauses: bool = True) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._database = database
+        self._pauses = pauses
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [_binary(), "server", "start-dev", "--headless"]
         command += ["--ip", "127.0.0.1", "--port", str(self.port), "--log-level", "never"]
         command += ["--namespace", BILLING]
-        command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
+        command += ["--dynamic-config-value", f"frontend.WorkflowPauseEnabled={str(self._pauses).lower()}"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -53,8 +53,9 @@ class Answer:
 
 async def ask(gateway: Gateway, user: Any, method: str, path: str, body: Any = None, **query: str) -> Answer:
     headers = {"content-type": "application/json"}
-    if (key := query.pop("key", None)) is not None:
-        headers["idempotency-key"] = key
+    for name, header in (("key", "idempotency-key"), ("prefer", "prefer")):
+        if (value := query.pop(name, None)) is not None:
+            headers[header] = value
     request = GatewayRequest(
         method=method,
         path=path,

@@ -145,7 +145,7 @@ def _endpoint(exposure: Exposure, route: Route, handler: HandlerExposure | None)
         path="/" + "/".join(parts),
         operation_id="_".join(word.replace("-", "_") for word in words if word),
         tag=exposure.name,
-        problems=_COMMON,
+        problems=_COMMON + shape.pop("problems", ()),
         description=shape.pop("description", "") or (handler.handler.doc if handler else ""),
         parameters=path_parameters + shape.pop("parameters", ()),
         **shape,
@@ -273,7 +273,13 @@ def _body(handler: HandlerExposure) -> Shape:
     return {"body": None if arguments.is_empty else arguments.type, "is_body_required": arguments.is_required}
 
 
-def _plain(summary: str, response: Any, *parameters: EndpointParameter, body: Any = None) -> Callable[..., Shape]:
+def _plain(
+    summary: str,
+    response: Any,
+    *parameters: EndpointParameter,
+    body: Any = None,
+    problems: tuple[HTTPStatus, ...] = (),
+) -> Callable[..., Shape]:
     """An operation that is the same for each workflow."""
     status = HTTPStatus.ACCEPTED if response is Accepted else HTTPStatus.OK
     return lambda exposure, route, handler: {
@@ -281,9 +287,11 @@ def _plain(summary: str, response: Any, *parameters: EndpointParameter, body: An
         "parameters": (_RUN, *parameters),
         "body": body,
         "responses": {status: response},
+        "problems": problems,
     }
 
 
+_UNSUPPORTED = (HTTPStatus.NOT_IMPLEMENTED,)
 _LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was seen.")
 
 _SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], Shape]] = {
@@ -298,6 +306,10 @@ _SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], 
     Operation.CANCEL: _plain("Ask it to cancel itself", Accepted, body=Reason),
     Operation.TERMINATE: _plain("End it at once", Accepted, body=Reason),
     Operation.RESET: _plain("Go on from an earlier point, in a new run", Accepted, body=ResetRequest),
+    Operation.PAUSE: _plain(
+        "Hold it: it does nothing until it is resumed", Accepted, body=Reason, problems=_UNSUPPORTED
+    ),
+    Operation.RESUME: _plain("Let it go on after a pause", Accepted, body=Reason, problems=_UNSUPPORTED),
     Operation.HISTORY: _plain(
         "What happened, in brief",
         HistoryPage,

@@ -22,6 +22,7 @@ from .attributes import Given, Make, declare_attributes
 from .definitions import Handler, WorkflowDefinition, define
 from .inputs import Arguments, IdTemplate, id_function, input_function, model_with_start
 from .ownership import Ownership, declare_ownership
+from .start_options import check_attach, delay_function
 
 Everything = Literal["all"]
 
@@ -43,6 +44,8 @@ class Operation(StrEnum):
     CANCEL = "cancel"
     TERMINATE = "terminate"
     RESET = "reset"
+    PAUSE = "pause"
+    RESUME = "resume"
 
 
 FOR_USERS = frozenset(
@@ -64,7 +67,7 @@ FOR_OWNERS = FOR_USERS | {Operation.LIST}
 
 FOR_OPERATORS = frozenset(Operation)
 """Everything: also list and history, which show others' workflows, raw history, which shows what went in and out of
-them, and terminate and reset, which break them off."""
+them, terminate and reset, which break them off, and pause and resume."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class HandlerExposure:
 class Exposure:
     """A workflow that is open; made by ``expose``. ``name`` is its place in URLs.
 
-    ``id`` gives a workflow's id from input, principal and owner; ``search_attributes`` and ``memo`` are made from input
-    and principal.
+    ``id`` gives a workflow's id from input, principal and owner. ``search_attributes``, ``memo`` and ``start_delay``
+    are made from input and principal. ``attaches``: a start answers with the workflow that already runs with the id.
     """
 
     name: str
@@ -100,6 +103,8 @@ class Exposure:
     start_options: Mapping[str, Any] = field(default_factory=dict)
     search_attributes: Make | None = None
     memo: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    start_delay: Callable[[Any, Any], timedelta] | None = None
+    attaches: bool = False
     ownership: Ownership | None = None
 
     @property
@@ -129,6 +134,8 @@ def expose(
     priority: Priority | None = None,
     search_attributes: Given | None = None,
     memo: Callable[..., Mapping[str, Any]] | None = None,
+    start_delay: timedelta | Callable[..., timedelta] | None = None,
+    attach: bool = False,
 ) -> Exposure:
     """Open a workflow to the gateway's clients.
 
@@ -142,8 +149,11 @@ def expose(
     which ``staff`` returns ``True`` reaches everything.
     ``search_attributes`` are functions by ``SearchAttributeKey``, or one that makes them all; the former are looked for
     in the namespace when the process connects, and the log says what is not registered. They and ``memo`` are
-    functions of the validated input, or of that and the principal. The rest is what
-    ``temporalio.client.Client.start_workflow`` takes.
+    functions of the validated input, or of that and the principal.
+    ``start_delay`` is how long the server waits before the workflow begins, or such a function. With ``attach`` (the
+    same as ``id_conflict_policy=USE_EXISTING``) a start whose id already runs is answered with that workflow and
+    ``"attached": true`` instead of 409; its own input is dropped. A workflow of another type or another owner is never
+    attached to. The rest is what ``temporalio.client.Client.start_workflow`` takes.
 
     Raises ``TemporalSettingsError``.
     """
@@ -156,9 +166,11 @@ def expose(
         raise TemporalSettingsError(f'"{place}" is no name for a place in a URL: letters, digits, - and _')
     title = type_name(place)
     arguments = Arguments(f"{title}Input", definition.run, input)
+    attaches = check_attach(attach, id, id_conflict_policy, definition.name)
     options = {
         "id_reuse_policy": id_reuse_policy,
-        "id_conflict_policy": id_conflict_policy,
+        # The server would attach to a workflow of any type and owner, so the gateway does it.
+        "id_conflict_policy": WorkflowIDConflictPolicy.FAIL if attaches else id_conflict_policy,
         "execution_timeout": execution_timeout,
         "run_timeout": run_timeout,
         "task_timeout": task_timeout,
@@ -178,6 +190,8 @@ def expose(
         start_options=options,
         search_attributes=declare_attributes(search_attributes, definition.name),
         memo=memo and input_function(memo, "memo="),
+        start_delay=None if start_delay is None else delay_function(start_delay),
+        attaches=attaches,
         ownership=ownership,
     )
 

@@ -24,7 +24,7 @@ from durably.temporal.search_attributes import ensure_keyword
 from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
-from . import acting, events, history, reading, results, starting
+from . import acting, events, history, pausing, reading, results, starting
 from .attributes import declared_keys
 from .authorization import Action, ActionSubject, Authorize, Unauthenticated, ask, check_policy, check_verdict
 from .call import Call, Limits
@@ -55,6 +55,8 @@ _DO = {
     Operation.CANCEL: acting.cancel,
     Operation.TERMINATE: acting.terminate,
     Operation.RESET: acting.reset,
+    Operation.PAUSE: pausing.pause,
+    Operation.RESUME: pausing.resume,
     Operation.HISTORY: history.history,
     Operation.RAW_HISTORY: history.raw_history,
     Operation.EVENTS: events.events,
@@ -66,6 +68,8 @@ _BODIES: dict[Operation, type[Reason | ResetRequest]] = {
     Operation.CANCEL: Reason,
     Operation.TERMINATE: Reason,
     Operation.RESET: ResetRequest,
+    Operation.PAUSE: Reason,
+    Operation.RESUME: Reason,
 }
 
 

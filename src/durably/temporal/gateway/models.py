@@ -62,10 +62,14 @@ class Links(Body):
     events: str
 
 
+_ATTACHED = "True if the workflow ran already, so that the request has started nothing."
+
+
 class Started(Body):
     workflow_id: str
     run_id: str | None = None
     status: Literal["running"] = "running"
+    attached: bool | None = Field(default=None, description=_ATTACHED)
     links: Links
 
 
@@ -76,6 +80,7 @@ class Completed(Body, Generic[T]):
     run_id: str | None = None
     status: Literal["completed"] = "completed"
     result: T
+    attached: bool | None = Field(default=None, description=_ATTACHED)
     links: Links
 
 

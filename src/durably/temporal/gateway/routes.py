@@ -37,6 +37,8 @@ ROUTES = (
     Route(Operation.CANCEL, "POST", "{id}/cancel"),
     Route(Operation.TERMINATE, "POST", "{id}/terminate"),
     Route(Operation.RESET, "POST", "{id}/reset"),
+    Route(Operation.PAUSE, "POST", "{id}/pause"),
+    Route(Operation.RESUME, "POST", "{id}/resume"),
     Route(Operation.HISTORY, "GET", "{id}/history"),
     Route(Operation.RAW_HISTORY, "GET", "{id}/history/raw"),
     Route(Operation.EVENTS, "GET", "{id}/events"),

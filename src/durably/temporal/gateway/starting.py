@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +28,15 @@ MARK = "durably-idempotency"
 """The memo's field that tells by which request a workflow was started."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a start came to: a new workflow, that of an earlier request with the same key, or one that already ran."""
+
+    handle: WorkflowHandle[Any, Any]
+    is_replay: bool = False
+    is_attached: bool = False
+
+
 def choose_id(exposure: Exposure, keyed: KeyedRequest | None, value: Any, principal: Any, access: Access) -> str:
     """As the exposure says; else from the idempotency key, so that a repeated request meets the same workflow."""
     if exposure.id is not None:
@@ -37,16 +47,19 @@ def choose_id(exposure: Exposure, keyed: KeyedRequest | None, value: Any, princi
 async def start(call: Call) -> GatewayResponse:
     keyed = call.keyed
     # An id that is made up anew can be nobody else's.
-    may_exist = keyed is not None or (call.exposure.id is not None and not call.access.sees_all)
-    handle, is_replay = await _start_once(call, keyed) if may_exist else (await _start(call), False)
+    is_checked = call.exposure.attaches or not call.access.sees_all
+    may_exist = keyed is not None or (call.exposure.id is not None and is_checked)
+    found = await _start_once(call, keyed) if may_exist else _Found(await _start(call))
     wait = call.preferred_wait()
-    headers = {"location": call.location(), **replayed(is_replay)}
+    headers = {"location": call.location(), **replayed(found.is_replay)}
+    attached = True if found.is_attached else None
     if wait is not None:
         headers["preference_applied"] = f"wait={wait:g}"
-        done = await _result_of_started(call, handle, wait)
+        done = await _result_of_started(call, found.handle, wait)
         if done is not None:
-            return answer(done, HTTPStatus.OK, **headers)
-    started = Started(workflow_id=call.workflow_id, run_id=handle.result_run_id, links=call.links())
+            return answer(done.model_copy(update={"attached": attached}), HTTPStatus.OK, **headers)
+    run_id = found.handle.result_run_id
+    started = Started(workflow_id=call.workflow_id, run_id=run_id, attached=attached, links=call.links())
     return answer(started, HTTPStatus.ACCEPTED, **headers)
 
 
@@ -117,6 +130,7 @@ async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) 
         result_type=exposure.result,
         memo=memo or None,
         search_attributes=attributes,
+        start_delay=None if exposure.start_delay is None else exposure.start_delay(value, principal),
         rpc_timeout=call.rpc_timeout,
         **{**exposure.start_options, **changes},
     )
@@ -147,8 +161,8 @@ def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttrib
     raise internal_error() from error
 
 
-async def _start_once(call: Call, keyed: KeyedRequest | None) -> tuple[WorkflowHandle[Any, Any], bool]:
-    """Start, unless a request with the same key did so already: then that one's workflow, and ``True``.
+async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Found:
+    """Start, unless a request with the same key did so already, or the exposure attaches to a workflow that runs.
 
     The workflow carries the key in its memo, so that a later request can tell. The id is first asked for as if it could
     be used only once; what the exposure allows counts after it is clear that the key is another one, and that the id is
@@ -161,23 +175,60 @@ async def _start_once(call: Call, keyed: KeyedRequest | None) -> tuple[WorkflowH
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
         )
-        return handle, False
+        return _Found(handle)
     except WorkflowAlreadyStartedError as error:
         latest = await _describe(call, None)
-        if not call.reaches(latest):
-            raise _taken(call) from error
-        if await _was_started_with(call, latest, keyed):
-            return call.handle(latest.run_id), True
+        if (found := await _existing(call, latest, keyed)) is not None:
+            return found
         if _refuses_another(call, latest):
             raise error
+    return await _start_another(call, keyed)
+
+
+async def _existing(call: Call, latest: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> _Found | None:
+    """The workflow that has the id, if it answers the request; ``None`` if another may perhaps be started.
+
+    Raises a problem for one that is another's.
+    """
+    if not call.reaches(latest):
+        raise _taken(call)
+    if await _was_started_with(call, latest, keyed):
+        return _Found(_handle_to(call, latest), is_replay=True)
+    if not call.exposure.attaches or not is_open(latest.status):
+        return None
+    if latest.workflow_type != call.exposure.definition.name:
+        raise _taken(call)
+    return _Found(_handle_to(call, latest), is_attached=True)
+
+
+def _handle_to(call: Call, execution: WorkflowExecutionDescription) -> WorkflowHandle[Any, Any]:
+    """As ``start_workflow`` returns it, so that the result is that of the run and of those that follow it."""
+    return WorkflowHandle(
+        call.client,
+        call.workflow_id,
+        result_run_id=execution.run_id,
+        first_execution_run_id=execution.raw_info.first_run_id or execution.run_id,
+        result_type=call.exposure.result,
+    )
+
+
+async def _start_another(call: Call, keyed: KeyedRequest | None) -> _Found:
+    """Start what the exposure's policies allow, now that the workflow with the id is known to be in nobody's way."""
     # Requests with this key that come this far at the same time are one to the server, whatever the policies are.
-    with one_request(call.client, keyed):
-        handle = await _start(call, keyed)
+    try:
+        with one_request(call.client, keyed):
+            handle = await _start(call, keyed)
+    except WorkflowAlreadyStartedError:
+        # Another request was faster.
+        found = await _existing(call, await _describe(call, None), keyed) if call.exposure.attaches else None
+        if found is None:
+            raise
+        return found
     started = await _describe(call, handle.result_run_id)
     if not call.reaches(started):
         raise _taken(call)
     await _was_started_with(call, started, keyed)
-    return handle, False
+    return _Found(handle)
 
 
 async def _latest(call: Call) -> WorkflowExecutionDescription | None:

@@ -1,0 +1,54 @@
+"""Pausing workflows and letting them go on."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from durably.temporal import Temporal
+from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, Operation
+
+from .app_server import AppServer
+from .apps import open_gateway
+from .dev_server import DevServer
+from .test_ownership import ask
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+
+def test_a_workflow_is_paused_and_resumed(app: AppServer) -> None:
+    order = {"order_id": uuid.uuid4().hex, "amount": 3, "lines": ["wait"]}
+    place = app.post("/open/orders", order).headers["Location"]
+    assert app.post(f"{place}/resume").json["type"] == "urn:durably:problem:workflow-not-paused"
+    assert app.post(f"{place}/pause", {"reason": "a look"}).status == 202
+    assert app.get(place).json["status"] == "paused"
+    assert app.post(f"{place}/pause").json["type"] == "urn:durably:problem:workflow-paused"
+    assert app.post(f"{place}/resume", {"reason": "seen"}).status == 202
+    assert app.get(place).json["status"] == "running"
+    assert app.post(f"{place}/terminate").status == 202
+    for operation in ("pause", "resume"):
+        refused = app.post(f"{place}/{operation}")
+        assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
+    assert app.post("/open/sleeping/none/pause").status == 404
+    assert app.post("/open/orders/none/pause").status == 404
+
+
+def test_only_operators_pause() -> None:
+    assert {Operation.PAUSE, Operation.RESUME} <= FOR_OPERATORS - FOR_OWNERS
+
+
+@pytest.fixture
+def server_without_pauses() -> Iterator[DevServer]:
+    server = DevServer(pauses=False)
+    server.start()
+    yield server
+    server.kill()
+
+
+async def test_a_server_that_cannot_pause(server_without_pauses: DevServer) -> None:
+    temporal = Temporal(server_without_pauses.address, task_queue="nobody")
+    gateway = open_gateway(temporal)
+    started = await ask(gateway, None, "POST", "orders", {"order_id": "1", "amount": 1})
+    refused = await ask(gateway, None, "POST", f"orders/{started.json['workflow_id']}/pause")
+    assert (refused.status, refused.json["type"]) == (501, "urn:durably:problem:pause-not-supported")
+    assert "frontend.WorkflowPauseEnabled" in refused.json["detail"]
