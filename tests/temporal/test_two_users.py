@@ -22,6 +22,8 @@ OPERATIONS = [
     ("GET", "/history", None),
     ("GET", "/history/raw", None),
     ("GET", "/events", None),
+    ("POST", "/pause", None),
+    ("POST", "/resume", None),
     ("POST", "/cancel", None),
     ("POST", "/reset", {"to": "first_workflow_task"}),
     ("POST", "/terminate", None),
