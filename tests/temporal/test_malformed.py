@@ -1,11 +1,13 @@
 """Requests that make no sense: each is answered as what it is, none with an error of the gateway's own."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import Gateway, GatewayRequest
+from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse
 
 from .app_server import QUICK, AppServer, running
 from .apps import exposures
@@ -74,6 +76,41 @@ def test_each_is_answered_as_what_it_is(
     )
     assert response.status_code in EXPECTED, response.body
     assert response.headers["Content-Type"] == "application/problem+json"
+
+
+def refused(gateway: Gateway, path: str, body: bytes = b"") -> GatewayResponse:
+    headers = {"Content-Type": "application/json"}
+    response = gateway.handle_sync(
+        GatewayRequest(
+            method="POST" if body else "GET",
+            path=path,
+            mount="",
+            headers=headers,
+            query_params={},
+            body=body,
+            raw_request=None,
+        )
+    )
+    assert response.status_code == 400
+    return response
+
+
+def test_the_answer_to_a_body_full_of_errors_is_small(gateway: Gateway) -> None:
+    order = {"order_id": "a", "amount": 1}
+    many = refused(gateway, "orders", json.dumps({**order, "lines": [1] * 100_000}).encode())
+    assert json.loads(many.body)["detail"] == "the input has 100000 errors"
+    assert len(many.body) < 500
+    name = "x" * 1_000_000
+    nested = refused(gateway, "sum-of-pair", json.dumps({"pair": {"left": 1}, name: [1]}).encode())
+    assert name[:200] in nested.body.decode()
+    assert len(nested.body) < 1000
+    few = refused(gateway, "orders", json.dumps({**order, "lines": [1] * 100}).encode())
+    assert len(json.loads(few.body)["errors"]) == 100
+
+
+@pytest.mark.parametrize("character", ["\x85", "\x9b", "\u2028", "\u2029", "\n"])
+def test_ids_do_not_break_lines_of_logs(gateway: Gateway, character: str) -> None:
+    refused(gateway, f"orders/a{character}b")
 
 
 def test_requests_made_from_the_document_tell_neither_user_of_the_other(quick_app: AppServer) -> None:

@@ -13,7 +13,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest, RespondWorkflowTaskFailedRequest
-from temporalio.client import Client, Interceptor, OutboundInterceptor, WorkflowUpdateFailedError
+from temporalio.client import Client, Interceptor, OutboundInterceptor, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
     RetryPolicy,
     SearchAttributeKey,
@@ -295,9 +295,70 @@ async def test_authorize_decides_by_the_workflow(temporal: Temporal, is_async: b
     place = f"flows/{started['workflow_id']}"
     assert [(await ask(gateway, user, "GET", place)).status for user in ("red", "blue")] == [200, 403]
     assert (await ask(gateway, "red", "GET", "flows/none")).status == 403
-    known = ("red", {"team": "red"}, True)
-    assert [each[1:] for each in seen] == [("red", {}, False), known, known, (None, {}, False)]
+    known, nothing = ("red", {"team": "red"}, True), (None, {}, False)
+    assert [each[1:] for each in seen] == [("red", {}, False), known, nothing, nothing]
     await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
+
+
+async def test_what_authorize_decides_by_does_not_tell_whether_there_is_a_workflow(temporal: Temporal) -> None:
+    exposed = expose(SleepingWorkflow, name="flows", owner=str, memo=lambda value: {"locked": True})
+    gateway = Gateway(temporal, [exposed], authorize=lambda action: not action.memo.get("locked"))
+    client = await temporal.client()
+    assert (await ask(gateway, "ada", "GET", "flows")).status == 200  # It registers the owner's attribute.
+    handle = await client.start_workflow(
+        SleepingWorkflow.run,
+        id=str(uuid.uuid4()),
+        task_queue="nobody's",
+        memo={"locked": True},
+        search_attributes=TypedSearchAttributes([SearchAttributePair(OWNER, "ada")]),
+    )
+    own = await ask(gateway, "ada", "POST", f"flows/{handle.id}/cancel")
+    anothers, nobodys = [await ask(gateway, "bob", "POST", f"flows/{id}/cancel") for id in (handle.id, "none")]
+    assert [answer.status for answer in (own, anothers, nobodys)] == [403, 404, 404]
+    assert anothers.json == nobodys.json
+    await handle.terminate()
+
+
+async def test_a_former_owner_cannot_reset_what_is_anothers_by_now(temporal: Temporal) -> None:
+    """A reset of any run ends the latest one."""
+    gateway = owned(temporal, ChainWorkflow)
+    client = await temporal.client()
+    assert (await ask(gateway, "ada", "GET", "flows")).status == 200  # It registers the owner's attribute.
+
+    async def start(owner: str) -> WorkflowHandle[Any, Any]:
+        attributes = TypedSearchAttributes([SearchAttributePair(OWNER, owner)])
+        return await client.start_workflow(
+            ChainWorkflow.run, args=["wait", 1], id=id, task_queue="orders", search_attributes=attributes
+        )
+
+    async def has_begun() -> bool:
+        return bool((await ask(gateway, "ada", "GET", f"flows/{id}")).json["history_length"] > 3)
+
+    id = uuid.uuid4().hex
+    first = await start("ada")
+    await until(has_begun)
+    await first.terminate()
+    await start("bob")
+    place, former = f"flows/{id}", first.result_run_id or ""
+    assert (await ask(gateway, "ada", "GET", place, run_id=former)).status == 200
+    reset = {"to": "first_workflow_task"}
+    assert (await ask(gateway, "ada", "POST", f"{place}/reset", reset, run_id=former)).status == 404
+    assert (await ask(gateway, "bob", "GET", place)).json["status"] == "running"
+    assert (await ask(gateway, "staff", "POST", f"{place}/reset", reset, run_id=former)).status == 202
+    assert (await ask(gateway, "staff", "POST", f"{place}/terminate")).status == 202
+
+
+async def test_an_id_that_speaks_of_namespaces_is_an_id(temporal: Temporal) -> None:
+    for id in ("my-namespace", "Namespace", "completed"):
+        assert (await ask(owned(temporal, SleepingWorkflow), "ada", "GET", f"flows/{id}")).status == 404
+    elsewhere = Temporal(temporal.settings.address, namespace="nowhere", task_queue="orders")
+    gateway = Gateway(elsewhere, [expose(SleepingWorkflow, name="flows")], allow_anonymous=True)
+    assert (await ask(gateway, None, "GET", "flows/x")).status == 503
+
+
+async def test_nobody_is_refused_before_the_input_is_read(temporal: Temporal) -> None:
+    gateway = owned(temporal, OrderWorkflow)
+    assert [(await ask(gateway, user, "POST", "flows", {})).status for user in (None, "ada")] == [401, 400]
 
 
 class Requests(Interceptor):

@@ -25,9 +25,11 @@ from tornado.netutil import bind_sockets
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.request_log import (
+    RequestLog,
     RequestLogMiddleware,
     WorkflowIdFilter,
     WsgiRequestLogMiddleware,
+    note_workflow,
     noting_workflows,
 )
 from durably.temporal.tornado import RequestLogMixin, routes
@@ -146,6 +148,38 @@ def test_requests_are_logged_with_their_workflows(
     assert second.endswith(f"workflows: {ids[1]}")
     assert third.startswith("GET /nothing 404 in ")
     assert third.endswith(" ms")
+
+
+def test_a_path_with_line_ends_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with RequestLog("GET", "/orders/x\nPOST /login 200\x1b[2J") as log:
+        note_workflow("x\ny")
+        log.status = 404
+    [record] = [record for record in caplog.records if record.name.endswith("requests")]
+    assert record.getMessage().startswith(r"GET /orders/x\nPOST /login 200\x1b[2J 404 in ")
+    assert record.getMessage().endswith(r" workflows: x\ny")
+    assert record.path == "/orders/x\nPOST /login 200\x1b[2J"  # type: ignore[attr-defined]
+
+
+def test_django_logs_a_refusal_of_csrf_in_one_line() -> None:
+    code = """
+import logging
+from django.conf import settings
+settings.configure(MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware"], SECRET_KEY="s", ALLOWED_HOSTS=["*"])
+from django.test import RequestFactory
+from durably.temporal.django.csrf import csrf_check
+from durably.temporal.gateway.problems import Problem
+request = RequestFactory(enforce_csrf_checks=True).post("/x%0aForged: %1b[2J")
+request._dont_enforce_csrf_checks = False
+logging.basicConfig(format="%(message)s")
+try:
+    csrf_check()(request)
+except Problem as problem:
+    print(problem.status.value)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "403\n", done.stderr
+    assert done.stderr == "Forbidden (CSRF cookie not set.): /x\\nForged: \\x1b[2J\n"
 
 
 async def test_tornado_logs_requests_too(temporal_server: TemporalServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.converter import PayloadCodec
 
 from durably.execution import drive
+from durably.protocol.text import printable
 from durably.transport import IO, AsyncIO, BlockingIO
 
 from .connection import Temporal
@@ -116,7 +117,7 @@ class CodecServer:
             response = unauthenticated(error.challenge).response()
         except PayloadEncryptionError as error:
             # Not in the answer: it names keys, and tells apart what is wrong with a payload.
-            _logger.warning("The codec server was asked for payloads that it cannot read: %s", error)
+            _logger.warning("The codec server was asked for payloads that it cannot read: %s", printable(error)[:1000])
             response = bad_request("a payload cannot be decoded").response()
         except Exception as error:
             response = to_problem(error).response()

@@ -31,6 +31,8 @@ from temporalio.client import (
     WorkflowUpdateHandle,
 )
 
+from durably.protocol.text import printable
+
 from .request_ids import HTTP_HEADER, choose_request_id, current_request_id, web_request, with_request_id
 
 logger = logging.getLogger("durably.temporal.requests")
@@ -149,9 +151,11 @@ class RequestLog:
             "workflow_ids": self._ids,
             "request_id": self.request_id,
         }
-        about = f" workflows: {', '.join(self._ids)}" if self._ids else ""
+        about = f" workflows: {printable(', '.join(self._ids))}" if self._ids else ""
         message = "%s %s %s in %s ms%s"
-        logger.info(message, self.method, self.path, status, milliseconds, about, extra={"fields": fields, **fields})
+        # Paths are decoded, and so may have line ends with which somebody forges lines.
+        method, path = printable(self.method), printable(self.path)
+        logger.info(message, method, path, status, milliseconds, about, extra={"fields": fields, **fields})
 
 
 Scope = MutableMapping[str, Any]

@@ -12,6 +12,7 @@ from django.conf import settings
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.module_loading import import_string
 
+from durably.protocol.text import printable
 from durably.temporal.gateway.problems import Problem
 
 _logger = logging.getLogger("django.security.csrf")
@@ -31,7 +32,9 @@ def _make_check(kind: type[Any]) -> Callable[[Any], None]:
 
     class Check(kind):  # type: ignore[misc]
         def _reject(self, request: Any, reason: str) -> Any:
-            _logger.warning("Forbidden (%s): %s", reason, request.path, extra={"status_code": 403, "request": request})
+            _logger.warning(
+                "Forbidden (%s): %s", reason, printable(request.path), extra={"status_code": 403, "request": request}
+            )
             header = settings.CSRF_HEADER_NAME.removeprefix("HTTP_").replace("_", "-").title()
             raise Problem(
                 HTTPStatus.FORBIDDEN,

@@ -169,8 +169,13 @@ async def terminate(call: Call) -> GatewayResponse:
 
 
 async def reset(call: Call) -> GatewayResponse:
-    """Go on from an earlier point, in a new run."""
+    """Go on from an earlier point, in a new run.
+
+    That ends the latest run, whichever is reset: a workflow that has been handed over since is out of reach.
+    """
     run_id = call.existing.run_id
+    if call.request.query("run_id"):
+        await call.describe_run(None)
     request = ResetWorkflowExecutionRequest(
         namespace=call.client.namespace,
         workflow_execution=WorkflowExecution(workflow_id=call.workflow_id, run_id=run_id),

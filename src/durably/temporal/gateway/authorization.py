@@ -46,7 +46,7 @@ class ActionSubject:
         if self._facts is None:
             assert self._target is not None
             try:
-                description = await self._target.describe()
+                description = await self._target.check()
             except Problem as problem:
                 if problem.status is not HTTPStatus.NOT_FOUND:
                     raise
@@ -76,7 +76,7 @@ class Action:
 
     ``owner``, ``memo`` and ``description`` are those of the workflow that the URL names. They cost one request to the
     server, when the first of them is read; an asynchronous ``authorize`` calls ``await action.load()`` before. If there
-    is no such workflow, they are ``None``, empty and ``None``.
+    is no such workflow, or ``owner=`` and ``staff=`` keep it from the principal, they are ``None``, empty and ``None``.
     """
 
     operation: Operation

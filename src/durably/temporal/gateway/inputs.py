@@ -219,7 +219,7 @@ def input_function(function: Callable[..., Any], what: str) -> Callable[[Any, An
     return lambda value, principal: function(value)
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f/\\?#]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029/\\?#]")
 
 
 def check_id(workflow_id: str, what: str = "the workflow id") -> str:

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 from temporalio.client import (
     RPCTimeoutOrCancelledError,
     WorkflowFailureError,
@@ -110,16 +111,36 @@ def unreadable() -> Problem:
     return bad_request("the body was cut off, or is not what the headers say of it")
 
 
+_MAXIMUM_ERRORS = 100
+_MAXIMUM_ERROR_TEXT = 200
+"""Characters of a message, and of each part of a location, which may be the caller's own."""
+
+
+def invalid_body(error: ValidationError) -> Problem:
+    """Beyond a hundred errors they are only counted: else the answer has fifty times the size of the body."""
+    count = error.error_count()
+    if count > _MAXIMUM_ERRORS:
+        return Problem(HTTPStatus.BAD_REQUEST, "invalid-input", f"the input has {count} errors", errors=[])
+    return invalid_input(error.errors(include_url=False, include_input=False, include_context=False))
+
+
 def invalid_input(errors: Sequence[Mapping[str, Any]]) -> Problem:
     """From pydantic's errors: where each is, and what is wrong. The values themselves are not repeated."""
-    listed = [{"location": [str(part) for part in error["loc"]], "message": error["msg"]} for error in errors]
-    count = len(listed)
+    listed = [
+        {"location": [_shorten(str(part)) for part in error["loc"]], "message": _shorten(error["msg"])}
+        for error in errors[:_MAXIMUM_ERRORS]
+    ]
+    count = len(errors)
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "invalid-input",
         f"the input has {count} error{'s' if count > 1 else ''}: see errors",
         errors=listed,
     )
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAXIMUM_ERROR_TEXT else f"{text[:_MAXIMUM_ERROR_TEXT]}…"
 
 
 def to_problem(error: Exception) -> Problem:
@@ -226,7 +247,7 @@ def _rpc_failed(error: RPCError) -> Problem:
         return _cut_off(error)
     if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
         return _timed_out(error)
-    if error.status is RPCStatusCode.NOT_FOUND and "amespace" in error.message:
+    if error.status is RPCStatusCode.NOT_FOUND and error.message.startswith("Namespace "):
         # The app's own settings are wrong, which is nothing that the client could mend.
         return _unreachable(f"Temporal: {error.message}")
     if error.status is RPCStatusCode.FAILED_PRECONDITION and "no poller" in error.message:
