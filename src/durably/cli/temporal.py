@@ -1,4 +1,4 @@
-"""``durably temporal worker|dev|check|replay|deployment|sync-schedules|encryption-key``."""
+"""``durably temporal worker|dev|check|replay|deployment|register|sync-schedules|encryption-key``."""
 
 import datetime as dt
 from datetime import timedelta
@@ -8,7 +8,7 @@ import click
 
 from .console import Console
 from .failures import CliError
-from .temporal_app import load_temporal, log_plain_lines, require_temporal
+from .temporal_app import load_gateway_or_temporal, load_temporal, log_plain_lines, require_temporal
 from .temporal_check import check
 from .temporal_deployment import deployment
 from .temporal_replay import replay
@@ -22,6 +22,23 @@ def temporal() -> None:
 temporal.add_command(check)
 temporal.add_command(replay)
 temporal.add_command(deployment)
+
+
+@temporal.command()
+@click.argument("target", metavar="MODULE:GATEWAY")
+@click.option("--check", is_flag=True, help="Register nothing; the exit code is 1 if something is missing.")
+def register(target: str, check: bool) -> None:
+    """Register the search attributes that MODULE:GATEWAY, or MODULE:TEMPORAL, declares.
+
+    Temporal Cloud registers them with tcld or its web UI only: --check prints the commands.
+    """
+    loaded = load_gateway_or_temporal(target)
+    from durably.temporal import Temporal
+    from durably.temporal.register_command import run_register
+
+    connection = loaded if isinstance(loaded, Temporal) else loaded.temporal
+    if not run_register(connection, say=Console().say, check=check):
+        raise click.exceptions.Exit(1)
 
 
 @temporal.command("sync-schedules")

@@ -17,6 +17,7 @@ from .connection import Temporal
 from .declarations import with_interceptor
 from .deployment_command import make_deployment_group
 from .inspection import DEFAULT_LIMIT
+from .register_command import run_register
 from .replay.command import ReplayTarget, make_replay_command
 from .schedule_command import run_sync_schedules
 from .surroundings import Surroundings
@@ -66,6 +67,13 @@ def make_commands(
         """List running workflows of the app's workers that do not go on. The exit code is 1 if there are any."""
         types = declared_types(temporal.workers)
         if not run_check(temporal, types, say=click.echo, limit=limit, as_json=as_json):
+            raise click.exceptions.Exit(1)
+
+    @group.command()
+    @click.option("--check", is_flag=True, help="Register nothing; the exit code is 1 if something is missing.")
+    def register(check: bool) -> None:
+        """Register the search attributes that the app declares."""
+        if not run_register(temporal, say=click.echo, check=check):
             raise click.exceptions.Exit(1)
 
     @group.command("sync-schedules")

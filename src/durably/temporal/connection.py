@@ -141,6 +141,7 @@ class Temporal:
         self.workers: list[WorkerDeclaration] = []
         self.schedules: list[ScheduleDeclaration] = []
         self.search_attributes: list[DeclaredAttribute] = []
+        self.owner_attributes: list[DeclaredAttribute] = []
         self.web_worker: Lifespan | None = None
         self._override: Client | None = None
         self._start_anew()

@@ -62,7 +62,7 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
     client register attributes; ``RPCError`` if the server is away.
     """
     try:
-        known = await _list(client, rpc_timeout)
+        known = await known_attributes(client, rpc_timeout)
         for name, indexed in attributes.items():
             if known.get(name, indexed) != indexed:
                 raise SearchAttributeError(
@@ -81,7 +81,7 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
         steps = "; ".join(commands(client, name, indexed) for name, indexed in attributes.items())
         raise SearchAttributeError(
             f"the search attribute {', '.join(attributes)} must be registered in the namespace {client.namespace}, and "
-            f"the server does not let this app do it ({error.status.name}): {steps}"
+            f"the server does not let this app do it ({error.status.name}: {error.message}): {steps}"
         ) from error
     return sorted(missing)
 
@@ -99,10 +99,10 @@ async def find_faults(client: Client, declared: Iterable[DeclaredAttribute], rpc
 
     Raises ``RPCError`` if the server is away, or does not list search attributes for this client.
     """
-    known = await _list(client, rpc_timeout)
+    known = await known_attributes(client, rpc_timeout)
     faults = []
     for each in dict.fromkeys(declared):
-        name, wanted = each.key.name, _indexed(each.key)
+        name, wanted = each.key.name, indexed_type(each.key)
         if name not in known:
             faults.append(
                 f"{each.where} sets the search attribute {name}, which is not registered in the namespace "
@@ -131,14 +131,16 @@ async def log_faults(client: Client, declared: Sequence[DeclaredAttribute], rpc_
         _logger.error("%s", fault)
 
 
-async def _list(client: Client, rpc_timeout: timedelta) -> dict[str, IndexedType]:
+async def known_attributes(client: Client, rpc_timeout: timedelta) -> dict[str, IndexedType]:
+    """Types of the namespace's attributes by name, Temporal's own included. Raises ``RPCError``."""
     listed = await client.operator_service.list_search_attributes(
         ListSearchAttributesRequest(namespace=client.namespace), timeout=rpc_timeout
     )
     return {**listed.system_attributes, **listed.custom_attributes}
 
 
-def _indexed(key: SearchAttributeKey[Any]) -> IndexedType:
+def indexed_type(key: SearchAttributeKey[Any]) -> IndexedType:
+    """The server's name for a key's type."""
     return IndexedValueType.Value(f"INDEXED_VALUE_TYPE_{key.indexed_value_type.name}")
 
 

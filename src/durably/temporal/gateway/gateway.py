@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from pydantic import ValidationError
+from temporalio.common import SearchAttributeKey
 
 from durably.execution import drive
 from durably.portal import get_portal
@@ -20,7 +21,7 @@ from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.inspection import Inspector
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
-from durably.temporal.search_attributes import ensure_keyword
+from durably.temporal.search_attributes import DeclaredAttribute, ensure_keyword
 from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
@@ -112,6 +113,10 @@ class Gateway:
         for exposure in exposures:
             keys = declared_keys(exposure.search_attributes)
             temporal.add_search_attributes(*keys, where=f"expose({exposure.definition.name})")
+            if exposure.ownership is not None:
+                # Registered at the first request too, so that it is no fault if the namespace does not have it yet.
+                key = SearchAttributeKey.for_keyword(check_attribute_name(owner_attribute))
+                temporal.owner_attributes.append(DeclaredAttribute(key, f"expose({exposure.definition.name}, owner=…)"))
         self.allow_anonymous = allow_anonymous
         self.security_schemes = check_security_schemes(security_schemes)
         self.limits = limits or Limits()
