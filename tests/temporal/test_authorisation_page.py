@@ -47,6 +47,7 @@ def test_each_example_has_its_test() -> None:
         "Each user has their own workflows",
         "Each tenant has its own workflows",
         "Staff",
+        "Workflows that your own code starts",
         "Django's permissions, with a check of the object",
         "FastAPI's dependencies",
     ]
@@ -79,6 +80,16 @@ def test_staff(serve_example: Any) -> None:
         assert shop.statuses("GET", place, "ada", "bob", "staff", None) == [200, 404, 200, 401]
         operators = place.replace("orders", "all-orders", 1)
         assert shop.statuses("POST", f"{operators}/terminate", "ada", "bob", "staff") == [403, 403, 202]
+
+
+def test_workflows_that_the_app_starts(serve_example: Any) -> None:
+    with serve_example("Workflows that your own code starts") as shop:
+        order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
+        placed = shop.ask("ada", "POST", "/place-order", order).json["workflow_id"]
+        assert shop.statuses("GET", f"orders/{placed}", "ada", "bob", None) == [200, 404, 401]
+        assert placed in [row["workflow_id"] for row in shop.ask("ada", "GET", "orders").json["workflows"]]
+        assert shop.place("ada").status == 405
+        assert shop.statuses("POST", f"orders/{placed}/cancel", "bob", "ada") == [404, 202]
 
 
 def test_djangos_permissions(serve_example: Any) -> None:

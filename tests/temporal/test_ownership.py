@@ -9,10 +9,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest, RespondWorkflowTaskFailedRequest
+from temporalio.api.workflowservice.v1 import (
+    PollWorkflowTaskQueueRequest,
+    RegisterNamespaceRequest,
+    RespondWorkflowTaskFailedRequest,
+)
 from temporalio.client import Client, Interceptor, OutboundInterceptor, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
     RetryPolicy,
@@ -23,7 +28,14 @@ from temporalio.common import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal import SearchAttributeError, Temporal, TemporalSettingsError, search_attributes
+from durably.temporal import (
+    DURABLY_OWNER,
+    SearchAttributeError,
+    Temporal,
+    TemporalSettingsError,
+    owned_by,
+    search_attributes,
+)
 from durably.temporal.gateway import (
     FOR_OPERATORS,
     FOR_OWNERS,
@@ -34,9 +46,11 @@ from durably.temporal.gateway import (
     GatewayResponse,
     Operation,
     expose,
+    target,
 )
-from durably.temporal.gateway.ownership import OWNER_ATTRIBUTE
+from durably.temporal.owners import OWNER_ATTRIBUTE
 
+from .dev_server import DevServer
 from .workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -644,3 +658,69 @@ async def test_a_result_is_not_told_once_the_workflow_is_anothers(temporal: Temp
         await handle.terminate()
     refused = await waiting
     assert (refused.status, "done" in json.dumps(refused.json)) == (404, False)
+
+
+async def test_a_workflow_that_the_app_itself_starts_has_the_owner_it_is_given(temporal: Temporal) -> None:
+    gateway = owned(temporal, SleepingWorkflow)
+    workflow_id = f"own-{uuid.uuid4().hex}"
+    handle = await asyncio.to_thread(
+        temporal.sync.start_workflow, SleepingWorkflow.run, id=workflow_id, search_attributes=owned_by("ada")
+    )
+    assert [await status_for(gateway, user, workflow_id) for user in ("ada", "bob", "staff")] == [200, 404, 200]
+    await asyncio.to_thread(handle.terminate)
+
+
+async def create_namespace(address: str, name: str) -> None:
+    """It is known after a few seconds."""
+    client = await Temporal(address).client()
+    retention = Duration(seconds=86_400)
+    request = RegisterNamespaceRequest(namespace=name, workflow_execution_retention_period=retention)
+    await client.workflow_service.register_namespace(request)
+
+    async def is_known() -> bool:
+        return (await Temporal(address, namespace=name).check_health()).ok
+
+    await until(is_known)
+
+
+async def test_the_attribute_is_registered_by_the_first_start_with_an_owner(server: DevServer) -> None:
+    """Before any request to a gateway: a view with ``start_on_commit``, say."""
+    namespace = f"own-{uuid.uuid4().hex[:8]}"
+    await create_namespace(server.address, namespace)
+    own = Temporal(server.address, namespace=namespace, task_queue="orders")
+    client = await own.client()
+    for each in ("one", "two"):
+        await client.start_workflow(
+            SleepingWorkflow.run, id=each, task_queue="orders", search_attributes=owned_by("ada")
+        )
+    described = await client.get_workflow_handle("two").describe()
+    assert described.typed_search_attributes[DURABLY_OWNER] == "ada"
+
+
+def test_an_owner_is_added_to_other_search_attributes() -> None:
+    other = SearchAttributePair(SearchAttributeKey.for_int("Amount"), 3)
+    attributes = owned_by("ada", TypedSearchAttributes([other]), attribute="CustomerId")
+    assert attributes.search_attributes == [
+        other,
+        SearchAttributePair(SearchAttributeKey.for_keyword("CustomerId"), "ada"),
+    ]
+    with pytest.raises(TemporalSettingsError, match="got CustomerId among the other"):
+        owned_by("bob", attributes, attribute="CustomerId")
+    for unfit, reason in ((7, r"owned_by\(…\) got int"), ("", "empty"), ("a`b", "backquotes")):
+        with pytest.raises(TemporalSettingsError, match=reason):
+            owned_by(unfit)  # type: ignore[arg-type]
+
+
+async def test_workflows_without_an_owner_are_named_once_in_the_log(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
+    target._warn_of_no_owner.cache_clear()
+    gateway = owned(temporal, SleepingWorkflow)
+    client = await temporal.client()
+    handle = await client.start_workflow(SleepingWorkflow.run, id=f"none-{uuid.uuid4().hex}", task_queue="orders")
+    assert [await status_for(gateway, user, handle.id) for user in ("ada", "bob", "staff")] == [404, 404, 200]
+    warnings = [record.getMessage() for record in caplog.records if "without an owner" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "SleepingWorkflow" in warnings[0]
+    assert "search_attributes=owned_by(…)" in warnings[0]
+    await handle.terminate()

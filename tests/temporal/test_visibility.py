@@ -13,9 +13,9 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from durably.portal import get_portal
 from durably.temporal import Temporal, search_attributes
 from durably.temporal.gateway import Gateway, expose
-from durably.temporal.gateway.ownership import OWNER_ATTRIBUTE
 from durably.temporal.gateway.problems import Problem
 from durably.temporal.gateway.visibility import MAX_DEPTH, Number, all_of, compare, parse, write
+from durably.temporal.owners import OWNER_ATTRIBUTE
 
 from .test_ownership import Answer, ask
 from .workflows import SleepingWorkflow

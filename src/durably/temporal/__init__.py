@@ -18,11 +18,13 @@ from .errors import (
     TemporalWorkerError,
     UnknownPrincipalError,
 )
+from .owners import DURABLY_OWNER, owned_by
 from .settings import ConnectionSettings
 from .sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
 from .workers import Workers
 
 __all__ = [
+    "DURABLY_OWNER",
     "ConnectionSettings",
     "Health",
     "SearchAttributeError",
@@ -38,6 +40,7 @@ __all__ = [
     "TemporalWorkerError",
     "UnknownPrincipalError",
     "Workers",
+    "owned_by",
 ]
 
 del temporalio

@@ -33,6 +33,7 @@ from .deadlines import DeadlineInterceptor
 from .declarations import WorkerDeclaration, WorkerOptions
 from .errors import TemporalSettingsError, TemporalUnreachableError
 from .lifespan import Lifespan
+from .owners import OwnerInterceptor
 from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
 from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
@@ -131,7 +132,8 @@ class Temporal:
         self._encryption = encryption
         bounding = [] if rpc_timeout is None else [DeadlineInterceptor(rpc_timeout)]
         traced = [tracing_interceptor()] if tracing else []
-        self.interceptors = [NotingInterceptor(), *bounding, *traced, *interceptors]
+        owners = OwnerInterceptor(self.client, rpc_timeout or DEFAULT_RPC_TIMEOUT)
+        self.interceptors = [NotingInterceptor(), owners, *bounding, *traced, *interceptors]
         self.plugins = list(plugins)
         self._identity = identity
         self._retry_config = retry_config

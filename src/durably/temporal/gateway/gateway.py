@@ -19,6 +19,7 @@ from durably.portal import get_portal
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.inspection import Inspector
+from durably.temporal.owners import OWNER_ATTRIBUTE
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
 from durably.temporal.search_attributes import DeclaredAttribute, ensure_keyword
@@ -35,7 +36,7 @@ from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_
 from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
-from .ownership import EVERYTHING, OWNER_ATTRIBUTE, Access, check_attribute_name
+from .ownership import EVERYTHING, Access, check_attribute_name
 from .pages import PageTokens, Secret
 from .principals import Identify, principal_key
 from .problems import Problem, invalid_body, to_problem, too_large, unauthenticated

@@ -12,21 +12,14 @@ from typing import Any
 
 from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowExecution
-from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+from temporalio.common import TypedSearchAttributes
 
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.owners import check_owner, owned_by
 from durably.temporal.surroundings import is_async
 
 from .principals import is_anonymous
 from .problems import Problem, not_found, unauthenticated
-
-OWNER_ATTRIBUTE = "DurablyOwner"
-
-_MAXIMUM_OWNER = 255
-"""Characters. SQL visibility stores keep no more of a Keyword."""
-
-_UNFIT = frozenset('"\\`')
-"""SQL visibility stores do not find keywords with these characters."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Ownership:
         sees_all = False if self.staff is None else _verdict(self.staff(principal))
         if owner is None and not sees_all:
             raise unauthenticated()
-        return Access(None if owner is None else check_owner(owner), sees_all)
+        return Access(None if owner is None else check_owner(owner, "expose(owner=…) returned"), sees_all)
 
 
 @dataclass(frozen=True)
@@ -79,23 +72,6 @@ def declare_ownership(owner: Any, staff: Any, title: str) -> Ownership | None:
     return Ownership(owner, staff)
 
 
-def check_owner(owner: Any) -> str:
-    """Raises ``TemporalSettingsError``. The text is not repeated, because it may be personal data."""
-    if not isinstance(owner, str):
-        kind = "a coroutine" if hasattr(owner, "__await__") else type(owner).__name__
-        raise TemporalSettingsError(
-            f"expose(owner=…) returned {kind}: it must return a text, such as str(user.id), or None for nobody"
-        )
-    is_unfit = not owner.isprintable() or _UNFIT & set(owner) or "'" in (owner[:1], owner[-1:])
-    if not owner or len(owner) > _MAXIMUM_OWNER or is_unfit:
-        raise TemporalSettingsError(
-            f"expose(owner=…) returned a text that is empty, longer than {_MAXIMUM_OWNER} characters, has control "
-            "characters, double quotes, backquotes or backslashes, or starts or ends with a single quote: a Temporal "
-            "server cannot find workflows by it"
-        )
-    return owner
-
-
 def _verdict(verdict: Any) -> bool:
     """Only ``True`` lets in, as with ``authorize``."""
     if not isinstance(verdict, bool):
@@ -124,12 +100,9 @@ def owner_of(execution: WorkflowExecution, attribute: str) -> str | None:
 
 def stamp(owner: str | None, attribute: str, others: TypedSearchAttributes | None) -> TypedSearchAttributes | None:
     """The search attributes of a workflow that is started. Raises ``TemporalSettingsError``."""
-    pairs = list(others or ())
-    if any(pair.key.name == attribute for pair in pairs):
+    if any(pair.key.name == attribute for pair in others or ()):
         raise TemporalSettingsError(f"expose(search_attributes=…) sets {attribute}, which owner= sets by itself")
-    if owner is None:
-        return others
-    return TypedSearchAttributes([*pairs, SearchAttributePair(SearchAttributeKey.for_keyword(attribute), owner)])
+    return others if owner is None else owned_by(owner, others, attribute=attribute)
 
 
 def check_attribute_name(name: str) -> str:

@@ -3,6 +3,7 @@
 What follows goes to that run, so that an id that is used again cannot put another workflow in between.
 """
 
+import functools
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from http import HTTPStatus
@@ -15,7 +16,7 @@ from durably.temporal.statuses import is_open
 
 from .exposure import Exposure
 from .ownership import Access, no_such_workflow, owner_of
-from .problems import Problem, to_problem
+from .problems import Problem, logger, to_problem
 
 T = TypeVar("T")
 
@@ -80,7 +81,10 @@ class Target:
     async def check(self) -> WorkflowExecutionDescription:
         """The description, if the principal may reach the workflow. Raises the problem 404 otherwise."""
         description = await self.describe()
-        if not self._access.reaches(owner_of(description, self._owner_attribute)):
+        owner = owner_of(description, self._owner_attribute)
+        if not self._access.reaches(owner):
+            if owner is None:
+                _warn_of_no_owner(description.workflow_type, self._owner_attribute)
             raise no_such_workflow()
         return description
 
@@ -115,6 +119,16 @@ class Target:
             return False
         before, self._description = self.run_id, None
         return (await self.check()).run_id != before
+
+
+@functools.cache
+def _warn_of_no_owner(workflow_type: str, attribute: str) -> None:
+    """Once in a process: users get 404 for a workflow that is theirs in the eyes of the app."""
+    logger.warning(
+        "There are workflows of the type %s without an owner (search attribute %s), which staff alone reaches: start "
+        "them with search_attributes=owned_by(…) of durably.temporal",
+        *(workflow_type, attribute),
+    )
 
 
 def is_closed(description: WorkflowExecutionDescription) -> bool:
