@@ -252,14 +252,32 @@ def _load_parser() -> Callable[[str], Filter]:
     def parse(text: str) -> Filter:
         try:
             return parser.parse(text)  # type: ignore[return-value]
-        except lark.UnexpectedCharacters as error:
-            raise _unexpected(text, error.pos_in_stream or 0, _open_text(error.char)) from None
-        except lark.UnexpectedToken as error:
-            if error.token.type == "$END":
+        except (lark.UnexpectedCharacters, lark.UnexpectedToken) as error:
+            if isinstance(error, lark.UnexpectedToken) and error.token.type == "$END":
                 raise bad_request("the visibility query ends too early") from None
-            raise _unexpected(text, error.pos_in_stream or 0, _unexpected_word(str(error.token))) from None
+            position = error.pos_in_stream or 0
+            if bare := _bare_value(text, position):
+                start, word = bare
+                raise _unexpected(text, start, f"a text is written in quotes: '{word}'") from None
+            if isinstance(error, lark.UnexpectedCharacters):
+                raise _unexpected(text, position, _open_text(error.char)) from None
+            raise _unexpected(text, position, _unexpected_word(str(error.token))) from None
 
     return parse
+
+
+_BARE_VALUE = re.compile(
+    r"(?:[=<>]|\bIN\s*\(|\bBETWEEN|\bSTARTS_WITH)\s*(?!(?:null|not|and|or)\b)([\w.@+-][\w.:@+-]{0,99}+)(?!\s*\()",
+    re.IGNORECASE,
+)
+
+
+def _bare_value(text: str, position: int) -> tuple[int, str] | None:
+    """The text without quotes at the place of an error, such as ``order-7`` or ``2026-01-31``, after its start."""
+    for found in _BARE_VALUE.finditer(text):
+        if found.start(1) <= position < found.end(1):
+            return found.start(1), found[1]
+    return None
 
 
 def _open_text(character: str) -> str:
