@@ -164,7 +164,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
     try:
         assert kind(await ask(gateway, "GET", place)) in GIVEN_UP
         assert kind(await ask(gateway, "POST", "sleeping")) in GIVEN_UP
-        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) == (202, "")
+        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) in GIVEN_UP  # Whose it is, is not known.
         assert not (await gateway.temporal.check_health(timedelta(seconds=0.2))).ok
         async for chunk in stream:
             if b"does not answer" in chunk:
