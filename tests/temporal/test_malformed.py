@@ -1,6 +1,7 @@
 """Requests that make no sense: each is answered as what it is, none with an error of the gateway's own."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse
 
 from .app_server import QUICK, AppServer, running
 from .apps import exposures
-from .bad_bytes import BAD_BYTES, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
+from .bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
 from .dev_server import DevServer
 from .fuzz import fuzz, make_attempts
 from .serve import SERVERS
@@ -144,6 +145,15 @@ def test_a_body_that_is_too_large_is_refused_before_it_has_come(quick_app: AppSe
     if quick_app.name in ("django-asgi", "tornado"):
         return  # They read a request as a whole, within limits of their own, before they pass it on.
     answer = send(quick_app.origin, SAID_TO_BE_TOO_LARGE)
+    assert answer is not None
+    assert (answer.status, answer.media_type) == (413, "application/problem+json")
+
+
+@pytest.mark.parametrize("name", ["fastapi", "flask"])
+def test_a_body_in_chunks_is_read_up_to_the_limit(name: str, apps: Callable[..., AppServer]) -> None:
+    """It never ends."""
+    chunk = b"10000\r\n%s\r\n" % (b" " * 65536)
+    answer = send(apps(name, **QUICK).origin, CHUNKED + 40 * chunk)
     assert answer is not None
     assert (answer.status, answer.media_type) == (413, "application/problem+json")
 

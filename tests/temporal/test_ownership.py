@@ -724,3 +724,19 @@ async def test_workflows_without_an_owner_are_named_once_in_the_log(
     assert "SleepingWorkflow" in warnings[0]
     assert "search_attributes=owned_by(…)" in warnings[0]
     await handle.terminate()
+
+
+async def test_the_result_of_a_retry_is_anothers_if_the_retry_has_been_handed_over(temporal: Temporal) -> None:
+    """The first run fails as Ada's, and stays hers; the server tells whoever waits for its result of the next one's."""
+    quick = RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=10))
+    gateway = owned(temporal, StepsWorkflow, retry_policy=quick)
+    started = await ask(gateway, "ada", "POST", "flows", {"steps": ["fail", "hand over"]}, prefer="wait=30")
+    assert (started.status, started.json["status"]) == (202, "running")
+    place, first = f"flows/{started.json['workflow_id']}", started.json["run_id"]
+    assert (await ask(gateway, "bob", "GET", f"{place}/result", wait="30")).json["result"] == "done"
+    assert (await ask(gateway, "ada", "GET", place, run_id=first)).json["status"] == "failed"
+    for wait in ("0", "30"):
+        refused = await ask(gateway, "ada", "GET", f"{place}/result", run_id=first, wait=wait)
+        assert (refused.status, refused.json["type"]) == (404, "urn:durably:problem:not-found")
+    staff = await ask(gateway, "staff", "GET", f"{place}/result", run_id=first)
+    assert staff.json["result"] == "done"

@@ -1,5 +1,6 @@
 """The gateway, Temporal's settings and its errors, in a Flask app."""
 
+import io
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -24,6 +25,7 @@ from .settings import FRAMEWORK_KEYS
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 """All go to the gateway, which says in the same way in each framework which of them a place has."""
+_CHUNK = 64 * 1024
 
 
 class _AnyPath(PathConverter):
@@ -140,7 +142,7 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
     request = flask.request._get_current_object()  # type: ignore[attr-defined]
     try:
         server.check_length(request.content_length)
-        body = _read(request)
+        body = _read(server, request)
     except Problem as problem:
         return _to_flask(server.refuse(request.method, path, problem))
     response = server.handle_sync(
@@ -159,14 +161,21 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
     return _to_flask(response)
 
 
-def _read(request: flask.Request) -> bytes:
-    """Raises a problem."""
+def _read(server: RequestHandler, request: flask.Request) -> bytes:
+    """Raises a problem. A body in chunks says nothing of its length, and Werkzeug would read it however long it is."""
     try:
-        return request.get_data()
+        if request.content_length is not None:
+            return request.get_data()
+        body = bytearray()
+        while chunk := request.stream.read(_CHUNK):
+            body += chunk
+            server.check_length(len(body))
     except HTTPException as error:
         raise refused(error.code or HTTPStatus.BAD_REQUEST) from error
     except OSError as error:
         raise unreadable() from error
+    request.__dict__["stream"] = io.BytesIO(body)  # The cached property: ``authorize`` can read it again.
+    return bytes(body)
 
 
 def _secrets(app: flask.Flask) -> list[str | bytes]:

@@ -130,7 +130,7 @@ class _Stream:
                 break
             self._announced, self._seen, self._told = _run(self._seen, following), following.position, None
         run_id = self._seen.run_id
-        done = await wait_for_result(self._call, self._call.handle(run_id), self._call.limits.max_wait)
+        done = await wait_for_result(self._call, run_id, self._call.limits.max_wait)
         if done is not None:
             yield _message("result", done, Position(run_id, is_end=True))
 

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
-from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import WorkflowFailureError
 
 from durably.temporal.scrubbing import scrub
 from durably.temporal.statuses import is_open
@@ -17,6 +17,7 @@ from .call import Call
 from .messages import GatewayResponse, answer
 from .models import Completed, Started
 from .problems import EXCEPTIONS, Problem, workflow_failed
+from .runs import wait_for_last_run
 
 logger = logging.getLogger("durably.temporal")
 
@@ -24,43 +25,35 @@ logger = logging.getLogger("durably.temporal")
 async def result(call: Call) -> GatewayResponse:
     """``?wait=`` seconds, 0 unless given; 202 while there is none."""
     wait = float(call.integer("wait", 0, 0, 10**9 - 1))
-    handle = call.handle()
+    run_id = call.existing.run_id
     if wait == 0:
         is_over = not is_open((await call.describe()).status)
-        done = await wait_for_result(call, handle, call.limits.max_wait) if is_over else None
+        done = await wait_for_result(call, run_id, call.limits.max_wait) if is_over else None
     else:
         with call.waiting():
-            done = await wait_for_result(call, handle, min(wait, call.limits.max_wait))
+            done = await wait_for_result(call, run_id, min(wait, call.limits.max_wait))
     if done is not None:
         return answer(done)
-    pending = Started(workflow_id=call.workflow_id, run_id=handle.run_id, links=call.links())
+    pending = Started(workflow_id=call.workflow_id, run_id=run_id, links=call.links())
     return answer(pending, HTTPStatus.ACCEPTED, location=call.links().result, retry_after="1")
 
 
-async def wait_for_result(call: Call, handle: WorkflowHandle[Any, Any], seconds: float) -> Completed[Any] | None:
-    """``None`` if it does not come in time. Raises a problem for a workflow that did not complete, and 404 for one that
-    has been handed over or has become another type meanwhile."""
+async def wait_for_result(call: Call, run_id: str, seconds: float) -> Completed[Any] | None:
+    """The result of a run, or of the last one that follows it; ``None`` if it does not come in time.
+
+    Raises a problem for a workflow that did not complete, and 404 for one that has been handed over or has become
+    another type meanwhile.
+    """
     try:
         with must_fit(call, "the result"):
             async with asyncio.timeout(seconds):
-                value = await handle.result()
+                run_id = await wait_for_last_run(call, run_id)
+                value = await call.handle(run_id).result(follow_runs=False)
     except TimeoutError:
         return None
     except WorkflowFailureError as error:
-        await _check_reach(call, handle)
-        which = {"workflow_id": call.workflow_id, "run_id": handle.result_run_id or handle.run_id}
-        named = {name: value for name, value in which.items() if value is not None}
-        raise workflow_failed(error, **named) from error
-    await _check_reach(call, handle)
-    run_id = handle.result_run_id or handle.run_id
+        raise workflow_failed(error, workflow_id=call.workflow_id, run_id=run_id) from error
     return Completed[Any](workflow_id=call.workflow_id, run_id=run_id, result=value, links=call.links())
-
-
-async def _check_reach(call: Call, handle: WorkflowHandle[Any, Any]) -> None:
-    """The SDK waits for the run that was checked, and for those that it continues as."""
-    waited_for = await call.describe_run(handle.run_id or handle.result_run_id)
-    if waited_for.status is WorkflowExecutionStatus.CONTINUED_AS_NEW:
-        await call.describe_run(None)
 
 
 _NO_MISFITS: tuple[type[Exception], ...] = (Problem, TimeoutError, *EXCEPTIONS)

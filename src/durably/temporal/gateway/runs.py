@@ -10,7 +10,11 @@ from typing import Literal
 
 from temporalio.api.enums.v1 import ContinueAsNewInitiator, EventType, RetryState, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
-from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.client import (
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHistoryEventFilterType,
+)
 
 from .call import Call
 from .problems import to_problem
@@ -61,6 +65,29 @@ async def find_run(call: Call, position: Position) -> WorkflowExecutionDescripti
             return None
         raise problem from error
     return found if _first_run(found) == _first_run(await call.describe()) else None
+
+
+async def wait_for_last_run(call: Call, run_id: str) -> str:
+    """Wait until the workflow is over; the id of its last run, which has the result.
+
+    ``run_id`` has been checked. Each run that follows is checked before it is waited for, and the last one again, since
+    it may have been handed over meanwhile. Raises the problem 404 for a run that is not to be seen.
+    """
+    while (following := _successor(await _closing_event(call, run_id))) is not None:
+        run_id = following.position.run_id
+        await call.describe_run(run_id)
+    if call.exposure.ownership is not None:
+        await call.describe_run(run_id)
+    return run_id
+
+
+async def _closing_event(call: Call, run_id: str) -> RawEvent:
+    """Waits for it."""
+    kind = WorkflowHistoryEventFilterType.CLOSE_EVENT
+    while True:
+        handle = call.handle(run_id)
+        async for event in handle.fetch_history_events(wait_new_event=True, event_filter_type=kind, skip_archival=True):
+            return event
 
 
 async def next_run(call: Call, run_id: str, last: RawEvent | None) -> NextRun | None:

@@ -55,7 +55,7 @@ async def start(call: Call) -> GatewayResponse:
     attached = True if found.is_attached else None
     if wait is not None:
         headers["preference_applied"] = f"wait={wait:g}"
-        done = await _result_of_started(call, found.handle, wait)
+        done = await _result_of_started(call, found.handle.result_run_id or "", wait)
         if done is not None:
             return answer(done.model_copy(update={"attached": attached}), HTTPStatus.OK, **headers)
     run_id = found.handle.result_run_id
@@ -68,16 +68,17 @@ def replayed(is_replay: bool) -> dict[str, str]:
     return {"idempotent_replayed": "true"} if is_replay else {}
 
 
-async def _result_of_started(call: Call, handle: WorkflowHandle[Any, Any], seconds: float) -> Completed[Any] | None:
-    """A server that goes away meanwhile takes nothing back: the workflow has been started, and that is the answer."""
+async def _result_of_started(call: Call, run_id: str, seconds: float) -> Completed[Any] | None:
+    """A server that goes away meanwhile takes nothing back, nor does a workflow that is handed over: the workflow has
+    been started, and that is the answer."""
     try:
         with call.waiting():
-            return await wait_for_result(call, handle, seconds)
-    except RPCError as error:
+            return await wait_for_result(call, run_id, seconds)
+    except (RPCError, Problem) as error:
         problem = to_problem(error)
-        if not problem.passes:
-            raise problem from error
-        return None
+        if problem.passes or problem.status is HTTPStatus.NOT_FOUND:
+            return None
+        raise problem from error.__cause__
 
 
 async def signal_with_start(call: Call) -> GatewayResponse:
