@@ -194,8 +194,14 @@ def test_what_cannot_be_run_is_said(run: Run, shop: Path, target: str, message: 
     assert "Traceback" not in result.stderr
 
 
-def test_a_namespace_that_the_server_does_not_have_is_said(run: Run, shop: Path, server: DevServer) -> None:
-    result = run("temporal", "worker", "shop", TEMPORAL_ADDRESS=server.address, TEMPORAL_NAMESPACE="none")
-    assert result.status == 1
-    assert "none" in result.stderr
+@pytest.mark.parametrize(("command", "status"), [("worker", 1), ("check", 2), ("sync-schedules", 1)])
+def test_a_namespace_that_the_server_does_not_have_is_said(
+    run: Run, shop: Path, server: DevServer, command: str, status: int
+) -> None:
+    result = run("temporal", command, "shop", TEMPORAL_ADDRESS=server.address, TEMPORAL_NAMESPACE="none")
+    assert result.status == status
+    error = result.stderr.splitlines()[-1]
+    assert f'the server at {server.address} has no namespace "none": check TEMPORAL_NAMESPACE' in error
+    assert "`temporal operator namespace create none`" in error
+    assert "Status {" not in error
     assert "Traceback" not in result.stderr

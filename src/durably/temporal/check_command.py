@@ -13,6 +13,7 @@ from temporalio.service import RPCError
 from durably.protocol.text import get_logger, printable, printable_json
 
 from .compat import workflow_parts
+from .connect_failures import explain_refusal
 from .connection import Temporal
 from .declarations import WorkerDeclaration
 from .errors import TemporalSettingsError
@@ -54,7 +55,7 @@ def run_check(
     try:
         found = asyncio.run(run())
     except RPCError as error:
-        raise TemporalSettingsError(f"the server refuses: {error.message}") from error
+        raise TemporalSettingsError(explain_refusal(error.message, temporal.settings)) from error
     for line in _to_json(found) if as_json else _to_text(found):
         say(line)
     return not found.stuck

@@ -41,6 +41,23 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
     )
 
 
+def explain_refusal(message: str, settings: ConnectionSettings) -> str:
+    """What a connected server said, and what to do if it does not know the namespace."""
+    return unknown_namespace(message, settings) or f"the server refuses: {message}"
+
+
+def unknown_namespace(message: str, settings: ConnectionSettings) -> str | None:
+    """The remedy, if ``message`` of the server or the SDK says that it does not know the namespace."""
+    found = re.search(r"Namespace (\S+) (?:is|was) not found", message)
+    if found is None:
+        return None
+    setting = with_own_names("TEMPORAL_NAMESPACE", settings)
+    return (
+        f'the server at {settings.address} has no namespace "{found[1]}": check {setting}, or create it: `temporal '
+        f"operator namespace create {found[1]}`"
+    )
+
+
 def unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachableError:
     return TemporalUnreachableError(
         f"the Temporal server at {settings.address} cannot be reached: {with_own_names(reason, settings)}. Is it "

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from temporalio.service import RPCError
 
+from .connect_failures import explain_refusal
 from .connection import Temporal
 from .errors import SearchAttributeError
 from .search_attributes import (
@@ -30,7 +31,7 @@ def run_register(temporal: Temporal, *, say: Callable[[str], None], check: bool)
     try:
         return asyncio.run(_run(temporal, say, check))
     except RPCError as error:
-        raise SearchAttributeError(f"the server refuses: {error.message}") from error
+        raise SearchAttributeError(explain_refusal(error.message, temporal.settings)) from error
 
 
 async def _run(temporal: Temporal, say: Callable[[str], None], check: bool) -> bool:

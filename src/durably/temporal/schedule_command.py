@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from temporalio.service import RPCError
 
+from .connect_failures import explain_refusal
 from .connection import Temporal
 from .errors import TemporalSettingsError
 from .schedules import sync_schedules
@@ -26,4 +27,4 @@ def run_sync_schedules(
     try:
         asyncio.run(run())
     except RPCError as error:
-        raise TemporalSettingsError(f"the server refuses: {error.message}") from error
+        raise TemporalSettingsError(explain_refusal(error.message, temporal.settings)) from error

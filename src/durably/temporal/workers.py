@@ -16,10 +16,12 @@ from temporalio.client import Client
 from temporalio.service import RetryConfig, RPCError
 from temporalio.worker import Worker
 
+from .connect_failures import unknown_namespace
 from .connection import Temporal
 from .declarations import WorkerDeclaration, by_task_queue
 from .errors import TemporalUnreachableError, TemporalWorkerError
 from .sandbox import explain, make_runner
+from .settings import ConnectionSettings
 from .versioning import explain_versioning, worker_version
 from .worker_log import LogInterceptor
 
@@ -136,7 +138,7 @@ class Workers:
         return self._executors[-1]
 
     async def _work(self) -> None:
-        tasks = [asyncio.create_task(_run(worker)) for worker in self._running]
+        tasks = [asyncio.create_task(_run(worker, self.temporal.settings)) for worker in self._running]
         started = asyncio.create_task(self._await_start())
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -153,13 +155,13 @@ class Workers:
         self._started.set()
 
 
-async def _run(worker: Worker) -> None:
+async def _run(worker: Worker, settings: ConnectionSettings) -> None:
     try:
         await worker.run()
     except Exception as error:
-        raise TemporalWorkerError(
-            f'the worker of the task queue "{worker.task_queue}" failed: {_reason(error)}'
-        ) from error
+        said = _reason(error)
+        reason = unknown_namespace(said, settings) or said
+        raise TemporalWorkerError(f'the worker of the task queue "{worker.task_queue}" failed: {reason}') from error
 
 
 def _queue(declaration: WorkerDeclaration) -> str:
