@@ -47,6 +47,22 @@ def test_certificates_for_mutual_tls_are_read(tmp_path: Path) -> None:
     assert (tls.client_cert, tls.client_private_key) == (b"-----BEGIN CERTIFICATE-----", b"-----BEGIN PRIVATE KEY-----")
 
 
+@pytest.mark.parametrize("word", ["1", "true", "Yes", " on "])
+@pytest.mark.parametrize("framework", [{}, {"TLS": False}])
+def test_tls_is_switched_on(word: str, framework: dict[str, Any]) -> None:
+    assert isinstance(resolve({}, framework, environment={"TEMPORAL_TLS": word}).tls, TLSConfig)
+
+
+@pytest.mark.parametrize("word", ["0", "false", "No", "off"])
+def test_tls_is_switched_off_before_the_frameworks_settings(word: str) -> None:
+    assert resolve({}, {"TLS": True}, environment={"TEMPORAL_TLS": word}).tls is False
+
+
+def test_an_empty_switch_for_tls_counts_as_unset() -> None:
+    assert resolve({}, {}, environment={"TEMPORAL_TLS": ""}).tls is None
+    assert isinstance(resolve({}, {"TLS": True}, environment={"TEMPORAL_TLS": ""}).tls, TLSConfig)
+
+
 def test_secrets_are_not_shown() -> None:
     settings = resolve({"api_key": "hush", "rpc_metadata": {"authorization": "hush"}}, {}, environment=NOTHING)
     assert "hush" not in repr(settings)
@@ -61,6 +77,8 @@ def test_secrets_are_not_shown() -> None:
         ({}, {"NAMESPACE": 3}, {}, "'NAMESPACE' for Temporal is not text"),
         ({}, {}, {"TEMPORAL_PROFILE": "none"}, "Profile 'none' not found"),
         ({}, {"TLS_CLIENT_CERT_PATH": "/nowhere"}, {}, "/nowhere"),
+        ({}, {}, {"TEMPORAL_TLS": "maybe"}, "TEMPORAL_TLS in the environment .* is 'maybe': it is on"),
+        ({}, {"TLS": "ture"}, {}, "TEMPORAL_TLS in the framework's settings is 'ture'"),
     ],
 )
 def test_a_wrong_setting_is_named(

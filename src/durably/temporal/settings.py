@@ -49,6 +49,9 @@ FRAMEWORK_KEYS = frozenset(
 """The settings that a framework may give: ``TEMPORAL_ADDRESS`` in Flask, ``ADDRESS`` in Django's ``TEMPORAL``."""
 
 PREFIX = "TEMPORAL_"
+_TLS = f"{PREFIX}TLS"
+_ON = ("1", "true", "yes", "on")
+_OFF = ("0", "false", "no", "off")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*([_-][A-Za-z0-9]+)*\Z")
 _OTHER_WORDS = frozenset({"CLIENT", "CONNECTIONS", "DEPLOYMENT", "GATEWAY", "GRPC", "OPTIONS", "UI", "WORKER"})
 _TAKEN = _OTHER_WORDS | {key.partition("_")[0] for key in FRAMEWORK_KEYS}
@@ -198,9 +201,23 @@ def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
     return variables
 
 
+def _with_plain_switch(variables: Mapping[str, str], source: str) -> dict[str, str]:
+    """``TEMPORAL_TLS`` as the SDK reads it, which takes ``off``, ``no`` and nothing at all for on."""
+    others = {name: value for name, value in variables.items() if name != _TLS}
+    word = variables.get(_TLS, "").strip().lower()
+    if not word:
+        return others
+    if word not in (*_ON, *_OFF):
+        raise TemporalSettingsError(
+            f"{_TLS} in {source} is {word[:20]!r}: it is on ({', '.join(_ON)}) or off ({', '.join(_OFF)})"
+        )
+    return {**others, _TLS: "true" if word in _ON else "false"}
+
+
 def _load(variables: Mapping[str, str], source: str, **options: Any) -> ClientConfigProfile:
+    switches = _with_plain_switch(variables, source)
     try:
-        return ClientConfigProfile.load(override_env_vars=dict(variables), **options)
+        return ClientConfigProfile.load(override_env_vars=switches, **options)
     except Exception as error:
         raise TemporalSettingsError(f"the settings for Temporal in {source} cannot be read: {error}") from error
 
@@ -217,7 +234,8 @@ def _apply(settings: ConnectionSettings, profile: ClientConfigProfile) -> Connec
             changes["tls"] = profile.tls.to_connect_tls_config()
         except OSError as error:
             raise TemporalSettingsError(f"a certificate or key for Temporal cannot be read: {error}") from error
-    return replace(settings, **{name: value for name, value in changes.items() if value})
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value or value is False}
+    return replace(settings, **given)
 
 
 def _path(config_file: str | Path | None) -> Path | None:
