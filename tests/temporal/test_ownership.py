@@ -740,3 +740,19 @@ async def test_the_result_of_a_retry_is_anothers_if_the_retry_has_been_handed_ov
         assert (refused.status, refused.json["type"]) == (404, "urn:durably:problem:not-found")
     staff = await ask(gateway, "staff", "GET", f"{place}/result", run_id=first)
     assert staff.json["result"] == "done"
+
+
+async def test_callers_that_are_not_told_apart_share_keys_and_the_log_says_so(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``authorize`` looks at the request itself, and nobody has given ``principal=``."""
+    gateway = Gateway(temporal, [expose(SumWorkflow, name="flows")], authorize=lambda action: True)
+    body, key = {"pair": {"left": 1}}, uuid.uuid4().hex
+    assert (await ask(gateway, "ada", "POST", "flows", body, key=key)).status == 202
+    assert (await ask(gateway, None, "POST", "flows", body)).status == 202
+    assert "Idempotency-Key" not in caplog.text
+    for _ in range(2):
+        assert (await ask(gateway, None, "POST", "flows", body, key=key)).status == 202
+    [warning] = [record for record in caplog.records if "Idempotency-Key" in record.getMessage()]
+    assert "principal=" in warning.getMessage()
+    assert key not in caplog.text

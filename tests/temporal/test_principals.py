@@ -49,6 +49,12 @@ def test_principals_that_differ_have_different_keys() -> None:
     assert keys == [principal_key(principal) for principal in principals]
 
 
+def test_classes_of_one_name_in_two_modules_have_ids_of_their_own() -> None:
+    elsewhere = type("User", (User,), {"__module__": "staff.models"})
+    assert elsewhere.__qualname__ == User.__qualname__
+    assert principal_key(elsewhere(id=7)) != principal_key(User(id=7))
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -31,14 +31,14 @@ from .attributes import declared_keys
 from .authorization import Action, ActionSubject, Authorize, Unauthenticated, ask, check_policy, check_verdict
 from .call import Call, Limits
 from .exposure import Exposure, Operation
-from .idempotency import KeyedRequest, keyed_request
+from .idempotency import KeyedRequest, SharedKeys, keyed_request
 from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_here, without_body
 from .metrics import GatewayMetrics
 from .models import Reason, ResetRequest
 from .openapi import openapi
 from .ownership import EVERYTHING, Access, check_attribute_name
 from .pages import PageTokens, Secret
-from .principals import Identify, principal_key
+from .principals import Identify, is_anonymous, principal_key
 from .problems import Problem, invalid_body, to_problem, too_large, unauthenticated
 from .routes import Match, answer_get_only, match, options
 from .security import SecuritySchemes, check_security_schemes
@@ -127,6 +127,7 @@ class Gateway:
         self._is_authorize_async = authorize is not None and is_async(authorize)
         self._inspector = Inspector(temporal)
         self._page_tokens = PageTokens(secret)
+        self._shared_keys = SharedKeys()
         self._metrics = GatewayMetrics(temporal)
         self._documents: dict[tuple[str, str], bytes] = {}
 
@@ -205,6 +206,8 @@ class Gateway:
             subject = ActionSubject(target, self._owner_attribute, new_owner=access.owner)
             action = _action(request, found, workflow_id, value, subject)
             check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
+            if keyed is not None and is_anonymous(request.principal):
+                self._shared_keys.warn()
         return await io.resolve(self._perform(request, found, workflow_id or "", value, access, target, keyed))
 
     def _keyed(self, request: GatewayRequest, found: Match, value: Any) -> KeyedRequest | None:

@@ -88,4 +88,5 @@ def _plain(principal: Any, value: Any, name: str) -> list[str]:
 
 def _class_of(principal: Any) -> str:
     """``__class__`` is that of the user even if a framework hands over a proxy for it."""
-    return str(principal.__class__.__qualname__)
+    kind = principal.__class__
+    return f"{kind.__module__}.{kind.__qualname__}"
