@@ -147,7 +147,9 @@ async def test_a_stream_ends_where_the_workflow_becomes_anothers(temporal: Tempo
 
 PAGE = """<!doctype html><script>
 const source = new EventSource("EVENTS");
-const report = (kind, data) => fetch("/report", {method: "POST", body: JSON.stringify([kind, data])});
+let reports = Promise.resolve();  // One after another, so that they arrive in the order of the events.
+const report = (kind, data) =>
+  reports = reports.then(() => fetch("/report", {method: "POST", body: JSON.stringify([kind, data])}));
 for (const kind of ["run", "workflow_execution_started", "workflow_execution_signaled", "workflow_execution_completed",
                     "result", "problem"])
   source.addEventListener(kind, event => report(kind, event.lastEventId));

@@ -14,6 +14,8 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.flask needs Flask: pip install "durably[flask,temporal]"') from error
 
+from temporalio import workflow
+
 from .codec_server import CodecServer
 from .commands import make_commands
 from .connection import Temporal
@@ -49,6 +51,8 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
     ``Temporal(name="billing")`` begin with ``TEMPORAL_BILLING_``, and its commands are ``flask temporal-billing``.
     Raises ``TemporalSettingsError`` for a second connection of one name.
     """
+    if workflow.unsafe.in_sandbox():
+        return  # The module of a single-file app is imported anew for each workflow; the app itself is set up already.
 
     def configuration() -> dict[str, Any]:
         given = app.config.get_namespace(temporal.variable_prefix, lowercase=False)
