@@ -2,7 +2,7 @@
 
 import pytest
 
-from durably.temporal.scrubbing import scrub
+from durably.temporal.scrubbing import MAXIMUM, scrub
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,12 @@ def test_the_rest_stays_as_it_is(text: str) -> None:
 def test_long_texts_of_others_take_no_long_time(piece: str) -> None:
     """With a pattern that begins with a repetition this would be hours."""
     assert scrub(piece * (300_000 // len(piece)))
+
+
+def test_a_text_that_is_too_long_is_cut_off_and_says_so() -> None:
+    """The secret is hidden even if only its beginning is left."""
+    start = "x" * (MAXIMUM - 20)
+    shown = scrub(f"{start} password={'s' * 100}")
+    assert shown == f"{start} password=***… (90 more characters)"
+    assert len(scrub("token_" * 300_000)) < MAXIMUM + 50
+    assert scrub("x" * MAXIMUM) == "x" * MAXIMUM

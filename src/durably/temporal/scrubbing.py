@@ -44,7 +44,14 @@ _PATTERNS = [
 ]
 
 
+MAXIMUM = 20_000
+"""Characters that are kept. Failures may have two megabytes, which would hold up an event loop for seconds."""
+
+
 def scrub(text: str) -> str:
+    """A text that is too long ends with the number of characters that are left out."""
+    if len(text) > MAXIMUM:
+        return f"{scrub(text[:MAXIMUM])}… ({len(text) - MAXIMUM} more characters)"
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text
