@@ -756,3 +756,19 @@ async def test_callers_that_are_not_told_apart_share_keys_and_the_log_says_so(
     [warning] = [record for record in caplog.records if "Idempotency-Key" in record.getMessage()]
     assert "principal=" in warning.getMessage()
     assert key not in caplog.text
+
+
+async def test_staff_is_told_whose_a_workflow_is(temporal: Temporal) -> None:
+    gateway = owned(temporal, SleepingWorkflow)
+    mine = (await ask(gateway, "ada", "POST", "flows")).json["workflow_id"]
+    place, query = f"flows/{mine}", f"WorkflowId = '{mine}'"
+
+    async def is_listed() -> bool:
+        return bool((await ask(gateway, "ada", "GET", "flows", query=query)).json["workflows"])
+
+    await until(is_listed)
+    for user, owner in (("staff", "ada"), ("ada", None)):
+        [row] = (await ask(gateway, user, "GET", "flows", query=query)).json["workflows"]
+        described = (await ask(gateway, user, "GET", place)).json
+        assert (row.get("owner"), described.get("owner")) == (owner, owner)
+    await ask(gateway, "ada", "POST", f"{place}/terminate")

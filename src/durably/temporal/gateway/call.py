@@ -90,6 +90,11 @@ class Call:
         """Whether the principal may reach a workflow that the server told of."""
         return self.access.reaches(owner_of(execution, self.owner_attribute))
 
+    def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
+        """The owner of a workflow that the server told of, for a principal that sees those of several."""
+        owned = self.exposure.ownership is not None and self.access.sees_all
+        return owner_of(execution, self.owner_attribute) if owned else None
+
     @property
     def existing(self) -> Target:
         """The workflow that the URL names."""

@@ -100,7 +100,7 @@ class PendingActivity(Body):
 
 
 class Summary(Body):
-    """A workflow in a list."""
+    """A workflow in a list. ``owner`` is there for staff only."""
 
     workflow_id: str
     run_id: str
@@ -110,6 +110,7 @@ class Summary(Body):
     start_time: dt.datetime
     close_time: dt.datetime | None = None
     links: Links
+    owner: str | None = None
 
 
 class Description(Summary):

@@ -123,6 +123,7 @@ def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:
         "start_time": execution.start_time,
         "close_time": execution.close_time,
         "links": call.links(execution.id),
+        "owner": call.owner_for_staff(execution),
     }
 
 
