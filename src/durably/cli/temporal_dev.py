@@ -23,13 +23,14 @@ _FREE_PORT_TRIES = 3
 
 
 class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``app`` is ``module:app``, ``worker`` ``module:temporal``; ``manage`` is a Django project's ``manage.py``, whose
-    worker and server are run instead of them, and with ``migrate`` its migrations before. ``server`` is the
-    ``host:port`` of one that runs already; otherwise one is started, which keeps its state in ``database``. Ports of 0
-    take free ones."""
+    """``app`` is ``module:app``, ``workers`` are ``module:temporal``; ``manage`` is a Django project's ``manage.py``,
+    whose worker and server are run instead of them, and with ``migrate`` its migrations before. ``server`` is the
+    ``host:port`` of one that runs already; otherwise one is started, which keeps its state in ``database`` and has
+    ``namespaces`` beside ``default``. Ports of 0 take free ones."""
 
     app: str | None
-    worker: str
+    workers: tuple[str, ...]
+    namespaces: tuple[str, ...] = ()
     manage: Path | None = None
     migrate: bool = False
     host: str = "127.0.0.1"
@@ -50,7 +51,7 @@ class TemporalDev:
     async def run(self) -> None:
         options = self._options
         if options.server is not None:
-            await self._run_children(options.server)
+            await self._run_children({"TEMPORAL_ADDRESS": options.server})
             return
         server = await self._start_server()
         try:
@@ -58,7 +59,7 @@ class TemporalDev:
             with first_failure():
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(_fail_at_end(server))
-                    tasks.create_task(self._run_children(server.address))
+                    tasks.create_task(self._run_children(server.variables))
         finally:
             await server.stop()
 
@@ -77,6 +78,7 @@ class TemporalDev:
                 options.port or free_port(options.host),
                 options.ui_port or free_port(options.host),
                 options.database or state_directory() / "temporal.db",
+                options.namespaces,
             )
             try:
                 await server.start()
@@ -91,14 +93,13 @@ class TemporalDev:
             else:
                 return server
 
-    async def _run_children(self, address: str) -> None:
-        variables = {"TEMPORAL_ADDRESS": address}
+    async def _run_children(self, variables: dict[str, str]) -> None:
         if self._options.manage is not None:
             if self._options.migrate:
                 await _migrate(self._options.manage, variables)
             children = self._django(self._options.manage, variables)
         else:
-            children = [_worker(self._options.worker, (), variables)]
+            children = [_worker(each, (), variables) for each in self._options.workers]
             if self._options.app is not None:
                 children.append(self._app(self._options.app, variables))
         await _run_children(children, self._console, reload=self._options.reload)
@@ -155,14 +156,17 @@ class ServedProcess(ChildProcess):
 class ServerProcess(ServedProcess):
     """Temporal's development server."""
 
-    def __init__(self, host: str, port: int, ui_port: int, database: Path) -> None:
+    def __init__(self, host: str, port: int, ui_port: int, database: Path, namespaces: Sequence[str]) -> None:
         self.database = database
         arguments = ["server", "start-dev", "--ip", host, "--port", str(port), "--ui-port", str(ui_port)]
         arguments += ["--db-filename", str(database), "--log-level", "error"]
+        arguments += [part for namespace in namespaces for part in ("--namespace", namespace)]
         command = (sys.executable, "-m", "durably.cli.guard", str(find_program("temporal")), *arguments)
         super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")
         self.address = f"{self.host}:{port}"
         self.ui = f"http://{self.host}:{ui_port}"
+        self.variables = {"TEMPORAL_ADDRESS": self.address, "TEMPORAL_UI_URL": self.ui}
+        """For the app and its workers."""
 
 
 def _manage(manage: Path, *arguments: str) -> tuple[str, ...]:
