@@ -1,12 +1,15 @@
 """Temporal's development server for tests: a real one, on a free port, which can be killed and started again."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from durably.portal import get_portal
 from durably.temporal import Temporal
@@ -16,6 +19,11 @@ from ..ports import free_port
 PATIENCE = 60.0
 BILLING = "billing"
 """A namespace beside ``default``."""
+SETTINGS = {
+    "frontend.WorkflowPauseEnabled": True,
+    # The server counts jobs by its index of workflows, which lags: jobs of a test before this one may still count.
+    "frontend.MaxConcurrentBatchOperationPerNamespace": 100,
+}
 
 
 def _binary() -> str:
@@ -24,20 +32,24 @@ def _binary() -> str:
 
 
 class DevServer:
-    """``temporal server start-dev`` on a port of its own. With ``database`` it keeps what it knows over a restart."""
+    """``temporal server start-dev`` on a port of its own. With ``database`` it keeps what it knows over a restart.
 
-    def __init__(self, database: Path | None = None, *, pauses: bool = True) -> None:
+    ``settings`` are of its dynamic configuration.
+    """
+
+    def __init__(self, database: Path | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._database = database
-        self._pauses = pauses
+        self._settings = {**SETTINGS, **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [_binary(), "server", "start-dev", "--headless"]
         command += ["--ip", "127.0.0.1", "--port", str(self.port), "--log-level", "never"]
         command += ["--namespace", BILLING]
-        command += ["--dynamic-config-value", f"frontend.WorkflowPauseEnabled={str(self._pauses).lower()}"]
+        for name, value in self._settings.items():
+            command += ["--dynamic-config-value", f"{name}={json.dumps(value)}"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -39,7 +39,7 @@ def test_only_operators_pause() -> None:
 
 @pytest.fixture
 def server_without_pauses() -> Iterator[DevServer]:
-    server = DevServer(pauses=False)
+    server = DevServer(settings={"frontend.WorkflowPauseEnabled": False})
     server.start()
     yield server
     server.kill()

@@ -33,7 +33,7 @@ class _Facts:
 class ActionSubject:
     """The workflow that an action is about. The server is asked when the first of the facts is read.
 
-    ``new_owner`` is the owner that a workflow to be started will have.
+    ``new_owner`` is the owner that a workflow to be started will have, or the owner of all workflows of a batch.
     """
 
     def __init__(
@@ -98,7 +98,10 @@ class Action:
 
     @property
     def owner(self) -> str | None:
-        """The workflow's owner (``expose(owner=…)``), or the owner that a workflow to be started will have."""
+        """The workflow's owner (``expose(owner=…)``), or the owner that a workflow to be started will have.
+
+        For a batch it is the owner of all its workflows; ``None`` if it is not limited to one owner.
+        """
         return self.subject.get().owner
 
     @property

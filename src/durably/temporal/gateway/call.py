@@ -28,14 +28,15 @@ from .target import Target
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """``rpc_timeout`` bounds each request to the server, ``max_wait`` (seconds) how long a client may wait for a
-    result, ``max_body`` (bytes) what it may send, ``stream_limit`` (seconds) how long one event stream stays open, and
-    ``keep_alive`` (seconds) how long it may be silent."""
+    result, ``max_body`` (bytes) what it may send, ``stream_limit`` (seconds) how long one event stream stays open,
+    ``keep_alive`` (seconds) how long it may be silent, and ``max_batch`` how many workflows a batch may have."""
 
     rpc_timeout: timedelta = timedelta(seconds=10)
     max_wait: float = 60.0
     max_body: int = 2 * 1024 * 1024
     stream_limit: float = 600.0
     keep_alive: float = 5.0
+    max_batch: int = 10_000
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,10 @@ from .exposure import Exposure, HandlerExposure, Operation, type_name
 from .inputs import check_id
 from .models import (
     Accepted,
+    BatchAccepted,
+    BatchDryRun,
+    BatchJob,
+    BatchRequest,
     Completed,
     Description,
     HistoryPage,
@@ -75,7 +79,8 @@ class Endpoint:
         """``values`` are those of the path's parameters. Raises a problem."""
         workflow_id = values.get("workflow_id")
         checked = None if workflow_id is None else check_id(workflow_id)
-        return Match(self.route, self.exposure, checked, self.handler, values.get("update_id"))
+        ids = values.get("update_id"), values.get("job_id")
+        return Match(self.route, self.exposure, checked, self.handler, *ids)
 
 
 _RUN = EndpointParameter("run_id", "query", str, "One run of the workflow; the latest unless given.")
@@ -291,6 +296,16 @@ def _plain(
     }
 
 
+def _batch(summary: str) -> Callable[..., Shape]:
+    return lambda exposure, route, handler: {
+        "summary": summary if handler is None else f"{summary} {handler.name}",
+        "body": BatchRequest if handler is None else handler.batch,
+        "is_body_required": True,
+        "responses": {HTTPStatus.ACCEPTED: BatchAccepted, HTTPStatus.OK: BatchDryRun},
+        "problems": _UNSUPPORTED,
+    }
+
+
 _UNSUPPORTED = (HTTPStatus.NOT_IMPLEMENTED,)
 _LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was seen.")
 
@@ -310,6 +325,14 @@ _SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], 
         "Hold it: it does nothing until it is resumed", Accepted, body=Reason, problems=_UNSUPPORTED
     ),
     Operation.RESUME: _plain("Let it go on after a pause", Accepted, body=Reason, problems=_UNSUPPORTED),
+    Operation.BATCH_CANCEL: _batch("Ask all running workflows that a query finds to cancel themselves"),
+    Operation.BATCH_TERMINATE: _batch("End all running workflows that a query finds"),
+    Operation.BATCH_SIGNAL: _batch("Signal all running workflows that a query finds:"),
+    Operation.BATCH_STATUS: lambda exposure, route, handler: {
+        "summary": "How far a batch is",
+        "responses": {HTTPStatus.OK: BatchJob},
+        "problems": _UNSUPPORTED,
+    },
     Operation.HISTORY: _plain(
         "What happened, in brief",
         HistoryPage,

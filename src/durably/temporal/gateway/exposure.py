@@ -20,7 +20,8 @@ from durably.temporal.errors import TemporalSettingsError
 
 from .attributes import Given, Make, declare_attributes
 from .definitions import Handler, WorkflowDefinition, define
-from .inputs import Arguments, IdTemplate, id_function, input_function, model_with_start
+from .inputs import Arguments, IdTemplate, batch_model, id_function, input_function, model_with_start
+from .models import BatchRequest
 from .ownership import Ownership, declare_ownership
 from .start_options import check_attach, delay_function
 
@@ -46,6 +47,10 @@ class Operation(StrEnum):
     RESET = "reset"
     PAUSE = "pause"
     RESUME = "resume"
+    BATCH_CANCEL = "batch_cancel"
+    BATCH_TERMINATE = "batch_terminate"
+    BATCH_SIGNAL = "batch_signal"
+    BATCH_STATUS = "batch_status"
 
 
 FOR_USERS = frozenset(
@@ -67,16 +72,18 @@ FOR_OWNERS = FOR_USERS | {Operation.LIST}
 
 FOR_OPERATORS = frozenset(Operation)
 """Everything: also list and history, which show others' workflows, raw history, which shows what went in and out of
-them, terminate and reset, which break them off, and pause and resume."""
+them, terminate and reset, which break them off, pause and resume, and batches, which act on many workflows at once."""
 
 
 @dataclass(frozen=True)
 class HandlerExposure:
-    """A signal, query or update that is open. ``with_start`` is the body of signal-with-start, of signals only."""
+    """A signal, query or update that is open. ``with_start`` and ``batch``, of signals only, are the bodies of
+    signal-with-start and of a batch."""
 
     handler: Handler
     arguments: Arguments
     with_start: type[BaseModel] | None = None
+    batch: type[BaseModel] | None = None
 
     @property
     def name(self) -> str:
@@ -183,7 +190,7 @@ def expose(
         arguments=arguments,
         id=_id(id, arguments, definition.name, has_owner=ownership is not None),
         operations=frozenset(Operation(operation) for operation in operations),
-        signals=_with_start(title, arguments, _chosen(title, definition, "signal", definition.signals, signals)),
+        signals=_with_bodies(title, arguments, _chosen(title, definition, "signal", definition.signals, signals)),
         queries=_chosen(title, definition, "query", definition.queries, queries),
         updates=_chosen(title, definition, "update", definition.updates, updates),
         task_queue=task_queue,
@@ -227,9 +234,13 @@ def _chosen(
     return exposed
 
 
-def _with_start(title: str, start: Arguments, signals: Mapping[str, HandlerExposure]) -> dict[str, HandlerExposure]:
+def _with_bodies(title: str, start: Arguments, signals: Mapping[str, HandlerExposure]) -> dict[str, HandlerExposure]:
     return {
-        name: replace(signal, with_start=model_with_start(f"{title}And{type_name(name)}Input", start, signal.arguments))
+        name: replace(
+            signal,
+            with_start=model_with_start(f"{title}And{type_name(name)}Input", start, signal.arguments),
+            batch=batch_model(f"{title}Batch{type_name(name)}Input", BatchRequest, signal.arguments),
+        )
         for name, signal in signals.items()
     }
 

@@ -26,7 +26,7 @@ from durably.temporal.search_attributes import DeclaredAttribute, ensure_keyword
 from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
-from . import acting, events, history, pausing, reading, results, starting
+from . import acting, batches, events, history, pausing, reading, results, starting
 from .attributes import declared_keys
 from .authorization import Action, ActionSubject, Authorize, Unauthenticated, ask, check_policy, check_verdict
 from .call import Call, Limits
@@ -34,7 +34,7 @@ from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, SharedKeys, keyed_request
 from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_here, without_body
 from .metrics import GatewayMetrics
-from .models import Reason, ResetRequest
+from .models import BatchRequest, Reason, ResetRequest
 from .openapi import openapi
 from .ownership import EVERYTHING, Access, check_attribute_name
 from .pages import PageTokens, Secret
@@ -59,6 +59,10 @@ _DO = {
     Operation.RESET: acting.reset,
     Operation.PAUSE: pausing.pause,
     Operation.RESUME: pausing.resume,
+    Operation.BATCH_CANCEL: batches.batch,
+    Operation.BATCH_TERMINATE: batches.batch,
+    Operation.BATCH_SIGNAL: batches.batch,
+    Operation.BATCH_STATUS: batches.batch_status,
     Operation.HISTORY: history.history,
     Operation.RAW_HISTORY: history.raw_history,
     Operation.EVENTS: events.events,
@@ -66,13 +70,16 @@ _DO = {
 _TAKE_KEYS = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.SIGNAL, Operation.UPDATE})
 _MAXIMUM_DOCUMENTS = 8
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
-_BODIES: dict[Operation, type[Reason | ResetRequest]] = {
+_BODIES: dict[Operation, type[Reason | ResetRequest | BatchRequest]] = {
     Operation.CANCEL: Reason,
     Operation.TERMINATE: Reason,
     Operation.RESET: ResetRequest,
     Operation.PAUSE: Reason,
     Operation.RESUME: Reason,
+    Operation.BATCH_CANCEL: BatchRequest,
+    Operation.BATCH_TERMINATE: BatchRequest,
 }
+_BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
 
 
 class Gateway:
@@ -203,7 +210,9 @@ class Gateway:
             start_input = value if found.operation is Operation.START else value.input
             workflow_id = starting.choose_id(found.exposure, keyed, start_input, request.principal, access)
         if self._authorize is not None:
-            subject = ActionSubject(target, self._owner_attribute, new_owner=access.owner)
+            is_unlimited = found.operation in _BATCHES and access.sees_all
+            new_owner = None if is_unlimited else access.owner
+            subject = ActionSubject(target, self._owner_attribute, new_owner=new_owner)
             action = _action(request, found, workflow_id, value, subject)
             check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
             if keyed is not None and is_anonymous(request.principal):
@@ -252,6 +261,8 @@ class Gateway:
         if found.operation in _BODIES:
             return _BODIES[found.operation].model_validate_json(request.body.strip() or b"{}")
         assert found.handler is not None, "the other routes with a body name a handler"
+        if found.operation is Operation.BATCH_SIGNAL and found.handler.batch is not None:
+            return found.handler.batch.model_validate_json(request.body.strip() or b"{}")
         if found.operation is Operation.SIGNAL_WITH_START and found.handler.with_start is not None:
             return found.handler.with_start.model_validate_json(request.body.strip() or b"{}")
         return found.handler.arguments.parse(request.body)

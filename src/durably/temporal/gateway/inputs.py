@@ -126,12 +126,20 @@ def _model_of(title: str, parameters: Sequence[Parameter]) -> type[BaseModel]:
 
 def model_with_start(title: str, start: "Arguments", signal: "Arguments") -> type[BaseModel]:
     """The body of signal-with-start: what the workflow takes, and what the signal takes."""
-    fields: dict[str, Any] = {
-        "input": (start.type, ...) if start.is_required else (start.type, Field(default_factory=dict)),
-        "signal": (signal.type, ...) if signal.is_required else (signal.type, Field(default_factory=dict)),
-    }
+    fields: dict[str, Any] = {"input": _field_of(start), "signal": _field_of(signal)}
     config = ConfigDict(extra="forbid", validate_default=True)
     return create_model(title, __config__=config, **fields)
+
+
+def batch_model(title: str, base: type[BaseModel], signal: "Arguments") -> type[BaseModel]:
+    """The body of a batch of signals: that of other batches, and what the signal takes."""
+    fields: dict[str, Any] = {"signal": _field_of(signal)}
+    return create_model(title, __base__=base, __doc__=base.__doc__, **fields)
+
+
+def _field_of(arguments: "Arguments") -> tuple[Any, Any]:
+    """Arguments as a field of a body."""
+    return (arguments.type, ...) if arguments.is_required else (arguments.type, Field(default_factory=dict))
 
 
 def fields_of(value: Any) -> Mapping[str, Any]:

@@ -11,6 +11,9 @@ WorkflowStatus = Literal[
     "running", "completed", "failed", "cancelled", "terminated", "continued_as_new", "timed_out", "paused", "unknown"
 ]
 
+BatchKind = Literal["cancel", "terminate", "signal", "unknown"]
+BatchState = Literal["running", "completed", "failed", "unknown"]
+
 
 class Body(BaseModel):
     """Leaves out what is not known. A result is the user's own, and ``null`` may be one."""
@@ -163,6 +166,50 @@ class Accepted(Body):
 
 class Reason(Body):
     reason: str = Field(default="", max_length=1000, description="Kept in the workflow's history.")
+
+
+class BatchRequest(Body):
+    """Which workflows a batch acts on. With ``dry_run`` it does nothing, and answers what it finds."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    query: str = Field(min_length=1, description="A visibility query of Temporal's.")
+    reason: str = Field(default="", max_length=1000, description="Kept with the batch job.")
+    dry_run: bool = Field(default=False, strict=True)
+
+
+class JobLinks(Body):
+    self: str
+
+
+class BatchDryRun(Body):
+    """What a batch finds now: how many workflows, and the ids of some."""
+
+    count: int
+    workflows: list[str]
+
+
+class BatchAccepted(Body):
+    """The server has taken the job. ``count`` is how many workflows the query found beforehand."""
+
+    job_id: str
+    count: int
+    status: Literal["accepted"] = "accepted"
+    links: JobLinks
+
+
+class BatchJob(Body):
+    """How far a job is. ``total`` is left out until the server has counted; ``failed`` counts workflows."""
+
+    job_id: str
+    operation: BatchKind
+    state: BatchState
+    total: int | None = None
+    completed: int
+    failed: int
+    start_time: dt.datetime | None = None
+    close_time: dt.datetime | None = None
+    links: JobLinks
 
 
 class ResetRequest(Body):

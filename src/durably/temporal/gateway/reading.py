@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import Message
@@ -51,8 +52,7 @@ FILTERS = {
 
 async def list_workflows(call: Call) -> GatewayResponse:
     """Workflows of this exposure alone, whatever the visibility query says."""
-    workflow = call.exposure.definition.name
-    query = write(all_of(compare("WorkflowType", "=", workflow), *_asked_for(call)))
+    query = write(all_of(*reachable(call), *_asked_for(call)))
     pages = call.pages(query)
     listed = call.client.list_workflows(
         query,
@@ -61,7 +61,7 @@ async def list_workflows(call: Call) -> GatewayResponse:
         rpc_timeout=call.rpc_timeout,
     )
     await fetch_page(listed)
-    found = [item for item in listed.current_page or () if item.workflow_type == workflow and call.reaches(item)]
+    found = [item for item in listed.current_page or () if is_reachable(call, item)]
     page = Page(
         workflows=[Summary(**_summary(call, item)) for item in found],
         next_page=pages.give(listed.next_page_token),
@@ -69,9 +69,20 @@ async def list_workflows(call: Call) -> GatewayResponse:
     return answer(page)
 
 
+def reachable(call: Call) -> tuple[Filter, ...]:
+    """Workflows of the exposure that the principal may reach."""
+    is_of_type = compare("WorkflowType", "=", call.exposure.definition.name)
+    if call.access.sees_all:
+        return (is_of_type,)
+    return is_of_type, compare(call.owner_attribute, "=", call.access.owner or "")
+
+
+def is_reachable(call: Call, execution: WorkflowExecution) -> bool:
+    """``reachable`` for a row that the server listed."""
+    return execution.workflow_type == call.exposure.definition.name and call.reaches(execution)
+
+
 def _asked_for(call: Call) -> Iterator[Filter]:
-    if not call.access.sees_all:
-        yield compare(call.owner_attribute, "=", call.access.owner or "")
     if status := call.request.query("status"):
         if status not in FILTERS:
             raise bad_request(f"status is one of {', '.join(FILTERS)}")
@@ -82,8 +93,15 @@ def _asked_for(call: Call) -> Iterator[Filter]:
 
 async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
     """The next page of a list. Raises ``RPCError``, and a problem for a query that the server's store cannot answer."""
-    try:
+    with readable_query():
         await listed.fetch_next_page()
+
+
+@contextmanager
+def readable_query() -> Iterator[None]:
+    """Raises a problem for a query that the server's store cannot answer."""
+    try:
+        yield
     except RPCError as error:
         if error.status is RPCStatusCode.UNAVAILABLE and "SQL logic error" in error.message:
             raise bad_request("the server's store cannot search for this; it may be a text with quotes") from error

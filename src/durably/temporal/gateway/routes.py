@@ -27,6 +27,11 @@ ROUTES = (
     Route(Operation.START, "POST", ""),
     Route(Operation.LIST, "GET", ""),
     Route(Operation.SIGNAL_WITH_START, "POST", "signal-with-start/{name}"),
+    # Before the routes with an id: a workflow with the id "batch" gives way.
+    Route(Operation.BATCH_CANCEL, "POST", "batch/cancel"),
+    Route(Operation.BATCH_TERMINATE, "POST", "batch/terminate"),
+    Route(Operation.BATCH_SIGNAL, "POST", "batch/signals/{name}"),
+    Route(Operation.BATCH_STATUS, "GET", "batch/jobs/{job_id}"),
     Route(Operation.DESCRIBE, "GET", "{id}"),
     Route(Operation.RESULT, "GET", "{id}/result"),
     Route(Operation.SIGNAL, "POST", "{id}/signals/{name}"),
@@ -52,6 +57,7 @@ class Match:
     workflow_id: str | None = None
     handler: HandlerExposure | None = None
     update_id: str | None = None
+    job_id: str | None = None
 
     @property
     def operation(self) -> Operation:
@@ -121,7 +127,8 @@ def _offered(path: str, exposures: Mapping[str, Exposure]) -> list[Match]:
         handler = _handler(route.operation, exposure, values.get("name"))
         if "name" in values and (handler is None or not offers(route, handler)):
             continue
-        offered.append(Match(route, exposure, values.get("id"), handler, values.get("update_id")))
+        ids = values.get("update_id"), values.get("job_id")
+        offered.append(Match(route, exposure, values.get("id"), handler, *ids))
     if not offered:
         raise not_found(f"{exposure.name} offers nothing here")
     return offered

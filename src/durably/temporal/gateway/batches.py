@@ -1,0 +1,220 @@
+"""Batches: cancel, terminate or signal all running workflows that a visibility query finds.
+
+The server does the work in a batch job. The job's id tells which exposure and owner it belongs to, so that the gateway
+stores nothing. Source: https://docs.temporal.io/cli/command-reference/batch.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+from temporalio.api.batch.v1 import BatchOperationCancellation, BatchOperationSignal, BatchOperationTermination
+from temporalio.api.common.v1 import Payloads
+from temporalio.api.enums.v1 import BatchOperationState, BatchOperationType
+from temporalio.api.workflowservice.v1 import (
+    DescribeBatchOperationRequest,
+    DescribeBatchOperationResponse,
+    StartBatchOperationRequest,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from .call import Call
+from .exposure import Exposure, Operation
+from .messages import GatewayResponse, answer
+from .models import BatchAccepted, BatchDryRun, BatchJob, BatchKind, BatchState, JobLinks
+from .ownership import Access
+from .problems import RETRY_AFTER, Problem, bad_request, not_found
+from .reading import fetch_page, is_reachable, reachable, readable_query, time_of
+from .visibility import all_of, compare, parse, write
+
+SAMPLE = 20
+"""Ids in the answer to a dry run."""
+_DEFAULT_REASON = "Requested through the app's gateway"
+"""The server refuses a batch without a reason."""
+_JOB_ID = re.compile(r"durably-[0-9a-f]{16}-(?:all|[0-9a-f]{32})-[0-9a-f]{32}")
+
+
+async def batch(call: Call) -> GatewayResponse:
+    """Start a job, or tell what it would find. Raises problems: 400 for a bad query and for too many workflows."""
+    query = _query(call)
+    with readable_query():
+        count = (await call.client.count_workflows(query, rpc_timeout=call.rpc_timeout)).count
+    if count > call.limits.max_batch:
+        raise _too_many(count, call.limits.max_batch)
+    if call.value.dry_run:
+        return answer(BatchDryRun(count=count, workflows=await _sample(call, query)))
+    job_id = new_job_id(call.exposure, call.access, uuid.uuid4())
+    request = StartBatchOperationRequest(
+        namespace=call.client.namespace,
+        visibility_query=query,
+        job_id=job_id,
+        reason=call.value.reason or _DEFAULT_REASON,
+        **await _operation(call),
+    )
+    with _batch_problems():
+        await call.client.workflow_service.start_batch_operation(request, timeout=call.rpc_timeout)
+    location = _location(call, job_id)
+    accepted = BatchAccepted(job_id=job_id, count=count, links=JobLinks(self=location))
+    return answer(accepted, HTTPStatus.ACCEPTED, location=location)
+
+
+async def batch_status(call: Call) -> GatewayResponse:
+    """Raises the problem 404 for a job that the principal may not see."""
+    job_id = call.match.job_id or ""
+    if not may_see(job_id, call.exposure, call.access):
+        raise _no_such_job()
+    request = DescribeBatchOperationRequest(namespace=call.client.namespace, job_id=job_id)
+    try:
+        with _batch_problems():
+            job = await call.client.workflow_service.describe_batch_operation(request, timeout=call.rpc_timeout)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND and not error.message.startswith("Namespace "):
+            raise _no_such_job() from error
+        raise
+    return answer(_shown(call, job))
+
+
+def new_job_id(exposure: Exposure, access: Access, unique: uuid.UUID) -> str:
+    """``durably-{exposure}-{owner}-{unique}``; the owner is ``all`` for a job that is not limited to one."""
+    owner = "all" if access.sees_all else _owner_hash(exposure, access.owner)
+    return f"durably-{_exposure_hash(exposure)}-{owner}-{unique.hex}"
+
+
+def may_see(job_id: str, exposure: Exposure, access: Access) -> bool:
+    """Whether the job belongs to the exposure and, unless the principal sees all workflows, to the principal."""
+    if not _JOB_ID.fullmatch(job_id):
+        return False
+    _, of_exposure, of_owner, _ = job_id.split("-")
+    if of_exposure != _exposure_hash(exposure):
+        return False
+    return access.sees_all or hmac.compare_digest(of_owner, _owner_hash(exposure, access.owner))
+
+
+def _exposure_hash(exposure: Exposure) -> str:
+    return _hash(exposure.name, exposure.definition.name)[:16]
+
+
+def _owner_hash(exposure: Exposure, owner: str | None) -> str:
+    return _hash(exposure.name, exposure.definition.name, owner or "")[:32]
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _query(call: Call) -> str:
+    """Only running workflows of this exposure that the principal may reach, whatever the caller's query says."""
+    text = call.value.query.strip()
+    if not text:
+        raise bad_request("query must not be empty; \"ExecutionStatus = 'Running'\" finds all running workflows")
+    return write(all_of(*reachable(call), compare("ExecutionStatus", "=", "Running"), parse(text)))
+
+
+async def _sample(call: Call, query: str) -> list[str]:
+    listed = call.client.list_workflows(query, page_size=SAMPLE, rpc_timeout=call.rpc_timeout)
+    await fetch_page(listed)
+    return [item.id for item in listed.current_page or () if is_reachable(call, item)]
+
+
+async def _operation(call: Call) -> dict[str, Any]:
+    """The field of the server's request that says what to do with each workflow."""
+    identity = call.client.identity
+    if call.match.operation is Operation.BATCH_CANCEL:
+        return {"cancellation_operation": BatchOperationCancellation(identity=identity)}
+    if call.match.operation is Operation.BATCH_TERMINATE:
+        return {"termination_operation": BatchOperationTermination(identity=identity)}
+    arguments = call.handler.arguments.spread(call.value.signal)
+    payloads = await call.client.data_converter.encode(arguments) if arguments else []
+    signal = BatchOperationSignal(signal=call.handler.name, input=Payloads(payloads=payloads), identity=identity)
+    return {"signal_operation": signal}
+
+
+_STATES: dict[Any, BatchState] = {
+    BatchOperationState.BATCH_OPERATION_STATE_RUNNING: "running",
+    BatchOperationState.BATCH_OPERATION_STATE_COMPLETED: "completed",
+    BatchOperationState.BATCH_OPERATION_STATE_FAILED: "failed",
+}
+_KINDS: dict[str, BatchKind] = {"cancel": "cancel", "terminate": "terminate", "signal": "signal"}
+
+
+def _kind(job: DescribeBatchOperationResponse) -> BatchKind:
+    """The server 1.32 tells ``…_TYPE_CANCEL_WORKFLOW``, older ones ``…_TYPE_CANCEL``."""
+    name = BatchOperationType.Name(job.operation_type) if job.operation_type in BatchOperationType.values() else ""
+    words = name.removeprefix("BATCH_OPERATION_TYPE_").lower().split("_")
+    for word in words:
+        if word in _KINDS:
+            return _KINDS[word]
+    return "unknown"
+
+
+def _shown(call: Call, job: DescribeBatchOperationResponse) -> BatchJob:
+    state = _STATES.get(job.state, "unknown")
+    is_counted = job.total_operation_count > 0 or state != "running"
+    return BatchJob(
+        job_id=job.job_id,
+        operation=_kind(job),
+        state=state,
+        total=job.total_operation_count if is_counted else None,
+        completed=job.complete_operation_count,
+        failed=job.failure_operation_count,
+        start_time=time_of(job, "start_time"),
+        close_time=time_of(job, "close_time"),
+        links=JobLinks(self=_location(call, job.job_id)),
+    )
+
+
+def _location(call: Call, job_id: str) -> str:
+    return f"{call.request.mount}/{call.exposure.name}/batch/jobs/{job_id}"
+
+
+@contextmanager
+def _batch_problems() -> Iterator[None]:
+    """Raises problems in place of the server's errors: 429 while another job runs, 501 if it has no batches."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is RPCStatusCode.RESOURCE_EXHAUSTED and "batch operation" in error.message.lower():
+            raise _busy() from error
+        if error.status is RPCStatusCode.UNIMPLEMENTED or "Batch operation feature" in error.message:
+            raise _unsupported() from error
+        raise
+
+
+def _too_many(count: int, limit: int) -> Problem:
+    return Problem(
+        HTTPStatus.BAD_REQUEST,
+        "batch-too-large",
+        f"the query finds {count} workflows, and a batch may have {limit}: narrow the query, or raise "
+        "Limits(max_batch=…) in the app",
+        count=count,
+        limit=limit,
+    )
+
+
+def _busy() -> Problem:
+    return Problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "batch-running",
+        "the namespace runs as many batch jobs as the server allows: repeat the request when one is over",
+        headers={"Retry-After": RETRY_AFTER},
+    )
+
+
+def _unsupported() -> Problem:
+    return Problem(
+        HTTPStatus.NOT_IMPLEMENTED,
+        "batch-not-supported",
+        "the Temporal server has no batch jobs: it is too old, or frontend.enableBatcher is off in its dynamic "
+        "configuration",
+    )
+
+
+def _no_such_job() -> Problem:
+    """The same for a job that does not exist and for a job of somebody else."""
+    return not_found("there is no such batch job here")

@@ -1,0 +1,261 @@
+"""Batches: cancel, terminate and signal all running workflows that a query finds."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from durably.temporal import Temporal
+from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, Action, Gateway, Limits, Operation, expose
+
+from .app_server import AppServer
+from .dev_server import DevServer
+from .test_ownership import Answer, ask, until
+from .workflows import OrderWorkflow, SleepingWorkflow, StepsWorkflow
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+BATCHES = {Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL, Operation.BATCH_STATUS}
+
+
+def kind(answer: Any) -> str:
+    return str(answer.json["type"]).removeprefix("urn:durably:problem:")
+
+
+def owned(temporal: Temporal, *, seen: list[Action] | None = None, **limits: Any) -> Gateway:
+    """Each user owns workflows, "staff" reaches all. ``seen`` collects what ``authorize`` is asked."""
+
+    def authorize(action: Action) -> bool:
+        if seen is not None:
+            seen.append(action)
+        return action.input is None or getattr(action.input, "reason", "") != "forbidden"
+
+    exposed: dict[str, Any] = {"owner": str, "staff": lambda user: user == "staff", "operations": FOR_OPERATORS}
+    others = expose(StepsWorkflow, name="others", id=lambda value: value.steps[-1], **exposed)
+    orders = expose(OrderWorkflow, name="flows", id="{order_id}", signals=["ship", "add_note"], **exposed)
+    return Gateway(
+        temporal,
+        [orders, others],
+        authorize=authorize,
+        limits=Limits(**limits),
+    )
+
+
+class Shop:
+    """Orders whose ids start with ``mark``, in the gateway of ``owned``."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway, self.mark = gateway, uuid.uuid4().hex[:12]
+        self.query = f"WorkflowId STARTS_WITH '{self.mark}'"
+
+    async def place(self, user: str, name: str) -> None:
+        order = {"order_id": f"{self.mark}-{name}", "amount": 1, "lines": ["wait"]}
+        assert (await ask(self.gateway, user, "POST", "flows", order)).status == 202
+
+    async def batch(self, user: str, operation: str, **body: Any) -> Answer:
+        return await ask(self.gateway, user, "POST", f"flows/batch/{operation}", {"query": self.query, **body})
+
+    async def find(self, user: str, *names: str) -> None:
+        """Wait until dry runs find these orders: the index of workflows follows the workflows."""
+
+        async def is_found() -> bool:
+            found = await self.batch(user, "cancel", dry_run=True)
+            assert found.status == 200
+            ids = sorted(f"{self.mark}-{name}" for name in names)
+            return bool((found.json["count"], sorted(found.json["workflows"])) == (len(names), ids))
+
+        await until(is_found)
+
+    async def run(self, user: str, operation: str, **body: Any) -> dict[str, Any]:
+        """Start a batch and wait until it is over: what the job says at last."""
+        started = await self.batch(user, operation, **body)
+        assert started.status == 202, started.json
+        assert started.headers["Location"] == f"/api/flows/batch/jobs/{started.json['job_id']}"
+        job: dict[str, Any] = {}
+
+        async def is_over() -> bool:
+            job.update((await self.job(user, started.json["job_id"])).json)
+            return bool(job["state"] != "running")
+
+        await until(is_over)
+        return job
+
+    async def job(self, user: str, job_id: str) -> Answer:
+        return await ask(self.gateway, user, "GET", f"flows/batch/jobs/{job_id}")
+
+    async def status(self, name: str) -> str:
+        """Of an order that ends, or that the batch has passed over."""
+        return str((await ask(self.gateway, "staff", "GET", f"flows/{self.mark}-{name}")).json["status"])
+
+    async def until_status(self, name: str, status: str) -> None:
+        async def has_status() -> bool:
+            return await self.status(name) == status
+
+        await until(has_status)
+
+
+def test_a_batch_in_each_framework(app: AppServer) -> None:
+    mark = uuid.uuid4().hex[:12]
+    query = {"query": f"WorkflowId STARTS_WITH 'order-{mark}'"}
+    places = []
+    for number in range(2):
+        order = {"order_id": f"{mark}-{number}", "amount": 1, "lines": ["wait"]}
+        places.append(app.post("/open/orders", order).headers["Location"])
+    end = time.monotonic() + 30
+    while (found := app.post("/open/orders/batch/signals/ship", {**query, "dry_run": True})).json["count"] < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert (found.status, sorted(found.json["workflows"])) == (200, [f"order-{mark}-0", f"order-{mark}-1"])
+    started = app.post("/open/orders/batch/signals/ship", query)
+    assert (started.status, started.json["count"]) == (202, 2)
+    for place in places:
+        assert app.get(f"{place}/result", wait=30).json["status"] == "completed"
+    while (job := app.get(started.headers["Location"])).json["state"] == "running":
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert (job.status, job.json["operation"], job.json["state"]) == (200, "signal", "completed")
+    assert (job.json["total"], job.json["completed"], job.json["failed"]) == (2, 2, 0)
+    assert job.json["links"] == {"self": started.headers["Location"]}
+    for operation in ("cancel", "terminate"):
+        assert app.post(f"/open/orders/batch/{operation}", {**query, "dry_run": True}).status == 200
+    for body in (None, {}, {"query": " "}):
+        assert app.post("/open/orders/batch/terminate", body).status == 400
+    assert app.get("/open/orders/batch/jobs/none").status == 404
+    assert app.post("/open/orders/batch/signals/secret", query).status == 404
+    # Of this exposure nothing is open but what users do.
+    assert app.post("/open/sleeping/batch/terminate", query).status == 404
+
+
+async def test_a_batch_reaches_only_workflows_of_the_owner(temporal: Temporal) -> None:
+    shop = Shop(owned(temporal))
+    for user, name in (("ada", "a1"), ("ada", "a2"), ("bob", "b1"), ("bob", "b2")):
+        await shop.place(user, name)
+    other = await ask(shop.gateway, "ada", "POST", "others", {"steps": ["wait", f"{shop.mark}-other"]})
+    assert other.status == 202
+    await shop.find("staff", "a1", "a2", "b1", "b2")
+    await shop.find("ada", "a1", "a2")
+    await shop.find("eve")
+    # A query can take nothing back of what the gateway asks for.
+    shop.query = f"WorkflowId = 'x' OR {shop.query} OR DurablyOwner = 'bob'"
+    await shop.find("ada", "a1", "a2")
+    job = await shop.run("ada", "terminate", reason="a mistake")
+    assert (job["operation"], job["state"], job["total"], job["completed"]) == ("terminate", "completed", 2, 2)
+    assert [await shop.status(name) for name in ("a1", "a2", "b1", "b2")] == ["terminated"] * 2 + ["running"] * 2
+    await shop.find("ada")  # What is over is not found.
+    assert [(await shop.job(user, job["job_id"])).status for user in ("ada", "bob", "staff")] == [200, 404, 200]
+
+    shop.query = f"WorkflowId STARTS_WITH '{shop.mark}'"
+    job = await shop.run("staff", "cancel")
+    assert (job["operation"], job["completed"]) == ("cancel", 2)
+    for name in ("b1", "b2"):
+        await shop.until_status(name, "cancelled")
+    assert [(await shop.job(user, job["job_id"])).status for user in ("bob", "staff")] == [404, 200]
+    place = f"others/{other.json['workflow_id']}"
+    assert (await ask(shop.gateway, "ada", "GET", place)).json["status"] == "running"
+    assert (await ask(shop.gateway, "ada", "POST", f"{place}/terminate")).status == 202
+    # The job is the exposure's: not another's, even to staff.
+    elsewhere = await ask(shop.gateway, "staff", "GET", f"others/batch/jobs/{job['job_id']}")
+    unknown = await shop.job("staff", f"{job['job_id'][:-32]}{uuid.uuid4().hex}")
+    assert (elsewhere.status, elsewhere.json) == (unknown.status, unknown.json) == (404, elsewhere.json)
+
+
+async def test_a_batch_signals_with_the_input(temporal: Temporal) -> None:
+    shop = Shop(owned(temporal))
+    await shop.place("ada", "a1")
+    await shop.find("ada", "a1")
+    assert (await shop.run("ada", "signals/add_note", signal={"text": "hello"}))["completed"] == 1
+    assert (await shop.run("ada", "signals/ship"))["completed"] == 1
+    done = await ask(shop.gateway, "ada", "GET", f"flows/{shop.mark}-a1/result", wait="30")
+    assert done.json["result"]["note"] == "hello"
+
+
+async def test_bad_batches_are_refused(temporal: Temporal) -> None:
+    shop = Shop(owned(temporal, max_batch=1))
+    for query in ("", "  ", "WorkflowId =", "ORDER BY x", "a = 1) OR (b = 2", "NoSuchAttribute = 'x'", 5, None):
+        refused = await shop.batch("ada", "terminate", query=query)
+        assert (query, refused.status) == (query, 400), refused.json
+    assert "query must not be empty" in (await shop.batch("ada", "terminate", query="  ")).json["detail"]
+    for operation, body in (
+        ("terminate", {"dry_run": "yes"}),
+        ("terminate", {"dryrun": True}),
+        ("terminate", {"signal": {}}),
+        ("signals/add_note", {}),
+        ("signals/add_note", {"signal": {"text": 5}}),
+        ("signals/ship", {"signal": {"text": "x"}}),
+    ):
+        refused = await shop.batch("ada", operation, **body)
+        assert (operation, refused.status, kind(refused)) == (operation, 400, "invalid-input")
+    assert (await shop.batch("ada", "signals/secret")).status == 404
+    assert (await shop.batch("ada", "signals")).status == 404
+    assert (await shop.batch(None, "terminate")).status == 401  # type: ignore[arg-type]
+
+
+async def test_a_batch_of_too_many_workflows_is_refused(temporal: Temporal) -> None:
+    shop = Shop(owned(temporal))
+    for name in ("a1", "a2"):
+        await shop.place("ada", name)
+    await shop.find("ada", "a1", "a2")
+    shop.gateway = owned(temporal, max_batch=1)
+    for dry_run in (False, True):
+        refused = await shop.batch("ada", "terminate", dry_run=dry_run)
+        assert (refused.status, kind(refused)) == (400, "batch-too-large")
+        assert (refused.json["count"], refused.json["limit"]) == (2, 1)
+    assert [await shop.status(name) for name in ("a1", "a2")] == ["running"] * 2
+    shop.gateway = owned(temporal, max_batch=2)
+    assert (await shop.run("ada", "terminate"))["completed"] == 2
+
+
+async def test_authorize_is_asked_about_each_batch(temporal: Temporal) -> None:
+    seen: list[Action] = []
+    shop = Shop(owned(temporal, seen=seen))
+    for operation in ("cancel", "terminate", "signals/ship"):
+        for user in ("ada", "staff"):
+            assert (await shop.batch(user, operation, reason="forbidden")).status == 403
+    await shop.job("ada", "none")
+    asked = [(action.operation, action.name, action.owner, action.workflow_id) for action in seen]
+    assert asked == [
+        ("batch_cancel", None, "ada", None),
+        ("batch_cancel", None, None, None),
+        ("batch_terminate", None, "ada", None),
+        ("batch_terminate", None, None, None),
+        ("batch_signal", "ship", "ada", None),
+        ("batch_signal", "ship", None, None),
+        ("batch_status", None, "ada", None),
+    ]
+    assert seen[0].input.query == shop.query
+
+
+def test_only_operators_have_batches() -> None:
+    assert BATCHES <= FOR_OPERATORS - FOR_OWNERS
+
+
+async def test_a_workflow_with_the_id_batch_is_reachable_without_batches(temporal: Temporal) -> None:
+    exposed = expose(OrderWorkflow, name="flows", operations=FOR_OPERATORS - BATCHES)
+    refused = await ask(Gateway(temporal, [exposed], allow_anonymous=True), None, "POST", "flows/batch/cancel")
+    assert refused.json["detail"] == "there is no such workflow here"
+
+
+@pytest.fixture
+def limited_server(request: pytest.FixtureRequest) -> Iterator[DevServer]:
+    server = DevServer(settings=request.param)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize(
+    ("limited_server", "status", "problem", "words"),
+    [
+        ({"frontend.enableBatcher": False}, 501, "batch-not-supported", "frontend.enableBatcher"),
+        ({"frontend.MaxConcurrentBatchOperationPerNamespace": 0}, 429, "batch-running", "repeat the request"),
+    ],
+    indirect=["limited_server"],
+)
+async def test_a_server_that_takes_no_batch(limited_server: DevServer, status: int, problem: str, words: str) -> None:
+    exposed = expose(SleepingWorkflow, name="naps", operations=FOR_OPERATORS)
+    gateway = Gateway(Temporal(limited_server.address, task_queue="nobody"), [exposed], allow_anonymous=True)
+    refused = await ask(gateway, None, "POST", "naps/batch/cancel", {"query": "WorkflowId = 'x'"})
+    assert (refused.status, kind(refused)) == (status, problem)
+    assert words in refused.json["detail"]
