@@ -130,6 +130,25 @@ async def test_nobody_attaches_to_a_workflow_of_another_owner_or_type(temporal: 
     assert (await ask(gateway, "ada", "POST", f"flows/{workflow_id}/terminate")).status == 202
 
 
+async def test_a_start_terminates_only_a_workflow_of_its_own_type(temporal: Temporal) -> None:
+    workflow_id = uuid.uuid4().hex
+    policy = WorkflowIDConflictPolicy.TERMINATE_EXISTING
+    exposed = [
+        expose(workflow, name=name, id=lambda value: workflow_id, id_conflict_policy=policy, operations=FOR_OPERATORS)
+        for workflow, name in ((OrderWorkflow, "orders"), (StepsWorkflow, "steps"))
+    ]
+    gateway = owned(temporal, *exposed)
+    first = await ask(gateway, "ada", "POST", "orders", new_order())
+    for key in ({}, {"key": uuid.uuid4().hex}):
+        refused = await ask(gateway, "ada", "POST", "steps", {"steps": ["wait"]}, **key)
+        assert (refused.status, refused.json["type"][20:]) == (409, "already-started")
+        assert "run_id" not in refused.json
+    assert (await ask(gateway, "ada", "GET", f"orders/{workflow_id}")).json["run_id"] == first.json["run_id"]
+    again = await ask(gateway, "ada", "POST", "orders", new_order())
+    assert (again.status, again.json["run_id"] == first.json["run_id"]) == (202, False)
+    assert (await ask(gateway, "ada", "POST", f"orders/{workflow_id}/terminate")).status == 202
+
+
 async def test_starts_at_the_same_time_are_one_workflow(temporal: Temporal) -> None:
     gateway, order = owned(temporal, attaching(id="{order_id}")), new_order()
     place = f"flows/{order['order_id']}"

@@ -46,8 +46,9 @@ def choose_id(exposure: Exposure, keyed: KeyedRequest | None, value: Any, princi
 
 async def start(call: Call) -> GatewayResponse:
     keyed = call.keyed
-    # An id that is made up anew can be nobody else's.
-    is_checked = call.exposure.attaches or not call.access.sees_all
+    # A generated id cannot belong to somebody else.
+    terminates = call.exposure.start_options["id_conflict_policy"] is WorkflowIDConflictPolicy.TERMINATE_EXISTING
+    is_checked = call.exposure.attaches or terminates or not call.access.sees_all
     may_exist = keyed is not None or (call.exposure.id is not None and is_checked)
     found = await _start_once(call, keyed) if may_exist else _Found(await _start(call))
     wait = call.preferred_wait()
@@ -189,17 +190,18 @@ async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Found:
 async def _existing(call: Call, latest: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> _Found | None:
     """The workflow that has the id, if it answers the request; ``None`` if another may perhaps be started.
 
-    Raises a problem for one that is another's.
+    Raises a problem for a workflow of another owner, and for a running one of another type: the server would attach to
+    it, or terminate it.
     """
     if not call.reaches(latest):
         raise _taken(call)
     if await _was_started_with(call, latest, keyed):
         return _Found(_handle_to(call, latest), is_replay=True)
-    if not call.exposure.attaches or not is_open(latest.status):
+    if not is_open(latest.status):
         return None
     if latest.workflow_type != call.exposure.definition.name:
         raise _taken(call)
-    return _Found(_handle_to(call, latest), is_attached=True)
+    return _Found(_handle_to(call, latest), is_attached=True) if call.exposure.attaches else None
 
 
 def _handle_to(call: Call, execution: WorkflowExecutionDescription) -> WorkflowHandle[Any, Any]:
