@@ -19,7 +19,7 @@ from .codec_server import CodecOperation, CodecServer
 from .gateway import Gateway
 from .gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
 from .gateway.problems import MEDIA_TYPE, Problem, invalid_input
-from .gateway.routes import Match as GatewayMatch
+from .gateway.routes import AnyMatch
 from .starlette_messages import add_exception_handlers, answer, path_in_app, to_request, to_response
 
 __all__ = ["add_exception_handlers", "codec_router", "router"]
@@ -49,7 +49,7 @@ def router(
         dependencies=list(dependencies),
         include_in_schema=include_in_schema,
     )
-    for endpoint in endpoints(gateway.exposures):
+    for endpoint in endpoints(gateway.places):
         made.add_api_route(
             endpoint.path,
             _documented_view(gateway, endpoint, principal),
@@ -66,7 +66,7 @@ def router(
         )
     rest_class = _rest_class(gateway)
     # Without a prefix of its own, the gateway's place is what begins with the workflows' names.
-    for place in [""] if prefix else [f"/{name}" for name in gateway.exposures]:
+    for place in [""] if prefix else [f"/{name}" for name in gateway.places]:
         for path in (place, f"{place}/{{rest:path}}"):
             made.add_api_route(
                 path,
@@ -217,7 +217,7 @@ def _view_of_rest(gateway: Gateway, place: str, principal: Callable[..., Any] | 
 
 
 async def _answer(
-    gateway: Gateway, request: fastapi.Request, inner: str, principal: Any, found: GatewayMatch | None
+    gateway: Gateway, request: fastapi.Request, inner: str, principal: Any, found: AnyMatch | None
 ) -> fastapi.Response:
     """``inner`` is what follows the mount point."""
     try:

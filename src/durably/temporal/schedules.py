@@ -87,6 +87,30 @@ def make_spec(
     return spec if time_zone is None else replace(spec, time_zone_name=time_zone)
 
 
+def spec_in_words(spec: ScheduleSpec) -> str:
+    """When a schedule is due, on one line: ``cron 0 3 * * *, in Europe/Berlin``."""
+    words = [f"cron {expression}" for expression in spec.cron_expressions]
+    for interval in spec.intervals:
+        offset = f", offset by {_duration(interval.offset)}" if interval.offset else ""
+        words.append(f"every {_duration(interval.every)}{offset}")
+    words += [f"calendar {calendar.comment or 'without a comment'}" for calendar in spec.calendars]
+    limits = [f"except {len(spec.skip)} calendars"] if spec.skip else []
+    limits += [f"from {spec.start_at.isoformat()}"] if spec.start_at else []
+    limits += [f"until {spec.end_at.isoformat()}"] if spec.end_at else []
+    limits += [f"up to {_duration(spec.jitter)} later"] if spec.jitter else []
+    limits += [f"in {spec.time_zone_name}"] if spec.time_zone_name else []
+    return ", ".join([" and ".join(words) or "never", *limits])
+
+
+def _duration(span: timedelta) -> str:
+    """``1 h 30 min``."""
+    minutes, seconds = divmod(span.total_seconds(), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
+    return " ".join(f"{number:g} {unit}" for number, unit in parts if number) or "0 s"
+
+
 async def sync_schedules(
     temporal: "Temporal", *, app: str | None = None, prune: bool = False, dry_run: bool = False
 ) -> AsyncIterator[tuple[str, Outcome]]:
@@ -96,20 +120,20 @@ async def sync_schedules(
     ``app`` tells apart the apps that share a namespace; it is the connection's task queue if not given. Raises
     ``TemporalSettingsError``, ``TemporalUnreachableError``, ``RPCError``.
     """
-    app = app or temporal.settings.task_queue or "default"
-    declared = _by_id(temporal.schedules)
+    app = app or default_app(temporal)
+    declared = declared_schedules(temporal)
     client = await temporal.client()
     for declaration in declared.values():
         yield declaration.id, await _sync(temporal, client, declaration, app, dry_run)
     async for listed in await client.list_schedules():
-        if listed.id in declared or await _owner(listed) != app:
+        if listed.id in declared or await schedule_owner(listed) != app:
             continue
         if prune and not dry_run:
             await client.get_schedule_handle(listed.id).delete()
         yield listed.id, Outcome.DELETED if prune else Outcome.UNDECLARED
 
 
-async def _owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
+async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
     """The app that declared it. What cannot be read was written with another's data converter, and is another's."""
     try:
         return str(await schedule.memo_value(_OWNER, None) or "") or None
@@ -117,9 +141,15 @@ async def _owner(schedule: ScheduleDescription | ScheduleListDescription) -> str
         return None
 
 
-def _by_id(declarations: Sequence[ScheduleDeclaration]) -> dict[str, ScheduleDeclaration]:
+def default_app(temporal: "Temporal") -> str:
+    """The app that schedules are marked with if ``sync_schedules`` is given none."""
+    return temporal.settings.task_queue or "default"
+
+
+def declared_schedules(temporal: "Temporal") -> dict[str, ScheduleDeclaration]:
+    """By id. Raises ``TemporalSettingsError`` for an id that is declared twice."""
     by_id: dict[str, ScheduleDeclaration] = {}
-    for declaration in declarations:
+    for declaration in temporal.schedules:
         if declaration.id in by_id:
             raise TemporalSettingsError(f'the schedule "{declaration.id}" is declared twice')
         by_id[declaration.id] = declaration
@@ -140,7 +170,7 @@ async def _sync(
         if not dry_run:
             await _create(client, declaration.id, schedule, app)
         return Outcome.CREATED
-    owner = await _owner(described)
+    owner = await schedule_owner(described)
     if owner != app:
         raise TemporalSettingsError(
             f'the schedule "{declaration.id}" is there already, and not declared by {app}'
@@ -152,6 +182,13 @@ async def _sync(
     if not dry_run:
         await _update(handle, schedule)
     return Outcome.UPDATED
+
+
+async def is_synced(
+    temporal: "Temporal", client: Client, declaration: ScheduleDeclaration, described: ScheduleDescription
+) -> bool:
+    """Whether the server's schedule is as it is declared. Raises ``TemporalSettingsError`` without a task queue."""
+    return bool(await _known_fingerprint(client, described) == _fingerprint(temporal, declaration))
 
 
 async def _create(client: Client, id: str, schedule: Schedule, app: str) -> None:

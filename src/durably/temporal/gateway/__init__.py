@@ -11,13 +11,25 @@ except ImportError as error:
 
 from .authorization import Action, Authorize, Unauthenticated
 from .call import Limits
-from .exposure import FOR_OPERATORS, FOR_OWNERS, FOR_USERS, Exposure, Operation, expose
+from .exposure import (
+    FOR_OPERATORS,
+    FOR_OWNERS,
+    FOR_SCHEDULE_OPERATORS,
+    FOR_SCHEDULE_READERS,
+    FOR_USERS,
+    Exposure,
+    Operation,
+    expose,
+)
 from .gateway import Gateway, iterate_sync
 from .messages import GatewayRequest, GatewayResponse
+from .schedule_exposure import ScheduleExposure, expose_schedules
 
 __all__ = [
     "FOR_OPERATORS",
     "FOR_OWNERS",
+    "FOR_SCHEDULE_OPERATORS",
+    "FOR_SCHEDULE_READERS",
     "FOR_USERS",
     "Action",
     "Authorize",
@@ -27,8 +39,10 @@ __all__ = [
     "GatewayResponse",
     "Limits",
     "Operation",
+    "ScheduleExposure",
     "Unauthenticated",
     "expose",
+    "expose_schedules",
     "iterate_sync",
 ]
 

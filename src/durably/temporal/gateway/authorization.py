@@ -18,6 +18,7 @@ from .messages import CallBlocking
 from .ownership import owner_of
 from .problems import Problem
 from .reading import shown_memo
+from .schedule_exposure import Place
 from .target import Target
 
 
@@ -72,7 +73,8 @@ class Action:
     ``workflow`` is the name in the URL, ``workflow_id`` the id (that of the input when one is started; ``None`` where
     there is none yet), ``name`` the signal, query or update, ``input`` what was sent, validated. ``principal`` is who
     asks, as the framework knows it (Django's ``request.user``, what a FastAPI dependency gives), and ``request`` the
-    framework's own.
+    framework's own. For an action on schedules, ``exposure`` is a ``ScheduleExposure``, ``name`` the schedule's id
+    (``None`` for the list) and ``workflow_id`` is ``None``; schedules have no ``owner``, ``memo`` or ``description``.
 
     ``owner``, ``memo`` and ``description`` are those of the workflow that the URL names. They cost one request to the
     server, when the first of them is read; an asynchronous ``authorize`` calls ``await action.load()`` before. If there
@@ -80,7 +82,7 @@ class Action:
     """
 
     operation: Operation
-    exposure: Exposure
+    exposure: Place
     workflow_id: str | None
     name: str | None
     input: Any

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, create_model
 
 from .exposure import Exposure, HandlerExposure, Operation, type_name
-from .inputs import check_id
 from .models import (
     Accepted,
+    BackfillAccepted,
     BatchAccepted,
     BatchDryRun,
     BatchJob,
@@ -29,12 +29,19 @@ from .models import (
     RawHistoryPage,
     Reason,
     ResetRequest,
+    ScheduleAccepted,
+    ScheduleBackfillRequest,
+    ScheduleList,
+    ScheduleNote,
+    ScheduleState,
+    ScheduleTriggerRequest,
     Started,
     UpdateAccepted,
     UpdateDone,
 )
 from .reading import FILTERS
-from .routes import ROUTES, Match, Route, offers
+from .routes import ROUTES, SCHEDULE_ROUTES, AnyMatch, Match, Route, ScheduleMatch, offers
+from .schedule_exposure import Place, ScheduleExposure
 
 SUCCESSES = {HTTPStatus.OK: "Done", HTTPStatus.ACCEPTED: "Accepted", HTTPStatus.NO_CONTENT: "Nothing more will come"}
 NO_BODY = "no body"
@@ -57,12 +64,11 @@ class Endpoint:
     """``responses`` gives the type of each status; ``None`` for a stream of events, and ``NO_BODY``. All others are
     problems.
 
-    ``route``, ``exposure`` and ``handler`` are what a request to the endpoint means.
+    ``match`` says what a request to the endpoint means, from the values of the path's parameters. It raises a problem
+    for an id that cannot be one.
     """
 
-    route: Route
-    exposure: Exposure
-    handler: HandlerExposure | None
+    match: Callable[[Mapping[str, str]], AnyMatch]
     method: str
     path: str
     operation_id: str
@@ -74,13 +80,6 @@ class Endpoint:
     is_body_required: bool = False
     responses: Mapping[HTTPStatus, Any] = field(default_factory=dict)
     problems: tuple[HTTPStatus, ...] = ()
-
-    def match(self, values: Mapping[str, str]) -> Match:
-        """``values`` are those of the path's parameters. Raises a problem."""
-        workflow_id = values.get("workflow_id")
-        checked = None if workflow_id is None else check_id(workflow_id)
-        ids = values.get("update_id"), values.get("job_id")
-        return Match(self.route, self.exposure, checked, self.handler, *ids)
 
 
 _RUN = EndpointParameter("run_id", "query", str, "One run of the workflow; the latest unless given.")
@@ -107,9 +106,13 @@ _COMMON = (
 )
 
 
-def endpoints(exposures: Mapping[str, Exposure]) -> list[Endpoint]:
+def endpoints(places: Mapping[str, Place]) -> list[Endpoint]:
     """In the order in which routes must be tried."""
-    return [endpoint for exposure in exposures.values() for endpoint in _of(exposure)]
+    return [
+        endpoint
+        for place in places.values()
+        for endpoint in (_of_schedules(place) if isinstance(place, ScheduleExposure) else _of(place))
+    ]
 
 
 def _of(exposure: Exposure) -> Iterator[Endpoint]:
@@ -142,10 +145,15 @@ def _endpoint(exposure: Exposure, route: Route, handler: HandlerExposure | None)
     path_parameters = tuple(
         EndpointParameter(part[1:-1], "path", str, is_required=True) for part in parts if part.startswith("{")
     )
+
+    def match(values: Mapping[str, str]) -> Match:
+        ids = values.get("update_id"), values.get("job_id")
+        found = Match(route, exposure, values.get("workflow_id"), handler, *ids)
+        found.check()
+        return found
+
     return Endpoint(
-        route=route,
-        exposure=exposure,
-        handler=handler,
+        match=match,
         method=route.method,
         path="/" + "/".join(parts),
         operation_id="_".join(word.replace("-", "_") for word in words if word),
@@ -350,4 +358,58 @@ _SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], 
         "parameters": (_RUN, _LAST_EVENT),
         "responses": {HTTPStatus.OK: None, HTTPStatus.NO_CONTENT: NO_BODY},
     },
+}
+
+
+def _of_schedules(exposure: ScheduleExposure) -> Iterator[Endpoint]:
+    for route in SCHEDULE_ROUTES:
+        if route.operation in exposure.operations:
+            yield _schedule_endpoint(exposure, route)
+
+
+def _schedule_endpoint(exposure: ScheduleExposure, route: Route) -> Endpoint:
+    def match(values: Mapping[str, str]) -> ScheduleMatch:
+        found = ScheduleMatch(route, exposure, values.get("schedule_id"))
+        found.check()
+        return found
+
+    summary, body, status, response = _SCHEDULE_SHAPES[route.operation]
+    has_id = "{id}" in route.segments
+    return Endpoint(
+        match=match,
+        method=route.method,
+        path=f"/{exposure.name}/{route.template}".rstrip("/").replace("{id}", "{schedule_id}"),
+        operation_id=f"{route.operation}_{exposure.name}".replace("-", "_"),
+        summary=summary,
+        tag=exposure.name,
+        parameters=(EndpointParameter("schedule_id", "path", str, is_required=True),) if has_id else (),
+        body=body,
+        is_body_required=body is ScheduleBackfillRequest,
+        responses={status: response},
+        problems=_COMMON,
+    )
+
+
+_SCHEDULE_SHAPES: Mapping[Operation, tuple[str, Any, HTTPStatus, Any]] = {
+    Operation.LIST_SCHEDULES: ("The declared schedules", None, HTTPStatus.OK, ScheduleList),
+    Operation.DESCRIBE_SCHEDULE: ("When it is due, and what it started", None, HTTPStatus.OK, ScheduleState),
+    Operation.PAUSE_SCHEDULE: (
+        "Start nothing until it is resumed",
+        ScheduleNote,
+        HTTPStatus.ACCEPTED,
+        ScheduleAccepted,
+    ),
+    Operation.RESUME_SCHEDULE: ("Start workflows again", ScheduleNote, HTTPStatus.ACCEPTED, ScheduleAccepted),
+    Operation.TRIGGER_SCHEDULE: (
+        "Start its workflow now",
+        ScheduleTriggerRequest,
+        HTTPStatus.ACCEPTED,
+        ScheduleAccepted,
+    ),
+    Operation.BACKFILL_SCHEDULE: (
+        "Start its workflow for times that have passed",
+        ScheduleBackfillRequest,
+        HTTPStatus.ACCEPTED,
+        BackfillAccepted,
+    ),
 }

@@ -29,7 +29,7 @@ Everything = Literal["all"]
 
 
 class Operation(StrEnum):
-    """What can be done with a workflow."""
+    """What can be done with a workflow, and with a schedule."""
 
     START = "start"
     LIST = "list"
@@ -51,7 +51,24 @@ class Operation(StrEnum):
     BATCH_TERMINATE = "batch_terminate"
     BATCH_SIGNAL = "batch_signal"
     BATCH_STATUS = "batch_status"
+    LIST_SCHEDULES = "list_schedules"
+    DESCRIBE_SCHEDULE = "describe_schedule"
+    PAUSE_SCHEDULE = "pause_schedule"
+    RESUME_SCHEDULE = "resume_schedule"
+    TRIGGER_SCHEDULE = "trigger_schedule"
+    BACKFILL_SCHEDULE = "backfill_schedule"
 
+
+FOR_SCHEDULE_READERS = frozenset({Operation.LIST_SCHEDULES, Operation.DESCRIBE_SCHEDULE})
+"""What ``expose_schedules`` opens unless told otherwise."""
+
+FOR_SCHEDULE_OPERATORS = FOR_SCHEDULE_READERS | {
+    Operation.PAUSE_SCHEDULE,
+    Operation.RESUME_SCHEDULE,
+    Operation.TRIGGER_SCHEDULE,
+    Operation.BACKFILL_SCHEDULE,
+}
+"""All operations of schedules."""
 
 FOR_USERS = frozenset(
     {
@@ -70,9 +87,10 @@ FOR_USERS = frozenset(
 FOR_OWNERS = FOR_USERS | {Operation.LIST}
 """What is open unless said otherwise where ``owner=`` is given: lists show each principal its own workflows."""
 
-FOR_OPERATORS = frozenset(Operation)
-"""Everything: also list and history, which show others' workflows, raw history, which shows what went in and out of
-them, terminate and reset, which break them off, pause and resume, and batches, which act on many workflows at once."""
+FOR_OPERATORS = frozenset(Operation) - FOR_SCHEDULE_OPERATORS
+"""All operations of workflows: also list and history, which show others' workflows, raw history, which shows what
+went in and out of them, terminate and reset, which break them off, pause and resume, and batches, which act on many
+workflows at once."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +186,7 @@ def expose(
     ownership = declare_ownership(owner, staff, definition.name)
     if operations is None:
         operations = FOR_USERS if ownership is None else FOR_OWNERS
-    place = _kebab(definition.name) if name is None else name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", place):
-        raise TemporalSettingsError(f'"{place}" is no name for a place in a URL: letters, digits, - and _')
+    place = check_place(_kebab(definition.name) if name is None else name)
     title = type_name(place)
     arguments = Arguments(f"{title}Input", definition.run, input)
     attaches = check_attach(attach, id, id_conflict_policy, definition.name)
@@ -189,7 +205,7 @@ def expose(
         definition=definition,
         arguments=arguments,
         id=_id(id, arguments, definition.name, has_owner=ownership is not None),
-        operations=frozenset(Operation(operation) for operation in operations),
+        operations=check_operations(operations, FOR_OPERATORS, "expose(), which opens workflows"),
         signals=_with_bodies(title, arguments, _chosen(title, definition, "signal", definition.signals, signals)),
         queries=_chosen(title, definition, "query", definition.queries, queries),
         updates=_chosen(title, definition, "update", definition.updates, updates),
@@ -201,6 +217,23 @@ def expose(
         attaches=attaches,
         ownership=ownership,
     )
+
+
+def check_place(name: str) -> str:
+    """A name that can stand in a URL. Raises ``TemporalSettingsError``."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", name):
+        raise TemporalSettingsError(f'"{name}" is no name for a place in a URL: letters, digits, - and _')
+    return name
+
+
+def check_operations(
+    operations: Iterable[Operation | str], allowed: frozenset[Operation], where: str
+) -> frozenset[Operation]:
+    """Raises ``TemporalSettingsError`` for an operation that ``where`` cannot open."""
+    chosen = frozenset(Operation(operation) for operation in operations)
+    if others := sorted(chosen - allowed):
+        raise TemporalSettingsError(f"{others[0]} is no operation of {where}; it takes {', '.join(sorted(allowed))}")
+    return chosen
 
 
 def _id(

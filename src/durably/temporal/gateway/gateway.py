@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from temporalio.common import SearchAttributeKey
 
 from durably.execution import drive
@@ -26,7 +26,7 @@ from durably.temporal.search_attributes import DeclaredAttribute, ensure_keyword
 from durably.temporal.surroundings import is_async
 from durably.transport import IO, AsyncIO, BlockingIO
 
-from . import acting, batches, events, history, pausing, reading, results, starting
+from . import acting, batches, events, history, pausing, reading, results, schedules, starting
 from .attributes import declared_keys
 from .authorization import Action, ActionSubject, Authorize, Unauthenticated, ask, check_policy, check_verdict
 from .call import Call, Limits
@@ -34,13 +34,21 @@ from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, SharedKeys, keyed_request
 from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_here, without_body
 from .metrics import GatewayMetrics
-from .models import BatchRequest, Reason, ResetRequest
+from .models import (
+    BatchRequest,
+    Reason,
+    ResetRequest,
+    ScheduleBackfillRequest,
+    ScheduleNote,
+    ScheduleTriggerRequest,
+)
 from .openapi import openapi
 from .ownership import EVERYTHING, Access, check_attribute_name
 from .pages import PageTokens, Secret
 from .principals import Identify, is_anonymous, principal_key
 from .problems import Problem, invalid_body, to_problem, too_large, unauthenticated
-from .routes import Match, answer_get_only, match, options
+from .routes import AnyMatch, Match, ScheduleMatch, answer_get_only, match, options
+from .schedule_exposure import Place, ScheduleExposure
 from .security import SecuritySchemes, check_security_schemes
 from .swagger import swagger_page
 from .target import Target
@@ -70,7 +78,7 @@ _DO = {
 _TAKE_KEYS = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.SIGNAL, Operation.UPDATE})
 _MAXIMUM_DOCUMENTS = 8
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
-_BODIES: dict[Operation, type[Reason | ResetRequest | BatchRequest]] = {
+_BODIES: dict[Operation, type[BaseModel]] = {
     Operation.CANCEL: Reason,
     Operation.TERMINATE: Reason,
     Operation.RESET: ResetRequest,
@@ -78,6 +86,10 @@ _BODIES: dict[Operation, type[Reason | ResetRequest | BatchRequest]] = {
     Operation.RESUME: Reason,
     Operation.BATCH_CANCEL: BatchRequest,
     Operation.BATCH_TERMINATE: BatchRequest,
+    Operation.PAUSE_SCHEDULE: ScheduleNote,
+    Operation.RESUME_SCHEDULE: ScheduleNote,
+    Operation.TRIGGER_SCHEDULE: ScheduleTriggerRequest,
+    Operation.BACKFILL_SCHEDULE: ScheduleBackfillRequest,
 }
 _BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
 
@@ -96,6 +108,7 @@ class Gateway:
     ``security_schemes`` are OpenAPI's, by name, any of which is enough; the document has them, and
     ``authorize`` enforces them.
     ``limits`` bounds waits, bodies and streams.
+    ``schedules`` opens declared schedules (see ``expose_schedules``), none unless given.
 
     Raises ``TemporalSettingsError`` when nobody guards it, for two exposures of one name, and for a short secret.
     """
@@ -112,12 +125,20 @@ class Gateway:
         owner_attribute: str = OWNER_ATTRIBUTE,
         security_schemes: SecuritySchemes | None = None,
         limits: Limits | None = None,
+        schedules: ScheduleExposure | None = None,
     ) -> None:
         self.temporal = temporal
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
         check_policy(authorize, allow_anonymous, self.exposures)
         if len(self.exposures) < len(exposures):
             raise TemporalSettingsError("two exposures have the same name: give one of them name=")
+        self.places: Mapping[str, Place] = self.exposures
+        if schedules is not None:
+            if schedules.name in self.exposures:
+                raise TemporalSettingsError(
+                    f'a workflow has the name "{schedules.name}" too: give name= to expose_schedules() or expose()'
+                )
+            self.places = {**self.exposures, schedules.name: schedules}
         for exposure in exposures:
             keys = declared_keys(exposure.search_attributes)
             temporal.add_search_attributes(*keys, where=f"expose({exposure.definition.name})")
@@ -138,7 +159,7 @@ class Gateway:
         self._metrics = GatewayMetrics(temporal)
         self._documents: dict[tuple[str, str], bytes] = {}
 
-    async def handle(self, request: GatewayRequest, found: Match | None = None) -> GatewayResponse:
+    async def handle(self, request: GatewayRequest, found: AnyMatch | None = None) -> GatewayResponse:
         """Never raises for what a client does, nor for a server that is away: those are responses.
 
         ``found`` is the route, if the framework has matched it already.
@@ -165,9 +186,7 @@ class Gateway:
         """The OpenAPI document as JSON, made once; ``mount`` is the path before the gateway's own."""
         key = (mount, title)
         if key not in self._documents:
-            made = openapi(
-                self.exposures, mount=mount, title=title, version="1", security_schemes=self.security_schemes
-            )
+            made = openapi(self.places, mount=mount, title=title, version="1", security_schemes=self.security_schemes)
             if len(self._documents) >= _MAXIMUM_DOCUMENTS:
                 self._documents.clear()
             self._documents[key] = msgspec.json.encode(made)
@@ -176,19 +195,22 @@ class Gateway:
     def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
         """For adapters: answer a request in which the framework itself has found something wrong."""
         response = problem.response()
-        self._metrics.count(_match_or_none(method, path, self.exposures), response.status_code, time.perf_counter())
+        self._metrics.count(_match_or_none(method, path, self.places), response.status_code, time.perf_counter())
         return without_body(response) if method == "HEAD" else response
 
     async def _answer(
-        self, request: GatewayRequest, found: Match | None, io: IO, call_blocking: CallBlocking
+        self, request: GatewayRequest, found: AnyMatch | None, io: IO, call_blocking: CallBlocking
     ) -> GatewayResponse:
         start = time.perf_counter()
         try:
             if request.method == "OPTIONS":
-                return options(request.path, self.exposures)
-            found = found or match(request.method, request.path, self.exposures)
+                return options(request.path, self.places)
+            found = found or match(request.method, request.path, self.places)
             with web_request(current_request_id() or usable_request_id(request.headers.get(HTTP_HEADER.lower()))):
-                response = await self._carry_out(request, found, io, call_blocking)
+                if isinstance(found, ScheduleMatch):
+                    response = await self._carry_out_schedule(request, found, io, call_blocking)
+                else:
+                    response = await self._carry_out(request, found, io, call_blocking)
         except Unauthenticated as error:
             response = unauthenticated(error.challenge).response()
         except Exception as error:
@@ -209,15 +231,31 @@ class Gateway:
         if found.operation in (Operation.START, Operation.SIGNAL_WITH_START):
             start_input = value if found.operation is Operation.START else value.input
             workflow_id = starting.choose_id(found.exposure, keyed, start_input, request.principal, access)
-        if self._authorize is not None:
-            is_unlimited = found.operation in _BATCHES and access.sees_all
-            new_owner = None if is_unlimited else access.owner
-            subject = ActionSubject(target, self._owner_attribute, new_owner=new_owner)
-            action = _action(request, found, workflow_id, value, subject)
-            check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
-            if keyed is not None and is_anonymous(request.principal):
-                self._shared_keys.warn()
+        is_unlimited = found.operation in _BATCHES and access.sees_all
+        new_owner = None if is_unlimited else access.owner
+        subject = ActionSubject(target, self._owner_attribute, new_owner=new_owner)
+        await self._check_allowed(_action(request, found, workflow_id, value, subject), io, call_blocking)
+        if self._authorize is not None and keyed is not None and is_anonymous(request.principal):
+            self._shared_keys.warn()
         return await io.resolve(self._perform(request, found, workflow_id or "", value, access, target, keyed))
+
+    async def _carry_out_schedule(
+        self, request: GatewayRequest, found: ScheduleMatch, io: IO, call_blocking: CallBlocking
+    ) -> GatewayResponse:
+        value = self._read(request, found)
+        await self._check_allowed(_action(request, found, None, value, ActionSubject()), io, call_blocking)
+        call = schedules.ScheduleCall(
+            temporal=self.temporal,
+            match=found,
+            value=value,
+            mount=request.mount,
+            rpc_timeout=self.limits.rpc_timeout,
+        )
+        return await io.resolve(schedules.perform(call))
+
+    async def _check_allowed(self, action: Action, io: IO, call_blocking: CallBlocking) -> None:
+        if self._authorize is not None:
+            check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
 
     def _keyed(self, request: GatewayRequest, found: Match, value: Any) -> KeyedRequest | None:
         if found.operation not in _TAKE_KEYS:
@@ -239,7 +277,7 @@ class Gateway:
             self.limits.rpc_timeout,
         )
 
-    def _read(self, request: GatewayRequest, found: Match) -> Any:
+    def _read(self, request: GatewayRequest, found: AnyMatch) -> Any:
         """The validated input. Raises a problem."""
         try:
             return self._validate(request, found)
@@ -247,19 +285,20 @@ class Gateway:
             # Only here: whatever does not validate later is not the caller's.
             raise invalid_body(error) from None
 
-    def _validate(self, request: GatewayRequest, found: Match) -> Any:
+    def _validate(self, request: GatewayRequest, found: AnyMatch) -> Any:
         """Raises problems and ``ValidationError``."""
         if found.route.method == "GET":
-            if found.operation is Operation.QUERY and found.handler is not None:
+            if isinstance(found, Match) and found.operation is Operation.QUERY and found.handler is not None:
                 names = {parameter.name for parameter in found.handler.arguments.parameters}
                 given = {name: request.query(name) or "" for name in request.query_names() if name in names}
                 return found.handler.arguments.parse_strings(given)
             return None
         self._check_body(request)
-        if found.operation is Operation.START:
-            return found.exposure.arguments.parse(request.body)
         if found.operation in _BODIES:
             return _BODIES[found.operation].model_validate_json(request.body.strip() or b"{}")
+        assert isinstance(found, Match), "the bodies of schedules' operations are all in the table"
+        if found.operation is Operation.START:
+            return found.exposure.arguments.parse(request.body)
         assert found.handler is not None, "the other routes with a body name a handler"
         if found.operation is Operation.BATCH_SIGNAL and found.handler.batch is not None:
             return found.handler.batch.model_validate_json(request.body.strip() or b"{}")
@@ -338,21 +377,25 @@ def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> Ga
     return without_body(made) if method == "HEAD" else made
 
 
-def _match_or_none(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match | None:
+def _match_or_none(method: str, path: str, places: Mapping[str, Place]) -> AnyMatch | None:
     try:
-        return match(method, path, exposures)
+        return match(method, path, places)
     except Problem:
         return None
 
 
 def _action(
-    request: GatewayRequest, found: Match, workflow_id: str | None, value: Any, subject: ActionSubject
+    request: GatewayRequest, found: AnyMatch, workflow_id: str | None, value: Any, subject: ActionSubject
 ) -> Action:
+    if isinstance(found, ScheduleMatch):
+        name = found.schedule_id
+    else:
+        name = None if found.handler is None else found.handler.name
     return Action(
         operation=found.operation,
         exposure=found.exposure,
         workflow_id=workflow_id,
-        name=None if found.handler is None else found.handler.name,
+        name=name,
         input=value,
         principal=request.principal,
         request=request.raw_request,

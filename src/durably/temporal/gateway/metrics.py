@@ -17,7 +17,7 @@ from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.runtimes import GATEWAY_LATENCY
 
-from .routes import Match
+from .routes import AnyMatch, Match
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -44,7 +44,7 @@ class GatewayMetrics:
         self._lock = threading.Lock()
         self._made: _Instruments | None = None
 
-    def count(self, found: Match | None, status: int, start: float) -> None:
+    def count(self, found: AnyMatch | None, status: int, start: float) -> None:
         """A request is answered that came at ``start``, of ``time.perf_counter()``; ``found`` is what it meant."""
         instruments = self._instruments()
         labels = {**dict(_labels(found)), "status": str(int(status))}
@@ -84,7 +84,7 @@ class GatewayMetrics:
         return made
 
 
-def _labels(found: Match | None) -> Labels:
+def _labels(found: AnyMatch | None) -> Labels:
     if found is None:
         return _UNMATCHED
-    return (("route", found.place), ("workflow_type", found.exposure.definition.name))
+    return (("route", found.place), ("workflow_type", found.workflow_type))

@@ -3,7 +3,15 @@
 import datetime as dt
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 T = TypeVar("T")
 
@@ -257,3 +265,89 @@ class RawHistoryPage(Body):
 
     events: list[dict[str, Any]]
     next_page: str | None = None
+
+
+class ScheduleLinks(Body):
+    self: str
+
+
+class ScheduledAction(Body):
+    """A workflow that a schedule has started."""
+
+    scheduled_time: dt.datetime
+    started_time: dt.datetime
+    workflow_id: str
+    run_id: str
+
+
+class ScheduleState(Body):
+    """A declared schedule. Without ``synced`` or ``changed`` the server's schedule is not told of."""
+
+    schedule_id: str
+    spec: str = Field(description="When it is due, as the app's code declares it.")
+    state: Literal["synced", "changed", "not_synced", "of_another_app"] = Field(
+        description="Whether the server's schedule is as the app's code declares it. changed and not_synced: run "
+        "`durably temporal sync-schedules`. of_another_app: another app has a schedule with this id."
+    )
+    paused: bool | None = None
+    note: str | None = Field(default=None, description="Given by the person who paused or resumed it last.")
+    next_times: list[dt.datetime] | None = Field(default=None, description="When it is due, unless it is paused.")
+    recent_actions: list[ScheduledAction] | None = Field(default=None, description="At most ten, the latest first.")
+    running_workflow_ids: list[str] | None = None
+    started_count: int | None = None
+    skipped_count: int | None = Field(default=None, description="Not started, because an earlier workflow still ran.")
+    missed_count: int | None = Field(default=None, description="Not started, because the server was away for too long.")
+    links: ScheduleLinks
+
+
+class ScheduleList(Body):
+    """All open schedules, in the order of their declaration."""
+
+    schedules: list[ScheduleState]
+
+
+class ScheduleNote(Body):
+    note: str = Field(default="", max_length=1000, description="Shown with the schedule.")
+
+
+Overlap = Literal["skip", "buffer_one", "buffer_all", "cancel_other", "terminate_other", "allow_all"]
+
+
+class ScheduleTriggerRequest(Body):
+    overlap: Overlap | None = Field(
+        default=None, description="If a workflow of the schedule runs already. The schedule's own policy unless given."
+    )
+
+
+_MAXIMUM_SPAN = dt.timedelta(days=366)
+_EARLIEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+class ScheduleBackfillRequest(Body):
+    """The times after ``start_at``, up to ``end_at``, both with an offset from UTC; at most 366 days."""
+
+    start_at: AwareDatetime
+    end_at: AwareDatetime
+    overlap: Overlap = Field(default="buffer_all", description="buffer_all runs one workflow after another.")
+
+    @model_validator(mode="after")
+    def _check_span(self) -> "ScheduleBackfillRequest":
+        if self.start_at < _EARLIEST:
+            raise ValueError("start_at is before 1970")
+        if self.end_at <= self.start_at:
+            raise ValueError("end_at must be after start_at")
+        if self.end_at - self.start_at > _MAXIMUM_SPAN:
+            raise ValueError(f"end_at must be at most {_MAXIMUM_SPAN.days} days after start_at")
+        return self
+
+
+class ScheduleAccepted(Body):
+    """The server has taken what was asked."""
+
+    schedule_id: str
+    status: Literal["accepted"] = "accepted"
+    links: ScheduleLinks
+
+
+class BackfillAccepted(ScheduleAccepted):
+    times: int = Field(description="How many times of the schedule lie in the span.")

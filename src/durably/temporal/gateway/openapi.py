@@ -6,15 +6,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
-from .exposure import Exposure
 from .problems import MEDIA_TYPE
+from .schedule_exposure import Place
 from .security import requirements
 
 _REFERENCE = "#/components/schemas/{model}"
 
 
 def openapi(
-    exposures: Mapping[str, Exposure],
+    places: Mapping[str, Place],
     *,
     mount: str,
     title: str,
@@ -23,7 +23,7 @@ def openapi(
 ) -> dict[str, Any]:
     """``mount`` is the path before the gateway's own, such as ``/api``."""
     security = {"security": requirements(security_schemes)} if security_schemes else {}
-    all_endpoints = endpoints(exposures)
+    all_endpoints = endpoints(places)
     schemas = _Schemas(all_endpoints)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in all_endpoints:

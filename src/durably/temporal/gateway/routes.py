@@ -1,6 +1,6 @@
 """Which request means which operation: the gateway's table of routes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -8,11 +8,12 @@ from .exposure import Exposure, HandlerExposure, Operation
 from .inputs import check_id
 from .messages import GatewayResponse
 from .problems import Problem, not_found
+from .schedule_exposure import Place, ScheduleExposure
 
 
 @dataclass(frozen=True)
 class Route:
-    """``template`` follows the workflow's name; ``{id}`` is a workflow's id, ``{name}`` that of a handler."""
+    """``template`` follows the place's name; ``{id}`` is a workflow's or schedule's id, ``{name}`` a handler's name."""
 
     operation: Operation
     method: str
@@ -48,6 +49,14 @@ ROUTES = (
     Route(Operation.RAW_HISTORY, "GET", "{id}/history/raw"),
     Route(Operation.EVENTS, "GET", "{id}/events"),
 )
+SCHEDULE_ROUTES = (
+    Route(Operation.LIST_SCHEDULES, "GET", ""),
+    Route(Operation.DESCRIBE_SCHEDULE, "GET", "{id}"),
+    Route(Operation.PAUSE_SCHEDULE, "POST", "{id}/pause"),
+    Route(Operation.RESUME_SCHEDULE, "POST", "{id}/resume"),
+    Route(Operation.TRIGGER_SCHEDULE, "POST", "{id}/trigger"),
+    Route(Operation.BACKFILL_SCHEDULE, "POST", "{id}/backfill"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,21 +78,60 @@ class Match:
         template = self.route.template.replace("{name}", self.handler.name) if self.handler else self.route.template
         return f"{self.route.method} /{self.exposure.name}/{template}".rstrip("/")
 
+    @property
+    def workflow_type(self) -> str:
+        return self.exposure.definition.name
 
-def match(method: str, path: str, exposures: Mapping[str, Exposure]) -> Match:
+    def check(self) -> None:
+        """Raises a problem for an id that no workflow can have."""
+        if self.workflow_id is not None:
+            check_id(self.workflow_id)
+
+
+@dataclass(frozen=True)
+class ScheduleMatch:
+    """A request about schedules."""
+
+    route: Route
+    exposure: ScheduleExposure
+    schedule_id: str | None = None
+
+    @property
+    def operation(self) -> Operation:
+        return self.route.operation
+
+    @property
+    def place(self) -> str:
+        """``POST /schedules/{id}/pause``: the route without ids."""
+        return f"{self.route.method} /{self.exposure.name}/{self.route.template}".rstrip("/")
+
+    @property
+    def workflow_type(self) -> str:
+        """Empty: a schedule is no workflow."""
+        return ""
+
+    def check(self) -> None:
+        """Raises a problem for an id that no schedule can have."""
+        if self.schedule_id is not None:
+            check_id(self.schedule_id, "the schedule id")
+
+
+AnyMatch = Match | ScheduleMatch
+
+
+def match(method: str, path: str, places: Mapping[str, Place]) -> AnyMatch:
     """HEAD is matched as GET. Raises a problem: 404 for what is not there or not open, 405 for another method."""
-    offered = _offered(path, exposures)
+    offered = _offered(path, places)
     for found in offered:
         if found.route.method == ("GET" if method == "HEAD" else method):
-            if found.workflow_id is not None:
-                check_id(found.workflow_id)
+            found.check()
             return found
     raise _not_allowed({found.route.method for found in offered})
 
 
-def options(path: str, exposures: Mapping[str, Exposure]) -> GatewayResponse:
+def options(path: str, places: Mapping[str, Place]) -> GatewayResponse:
     """The answer to OPTIONS, which ``authorize`` is not asked for. Raises a problem for a path that is not there."""
-    return _options({found.route.method for found in _offered(path, exposures)})
+    return _options({found.route.method for found in _offered(path, places)})
 
 
 def answer_get_only(method: str) -> GatewayResponse | None:
@@ -113,12 +161,31 @@ def _allow(methods: Iterable[str]) -> str:
     return ", ".join(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
 
 
-def _offered(path: str, exposures: Mapping[str, Exposure]) -> list[Match]:
+def _offered(path: str, places: Mapping[str, Place]) -> Sequence[AnyMatch]:
     """What the exposures offer at a path, by whichever method. Raises a problem if that is nothing."""
     name, *rest = path.strip("/").split("/")
-    exposure = exposures.get(name)
-    if exposure is None:
+    place = places.get(name)
+    if place is None:
         raise not_found("there is no such workflow here")
+    offered: Sequence[AnyMatch]
+    if isinstance(place, ScheduleExposure):
+        offered = _offered_schedules(place, rest)
+    else:
+        offered = _offered_workflows(place, rest)
+    if not offered:
+        raise not_found(f"{place.name} offers nothing here")
+    return offered
+
+
+def _offered_schedules(exposure: ScheduleExposure, rest: list[str]) -> list[ScheduleMatch]:
+    return [
+        ScheduleMatch(route, exposure, values.get("id"))
+        for route in SCHEDULE_ROUTES
+        if route.operation in exposure.operations and (values := _values(route, rest)) is not None
+    ]
+
+
+def _offered_workflows(exposure: Exposure, rest: list[str]) -> list[Match]:
     offered = []
     for route in ROUTES:
         values = _values(route, rest)
@@ -129,8 +196,6 @@ def _offered(path: str, exposures: Mapping[str, Exposure]) -> list[Match]:
             continue
         ids = values.get("update_id"), values.get("job_id")
         offered.append(Match(route, exposure, values.get("id"), handler, *ids))
-    if not offered:
-        raise not_found(f"{exposure.name} offers nothing here")
     return offered
 
 

@@ -1,0 +1,229 @@
+"""Declared schedules over HTTP: shown, paused, resumed, triggered and backfilled. Only code creates and deletes."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from temporalio.api.workflowservice.v1 import ListScheduleMatchingTimesRequest
+from temporalio.client import (
+    ScheduleActionExecutionStartWorkflow,
+    ScheduleBackfill,
+    ScheduleDescription,
+    ScheduleHandle,
+    ScheduleOverlapPolicy,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.temporal.connection import Temporal
+from durably.temporal.schedules import (
+    ScheduleDeclaration,
+    default_app,
+    is_synced,
+    schedule_owner,
+    spec_in_words,
+)
+
+from .exposure import Operation
+from .messages import GatewayResponse, answer
+from .models import BackfillAccepted, ScheduleAccepted, ScheduledAction, ScheduleLinks, ScheduleList, ScheduleState
+from .problems import Problem, bad_request, not_found
+from .routes import ScheduleMatch
+
+MAXIMUM_BACKFILL = 500
+"""Times of a schedule in one backfill. The server counts to 1000 and no further."""
+
+_DESCRIBED_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleCall:
+    """One request about schedules that is allowed. ``value`` is the validated body."""
+
+    temporal: Temporal
+    match: ScheduleMatch
+    value: Any
+    mount: str
+    rpc_timeout: dt.timedelta
+
+    @property
+    def app(self) -> str:
+        return self.match.exposure.app or default_app(self.temporal)
+
+    @property
+    def declaration(self) -> ScheduleDeclaration:
+        """Raises the problem 404 for a schedule that is not declared, or not open."""
+        declared = self.match.exposure.declared(self.temporal)
+        assert self.match.schedule_id is not None, "only routes with an id ask for it"
+        if self.match.schedule_id not in declared:
+            raise not_found("there is no such schedule here")
+        return declared[self.match.schedule_id]
+
+    async def handle(self, id: str) -> ScheduleHandle:
+        return (await self.temporal.client()).get_schedule_handle(id)
+
+    def links(self, id: str) -> ScheduleLinks:
+        return ScheduleLinks(self=f"{self.mount}/{self.match.exposure.name}/{quote(id, safe='')}")
+
+
+async def perform(call: ScheduleCall) -> GatewayResponse:
+    """Raises problems, ``TemporalSettingsError`` and what ``temporalio`` raises."""
+    if call.match.operation is Operation.LIST_SCHEDULES:
+        return await _list(call)
+    declaration = call.declaration
+    described = await _describe_own(call, declaration)
+    if call.match.operation is Operation.DESCRIBE_SCHEDULE:
+        return answer(await _state(call, declaration, described))
+    return await _CHANGES[call.match.operation](call, described)
+
+
+async def _list(call: ScheduleCall) -> GatewayResponse:
+    at_once = asyncio.Semaphore(_DESCRIBED_AT_ONCE)
+
+    async def state(declaration: ScheduleDeclaration) -> ScheduleState:
+        async with at_once:
+            return await _state(call, declaration, await _describe(call, declaration.id))
+
+    declared = call.match.exposure.declared(call.temporal)
+    return answer(ScheduleList(schedules=await asyncio.gather(*map(state, declared.values()))))
+
+
+async def _describe(call: ScheduleCall, id: str) -> ScheduleDescription | None:
+    """``None`` if the server does not have it."""
+    handle = await call.handle(id)
+    try:
+        return await handle.describe(rpc_timeout=call.rpc_timeout)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND and not error.message.startswith("Namespace "):
+            return None
+        raise
+
+
+async def _describe_own(call: ScheduleCall, declaration: ScheduleDeclaration) -> ScheduleDescription:
+    """Raises the problem 409 if the server does not have it yet, or has one that another app declared."""
+    described = await _describe(call, declaration.id)
+    if described is None:
+        raise Problem(
+            HTTPStatus.CONFLICT,
+            "schedule-not-synced",
+            f'the schedule "{declaration.id}" is declared, but the server does not have it: run '
+            "`durably temporal sync-schedules`",
+        )
+    if await schedule_owner(described) != call.app:
+        raise Problem(
+            HTTPStatus.CONFLICT,
+            "schedule-of-another-app",
+            f'the server has a schedule "{declaration.id}" that was not synced for the app "{call.app}": rename this '
+            "one, or give expose_schedules() the app= that `durably temporal sync-schedules --app` has",
+        )
+    return described
+
+
+async def _state(
+    call: ScheduleCall, declaration: ScheduleDeclaration, described: ScheduleDescription | None
+) -> ScheduleState:
+    state = ScheduleState(
+        schedule_id=declaration.id,
+        spec=spec_in_words(declaration.spec),
+        state="not_synced",
+        links=call.links(declaration.id),
+    )
+    if described is None:
+        return state
+    if await schedule_owner(described) != call.app:
+        return state.model_copy(update={"state": "of_another_app"})
+    synced = await is_synced(call.temporal, await call.temporal.client(), declaration, described)
+    return state.model_copy(update={"state": "synced" if synced else "changed", **_facts(described)})
+
+
+def _facts(described: ScheduleDescription) -> dict[str, Any]:
+    """What the server tells."""
+    info, state = described.info, described.schedule.state
+    return {
+        "paused": state.paused,
+        "note": state.note or None,
+        "next_times": list(info.next_action_times),
+        "recent_actions": [
+            ScheduledAction(
+                scheduled_time=each.scheduled_at,
+                started_time=each.started_at,
+                workflow_id=each.action.workflow_id,
+                run_id=each.action.first_execution_run_id,
+            )
+            for each in reversed(info.recent_actions)
+            if isinstance(each.action, ScheduleActionExecutionStartWorkflow)
+        ],
+        "running_workflow_ids": [
+            each.workflow_id for each in info.running_actions if isinstance(each, ScheduleActionExecutionStartWorkflow)
+        ],
+        "started_count": info.num_actions,
+        "skipped_count": info.num_actions_skipped_overlap,
+        "missed_count": info.num_actions_missed_catchup_window,
+    }
+
+
+async def _pause(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
+    if described.schedule.state.paused:
+        raise Problem(HTTPStatus.CONFLICT, "schedule-paused", "the schedule is paused already")
+    handle = await call.handle(described.id)
+    await handle.pause(note=call.value.note or "paused over HTTP", rpc_timeout=call.rpc_timeout)
+    return _accept(call, described.id)
+
+
+async def _resume(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
+    if not described.schedule.state.paused:
+        raise Problem(HTTPStatus.CONFLICT, "schedule-not-paused", "the schedule is not paused")
+    handle = await call.handle(described.id)
+    await handle.unpause(note=call.value.note or "resumed over HTTP", rpc_timeout=call.rpc_timeout)
+    return _accept(call, described.id)
+
+
+async def _trigger(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
+    handle = await call.handle(described.id)
+    overlap = None if call.value.overlap is None else ScheduleOverlapPolicy[call.value.overlap.upper()]
+    await handle.trigger(overlap=overlap, rpc_timeout=call.rpc_timeout)
+    return _accept(call, described.id)
+
+
+async def _backfill(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
+    """Raises the problem 400 for a span that holds no time of the schedule, too many, or times to come."""
+    start, end = call.value.start_at, call.value.end_at
+    if end > dt.datetime.now(dt.UTC):
+        raise bad_request("end_at is in the future: a backfill is for times that have passed")
+    times = await _count_times(call, described.id, start, end)
+    if times == 0:
+        raise bad_request("the schedule is not due between start_at and end_at (start_at itself does not count)")
+    if times > MAXIMUM_BACKFILL:
+        raise bad_request(
+            f"the schedule is due more than {MAXIMUM_BACKFILL} times between start_at and end_at: backfill it in parts"
+        )
+    overlap = ScheduleOverlapPolicy[call.value.overlap.upper()]
+    handle = await call.handle(described.id)
+    await handle.backfill(ScheduleBackfill(start_at=start, end_at=end, overlap=overlap), rpc_timeout=call.rpc_timeout)
+    body = BackfillAccepted(schedule_id=described.id, times=times, links=call.links(described.id))
+    return answer(body, HTTPStatus.ACCEPTED)
+
+
+async def _count_times(call: ScheduleCall, id: str, start: dt.datetime, end: dt.datetime) -> int:
+    """The server knows cron, calendars and time zones, and leaves out ``start`` itself as backfills do."""
+    client = await call.temporal.client()
+    request = ListScheduleMatchingTimesRequest(namespace=client.namespace, schedule_id=id)
+    request.start_time.FromDatetime(start)
+    request.end_time.FromDatetime(end)
+    response = await client.workflow_service.list_schedule_matching_times(request, timeout=call.rpc_timeout)
+    return len(response.start_time)
+
+
+def _accept(call: ScheduleCall, id: str) -> GatewayResponse:
+    return answer(ScheduleAccepted(schedule_id=id, links=call.links(id)), HTTPStatus.ACCEPTED)
+
+
+_CHANGES: dict[Operation, Callable[[ScheduleCall, ScheduleDescription], Awaitable[GatewayResponse]]] = {
+    Operation.PAUSE_SCHEDULE: _pause,
+    Operation.RESUME_SCHEDULE: _resume,
+    Operation.TRIGGER_SCHEDULE: _trigger,
+    Operation.BACKFILL_SCHEDULE: _backfill,
+}
