@@ -232,7 +232,7 @@ def _fault_of_class(cls: type) -> str | None:
 
 
 def _without_hooks(cls: type) -> str | None:
-    """A class with methods of its own, none of which is a hook: nothing ever calls them."""
+    """The problem of a class that defines methods but no hook. Durably would never call these methods."""
     bases = (object, Middleware, MiddlewareSync, inngest_middleware.base_of(cls))
     own = {name: value for base in cls.__mro__ if base not in bases for name, value in vars(base).items()}
     methods = sorted(name for name, value in own.items() if inspect.isfunction(value) and not name.startswith("_"))

@@ -68,7 +68,7 @@ class User:
 
 
 def make_user(app: AppServer, name: str, *, is_server_absent: bool) -> User:
-    """A user with workflows of which each part is marked."""
+    """A user whose workflows have a unique text in each part."""
     user = User(f"{name}-{uuid.uuid4().hex}", [uuid.uuid4().hex for _ in range(2)], f"key-{uuid.uuid4().hex}")
     line, note, address = (f"{part}-{uuid.uuid4().hex}" for part in ("line", "note", "address"))
     user.secrets = {user.name, user.key, line, note, address, *user.order_ids}

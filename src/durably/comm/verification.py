@@ -114,7 +114,7 @@ async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], 
 
 
 class _RequestShape(msgspec.Struct, gc=False):
-    """The fields of which a call and an in-band sync need one."""
+    """A call has the field ``ctx``, and an in-band sync has ``url``."""
 
     ctx: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET

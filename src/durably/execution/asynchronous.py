@@ -108,7 +108,7 @@ class AsyncCall:
         return outcome
 
     def _left_steps(self) -> list[str]:
-        """Ids of unfinished steps, in the order in which they were made, in tasks that nobody has ever awaited."""
+        """Ids of unfinished steps, in the order in which they were made, in tasks that no code has awaited."""
         memos, observed = self._replay.memos, self._settling.observed
         left = [
             entry.step

@@ -1,6 +1,6 @@
 """Which tasks of a run were ever awaited.
 
-A step in a task that nobody ever waits for, such as ``asyncio.create_task(ctx.step.run(…))`` or a ``gather`` without
+A step in a task that no code awaits, such as ``asyncio.create_task(ctx.step.run(…))`` or a ``gather`` without
 ``await``, is lost without a trace when the function returns. A step that lost a race was waited for, and is no mistake.
 """
 

@@ -116,7 +116,7 @@ class CodecServer:
         except Unauthenticated as error:
             response = unauthenticated(error.challenge).response()
         except PayloadEncryptionError as error:
-            # Not in the answer: it names keys, and tells apart what is wrong with a payload.
+            # Not in the answer: the message names keys, and says what is wrong with a payload.
             _logger.warning("The codec server was asked for payloads that it cannot read: %s", printable(error)[:1000])
             response = bad_request("a payload cannot be decoded").response()
         except Exception as error:
@@ -186,7 +186,7 @@ class CodecServer:
         }
 
     def _cors(self, request: GatewayRequest) -> dict[str, str]:
-        """On refusals too: without them a page cannot tell a refusal from a server that is away."""
+        """Refusals have these headers too: without them a page cannot distinguish them from a server that is away."""
         origin = request.headers.get("origin")
         if origin not in self._origins:
             return {"Vary": "Origin"}

@@ -195,7 +195,7 @@ async def _ask_patiently(name: str, call: Callable[[], Awaitable[Any]], wait: dt
 
 
 async def _wait_for_routing(client: Client, name: str, wait: dt.timedelta) -> None:
-    """The server tells its task queues of a change after it has answered."""
+    """The server passes a change to its task queues after it has answered."""
     end = asyncio.get_running_loop().time() + wait.total_seconds()
     request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=name)
     while asyncio.get_running_loop().time() < end:

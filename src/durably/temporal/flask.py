@@ -52,7 +52,7 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
     Raises ``TemporalSettingsError`` for a second connection of one name.
     """
     if workflow.unsafe.in_sandbox():
-        return  # The module of a single-file app is imported anew for each workflow; the app itself is set up already.
+        return  # The sandbox imports a single-file app again for each workflow. The process has set up the app already.
 
     def configuration() -> dict[str, Any]:
         given = app.config.get_namespace(temporal.variable_prefix, lowercase=False)

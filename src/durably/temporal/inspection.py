@@ -75,7 +75,7 @@ class Check:
 
 
 class Inspector:
-    """Finds notices of workflows. One for a process: it remembers for a moment what it was told of task queues."""
+    """Finds notices of workflows. A process shares one: it caches the state of task queues for a moment."""
 
     def __init__(self, temporal: Temporal, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
         self._temporal = temporal
@@ -112,7 +112,7 @@ class Inspector:
             return []
 
     async def poller_notice(self, client: Client, task_queue: str, timeout: dt.timedelta) -> Notice | None:
-        """Whether nobody takes workflows from a task queue. Raises ``RPCError``."""
+        """Whether no worker polls a task queue for workflows. Raises ``RPCError``."""
         return poller_notice(await self._queue(client, task_queue, False, timeout), _now(), self._thresholds)
 
     async def _queue(self, client: Client, name: str, is_for_activities: bool, timeout: dt.timedelta) -> Queue:
@@ -157,7 +157,7 @@ class Inspector:
             notices = await self.notices(client, description, timeout)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                return None  # It has ended meanwhile, and its retention too.
+                return None  # It has ended since, and the server has deleted it.
             raise
         if not notices:
             return None

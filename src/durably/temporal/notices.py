@@ -89,7 +89,7 @@ _RETRYING = 2
 
 
 def needs_tail(described: DescribeWorkflowExecutionResponse, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> bool:
-    """Whether the history is needed to tell what keeps a workflow from going on."""
+    """Whether the history is needed to find why the workflow is stuck."""
     return _is_task_failing(described, thresholds) or any(
         activity.attempt >= _RETRYING for activity in described.pending_activities
     )
@@ -126,7 +126,7 @@ def find_notices(
 
 
 def poller_notice(queue: Queue, now: dt.datetime, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> Notice | None:
-    """Whether nobody takes work from the queue."""
+    """Whether no worker polls the queue."""
     what = " for activities" if queue.is_for_activities else ""
     if not queue.polls:
         text = f'no worker polls the task queue "{queue.name}"{what}: is one running, with that queue and namespace?'

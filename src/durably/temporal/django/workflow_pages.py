@@ -124,7 +124,7 @@ def _typed_in(name: str, value: str) -> Filter:
 
 
 async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages) -> RowPage:
-    """Workflows, the latest first. Raises ``RPCError``, and a ``Problem`` for a ``page`` that is none."""
+    """Workflows, the latest first. Raises ``RPCError``, and ``Problem`` if ``page`` is not a valid page token."""
     found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT)
     await fetch_page(found)
     count = await client.count_workflows(query, rpc_timeout=RPC_TIMEOUT)

@@ -24,7 +24,7 @@ from .target import Target
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the server tells of the workflow; nothing if there is none."""
+    """The facts of a workflow that authorization can use; all are empty if the workflow does not exist."""
 
     owner: str | None = None
     memo: Mapping[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Batches: cancel, terminate or signal all running workflows that a visibility query finds.
 
-The server does the work in a batch job. The job's id tells which exposure and owner it belongs to, so that the gateway
+The server does the work in a batch job. The job's id contains a hash of its exposure and owner, so that the gateway
 stores nothing. Source: https://docs.temporal.io/cli/command-reference/batch.
 """
 
@@ -41,7 +41,7 @@ _JOB_ID = re.compile(r"durably-[0-9a-f]{16}-(?:all|[0-9a-f]{32})-[0-9a-f]{32}")
 
 
 async def batch(call: Call) -> GatewayResponse:
-    """Start a job, or tell what it would find. Raises problems: 400 for a bad query and for too many workflows."""
+    """Start a job, or report what it would find. Raises problems: 400 for a bad query and for too many workflows."""
     query = _query(call)
     with readable_query():
         count = (await call.client.count_workflows(query, rpc_timeout=call.rpc_timeout)).count

@@ -71,7 +71,7 @@ class Call:
 
     @cached_property
     def principal_key(self) -> str:
-        """A text that tells who asks from others. Raises ``UnknownPrincipalError``."""
+        """The key that identifies the principal. Raises ``UnknownPrincipalError``."""
         return principal_key(self.request.principal, self.identify)
 
     @property
@@ -88,7 +88,7 @@ class Call:
         return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.result)
 
     def reaches(self, execution: WorkflowExecution) -> bool:
-        """Whether the principal may reach a workflow that the server told of."""
+        """Whether the principal may reach a workflow that the server has described or listed."""
         return self.access.reaches(owner_of(execution, self.owner_attribute))
 
     def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
@@ -103,7 +103,7 @@ class Call:
         return self.target
 
     async def describe(self) -> WorkflowExecutionDescription:
-        """What the server tells of the workflow, or of the run that the request names; it is asked once in a call.
+        """The description of the workflow, or of the run that the request names. The server is asked once in a call.
 
         Raises the problem 404 for a workflow that the principal may not reach.
         """

@@ -105,12 +105,13 @@ class Gateway:
     ``secret``, 16 characters or more, signs the tokens of pages; unless it is given, the environment's
     ``TEMPORAL_GATEWAY_SECRET``, else the framework's own secret, else a random one of the process.
     ``owner_attribute`` is the search attribute, a Keyword, that holds the owner of a workflow (``expose(owner=…)``).
-    ``security_schemes`` are OpenAPI's, by name, any of which is enough; the document has them, and
-    ``authorize`` enforces them.
+    ``security_schemes`` maps names to OpenAPI security schemes. A request needs one of them. They only document the
+    API: ``authorize`` must enforce them.
     ``limits`` bounds waits, bodies and streams.
     ``schedules`` opens declared schedules (see ``expose_schedules``), none unless given.
 
-    Raises ``TemporalSettingsError`` when nobody guards it, for two exposures of one name, and for a short secret.
+    Raises ``TemporalSettingsError`` without ``authorize`` or ``allow_anonymous``, for two exposures with one
+    name, and for a short secret.
     """
 
     def __init__(

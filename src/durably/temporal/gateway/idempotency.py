@@ -88,7 +88,7 @@ def keyed_request(
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
         raise bad_request("Idempotency-Key is 1 to 255 visible ASCII characters")
     parts = json.dumps([principal_key(), *place, key]).encode()
-    # The fingerprint is keyed: nobody who reads a history can try out inputs without the client's key.
+    # The fingerprint is keyed, so that a reader of the history cannot guess the input without the client's key.
     fingerprint = hmac.new(parts, to_json(value, fallback=str), hashlib.sha256).hexdigest()
     return KeyedRequest(hashlib.sha256(parts).hexdigest(), fingerprint)
 

@@ -42,7 +42,7 @@ class Ownership:
 
 @dataclass(frozen=True)
 class Access:
-    """``owner`` is the text of the principal that asks. Whoever ``sees_all`` is not limited to its own workflows."""
+    """``owner`` is the owner text of the principal. With ``sees_all`` the principal can reach every workflow."""
 
     owner: str | None = None
     sees_all: bool = True
@@ -80,7 +80,7 @@ def _verdict(verdict: Any) -> bool:
 
 
 def owner_of(execution: WorkflowExecution, attribute: str) -> str | None:
-    """The owner that a description or a row of a list tells; ``None`` for a workflow without one.
+    """The owner in a description or in a row of a list; ``None`` for a workflow without one.
 
     Raises ``TemporalSettingsError`` if the attribute is registered with another type than Keyword.
     """

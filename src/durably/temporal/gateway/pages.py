@@ -1,7 +1,7 @@
 """Page tokens: the server's ``next_page_token`` in a signed form, bound to the request that it was given to.
 
-The server's own tokens are not bound to anything: whoever has one of another query learns what that query found. Here a
-token is valid only for the same principal, exposure, operation, query and workflow.
+The server accepts its own tokens with any query, so a token of one query could reveal results of another. A token of
+the gateway is valid only for the same principal, exposure, operation, query and workflow.
 """
 
 import base64
@@ -27,7 +27,7 @@ Secret = str | bytes
 VARIABLE = "TEMPORAL_GATEWAY_SECRET"
 _MINIMUM_BYTES = 16
 _CONTEXT = b"durably: page tokens of the Temporal gateway, 1"
-"""Derives a key of its own, so that a token tells nothing about what else the app signs with the secret."""
+"""Derives a separate key, so that a token reveals nothing about what else the app signs with the secret."""
 _REFUSAL = "page is not one that was given as next_page for this request"
 _REMEDY = (
     "set Gateway(secret=…) or the environment variable TEMPORAL_GATEWAY_SECRET, to the same text of 16 characters or "

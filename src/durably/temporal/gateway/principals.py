@@ -1,4 +1,4 @@
-"""A stable text that tells principals apart: idempotency keys and page tokens are bound to it.
+"""A stable text that identifies a principal. Idempotency keys and page tokens are bound to it.
 
 The text is hashed before it is stored or given out. Knows no framework, only attributes of
 their users.

@@ -1,4 +1,4 @@
-"""Whether a signal or update repeats an earlier one, which the server tells nobody: it is looked for in the history.
+"""Whether a signal or update repeats an earlier one. The server does not report it, so the history is searched.
 
 The history is read newest first, so that a new request is found at once and costs one request to the server more.
 """
@@ -20,7 +20,7 @@ from .problems import to_problem
 _FIRST_PAGE, _PAGE = 20, 500
 
 _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4)
-"""Seconds between looks at the history. A server keeps signals back while a worker is amid a task of the workflow."""
+"""Seconds between looks at the history. A server holds signals back while a worker processes a task of the workflow."""
 
 
 async def is_repetition(call: Call, run_id: str, keyed: KeyedRequest) -> bool:

@@ -140,7 +140,7 @@ async def _state(
 
 
 def _facts(described: ScheduleDescription) -> dict[str, Any]:
-    """What the server tells."""
+    """The schedule's state on the server."""
     info, state = described.info, described.schedule.state
     return {
         "paused": state.paused,

@@ -1,4 +1,4 @@
-"""What ``expose`` is told of starts: delays, and what happens if the id is in use."""
+"""The options of ``expose`` for starts: delays, and what happens if the id is in use."""
 
 from collections.abc import Callable
 from datetime import timedelta

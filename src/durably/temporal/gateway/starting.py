@@ -216,7 +216,7 @@ def _handle_to(call: Call, execution: WorkflowExecutionDescription) -> WorkflowH
 
 
 async def _start_another(call: Call, keyed: KeyedRequest | None) -> _Found:
-    """Start what the exposure's policies allow, now that the workflow with the id is known to be in nobody's way."""
+    """Start the workflow. The caller has checked that the latest workflow with this id does not forbid the start."""
     # Requests with this key that come this far at the same time are one to the server, whatever the policies are.
     try:
         with one_request(call.client, keyed):
@@ -267,7 +267,7 @@ def _refuses_another(call: Call, latest: WorkflowExecutionDescription) -> bool:
 
 
 def _taken(call: Call) -> Problem:
-    """It tells nothing of the workflow that has the id."""
+    """The problem reveals nothing about the workflow that has the id."""
     return Problem(
         HTTPStatus.CONFLICT,
         "already-started",

@@ -52,9 +52,9 @@ class Target:
         self._refusal: Problem | None = None
 
     async def describe(self) -> WorkflowExecutionDescription:
-        """What the server tells of the workflow, whoever owns it. It is asked once; problems are remembered too.
+        """The workflow's description, without a check of its owner. Later calls return the first answer or problem.
 
-        Raises the problem 404 for none and for one of another type.
+        Raises the problem 404 if the workflow does not exist or has another type.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -97,7 +97,7 @@ class Target:
     async def ask_open_run(self, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> T:
         """Ask something that only a run that is open can do. ``ask`` may raise ``RunClosedError``.
 
-        A run that has ended meanwhile has perhaps continued as new: then the next is described, checked and asked.
+        If the run has continued as new since it was described, the next run is described, checked and asked.
         Raises the problem 409 for a workflow that is closed.
         """
         for _ in range(_MAXIMUM_RUNS):

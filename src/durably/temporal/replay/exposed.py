@@ -1,4 +1,4 @@
-"""The workflows that a gateway exposes, as workers' declarations: their code is at hand, whoever runs them."""
+"""Worker declarations for the workflows that a gateway exposes, so that their histories can be replayed."""
 
 from collections.abc import Iterable, Sequence
 

@@ -86,7 +86,7 @@ async def list_workflows(client: Client, workflow_type: str, query: HistoryQuery
 
 
 async def fetch_histories(client: Client, workflow_type: str, query: HistoryQuery) -> AsyncIterator[StoredHistory]:
-    """One after the other; a workflow that the server has deleted meanwhile is left out.
+    """One after the other, without workflows that the server has deleted since they were listed.
 
     Raises ``HistoryError``.
     """

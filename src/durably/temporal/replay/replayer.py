@@ -40,7 +40,7 @@ def _quiet_runtime() -> Runtime:
 class HistoryReplayer:
     """Replays histories against the workflows that ``declarations`` have, which are ``temporal``'s if not given.
 
-    Raises ``TemporalWorkerError`` for declarations of which no worker can be made.
+    Raises ``TemporalWorkerError`` if a worker cannot be made from the declarations.
     """
 
     def __init__(self, temporal: Temporal, declarations: Sequence[WorkerDeclaration] | None = None) -> None:
