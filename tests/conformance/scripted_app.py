@@ -1,7 +1,9 @@
 """An app played by a test, for an engine under test: it registers functions, and the test answers each call by hand."""
 
+import contextlib
 import json
 import queue
+import socket
 import threading
 import uuid
 from collections import defaultdict
@@ -211,7 +213,31 @@ def serving_scripted_app(
 
 
 class _Server(ThreadingHTTPServer):
+    """Closes its connections when it is closed.
+
+    A connection that the engine keeps open would outlive the app. If a later app got the same port, the engine would
+    send that app's calls over the old connection.
+    """
+
     daemon_threads = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._connections: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)  # An answer that is under way is still sent.
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: an engine may go away while it is answered."""

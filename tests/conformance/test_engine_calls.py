@@ -4,6 +4,7 @@ import datetime as dt
 import email.utils
 import json
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -214,3 +215,14 @@ def test_a_call_that_never_reached_the_app_does_not(engine: Engine) -> None:
     fn.trigger()
     with serving_scripted_app(engine, port, app.calls):
         assert fn.next_call().ctx["attempt"] == 0
+
+
+def test_an_app_at_the_port_of_a_closed_one_gets_its_own_calls(engine: Engine) -> None:
+    with serving_scripted_app(engine) as closed:
+        closed.function().first_call().returns(None)
+    port = urlsplit(closed.url).port
+    assert port is not None
+    with serving_scripted_app(engine, port) as app:
+        call = app.function().first_call()
+        call.returns("done")
+        assert engine.completed(call.run_id) == "done"
