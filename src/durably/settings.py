@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from durably.errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import check_signing_key, is_short_signing_key
-from durably.protocol.text import redact_url, show_url
+from durably.protocol.text import FALSE_WORDS, TRUE_WORDS, parse_switch, redact_url, show_url
 
 DEV_ORIGIN = "http://127.0.0.1:8288"
 DEFAULT_SERVE_PATH = "/api/inngest"
@@ -28,8 +28,6 @@ DEFAULT_SERVE_PATH = "/api/inngest"
 T = TypeVar("T")
 
 PREFIX = "DURABLY_"
-_FALSE = ("0", "false", "no", "off")
-_TRUE = ("1", "true", "yes", "on")
 _OFF = "0"
 _PATH = re.compile(r"""[^\s?#\\<>{}"']+""")
 _HOST_AND_PORT = re.compile(r"localhost|[^\s/@:]+:[0-9]+/?|\[[0-9a-fA-F:.]+\]:[0-9]+/?")
@@ -90,9 +88,8 @@ def _signing_key(text: str, name: str) -> str:
 
 def _dev(text: str, name: str) -> str:
     """``"1"``, ``"0"`` or the engine's URL. Development mode takes unsigned calls, so nothing else may turn it on."""
-    lowered = text.lower()
-    if lowered in _TRUE + _FALSE:
-        return "1" if lowered in _TRUE else _OFF
+    if (is_on := parse_switch(text)) is not None:
+        return "1" if is_on else _OFF
     if "://" not in text and not _HOST_AND_PORT.fullmatch(text):
         raise FunctionConfigInvalidError(
             f"{name} must be 1 (development), 0 (production) or the development engine's URL, not {text!r}"
@@ -101,12 +98,11 @@ def _dev(text: str, name: str) -> str:
 
 
 def _switch(text: str, name: str) -> bool:
-    lowered = text.lower()
-    if lowered not in _TRUE + _FALSE:
+    if (is_on := parse_switch(text)) is None:
         raise FunctionConfigInvalidError(
-            f"{name} must be 1 ({', '.join(_TRUE[1:])}) or 0 ({', '.join(_FALSE[1:])}), not {text!r}"
+            f"{name} must be 1 ({', '.join(TRUE_WORDS[1:])}) or 0 ({', '.join(FALSE_WORDS[1:])}), not {text!r}"
         )
-    return lowered in _TRUE
+    return is_on
 
 
 def _log_level(text: str, name: str) -> int:

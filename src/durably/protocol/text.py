@@ -19,6 +19,18 @@ _UNSAFE_IN_LINES = re.compile(rf"[{_IN_LINES}]")
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("0", "false", "no", "off")
+
+
+def parse_switch(text: str) -> bool | None:
+    """The value of a setting that is on or off, in any case; ``None`` for any other word."""
+    word = text.lower()
+    if word in TRUE_WORDS:
+        return True
+    return False if word in FALSE_WORDS else None
+
+
 def printable(value: object) -> str:
     """The text of a value as one line: characters that are not visible become escapes like ``\\x1b`` and ``\\n``."""
     return _UNSAFE.sub(_escape, str(value))

@@ -18,6 +18,8 @@ from typing import Any
 from temporalio.envconfig import ClientConfigProfile
 from temporalio.service import TLSConfig
 
+from durably.protocol.text import FALSE_WORDS, TRUE_WORDS, parse_switch
+
 from .errors import TemporalSettingsError
 
 DEFAULT_ADDRESS = "localhost:7233"
@@ -50,8 +52,6 @@ FRAMEWORK_KEYS = frozenset(
 
 PREFIX = "TEMPORAL_"
 _TLS = f"{PREFIX}TLS"
-_ON = ("1", "true", "yes", "on")
-_OFF = ("0", "false", "no", "off")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*([_-][A-Za-z0-9]+)*\Z")
 _OTHER_WORDS = frozenset({"CLIENT", "CONNECTIONS", "DEPLOYMENT", "GATEWAY", "GRPC", "OPTIONS", "UI", "WORKER"})
 _TAKEN = _OTHER_WORDS | {key.partition("_")[0] for key in FRAMEWORK_KEYS}
@@ -207,11 +207,11 @@ def _with_plain_switch(variables: Mapping[str, str], source: str) -> dict[str, s
     word = variables.get(_TLS, "").strip().lower()
     if not word:
         return others
-    if word not in (*_ON, *_OFF):
+    if (is_on := parse_switch(word)) is None:
         raise TemporalSettingsError(
-            f"{_TLS} in {source} is {word[:20]!r}: it is on ({', '.join(_ON)}) or off ({', '.join(_OFF)})"
+            f"{_TLS} in {source} is {word[:20]!r}: it is on ({', '.join(TRUE_WORDS)}) or off ({', '.join(FALSE_WORDS)})"
         )
-    return {**others, _TLS: "true" if word in _ON else "false"}
+    return {**others, _TLS: "true" if is_on else "false"}
 
 
 def _load(variables: Mapping[str, str], source: str, **options: Any) -> ClientConfigProfile:
