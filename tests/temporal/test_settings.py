@@ -1,13 +1,14 @@
 """Where the connection's settings come from, and which source counts."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio.service import TLSConfig
 
-from durably.temporal import Temporal, TemporalSettingsError
-from durably.temporal.settings import resolve
+from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachableError
+from durably.temporal.settings import FRAMEWORK_KEYS, misspelt_variables, resolve
 
 NOTHING: dict[str, str] = {}
 
@@ -86,6 +87,98 @@ def test_a_wrong_setting_is_named(
 ) -> None:
     with pytest.raises(TemporalSettingsError, match=words):
         resolve(arguments, framework, environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "framework", "environment", "words"),
+    [
+        ({}, {"TLS_CLIENT_KEY_PATH": "/nowhere"}, {}, r"TEMPORAL_TLS_CLIENT_KEY_PATH \(the framework's settings\)"),
+        (
+            {"name": "billing"},
+            {"TLS_CLIENT_KEY_PATH": "/nowhere"},
+            {},
+            r"TEMPORAL_BILLING_TLS_CLIENT_KEY_PATH \(the framework's settings\)",
+        ),
+        ({}, {}, {"TEMPORAL_TLS_CLIENT_CERT_PATH": "/nowhere"}, r"TEMPORAL_TLS_CLIENT_CERT_PATH \(the environment\)"),
+        (
+            {"name": "billing"},
+            {},
+            {"TEMPORAL_BILLING_TLS_SERVER_CA_CERT_PATH": "/nowhere"},
+            r"TEMPORAL_BILLING_TLS_SERVER_CA_CERT_PATH \(the environment\)",
+        ),
+        ({"profile": "prod"}, {}, {}, r"tls\.client_cert_path \(Temporal's configuration file\)"),
+        (
+            {"profile": "prod"},
+            {"TLS_SERVER_CA_CERT_PATH": "{cert}"},
+            {"TEMPORAL_TLS_CLIENT_KEY_PATH": "/nowhere/too"},
+            r"tls\.client_cert_path \(Temporal's configuration file\)",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_its_setting(
+    arguments: dict[str, Any], framework: dict[str, Any], environment: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    file, cert = tmp_path / "temporal.toml", tmp_path / "cert"
+    file.write_text('[profile.prod.tls]\nclient_cert_path = "/nowhere"\n')
+    cert.write_text("-----BEGIN CERTIFICATE-----")
+    framework = {name: value.format(cert=cert) for name, value in framework.items()}
+    options = {"config_file": file, **arguments} if "profile" in arguments else arguments
+    with pytest.raises(TemporalSettingsError, match=f"the file of {words} cannot be read: .*'/nowhere'"):
+        resolve({}, framework, environment=environment, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "meant"),
+    [
+        (None, "TEMPORAL_ADRESS", "TEMPORAL_ADDRESS"),
+        (None, "TEMPORAL_TASKQUEUE", "TEMPORAL_TASK_QUEUE"),
+        (None, "TEMPORAL_TLS_CLIENT_CERT", "TEMPORAL_TLS_CLIENT_CERT_PATH"),
+        (None, "TEMPORAL_SERVER", "TEMPORAL_ADDRESS"),
+        (None, "TEMPORAL_ADDRESS", None),
+        (None, "TEMPORAL_TLS", None),
+        (None, "TEMPORAL_UI_URL", None),
+        (None, "TEMPORAL_GRPC_META_AUTHORIZATION", None),
+        (None, "TEMPORAL_CODEC_ENDPOINT", None),
+        (None, "TEMPORAL_LOG_LEVEL", None),
+        (None, "TEMPORAL_ENV", None),
+        (None, "TEMPORAL_A_ADDRESS", None),
+        (None, "ADRESS", None),
+        ("billing", "TEMPORAL_BILLING_ADRESS", "TEMPORAL_BILLING_ADDRESS"),
+        ("billing", "TEMPORAL_BILING_ADDRESS", "TEMPORAL_BILLING_ADDRESS"),
+        ("billing", "TEMPORAL_BILLING_NAMESPACE", None),
+        ("billing", "TEMPORAL_BILLING2_NAMESPACE", None),
+        ("billing", "TEMPORAL_ADRESS", None),
+        ("eu", "TEMPORAL_US_ADDRESS", None),
+    ],
+)
+def test_misspelt_variables_are_found(name: str | None, variable: str, meant: str | None) -> None:
+    prefixes = ["TEMPORAL_", "TEMPORAL_A_", "TEMPORAL_BILLING_"]
+    expected = {} if meant is None else {variable: meant}
+    assert misspelt_variables(name, {variable: "x"}, prefixes) == expected
+
+
+def test_no_two_settings_resemble_each_other() -> None:
+    for key in FRAMEWORK_KEYS:
+        others = {f"TEMPORAL_{key}": "x"}
+        assert misspelt_variables(None, others) == ({"TEMPORAL_SERVER": "TEMPORAL_ADDRESS"} if key == "SERVER" else {})
+
+
+async def test_a_misspelt_variable_is_warned_of_at_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADRESS", "secret.example.com:7233")
+    monkeypatch.setenv("TEMPORAL_BILLING_NAMSPACE", "x")
+    default = Temporal("127.0.0.1:1", connect_timeout=timedelta(seconds=5))
+    billing = Temporal(name="billing", same_server_as=default)
+    assert not caplog.records
+    for _ in range(2):
+        for temporal in (default, billing):
+            with pytest.raises(TemporalUnreachableError):
+                await temporal.client()
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
+        "The environment variable TEMPORAL_ADRESS does not count. Is TEMPORAL_ADDRESS meant?",
+        "The environment variable TEMPORAL_BILLING_NAMSPACE does not count. Is TEMPORAL_BILLING_NAMESPACE meant?",
+    ]
 
 
 def test_settings_are_read_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from temporalio.converter import DataConverter, DefaultFailureConverterWithEncod
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
 from durably.portal import get_portal
+from durably.protocol.text import get_logger
 
 from .compat import never_free
 from .connect_failures import cause_to_show, connect_error, unreachable
@@ -38,7 +39,7 @@ from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
 from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
 from .search_attributes import DeclaredAttribute, log_faults
-from .settings import ConnectionSettings, check_address, prefix_of, resolve
+from .settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
 from .sync import SyncClient
 from .tracing import tracing_interceptor
 
@@ -47,6 +48,8 @@ WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000
 
 DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
 DEFAULT_RPC_TIMEOUT = timedelta(seconds=10)
+
+_logger = get_logger("durably.temporal")
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,8 @@ class Temporal:
 
     @cached_property
     def settings(self) -> ConnectionSettings:
-        """Raises ``TemporalSettingsError``."""
+        """Raises ``TemporalSettingsError``. Logs a warning for each misspelt variable."""
+        self._warn_of_misspelt_variables()
         framework = self._configuration() if self._configuration is not None else {}
         return resolve(
             self._arguments,
@@ -282,6 +286,11 @@ class Temporal:
             name=self.name,
             same_server_as=None if self._same_server_as is None else self._same_server_as.settings,
         )
+
+    def _warn_of_misspelt_variables(self) -> None:
+        others = [each.variable_prefix for each in _connections]
+        for variable, meant in misspelt_variables(self.name, os.environ, others).items():
+            _logger.warning("The environment variable %s does not count. Is %s meant?", variable, meant)
 
     @cached_property
     def data_converter(self) -> DataConverter:

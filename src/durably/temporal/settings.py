@@ -8,14 +8,15 @@ An app with several connections gives the others a name. The variables of the co
 ``TEMPORAL_BILLING_``, and ``TEMPORAL_…`` variables do not count for it. This module connects to nothing.
 """
 
+import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from temporalio.envconfig import ClientConfigProfile
+from temporalio.envconfig import ClientConfigProfile, ClientConfigTLS
 from temporalio.service import TLSConfig
 
 from durably.protocol.text import FALSE_WORDS, TRUE_WORDS, parse_switch
@@ -68,6 +69,15 @@ _OF_WORKERS = {
 _NOT_OF_THE_SDK = ("CONFIG_FILE", "ENCRYPTION_KEYS", "PROFILE", "TASK_QUEUE", *_OF_WORKERS.values())
 """Those that ``temporalio.envconfig`` does not read from variables."""
 
+_FRAMEWORK = "the framework's settings"
+_SERVER_ALIAS = "SERVER"
+_READ_KEYS = sorted(FRAMEWORK_KEYS - {_SERVER_ALIAS})
+"""Variables that count, without their prefix. ``GRPC_META_…`` ones have names of the app's own."""
+_OF_ONE_PROCESS = ("GATEWAY_SECRET", "UI_URL")
+"""Variables of Durably that are not settings of a connection."""
+_SIMILARITY = 0.85
+"""Of a misspelt name, as ``difflib`` counts it: one or two letters. No two names that count are this close."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionSettings:
@@ -117,7 +127,7 @@ def resolve(
         field: environment.get(f"{PREFIX}{key}") or framework.get(key) or None for field, key in _OF_WORKERS.items()
     }
     settings = replace(settings, **_given(versions))
-    settings = _apply(settings, _load(given, "the framework's settings", disable_file=True))
+    settings = _apply(settings, _load(given, _FRAMEWORK, disable_file=True), _FRAMEWORK)
     # The file's default profile is that of the connection without a name.
     needs_file = name is None or profile is not None or source is not None or "TEMPORAL_PROFILE" in environment
     own = _load(
@@ -127,7 +137,7 @@ def resolve(
         config_source=source,
         disable_file=not needs_file and "TEMPORAL_CONFIG_FILE" not in environment,
     )
-    settings = _apply(settings, own)
+    settings = _apply(settings, own, environment)
     settings = replace(settings, **_given(arguments))
     _check(settings)
     return settings
@@ -161,6 +171,48 @@ def variables_of(name: str | None, environment: Mapping[str, str]) -> Mapping[st
     if prefix == PREFIX:
         return environment
     return {PREFIX + key.removeprefix(prefix): value for key, value in environment.items() if key.startswith(prefix)}
+
+
+def misspelt_variables(
+    name: str | None, environment: Mapping[str, str], other_prefixes: Iterable[str] = ()
+) -> dict[str, str]:
+    """Variables that do not count but resemble one of this connection that does, each with that one.
+
+    ``other_prefixes`` are those of the app's other connections. Other unknown names belong to Temporal's own programs.
+    """
+    prefix = prefix_of(name)
+    others = tuple(each for each in other_prefixes if each not in (prefix, PREFIX))
+    found = {}
+    for variable in sorted(environment):
+        if not variable.startswith(PREFIX) or variable.startswith(others):
+            continue
+        if variable.startswith(prefix):
+            meant = _meant_key(variable.removeprefix(prefix))
+        else:
+            meant = _key_after_misspelt_prefix(variable, prefix)
+        if meant is not None:
+            found[variable] = f"{prefix}{meant}"
+    return found
+
+
+def _meant_key(key: str) -> str | None:
+    if key == _SERVER_ALIAS:  # A name of Django's settings only.
+        return "ADDRESS"
+    if key in _READ_KEYS or key in _OF_ONE_PROCESS or key.startswith("GRPC_META_"):
+        return None
+    return next(iter(difflib.get_close_matches(key.upper(), _READ_KEYS, 1, _SIMILARITY)), None)
+
+
+def _key_after_misspelt_prefix(variable: str, prefix: str) -> str | None:
+    """The key of ``TEMPORAL_BILING_ADDRESS`` for the prefix ``TEMPORAL_BILLING_``. Digits are no misspelling."""
+    wanted = prefix.removeprefix(PREFIX).rstrip("_")
+    for key in _READ_KEYS:
+        other = variable.removeprefix(PREFIX).removesuffix(f"_{key}")
+        if not variable.endswith(f"_{key}") or re.sub("[0-9]", "", other) == re.sub("[0-9]", "", wanted):
+            continue
+        if difflib.get_close_matches(other, [wanted], 1, _SIMILARITY):
+            return key
+    return None
 
 
 def _names_a_server(arguments: Mapping[str, Any], framework: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
@@ -222,7 +274,10 @@ def _load(variables: Mapping[str, str], source: str, **options: Any) -> ClientCo
         raise TemporalSettingsError(f"the settings for Temporal in {source} cannot be read: {error}") from error
 
 
-def _apply(settings: ConnectionSettings, profile: ClientConfigProfile) -> ConnectionSettings:
+def _apply(
+    settings: ConnectionSettings, profile: ClientConfigProfile, source: str | Mapping[str, str]
+) -> ConnectionSettings:
+    """``source`` is where the profile was read: its name, or the environment that stands before a file."""
     changes: dict[str, Any] = {
         "address": profile.address,
         "namespace": profile.namespace,
@@ -233,9 +288,32 @@ def _apply(settings: ConnectionSettings, profile: ClientConfigProfile) -> Connec
         try:
             changes["tls"] = profile.tls.to_connect_tls_config()
         except OSError as error:
-            raise TemporalSettingsError(f"a certificate or key for Temporal cannot be read: {error}") from error
+            raise TemporalSettingsError(
+                f"the file of {_setting_of_file(profile.tls, error, source, settings)} cannot be read: {error}"
+            ) from error
     given: dict[str, Any] = {name: value for name, value in changes.items() if value or value is False}
     return replace(settings, **given)
+
+
+_FILES = (
+    ("client_cert", "TLS_CLIENT_CERT_PATH"),
+    ("client_private_key", "TLS_CLIENT_KEY_PATH"),
+    ("server_root_ca_cert", "TLS_SERVER_CA_CERT_PATH"),
+)
+"""Fields of ``ClientConfigTLS``, and the settings that name their files."""
+
+
+def _setting_of_file(
+    tls: ClientConfigTLS, error: OSError, source: str | Mapping[str, str], settings: ConnectionSettings
+) -> str:
+    """The setting that names the file of the error, and where it is set."""
+    of_file = [key for field, key in _FILES if getattr(tls, field) == Path(str(error.filename))]
+    key = next((key for key in of_file if isinstance(source, str) or source.get(f"{PREFIX}{key}")), *of_file[:1])
+    if isinstance(source, str):
+        return f"{settings.variable_prefix}{key} ({source})"
+    if source.get(f"{PREFIX}{key}"):
+        return f"{settings.variable_prefix}{key} (the environment)"
+    return f"tls.{key.removeprefix('TLS_').lower()} (Temporal's configuration file)"
 
 
 def _path(config_file: str | Path | None) -> Path | None:
