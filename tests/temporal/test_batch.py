@@ -1,14 +1,15 @@
 """Batches: cancel, terminate and signal all running workflows that a query finds."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, Action, Gateway, Limits, Operation, expose
+from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, Action, Gateway, Limits, Operation, batches, expose
 
 from .app_server import AppServer
 from .dev_server import DevServer
@@ -18,6 +19,9 @@ from .workflows import OrderWorkflow, SleepingWorkflow, StepsWorkflow
 pytestmark = pytest.mark.usefixtures("worker")
 
 BATCHES = {Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL, Operation.BATCH_STATUS}
+
+
+NO_HEADERS: Mapping[str, str] = {}
 
 
 def kind(answer: Any) -> str:
@@ -54,8 +58,9 @@ class Shop:
         order = {"order_id": f"{self.mark}-{name}", "amount": 1, "lines": ["wait"]}
         assert (await ask(self.gateway, user, "POST", "flows", order)).status == 202
 
-    async def batch(self, user: str, operation: str, **body: Any) -> Answer:
-        return await ask(self.gateway, user, "POST", f"flows/batch/{operation}", {"query": self.query, **body})
+    async def batch(self, user: str, operation: str, *, headers: Mapping[str, str] = NO_HEADERS, **body: Any) -> Answer:
+        where = f"flows/batch/{operation}"
+        return await ask(self.gateway, user, "POST", where, {"query": self.query, **body}, **headers)
 
     async def find(self, user: str, *names: str) -> None:
         """Wait until dry runs find these orders: the index of workflows follows the workflows."""
@@ -118,6 +123,11 @@ def test_a_batch_in_each_framework(app: AppServer) -> None:
     assert (job.status, job.json["operation"], job.json["state"]) == (200, "signal", "completed")
     assert (job.json["total"], job.json["completed"], job.json["failed"]) == (2, 2, 0)
     assert job.json["links"] == {"self": started.headers["Location"]}
+    key = {"Idempotency-Key": mark}
+    first, second = (app.post("/open/orders/batch/signals/ship", query, key) for _ in range(2))
+    assert (first.status, first.headers.get("Idempotent-Replayed")) == (202, None)
+    assert (second.status, second.json, second.headers["Idempotent-Replayed"]) == (202, first.json, "true")
+    assert app.post("/open/orders/batch/signals/ship", {**query, "reason": "other"}, key).status == 422
     for operation in ("cancel", "terminate"):
         assert app.post(f"/open/orders/batch/{operation}", {**query, "dry_run": True}).status == 200
     for body in (None, {}, {"query": " "}):
@@ -161,6 +171,67 @@ async def test_a_batch_reaches_only_workflows_of_the_owner(temporal: Temporal) -
     assert (elsewhere.status, elsewhere.json) == (unknown.status, unknown.json) == (404, elsewhere.json)
 
 
+async def test_a_batch_checks_each_workflow_that_the_server_finds(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some databases of the server compare texts without case, and find more than was asked for."""
+    monkeypatch.setattr(batches, "reachable", lambda call: (batches.compare("WorkflowType", "!=", "x"),))
+    shop = Shop(owned(temporal, max_batch=2))
+    for user, name in (("ada", "a1"), ("Ada", "a2"), ("bob", "b1")):
+        await shop.place(user, name)
+    other = await ask(shop.gateway, "ada", "POST", "others", {"steps": ["wait", f"{shop.mark}-other"]})
+    for user, name in (("ada", "a1"), ("Ada", "a2"), ("bob", "b1")):
+        await shop.find(user, name)
+    await shop.find("eve")
+    job = await shop.run("ada", "terminate")
+    assert (job["total"], job["completed"], job["failed"]) == (1, 1, 0)
+    assert [await shop.status(name) for name in ("a1", "a2", "b1")] == ["terminated", "running", "running"]
+    started = await shop.batch("eve", "terminate")
+    assert (started.status, started.json["count"]) == (202, 0)
+
+    async def is_over() -> bool:
+        return bool((await shop.job("eve", started.json["job_id"])).json["state"] != "running")
+
+    await until(is_over)
+    assert (await shop.job("eve", started.json["job_id"])).json["completed"] == 0
+    place = f"others/{other.json['workflow_id']}"
+    assert [await shop.status(name) for name in ("a2", "b1")] == ["running"] * 2
+    assert (await ask(shop.gateway, "ada", "GET", place)).json["status"] == "running"
+    assert (await ask(shop.gateway, "ada", "POST", f"{place}/terminate")).status == 202
+    for user in ("Ada", "bob"):
+        await shop.batch(user, "terminate")
+
+
+async def test_an_idempotency_key_starts_one_batch(temporal: Temporal) -> None:
+    shop, key = Shop(owned(temporal)), {"key": uuid.uuid4().hex}
+    for user, name in (("ada", "a1"), ("bob", "b1")):
+        await shop.place(user, name)
+        await shop.find(user, name)
+    answers = await asyncio.gather(
+        *(shop.batch("ada", "signals/add_note", headers=key, signal={"text": "x"}) for _ in range(4))
+    )
+    assert [each.status for each in answers] == [202] * 4
+    assert len({each.json["job_id"] for each in answers}) == 1
+    assert {each.json["count"] for each in answers} == {1}
+    assert sorted(each.headers.get("Idempotent-Replayed", "") for each in answers) == ["", "true", "true", "true"]
+    for change in ({"signal": {"text": "y"}}, {"signal": {"text": "x"}, "reason": "other"}):
+        refused = await shop.batch("ada", "signals/add_note", headers=key, **change)
+        assert (refused.status, kind(refused)) == (422, "idempotency-key-reused")
+
+    # The key counts for one principal and one operation.
+    others = [await shop.batch("bob", "signals/add_note", headers=key, signal={"text": "x"})]
+    others += [await shop.batch("ada", "signals/ship", headers=key), await shop.batch("ada", "cancel", headers=key)]
+    assert len({answers[0].json["job_id"], *(each.json["job_id"] for each in others)}) == 4
+    # It counts when the job is over and its workflows are not found any more.
+    await shop.until_status("a1", "completed")
+    again = await shop.batch("ada", "signals/add_note", headers=key, signal={"text": "x"})
+    assert (again.status, again.json) == (202, answers[0].json)
+
+    refused = await shop.batch("ada", "cancel", headers=key, dry_run=True)
+    assert (refused.status, "leave out the Idempotency-Key" in refused.json["detail"]) == (400, True)
+    assert (await shop.batch("bob", "terminate")).status == 202
+
+
 async def test_a_batch_signals_with_the_input(temporal: Temporal) -> None:
     shop = Shop(owned(temporal))
     await shop.place("ada", "a1")
@@ -201,7 +272,7 @@ async def test_a_batch_of_too_many_workflows_is_refused(temporal: Temporal) -> N
     for dry_run in (False, True):
         refused = await shop.batch("ada", "terminate", dry_run=dry_run)
         assert (refused.status, kind(refused)) == (400, "batch-too-large")
-        assert (refused.json["count"], refused.json["limit"]) == (2, 1)
+        assert refused.json["limit"] == 1
     assert [await shop.status(name) for name in ("a1", "a2")] == ["running"] * 2
     shop.gateway = owned(temporal, max_batch=2)
     assert (await shop.run("ada", "terminate"))["completed"] == 2

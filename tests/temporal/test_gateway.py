@@ -263,6 +263,8 @@ async def test_a_workflow_is_reset_to_an_earlier_point(gateway: Gateway) -> None
     assert reset.json["run_id"] not in (before, None)
     assert (await ask(gateway, "GET", place, run_id=before)).json["status"] == "terminated"
     assert (await ask(gateway, "POST", f"{place}/reset", {"event_id": 1})).status == 400
+    keyed = await ask(gateway, "POST", f"{place}/reset", {"to": "first_workflow_task"}, h_idempotency_key="1")
+    assert (keyed.status, "Idempotency-Key does not work here" in keyed.json["detail"]) == (400, True)
 
 
 async def test_history_tells_what_happened_and_no_contents(gateway: Gateway) -> None:

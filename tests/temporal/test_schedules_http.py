@@ -71,6 +71,9 @@ def test_schedules_are_shown_and_changed(app: AppServer, synced: None) -> None:
     before = app.get(place).json
     assert (before["spec"], before["paused"], len(before["next_times"])) == ("every 1 h", False, 10)
 
+    for change in ("trigger", "backfill"):
+        refused = app.post(f"{place}/{change}", headers={"Idempotency-Key": "1"})
+        assert (refused.status, refused.json["detail"][:34]) == (400, "Idempotency-Key does not work here")
     assert app.post(f"{place}/resume").json["type"] == "urn:durably:problem:schedule-not-paused"
     assert app.post(f"{place}/pause", {"note": "holidays"}).status == 202
     assert app.post(f"{place}/pause").json["type"] == "urn:durably:problem:schedule-paused"

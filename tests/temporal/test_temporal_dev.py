@@ -1,5 +1,6 @@
 """``durably temporal dev``: server, worker and app by one command; and the worker inside a web process."""
 
+import asyncio
 import json
 import os
 import select
@@ -11,15 +12,19 @@ import urllib.request
 import uuid
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from durably.temporal import Temporal
+from durably.temporal.gateway import FOR_OPERATORS, Gateway, expose
 
 from ..cli.conftest import Command, Run, Start, directory, environment, run, start, write
 from .commands import ACTIVITIES, WORKFLOWS, descendants
 from .dev_server import DevServer
 from .django_site import DjangoSite
+from .test_ownership import ask
+from .workflows import SleepingWorkflow
 
 __all__ = ["directory", "run", "start"]
 
@@ -100,6 +105,23 @@ def test_several_connections_are_started_together(start: Start, directory: Path)
     assert command.stop() == 0
 
 
+def test_workflows_are_paused_and_resumed_on_the_server(start: Start, directory: Path) -> None:
+    write_app(directory)
+    command = dev(start, "--worker", "main:temporal")
+    temporal = Temporal(command.until(r"Temporal at ([\d.:]+),")[1], task_queue="nobody")
+    gateway = Gateway(temporal, [expose(SleepingWorkflow, operations=FOR_OPERATORS)], allow_anonymous=True)
+
+    async def pause_and_resume() -> list[Any]:
+        place = (await ask(gateway, None, "POST", "sleeping")).json["links"]["self"].removeprefix("/api/")
+        found = [(await ask(gateway, None, "POST", f"{place}/pause")).status]
+        found.append((await ask(gateway, None, "GET", place)).json["status"])
+        found.append((await ask(gateway, None, "POST", f"{place}/resume")).status)
+        return [*found, (await ask(gateway, None, "GET", place)).json["status"]]
+
+    assert asyncio.run(pause_and_resume()) == [202, "paused", 202, "running"]
+    assert command.stop() == 0
+
+
 def test_a_namespace_is_made_in_a_server_of_ones_own_only(run: Run) -> None:
     result = run("temporal", "dev", "main:app", "--namespace", "billing", "--server", "127.0.0.1:1")
     assert result.status == 1
@@ -110,16 +132,32 @@ def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> No
     site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
     project = ("--django", f"{site.directory}/manage.py", "--migrate")
+    connections = {"billing": {"NAMESPACE": "billing", "TASK_QUEUE": "invoices"}}
+    site.variables["TEST_CONNECTIONS"] = json.dumps(connections)
     command = start("temporal", "dev", *project, *ports, **site.environment({}))
     origin = command.until(r"runserver is up at (http://[\d.:]+)")[1]
     command.until(f"working on {site.task_queue}:")
+    command.until("working on invoices: InvoiceWorkflow; send_invoice")
     body = urllib.parse.urlencode({"name": "ada"}).encode()
     with urllib.request.urlopen(f"{origin}/signup/", data=body, timeout=30) as answer:
         assert json.load(answer) == {"status": "started", "workflow_id": "signup-1"}
     address = command.until(r"Temporal at ([\d.:]+),")[1]
     handle = Temporal(address).sync.get_workflow_handle("signup-1")
     assert handle.result(timeout=timedelta(seconds=30)) == "Email sent to ada@example.com"
+    billing = Temporal(address, namespace="billing")
+    done = billing.sync.execute_workflow("InvoiceWorkflow", "ada", id="invoice-1", task_queue="invoices")
+    assert done.startswith("invoice to ada in billing")
+    assert "not working for the connection" not in command.output
     assert command.stop() == 0
+
+
+def test_a_django_project_that_cannot_list_its_connections_is_said(
+    run: Run, directory: Path, server: DevServer
+) -> None:
+    write(directory / "manage.py", "import sys; print('hello'); sys.exit('list' in ' '.join(sys.argv))")
+    result = run("temporal", "dev", "--django", "manage.py", "--server", server.address, "--no-reload")
+    assert result.status == 1
+    assert "manage.py does not list the connections to Temporal (exit status 1): only the worker" in result.stdout
 
 
 def test_a_crash_of_the_server_ends_it(start: Start, directory: Path) -> None:

@@ -21,6 +21,9 @@ START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 _FREE_PORT_TRIES = 3
 
+_SERVER_SETTINGS = {"frontend.WorkflowPauseEnabled": "true"}
+"""Dynamic configuration of the development server: what production servers have and it leaves off."""
+
 
 class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``app`` is ``module:app``, ``workers`` are ``module:temporal``; ``manage`` is a Django project's ``manage.py``,
@@ -47,9 +50,12 @@ class TemporalDev:
 
     def __init__(self, options: TemporalDevOptions, console: Console) -> None:
         self._options, self._console = options, console
+        self._django_connections: list[DjangoConnection] = []
 
     async def run(self) -> None:
         options = self._options
+        if options.manage is not None:
+            self._django_connections = await self._list_django_connections(options.manage)
         if options.server is not None:
             await self._run_children({"TEMPORAL_ADDRESS": options.server})
             return
@@ -78,7 +84,7 @@ class TemporalDev:
                 options.port or free_port(options.host),
                 options.ui_port or free_port(options.host),
                 options.database or state_directory() / "temporal.db",
-                options.namespaces,
+                self._namespaces(),
             )
             try:
                 await server.start()
@@ -92,6 +98,23 @@ class TemporalDev:
                 raise
             else:
                 return server
+
+    def _namespaces(self) -> list[str]:
+        """Those that the server has beside ``default``."""
+        of_project = [each.namespace for each in self._django_connections]
+        return [each for each in dict.fromkeys([*self._options.namespaces, *of_project]) if each != "default"]
+
+    async def _list_django_connections(self, manage: Path) -> list["DjangoConnection"]:
+        """The connections of the project that have workers; the default one alone if the project does not report them.
+
+        The worker of the default connection then reports the fault, and is started again when the source changes.
+        """
+        try:
+            found = await _django_connections(manage)
+        except AppFailedError as error:
+            self._console.note(f"{error.message}: only the worker of the default connection is run")
+            found = []
+        return found or [DjangoConnection(name="default", namespace="default")]
 
     async def _run_children(self, variables: dict[str, str]) -> None:
         if self._options.manage is not None:
@@ -111,12 +134,44 @@ class TemporalDev:
 
     def _django(self, manage: Path, variables: dict[str, str]) -> list[ChildProcess]:
         host, port = self._options.host, self._options.app_port or free_port(self._options.host)
-        worker = _manage(manage, "run_temporal_worker", "--grace", "1")
         server = _manage(manage, "runserver", "--noreload", f"{host}:{port}")
         return [
-            ChildProcess("run_temporal_worker", worker, variables, purpose="does"),
+            *(_django_worker(manage, each, variables) for each in self._django_connections),
             ServedProcess("runserver", server, variables, host=host, port=port, option="--app-port"),
         ]
+
+
+class DjangoConnection(msgspec.Struct, frozen=True):
+    """A connection of a Django project that has workers."""
+
+    name: str
+    namespace: str
+
+
+async def _django_connections(manage: Path) -> list[DjangoConnection]:
+    """Raises ``AppFailedError`` if the project cannot report them; why is on its stderr."""
+    command = (sys.executable, str(manage), "run_temporal_worker", "--list-connections")
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    try:
+        if process.returncode:
+            raise ValueError(f"exit status {process.returncode}")
+        return msgspec.json.decode((output.splitlines() or [b""])[-1], type=list[DjangoConnection])
+    except ValueError as error:
+        raise AppFailedError(f"{manage} does not list the connections to Temporal ({error})") from error
+
+
+def _django_worker(manage: Path, connection: DjangoConnection, variables: dict[str, str]) -> ChildProcess:
+    arguments = ("run_temporal_worker", "--grace", "1", "--no-connection-notes", "--connection", connection.name)
+    title = "run_temporal_worker"
+    if connection.name != "default":
+        title = f"run_temporal_worker --connection {connection.name}"
+    return ChildProcess(title, _manage(manage, *arguments), variables, purpose="does")
 
 
 class ServedProcess(ChildProcess):
@@ -160,6 +215,8 @@ class ServerProcess(ServedProcess):
         self.database = database
         arguments = ["server", "start-dev", "--ip", host, "--port", str(port), "--ui-port", str(ui_port)]
         arguments += ["--db-filename", str(database), "--log-level", "error"]
+        for name, value in _SERVER_SETTINGS.items():
+            arguments += ["--dynamic-config-value", f"{name}={value}"]
         arguments += [part for namespace in namespaces for part in ("--namespace", namespace)]
         command = (sys.executable, "-m", "durably.cli.guard", str(find_program("temporal")), *arguments)
         super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")

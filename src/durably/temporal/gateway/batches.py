@@ -1,7 +1,10 @@
 """Batches: cancel, terminate or signal all running workflows that a visibility query finds.
 
-The server does the work in a batch job. The job's id contains a hash of its exposure and owner, so that the gateway
-stores nothing. Source: https://docs.temporal.io/cli/command-reference/batch.
+The server does the work in a batch job. The job gets the runs that were found and checked one by one, and not the
+query: the server would carry that out later, and unchecked. The job's id contains a hash of its exposure and owner, so
+that the gateway stores nothing. For a request with an idempotency key, the id contains the key's hash too, and the
+job's identity the fingerprint of the input: the server refuses a second job with an id.
+Source: https://docs.temporal.io/cli/command-reference/batch.
 """
 
 import hashlib
@@ -16,52 +19,107 @@ from typing import Any
 
 from temporalio.api.batch.v1 import BatchOperationCancellation, BatchOperationSignal, BatchOperationTermination
 from temporalio.api.common.v1 import Payloads
+from temporalio.api.common.v1 import WorkflowExecution as Execution
 from temporalio.api.enums.v1 import BatchOperationState, BatchOperationType
 from temporalio.api.workflowservice.v1 import (
     DescribeBatchOperationRequest,
     DescribeBatchOperationResponse,
     StartBatchOperationRequest,
 )
+from temporalio.client import WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
 from .call import Call
 from .exposure import Exposure, Operation
+from .idempotency import KeyedRequest
 from .messages import GatewayResponse, answer
 from .models import BatchAccepted, BatchDryRun, BatchJob, BatchKind, BatchState, JobLinks
 from .ownership import Access
 from .problems import RETRY_AFTER, Problem, bad_request, not_found
-from .reading import fetch_page, is_reachable, reachable, readable_query, time_of
+from .reading import fetch_page, is_reachable, reachable, time_of
+from .starting import replayed
 from .visibility import all_of, compare, parse, write
 
 SAMPLE = 20
 """Ids in the answer to a dry run."""
 _DEFAULT_REASON = "Requested through the app's gateway"
 """The server refuses a batch without a reason."""
+_PAGE = 1000
+_NOTHING = "RunId = '00000000-0000-0000-0000-000000000000'"
+"""The query of a job that does nothing: the server takes no empty list of runs."""
+_MARK = re.compile(r"durably-idempotency/(?P<input>[0-9a-f]{64})/(?P<count>[0-9]+)\Z")
+"""The end of a job's identity, for a request with an idempotency key."""
 _JOB_ID = re.compile(r"durably-[0-9a-f]{16}-(?:all|[0-9a-f]{32})-[0-9a-f]{32}")
 
 
 async def batch(call: Call) -> GatewayResponse:
-    """Start a job, or report what it would find. Raises problems: 400 for a bad query and for too many workflows."""
+    """Start a job, or report what it would find.
+
+    Raises problems: 400 for a bad query and for too many workflows, 422 for an idempotency key of another input.
+    """
+    keyed, is_dry_run = call.keyed, call.value.dry_run
     query = _query(call)
-    with readable_query():
-        count = (await call.client.count_workflows(query, rpc_timeout=call.rpc_timeout)).count
-    if count > call.limits.max_batch:
-        raise _too_many(count, call.limits.max_batch)
-    if call.value.dry_run:
-        return answer(BatchDryRun(count=count, workflows=await _sample(call, query)))
-    job_id = new_job_id(call.exposure, call.access, uuid.uuid4())
+    if is_dry_run and keyed is not None:
+        raise bad_request("a dry run starts nothing: leave out the Idempotency-Key")
+    job_id = new_job_id(call.exposure, call.access, uuid.uuid4() if keyed is None else uuid.UUID(keyed.id))
+    if keyed is not None and (earlier := await _started_before(call, keyed, job_id)) is not None:
+        return earlier
+    found = await _found(call, query)
+    if is_dry_run:
+        return answer(BatchDryRun(count=len(found), workflows=[each.id for each in found[:SAMPLE]]))
     request = StartBatchOperationRequest(
         namespace=call.client.namespace,
-        visibility_query=query,
+        visibility_query="" if found else _NOTHING,
+        executions=[Execution(workflow_id=each.id, run_id=each.run_id) for each in found],
         job_id=job_id,
         reason=call.value.reason or _DEFAULT_REASON,
-        **await _operation(call),
+        **await _operation(call, _identity(call, len(found))),
     )
-    with _batch_problems():
-        await call.client.workflow_service.start_batch_operation(request, timeout=call.rpc_timeout)
+    try:
+        with _batch_problems():
+            await call.client.workflow_service.start_batch_operation(request, timeout=call.rpc_timeout)
+    except RPCError as error:
+        if keyed is None or error.status is not RPCStatusCode.ALREADY_EXISTS:
+            raise
+        if (earlier := await _started_before(call, keyed, job_id)) is None:
+            raise
+        return earlier
+    return _accepted(call, job_id, len(found))
+
+
+async def _found(call: Call, query: str) -> list[WorkflowExecution]:
+    """The runs that the principal may reach. Raises a problem if they are too many."""
+    limit = call.limits.max_batch
+    listed = call.client.list_workflows(query, page_size=min(_PAGE, limit + 1), rpc_timeout=call.rpc_timeout)
+    found: list[WorkflowExecution] = []
+    while True:
+        await fetch_page(listed)
+        found += [item for item in listed.current_page or () if is_reachable(call, item)]
+        if len(found) > limit:
+            raise _too_many(limit)
+        if not listed.next_page_token:
+            return found
+
+
+async def _started_before(call: Call, keyed: KeyedRequest, job_id: str) -> GatewayResponse | None:
+    """The answer to the earlier request with this key. Raises the problem 422 if that had another input."""
+    job = await _describe(call, job_id)
+    if job is None:
+        return None
+    stored = _MARK.search(job.identity)
+    keyed.check_input({} if stored is None else stored.groupdict())
+    return _accepted(call, job_id, int(stored["count"]) if stored else 0, is_replay=True)
+
+
+def _identity(call: Call, count: int) -> str:
+    identity = call.client.identity
+    return identity if call.keyed is None else f"{identity} durably-idempotency/{call.keyed.fingerprint}/{count}"
+
+
+def _accepted(call: Call, job_id: str, count: int, *, is_replay: bool = False) -> GatewayResponse:
     location = _location(call, job_id)
     accepted = BatchAccepted(job_id=job_id, count=count, links=JobLinks(self=location))
-    return answer(accepted, HTTPStatus.ACCEPTED, location=location)
+    return answer(accepted, HTTPStatus.ACCEPTED, location=location, **replayed(is_replay))
 
 
 async def batch_status(call: Call) -> GatewayResponse:
@@ -69,15 +127,21 @@ async def batch_status(call: Call) -> GatewayResponse:
     job_id = call.match.job_id or ""
     if not may_see(job_id, call.exposure, call.access):
         raise _no_such_job()
+    job = await _describe(call, job_id)
+    if job is None:
+        raise _no_such_job()
+    return answer(_shown(call, job))
+
+
+async def _describe(call: Call, job_id: str) -> DescribeBatchOperationResponse | None:
     request = DescribeBatchOperationRequest(namespace=call.client.namespace, job_id=job_id)
     try:
         with _batch_problems():
-            job = await call.client.workflow_service.describe_batch_operation(request, timeout=call.rpc_timeout)
+            return await call.client.workflow_service.describe_batch_operation(request, timeout=call.rpc_timeout)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND and not error.message.startswith("Namespace "):
-            raise _no_such_job() from error
+            return None
         raise
-    return answer(_shown(call, job))
 
 
 def new_job_id(exposure: Exposure, access: Access, unique: uuid.UUID) -> str:
@@ -116,15 +180,8 @@ def _query(call: Call) -> str:
     return write(all_of(*reachable(call), compare("ExecutionStatus", "=", "Running"), parse(text)))
 
 
-async def _sample(call: Call, query: str) -> list[str]:
-    listed = call.client.list_workflows(query, page_size=SAMPLE, rpc_timeout=call.rpc_timeout)
-    await fetch_page(listed)
-    return [item.id for item in listed.current_page or () if is_reachable(call, item)]
-
-
-async def _operation(call: Call) -> dict[str, Any]:
+async def _operation(call: Call, identity: str) -> dict[str, Any]:
     """The field of the server's request that says what to do with each workflow."""
-    identity = call.client.identity
     if call.match.operation is Operation.BATCH_CANCEL:
         return {"cancellation_operation": BatchOperationCancellation(identity=identity)}
     if call.match.operation is Operation.BATCH_TERMINATE:
@@ -186,13 +243,12 @@ def _batch_problems() -> Iterator[None]:
         raise
 
 
-def _too_many(count: int, limit: int) -> Problem:
+def _too_many(limit: int) -> Problem:
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "batch-too-large",
-        f"the query finds {count} workflows, and a batch may have {limit}: narrow the query, or raise "
+        f"the query finds more than {limit} workflows, the most that a batch may have: narrow the query, or raise "
         "Limits(max_batch=…) in the app",
-        count=count,
         limit=limit,
     )
 

@@ -36,7 +36,7 @@ class Limits:
     max_body: int = 2 * 1024 * 1024
     stream_limit: float = 600.0
     keep_alive: float = 5.0
-    max_batch: int = 10_000
+    max_batch: int = 1000
 
 
 @dataclass(kw_only=True)

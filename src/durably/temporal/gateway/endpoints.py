@@ -307,6 +307,7 @@ def _plain(
 def _batch(summary: str) -> Callable[..., Shape]:
     return lambda exposure, route, handler: {
         "summary": summary if handler is None else f"{summary} {handler.name}",
+        "parameters": (_KEY,),
         "body": BatchRequest if handler is None else handler.batch,
         "is_body_required": True,
         "responses": {HTTPStatus.ACCEPTED: BatchAccepted, HTTPStatus.OK: BatchDryRun},

@@ -46,7 +46,7 @@ from .openapi import openapi
 from .ownership import EVERYTHING, Access, check_attribute_name
 from .pages import PageTokens, Secret
 from .principals import Identify, is_anonymous, principal_key
-from .problems import Problem, invalid_body, to_problem, too_large, unauthenticated
+from .problems import Problem, bad_request, invalid_body, to_problem, too_large, unauthenticated
 from .routes import AnyMatch, Match, ScheduleMatch, answer_get_only, match, options
 from .schedule_exposure import Place, ScheduleExposure
 from .security import SecuritySchemes, check_security_schemes
@@ -75,7 +75,10 @@ _DO = {
     Operation.RAW_HISTORY: history.raw_history,
     Operation.EVENTS: events.events,
 }
-_TAKE_KEYS = frozenset({Operation.START, Operation.SIGNAL_WITH_START, Operation.SIGNAL, Operation.UPDATE})
+_BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
+_TAKE_KEYS = _BATCHES | {Operation.START, Operation.SIGNAL_WITH_START, Operation.SIGNAL, Operation.UPDATE}
+_REFUSE_KEYS = frozenset({Operation.RESET, Operation.TRIGGER_SCHEDULE, Operation.BACKFILL_SCHEDULE})
+"""Each such request starts something, and the server keeps nothing by which a repetition is known."""
 _MAXIMUM_DOCUMENTS = 8
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 _BODIES: dict[Operation, type[BaseModel]] = {
@@ -91,7 +94,6 @@ _BODIES: dict[Operation, type[BaseModel]] = {
     Operation.TRIGGER_SCHEDULE: ScheduleTriggerRequest,
     Operation.BACKFILL_SCHEDULE: ScheduleBackfillRequest,
 }
-_BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
 
 
 class Gateway:
@@ -225,6 +227,7 @@ class Gateway:
         ownership = found.exposure.ownership
         # Before the body is read, which costs more than to say 401.
         access = EVERYTHING if ownership is None else ownership.access(request.principal)
+        _refuse_key(request, found)
         value = self._read(request, found)
         target = self._target(request, found, access)
         keyed = self._keyed(request, found, value)
@@ -243,6 +246,7 @@ class Gateway:
     async def _carry_out_schedule(
         self, request: GatewayRequest, found: ScheduleMatch, io: IO, call_blocking: CallBlocking
     ) -> GatewayResponse:
+        _refuse_key(request, found)
         value = self._read(request, found)
         await self._check_allowed(_action(request, found, None, value, ActionSubject()), io, call_blocking)
         call = schedules.ScheduleCall(
@@ -376,6 +380,14 @@ def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> Ga
         return problem.response()
     made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": content_type}, body=make())
     return without_body(made) if method == "HEAD" else made
+
+
+def _refuse_key(request: GatewayRequest, found: AnyMatch) -> None:
+    if found.operation in _REFUSE_KEYS and "idempotency-key" in request.headers:
+        raise bad_request(
+            "Idempotency-Key does not work here, and the request would be carried out each time: leave it out. If a "
+            "request was not answered, look whether it was carried out before you repeat it"
+        )
 
 
 def _match_or_none(method: str, path: str, places: Mapping[str, Place]) -> AnyMatch | None:

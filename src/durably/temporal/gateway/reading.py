@@ -2,7 +2,6 @@
 
 import datetime as dt
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from google.protobuf.message import Message
@@ -93,15 +92,8 @@ def _asked_for(call: Call) -> Iterator[Filter]:
 
 async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
     """The next page of a list. Raises ``RPCError``, and a problem for a query that the server's store cannot answer."""
-    with readable_query():
-        await listed.fetch_next_page()
-
-
-@contextmanager
-def readable_query() -> Iterator[None]:
-    """Raises a problem for a query that the server's store cannot answer."""
     try:
-        yield
+        await listed.fetch_next_page()
     except RPCError as error:
         if error.status is RPCStatusCode.UNAVAILABLE and "SQL logic error" in error.message:
             raise bad_request("the server's store cannot search for this; it may be a text with quotes") from error

@@ -1,5 +1,7 @@
 """``manage.py run_temporal_worker``."""
 
+import argparse
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -35,9 +37,18 @@ class Command(ConnectionCommand):
         parser.add_argument("--health", metavar="HOST:PORT", help="Serve /live and /ready here.")
         parser.add_argument("--metrics", metavar="HOST:PORT", help="Serve /metrics to Prometheus here.")
         parser.add_argument("--reload", action="store_true", help="Restart when source changes, as runserver does.")
+        parser.add_argument(
+            "--list-connections",
+            action="store_true",
+            help="Run nothing: print the connections that have workers, with their namespaces, as JSON on one line.",
+        )
+        # For `durably temporal dev`, which runs the other workers too.
+        parser.add_argument("--no-connection-notes", action="store_true", help=argparse.SUPPRESS)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["reload"]:
+        if options["list_connections"]:
+            self._list_connections()
+        elif options["reload"]:
             autoreload.run_with_reloader(super().handle, **options)
         else:
             super().handle(**options)
@@ -51,9 +62,13 @@ class Command(ConnectionCommand):
             grace=timedelta(seconds=options["grace"]),
         )
         for other in connections:
-            if other != name and discover(other):
+            if not options["no_connection_notes"] and other != name and discover(other):
                 self._say(f"not working for the connection {other}: its worker is --connection {other}")
         run_worker_process(workers, say=self._say, health=options["health"], metrics=options["metrics"])
+
+    def _list_connections(self) -> None:
+        names = [name for name in connections if discover(name)]
+        self._say(json.dumps([{"name": name, "namespace": connections[name].settings.namespace} for name in names]))
 
     def _say(self, line: str) -> None:
         self.stdout.write(line)
