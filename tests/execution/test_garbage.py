@@ -7,6 +7,7 @@ called them. Nor asyncio's own ``TaskGroup`` before Python 3.13.
 import asyncio
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -66,6 +67,12 @@ async def step_of(step: Step, name: str) -> Any:
     return await step(name)
 
 
+def objects_of_calls() -> Counter[str]:
+    """The numbers of objects that the package has in memory, by class."""
+    classes = map(type, gc.get_objects())
+    return Counter(kind.__qualname__ for kind in classes if str(kind.__module__).startswith("durably.execution"))
+
+
 PROGRAMS = [
     executes,
     plans_several,
@@ -102,8 +109,10 @@ async def test_a_call_leaves_nothing_to_the_garbage_collector(
     gc.collect()
     gc.disable()
     try:
+        before = objects_of_calls()
         await call()
         await asyncio.sleep(0)  # the last of the tasks' callbacks
         assert [ref() for ref in watched] == [None, None]
+        assert objects_of_calls() - before == Counter()
     finally:
         gc.enable()

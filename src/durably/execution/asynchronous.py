@@ -109,13 +109,13 @@ class AsyncCall:
 
     def _left_steps(self) -> list[str]:
         """Ids of unfinished steps, in the order in which they were made, in tasks that no code has awaited."""
-        memos, observed = self._replay.memos, self._settling.observed
+        memos, settling = self._replay.memos, self._settling
         left = [
             entry.step
             for entry in self._parked.values()
             if entry.step.hashed_id not in memos
             and not entry.task.cancelling()
-            and not observed.was_awaited(entry.task)
+            and not settling.was_awaited(entry.task)
         ]
         return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
 

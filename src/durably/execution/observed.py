@@ -9,15 +9,15 @@ from typing import Any
 
 from .tasks import AnyFuture, AnyTask, awaited_by, forwarded_by
 
+IsOwn = Callable[[object], bool]
+
 
 class Observed:
-    """The tasks of one call that other tasks have awaited.
+    """The tasks of one call that other tasks have awaited."""
 
-    ``is_own`` says whether a callback of a task is the call's own, which waits for nothing on behalf of the function.
-    """
+    __slots__ = ("_awaiting", "_noted")
 
-    def __init__(self, is_own: Callable[[Any], bool]) -> None:
-        self._is_own = is_own
+    def __init__(self) -> None:
         self._awaiting: dict[AnyFuture, set[AnyTask]] = {}
         self._noted: dict[AnyTask, AnyFuture] = {}
 
@@ -29,32 +29,35 @@ class Observed:
         for future in awaited_by(task, waiter):
             self._awaiting.setdefault(future, set()).add(task)
 
-    def was_awaited(self, task: AnyTask) -> bool:
+    def was_awaited(self, task: AnyTask, is_own: IsOwn) -> bool:
         """Whether a task that is over, or that was awaited itself, has awaited the task, or a callback looks at it.
 
-        What the task's end resolves (``gather``, ``shield``) may have been awaited in its place.
+        What the task's end resolves (``gather``, ``shield``) may have been awaited in its place. ``is_own`` says
+        whether a callback of a task is the call's own, which waits for nothing on behalf of the function.
         """
-        return self._was_awaited(task, set())
+        return self._was_awaited(task, is_own, set())
 
-    def _was_awaited(self, future: AnyFuture, seen: set[AnyFuture]) -> bool:
+    def _was_awaited(self, future: AnyFuture, is_own: IsOwn, seen: set[AnyFuture]) -> bool:
         if future in seen:
             return False
         seen.add(future)
-        if any(task.done() or self._was_awaited(task, seen) for task in self._awaiting.get(future, ())):
+        if any(task.done() or self._was_awaited(task, is_own, seen) for task in self._awaiting.get(future, ())):
             return True
-        return any(self._was_awaited(outer, seen) if outer is not None else True for outer in self._looking(future))
-
-    def _looking(self, future: AnyFuture) -> Iterator[AnyFuture | None]:
-        """Futures that this one's end resolves; ``None`` for any other callback of the function's."""
-        for callback, outers in forwarded_by(future):
-            if outers:
-                yield from outers
-            elif not self._is_own(callback) and not _is_wakeup(callback):
-                yield None
+        outers = _looking(future, is_own)
+        return any(self._was_awaited(outer, is_own, seen) if outer is not None else True for outer in outers)
 
     def close(self) -> None:
         self._awaiting.clear()
         self._noted.clear()
+
+
+def _looking(future: AnyFuture, is_own: IsOwn) -> Iterator[AnyFuture | None]:
+    """Futures that this one's end resolves; ``None`` for any other callback of the function's."""
+    for callback, outers in forwarded_by(future):
+        if outers:
+            yield from outers
+        elif not is_own(callback) and not _is_wakeup(callback):
+            yield None
 
 
 def _is_wakeup(callback: Any) -> bool:

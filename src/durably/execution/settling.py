@@ -40,7 +40,7 @@ class Settling:
         self.tasks: set[AnyTask] = set()
         self.ignored: set[AnyTask] = set()
         """Active tasks that are not waited for any more."""
-        self.observed = Observed(self._is_own_callback)
+        self._observed = Observed()
         self.is_suspended = False
         """Set while a step is executed: its function must not go on meanwhile."""
         self._is_over = False
@@ -91,6 +91,10 @@ class Settling:
         """Whether a task of the run is neither done nor parked on a step."""
         return any(not task.done() and task not in self._parked for task in self.tasks)
 
+    def was_awaited(self, task: AnyTask) -> bool:
+        """Whether the function has ever waited for the task."""
+        return self._observed.was_awaited(task, self._is_own_callback)
+
     def waits_longer(self) -> bool:
         """Whether ignored tasks are worth waiting for all the same."""
         if self._long_patience is None:
@@ -113,7 +117,7 @@ class Settling:
         for waiter in self._watched:
             waiter.remove_done_callback(self._on_watched_done)
         self._watched.clear()
-        self.observed.close()
+        self._observed.close()
         self._decide = _nothing  # what decides holds this: together they would wait for the garbage collector
 
     # -- looking
@@ -129,7 +133,7 @@ class Settling:
         if self._is_over or not self.tasks:
             return
         for task in self._active:
-            self.observed.note(task, waiter_of(task))
+            self._observed.note(task, waiter_of(task))
         if self.is_suspended:
             return
         if self._is_moving():
