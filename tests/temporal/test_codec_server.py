@@ -112,11 +112,30 @@ async def test_an_unreadable_payload_is_explained_in_the_log_only(caplog: pytest
     assert 'the key "secret-id"' in caplog.text
 
 
-def asked(body: bytes, **headers: str) -> GatewayRequest:
+class AnonymousUser:
+    is_anonymous = True
+
+
+def asked(body: bytes, principal: Any = None, **headers: str) -> GatewayRequest:
     headers = {"Content-Type": "application/json", **headers}
     return GatewayRequest(
-        method="POST", path="/decode", mount="", headers=headers, query_params={}, body=body, raw_request=None
+        method="POST",
+        path="/decode",
+        mount="",
+        headers=headers,
+        query_params={},
+        body=body,
+        raw_request=None,
+        principal=principal,
     )
+
+
+@pytest.mark.parametrize("anonymous", [None, AnonymousUser()], ids=["none", "object"])
+async def test_who_is_not_known_is_asked_to_authenticate_and_who_may_not_is_refused(anonymous: Any) -> None:
+    server = CodecServer(CODEC, authorize=lambda action: action.principal == "ada")
+    for principal, status in ((anonymous, 401), ("bob", 403), ("ada", 200)):
+        response = await server.handle(asked(b'{"payloads": []}', principal))
+        assert (response.status_code, "WWW-Authenticate" in response.headers) == (status, status == 401)
 
 
 async def test_a_connection_answers_for_its_own_namespace() -> None:

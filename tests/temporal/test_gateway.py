@@ -532,7 +532,7 @@ async def test_hooks_are_told_what_is_about_to_happen(temporal: Temporal) -> Non
 
     gateway = Gateway(temporal, exposures(), authorize=authorize)
     await ask(gateway, "POST", "orders", {"order_id": "told", **ORDER})
-    assert (await ask(gateway, "POST", "orders/order-told/signals/add_note", {"text": "x"})).status == 403
+    assert (await ask(gateway, "POST", "orders/order-told/signals/add_note", {"text": "x"})).status == 401
     [starting, signalling] = actions
     assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-told", "told")
     assert (signalling.operation, signalling.name, signalling.input.text) == ("signal", "add_note", "x")
@@ -558,14 +558,14 @@ async def test_hooks_may_be_asynchronous_in_any_form(temporal: Temporal) -> None
             return answer
 
     loop, policy = asyncio.get_running_loop(), Policy()
-    for authorize, status in ((policy, 403), (partial(policy, answer=True), 404), (lambda _: policy(_, True), 404)):
+    for authorize, status in ((policy, 401), (partial(policy, answer=True), 404), (lambda _: policy(_, True), 404)):
         gateway = Gateway(temporal, exposures(), authorize=authorize)
         assert (await ask(gateway, "GET", f"orders/{uuid.uuid4()}")).status == status
 
 
 async def test_only_true_allows(temporal: Temporal) -> None:
     gateway = Gateway(temporal, exposures(), authorize=lambda action: "yes")  # type: ignore[arg-type,return-value]
-    assert (await ask(gateway, "GET", "orders/x")).status == 403
+    assert (await ask(gateway, "GET", "orders/x")).status == 401
 
 
 async def test_a_hook_that_fails_allows_nothing_and_tells_the_log_alone(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from .apps import exposures
 from .bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
 from .dev_server import DevServer
 from .fuzz import fuzz, make_attempts
+from .plain import get
 from .serve import SERVERS
 
 SEGMENTS = st.sampled_from(
@@ -107,6 +109,30 @@ def test_the_answer_to_a_body_full_of_errors_is_small(gateway: Gateway) -> None:
     assert len(nested.body) < 1000
     few = refused(gateway, "orders", json.dumps({**order, "lines": [1] * 100}).encode())
     assert len(json.loads(few.body)["errors"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("orders/a", {"run_id": "\ud800"}),
+        ("orders/a/events", {"run_id": "\ud800"}),
+        ("orders/a/queries/note", {"index": "\ud800"}),
+        ("orders/a/updates/change_address/\ud800", {}),
+        ("orders/batch/jobs/\ud800", {}),
+        ("orders/a/queries/\ud800", {}),
+        ("\ud800", {}),
+        ("schedules/\ud800", {}),
+    ],
+)
+def test_text_that_is_not_unicode_is_the_callers_mistake(gateway: Gateway, path: str, query: dict[str, str]) -> None:
+    response = gateway.handle_sync(replace(get(path), query_params=query))
+    assert response.status_code in (400, 404), response.body
+
+
+@pytest.mark.parametrize("name", ["status", "page", "page_size", "query"])
+def test_text_that_is_not_unicode_finds_no_list(temporal: Temporal, name: str) -> None:
+    gateway = Gateway(temporal, exposures(), allow_anonymous=True)
+    assert gateway.handle_sync(replace(get("orders"), query_params={name: "\ud800"})).status_code == 400
 
 
 @pytest.mark.parametrize("character", ["\x85", "\x9b", "\u2028", "\u2029", "\n"])

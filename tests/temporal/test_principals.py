@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from durably.temporal import UnknownPrincipalError
-from durably.temporal.gateway.principals import ANONYMOUS, principal_key
+from durably.temporal.gateway.principals import ANONYMOUS, is_anonymous, principal_key
 
 
 class User:
@@ -68,6 +68,39 @@ def test_classes_of_one_name_in_two_modules_have_ids_of_their_own() -> None:
 )
 def test_the_same_principal_has_the_same_key(one: Any, other: Any) -> None:
     assert principal_key(one) == principal_key(other)
+
+
+class UserWithMethods:
+    """Such as users of flask-login before 0.3, and of an app's own."""
+
+    id = 7
+
+    def __init__(self, **verdicts: Any) -> None:
+        for name, verdict in verdicts.items():
+            setattr(self, name, lambda verdict=verdict: verdict)
+
+
+def test_verdicts_may_be_methods() -> None:
+    assert is_anonymous(UserWithMethods(is_anonymous=True, is_authenticated=False))
+    assert is_anonymous(UserWithMethods(is_authenticated=False))
+    assert not is_anonymous(UserWithMethods(is_anonymous=False))
+    assert not is_anonymous(UserWithMethods(is_authenticated=True))
+    assert principal_key(UserWithMethods(is_anonymous=True)) == ANONYMOUS
+    assert principal_key(UserWithMethods(is_anonymous=False)) != ANONYMOUS
+
+
+async def _later() -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [(lambda: "no", "returns str"), (lambda self: True, "cannot be called without"), (_later, "is asynchronous")],
+    ids=["text", "argument", "async"],
+)
+def test_a_method_without_a_verdict_is_an_error(method: Any, reason: str) -> None:
+    with pytest.raises(UnknownPrincipalError, match=f"is_anonymous of a principal of the class .*User {reason}"):
+        is_anonymous(User(is_anonymous=method, id=1))
 
 
 def test_an_inactive_user_is_not_anonymous() -> None:

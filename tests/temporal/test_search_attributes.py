@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.common import SearchAttributeKey
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal import Temporal, TemporalSettingsError, search_attributes
@@ -108,6 +108,24 @@ async def test_values_are_made_by_key(temporal: Temporal, caplog: pytest.LogCapt
     # Once a worker has the workflow, the server adds attributes of its own.
     stored = {name: value for name, value in described.json["search_attributes"].items() if name.startswith("Own")}
     assert stored == {KNOWN.name: f"ada {order['order_id']}", NUMBER.name: 3.0}
+
+
+async def test_each_new_name_of_a_function_is_looked_for(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
+    await register_known(temporal)
+    missing, wrong_type = a_key(), SearchAttributeKey.for_keyword(NUMBER.name)
+    keys: list[SearchAttributeKey[Any]] = []
+    exposed = expose(
+        SleepingWorkflow,
+        name="flows",
+        search_attributes=lambda _: TypedSearchAttributes([SearchAttributePair(key, "x") for key in keys]),
+    )
+    gateway = Gateway(Temporal(temporal.settings.address, task_queue="nobody"), [exposed], allow_anonymous=True)
+    for each in ([], [missing], [wrong_type], [missing]):
+        keys[:] = each
+        await ask(gateway, None, "POST", "flows")
+    wait_for_log(caplog, f"expose(SleepingWorkflow) sets the search attribute {missing.name}, which is not registered")
+    wait_for_log(caplog, f"{wrong_type.name} as Keyword, and the namespace default has it as Double")
+    assert caplog.text.count(f"expose(SleepingWorkflow) sets the search attribute {missing.name}") == 1
 
 
 async def test_a_value_of_another_type_is_the_apps_error(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:

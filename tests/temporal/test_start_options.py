@@ -13,7 +13,7 @@ from durably.temporal.gateway import FOR_OPERATORS, Exposure, Gateway, expose
 
 from .app_server import AppServer
 from .test_ownership import Answer, ask
-from .workflows import ChainWorkflow, OrderWorkflow, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from .workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -53,6 +53,50 @@ async def test_a_start_is_delayed_by_the_app(temporal: Temporal) -> None:
     with_start = await ask(gateway, "bob", "POST", "orders/signal-with-start/ship", {"input": order})
     assert await start_delay_of(temporal, with_start) == timedelta(hours=9)
     assert await start_delay_of(temporal, await ask(gateway, "ada", "POST", "fixed")) == timedelta(minutes=5)
+
+
+@pytest.mark.parametrize("name", ["durably-idempotency", "durably-schedule", "durably-app"])
+@pytest.mark.parametrize("path", ["sums", "flows/signal-with-start/ship"])
+async def test_a_reserved_key_of_a_memo_is_the_apps_error(
+    name: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is found before the server is asked: there is none."""
+    options: dict[str, Any] = {"memo": lambda value: {name: "x"}, "operations": FOR_OPERATORS, "signals": "all"}
+    exposed = [expose(SumWorkflow, name="sums", **options), expose(OrderWorkflow, name="flows", **options)]
+    gateway = owned(Temporal("127.0.0.1:1", task_queue="none"), *exposed)
+    body = {"pair": {"left": 1}} if path == "sums" else {"input": new_order()}
+    for key in (None, "k"):
+        answer = await ask(gateway, "ada", "POST", path, body, key=key)
+        assert (answer.status, answer.json["type"]) == (500, "urn:durably:problem:internal-error")
+        title = "sum-of-pair" if path == "sums" else "OrderWorkflow"
+        assert f'memo= of expose({title}) has the key "{name}"' in caplog.text
+        caplog.clear()
+
+
+async def test_a_memo_that_is_no_mapping_is_the_apps_error(caplog: pytest.LogCaptureFixture) -> None:
+    exposed = expose(SumWorkflow, name="sums", memo=lambda value: ["x"])  # type: ignore[arg-type,return-value]
+    gateway = owned(Temporal("127.0.0.1:1", task_queue="none"), exposed)
+    assert (await ask(gateway, "ada", "POST", "sums", {"pair": {"left": 1}})).status == 500
+    assert "memo= of expose(sum-of-pair) is list" in caplog.text
+
+
+async def test_a_keyed_start_meets_a_workflow_with_such_a_memo_of_another_origin(temporal: Temporal) -> None:
+    order = new_order()
+    client = await temporal.client()
+    handle = await client.start_workflow(
+        OrderWorkflow.run, Order(**order), id=f"o-{order['order_id']}", task_queue="orders",
+        memo={"durably-idempotency": "x"},
+    )  # fmt: skip
+    gateway = owned(temporal, expose(OrderWorkflow, name="orders", id="o-{order_id}"))
+    assert (await ask(gateway, "ada", "POST", "orders", order, key="k")).status == 409
+    await handle.terminate()
+
+
+def test_a_reserved_key_of_a_schedules_memo_is_refused() -> None:
+    with pytest.raises(TemporalSettingsError, match=r'add_schedule\("sum"\) has the key "durably-schedule"'):
+        Temporal().add_schedule(
+            "sum", SumWorkflow.run, Pair(1), 1, every=timedelta(hours=1), memo={"durably-schedule": "x"}
+        )
 
 
 async def test_a_delay_that_is_none_is_the_apps_error(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:

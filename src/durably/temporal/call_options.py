@@ -14,6 +14,31 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
+from .errors import TemporalSettingsError
+
+RESERVED_MEMO_PREFIX = "durably-"
+"""Of fields in memos that this package sets itself: which request or app started a workflow or made a schedule."""
+
+
+def check_memo(memo: Any, where: str) -> Mapping[str, Any]:
+    """The memo that the app gives to what it starts. ``where`` is the code, such as ``expose(OrderWorkflow)``.
+
+    Raises ``TemporalSettingsError`` for what is not a mapping of texts to values, and for a reserved key.
+    """
+    if not isinstance(memo, Mapping):
+        raise TemporalSettingsError(
+            f"memo= of {where} is {type(memo).__name__}: it must be a mapping of names to values"
+        )
+    for name in memo:
+        if not isinstance(name, str):
+            raise TemporalSettingsError(f"memo= of {where} has the key {name!r}: keys are texts")
+        if name.startswith(RESERVED_MEMO_PREFIX):
+            raise TemporalSettingsError(
+                f'memo= of {where} has the key "{name}", and keys that begin with "{RESERVED_MEMO_PREFIX}" are '
+                "reserved for Durably: give it another name"
+            )
+    return memo
+
 
 class CallOptions(TypedDict, total=False):
     """What every call to the server takes; the timeout is that of one request."""

@@ -27,7 +27,7 @@ from durably.transport import IO, AsyncIO, BlockingIO
 from .connection import Temporal
 from .errors import PayloadEncryptionError, TemporalSettingsError
 from .gateway import GatewayRequest, GatewayResponse, Unauthenticated
-from .gateway.authorization import ask, check_verdict
+from .gateway.authorization import ask, check_policy, check_verdict
 from .gateway.messages import JSON, CallBlocking, call_here
 from .gateway.problems import Problem, bad_request, not_found, to_problem, too_large, unauthenticated
 from .surroundings import is_async
@@ -68,7 +68,8 @@ class CodecServer:
     ``codecs`` is the app's ``Temporal``, whose namespace alone is answered for; or a ``PayloadCodec``; or a mapping
     of namespaces to either. ``origins`` are the web UI's, such as ``https://temporal.example.com``: their pages may
     call it with cookies and credentials, and pages of other sites may not. ``authorize`` gets a ``CodecAction`` and
-    returns whether it is allowed, or raises ``Unauthenticated``; without one, ``allow_anonymous=True`` must say that
+    returns whether it is allowed, or raises ``Unauthenticated``. A principal that it refuses gets 403, and 401 if it is
+    anonymous; without one, ``allow_anonymous=True`` must say that
     everybody may read what was encrypted. ``max_body`` is in bytes.
 
     Raises ``TemporalSettingsError``.
@@ -84,7 +85,7 @@ class CodecServer:
         max_body: int = 8 * 1024 * 1024,
         max_payloads: int = 10_000,
     ) -> None:
-        _check_policy(authorize, allow_anonymous)
+        check_policy(authorize, allow_anonymous, "CodecServer", "read what was encrypted")
         self.allow_anonymous = allow_anonymous
         self.max_body = max_body
         self._max_payloads = max_payloads
@@ -140,7 +141,8 @@ class CodecServer:
             action = CodecAction(
                 operation=operation, namespace=namespace, principal=request.principal, request=request.raw_request
             )
-            check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
+            verdict = await ask(self._authorize, action, self._is_authorize_async, io, call_blocking)
+            check_verdict(verdict, action.principal)
         codec = _codec_of(self._codecs, namespace)
         payloads = self._parse(request.body).payloads
         work = codec.encode if operation is CodecOperation.ENCODE else codec.decode
@@ -225,16 +227,6 @@ def _of_connection(codec: Temporal | PayloadCodec) -> PayloadCodec:
             "or give Temporal(encryption=…) or CodecServer a codec"
         )
     return found
-
-
-def _check_policy(authorize: AuthorizeCodec | None, allow_anonymous: bool) -> None:
-    if authorize is None and not allow_anonymous:
-        raise TemporalSettingsError(
-            "who may read encrypted payloads? Give CodecServer authorize=, a function of the action that returns "
-            "whether it is allowed, or allow_anonymous=True to let everybody read them"
-        )
-    if authorize is not None and allow_anonymous:
-        raise TemporalSettingsError("CodecServer: authorize= and allow_anonymous=True exclude each other")
 
 
 def _check_origin(origin: str) -> str:

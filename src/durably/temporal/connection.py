@@ -28,6 +28,7 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 from durably.portal import get_portal
 from durably.protocol.text import get_logger
 
+from .call_options import check_memo
 from .compat import never_free
 from .connect_failures import cause_to_show, connect_error, unreachable
 from .deadlines import DeadlineInterceptor
@@ -217,6 +218,7 @@ class Temporal:
         """
         if workflow.unsafe.in_sandbox():
             return
+        check_memo(options.get("memo", {}), f'add_schedule("{id}")')
         self.schedules.append(
             ScheduleDeclaration(
                 id=id,

@@ -6,6 +6,7 @@ from typing import Any
 from durably.temporal.codec_server import CodecAction
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Action, Operation, Unauthenticated
+from durably.temporal.gateway.principals import is_anonymous
 
 
 def require_permissions(
@@ -35,6 +36,6 @@ def require_codec_permission(permission: str) -> Callable[[CodecAction], bool]:
 
 
 def _logged_in(user: Any) -> Any:
-    if user is None or not user.is_authenticated:
+    if is_anonymous(user):
         raise Unauthenticated("Session")
     return user

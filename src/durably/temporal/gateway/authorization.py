@@ -16,7 +16,8 @@ from durably.transport import IO
 from .exposure import Exposure, Operation
 from .messages import CallBlocking
 from .ownership import owner_of
-from .problems import Problem
+from .principals import is_anonymous
+from .problems import Problem, unauthenticated
 from .reading import shown_memo
 from .schedule_exposure import Place
 from .target import Target
@@ -126,15 +127,24 @@ class Unauthenticated(Exception):
         self.challenge = challenge
 
 
-def check_policy(authorize: Authorize | None, allow_anonymous: bool, exposures: Mapping[str, Exposure]) -> None:
-    """A gateway that nobody guards must be asked for in so many words."""
+def check_policy(
+    authorize: Callable[[Any], Any] | None, allow_anonymous: bool, server: str, everybody_may: str
+) -> None:
+    """Raises ``TemporalSettingsError`` unless one of both is given: a server without a guard must be asked for.
+
+    ``server`` is its class, such as ``Gateway``; ``everybody_may`` is what it lets everybody do without a guard.
+    """
     if authorize is None and not allow_anonymous:
         raise TemporalSettingsError(
-            "who may use the gateway? Give authorize=, a function that is told of each action and returns whether it "
-            "is allowed, or allow_anonymous=True to let everybody do all that is exposed"
+            f"who may use the {server}? Give {server} authorize=, a function of the action that returns whether it is "
+            f"allowed, or allow_anonymous=True to let everybody {everybody_may}"
         )
     if authorize is not None and allow_anonymous:
-        raise TemporalSettingsError("authorize= and allow_anonymous=True exclude each other")
+        raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True exclude each other")
+
+
+def check_owners(allow_anonymous: bool, exposures: Mapping[str, Exposure]) -> None:
+    """Raises ``TemporalSettingsError`` for owners in a gateway that is open to all."""
     owned = [exposure.name for exposure in exposures.values() if exposure.ownership is not None]
     if allow_anonymous and owned:
         raise TemporalSettingsError(
@@ -150,7 +160,9 @@ async def ask(
     return await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict
 
 
-def check_verdict(verdict: object) -> None:
-    """Only ``True`` allows."""
+def check_verdict(verdict: object, principal: Any) -> None:
+    """Only ``True`` allows. Otherwise raises a problem: 401 for an anonymous principal, and 403 for any other."""
     if verdict is not True:
+        if is_anonymous(principal):
+            raise unauthenticated()
         raise Problem(HTTPStatus.FORBIDDEN, "forbidden", "you may not do this")

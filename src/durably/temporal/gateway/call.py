@@ -2,7 +2,7 @@
 
 import re
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from .pages import Pages, PageTokens
 from .principals import Identify, principal_key
 from .problems import bad_request
 from .routes import Match
+from .start_options import StartOptions
 from .target import Target
 
 
@@ -42,7 +43,8 @@ class Limits:
 @dataclass(kw_only=True)
 class Call:
     """``value`` is the validated input; ``workflow_id`` the one in the URL, or the one to start. ``target`` is the
-    workflow that the URL names, ``access`` what the principal may reach, ``keyed`` tells of an idempotency key."""
+    workflow that the URL names, ``access`` what the principal may reach, ``keyed`` tells of an idempotency key.
+    ``start_options`` are for operations that start a workflow."""
 
     request: GatewayRequest
     match: Match
@@ -59,6 +61,7 @@ class Call:
     target: Target | None
     keyed: KeyedRequest | None = None
     identify: Identify | None = None
+    start_options: StartOptions = field(default_factory=StartOptions)
 
     @property
     def exposure(self) -> Exposure:

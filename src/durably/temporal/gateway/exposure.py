@@ -20,10 +20,10 @@ from durably.temporal.errors import TemporalSettingsError
 
 from .attributes import Given, Make, declare_attributes
 from .definitions import Handler, WorkflowDefinition, define
-from .inputs import Arguments, IdTemplate, batch_model, id_function, input_function, model_with_start
+from .inputs import Arguments, IdTemplate, batch_model, id_function, model_with_start
 from .models import BatchRequest
 from .ownership import Ownership, declare_ownership
-from .start_options import check_attach, delay_function
+from .start_options import check_attach, delay_function, memo_function
 
 Everything = Literal["all"]
 
@@ -212,7 +212,7 @@ def expose(
         task_queue=task_queue,
         start_options=options,
         search_attributes=declare_attributes(search_attributes, definition.name),
-        memo=memo and input_function(memo, "memo="),
+        memo=None if memo is None else memo_function(memo, definition.name),
         start_delay=None if start_delay is None else delay_function(start_delay),
         attaches=attaches,
         ownership=ownership,

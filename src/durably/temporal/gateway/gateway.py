@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 from pydantic import BaseModel, ValidationError
-from temporalio.common import SearchAttributeKey
+from temporalio.common import SearchAttributeKey, TypedSearchAttributes
 
 from durably.execution import drive
 from durably.portal import get_portal
@@ -28,10 +28,20 @@ from durably.transport import IO, AsyncIO, BlockingIO
 
 from . import acting, batches, events, history, pausing, reading, results, schedules, starting
 from .attributes import declared_keys
-from .authorization import Action, ActionSubject, Authorize, Unauthenticated, ask, check_policy, check_verdict
+from .authorization import (
+    Action,
+    ActionSubject,
+    Authorize,
+    Unauthenticated,
+    ask,
+    check_owners,
+    check_policy,
+    check_verdict,
+)
 from .call import Call, Limits
 from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, SharedKeys, keyed_request
+from .inputs import check_id
 from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_here, without_body
 from .metrics import GatewayMetrics
 from .models import (
@@ -50,6 +60,7 @@ from .problems import Problem, bad_request, invalid_body, to_problem, too_large,
 from .routes import AnyMatch, Match, ScheduleMatch, answer_get_only, match, options
 from .schedule_exposure import Place, ScheduleExposure
 from .security import SecuritySchemes, check_security_schemes
+from .start_options import StartOptions
 from .swagger import swagger_page
 from .target import Target
 
@@ -132,7 +143,8 @@ class Gateway:
     ) -> None:
         self.temporal = temporal
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
-        check_policy(authorize, allow_anonymous, self.exposures)
+        check_policy(authorize, allow_anonymous, "Gateway", "do all that is exposed")
+        check_owners(allow_anonymous, self.exposures)
         if len(self.exposures) < len(exposures):
             raise TemporalSettingsError("two exposures have the same name: give one of them name=")
         self.places: Mapping[str, Place] = self.exposures
@@ -160,6 +172,7 @@ class Gateway:
         self._page_tokens = PageTokens(secret)
         self._shared_keys = SharedKeys()
         self._metrics = GatewayMetrics(temporal)
+        self._declared_attributes: set[tuple[str, str, Any]] = set()
         self._documents: dict[tuple[str, str], bytes] = {}
 
     async def handle(self, request: GatewayRequest, found: AnyMatch | None = None) -> GatewayResponse:
@@ -232,8 +245,9 @@ class Gateway:
         target = self._target(request, found, access)
         keyed = self._keyed(request, found, value)
         workflow_id = found.workflow_id
-        if found.operation in (Operation.START, Operation.SIGNAL_WITH_START):
-            start_input = value if found.operation is Operation.START else value.input
+        starts = found.operation in (Operation.START, Operation.SIGNAL_WITH_START)
+        start_input = value.input if found.operation is Operation.SIGNAL_WITH_START else value
+        if starts:
             workflow_id = starting.choose_id(found.exposure, keyed, start_input, request.principal, access)
         is_unlimited = found.operation in _BATCHES and access.sees_all
         new_owner = None if is_unlimited else access.owner
@@ -241,7 +255,23 @@ class Gateway:
         await self._check_allowed(_action(request, found, workflow_id, value, subject), io, call_blocking)
         if self._authorize is not None and keyed is not None and is_anonymous(request.principal):
             self._shared_keys.warn()
-        return await io.resolve(self._perform(request, found, workflow_id or "", value, access, target, keyed))
+        options = StartOptions()
+        if starts:
+            options = starting.start_options(found.exposure, start_input, request.principal)
+            self._declare_attributes(found.exposure, options.search_attributes)
+        return await io.resolve(self._perform(request, found, workflow_id or "", value, access, target, keyed, options))
+
+    def _declare_attributes(self, exposure: Exposure, made: TypedSearchAttributes | None) -> None:
+        """Have each attribute that a function sets for the first time looked for in the namespace.
+
+        Those that an exposure declares by key have been declared when the gateway was made.
+        """
+        known = declared_keys(exposure.search_attributes)
+        for key in [pair.key for pair in made or () if pair.key not in known]:
+            place = (exposure.name, key.name, key.indexed_value_type)
+            if place not in self._declared_attributes:
+                self._declared_attributes.add(place)
+                self.temporal.add_search_attributes(key, where=f"expose({exposure.definition.name})")
 
     async def _carry_out_schedule(
         self, request: GatewayRequest, found: ScheduleMatch, io: IO, call_blocking: CallBlocking
@@ -260,7 +290,9 @@ class Gateway:
 
     async def _check_allowed(self, action: Action, io: IO, call_blocking: CallBlocking) -> None:
         if self._authorize is not None:
-            check_verdict(await ask(self._authorize, action, self._is_authorize_async, io, call_blocking))
+            check_verdict(
+                await ask(self._authorize, action, self._is_authorize_async, io, call_blocking), action.principal
+            )
 
     def _keyed(self, request: GatewayRequest, found: Match, value: Any) -> KeyedRequest | None:
         if found.operation not in _TAKE_KEYS:
@@ -272,11 +304,14 @@ class Gateway:
     def _target(self, request: GatewayRequest, found: Match, access: Access) -> Target | None:
         if found.workflow_id is None:
             return None
+        run_id = request.query("run_id") or None
+        if run_id is not None:
+            check_id(run_id, "run_id")
         return Target(
             self.temporal.client,
             found.exposure,
             found.workflow_id,
-            request.query("run_id") or None,
+            run_id,
             access,
             self._owner_attribute,
             self.limits.rpc_timeout,
@@ -336,6 +371,7 @@ class Gateway:
         access: Access,
         target: Target | None,
         keyed: KeyedRequest | None,
+        start_options: StartOptions,
     ) -> GatewayResponse:
         if workflow_id:
             note_workflow(workflow_id)
@@ -355,6 +391,7 @@ class Gateway:
             target=target,
             keyed=keyed,
             identify=self._identify,
+            start_options=start_options,
         )
         if target is not None:
             await target.check()

@@ -12,6 +12,7 @@ import string
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any
@@ -159,16 +160,28 @@ PRINCIPAL = "principal"
 class IdTemplate:
     """``order-{order_id}``: a workflow's id from its input, so that one order has one workflow.
 
-    ``{principal}`` stands for the owner's text, so that each owner has one.
+    ``{principal}`` stands for the owner's text, so that each owner has one. Different texts give different ids: see
+    ``_encode``.
     """
 
     def __init__(self, template: str) -> None:
         self._template = template
-        self._names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = list(string.Formatter().parse(template))
+        self._names = [name for _, name, _, _ in parts if name is not None]
         if not self._names or not all(name.isidentifier() for name in self._names):
             raise TemporalSettingsError(
                 f'the id template "{template}" must name fields of the input, such as order-{{order_id}}'
             )
+        self._fields = [
+            "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            for _, name, spec, conversion in parts
+            if name is not None
+        ]
+        self._prefix = parts[0][0]
+        self._separators = [
+            _Separator.checked(literal, template) for literal, name, _, _ in parts[1:] if name is not None
+        ]
+        self._suffix = parts[-1][0] if parts[-1][1] is None else ""
 
     def check(self, names: set[str], title: str, *, has_owner: bool) -> None:
         if PRINCIPAL in self._names and PRINCIPAL in names and has_owner:
@@ -189,7 +202,61 @@ class IdTemplate:
         missing = [name for name in self._names if fields.get(name) in (None, "")]
         if missing:
             raise bad_request(f"the workflow's id is made from {missing[0]}, which must not be empty")
-        return self._template.format(**{name: fields[name] for name in self._names})
+        texts = [field.format(**{name: fields[name]}) for field, name in zip(self._fields, self._names, strict=True)]
+        return self._prefix + _encode(texts, self._separators) + self._suffix
+
+
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+@dataclass(frozen=True)
+class _Separator:
+    """The text between two fields of an id. ``key`` is its first character that is neither a letter nor a digit.
+
+    A field before it does not contain ``key`` once it is escaped, so that the first ``key`` of an id ends the field.
+    """
+
+    text: str
+    key: str
+
+    @classmethod
+    def checked(cls, text: str, template: str) -> "_Separator":
+        """Raises ``TemporalSettingsError`` for a text that cannot separate two fields."""
+        key = next((character for character in text if not character.isalnum()), None)
+        if key is None:
+            raise TemporalSettingsError(
+                f'the id template "{template}" has two fields with {f"only {text!r}" if text else "nothing"} between '
+                "them, so that different values could give one id: separate them by a character such as -"
+            )
+        return cls(text, key)
+
+    def escape(self, field: str, rest: str) -> str:
+        """The field as it stands before this separator and ``rest``, which is the id's remaining part.
+
+        A UUID stays as it is. Nothing else can be taken for one: if it could, its first character is escaped too.
+        """
+        if re.fullmatch(_UUID, field):
+            return field
+        mark = "~" if self.key != "~" else "!"
+        escaped = field.replace(mark, _escape(mark, mark)).replace(self.key, _escape(mark, self.key))
+        if re.match(_UUID + re.escape(self.text), escaped + self.text + rest):
+            escaped = _escape(mark, escaped[0]) + escaped[1:]
+        return escaped
+
+
+def _escape(mark: str, character: str) -> str:
+    return "".join(f"{mark}{byte:02X}" for byte in character.encode())
+
+
+def _encode(texts: Sequence[str], separators: Sequence[_Separator]) -> str:
+    """The fields of an id, joined so that they can be told apart again: no two lists of texts give the same one.
+
+    All fields but the last one are escaped, by ``~2D`` for a ``-`` that also separates.
+    """
+    made = texts[-1]
+    for field, separator in zip(reversed(texts[:-1]), reversed(separators), strict=True):
+        made = separator.escape(field, made) + separator.text + made
+    return made
 
 
 def id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None], str]:

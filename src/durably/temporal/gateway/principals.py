@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from durably.temporal.errors import UnknownPrincipalError
+from durably.temporal.surroundings import is_async
 
 Identify = Callable[[Any], str]
 
@@ -52,13 +53,42 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
 
 
 def is_anonymous(principal: Any) -> bool:
-    """``None``, and what says so itself: Django's, flask-login's and Starlette's users have these attributes."""
+    """Whether the principal is ``None``, or an object that says so itself.
+
+    The users of Django, flask-login and Starlette have ``is_anonymous`` or ``is_authenticated``; in older libraries and
+    in users of an app's own these may be methods. Raises ``UnknownPrincipalError`` for one that gives no verdict.
+    """
     if principal is None:
         return True
-    verdict = getattr(principal, "is_anonymous", None)
-    if isinstance(verdict, bool):
-        return verdict
-    return getattr(principal, "is_authenticated", None) is False
+    verdict = _verdict(principal, "is_anonymous")
+    return _verdict(principal, "is_authenticated") is False if verdict is None else verdict
+
+
+def _verdict(principal: Any, name: str) -> bool | None:
+    """The value of an attribute or a method; ``None`` for a principal without it."""
+    value = getattr(principal, name, None)
+    if callable(value):
+        value = _call(principal, name, value)
+        if not isinstance(value, bool):
+            raise _no_verdict(principal, name, f"returns {type(value).__name__}")
+    # Attributes of other types were never a verdict, such as a database column of that name.
+    return value if isinstance(value, bool) else None
+
+
+def _call(principal: Any, name: str, method: Callable[[], Any]) -> Any:
+    if is_async(method):
+        raise _no_verdict(principal, name, "is asynchronous")
+    try:
+        return method()
+    except TypeError as error:
+        raise _no_verdict(principal, name, f"cannot be called without arguments ({error})") from error
+
+
+def _no_verdict(principal: Any, name: str, why: str) -> UnknownPrincipalError:
+    return UnknownPrincipalError(
+        f"{name} of a principal of the class {_class_of(principal)} {why}: it must be True or False, or a plain method "
+        "that returns one of them"
+    )
 
 
 def _subject(principal: Any, subject: Any, issuer: Any) -> str:

@@ -24,7 +24,7 @@ from .failures import causes
 from .messages import GatewayResponse, answer
 from .models import Description, Page, PendingActivity, Summary, WorkflowStatus
 from .problems import bad_request
-from .starting import MARK
+from .start_options import MARK
 from .visibility import Filter, all_of, compare, parse, write
 
 _STATUSES: dict[WorkflowExecutionStatus, WorkflowStatus] = {

@@ -84,8 +84,13 @@ class Match:
 
     def check(self) -> None:
         """Raises a problem for an id that no workflow can have."""
-        if self.workflow_id is not None:
-            check_id(self.workflow_id)
+        for id, what in (
+            (self.workflow_id, "the workflow id"),
+            (self.update_id, "the update id"),
+            (self.job_id, "the job id"),
+        ):
+            if id is not None:
+                check_id(id, what)
 
 
 @dataclass(frozen=True)

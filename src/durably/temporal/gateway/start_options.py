@@ -1,14 +1,34 @@
-"""The options of ``expose`` for starts: delays, and what happens if the id is in use."""
+"""The options of ``expose`` for starts: memos, delays, and what happens if the id is in use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy
 
+from durably.temporal.call_options import check_memo
 from durably.temporal.errors import TemporalSettingsError
 
 from .inputs import input_function
+
+MARK = "durably-idempotency"
+"""The memo's field that says which request started a workflow."""
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What the app's functions make of one request that starts a workflow."""
+
+    memo: Mapping[str, Any] = field(default_factory=dict)
+    search_attributes: TypedSearchAttributes | None = None
+    start_delay: timedelta | None = None
+
+
+def memo_function(memo: Callable[..., Mapping[str, Any]], title: str) -> Callable[[Any, Any], Mapping[str, Any]]:
+    """``memo=`` of ``expose``; ``title`` is the workflow's. Both raise ``TemporalSettingsError``."""
+    called = input_function(memo, "memo=")
+    return lambda value, principal: check_memo(called(value, principal), f"expose({title})")
 
 
 def delay_function(delay: timedelta | Callable[..., timedelta]) -> Callable[[Any, Any], timedelta]:

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -23,9 +24,7 @@ from .ownership import Access, stamp
 from .problems import Problem, internal_error, logger, to_problem
 from .repetitions import find_repetition, is_repetition
 from .results import wait_for_result
-
-MARK = "durably-idempotency"
-"""The memo's field that tells by which request a workflow was started."""
+from .start_options import MARK, StartOptions
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,15 @@ def choose_id(exposure: Exposure, keyed: KeyedRequest | None, value: Any, princi
     if exposure.id is not None:
         return check_id(exposure.id(value, principal, access.owner))
     return f"{exposure.name}-{uuid.uuid4() if keyed is None else keyed.id}"
+
+
+def start_options(exposure: Exposure, value: Any, principal: Any) -> StartOptions:
+    """What the exposure's functions make of the input; each is called once for a request. Raises what they raise."""
+    return StartOptions(
+        memo={} if exposure.memo is None else exposure.memo(value, principal),
+        search_attributes=exposure.search_attributes and exposure.search_attributes(value, principal),
+        start_delay=exposure.start_delay and exposure.start_delay(value, principal),
+    )
 
 
 async def start(call: Call) -> GatewayResponse:
@@ -116,12 +124,10 @@ def _check_signal(call: Call, latest: WorkflowExecutionDescription | None) -> No
 
 
 async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) -> WorkflowHandle[Any, Any]:
-    exposure, principal = call.exposure, call.request.principal
+    exposure, options = call.exposure, call.start_options
     value = call.value if "start_signal" not in changes else call.value.input
-    memo = dict(exposure.memo(value, principal)) if exposure.memo else {}
-    if keyed is not None:
-        memo[MARK] = keyed.mark
-    attributes = exposure.search_attributes(value, principal) if exposure.search_attributes else None
+    memo = {**options.memo, **({} if keyed is None else {MARK: keyed.mark})}
+    attributes = options.search_attributes
     if exposure.ownership is not None:
         attributes = stamp(call.access.owner, call.owner_attribute, attributes)
     starting = call.client.start_workflow(
@@ -132,7 +138,7 @@ async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) 
         result_type=exposure.result,
         memo=memo or None,
         search_attributes=attributes,
-        start_delay=None if exposure.start_delay is None else exposure.start_delay(value, principal),
+        start_delay=options.start_delay,
         rpc_timeout=call.rpc_timeout,
         **{**exposure.start_options, **changes},
     )
@@ -253,7 +259,8 @@ async def _was_started_with(call: Call, execution: WorkflowExecutionDescription,
     if keyed is None or execution.workflow_type != call.exposure.definition.name:
         return False
     theirs = await execution.memo_value(MARK, {})
-    if theirs.get("key") != keyed.scope:
+    # Code of the app's own may have started it, with a memo of any kind.
+    if not isinstance(theirs, Mapping) or theirs.get("key") != keyed.scope:
         return False
     keyed.check_input(theirs)
     return True
