@@ -235,7 +235,9 @@ def test_inputs_and_results_are_for_people_with_the_permission(
 
     def count_down(note: str) -> Handle:
         id = uuid.uuid4().hex
-        handle = temporal.sync.start_workflow("CountdownWorkflow", args=[0, note], id=id, task_queue=site.task_queue)
+        handle = temporal.sync.start_workflow(
+            "CountdownWorkflow", args=[0, note], id=id, task_queue=site.task_queue, memo={"customer": "ada smith"}
+        )
         handle.result(timeout=PATIENCE)
         return handle
 
@@ -250,8 +252,11 @@ def test_inputs_and_results_are_for_people_with_the_permission(
     assert "bytes: too large to show" in page_of(root, large).text
     watcher = page_of(Browser(origin, "watcher"), handle)
     assert (watcher.status_code, "xxx" in watcher.text, "<h2>Input" in watcher.text) == (200, False, False)
+    assert "Memo" not in watcher.text
+    assert "ada smith" not in watcher.text
     viewer = page_of(Browser(origin, "viewer"), handle).text
     assert ("xxx" in viewer, "/terminate/" in viewer) == (True, False)
+    assert re.search(r"Memo: customer</th><td>ada smith", viewer)
 
 
 def test_a_workflow_with_its_pending_activities_and_its_history(

@@ -1,7 +1,7 @@
 """What the admin's pages show: pages of workflows by filters, and one workflow with its activities and its history.
 
-Asynchronous, over ``temporalio``'s client; knows no requests and no templates. Inputs and results are read only for
-people who may see them.
+Asynchronous, over ``temporalio``'s client; knows no requests and no templates. Inputs, results and memos are read only
+for people who may see them.
 """
 
 import datetime as dt
@@ -74,7 +74,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Details:
-    """A workflow, what it waits for, and a page of its history. ``payloads`` are inputs and results, by their title."""
+    """A workflow, what it waits for, and a page of its history. ``payloads`` are inputs and results, by their title.
+
+    These and ``memo`` are empty for people who may not see payloads.
+    """
 
     row: Row
     is_running: bool
@@ -159,7 +162,7 @@ async def fetch_details(
         is_running=is_running,
         links=run_links(client, described, start, end),
         history_length=described.history_length,
-        memo=await described.memo(),
+        memo=await described.memo() if with_payloads else {},
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         payloads=await _payloads(converter, start, end) if with_payloads else {},
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
