@@ -75,8 +75,8 @@ SCHEDULES = expose_schedules(SCHEDULE, UNSYNCED_SCHEDULE, operations=FOR_SCHEDUL
 def declare_schedules(temporal: Temporal) -> None:
     """Once for each connection; no test syncs the second one."""
     if not temporal.schedules:
-        temporal.add_schedule(SCHEDULE, SumWorkflow.run, Pair(left=1), 1, every=timedelta(hours=1))
-        temporal.add_schedule(UNSYNCED_SCHEDULE, SumWorkflow.run, Pair(left=1), 1, cron="0 0 1 1 *")
+        temporal.add_schedule(SCHEDULE, SumWorkflow.run, Pair(left=1), every=timedelta(hours=1))
+        temporal.add_schedule(UNSYNCED_SCHEDULE, SumWorkflow.run, Pair(left=1), cron="0 0 1 1 *")
 
 
 def open_gateway(temporal: Temporal) -> Gateway:

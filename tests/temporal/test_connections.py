@@ -1,13 +1,17 @@
 """Several connections in one app: their settings, gateways, workers and commands."""
 
+import asyncio
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 
 from durably.portal import get_portal
@@ -19,8 +23,9 @@ from ..cli.conftest import Command, Start, directory, start, write
 from ..ports import free_port
 from .commands import write_shop
 from .dev_server import BILLING, DevServer
+from .test_django import run
 from .worker_thread import working
-from .workflows import ACTIVITIES, WORKFLOWS, SumWorkflow
+from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS, OrderWorkflow, SumWorkflow
 
 __all__ = ["directory", "start"]
 
@@ -131,6 +136,50 @@ def fast_api_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tupl
     return ask
 
 
+def starlette_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tuple[int, Any]]:
+    from starlette.applications import Starlette
+    from starlette.testclient import TestClient
+
+    from durably.temporal.starlette import routes
+
+    app = Starlette(routes=[each for name, gateway in gateways.items() for each in routes(gateway, prefix=f"/{name}")])
+    client = TestClient(app)
+
+    def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        response = client.request(method, path, json=body)
+        return response.status_code, response.json()
+
+    return ask
+
+
+def tornado_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tuple[int, Any]]:
+    import tornado.httpserver
+    import tornado.netutil
+    import tornado.web
+
+    from durably.temporal.tornado import routes
+
+    app = tornado.web.Application(
+        [each for name, gateway in gateways.items() for each in routes(gateway, prefix=f"/{name}")]
+    )
+    [listener] = tornado.netutil.bind_sockets(0, "127.0.0.1")
+
+    async def serve(method: str, path: str, body: Any) -> tuple[int, Any]:
+        """On a loop of its own, for one request."""
+        server = tornado.httpserver.HTTPServer(app)
+        server.add_sockets([listener.dup()])
+        try:
+            async with httpx.AsyncClient(timeout=PATIENCE.total_seconds()) as client:
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}{path}"
+                response = await client.request(method, url, json=body)
+                return response.status_code, response.json()
+        finally:
+            server.stop()
+            await server.close_all_connections()
+
+    return lambda method, path, body=None: asyncio.run(serve(method, path, body))
+
+
 @pytest.fixture(scope="module")
 def billing(temporal: Temporal) -> Iterator[Temporal]:
     billing = Temporal(namespace=BILLING, task_queue="billing", name="billing", same_server_as=temporal)
@@ -139,7 +188,7 @@ def billing(temporal: Temporal) -> Iterator[Temporal]:
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("make", [flask_app, fast_api_app])
+@pytest.mark.parametrize("make", [flask_app, fast_api_app, starlette_app, tornado_app])
 def test_each_gateway_knows_the_workflows_of_its_namespace(
     temporal: Temporal, billing: Temporal, make: Callable[..., Any]
 ) -> None:
@@ -158,6 +207,70 @@ def test_each_gateway_knows_the_workflows_of_its_namespace(
     assert billing.sync.get_workflow_handle(id).describe().namespace == BILLING
     health = get_portal().run(billing.check_health())
     assert (health.ok, health.namespace) == (True, BILLING)
+
+
+@pytest.mark.usefixtures("worker", "billing")
+def test_each_gateway_of_a_django_project_knows_the_workflows_of_its_namespace(
+    server: DevServer, tmp_path: Path
+) -> None:
+    before = f"""
+        options["TEMPORAL_TASK_QUEUE"] = "{TASK_QUEUE}"
+        options["TEMPORAL_CONNECTIONS"] = {{"billing": {{"NAMESPACE": "{BILLING}", "TASK_QUEUE": "billing"}}}}
+    """
+    code = """
+        from django.test import Client
+        from django.urls import include, path
+        from durably.temporal.django import connections, urls as gateway_urls
+        from durably.temporal.gateway import Gateway, expose
+        from tests.temporal.workflows import SumWorkflow
+
+        for name, connection in {"shop": "default", "bills": "billing"}.items():
+            gateway = Gateway(connections[connection], [expose(SumWorkflow, name="sums")], allow_anonymous=True)
+            urls.urlpatterns.append(path(f"{name}/", gateway_urls(gateway, namespace=name)))
+        client, body = Client(), {"pair": {"left": 1, "right": [2]}}
+        for own, other in (("shop", "bills"), ("bills", "shop")):
+            started = client.post(f"/{own}/sums", body, content_type="application/json")
+            assert started.status_code == 202, started.content
+            id = started.json()["workflow_id"]
+            assert client.get(f"/{own}/sums/{id}/result?wait=30").json()["result"] == 3
+            assert client.get(f"/{other}/sums/{id}").status_code == 404
+    """
+    run(server, tmp_path / "db.sqlite3", code, before, "import durably.temporal.django\nurls = settings.ROOT_URLCONF\n")
+
+
+def test_the_example_of_the_page(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastapi import Header
+    from fastapi.testclient import TestClient
+
+    page = Path(__file__).parents[2] / "docs" / "temporal.md"
+    section = page.read_text().partition("### Several connections\n")[2].partition("\n### ")[0]
+    [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    users, workflows = ModuleType("users"), ModuleType("workflows")
+
+    def current_user(x_user: str | None = Header(default=None)) -> str | None:
+        return x_user
+
+    vars(users).update(current_user=current_user, may=lambda action: action.principal in ("ada", "bob"))
+    vars(workflows).update(OrderWorkflow=OrderWorkflow, InvoiceWorkflow=SumWorkflow)
+    for module in (users, workflows):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setenv("TEMPORAL_ADDRESS", server.address)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, str(page), "exec"), names)
+    client = TestClient(names["app"])
+    for place, body in (
+        ("/shop/order", {"order_id": "1", "amount": 1}),
+        ("/billing/sum-of-pair", {"pair": {"left": 1}}),
+    ):
+        started = client.post(place, json=body, headers={"X-User": "ada"})
+        assert started.status_code == 202, started.json()
+        where = started.headers["Location"]
+        asked = {user: client.get(where, headers={"X-User": user}).status_code for user in ("ada", "bob", "eve")}
+        assert asked == {"ada": 200, "bob": 404, "eve": 403}
+        assert client.get(where).status_code == 401
+        id = where.rpartition("/")[2]
+        other = "/billing/sum-of-pair" if place == "/shop/order" else "/shop/order"
+        assert client.get(f"{other}/{id}", headers={"X-User": "ada"}).status_code == 404
 
 
 FLASK_SHOP = """

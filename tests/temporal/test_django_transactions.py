@@ -22,7 +22,7 @@ from django.test import AsyncClient, Client, TestCase
 from django.urls import path
 from temporalio.service import RPCError
 from durably.temporal.errors import TemporalSettingsError
-from tests.temporal.workflows import SleepingWorkflow
+from tests.temporal.workflows import SleepingWorkflow, SumWorkflow
 
 ids = iter(uuid.uuid4().hex for _ in range(100))
 
@@ -75,6 +75,13 @@ def test_rollbacks_savepoints_and_databases(server: DevServer, tmp_path: Path) -
                 start(next(ids), temporal=nowhere, robust=True)
         except TemporalSettingsError as error:
             assert "on which task queue?" in str(error)
+        else:
+            raise AssertionError("the transaction has committed")
+        try:
+            with transaction.atomic():
+                start_on_commit(SumWorkflow.run, args=[], id=next(ids), robust=True)
+        except TypeError as error:
+            assert "needs an argument for pair" in str(error)
         else:
             raise AssertionError("the transaction has committed")
     """

@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.common import RawValue
 
 from durably.temporal import Temporal, TemporalSettingsError
-from durably.temporal.gateway import FOR_USERS, Gateway, Operation, expose
+from durably.temporal.gateway import FOR_OPERATORS, FOR_USERS, Gateway, Operation, expose
 from durably.temporal.gateway.inputs import fields_of
 from durably.temporal.gateway.messages import answer
 from durably.temporal.gateway.models import Completed, Links
@@ -132,3 +132,25 @@ def test_a_result_is_shown_as_it_is_and_what_is_not_known_left_out() -> None:
         shown = json.loads(answer(Completed[Any](workflow_id="x", result=result, links=links)).body)
         assert shown.keys() == {"workflow_id", "status", "result", "links"}
         assert shown["result"] == (result.model_dump() if isinstance(result, Greeting) else result)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_warned"),
+    [
+        ({"id": "order-{order_id}"}, True),
+        ({"id": lambda order: order.order_id}, True),
+        ({"id": "order-{principal}-{order_id}"}, False),
+        ({"id": lambda order, user: f"{user}-{order.order_id}"}, False),
+        ({}, False),
+        ({"id": "order-{order_id}", "signals": ()}, False),
+        ({"id": "order-{order_id}", "operations": FOR_USERS}, False),
+        ({"id": "order-{order_id}", "owner": None}, False),
+    ],
+)
+def test_ids_that_two_owners_share_are_warned_of(
+    options: dict[str, Any], is_warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    expose(OrderWorkflow, **{"owner": str, "signals": ["ship"], "operations": FOR_OPERATORS, **options})
+    expected = ["OrderWorkflow is exposed with owner= and signal-with-start, and its id= does not contain the owner"]
+    assert [each.getMessage().partition(":")[0] for each in caplog.records] == (expected if is_warned else [])
+    assert all("{principal}" in each.getMessage() for each in caplog.records)

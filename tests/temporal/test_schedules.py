@@ -15,7 +15,7 @@ from durably.temporal.schedules import sync_schedules
 from ..cli.conftest import Run, directory, run, write
 from .dev_server import DevServer
 from .django_site import DjangoSite
-from .workflows import Order, OrderWorkflow
+from .workflows import Order, OrderWorkflow, Pair, SumWorkflow
 
 __all__ = ["directory", "run"]
 
@@ -115,6 +115,16 @@ def test_declarations_that_make_no_sense_are_refused(server: DevServer, app: str
     declare(temporal, app)
     with pytest.raises(TemporalSettingsError, match="is declared twice"):
         sync(temporal)
+
+
+def test_arguments_fit_the_workflow(server: DevServer, app: str) -> None:
+    temporal = connect(server, app)
+    temporal.add_schedule("a", SumWorkflow.run, Pair(1), every=timedelta(hours=1))
+    temporal.add_schedule("b", "sum-of-pair", Pair(1), every=timedelta(hours=1))
+    assert [each.args for each in temporal.schedules] == [(Pair(1), 1), (Pair(1),)]
+    for args, words in (((), "needs an argument for pair"), ((Pair(1), 2, 3), "takes 2 arguments, and 3 were given")):
+        with pytest.raises(TemporalSettingsError, match=f'the schedule "c" cannot start its workflow: .*{words}'):
+            temporal.add_schedule("c", SumWorkflow.run, *args, every=timedelta(hours=1))
 
 
 def test_the_command(run: Run, directory: Path, server: DevServer, app: str) -> None:

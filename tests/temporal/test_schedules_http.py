@@ -48,7 +48,7 @@ def sync(temporal: Temporal, **options: Any) -> None:
 @pytest.fixture(scope="module")
 def synced(server: DevServer) -> None:
     temporal = Temporal(server.address, task_queue=TASK_QUEUE)
-    temporal.add_schedule(SCHEDULE, SumWorkflow.run, Pair(left=1), 1, every=timedelta(hours=1))
+    temporal.add_schedule(SCHEDULE, SumWorkflow.run, Pair(left=1), every=timedelta(hours=1))
     sync(temporal)
 
 
@@ -83,7 +83,9 @@ def test_schedules_are_shown_and_changed(app: AppServer, synced: None) -> None:
     assert app.post(f"{place}/trigger", {"overlap": "allow_all"}).status == 202
     count = before["started_count"] + 1
     triggered = wait_for(app, place, lambda state: state["started_count"] >= count)
-    assert triggered["recent_actions"][0]["workflow_id"].startswith(f"{SCHEDULE}-")
+    started = triggered["recent_actions"][0]["workflow_id"]
+    assert started.startswith(f"{SCHEDULE}-")
+    assert app.get(f"/open/sum-of-pair/{started}/result", wait=30).json["result"] == 1
 
     day = f"2026-01-{1 + [*SERVERS].index(app.name):02}"
     span = {"start_at": f"{day}T00:30:00Z", "end_at": f"{day}T04:30:00+01:00"}

@@ -38,7 +38,7 @@ from .lifespan import Lifespan
 from .owners import OwnerInterceptor
 from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
-from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec
+from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec, scheduled_arguments
 from .search_attributes import DeclaredAttribute, log_faults
 from .settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
 from .sync import SyncClient
@@ -213,8 +213,9 @@ class Temporal:
         """Declare a schedule: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``.
 
         When is said by one of ``cron``, ``every`` and ``spec``, in ``time_zone`` (UTC if not given). The workflows'
-        ids begin with ``workflow_id``, which is the schedule's own if not given; their time is appended. The server
-        gets to know by ``durably temporal sync-schedules module:temporal``. Raises ``TemporalSettingsError``.
+        ids begin with ``workflow_id``, which is the schedule's own if not given; their time is appended. Parameters of
+        ``start`` that are left out get their defaults as they are now. The server gets to know by ``durably temporal
+        sync-schedules module:temporal``. Raises ``TemporalSettingsError``, for arguments that do not fit too.
         """
         if workflow.unsafe.in_sandbox():
             return
@@ -223,7 +224,7 @@ class Temporal:
             ScheduleDeclaration(
                 id=id,
                 workflow=start,
-                args=args,
+                args=scheduled_arguments(id, start, args),
                 spec=make_spec(cron, every, spec, time_zone),
                 policy=policy or SchedulePolicy(),
                 workflow_id=workflow_id or id,

@@ -29,6 +29,7 @@ from temporalio.client import (
 from temporalio.common import Priority, RetryPolicy, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
+from .default_arguments import with_defaults
 from .errors import TemporalSettingsError
 
 if TYPE_CHECKING:
@@ -85,6 +86,16 @@ def make_spec(
         intervals = [] if every is None else [ScheduleIntervalSpec(every=every)]
         spec = ScheduleSpec(cron_expressions=expressions, intervals=intervals)
     return spec if time_zone is None else replace(spec, time_zone_name=time_zone)
+
+
+def scheduled_arguments(id: str, start: str | Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
+    """With defaults, if ``start`` is a method. Raises ``TemporalSettingsError`` for arguments that do not fit it."""
+    if isinstance(start, str):
+        return tuple(args)
+    try:
+        return tuple(with_defaults(start, args))
+    except TypeError as error:
+        raise TemporalSettingsError(f'the schedule "{id}" cannot start its workflow: {error}') from None
 
 
 def spec_in_words(spec: ScheduleSpec) -> str:

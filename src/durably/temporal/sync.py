@@ -31,6 +31,7 @@ from temporalio.workflow import UpdateMethodMultiParam
 from durably.portal import get_portal
 
 from .call_options import CallOptions, QueryOptions, StartOptions, UpdateOptions
+from .default_arguments import fill_arguments
 from .errors import TemporalSettingsError
 
 T = TypeVar("T")
@@ -122,7 +123,7 @@ class SyncClient:
 
         ``task_queue`` is the connection's if not given. Raises ``WorkflowAlreadyStartedError``, ``RPCError``.
         """
-        options = self.with_task_queue(options)
+        arg, options = fill_arguments(workflow, arg, self.with_task_queue(options))
         return self._handle(self.run(lambda client: client.start_workflow(workflow, *arg, id=id, **options)))
 
     @overload
@@ -148,7 +149,7 @@ class SyncClient:
     ) -> Any: ...
     def execute_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> Any:
         """``start_workflow(…).result()``: the thread waits for the workflow's end, so hardly ever in a view."""
-        options = self.with_task_queue(options)
+        arg, options = fill_arguments(workflow, arg, self.with_task_queue(options))
         return self.run(lambda client: client.execute_workflow(workflow, *arg, id=id, **options))
 
     def get_workflow_handle(
@@ -184,6 +185,7 @@ class SyncClient:
         self, update: Any, *arg: Any, start: "StartOperation", **options: Any
     ) -> Any:
         """Start the workflow unless it runs, update it, and wait for the update's result."""
+        arg, options = fill_arguments(update, arg, options)
 
         async def execute(client: Client) -> Any:
             return await client.execute_update_with_start_workflow(
@@ -218,7 +220,8 @@ class StartOperation:
         self._workflow, self._arg, self._id, self._options = workflow, arg, id, options
 
     def make(self, with_queue: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
-        return WithStartWorkflowOperation(self._workflow, *self._arg, id=self._id, **with_queue(self._options))
+        arg, options = fill_arguments(self._workflow, self._arg, with_queue(self._options))
+        return WithStartWorkflowOperation(self._workflow, *arg, id=self._id, **options)
 
 
 class SyncWorkflowHandle(Generic[W, R]):
@@ -288,7 +291,7 @@ class SyncWorkflowHandle(Generic[W, R]):
     ) -> Any: ...
     def query(self, query: Any, *arg: Any, **options: Any) -> Any:
         """Ask the workflow; a worker must be there to answer."""
-        return self._run(self.handle.query, query, *arg, **options)
+        return self._call(self.handle.query, query, arg, options)
 
     @overload
     def signal(self, signal: MethodSyncOrAsyncNoParam[W, None], **options: Unpack[CallOptions]) -> None: ...
@@ -308,7 +311,7 @@ class SyncWorkflowHandle(Generic[W, R]):
     def signal(self, signal: str, *arg: Any, args: Sequence[Any] = (), **options: Unpack[CallOptions]) -> None: ...
     def signal(self, signal: Any, *arg: Any, **options: Any) -> None:
         """Tell the workflow; returns when the server has it."""
-        self._run(self.handle.signal, signal, *arg, **options)
+        self._call(self.handle.signal, signal, arg, options)
 
     @overload
     def execute_update(self, update: UpdateMethodMultiParam[[W], T], **options: Unpack[UpdateOptions]) -> T: ...
@@ -331,7 +334,7 @@ class SyncWorkflowHandle(Generic[W, R]):
     ) -> Any: ...
     def execute_update(self, update: Any, *arg: Any, **options: Any) -> Any:
         """Update the workflow and wait for the update's result. Raises ``WorkflowUpdateFailedError``."""
-        return self._run(self.handle.execute_update, update, *arg, **options)
+        return self._call(self.handle.execute_update, update, arg, options)
 
     def start_update(
         self,
@@ -341,7 +344,8 @@ class SyncWorkflowHandle(Generic[W, R]):
         **options: Any,
     ) -> "SyncUpdateHandle[Any]":
         """Update the workflow and return once the update has come to the stage."""
-        handle = self._run(self.handle.start_update, update, *arg, wait_for_stage=wait_for_stage, **options)
+        options = {**options, "wait_for_stage": wait_for_stage}
+        handle = self._call(self.handle.start_update, update, arg, options)
         return SyncUpdateHandle(self._runner, handle)
 
     def get_update_handle(self, id: str, *, result_type: type | None = None) -> "SyncUpdateHandle[Any]":
@@ -351,6 +355,12 @@ class SyncWorkflowHandle(Generic[W, R]):
         """A handle to one run of the workflow."""
         client = self._runner.run(_itself)
         return type(self)(self._runner, client.get_workflow_handle(self.id, run_id=run_id))
+
+    def _call(
+        self, method: Callable[..., Awaitable[T]], handler: Any, arg: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> T:
+        arg, options = fill_arguments(handler, arg, options)
+        return self._run(method, handler, *arg, **options)
 
     def _run(self, method: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
         return self._runner.run(lambda client: method(*args, **options))

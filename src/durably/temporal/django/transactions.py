@@ -11,6 +11,7 @@ from temporalio.types import MethodAsyncNoParam, MethodAsyncSingleParam
 
 from durably.temporal.call_options import StartOptions
 from durably.temporal.connection import Temporal
+from durably.temporal.default_arguments import fill_arguments
 
 from .conf import get_temporal
 
@@ -62,11 +63,12 @@ def start_on_commit(
     it is logged: what must start in any case is better written down and started by an activity or a schedule.
 
     Raises ``SynchronousOnlyOperation`` on an event loop: the transaction is in another thread there. See
-    ``astart_on_commit``. Raises ``TemporalSettingsError`` before the commit if no task queue is known.
+    ``astart_on_commit``. Before the commit, raises ``TemporalSettingsError`` if no task queue is known, and
+    ``TypeError`` if the arguments do not fit the workflow.
     """
     _refuse_event_loop()
     sync = (temporal or get_temporal()).sync
-    options = sync.with_task_queue(options)
+    arg, options = fill_arguments(workflow, arg, sync.with_task_queue(options))
 
     def start() -> None:
         sync.start_workflow(workflow, *arg, id=id, **options)

@@ -20,9 +20,10 @@ from durably.temporal.errors import TemporalSettingsError
 
 from .attributes import Given, Make, declare_attributes
 from .definitions import Handler, WorkflowDefinition, define
-from .inputs import Arguments, IdTemplate, batch_model, id_function, model_with_start
+from .inputs import Arguments, IdTemplate, batch_model, id_function, model_with_start, takes_principal
 from .models import BatchRequest
 from .ownership import Ownership, declare_ownership
+from .problems import logger
 from .start_options import check_attach, delay_function, memo_function
 
 Everything = Literal["all"]
@@ -200,13 +201,17 @@ def expose(
         "retry_policy": retry_policy,
         **({"priority": priority} if priority is not None else {}),
     }
+    chosen = check_operations(operations, FOR_OPERATORS, "expose(), which opens workflows")
+    exposed_signals = _chosen(title, definition, "signal", definition.signals, signals)
+    if ownership is not None and exposed_signals and Operation.SIGNAL_WITH_START in chosen and _is_id_shared(id):
+        _warn_of_shared_ids(definition.name)
     return Exposure(
         name=place,
         definition=definition,
         arguments=arguments,
         id=_id(id, arguments, definition.name, has_owner=ownership is not None),
-        operations=check_operations(operations, FOR_OPERATORS, "expose(), which opens workflows"),
-        signals=_with_bodies(title, arguments, _chosen(title, definition, "signal", definition.signals, signals)),
+        operations=chosen,
+        signals=_with_bodies(title, arguments, exposed_signals),
         queries=_chosen(title, definition, "query", definition.queries, queries),
         updates=_chosen(title, definition, "update", definition.updates, updates),
         task_queue=task_queue,
@@ -246,6 +251,23 @@ def _id(
     template = IdTemplate(id)
     template.check(_field_names(arguments), f"the input of {title}", has_owner=has_owner)
     return template.fill
+
+
+def _is_id_shared(id: str | Callable[..., str] | None) -> bool:
+    """Whether two owners can ask for the same workflow id."""
+    if id is None:
+        return False
+    return not (IdTemplate(id).has_principal if isinstance(id, str) else takes_principal(id))
+
+
+def _warn_of_shared_ids(title: str) -> None:
+    """The server has no signal-with-start that refuses a workflow that runs, so that only the id can prevent this."""
+    logger.warning(
+        "%s is exposed with owner= and signal-with-start, and its id= does not contain the owner: if two users send "
+        "the same new id at the same moment, the signal of one reaches the workflow of the other. Put {principal} into "
+        "id=, let id= be a function of the input and the principal, or leave out Operation.SIGNAL_WITH_START",
+        title,
+    )
 
 
 def _chosen(

@@ -196,6 +196,11 @@ class IdTemplate:
                 f'the id template "{self._template}" names {unknown[0]}, no field of {title}{hint}'
             )
 
+    @property
+    def has_principal(self) -> bool:
+        """Whether each owner has ids of its own."""
+        return PRINCIPAL in self._names
+
     def fill(self, value: Any, principal: Any = None, owner: str | None = None) -> str:
         """``owner`` is the owner's text, for ``{principal}``. Raises a problem for a field that is empty."""
         fields = {**({} if owner is None else {PRINCIPAL: owner}), **fields_of(value)}
@@ -277,10 +282,7 @@ def input_function(function: Callable[..., Any], what: str) -> Callable[[Any, An
 
     Parameters with defaults are not counted. Raises ``TemporalSettingsError``.
     """
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        parameters = {}.values()
+    parameters = _parameters(function)
     required = [p for p in parameters if p.default is p.empty]
     if len(required) not in (1, 2) or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required):
         raise TemporalSettingsError(
@@ -292,6 +294,18 @@ def input_function(function: Callable[..., Any], what: str) -> Callable[[Any, An
     if len(required) == 2:
         return function
     return lambda value, principal: function(value)
+
+
+def takes_principal(function: Callable[..., Any]) -> bool:
+    """Whether ``input_function`` gives it the principal."""
+    return sum(p.default is p.empty for p in _parameters(function)) == 2
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029/\\?#]")
