@@ -5,9 +5,11 @@ process.
 """
 
 import asyncio
+import contextlib
 import contextvars
+from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from durably.portal import get_portal
 
@@ -21,7 +23,9 @@ class AppLoop:
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._under_way: set[asyncio.Future[None]] = set()
+        self._under_way: set[_Call[Any]] = set()
+        self._to_app: _Callbacks | None = None
+        self._to_engine: _Callbacks | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -35,49 +39,111 @@ class AppLoop:
         see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it is cancelled by itself, and
         ``CallHandedBackError`` if the app's loop does not run any more.
         """
-        engine_loop, app_loop = asyncio.get_running_loop(), self.loop or get_portal().loop
-        ended: asyncio.Future[None] = engine_loop.create_future()
-        task: asyncio.Task[T] | None = None
-        is_cancelled = False
-
-        def begin() -> None:
-            nonlocal task
-            if is_cancelled:
-                tell_end()
-                return
-            task = app_loop.create_task(start(), context=contextvars.Context())
-            task.add_done_callback(tell_end)
-
-        def tell_end(_: object = None) -> None:
-            engine_loop.call_soon_threadsafe(end)
-
-        def end() -> None:
-            self._under_way.discard(ended)
-            if not ended.done():
-                ended.set_result(None)
-
-        def cancel() -> None:
-            if task is not None:
-                task.cancel()
-
+        to_app = self._to_app = _callbacks_on(self.loop or get_portal().loop, self._to_app)
+        to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
+        call = _Call(start, to_app.loop, to_engine, self._under_way)
         try:
-            app_loop.call_soon_threadsafe(begin)
+            to_app.add(call.begin)
         except RuntimeError:
             raise CallHandedBackError("the app's event loop is closed") from None
-        self._under_way.add(ended)
+        self._under_way.add(call)
         try:
-            await asyncio.shield(ended)
+            await call.ended
         except asyncio.CancelledError:
-            is_cancelled = True
-            app_loop.call_soon_threadsafe(cancel)
+            call.ended = to_engine.loop.create_future()
+            call.is_cancelled = True
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                to_app.add(call.cancel)
             raise
-        assert task is not None
-        if task.cancelled():
+        assert call.task is not None
+        if call.task.cancelled():
             # Otherwise the attempt would never end, and its run would wait forever.
             raise RuntimeError("the call was cancelled by the app's own code (asyncio.CancelledError)")
-        return task.result()
+        return call.task.result()
 
     async def wait_ended(self, seconds: float) -> None:
         """Wait until all coroutines have ended, including cancelled ones, up to the timeout."""
         if self._under_way:
-            await asyncio.wait(set(self._under_way), timeout=seconds)
+            await asyncio.wait({call.ended for call in self._under_way}, timeout=seconds)
+
+
+class _Call(Generic[T]):
+    """A coroutine on its way through the app's loop. ``ended`` belongs to the engine's loop."""
+
+    __slots__ = ("_app_loop", "_start", "_to_engine", "_under_way", "ended", "is_cancelled", "task")
+
+    def __init__(
+        self,
+        start: Callable[[], Coroutine[Any, Any, T]],
+        app_loop: asyncio.AbstractEventLoop,
+        to_engine: "_Callbacks",
+        under_way: "set[_Call[Any]]",
+    ) -> None:
+        self._start = start
+        self._app_loop = app_loop
+        self._to_engine = to_engine
+        self._under_way = under_way
+        self.ended: asyncio.Future[None] = to_engine.loop.create_future()
+        self.is_cancelled = False
+        self.task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        """On the app's loop."""
+        if self.is_cancelled:
+            self._report_end()
+            return
+        self.task = self._app_loop.create_task(self._start(), context=contextvars.Context())
+        self.task.add_done_callback(self._report_end)
+
+    def cancel(self) -> None:
+        """On the app's loop."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def _report_end(self, _: object = None) -> None:
+        self._to_engine.add(self._end)
+
+    def _end(self) -> None:
+        self._under_way.discard(self)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class _Callbacks:
+    """Calls callbacks of another thread on ``loop``, in their order. Callbacks that wait at one moment wake it once.
+
+    ``add`` appends before it reads ``_is_woken``, and ``_call`` clears that before it reads the queue. So no callback
+    is left behind.
+    """
+
+    __slots__ = ("_is_woken", "_waiting", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_woken = False
+
+    def add(self, callback: Callable[[], None]) -> None:
+        """Raises ``RuntimeError`` if the loop is closed."""
+        self._waiting.append(callback)
+        if not self._is_woken or self.loop.is_closed():
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_woken = True
+        self.loop.call_soon_threadsafe(self._call)
+
+    def _call(self) -> None:
+        self._is_woken = False
+        number = len(self._waiting)
+        try:
+            while number:
+                number -= 1
+                self._waiting.popleft()()
+        finally:
+            if number:  # a callback raised, which the loop logs
+                self._wake()
+
+
+def _callbacks_on(loop: asyncio.AbstractEventLoop, before: _Callbacks | None) -> _Callbacks:
+    return before if before is not None and before.loop is loop else _Callbacks(loop)

@@ -26,17 +26,21 @@ Unit = Callable[[], T]
 _logger = get_logger("durably.engine")
 
 _MAX_GROUP = 512
-"""Units in one transaction at most: the first of them should not wait long for the last."""
+"""The number of units after which a transaction takes no further submissions: the first unit should not wait long for
+the last. A submission has at most as many."""
 
 
 class _Job:
-    """``future`` belongs to the event loop that submitted the unit, and is resolved there."""
+    """``future`` belongs to ``loop``, the event loop that submitted the unit, and is resolved there."""
 
-    __slots__ = ("error", "future", "on_commit", "result", "unit")
+    __slots__ = ("error", "future", "loop", "on_commit", "result", "unit")
 
-    def __init__(self, unit: Unit[Any], future: asyncio.Future[Any], on_commit: Callable[[Any], None] | None) -> None:
+    def __init__(
+        self, unit: Unit[Any], loop: asyncio.AbstractEventLoop, on_commit: Callable[[Any], None] | None
+    ) -> None:
         self.unit = unit
-        self.future = future
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
         self.on_commit = on_commit
         self.result: Any = None
         self.error: Exception | None = None
@@ -85,7 +89,7 @@ class Writer:
         self._on_lost = on_lost
         self._on_rollback = on_rollback
         self._check_files = check_files
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._own = _Submissions(self._loop, self._accept)
         self._others: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Submissions] = weakref.WeakKeyDictionary()
@@ -106,21 +110,22 @@ class Writer:
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        submissions = self._own if loop is self._loop else self._submissions_of(loop)
-        submissions.add(_Job(unit, future, on_commit))
-        return future
+        submissions = self._own if loop is self._loop else self._others.get(loop) or self._new_submissions(loop)
+        job = _Job(unit, loop, on_commit)
+        submissions.add(job)
+        return job.future
 
-    def _submissions_of(self, loop: asyncio.AbstractEventLoop) -> _Submissions:
+    def _new_submissions(self, loop: asyncio.AbstractEventLoop) -> _Submissions:
         with self._lock:
-            return self._others.setdefault(loop, _Submissions(loop, self._accept))
+            submissions = self._others[loop] = _Submissions(loop, self._accept)
+            return submissions
 
     def _accept(self, jobs: list[_Job]) -> None:
         with self._lock:
             is_closed = self._is_closed
             if not is_closed:
-                for job in jobs:
-                    self._jobs.put(job)
+                for start in range(0, len(jobs), _MAX_GROUP):
+                    self._jobs.put(jobs[start : start + _MAX_GROUP])
         if is_closed:
             for job in jobs:
                 job.error = EngineClosedError("the engine is closed")
@@ -149,14 +154,14 @@ class Writer:
             del group  # or all that belongs to it would live until the next is full, for the garbage collector to visit
 
     def _next_group(self) -> tuple[list[_Job], bool]:
-        job = self._jobs.get()
+        jobs = self._jobs.get()
         group: list[_Job] = []
-        while job is not None:
-            group.append(job)
-            if len(group) == _MAX_GROUP:
+        while jobs is not None:
+            group += jobs
+            if len(group) >= _MAX_GROUP:
                 return group, False
             try:
-                job = self._jobs.get_nowait()
+                jobs = self._jobs.get_nowait()
             except queue.Empty:
                 return group, False
         return group, True
@@ -211,19 +216,20 @@ class Writer:
 
     def _deliver(self, group: list[_Job]) -> None:
         for job in group:
-            if isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
+            if job.error is None:
+                if job.on_commit is not None:
+                    self._tell(job.on_commit, job.result)
+            elif isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
                 self._on_lost(job.error)
-            if job.error is None and job.on_commit is not None:
-                self._tell(job.on_commit, job.result)
-            if job.future.get_loop() is self._loop:
+            if job.loop is self._loop:
                 _resolve_one(job)
 
     def _deliver_elsewhere(self, group: list[_Job]) -> None:
         """Resolve futures of other event loops. A closed event loop has no waiters."""
         by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
         for job in group:
-            if (loop := job.future.get_loop()) is not self._loop:
-                by_loop.setdefault(loop, []).append(job)
+            if job.loop is not self._loop:
+                by_loop.setdefault(job.loop, []).append(job)
         for loop, jobs in by_loop.items():
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_resolve, jobs)
