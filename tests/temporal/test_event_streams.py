@@ -121,6 +121,53 @@ async def test_a_reset_after_the_end_is_picked_up(gateway: Gateway, temporal: Te
     assert (await connect(gateway, handle.id, after[-1][0])).status_code == 204
 
 
+async def test_a_reset_of_an_earlier_run_while_a_later_one_is_open(temporal: Temporal) -> None:
+    """It ends the open run, and the workflow goes on from the earlier one in new runs."""
+    exposed = expose(StepsWorkflow, name="chains", signals="all", operations=FOR_OPERATORS)
+    gateway = Gateway(temporal, [exposed], allow_anonymous=True, limits=Limits(stream_limit=60))
+    started = (await ask(gateway, None, "POST", "chains", {"steps": ["again", "wait"]})).json
+    place, first = f"chains/{started['workflow_id']}", started["run_id"]
+    seen: list[tuple[str, str, Any]] = []
+    async for event in read(await connect(gateway, started["workflow_id"], f"{first}:1")):
+        seen.append(event)
+        starts = [data for _, kind, data in seen if kind == "run"]
+        if event[1] != "workflow_execution_started":
+            continue
+        if len(starts) == 1:
+            reset = await ask(gateway, None, "POST", f"{place}/reset", {"to": "first_workflow_task"}, run_id=first)
+            assert reset.status == 202, reset.json
+        elif len(starts) == 3:
+            second, third, fourth = (each["run_id"] for each in starts)
+            assert third == reset.json["run_id"]
+            assert (await ask(gateway, None, "GET", place)).json["run_id"] == fourth
+            described = [(await ask(gateway, None, "GET", place, run_id=run)).json["status"] for run in (second, third)]
+            assert described == ["terminated", "continued_as_new"]
+            for run in (second, third):
+                for operation in ("signals/go", "cancel", "terminate"):
+                    refused = await ask(gateway, None, "POST", f"{place}/{operation}", run_id=run)
+                    assert (operation, refused.status) == (operation, 409), refused.json
+            assert (await ask(gateway, None, "POST", f"{place}/signals/go")).status == 202
+    assert [(each["previous_run_id"], each["cause"]) for each in starts] == [
+        (first, "continue_as_new"),
+        (second, "reset"),
+        (third, "continue_as_new"),
+    ]
+    assert (seen[-1][0], seen[-1][1], seen[-1][2]["result"]) == (f"{fourth}:end", "result", "done")
+    ids = [id for id, _, _ in seen]
+    assert len(set(ids)) == len(ids)
+    # A reader that was cut off continues wherever it was, in the run that was ended too.
+    for position in range(len(seen)):
+        again = await connect(gateway, started["workflow_id"], ids[position])
+        assert position < len(seen) - 1 or again.status_code == 204
+        if again.status_code == 200:
+            assert [id async for id, _, _ in read(again)] == ids[position + 1 :]
+    for run in (None, fourth):
+        done = await ask(gateway, None, "GET", f"{place}/result", **({} if run is None else {"run_id": run}))
+        assert (done.status, done.json["result"]) == (200, "done")
+    of_second = await ask(gateway, None, "GET", f"{place}/result", run_id=second)
+    assert (of_second.status, of_second.json["workflow_status"]) == (424, "terminated")
+
+
 @pytest.mark.parametrize(
     ("step", "last_kind"),
     [("hand over", "workflow_execution_signaled"), ("become another", "workflow_execution_continued_as_new")],

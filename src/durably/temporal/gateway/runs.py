@@ -4,17 +4,20 @@ A reader's position is a run and an event of it, since each run numbers its even
 """
 
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
 
 from temporalio.api.enums.v1 import ContinueAsNewInitiator, EventType, RetryState, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
+from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
 from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowHistoryEventFilterType,
 )
+from temporalio.service import RPCError, RPCStatusCode
 
 from .call import Call
 from .problems import to_problem
@@ -123,20 +126,73 @@ async def _reset_of(call: Call, run_id: str) -> NextRun | None:
         # The reset of an earlier run ends the latest one, which does not name its successor.
         latest = await call.describe_run(None)
         if latest.run_id != run_id and _first_run(latest) == _first_run(description):
-            reset = latest.run_id
-    return NextRun(Position(reset, await _copied(call, reset)), "reset") if reset else None
+            reset = await _reset_that_ended(call, run_id, latest.run_id)
+    if not reset:
+        return None
+    marker = await _reset_marker(call, reset)
+    return NextRun(Position(reset, marker.copied if marker else 0), "reset")
 
 
-async def _copied(call: Call, run_id: str) -> int:
-    """How many events a reset has copied into the run."""
+async def _reset_that_ended(call: Call, run_id: str, latest: str) -> str:
+    """The run that a reset made when it ended the run ``run_id``; ``latest`` if the workflow has too many runs.
+
+    Both have runs before them. The last reset before these meet is the one.
+    """
+    before = {each async for each, _ in _backwards(call, run_id)}
+    found = latest
+    async for each, is_reset in _backwards(call, latest):
+        if each in before:
+            return found
+        if is_reset:
+            found = each
+    return latest
+
+
+_MAXIMUM_RUNS = 100
+
+
+async def _backwards(call: Call, run_id: str) -> AsyncIterator[tuple[str, bool]]:
+    """A run and those before it, which were continued or reset, and whether each was made by a reset."""
+    for _ in range(_MAXIMUM_RUNS):
+        started = await _started(call, run_id)
+        if started is None:
+            return
+        is_reset = started.original_execution_run_id not in ("", run_id)
+        yield run_id, is_reset
+        marker = await _reset_marker(call, run_id) if is_reset else None
+        run_id = marker.base_run_id if marker else started.continued_execution_run_id
+        if not run_id:
+            return
+
+
+async def _started(call: Call, run_id: str) -> WorkflowExecutionStartedEventAttributes | None:
+    """``None`` if the server keeps the run no longer."""
+    try:
+        async for event in call.handle(run_id).fetch_history_events(page_size=1, rpc_timeout=call.rpc_timeout):
+            return event.workflow_execution_started_event_attributes
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+    return None
+
+
+@dataclass(frozen=True)
+class _ResetMarker:
+    """What a reset writes into the new run: after how many copied events, and of which run they are."""
+
+    copied: int
+    base_run_id: str
+
+
+async def _reset_marker(call: Call, run_id: str) -> _ResetMarker | None:
     async for event in call.handle(run_id).fetch_history_events(rpc_timeout=call.rpc_timeout):
         failed = event.workflow_task_failed_event_attributes
         if (
             failed.cause == WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
             and failed.new_run_id == run_id
         ):
-            return event.event_id - 1
-    return 0
+            return _ResetMarker(event.event_id - 1, failed.base_run_id)
+    return None
 
 
 def _first_run(description: WorkflowExecutionDescription) -> str:
