@@ -369,6 +369,10 @@ def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root
     checked = site.run("check_temporal_workflows")
     assert checked.returncode == 1
     assert f"{queue} (WaitingWorkflow, run {handle.describe().run_id}): no-poller: no worker polls" in checked.stdout
+    for wrong in (("--limit", "0"), ("--activity-attempts", "1"), ("--activity-hours", "-1.0")):
+        refused = site.run("check_temporal_workflows", *wrong)
+        said = f"argument {wrong[0]}: {wrong[1]} is not in the range" in refused.stderr
+        assert (refused.returncode, said) == (2, True), refused.stderr
     handle.terminate()
 
 

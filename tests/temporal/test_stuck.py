@@ -153,6 +153,10 @@ def test_flasks_command_lists_stuck_workflows(server: DevServer, connection: Tem
     assert found.exit_code == 1
     assert f"{stuck['BrokenWorkflow'].id} (BrokenWorkflow, run " in found.output
     assert found.output.endswith("3 of 4 running workflows are stuck\n")
+    patient = app.test_cli_runner().invoke(args=["temporal", "check", "--activity-attempts", "1000000", "--json"])
+    reasons = [json.loads(line) for line in patient.output.splitlines()]
+    assert (patient.exit_code, reasons[-1]["checked"]) == (1, 4)
+    assert "activity-retrying" not in patient.output
 
 
 def test_what_was_not_checked_is_said(connection: Temporal, stuck: Handles) -> None:

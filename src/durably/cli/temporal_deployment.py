@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from .failures import CliError
 from .temporal_app import load_temporal
-from .temporal_forwarding import forwarded
+from .temporal_forwarding import could_not_run, forwarded
 
 if TYPE_CHECKING:
     import click
@@ -19,12 +18,8 @@ def _make() -> "click.Command":
 
 
 def _load(target: str) -> "Temporal":
-    from durably.temporal.command_line import CouldNotRunError
-
-    try:
+    with could_not_run():
         return load_temporal(target)
-    except CliError as error:
-        raise CouldNotRunError(error.message) from error
 
 
 deployment = forwarded("deployment", _make, "Show and set the current version of workers.")

@@ -1,9 +1,11 @@
 """Commands whose options are declared in ``durably.temporal``, which is not there without ``temporalio``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 
+from .failures import CliError
 from .temporal_app import require_temporal
 
 _ALL_ARGUMENTS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -25,3 +27,14 @@ def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> 
             made.invoke(own)
 
     return command
+
+
+@contextmanager
+def could_not_run() -> Iterator[None]:
+    """Raises ``CouldNotRunError`` in place of ``CliError``, so that the exit code is 2."""
+    from durably.temporal.command_line import CouldNotRunError
+
+    try:
+        yield
+    except CliError as error:
+        raise CouldNotRunError(error.message) from error

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from .failures import CliError
 from .temporal_app import load_gateway_or_temporal
-from .temporal_forwarding import forwarded
+from .temporal_forwarding import could_not_run, forwarded
 
 if TYPE_CHECKING:
     import click
@@ -19,15 +18,12 @@ def _make() -> "click.Command":
 
 
 def _load(target: str) -> "ReplayTarget":
-    from durably.temporal.command_line import CouldNotRunError
     from durably.temporal.gateway import Gateway
     from durably.temporal.replay.command import ReplayTarget
     from durably.temporal.replay.exposed import with_exposed
 
-    try:
+    with could_not_run():
         loaded = load_gateway_or_temporal(target)
-    except CliError as error:
-        raise CouldNotRunError(error.message) from error
     if isinstance(loaded, Gateway):
         return ReplayTarget(loaded.temporal, with_exposed(loaded.temporal.workers, loaded.exposures.values()))
     return ReplayTarget(loaded, loaded.workers)

@@ -1,17 +1,24 @@
-"""What the commands that look for stuck workflows have in common, and the metric that workers keep of them."""
+"""``check``, which looks for stuck workflows, for all command lines, and the metric that workers keep of them.
+
+The exit code of the command is 0 if no workflow is stuck, 1 if one is, and 2 if that could not be found out.
+"""
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import click
 import msgspec
 from temporalio.common import MetricMeter
 from temporalio.service import RPCError
 
+from durably.errors import Error
 from durably.protocol.text import get_logger, printable, printable_json
 
+from .command_line import CouldNotRunError, with_target
 from .compat import workflow_parts
 from .connect_failures import explain_refusal
 from .connection import Temporal
@@ -29,6 +36,77 @@ METRIC_LIMIT = 200
 METRIC = "durably_temporal_stuck_workflows"
 
 _logger = get_logger("durably.temporal.worker")
+
+
+@dataclass(frozen=True)
+class CheckTarget:
+    """What is looked at: running workflows of these types."""
+
+    temporal: Temporal
+    workflow_types: Sequence[str]
+
+
+CHECK_OPTIONS = (
+    click.Option(
+        ["--limit"],
+        default=DEFAULT_LIMIT,
+        show_default=True,
+        type=click.IntRange(1),
+        metavar="N",
+        help="How many running workflows are looked at, the latest first.",
+    ),
+    click.Option(
+        ["--activity-attempts"],
+        default=DEFAULT_THRESHOLDS.activity_attempts,
+        show_default=True,
+        type=click.IntRange(2),
+        metavar="N",
+        help="From which attempt on an activity is retried for too long.",
+    ),
+    click.Option(
+        ["--activity-hours"],
+        default=DEFAULT_THRESHOLDS.activity_duration.total_seconds() / 3600,
+        show_default=True,
+        type=click.FloatRange(0),
+        metavar="HOURS",
+        help="For how long an activity may be retried.",
+    ),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print a JSON object a line; the last one is the summary."),
+)
+"""The options of ``check`` on all command lines, and the arguments of ``check_with_options``."""
+
+
+def make_check_command(load: Callable[..., CheckTarget], *, target: str | None = None) -> click.Command:
+    """``load`` gives what is looked at; it gets the argument ``target`` if there is one, shown as that text."""
+
+    def run(*, limit: int, activity_attempts: int, activity_hours: float, as_json: bool, **given: str) -> None:
+        try:
+            is_well = check_with_options(load(**given), click.echo, limit, activity_attempts, activity_hours, as_json)
+        except Error as error:
+            raise CouldNotRunError(error.message) from error
+        if not is_well:
+            raise click.exceptions.Exit(1)
+
+    of_target = "" if target is None else f" {target} exposes or runs"
+    words = (
+        f"List running workflows that do not go on, of the types that{of_target or ' the workers run'}.\n\n"
+        "The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server could not be asked."
+    )
+    return with_target(click.Command("check", callback=run, params=list(CHECK_OPTIONS), help=words), target)
+
+
+def check_with_options(
+    target: CheckTarget,
+    say: Callable[[str], None],
+    limit: int,
+    activity_attempts: int,
+    activity_hours: float,
+    as_json: bool,
+) -> bool:
+    """``run_check`` with the values of ``CHECK_OPTIONS``."""
+    thresholds = Thresholds(activity_attempts=activity_attempts, activity_duration=timedelta(hours=activity_hours))
+    types = target.workflow_types
+    return run_check(target.temporal, types, say=say, limit=limit, thresholds=thresholds, as_json=as_json)
 
 
 def run_check(

@@ -12,11 +12,10 @@ import click
 
 from durably.errors import Error
 
-from .check_command import declared_types, run_check
+from .check_command import CheckTarget, declared_types, make_check_command
 from .connection import Temporal
 from .declarations import with_interceptor
 from .deployment_command import make_deployment_group
-from .inspection import DEFAULT_LIMIT
 from .register_command import run_register
 from .replay.command import ReplayTarget, make_replay_command
 from .schedule_command import run_sync_schedules
@@ -61,15 +60,6 @@ def make_commands(
             run()
 
     @group.command()
-    @click.option("--limit", default=DEFAULT_LIMIT, show_default=True, metavar="N", help="How many are looked at.")
-    @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
-    def check(limit: int, as_json: bool) -> None:
-        """List running workflows of the app's workers that do not go on. The exit code is 1 if there are any."""
-        types = declared_types(temporal.workers)
-        if not run_check(temporal, types, say=click.echo, limit=limit, as_json=as_json):
-            raise click.exceptions.Exit(1)
-
-    @group.command()
     @click.option("--check", is_flag=True, help="Register nothing; the exit code is 1 if something is missing.")
     def register(check: bool) -> None:
         """Register the search attributes that the app declares."""
@@ -84,6 +74,7 @@ def make_commands(
         """Make the server's schedules those that the app declares with add_schedule()."""
         run_sync_schedules(temporal, say=click.echo, app=app, prune=prune, dry_run=dry_run)
 
+    group.add_command(make_check_command(lambda: CheckTarget(temporal, declared_types(temporal.workers))))
     group.add_command(make_deployment_group(lambda: temporal))
     group.add_command(make_replay_command(lambda: ReplayTarget(temporal, temporal.workers)))
     return group

@@ -1,6 +1,7 @@
 """A management command that is a click command: the same options as on the command lines of Durably and Flask."""
 
 import argparse
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -49,6 +50,29 @@ class ClickCommand(BaseCommand):  # type: ignore[misc]
     @property
     def _name(self) -> str:
         return type(self).__module__.rpartition(".")[2]
+
+
+def add_click_options(parser: CommandParser, options: Iterable[click.Option]) -> None:
+    """Options of a click command for a management command that has its own ``handle``."""
+    for option in options:
+        if option.is_flag:
+            parser.add_argument(*option.opts, dest=option.name, action="store_true", help=option.help)
+        else:
+            words = f"{option.help} (default: {option.default})"
+            kind = _argument_type(option)
+            parser.add_argument(
+                *option.opts, dest=option.name, type=kind, default=option.default, metavar=option.metavar, help=words
+            )
+
+
+def _argument_type(option: click.Option) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return option.type.convert(text, option, None)
+        except click.BadParameter as error:
+            raise argparse.ArgumentTypeError(error.message) from error
+
+    return convert
 
 
 def _without(arguments: list[str], rest: list[str]) -> list[str]:

@@ -5,11 +5,11 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from durably.temporal.check_command import declared_types, run_check
+from durably.temporal.check_command import CHECK_OPTIONS, CheckTarget, check_with_options, declared_types
 from durably.temporal.connection import Temporal
+from durably.temporal.django.click_command import add_click_options
 from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.discovery import discover
-from durably.temporal.inspection import DEFAULT_LIMIT
 
 
 class Command(ConnectionCommand):
@@ -22,10 +22,10 @@ class Command(ConnectionCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, metavar="N", help="How many are looked at.")
-        parser.add_argument("--json", action="store_true", help="Print a JSON object a line.")
+        add_click_options(parser, CHECK_OPTIONS)
 
     def run(self, temporal: Temporal, **options: Any) -> None:
-        types = declared_types(discover(options["connection"]))
-        if not run_check(temporal, types, say=self.stdout.write, limit=options["limit"], as_json=options["json"]):
+        target = CheckTarget(temporal, declared_types(discover(options["connection"])))
+        values = {str(option.name): options[str(option.name)] for option in CHECK_OPTIONS}
+        if not check_with_options(target, self.stdout.write, **values):
             sys.exit(1)
