@@ -121,6 +121,11 @@ def owned_gateway(temporal: Temporal) -> Gateway:
     )
 
 
+def keyless_gateway(temporal: Temporal) -> Gateway:
+    """Mounted without a principal."""
+    return Gateway(temporal, [expose(SumWorkflow)], authorize=lambda action: True, limits=LIMITS)
+
+
 CODEC = EncryptionCodec(EncryptionKey("2026", b"k" * 32))
 UI, OTHER_UI, STRANGER = "https://temporal.example.com", "http://localhost:8233", "https://evil.example.com"
 """Origins: two that may call the codec server, and one that may not."""
@@ -159,6 +164,8 @@ def make_fast_api(address: str) -> Any:
         ),
     )
 
+    keyless = durably.temporal.fast_api.router(keyless_gateway(temporal), prefix="/keyless", include_in_schema=False)
+    app.include_router(keyless)
     app.include_router(durably.temporal.fast_api.codec_router(codec_server(), prefix="/codec", principal=user))
 
     @app.get("/direct/{workflow_id}")
@@ -190,6 +197,7 @@ def make_starlette(address: str) -> Any:
         routes=[
             *routes(open_gateway(temporal), prefix="/open", docs=True),
             Mount("/guarded", routes=guarded),
+            *routes(keyless_gateway(temporal), prefix="/keyless"),
             *codec_routes(codec_server(), prefix="/codec", principal=lambda request: request.headers.get("x-user")),
             Route("/direct/{workflow_id}", direct),
         ],
@@ -220,6 +228,7 @@ def make_litestar(address: str) -> Any:
         [
             gateway_at("/open", open_gateway(temporal)),
             gateway_at("/guarded", guarded_gateway(temporal), lambda request: request.headers.get("x-user")),
+            gateway_at("/keyless", keyless_gateway(temporal), lambda request: None),
             direct,
         ],
         exception_handlers=dict.fromkeys(EXCEPTIONS, handle),
@@ -240,6 +249,7 @@ def make_quart(address: str) -> Any:
         guarded_gateway(temporal), "guarded", principal=lambda: quart.request.headers.get("x-user")
     )
     app.register_blueprint(guarded, url_prefix="/guarded")
+    app.register_blueprint(gateway_blueprint(keyless_gateway(temporal), "keyless"), url_prefix="/keyless")
 
     @app.get("/direct/<workflow_id>")
     async def direct(workflow_id: str) -> str:
@@ -275,6 +285,8 @@ def make_flask(address: str) -> Any:
         owned_gateway(temporal), name="mine", principal=lambda: flask.request.headers.get("x-user")
     )
     app.register_blueprint(owned, url_prefix="/mine")
+    keyless = durably.temporal.flask.blueprint(keyless_gateway(temporal), name="keyless")
+    app.register_blueprint(keyless, url_prefix="/keyless")
     codec = durably.temporal.flask.codec_blueprint(
         codec_server(), principal=lambda: flask.request.headers.get("x-user")
     )
@@ -312,6 +324,7 @@ def make_tornado(address: str) -> Any:
             *routes(open_gateway(temporal), prefix="/open", docs=True),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
             *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
+            *routes(keyless_gateway(temporal), prefix="/keyless", check_xsrf=False),
             *codec_routes(codec_server(), prefix="/codec", base=Base),
             (r"/direct/(.+)", Direct),
         ],
@@ -392,6 +405,7 @@ def _set_up_django(address: str) -> None:
                 csrf_exempt=True,
             ),
         ),
+        path("keyless/", gateway_urls(keyless_gateway(temporal), namespace="keyless", csrf_exempt=True)),
         path("csrf/", gateway_urls(guarded, namespace="csrf", principal=lambda request: "owner")),
         path("codec/", codec_urls(codec_server(), principal=lambda request: request.headers.get("x-user"))),
         path("direct/<workflow_id>", direct),

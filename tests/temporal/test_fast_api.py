@@ -6,6 +6,7 @@ import fastapi
 import httpx
 import pydantic
 import pytest
+from fastapi.security import APIKeyQuery
 from temporalio.client import Client
 
 from durably.temporal import Temporal
@@ -117,7 +118,33 @@ async def test_an_input_is_validated_once_and_documented() -> None:
     app = fastapi.FastAPI()
     app.include_router(router(gateway))
     async with client_of(app) as client:
-        assert (await client.post("/sleeping", json={"seconds": 1})).status_code == 403
+        assert (await client.post("/sleeping", json={"seconds": 1})).status_code == 401
     assert Counted.validated == 1
     body = app.openapi()["paths"]["/sleeping"]["post"]["requestBody"]
     assert "Counted" in str(body)
+
+
+async def test_query_parameters_of_dependencies_and_of_the_app_are_known() -> None:
+    class Filters(pydantic.BaseModel):
+        tenant: str = ""
+        shown_to: str = pydantic.Field("", alias="for")
+
+    def user(locale: str = "en") -> str:
+        return "ada"
+
+    def check(
+        filters: Annotated[Filters, fastapi.Query()], key: Annotated[str, fastapi.Security(APIKeyQuery(name="key"))]
+    ) -> None: ...
+
+    temporal = Temporal("127.0.0.1:1", task_queue="none")
+    gateway = Gateway(
+        temporal, [expose(SleepingWorkflow, name="sleeping")], authorize=lambda _: True, app_parameters=["utm"]
+    )
+    app = fastapi.FastAPI()
+    dependencies = [fastapi.Depends(check)]
+    app.include_router(router(gateway, prefix="/api", principal=user, dependencies=dependencies))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        known = "key=k&locale=de&tenant=a&for=b&utm=1"
+        for method in ("GET", "HEAD"):
+            assert (await client.request(method, f"/api/sleeping/x?{known}")).status_code == 503
+            assert (await client.request(method, f"/api/sleeping/x?{known}&other=1")).status_code == 400

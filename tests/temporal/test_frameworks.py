@@ -252,3 +252,36 @@ def test_django_checks_csrf_where_users_are_known_by_a_session(name: str, apps: 
     )
     assert app.post("/csrf/sleeping", b"--", {**cookie, "Content-Type": "multipart/form-data"}).status == 400
     assert app.get("/csrf/sleeping/none").status == 404
+
+
+UNKNOWN = [
+    ("GET", "/guarded/orders", "limit", "query, status, page_size, page"),
+    ("GET", "/guarded/orders/none", "wait", "run_id"),
+    ("GET", "/guarded/orders/none/history", "page_sise", "run_id, page_size, page"),
+    ("GET", "/guarded/orders/none/history/raw", "limit", "run_id, page_size, page"),
+    ("GET", "/guarded/orders/none/events", "last_event_id", "run_id"),
+    ("GET", "/guarded/orders/none/result", "timeout", "run_id, wait"),
+    ("GET", "/guarded/orders/none/queries/note", "indx", "run_id, index"),
+    ("GET", "/guarded/schedules", "limit", None),
+    ("GET", "/guarded/schedules/none", "limit", None),
+    ("POST", "/guarded/orders/none/cancel", "reason", "run_id"),
+    ("POST", "/guarded/sum-of-pair", "wait", None),
+]
+
+
+def test_a_query_parameter_that_does_not_exist_is_named(app: AppServer) -> None:
+    headers = {"X-User": "owner", "Content-Type": "application/json"}
+    for method, path, name, known in UNKNOWN:
+        refused = app.ask(method, f"{path}?{name}=5", b"{}" if method == "POST" else None, headers)
+        assert (path, refused.status, refused.json["type"]) == (path, 400, "urn:durably:problem:unknown-parameter")
+        assert f"no query parameter '{name}' here" in refused.json["detail"], path
+        assert refused.json["detail"].endswith(f": there are {known or 'none'}")
+        assert refused.json["parameters"] == (known.split(", ") if known else [])
+    assert app.ask("HEAD", "/guarded/orders?limit=5", None, headers).status == 400
+    assert app.get("/guarded/orders", headers, page_size="5").status == 200
+
+
+def test_an_idempotency_key_without_a_principal_is_refused(app: AppServer) -> None:
+    """Everybody may start sums there, whoever asks."""
+    answer = app.post("/keyless/sum-of-pair", {"pair": {"left": 1}}, {"Idempotency-Key": "k"})
+    assert (answer.status, answer.json["type"]) == (400, "urn:durably:problem:no-principal")

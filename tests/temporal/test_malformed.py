@@ -117,6 +117,7 @@ def test_the_answer_to_a_body_full_of_errors_is_small(gateway: Gateway) -> None:
         ("orders/a", {"run_id": "\ud800"}),
         ("orders/a/events", {"run_id": "\ud800"}),
         ("orders/a/queries/note", {"index": "\ud800"}),
+        ("orders/a/queries/state", {"\ud800": "1"}),
         ("orders/a/updates/change_address/\ud800", {}),
         ("orders/batch/jobs/\ud800", {}),
         ("orders/a/queries/\ud800", {}),

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -742,20 +743,29 @@ async def test_the_result_of_a_retry_is_anothers_if_the_retry_has_been_handed_ov
     assert staff.json["result"] == "done"
 
 
-async def test_callers_that_are_not_told_apart_share_keys_and_the_log_says_so(
-    temporal: Temporal, caplog: pytest.LogCaptureFixture
-) -> None:
-    """``authorize`` looks at the request itself, and nobody has given ``principal=``."""
-    gateway = Gateway(temporal, [expose(SumWorkflow, name="flows")], authorize=lambda action: True)
-    body, key = {"pair": {"left": 1}}, uuid.uuid4().hex
-    assert (await ask(gateway, "ada", "POST", "flows", body, key=key)).status == 202
-    assert (await ask(gateway, None, "POST", "flows", body)).status == 202
-    assert "Idempotency-Key" not in caplog.text
-    for _ in range(2):
-        assert (await ask(gateway, None, "POST", "flows", body, key=key)).status == 202
-    [warning] = [record for record in caplog.records if "Idempotency-Key" in record.getMessage()]
-    assert "principal=" in warning.getMessage()
-    assert key not in caplog.text
+KEYED = [
+    ("flows", {"pair": {"left": 1}}),
+    ("orders/signal-with-start/ship", {"input": {"order_id": "1", "amount": 1}}),
+    ("orders/none/signals/ship", None),
+    ("orders/none/updates/change_address", {"address": "a"}),
+    ("orders/batch/cancel", {"query": "WorkflowId = 'none'"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), KEYED, ids=[path.replace("/", " ") for path, _ in KEYED])
+async def test_a_key_without_a_principal_is_refused(path: str, body: Any) -> None:
+    """``authorize`` looks at the request itself, and ``principal=`` was not given. There is no server to ask."""
+    exposed = [
+        expose(SumWorkflow, name="flows"),
+        expose(OrderWorkflow, name="orders", operations=FOR_OPERATORS, signals="all", updates="all"),
+    ]
+    gateway = Gateway(Temporal("127.0.0.1:1", task_queue="none"), exposed, authorize=lambda action: True)
+    for nobody in (None, SimpleNamespace(is_anonymous=True)):
+        refused = await ask(gateway, nobody, "POST", path, body, key="k")
+        assert (refused.status, refused.json["type"]) == (400, "urn:durably:problem:no-principal")
+        assert 'principal=lambda request: "everyone"' in refused.json["detail"]
+    assert (await ask(gateway, "everyone", "POST", path, body, key="k")).status == 503
+    assert (await ask(gateway, None, "POST", path, body)).status == 503
 
 
 async def test_staff_is_told_whose_a_workflow_is(temporal: Temporal) -> None:

@@ -1,5 +1,6 @@
 """Search attributes that exposures declare by key: missing ones are found when a process connects."""
 
+import asyncio
 import json
 import logging
 import time
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from durably.temporal import Temporal, TemporalSettingsError, search_attributes
-from durably.temporal.gateway import Gateway, expose
+from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
 
 from .test_ownership import ask
 from .workflows import OrderWorkflow, SleepingWorkflow
@@ -146,3 +147,28 @@ async def test_a_value_of_another_type_is_the_apps_error(temporal: Temporal, cap
 def test_a_wrong_declaration_is_named(given: Any, words: str) -> None:
     with pytest.raises(TemporalSettingsError, match=words):
         expose(SleepingWorkflow, search_attributes=given)
+
+
+async def test_a_double_quote_in_a_text_is_refused_at_once(temporal: Temporal) -> None:
+    """The client of this connection repeats calls for so long that a repeated one does not end in time."""
+    text = SearchAttributeKey.for_text("OwnText")
+    kinds = {text.name: IndexedValueType.INDEXED_VALUE_TYPE_TEXT}
+    await search_attributes.register(await temporal.client(), kinds, timedelta(seconds=10))
+    patient = RetryConfig(initial_interval_millis=100, max_elapsed_time_millis=600_000, max_retries=100_000)
+    own = Temporal(temporal.settings.address, task_queue="orders", retry_config=patient)
+    exposed = expose(SleepingWorkflow, name="flows", operations=FOR_OPERATORS)
+    gateway = Gateway(own, [exposed], allow_anonymous=True, limits=Limits(rpc_timeout=timedelta(seconds=20)))
+    # The store reads the text only if there are workflows to search.
+    started = (await ask(gateway, None, "POST", "flows")).json["workflow_id"]
+    found = f"WorkflowId = '{started}' AND NOT {text.name} = 'hi'"
+    end = time.monotonic() + 30
+    while not (await ask(gateway, None, "GET", "flows", query=found)).json.get("workflows"):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+    query = f"{text.name} = 'say \"hi\"'"
+    listed = await ask(gateway, None, "GET", "flows", query=query)
+    batch = await ask(gateway, None, "POST", "flows/batch/cancel", {"query": query, "dry_run": True})
+    for refused in (listed, batch):
+        assert (refused.status, "double quote" in refused.json["detail"]) == (400, True)
+    assert (await ask(gateway, None, "GET", "flows", query="WorkflowId = 'a\"b'")).status == 200
+    await ask(gateway, None, "POST", f"flows/{started}/terminate")

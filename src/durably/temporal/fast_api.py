@@ -6,11 +6,14 @@ from typing import Annotated, Any
 
 try:
     import fastapi
+    from fastapi.dependencies.models import Dependant
     from fastapi.exceptions import RequestValidationError
+    from fastapi.openapi.models import APIKey, APIKeyIn
     from fastapi.openapi.models import SecurityBase as SecurityBaseModel
     from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
     from fastapi.security.base import SecurityBase
+    from pydantic import BaseModel
     from starlette.routing import Match
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
@@ -122,7 +125,7 @@ def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
                 dependency_overrides_provider=self.dependency_overrides_provider,
                 response_model=None,
             )
-            return _with_problems(gateway, served.get_route_handler())
+            return _with_problems(gateway, served.get_route_handler(), _query_names(served.dependant))
 
         def matches(self, scope: Any) -> tuple[Match, Any]:
             match, found = super().matches(scope)
@@ -139,7 +142,7 @@ def _rest_class(gateway: Gateway) -> type[APIRoute]:
 
     class RouteOfRest(APIRoute):
         def get_route_handler(self) -> _Handle:
-            return _with_problems(gateway, super().get_route_handler())
+            return _with_problems(gateway, super().get_route_handler(), _query_names(self.dependant))
 
         def matches(self, scope: Any) -> tuple[Match, Any]:
             match, found = super().matches(scope)
@@ -151,10 +154,29 @@ def _rest_class(gateway: Gateway) -> type[APIRoute]:
     return RouteOfRest
 
 
-def _with_problems(gateway: Gateway, handle: _Handle) -> _Handle:
+def _query_names(dependant: Dependant) -> frozenset[str]:
+    """Names of the query parameters that the app's dependencies read."""
+    names: set[str] = set()
+    for field in dependant.query_params:
+        model: Any = field.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            names |= {each.alias or name for name, each in model.model_fields.items()}
+        else:
+            names.add(field.alias)
+    scheme = getattr(dependant.call, "model", None)
+    if isinstance(scheme, APIKey) and scheme.in_ is APIKeyIn.query:
+        names.add(scheme.name)
+    return frozenset(names).union(*map(_query_names, dependant.dependencies))
+
+
+_APP_PARAMETERS = "durably.app_parameters"
+
+
+def _with_problems(gateway: Gateway, handle: _Handle, app_parameters: frozenset[str]) -> _Handle:
     """What FastAPI finds wrong with the parameters of dependencies is answered as the gateway does it."""
 
     async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
+        request.scope[_APP_PARAMETERS] = app_parameters
         try:
             return await handle(request)
         except RequestValidationError as error:
@@ -224,6 +246,7 @@ async def _answer(
         made = await to_request(gateway, request, inner, principal)
     except Problem as problem:
         return to_response(gateway.refuse(request.method, inner, problem))
+    made.app_parameters = request.scope.get(_APP_PARAMETERS, ())
     return to_response(await gateway.handle(made, found))
 
 

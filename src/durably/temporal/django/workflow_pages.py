@@ -18,7 +18,7 @@ from durably.temporal.gateway.history import Brief
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.gateway.reading import FILTERS, fetch_page, pending_activity, status_of
+from durably.temporal.gateway.reading import FILTERS, check_searchable, fetch_page, pending_activity, status_of
 from durably.temporal.gateway.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.inspection import Inspector
 from durably.temporal.statuses import is_open
@@ -129,6 +129,7 @@ def _typed_in(name: str, value: str) -> Filter:
 async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages) -> RowPage:
     """Workflows, the latest first. Raises ``RPCError``, and ``Problem`` if ``page`` is not a valid page token."""
     found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT)
+    await check_searchable(client, query, RPC_TIMEOUT)
     await fetch_page(found)
     count = await client.count_workflows(query, rpc_timeout=RPC_TIMEOUT)
     rows = [row_of(execution) for execution in found.current_page or ()]

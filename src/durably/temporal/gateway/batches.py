@@ -36,7 +36,7 @@ from .messages import GatewayResponse, answer
 from .models import BatchAccepted, BatchDryRun, BatchJob, BatchKind, BatchState, JobLinks
 from .ownership import Access
 from .problems import RETRY_AFTER, Problem, bad_request, not_found
-from .reading import fetch_page, is_reachable, reachable, time_of
+from .reading import check_searchable, fetch_page, is_reachable, reachable, time_of
 from .starting import replayed
 from .visibility import all_of, compare, parse, write
 
@@ -92,6 +92,7 @@ async def _found(call: Call, query: str) -> list[WorkflowExecution]:
     limit = call.limits.max_batch
     listed = call.client.list_workflows(query, page_size=min(_PAGE, limit + 1), rpc_timeout=call.rpc_timeout)
     found: list[WorkflowExecution] = []
+    await check_searchable(call.client, query, call.rpc_timeout)
     while True:
         await fetch_page(listed)
         found += [item for item in listed.current_page or () if is_reachable(call, item)]

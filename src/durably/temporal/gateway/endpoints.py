@@ -115,6 +115,14 @@ def endpoints(places: Mapping[str, Place]) -> list[Endpoint]:
     ]
 
 
+def query_parameters(found: AnyMatch) -> tuple[str, ...]:
+    """Names of the query parameters that a request may have."""
+    if isinstance(found, ScheduleMatch):
+        return ()
+    shape = _SHAPES[found.operation](found.exposure, found.route, found.handler)
+    return tuple(parameter.name for parameter in shape.get("parameters", ()) if parameter.place == "query")
+
+
 def _of(exposure: Exposure) -> Iterator[Endpoint]:
     for route in ROUTES:
         if route.operation not in exposure.operations:

@@ -6,7 +6,7 @@ found out first, without the server; then the app says whether it is allowed; on
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -39,8 +39,9 @@ from .authorization import (
     check_verdict,
 )
 from .call import Call, Limits
+from .endpoints import query_parameters
 from .exposure import Exposure, Operation
-from .idempotency import KeyedRequest, SharedKeys, keyed_request
+from .idempotency import KeyedRequest, keyed_request
 from .inputs import check_id
 from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_here, without_body
 from .metrics import GatewayMetrics
@@ -56,7 +57,16 @@ from .openapi import openapi
 from .ownership import EVERYTHING, Access, check_attribute_name
 from .pages import PageTokens, Secret
 from .principals import Identify, is_anonymous, principal_key
-from .problems import Problem, bad_request, invalid_body, to_problem, too_large, unauthenticated
+from .problems import (
+    Problem,
+    bad_request,
+    invalid_body,
+    no_principal,
+    to_problem,
+    too_large,
+    unauthenticated,
+    unknown_parameter,
+)
 from .routes import AnyMatch, Match, ScheduleMatch, answer_get_only, match, options
 from .schedule_exposure import Place, ScheduleExposure
 from .security import SecuritySchemes, check_security_schemes
@@ -123,6 +133,9 @@ class Gateway:
     ``limits`` bounds waits, bodies and streams.
     ``schedules`` opens declared schedules (see ``expose_schedules``), none unless given.
 
+    ``app_parameters`` are names of query parameters that the app itself reads, such as in ``authorize``. The gateway
+    answers 400 to others than its own. Those of FastAPI's dependencies are known without it.
+
     Raises ``TemporalSettingsError`` without ``authorize`` or ``allow_anonymous``, for two exposures with one
     name, and for a short secret.
     """
@@ -140,6 +153,7 @@ class Gateway:
         security_schemes: SecuritySchemes | None = None,
         limits: Limits | None = None,
         schedules: ScheduleExposure | None = None,
+        app_parameters: Iterable[str] = (),
     ) -> None:
         self.temporal = temporal
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
@@ -170,9 +184,10 @@ class Gateway:
         self._is_authorize_async = authorize is not None and is_async(authorize)
         self._inspector = Inspector(temporal)
         self._page_tokens = PageTokens(secret)
-        self._shared_keys = SharedKeys()
         self._metrics = GatewayMetrics(temporal)
         self._declared_attributes: set[tuple[str, str, Any]] = set()
+        self._app_parameters = frozenset([app_parameters] if isinstance(app_parameters, str) else app_parameters)
+        self._query_parameters: dict[str, tuple[str, ...]] = {}
         self._documents: dict[tuple[str, str], bytes] = {}
 
     async def handle(self, request: GatewayRequest, found: AnyMatch | None = None) -> GatewayResponse:
@@ -254,7 +269,8 @@ class Gateway:
         subject = ActionSubject(target, self._owner_attribute, new_owner=new_owner)
         await self._check_allowed(_action(request, found, workflow_id, value, subject), io, call_blocking)
         if self._authorize is not None and keyed is not None and is_anonymous(request.principal):
-            self._shared_keys.warn()
+            # All such callers would share their keys: one with another's key would get that one's workflow.
+            raise no_principal()
         options = StartOptions()
         if starts:
             options = starting.start_options(found.exposure, start_input, request.principal)
@@ -319,11 +335,23 @@ class Gateway:
 
     def _read(self, request: GatewayRequest, found: AnyMatch) -> Any:
         """The validated input. Raises a problem."""
+        self._check_query(request, found)
         try:
             return self._validate(request, found)
         except ValidationError as error:
             # Only here: whatever does not validate later is not the caller's.
             raise invalid_body(error) from None
+
+    def _check_query(self, request: GatewayRequest, found: AnyMatch) -> None:
+        """Raises a problem for a query parameter that would be ignored, such as a misspelt ``page_size``."""
+        if not request.query_params:
+            return
+        if found.place not in self._query_parameters:
+            self._query_parameters[found.place] = query_parameters(found)
+        known = self._query_parameters[found.place]
+        for name in request.query_names():
+            if name not in known and name not in request.app_parameters and name not in self._app_parameters:
+                raise unknown_parameter(name, known)
 
     def _validate(self, request: GatewayRequest, found: AnyMatch) -> Any:
         """Raises problems and ``ValidationError``."""

@@ -27,7 +27,7 @@ from temporalio.client import Client
 from durably.temporal.compat import request_id
 
 from .messages import GatewayRequest
-from .problems import Problem, bad_request, logger
+from .problems import Problem, bad_request
 
 HEADER = "durably-idempotency"
 """Of a signal's or update's headers in the history."""
@@ -91,22 +91,6 @@ def keyed_request(
     # The fingerprint is keyed, so that a reader of the history cannot guess the input without the client's key.
     fingerprint = hmac.new(parts, to_json(value, fallback=str), hashlib.sha256).hexdigest()
     return KeyedRequest(hashlib.sha256(parts).hexdigest(), fingerprint)
-
-
-class SharedKeys:
-    """Says once for each gateway that callers who are not told apart share their keys."""
-
-    def __init__(self) -> None:
-        self._has_warned = False
-
-    def warn(self) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "a request with an Idempotency-Key was allowed, and its principal is None or anonymous: all such "
-                "requests share their keys, so that one with another's key gets that one's workflow. If authorize= "
-                "knows who asks, let principal= of router(), blueprint(), routes() or urls() return it"
-            )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A request and a response of the gateway, without a framework."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ class GatewayRequest:
     knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a synchronous hook, for frameworks on an
     event loop that have threads of their own for that; any thread is used unless given. ``secrets`` are the framework's
     own, the present one first and then former ones: page tokens are signed with a key that is derived from them, unless
-    the gateway has a secret of its own.
+    the gateway has a secret of its own. ``app_parameters`` are query parameters that the app itself reads.
     """
 
     method: str
@@ -40,6 +40,7 @@ class GatewayRequest:
     principal: Any = None
     call_blocking: CallBlocking | None = None
     secrets: Sequence[str | bytes] = field(default=(), repr=False)
+    app_parameters: Collection[str] = ()
 
     def __post_init__(self) -> None:
         self.headers = {name.lower(): value for name, value in self.headers.items()}

@@ -79,6 +79,28 @@ def bad_request(detail: str, **more: Any) -> Problem:
     return Problem(HTTPStatus.BAD_REQUEST, "bad-request", detail, **more)
 
 
+def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
+    """A query parameter that the place does not have. Its name is the caller's own: it is shortened and in ASCII."""
+    there_are = f"there are {', '.join(known)}" if known else "there are none"
+    return Problem(
+        HTTPStatus.BAD_REQUEST,
+        "unknown-parameter",
+        f"there is no query parameter {_shorten(name)!a} here: {there_are}",
+        parameters=list(known),
+    )
+
+
+def no_principal() -> Problem:
+    """A request whose ``Idempotency-Key`` would be shared with all other callers."""
+    return Problem(
+        HTTPStatus.BAD_REQUEST,
+        "no-principal",
+        "an Idempotency-Key belongs to a principal, and this request has none: send no key, or authenticate. In the "
+        "app, principal= of router(), blueprint(), routes() or urls() returns the principal; to let all callers share "
+        'their keys, return the same text for each, such as principal=lambda request: "everyone"',
+    )
+
+
 def not_found(detail: str) -> Problem:
     return Problem(HTTPStatus.NOT_FOUND, "not-found", detail)
 

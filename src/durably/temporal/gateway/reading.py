@@ -8,7 +8,9 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.api.workflowservice.v1 import CountWorkflowExecutionsRequest
 from temporalio.client import (
+    Client,
     WorkflowExecution,
     WorkflowExecutionAsyncIterator,
     WorkflowExecutionDescription,
@@ -23,7 +25,7 @@ from .call import Call
 from .failures import causes
 from .messages import GatewayResponse, answer
 from .models import Description, Page, PendingActivity, Summary, WorkflowStatus
-from .problems import bad_request
+from .problems import Problem, bad_request
 from .start_options import MARK
 from .visibility import Filter, all_of, compare, parse, write
 
@@ -59,6 +61,7 @@ async def list_workflows(call: Call) -> GatewayResponse:
         next_page_token=pages.take(call.request.query("page")),
         rpc_timeout=call.rpc_timeout,
     )
+    await check_searchable(call.client, query, call.rpc_timeout)
     await fetch_page(listed)
     found = [item for item in listed.current_page or () if is_reachable(call, item)]
     page = Page(
@@ -95,9 +98,37 @@ async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
     try:
         await listed.fetch_next_page()
     except RPCError as error:
-        if error.status is RPCStatusCode.UNAVAILABLE and "SQL logic error" in error.message:
-            raise bad_request("the server's store cannot search for this; it may be a text with quotes") from error
+        if _is_unsearchable(error):
+            raise _unsearchable() from error
         raise
+
+
+async def check_searchable(client: Client, query: str, rpc_timeout: dt.timedelta) -> None:
+    """Raises a problem for a query with a ``"`` in the value of a Text attribute, if the server's store is SQLite.
+
+    The server writes it with a backslash, which the full-text search of SQLite cannot read, and reports UNAVAILABLE.
+    The client repeats such requests for seconds; this one is not repeated. Other errors are left to the request that
+    follows.
+    """
+    if '"' not in query:
+        return
+    request = CountWorkflowExecutionsRequest(namespace=client.namespace, query=query)
+    try:
+        await client.workflow_service.count_workflow_executions(request, retry=False, timeout=rpc_timeout)
+    except RPCError as error:
+        if _is_unsearchable(error):
+            raise _unsearchable() from error
+
+
+def _is_unsearchable(error: RPCError) -> bool:
+    return error.status is RPCStatusCode.UNAVAILABLE and "SQL logic error" in error.message
+
+
+def _unsearchable() -> Problem:
+    return bad_request(
+        "the server's store cannot search a Text attribute for a text with a double quote: leave the quote out, since it "
+        "only separates words there"
+    )
 
 
 async def describe(call: Call) -> GatewayResponse:
