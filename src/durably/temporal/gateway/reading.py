@@ -126,7 +126,7 @@ def _is_unsearchable(error: RPCError) -> bool:
 
 def _unsearchable() -> Problem:
     return bad_request(
-        "the server's store cannot search a Text attribute for a text with a double quote: leave the quote out, since it "
+        "the server's store cannot search a Text attribute for a text with a double quote: leave the quote out: it "
         "only separates words there"
     )
 
