@@ -191,14 +191,18 @@ def make_starlette(address: str) -> Any:
         description = await client.get_workflow_handle(request.path_params["workflow_id"]).describe()
         return JSONResponse(description.id)
 
-    guarded = routes(guarded_gateway(temporal), principal=lambda request: request.headers.get("x-user"))
+    def user(request: Request) -> str | None:
+        return request.headers.get("x-user")
+
+    guarded = routes(guarded_gateway(temporal), principal=user)
     app = Starlette(
         lifespan=temporal.lifespan,
         routes=[
             *routes(open_gateway(temporal), prefix="/open", docs=True),
             Mount("/guarded", routes=guarded),
             *routes(keyless_gateway(temporal), prefix="/keyless"),
-            *codec_routes(codec_server(), prefix="/codec", principal=lambda request: request.headers.get("x-user")),
+            *routes(owned_gateway(temporal), prefix="/mine", principal=user),
+            *codec_routes(codec_server(), prefix="/codec", principal=user),
             Route("/direct/{workflow_id}", direct),
         ],
     )

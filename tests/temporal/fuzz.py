@@ -46,6 +46,7 @@ from .serve import SERVERS
 from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
 
 CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance]
+FRAMEWORKS = (*SERVERS, "starlette")
 MOUNT = "/mine"
 """The gateway whose workflows have owners. It has the exposures of the open one, whose document it shares."""
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -229,10 +230,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000, help="to each framework")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--absent", action="store_true", help="without a Temporal server")
-    parser.add_argument("--framework", action="append", choices=SERVERS, help="all unless given")
+    parser.add_argument("--framework", action="append", choices=FRAMEWORKS, help="all unless given")
     arguments = parser.parse_args()
     first_seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
-    names = arguments.framework or list(SERVERS)
+    names = arguments.framework or list(FRAMEWORKS)
     sys.exit(0 if _run(names, arguments.requests, first_seed, arguments.absent) else 1)
 
 

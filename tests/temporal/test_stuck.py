@@ -199,6 +199,9 @@ def test_versioned_workers_without_a_current_version(server: DevServer, connecti
     with working(connection, queue, workflows=[PatientWorkflow], deployment_config=config):
         handle = connection.sync.start_workflow("PatientWorkflow", id=queue, task_queue=queue)
         wait_until(lambda: reasons(connection, handle) == [Reason.NO_CURRENT_VERSION])
+        inspector, description = Inspector(connection), handle.describe()
+        [notice] = connection.sync.run(lambda client: inspector.notices(client, description))
+        assert "with `durably temporal deployment set-current-version MODULE:TEMPORAL`" in notice.text
         connection.sync.run(lambda client: set_current(client, version))
         wait_until(lambda: reasons(connection, handle) == [])
     handle.terminate()

@@ -152,7 +152,7 @@ def _version_notice(
         return Notice(
             Reason.NO_CURRENT_VERSION,
             f'the workers of the task queue "{queue.name}" are versioned ({versions}), but no version is current: '
-            "make one current with `durably temporal deployment set-current-version`",
+            "make one current with `durably temporal deployment set-current-version MODULE:TEMPORAL`",
         )
     if wanted in polling:
         return None
