@@ -238,7 +238,7 @@ def test_mistakes_in_declarations_are_errors(own: Temporal) -> None:
         expose_schedules("a/b")
     with pytest.raises(TemporalSettingsError, match='a workflow has the name "sums" too'):
         Gateway(own, [expose(SumWorkflow, name="sums")], allow_anonymous=True, schedules=expose_schedules(name="sums"))
-    with pytest.raises(TemporalSettingsError, match="who may use the gateway"):
+    with pytest.raises(TemporalSettingsError, match="who may use the Gateway"):
         Gateway(own, [], schedules=expose_schedules())
     with pytest.raises(TemporalSettingsError, match='"missing", which this process does not declare'):
         expose_schedules("missing").declared(own)
