@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,19 +52,21 @@ class AppServer:
     def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
         return self.ask("POST", path, body, headers)
 
-    def events(self, path: str, headers: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
+    def events(self, path: str, headers: dict[str, str] | None = None) -> Generator[dict[str, str], None, None]:
         """Server-sent events, as they come."""
         response = self._pool.request("GET", self.origin + path, headers=headers, preload_content=False)
         assert response.headers["Content-Type"].startswith("text/event-stream"), response.data
         event: dict[str, str] = {}
-        for line in _lines(response.stream(64)):
-            if line == "" and event:
-                yield event
-                event = {}
-            elif line and not line.startswith(":"):
-                name, _, value = line.partition(": ")
-                event[name] = value
-        response.close()
+        try:
+            for line in _lines(response.stream(64)):
+                if line == "" and event:
+                    yield event
+                    event = {}
+                elif line and not line.startswith(":"):
+                    name, _, value = line.partition(": ")
+                    event[name] = value
+        finally:
+            response.close()
 
 
 def _lines(chunks: Iterator[bytes]) -> Iterator[str]:

@@ -38,7 +38,7 @@ from .workflows import (
 MAX_WAIT = float(os.environ.get("TEST_MAX_WAIT", "60"))
 RPC_TIMEOUT = timedelta(seconds=30)
 """Of the gateways and of the apps' own calls. Nothing waits for it unless the machine is busy."""
-LIMITS = Limits(rpc_timeout=RPC_TIMEOUT, max_wait=MAX_WAIT, stream_limit=10 * MAX_WAIT)
+LIMITS = Limits(rpc_timeout=RPC_TIMEOUT, max_wait=MAX_WAIT, stream_limit=10 * MAX_WAIT, keep_alive=1.0, max_streams=4)
 
 
 def exposures() -> list[Exposure]:

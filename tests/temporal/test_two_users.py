@@ -154,3 +154,25 @@ def test_nobody_starts_or_sees_anything(app: AppServer, ada: User) -> None:
     for answer in (app.get(place), app.get("/mine/sleeping"), app.post("/mine/sleeping")):
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
     ada.ask("POST", f"{place}/terminate")
+
+
+def test_event_streams_are_bounded_for_each_user_and_freed_when_they_end(app: AppServer, ada: User, bob: User) -> None:
+    place, other = (user.ask("POST", "sleeping").headers["Location"] for user in (ada, bob))
+    headers = {"X-User": ada.name}
+    readers = [app.events(f"{place}/events", headers) for _ in range(4)]
+    for reader in readers:
+        assert next(reader) == {"retry": "2000"}
+    refused = ada.ask("GET", f"{place}/events")
+    assert (refused.status, refused.json["type"]) == (429, "urn:durably:problem:too-many-streams")
+    assert (refused.headers["Retry-After"], refused.json["limit"]) == ("2", 4)
+    assert ada.ask("HEAD", f"{place}/events").status == 429
+    assert next(app.events(f"{other}/events", {"X-User": bob.name})) == {"retry": "2000"}
+    readers.pop().close()  # The client disconnects.
+    until(lambda: ada.ask("HEAD", f"{place}/events").status == 200)
+    assert ada.ask("POST", f"{place}/terminate").status == 202
+    for reader in readers:
+        assert [event["event"] for event in reader][-1] == "problem"
+    assert bob.ask("POST", f"{other}/terminate").status == 202
+    for _ in range(9):  # Each ends at once, or is never read.
+        until(lambda: ada.ask("GET", f"{place}/events").status == 200)
+        assert ada.ask("HEAD", f"{place}/events").status == 200

@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
 
@@ -23,6 +24,7 @@ from .principals import Identify, principal_key
 from .problems import bad_request
 from .routes import Match
 from .start_options import StartOptions
+from .stream_slots import StreamSlot, StreamSlots
 from .target import Target
 
 
@@ -30,13 +32,15 @@ from .target import Target
 class Limits:
     """``rpc_timeout`` bounds each request to the server, ``max_wait`` (seconds) how long a client may wait for a
     result, ``max_body`` (bytes) what it may send, ``stream_limit`` (seconds) how long one event stream stays open,
-    ``keep_alive`` (seconds) how long it may be silent, and ``max_batch`` how many workflows a batch may have."""
+    ``keep_alive`` (seconds) how long it may be silent, ``max_streams`` how many one principal may have open in
+    each process, and ``max_batch`` how many workflows a batch may have."""
 
     rpc_timeout: timedelta = timedelta(seconds=10)
     max_wait: float = 60.0
     max_body: int = 2 * 1024 * 1024
     stream_limit: float = 600.0
     keep_alive: float = 5.0
+    max_streams: int = 100
     max_batch: int = 1000
 
 
@@ -62,6 +66,7 @@ class Call:
     keyed: KeyedRequest | None = None
     identify: Identify | None = None
     start_options: StartOptions = field(default_factory=StartOptions)
+    stream_slots: StreamSlots | None = None
 
     @property
     def exposure(self) -> Exposure:
@@ -84,6 +89,12 @@ class Call:
     def waiting(self) -> AbstractContextManager[None]:
         """For the time in which the request is held until something happens."""
         return self.metrics.waiting(self.match)
+
+    def take_stream(self) -> StreamSlot:
+        """Count an event stream. Raises the problem 429 for one too many, and ``UnknownPrincipalError``."""
+        if self.stream_slots is None:
+            return StreamSlot(WeakSet())
+        return self.stream_slots.take(self.principal_key)
 
     def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
         """To the run that was described and checked, or to another one of the workflow."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from http import HTTPStatus
 
 from pydantic import BaseModel
@@ -26,6 +27,7 @@ from .problems import to_problem
 from .reading import pending_activities
 from .results import wait_for_result
 from .runs import NextRun, Position, find_run, next_run, parse_position
+from .stream_slots import StreamSlot
 
 _HEADERS = {
     "Content-Type": "text/event-stream",
@@ -43,6 +45,20 @@ _UNKNOWN_POSITION = b": Last-Event-ID is not of this workflow; this is the begin
 
 
 async def events(call: Call) -> GatewayResponse:
+    """The stream, which counts among those of the principal until it ends. Raises the problem 429 for one too many."""
+    slot = call.take_stream()
+    try:
+        response = await _open(call)
+    except BaseException:
+        slot.release()
+        raise
+    if (stream := response.stream) is None:
+        slot.release()
+        return response
+    return replace(response, stream=lambda: _held(call, stream(), slot))
+
+
+async def _open(call: Call) -> GatewayResponse:
     """A reader with an unknown ``Last-Event-ID`` begins at the beginning: browsers would give up at an error."""
     run_id = (await call.describe()).run_id
     last = call.request.headers.get("last-event-id", "")
@@ -64,15 +80,18 @@ def _stream(call: Call, stream: "_Stream", first: list[bytes]) -> GatewayRespons
     return GatewayResponse(
         status_code=HTTPStatus.OK,
         headers=dict(_HEADERS),
-        stream=lambda: _held(call, _follow(stream, first)),
+        stream=lambda: _follow(stream, first),
     )
 
 
-async def _held(call: Call, messages: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    with call.waiting():
-        async with contextlib.aclosing(messages):
-            async for message in messages:
-                yield message
+async def _held(call: Call, messages: AsyncGenerator[bytes, None], slot: StreamSlot) -> AsyncGenerator[bytes, None]:
+    try:
+        with call.waiting():
+            async with contextlib.aclosing(messages):
+                async for message in messages:
+                    yield message
+    finally:
+        slot.release()
 
 
 async def _follow(stream: "_Stream", first: list[bytes]) -> AsyncGenerator[bytes, None]:

@@ -71,6 +71,7 @@ from .routes import AnyMatch, Match, ScheduleMatch, answer_get_only, match, opti
 from .schedule_exposure import Place, ScheduleExposure
 from .security import SecuritySchemes, check_security_schemes
 from .start_options import StartOptions
+from .stream_slots import StreamSlots
 from .swagger import swagger_page
 from .target import Target
 
@@ -188,6 +189,7 @@ class Gateway:
         self._declared_attributes: set[tuple[str, str, Any]] = set()
         self._app_parameters = frozenset([app_parameters] if isinstance(app_parameters, str) else app_parameters)
         self._query_parameters: dict[str, tuple[str, ...]] = {}
+        self._stream_slots = StreamSlots(self.limits.max_streams)
         self._documents: dict[tuple[str, str], bytes] = {}
 
     async def handle(self, request: GatewayRequest, found: AnyMatch | None = None) -> GatewayResponse:
@@ -420,6 +422,8 @@ class Gateway:
             keyed=keyed,
             identify=self._identify,
             start_options=start_options,
+            # A gateway that is open to all does not distinguish its callers.
+            stream_slots=None if self.allow_anonymous else self._stream_slots,
         )
         if target is not None:
             await target.check()
