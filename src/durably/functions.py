@@ -346,7 +346,7 @@ def _make_replay(
     stack = context.stack.stack if context.stack is not None else None
     replay = Replay(
         memos=StepMemos(call.steps),
-        hooks=middleware,
+        hooks=middleware if middleware else None,
         handover=handover,
         stack=list(call.steps) if stack is None else stack,
         target=call.target,
@@ -396,12 +396,7 @@ def _make_context(
     if is_async:
         async_call = AsyncCall(replay)
         ctx = Context(**shared, step=Step(client, async_call, send), group=Group(async_call))
-
-        async def run_watched(function: Callable[[], Any]) -> Ending:
-            with loop_watch.watching(client.logger):
-                return await async_call.run(function)
-
-        return ctx, run_watched
+        return ctx, lambda function: loop_watch.watch(async_call.run(function), client.logger)
 
     sync_call = SyncCall(replay)
     step = StepSync(client, sync_call, lambda events: drive(send(events)))

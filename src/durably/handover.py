@@ -50,7 +50,7 @@ class StepHandover:
         self._config = config
         self._call = call
         self._io = io
-        self._middleware = middleware
+        self._middleware = middleware if middleware else None
         self._logger = logger
         # From before the function: what is made in it is none of its tasks.
         self._context = None if config.interval_seconds is None else contextvars.copy_context()
@@ -79,8 +79,9 @@ class StepHandover:
     async def take(self, report: StepReport) -> Memo | None:
         """Keep or commit the step. The function goes on with what it would get at its next call."""
         memo = self._memo_of(report)
-        await self._middleware.end_execution()
-        await self._middleware.transform_step(report)
+        if self._middleware is not None:
+            await self._middleware.end_execution()
+            await self._middleware.transform_step(report)
         finish(report)
         if report.error is not None:
             self._failed.append(report)
@@ -95,7 +96,8 @@ class StepHandover:
             self._start_timer()
         if self._must_stop:
             return None
-        await self._middleware.begin_execution()
+        if self._middleware is not None:
+            await self._middleware.begin_execution()
         return memo
 
     def _memo_of(self, report: StepReport) -> Memo | None:
@@ -109,7 +111,7 @@ class StepHandover:
             data, returned = encode_step_output(report)
         except OutputUnserializableError:
             return None
-        if not self._middleware:
+        if self._middleware is None:
             report.op.data = msgspec.Raw(data)
         return Memo(returned)
 

@@ -9,16 +9,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from durably.execution import running_step
 from durably.protocol.text import printable
 
 if TYPE_CHECKING:
     from durably.client import Logger
+
+T = TypeVar("T")
 
 BLOCKED_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
@@ -61,9 +63,8 @@ class LoopWatch:
         self._told: dict[Running, float] = {}
         self._logger: Logger | None = None
 
-    @contextmanager
-    def watching(self, logger: "Logger") -> Iterator[None]:
-        """Around a call of an async function, on its event loop."""
+    async def watch(self, call: Coroutine[Any, Any, T], logger: "Logger") -> T:
+        """Await a call of an async function, on its event loop."""
         loop = asyncio.get_running_loop()
         watched = self._loops.get(loop)
         if watched is None:
@@ -74,7 +75,7 @@ class LoopWatch:
         if not self._wake.is_set():
             self._start()
         try:
-            yield
+            return await call
         finally:
             watched.calls -= 1
 

@@ -5,8 +5,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -47,15 +46,20 @@ class _Answer(msgspec.Struct):
     unmatched: Any = None
 
 
-@contextmanager
-def sent_by(run_id: str) -> Iterator[None]:
-    """Events sent within the context belong to the run."""
-    before = sending_run.get()
-    sending_run.set(run_id)
-    try:
-        yield
-    finally:
-        sending_run.set(before)
+class SentBy:
+    """A ``with`` block: events sent in it belong to the run. A class, because every call has one."""
+
+    __slots__ = ("_before", "_run_id")
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def __enter__(self) -> None:
+        self._before = sending_run.get()
+        sending_run.set(self._run_id)
+
+    def __exit__(self, *_: object) -> None:
+        sending_run.set(self._before)
 
 
 async def send_events(

@@ -36,7 +36,7 @@ from durably.protocol.errors import is_quiet
 from durably.protocol.events import Event
 from durably.protocol.headers import Header, Probe, Query, SyncKind
 from durably.protocol.text import printable
-from durably.sending import sent_by
+from durably.sending import SentBy
 from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
 from durably.timings import Timings
 from durably.transport import IO, AsyncIO, BlockingIO, Request, request_with_keys
@@ -349,12 +349,12 @@ class CommHandler:
     async def _run(self, function: Function[Any], call: FunctionCall, io: IO) -> Outcome:
         surroundings = self._surroundings if call.raw_request is None else nullcontext
         if function.is_async(call.function_id):
-            with surroundings(), sent_by(call.context.run_id):
+            with surroundings(), SentBy(call.context.run_id):
                 return await io.resolve(function.call(self.client, call, AsyncIO()))
         return await io.run(self._threads, partial(self._call_sync, function, call, surroundings))
 
     def _call_sync(self, function: Function[Any], call: FunctionCall, surroundings: Surroundings) -> Outcome:
-        with surroundings(), sent_by(call.context.run_id):
+        with surroundings(), SentBy(call.context.run_id):
             return function.call_sync(self.client, call, BlockingIO())
 
     def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:

@@ -78,10 +78,10 @@ class CommRequest:
         return self._request_url
 
     def header(self, name: Header) -> str | None:
-        return self.headers.get(name.value) or None
+        return self.headers.get(name) or None
 
     def query(self, name: Query) -> str | None:
-        value = self.query_params.get(name.value)
+        value = self.query_params.get(name)
         if isinstance(value, str) or value is None:
             return value or None
         return (value[0] or None) if value else None

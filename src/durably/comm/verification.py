@@ -181,13 +181,13 @@ def check_addressee(context: CallContext, req: CommRequest) -> None:
     Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every call. These cannot be
     compared with the query. Raises ``CallMismatchError``.
     """
-    if not context.fn_id or _is_uuid(context.fn_id):
+    if not context.fn_id:
         return
     for name, query, body in (
         ("function", req.query(Query.FUNCTION_ID), context.fn_id),
         ("step", req.query(Query.STEP_ID), context.step_id or DISCOVER),
     ):
-        if query != body:
+        if query != body and not _is_uuid(context.fn_id):
             raise CallMismatchError(f"the call is for the {name} {body!r}, and its URL names {query!r}")
 
 

@@ -8,6 +8,7 @@ What was asked of an owner that is gone is asked of the next.
 import asyncio
 import contextlib
 import os
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,13 @@ class Member:
         """Why there is no place, where that is known."""
         return self._trouble
 
-    async def ask_directly(self, name: str, arguments: tuple[Any, ...]) -> Any:
+    def ask_directly(self, name: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
         """``ask`` for operations that the engine executes on any event loop. Raises ``PlaceLostError`` if
         this process does not own the database, and the operation's errors."""
         place = self._get_place()
         if not isinstance(place, Owner):
             raise PlaceLostError("this process does not own the database", is_unclear=False)
-        return await place.ask(OPERATIONS[name], arguments)
+        return place.ask(OPERATIONS[name], arguments)
 
     @property
     def runs_nothing(self) -> bool:

@@ -173,9 +173,11 @@ class ProcessEngine:
 
     async def _send_events(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
         if self._runs_functions and self._member is not None:
-            with contextlib.suppress(PlaceLostError):
+            try:
                 receipt: EventReceipt = await self._member.ask_directly("send_events", arguments)
                 return receipt
+            except PlaceLostError:
+                pass
         return await submit(self._send_through_member(arguments, timeout))
 
     async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
@@ -184,10 +186,10 @@ class ProcessEngine:
         if (member := self._member) is None:
             raise TransportError("the engine has been stopped in this process")
         try:
-            with contextlib.suppress(PlaceLostError):
+            try:
                 await member.ask_directly("checkpoint", (run_id, request))
-                return
-            await submit(member.ask("checkpoint", (run_id, request)))
+            except PlaceLostError:
+                await submit(member.ask("checkpoint", (run_id, request)))
         except MemberClosedError:
             raise TransportError("the engine has been stopped in this process") from None
 

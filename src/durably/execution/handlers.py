@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 _NO_LOOP = ("no running event loop", "no current event loop")
@@ -14,6 +15,8 @@ def is_async(handler: Any) -> bool:
 
     A sync function that returns a coroutine counts as sync: it may block before it returns.
     """
+    if type(handler) is FunctionType and handler.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
     while isinstance(handler, partial):
         handler = handler.func
     if inspect.iscoroutinefunction(handler):

@@ -9,6 +9,7 @@ import msgspec
 from durably.protocol.errors import Error, ErrorCode, ErrorData
 
 _RESULT_KEYS = frozenset(("data", "error", "type"))
+_NONE: Mapping[str, Any] = {}
 _INPUT_KEYS = frozenset(("input", "type"))
 
 
@@ -39,21 +40,22 @@ class StepMemos:
     __slots__ = ("_inputs", "_memos", "refusals")
 
     def __init__(self, steps: Mapping[str, msgspec.Raw] | None = None) -> None:
-        raw = steps or {}
-        self._memos: dict[str, msgspec.Raw | Memo] = dict(raw)
-        self._inputs: dict[str, Any] = {}
-        self.refusals: dict[str, str] = {}
+        self._memos: dict[str, msgspec.Raw | Memo] = dict(steps) if steps else {}
+        self._inputs: Mapping[str, Any] = _NONE
+        self.refusals: Mapping[str, str] = _NONE
         """The reasons why memos cannot be restored, by hashed step id."""
-        if b'"input"' in b"".join(raw.values()):
-            self._take_inputs(raw)
+        if steps and b'"input"' in b"".join(steps.values()):
+            self._take_inputs(steps)
 
     def _take_inputs(self, steps: Mapping[str, msgspec.Raw]) -> None:
         """Not results: these steps are to be run, with these inputs in place of their own."""
+        inputs = {}
         for hashed_id, raw in steps.items():
             value = _decode(raw)
             if isinstance(value, dict) and "input" in value and _INPUT_KEYS.issuperset(value):
-                self._inputs[hashed_id] = value["input"]
+                inputs[hashed_id] = value["input"]
                 del self._memos[hashed_id]
+        self._inputs = inputs
 
     def __contains__(self, hashed_id: str) -> bool:
         return hashed_id in self._memos
@@ -83,7 +85,7 @@ class StepMemos:
 
     def refuse(self, hashed_id: str, reason: str) -> None:
         """Mark a memo that cannot be restored. If the function reaches its step, the call ends with the reason."""
-        self.refusals[hashed_id] = reason
+        self.refusals = {**self.refusals, hashed_id: reason}
 
     def input_of(self, hashed_id: str) -> Sequence[Any] | None:
         """Arguments that replace those of a step that is run again with another input."""

@@ -103,7 +103,7 @@ class Replay:
     """
 
     memos: StepMemos
-    hooks: Hooks
+    hooks: Hooks | None = None
     handover: Handover | None = None
     stack: Sequence[str] = ()
     target: str | None = None
@@ -206,7 +206,8 @@ class Replay:
         """From here on new code runs."""
         if not self.is_fresh:
             self.is_fresh = True
-            await self.hooks.unmemoized()
+            if self.hooks is not None:
+                await self.hooks.unmemoized()
 
     def refusal(self, step: Step) -> MemoUnreadableError | None:
         """The reason why the step's memo cannot be returned."""
@@ -277,7 +278,8 @@ class Replay:
         if self.standing is not None and self.standing.is_doubtful:
             await apart_from_run(self.standing.confirm())
         await self.freshen()
-        await self.hooks.before_step(step.info())
+        if self.hooks is not None:
+            await self.hooks.before_step(step.info())
         token = in_step.set(step)
         try:
             replaced = self.memos.input_of(step.hashed_id)
@@ -291,7 +293,8 @@ class Replay:
             report = self._failed(step, mode, raised_by_user(error))
         finally:
             in_step.reset(token)
-        await self.hooks.after_step(report)
+        if self.hooks is not None:
+            await self.hooks.after_step(report)
         return report
 
     def _failed(self, step: Step, mode: ParallelMode | None, error: Exception) -> StepReport:

@@ -8,7 +8,7 @@ What then happens is not decided here.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from .observed import Observed
 from .tasks import AnyFuture, AnyTask, Wait, classify, waiter_of
@@ -38,9 +38,9 @@ class Settling:
         self._loop = loop
         self._decide = decide
         self.tasks: set[AnyTask] = set()
-        self.ignored: set[AnyTask] = set()
+        self.ignored: Set[AnyTask] = frozenset()
         """Active tasks that are not waited for any more."""
-        self._observed = Observed()
+        self._observed: Observed | None = None  # made when there are several tasks
         self.is_suspended = False
         """Set while a step is executed: its function must not go on meanwhile."""
         self._is_over = False
@@ -67,14 +67,16 @@ class Settling:
     def _untrack(self, task: AnyTask) -> None:
         self.tasks.discard(task)
         self._active.discard(task)
-        self.ignored.discard(task)
+        if self.ignored:
+            self.ignored -= {task}
         self.progressed()
 
     def park(self, task: AnyTask) -> None:
         """The task waits for a step."""
         self._parked.add(task)
         self._active.discard(task)
-        self.ignored.discard(task)
+        if self.ignored:
+            self.ignored -= {task}
         self.progressed()
 
     def unpark(self, task: AnyTask) -> None:
@@ -93,7 +95,7 @@ class Settling:
 
     def was_awaited(self, task: AnyTask) -> bool:
         """Whether the function has ever waited for the task."""
-        return self._observed.was_awaited(task, self._is_own_callback)
+        return self._observed is not None and self._observed.was_awaited(task, self._is_own_callback)
 
     def waits_longer(self) -> bool:
         """Whether ignored tasks are worth waiting for all the same."""
@@ -117,7 +119,8 @@ class Settling:
         for waiter in self._watched:
             waiter.remove_done_callback(self._on_watched_done)
         self._watched.clear()
-        self._observed.close()
+        if self._observed is not None:
+            self._observed.close()
         self._decide = _nothing  # what decides holds this: together they would wait for the garbage collector
 
     # -- looking
@@ -132,8 +135,10 @@ class Settling:
         self._next_look = None
         if self._is_over or not self.tasks:
             return
-        for task in self._active:
-            self._observed.note(task, waiter_of(task))
+        if len(self.tasks) > 1:  # otherwise there is no other task that one can await
+            self._observed = self._observed or Observed()
+            for task in self._active:
+                self._observed.note(task, waiter_of(task))
         if self.is_suspended:
             return
         if self._is_moving():

@@ -1,13 +1,15 @@
 """Steps and groups that an async function has made and not awaited."""
 
-import inspect
 import os.path
+import sys
 import weakref
 from types import FrameType
 from typing import Any
 
 from durably.protocol.errors import Error, ErrorCode
 
+_Place = tuple[str, int]
+"""A file's name, and a line in it."""
 _OWN_CODE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
@@ -25,7 +27,7 @@ class Unawaited:
     __slots__ = ("_awaitables", "_numbers")
 
     def __init__(self) -> None:
-        self._awaitables: dict[int, tuple[str, str, weakref.ref[Any]]] = {}
+        self._awaitables: dict[int, tuple[str, _Place | None, weakref.ref[Any]]] = {}
         self._numbers: dict[int, int] = {}  # by id(), which a later awaitable may reuse
 
     def __bool__(self) -> bool:
@@ -70,16 +72,17 @@ class Unawaited:
         return None
 
 
-def _place() -> str:
+def _place() -> _Place | None:
     """The line of user code that makes the awaitable."""
-    frame: FrameType | None = inspect.currentframe()
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_OWN_CODE):
         frame = frame.f_back
-    return "" if frame is None else f" (at {frame.f_code.co_filename}:{frame.f_lineno})"
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
-def _error(name: str, place: str) -> StepNotAwaitedError:
+def _error(name: str, place: _Place | None) -> StepNotAwaitedError:
+    where = "" if place is None else f" (at {place[0]}:{place[1]})"
     return StepNotAwaitedError(
-        f"{name} was created but not awaited, so it did not run{place}: write `await` before it, "
+        f"{name} was created but not awaited, so it did not run{where}: write `await` before it, "
         "or give it to asyncio.gather or a task that the function awaits"
     )
