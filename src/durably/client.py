@@ -47,6 +47,7 @@ from durably.transport import IO, AsyncIO, BlockingIO
 
 VERSION = importlib.metadata.version("durably")
 SDK_NAME = "durably"
+_ASYNC_IO = AsyncIO()
 SDK = f"{SDK_NAME}:v{VERSION}"
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
@@ -234,7 +235,7 @@ class Client:
         Retries with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were
         accepted nevertheless, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
         """
-        return await self._send(events, AsyncIO(), skip_middleware)
+        return await self._send(events, _ASYNC_IO, skip_middleware)
 
     def send_sync(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
         """``send`` for synchronous code."""

@@ -74,7 +74,11 @@ class Step:
         self._client = client
         self._call = call
         self._send = send
-        self.ai = AI(client, call)
+
+    @property
+    def ai(self) -> "AI":
+        """Steps that call AI models."""
+        return AI(self._client, self._call)
 
     @overload
     def run(
@@ -197,7 +201,11 @@ class StepSync:
         self._client = client
         self._call = call
         self._send = send
-        self.ai = AISync(client, call)
+
+    @property
+    def ai(self) -> "AISync":
+        """Steps that call AI models."""
+        return AISync(self._client, self._call)
 
     @overload
     def run(self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any) -> T: ...

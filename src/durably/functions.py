@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,9 +12,10 @@ import msgspec
 from durably.checkpointing import Checkpoints
 from durably.context import Context, ContextSync, Step, StepSync
 from durably.divergences import Divergences
-from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
+from durably.errors import Error, FunctionConfigInvalidError, FunctionNotServedError
 from durably.execution import (
     AsyncCall,
+    Divergence,
     Ending,
     Found,
     HandedOver,
@@ -159,7 +160,7 @@ class Function(Generic[T]):
         """Whether a run fails if its function no longer reaches the run's finished steps."""
         return client.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
 
-    def _point_out_duration(self, client: "Client", step_id: str, milliseconds: int) -> None:
+    def point_out_duration(self, client: "Client", step_id: str, milliseconds: int) -> None:
         """Warn once for each step, in development."""
         if step_id in self._pointed_out or len(self._pointed_out) >= _MAX_POINTED_OUT:
             return
@@ -184,13 +185,14 @@ class Function(Generic[T]):
     async def call(self, client: "Client", call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it."""
         middleware = MiddlewareStack([*client.middleware, *self._middleware], client, call.raw_request, io)
-        handover = self._open_handover(client, call, io, middleware)
+        told = _tell_call(call)
+        handover = self._open_handover(client, call, told, io, middleware)
         if handover is None:
-            ending = await self._run(client, call, io, middleware, None)
+            ending = await self._run(client, call, told, io, middleware, None)
             assert not isinstance(ending, HandedOver)
             return ending
         try:
-            return await handover.conclude(await self._run(client, call, io, middleware, handover))
+            return await handover.conclude(await self._run(client, call, told, io, middleware, handover))
         finally:
             handover.close()
 
@@ -199,7 +201,7 @@ class Function(Generic[T]):
         return drive(self.call(client, call, io))
 
     def _open_handover(
-        self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack
+        self, client: "Client", call: FunctionCall, told: CheckpointRequest, io: IO, middleware: MiddlewareStack
     ) -> StepHandover | None:
         """``None`` for a call that ends with the first step it executes: one that targets a step, and one that is
         made again, since engines count attempts by call and the steps after the one that failed have their own."""
@@ -208,13 +210,19 @@ class Function(Generic[T]):
         config = self.opts.checkpointing_or(call.checkpoints.are_default)
         if config is None:
             return None
-        return StepHandover(call.checkpoints, config, _tell_call(call), io, middleware, client.logger)
+        return StepHandover(call.checkpoints, config, told, io, middleware, client.logger)
 
     async def _run(
-        self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, handover: Handover | None
+        self,
+        client: "Client",
+        call: FunctionCall,
+        told: CheckpointRequest,
+        io: IO,
+        middleware: MiddlewareStack,
+        handover: Handover | None,
     ) -> Ending:
         try:
-            ending = await self._execute(client, call, io, middleware, handover)
+            ending = await self._execute(client, call, told, io, middleware, handover)
             ending = await self._transform_output(ending, call, middleware)
             await middleware.call("before_response")
         except Exception as error:
@@ -222,27 +230,32 @@ class Function(Generic[T]):
         return ending
 
     async def _execute(
-        self, client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, handover: Handover | None
+        self,
+        client: "Client",
+        call: FunctionCall,
+        told: CheckpointRequest,
+        io: IO,
+        middleware: MiddlewareStack,
+        handover: Handover | None,
     ) -> Ending:
         handler = self._handler_for(call.function_id)
-        replay = _make_replay(client, call, middleware, handover, _standing_of(call, io))
-        divergences = self.divergences[call.function_id]
-        replay.names = divergences.names
+        replay = _make_replay(client, call, middleware, handover, _standing_of(call, told, io))
+        replay.names = self.divergences[call.function_id].names
         replay.function_id = call.function_id
-        if not client.is_production:
-            replay.on_small_duration = partial(self._point_out_duration, client)
-        replay.on_divergence = partial(
-            divergences.report, call.context.run_id, logger=client.logger, is_strict=self.is_replay_strict(client)
-        )
-        replay.on_left_steps = partial(_tell_left_steps, client, call)
-        ctx, run = _make_context(self.is_async(call.function_id), client, call, replay, io, middleware)
-        with call.timings.measure("mw.transform_input"):
+        replay.findings = _Findings(self, client, call)
+        is_async = self.is_async(call.function_id)
+        ctx, run = _make_context(is_async, client, call, replay, io, middleware)
+        began = call.timings.begin("mw.transform_input")
+        if middleware:
             await middleware.call("transform_input", ctx, self, replay.memos)
+            call.timings.end("mw.transform_input", began)
         token = step_context.set(ctx.step)
+        began = call.timings.begin("function")
         try:
-            with call.timings.measure("function"):
-                ending = await run(partial(handler, ctx))
+            running = run(partial(handler, ctx))
+            ending = await (loop_watch.watch(running, client.logger) if is_async else running)
         finally:
+            call.timings.end("function", began)
             step_context.reset(token)
         await middleware.end_execution()
         if isinstance(ending, Found):
@@ -269,9 +282,12 @@ class Function(Generic[T]):
     async def _transform_output(self, ending: Ending, call: FunctionCall, middleware: MiddlewareStack) -> Ending:
         """Planned steps returned nothing yet, so where several were found there is nothing to transform; those handed
         over have been transformed one by one."""
-        with call.timings.measure("mw.transform_output"):
-            if isinstance(ending, HandedOver):
-                return ending
+        began = call.timings.begin("mw.transform_output")
+        if isinstance(ending, Raised) and not isinstance(ending.error, Exception):
+            raise ending.error
+        if not middleware or isinstance(ending, HandedOver):
+            return ending
+        try:
             if isinstance(ending, Found):
                 await middleware.transform_step_inputs(ending.reports)
                 if len(ending.reports) == 1:
@@ -282,6 +298,8 @@ class Function(Generic[T]):
             if result.error is not None:
                 return Raised(result.error)
             return Returned(result.output, ending.source if isinstance(ending, Returned) else "the function")
+        finally:
+            call.timings.end("mw.transform_output", began)
 
     def _handler_for(self, function_id: str) -> Handler[Any]:
         if function_id == self.id:
@@ -289,6 +307,32 @@ class Function(Generic[T]):
         if function_id == self.on_failure_fn_id and self._on_failure is not None:
             return self._on_failure
         raise FunctionNotServedError(f'function "{self.id}" does not answer to the id "{function_id}"')
+
+
+class _Findings:
+    """Reports what a call finds (an ``execution.Findings``)."""
+
+    __slots__ = ("_call", "_client", "_function")
+
+    def __init__(self, function: Function[Any], client: "Client", call: FunctionCall) -> None:
+        self._function = function
+        self._client = client
+        self._call = call
+
+    def small_duration(self, step_id: str, milliseconds: int) -> None:
+        if not self._client.is_production:
+            self._function.point_out_duration(self._client, step_id, milliseconds)
+
+    def divergence(self, divergence: Divergence) -> Error | None:
+        return self._function.divergences[self._call.function_id].report(
+            self._call.context.run_id,
+            divergence,
+            logger=self._client.logger,
+            is_strict=self._function.is_replay_strict(self._client),
+        )
+
+    def left_steps(self, step_ids: Sequence[str]) -> None:
+        _tell_left_steps(self._client, self._call, step_ids)
 
 
 def _tell_left_steps(client: "Client", call: FunctionCall, step_ids: Sequence[str]) -> None:
@@ -307,8 +351,7 @@ def _tell_left_steps(client: "Client", call: FunctionCall, step_ids: Sequence[st
 def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:
     if isinstance(outcome, Returned):
         return TransformOutputResult(None, outcome.value, None)
-    if not isinstance(outcome.error, Exception):
-        raise outcome.error
+    assert isinstance(outcome.error, Exception)
     return TransformOutputResult(outcome.error, msgspec.UNSET, None)
 
 
@@ -331,8 +374,8 @@ def _watch(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() < deadline
 
 
-def _standing_of(call: FunctionCall, io: IO) -> CallStanding | None:
-    return None if call.checkpoints is None else CallStanding(call.checkpoints, _tell_call(call), io)
+def _standing_of(call: FunctionCall, told: CheckpointRequest, io: IO) -> CallStanding | None:
+    return None if call.checkpoints is None else CallStanding(call.checkpoints, told, io)
 
 
 def _make_replay(
@@ -380,7 +423,7 @@ def _make_context(
     replay: Replay,
     io: IO,
     middleware: MiddlewareStack,
-) -> tuple[Any, Callable[[Callable[[], Any]], Awaitable[Ending]]]:
+) -> tuple[Any, Callable[[Callable[[], Any]], Coroutine[Any, Any, Ending]]]:
     """The handler's argument, and how to run it."""
     shared: dict[str, Any] = {
         "event": call.event,
@@ -396,7 +439,7 @@ def _make_context(
     if is_async:
         async_call = AsyncCall(replay)
         ctx = Context(**shared, step=Step(client, async_call, send), group=Group(async_call))
-        return ctx, lambda function: loop_watch.watch(async_call.run(function), client.logger)
+        return ctx, async_call.run
 
     sync_call = SyncCall(replay)
     step = StepSync(client, sync_call, lambda events: drive(send(events)))

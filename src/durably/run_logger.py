@@ -50,7 +50,7 @@ class RunContext:
 
     def __init__(self, replay: Replay, app_id: str, function_id: str, run_id: str) -> None:
         self._replay = replay
-        self._fields = {"app_id": app_id, "function_id": function_id, "run_id": run_id}
+        self._ids = (app_id, function_id, run_id)
 
     @property
     def is_silent(self) -> bool:
@@ -58,7 +58,8 @@ class RunContext:
 
     def fields(self) -> dict[str, str]:
         step = in_step.get()
-        return self._fields if step is None else {**self._fields, "step_id": step.request.step_id}
+        fields = dict(zip(("app_id", "function_id", "run_id"), self._ids, strict=True))
+        return fields if step is None else {**fields, "step_id": step.request.step_id}
 
     def prefix(self) -> str:
         """One line. The ids come from the request, which nothing authenticates in development."""

@@ -14,6 +14,14 @@ class Timings:
         self._seconds.setdefault(name, 0.0)
         return Part(self._seconds, name)
 
+    def begin(self, name: str) -> float:
+        """``measure`` without a ``with`` block: pass the result to ``end``."""
+        self._seconds.setdefault(name, 0.0)
+        return time.perf_counter()
+
+    def end(self, name: str, began: float) -> None:
+        self._seconds[name] += time.perf_counter() - began
+
     def to_header(self) -> str:
         return ", ".join([f"{name};dur={int(seconds * 1000)}" for name, seconds in self._seconds.items()])
 

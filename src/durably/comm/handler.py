@@ -52,6 +52,8 @@ from .verification import Signer, check_addressee, refuse_forms, refuse_pages, v
 
 T = TypeVar("T")
 
+_ASYNC_IO = AsyncIO()
+
 Key = str | SignatureError | None
 """The key that signed a request; why it was refused; or ``None`` where nothing is signed nor need be."""
 Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
@@ -136,7 +138,7 @@ class CommHandler:
 
     def post(self, req: CommRequest) -> Awaitable[CommResponse]:
         """Answer a call."""
-        return self._answer(req, self._post, AsyncIO())
+        return self._answer(req, self._post, _ASYNC_IO)
 
     def post_sync(self, req: CommRequest) -> CommResponse:
         """Answer a call, in this thread."""
@@ -175,20 +177,21 @@ class CommHandler:
     async def _answer(self, req: CommRequest, method: Method, io: IO) -> CommResponse:
         """Verify and answer. Never raises for what a request contains."""
         key: Key = None
-        with req.timings.measure("comm_handler"):
-            try:
-                check_size(len(req.body))
-                key = await self._verify(req, io)
-                response = await method(req, key, io)
-            except Exception as error:
-                self._log_refusal(_place_of(req), error)
-                response = CommResponse.from_error(error)
+        began = req.timings.begin("comm_handler")
+        try:
+            check_size(len(req.body))
+            key = None if req.is_connect else await self._verify(req, io)
+            response = await method(req, key, io)
+        except Exception as error:
+            self._log_refusal(_place_of(req), error)
+            response = CommResponse.from_error(error)
+        req.timings.end("comm_handler", began)
         return self._seal(response, req.timings, _signer(req, key))
 
     async def _verify(self, req: CommRequest, io: IO) -> Key:
         """In development nothing need be signed, but what is signed is verified."""
         client = self.client
-        if req.is_connect or (not client.is_production and not (req.header(Header.SIGNATURE) and client.signing_key)):
+        if not client.is_production and not (req.header(Header.SIGNATURE) and client.signing_key):
             return None
         try:
             verified = await verify_request(req, client.signing_keys, io)
@@ -348,10 +351,13 @@ class CommHandler:
 
     async def _run(self, function: Function[Any], call: FunctionCall, io: IO) -> Outcome:
         surroundings = self._surroundings if call.raw_request is None else nullcontext
-        if function.is_async(call.function_id):
-            with surroundings(), SentBy(call.context.run_id):
-                return await io.resolve(function.call(self.client, call, AsyncIO()))
-        return await io.run(self._threads, partial(self._call_sync, function, call, surroundings))
+        if not function.is_async(call.function_id):
+            return await io.run(self._threads, partial(self._call_sync, function, call, surroundings))
+        with SentBy(call.context.run_id):
+            if surroundings is nullcontext:
+                return await io.resolve(function.call(self.client, call, _ASYNC_IO))
+            with surroundings():
+                return await io.resolve(function.call(self.client, call, _ASYNC_IO))
 
     def _call_sync(self, function: Function[Any], call: FunctionCall, surroundings: Surroundings) -> Outcome:
         with surroundings(), SentBy(call.context.run_id):

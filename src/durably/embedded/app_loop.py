@@ -9,13 +9,14 @@ import contextlib
 import contextvars
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from durably.portal import get_portal
 
 from .errors import CallHandedBackError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class AppLoop:
@@ -32,8 +33,8 @@ class AppLoop:
         """Whether it is known, and runs."""
         return self.loop is not None and self.loop.is_running()
 
-    async def run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine on the app's loop, and wait for it on the running one, the engine's.
+    async def run(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a coroutine function on the app's loop, and wait for it on the running one, the engine's.
 
         The coroutine has no context variables. Cancelled, this cancels the coroutine and does not wait for its end:
         see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it is cancelled by itself, and
@@ -41,10 +42,11 @@ class AppLoop:
         """
         to_app = self._to_app = _callbacks_on(self.loop or get_portal().loop, self._to_app)
         to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
-        call = _Call(start, to_app.loop, to_engine, self._under_way)
+        call = _Call(function(*args, **kwargs), to_app.loop, to_engine, self._under_way)
         try:
             to_app.add(call.begin)
         except RuntimeError:
+            call.close()
             raise CallHandedBackError("the app's event loop is closed") from None
         self._under_way.add(call)
         try:
@@ -70,16 +72,16 @@ class AppLoop:
 class _Call(Generic[T]):
     """A coroutine on its way through the app's loop. ``ended`` belongs to the engine's loop."""
 
-    __slots__ = ("_app_loop", "_start", "_to_engine", "_under_way", "ended", "is_cancelled", "task")
+    __slots__ = ("_app_loop", "_coroutine", "_to_engine", "_under_way", "ended", "is_cancelled", "task")
 
     def __init__(
         self,
-        start: Callable[[], Coroutine[Any, Any, T]],
+        coroutine: Coroutine[Any, Any, T],
         app_loop: asyncio.AbstractEventLoop,
         to_engine: "_Callbacks",
         under_way: "set[_Call[Any]]",
     ) -> None:
-        self._start = start
+        self._coroutine = coroutine
         self._app_loop = app_loop
         self._to_engine = to_engine
         self._under_way = under_way
@@ -90,10 +92,15 @@ class _Call(Generic[T]):
     def begin(self) -> None:
         """On the app's loop."""
         if self.is_cancelled:
+            self.close()
             self._report_end()
             return
-        self.task = self._app_loop.create_task(self._start(), context=contextvars.Context())
+        self.task = self._app_loop.create_task(self._coroutine, context=contextvars.Context())
         self.task.add_done_callback(self._report_end)
+
+    def close(self) -> None:
+        """The coroutine does not begin."""
+        self._coroutine.close()
 
     def cancel(self) -> None:
         """On the app's loop."""

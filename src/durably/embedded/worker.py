@@ -74,7 +74,7 @@ class LocalWorker:
         """No code of the app runs on this event loop, which is the engine's. Functions get no context variables,
         because those here may belong to any request that has sent an event."""
         if handler.threads is None or handler.is_async(call.function_id):
-            return await self._app_loop.run(lambda: answer_call(call, handler, self._checkpoints))
+            return await self._app_loop.run(answer_call, call, handler, self._checkpoints)
         answer = partial(contextvars.Context().run, partial(answer_call_sync, call, handler, self._checkpoints))
         if handler.threads.size is None:  # The app passed its own thread pool.
             return await handler.threads.run(answer)

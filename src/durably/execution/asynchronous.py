@@ -103,8 +103,8 @@ class AsyncCall:
             return Raised(error)
         if (diverged := self._divergence(None)) is not None:
             return diverged
-        if self._replay.on_left_steps is not None and (left := self._left_steps()):
-            self._replay.on_left_steps(left)
+        if self._replay.findings is not None and (left := self._left_steps()):
+            self._replay.findings.left_steps(left)
         return outcome
 
     def _left_steps(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Replays that differ from the calls that made their memos. Pure: another module reports them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from durably.protocol.errors import Error, ErrorCode
@@ -33,7 +33,3 @@ class Divergence:
     unreached: Sequence[str]
     found: str | None = None
     early: str | None = None
-
-
-OnDivergence = Callable[[Divergence], Error | None]
-"""Reports a divergence. The error, if any, ends the call."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
 
-from .divergence import Divergence, OnDivergence
+from .divergence import Divergence
 from .memos import Memo, MemoUnreadableError, StepMemos
 from .outcome import Ending, Found, HandedOver, Raised, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
@@ -88,6 +88,19 @@ class Standing(Protocol):
         ...
 
 
+class Findings(Protocol):
+    """Where a call reports what is perhaps wrong with its function."""
+
+    def small_duration(self, step_id: str, milliseconds: int) -> None:
+        """The step's duration is perhaps meant in seconds."""
+
+    def divergence(self, divergence: Divergence) -> Error | None:
+        """The function does not reach all memos. The error, if any, ends the call."""
+
+    def left_steps(self, step_ids: Sequence[str]) -> None:
+        """The function returned without these steps, which are in tasks that nothing has awaited."""
+
+
 @dataclass(slots=True)
 class Replay:
     """The state of one call.
@@ -97,9 +110,7 @@ class Replay:
     as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first step that it
     executes. ``standing`` is checked before each step. ``stand_in`` replaces steps in tests. ``threads`` run the sync
     handlers of async functions; without them, those run on the event loop. ``names`` collects the ids of the steps
-    reached, by hashed id. ``on_divergence`` gets memos that the function does not reach, ``on_small_duration`` gets
-    steps whose duration is perhaps meant in seconds, ``on_left_steps`` gets the ids of unfinished steps in tasks that
-    nothing has awaited when the function returns.
+    reached, by hashed id.
     """
 
     memos: StepMemos
@@ -117,9 +128,7 @@ class Replay:
     threads: Threads | None = None
     function_id: str = ""
     names: dict[str, str] = field(default_factory=dict)
-    on_divergence: OnDivergence | None = None
-    on_small_duration: Callable[[str, int], None] | None = None
-    on_left_steps: Callable[[Sequence[str]], None] | None = None
+    findings: Findings | None = None
     is_fresh: bool = False
     targets: Collection[str] = ()
     _counts: dict[str, int] = field(default_factory=dict)
@@ -147,8 +156,8 @@ class Replay:
         """Number the step among those of the same id (spec §5.1.2)."""
         if self.stand_in is not None:
             request = self.stand_in(request, self.attempt)
-        if request.small_duration is not None and self.on_small_duration is not None:
-            self.on_small_duration(request.step_id, request.small_duration)
+        if request.small_duration is not None and self.findings is not None:
+            self.findings.small_duration(request.step_id, request.small_duration)
         index = self._counts.get(request.step_id, 0)
         self._counts[request.step_id] = index + 1
         self._met += 1
@@ -187,11 +196,11 @@ class Replay:
         if (not self.memos and self._early is None) or self.target is not None or self._has_diverged:
             return None
         unreached = [step_id for step_id in self.memos.ids() if step_id not in self._met_ids]
-        if self.on_divergence is None or (not unreached and self._early is None):
+        if self.findings is None or (not unreached and self._early is None):
             return None
         self._has_diverged = True
         unreached.sort(key=self.position)
-        error = self.on_divergence(Divergence(unreached, found, self._early))
+        error = self.findings.divergence(Divergence(unreached, found, self._early))
         return None if error is None else Raised(error)
 
     def is_last(self, step: Step) -> bool:

@@ -1,7 +1,7 @@
 """Steps and groups that an async function has made and not awaited."""
 
+import inspect
 import os.path
-import sys
 import weakref
 from types import FrameType
 from typing import Any
@@ -74,7 +74,7 @@ class Unawaited:
 
 def _place() -> _Place | None:
     """The line of user code that makes the awaitable."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(_OWN_CODE):
         frame = frame.f_back
     return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)

@@ -1,9 +1,8 @@
 """The event loop's way to the ledger: what is entered here is carried out by the writer, as one unit each."""
 
 import asyncio
-import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from durably.engine.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.protocol.text import get_logger
@@ -33,7 +32,7 @@ class Journal:
         self._writer = writer
         self._ledger = ledger
         self._clock = clock
-        self._on_effects = on_effects
+        self._follow: Callable[[tuple[object, Effects]], None] = lambda outcome: on_effects(outcome[1])
         self._retrying: set[asyncio.Task[None]] = set()
 
     async def enter(self, work: Callable[[Entry], T]) -> T:
@@ -105,12 +104,23 @@ class Journal:
             task.cancel()
 
     def _submit(self, work: Callable[[Entry], T]) -> asyncio.Future[tuple[T, Effects]]:
-        return self._writer.submit(functools.partial(self._carry_out, work), self._follow)
+        return self._writer.submit(_Unit(self, work), self._follow)
 
-    def _carry_out(self, work: Callable[[Entry], T]) -> tuple[T, Effects]:
+    def carry_out(self, work: Callable[[Entry], T]) -> tuple[T, Effects]:
+        """In the writer's thread."""
         entry = Entry(self._ledger, self.registry, self._clock.now())
         result = work(entry)
         return result, entry.finish()
 
-    def _follow(self, outcome: tuple[object, Effects]) -> None:
-        self._on_effects(outcome[1])
+
+class _Unit(Generic[T]):
+    """What the writer carries out. A class with slots, because a ``partial`` is four objects."""
+
+    __slots__ = ("_journal", "_work")
+
+    def __init__(self, journal: Journal, work: Callable[[Entry], T]) -> None:
+        self._journal = journal
+        self._work = work
+
+    def __call__(self) -> tuple[T, Effects]:
+        return self._journal.carry_out(self._work)
