@@ -58,7 +58,8 @@ class RunContext:
 
     def fields(self) -> dict[str, str]:
         step = in_step.get()
-        fields = dict(zip(("app_id", "function_id", "run_id"), self._ids, strict=True))
+        app_id, function_id, run_id = self._ids
+        fields = {"app_id": app_id, "function_id": function_id, "run_id": run_id}
         return fields if step is None else {**fields, "step_id": step.request.step_id}
 
     def prefix(self) -> str:
