@@ -12,7 +12,9 @@ import rfc8785
 from aiohttp import web
 
 from durably.engine.answer_verification import AnswerVerification
-from durably.engine.embedded import EmbeddedEngine, EngineSettings, canonical
+from durably.engine.answers import Answer
+from durably.engine.embedded import EmbeddedEngine, EngineSettings, canonical, executor
+from durably.engine.embedded.bodies import CallData, build_body
 from durably.engine.embedded.canonical import to_sign
 from durably.engine.embedded.registry import Function
 from durably.engine.embedded.views import RunStatus, UpdateKind
@@ -31,6 +33,56 @@ def simple(app: SmallApp, *, retries: int = 0) -> None:
     @app.function("simple", retries=retries)
     def run(steps: Steps) -> object:
         return "fine"
+
+
+async def test_the_content_of_a_call_from_memory_is_what_is_stored(
+    engine: EmbeddedEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.function("mixed", retries=1)
+    def mixed(steps: Steps) -> object:
+        steps.run("a", lambda: 1)
+        steps.parallel(steps.running("b", lambda: 2), steps.running("c", lambda: 3))
+        steps.sleep("pause", "10ms")
+        steps.run("large", lambda: "x" * 5000)
+        return steps.run("last", lambda: 4)
+
+    from_memory: dict[str, list[bool]] = {"small": [], "large": []}
+    call = executor.Executor._call
+
+    async def compare(self: executor.Executor, run_key: int, data: CallData) -> Answer:
+        generations = [each.generation for each in (data.call, *data.also)]
+        stored = await self._reader.read(lambda connection: executor.read_call(connection, run_key, generations))
+        assert stored is not None
+        assert build_body(data) == build_body(stored)
+        from_memory["large" if len(json.loads(data.events[0])["data"].get("text", "")) else "small"].append(
+            isinstance(data.memos, tuple) or not data.memos
+        )
+        return await call(self, run_key, data)
+
+    monkeypatch.setattr(executor.Executor, "_call", compare)
+    await engine.sync_app(app.sync_request())
+    assert output(await run_to_end(engine, "mixed")) == 4
+    assert output(await run_to_end(engine, "mixed", text="x" * 5000)) == 4
+    # Discovery and a; discovery that finds b and c; these; and so on.
+    assert from_memory["small"][:2] == [True, True]
+    assert not from_memory["small"][-1]
+    assert not any(from_memory["large"][1:])
+
+
+async def test_the_calls_of_a_sequential_run_are_made_without_reading(
+    engine: EmbeddedEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.function("sequential")
+    def sequential(steps: Steps) -> object:
+        return [steps.run(f"step {number}", lambda number=number: number) for number in range(5)]  # type: ignore[misc]
+
+    reads: list[int] = []
+    read_call = executor.read_call
+    monkeypatch.setattr(executor, "read_call", lambda *args: [reads.append(1), read_call(*args)][1])
+    await engine.sync_app(app.sync_request())
+    assert output(await run_to_end(engine, "sequential")) == [0, 1, 2, 3, 4]
+    assert len(app.calls) == 6
+    assert not reads
 
 
 async def test_what_a_call_carries(engine: EmbeddedEngine, app: SmallApp) -> None:

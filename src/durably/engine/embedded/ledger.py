@@ -48,13 +48,14 @@ from durably.protocol.text import get_logger
 from . import updates
 from .admissions import Admissions
 from .arrivals import Arrival, RunEnd, announce_end, check_content, deferred_data
-from .effects import Effects, RequestAt, RunEnded, TimerAt, call_of
+from .bodies import CallData
+from .effects import CallAt, Effects, RequestAt, RunEnded, TimerAt, call_of
 from .ids import Entropy, new_id
 from .lineage import origin_before, refuse_runaway
 from .narrowing import narrow
 from .registry import Registry
 from .router import EventRouter
-from .run_cache import CachedRun, RunCache, kept_trigger
+from .run_cache import CachedRun, Memos, RunCache, kept_trigger, with_memo
 from .run_queue import RunQueue
 from .store import RunRow, Store, WaitRow
 
@@ -86,6 +87,7 @@ class _LiveRun:
         self.wait_began: dict[str, int] = {}
         self.may_have_waits = bool(run.head.waits)
         self.memos = run.head.memos
+        self.kept_memos = run.memos
 
 
 class Entry:
@@ -136,10 +138,10 @@ class Entry:
             return frozenset()
         return self.store.memoised(run_key, step_ids)
 
-    def remember(self, row: RunRow, head: Head, ticket: Ticket | None, *, is_moving: bool) -> None:
+    def remember(self, row: RunRow, head: Head, ticket: Ticket | None, *, is_moving: bool, memos: Memos | None) -> None:
         """A run was written that is to be seen again soon."""
         trigger = None if row.is_batch else kept_trigger(self.events.trigger_of(row.event_key))
-        self._cache.put(CachedRun(row, head, ticket, is_moving, trigger))
+        self._cache.put(CachedRun(row, head, ticket, is_moving, trigger, memos))
 
     def tell_invokers(self, event_keys: Sequence[int], error: ErrorData) -> None:
         """Steps that invoked a function by these events are told that no run of it starts."""
@@ -206,8 +208,17 @@ class Entry:
                 self._cache.forget(key)
             else:
                 self._store_live(live)
+        self._add_call_data()
         self._let_go()
         return self.effects
+
+    def _add_call_data(self) -> None:
+        """Give calls their content if it is in memory, which saves reading it."""
+        for place, effect in enumerate(self.effects):
+            if isinstance(effect, CallAt) and effect.data is None and effect.run_key in self._runs:
+                data = _call_data(self._runs[effect.run_key], effect.call, self.now)
+                if data is not None:
+                    self.effects[place] = msgspec.structs.replace(effect, data=data)
 
     def _let_go(self) -> None:
         """Of what refers back to this entry: in cycles, all of it would wait for the garbage collector, which would
@@ -223,7 +234,7 @@ class Entry:
             self.store.put_moving(row.key, is_moving)
         if head.status == RunStatus.RUNNING and row.status != RunStatus.RUNNING:
             row = self.store.begin_run(row, live.began)
-        self._cache.put(CachedRun(row, head, live.ticket, is_moving, live.trigger))
+        self._cache.put(CachedRun(row, head, live.ticket, is_moving, live.trigger, live.kept_memos))
 
     def _load(self, run_key: int) -> _LiveRun | None:
         live = self._runs.get(run_key)
@@ -315,6 +326,7 @@ class Entry:
         live.memos += 1
         began = live.wait_began.get(command.step_id, live.began)
         self.store.add_memo(live.row.key, live.memos, command, began, self.now)
+        live.kept_memos = with_memo(live.kept_memos, command.step_id, command.memo)
         self.effects.append(updates.step_ended(live.row, command, self.now))
 
     def _sleep(self, live: _LiveRun, command: Sleep) -> None:
@@ -472,6 +484,23 @@ _COMMANDS: dict[type[Any], Callable[[Entry, _LiveRun, Any], None]] = {
     RefuseDeferred: Entry._refuse_deferred,
     EndRun: Entry._end_run,
 }
+
+
+def _call_data(live: _LiveRun, call: Call, now: int) -> CallData | None:
+    """The content of a call that is made now, and before which nothing else can happen to its run but its end."""
+    head = live.head
+    if live.trigger is None or live.kept_memos is None or call.due > now or head.waits or len(head.calls) != 1:
+        return None
+    return CallData(
+        live.row.id,
+        live.row.function_id,
+        call,
+        head.max_attempts,
+        head.disable_immediate,
+        [live.trigger.body],
+        live.kept_memos,
+        defers=head.defers,
+    )
 
 
 def _is_repeated(call: Call) -> bool:

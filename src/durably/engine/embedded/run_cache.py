@@ -19,15 +19,24 @@ _MOST_TRIGGER_BYTES = 2048
 """Of an event that is kept along with the run that it triggered."""
 
 
+_MOST_MEMOS = 32
+_MOST_MEMO_BYTES = 2048
+"""The memos of one run that are kept."""
+
+Memos = tuple[tuple[str, bytes], ...]
+
+
 class CachedRun(msgspec.Struct, frozen=True, gc=False):
     """``is_moving`` is as stored. ``trigger`` is the event that triggered the run, unless it is large, or one of
-    several."""
+    several. ``memos`` are all memos of the run in their order, by hashed step id; ``None`` if they are unknown or
+    large."""
 
     row: RunRow
     head: Head
     ticket: Ticket | None
     is_moving: bool
     trigger: Arrival | None = None
+    memos: Memos | None = None
 
 
 def kept_trigger(trigger: Arrival) -> Arrival | None:
@@ -35,6 +44,15 @@ def kept_trigger(trigger: Arrival) -> Arrival | None:
     if len(trigger.body) > _MOST_TRIGGER_BYTES:
         return None
     return Arrival(trigger.id, trigger.name, trigger.body, origin=trigger.origin)
+
+
+def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
+    """The memos to keep once another is stored."""
+    if memos is None or len(memos) == _MOST_MEMOS:
+        return None
+    if sum(len(kept) for _, kept in memos) + len(memo) > _MOST_MEMO_BYTES:
+        return None
+    return (*memos, (step_id, memo))
 
 
 class RunCache:

@@ -47,7 +47,7 @@ class RunStarts:
         has_to_queue = ticket is not None and ticket.is_queued
         new = self._new_run(function, event_keys, rerun=rerun, ticket=ticket)
         run = entry.store.add_run(new, head, is_moving=not has_to_queue)
-        entry.remember(run, head, ticket, is_moving=not has_to_queue)
+        entry.remember(run, head, ticket, is_moving=not has_to_queue, memos=() if rerun is None else None)
         if rerun is not None and rerun.memos:
             entry.store.copy_memos(rerun.run_key, run.key, rerun.until)
         for call in (command.call for command in commands if isinstance(command, MakeCall)):
