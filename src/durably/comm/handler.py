@@ -268,10 +268,11 @@ class CommHandler:
         function_id = req.query(Query.FUNCTION_ID)
         if function_id is None:
             raise QueryParamMissingError("the query parameter fnId is missing; it names the function to call")
-        if req.query(Query.STEP_ID) is None:
+        step_id = req.query(Query.STEP_ID)
+        if step_id is None:
             raise QueryParamMissingError('the query parameter stepId is missing; it is "step" to discover steps')
         function = self._find(function_id)
-        call = await self._decode(req, function_id, io)
+        call = await self._decode(req, function_id, step_id, io)
         if self._can_stream(function, call) and not req.is_connect:
             return self._stream(function, call, _signer(req, key), io)
         return self._respond(call, await self._run(function, call, io))
@@ -289,12 +290,12 @@ class CommHandler:
             raise FunctionNotServedError(f"function {function_id!r} not found; this app serves: {known}")
         return function
 
-    async def _decode(self, req: CommRequest, function_id: str, io: IO) -> FunctionCall:
+    async def _decode(self, req: CommRequest, function_id: str, step_id: str, io: IO) -> FunctionCall:
         try:
             request = decode_call(req.body)
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid call: {error}") from None
-        check_addressee(request.ctx, req)
+        check_addressee(request.ctx, function_id, step_id)
         steps, events, event = request.steps or {}, request.events, request.event
         if request.use_api or request.ctx.use_api:
             with req.timings.measure("use_api"):

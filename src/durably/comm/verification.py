@@ -19,7 +19,7 @@ from durably.protocol import signatures
 from durably.protocol.answer_signatures import sign_answer
 from durably.protocol.call import CallContext
 from durably.protocol.decoding import decode
-from durably.protocol.headers import DISCOVER, Header, Query
+from durably.protocol.headers import DISCOVER, Header
 from durably.protocol.limits import CANONICAL_CPU_BURST, CANONICAL_CPU_SHARE, MAX_CANONICAL_BYTES
 from durably.protocol.signatures import SignatureError, SignatureMismatchError
 from durably.transport import IO
@@ -175,7 +175,7 @@ def refuse_forms(req: CommRequest) -> None:
         )
 
 
-def check_addressee(context: CallContext, req: CommRequest) -> None:
+def check_addressee(context: CallContext, function_id: str, step_id: str) -> None:
     """Refuse a signed call if its query names another function or step than its body: only the body is signed.
 
     Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every call. These cannot be
@@ -184,8 +184,8 @@ def check_addressee(context: CallContext, req: CommRequest) -> None:
     if not context.fn_id:
         return
     for name, query, body in (
-        ("function", req.query(Query.FUNCTION_ID), context.fn_id),
-        ("step", req.query(Query.STEP_ID), context.step_id or DISCOVER),
+        ("function", function_id, context.fn_id),
+        ("step", step_id, context.step_id or DISCOVER),
     ):
         if query != body and not _is_uuid(context.fn_id):
             raise CallMismatchError(f"the call is for the {name} {body!r}, and its URL names {query!r}")
