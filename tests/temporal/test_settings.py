@@ -1,5 +1,6 @@
 """Where the connection's settings come from, and which source counts."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ NOTHING: dict[str, str] = {}
 
 @pytest.fixture(autouse=True)
 def no_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(tmp_path / "none.toml"))
+    (tmp_path / "empty.toml").touch()
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(tmp_path / "empty.toml"))
 
 
 def test_the_defaults_are_those_of_a_development_server() -> None:
@@ -128,12 +130,55 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "framework", "environment", "words"),
+    [
+        (None, {"config_file": "{missing}"}, {}, {}, r"Temporal\(config_file=…\)"),
+        (None, {}, {}, {"TEMPORAL_CONFIG_FILE": "{missing}"}, r"TEMPORAL_CONFIG_FILE \(the environment\)"),
+        ("billing", {}, {}, {"TEMPORAL_BILLING_CONFIG_FILE": "{missing}"}, "TEMPORAL_BILLING_CONFIG_FILE "),
+        (None, {}, {"CONFIG_FILE": "{missing}"}, {}, r"CONFIG_FILE \(the framework's settings\)"),
+    ],
+)
+def test_a_configuration_file_that_does_not_exist_is_refused(
+    name: str | None,
+    arguments: dict[str, str],
+    framework: dict[str, str],
+    environment: dict[str, str],
+    words: str,
+    tmp_path: Path,
+) -> None:
+    missing = str(tmp_path / "missing.toml")
+    arguments, framework, environment = (
+        {key: value.format(missing=missing) for key, value in source.items()}
+        for source in (arguments, framework, environment)
+    )
+    with pytest.raises(TemporalSettingsError, match=f"there is no file '{re.escape(missing)}', which {words}"):
+        resolve({}, framework, environment=environment, name=name, config_file=arguments.get("config_file"))
+
+
+def test_the_environments_configuration_file_comes_before_the_frameworks(tmp_path: Path) -> None:
+    for name in ("argument", "environment", "framework"):
+        (tmp_path / name).write_text(f'[profile.default]\naddress = "{name}:1"\n')
+    framework = {"CONFIG_FILE": str(tmp_path / "framework")}
+    environment = {"TEMPORAL_CONFIG_FILE": str(tmp_path / "environment")}
+    argument = tmp_path / "argument"
+    assert resolve({}, framework, environment=environment).address == "environment:1"
+    assert resolve({}, framework, environment={"TEMPORAL_CONFIG_FILE": ""}).address == "framework:1"
+    assert resolve({}, framework, environment=environment, config_file=argument).address == "argument:1"
+
+
+@pytest.mark.parametrize(
     ("name", "variable", "meant"),
     [
         (None, "TEMPORAL_ADRESS", "TEMPORAL_ADDRESS"),
         (None, "TEMPORAL_TASKQUEUE", "TEMPORAL_TASK_QUEUE"),
         (None, "TEMPORAL_TLS_CLIENT_CERT", "TEMPORAL_TLS_CLIENT_CERT_PATH"),
         (None, "TEMPORAL_SERVER", "TEMPORAL_ADDRESS"),
+        (None, "TEMPORAL_HOST", "TEMPORAL_ADDRESS"),
+        (None, "TEMPORAL_TLS_CERT", "TEMPORAL_TLS_CLIENT_CERT_PATH"),
+        (None, "TEMPORAL_TLS_KEY_PATH", "TEMPORAL_TLS_CLIENT_KEY_PATH"),
+        (None, "TEMPORAL_TLS_CA", "TEMPORAL_TLS_SERVER_CA_CERT_PATH"),
+        (None, "TEMPORAL_BUILD_ID", "TEMPORAL_WORKER_BUILD_ID"),
+        (None, "TEMPORAL_FRONTEND_SERVICE_HOST", None),
         (None, "TEMPORAL_ADDRESS", None),
         (None, "TEMPORAL_TLS", None),
         (None, "TEMPORAL_UI_URL", None),
@@ -144,6 +189,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(
         (None, "TEMPORAL_A_ADDRESS", None),
         (None, "ADRESS", None),
         ("billing", "TEMPORAL_BILLING_ADRESS", "TEMPORAL_BILLING_ADDRESS"),
+        ("billing", "TEMPORAL_BILLING_TLS_CERT", "TEMPORAL_BILLING_TLS_CLIENT_CERT_PATH"),
         ("billing", "TEMPORAL_BILING_ADDRESS", "TEMPORAL_BILLING_ADDRESS"),
         ("billing", "TEMPORAL_BILLING_NAMESPACE", None),
         ("billing", "TEMPORAL_BILLING2_NAMESPACE", None),

@@ -120,6 +120,19 @@ TORNADO = """
     app = tornado.web.Application([(r"/", MainHandler), *routes(gateway, prefix="/api")])
 """
 APPS = {"fast_api": FAST_API, "flask": FLASK, "tornado": TORNADO}
+SHARES_IDS = """
+    from durably.temporal.gateway import FOR_OPERATORS
+    {orders}
+    @workflow.defn
+    class ShippingWorkflow:
+        @workflow.run
+        async def run(self, order_id: str) -> None: ...
+
+        @workflow.signal
+        def ship(self) -> None: ...
+
+    shared = expose(ShippingWorkflow, id="order-{order_id}", owner=str, signals="all", operations=FOR_OPERATORS)
+"""
 CALLS_A_SERVER = """
     import requests
     {orders}
@@ -230,6 +243,14 @@ def test_a_workflow_that_calls_another_server_fails_although_the_library_is_shar
         return "the workflow ended"
 
     assert "Cannot access requests.get" in get_portal().run(run())
+
+
+def test_a_warning_of_a_single_file_app_is_not_repeated_for_each_workflow(
+    load: Callable[[str], ModuleType], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = load(SHARES_IDS)
+    assert get_portal().run(run_workers(app, "OrderWorkflow", "1")) == "Processed order 1"
+    assert len([each for each in caplog.records if "signal-with-start" in each.getMessage()]) == 1
 
 
 def failure_of(app: ModuleType) -> str:

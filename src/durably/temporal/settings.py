@@ -71,6 +71,18 @@ _NOT_OF_THE_SDK = ("CONFIG_FILE", "ENCRYPTION_KEYS", "PROFILE", "TASK_QUEUE", *_
 
 _FRAMEWORK = "the framework's settings"
 _SERVER_ALIAS = "SERVER"
+_OTHER_NAMES = {
+    "ADDRESS": f"{_SERVER_ALIAS} GRPC_ENDPOINT HOST HOSTPORT HOST_PORT HOST_URL SERVER_ADDRESS SERVER_URL URL",
+    "DEPLOYMENT_NAME": "DEPLOYMENT WORKER_DEPLOYMENT_NAME",
+    "TASK_QUEUE": "QUEUE",
+    "TLS": "TLS_ENABLED USE_TLS",
+    "TLS_CLIENT_CERT_PATH": "CLIENT_CERT CLIENT_CERT_PATH MTLS_TLS_CERT TLS_CERT TLS_CERT_FILE TLS_CERT_PATH",
+    "TLS_CLIENT_KEY_PATH": "CLIENT_KEY CLIENT_KEY_PATH MTLS_TLS_KEY TLS_KEY TLS_KEY_FILE TLS_KEY_PATH",
+    "TLS_SERVER_CA_CERT_PATH": "TLS_CA TLS_CA_CERT TLS_CA_CERT_PATH TLS_CA_FILE TLS_CA_PATH",
+    "WORKER_BUILD_ID": "BUILD_ID",
+}
+_MEANT_BY_OTHER_NAME = {other: key for key, others in _OTHER_NAMES.items() for other in others.split()}
+"""Names that Temporal's other programs and samples use, and the SDK does not read. ``SERVER`` is Django's."""
 _READ_KEYS = sorted(FRAMEWORK_KEYS - {_SERVER_ALIAS})
 """Variables that count, without their prefix. ``GRPC_META_…`` ones have names of the app's own."""
 _OF_ONE_PROCESS = ("GATEWAY_SECRET", "UI_URL")
@@ -117,7 +129,7 @@ def resolve(
     environment = variables_of(name, os.environ if environment is None else environment)
     given = _framework_variables(framework)
     profile = profile or (framework.get("PROFILE") if "TEMPORAL_PROFILE" not in environment else None)
-    source = _path(config_file or framework.get("CONFIG_FILE"))
+    source = _config_file(config_file, framework, environment, prefix_of(name))
     has_server = _names_a_server(arguments, framework, environment) or profile is not None or source is not None
     settings = _inherit(same_server_as, with_server=not has_server)
     keys = environment.get("TEMPORAL_ENCRYPTION_KEYS") or framework.get("ENCRYPTION_KEYS", settings.encryption_keys)
@@ -135,7 +147,7 @@ def resolve(
         "the environment or the configuration file",
         profile=profile,
         config_source=source,
-        disable_file=not needs_file and "TEMPORAL_CONFIG_FILE" not in environment,
+        disable_file=not needs_file,
     )
     settings = _apply(settings, own, environment)
     settings = replace(settings, **_given(arguments))
@@ -196,8 +208,8 @@ def misspelt_variables(
 
 
 def _meant_key(key: str) -> str | None:
-    if key == _SERVER_ALIAS:  # A name of Django's settings only.
-        return "ADDRESS"
+    if key.upper() in _MEANT_BY_OTHER_NAME:
+        return _MEANT_BY_OTHER_NAME[key.upper()]
     if key in _READ_KEYS or key in _OF_ONE_PROCESS or key.startswith("GRPC_META_"):
         return None
     return next(iter(difflib.get_close_matches(key.upper(), _READ_KEYS, 1, _SIMILARITY)), None)
@@ -316,8 +328,25 @@ def _setting_of_file(
     return f"tls.{key.removeprefix('TLS_').lower()} (Temporal's configuration file)"
 
 
-def _path(config_file: str | Path | None) -> Path | None:
-    return None if config_file is None else Path(config_file)
+def _config_file(
+    argument: str | Path | None, framework: Mapping[str, Any], environment: Mapping[str, str], prefix: str
+) -> Path | None:
+    """The configuration file that is named, if one is. The SDK would ignore one that does not exist.
+
+    Raises ``TemporalSettingsError``.
+    """
+    sources = (
+        ("Temporal(config_file=…)", argument),
+        (f"{prefix}CONFIG_FILE (the environment)", environment.get("TEMPORAL_CONFIG_FILE")),
+        (f"CONFIG_FILE ({_FRAMEWORK})", framework.get("CONFIG_FILE")),
+    )
+    named = next(((setting, Path(path)) for setting, path in sources if path), None)
+    if named is None:
+        return None
+    setting, path = named
+    if not path.exists():
+        raise TemporalSettingsError(f"there is no file {str(path)!r}, which {setting} names")
+    return path
 
 
 def _check(settings: ConnectionSettings) -> None:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from temporalio import workflow as workflow_api
 from temporalio.common import (
     Priority,
     RetryPolicy,
@@ -261,7 +262,12 @@ def _is_id_shared(id: str | Callable[..., str] | None) -> bool:
 
 
 def _warn_of_shared_ids(title: str) -> None:
-    """The server has no signal-with-start that refuses a workflow that runs, so that only the id can prevent this."""
+    """The server has no signal-with-start that refuses a workflow that runs, so that only the id can prevent this.
+
+    Not in the workflow sandbox, which imports an app of one file again for each run of a workflow.
+    """
+    if workflow_api.unsafe.in_sandbox():
+        return
     logger.warning(
         "%s is exposed with owner= and signal-with-start, and its id= does not contain the owner: if two users send "
         "the same new id at the same moment, the signal of one reaches the workflow of the other. Put {principal} into "
