@@ -1,6 +1,7 @@
 """The codec server in each framework, as Temporal's web UI and CLI ask it."""
 
 import base64
+import json
 import subprocess
 import uuid
 from collections.abc import Callable
@@ -45,7 +46,7 @@ def test_payloads_are_encoded_and_decoded(app: AppServer) -> None:
         b"binary/encrypted",
     ]
     assert app.post("/codec/decode", encoded.json, OWNER).json == {"payloads": [PLAIN, PLAIN]}
-    assert app.post("/codec/decode", {"payloads": []}, OWNER).json == {}
+    assert app.post("/codec/decode", {"payloads": []}, OWNER).json == {"payloads": []}
 
 
 def test_pages_of_the_web_ui_may_ask_and_those_of_other_sites_may_not(app: AppServer) -> None:
@@ -143,8 +144,29 @@ async def test_a_connection_answers_for_its_own_namespace() -> None:
     for namespace, status in (("billing", 200), ("default", 404)):
         response = await server.handle(asked(b'{"payloads": []}', **{"X-Namespace": namespace}))
         assert response.status_code == status
-    without = CodecServer(Temporal("127.0.0.1:1"), allow_anonymous=True)
-    assert (await without.handle(asked(b'{"payloads": []}'))).status_code == 500
+
+
+async def test_several_connections_answer_each_for_its_own_namespace() -> None:
+    first, second = (Temporal("127.0.0.1:1", namespace=name, encryption=CODEC) for name in ("default", "billing"))
+    server = CodecServer([first, second], allow_anonymous=True)
+    for headers, status in (({}, 200), ({"X-Namespace": "billing"}, 200), ({"X-Namespace": "other"}, 404)):
+        response = await server.handle(asked(b'{"payloads": []}', **headers))
+        assert response.status_code == status
+    assert json.loads((await server.handle(asked(b'{"payloads": []}'))).body) == {"payloads": []}
+
+
+async def test_a_connection_without_encryption_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    first = Temporal("127.0.0.1:1", encryption=CODEC)
+    server = CodecServer([first, Temporal("127.0.0.1:1", name="billing", namespace="b")], allow_anonymous=True)
+    response = await server.handle(asked(b'{"payloads": []}', **{"X-Namespace": "b"}))
+    assert response.status_code == 500
+    assert 'the connection to the namespace "b" has no codec. Set TEMPORAL_BILLING_ENCRYPTION_KEYS' in caplog.text
+
+
+async def test_the_refusal_of_an_origin_names_it() -> None:
+    server = CodecServer(CODEC, origins=["http://127.0.0.1:8233"], allow_anonymous=True)
+    response = await server.handle(asked(b'{"payloads": []}', Origin="http://localhost:8233"))
+    assert "pages of http://localhost:8233 may not" in json.loads(response.body)["detail"]
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,7 @@ def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, data
         from django.urls import path
         from durably.temporal.encryption import EncryptionKey
         settings.TEMPORAL = {"ENCRYPTION_KEYS": [EncryptionKey("2026", b"k" * 32).export()]}
+        settings.TEMPORAL_CONNECTIONS = {"billing": {"NAMESPACE": "invoices"}}
         settings.ROOT_URLCONF.urlpatterns[:] = [
             path("codec/", codec_urls(origins=["https://temporal.example.com"])),
             path("readers/", codec_urls(permission="auth.view_user", namespace="readers")),
@@ -241,15 +242,18 @@ def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, data
         reader.user_permissions.add(Permission.objects.get(codename="view_user"))
         User.objects.create_superuser("admin")
 
-        def ask(name, place):
+        def ask(name, place, **headers):
             client = Client(enforce_csrf_checks=True)
             if name:
                 client.force_login(User.objects.get(username=name))
             origin = {"Origin": "https://temporal.example.com"} if place == "codec" else {}
-            return client.post(f"/{place}/decode", {"payloads": []}, "application/json", headers=origin).status_code
+            sent = client.post(f"/{place}/decode", {"payloads": []}, "application/json", headers={**origin, **headers})
+            return sent.status_code
 
         assert [ask(name, "codec") for name in (None, "reader", "admin")] == [401, 403, 200]
         assert [ask(name, "readers") for name in (None, "reader")] == [401, 200]
+        namespaces = [{"X-Namespace": name} for name in ("default", "invoices", "other")]
+        assert [ask("admin", "codec", **namespace) for namespace in namespaces] == [200, 200, 404]
     """
     middleware = """
         sessions = "django.contrib.sessions"

@@ -32,7 +32,7 @@ from .gateway.messages import JSON, CallBlocking, call_here
 from .gateway.problems import Problem, bad_request, not_found, to_problem, too_large, unauthenticated
 from .surroundings import is_async
 
-Codecs = Temporal | PayloadCodec | Mapping[str, Temporal | PayloadCodec]
+Codecs = Temporal | PayloadCodec | Sequence[Temporal] | Mapping[str, Temporal | PayloadCodec]
 
 _logger = logging.getLogger("durably.temporal")
 _HEADERS = "Authorization, Authorization-Extras, Content-Type, X-Namespace"
@@ -65,8 +65,9 @@ AuthorizeCodec = Callable[[CodecAction], bool | Awaitable[bool]]
 class CodecServer:
     """Answers ``POST /encode`` and ``POST /decode`` for Temporal's web UI and CLI.
 
-    ``codecs`` is the app's ``Temporal``, whose namespace alone is answered for; or a ``PayloadCodec``; or a mapping
-    of namespaces to either. ``origins`` are the web UI's, such as ``https://temporal.example.com``: their pages may
+    ``codecs`` is the app's ``Temporal``, whose namespace alone is answered for; or several, of which the first is for
+    requests without a namespace; or a ``PayloadCodec``; or a mapping of namespaces to either. ``origins`` are the web
+    UI's, such as ``https://temporal.example.com``: their pages may
     call it with cookies and credentials, and pages of other sites may not. ``authorize`` gets a ``CodecAction`` and
     returns whether it is allowed, or raises ``Unauthenticated``. A principal that it refuses gets 403, and 401 if it is
     anonymous; without one, ``allow_anonymous=True`` must say that
@@ -147,7 +148,7 @@ class CodecServer:
         payloads = self._parse(request.body).payloads
         work = codec.encode if operation is CodecOperation.ENCODE else codec.decode
         done = Payloads(payloads=await io.resolve(work(payloads)))
-        body = msgspec.json.encode(json_format.MessageToDict(done))
+        body = msgspec.json.encode({"payloads": [json_format.MessageToDict(each) for each in done.payloads]})
         return GatewayResponse(
             status_code=HTTPStatus.OK, headers={"Content-Type": JSON, "Cache-Control": "no-store"}, body=body
         )
@@ -173,7 +174,9 @@ class CodecServer:
         origin = request.headers.get("origin")
         if origin is None or origin in self._origins or request.headers.get("sec-fetch-site") == "same-origin":
             return
-        raise Problem(HTTPStatus.FORBIDDEN, "forbidden-origin", "pages of this origin may not use the codec server")
+        shown = printable(origin)[:200]
+        detail = f"pages of {shown} may not use the codec server: if it is Temporal's web UI, add it to origins="
+        raise Problem(HTTPStatus.FORBIDDEN, "forbidden-origin", detail)
 
     def _preflight(self, request: GatewayRequest) -> dict[str, str]:
         if "origin" not in request.headers:
@@ -209,13 +212,16 @@ def _operation(path: str) -> CodecOperation:
 
 def _codec_of(codecs: Codecs, namespace: str | None) -> PayloadCodec:
     """Raises a problem for a namespace without a codec, and ``TemporalSettingsError`` for a connection without one."""
+    if isinstance(codecs, PayloadCodec):
+        return codecs
     if isinstance(codecs, Mapping):
-        if namespace is None or namespace not in codecs:
-            raise not_found("there is no codec for the namespace in X-Namespace")
-        return _of_connection(codecs[namespace])
-    if isinstance(codecs, Temporal) and namespace not in (None, codecs.settings.namespace):
+        found = codecs.get(namespace) if namespace is not None else None
+    else:
+        several = [codecs] if isinstance(codecs, Temporal) else codecs
+        found = next((each for each in several if namespace in (None, each.settings.namespace)), None)
+    if found is None:
         raise not_found("there is no codec for the namespace in X-Namespace")
-    return _of_connection(codecs)
+    return _of_connection(found)
 
 
 def _of_connection(codec: Temporal | PayloadCodec) -> PayloadCodec:
@@ -223,8 +229,9 @@ def _of_connection(codec: Temporal | PayloadCodec) -> PayloadCodec:
         return codec
     if (found := codec.data_converter.payload_codec) is None:
         raise TemporalSettingsError(
-            "the codec server has nothing to decode with: the connection has no codec. Set TEMPORAL_ENCRYPTION_KEYS, "
-            "or give Temporal(encryption=…) or CodecServer a codec"
+            "the codec server has nothing to decode with: the connection to the namespace "
+            f'"{codec.settings.namespace}" has no codec. Set {codec.variable_prefix}ENCRYPTION_KEYS, or give '
+            "Temporal(encryption=…) or CodecServer a codec"
         )
     return found
 

@@ -10,6 +10,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.http.multipartparser import MultiPartParserError
+from django.utils.functional import SimpleLazyObject
 from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
 from durably.django_view import SyncAndAsyncView
@@ -18,7 +19,7 @@ from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
 
-from .conf import project_secrets, temporal
+from .conf import connections, project_secrets
 from .csrf import csrf_check
 from .permissions import require_codec_permission
 
@@ -71,12 +72,15 @@ def codec_urls(
 ) -> Urls:
     """A codec server for Temporal's web UI and CLI, for ``path("codec/", codec_urls(origins=[…]))``.
 
-    It decodes for users with ``permission``; ``origins`` are the web UI's. ``server`` replaces all of that.
+    It decodes for users with ``permission``, in the namespaces of all of the project's connections; ``origins`` are the
+    web UI's. ``server`` replaces all of that.
     ``principal`` is as for ``urls``. CSRF is not checked, since the web UI is another site: the server checks the
     origin and the content type.
     """
     if server is None:
-        server = CodecServer(temporal, origins=origins, authorize=require_codec_permission(permission))
+        # Not before the first request: a bad setting is an error of `manage.py check`.
+        several: Any = SimpleLazyObject(lambda: [connections[name] for name in connections])
+        server = CodecServer(several, origins=origins, authorize=require_codec_permission(permission))
     elif origins:
         raise TemporalSettingsError("codec_urls: give origins= to the CodecServer, or no server")
     view: Any = _make_view(server, principal, csrf_exempt=True)
