@@ -93,6 +93,12 @@ def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]
     assert app.post("/open/sleeping", b"", {"Content-Type": "text/plain"}).status == 202
     for site in ("cross-site", "same-site"):
         assert app.post("/open/sleeping", b"", {"Sec-Fetch-Site": site}).status == 415
+    # Over plain HTTP, browsers send no Sec-Fetch-Site.
+    for origin in ("http://evil.example.com", "null", f"{app.origin}.example.com"):
+        assert app.post("/open/sleeping", b"", {"Origin": origin, "Content-Type": "text/plain"}).status == 415
+    assert app.post("/open/sleeping", b"", {"Origin": app.origin}).status == 202
+    proxied = {"Origin": "https://shop.example.com", "X-Forwarded-Host": "shop.example.com, internal"}
+    assert app.post("/open/sleeping", b"", proxied).status == 202
     own = app.post("/open/sleeping", {}, {"Sec-Fetch-Site": "cross-site", "Content-Type": "application/json"})
     assert own.status == 202  # Whoever may send JSON from another site may send it.
     assert app.post("/open/orders/x/signals/secret").status in (404, 405)

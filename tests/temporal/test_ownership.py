@@ -164,7 +164,7 @@ async def test_a_workflow_without_owner_is_for_staff(temporal: Temporal) -> None
     gateway = owned(temporal, SleepingWorkflow)
     client = await temporal.client()
     handle = await client.start_workflow(SleepingWorkflow.run, id=str(uuid.uuid4()), task_queue="nobody's")
-    assert [await status_for(gateway, user, handle.id) for user in ("ada", "None", "staff")] == [404, 404, 200]
+    assert [await status_for(gateway, user, handle.id) for user in ("ada", "none", "staff")] == [404, 404, 200]
     await handle.terminate()
 
 
@@ -363,6 +363,28 @@ async def test_a_former_owner_cannot_reset_what_is_anothers_by_now(temporal: Tem
     assert (await ask(gateway, "staff", "POST", f"{place}/terminate")).status == 202
 
 
+async def test_a_reset_does_not_give_a_workflow_back(temporal: Temporal) -> None:
+    """The new run of such a reset would be the former owner's, with the signals that the present one has sent."""
+    gateway = owned(temporal, StepsWorkflow, signals="all")
+    started = await ask(gateway, "ada", "POST", "flows", {"steps": ["hand over", "wait"]})
+    place = f"flows/{started.json['workflow_id']}"
+
+    async def is_bobs() -> bool:
+        return (await ask(gateway, "bob", "GET", place)).status == 200
+
+    await until(is_bobs)
+    for user in ("bob", "staff"):
+        for reset in ({"to": "first_workflow_task"}, {"event_id": 4}):
+            refused = await ask(gateway, user, "POST", f"{place}/reset", reset)
+            assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:handed-over")
+    assert (await ask(gateway, "bob", "POST", f"{place}/signals/go")).status == 202
+    assert (await ask(gateway, "bob", "GET", f"{place}/result", wait="30")).status == 200
+    later = await ask(gateway, "bob", "POST", f"{place}/reset", {"to": "last_workflow_task"})
+    assert later.status == 202, later.json
+    assert (await ask(gateway, "ada", "GET", place)).status == 404
+    assert (await ask(gateway, "bob", "GET", f"{place}/result", wait="30")).status == 200
+
+
 async def test_an_id_that_speaks_of_namespaces_is_an_id(temporal: Temporal) -> None:
     for id in ("my-namespace", "Namespace", "completed"):
         assert (await ask(owned(temporal, SleepingWorkflow), "ada", "GET", f"flows/{id}")).status == 404
@@ -414,8 +436,11 @@ async def test_who_is_nobody_costs_the_server_nothing(temporal: Temporal) -> Non
         (lambda user: "a\\b", "backslashes"),
         (lambda user: "'ada", "starts or ends with a single quote"),
         (lambda user: "ada'", "starts or ends with a single quote"),
+        (lambda user: str(getattr(user, "tenant", None)), 'the text "None"'),
+        (lambda user: str(object()), "an object without __str__"),
+        (lambda user: str(lambda: user), "an object without __str__"),
     ],
-    ids=["number", "empty", "long", "quote", "backslash", "quote-before", "quote-after"],
+    ids=["number", "empty", "long", "quote", "backslash", "quote-before", "quote-after", "none", "object", "function"],
 )
 async def test_an_owner_that_cannot_be_one_is_the_apps_error(
     temporal: Temporal, caplog: pytest.LogCaptureFixture, owner: Any, words: str

@@ -2,13 +2,20 @@
 
 import enum
 import uuid
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from durably.temporal import UnknownPrincipalError
-from durably.temporal.gateway.principals import ANONYMOUS, is_anonymous, principal_key
+from durably.temporal import Temporal, UnknownPrincipalError
+from durably.temporal.codec_server import CodecServer
+from durably.temporal.gateway import Action, Gateway, GatewayRequest, expose
+from durably.temporal.gateway.principals import ANONYMOUS, check_principal, is_anonymous, principal_key
+
+from ..ports import free_port
+from .apps import CODEC
+from .workflows import SumWorkflow
 
 
 class User:
@@ -131,3 +138,111 @@ def test_identify_decides() -> None:
     assert principal_key(None, lambda user: str(user.email)) == ANONYMOUS
     with pytest.raises(UnknownPrincipalError, match="not empty"):
         principal_key("ada", lambda user: "")
+    for shared in ("None", repr(object())):
+        with pytest.raises(UnknownPrincipalError, match="several users could have it"):
+            principal_key("ada", lambda user, shared=shared: shared)  # type: ignore[misc]
+
+
+async def _find_user() -> str:
+    return "ada"
+
+
+async def _yield_user() -> Any:
+    yield "ada"
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (_find_user, "a coroutine"),
+        (lambda: (each for each in "ada"), "a generator"),
+        (_yield_user, "an asynchronous generator"),
+        (lambda: _find_user, "a function"),
+        (lambda: User(id=1).__repr__, "a function"),
+    ],
+    ids=["coroutine", "generator", "asynchronous generator", "function", "method"],
+)
+def test_what_is_no_principal_is_refused_everywhere(
+    caplog: pytest.LogCaptureFixture, make: Callable[[], Any], kind: str
+) -> None:
+    """A hook that lets in each principal that is not ``None`` is never asked."""
+    asked: list[Any] = []
+
+    def authorize(action: Any) -> bool:
+        asked.append(action)
+        return action.principal is not None
+
+    temporal = Temporal(f"127.0.0.1:{free_port()}", task_queue="sums")
+    exposures = [expose(SumWorkflow, name="sums"), expose(SumWorkflow, name="owned", owner=str)]
+    gateway = Gateway(temporal, exposures, authorize=authorize)
+    codec_server = CodecServer({"default": CODEC}, authorize=authorize)
+
+    def ask(server: Gateway | CodecServer, path: str, body: bytes) -> int:
+        headers = {"Content-Type": "application/json", "X-Namespace": "default"}
+        request = GatewayRequest(
+            method="POST",
+            path=path,
+            mount="",
+            headers=headers,
+            query_params={},
+            body=body,
+            raw_request=None,
+            principal=make(),
+        )
+        return server.handle_sync(request).status_code
+
+    body = b'{"pair": {"left": 1}}'
+    assert [ask(gateway, place, body) for place in ("sums", "owned")] == [500, 500]
+    assert ask(codec_server, "decode", b'{"payloads": []}') == 500
+    assert asked == []
+    assert f"principal= gives {kind}" in caplog.text
+
+
+def test_a_proxy_of_nothing_is_nobody() -> None:
+    functional = pytest.importorskip("django.utils.functional")
+    assert check_principal(functional.SimpleLazyObject(lambda: None)) is None
+    assert check_principal(None) is None
+    user = functional.SimpleLazyObject(lambda: User(pk=3))
+    assert check_principal(user) is user
+
+
+def guarded(seen: list[Any]) -> Gateway:
+    """Notes the principals, and refuses all."""
+
+    def authorize(action: Action) -> bool:
+        seen.append(action.principal)
+        return False
+
+    temporal = Temporal(f"127.0.0.1:{free_port()}", task_queue="sums")
+    exposures = [expose(SumWorkflow, name="sums"), expose(SumWorkflow, name="owned", owner=str)]
+    return Gateway(temporal, exposures, authorize=authorize)
+
+
+def test_flasks_proxy_is_its_user() -> None:
+    flask, local = pytest.importorskip("flask"), pytest.importorskip("werkzeug.local")
+    from durably.temporal.flask import blueprint
+
+    app, seen = flask.Flask("shop"), list[Any]()
+    user = local.LocalProxy(lambda: flask.request.headers.get("X-User"))
+    app.register_blueprint(blueprint(guarded(seen), principal=lambda: user))
+    for name, status in ((None, 401), ("ada", 403)):
+        for place in ("sums", "owned"):
+            answer = app.test_client().get(f"/{place}/x", headers={} if name is None else {"X-User": name})
+            assert (place, answer.status_code) == (place, status)
+    assert seen == [None, "ada", "ada"], "without a user, authorize is not asked for a workflow that has an owner"
+    assert [type(each) for each in seen] == [type(None), str, str]
+
+
+def test_starlettes_principal_may_be_an_asynchronous_object() -> None:
+    applications, testclient = (pytest.importorskip(f"starlette.{name}") for name in ("applications", "testclient"))
+    from durably.temporal.starlette import routes
+
+    class FindUser:
+        async def __call__(self, request: Any) -> Any:
+            return request.headers.get("x-user")
+
+    seen: list[Any] = []
+    client = testclient.TestClient(applications.Starlette(routes=routes(guarded(seen), principal=FindUser())))
+    assert client.get("/sums/x", headers={"X-User": "ada"}).status_code == 403
+    assert client.get("/sums/x").status_code == 401
+    assert seen == ["ada", None]

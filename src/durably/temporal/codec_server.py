@@ -29,6 +29,7 @@ from .errors import PayloadEncryptionError, TemporalSettingsError
 from .gateway import GatewayRequest, GatewayResponse, Unauthenticated
 from .gateway.authorization import ask, check_policy, check_verdict
 from .gateway.messages import JSON, CallBlocking, call_here
+from .gateway.principals import check_principal
 from .gateway.problems import Problem, bad_request, not_found, to_problem, too_large, unauthenticated
 from .surroundings import is_async
 
@@ -139,8 +140,9 @@ class CodecServer:
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
         namespace = request.headers.get("x-namespace") or None
         if self._authorize is not None:
+            principal = check_principal(request.principal)
             action = CodecAction(
-                operation=operation, namespace=namespace, principal=request.principal, request=request.raw_request
+                operation=operation, namespace=namespace, principal=principal, request=request.raw_request
             )
             verdict = await ask(self._authorize, action, self._is_authorize_async, io, call_blocking)
             check_verdict(verdict, action.principal)

@@ -10,6 +10,7 @@ try:
     from flask.blueprints import BlueprintSetupState
     from werkzeug._reloader import run_with_reloader
     from werkzeug.exceptions import HTTPException
+    from werkzeug.local import LocalProxy
     from werkzeug.routing import PathConverter
 except ImportError as error:
     raise ImportError('durably.temporal.flask needs Flask: pip install "durably[flask,temporal]"') from error
@@ -158,11 +159,17 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
             query_params=request.args,
             body=body,
             raw_request=request,
-            principal=None if principal is None else principal(),
+            principal=None if principal is None else _principal_of(principal),
             secrets=_secrets(flask.current_app),
         )
     )
     return _to_flask(response)
+
+
+def _principal_of(principal: Callable[[], Any]) -> Any:
+    """The user itself, not a proxy such as ``flask_login.current_user``: it stays what it is in other threads."""
+    found = principal()
+    return found._get_current_object() if type(found) is LocalProxy else found
 
 
 def _read(server: RequestHandler, request: flask.Request) -> bytes:

@@ -4,6 +4,7 @@
 ``start_workflow(…, search_attributes=owned_by("ada"))``.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -26,6 +27,22 @@ _UNFIT = frozenset('"\\`')
 """SQL visibility stores do not find keywords with these characters."""
 
 
+_DEFAULT_REPR = re.compile(r"<.* at 0x[0-9a-fA-F]+.*>")
+
+
+def describe_shared_text(text: str) -> str | None:
+    """What is wrong with a text that several users can have; ``None`` for any other text.
+
+    ``str`` makes such texts of a missing attribute, and of an object without ``__str__``: its text has the address in
+    memory, which another user's object gets later.
+    """
+    if text == "None":
+        return 'the text "None", as str(None) makes it'
+    if _DEFAULT_REPR.fullmatch(text):
+        return "the text of an object without __str__, which contains its address in memory"
+    return None
+
+
 def owned_by(
     owner: str, others: TypedSearchAttributes | None = None, *, attribute: str = OWNER_ATTRIBUTE
 ) -> TypedSearchAttributes:
@@ -46,6 +63,11 @@ def check_owner(owner: Any, source: str) -> str:
     if not isinstance(owner, str):
         kind = "a coroutine" if hasattr(owner, "__await__") else type(owner).__name__
         raise TemporalSettingsError(f"{source} {kind}: an owner is a text, such as str(user.id), or None for nobody")
+    if (shared := describe_shared_text(owner)) is not None:
+        raise TemporalSettingsError(
+            f"{source} {shared}: several users could have it. Use a text that is unique, such as str(user.id), or None "
+            "for nobody"
+        )
     is_unfit = not owner.isprintable() or _UNFIT & set(owner) or "'" in (owner[:1], owner[-1:])
     if not owner or len(owner) > _MAXIMUM_OWNER or is_unfit:
         raise TemporalSettingsError(

@@ -1,6 +1,5 @@
 """The gateway, and Temporal's errors, in a Starlette app."""
 
-import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from .codec_server import CodecServer
 from .gateway import Gateway
 from .gateway.messages import RequestHandler
 from .starlette_messages import add_exception_handlers, answer, mount_point, to_response
+from .surroundings import is_async
 
 __all__ = ["add_exception_handlers", "codec_routes", "routes"]
 
@@ -94,7 +94,7 @@ def _view(server: RequestHandler, principal: Callable[[Request], Any]) -> Callab
 
 
 async def _call(function: Callable[[Request], Any], request: Request) -> Any:
-    if inspect.iscoroutinefunction(function):
+    if is_async(function):
         return await function(request)
     return await run_in_threadpool(function, request)
 

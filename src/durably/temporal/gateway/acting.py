@@ -24,7 +24,7 @@ from .idempotency import one_request
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
 from .problems import Problem, no_worker, not_found, to_problem
-from .repetitions import find_repetition, find_update_name, is_repetition
+from .repetitions import find_repetition, find_update_name, is_repetition, pages_backwards
 from .results import must_fit
 from .starting import replayed
 from .target import CLOSED, RunClosedError, is_closed
@@ -176,17 +176,40 @@ async def reset(call: Call) -> GatewayResponse:
     run_id = call.existing.run_id
     if call.request.query("run_id"):
         await call.describe_run(None)
+    event_id = call.value.event_id or await _workflow_task(call, run_id, call.value.to)
+    if call.exposure.ownership is not None:
+        await _check_owner_before(call, run_id, event_id)
     request = ResetWorkflowExecutionRequest(
         namespace=call.client.namespace,
         workflow_execution=WorkflowExecution(workflow_id=call.workflow_id, run_id=run_id),
         reason=call.value.reason,
-        workflow_task_finish_event_id=call.value.event_id or await _workflow_task(call, run_id, call.value.to),
+        workflow_task_finish_event_id=event_id,
         request_id=str(uuid.uuid4()),
         identity=call.client.identity,
     )
     response = await call.client.workflow_service.reset_workflow_execution(request, timeout=call.rpc_timeout)
     accepted = Accepted(workflow_id=call.workflow_id, run_id=response.run_id, links=call.links())
     return answer(accepted, HTTPStatus.ACCEPTED, location=call.location())
+
+
+async def _check_owner_before(call: Call, run_id: str, event_id: int) -> None:
+    """Raises a problem if the run has been handed over after the event.
+
+    The new run would have the owner of that time, until its code hands it over again. Signals of the present owner are
+    copied into it.
+    """
+    async for events in pages_backwards(call, run_id):
+        for event in events:
+            if event.event_id <= event_id:
+                return
+            upserted = event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
+            if call.owner_attribute in upserted:
+                raise Problem(
+                    HTTPStatus.CONFLICT,
+                    "handed-over",
+                    f"the workflow has been handed over by event {event.event_id}: reset it to a later point, since a "
+                    "reset to an earlier one would give it back to its former owner",
+                )
 
 
 async def _workflow_task(call: Call, run_id: str, which: str | None) -> int:

@@ -43,7 +43,15 @@ from .endpoints import query_parameters
 from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, keyed_request
 from .inputs import check_id
-from .messages import JSON, CallBlocking, GatewayRequest, GatewayResponse, call_here, without_body
+from .messages import (
+    JSON,
+    CallBlocking,
+    GatewayRequest,
+    GatewayResponse,
+    call_here,
+    is_of_another_site,
+    without_body,
+)
 from .metrics import GatewayMetrics
 from .models import (
     BatchRequest,
@@ -56,7 +64,7 @@ from .models import (
 from .openapi import openapi
 from .ownership import EVERYTHING, Access, check_attribute_name
 from .pages import PageTokens, Secret
-from .principals import Identify, is_anonymous, principal_key
+from .principals import Identify, check_principal, is_anonymous, principal_key
 from .problems import (
     Problem,
     bad_request,
@@ -239,6 +247,7 @@ class Gateway:
             if request.method == "OPTIONS":
                 return options(request.path, self.places)
             found = found or match(request.method, request.path, self.places)
+            request.principal = check_principal(request.principal)
             with web_request(current_request_id() or usable_request_id(request.headers.get(HTTP_HEADER.lower()))):
                 if isinstance(found, ScheduleMatch):
                     response = await self._carry_out_schedule(request, found, io, call_blocking)
@@ -377,14 +386,13 @@ class Gateway:
         return found.handler.arguments.parse(request.body)
 
     def _check_body(self, request: GatewayRequest) -> None:
-        """Only JSON, which a page of another site cannot send with its visitor's cookies unless it is allowed to; or,
-        where the browser does not say that it is such a page's, nothing, whatever type a client gives to that."""
+        """Only JSON, which a page of another site cannot send with its visitor's cookies unless it is allowed to; or
+        nothing, of any type, unless the browser reports that the request is of such a page."""
         self.check_length(len(request.body))
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         is_json = media_type == "application/json" or media_type.endswith("+json")
         is_empty = not request.body and media_type not in _SENT_BY_FORMS
-        is_foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
-        if not is_json and (is_foreign or not is_empty):
+        if not is_json and (not is_empty or is_of_another_site(request.headers)):
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
 
     def check_length(self, length: int | None) -> None:

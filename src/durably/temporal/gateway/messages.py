@@ -78,6 +78,20 @@ class RequestHandler(Protocol):
     def refuse(self, method: str, path: str, problem: Any) -> GatewayResponse: ...
 
 
+def is_of_another_site(headers: Mapping[str, str]) -> bool:
+    """Whether the browser reports that a page of another site sends the request. ``headers`` have lower-case names.
+
+    Browsers send ``Sec-Fetch-Site`` over HTTPS and to localhost only. Without it, ``Origin`` is compared with the host
+    that was asked, which a proxy may have put into ``X-Forwarded-Host``.
+    """
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site not in ("same-origin", "none")
+    if (origin := headers.get("origin")) is None:
+        return False
+    hosts = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
+    return origin.lower().partition("://")[2] not in {host.strip().lower() for host in hosts if host.strip()}
+
+
 def without_body(response: GatewayResponse) -> GatewayResponse:
     """The answer to HEAD: the headers that GET would get, with the length of its body if that is known."""
     if response.stream is not None:

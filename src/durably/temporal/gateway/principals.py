@@ -4,12 +4,14 @@ The text is hashed before it is stored or given out. Knows no framework, only at
 their users.
 """
 
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from durably.temporal.errors import UnknownPrincipalError
+from durably.temporal.owners import describe_shared_text
 from durably.temporal.surroundings import is_async
 
 Identify = Callable[[Any], str]
@@ -19,6 +21,33 @@ ANONYMOUS = json.dumps(["anonymous"])
 _REMEDY = (
     "Give Gateway(identify=…), a function of the principal that returns a text of its own for each, such as "
     "lambda user: user.email"
+)
+
+
+def check_principal(principal: Any) -> Any:
+    """The principal as the app gave it; ``None`` for a proxy of ``None``.
+
+    Raises ``UnknownPrincipalError`` for a coroutine, generator or function: it is no principal, but a sign that
+    ``principal=`` is asynchronous or was not called. ``principal is not None`` would let everybody in.
+    """
+    if principal.__class__ is type(None):
+        return None
+    kind = next((name for check, name in _NO_PRINCIPALS if check(principal)), None)
+    if kind is None:
+        return principal
+    if inspect.iscoroutine(principal):
+        principal.close()
+    raise UnknownPrincipalError(
+        f"principal= gives {kind} instead of a principal. In Flask, Django and Tornado it is a plain function: in "
+        "Tornado, set self.current_user in an asynchronous prepare(), and not in get_current_user()"
+    )
+
+
+_NO_PRINCIPALS: Sequence[tuple[Callable[[Any], bool], str]] = (
+    (inspect.isawaitable, "a coroutine or another awaitable"),
+    (inspect.isgenerator, "a generator"),
+    (inspect.isasyncgen, "an asynchronous generator"),
+    (inspect.isroutine, "a function"),
 )
 
 
@@ -40,6 +69,11 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
             raise UnknownPrincipalError(
                 f"Gateway(identify=…) returned {type(text).__name__} for a principal of the class "
                 f"{_class_of(principal)}: it must return a text that is not empty"
+            )
+        if (shared := describe_shared_text(text)) is not None:
+            raise UnknownPrincipalError(
+                f"Gateway(identify=…) returned {shared}, for a principal of the class {_class_of(principal)}: several "
+                "users could have it. It must return a text that is unique"
             )
         return json.dumps(["identify", text])
     if isinstance(principal, (str, int, UUID)):

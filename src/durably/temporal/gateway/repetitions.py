@@ -40,7 +40,7 @@ async def _look(call: Call, run_id: str, keyed: KeyedRequest) -> bool:
     seen = 0
     for pause in (*_PAUSES, None):
         newest: HistoryEvent | None = None
-        async for events in _pages(call, run_id):
+        async for events in pages_backwards(call, run_id):
             newest = newest or events[0]
             if (found := _find(events, keyed)) is not None:
                 return found
@@ -57,7 +57,7 @@ async def _look(call: Call, run_id: str, keyed: KeyedRequest) -> bool:
 
 async def find_repetition(call: Call, run_id: str, keyed: KeyedRequest) -> bool:
     """Whether a run that is closed has had a request with this key. Raises a problem for another input."""
-    async for events in _pages(call, run_id):
+    async for events in pages_backwards(call, run_id):
         if _find(events, keyed) is not None:
             return True
     return False
@@ -65,7 +65,7 @@ async def find_repetition(call: Call, run_id: str, keyed: KeyedRequest) -> bool:
 
 async def find_update_name(call: Call, run_id: str, update_id: str) -> str | None:
     """The name of an update that a run has accepted; ``None`` if the history does not have it, or not yet."""
-    async for events in _pages(call, run_id):
+    async for events in pages_backwards(call, run_id):
         for event in events:
             request = _update_request(event)
             if request is not None and request.meta.update_id == update_id:
@@ -97,7 +97,8 @@ def _header(event: HistoryEvent) -> Header | None:
     return None
 
 
-async def _pages(call: Call, run_id: str) -> AsyncIterator[Sequence[HistoryEvent]]:
+async def pages_backwards(call: Call, run_id: str) -> AsyncIterator[Sequence[HistoryEvent]]:
+    """The events of a run, the newest first."""
     request = GetWorkflowExecutionHistoryReverseRequest(
         namespace=call.client.namespace,
         execution=WorkflowExecution(workflow_id=call.workflow_id, run_id=run_id),
