@@ -1,4 +1,4 @@
-"""Batches: cancel, terminate and signal all running workflows that a query finds."""
+"""Batches: cancel, terminate and signal all open workflows that a query finds."""
 
 import asyncio
 import time
@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, Action, Gateway, Limits, Operation, batches, expose
+from durably.temporal.gateway import (
+    FOR_OPERATORS,
+    FOR_OWNERS,
+    Action,
+    Gateway,
+    Limits,
+    Operation,
+    batches,
+    expose,
+    visibility,
+)
 
 from .app_server import AppServer
 from .dev_server import DevServer
@@ -175,7 +185,7 @@ async def test_a_batch_checks_each_workflow_that_the_server_finds(
     temporal: Temporal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some databases of the server compare texts without case, and find more than was asked for."""
-    monkeypatch.setattr(batches, "reachable", lambda call: (batches.compare("WorkflowType", "!=", "x"),))
+    monkeypatch.setattr(batches, "reachable", lambda call: (visibility.compare("WorkflowType", "!=", "x"),))
     shop = Shop(owned(temporal, max_batch=2))
     for user, name in (("ada", "a1"), ("Ada", "a2"), ("bob", "b1")):
         await shop.place(user, name)
@@ -230,6 +240,17 @@ async def test_an_idempotency_key_starts_one_batch(temporal: Temporal) -> None:
     refused = await shop.batch("ada", "cancel", headers=key, dry_run=True)
     assert (refused.status, "leave out the Idempotency-Key" in refused.json["detail"]) == (400, True)
     assert (await shop.batch("bob", "terminate")).status == 202
+
+
+async def test_a_batch_reaches_paused_workflows(temporal: Temporal) -> None:
+    shop = Shop(owned(temporal))
+    for name in ("running", "paused"):
+        await shop.place("ada", name)
+    assert (await ask(shop.gateway, "ada", "POST", f"flows/{shop.mark}-paused/pause")).status == 202
+    await shop.find("ada", "running", "paused")
+    await shop.run("ada", "terminate")
+    assert [await shop.status(name) for name in ("running", "paused")] == ["terminated", "terminated"]
+    await shop.find("ada")
 
 
 async def test_a_batch_signals_with_the_input(temporal: Temporal) -> None:

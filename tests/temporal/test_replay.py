@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click.testing
 import pytest
 import temporalio.client
 import temporalio.worker
+from temporalio.api.workflowservice.v1 import PauseWorkflowExecutionRequest, UnpauseWorkflowExecutionRequest
 
 from durably.portal import get_portal
 from durably.temporal import Temporal
@@ -38,6 +40,7 @@ from . import replayed_workflows
 from .dev_server import DevServer
 from .django_site import DjangoSite
 from .replayed_workflows import ReplayedWorkflow, charge, ship
+from .test_ownership import until
 from .worker_thread import working
 
 __all__ = ["directory", "run"]
@@ -319,6 +322,28 @@ def test_the_command_narrows_what_is_fetched(played: dict[str, str], online: Tem
         done = replay(online, *options)
         assert done.exit_code == 0, done.output
         assert f"ReplayedWorkflow: {expected}" in done.output
+
+
+def test_a_paused_workflow_counts_as_running(played: dict[str, str], online: Temporal) -> None:
+    workflow_id = played["waiting"]
+    execution: dict[str, Any] = {"workflow_id": workflow_id, "namespace": "default", "request_id": uuid.uuid4().hex}
+    only = f"WorkflowId = '{workflow_id}'"
+    service = online.sync.client.workflow_service
+
+    async def is_indexed() -> bool:
+        listed = (await online.client()).list_workflows(f"{only} AND ExecutionStatus = 'Paused'")
+        return bool([each async for each in listed])
+
+    async def pause() -> None:
+        await service.pause_workflow_execution(PauseWorkflowExecutionRequest(**execution))
+        await until(is_indexed)
+
+    get_portal().run(pause())
+    try:
+        assert "1 replayed" in replay(online, "--query", only, "--status", "running").output
+        assert "Nothing was replayed" in replay(online, "--query", only, "--status", "closed").output
+    finally:
+        get_portal().run(service.unpause_workflow_execution(UnpauseWorkflowExecutionRequest(**execution)))
 
 
 def test_the_exit_code_is_2_if_nothing_could_be_found_out(online: Temporal, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Batches: cancel, terminate or signal all running workflows that a visibility query finds.
+"""Batches: cancel, terminate or signal all open workflows that a visibility query finds.
 
 The server does the work in a batch job. The job gets the runs that were found and checked one by one, and not the
 query: the server would carry that out later, and unchecked. The job's id contains a hash of its exposure and owner, so
@@ -29,6 +29,8 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.temporal.statuses import OPEN_FILTER
+
 from .call import Call
 from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest
@@ -38,7 +40,7 @@ from .ownership import Access
 from .problems import RETRY_AFTER, Problem, bad_request, not_found
 from .reading import check_searchable, fetch_page, is_reachable, reachable, time_of
 from .starting import replayed
-from .visibility import all_of, compare, parse, write
+from .visibility import all_of, parse, write
 
 SAMPLE = 20
 """Ids in the answer to a dry run."""
@@ -174,11 +176,11 @@ def _hash(*parts: str) -> str:
 
 
 def _query(call: Call) -> str:
-    """Only running workflows of this exposure that the principal may reach, whatever the caller's query says."""
+    """Only open workflows of this exposure that the principal may reach, whatever the caller's query says."""
     text = call.value.query.strip()
     if not text:
-        raise bad_request("query must not be empty; \"ExecutionStatus = 'Running'\" finds all running workflows")
-    return write(all_of(*reachable(call), compare("ExecutionStatus", "=", "Running"), parse(text)))
+        raise bad_request(f'query must not be empty; "{OPEN_FILTER}" finds all running and paused workflows')
+    return write(all_of(*reachable(call), parse(OPEN_FILTER), parse(text)))
 
 
 async def _operation(call: Call, identity: str) -> dict[str, Any]:

@@ -342,9 +342,9 @@ _SHAPES: Mapping[Operation, Callable[[Exposure, Route, HandlerExposure | None], 
         "Hold it: it does nothing until it is resumed", Accepted, body=Reason, problems=_UNSUPPORTED
     ),
     Operation.RESUME: _plain("Let it go on after a pause", Accepted, body=Reason, problems=_UNSUPPORTED),
-    Operation.BATCH_CANCEL: _batch("Ask all running workflows that a query finds to cancel themselves"),
-    Operation.BATCH_TERMINATE: _batch("End all running workflows that a query finds"),
-    Operation.BATCH_SIGNAL: _batch("Signal all running workflows that a query finds:"),
+    Operation.BATCH_CANCEL: _batch("Ask all running and paused workflows that a query finds to cancel themselves"),
+    Operation.BATCH_TERMINATE: _batch("End all running and paused workflows that a query finds"),
+    Operation.BATCH_SIGNAL: _batch("Signal all running and paused workflows that a query finds:"),
     Operation.BATCH_STATUS: lambda exposure, route, handler: {
         "summary": "How far a batch is",
         "responses": {HTTPStatus.OK: BatchJob},

@@ -13,6 +13,7 @@ from temporalio.client import Client, WorkflowHistory
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.errors import Error
+from durably.temporal.statuses import OPEN_FILTER
 
 State = Literal["running", "closed"]
 STATES: tuple[State, ...] = ("running", "closed")
@@ -60,7 +61,7 @@ class HistoryQuery:
     def filter(self, workflow_type: str, state: State) -> str:
         """The list filter."""
         parts = [f"WorkflowType = {_quoted(workflow_type)}"]
-        parts.append("ExecutionStatus = 'Running'" if state == "running" else "ExecutionStatus != 'Running'")
+        parts.append(OPEN_FILTER if state == "running" else f"NOT {OPEN_FILTER}")
         if self.since is not None:
             parts.append(f"StartTime >= '{self.since.isoformat()}'")
         if self.query:
