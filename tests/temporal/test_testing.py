@@ -16,12 +16,13 @@ from flask import Flask
 from pydantic import BaseModel
 from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
-from temporalio.common import RawValue
+from temporalio.common import RawValue, SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
 
 from durably.temporal import Temporal, TemporalWorkerError
 from durably.temporal.binaries import ProgramMissingError, find_program
 from durably.temporal.declarations import WorkerDeclaration
+from durably.temporal.errors import SearchAttributeError
 from durably.testing.temporal import MockError, TemporalServer, mock_activities
 
 from .django_site import DjangoSite
@@ -165,6 +166,23 @@ def test_a_worker_that_cannot_run_fails_the_test(temporal_server: TemporalServer
 def test_an_app_on_a_server_without_workers(temporal_server: TemporalServer, shop: Temporal) -> None:
     with temporal_server.connected(shop):
         assert asyncio.run(shop.check_health()).ok
+
+
+@pytest.mark.parametrize("kind", ["temporal_server", "time_skipping_temporal_server"])
+def test_the_server_gets_the_declared_search_attributes(
+    kind: str, request: pytest.FixtureRequest, shop: Temporal
+) -> None:
+    server: TemporalServer = request.getfixturevalue(kind)
+    amount = SearchAttributeKey.for_float(f"Amount{uuid.uuid4().hex}")
+    shop.add_search_attributes(amount)
+    values = TypedSearchAttributes([SearchAttributePair(amount, 2.5)])
+    for _ in range(2):
+        with server.connected(shop):
+            handle = shop.sync.start_workflow(OrderWorkflow.run, order(), id=uuid.uuid4().hex, search_attributes=values)
+            assert handle.describe().typed_search_attributes[amount] == 2.5
+    shop.add_search_attributes(SearchAttributeKey.for_keyword(amount.name))
+    with pytest.raises(SearchAttributeError, match="is declared as Double by"), server.connected(shop):
+        pass
 
 
 def test_a_program_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
 from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
+from durably.temporal.register_command import wanted_types
 from durably.temporal.runtimes import runtime_of_process
+from durably.temporal.search_attributes import register_and_wait
 
 from .temporal_replays import replay_histories
 
@@ -34,6 +36,7 @@ Activity = Callable[..., Any]
 Mocks = Mapping[Activity | str, Any]
 
 _GRACE = timedelta(0)
+_PATIENCE = timedelta(seconds=10)
 
 
 class MockError(Error):
@@ -92,8 +95,14 @@ class TemporalServer:
 
     @contextmanager
     def connected(self, temporal: Temporal) -> Iterator[Client]:
-        """The app uses this server meanwhile, in the whole process."""
+        """The app uses this server meanwhile, in the whole process.
+
+        The server gets the search attributes that the app declares. Raises ``SearchAttributeError`` if it has one of
+        them with another type.
+        """
         client = self.client(temporal)
+        if declared := wanted_types(temporal.search_attributes):
+            get_portal().run(register_and_wait(client, declared, _PATIENCE))
         with temporal.override(client):
             yield client
 
@@ -109,7 +118,7 @@ class TemporalServer:
 
         ``mocks`` replace activities, given as such or by name: by a function, by an exception to raise, or by a value
         to return. ``declarations`` are run instead of ``temporal.workers``: Django's ``discover()``. Raises
-        ``MockError``, ``TemporalWorkerError``.
+        ``MockError``, ``TemporalWorkerError``, ``SearchAttributeError``.
         """
         declared = temporal.workers if declarations is None else declarations
         replaced = mock_activities(declared, mocks or {})
