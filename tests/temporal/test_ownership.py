@@ -363,6 +363,26 @@ async def test_a_former_owner_cannot_reset_what_is_anothers_by_now(temporal: Tem
     assert (await ask(gateway, "staff", "POST", f"{place}/terminate")).status == 202
 
 
+async def test_a_page_of_a_run_is_refused_once_the_run_is_anothers(temporal: Temporal) -> None:
+    """Though the latest run with the id is the former owner's again."""
+    gateway = owned(temporal, StepsWorkflow, signals="all")
+    client = await temporal.client()
+    steps = ["wait", "hand over"]
+    started = await ask(gateway, "ada", "POST", "flows", {"steps": steps})
+    workflow_id, run_id = started.json["workflow_id"], started.json["run_id"]
+    place = f"flows/{workflow_id}"
+    page = (await ask(gateway, "ada", "GET", f"{place}/history/raw", page_size="1")).json["next_page"]
+    assert (await ask(gateway, "ada", "POST", f"{place}/signals/go")).status == 202
+    await client.get_workflow_handle(workflow_id, run_id=run_id).result()
+    attributes = TypedSearchAttributes([SearchAttributePair(OWNER, "ada")])
+    again = await client.start_workflow(
+        StepsWorkflow.run, ["wait"], id=workflow_id, task_queue="orders", search_attributes=attributes
+    )
+    assert await status_for(gateway, "ada", workflow_id) == 200
+    assert (await ask(gateway, "ada", "GET", f"{place}/history/raw", page=page)).status == 404
+    await again.terminate()
+
+
 async def test_a_reset_does_not_give_a_workflow_back(temporal: Temporal) -> None:
     """The new run of such a reset would be the former owner's, with the signals that the present one has sent."""
     gateway = owned(temporal, StepsWorkflow, signals="all")

@@ -15,6 +15,7 @@ from durably.temporal.gateway.principals import principal_key
 from durably.temporal.gateway.problems import Problem
 
 from .app_server import AppServer
+from .dev_server import BILLING
 from .test_gateway import Answer, until
 from .workflows import SleepingWorkflow
 
@@ -124,6 +125,20 @@ async def test_pages_of_a_history_are_of_one_run(site: Site) -> None:
     assert rest[-1]["workflowExecutionTerminatedEventAttributes"]["reason"] == "end of 1"
 
 
+async def test_a_page_is_for_the_same_namespace(temporal: Temporal) -> None:
+    """The server answers for the run in its token, which may be one of another namespace."""
+    mark = uuid.uuid4().hex
+    billing = Temporal(namespace=BILLING, name="billing", task_queue="nobody", same_server_as=temporal)
+    first, second = Site(temporal, mark, secret=SECRET), Site(billing, mark, secret=SECRET)
+    await first.fill()
+    await second.fill()
+    for path in ("ours", f"ours/ours-{mark}-0/history", f"ours/ours-{mark}-0/history/raw"):
+        page = (await first.ask(path, page_size="1")).json["next_page"]
+        assert (await first.ask(path, page_size="1", page=page)).status == 200
+        refused = await second.ask(path, page_size="1", page=page)
+        assert (refused.status, refused.json.get("detail")) == (400, REFUSAL), refused.json
+
+
 async def test_each_edit_of_a_page_is_refused(site: Site) -> None:
     page = (await site.ask("ours", page_size="1")).json["next_page"]
     swapped = [
@@ -192,7 +207,7 @@ def test_each_framework_signs_with_its_own_secret(app: AppServer) -> None:
     workflow_id = app.post("/open/orders", order).json["workflow_id"]
     page = app.get(f"/open/orders/{workflow_id}/history", page_size="1").json["next_page"]
     assert app.get(f"/open/orders/{workflow_id}/history", page=page).status == 200
-    scope = (principal_key(None), "orders", "history", workflow_id, "")
+    scope = ("default", principal_key(None), "orders", "history", workflow_id, "")
     pages = PageTokens().of(scope, ["for tests only"])
     if app.name == "fastapi":  # It has no secret of its own.
         with pytest.raises(Problem):

@@ -135,8 +135,8 @@ class Call:
         return description
 
     def pages(self, *more: str) -> Pages:
-        """Page tokens that are valid for this principal, exposure and operation, and for ``more``."""
-        scope = (self.principal_key, self.exposure.name, self.match.operation, *more)
+        """Page tokens that are valid for this namespace, principal, exposure and operation, and for ``more``."""
+        scope = (self.client.namespace, self.principal_key, self.exposure.name, self.match.operation, *more)
         return self.page_tokens.of(scope, self.request.secrets)
 
     def links(self, workflow_id: str | None = None) -> Links:

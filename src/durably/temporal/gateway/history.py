@@ -57,7 +57,11 @@ async def _fetch(call: Call, page_size: int) -> tuple[Sequence[RawEvent], str | 
     """
     pages = call.pages(call.workflow_id, call.request.query("run_id") or "")
     run_id, token = _split(pages.take(call.request.query("page")))
-    run_id = run_id or (await call.describe()).run_id
+    described = await call.describe()
+    if run_id is not None and run_id != described.run_id:
+        # It may have been handed over since the token was given.
+        await call.describe_run(run_id)
+    run_id = run_id or described.run_id
     events = call.handle(run_id).fetch_history_events(
         page_size=call.integer("page_size", page_size, 1, _MAXIMUM_PAGE),
         next_page_token=token,

@@ -78,6 +78,9 @@ class RequestHandler(Protocol):
     def refuse(self, method: str, path: str, problem: Any) -> GatewayResponse: ...
 
 
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
 def is_of_another_site(headers: Mapping[str, str]) -> bool:
     """Whether the browser reports that a page of another site sends the request. ``headers`` have lower-case names.
 
@@ -88,8 +91,11 @@ def is_of_another_site(headers: Mapping[str, str]) -> bool:
         return site not in ("same-origin", "none")
     if (origin := headers.get("origin")) is None:
         return False
-    hosts = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
-    return origin.lower().partition("://")[2] not in {host.strip().lower() for host in hosts if host.strip()}
+    scheme, _, asking = origin.lower().partition("://")
+    asked = (headers.get("host", ""), *headers.get("x-forwarded-host", "").split(","))
+    # Origins leave the default port out.
+    hosts = {host.strip().lower().removesuffix(_DEFAULT_PORTS.get(scheme, "")) for host in asked}
+    return not asking or asking not in hosts
 
 
 def without_body(response: GatewayResponse) -> GatewayResponse:
