@@ -81,6 +81,7 @@ def _name_of(value: object) -> str:
         (DynamicWorkflow, {}, "dynamic"),
         (OrderWorkflow, {"id": "order-{number}"}, "names number, no field of"),
         (OrderWorkflow, {"id": "order"}, "must name fields"),
+        (OrderWorkflow, {"id": "order-{order_id"}, "no format string"),
         (OrderWorkflow, {"id": "{order_id.__class__}"}, "must name fields"),
         (OrderWorkflow, {"signals": ["shipp"]}, 'no signal "shipp"; it has add_note, secret, ship'),
         (OrderWorkflow, {"signals": [OrderWorkflow.state]}, "is no signal"),
@@ -93,7 +94,7 @@ def _name_of(value: object) -> str:
     ids=_name_of,
 )
 def test_a_wrong_declaration_is_named(workflow: type, options: dict[str, Any], words: str) -> None:
-    with pytest.raises((TemporalSettingsError, ValueError), match=words):
+    with pytest.raises(TemporalSettingsError, match=words):
         expose(workflow, **options)
 
 

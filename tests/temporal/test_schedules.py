@@ -140,7 +140,7 @@ def test_the_command(run: Run, directory: Path, server: DevServer, app: str) -> 
         assert (result.status, result.stdout) == (0, f"{app}-nightly: {expected}\n"), result.stderr
     write(directory / "shop.py", source.format(app=app, cron="every day"))
     result = run("temporal", "sync-schedules", "shop", **settings)
-    assert (result.status, "the server refuses: " in result.stderr) == (1, True)
+    assert (result.status, f'the server refuses the schedule "{app}-nightly": ' in result.stderr) == (1, True)
     assert "Traceback" not in result.stderr
 
 

@@ -234,6 +234,15 @@ def test_mistakes_in_declarations_are_errors(own: Temporal) -> None:
         expose(SumWorkflow, operations=[Operation.TRIGGER_SCHEDULE])
     with pytest.raises(TemporalSettingsError, match=r"terminate is no operation of expose_schedules\(\)"):
         expose_schedules(operations=["terminate"])
+    with pytest.raises(TemporalSettingsError, match=r"pause is no operation of expose_schedules\(\)"):
+        expose_schedules(operations="pause")
+    with pytest.raises(TemporalSettingsError, match=r"batchcancel is no operation of expose\(\)"):
+        expose(SumWorkflow, operations=["batchcancel"])
+    ids: Any = ["nightly"]
+    with pytest.raises(TemporalSettingsError, match="takes ids one by one"):
+        expose_schedules(ids)
+    with pytest.raises(TemporalSettingsError, match=r"takes expose_schedules\(…\), and not \['nightly'\]"):
+        Gateway(own, [], allow_anonymous=True, schedules=ids)
     with pytest.raises(TemporalSettingsError, match='"a/b" cannot be reached over HTTP'):
         expose_schedules("a/b")
     with pytest.raises(TemporalSettingsError, match='a workflow has the name "sums" too'):

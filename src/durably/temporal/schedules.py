@@ -6,7 +6,8 @@ is for people to say, and is kept.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -179,7 +180,8 @@ async def _sync(
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
         if not dry_run:
-            await _create(client, declaration.id, schedule, app)
+            with _refusals(declaration.id):
+                await _create(client, declaration.id, schedule, app)
         return Outcome.CREATED
     owner = await schedule_owner(described)
     if owner != app:
@@ -191,7 +193,8 @@ async def _sync(
     if await _known_fingerprint(client, described) == fingerprint:
         return Outcome.UNCHANGED
     if not dry_run:
-        await _update(handle, schedule)
+        with _refusals(declaration.id):
+            await _update(handle, schedule)
     return Outcome.UPDATED
 
 
@@ -200,6 +203,17 @@ async def is_synced(
 ) -> bool:
     """Whether the server's schedule is as it is declared. Raises ``TemporalSettingsError`` without a task queue."""
     return bool(await _known_fingerprint(client, described) == _fingerprint(temporal, declaration))
+
+
+@contextmanager
+def _refusals(id: str) -> Iterator[None]:
+    """Names the schedule if the server refuses its declaration, such as a cron expression."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is not RPCStatusCode.INVALID_ARGUMENT:
+            raise
+        raise TemporalSettingsError(f'the server refuses the schedule "{id}": {error.message}') from error
 
 
 async def _create(client: Client, id: str, schedule: Schedule, app: str) -> None:

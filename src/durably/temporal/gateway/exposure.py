@@ -236,10 +236,11 @@ def check_operations(
     operations: Iterable[Operation | str], allowed: frozenset[Operation], where: str
 ) -> frozenset[Operation]:
     """Raises ``TemporalSettingsError`` for an operation that ``where`` cannot open."""
-    chosen = frozenset(Operation(operation) for operation in operations)
-    if others := sorted(chosen - allowed):
+    given = [operations] if isinstance(operations, str) else operations
+    names = frozenset(str(operation) for operation in given)
+    if others := sorted(names - allowed):
         raise TemporalSettingsError(f"{others[0]} is no operation of {where}; it takes {', '.join(sorted(allowed))}")
-    return chosen
+    return frozenset(Operation(name) for name in names)
 
 
 def _id(

@@ -172,6 +172,8 @@ class Gateway:
             raise TemporalSettingsError("two exposures have the same name: give one of them name=")
         self.places: Mapping[str, Place] = self.exposures
         if schedules is not None:
+            if not isinstance(schedules, ScheduleExposure):
+                raise TemporalSettingsError(f"Gateway(schedules=…) takes expose_schedules(…), and not {schedules!r}")
             if schedules.name in self.exposures:
                 raise TemporalSettingsError(
                     f'a workflow has the name "{schedules.name}" too: give name= to expose_schedules() or expose()'

@@ -166,7 +166,10 @@ class IdTemplate:
 
     def __init__(self, template: str) -> None:
         self._template = template
-        parts = list(string.Formatter().parse(template))
+        try:
+            parts = list(string.Formatter().parse(template))
+        except ValueError as error:
+            raise TemporalSettingsError(f'the id template "{template}" is no format string: {error}') from None
         self._names = [name for _, name, _, _ in parts if name is not None]
         if not self._names or not all(name.isidentifier() for name in self._names):
             raise TemporalSettingsError(

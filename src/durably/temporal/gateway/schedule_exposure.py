@@ -61,6 +61,8 @@ def expose_schedules(
     Raises ``TemporalSettingsError``.
     """
     for id in ids:
+        if not isinstance(id, str):
+            raise TemporalSettingsError(f'expose_schedules("nightly", "hourly") takes ids one by one, and not {id!r}')
         _check_fits_in_url(id)
     return ScheduleExposure(
         name=check_place(name),
