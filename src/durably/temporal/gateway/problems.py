@@ -21,7 +21,7 @@ from temporalio.client import (
 from temporalio.exceptions import CancelledError, TerminatedError, TimeoutError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.compat import says_connection_broke
+from durably.temporal.compat import PAUSED, says_connection_broke
 from durably.temporal.errors import SearchAttributeError, TemporalUnreachableError
 from durably.temporal.scrubbing import scrub
 
@@ -259,10 +259,19 @@ def _query_failed(error: WorkflowQueryFailedError) -> Problem:
 
 
 def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
+    if error.status is PAUSED:
+        return _paused()
     return Problem(HTTPStatus.CONFLICT, "query-rejected", "the workflow takes no queries in its present status")
 
 
+def _paused() -> Problem:
+    detail = "the workflow is paused: it takes no queries and updates until it is resumed"
+    return Problem(HTTPStatus.CONFLICT, "workflow-paused", detail)
+
+
 def _rpc_failed(error: RPCError) -> Problem:
+    if error.status is RPCStatusCode.FAILED_PRECONDITION and error.message.startswith("Workflow is paused"):
+        return _paused()
     if error.status is RPCStatusCode.UNAVAILABLE:
         return _unreachable(f"the Temporal server cannot be reached: {error.message}")
     if error.status in _FILED_UNDER and says_connection_broke(error):
