@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from durably.cli.running import keep_what_is_loaded
-from durably.engine.embedded.api.server import EngineServer
-from durably.engine.embedded.settings import EngineSettings
+from durably.engine.http.server import EngineServer
+from durably.engine.settings import EngineSettings
 
 from .children import Answerer, serve
 from .database import DATABASE

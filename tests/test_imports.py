@@ -104,8 +104,8 @@ def test_protocol_and_execution_reach_nothing_outside() -> None:
     assert violations(files, lambda m: m not in OUTSIDE and not is_within(m, *FRAMEWORKS)) == []
 
 
-def test_the_run_machine_and_flow_control_reach_nothing_outside() -> None:
-    pure = [file for file in modules("engine") if "embedded" not in file.parts]
+def test_the_core_of_the_engine_reaches_nothing_outside() -> None:
+    pure = modules("engine", "core")
     assert violations(pure, lambda m: m not in OUTSIDE | {"asyncio"} and not is_within(m, *FRAMEWORKS)) == []
 
 
@@ -114,34 +114,44 @@ def test_the_engine_knows_apps_by_the_protocol_only() -> None:
     assert violations(modules("engine"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
-def test_the_run_machine_does_not_know_who_stores_it() -> None:
-    pure = [file for file in modules("engine") if "embedded" not in file.parts]
-    assert violations(pure, lambda m: not is_within(m, "durably.engine.embedded")) == []
+def test_the_core_of_the_engine_imports_the_protocol_only() -> None:
+    allowed = ("durably.engine.core", "durably.protocol")
+    assert violations(modules("engine", "core"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
+
+
+def test_storage_does_not_know_what_is_stored_when() -> None:
+    unknown = ("durably.engine.scheduling", "durably.engine.http", "durably.engine.engine", "durably.engine.runtime")
+    assert violations(modules("engine", "sqlite"), lambda m: not is_within(m, *unknown)) == []
+
+
+def test_the_engine_does_not_know_its_http_api() -> None:
+    below = [file for file in modules("engine") if "http" not in file.parent.parts]
+    assert violations(below, lambda m: not is_within(m, "durably.engine.http")) == []
 
 
 def test_the_sdk_knows_no_engine_of_ours() -> None:
-    """What users hand to a client in place of an engine over HTTP (``durably.in_process``) is for them to import."""
-    others = ("engine", "embedded", "testing", "cli", "__init__.py")
+    """Users import what they give to a client in place of an engine over HTTP (``durably.engine_interface``)."""
+    others = ("engine", "in_process", "testing", "cli", "__init__.py")
     sdk = [file for file in modules() if file.relative_to(PACKAGE).parts[0] not in others]
-    ours = ("durably.engine", "durably.embedded", "durably.testing", "durably.cli")
+    ours = ("durably.engine", "durably.in_process", "durably.testing", "durably.cli")
     assert violations(sdk, lambda m: not is_within(m, *ours)) == []
 
 
 def test_in_process_mode_knows_the_engine_and_comm() -> None:
     allowed = (
-        "durably.checkpointing",
+        "durably.functions.checkpoints",
         "durably.comm",
-        "durably.embedded",
+        "durably.in_process",
         "durably.engine",
         "durably.errors",
         "durably.events",
         "durably.execution",
-        "durably.in_process",
-        "durably.portal",
+        "durably.engine_interface",
+        "durably.io.background_loop",
         "durably.protocol",
         "durably.settings",
     )
-    assert violations(modules("embedded"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
+    assert violations(modules("in_process"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
 def test_testing_knows_no_adapter_and_no_command_line() -> None:
@@ -162,7 +172,7 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         "durably.django_view",
         "durably.errors",
         "durably.functions",
-        "durably.in_process",
+        "durably.engine_interface",
         "durably.settings",
     )
 
@@ -195,7 +205,7 @@ def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
     for adapter in ("flask", "fast_api", "starlette", "tornado"):
         others = adapters - {f"durably.temporal.{adapter}"}
         assert violations([PACKAGE / "temporal" / f"{adapter}.py"], lambda m, o=others: not is_within(m, *o)) == []
-    gateway = ("durably.execution", "durably.portal", "durably.transport", "durably.temporal")
+    gateway = ("durably.execution", "durably.io.background_loop", "durably.io.http_client", "durably.temporal")
     assert violations(modules("temporal", "gateway"), lambda m: not is_ours(m) or is_within(m, *gateway)) == []
     core = [
         file for file in modules("temporal") if "django" not in file.parts and file.stem not in (*ADAPTERS, "starlette")
@@ -336,9 +346,9 @@ MISSING = [
     ("from durably.remote_state import S3Driver; S3Driver(bucket='b')", "boto3", "durably[s3]"),
     ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
-    ("import durably.engine.embedded", "aiohttp", "durably[engine]"),
+    ("import durably.engine.engine", "aiohttp", "durably[engine]"),
     ("import durably; durably.Embedded('x.db')", "aiohttp", "durably[engine]"),
-    ("import durably.engine.machine", "re2", "durably[engine]"),
+    ("import durably.engine.core.machine", "re2", "durably[engine]"),
     ("import durably.temporal", "temporalio", "durably[temporal]"),
     ("import durably.temporal.gateway", "pydantic", "durably[temporal]"),
     ("import durably.temporal.encryption", "cryptography", "durably[temporal-encryption]"),

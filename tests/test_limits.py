@@ -5,15 +5,16 @@ import inspect
 import re
 from pathlib import Path
 
-from durably import Embedded, loop_watch, remote_state, sending, transport
+from durably import Embedded, remote_state, sending
 from durably.client import Client
-from durably.comm import streaming
-from durably.engine.embedded import annotations
-from durably.engine.embedded.api import bodies, discovery, events, info, runs
-from durably.engine.embedded.api.connections import ConnectionLimits
-from durably.engine.embedded.settings import EngineSettings
-from durably.engine.expressions import syntax
-from durably.engine.flow import batch, cron, debounce, priority, rate_limit, reading, throttle
+from durably.comm import requests
+from durably.engine.core.expressions import syntax
+from durably.engine.core.flow import concurrency, cron, held_events, option_values, rates
+from durably.engine.http import bodies, discovery, events, info, runs
+from durably.engine.http.connections import ConnectionLimits
+from durably.engine.scheduling import annotations
+from durably.engine.settings import EngineSettings
+from durably.io import http_client, loop_watch
 from durably.protocol import limits
 
 PAGE = (Path(__file__).parents[1] / "docs" / "limits.md").read_text()
@@ -58,13 +59,13 @@ EXPECTED = {
     "`retries`": f"{limits.MAX_RETRIES}",
     "any count in flow control": f"{limits.MAX_COUNT:,}",
     "`batch_events.max_size`": f"{limits.MAX_BATCH_SIZE:,} events",
-    "bytes of a batch": size(batch.MAX_BATCH_BYTES),
-    "`debounce.period`": f"{time(reading._SECOND)} to {time(debounce._LONGEST_PERIOD)}",
-    "`throttle.period`": f"{time(reading._SECOND)} to {time(throttle._LONGEST_PERIOD)}",
-    "`rate_limit.period`": f"{time(reading._SECOND)} to {time(rate_limit._LONGEST_PERIOD)}",
+    "bytes of a batch": size(held_events.MAX_BATCH_BYTES),
+    "`debounce.period`": f"{time(option_values._SECOND)} to {time(held_events._LONGEST_PERIOD)}",
+    "`throttle.period`": f"{time(option_values._SECOND)} to {time(rates._LONGEST_THROTTLE_PERIOD)}",
+    "`rate_limit.period`": f"{time(option_values._SECOND)} to {time(rates._LONGEST_PERIOD)}",
     "jitter of a cron trigger": time(cron._LONGEST_JITTER),
     "length of a cron trigger": f"{cron._LONGEST} characters",
-    "priority": f"{priority.MAX_PRIORITY_SECONDS} s either way",
+    "priority": f"{concurrency.MAX_PRIORITY_SECONDS} s either way",
     "length of an expression": f"{syntax.MAX_LENGTH:,} characters",
     "nesting of an expression": f"{syntax.MAX_DEPTH} levels",
     "steps of a run": f"{SETTINGS.max_steps:,}",
@@ -100,13 +101,13 @@ EXPECTED = {
     "time for calls to finish after SIGTERM": time(SETTINGS.close_grace),
     "time for `/ready`": time(info.READY_SECONDS),
     "a request to the engine": time(Client(app_id="app").request_timeout),
-    "connections to an engine, of a process": f"{transport._MAX_CONNECTIONS}",
+    "connections to an engine, of a process": f"{http_client._MAX_CONNECTIONS}",
     "age of a signature": time(limits.SIGNATURE_TOLERANCE),
     "body that is tried in canonical form": size(limits.MAX_CANONICAL_BYTES),
     "CPU for canonical forms of badly signed bodies": (
         f"{limits.CANONICAL_CPU_SHARE:.0%} of one CPU, {limits.CANONICAL_CPU_BURST:g} s at once"
     ),
-    "time between two spaces of a streamed answer": time(streaming.KEEP_ALIVE_SECONDS),
+    "time between two spaces of a streamed answer": time(requests.KEEP_ALIVE_SECONDS),
     "time for which a function may block the event loop": time(loop_watch.BLOCKED_SECONDS),
     "an output that `durably.remote_state` leaves in the run": size(remote_state.DEFAULT_THRESHOLD_BYTES),
     "silence of a process with an engine in it": time(lease()),

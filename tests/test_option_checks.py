@@ -9,13 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import durably
-from durably import Batch, Cancel, Concurrency, Debounce, Priority, RateLimit, Singleton, Throttle, TriggerCron
+from durably import (
+    Batch,
+    Cancel,
+    Concurrency,
+    Debounce,
+    Priority,
+    RateLimit,
+    Singleton,
+    Throttle,
+    TriggerCron,
+)
 from durably import TriggerEvent as On
-from durably.engine.errors import ConfigInvalidError
-from durably.engine.flow.cron import read_schedules
-from durably.engine.flow.reading import OptionReader
+from durably.engine.core.errors import ConfigInvalidError
+from durably.engine.core.flow.cron import read_schedules
+from durably.engine.core.flow.option_values import OptionReader
 from durably.errors import FunctionConfigInvalidError
-from durably.option_checks import cron_problem
+from durably.functions.config import cron_problem
 from durably.protocol.sync import Trigger
 
 from .ids import stable_id

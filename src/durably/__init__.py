@@ -1,18 +1,28 @@
 """Durably: durable execution for Python web apps."""
 
-from durably.client import Client
-from durably.context import Context, ContextSync, Step, StepSync
-from durably.embedded import Embedded
-from durably.embedded.config_check import check_config
-from durably.engines import InngestCloud
-from durably.errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
-from durably.events import Event, EventType
-from durably.execution import StepMemos
-from durably.functions import Function
-from durably.groups import Group, GroupSync
-from durably.middleware import Middleware, MiddlewareSync, SendEventsResult, TransformOutputResult, TransformStepInput
-from durably.option_checks import register
-from durably.options import (
+from typing import TYPE_CHECKING
+
+from durably.functions.config import register
+from durably.functions.function import Function
+from durably.in_process.process import check_config
+from durably.protocol.opcodes import ParallelMode
+
+from .client import Client
+from .context import Context, ContextSync, Step, StepSync
+from .engines import InngestCloud
+from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
+from .events import Event, EventType
+from .execution import StepMemos
+from .groups import Group, GroupSync
+from .in_process import Embedded
+from .middleware import (
+    Middleware,
+    MiddlewareSync,
+    SendEventsResult,
+    TransformOutputResult,
+    TransformStepInput,
+)
+from .options import (
     Batch,
     Cancel,
     Checkpointing,
@@ -26,10 +36,12 @@ from durably.options import (
     TriggerCron,
     TriggerEvent,
 )
-from durably.protocol.opcodes import ParallelMode
-from durably.serializers import PydanticSerializer, Serializer
-from durably.settings import Streaming
-from durably.steps import FetchResponse, Signal
+from .serializers import PydanticSerializer, Serializer
+from .settings import Streaming
+from .steps import FetchResponse, Signal
+
+if TYPE_CHECKING:
+    from durably.engine.settings import EngineSettings
 
 register(check_config)
 
@@ -48,6 +60,7 @@ __all__ = [
     "Debounce",
     "Embedded",
     "EngineNotConfiguredError",
+    "EngineSettings",
     "Event",
     "EventType",
     "FetchResponse",
@@ -80,3 +93,12 @@ __all__ = [
     "TriggerCron",
     "TriggerEvent",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``EngineSettings``, at its first use: importing ``durably`` imports no engine."""
+    if name != "EngineSettings":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from durably.engine.settings import EngineSettings
+
+    return EngineSettings

@@ -6,14 +6,20 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Never
 
-from durably import sending
-from durably.engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine
-from durably.errors import EngineNotConfiguredError, FunctionConfigInvalidError
-from durably.execution import drive
-from durably.function_opts import FunctionOpts
-from durably.functions import Function, Handler, T
-from durably.middleware import MiddlewareFactory, MiddlewareStack, check_middleware
-from durably.options import (
+from durably.functions.config import FunctionOpts
+from durably.functions.function import Function, Handler, T
+from durably.io.http_client import IO, AsyncIO, BlockingIO
+from durably.protocol.durations import Duration, to_timedelta
+from durably.protocol.events import Event
+from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
+from durably.protocol.signatures import check_signing_key
+
+from . import sending
+from .engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine
+from .errors import EngineNotConfiguredError, FunctionConfigInvalidError
+from .execution import drive
+from .middleware import MiddlewareFactory, MiddlewareStack, check_middleware
+from .options import (
     Batch,
     Cancel,
     Checkpointing,
@@ -27,13 +33,9 @@ from durably.options import (
     Trigger,
     check_checkpointing,
 )
-from durably.protocol.durations import Duration, to_timedelta
-from durably.protocol.events import Event
-from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
-from durably.protocol.signatures import check_signing_key
-from durably.run_logger import as_logger
-from durably.serializers import Serializer, Unset
-from durably.settings import (
+from .run_logger import as_logger
+from .serializers import Serializer, Unset
+from .settings import (
     API_BASE_URL,
     EVENT_API_BASE_URL,
     Environment,
@@ -43,7 +45,6 @@ from durably.settings import (
     warn_of_unknown_names,
     warn_of_unused_signing_key,
 )
-from durably.transport import IO, AsyncIO, BlockingIO
 
 VERSION = importlib.metadata.version("durably")
 SDK_NAME = "durably"

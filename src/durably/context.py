@@ -8,17 +8,19 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from durably import steps
-from durably.execution import AsyncCall, SyncCall
-from durably.groups import Group, GroupSync
 from durably.protocol.durations import Duration
 from durably.protocol.events import Event
-from durably.serializers import Unset
-from durably.steps import AIAdapter, FetchResponse, Signal
+
+from . import steps
+from .execution import AsyncCall, SyncCall
+from .groups import Group, GroupSync
+from .serializers import Unset
+from .steps import AIAdapter, FetchResponse, Signal
 
 if TYPE_CHECKING:
-    from durably.client import Client
-    from durably.functions import Function
+    from durably.functions.function import Function
+
+    from .client import Client
 
 T = TypeVar("T")
 P = ParamSpec("P")

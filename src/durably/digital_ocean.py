@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urljoin
 
-from durably.client import Client
-from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
 from durably.comm.bodies import check_size
-from durably.errors import BodyInvalidError, BodyTooLargeError, FunctionConfigInvalidError
-from durably.functions import Function
-from durably.settings import Streaming
+from durably.functions.function import Function
+
+from .client import Client
+from .comm import CommHandler, CommRequest, CommResponse
+from .errors import BodyInvalidError, BodyTooLargeError, FunctionConfigInvalidError
+from .settings import Streaming
 
 FRAMEWORK = "digitalocean"
 

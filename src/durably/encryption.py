@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
-from durably.errors import Error, FunctionConfigInvalidError
-from durably.events import Event, as_data
-from durably.middleware import MiddlewareSync, TransformOutputResult, TransformStepInput
+from durably.functions.step_results import encode_output
 from durably.protocol.opcodes import Opcode
-from durably.reports import encode_output
+
+from .errors import Error, FunctionConfigInvalidError
+from .events import Event, as_data
+from .middleware import MiddlewareSync, TransformOutputResult, TransformStepInput
 
 try:
     from nacl.exceptions import CryptoError
@@ -30,10 +31,11 @@ except ImportError as error:
     raise ImportError('durably.encryption needs PyNaCl: pip install "durably[encryption]"') from error
 
 if TYPE_CHECKING:
-    from durably.client import Client
-    from durably.context import Context, ContextSync
-    from durably.execution import StepMemos
-    from durably.functions import Function
+    from durably.functions.function import Function
+
+    from .client import Client
+    from .context import Context, ContextSync
+    from .execution import StepMemos
 
 __all__ = ["ALL_FIELDS", "Cipher", "DecryptionError", "EncryptionMiddleware"]
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from durably.errors import FunctionConfigInvalidError
-from durably.in_process import EngineHandle, InProcessEngine
 from durably.protocol.headers import ServerKind
-from durably.settings import (
+
+from .engine_interface import EngineHandle, InProcessEngine
+from .errors import FunctionConfigInvalidError
+from .settings import (
     API_BASE_URL,
     DEV,
     DEV_ORIGIN,

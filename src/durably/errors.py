@@ -1,14 +1,19 @@
 """Exceptions that Durably raises. Those that decide how an answer is written are defined with the wire."""
 
-from durably.execution.branches import StepIdAmbiguousError
 from durably.execution.clocks import ClockUnsupportedError
-from durably.execution.divergence import ReplayDivergedError, StepIdUnstableError
-from durably.execution.memos import MemoUnreadableError
+from durably.execution.memos import MemoUnreadableError, ReplayDivergedError, StepIdUnstableError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
-from durably.execution.synchronous import AsyncUnsupportedError
+from durably.execution.sync_call import AsyncUnsupportedError, StepIdAmbiguousError
 from durably.execution.unawaited import StepNotAwaitedError
 from durably.protocol.durations import DurationInvalidError
-from durably.protocol.errors import DeadlineError, Error, ErrorCode, NonRetriableError, RetryAfterError, StepError
+from durably.protocol.errors import (
+    DeadlineError,
+    Error,
+    ErrorCode,
+    NonRetriableError,
+    RetryAfterError,
+    StepError,
+)
 from durably.protocol.signatures import SignatureError, SigningKeyInvalidError
 
 __all__ = [

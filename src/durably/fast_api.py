@@ -13,14 +13,14 @@ try:
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
-from durably.client import Client
-from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
 from durably.comm.bodies import UNREADABLE, read_chunks
-from durably.comm.paths import mount_path
-from durably.comm.streaming import StreamingOption
-from durably.functions import Function
-from durably.in_process import InProcessEngine
+from durably.comm.requests import StreamingOption, mount_path
+from durably.functions.function import Function
+
+from .client import Client
+from .comm import CommHandler, CommRequest, CommResponse
+from .engine_interface import InProcessEngine
 
 FRAMEWORK = "fast_api"
 

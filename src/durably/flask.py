@@ -9,14 +9,14 @@ try:
 except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
-from durably.client import Client
-from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
 from durably.comm.bodies import UNREADABLE, check_length, is_chunked, read_body
-from durably.comm.paths import mount_path
-from durably.comm.streaming import StreamingOption
-from durably.functions import Function
-from durably.in_process import InProcessEngine
+from durably.comm.requests import StreamingOption, mount_path
+from durably.functions.function import Function
+
+from .client import Client
+from .comm import CommHandler, CommRequest, CommResponse
+from .engine_interface import InProcessEngine
 
 FRAMEWORK = "flask"
 

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from durably import steps
-from durably.errors import AsyncUnsupportedError, DeadlineError, FunctionConfigInvalidError
-from durably.execution import AsyncCall, SyncCall
-from durably.execution.asynchronous import group_mode
+from durably.execution.async_call import group_mode
 from durably.protocol.durations import Duration
 from durably.protocol.opcodes import ParallelMode
+
+from . import steps
+from .errors import AsyncUnsupportedError, DeadlineError, FunctionConfigInvalidError
+from .execution import AsyncCall, SyncCall
 
 T = TypeVar("T")
 T1 = TypeVar("T1")

@@ -18,7 +18,7 @@ from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
 
 if TYPE_CHECKING:
-    from durably.middleware import TransformOutputResult
+    from .middleware import TransformOutputResult
 
 _PACKAGE = "inngest"
 _OPS_MODULE = "inngest._internal.server_lib"

@@ -22,17 +22,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from durably import inngest_middleware
-from durably.errors import FunctionConfigInvalidError
-from durably.execution import StepInfo, StepMemos, StepReport
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
 
+from . import inngest_middleware
+from .errors import FunctionConfigInvalidError
+from .execution import StepInfo, StepMemos, StepReport
+
 if TYPE_CHECKING:
-    from durably.client import Client
-    from durably.context import Context, ContextSync
-    from durably.functions import Function
-    from durably.transport import IO
+    from durably.functions.function import Function
+    from durably.io.http_client import IO
+
+    from .client import Client
+    from .context import Context, ContextSync
 
 
 @dataclass

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from durably.errors import FunctionConfigInvalidError
 from durably.protocol.durations import Duration, DurationInvalidError, format_duration, to_timedelta
 from durably.protocol.limits import MAX_BATCH_SIZE, MAX_COUNT
+
+from .errors import FunctionConfigInvalidError
 
 
 class Option(msgspec.Struct, kw_only=True, frozen=True):

@@ -22,16 +22,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import msgspec
 
-from durably.errors import Error, FunctionConfigInvalidError
-from durably.middleware import MiddlewareSync, TransformOutputResult
+from durably.functions.step_results import encode_output
 from durably.protocol.opcodes import Opcode
-from durably.reports import encode_output
+
+from .errors import Error, FunctionConfigInvalidError
+from .middleware import MiddlewareSync, TransformOutputResult
 
 if TYPE_CHECKING:
-    from durably.client import Client
-    from durably.context import Context, ContextSync
-    from durably.execution import StepMemos
-    from durably.functions import Function
+    from durably.functions.function import Function
+
+    from .client import Client
+    from .context import Context, ContextSync
+    from .execution import StepMemos
 
 __all__ = [
     "DEFAULT_THRESHOLD_BYTES",

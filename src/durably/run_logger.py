@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from durably.errors import FunctionConfigInvalidError
-from durably.execution import Replay, in_step
 from durably.protocol.text import printable, printable_lines
+
+from .errors import FunctionConfigInvalidError
+from .execution import Replay, in_step
 
 StandardLogger = logging.Logger | logging.LoggerAdapter[Any]
 _STANDARD = (logging.Logger, logging.LoggerAdapter)

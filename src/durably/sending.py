@@ -12,18 +12,19 @@ from urllib.parse import quote
 
 import msgspec
 
-from durably.encoding import encode_checked
-from durably.errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
-from durably.events import as_data
-from durably.in_process import InProcessEngine
-from durably.middleware import MiddlewareStack, SendEventsResult
+from durably.io.http_client import IO, Request, Response
 from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.text import printable
-from durably.transport import IO, Request, Response
+from durably.values.json_values import encode_checked
+
+from .engine_interface import InProcessEngine
+from .errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
+from .events import as_data
+from .middleware import MiddlewareStack, SendEventsResult
 
 if TYPE_CHECKING:
-    from durably.client import Client
+    from .client import Client
 
 sending_run: ContextVar[str | None] = ContextVar("durably_sending_run", default=None)
 """The id of the run whose function is executed. Engines get the id of the run that sends an event, so that they can

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from durably.errors import DurationInvalidError, FunctionConfigInvalidError
-from durably.events import as_data
-from durably.execution import StepRequest
 from durably.protocol.durations import Duration, format_duration, format_moment, to_timedelta
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
-from durably.serializers import Unset
-from durably.step_types import decode_as, encode_as, handler_codec
-from durably.typed_values import Codec
+from durably.values.annotations import decode_as, encode_as, handler_codec
+from durably.values.codecs import Codec
+
+from .errors import DurationInvalidError, FunctionConfigInvalidError
+from .events import as_data
+from .execution import StepRequest
+from .serializers import Unset
 
 if TYPE_CHECKING:
-    from durably.client import Client
-    from durably.functions import Function
+    from durably.functions.function import Function
+
+    from .client import Client
 
 
 _SMALL_MILLISECONDS = 1000
@@ -155,7 +157,7 @@ def invoke_function(
     v: str | None,
     user: Any,
 ) -> StepRequest:
-    from durably.functions import Function
+    from durably.functions.function import Function
 
     if not isinstance(function, Function):
         raise FunctionConfigInvalidError(

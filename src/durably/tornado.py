@@ -13,15 +13,15 @@ try:
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
-from durably.client import Client
-from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
 from durably.comm.bodies import LimitedBody, check_length
-from durably.comm.paths import mount_path
-from durably.comm.streaming import StreamingOption
-from durably.errors import BodyTooLargeError
-from durably.functions import Function
-from durably.in_process import InProcessEngine
+from durably.comm.requests import StreamingOption, mount_path
+from durably.functions.function import Function
+
+from .client import Client
+from .comm import CommHandler, CommRequest, CommResponse
+from .engine_interface import InProcessEngine
+from .errors import BodyTooLargeError
 
 FRAMEWORK = "tornado"
 

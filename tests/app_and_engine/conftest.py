@@ -17,12 +17,12 @@ import pytest
 from aiohttp import ClientSession, web
 
 from durably import Client, Function, TriggerEvent
-from durably.checkpointing import Checkpoints
 from durably.comm import CommHandler, CommRequest
-from durably.engine.embedded import EngineSettings
-from durably.engine.embedded.api.server import EngineServer
-from durably.engine.embedded.views import RunView
-from durably.protocol.checkpoint import CheckpointRequest, decode_checkpoint
+from durably.engine.http.server import EngineServer
+from durably.engine.settings import EngineSettings
+from durably.engine.sqlite.views import RunView
+from durably.functions.checkpoints import Checkpoints
+from durably.protocol.call import CheckpointRequest, decode_checkpoint
 from durably.protocol.events import Event
 
 SETTINGS = EngineSettings(

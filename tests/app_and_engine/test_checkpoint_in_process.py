@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from durably import Checkpointing, Context, ContextSync
-from durably.engine.embedded import EmbeddedEngine
-from durably.engine.errors import StaleCallError
+from durably.engine.core.errors import StaleCallError
+from durably.engine.engine import EmbeddedEngine
 from durably.errors import CallStaleError
-from durably.protocol.checkpoint import CheckpointRequest
+from durably.protocol.call import CheckpointRequest
 
 from .conftest import App, durable
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durably import Checkpointing, Context, ContextSync, Function
-from durably.protocol.checkpoint import CheckpointRequest
+from durably.protocol.call import CheckpointRequest
 
 from .conftest import App, durable
 
@@ -62,7 +62,7 @@ async def test_an_engine_without_checkpoints_is_asked_once(app: App, monkeypatch
     assert ran == ONCE
     assert len(app.gate.checkpoints) == 1
     assert len(app.calls) == 5
-    monkeypatch.setattr("durably.checkpointing._ABSENCE_SECONDS", 0.0)
+    monkeypatch.setattr("durably.functions.checkpoints._ABSENCE_SECONDS", 0.0)
     app.gate.answer = lambda request: 404 if len(app.gate.checkpoints) == 2 else None
     await app.run(function)  # a handler of its own, which asks again
     assert len(app.gate.checkpoints) > 2

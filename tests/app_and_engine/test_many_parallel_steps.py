@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from durably import Context, ContextSync, Middleware, RetryAfterError, functions
-from durably.engine.embedded.ready import RUN_REQUESTS
+from durably import Context, ContextSync, Middleware, RetryAfterError
+from durably.engine.scheduling.calls.call_queue import RUN_REQUESTS
+from durably.functions import function
 
 from .conftest import App, durable
 
@@ -117,7 +118,7 @@ async def test_branches_of_several_steps(app: App, kind: Callable[..., Any]) -> 
 
 
 async def test_a_request_of_slow_sync_steps_leaves_some_for_later(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "_SHARED_SECONDS", 0.0)
+    monkeypatch.setattr(function, "_SHARED_SECONDS", 0.0)
     ran: Counter[int] = Counter()
 
     def work(number: int) -> int:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from durably.cli import dev_server, log_lines, production_server
 from durably.cli.dev import dev
 from durably.cli.start import start
-from durably.engine.embedded.settings import EngineSettings
+from durably.engine.settings import EngineSettings
 
 LIMITS = ["--max-steps", "7", "--max-depth", "3"]
 KEYS = ["--signing-key", "signkey-test-0123456789abcdef0123456789abcdef", "--event-key", "events"]

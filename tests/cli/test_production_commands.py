@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from durably.cli.production_server import SyncLog
-from durably.engine.embedded.api.state import AcceptedSync
-from durably.engine.embedded.views import SyncResult
+from durably.engine.http.state import AcceptedSync
+from durably.engine.sqlite.views import SyncResult
 from durably.protocol.sync import SyncRequest
 
 from . import apps

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from durably.engine.embedded.migrations import MIGRATIONS
+from durably.engine.sqlite.migrations import MIGRATIONS
 
 from .conftest import Command, Run, Start
 

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 import durably
-from durably.comm import models
+from durably.comm import requests
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
 from ..frameworks import wire
@@ -107,7 +107,7 @@ def test_the_page_has_every_status_of_a_refusal() -> None:
         for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", table, re.MULTILINE)
         for code in re.findall(r"`(\w+)`", codes)
     }
-    statuses = {code.value: int(status) for code, status in models._STATUS_OF_CODE.items()}
+    statuses = {code.value: int(status) for code, status in requests._STATUS_OF_CODE.items()}
     assert told == statuses | {"function_not_found": 500}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 
 
 async def value_of(value: Any) -> Any:
@@ -144,7 +144,7 @@ def test_its_own_thread_cannot_wait_for_it() -> None:
 def test_a_forked_process_starts_its_own() -> None:
     program = """
 import os
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 async def process(): return os.getpid()
 assert get_portal().run(process()) == os.getpid()
 parent = get_portal()

@@ -11,9 +11,9 @@ import pytest
 from durably import Client, Streaming
 from durably import settings as settings_module
 from durably.comm import CommHandler
-from durably.comm.paths import mount_path
-from durably.engine.embedded.api.auth import ApiKeys
-from durably.engine.embedded.settings import EngineSettings
+from durably.comm.requests import mount_path
+from durably.engine.http.access import ApiKeys
+from durably.engine.settings import EngineSettings
 from durably.errors import (
     FunctionConfigInvalidError,
     SettingConflictError,

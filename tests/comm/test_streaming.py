@@ -10,10 +10,10 @@ import pytest
 
 import durably
 from durably import Client, ContextSync, Streaming
-from durably.comm import CommHandler, CommRequest, CommResponse, streaming
-from durably.comm.streaming import stream
-from durably.portal import get_portal
-from durably.transport import AsyncIO, BlockingIO
+from durably.comm import CommHandler, CommRequest, CommResponse, requests
+from durably.comm.requests import stream
+from durably.io.background_loop import get_portal
+from durably.io.http_client import AsyncIO, BlockingIO
 
 from ..frameworks import wire
 
@@ -22,7 +22,7 @@ Work = Callable[[], Coroutine[Any, Any, CommResponse]]
 
 @pytest.fixture(autouse=True)
 def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(requests, "KEEP_ALIVE_SECONDS", 0.01)
 
 
 class Job:

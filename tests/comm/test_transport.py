@@ -15,7 +15,7 @@ import pytest
 
 from durably.errors import TransportError
 from durably.execution import drive
-from durably.transport import AsyncIO, BlockingIO, Request, send
+from durably.io.http_client import AsyncIO, BlockingIO, Request, send
 
 from ..frameworks.engine import FakeEngine
 
@@ -227,7 +227,7 @@ async def test_hundreds_of_requests_at_once(engine: FakeEngine) -> None:
 def test_a_forked_process_opens_its_own(engine: FakeEngine) -> None:
     program = f"""
 import asyncio, os
-from durably.transport import AsyncIO, Request, send
+from durably.io.http_client import AsyncIO, Request, send
 request = Request("GET", "{engine.origin}/", {{}})
 async def ask(): return await AsyncIO().request(request)
 assert send(request).status == 200 and asyncio.run(ask()).status == 200

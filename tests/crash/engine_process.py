@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from durably.cli.running import run_until_stopped
-from durably.engine.embedded.api.server import EngineServer
-from durably.engine.embedded.clock import SystemClock, Timer
-from durably.engine.embedded.settings import EngineSettings
+from durably.engine.http.server import EngineServer
+from durably.engine.settings import EngineSettings, SystemClock, Timer
 
 LEASE = dt.timedelta(seconds=1.5)
 """How long a call may take. An app that is stopped for longer has lost its calls when it goes on."""

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ..engine.embedded.small_app import SmallApp, Steps, serve
+from ..engine.small_app import SmallApp, Steps, serve
 from ..ports import free_port
 from .processes import Victim
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durably import Client, Context
-from durably.loop_watch import LoopWatch
+from durably.io.loop_watch import LoopWatch
 
 from .engine import engine_for
 
@@ -31,7 +31,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Lines:
-    monkeypatch.setattr("durably.functions.loop_watch", LoopWatch())
+    monkeypatch.setattr("durably.functions.function.loop_watch", LoopWatch())
     return Lines()
 
 

@@ -19,10 +19,11 @@ import pydantic
 import pytest
 
 import durably
-from durably import Client, Context, ContextSync, step_types
-from durably.step_types import declared_type
+from durably import Client, Context, ContextSync
 from durably.testing import TestEngine
-from durably.typed_values import codec_for
+from durably.values import annotations
+from durably.values.annotations import declared_type
+from durably.values.codecs import codec_for
 
 from ..ids import stable_id
 from .engine import complete, engine_for, fail
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 @pytest.fixture(autouse=True)
 def _nothing_was_told() -> None:
-    step_types._told.clear()
+    annotations._told.clear()
 
 
 class Colour(enum.Enum):

@@ -18,8 +18,8 @@ import pytest
 
 from durably import Client, Context, ContextSync, Event, Middleware, TriggerEvent
 from durably.comm import CommHandler
+from durably.io.worker_threads import WorkerThreads
 from durably.testing import TestEngine
-from durably.worker_threads import WorkerThreads
 
 from .engine import Run, complete, engine_for, fail
 
@@ -370,7 +370,7 @@ def test_the_exit_of_the_interpreter_waits_for_the_jobs() -> None:
     script = """
 import asyncio, atexit, threading
 from concurrent.futures import ThreadPoolExecutor
-from durably.worker_threads import WorkerThreads
+from durably.io.worker_threads import WorkerThreads
 
 began, exiting = threading.Event(), threading.Event()
 

@@ -16,11 +16,13 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably import Client, Context, Function, TriggerEvent, function_opts
+from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
-from durably.engine.embedded import EmbeddedEngine, EngineSettings
-from durably.engine.embedded.views import RunStatus, RunView
-from durably.engine.errors import ConfigInvalidError
+from durably.engine.core.errors import ConfigInvalidError
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.settings import EngineSettings
+from durably.engine.sqlite.views import RunStatus, RunView
+from durably.functions import config
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_sync
 from durably.testing.clock import VirtualClock
@@ -32,7 +34,7 @@ START = dt.datetime(2026, 3, 2, 12, 0, tzinfo=dt.UTC)
 @pytest.fixture(autouse=True)
 def _unchecked_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions are created without a check of options, so that the engine refuses them."""
-    monkeypatch.setattr(function_opts, "check_config", lambda config: None)
+    monkeypatch.setattr(config, "check_config", lambda config: None)
 
 
 class Clock(VirtualClock):

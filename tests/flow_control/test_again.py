@@ -8,15 +8,15 @@ import msgspec
 import pytest
 
 from durably import Batch, Concurrency, Context, Debounce, Singleton
-from durably.engine.embedded.reruns import FromStep
-from durably.engine.embedded.sweeps import Selection
-from durably.engine.embedded.views import RunStatus
-from durably.engine.errors import (
+from durably.engine.core.errors import (
     FunctionNotFoundError,
     FunctionPausedError,
     SelectionInvalidError,
     StepNotFoundError,
 )
+from durably.engine.scheduling.bulk_operations import Selection
+from durably.engine.scheduling.reruns import FromStep
+from durably.engine.sqlite.views import RunStatus
 
 from .conftest import START, World
 

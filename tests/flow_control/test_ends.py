@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from durably import Cancel, Concurrency, Context, Debounce, Singleton, Timeouts, TriggerEvent
-from durably.engine.embedded.sweeps import Selection
-from durably.engine.embedded.views import RunStatus
-from durably.engine.errors import CancellationNotFoundError, FunctionNotFoundError, SelectionInvalidError
+from durably.engine.core.errors import CancellationNotFoundError, FunctionNotFoundError, SelectionInvalidError
+from durably.engine.scheduling.bulk_operations import Selection
+from durably.engine.sqlite.views import RunStatus
 
 from .conftest import START, World
 

@@ -16,21 +16,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from durably.engine.answers import Answer, Asked, AttemptFailed, Returned
-from durably.engine.embedded import sweeps, work
-from durably.engine.embedded.arrivals import check_event
-from durably.engine.embedded.due import load_due
-from durably.engine.embedded.effects import CallAt, Effect, Restrained, SweepAt
-from durably.engine.embedded.ledger import Entry, Ledger
-from durably.engine.embedded.migrations import MIGRATIONS
-from durably.engine.embedded.moments import to_datetime
-from durably.engine.embedded.registry import Function, Registry
-from durably.engine.embedded.reruns import FromStep
-from durably.engine.embedded.run_cache import RunCache
-from durably.engine.embedded.store import Store
-from durably.engine.head import RunStatus, decode_head
-from durably.engine.turn import Policy
-from durably.protocol.checkpoint import CheckpointRequest
+from durably.engine.core.answers import Answer, Asked, AttemptFailed, Returned
+from durably.engine.core.run_state import RunStatus, decode_head
+from durably.engine.core.transition import Policy
+from durably.engine.scheduling import bulk_operations, operations
+from durably.engine.scheduling.events import check_event
+from durably.engine.scheduling.outbox import CallAt, Effect, Restrained, SweepAt
+from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.reruns import FromStep
+from durably.engine.scheduling.run_cache import RunCache
+from durably.engine.scheduling.timers import load_due
+from durably.engine.scheduling.transaction import Entry, Ledger
+from durably.engine.sqlite.migrations import MIGRATIONS
+from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.views import to_datetime
+from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
@@ -133,14 +133,14 @@ class Histories(RuleBasedStateMachine):
             case Restrained(function_id, restraint):
                 self.registry = self.registry.with_restraint(function_id, restraint)
             case SweepAt(sweep_id):
-                self._do(sweeps.go_on(sweep_id))
+                self._do(bulk_operations.go_on(sweep_id))
 
     def _make(self, calls: list[CallAt]) -> None:
         for due in calls:
             if not due.call.is_made(self.now):
                 continue
             if due.has_to_queue:
-                self._do(work.join_queue(due))
+                self._do(operations.join_queue(due))
             elif self._head_call(due) is not None:
                 self.under_way[due.run_key, due.call.generation] = due
 
@@ -154,12 +154,12 @@ class Histories(RuleBasedStateMachine):
             if isinstance(item, CallAt):
                 self._make([item])
             else:
-                self._do(work.fall_due(item))
+                self._do(operations.fall_due(item))
 
     def _answer(self, due: CallAt, answer: Answer) -> None:
         del self.under_way[due.run_key, due.call.generation]
         if self._head_call(due) is not None:
-            self._do(work.answer(due, answer))
+            self._do(operations.answer(due, answer))
 
     def _some_call(self, index: int) -> CallAt:
         return list(self.under_way.values())[index % len(self.under_way)]
@@ -200,7 +200,7 @@ class Histories(RuleBasedStateMachine):
             (run_id,) = self.db.execute("SELECT id FROM runs WHERE key = ?", (due.run_key,)).fetchone()
             done = [self._op("run") for _ in range(steps)]
             request = CheckpointRequest(generation_id=due.call.generation, steps=done)
-            self._do(functools.partial(work.checkpoint, run_id, request))
+            self._do(functools.partial(operations.checkpoint, run_id, request))
 
     def _op(self, kind: str) -> Op:
         self.steps += 1
@@ -221,18 +221,18 @@ class Histories(RuleBasedStateMachine):
     def cancel(self, index: int) -> None:
         runs = self.db.execute("SELECT id FROM runs JOIN heads ON run_key = key ORDER BY key").fetchall()
         if runs:
-            self._do(lambda entry: work.cancel(entry, runs[index % len(runs)][0]))
+            self._do(lambda entry: operations.cancel(entry, runs[index % len(runs)][0]))
 
     @rule()
     def ring(self) -> None:
-        self._do(lambda entry: work.signal(entry, "bell", b"1"))
+        self._do(lambda entry: operations.signal(entry, "bell", b"1"))
 
     @rule(user=st.sampled_from("ab"))
     def cancel_in_bulk(self, user: str) -> None:
-        mine = sweeps.Selection(
+        mine = bulk_operations.Selection(
             function_id="app-fn", started_before=to_datetime(self.now), expression=f"event.data.user == '{user}'"
         )
-        self._do(lambda entry: sweeps.cancel_runs(entry, mine))
+        self._do(lambda entry: bulk_operations.cancel_runs(entry, mine))
         live = self.db.execute(
             "SELECT events.body FROM heads JOIN runs ON runs.key = run_key JOIN events ON events.key = event_key "
             "WHERE created_at < ?",
@@ -242,15 +242,15 @@ class Histories(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([2, 10]))
     def cancel_what_comes(self, seconds: int) -> None:
-        coming = sweeps.Selection(function_id="app-fn", started_before=to_datetime(self.now + seconds * 1000))
-        self._do(lambda entry: sweeps.cancel_runs(entry, coming))
+        coming = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now + seconds * 1000))
+        self._do(lambda entry: bulk_operations.cancel_runs(entry, coming))
         assert not self.db.execute("SELECT 1 FROM heads").fetchone(), "those that are there are cancelled first"
 
     @precondition(lambda self: self.runs_when_paused is None)
     @rule(statuses=st.sets(st.sampled_from([RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED]), min_size=1))
     def replay(self, statuses: set[RunStatus]) -> None:
-        before = sweeps.Selection(function_id="app-fn", started_before=to_datetime(self.now))
-        self._do(lambda entry: sweeps.replay_runs(entry, before, statuses))
+        before = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now))
+        self._do(lambda entry: bulk_operations.replay_runs(entry, before, statuses))
         assert not self.db.execute("SELECT 1 FROM sweeps WHERE ended_at IS NULL").fetchone()
 
     @precondition(lambda self: self.runs_when_paused is None)
@@ -262,7 +262,7 @@ class Histories(RuleBasedStateMachine):
             return
         run_id, name, seq = steps[index % len(steps)]
         (known,) = self.db.execute("SELECT max(key) FROM runs").fetchone()
-        self._do(lambda entry: work.rerun(entry, run_id, FromStep(name)))
+        self._do(lambda entry: operations.rerun(entry, run_id, FromStep(name)))
         for key, status in self.db.execute("SELECT key, status FROM runs WHERE key > ?", (known,)).fetchall():
             (memos,) = self.db.execute("SELECT count(*) FROM memos WHERE run_key = ?", (key,)).fetchone()
             assert status == RunStatus.SKIPPED or memos == seq - 1
@@ -270,14 +270,14 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.runs_when_paused is None)
     @rule()
     def pause(self) -> None:
-        self._do(lambda entry: sweeps.pause(entry, "app-fn"))
+        self._do(lambda entry: bulk_operations.pause(entry, "app-fn"))
         self.runs_when_paused = self._count_runs()
 
     @precondition(lambda self: self.runs_when_paused is not None)
     @rule()
     def resume(self) -> None:
         self.runs_when_paused = None
-        self._do(lambda entry: sweeps.resume(entry, "app-fn"))
+        self._do(lambda entry: bulk_operations.resume(entry, "app-fn"))
 
     def _count_runs(self) -> int:
         (runs,) = self.db.execute("SELECT count(*) FROM runs WHERE status != ?", (RunStatus.SKIPPED,)).fetchone()
@@ -291,9 +291,9 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.cache.clear()
-        self.registry = Registry([_function(self.synced)], sweeps.restraints_of(self.ledger.store, self.now))
+        self.registry = Registry([_function(self.synced)], bulk_operations.restraints_of(self.ledger.store, self.now))
         self.under_way.clear()
-        self._do(lambda entry: work.recover(entry, self.ledger.store.moving_runs()))
+        self._do(lambda entry: operations.recover(entry, self.ledger.store.moving_runs()))
         self._fall_due()
 
     @rule(options=st.sampled_from(_OPTIONS))

@@ -7,12 +7,12 @@ import msgspec
 
 import durably
 from durably import Context
-from durably.engine.embedded.views import RunStatus
-from durably.engine.flow.batch import Batch
-from durably.engine.flow.concurrency import Scope
-from durably.engine.flow.config import read_flow
-from durably.engine.flow.reading import Deadline
-from durably.engine.flow.singleton import SingletonMode
+from durably.engine.core.flow.concurrency import Scope
+from durably.engine.core.flow.config import read_flow
+from durably.engine.core.flow.held_events import Batch
+from durably.engine.core.flow.option_values import Deadline
+from durably.engine.core.flow.single_runs import SingletonMode
+from durably.engine.sqlite.views import RunStatus
 from durably.protocol.sync import FunctionConfig
 
 from .conftest import World

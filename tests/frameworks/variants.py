@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from durably import Client, Streaming, sending
-from durably.comm import streaming, syncer
+from durably.comm import requests, syncer
 
 from . import wire
 from .functions import make_functions
@@ -79,7 +79,7 @@ PATHS = {
 
 def serve_all(engine_origin: str, serve: Callable[..., Any], *, can_stream: bool = True) -> dict[str, Any]:
     """Make each variant's client and functions and hand them to ``serve``; returns what it returned, by path."""
-    streaming.KEEP_ALIVE_SECONDS = KEEP_ALIVE_SECONDS
+    requests.KEEP_ALIVE_SECONDS = KEEP_ALIVE_SECONDS
     sending.BASE_DELAY = 0.001
     syncer.UNSIGNED_SECONDS = 0.0
     logger.setLevel(logging.DEBUG)

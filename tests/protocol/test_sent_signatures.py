@@ -2,8 +2,7 @@
 
 import pytest
 
-from durably.protocol.sent_signatures import SentSignatures
-from durably.protocol.signatures import SignatureError, sign
+from durably.protocol.signatures import SentSignatures, SignatureError, sign
 
 NOW = 1_700_000_000
 KEY = "signkey-test-" + "ab" * 32

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal
 
 from ..ports import free_port

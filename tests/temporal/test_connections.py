@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachableError
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.settings import resolve

@@ -33,7 +33,15 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer, Worker
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import FOR_OPERATORS, Action, Gateway, GatewayRequest, GatewayResponse, Limits, expose
+from durably.temporal.gateway import (
+    FOR_OPERATORS,
+    Action,
+    Gateway,
+    GatewayRequest,
+    GatewayResponse,
+    Limits,
+    expose,
+)
 from durably.temporal.gateway.problems import to_problem
 
 from .apps import exposures

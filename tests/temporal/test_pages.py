@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, expose
 from durably.temporal.gateway.pages import VARIABLE, PageTokens

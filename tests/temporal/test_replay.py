@@ -15,7 +15,7 @@ import temporalio.client
 import temporalio.worker
 from temporalio.api.workflowservice.v1 import PauseWorkflowExecutionRequest, UnpauseWorkflowExecutionRequest
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.gateway import Gateway, expose

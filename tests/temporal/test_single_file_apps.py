@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 from fastapi.testclient import TestClient
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import TemporalWorkerError, Workers
 
 from ..cli.conftest import Command, Start, directory, environment, start, write

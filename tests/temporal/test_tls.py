@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 from temporalio.service import TLSConfig
 
-from durably.temporal import Temporal, TemporalCredentialsError, TemporalSettingsError, TemporalUnreachableError
+from durably.temporal import (
+    Temporal,
+    TemporalCredentialsError,
+    TemporalSettingsError,
+    TemporalUnreachableError,
+)
 
 from .dev_server import DevServer
 from .tls import Authority, Certificate, TLSFront

@@ -12,7 +12,7 @@ import flask
 import pytest
 from temporalio.common import VersioningBehavior
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal, TemporalSettingsError, TemporalWorkerError, Workers
 from durably.temporal.deployment_command import make_deployment_group
 from durably.temporal.flask import init_app

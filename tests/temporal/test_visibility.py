@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal, search_attributes
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.gateway.problems import Problem

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from temporalio.client import WorkflowFailureError
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal, Workers
 from durably.temporal.fast_api import router
 from durably.temporal.flask import blueprint

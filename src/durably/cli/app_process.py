@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 
-from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError, NoAppError
+from durably.engine.http.discovery import AppDiscovery, AppUnreachedError, NoAppError
 from durably.protocol.text import reachable
 from durably.settings import development_variables
 

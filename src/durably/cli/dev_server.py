@@ -17,14 +17,14 @@ from typing import Self
 
 import msgspec
 
-from durably.engine.embedded.api.connections import ConnectionLimits
-from durably.engine.embedded.api.hosts import LOOPBACK_HOSTS
-from durably.engine.embedded.api.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
-from durably.engine.embedded.api.state import AcceptedSync
-from durably.engine.embedded.engine import EmbeddedEngine
-from durably.engine.embedded.settings import Durability, EngineSettings
-from durably.engine.embedded.views import RunUpdate
-from durably.engine.errors import DatabaseLockedError, EngineClosedError
+from durably.engine.core.errors import DatabaseLockedError, EngineClosedError
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.http.access import LOOPBACK_HOSTS
+from durably.engine.http.connections import ConnectionLimits
+from durably.engine.http.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
+from durably.engine.http.state import AcceptedSync
+from durably.engine.settings import Durability, EngineSettings
+from durably.engine.sqlite.views import RunUpdate
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 import urllib3
 
+from durably.io.http_client import failure_reason
 from durably.protocol.api import (
     AppSyncBody,
     AttemptBody,
@@ -28,12 +29,11 @@ from durably.protocol.events import Event
 from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL
-from durably.transport import failure_reason
 
 from .failures import CliError
 
 if TYPE_CHECKING:
-    from durably.engine.embedded.views import RunUpdate
+    from durably.engine.sqlite.views import RunUpdate
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0
@@ -124,7 +124,7 @@ class EngineClient:
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> "Iterator[RunUpdate]":
         """Future changes of runs, until the engine stops. ``on_connected`` is called first."""
-        from durably.engine.embedded.views import RunUpdate
+        from durably.engine.sqlite.views import RunUpdate
 
         path = "/v1/updates" + _query(function_id=function_id)
         response = self._send("GET", path, None, preload_content=False)

@@ -8,7 +8,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
-from durably.embedded import sockets
+from durably.in_process import sockets
 
 from .failures import CliError
 

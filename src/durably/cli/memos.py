@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from durably.protocol.memos import MAY_TIME_OUT, unwrap_memo
-from durably.protocol.opcodes import Opcode
+from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 
 from .text import format_json
 

@@ -77,7 +77,7 @@ def read_age(context: click.Context, parameter: click.Parameter, text: str | Non
 
 def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
     """Names and addresses: the callback of ``--allowed-host``."""
-    from durably.engine.embedded.api.hosts import check_allowed_host
+    from durably.engine.http.access import check_allowed_host
 
     try:
         return tuple(check_allowed_host(host) for host in hosts)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from durably.engine.embedded.api.connections import ConnectionLimits
-from durably.engine.embedded.api.server import EngineServer
-from durably.engine.embedded.api.state import AcceptedSync
-from durably.engine.embedded.settings import EngineSettings
-from durably.engine.errors import DatabaseReplacedError, EngineClosedError
+from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
+from durably.engine.http.connections import ConnectionLimits
+from durably.engine.http.server import EngineServer
+from durably.engine.http.state import AcceptedSync
+from durably.engine.settings import EngineSettings
 from durably.protocol.text import get_logger, redact_url
 from durably.settings import Environment
 

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
-from durably.engine.embedded.api.discovery import AppDiscovery, AppUnreachedError
-from durably.engine.errors import EngineError
+from durably.engine.core.errors import EngineError
+from durably.engine.http.discovery import AppDiscovery, AppUnreachedError
 from durably.protocol.text import redact_url
 
 UNREACHED_PAUSE_SECONDS = 1.0

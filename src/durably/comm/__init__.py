@@ -6,7 +6,7 @@ decides everything between.
 
 from .bodies import read_body, read_chunks
 from .handler import CommHandler
-from .models import CommRequest, CommResponse
+from .requests import CommRequest, CommResponse
 from .syncer import Syncer
 
 __all__ = ["CommHandler", "CommRequest", "CommResponse", "Syncer", "read_body", "read_chunks"]

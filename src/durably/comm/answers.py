@@ -1,4 +1,4 @@
-"""The answer to a call, from how it ended: status, headers, JSON (spec §4.4.3, §5.1.1)."""
+"""Answers to calls: status, headers, JSON (spec §4.4.3, §5.1.1)."""
 
 import datetime as dt
 import math
@@ -10,11 +10,11 @@ import msgspec
 
 from durably.errors import OutputUnserializableError, RetryAfterError
 from durably.execution import Found, Outcome, Raised, StepReport
+from durably.functions.step_results import encode_output, finish
 from durably.protocol.durations import format_moment
 from durably.protocol.errors import describe_error, is_retriable
 from durably.protocol.headers import Header
 from durably.protocol.opcodes import RETRY_AFTER_OPT
-from durably.reports import encode_output, finish
 
 
 @dataclass(slots=True)

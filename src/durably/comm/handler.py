@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from durably.checkpointing import HttpCheckpoints
 from durably.client import Client
 from durably.errors import (
     BodyInvalidError,
@@ -30,7 +29,11 @@ from durably.errors import (
     URLInvalidError,
 )
 from durably.execution import Found, Outcome, Raised, drive
-from durably.functions import Function, FunctionCall
+from durably.functions.checkpoints import HttpCheckpoints
+from durably.functions.function import Function, FunctionCall
+from durably.functions.step_results import Timings
+from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
+from durably.io.worker_threads import Surroundings, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import is_quiet
 from durably.protocol.events import Event
@@ -38,15 +41,10 @@ from durably.protocol.headers import Header, Probe, Query, SyncKind
 from durably.protocol.text import printable
 from durably.sending import SentBy
 from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
-from durably.timings import Timings
-from durably.transport import IO, AsyncIO, BlockingIO, Request, request_with_keys
-from durably.worker_threads import Surroundings, WorkerThreads
 
 from . import inspection
 from .bodies import check_size
-from .models import CommRequest, CommResponse
-from .paths import read_path, read_serve_origin
-from .streaming import StreamingOption, read_streaming, stream
+from .requests import CommRequest, CommResponse, StreamingOption, read_path, read_serve_origin, read_streaming, stream
 from .syncer import Syncer, UnsignedSyncs
 from .verification import Signer, check_addressee, refuse_forms, refuse_pages, verify_request
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from durably.client import VERSION
 from durably.protocol.signatures import hash_event_key, hash_signing_key
 
-from .models import CommRequest
+from .requests import CommRequest
 
 if TYPE_CHECKING:
     from .handler import CommHandler

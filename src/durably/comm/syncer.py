@@ -21,17 +21,16 @@ from durably.errors import (
     TransportError,
     URLInvalidError,
 )
-from durably.protocol.answer_signatures import VERSION as WHOLE_ANSWERS
+from durably.io.http_client import IO, Request, Response, request_with_keys
 from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
+from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.sync import SYNC_VERSION
 from durably.protocol.text import printable, redact_url
 from durably.settings import DEFAULT_SERVE_PATH
-from durably.transport import IO, Request, Response, request_with_keys
 
 from .inspection import CAPABILITIES, authenticated
-from .models import CommRequest, CommResponse
-from .paths import read_origin, read_serve_origin, with_slash
+from .requests import CommRequest, CommResponse, read_origin, read_serve_origin, with_slash
 
 if TYPE_CHECKING:
     from .handler import CommHandler

@@ -15,16 +15,15 @@ from functools import partial
 import msgspec
 
 from durably.errors import BrowserRequestError, CallMismatchError
+from durably.io.http_client import IO
 from durably.protocol import signatures
-from durably.protocol.answer_signatures import sign_answer
 from durably.protocol.call import CallContext
 from durably.protocol.decoding import decode
 from durably.protocol.headers import DISCOVER, Header
 from durably.protocol.limits import CANONICAL_CPU_BURST, CANONICAL_CPU_SHARE, MAX_CANONICAL_BYTES
-from durably.protocol.signatures import SignatureError, SignatureMismatchError
-from durably.transport import IO
+from durably.protocol.signatures import SignatureError, SignatureMismatchError, sign_answer
 
-from .models import CommRequest, CommResponse
+from .requests import CommRequest, CommResponse
 
 _QUICK_BYTES = 1024 * 1024
 """The largest body that is hashed on an event loop: a millisecond or two."""

@@ -16,12 +16,11 @@ from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.adapters import serves
 from durably.comm.bodies import UNREADABLE, check_length, is_chunked, read_body
-from durably.comm.paths import mount_path
-from durably.comm.streaming import StreamingOption
+from durably.comm.requests import StreamingOption, mount_path
 from durably.django_view import SyncAndAsyncView
+from durably.engine_interface import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
-from durably.functions import Function
-from durably.in_process import InProcessEngine
+from durably.functions.function import Function
 
 from .discovery import discovered
 

@@ -10,7 +10,7 @@ from django.utils.module_loading import module_has_submodule
 
 from durably.client import Client
 from durably.errors import FunctionConfigInvalidError
-from durably.functions import Function
+from durably.functions.function import Function
 
 MODULE = "durable"
 

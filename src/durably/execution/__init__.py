@@ -6,14 +6,13 @@ kinds of functions; what they decide by stands in ``replay``. Nothing here does 
 the clock or the environment: what a call needs of the outside is handed in as ``Hooks`` and ``Handover``.
 """
 
-from .asynchronous import AsyncCall, running_step
-from .divergence import Divergence, ReplayDivergedError, StepIdUnstableError
+from .async_call import AsyncCall, running_step
 from .handlers import is_async
-from .memos import Memo, StepMemos
+from .memos import Divergence, Memo, ReplayDivergedError, StepIdUnstableError, StepMemos
 from .outcome import Ending, Found, HandedOver, Outcome, Raised, Returned, StepReport
 from .replay import Handover, Hooks, Replay, Standing, Threads, in_step
 from .step import StandIn, StepInfo, StepRequest, as_is
-from .synchronous import SyncCall, drive
+from .sync_call import SyncCall, drive
 
 __all__ = [
     "AsyncCall",

@@ -1,7 +1,8 @@
-"""Memos: the results of finished steps, as the engine sent them (spec §5.2)."""
+"""Memos: the results of finished steps (spec §5.2), and replays that differ from them."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -123,3 +124,32 @@ def _to_rare_memo(value: Any) -> Memo:
     if isinstance(value, dict) and "error" in value and _RESULT_KEYS.issuperset(value):
         return Memo(error=ErrorData(name="Error", message=str(value["error"])))  # not as errors are written
     return Memo(value)  # waits memoise the event itself
+
+
+class ReplayDivergedError(Error):
+    """The function no longer reaches steps that its run has finished, and strict replay is on."""
+
+    code = ErrorCode.REPLAY_DIVERGED
+    is_retriable = False
+    include_stack = False
+
+
+class StepIdUnstableError(Error):
+    """The ids of a function's steps change from call to call, so their handlers would run again and again."""
+
+    code = ErrorCode.STEP_ID_UNSTABLE
+    is_retriable = False
+    include_stack = False
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """``unreached`` are the hashed ids of finished steps that were not reached, in the order in which they finished.
+
+    ``found`` is the new step that is about to run; ``None`` if the function returned. ``early`` names a finished step
+    that was reached earlier than in the call that finished it.
+    """
+
+    unreached: Sequence[str]
+    found: str | None = None
+    early: str | None = None

@@ -14,8 +14,7 @@ from typing import Any, Protocol, TypeVar
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
 
-from .divergence import Divergence
-from .memos import Memo, MemoUnreadableError, StepMemos
+from .memos import Divergence, Memo, MemoUnreadableError, StepMemos
 from .outcome import Ending, Found, HandedOver, Raised, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
 from .tasks import current_tracker

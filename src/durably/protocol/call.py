@@ -1,4 +1,4 @@
-"""A call: the request with which an engine advances a run (spec §4.4)."""
+"""A call, with which an engine advances a run (spec §4.4), and a checkpoint (spec §10.3.1)."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import msgspec
 
 from .decoding import decode
 from .events import Event
+from .opcodes import Op
 
 
 class Stack(msgspec.Struct, kw_only=True, gc=False):
@@ -67,3 +68,24 @@ def decode_steps(body: bytes) -> dict[str, msgspec.Raw]:
 def decode_events(body: bytes) -> list[Event]:
     """The answer to ``GET /v0/runs/{run}/batch``. Raises like ``decode_call``."""
     return decode(_events_decoder, body)
+
+
+class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
+    """``POST {api}/v1/checkpoint/{run}/async``. The ids are those that the call carried in its context."""
+
+    run_id: str = ""
+    fn_id: str | None = None
+    qi_id: str | None = None
+    request_id: str | None = None
+    generation_id: int | None = None
+    request_started_at: int | None = None
+    ts: int | None = None
+    steps: list[Op] = []
+
+
+_checkpoint_decoder = msgspec.json.Decoder(CheckpointRequest)
+
+
+def decode_checkpoint(body: bytes) -> CheckpointRequest:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
+    return _checkpoint_decoder.decode(body)

@@ -1,4 +1,4 @@
-"""Ops: what a step asks of the engine, in the shape of one element of a 206 answer (spec §5.1.1, §5.3)."""
+"""Ops: what a step asks of the engine (spec §5.1.1, §5.3), and what its memo holds."""
 
 import hashlib
 from enum import StrEnum
@@ -76,3 +76,13 @@ def hash_step_id(step_id: str, index: int = 0) -> str:
     """
     text = f"{step_id}:{index}" if index else step_id
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
+"""Ops whose memo is null after a timeout."""
+_RESULT_KEYS = frozenset(("data", "type"))
+
+
+def unwrap_memo(memo: Any) -> Any:
+    """A step's result, which all memos but those of event waits wrap; other memos, errors among them, as they are."""
+    return memo["data"] if isinstance(memo, dict) and "data" in memo and _RESULT_KEYS.issuperset(memo) else memo

@@ -1,18 +1,16 @@
-"""Signing requests and answers, and the bearer token for an engine's API (spec §4.1.3, §4.1.4).
-
-``x-inngest-signature`` is ``t=<unix seconds>&s=<hex HMAC-SHA256>`` over the body followed by the
-timestamp's digits, keyed with the signing key less its ``signkey-<env>-`` prefix.
-"""
+"""Signatures of requests and answers, and the bearer token (spec §4.1.3, §4.1.4)."""
 
 import hashlib
 import hmac
 import json
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping
 
 import rfc8785
 
 from .errors import Error, ErrorCode
+from .headers import Header
 from .limits import MAX_CANONICAL_BYTES, SIGNATURE_TOLERANCE
 
 _PREFIX = re.compile(r"^signkey-\w+-")
@@ -182,3 +180,82 @@ def _digest(body: bytes, key: str, timestamp: int) -> str:
     mac = hmac.new(strip_key_prefix(key).encode(), body, hashlib.sha256)
     mac.update(str(timestamp).encode())
     return mac.hexdigest()
+
+
+_KEPT_SECONDS = 2 * int(SIGNATURE_TOLERANCE.total_seconds())
+"""Longer than a signature is accepted, in case the clock is set back."""
+_DIGITS = 16
+
+
+class SentSignatures:
+    """Signature headers of the last ten minutes, by the second in which they were made.
+
+    Each takes eight bytes, the start of its HMAC. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._by_second: dict[int, array[int]] = {}
+
+    def add(self, header: str) -> None:
+        """Raises ``SignatureError`` for a malformed header."""
+        timestamp, signature = parse_header(header)
+        made = self._by_second.get(timestamp)
+        if made is None:
+            self._forget(before=timestamp - _KEPT_SECONDS)
+            made = self._by_second.setdefault(timestamp, array("Q"))
+        made.append(int(signature[:_DIGITS], 16))
+
+    def __contains__(self, header: str) -> bool:
+        """Raises ``SignatureError`` for a malformed header."""
+        timestamp, signature = parse_header(header)
+        return int(signature[:_DIGITS], 16) in self._by_second.get(timestamp, ())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_second.copy().values()))
+
+    def _forget(self, before: int) -> None:
+        for second in [second for second in self._by_second.copy() if second < before]:
+            self._by_second.pop(second, None)
+
+
+VERSION = "v1"
+"""Value of ``answerSignature`` in a function's runtime."""
+DECIDING_HEADERS = (Header.NO_RETRY, Header.RETRY_AFTER, Header.REQUEST_VERSION, Header.SDK)
+"""Headers that an engine acts on, in the order in which they are signed."""
+
+
+def sign_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, key: str) -> str:
+    """The header's value: ``v1=<hex HMAC-SHA256>``.
+
+    ``headers`` has lower-case names. ``call_signature`` is the ``x-inngest-signature`` of the call, which identifies it
+    and contains the time.
+    """
+    lines = [
+        "durably-answer-v1",
+        str(int(status)),
+        *(headers.get(name, "") for name in DECIDING_HEADERS),
+        call_signature,
+    ]
+    mac = hmac.new(strip_key_prefix(key).encode(), "\n".join(lines).encode() + b"\n", hashlib.sha256)
+    mac.update(body)
+    return f"{VERSION}={mac.hexdigest()}"
+
+
+def verify_answer(
+    status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, keys: Iterable[str | None]
+) -> None:
+    """Check the signature with each key; ``None`` is skipped. Raises ``SignatureError``."""
+    given = headers.get(Header.ANSWER_SIGNATURE)
+    if not given:
+        raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is missing")
+    for name in (*DECIDING_HEADERS, Header.ANSWER_SIGNATURE):
+        text = headers.get(name, "")
+        if not (text.isascii() and text.isprintable()):
+            raise SignatureError(f"the {name} header is not printable ASCII")
+    for key in filter(None, keys):
+        if hmac.compare_digest(sign_answer(status, headers, body, call_signature=call_signature, key=key), given):
+            return
+    raise SignatureError(
+        f"the {Header.ANSWER_SIGNATURE} header is not made with the engine's key for this status, these headers, this "
+        "body and this call"
+    )

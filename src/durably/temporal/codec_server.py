@@ -21,16 +21,23 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.converter import PayloadCodec
 
 from durably.execution import drive
+from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.text import printable
-from durably.transport import IO, AsyncIO, BlockingIO
+from durably.temporal.gateway.authorization import ask, check_policy, check_verdict
+from durably.temporal.gateway.messages import JSON, CallBlocking, call_here
+from durably.temporal.gateway.principals import check_principal
+from durably.temporal.gateway.problems import (
+    Problem,
+    bad_request,
+    not_found,
+    to_problem,
+    too_large,
+    unauthenticated,
+)
 
 from .connection import Temporal
 from .errors import PayloadEncryptionError, TemporalSettingsError
 from .gateway import GatewayRequest, GatewayResponse, Unauthenticated
-from .gateway.authorization import ask, check_policy, check_verdict
-from .gateway.messages import JSON, CallBlocking, call_here
-from .gateway.principals import check_principal
-from .gateway.problems import Problem, bad_request, not_found, to_problem, too_large, unauthenticated
 from .surroundings import is_async
 
 Codecs = Temporal | PayloadCodec | Sequence[Temporal] | Mapping[str, Temporal | PayloadCodec]

@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from durably.errors import Error
+from durably.temporal.replay.command import ReplayTarget, make_replay_command
 
 from .check_command import CheckTarget, declared_types, make_check_command
 from .connection import Temporal
 from .declarations import with_interceptor
 from .deployment_command import make_deployment_group
 from .register_command import run_register
-from .replay.command import ReplayTarget, make_replay_command
 from .schedule_command import run_sync_schedules
 from .surroundings import Surroundings
 from .worker_process import run_worker_process

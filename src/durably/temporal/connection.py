@@ -25,7 +25,7 @@ from temporalio.common import MetricMeter, SearchAttributeKey
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.protocol.text import get_logger
 
 from .call_options import check_memo

@@ -18,11 +18,19 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
+from durably.temporal.gateway.endpoints import (
+    NO_BODY,
+    PROBLEM,
+    SUCCESSES,
+    Endpoint,
+    EndpointParameter,
+    endpoints,
+)
+from durably.temporal.gateway.problems import MEDIA_TYPE, Problem, invalid_input
+from durably.temporal.gateway.routes import AnyMatch
+
 from .codec_server import CodecOperation, CodecServer
 from .gateway import Gateway
-from .gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
-from .gateway.problems import MEDIA_TYPE, Problem, invalid_input
-from .gateway.routes import AnyMatch
 from .starlette_messages import add_exception_handlers, answer, path_in_app, to_request, to_response
 
 __all__ = ["add_exception_handlers", "codec_router", "router"]

@@ -17,13 +17,14 @@ except ImportError as error:
 
 from temporalio import workflow
 
+from durably.temporal.gateway.messages import RequestHandler
+from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
+
 from .codec_server import CodecServer
 from .commands import make_commands
 from .connection import Temporal
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
-from .gateway.messages import RequestHandler
-from .gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from .settings import FRAMEWORK_KEYS
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]

@@ -15,9 +15,10 @@ except ImportError as error:
         'durably.temporal.starlette needs Starlette: pip install "durably[starlette,temporal]"'
     ) from error
 
+from durably.temporal.gateway.messages import RequestHandler
+
 from .codec_server import CodecServer
 from .gateway import Gateway
-from .gateway.messages import RequestHandler
 from .starlette_messages import add_exception_handlers, answer, mount_point, to_response
 from .surroundings import is_async
 

@@ -8,9 +8,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from durably.temporal.gateway.messages import RequestHandler
+from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
+
 from .gateway import GatewayRequest, GatewayResponse
-from .gateway.messages import RequestHandler
-from .gateway.problems import EXCEPTIONS, Problem, to_problem
 
 
 async def answer(server: RequestHandler, request: Request, inner: str, principal: Any) -> Response:

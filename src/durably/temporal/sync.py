@@ -28,7 +28,7 @@ from temporalio.types import (
 )
 from temporalio.workflow import UpdateMethodMultiParam
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 
 from .call_options import CallOptions, QueryOptions, StartOptions, UpdateOptions
 from .default_arguments import fill_arguments

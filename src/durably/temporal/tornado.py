@@ -12,10 +12,11 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.tornado needs Tornado: pip install "durably[tornado,temporal]"') from error
 
+from durably.temporal.gateway.messages import RequestHandler
+from durably.temporal.gateway.problems import EXCEPTIONS, refused, to_problem
+
 from .codec_server import CodecServer
 from .gateway import Gateway, GatewayRequest, GatewayResponse
-from .gateway.messages import RequestHandler
-from .gateway.problems import EXCEPTIONS, refused, to_problem
 from .request_ids import HTTP_HEADER
 from .request_log import RequestLog
 

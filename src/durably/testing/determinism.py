@@ -17,9 +17,9 @@ import msgspec
 
 from durably.client import Client
 from durably.comm import CommHandler
-from durably.engine.embedded.views import RunStatus
+from durably.engine.sqlite.views import RunStatus
 from durably.events import Event
-from durably.functions import Function
+from durably.functions.function import Function
 
 from .engine import TestEngine
 from .errors import NotDeterministicError

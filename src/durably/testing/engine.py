@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from durably.client import Client
 from durably.comm import CommHandler
-from durably.embedded.calls import sync_of
-from durably.engine.backoff import standard_backoff
-from durably.engine.embedded import EmbeddedEngine, EngineSettings
-from durably.engine.embedded.caller import Caller
-from durably.engine.embedded.moments import to_datetime, to_milliseconds
-from durably.engine.embedded.runtime import Runtime
-from durably.engine.embedded.settings import Durability
+from durably.engine.core.backoff import standard_backoff
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.runtime import Runtime
+from durably.engine.scheduling.calls.http_call import Caller
+from durably.engine.settings import Durability, EngineSettings
+from durably.engine.sqlite.views import to_datetime, to_milliseconds
 from durably.events import Event, as_data
-from durably.functions import Function
+from durably.functions.function import Function
+from durably.in_process.calls import sync_of
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import InternalEvent
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import msgspec
 
-from durably.engine.embedded import queries
-from durably.engine.embedded.executor import Executor
-from durably.engine.embedded.schema import connect_reader
-from durably.engine.embedded.views import RunView, StepView
-from durably.engine.errors import EngineClosedError
+from durably.engine.core.errors import EngineClosedError
+from durably.engine.scheduling.calls.dispatch import Executor
+from durably.engine.sqlite import queries
+from durably.engine.sqlite.schema import connect_reader
+from durably.engine.sqlite.views import RunView, StepView
 from durably.protocol.events import Event
 
 from .replays import PastStep

@@ -1,4 +1,4 @@
-"""What clients are given in place of their engine while a test engine is open (``durably.in_process``)."""
+"""What clients are given in place of their engine while a test engine is open (``durably.engine_interface``)."""
 
 import asyncio
 import contextvars
@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.checkpointing import Checkpoints
 from durably.client import Client
 from durably.comm import CommHandler
-from durably.embedded.checkpoints import EngineCheckpoints
-from durably.embedded.local_caller import LocalCaller
-from durably.engine.answers import Answer
-from durably.engine.embedded import EmbeddedEngine
-from durably.engine.embedded.bodies import CallData
-from durably.engine.embedded.clock import Clock
-from durably.engine.embedded.registry import Function
-from durably.portal import await_on
-from durably.protocol.checkpoint import CheckpointRequest
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.scheduling.registry import Function
+from durably.engine.settings import Clock
+from durably.functions.checkpoints import Checkpoints
+from durably.in_process.calls import EngineCheckpoints
+from durably.in_process.dispatcher import LocalCaller
+from durably.io.background_loop import await_on
+from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ import msgspec
 
 from durably.client import Client
 from durably.comm import CommHandler
-from durably.functions import Function
+from durably.functions.function import Function
 from durably.protocol.headers import ServerKind
 
 from .replays import Found, replay

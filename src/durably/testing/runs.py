@@ -6,9 +6,8 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.embedded.moments import to_datetime
-from durably.engine.embedded.views import RunStatus, RunView
-from durably.engine.errors import EngineClosedError
+from durably.engine.core.errors import EngineClosedError
+from durably.engine.sqlite.views import RunStatus, RunView, to_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.embedded.views import StepStatus, StepView
+from durably.engine.sqlite.views import StepStatus, StepView
 from durably.protocol.errors import ErrorData
-from durably.protocol.memos import unwrap_memo
-from durably.protocol.opcodes import Opcode
+from durably.protocol.opcodes import Opcode, unwrap_memo
 
 
 class TestStep(msgspec.Struct, frozen=True, kw_only=True):

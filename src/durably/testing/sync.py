@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from durably.events import Event
-from durably.functions import Function
-from durably.portal import get_portal
+from durably.functions.function import Function
+from durably.io.background_loop import get_portal
 from durably.protocol.durations import Duration
 
 from .engine import DEFAULT_MAX_TIME, TestEngine, TestRun

@@ -19,7 +19,7 @@ from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
 from durably.errors import Error
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
 from durably.temporal.compat import activity_definition

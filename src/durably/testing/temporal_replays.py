@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
 from durably.temporal import Temporal
 from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.gateway import Gateway

@@ -5,10 +5,9 @@ from collections import deque
 
 import msgspec
 
-from durably.engine.embedded.views import RunUpdate, RunView, UpdateKind
+from durably.engine.sqlite.views import RunUpdate, RunView, UpdateKind
 from durably.protocol.events import Event
-from durably.protocol.memos import MAY_TIME_OUT, unwrap_memo
-from durably.protocol.opcodes import Opcode
+from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import printable
 
 from .text import format_span, format_value, shorten

@@ -9,9 +9,9 @@ from typing import Any
 
 from temporalio.client import WorkflowExecutionDescription
 
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
+from durably.io.http_client import IO
 from durably.temporal.errors import TemporalSettingsError
-from durably.transport import IO
 
 from .exposure import Exposure, Operation
 from .messages import CallBlocking

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from temporalio.common import SearchAttributeKey, TypedSearchAttributes
 
 from durably.execution import drive
-from durably.portal import get_portal
+from durably.io.background_loop import get_portal
+from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.inspection import Inspector
@@ -24,7 +25,6 @@ from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable
 from durably.temporal.request_log import note_workflow
 from durably.temporal.search_attributes import DeclaredAttribute, ensure_keyword
 from durably.temporal.surroundings import is_async
-from durably.transport import IO, AsyncIO, BlockingIO
 
 from . import acting, batches, events, history, pausing, reading, results, schedules, starting
 from .attributes import declared_keys

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.schedules import ScheduleDeclaration, declared_schedules
 
-from .exposure import FOR_SCHEDULE_OPERATORS, FOR_SCHEDULE_READERS, Exposure, Operation, check_operations, check_place
+from .exposure import (
+    FOR_SCHEDULE_OPERATORS,
+    FOR_SCHEDULE_READERS,
+    Exposure,
+    Operation,
+    check_operations,
+    check_place,
+)
 from .inputs import check_id
 from .problems import Problem
 

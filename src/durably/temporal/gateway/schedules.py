@@ -29,7 +29,14 @@ from durably.temporal.schedules import (
 
 from .exposure import Operation
 from .messages import GatewayResponse, answer
-from .models import BackfillAccepted, ScheduleAccepted, ScheduledAction, ScheduleLinks, ScheduleList, ScheduleState
+from .models import (
+    BackfillAccepted,
+    ScheduleAccepted,
+    ScheduledAction,
+    ScheduleLinks,
+    ScheduleList,
+    ScheduleState,
+)
 from .problems import Problem, bad_request, not_found
 from .routes import ScheduleMatch
 

@@ -3,7 +3,14 @@
 ``durably temporal replay``, Django's and Flask's commands, and ``durably.testing.temporal.replay_histories`` use it.
 """
 
-from .histories import HistoryError, HistoryQuery, StoredHistory, fetch_histories, read_histories, save_history
+from .histories import (
+    HistoryError,
+    HistoryQuery,
+    StoredHistory,
+    fetch_histories,
+    read_histories,
+    save_history,
+)
 from .replayer import HistoryReplayer, TypeReport, replay_all
 from .result import Outcome, ReplayResult
 

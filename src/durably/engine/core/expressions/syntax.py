@@ -1,0 +1,324 @@
+"""The syntax of CEL: literals, the grammar, and the errors of expressions."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from durably.engine.core.errors import EngineError
+from durably.protocol.errors import ErrorCode
+
+_SHOWN_LENGTH = 200
+
+
+class Place(NamedTuple):
+    """Where in an expression, counted from one."""
+
+    line: int
+    column: int
+
+
+class ExpressionInvalidError(EngineError):
+    """An expression is not valid. The message quotes it, says where the fault is, what it is, and what to write."""
+
+    code = ErrorCode.FUNCTION_CONFIG_INVALID
+
+    def __init__(self, text: str, reason: str, place: Place | None = None) -> None:
+        shown = text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}…"
+        where = f" at line {place.line}, column {place.column}" if place else ""
+        super().__init__(f"the expression `{shown}` is not valid{where}: {reason}")
+        self.text = text
+        self.place = place
+        self.reason = reason
+
+
+class FaultError(Exception):
+    """A fault met where the whole expression is not at hand; turned into an ``ExpressionInvalidError`` outside."""
+
+    def __init__(self, reason: str, place: Place | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.place = place
+
+
+_ESCAPE = re.compile(
+    r"\\(?:([0-3][0-7][0-7])|[xX]([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([abfnrtv\\?\"'`]))"
+)
+_SIMPLE = {
+    "a": "\a",
+    "b": "\b",
+    "f": "\f",
+    "n": "\n",
+    "r": "\r",
+    "t": "\t",
+    "v": "\v",
+}
+
+
+def decode_string(literal: str) -> str | bytes:
+    """The value of a literal as written, quotes and prefix included. Raises ``ValueError`` naming a bad escape."""
+    opening = min(position for position in (literal.find('"'), literal.find("'")) if position >= 0)
+    prefix = literal[:opening].lower()
+    quotes = 3 if literal[opening : opening + 3] in ('"""', "'''") and len(literal) >= opening + 6 else 1
+    content = literal[opening + quotes : -quotes]
+    if "b" in prefix:
+        return _decode_bytes(content, is_raw="r" in prefix)
+    return content if "r" in prefix else _ESCAPE.sub(_decode_escape, content)
+
+
+def _decode_escape(match: re.Match[str]) -> str:
+    octal, hexadecimal, short, long, simple = match.groups()
+    if simple:
+        return _SIMPLE.get(simple, simple)
+    code = int(octal, 8) if octal else int(hexadecimal or short or long, 16)
+    if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+        raise ValueError(f"the escape {match[0]} is no Unicode character")
+    return chr(code)
+
+
+def _decode_bytes(content: str, is_raw: bool) -> bytes:
+    """In bytes, ``\\x`` and octal escapes are bytes, not characters."""
+    if is_raw:
+        return content.encode()
+    decoded = bytearray()
+    position = 0
+    for match in _ESCAPE.finditer(content):
+        decoded += content[position : match.start()].encode()
+        octal, hexadecimal = match[1], match[2]
+        if octal or hexadecimal:
+            decoded.append(int(octal, 8) if octal else int(hexadecimal, 16))
+        else:
+            decoded += _decode_escape(match).encode()
+        position = match.end()
+    return bytes(decoded + content[position:].encode())
+
+
+MAX_LENGTH = 10_000
+"""Characters of an expression."""
+MAX_DEPTH = 50
+"""Levels of nesting, not counting parentheses and the terms of one ``&&``, ``||`` or ``+`` chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    value: Any
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    name: str
+    place: Place
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """``operand.name``, which is ``operand["name"]`` except to ``has()``."""
+
+    operand: "Node"
+    name: str
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    operand: "Node"
+    key: "Node"
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``name(arguments)``, or ``target.name(arguments)``."""
+
+    name: str
+    target: "Node | None"
+    arguments: tuple["Node", ...]
+    place: Place
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    items: tuple["Node", ...]
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MapOf:
+    entries: tuple[tuple["Node", "Node"], ...]
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    operator: str
+    operand: "Node"
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    operator: str
+    left: "Node"
+    right: "Node"
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Two terms or more of ``&&``, ``||`` or ``+``, flat: a long one is not a deep one."""
+
+    operator: str
+    terms: tuple["Node", ...]
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Conditional:
+    condition: "Node"
+    then: "Node"
+    otherwise: "Node"
+    depth: int = 1
+
+
+Node = Literal | Name | Field | Index | Call | ListOf | MapOf | Unary | Binary | Chain | Conditional
+
+
+class _TreeBuilder:
+    """Makes nodes, bottom-up, as the parser reduces; refuses trees that are too deep while they grow."""
+
+    def conditional(self, parts: list[Any]) -> Node:
+        condition, then, otherwise = parts
+        return Conditional(condition, then, otherwise, depth=_depth_over(parts))
+
+    def chain(self, parts: list[Any]) -> Node:
+        terms = tuple(parts[::2])
+        return Chain(str(parts[1]), terms, depth=_depth_over(terms))
+
+    def sum(self, parts: list[Any]) -> Node:
+        left, operator, right = parts
+        if operator == "+" and isinstance(left, Chain) and left.operator == "+":
+            return Chain("+", (*left.terms, right), depth=max(left.depth, right.depth + 1))
+        if operator == "+":
+            return Chain("+", (left, right), depth=_depth_over((left, right)))
+        return self.binary(parts)
+
+    def binary(self, parts: list[Any]) -> Node:
+        left, operator, right = parts
+        return Binary(str(operator), left, right, depth=_depth_over((left, right)))
+
+    def unary(self, parts: list[Any]) -> Node:
+        operator, operand = parts
+        if operator == "-" and isinstance(operand, Literal) and type(operand.value) in (int, float):
+            return Literal(-operand.value)
+        return Unary(str(operator), operand, depth=_depth_over((operand,)))
+
+    def field(self, parts: list[Any]) -> Node:
+        operand, name = parts
+        return Field(operand, str(name), depth=_depth_over((operand,)))
+
+    def index(self, parts: list[Any]) -> Node:
+        operand, key = parts
+        return Index(operand, key, depth=_depth_over(parts))
+
+    def method(self, parts: list[Any]) -> Node:
+        target, name, arguments = parts
+        arguments = tuple(arguments or ())
+        return Call(str(name), target, arguments, _place(name), depth=_depth_over((target, *arguments)))
+
+    def call(self, parts: list[Any]) -> Node:
+        name, arguments = parts
+        arguments = tuple(arguments or ())
+        return Call(str(name), None, arguments, _place(name), depth=_depth_over(arguments))
+
+    def name(self, parts: list[Any]) -> Node:
+        return Name(str(parts[0]), _place(parts[0]))
+
+    def items(self, parts: list[Any]) -> list[Any]:
+        *items, last = parts
+        if items:
+            items = items[0]
+        items.append(last)
+        return items
+
+    def list_of(self, parts: list[Any]) -> Node:
+        items = tuple(parts[0] or ())
+        return ListOf(items, depth=_depth_over(items))
+
+    entries = items
+
+    def entry(self, parts: list[Any]) -> tuple[Any, ...]:
+        return tuple(parts)
+
+    def map_of(self, parts: list[Any]) -> Node:
+        entries = cast(tuple[tuple[Node, Node], ...], tuple(parts[0] or ()))
+        return MapOf(entries, depth=_depth_over([node for pair in entries for node in pair]))
+
+    def true(self, parts: list[Any]) -> Node:
+        return Literal(True)
+
+    def false(self, parts: list[Any]) -> Node:
+        return Literal(False)
+
+    def null(self, parts: list[Any]) -> Node:
+        return Literal(None)
+
+    def integer(self, parts: list[Any]) -> Node:
+        digits = parts[0].rstrip("uU")
+        value = int(digits, 16 if digits[:2] in ("0x", "0X") else 10) if len(digits) <= 30 else 2**64
+        if value > 2**63:  # as large as the least integer's absolute value, whose minus sign comes after
+            raise FaultError(f"the integer {parts[0][:40]} does not fit in 64 bits", _place(parts[0]))
+        return Literal(value)
+
+    def double(self, parts: list[Any]) -> Node:
+        return Literal(float(parts[0]))
+
+    def string(self, parts: list[Any]) -> Node:
+        try:
+            return Literal(decode_string(str(parts[0])))
+        except ValueError as error:
+            raise FaultError(str(error), _place(parts[0])) from None
+
+
+def _depth_over(nodes: Any) -> int:
+    depth = 1 + max((node.depth for node in nodes), default=0)
+    if depth > MAX_DEPTH:
+        raise FaultError(f"it is nested more than {MAX_DEPTH} levels deep")
+    return depth
+
+
+def _place(token: Any) -> Place:
+    return Place(token.line, token.column)
+
+
+@functools.cache
+def _load_parser() -> Callable[[str], Node]:
+    import lark
+
+    transformer = type("TreeBuilder", (_TreeBuilder, lark.Transformer), {})()
+    grammar = Path(__file__).with_name("grammar.lark").read_text()
+    parser = lark.Lark(grammar, parser="lalr", transformer=transformer, maybe_placeholders=True)
+
+    def parse(text: str) -> Node:
+        try:
+            return parser.parse(text)  # type: ignore[return-value]
+        except lark.UnexpectedCharacters as error:
+            reason = "a text is not closed" if error.char in "\"'" else f"unexpected {error.char!r}"
+            raise FaultError(reason, Place(error.line, error.column)) from None
+        except lark.UnexpectedToken as error:
+            if error.token.type == "$END":
+                raise FaultError("it ends too early") from None
+            raise FaultError(f"unexpected {str(error.token)[:40]!r}", Place(error.line, error.column)) from None
+
+    return parse
+
+
+def parse(text: str) -> Node:
+    """Raises ``FaultError`` for text that is no expression, too long, or too deeply nested."""
+    if len(text) > MAX_LENGTH:
+        raise FaultError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    return _load_parser()(text)

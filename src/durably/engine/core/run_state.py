@@ -1,0 +1,174 @@
+"""The state of a run: what decides what happens to it next, and the origins of its events."""
+
+from enum import StrEnum
+
+import msgspec
+
+from durably.protocol.headers import DISCOVER
+from durably.protocol.opcodes import Opcode
+
+MACHINE_VERSION = 1
+"""Raised when a head of before would be read or carried on differently. ``decode_head`` reads all older ones."""
+
+
+class RunStatus(StrEnum):
+    SCHEDULED = "Scheduled"
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+    SKIPPED = "Skipped"
+
+    @property
+    def has_ended(self) -> bool:
+        return self not in (RunStatus.SCHEDULED, RunStatus.RUNNING)
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """An outstanding call, to be made at ``due`` (milliseconds since the epoch) or under way since.
+
+    ``step_id`` is the planned step that it targets, or ``DISCOVER``. ``generation`` is its lease: whatever
+    arrives under another one is stale. ``attempt`` counts from 0; ``unreached`` is how often in a row it did
+    not reach the app. ``race`` is the parallel mode of the targeted step, ``memos_seen`` how many memos the
+    discovery saw, at least, that is or that planned this call. ``error`` is why the attempt before failed.
+    """
+
+    generation: int
+    due: int
+    step_id: str = DISCOVER
+    name: str = ""
+    attempt: int = 0
+    unreached: int = 0
+    race: bool = False
+    memos_seen: int = 0
+    error: str = ""
+
+    @property
+    def is_discovery(self) -> bool:
+        return self.step_id == DISCOVER
+
+    def is_made(self, now: int) -> bool:
+        """Whether it is under way, or about to be: all but repetitions that are put off. What was never put off is
+        made even where the clock has been set back since, and now says that it is not due."""
+        return self.due <= now or not self.error
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """An outstanding step that waits for something other than a call; ``op`` says for what.
+
+    ``generation``, ``attempt`` and ``needs_op`` concern requests alone: what a request was to send is kept
+    nowhere durable, so after a restart the step ``needs_op``: the app has to report it again.
+    """
+
+    step_id: str
+    op: Opcode
+    name: str = ""
+    race: bool = False
+    generation: int = 0
+    attempt: int = 0
+    needs_op: bool = False
+
+
+class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A function that the run has deferred: to be started once the run has ended, if it still ``is_abortable``.
+    ``size`` is that of its data, in bytes; the data itself is stored beside the head."""
+
+    step_id: str
+    size: int = 0
+    is_abortable: bool = True
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """``generation`` is the last one given out. ``discover_again`` is a wish for discovery that came while
+    one was under way. ``memos`` and ``bytes`` count what the run has stored, for the protocol's limits."""
+
+    version: int
+    status: RunStatus
+    max_attempts: int
+    generation: int = 0
+    calls: tuple[Call, ...] = ()
+    waits: tuple[Wait, ...] = ()
+    discover_again: bool = False
+    disable_immediate: bool = False
+    memos: int = 0
+    bytes: int = 0
+    defers: tuple[Deferred, ...] = ()
+
+    def call(self, generation: int) -> Call | None:
+        return next((call for call in self.calls if call.generation == generation), None)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Head)
+
+
+def encode_head(head: Head) -> bytes:
+    return _encoder.encode(head)
+
+
+def decode_head(stored: bytes) -> Head:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    return _decoder.decode(stored)
+
+
+CHAIN_PERIOD = 3_600_000
+"""Milliseconds for which the runs of a chain count."""
+_CHAIN_FACTOR = 10
+"""The factor between the maximum depth of invocations and the maximum runs of a chain in that period."""
+_ROOM_FOR_HANDLERS = 2
+"""Additional runs for events about a run's end, so that failure handlers get the refused run."""
+
+
+class Origin(msgspec.Struct, frozen=True, array_like=True):
+    """The run that sent an event. ``depth`` is the number of invocations around the run that the event starts,
+    ``chain`` the number of runs that led to it since ``since`` (milliseconds since the epoch)."""
+
+    run_key: int
+    depth: int
+    chain: int
+    since: int
+
+
+def origin_of_invocation(run_key: int, before: Origin | None, now: int) -> Origin:
+    """The origin of the event by which a run invokes a function. ``before`` is the origin of the run's own event."""
+    return _follow(run_key, before, now, depth=1 if before is None else before.depth + 1)
+
+
+def origin_of_event(run_key: int, before: Origin | None, now: int) -> Origin:
+    """The origin of an event that a run sends, or of the event about its end."""
+    return _follow(run_key, before, now, depth=0)
+
+
+def _follow(run_key: int, before: Origin | None, now: int, depth: int) -> Origin:
+    if before is None or now - before.since > CHAIN_PERIOD:
+        return Origin(run_key, depth, 1, now)
+    return Origin(run_key, depth, before.chain + 1, before.since)
+
+
+def explain_runaway(origin: Origin | None, max_depth: int, *, tells_end: bool) -> str | None:
+    """The reason why an event must start no run, or ``None``. ``tells_end``: the event is about another run's end."""
+    if origin is None:
+        return None
+    advice = "if that is not a mistake, raise the engine's limit (`--max-depth`, or `max_depth` in its settings)"
+    if origin.depth > max_depth:
+        return f"functions that invoke each other may be {max_depth} deep; {advice}"
+    most = max_depth * _CHAIN_FACTOR
+    if origin.chain > most + (_ROOM_FOR_HANDLERS if tells_end else 0):
+        return f"at most {most} runs may start each other within an hour; {advice}"
+    return None
+
+
+def describe_chain(function_ids: list[str], is_whole: bool) -> str:
+    """``a → b → a``, from the latest functions of a chain (the last first)."""
+    return ("" if is_whole else "… → ") + " → ".join(reversed(function_ids))
+
+
+def encode_origin(origin: Origin) -> bytes:
+    return msgspec.json.encode(origin)
+
+
+def decode_origin(stored: bytes | None) -> Origin | None:
+    return None if stored is None else _origin_decoder.decode(stored)
+
+
+_origin_decoder = msgspec.json.Decoder(Origin)

@@ -1,0 +1,302 @@
+"""One transition of a run: the state being changed, and the commands that follow from it."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from durably.protocol.errors import ErrorData
+from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_DEPTH, MAX_RUN_STATE_BYTES, MAX_STEPS
+from durably.protocol.opcodes import Op, Opcode
+
+from .errors import OpInvalidError, StaleCallError
+from .inputs import (
+    KEPT_BY_FAILURES,
+    AbortDeferred,
+    CloseWait,
+    Command,
+    Defer,
+    EndRun,
+    MakeCall,
+    RefuseDeferred,
+    WriteMemo,
+)
+from .op_options import read_defer, read_defer_abort, step_name
+from .run_state import MACHINE_VERSION, Call, Deferred, Head, RunStatus, Wait
+
+_ERROR_EXCERPT_LENGTH = 300
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The engine's settings that decide about runs.
+
+    ``retry_delay`` is the wait after the given attempt (from 0) failed, ``unreached_delay`` the wait after the given
+    number of calls in a row (from 0) did not reach the app, both in milliseconds. ``max_steps`` is the maximum number
+    of steps of a run, ``max_depth`` the maximum depth of invocations (``engine.origins``).
+    """
+
+    retry_delay: Callable[[int], int]
+    unreached_delay: Callable[[int], int]
+    max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
+
+
+class RunOverflow(Exception):
+    """The run is over one of the protocol's limits, and fails."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.error = ErrorData(name=name, message=message)
+
+
+def encode_error(error: ErrorData) -> bytes:
+    """An error as JSON, with at least ``name`` and ``message``."""
+    wire = {field: value for field, value in msgspec.structs.asdict(error).items() if value is not None}
+    return msgspec.json.encode({"name": "Error", "message": ""} | wire)
+
+
+def data_memo(data: bytes) -> bytes:
+    return b'{"data":' + data + b"}"
+
+
+def error_memo(error: ErrorData) -> bytes:
+    return b'{"error":' + encode_error(error) + b"}"
+
+
+class Turn:
+    def __init__(self, head: Head, now: int, policy: Policy) -> None:
+        self.now = now
+        self.policy = policy
+        self.status = head.status
+        self.max_attempts = head.max_attempts
+        self.generation = head.generation
+        self.calls = {call.generation: call for call in head.calls}
+        self.waits = {wait.step_id: wait for wait in head.waits}
+        self.discover_again = head.discover_again
+        self.disable_immediate = head.disable_immediate
+        self.memos = head.memos
+        self.bytes = head.bytes
+        self.defers = {deferred.step_id: deferred for deferred in head.defers}
+        self.commands: list[Command] = []
+        self.written: set[str] = set()
+        self._step_ended = False
+        self._race_ended = False
+
+    def next_head(self) -> Head:
+        return Head(
+            version=MACHINE_VERSION,
+            status=self.status,
+            max_attempts=self.max_attempts,
+            generation=self.generation,
+            calls=tuple(self.calls.values()),
+            waits=tuple(self.waits.values()),
+            discover_again=self.discover_again,
+            disable_immediate=self.disable_immediate,
+            memos=self.memos,
+            bytes=self.bytes,
+            defers=tuple(self.defers.values()),
+        )
+
+    # calls
+
+    def find_call(self, generation: int) -> Call:
+        call = self.calls.get(generation)
+        if call is None:
+            raise StaleCallError(
+                f"the call is stale: its generation {generation} is not outstanding any more, since the engine "
+                "has given it up and may have made another in its place"
+            )
+        return call
+
+    def call(self, call: Call) -> None:
+        """Make a call, under a generation of its own."""
+        seen = self.memos if call.is_discovery else call.memos_seen
+        call = msgspec.structs.replace(call, generation=self.next_generation(), memos_seen=seen)
+        self.calls[call.generation] = call
+        self.commands.append(MakeCall(call))
+
+    def next_generation(self) -> int:
+        self.generation += 1
+        return self.generation
+
+    def discover(self) -> None:
+        """Ask for discovery. One that has yet to be made will see all that this one would; one that is under
+        way may not, so another follows it."""
+        outstanding = self.discovery
+        if outstanding is None:
+            self.discover_again = False
+            self.call(Call(generation=0, due=self.now))
+        elif outstanding.is_made(self.now):
+            self.discover_again = True
+
+    @property
+    def discovery(self) -> Call | None:
+        return next((call for call in self.calls.values() if call.is_discovery), None)
+
+    def retry(self, call: Call, error: ErrorData, *, attempt: int, retry_at: int | None, name: str = "") -> None:
+        """Make a call again of which ``attempt`` failed."""
+        if any(other.step_id == call.step_id for other in self.calls.values()):
+            return
+        due = retry_at if retry_at is not None else self.now + self.policy.retry_delay(attempt)
+        self.call(
+            msgspec.structs.replace(
+                call, due=due, attempt=attempt + 1, unreached=0, name=name or call.name, error=excerpt(error)
+            )
+        )
+
+    def fail_attempt(
+        self, call: Call, error: ErrorData, *, no_retry: bool, retry_at: int | None, written: bytes | None = None
+    ) -> None:
+        """``written`` is the error as the app wrote it, which becomes the run's output if this was its last attempt."""
+        if no_retry or call.attempt + 1 >= self.max_attempts:
+            self.end(RunStatus.FAILED, written or encode_error(error))
+        else:
+            self.retry(call, error, attempt=call.attempt, retry_at=retry_at)
+
+    # steps
+
+    def is_outstanding(self, step_id: str) -> bool:
+        """Whether the step has been asked for and is on its way. One that waits for the app to report its op
+        again is not."""
+        wait = self.waits.get(step_id)
+        if wait is not None:
+            return not wait.needs_op
+        return any(call.step_id == step_id for call in self.calls.values())
+
+    def write(
+        self, step_id: str, name: str, op: Opcode, memo: bytes, *, attempts: int = 1, failed: bool = False
+    ) -> None:
+        """Store what a step came to. Raises ``RunOverflow`` where the run has no room for it."""
+        if self.memos + 1 > self.policy.max_steps:
+            raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
+        if self.bytes + len(memo) > MAX_RUN_STATE_BYTES:
+            raise RunOverflow(
+                "StateTooLargeError",
+                f"with the output of step {name!r} the run's state is over {MAX_RUN_STATE_BYTES} bytes: return less "
+                "from steps, for instance a reference to where the data is stored",
+            )
+        self.memos += 1
+        self.bytes += len(memo)
+        self.written.add(step_id)
+        self.commands.append(WriteMemo(step_id, name, op, memo, attempts, failed))
+
+    def step_ended(self, race: bool) -> None:
+        self._step_ended = True
+        self._race_ended = self._race_ended or race
+
+    def resolve(self, wait: Wait, memo: bytes, *, attempts: int = 1, failed: bool = False) -> None:
+        """What a step waited for has come, or will not any more."""
+        self.close_wait(wait.step_id)
+        try:
+            self.write(wait.step_id, wait.name, wait.op, memo, attempts=attempts, failed=failed)
+            self.step_ended(wait.race)
+        except RunOverflow as overflow:
+            self.fail(overflow.error)
+
+    def wait(self, wait: Wait) -> None:
+        self.waits[wait.step_id] = wait
+
+    def check_room_for(self, new_steps: int) -> None:
+        """Raises ``RunOverflow`` if finished, outstanding and new steps together are over the limit."""
+        steps = self.memos + len(self.waits) + sum(not call.is_discovery for call in self.calls.values())
+        if steps + new_steps > self.policy.max_steps:
+            raise self._too_many_steps(
+                f"it has {steps} and asks for {new_steps} more, so that none of these was started"
+            )
+
+    def _too_many_steps(self, reason: str) -> RunOverflow:
+        return RunOverflow(
+            "StepLimitError",
+            f"a run may have at most {self.policy.max_steps} steps, and {reason}: do more in each step, spread the "
+            "work over several runs, or raise the engine's limit (`--max-steps`, or `max_steps` in its settings)",
+        )
+
+    def close_wait(self, step_id: str) -> Wait | None:
+        """The wait, which is one no more; ``None`` where there is none."""
+        wait = self.waits.pop(step_id, None)
+        if wait is not None:
+            self.commands.append(CloseWait(step_id))
+        return wait
+
+    def settle(self) -> None:
+        """At the end of a turn in which steps may have ended: go on discovering where it is time to.
+
+        Racing steps hold up none of the others: discovery follows the end of each, and the losers of a race may
+        be outstanding for long after the function has gone on.
+        """
+        if self.status.has_ended:
+            return
+        if self._step_ended and not self.waits and all(call.is_discovery for call in self.calls.values()):
+            # The parallel steps are over: the app may execute the next step as soon as it finds it.
+            self.disable_immediate = False
+        wanted = self._race_ended or (self._step_ended and not self._has_steps_to_wait_for)
+        if wanted or (self.discover_again and self.discovery is None):
+            self.discover()
+
+    @property
+    def _has_steps_to_wait_for(self) -> bool:
+        waits = any(not wait.race for wait in self.waits.values())
+        return waits or any(not call.race for call in self.calls.values() if not call.is_discovery)
+
+    # ends
+
+    def fail(self, error: ErrorData) -> None:
+        """End the run because of a fault in its ops. No op of the same turn is started."""
+        self.commands = [command for command in self.commands if isinstance(command, KEPT_BY_FAILURES)]
+        self.end(RunStatus.FAILED, encode_error(error))
+
+    def end(self, status: RunStatus, output: bytes) -> None:
+        self.status = status
+        self.calls.clear()
+        self.waits.clear()
+        self.discover_again = False
+        self.commands.append(EndRun(status, output))
+
+
+def excerpt(error: ErrorData) -> str:
+    """``Name: message`` in one short line, for people."""
+    text = f"{error.name or 'Error'}: {error.message or ''}"
+    return text if len(text) <= _ERROR_EXCERPT_LENGTH else text[: _ERROR_EXCERPT_LENGTH - 1] + "…"
+
+
+LAZY = frozenset({Opcode.DEFER_ADD, Opcode.DEFER_ABORT})
+"""Ops that come with other ops, or alone, and have no effect before the run's end."""
+
+
+def note_deferred(turn: Turn, op: Op) -> bool:
+    """Whether anything has changed: apps may repeat these ops."""
+    try:
+        return _add(turn, op) if op.op == Opcode.DEFER_ADD else _abort(turn, op)
+    except OpInvalidError as error:
+        turn.commands.append(RefuseDeferred(step_name(op), str(error)))
+        return False
+
+
+def _add(turn: Turn, op: Op) -> bool:
+    if not op.id:
+        raise OpInvalidError(f"an op {op.op!r} has no id")
+    if op.id in turn.defers:
+        return False
+    if len(turn.defers) >= MAX_DEFERRED:
+        raise OpInvalidError(f"a run may defer {MAX_DEFERRED} functions, and has done so")
+    try:
+        ask = read_defer(op)
+        size = sum(deferred.size for deferred in turn.defers.values()) + len(ask.data)
+        if size > MAX_DEFERRED_BYTES:
+            raise OpInvalidError(f"all its deferred data has {size} bytes; at most {MAX_DEFERRED_BYTES} are possible")
+    except OpInvalidError:
+        # The app gets it as accepted, so that it does not repeat it with each call.
+        turn.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
+        raise
+    turn.defers[op.id] = Deferred(step_id=op.id, size=len(ask.data))
+    turn.commands.append(Defer(op.id, ask))
+    return True
+
+
+def _abort(turn: Turn, op: Op) -> bool:
+    target = read_defer_abort(op)
+    before = turn.defers.get(target)
+    if before is None or not before.is_abortable:
+        return False
+    turn.defers[target] = msgspec.structs.replace(before, is_abortable=False, size=0)
+    turn.commands.append(AbortDeferred(target))
+    return True

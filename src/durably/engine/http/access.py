@@ -1,0 +1,217 @@
+"""Access to the HTTP API: allowed hosts, cross-origin requests, and keys."""
+
+import hmac
+import ipaddress
+import logging
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from durably.engine.sparse_log import SparseLog
+from durably.protocol.headers import Header, ServerKind
+from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
+from durably.protocol.text import get_logger
+
+from .bodies import header_parameter
+from .responses import ApiError
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+ANY_HOST = "*"
+_HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?::[0-9]{0,5})?")
+
+
+class AllowedHosts:
+    """``listening`` is the host that the engine listens at, ``names`` are further hosts that it answers to.
+
+    Loopback addresses, ``localhost`` and the host that it listens at are always allowed. If the engine listens at all
+    addresses (0.0.0.0, ::), any IP address is allowed, because DNS cannot redirect it.
+    ``"*"`` among the names allows every host.
+    """
+
+    def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
+        self._any = ANY_HOST in names
+        self._any_address = listening in ("", "0.0.0.0", "::")
+        self._names = frozenset(_normalise(name) for name in (*LOOPBACK_HOSTS, listening, *names))
+
+    def allows_host(self, header: str | None) -> bool:
+        """Whether a request may have this ``Host`` header: a name or an address, with or without a port."""
+        match = _HOST.fullmatch(header or "")
+        return match is not None and self._allows(match["ipv6"] or match["name"])
+
+    def allows_origin(self, header: str) -> bool:
+        """Whether a page of this ``Origin`` may make requests."""
+        try:
+            host = urlsplit(header).hostname
+        except ValueError:  # such as "http://["
+            return False
+        return host is not None and self._allows(host)
+
+    def _allows(self, host: str) -> bool:
+        host = _normalise(host)
+        if self._any or host in self._names:
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return self._any_address or address.is_loopback
+
+
+def check_allowed_host(name: str) -> str:
+    """The name in its form for comparison. Raises ``ValueError`` for a URL, or a host with a port."""
+    if name == ANY_HOST:
+        return name
+    bare = _normalise(name)
+    is_host = _is_address(bare) if ":" in bare else _HOST.fullmatch(bare) is not None
+    if not is_host:
+        raise ValueError(f"{name!r} is not a host: give a name or an address, without scheme, port and path")
+    return bare
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _normalise(host: str) -> str:
+    """In lower case, without the dot of an absolute name, an address in its shortest form."""
+    host = host.strip("[]").rstrip(".").lower()
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+MAX_AGE_SECONDS = 3600
+
+
+async def preflight(request: web.Request) -> web.Response:
+    """``OPTIONS /e/{key}``."""
+    return web.Response(
+        status=204,
+        headers={
+            "access-control-allow-methods": "POST",
+            "access-control-allow-headers": header_parameter(request, "access-control-request-headers") or "*",
+            "access-control-max-age": str(MAX_AGE_SECONDS),
+        },
+    )
+
+
+async def allow_any_origin(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal ``on_response_prepare``: also of errors, which the page must be able to read."""
+    if request.path.startswith("/e/") and "origin" in request.headers:
+        response.headers["access-control-allow-origin"] = "*"
+        response.headers["vary"] = "origin"
+
+
+_logger = get_logger("durably.engine.api")
+
+EVENTS_PATH = "/e/{key}"
+_OPEN_PATHS = frozenset({"/health", "/ready", EVENTS_PATH})
+"""Need no bearer token. ``EVENTS_PATH`` checks the event key instead."""
+_ADVICE = "only local ones are allowed; `durably dev --allowed-host NAME` allows another"
+
+
+class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API accepts. Raises ``ValueError`` for cloud mode without keys, or with keys that are only a prefix."""
+
+    server_kind: ServerKind
+    event_keys: tuple[str, ...] = ()
+    signing_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.server_kind is ServerKind.CLOUD and not (all(self.event_keys) and self.event_keys):
+            raise ValueError("an engine in cloud mode needs an event key")
+        if self.server_kind is ServerKind.CLOUD and not (all(self.signing_keys) and self.signing_keys):
+            raise ValueError("an engine in cloud mode needs a signing key")
+        for key in self.signing_keys:
+            check_signing_key(key, "ApiKeys(signing_keys=…)")
+
+    def __repr__(self) -> str:
+        return f"ApiKeys({self.server_kind}, {len(self.event_keys)} event keys, {len(self.signing_keys)} signing keys)"
+
+
+def authorize(keys: ApiKeys, hosts: AllowedHosts) -> Middleware:
+    """Middleware that answers 401 or 403 to requests that are not allowed. ``hosts`` is used in dev mode only."""
+    refusals = SparseLog(_logger)
+    # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends the hash alone.
+    tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        path = _route(request)
+        if keys.server_kind is ServerKind.DEV:
+            if refusal := _refuse_strangers(request, hosts):
+                refusals.log(logging.WARNING, "%s", refusal)
+                raise ApiError(403, refusal)
+        elif path == EVENTS_PATH:
+            _check_event_key(request, keys.event_keys)
+        elif path not in _OPEN_PATHS:
+            _check_bearer(request, tokens)
+        return await handler(request)
+
+    return middleware
+
+
+def _route(request: web.Request) -> str | None:
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else None
+
+
+def _check_event_key(request: web.Request, event_keys: Iterable[str]) -> None:
+    if not _is_one_of(request.match_info["key"], event_keys):
+        raise ApiError(
+            401,
+            "unknown event key: send events to /e/<event key> with a key that the engine was given (senders take it "
+            "from DURABLY_EVENT_KEY)",
+        )
+
+
+def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
+    scheme, _, token = request.headers.get(Header.AUTHORIZATION, "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise ApiError(
+            401,
+            "the request needs the header Authorization: Bearer <hashed signing key> (apps and commands send it where "
+            "DURABLY_SIGNING_KEY is set)",
+        )
+    if not _is_one_of(token.strip(), tokens):
+        raise ApiError(
+            401,
+            "the bearer token is not the hash of one of the engine's signing keys: give both sides the same "
+            "DURABLY_SIGNING_KEY",
+        )
+
+
+def _is_one_of(given: str, accepted: Iterable[str]) -> bool:
+    # All are compared before any counts: how long it takes must not tell which key matched.
+    matches = [hmac.compare_digest(_bytes(given), _bytes(one)) for one in accepted]
+    return any(matches)
+
+
+def _bytes(text: str) -> bytes:
+    # Bytes of a header that are no UTF-8 arrive as surrogates.
+    return text.encode(errors="surrogateescape")
+
+
+def _refuse_strangers(request: web.Request, hosts: AllowedHosts) -> str | None:
+    """The reason why a development engine refuses this request; ``None`` if it does not."""
+    header, origin = request.headers.get(hdrs.HOST), request.headers.get(hdrs.ORIGIN)
+    if header is None:
+        return "the development engine refuses requests without a Host header"
+    # An absolute URL in the request line replaces the header (RFC 9112 §3.2.2). aiohttp returns it as the host.
+    for host in (header, request.host):
+        if not hosts.allows_host(host):
+            return f"the development engine refuses requests to the host {host!a}: {_ADVICE}"
+    if origin and not hosts.allows_origin(origin):
+        return f"the development engine refuses requests of pages of another origin, {origin!a}: {_ADVICE}"
+    return None

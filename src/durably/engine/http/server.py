@@ -1,0 +1,156 @@
+"""An engine served over HTTP: the engine, its API on one address, and the asking of apps to sync.
+
+No access log is kept: the paths of ``/e/`` hold event keys.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from durably.engine.core.errors import EngineError
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.settings import EngineSettings
+from durably.protocol.text import describe_os_error, reachable
+
+from .access import AllowedHosts, ApiKeys
+from .application import create_api, ignore_sync
+from .connections import ConnectionLimits, Connections
+from .discovery import AppDiscovery
+from .failures import SERVER_LOGGER
+from .state import OnSync
+
+_LIMITS = ConnectionLimits()
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8288
+SHUTDOWN_SECONDS = 2.0
+"""How long requests under way may take once the server closes."""
+
+
+class PortTakenError(EngineError):
+    """Something else listens at the address already."""
+
+
+class HostInvalidError(EngineError):
+    """The host to listen at is no address of this machine."""
+
+
+class DatabaseUnusableError(EngineError):
+    """The operating system does not let the engine have a database there."""
+
+
+class EngineServer:
+    """Open with ``await EngineServer.open(path, settings)``, close with ``await server.close()``.
+
+    ``origin`` is how clients on this machine reach it, ``discovery`` asks apps to sync with it.
+    """
+
+    def __init__(
+        self,
+        engine: EmbeddedEngine,
+        discovery: AppDiscovery,
+        runner: web.AppRunner,
+        connections: Connections,
+        origin: str,
+    ) -> None:
+        self.engine, self.discovery, self.origin = engine, discovery, origin
+        self._runner, self._connections = runner, connections
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: EngineSettings,
+        *,
+        event_keys: Sequence[str] = (),
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        allowed_hosts: Sequence[str] = (),
+        limits: ConnectionLimits = _LIMITS,
+        on_sync: OnSync = ignore_sync,
+    ) -> Self:
+        """``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
+        ``allowed_hosts`` are further hosts that dev mode answers to, besides those of this machine.
+
+        Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and the engine's errors.
+        """
+        keys = ApiKeys(
+            server_kind=settings.server_kind,
+            event_keys=tuple(event_keys),
+            signing_keys=tuple(key for key in (settings.signing_key, settings.signing_key_fallback) if key),
+        )
+        listener = listen(host, port)
+        try:
+            engine = await EmbeddedEngine.open(path, settings)
+        except OSError as error:
+            listener.close()
+            raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
+        except BaseException:
+            listener.close()
+            raise
+        origin = f"http://{reachable(host)}:{listener.getsockname()[1]}"
+        discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
+        api = create_api(
+            engine,
+            keys,
+            hosts=AllowedHosts(host, allowed_hosts),
+            on_sync=discovery.note_sync,
+            sync_at=discovery.sync,
+            conflicts=discovery.conflicts,
+        )
+        runner, connections = await serve_api(api, listener, limits, shutdown_timeout=SHUTDOWN_SECONDS)
+        return cls(engine, discovery, runner, connections, origin)
+
+    async def close(self) -> None:
+        """Close the engine first: calls that it lets finish may still hand over their steps."""
+        try:
+            await self.engine.close()
+        finally:
+            await self.discovery.close()
+            await self._connections.close()
+            await self._runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def serve_api(
+    api: web.Application, listener: socket.socket, limits: ConnectionLimits, *, shutdown_timeout: float
+) -> tuple[web.AppRunner, Connections]:
+    """Serve the API on a listening socket. Close the connections first, then clean up the runner."""
+    connections = Connections(limits)
+    api.middlewares.insert(0, connections.middleware)
+    runner = web.AppRunner(
+        api,
+        access_log=None,
+        logger=SERVER_LOGGER,
+        shutdown_timeout=shutdown_timeout,
+        handle_signals=False,
+        auto_decompress=False,  # aiohttp would unpack bodies of requests that are refused, too
+    )
+    await runner.setup()
+    assert runner.server is not None
+    connections.start(listener, runner.server)
+    return runner, connections
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ``PortTakenError``, ``HostInvalidError``."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTakenError(
+                f"port {port} of {host} is taken by another program; choose another (--port)"
+            ) from None
+        raise HostInvalidError(f"cannot listen at {host} port {port}: {describe_os_error(error)}") from None

@@ -1,0 +1,282 @@
+"""A running embedded engine: its parts, how they are put together, and how they come to an end."""
+
+import asyncio
+import functools
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from durably.engine.core.errors import (
+    DatabaseBusyError,
+    DatabaseCorruptError,
+    DatabaseLostError,
+    DatabaseReplacedError,
+    DatabaseUnavailableError,
+    EngineError,
+)
+from durably.engine.scheduling.bulk_operations import restraints_of
+from durably.engine.scheduling.calls.dispatch import Executor
+from durably.engine.scheduling.calls.http_call import Caller, HttpCaller
+from durably.engine.scheduling.outbound import Outbound
+from durably.engine.scheduling.outbound.requests import Requests
+from durably.engine.scheduling.outbox import (
+    CallAt,
+    Effects,
+    RequestAt,
+    Restrained,
+    RunEnded,
+    StoredTimer,
+    SweepAt,
+    Synced,
+    TimerAt,
+)
+from durably.engine.scheduling.registry import Registry
+from durably.engine.scheduling.retention import Retention
+from durably.engine.scheduling.run_cache import RunCache
+from durably.engine.scheduling.subscriptions import Endings, Note, Watchers
+from durably.engine.scheduling.timers import Loaded, Timeline, load_due
+from durably.engine.scheduling.transact import Journal
+from durably.engine.scheduling.transaction import Entry, Ledger
+from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
+from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.schema import explain, is_busy, open_database, take_ownership
+from durably.engine.sqlite.tables.retention import PurgeStore
+from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.writer import Writer
+from durably.protocol.text import get_logger
+
+from .scheduling import bulk_operations, operations
+from .settings import EngineSettings, make_policy
+
+_LOAD_LIMIT = 10_000
+"""Timers, and delayed calls, read at a time."""
+_RECOVERED_TOGETHER = 100
+_CHECK_SECONDS = 1.0
+"""How often an idle engine checks that its database still exists. A busy engine checks at each commit."""
+
+_logger = get_logger("durably.engine")
+
+_Due = CallAt | StoredTimer | RequestAt
+
+
+class Runtime:
+    """Made by ``open``."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: EngineSettings,
+        connection: sqlite3.Connection,
+        epoch: int,
+        lock: DatabaseLock | None,
+        make_caller: Callable[[EngineSettings], Caller],
+    ) -> None:
+        self.settings = settings
+        self._connection = connection
+        self._lock = lock
+        self._path = path
+        self._closing: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
+        self.stop_error: EngineError | None = None
+        """The reason why the engine has stopped by itself."""
+        self.closed = asyncio.Event()
+        store = Store(connection)
+        self._files = DatabaseFiles(path)
+        self.reader = Reader(path, self._give_up, self._files.check)
+        cache = RunCache()
+        self._writer = Writer(connection, epoch, self._give_up, cache.clear, self._files.check)
+        self.journal = Journal(
+            self._writer,
+            Ledger(store, make_policy(settings), settings.max_event_bytes, settings.entropy, cache),
+            Registry.from_rows(store.all_functions(), restraints_of(store, settings.clock.now())),
+            settings.clock,
+            self._carry_out,
+        )
+        self._caller = make_caller(settings)
+        self.executor = Executor(
+            self._caller,
+            self.reader,
+            self.journal,
+            settings.clock,
+            max_calls=settings.max_calls,
+        )
+        self._requests = Requests(
+            Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal, settings.clock
+        )
+        self._timeline: Timeline[_Due] = Timeline(settings.clock, self._load_due, self._meet)
+        self._retention: Retention | None = None
+        if settings.retention is not None:
+            self._retention = Retention(PurgeStore(connection), self.journal, settings.clock, settings.retention)
+        self.watchers = Watchers()
+        self.endings = Endings()
+        self._store = store
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        settings: EngineSettings,
+        make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
+        *,
+        takes_lock: bool = True,
+        after_epoch: int | None = None,
+        on_owned: Callable[[int], Awaitable[None]] | None = None,
+    ) -> "Runtime":
+        """See ``EmbeddedEngine.open``."""
+        path = find_file(path)
+        lock = DatabaseLock(path) if takes_lock else None
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = await asyncio.to_thread(open_database, path, settings.durability)
+            epoch = await _take_ownership(path, connection, after_epoch)
+            if on_owned is not None:
+                await on_owned(epoch)
+            runtime = cls(path, settings, connection, epoch, lock, make_caller)
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            if lock is not None:
+                lock.release()
+            raise
+        runtime._writer.start()
+        try:
+            await runtime._recover()
+        except BaseException:
+            await runtime.close()
+            raise
+        runtime._timeline.start()
+        runtime._checking = asyncio.get_running_loop().create_task(runtime._check_files())
+        if runtime._retention is not None:
+            runtime._retention.start()
+        return runtime
+
+    async def close(self) -> None:
+        """May be called more than once."""
+        if self._closing is None:
+            grace = self.settings.close_grace.total_seconds()
+            self._closing = asyncio.get_running_loop().create_task(self._close(grace))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, grace_seconds: float) -> None:
+        self._timeline.close()
+        if self._checking is not None:
+            self._checking.cancel()
+        if self._retention is not None:
+            await self._retention.close()
+        await self.executor.close(grace_seconds)
+        await self._requests.close()
+        self.journal.close()
+        await self._writer.close()
+        await self.reader.close()
+        await self._caller.close()
+        await asyncio.to_thread(self._connection.close)
+        if self._lock is not None:
+            self._lock.release()
+        self.watchers.close()
+        self.endings.close()
+        self.closed.set()
+
+    async def _check_files(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            try:
+                self._files.check()
+            except DatabaseReplacedError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: EngineError) -> None:
+        if self._closing is None:
+            self.stop_error = error
+            _logger.critical("%s; this engine stops (its database is %s)", error.message, self._path)
+            # What is under way has nowhere to put its answer.
+            self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
+
+    async def _recover(self) -> None:
+        """Whatever was under way when the engine stopped gets a new generation, and is made again."""
+        moving, open_sweeps = self._store.moving_runs(), self._store.sweeps.open_sweeps()
+        groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
+        await asyncio.gather(*(self._recover_together(group) for group in groups))
+        for sweep_id in open_sweeps:
+            self.journal.enter_soon(bulk_operations.go_on(sweep_id))
+
+    async def _recover_together(self, run_keys: list[int]) -> None:
+        """One with which something is wrong holds up none of the others."""
+        try:
+            await self.journal.enter(_recover(run_keys))
+        except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
+            raise
+        except Exception as error:
+            if len(run_keys) > 1:
+                for run_key in run_keys:
+                    await self._recover_together([run_key])
+            else:
+                _logger.exception("a run could not be recovered")
+                self.journal.enter_soon(operations.fail(run_keys[0], error))
+
+    # what is to be done
+
+    def _carry_out(self, effects: Effects) -> None:
+        """After the commit of a unit of work."""
+        calls: list[CallAt] = []
+        for effect in effects:
+            match effect:
+                case Note():
+                    self.watchers.tell(effect)
+                case CallAt():
+                    if effect.call.is_made(self.settings.clock.now()):
+                        calls.append(effect)
+                    else:
+                        self._timeline.add(effect.call.due, effect)
+                case RunEnded():
+                    self._requests.forget(effect.run_key)
+                    self.endings.tell(effect.run_key)
+                case RequestAt():
+                    self._requests.note(effect)
+                    self._timeline.add(effect.request.due, effect, is_stored=False)
+                case Synced():
+                    self.journal.registry = self.journal.registry.with_app(effect.app_id, effect.functions)
+                case Restrained():
+                    self.journal.registry = self.journal.registry.with_restraint(effect.function_id, effect.restraint)
+                case SweepAt():
+                    self.journal.enter_soon(bulk_operations.go_on(effect.sweep_id))
+                case _:
+                    self._timeline.add(effect.due, effect)
+        if calls:
+            self._make(calls)
+
+    async def _load_due(self, after: int, until: int) -> Loaded[_Due]:
+        loaded = await self.reader.read(lambda connection: load_due(connection, after, until, _LOAD_LIMIT))
+        return Loaded([*loaded.items], loaded.reached, loaded.next_due)
+
+    def _meet(self, due: list[_Due]) -> None:
+        """What the timeline says is due now."""
+        self._make([item for item in due if isinstance(item, CallAt)])
+        for item in due:
+            if isinstance(item, RequestAt):
+                self._requests.make(item)
+            elif isinstance(item, TimerAt):
+                self.journal.enter_soon(operations.fall_due(item), functools.partial(operations.fail, item.run_key))
+            elif not isinstance(item, CallAt):
+                self.journal.enter_soon(operations.fall_due(item))
+
+    def _make(self, calls: list[CallAt]) -> None:
+        self.executor.make([call for call in calls if not call.has_to_queue])
+        for call in calls:
+            if call.has_to_queue:
+                self.journal.enter_soon(operations.join_queue(call), functools.partial(operations.fail, call.run_key))
+
+
+async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:
+    """Raises ``DatabaseUnavailableError`` where it cannot be written, ``DatabaseBusyError`` where another process does
+    not let go of it."""
+    try:
+        return await asyncio.to_thread(take_ownership, connection, after_epoch)
+    except sqlite3.OperationalError as error:
+        kind = DatabaseBusyError if is_busy(error) else DatabaseUnavailableError
+        raise kind(f"the database {path} cannot be written: {error}") from error
+    except sqlite3.Error as error:
+        raise explain(error) from error
+
+
+def _recover(run_keys: list[int]) -> Callable[[Entry], None]:
+    return lambda entry: operations.recover(entry, run_keys)

@@ -1,0 +1,1 @@
+"""What happens when: transactions, triggers, timers, calls to apps, requests, bulk operations."""

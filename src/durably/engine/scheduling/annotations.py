@@ -1,0 +1,80 @@
+"""Metadata of runs, and spans of users' code, from SDKs. Stored for display only.
+
+Nothing depends on them, so their size is bounded. The rest is dropped, and a line is logged.
+"""
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from durably.engine.core.errors import RunNotFoundError
+from durably.engine.sqlite.tables.runs import find_run_key
+from durably.engine.sqlite.views import MetadataView, TracesView, to_datetime
+from durably.protocol.text import get_logger
+
+if TYPE_CHECKING:
+    from .transaction import Entry
+
+MAX_METADATA_BYTES = 1024 * 1024
+"""The limit of one run's metadata."""
+MAX_TRACES_BYTES = 16 * 1024 * 1024
+"""The limit of all spans. The oldest are deleted first."""
+
+_logger = get_logger("durably.engine")
+
+
+def add_metadata(entry: "Entry", run_id: str, body: bytes) -> bool:
+    """False if the run already has too much. Raises ``RunNotFoundError``."""
+    run_key = entry.find_run_key(run_id)
+    if run_key is None:
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+    connection = entry.store.connection
+    (size,) = connection.execute(
+        "SELECT coalesce(sum(length(body)), 0) FROM run_metadata WHERE run_key = ?", (run_key,)
+    ).fetchone()
+    if size + len(body) > MAX_METADATA_BYTES:
+        _logger.warning(
+            "run %s: metadata of %d bytes is dropped: a run may have %d", run_id, len(body), MAX_METADATA_BYTES
+        )
+        return False
+    connection.execute(
+        "INSERT INTO run_metadata (run_key, received_at, body) VALUES (?, ?, ?)", (run_key, entry.now, body)
+    )
+    return True
+
+
+def add_traces(entry: "Entry", content_type: str, body: bytes) -> bool:
+    """False if it is too large."""
+    if len(body) > MAX_TRACES_BYTES // 4:
+        _logger.warning("spans of %d bytes are dropped: at most %d are kept", len(body), MAX_TRACES_BYTES // 4)
+        return False
+    connection = entry.store.connection
+    connection.execute(
+        "INSERT INTO traces (received_at, content_type, body) VALUES (?, ?, ?)", (entry.now, content_type, body)
+    )
+    connection.execute(
+        "DELETE FROM traces WHERE key IN (SELECT key FROM ("
+        "SELECT key, sum(length(body)) OVER (ORDER BY key DESC) AS size FROM traces) WHERE size > ?)",
+        (MAX_TRACES_BYTES,),
+    )
+    return True
+
+
+def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataView] | None:
+    """In the order of receipt; ``None`` if the run does not exist."""
+    run_key = find_run_key(connection, run_id)
+    if run_key is None:
+        return None
+    rows = connection.execute(
+        "SELECT received_at, body FROM run_metadata WHERE run_key = ? ORDER BY key", (run_key,)
+    ).fetchall()
+    return [MetadataView(received_at=to_datetime(at), body=msgspec.Raw(body)) for at, body in rows]
+
+
+def list_traces(connection: sqlite3.Connection, run_id: str) -> list[TracesView]:
+    """Exports that contain the run's id, in the order of receipt. They may contain spans of other runs."""
+    rows = connection.execute(
+        "SELECT received_at, content_type, body FROM traces WHERE instr(body, ?) > 0 ORDER BY key", (run_id.encode(),)
+    ).fetchall()
+    return [TracesView(received_at=to_datetime(at), content_type=kind, body=body) for at, kind, body in rows]

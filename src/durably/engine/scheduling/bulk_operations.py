@@ -1,0 +1,216 @@
+"""Bulk operations on a function's runs: pause, cancel, replay.
+
+An operation on many runs is done a few runs at a time, each time in a separate unit of work, and continues after a
+restart. If the time range of a bulk cancellation ends in the future, it also cancels runs that start until then. For an
+hour it also cancels runs of the function that descend from a run that it cancelled, so a function that starts itself
+repeatedly cannot escape it.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
+from durably.engine.core.expressions import ExpressionInvalidError, Kind, compile_expression
+from durably.engine.core.run_state import RunStatus
+from durably.engine.sqlite.tables.bulk_operations import Sweep, SweepKind
+from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.views import to_milliseconds
+
+from .outbox import Restrained, SweepAt
+from .registry import FOLLOWED_FOR, Function, Restraint, StandingCancellation
+from .reruns import descends_from_cancelled, plan_rerun
+
+if TYPE_CHECKING:
+    from .transaction import Entry
+
+_TOGETHER = 200
+"""Runs looked at in one unit of work: others should not wait long for it."""
+_ALL_RUNS = 2**62
+CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation holds for it"
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs of a function: those created from ``started_after`` until before ``started_before``, for whose event the
+    expression holds."""
+
+    function_id: str
+    started_before: dt.datetime
+    started_after: dt.datetime | None = None
+    expression: str | None = None
+
+
+def check_selection(selection: Selection) -> None:
+    """Raises ``SelectionInvalidError``."""
+    if selection.started_after is not None and selection.started_after >= selection.started_before:
+        raise SelectionInvalidError("started_after must be before started_before")
+    if selection.expression:
+        try:
+            expression = compile_expression(selection.expression, has_async=False)
+        except ExpressionInvalidError as error:
+            raise SelectionInvalidError(f"the expression is not valid: {error}") from error
+        if expression.missing_field:
+            raise SelectionInvalidError(f"the expression `{selection.expression}` {expression.missing_field}")
+        if Kind.BOOL not in expression.kinds:
+            raise SelectionInvalidError(
+                f"the expression `{selection.expression}` can never give {Kind.BOOL}, as it must"
+            )
+
+
+def check_statuses(statuses: Collection[RunStatus]) -> None:
+    """Of runs that are to run again. Raises ``SelectionInvalidError``."""
+    if not statuses or not all(status.has_ended for status in statuses):
+        raise SelectionInvalidError("only runs that have ended can be replayed: give at least one such status")
+
+
+def cancel_runs(entry: "Entry", selection: Selection) -> Sweep:
+    """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
+    if entry.registry.find(selection.function_id) is None:
+        raise entry.registry.not_found(selection.function_id)
+    sweep = _begin(entry, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
+    _tell_restraint(entry, selection.function_id)
+    return sweep
+
+
+def replay_runs(entry: "Entry", selection: Selection, statuses: Collection[RunStatus]) -> Sweep:
+    """Begin to run again what has ended. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
+    refuse_paused(entry, entry.registry.get_active(selection.function_id))
+    last_key = entry.store.sweeps.last_run_key()
+    return _begin(entry, SweepKind.REPLAY, selection, tuple(statuses), until_key=last_key)
+
+
+def delete_cancellation(entry: "Entry", cancellation_id: str) -> None:
+    """Runs that were cancelled by it stay so. Raises ``CancellationNotFoundError``."""
+    sweep = entry.store.sweeps.find(cancellation_id)
+    if sweep is None or sweep.kind is not SweepKind.CANCEL:
+        raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
+    entry.store.sweeps.delete(sweep.id)
+    _tell_restraint(entry, sweep.function_id)
+
+
+def pause(entry: "Entry", function_id: str) -> None:
+    entry.store.sweeps.set_paused(function_id, entry.now)
+    _tell_restraint(entry, function_id)
+
+
+def resume(entry: "Entry", function_id: str) -> None:
+    entry.store.sweeps.set_resumed(function_id)
+    _tell_restraint(entry, function_id)
+    # Replays that the pause has held up.
+    entry.effects.extend(map(SweepAt, entry.store.sweeps.open_sweeps(function_id)))
+
+
+def refuse_paused(entry: "Entry", function: Function) -> None:
+    """Raises ``FunctionPausedError``."""
+    if function.id in entry.store.sweeps.paused_functions():
+        raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
+
+
+def go_on(sweep_id: str) -> Callable[["Entry"], None]:
+    """Look at the next runs of a sweep."""
+    return lambda entry: _go_on(entry, sweep_id)
+
+
+def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
+    """What holds for the runs that functions are to start."""
+    cancellations: dict[str, list[StandingCancellation]] = {}
+    for sweep in store.sweeps.of_kind(SweepKind.CANCEL):
+        if max(sweep.started_before, sweep.created_at + FOLLOWED_FOR) > now:
+            condition = compile_expression(sweep.expression) if sweep.expression else None
+            standing = StandingCancellation(sweep.started_after, sweep.started_before, condition, sweep.created_at)
+            cancellations.setdefault(sweep.function_id, []).append(standing)
+    paused = store.sweeps.paused_functions()
+    return {
+        function_id: Restraint(function_id in paused, tuple(cancellations.get(function_id, ())))
+        for function_id in paused | cancellations.keys()
+    }
+
+
+def _tell_restraint(entry: "Entry", function_id: str) -> None:
+    restraint = restraints_of(entry.store, entry.now).get(function_id, Restraint())
+    entry.effects.append(Restrained(function_id, restraint))
+
+
+def _begin(
+    entry: "Entry",
+    kind: SweepKind,
+    selection: Selection,
+    statuses: tuple[RunStatus, ...] | None,
+    until_key: int,
+) -> Sweep:
+    sweep = Sweep(
+        id=entry.new_id(),
+        kind=kind,
+        function_id=selection.function_id,
+        started_after=None if selection.started_after is None else to_milliseconds(selection.started_after),
+        started_before=to_milliseconds(selection.started_before),
+        expression=selection.expression or None,
+        statuses=statuses,
+        created_at=entry.now,
+        until_key=until_key,
+    )
+    entry.store.sweeps.add(sweep)
+    entry.effects.append(SweepAt(sweep.id))
+    return sweep
+
+
+def _go_on(entry: "Entry", sweep_id: str) -> None:
+    sweeps = entry.store.sweeps
+    sweep = sweeps.find(sweep_id)
+    if sweep is None or sweep.ended_at is not None:
+        return
+    act = _ACTS[sweep.kind]
+    if sweep.kind is SweepKind.REPLAY and sweep.function_id in sweeps.paused_functions():
+        return
+    runs = sweeps.runs_between(sweep.function_id, sweep.cursor, sweep.until_key, _TOGETHER)
+    affected = sum(
+        act(entry, run_key)
+        for run_key, status, created_at in runs
+        if _is_meant(entry, sweep, run_key, status, created_at) and _holds(entry, sweep, run_key)
+    )
+    if runs:
+        sweeps.note_progress(sweep.id, cursor=runs[-1][0], affected=sweep.affected + affected)
+    if len(runs) < _TOGETHER:
+        sweeps.end(sweep.id, entry.now)
+    else:
+        entry.effects.append(SweepAt(sweep.id))
+
+
+def _is_meant(entry: "Entry", sweep: Sweep, run_key: int, status: RunStatus, created_at: int) -> bool:
+    in_time = (sweep.started_after is None or sweep.started_after <= created_at) and created_at < sweep.started_before
+    if sweep.statuses is not None:
+        return in_time and status in sweep.statuses
+    return not status.has_ended and (in_time or _follows(entry, sweep, run_key))
+
+
+def _follows(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
+    """Whether a run descends from a cancelled run. Runs are visited in the order of creation, so that a run comes after
+    its ancestors."""
+    origin = entry.events.trigger_of(entry.store.run(run_key).event_key).origin
+    return descends_from_cancelled(entry, sweep.function_id, origin, sweep.created_at)
+
+
+def _holds(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
+    if sweep.expression is None:
+        return True
+    event = entry.events.trigger_of(entry.store.run(run_key).event_key).fields
+    return compile_expression(sweep.expression).matches(event)
+
+
+def _cancel(entry: "Entry", run_key: int) -> bool:
+    entry.cancel(run_key, CANCELLED_IN_BULK)
+    return True
+
+
+def _replay(entry: "Entry", run_key: int) -> bool:
+    run = entry.store.run(run_key)
+    function = entry.registry.find_active(run.function_id)
+    if function is None:
+        return False
+    entry.admissions.rerun(function, plan_rerun(entry.store, run, None))
+    return True
+
+
+_ACTS: dict[SweepKind, Callable[["Entry", int], bool]] = {SweepKind.CANCEL: _cancel, SweepKind.REPLAY: _replay}

@@ -1,0 +1,1 @@
+"""Calls to apps: their queue, their bodies, and the requests that make them."""

@@ -1,0 +1,228 @@
+"""Dispatch of due calls: as many at a time as allowed, each with the run's memos."""
+
+import asyncio
+import functools
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from durably.engine.core.answers import Answer, Asked, Unreached, failed
+from durably.engine.core.call_body import CallData, build_body
+from durably.engine.core.errors import (
+    DatabaseLostError,
+    DatabaseUnavailableError,
+    EngineClosedError,
+    StaleCallError,
+)
+from durably.engine.scheduling import operations
+from durably.engine.scheduling.outbox import CallAt
+from durably.engine.scheduling.transact import Journal
+from durably.engine.settings import Clock
+from durably.engine.sqlite.queries import pending_input, read_batch
+from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.tables.runs import read_head
+from durably.protocol.text import get_logger
+
+from .call_queue import ReadyCalls
+from .http_call import Caller
+
+_READ_AGAIN_SECONDS = 1.0
+
+_logger = get_logger("durably.engine")
+
+
+class Executor:
+    """``max_calls`` counts requests."""
+
+    def __init__(self, caller: Caller, reader: Reader, journal: Journal, clock: Clock, *, max_calls: int) -> None:
+        self._caller = caller
+        self._reader = reader
+        self._journal = journal
+        self._clock = clock
+        self._max_calls = max_calls
+        self._ready = ReadyCalls(max_calls)
+        self._under_way: set[tuple[int, int]] = set()  # runs and generations
+        self._requests: set[asyncio.Task[Sequence[CallAt]]] = set()
+        self._started: dict[int, int] = {}
+        self._is_closing = False
+
+    def make(self, calls: list[CallAt]) -> None:
+        """Make calls now, or as soon as others have come to their end."""
+        room, now = self._max_calls - len(self._requests), self._clock.now()
+        for position, due in enumerate(calls):
+            # What has to wait for others is held in memory without its data.
+            may_keep = due.data is None or position < room
+            self._ready.add(due if may_keep else msgspec.structs.replace(due, data=None), now)
+        self._pump()
+
+    def is_under_way(self, run_key: int, generation: int) -> bool:
+        return (run_key, generation) in self._under_way
+
+    def first_call_at(self, run_key: int) -> int | None:
+        """When the run's first call was made, while that is not stored yet."""
+        return self._started.get(run_key)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Make no more calls, and wait for those under way. What has not ended by then is given up on: the run has
+        it outstanding, so it is made again when the engine starts."""
+        self._is_closing = True
+        self._ready.clear()
+        if self._requests:
+            _, late = await asyncio.wait(self._requests, timeout=grace_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _pump(self) -> None:
+        while not self._is_closing and (taken := self._ready.take()):
+            run_key = taken[0].run_key
+            calls = [due for due in taken if (run_key, due.call.generation) not in self._under_way]
+            if not calls:
+                self._ready.ended(taken[0])
+                continue
+            self._clock.hold()
+            task = asyncio.get_running_loop().create_task(self._make(calls))
+            self._requests.add(task)
+            self._under_way.update((run_key, due.call.generation) for due in calls)
+            task.add_done_callback(functools.partial(self._finished, calls))
+
+    def _finished(self, calls: Sequence[CallAt], task: asyncio.Task[Sequence[CallAt]]) -> None:
+        run_key = calls[0].run_key
+        self._requests.discard(task)
+        self._under_way.difference_update((run_key, due.call.generation) for due in calls)
+        self._ready.ended(calls[0])
+        self._started.pop(run_key, None)
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                _logger.error("a call could not be carried out: %s", error, exc_info=error)
+            else:
+                now = self._clock.now()
+                for unanswered in task.result():
+                    self._ready.add(unanswered, now)
+        self._pump()
+        self._clock.release()
+
+    async def _make(self, calls: Sequence[CallAt]) -> Sequence[CallAt]:
+        """Make calls of one run by one request; those that the app has left to be made by another."""
+        run_key = calls[0].run_key
+        try:
+            data = calls[0].data or await self._read(calls)
+            if data is None:
+                return ()
+            if calls[0].priority:
+                data = msgspec.structs.replace(data, priority=calls[0].priority)
+            outstanding = {call.generation for call in (data.call, *data.also)}
+            calls = [due for due in calls if due.call.generation in outstanding]
+            answers = list(answers_of(calls, await self._call(run_key, data)))
+            await self._store_all([(due, answer) for due, answer in answers if answer is not None], data)
+            return [due for due, answer in answers if answer is None]
+        except (StaleCallError, EngineClosedError, DatabaseLostError):
+            # Somebody gave up on the call meanwhile; or it is made again when the engine starts.
+            return ()
+        except Exception as error:
+            _logger.exception("a call could not be carried out, so its run fails")
+            await self._journal.enter_surely(operations.fail(run_key, error))
+            return ()
+
+    async def _store_all(self, answers: Sequence[tuple[CallAt, Answer]], data: CallData) -> None:
+        if len(answers) > 1:
+            try:
+                await self._journal.enter_surely(operations.answers(answers))
+                return
+            except (EngineClosedError, DatabaseLostError):
+                raise
+            except Exception:
+                _logger.exception("answers of run %s could not be stored together", data.run_id)
+        for due, answer in answers:
+            await self._store(due, data, answer)
+
+    async def _store(self, due: CallAt, data: CallData, answer: Answer) -> None:
+        try:
+            await self._journal.enter_surely(operations.answer(due, answer))
+        except (StaleCallError, EngineClosedError, DatabaseLostError):
+            raise
+        except Exception:
+            # An answer that cannot be stored costs an attempt, not the run.
+            _logger.exception("an answer of run %s could not be stored", data.run_id)
+            unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
+            await self._journal.enter_surely(operations.answer(due, unusable))
+
+    async def _read(self, calls: Sequence[CallAt]) -> CallData | None:
+        """What the request is to tell; ``None`` where there is no need for it any more."""
+        generations = [due.call.generation for due in calls]
+        while True:
+            try:
+                return await self._reader.read_together(
+                    lambda connection: read_call(connection, calls[0].run_key, generations)
+                )
+            except EngineClosedError:
+                return None
+            except DatabaseUnavailableError as error:
+                _logger.error("%s; trying again in %s s", error, _READ_AGAIN_SECONDS)
+                await asyncio.sleep(_READ_AGAIN_SECONDS)
+
+    async def _call(self, run_key: int, data: CallData) -> Answer:
+        function = self._journal.registry.find(data.function_id)
+        if function is None:
+            return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
+        self._started.setdefault(run_key, self._clock.now())
+        try:
+            return await self._caller.call(function, data, build_body(data))
+        except Exception as error:
+            _logger.exception("a call of run %s could not be made", data.run_id)
+            return failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
+
+
+def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequence[int]) -> CallData | None:
+    """What a request tells its app, for those of the calls that are outstanding still; ``None`` where none is.
+
+    Raises ``DatabaseCorruptError``.
+    """
+    row = connection.execute(
+        "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body FROM heads "
+        "JOIN runs ON runs.key = heads.run_key JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
+        (run_key,),
+    ).fetchone()
+    if row is None:
+        return None
+    encoded, step_input, run_id, function_id, is_batch, event = row
+    head = read_head(encoded)
+    outstanding = {call.generation: call for call in head.calls}
+    calls = [outstanding[generation] for generation in generations if generation in outstanding]
+    if not calls:
+        return None
+    memos = connection.execute("SELECT seq, step_id, memo FROM memos WHERE run_key = ?", (run_key,)).fetchall()
+    memos.sort()
+    return CallData(
+        run_id=run_id,
+        function_id=function_id,
+        call=calls[0],
+        also=calls[1:],
+        max_attempts=head.max_attempts,
+        disable_immediate=head.disable_immediate,
+        events=read_batch(connection, run_key) if is_batch else [event],
+        memos=[(step_id, memo) for _, step_id, memo in memos],
+        defers=head.defers,
+        step_input=None if step_input is None else pending_input(step_input, {step_id for _, step_id, _ in memos}),
+    )
+
+
+def answers_of(calls: Sequence[CallAt], answer: Answer) -> Iterator[tuple[CallAt, Answer | None]]:
+    """Each call's part of the answer, the first call's first; ``None`` for one to be made again, as if it had not been.
+
+    The first call is that which an app knows of if it does not know that others share the request: whatever does not
+    clearly belong to another is for it.
+    """
+    first, others = calls[0], calls[1:]
+    if not isinstance(answer, Asked):
+        yield first, answer
+        yield from ((other, answer if isinstance(answer, Unreached) else None) for other in others)
+        return
+    ids = {other.call.step_id for other in others}
+    parts = [[op for op in answer.ops if op.id not in ids]]
+    parts += [[op for op in answer.ops if op.id == other.call.step_id] for other in others]
+    answers_nothing = not any(parts)
+    for due, ops in zip(calls, parts, strict=True):
+        is_answered = ops or (due is first and answers_nothing)
+        yield due, msgspec.structs.replace(answer, ops=ops) if is_answered else None

@@ -1,0 +1,252 @@
+"""One call over HTTP: the signed request to the app, and its answer as a value."""
+
+import asyncio
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from functools import partial
+from typing import Protocol
+
+import aiohttp
+from yarl import URL
+
+from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unreached, failed, read_answer
+from durably.engine.core.call_body import CallData, canonical_call, canonical_json, to_sign
+from durably.engine.scheduling.registry import Function
+from durably.engine.settings import EngineSettings
+from durably.engine.sqlite.views import to_datetime
+from durably.protocol.errors import ErrorData
+from durably.protocol.headers import Header, ServerKind
+from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.signatures import SentSignatures, sign
+from durably.protocol.text import redact_url, redact_urls
+
+_CHUNK_BYTES = 64 * 1024
+_QUICK_BYTES = 1024 * 1024
+"""The largest answer that is verified and read on the event loop."""
+_QUICK_TO_CANONICALISE_BYTES = 16 * 1024
+"""The largest body of a call that is canonicalised on the event loop (2 ms if it is full of fractions)."""
+_IDLE_SECONDS = 1.5
+"""How long an idle connection is kept: less than servers keep theirs (gunicorn 2 s, uvicorn and Node 5 s), so
+that a call rarely meets one that its server is closing."""
+
+_LIVENESS = (
+    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
+    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 30),
+    ("TCP_KEEPALIVE", socket.IPPROTO_TCP, 30),
+    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 10),
+    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 3),
+    ("TCP_USER_TIMEOUT", socket.IPPROTO_TCP, 60_000),
+)
+"""Options of a connection, so far as the platform has them, by which the loss of the host behind it is noticed within
+a minute, and not only when the call times out after hours: it is asked for a sign of life after 30 s of silence and
+then every 10 s, three times; what was sent is given up on after 60 s without an acknowledgement. (macOS says
+``TCP_KEEPALIVE`` for ``TCP_KEEPIDLE``.)"""
+
+
+# Plain text: ``Enum.value`` is slow, and there are several for each call.
+_RUN_ID, _REQUEST_ID = Header.RUN_ID.value, Header.REQUEST_ID.value
+_GENERATION_ID, _JOB_ID = Header.GENERATION_ID.value, Header.JOB_ID.value
+_SAME_FOR_ALL_CALLS = {
+    kind: {
+        Header.CONTENT_TYPE.value: "application/json",
+        Header.USER_AGENT.value: "durably",
+        Header.SERVER_KIND.value: kind.value,
+    }
+    for kind in ServerKind
+}
+
+_CLOSING_SECONDS = 2.0
+"""How long it may take until a connection that the app was closing turns out to be closed: several round trips."""
+
+
+class _Seen:
+    """What has become of a request so far: whether its connection was ``reused``, and whether it was answered."""
+
+    __slots__ = ("answered", "began", "reused")
+
+    def __init__(self) -> None:
+        self.answered, self.reused = False, True
+        self.began = time.monotonic()
+
+    @property
+    def was_too_late(self) -> bool:
+        """Whether its connection may have been on its way to be closed as the request was sent."""
+        is_soon = time.monotonic() - self.began < _CLOSING_SECONDS
+        return self.reused and not self.answered and is_soon
+
+
+_seen: ContextVar[_Seen] = ContextVar("durably_request")
+"""Of the request that is being made, and for which connections are opened. (aiohttp's tracing tells the same, at the
+price of a twentieth of what a call costs.)"""
+
+
+class Caller(Protocol):
+    """How an engine reaches its apps. Used on the engine's event loop alone."""
+
+    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+        """Make one call: ``body`` is what ``data`` amounts to on the wire (spec §4.4.1). An app that cannot be
+        reached, or answers badly, is an ``Answer`` too. Raises nothing but ``CancelledError``."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class HttpCaller:
+    """Calls apps over HTTP, at the URLs that they synced."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._session = _open_session(
+            settings, aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS, socket_factory=_connect)
+        )
+        self._fresh_session = _open_session(
+            settings, aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_connect)
+        )
+        self._canonicaliser = ThreadPoolExecutor(1, thread_name_prefix="durably-canonical")
+        """One thread: several would take the interpreter from the event loop in turns."""
+
+    async def close(self) -> None:
+        self._canonicaliser.shutdown(wait=False, cancel_futures=True)
+        await self._session.close()
+        await self._fresh_session.close()
+
+    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+        url = function.url_of(data.call.step_id)
+        # After a connection that was kept had gone, the next tells for certain whether the app is there.
+        session = self._fresh_session if data.call.unreached else self._session
+        seen = _Seen()
+        _seen.set(seen)
+        headers = call_headers(data, self._settings)
+        if self._settings.signing_key:
+            body, signed = await self._to_sign(function, data, body)
+            headers[Header.SIGNATURE.value] = sign_request(signed, self._settings.signing_key)
+        try:
+            async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                seen.answered = True
+                content = await read_limited(response, MAX_REQUEST_BYTES)
+                now = to_datetime(self._settings.clock.now())
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            return _explain(error, url, seen)
+        refuse = self._verification(function, headers.get(Header.SIGNATURE.value, ""))
+        if content is None:
+            message = f"the app's answer has more than {MAX_REQUEST_BYTES} bytes"
+            return failed("AnswerTooLargeError", message, no_retry=refuse is None)
+        answered = {name.lower(): value for name, value in response.headers.items()}
+        read = partial(read_answer, response.status, answered, content, now, refuse)
+        return read() if len(content) <= _QUICK_BYTES else await asyncio.to_thread(read)
+
+    def _verification(self, function: Function, call_signature: str) -> Refuse | None:
+        """``None`` if unsigned answers are accepted: in development, and from the apps in ``unsigned_apps``."""
+        settings = self._settings
+        if settings.server_kind is not ServerKind.CLOUD or function.app_id in settings.unsigned_apps:
+            return None
+        return AnswerVerification(
+            keys=(settings.signing_key, settings.signing_key_fallback),
+            call_signature=call_signature,
+            signs_whole=function.signs_whole_answers,
+            now=time.time(),
+            was_sent=was_sent,
+        ).refuse
+
+    async def _to_sign(self, function: Function, data: CallData, body: bytes) -> tuple[bytes, bytes]:
+        """The body to send to an app, and the bytes to sign: for Durably's apps those of the body.
+
+        Other SDKs verify the canonical form, so they are sent it (see ``canonical``). Durably's apps are sent it if
+        that is quick: they then accept the call also if a platform has re-encoded its body.
+        """
+        verifies_bytes = function.signs_whole_answers
+        if len(body) <= _QUICK_TO_CANONICALISE_BYTES:
+            body = canonical_json(body)
+            return body, body if verifies_bytes else to_sign(body)
+        if verifies_bytes:
+            return body, body
+        return await asyncio.get_running_loop().run_in_executor(self._canonicaliser, canonical_call, data)
+
+
+def call_headers(data: CallData, settings: EngineSettings) -> dict[str, str]:
+    """What the headers of a call tell, whichever way it is made; unsigned."""
+    return {
+        **_SAME_FOR_ALL_CALLS[settings.server_kind],
+        _RUN_ID: data.run_id,
+        _REQUEST_ID: data.request_id,
+        _GENERATION_ID: str(data.call.generation),
+        _JOB_ID: data.job_id,
+    }
+
+
+def open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket for a connection to an address of ``getaddrinfo``, which notices when the other side has vanished."""
+    opened = socket.socket(*address[:3])
+    for name, level, value in _LIVENESS:
+        if hasattr(socket, name):
+            opened.setsockopt(level, getattr(socket, name), value)
+    return opened
+
+
+def _connect(address: aiohttp.AddrInfoType) -> socket.socket:
+    _seen.get().reused = False
+    return open_socket(address)
+
+
+def _open_session(settings: EngineSettings, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(
+            total=settings.call_timeout.total_seconds(), sock_connect=settings.connect_timeout.total_seconds()
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=True,
+    )
+
+
+async def read_limited(response: aiohttp.ClientResponse, max_bytes: int) -> bytes | None:
+    """The answer's body, or ``None`` if it is larger than ``max_bytes``."""
+    chunks, size = [], 0
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        size += len(chunk)
+        if size > max_bytes:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _explain(error: BaseException, url: URL, seen: _Seen) -> Answer:
+    """What a request that failed amounts to: has the app seen it?"""
+    place = f"{url.host}:{url.port}"
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        reason = getattr(error, "os_error", None) or error
+        return Unreached(
+            ErrorData(name="AppUnreachableError", message=f"no connection to the app at {place}: {reason}")
+        )
+    # A connection that was kept from an earlier call, and on which not a byte came back, was most likely being closed
+    # by the server when it was used again, if that shows at once. Most likely: the call may have brought the app down,
+    # too. So the next one is made over a connection of its own, and if that breaks, an attempt has failed.
+    if seen.was_too_late and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
+        return Unreached(ErrorData(name="AppUnreachableError", message=f"the app at {place} had closed the connection"))
+    if isinstance(error, asyncio.TimeoutError):
+        return failed("CallTimeoutError", f"the app at {place} did not answer in time")
+    if isinstance(error, aiohttp.InvalidURL | ValueError):
+        return failed("CallFailedError", f"the app's URL is not valid: {redact_url(url)}")
+    what = redact_urls(error) or type(error).__name__
+    return failed("CallLostError", f"the connection to the app at {place} broke before its answer was complete: {what}")
+
+
+_sent = SentSignatures()
+"""Of all engines in the process: whichever has made a signature, it is not an app's."""
+
+
+def sign_request(body: bytes, key: str) -> str:
+    """The header's value for a request that is sent now."""
+    header = sign(body, key, int(time.time()))
+    _sent.add(header)
+    return header
+
+
+def was_sent(header: str) -> bool:
+    """Whether an engine of this process has signed a request with it, within ten minutes.
+
+    Raises ``SignatureError`` for a malformed header.
+    """
+    return header in _sent

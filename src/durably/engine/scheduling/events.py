@@ -1,0 +1,227 @@
+"""Events: their checks, names and ids, from senders and from the engine."""
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from ulid import ULID
+
+from durably.engine.core.errors import EventInvalidError
+from durably.engine.core.run_state import Origin, RunStatus
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import Event, InternalEvent
+from durably.protocol.limits import MAX_EVENT_NAME_LENGTH
+
+INTERNAL_PREFIX = "inngest/"
+_EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
+"""1980 and 2100: a timestamp outside of them is in seconds, or nanoseconds, or wrong."""
+
+ENDINGS = frozenset({InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED})
+_UNTOLD: dict[str, frozenset[InternalEvent]] = {
+    InternalEvent.FUNCTION_FINISHED: ENDINGS,
+    InternalEvent.FUNCTION_FAILED: ENDINGS,
+    InternalEvent.FUNCTION_CANCELLED: frozenset({InternalEvent.FUNCTION_CANCELLED}),
+}
+"""By what triggered a run, the events that do not tell of its end: it would trigger itself without end, or take its
+own place (a singleton that a cancelled run starts cancels the one before, and so on, all in one transaction)."""
+
+
+_RAISED = "invalid status code: 500"
+"""The status text that official servers add to an app's own error."""
+
+
+class Arrival:
+    """An event that is stored, or about to be. ``body`` is JSON; ``fields`` the same, decoded when first needed.
+    ``origin`` describes the run that sent it, if any."""
+
+    __slots__ = ("_fields", "body", "id", "name", "origin")
+
+    def __init__(
+        self,
+        event_id: str,
+        name: str,
+        body: bytes,
+        fields: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        self.id, self.name, self.body, self._fields, self.origin = event_id, name, body, fields, origin
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        if self._fields is None:
+            self._fields = msgspec.json.decode(self.body)
+        return self._fields
+
+
+class CheckedEvent(msgspec.Struct, frozen=True):
+    """A valid event. ``data`` is its data as JSON, so that the writer's thread does not encode them."""
+
+    event: Event
+    data: bytes
+
+
+def check_event(event: Event, max_bytes: int) -> CheckedEvent:
+    """Raises ``EventInvalidError``."""
+    if not event.name or not event.name.strip():
+        raise EventInvalidError("an event has no name")
+    if len(event.name) > MAX_EVENT_NAME_LENGTH:
+        raise EventInvalidError(
+            f"the event name {event.name[:40]!r}… has {len(event.name)} characters; at most {MAX_EVENT_NAME_LENGTH} "
+            "are possible"
+        )
+    if event.name.startswith(INTERNAL_PREFIX):
+        raise EventInvalidError(
+            f"the event name {event.name!r} begins with {INTERNAL_PREFIX!r}, which is kept for the engine's own events"
+        )
+    return check_content(event, max_bytes)
+
+
+def check_content(event: Event, max_bytes: int) -> CheckedEvent:
+    """Raises ``EventInvalidError``."""
+    if event.ts and not _EARLIEST <= event.ts <= _LATEST:
+        raise EventInvalidError(
+            f"event {event.name!r} has the timestamp {event.ts}; it must be milliseconds since the epoch, between the "
+            "years 1980 and 2100"
+        )
+    try:
+        data = msgspec.json.encode(event.data or {})
+        size = len(msgspec.json.encode(msgspec.structs.replace(event, data=msgspec.Raw(data))))
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        raise EventInvalidError(f"event {event.name!r} is no JSON: {error}") from error
+    if size > max_bytes:
+        raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are possible")
+    return CheckedEvent(event, data)
+
+
+def arrive(event: Event, event_id: str, now: int, origin: Origin | None = None, data: bytes | None = None) -> Arrival:
+    """What functions get to see of an event: with an id, a time and a user, as official servers have it.
+
+    ``data`` is the event's data as JSON, if they are encoded already."""
+    fields: dict[str, Any] = {
+        "data": event.data or {},
+        "id": event.id or event_id,
+        "name": event.name,
+        "ts": event.ts or now,
+        "user": event.user if event.user is not None else {},
+    }
+    if event.v:
+        fields["v"] = event.v
+    encoded = fields if data is None else {**fields, "data": msgspec.Raw(data)}
+    return Arrival(event_id, event.name, msgspec.json.encode(encoded), fields, origin)
+
+
+class RunEnd(msgspec.Struct, frozen=True):
+    run_id: str
+    function_id: str
+    status: RunStatus
+    output: bytes
+
+
+def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[InternalEvent, bytes]]:
+    """Names and data of the events that tell of a run's end. ``triggers`` is more than one where it had a batch."""
+    trigger = triggers[0]
+    names = [name for name in _names_of(end.status) if name not in _UNTOLD.get(trigger.name, ())]
+    if not names:
+        return []
+    failed = end.status != RunStatus.COMPLETED
+    data = {
+        "_inngest": {"status": end.status},
+        "error" if failed else "result": _told_error(end.output) if failed else msgspec.Raw(end.output),
+        "event": msgspec.Raw(trigger.body),
+        "events": [msgspec.Raw(one.body) for one in triggers],
+        "function_id": end.function_id,
+        "run_id": end.run_id,
+    }
+    correlation = _correlation_of(trigger)
+    if correlation is not None:
+        data["correlation_id"] = correlation
+    encoded = msgspec.json.encode(data)
+    return [(name, encoded) for name in names]
+
+
+def _told_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
+    """The error in the form of official servers: ``error`` says how the call ended, and there is no ``code``."""
+    try:
+        error = msgspec.json.decode(output, type=ErrorData)
+    except msgspec.MsgspecError:  # as the app wrote it
+        return msgspec.Raw(output)
+    was_raised = error.code is not None or error.stack is not None
+    told: dict[str, Any] = {
+        "error": _RAISED if was_raised else error.message or "",
+        "name": error.name or "Error",
+        "message": error.message or "",
+    }
+    optional = (("stack", error.stack), ("cause", error.cause), ("data", error.data))
+    return told | {name: value for name, value in optional if value is not None}
+
+
+def deferred_data(data: bytes, function_id: str, parent_id: str, parent_function_id: str) -> bytes:
+    """The data of the event that starts a deferred function, in the form of official servers."""
+    parent = {"fn_slug": function_id, "parent_fn_slug": parent_function_id, "parent_run_id": parent_id}
+    return msgspec.json.encode({**msgspec.json.decode(data), "_inngest": parent})
+
+
+def _names_of(status: RunStatus) -> tuple[InternalEvent, ...]:
+    match status:
+        case RunStatus.FAILED:
+            return (InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED)
+        case RunStatus.CANCELLED:
+            return (InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_CANCELLED)
+        case _:
+            return (InternalEvent.FUNCTION_FINISHED,)
+
+
+def _correlation_of(trigger: Arrival) -> str | None:
+    if trigger.name != InternalEvent.FUNCTION_INVOKED:
+        return None
+    metadata = trigger.fields["data"].get("_inngest")
+    return metadata.get("correlation_id") if isinstance(metadata, dict) else None
+
+
+def announce(name: InternalEvent, data: bytes, event_id: str, now: int, origin: Origin | None = None) -> Arrival:
+    """One of the engine's own events, of data that is JSON already."""
+    fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
+    return Arrival(event_id, name, msgspec.json.encode(fields), origin=origin)
+
+
+ENTROPY_BYTES = 10
+Entropy = Callable[[int], bytes]
+"""So many bytes that nobody guesses; in tests, ones that are the same each time."""
+_COUNTER_BYTES = 4
+_MAX_MILLISECONDS = 2**48 - 1
+
+
+def new_id(now: int, entropy: Entropy) -> str:
+    """``now`` is milliseconds since the epoch: ids sort by it."""
+    return _ulid(now, entropy(ENTROPY_BYTES))
+
+
+class IdSeed:
+    """The value of ``x-inngest-event-id-seed``: ``<milliseconds>,<base64 of 10 bytes>``.
+
+    The n-th event of a request adds n to the last four bytes, so that one seed makes many ids.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Raises ``EventInvalidError``."""
+        milliseconds, _, encoded = text.partition(",")
+        try:
+            self._milliseconds = int(milliseconds)
+            self._entropy = base64.b64decode(encoded, validate=True)
+        except (ValueError, binascii.Error):
+            self._entropy = b""
+        if len(self._entropy) != ENTROPY_BYTES or not 0 < self._milliseconds <= _MAX_MILLISECONDS:
+            raise EventInvalidError(
+                "the event id seed is malformed; it must be <milliseconds since the epoch>,<base64 of 10 bytes>"
+            )
+
+    def id_of(self, index: int) -> str:
+        head, tail = self._entropy[:-_COUNTER_BYTES], self._entropy[-_COUNTER_BYTES:]
+        counter = (int.from_bytes(tail) + index) % 2 ** (8 * _COUNTER_BYTES)
+        return _ulid(self._milliseconds, head + counter.to_bytes(_COUNTER_BYTES))
+
+
+def _ulid(milliseconds: int, entropy: bytes) -> str:
+    return str(ULID.from_bytes(milliseconds.to_bytes(6) + entropy))

@@ -1,0 +1,218 @@
+"""The engine's operations as transactions."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+
+from durably.engine.core.answers import Answer, Asked
+from durably.engine.core.call_body import generation_of
+from durably.engine.core.errors import (
+    CheckpointInvalidError,
+    ConfigInvalidError,
+    EngineError,
+    RunNotFoundError,
+)
+from durably.engine.core.inputs import (
+    Answered,
+    AnsweredTogether,
+    CancelAsked,
+    Checkpointed,
+    Recovered,
+    TimerFired,
+    WaitResolved,
+)
+from durably.engine.core.transition import data_memo
+from durably.engine.sqlite.tables.flow import DeadlineKind
+from durably.engine.sqlite.views import InvokeReceipt, SyncResult
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import SyncRequest
+
+from .bulk_operations import refuse_paused
+from .cron import fire_tick, plan_schedules
+from .outbox import BucketAt, CallAt, DeadlineAt, OpeningAt, StoredTimer, Synced, TickAt, TimerAt
+from .registry import Function
+from .reruns import FromStep, plan_rerun
+from .transaction import Entry
+
+_LATE = {
+    DeadlineKind.START: "the run was cancelled: it had not started by the time that timeouts.start allows",
+    DeadlineKind.FINISH: "the run was cancelled: it had not ended by the time that timeouts.finish allows",
+}
+
+
+def answer(due: CallAt, answered: Answer) -> Callable[[Entry], None]:
+    """What follows from a call's answer. Raises ``StaleCallError``."""
+    step_ids = _steps_of(due, answered)
+
+    def unit(entry: Entry) -> None:
+        memoised = entry.memoised(due.run_key, step_ids)
+        entry.apply(due.run_key, Answered(due.call.generation, answered, memoised))
+
+    return unit
+
+
+def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Entry], None]:
+    """What follows from the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are."""
+    run_key = answered[0][0].run_key
+    step_ids = set().union(*(_steps_of(due, own) for due, own in answered))
+
+    def unit(entry: Entry) -> None:
+        memoised = entry.memoised(run_key, step_ids)
+        parts = tuple(Answered(due.call.generation, own, memoised) for due, own in answered)
+        entry.apply(run_key, AnsweredTogether(parts))
+
+    return unit
+
+
+def _steps_of(due: CallAt, answered: Answer) -> set[str]:
+    """Those of which the machine has to be told whether they have memos."""
+    step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, Asked) else set()
+    return step_ids if due.call.is_discovery else step_ids | {due.call.step_id}
+
+
+def checkpoint(run_id: str, request: CheckpointRequest, entry: Entry) -> bool:
+    """False where the run turned out to be damaged, and has failed.
+
+    Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
+    """
+    generation = request.generation_id
+    if generation is None:
+        generation = generation_of(request.request_id or request.qi_id or "")
+    if generation is None:
+        raise CheckpointInvalidError(
+            "the checkpoint does not tell its call: generation_id, request_id or qi_id must be as in the call's context"
+        )
+    run_key = _find_run(entry, run_id)
+    memoised = entry.memoised(run_key, {op.id for op in request.steps})
+    return entry.apply(run_key, Checkpointed(generation, request.steps, memoised))
+
+
+def fail(run_key: int, error: Exception) -> Callable[[Entry], None]:
+    """The end of a run with which the engine itself has failed: stuck, it would be lost in silence."""
+    if isinstance(error, EngineError):
+        data = ErrorData(name=error.name, message=error.message)
+    else:
+        message = f"the engine cannot carry on this run, see its log: {type(error).__name__}: {error}"
+        data = ErrorData(name="RunDamagedError", message=message)
+    return lambda entry: entry.fail_run(run_key, data)
+
+
+def fall_due(timer: StoredTimer) -> Callable[[Entry], object]:
+    """What follows from the time having come."""
+    match timer:
+        case TimerAt(run_key, step_id):
+            return lambda entry: entry.apply(run_key, TimerFired(step_id))
+        case DeadlineAt(run_key):
+            return lambda entry: _end_late_run(entry, run_key)
+        case BucketAt(bucket_id):
+            return lambda entry: entry.admissions.end_bucket(bucket_id)
+        case TickAt():
+            return lambda entry: fire_tick(entry, timer)
+        case OpeningAt():
+            return lambda entry: entry.queue.look_at_openings()
+
+
+def join_queue(due: CallAt) -> Callable[[Entry], None]:
+    """A call that was put off, and may have to wait for room, is due."""
+    return lambda entry: entry.join_queue(due.run_key, due.call.generation)
+
+
+def _end_late_run(entry: Entry, run_key: int) -> None:
+    deadline = entry.store.flow.deadline(run_key)
+    if deadline is not None and deadline[1] <= entry.now:
+        entry.cancel(run_key, _LATE[deadline[0]])
+
+
+def cancel(entry: Entry, run_id: str) -> bool:
+    """False where the run has ended. Raises ``RunNotFoundError``."""
+    return entry.apply(_find_run(entry, run_id), CancelAsked())
+
+
+def rerun(entry: Entry, run_id: str, from_step: FromStep | None) -> str:
+    """The new run's id. Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``,
+    ``StepNotFoundError``."""
+    run = entry.store.run(_find_run(entry, run_id))
+    function = entry.registry.get_active(run.function_id)
+    refuse_paused(entry, function)
+    return entry.admissions.rerun(function, plan_rerun(entry.store, run, from_step)).id
+
+
+def invoke(entry: Entry, function_id: str, event: Event) -> InvokeReceipt:
+    """Raises ``FunctionNotFoundError``."""
+    event_id = entry.new_id()
+    run = entry.events.invoke(entry.registry.get_active(function_id), event, event_id, {"fn_id": function_id})
+    return InvokeReceipt(event_id=event_id, run_id=None if run is None else run.id)
+
+
+def signal(entry: Entry, name: str, data: bytes) -> str | None:
+    """The id of the run that waited for the signal; ``data`` is JSON."""
+    for run_key, step_id in entry.store.waits_for(Opcode.WAIT_FOR_SIGNAL, name):
+        memo = data_memo(b'{"data":' + data + b',"signal":' + msgspec.json.encode(name) + b"}")
+        entry.apply(run_key, WaitResolved(step_id, memo))
+        return entry.store.run(run_key).id
+    return None
+
+
+def recover(entry: Entry, run_keys: Collection[int]) -> None:
+    for run_key in run_keys:
+        entry.apply(run_key, Recovered())
+
+
+def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> SyncResult:
+    """Make the app's functions what it says they are. They have been checked. Raises ``ConfigInvalidError``."""
+    store, app_id = entry.store, request.app_id
+    configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
+    before, previous = store.active_functions(app_id), store.app_version_and_url(app_id)
+    modified = before != configs
+    if modified:
+        _check_owners(entry, app_id, [function_id for function_id, _ in configs])
+        store.put_functions(app_id, configs)
+        store.flow.drop_schedules_of_others(app_id)
+        for function in functions:
+            plan_schedules(entry, function)
+            entry.queue.look_at_function(function.flow)
+        entry.effects.append(Synced(app_id, functions))
+    store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
+    return _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
+
+
+def _compare(
+    app_id: str,
+    before: Mapping[str, bytes],
+    after: Mapping[str, bytes],
+    previous: tuple[str | None, str | None],
+    now: tuple[str | None, str],
+) -> SyncResult:
+    """``before`` and ``after`` are configurations by the ids of functions; ``previous`` and ``now`` the app's version
+    and URL."""
+    return SyncResult(
+        app_id=app_id,
+        modified=list(before.items()) != list(after.items()),
+        added=tuple(each for each in after if each not in before),
+        changed=tuple(each for each, config in after.items() if before.get(each, config) != config),
+        removed=tuple(each for each in before if each not in after),
+        version=now[0],
+        previous_version=previous[0],
+        previous_url=previous[1] if previous[1] != now[1] else None,
+    )
+
+
+def _check_owners(entry: Entry, app_id: str, function_ids: list[str]) -> None:
+    for function_id in function_ids:
+        other = entry.store.other_owner(function_id, app_id)
+        if other is not None:
+            raise ConfigInvalidError(
+                f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
+                "is the app's id, a hyphen and the function's own, so that two apps may come to the same; rename the "
+                "function"
+            )
+
+
+def _find_run(entry: Entry, run_id: str) -> int:
+    key = entry.find_run_key(run_id)
+    if key is None:
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+    return key

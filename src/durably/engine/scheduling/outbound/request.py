@@ -1,0 +1,216 @@
+"""From the options of an op to an HTTP request, with its secrets hidden."""
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from multidict import CIMultiDict
+from yarl import URL
+
+from durably.protocol.text import REDACTED, find_random_words, is_secret_name, redact_url
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_NOT_FORWARDED = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that belong to the connection, which is the engine's own; it sets them."""
+_HARMLESS = frozenset({"accept", "accept-language", "content-type", "user-agent"})
+"""Headers that a redirect to another origin takes along; any other may be a credential."""
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
+_REDIRECTS_TO_GET = frozenset({301, 302, 303})
+
+
+class RequestInvalidError(ValueError):
+    """The options do not describe a request that can be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    url: URL
+    headers: CIMultiDict[str]
+    body: bytes | None
+
+    def redirected(self, status: int, location: str) -> "Request":
+        """The request that an answer with a ``Location`` asks for. To another origin go neither credentials nor any
+        other header that might be one; 301, 302 and 303 turn all but HEAD into GET, as browsers do."""
+        url = _parse_url(location, base=self.url)
+        request = replace(self, url=_without_user(url))
+        if url.origin() != self.url.origin():
+            request = replace(request, headers=_keep(request.headers, _HARMLESS))
+        if status in _REDIRECTS_TO_GET and request.method not in ("GET", "HEAD"):
+            headers = CIMultiDict(request.headers)
+            headers.pop("content-type", None)
+            request = replace(request, method="GET", body=None, headers=headers)
+        return request
+
+
+def read_fetch(opts: Mapping[str, Any]) -> Request:
+    """Of a ``Gateway`` op: ``url``, ``method`` (GET if absent), ``headers``, and ``body``, a text or else JSON.
+
+    Raises ``RequestInvalidError``.
+    """
+    method = opts.get("method") or "GET"
+    if not isinstance(method, str) or method.upper() not in _METHODS:
+        raise RequestInvalidError(f"the method {str(method)[:20]!r} is none of {', '.join(sorted(_METHODS))}")
+    headers = _read_headers(opts.get("headers"))
+    body = None if opts.get("body") is None else _encode(opts["body"])
+    if body:
+        headers.setdefault("content-type", _guess_type(body))
+    return _authorised(method.upper(), opts, headers, body)
+
+
+def read_inference(opts: Mapping[str, Any]) -> Request:
+    """Of an ``AIGateway`` op: ``url``, ``headers``, ``body`` (JSON), ``auth_key`` and ``format``, which says where the
+    key goes. A header that the app sets itself wins over the key's.
+
+    Raises ``RequestInvalidError``.
+    """
+    headers = _read_headers(opts.get("headers"))
+    headers.setdefault("content-type", "application/json")
+    request = _authorised("POST", opts, headers, _encode(opts.get("body")))
+    key = opts.get("auth_key")
+    if not key or not isinstance(key, str):
+        return request
+    match opts.get("format"):
+        case "gemini":
+            if "key" in request.url.query:
+                return request
+            return replace(request, url=request.url.update_query(key=key))
+        case "anthropic":
+            name, text = "x-api-key", key
+        case "bedrock":
+            name, text = "authorization", key  # a whole signature, made by the app
+        case _:
+            name, text = "authorization", f"Bearer {key}"
+    headers.setdefault(name, _checked_value(name, text))
+    return request
+
+
+def _authorised(method: str, opts: Mapping[str, Any], headers: CIMultiDict[str], body: bytes | None) -> Request:
+    """User information in the URL becomes what it stands for, an ``Authorization`` header."""
+    text = opts.get("url")
+    if not isinstance(text, str):
+        raise RequestInvalidError("it has no URL")
+    url = _parse_url(text)
+    if url.raw_user or url.raw_password:
+        credentials = base64.b64encode(f"{url.user or ''}:{url.password or ''}".encode()).decode()
+        headers.setdefault("authorization", f"Basic {credentials}")
+    return Request(method, _without_user(url), headers, body)
+
+
+def _parse_url(text: str, base: URL | None = None) -> URL:
+    try:
+        url = URL(text) if base is None else base.join(URL(text))
+        if url.scheme in ("http", "https") and url.host and url.port:
+            return url.with_fragment(None)
+    except ValueError:
+        pass  # its text quotes the URL, which may hold credentials
+    raise RequestInvalidError("the URL must be an absolute one of http or https")
+
+
+def _without_user(url: URL) -> URL:
+    return url.with_user(None) if url.raw_user or url.raw_password else url
+
+
+def _read_headers(headers: Any) -> CIMultiDict[str]:
+    if headers is None:
+        headers = {}
+    if not isinstance(headers, Mapping):
+        raise RequestInvalidError("headers must be an object of names and texts")
+    read: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise RequestInvalidError("a header's name has characters that HTTP does not allow")
+        if value is None or name.lower() in _NOT_FORWARDED:
+            continue
+        read[name] = _checked_value(name, value)
+    read.setdefault("user-agent", "durably")
+    return read
+
+
+def _checked_value(name: str, value: Any) -> str:
+    text = value if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
+    if text is None or not _HEADER_VALUE.fullmatch(text):
+        raise RequestInvalidError(f"the header {name!r} is no text that HTTP can carry")
+    return text
+
+
+def _encode(body: Any) -> bytes:
+    """A text as it is, anything else as JSON."""
+    try:
+        return body.encode() if isinstance(body, str) else msgspec.json.encode(body)
+    except (TypeError, ValueError, RecursionError):
+        raise RequestInvalidError("the body is neither text nor JSON") from None
+
+
+def _guess_type(body: bytes) -> str:
+    """What most bodies are whose sender names no type: SDKs hand JSON over as text."""
+    return "application/json" if body.lstrip()[:1] in (b"{", b"[") else "text/plain; charset=utf-8"
+
+
+def _keep(headers: CIMultiDict[str], names: frozenset[str]) -> CIMultiDict[str]:
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() in names)
+
+
+_SHORTEST_SECRET = 4
+"""Characters; scrubbing shorter ones would garble texts and hide nothing."""
+
+
+def redact(opts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a ``Gateway`` or ``AIGateway`` op as they may be stored and shown.
+
+    Values of secret headers and options and the secret parts of the URL become ``***``; the body stays.
+    """
+    return {name: _redact_option(name, value) for name, value in opts.items()}
+
+
+def _redact_option(name: str, value: Any) -> Any:
+    if name == "headers" and isinstance(value, Mapping):
+        return {header: REDACTED if is_secret_name(str(header)) else text for header, text in value.items()}
+    if name == "url":
+        return redact_url(value)
+    return REDACTED if value is not None and is_secret_name(name) else value
+
+
+def find_secrets(opts: Mapping[str, Any]) -> list[str]:
+    """The texts of a request that must not be shown, longest first."""
+    found: set[str] = set()
+    headers = opts.get("headers")
+    named = [*opts.items(), *(headers.items() if isinstance(headers, Mapping) else ())]
+    try:
+        url = URL(str(opts.get("url", "")))
+        named += url.query.items()
+        found.update(text for text in (url.password, url.raw_password) if text)
+        found.update(find_random_words(url.raw_path))
+    except ValueError:
+        pass
+    for name, value in named:
+        if isinstance(value, str) and is_secret_name(str(name)):
+            found |= {value, *value.split()}  # "Bearer abc" is secret, and so is "abc"
+    return sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def scrub(text: str, secrets: Iterable[str]) -> str:
+    """The text without those secrets, for what a server says: some repeat what they were sent."""
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    return text

@@ -1,0 +1,110 @@
+"""The outbox of a transaction: what happens outside the database after the commit."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from durably.engine.core.call_body import CallData
+from durably.engine.core.flow.queue_entries import Ticket
+from durably.engine.core.inputs import MakeRequest
+from durably.engine.core.run_state import Call
+from durably.engine.sqlite.tables.runs import RunRow
+
+from .registry import Function, Restraint
+from .subscriptions import Note
+
+
+class CallAt(msgspec.Struct, frozen=True, gc=False):
+    """A call to make when it is due, or to put into the queue then if it ``has_to_queue``. ``data`` is the call's
+    content, if it is known without a read. ``priority`` moves it ahead of its function's other calls, in
+    milliseconds."""
+
+    run_key: int
+    call: Call
+    function_id: str
+    priority: int = 0
+    has_to_queue: bool = False
+    data: CallData | None = None
+
+
+def call_of(
+    run: RunRow, ticket: Ticket | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
+) -> CallAt:
+    priority = 0 if ticket is None else run.created_at - ticket.place
+    return CallAt(run.key, call, run.function_id, priority, has_to_queue, data)
+
+
+class TimerAt(msgspec.Struct, frozen=True, gc=False):
+    """A sleep or wait to end when it is due."""
+
+    run_key: int
+    step_id: str
+    due: int
+
+
+class RequestAt(msgspec.Struct, frozen=True):
+    """A request to make when it is due, for a step that fetches or infers."""
+
+    run_key: int
+    request: MakeRequest
+
+
+class DeadlineAt(msgspec.Struct, frozen=True, gc=False):
+    """A run to cancel if it has not started, or not ended, by then."""
+
+    run_key: int
+    due: int
+
+
+class BucketAt(msgspec.Struct, frozen=True, gc=False):
+    """A debounce or a batch to end, if it has not been put off by then."""
+
+    bucket_id: str
+    due: int
+
+
+class TickAt(msgspec.Struct, frozen=True, gc=False):
+    """A cron schedule to fire."""
+
+    function_id: str
+    schedule: str
+    due: int
+
+
+class OpeningAt(msgspec.Struct, frozen=True, gc=False):
+    """Throttles to look at."""
+
+    due: int
+
+
+StoredTimer = TimerAt | DeadlineAt | BucketAt | TickAt | OpeningAt
+"""What is due at a time, and is read from the database again where it is not heard of before."""
+
+
+class Restrained(msgspec.Struct, frozen=True):
+    """What holds for the runs that a function is to start, from now on."""
+
+    function_id: str
+    restraint: Restraint
+
+
+class Synced(msgspec.Struct, frozen=True):
+    """The functions that an app has from now on."""
+
+    app_id: str
+    functions: Sequence[Function]
+
+
+class RunEnded(msgspec.Struct, frozen=True, gc=False):
+    run_key: int
+
+
+class SweepAt(msgspec.Struct, frozen=True, gc=False):
+    """A sweep to go on with."""
+
+    sweep_id: str
+
+
+Effect = CallAt | StoredTimer | RequestAt | RunEnded | Restrained | Synced | SweepAt | Note
+Effects = list[Effect]
+"""In the order in which they came up."""

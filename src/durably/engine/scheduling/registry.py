@@ -1,0 +1,286 @@
+"""The functions that apps have synced, by id and by trigger, and the checks of a sync."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from yarl import URL
+
+from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError
+from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
+from durably.engine.core.flow.config import Flow, read_flow
+from durably.engine.core.flow.cron import check_triggers
+from durably.engine.core.flow.option_values import OptionReader
+from durably.protocol.headers import Query
+from durably.protocol.limits import DEFAULT_RETRIES, MAX_FUNCTION_ID_LENGTH, MAX_RETRIES
+from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
+from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest
+from durably.protocol.text import get_logger, redact_url, suggest
+
+from .events import Arrival
+
+_logger = get_logger("durably.engine")
+
+
+class Function(msgspec.Struct, frozen=True):
+    """``is_active`` is false where its app has not synced it the last time; runs of it go on.
+
+    ``flow`` is its flow control; ``is_plain`` says that it has none, and spares the look at it.
+    """
+
+    id: str
+    app_id: str
+    is_active: bool
+    config: FunctionConfig
+    flow: Flow
+    is_plain: bool
+
+    @classmethod
+    def from_config(cls, config: FunctionConfig, app_id: str) -> "Function":
+        """Raises ``ConfigInvalidError``, which names the function and the option."""
+        flow = read_flow(config)
+        return cls(config.id, app_id, True, config, flow, flow.is_plain)
+
+    @classmethod
+    def from_row(cls, function_id: str, app_id: str, is_active: bool, encoded: bytes) -> "Function":
+        config = _config_decoder.decode(encoded)
+        try:
+            function = cls.from_config(config, app_id)
+        except ConfigInvalidError as error:
+            # Checked when it was synced, by an earlier version perhaps: no reason not to start.
+            _logger.error("%s; the engine goes on without the function's flow control", error)
+            function = cls(function_id, app_id, True, config, Flow(function_id=function_id), is_plain=True)
+        return msgspec.structs.replace(function, is_active=is_active)
+
+    @property
+    def max_attempts(self) -> int:
+        retries = next(iter(self.config.steps.values())).retries
+        attempts = DEFAULT_RETRIES if retries is None or retries.attempts is None else retries.attempts
+        return min(max(attempts, 0), MAX_RETRIES) + 1
+
+    @property
+    def signs_whole_answers(self) -> bool:
+        """Whether its app announced at the sync that it signs whole answers."""
+        return next(iter(self.config.steps.values())).runtime.answer_signature == WHOLE_ANSWERS
+
+    def url_of(self, step_id: str) -> URL:
+        """Where to call the function: to discover, or for one step."""
+        return _url_of(next(iter(self.config.steps.values())).runtime.url, self.id, step_id)
+
+
+@lru_cache(maxsize=1024)
+def _url_of(synced: str, function_id: str, step_id: str) -> URL:
+    url = URL(synced)
+    return url.update_query({Query.FUNCTION_ID: url.query.get(Query.FUNCTION_ID, function_id), Query.STEP_ID: step_id})
+
+
+class _Triggered(msgspec.Struct, frozen=True):
+    function: Function
+    expression: Expression | None
+
+
+FOLLOWED_FOR = 3_600_000
+"""Milliseconds for which a bulk cancellation also cancels runs that cancelled runs start."""
+
+
+class Restraint(msgspec.Struct, frozen=True):
+    """What a person has ordered about the runs that a function is to start."""
+
+    is_paused: bool = False
+    cancellations: tuple["StandingCancellation", ...] = ()
+
+
+class StandingCancellation(msgspec.Struct, frozen=True):
+    """Runs created from ``since`` until ``until`` are cancelled, if the condition holds for their event. So are runs
+    that descend from a cancelled run, for an hour after ``created_at``."""
+
+    since: int | None
+    until: int
+    condition: Expression | None
+    created_at: int
+
+    def is_in_time(self, now: int) -> bool:
+        return (self.since is None or self.since <= now) and now < self.until
+
+    def is_followed(self, now: int) -> bool:
+        return now < self.created_at + FOLLOWED_FOR
+
+    def holds_for(self, event: Mapping[str, object]) -> bool:
+        return self.condition is None or self.condition.matches(event)
+
+
+_config_decoder = msgspec.json.Decoder(FunctionConfig)
+_UNRESTRAINED = Restraint()
+
+
+class Registry:
+    """``restraints`` are by the ids of functions."""
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[tuple[str, str, bool, bytes]], restraints: Mapping[str, Restraint] | None = None
+    ) -> "Registry":
+        """Of ids, apps, whether active, and configurations as JSON."""
+        return cls((Function.from_row(*row) for row in rows), restraints or {})
+
+    def __init__(self, functions: Iterable[Function], restraints: Mapping[str, Restraint]) -> None:
+        self._functions = {function.id: function for function in functions}
+        self._restraints = restraints
+        self._by_pattern: dict[str, list[_Triggered]] = {}
+        self._cancelling: set[str] = set()
+        self.has_functions = False
+        for function in self._functions.values():
+            if function.is_active:
+                self.has_functions = True
+                self._cancelling.update(rule.event for rule in function.flow.cancels)
+                self._index(function)
+
+    def _index(self, function: Function) -> None:
+        for trigger in function.config.triggers:
+            if not trigger.event:
+                continue
+            try:
+                expression = compile_expression(trigger.expression) if trigger.expression else None
+            except ExpressionInvalidError as error:
+                # Checked when it was synced, by an earlier version perhaps: no reason not to start.
+                _logger.error("function %s: its trigger %s is left out: %s", function.id, trigger.event, error)
+            else:
+                self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))
+
+    def with_app(self, app_id: str, functions: Sequence[Function]) -> "Registry":
+        """This registry, after an app has synced: those of its functions that it left out are inactive."""
+        synced = {function.id for function in functions}
+        others = [function for function in self._functions.values() if function.id not in synced]
+        kept = [
+            msgspec.structs.replace(function, is_active=False) if function.app_id == app_id else function
+            for function in others
+        ]
+        return Registry([*kept, *functions], self._restraints)
+
+    def with_restraint(self, function_id: str, restraint: Restraint) -> "Registry":
+        restraints = {**self._restraints, function_id: restraint}
+        if restraint == _UNRESTRAINED:
+            del restraints[function_id]
+        return Registry(self._functions.values(), restraints)
+
+    def restraint_of(self, function_id: str) -> Restraint | None:
+        return self._restraints.get(function_id)
+
+    def find(self, function_id: str) -> Function | None:
+        """Active or not."""
+        return self._functions.get(function_id)
+
+    def find_active(self, function_id: str) -> Function | None:
+        function = self._functions.get(function_id)
+        return function if function is not None and function.is_active else None
+
+    def get_active(self, function_id: str) -> Function:
+        """Raises ``FunctionNotFoundError``."""
+        if (function := self.find_active(function_id)) is None:
+            raise self.not_found(function_id)
+        return function
+
+    def not_found(self, function_id: str) -> FunctionNotFoundError:
+        known = suggest(function_id, (function.id for function in self._functions.values() if function.is_active))
+        return FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}{known}")
+
+    @property
+    def event_names(self) -> Collection[str]:
+        """The names of events, and patterns of names, that trigger functions."""
+        return self._by_pattern.keys()
+
+    def knows_event(self, name: str) -> bool:
+        """Whether a function is triggered by events of a name, if its expression holds, or cancelled by them."""
+        return name in self._cancelling or any(pattern in self._by_pattern for pattern in patterns_of(name))
+
+    def triggered_by(self, event: Arrival) -> list[Function]:
+        """The active functions that an event triggers, each once, whichever of its triggers match."""
+        found: dict[str, Function] = {}
+        for pattern in patterns_of(event.name):
+            for triggered in self._by_pattern.get(pattern, ()):
+                if triggered.function.id not in found and (
+                    triggered.expression is None or triggered.expression.matches(event.fields)
+                ):
+                    found[triggered.function.id] = triggered.function
+        return list(found.values())
+
+    def refused_by_condition(self, fields: Mapping[str, Any], name: str) -> list[str]:
+        """Ids of active functions with triggers of this name whose conditions are false for the event's ``fields``."""
+        named = [triggered for pattern in patterns_of(name) for triggered in self._by_pattern.get(pattern, ())]
+        matching = {
+            triggered.function.id
+            for triggered in named
+            if triggered.expression is None or triggered.expression.matches(fields)
+        }
+        return sorted({triggered.function.id for triggered in named} - matching)
+
+
+def patterns_of(name: str) -> Iterator[str]:
+    """The trigger names that match an event's: its own, and ``a/*``, ``a/b.*`` for each of its prefixes that
+    ends in a slash or a dot."""
+    yield name
+    for index, character in enumerate(name):
+        if character in "/.":
+            yield f"{name[: index + 1]}*"
+
+
+_LONGEST_QUOTE = 200
+
+
+def read_sync(request: SyncRequest, *, in_process: bool) -> list[Function]:
+    """The functions of an app. ``in_process`` says that its URLs are never called.
+
+    Raises ``ConfigInvalidError``, which names the function and the option.
+    """
+    if not request.app_id.strip():
+        raise ConfigInvalidError("the app has no id: set app_id where the client is made")
+    functions: dict[str, Function] = {}
+    for config in request.functions:
+        _check_id(config.id, request.app_id)
+        if config.id in functions:
+            raise ConfigInvalidError(f"app {request.app_id!r}: two functions have the id {config.id!r}")
+        reader = OptionReader(config.id)
+        _check_steps(config, reader, in_process)
+        check_triggers(config.id, config.triggers)
+        functions[config.id] = Function.from_config(config, request.app_id)
+    return list(functions.values())
+
+
+def _check_id(function_id: str, app_id: str) -> None:
+    if not function_id.strip():
+        raise ConfigInvalidError(f"app {app_id!r}: a function has no id")
+    if len(function_id) > MAX_FUNCTION_ID_LENGTH:
+        raise ConfigInvalidError(
+            f"app {app_id!r}: the function id {function_id[:40]!r}… has more than {MAX_FUNCTION_ID_LENGTH} characters"
+        )
+
+
+def _check_steps(config: FunctionConfig, reader: OptionReader, in_process: bool) -> None:
+    if len(config.steps) != 1:
+        reason = "there must be exactly one, with the URL at which to call the function"
+        raise reader.refuse("steps", f"are {len(config.steps)}; {reason}")
+    (step,) = config.steps.values()
+    if not in_process:
+        _check_runtime(step, reader)
+    attempts = step.retries.attempts if step.retries else None
+    if attempts is not None:
+        reader.count("retries", attempts, at_least=0, at_most=MAX_RETRIES)
+
+
+def _check_runtime(step: StepConfig, reader: OptionReader) -> None:
+    if step.runtime.type != "http":
+        raise reader.refuse(
+            "runtime.type",
+            f"is {step.runtime.type!r}; this engine calls functions over 'http' only: it does not support Connect, so "
+            "serve the functions over HTTP",
+        )
+    try:
+        url = URL(step.runtime.url)
+        is_good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed, a name that is none
+        is_good = False
+    if not is_good:
+        # URLs may hold passwords.
+        shown = redact_url(step.runtime.url)[:_LONGEST_QUOTE]
+        raise reader.refuse("runtime.url", f"is {shown!r}; it must be an http or https URL")

@@ -1,0 +1,114 @@
+"""Reruns of finished runs, and the lineage of events."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from durably.engine.core.errors import StepNotFoundError
+from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
+from durably.engine.sqlite.tables.runs import RunRow
+from durably.protocol.errors import ErrorData
+from durably.protocol.opcodes import hash_step_id
+
+from .events import Arrival
+from .registry import Function
+
+if TYPE_CHECKING:
+    from durably.engine.sqlite.tables.runs import RunRow, Store
+
+    from .transaction import Entry
+
+_MOST_NAMED = 20
+
+
+class FromStep(msgspec.Struct, frozen=True):
+    """``step_id`` is the step's id as the user wrote it, or the hashed one; ``input`` a JSON array of arguments for the
+    step in place of its own."""
+
+    step_id: str
+    input: list[msgspec.Raw] | None = None
+
+
+class Rerun(msgspec.Struct, frozen=True):
+    """``memos`` and ``size`` (bytes) count what the new run takes over of the memos of the run ``run_key``: those
+    before the place ``until``. ``step_input``: see the schema."""
+
+    run_key: int
+    run_id: str
+    event_keys: tuple[int, ...]
+    until: int = 0
+    memos: int = 0
+    size: int = 0
+    step_input: bytes | None = None
+
+
+def plan_rerun(store: "Store", run: "RunRow", from_step: FromStep | None) -> Rerun:
+    """Raises ``StepNotFoundError``."""
+    event_keys = store.event_keys(run)
+    if from_step is None:
+        return Rerun(run.key, run.id, event_keys)
+    hashed_id, until = _find_step(store, run, from_step.step_id)
+    memos, size = store.size_of_memos(run.key, until)
+    step_input = None
+    if from_step.input is not None:
+        step_input = msgspec.json.encode({hashed_id: {"input": from_step.input}})
+    return Rerun(run.key, run.id, event_keys, until, memos, size, step_input)
+
+
+def _find_step(store: "Store", run: "RunRow", wanted: str) -> tuple[str, int]:
+    """The hashed id of a step, and the place of its memo."""
+    steps = store.memo_order(run.key)
+    accepted = (wanted, hash_step_id(wanted))
+    for place, hashed_id, name in steps:
+        if name == wanted or hashed_id in accepted:
+            return hashed_id, place
+    names = ", ".join(repr(name) for _, _, name in steps[:_MOST_NAMED]) + (", …" if len(steps) > _MOST_NAMED else "")
+    known = f"it has {names}" if steps else "it has none; run it again from the start"
+    raise StepNotFoundError(f"run {run.id} has no finished step {wanted!r}: {known}")
+
+
+_MOST_NAMED_FUNCTIONS = 8
+MOST_ANCESTORS = 100
+"""The maximum number of ancestors to follow. Each costs two look-ups."""
+
+
+def ancestors(entry: "Entry", origin: Origin | None) -> Iterator[RunRow]:
+    """The run that sent an event, the run that sent that run's event, and so on, until a run is no longer known."""
+    for _ in range(MOST_ANCESTORS):
+        run = None if origin is None else entry.store.find_run(origin.run_key)
+        if run is None:
+            return
+        yield run
+        origin = entry.events.trigger_of(run.event_key).origin
+
+
+def origin_before(run: RunRow, trigger: Arrival) -> Origin | None:
+    """The origin of a run's trigger, from which the origins of its events are made. A rerun begins a new chain."""
+    return trigger.origin if run.rerun_of is None else None
+
+
+def descends_from_cancelled(entry: "Entry", function_id: str, origin: Origin | None, since: int) -> bool:
+    """Whether a run of this function that was cancelled at ``since`` or later led to an event."""
+    return any(
+        run.function_id == function_id and run.status is RunStatus.CANCELLED and entry.store.ended_at(run.key) >= since
+        for run in ancestors(entry, origin)
+    )
+
+
+def refuse_runaway(
+    entry: "Entry", function: Function, origin: Origin | None, *, tells_end: bool = False
+) -> ErrorData | None:
+    """The reason why an event of this origin must not start a run of a function, or ``None``."""
+    reason = explain_runaway(origin, entry.max_depth, tells_end=tells_end)
+    if reason is None:
+        return None
+    named = [function.id]
+    is_whole = True
+    for run in ancestors(entry, origin):
+        if len(named) == _MOST_NAMED_FUNCTIONS:
+            is_whole = False
+            break
+        named.append(run.function_id)
+    chain = describe_chain(named, is_whole)
+    return ErrorData(name="RunawayError", message=f"functions start each other endlessly ({chain}): {reason}")

@@ -1,0 +1,80 @@
+"""Deletes finished runs and unused events after the retention period."""
+
+import asyncio
+import datetime as dt
+
+from durably.engine.core.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError
+from durably.engine.settings import Clock, Timer
+from durably.engine.sqlite.tables.retention import Cutoff, PurgeStore
+from durably.protocol.limits import IDEMPOTENCY_PERIOD
+from durably.protocol.text import get_logger
+
+from .transact import Journal
+
+_RUNS_AT_ONCE = 100
+_EVENTS_AT_ONCE = 500
+_SHORTEST, _LONGEST = dt.timedelta(seconds=1), dt.timedelta(minutes=10)
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+_logger = get_logger("durably.engine")
+
+
+class Retention:
+    """``age`` is how long what has ended is kept. Events are kept for the 24 hours, at least, for which they are
+    recognised when they are sent again."""
+
+    def __init__(self, store: PurgeStore, journal: Journal, clock: Clock, age: dt.timedelta) -> None:
+        self._store = store
+        self._journal = journal
+        self._clock = clock
+        self._age = age // _MILLISECOND
+        self._event_age = max(age, IDEMPOTENCY_PERIOD) // _MILLISECOND
+        self._interval = min(max(age / 20, _SHORTEST), _LONGEST) // _MILLISECOND
+        self._seen_event = 0
+        self._due = clock.now()
+        self._timer: Timer | None = None
+        self._purge: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Purge at once, and every now and then."""
+        now = self._clock.now()
+        self._due = min(self._due, now + self._interval)  # The clock may have been set back.
+        if now >= self._due:
+            self._due = now + self._interval
+            self._clock.hold()
+            self._purge = asyncio.get_running_loop().create_task(self._run(now))
+            self._purge.add_done_callback(self._finished)
+        else:
+            self._timer = self._clock.call_at(self._due, self.start)
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._purge is not None:
+            self._purge.cancel()
+            await asyncio.gather(self._purge, return_exceptions=True)
+
+    async def _run(self, now: int) -> None:
+        cutoff = Cutoff(runs=now - self._age, events=now - self._event_age)
+        while await self._journal.enter_surely(lambda entry: self._store.purge_runs(cutoff, _RUNS_AT_ONCE)):
+            pass
+        while await self._look_at_events(cutoff):
+            pass
+
+    async def _look_at_events(self, cutoff: Cutoff) -> bool:
+        """False at the end."""
+        after = self._seen_event
+        seen = await self._journal.enter_surely(lambda entry: self._store.purge_events(cutoff, after, _EVENTS_AT_ONCE))
+        self._seen_event = seen or after
+        return seen is not None
+
+    def _finished(self, purge: asyncio.Task[None]) -> None:
+        self._purge = None
+        if not purge.cancelled():
+            error = purge.exception()
+            if error is not None and not isinstance(
+                error, EngineClosedError | DatabaseLostError | DatabaseCorruptError
+            ):
+                _logger.error("old runs could not be purged: %s", error, exc_info=error)
+            self._timer = self._clock.call_at(self._due, self.start)
+        self._clock.release()

@@ -1,0 +1,191 @@
+"""Updates of runs for subscribers, and futures that resolve when a run ends."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from durably.engine.core.errors import EngineClosedError
+from durably.engine.core.inputs import EndRun, WriteMemo
+from durably.engine.core.run_state import Call, RunStatus
+from durably.engine.sqlite.tables.runs import RunRow
+from durably.engine.sqlite.views import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
+from durably.protocol.opcodes import Opcode
+
+_ENDS = {
+    RunStatus.COMPLETED: UpdateKind.RUN_COMPLETED,
+    RunStatus.FAILED: UpdateKind.RUN_FAILED,
+    RunStatus.CANCELLED: UpdateKind.RUN_CANCELLED,
+    RunStatus.SKIPPED: UpdateKind.RUN_SKIPPED,
+}
+
+
+class Note(msgspec.Struct, frozen=True, gc=False):
+    """Times are milliseconds since the epoch. Of ``memo``, ``output`` and ``error`` one is set at most, the first
+    two JSON; ``failed`` says whether that is an error."""
+
+    kind: UpdateKind
+    at: int
+    run: RunRow
+    step: str | None = None
+    op: Opcode | None = None
+    attempt: int | None = None
+    due: int | None = None
+    memo: bytes | None = None
+    output: bytes | None = None
+    error: str | None = None
+    failed: bool = False
+
+    def to_update(self) -> RunUpdate:
+        shown = None if self.failed else self.memo if self.memo is not None else self.output
+        return RunUpdate(
+            kind=self.kind,
+            at=to_datetime(self.at),
+            run_id=self.run.id,
+            function_id=self.run.function_id,
+            step=self.step,
+            op=self.op,
+            attempt=self.attempt,
+            due_at=None if self.due is None else to_datetime(self.due),
+            output=None if shown is None else msgspec.Raw(shown),
+            error=self._describe_error() if self.failed else self.error,
+        )
+
+    def _describe_error(self) -> str:
+        return describe_failed_memo(self.memo) if self.memo is not None else describe_error(self.output or b"{}")
+
+
+def run_started(run: RunRow, at: int) -> Note:
+    return Note(UpdateKind.RUN_STARTED, at, run)
+
+
+def run_not_started(run: RunRow, output: bytes, at: int) -> Note:
+    """The update of a run that was skipped, or failed before it began."""
+    return Note(_ENDS[run.status], at, run, output=output, failed=True)
+
+
+def call_repeated(run: RunRow, call: Call, at: int) -> Note:
+    if call.unreached:
+        return Note(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)
+    return Note(
+        UpdateKind.RETRYING, at, run, step=call.name or None, attempt=call.attempt - 1, due=call.due, error=call.error
+    )
+
+
+def step_waits(run: RunRow, step: str, op: Opcode, until: int, at: int) -> Note:
+    kind = UpdateKind.SLEEPING if op == Opcode.SLEEP else UpdateKind.WAITING
+    return Note(kind, at, run, step=step, op=op, due=until)
+
+
+def step_ended(run: RunRow, written: WriteMemo, at: int) -> Note:
+    return Note(
+        UpdateKind.STEP_FAILED if written.failed else UpdateKind.STEP_COMPLETED,
+        at,
+        run,
+        step=written.name,
+        op=written.op,
+        attempt=written.attempts - 1,
+        memo=written.memo,
+        failed=written.failed,
+    )
+
+
+def run_ended(run: RunRow, end: EndRun, at: int) -> Note:
+    return Note(_ENDS[end.status], at, run, output=end.output, failed=end.status is not RunStatus.COMPLETED)
+
+
+_MOST_UNREAD = 10_000
+
+
+class Watchers:
+    def __init__(self) -> None:
+        self._watchers: set[_Watcher] = set()
+        self._listeners: set[Callable[[RunUpdate], None]] = set()
+        self._is_closed = False
+
+    @contextmanager
+    def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
+        watcher = _Watcher()
+        if self._is_closed:
+            watcher.put(None)
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
+    @contextmanager
+    def listen(self, listener: Callable[[RunUpdate], None]) -> Iterator[None]:
+        """Tell ``listener`` at once, and of everything; it must be quick, and not raise."""
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
+
+    def tell(self, note: Note) -> None:
+        if not self._watchers and not self._listeners:
+            return
+        update = note.to_update()
+        for listener in self._listeners:
+            listener(update)
+        for watcher in self._watchers:
+            watcher.put(update)
+
+    def close(self) -> None:
+        """Let those who watch come to an end."""
+        self._is_closed = True
+        for watcher in self._watchers:
+            watcher.put(None)
+
+
+class _Watcher(AsyncIterator[RunUpdate]):
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[RunUpdate | None] = asyncio.Queue()
+
+    def put(self, update: RunUpdate | None) -> None:
+        if self._queue.qsize() >= _MOST_UNREAD:
+            self._queue.get_nowait()
+        self._queue.put_nowait(update)
+
+    async def __anext__(self) -> RunUpdate:
+        update = await self._queue.get()
+        if update is None:
+            self._queue.put_nowait(None)
+            raise StopAsyncIteration
+        return update
+
+
+class Endings:
+    def __init__(self) -> None:
+        self._awaited: dict[int, set[asyncio.Future[None]]] = {}
+        self._is_closed = False
+
+    @contextmanager
+    def awaiting(self, run_key: int) -> Iterator[asyncio.Future[None]]:
+        """Done once the run has ended; fails with ``EngineClosedError`` where the engine is closed before."""
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed")
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.setdefault(run_key, set()).add(ended)
+        try:
+            yield ended
+        finally:
+            ended.cancel()
+            if (others := self._awaited.get(run_key)) is not None:
+                others.discard(ended)
+                if not others:
+                    del self._awaited[run_key]
+
+    def tell(self, run_key: int) -> None:
+        for ended in self._awaited.pop(run_key, ()):
+            if not ended.done():
+                ended.set_result(None)
+
+    def close(self) -> None:
+        self._is_closed = True
+        for awaiting in self._awaited.values():
+            for ended in awaiting:
+                if not ended.done():
+                    ended.set_exception(EngineClosedError("the engine is closed"))

@@ -1,0 +1,126 @@
+"""Transactions from the event loop: they run in the writer's thread, and return after the commit."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from durably.engine.core.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
+from durably.engine.settings import Clock
+from durably.engine.sqlite.writer import Writer
+from durably.protocol.text import get_logger
+
+from .outbox import Effects
+from .registry import Registry
+from .transaction import Entry, Ledger
+
+T = TypeVar("T")
+
+_FIRST_RETRY_SECONDS = 0.1
+_LAST_RETRY_SECONDS = 30.0
+
+_logger = get_logger("durably.engine")
+
+
+class Journal:
+    """``registry`` is replaced when an app syncs. ``on_effects`` gets what each unit wants done once it is committed,
+    in the order of the commits."""
+
+    def __init__(
+        self, writer: Writer, ledger: Ledger, registry: Registry, clock: Clock, on_effects: Callable[[Effects], None]
+    ) -> None:
+        self.registry = registry
+        self._writer = writer
+        self._ledger = ledger
+        self._clock = clock
+        self._follow: Callable[[tuple[object, Effects]], None] = lambda outcome: on_effects(outcome[1])
+        self._retrying: set[asyncio.Task[None]] = set()
+
+    async def enter(self, work: Callable[[Entry], T]) -> T:
+        """Carry ``work`` out, in the writer's thread, and answer with its result once it is committed.
+
+        Raises what ``work`` does, ``DatabaseUnavailableError`` and ``EngineClosedError``.
+        """
+        result, _ = await self._submit(work)
+        return result
+
+    async def enter_surely(self, work: Callable[[Entry], T]) -> T:
+        """The same for what must not be lost: while the database is unavailable, it is tried again."""
+        delay = _FIRST_RETRY_SECONDS
+        while True:
+            try:
+                return await self.enter(work)
+            except DatabaseUnavailableError as error:
+                _logger.error("%s; trying again in %s s", error, delay)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LAST_RETRY_SECONDS)
+
+    def enter_soon(
+        self, work: Callable[[Entry], object], otherwise: Callable[[Exception], Callable[[Entry], object]] | None = None
+    ) -> None:
+        """The same, for nobody who waits. What fails is logged, and what follows from it entered in its place."""
+        try:
+            future = self._submit(work)
+        except EngineClosedError:
+            return
+        self._clock.hold()
+
+        def check(future: asyncio.Future[tuple[object, Effects]]) -> None:
+            if future.cancelled() or future.exception() is None:
+                self._clock.release()
+                return
+            task = asyncio.get_running_loop().create_task(self._insist(future, work, otherwise))
+            self._retrying.add(task)
+            task.add_done_callback(self._retried)
+
+        future.add_done_callback(check)
+
+    async def _insist(
+        self,
+        failed: asyncio.Future[Any],
+        work: Callable[[Entry], object],
+        otherwise: Callable[[Exception], Callable[[Entry], object]] | None,
+    ) -> None:
+        try:
+            try:
+                await failed
+            except DatabaseUnavailableError:
+                await self.enter_surely(work)
+        except (EngineClosedError, DatabaseLostError):
+            return
+        except Exception as error:
+            _logger.exception("what happened to a run could not be stored")
+            if otherwise is not None:
+                await self.enter_surely(otherwise(error))
+
+    def _retried(self, task: asyncio.Task[None]) -> None:
+        self._retrying.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("that a run has failed could not be stored: %s", error)
+        self._clock.release()
+
+    def close(self) -> None:
+        """Give up what is still being tried again."""
+        for task in self._retrying:
+            task.cancel()
+
+    def _submit(self, work: Callable[[Entry], T]) -> asyncio.Future[tuple[T, Effects]]:
+        return self._writer.submit(_Unit(self, work), self._follow)
+
+    def carry_out(self, work: Callable[[Entry], T]) -> tuple[T, Effects]:
+        """In the writer's thread."""
+        entry = Entry(self._ledger, self.registry, self._clock.now())
+        result = work(entry)
+        return result, entry.finish()
+
+
+class _Unit(Generic[T]):
+    """What the writer carries out. A class with slots, because a ``partial`` is four objects."""
+
+    __slots__ = ("_journal", "_work")
+
+    def __init__(self, journal: Journal, work: Callable[[Entry], T]) -> None:
+        self._journal = journal
+        self._work = work
+
+    def __call__(self) -> tuple[T, Effects]:
+        return self._journal.carry_out(self._work)

@@ -1,0 +1,127 @@
+"""Settings of the SQLite engine, its clock, and the run machine's policy."""
+
+import asyncio
+import datetime as dt
+import os
+import random
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from durably.engine.core.backoff import Backoff, dev_backoff, unreached_backoff
+from durably.engine.core.transition import Policy
+from durably.engine.scheduling.events import Entropy
+from durably.protocol.headers import ServerKind
+from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
+from durably.protocol.signatures import check_signing_key
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
+
+    ``hold`` says that something is under way which needs no time to come, and ``release`` that it has ended: for a
+    clock that skips time, which must not skip it meanwhile. Whatever follows from it holds before it is released,
+    so that nothing is under way where nothing holds. Both are called on the event loop.
+    """
+
+    def now(self) -> int: ...
+
+    def call_at(self, when: int, callback: Callable[[], None]) -> Timer: ...
+
+    def hold(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class SystemClock:
+    """The wall clock. Timers follow it only at the granularity of a minute: a machine that slept, or whose
+    clock was set, notices within that time."""
+
+    _LONGEST_NAP_SECONDS = 60.0
+
+    def now(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
+        seconds = min(max(when - self.now(), 0) / 1000, self._LONGEST_NAP_SECONDS)
+        return asyncio.get_running_loop().call_later(seconds, callback)
+
+    def hold(self) -> None:
+        """Real time passes whatever is under way."""
+
+    def release(self) -> None:
+        """See ``hold``."""
+
+
+class Durability(StrEnum):
+    """What survives a power failure. A crash of the process alone loses nothing in any.
+
+    ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last moments may be lost.
+    ``OFF``: nothing, perhaps; for databases that are not kept.
+    """
+
+    FULL = "full"
+    NORMAL = "normal"
+    OFF = "off"
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``signing_key`` signs calls, and the API verifies requests with it; ``signing_key_fallback`` is the
+    key before a rotation, which the API accepts too. In production answers to calls must be signed with either;
+    ``unsigned_apps`` are the ids of apps whose unsigned answers are accepted, because their SDK does not sign.
+
+    ``backoff`` has the delays of retries, ``unreached_backoff`` the delays of calls that did not
+    reach their app, which use up no attempt. ``call_timeout`` limits the time of one call, ``max_calls`` the number
+    of calls at a time. ``max_steps`` is the maximum number of steps of a run,
+    ``max_depth`` the maximum depth of invocations; ten times as many runs may start each other within an hour.
+    ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them. ``retention`` is how long finished runs, and
+    events that no run needs, are kept; ``None`` keeps them forever. Tests may replace ``clock`` and ``entropy``, which
+    makes ids.
+    """
+
+    server_kind: ServerKind = ServerKind.DEV
+    signing_key: str | None = None
+    signing_key_fallback: str | None = None
+    unsigned_apps: frozenset[str] = frozenset()
+    backoff: Backoff = dev_backoff
+    unreached_backoff: Backoff = unreached_backoff
+    call_timeout: dt.timedelta = MAX_CALL_DURATION
+    connect_timeout: dt.timedelta = dt.timedelta(seconds=10)
+    max_calls: int = 500
+    max_event_bytes: int = MAX_EVENT_BYTES
+    max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
+    allow_private_addresses: bool = False
+    durability: Durability = Durability.FULL
+    close_grace: dt.timedelta = dt.timedelta(seconds=5)
+    retention: dt.timedelta | None = None
+    clock: Clock = msgspec.field(default_factory=SystemClock)
+    entropy: Entropy = os.urandom
+
+    def __post_init__(self) -> None:
+        """Raises ``SigningKeyInvalidError``."""
+        check_signing_key(self.signing_key, "EngineSettings(signing_key=…)")
+        check_signing_key(self.signing_key_fallback, "EngineSettings(signing_key_fallback=…)")
+
+    def __repr__(self) -> str:
+        """Without the keys: settings end up in logs and in assertion errors."""
+        return f"EngineSettings(server_kind={self.server_kind.value!r}, signed={self.signing_key is not None})"
+
+
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+def make_policy(settings: EngineSettings) -> Policy:
+    return Policy(
+        retry_delay=lambda attempt: settings.backoff(attempt, random.random()) // _MILLISECOND,
+        unreached_delay=lambda failures: settings.unreached_backoff(failures, random.random()) // _MILLISECOND,
+        max_steps=settings.max_steps,
+        max_depth=settings.max_depth,
+    )

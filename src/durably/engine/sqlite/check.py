@@ -1,0 +1,168 @@
+"""Examining a database: is the file sound, and does what is in it fit together?
+
+Reads alone, all of it as it was at one moment, so that an engine may go on using the database.
+"""
+
+import contextlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from durably.engine.core.run_state import MACHINE_VERSION, Head, decode_head
+from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import FunctionConfig
+
+from .schema import open_existing
+
+_OF_LIVE_RUNS = ("waits", "delayed_calls", "queued_calls", "holds", "cancels", "deadlines", "defers")
+_MOST_OF_A_KIND = 20
+_LIVE = "('Scheduled', 'Running')"
+
+
+def check_database(path: Path) -> list[str]:
+    """What is wrong with a database, in sentences; empty where all is well.
+
+    Raises ``DatabaseMissingError``, and ``DatabaseCorruptError`` where the file cannot be read as one of Durably's.
+    """
+    with contextlib.closing(open_existing(path)) as connection:
+        connection.execute("BEGIN")
+        findings = list(_check_file(connection))
+        if findings:
+            return findings
+        for check in (_check_references, _check_heads, _check_slots, _check_memos, _check_waits, _check_json):
+            findings += _abridge(list(check(connection)))
+        return findings
+
+
+def _abridge(findings: list[str]) -> list[str]:
+    more = len(findings) - _MOST_OF_A_KIND
+    return findings if more <= 0 else [*findings[:_MOST_OF_A_KIND], f"… and {more} more like that"]
+
+
+def _check_file(connection: sqlite3.Connection) -> Iterator[str]:
+    try:
+        results = [text for (text,) in connection.execute(f"PRAGMA integrity_check({_MOST_OF_A_KIND})")]
+    except sqlite3.DatabaseError as error:
+        results = [str(error)]
+    yield from (f"the file is damaged: {result}" for result in results if result != "ok")
+
+
+def _check_references(connection: sqlite3.Connection) -> Iterator[str]:
+    """Rows that belong to a run, and runs that belong to an event."""
+    for table in ("memos", "failed_attempts", "run_events", "heads", *_OF_LIVE_RUNS):
+        query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)"
+        yield from (
+            f"{table} hold rows of a run that does not exist (key {key})" for (key,) in connection.execute(query)
+        )
+    for table in _OF_LIVE_RUNS:
+        query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM heads)"
+        yield from (f"{table} hold rows of a run that has no head (key {key})" for (key,) in connection.execute(query))
+    missing = f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM heads)"
+    yield from (
+        f"run {run_id} is live but has no head, so nothing moves it" for (run_id,) in connection.execute(missing)
+    )
+    ended = f"SELECT id, status FROM runs JOIN heads ON run_key = key WHERE status NOT IN {_LIVE}"
+    yield from (f"run {run_id} is {status} but has a head" for run_id, status in connection.execute(ended))
+    lost = (
+        "SELECT id FROM runs WHERE event_key NOT IN (SELECT key FROM events) OR key IN "
+        "(SELECT run_key FROM run_events WHERE event_key NOT IN (SELECT key FROM events))"
+    )
+    yield from (f"run {run_id} has lost an event that triggered it" for (run_id,) in connection.execute(lost))
+
+
+def _check_heads(connection: sqlite3.Connection) -> Iterator[str]:
+    """Heads that cannot be read, and those that the rows beside them do not bear out."""
+    rows = connection.execute(
+        "SELECT run_key, runs.id, head, (SELECT count(*) FROM memos WHERE memos.run_key = heads.run_key) "
+        "FROM heads JOIN runs ON runs.key = run_key"
+    )
+    for run_key, run_id, stored, memos in rows:
+        try:
+            head = decode_head(stored)
+        except msgspec.MsgspecError as error:
+            yield f"the head of run {run_id} is damaged: {error}"
+            continue
+        if head.version > MACHINE_VERSION:
+            yield f"the head of run {run_id} is of version {head.version}, and those up to {MACHINE_VERSION} are known"
+        elif head.memos != memos:
+            yield f"the head of run {run_id} counts {head.memos} memos, and {memos} are stored"
+        else:
+            yield from _check_outstanding(connection, run_key, run_id, head)
+
+
+def _check_outstanding(connection: sqlite3.Connection, run_key: int, run_id: str, head: Head) -> Iterator[str]:
+    if not head.calls and not head.waits:
+        yield f"run {run_id} has nothing outstanding, so nothing moves it"
+    stored = connection.execute("SELECT step_id FROM waits WHERE run_key = ?", (run_key,))
+    steps = {step_id for (step_id,) in stored}
+    for wait in head.waits:
+        if wait.step_id not in steps:
+            yield f"step {wait.name!r} of run {run_id} waits, but for what is not stored"
+    for step_id in steps - {wait.step_id for wait in head.waits}:
+        yield f"a wait is stored of step {step_id} of run {run_id}, which does not wait"
+    put_off = _generations(connection, "delayed_calls", run_key)
+    for call in head.calls:
+        if call.error and call.generation not in put_off:
+            yield f"a call of run {run_id} is put off, but until when is not stored"
+    outstanding = {call.generation for call in head.calls}
+    for generation in _generations(connection, "queued_calls", run_key) - outstanding:
+        yield f"call {generation} of run {run_id} waits for room, but is not wanted any more"
+    for generation in _generations(connection, "holds", run_key) - outstanding:
+        yield f"call {generation} of run {run_id} takes up room, but is not outstanding any more"
+
+
+def _generations(connection: sqlite3.Connection, table: str, run_key: int) -> set[int]:
+    rows = connection.execute(f"SELECT generation FROM {table} WHERE run_key = ?", (run_key,))
+    return {generation for (generation,) in rows}
+
+
+def _check_slots(connection: sqlite3.Connection) -> Iterator[str]:
+    """Concurrency slots that are taken, against the calls that take them."""
+    taken: Counter[str] = Counter()
+    for (slots,) in connection.execute("SELECT bucket_ids FROM holds"):
+        taken.update(msgspec.msgpack.decode(slots, type=list[str]))
+    counted = dict(connection.execute("SELECT id, used FROM slots_used").fetchall())
+    for slot in sorted(taken.keys() | counted.keys()):
+        if taken[slot] != counted.get(slot, 0):
+            yield f"of the slots {slot}, {counted.get(slot, 0)} count as taken, and calls take {taken[slot]}"
+
+
+def _check_memos(connection: sqlite3.Connection) -> Iterator[str]:
+    query = (
+        "SELECT runs.id FROM memos JOIN runs ON runs.key = run_key "
+        "GROUP BY run_key HAVING count(DISTINCT seq) != count(*) OR max(seq) != count(*) OR min(seq) != 1"
+    )
+    yield from (f"the memos of run {run_id} have no clear order" for (run_id,) in connection.execute(query))
+
+
+def _check_waits(connection: sqlite3.Connection) -> Iterator[str]:
+    query = (
+        "SELECT runs.id, invoked.id FROM waits JOIN runs ON runs.key = run_key LEFT JOIN events ON events.id = topic "
+        "LEFT JOIN runs AS invoked ON invoked.event_key = events.key AND invoked.rerun_of IS NULL "
+        f"WHERE op = ? AND topic IS NOT NULL AND (events.id IS NULL OR invoked.status NOT IN {_LIVE})"
+    )
+    for run_id, invoked in connection.execute(query, (Opcode.INVOKE_FUNCTION,)):
+        what = f"run {invoked}, which has ended" if invoked else "one that does not exist"
+        yield f"run {run_id} waits for the end of a run that it invoked: {what}"
+
+
+def _check_json(connection: sqlite3.Connection) -> Iterator[str]:
+    texts = {
+        "the memo of step {} of run {}": "SELECT memo, name, runs.id FROM memos JOIN runs ON runs.key = run_key",
+        "the event {} ({})": "SELECT body, id, name FROM events",
+        "the output of run {} of {}": "SELECT output, id, function_id FROM runs WHERE output IS NOT NULL",
+    }
+    for what, query in texts.items():
+        for stored, *names in connection.execute(query):
+            try:
+                msgspec.json.decode(stored, type=msgspec.Raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                yield f"{what.format(*names)} is no JSON: {error}"
+    for function_id, config in connection.execute("SELECT id, config FROM functions"):
+        try:
+            msgspec.json.decode(config, type=FunctionConfig)
+        except msgspec.MsgspecError as error:
+            yield f"the configuration of function {function_id} cannot be read: {error}"

@@ -1,0 +1,412 @@
+"""Reading the database for people and for the API: rows into views. Runs in the reader's threads."""
+
+import datetime as dt
+import itertools
+import sqlite3
+from collections.abc import Callable, Collection
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.call_body import job_id_of, join_memos
+from durably.engine.core.errors import DatabaseCorruptError
+from durably.engine.core.ops import REQUESTS
+from durably.engine.core.run_state import Call, Head, RunStatus, Wait
+from durably.engine.sqlite.tables.bulk_operations import Sweep, SweepKind, read_sweeps
+from durably.engine.sqlite.tables.runs import read_head
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode, hash_step_id
+from durably.protocol.sync import FunctionConfig
+
+from .views import (
+    AppView,
+    AttemptView,
+    CallView,
+    EventView,
+    FunctionView,
+    RunView,
+    StepStatus,
+    StepView,
+    SweepView,
+    describe_failed_memo,
+    to_datetime,
+    to_milliseconds,
+)
+
+IsUnderWay = Callable[[int, int], bool]
+"""Whether the call of a run's key and a generation is under way."""
+FirstCallAt = Callable[[int], int | None]
+"""When a run's first call was made, while that is not stored yet."""
+
+_MOST_NAMES = 1000
+_EVENT = "SELECT id, received_at, body FROM events"
+_RUN = (
+    "SELECT runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, output, "
+    "rerun_of, events.id, is_batch, heads.head FROM runs JOIN events ON events.key = runs.event_key "
+    "LEFT JOIN heads ON heads.run_key = runs.key"
+)
+_event_decoder = msgspec.json.Decoder(Event)
+_config_decoder = msgspec.json.Decoder(FunctionConfig)
+_step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _moment(milliseconds: int | None) -> dt.datetime | None:
+    return None if milliseconds is None else to_datetime(milliseconds)
+
+
+class Conditions:
+    """A WHERE clause, made of those conditions that apply."""
+
+    def __init__(self) -> None:
+        self._clauses: list[str] = []
+        self.values: list[object] = []
+
+    def add(self, clause: str, value: object) -> None:
+        if value is not None:
+            self._clauses.append(clause)
+            self.values.append(value)
+
+    @property
+    def text(self) -> str:
+        return f" WHERE {' AND '.join(self._clauses)}" if self._clauses else ""
+
+
+# events
+
+
+def find_event(connection: sqlite3.Connection, event_id: str) -> EventView | None:
+    row = connection.execute(f"{_EVENT} WHERE id = ?", (event_id,)).fetchone()
+    return _event_view(*row) if row else None
+
+
+def list_events(
+    connection: sqlite3.Connection,
+    name: str | None,
+    received_after: dt.datetime | None,
+    received_before: dt.datetime | None,
+    limit: int,
+    cursor: str | None,
+    id_suffix: str | None = None,
+) -> list[EventView]:
+    conditions = Conditions()
+    conditions.add("id LIKE '%' || ?", id_suffix)
+    conditions.add("name = ?", name)
+    conditions.add("received_at > ?", received_after and to_milliseconds(received_after))
+    conditions.add("received_at < ?", received_before and to_milliseconds(received_before))
+    conditions.add("key < (SELECT key FROM events WHERE id = ?)", cursor)
+    query = f"{_EVENT}{conditions.text} ORDER BY key DESC LIMIT ?"
+    return [_event_view(*row) for row in connection.execute(query, (*conditions.values, limit))]
+
+
+def awaited_names(connection: sqlite3.Connection) -> list[str]:
+    """Names of events that runs have waited for, or have been cancelled by."""
+    rows = connection.execute("SELECT DISTINCT event FROM wait_paths LIMIT ?", (_MOST_NAMES,))
+    return [name for (name,) in rows]
+
+
+def _event_view(event_id: str, received_at: int, body: bytes) -> EventView:
+    return EventView(id=event_id, event=_event_decoder.decode(body), received_at=to_datetime(received_at))
+
+
+# apps
+
+
+def list_apps(connection: sqlite3.Connection) -> list[AppView]:
+    query = (
+        "SELECT id, url, sdk, framework, version, synced_at, "
+        "(SELECT count(*) FROM functions WHERE app_id = apps.id AND is_active) FROM apps ORDER BY id"
+    )
+    return [
+        AppView(
+            id=app_id,
+            url=url,
+            sdk=sdk,
+            framework=framework,
+            version=version,
+            synced_at=to_datetime(synced_at),
+            function_count=count,
+        )
+        for app_id, url, sdk, framework, version, synced_at, count in connection.execute(query)
+    ]
+
+
+def list_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionConfig] | None:
+    if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
+        return None
+    query = "SELECT config FROM functions WHERE app_id = ? AND is_active ORDER BY position"
+    return [_config_decoder.decode(config) for (config,) in connection.execute(query, (app_id,))]
+
+
+def list_all_functions(connection: sqlite3.Connection) -> list[FunctionView]:
+    query = (
+        "SELECT id, app_id, config, pauses.paused_at IS NOT NULL FROM functions "
+        "LEFT JOIN pauses ON pauses.function_id = functions.id WHERE is_active ORDER BY app_id, position"
+    )
+    return [
+        FunctionView(id=function_id, app_id=app_id, config=_config_decoder.decode(config), is_paused=bool(is_paused))
+        for function_id, app_id, config, is_paused in connection.execute(query)
+    ]
+
+
+# sweeps
+
+
+def list_sweeps(connection: sqlite3.Connection, kind: SweepKind) -> list[SweepView]:
+    """Newest first."""
+    return [sweep_view(sweep) for sweep in reversed(read_sweeps(connection, kind))]
+
+
+def sweep_view(sweep: Sweep) -> SweepView:
+    return SweepView(
+        id=sweep.id,
+        function_id=sweep.function_id,
+        started_after=_moment(sweep.started_after),
+        started_before=to_datetime(sweep.started_before),
+        expression=sweep.expression,
+        statuses=sweep.statuses or (),
+        created_at=to_datetime(sweep.created_at),
+        ended_at=_moment(sweep.ended_at),
+        affected=sweep.affected,
+    )
+
+
+# runs
+
+
+def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> RunView | None:
+    row = connection.execute(f"{_RUN} WHERE runs.id = ?", (run_id,)).fetchone()
+    return _run_view(connection, row, first_call_at) if row else None
+
+
+def event_runs(connection: sqlite3.Connection, event_id: str, first_call_at: FirstCallAt) -> list[RunView]:
+    key = "(SELECT key FROM events WHERE id = ?)"
+    of_event = f"SELECT key FROM runs WHERE event_key = {key}"
+    with_batch = f"SELECT run_key FROM run_events WHERE event_key = {key}"
+    rows = connection.execute(
+        f"{_RUN} WHERE runs.key IN ({of_event} UNION {with_batch}) ORDER BY runs.key", (event_id, event_id)
+    )
+    return [_run_view(connection, row, first_call_at) for row in rows]
+
+
+def list_runs(
+    connection: sqlite3.Connection,
+    status: RunStatus | None,
+    function_id: str | None,
+    limit: int,
+    cursor: str | None,
+    first_call_at: FirstCallAt,
+    started_after: dt.datetime | None = None,
+    id_suffix: str | None = None,
+) -> list[RunView]:
+    conditions = Conditions()
+    # Keys grow with time: the newest run that is too old bounds the search.
+    older = "SELECT key FROM runs WHERE created_at <= ? ORDER BY key DESC LIMIT 1"
+    conditions.add(f"runs.key > coalesce(({older}), 0)", started_after and to_milliseconds(started_after))
+    conditions.add("runs.id LIKE '%' || ?", id_suffix)
+    conditions.add("function_id = ?", function_id)
+    conditions.add("runs.key < (SELECT key FROM runs WHERE id = ?)", cursor)
+    if status is not None and status.has_ended:
+        # The index of those that are rare is used only where the statement repeats its condition.
+        rare = "" if status is RunStatus.COMPLETED else " AND ended_at IS NOT NULL AND status <> 'Completed'"
+        conditions.add(f"status = ?{rare}", status)
+    elif status is not None:
+        # Whether a run is scheduled or running, the database learns late: each that has not ended is looked at.
+        conditions.add("runs.key IN (SELECT run_key FROM heads WHERE run_key > ?)", 0)
+    rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
+    views = (_run_view(connection, row, first_call_at) for row in rows)
+    return list(itertools.islice((view for view in views if status in (None, view.status)), limit))
+
+
+def _run_view(connection: sqlite3.Connection, row: Any, first_call_at: FirstCallAt) -> RunView:
+    key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
+    output, rerun_of, event_id, is_batch, encoded = row[9:]
+    head = _readable(encoded) if encoded else None
+    if head is not None and started_at is None:
+        started_at = first_call_at(key)
+        status = RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING
+    return RunView(
+        id=run_id,
+        function_id=function_id,
+        app_id=app_id,
+        status=RunStatus(status),
+        event_ids=_batch_ids(connection, key) if is_batch else [event_id],
+        created_at=to_datetime(created_at),
+        started_at=_moment(started_at),
+        ended_at=_moment(ended_at),
+        output=None if output is None else msgspec.Raw(output),
+        attempt=max((call.attempt for call in head.calls), default=0) if head else 0,
+        max_attempts=max_attempts,
+        rerun_of=rerun_of,
+    )
+
+
+def _batch_ids(connection: sqlite3.Connection, run_key: int) -> list[str]:
+    rows = connection.execute(
+        "SELECT id FROM run_events JOIN events ON events.key = run_events.event_key WHERE run_key = ? "
+        "ORDER BY event_key",
+        (run_key,),
+    )
+    return [event_id for (event_id,) in rows]
+
+
+def run_batch(connection: sqlite3.Connection, run_id: str) -> bytes | None:
+    row = connection.execute(
+        "SELECT runs.key, is_batch, body FROM events JOIN runs ON events.key = runs.event_key WHERE runs.id = ?",
+        (run_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    key, is_batch, body = row
+    return b"[" + b",".join(read_batch(connection, key) if is_batch else [body]) + b"]"
+
+
+def read_batch(connection: sqlite3.Connection, run_key: int) -> list[bytes]:
+    """The events of a run that has several, in the order in which they came."""
+    rows = connection.execute(
+        "SELECT body FROM run_events JOIN events ON events.key = run_events.event_key WHERE run_key = ? "
+        "ORDER BY event_key",
+        (run_key,),
+    )
+    return [body for (body,) in rows]
+
+
+def run_actions(connection: sqlite3.Connection, run_id: str) -> bytes | None:
+    row = connection.execute(
+        "SELECT runs.key, heads.step_input FROM runs LEFT JOIN heads ON heads.run_key = runs.key WHERE runs.id = ?",
+        (run_id,),
+    ).fetchone()
+    if row is None:
+        return None
+    key, step_input = row
+    memos = connection.execute("SELECT step_id, memo FROM memos WHERE run_key = ?", (key,)).fetchall()
+    pending = None if step_input is None else pending_input(step_input, {step_id for step_id, _ in memos})
+    return join_memos(memos if pending is None else [*memos, pending])
+
+
+def pending_input(step_input: bytes, memoised: Collection[str]) -> tuple[str, bytes] | None:
+    """The step that is to run with another input, and that, unless it has run."""
+    ((step_id, given),) = _step_input_decoder.decode(step_input).items()
+    return None if step_id in memoised else (step_id, bytes(given))
+
+
+def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
+    row = connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
+    return row[0] if row else None
+
+
+def run_head(connection: sqlite3.Connection, run_key: int) -> Head | None:
+    row = connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+    return _readable(row[0]) if row else None
+
+
+def _readable(stored: bytes) -> Head | None:
+    """``None`` where the head is damaged: its run fails as soon as something is to happen to it."""
+    try:
+        return read_head(stored)
+    except DatabaseCorruptError:
+        return None
+
+
+# steps and calls
+
+
+def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[CallView]:
+    key = _run_key(connection, run_id)
+    head = None if key is None else run_head(connection, key)
+    if key is None or head is None:
+        return []
+    return [
+        CallView(
+            job_id=job_id_of(run_id, call.step_id),
+            step_id=call.step_id,
+            step_name=call.name or None,
+            generation=call.generation,
+            attempt=call.attempt,
+            due_at=to_datetime(call.due),
+            in_flight=is_under_way(key, call.generation),
+            error=call.error or None,
+        )
+        for call in head.calls
+    ]
+
+
+def run_attempts(connection: sqlite3.Connection, run_id: str) -> list[AttemptView]:
+    """Attempts that failed and were repeated, the earliest first."""
+    rows = connection.execute(
+        "SELECT name, attempt, failed_attempts.ended_at, error FROM failed_attempts "
+        "JOIN runs ON runs.key = run_key WHERE runs.id = ? ORDER BY failed_attempts.ended_at, name, attempt",
+        (run_id,),
+    )
+    return [
+        AttemptView(step=name or None, attempt=attempt, ended_at=to_datetime(ended_at), error=error)
+        for name, attempt, ended_at, error in rows
+    ]
+
+
+def run_steps(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[StepView]:
+    key = _run_key(connection, run_id)
+    if key is None:
+        return []
+    rows = connection.execute(
+        "SELECT seq, step_id, name, op, attempts, failed, created_at, ended_at, memo FROM memos WHERE run_key = ?",
+        (key,),
+    ).fetchall()
+    steps = [_finished_step(*row[1:]) for row in sorted(rows)]
+    head = run_head(connection, key)
+    if head is not None:
+        steps += [_called_step(call, is_under_way(key, call.generation)) for call in head.calls if call.name]
+        steps += [_waiting_step(connection, key, wait) for wait in head.waits]
+    return steps
+
+
+def _finished_step(
+    step_id: str, name: str, op: str, attempts: int, failed: int, created_at: int, ended_at: int, memo: bytes
+) -> StepView:
+    return StepView(
+        id=name,
+        hashed_id=step_id,
+        op=Opcode(op),
+        status=StepStatus.FAILED if failed else StepStatus.COMPLETED,
+        attempts=attempts,
+        created_at=to_datetime(created_at),
+        ended_at=to_datetime(ended_at),
+        due_at=None,
+        memo=msgspec.Raw(memo),
+        error=describe_failed_memo(memo) if failed else None,
+    )
+
+
+def _called_step(call: Call, in_flight: bool) -> StepView:
+    """A step that is planned, under way or to be tried again; also one that failed in a call that discovered."""
+    idle = StepStatus.RETRYING if call.attempt else StepStatus.PLANNED
+    return StepView(
+        id=call.name,
+        hashed_id=hash_step_id(call.name) if call.is_discovery else call.step_id,
+        op=Opcode.STEP_RUN,
+        status=StepStatus.RUNNING if in_flight else idle,
+        attempts=call.attempt + in_flight,
+        created_at=to_datetime(call.due),
+        ended_at=None,
+        due_at=to_datetime(call.due),
+        memo=None,
+        error=call.error or None,
+    )
+
+
+def _waiting_step(connection: sqlite3.Connection, run_key: int, wait: Wait) -> StepView:
+    due, created_at = connection.execute(
+        "SELECT due, created_at FROM waits WHERE run_key = ? AND step_id = ?", (run_key, wait.step_id)
+    ).fetchone()
+    idle = StepStatus.SLEEPING if wait.op == Opcode.SLEEP else StepStatus.WAITING
+    return StepView(
+        id=wait.name,
+        hashed_id=wait.step_id,
+        op=wait.op,
+        status=StepStatus.RUNNING if wait.op in REQUESTS else idle,
+        attempts=wait.attempt + 1,
+        created_at=to_datetime(created_at),
+        ended_at=None,
+        due_at=_moment(due),
+        memo=None,
+        error=None,
+    )

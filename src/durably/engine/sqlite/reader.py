@@ -1,0 +1,131 @@
+"""Reading, on connections and threads of its own, so that the event loop never waits for the disk."""
+
+import asyncio
+import functools
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from durably.engine.core.errors import (
+    DatabaseCorruptError,
+    DatabaseReplacedError,
+    EngineClosedError,
+    EngineError,
+)
+
+from .schema import connect_reader, explain
+
+T = TypeVar("T")
+
+_THREADS = 2
+_MOST_TOGETHER = 32
+"""Queries that one thread runs before it delivers their results."""
+
+
+class Reader:
+    """``on_damage`` is called on the event loop if the database is damaged or replaced.
+    ``check_files`` raises ``DatabaseReplacedError`` if it was replaced: a new connection would open another file."""
+
+    def __init__(
+        self, path: Path, on_damage: Callable[[EngineError], None], check_files: Callable[[], None] = lambda: None
+    ) -> None:
+        self._path = path
+        self._on_damage = on_damage
+        self._check_files = check_files
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._is_closed = False
+        self._asked: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="durably-reader")
+
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """The result of ``query``, all of which sees the database as it is at one moment.
+
+        Raises ``EngineClosedError``, ``DatabaseUnavailableError``, ``DatabaseCorruptError``.
+        """
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed")
+        return await self._explained(asyncio.get_running_loop().run_in_executor(self._threads, self._run, query))
+
+    async def read_together(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """The same for small queries: those of one turn of the event loop share the way to a thread, and back."""
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed")
+        if not self._asked:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._asked.append((query, future))
+        return await self._explained(future)
+
+    def _hand_over(self) -> None:
+        asked, self._asked = self._asked, []
+        if self._is_closed:
+            for _, future in asked:
+                _resolve(future, EngineClosedError("the engine is closed"))
+            return
+        for start in range(0, len(asked), _MOST_TOGETHER):
+            group = asked[start : start + _MOST_TOGETHER]
+            queries = [query for query, _ in group]
+            outcomes = asyncio.get_running_loop().run_in_executor(self._threads, self._run_each, queries)
+            outcomes.add_done_callback(functools.partial(_deliver, [future for _, future in group]))
+
+    def _run_each(self, queries: Sequence[Callable[[sqlite3.Connection], Any]]) -> list[Any]:
+        """The result of each, or what it raised."""
+        outcomes = []
+        for query in queries:
+            try:
+                outcomes.append(self._run(query))
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
+    async def _explained(self, result: asyncio.Future[T]) -> T:
+        try:
+            return await result
+        except DatabaseReplacedError as error:
+            self._on_damage(error)
+            raise
+        except sqlite3.Error as error:
+            explained = explain(error)
+            if isinstance(explained, DatabaseCorruptError):
+                self._on_damage(explained)
+            raise explained from error
+
+    def _run(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connection()
+        connection.execute("BEGIN")
+        try:
+            return query(connection)
+        finally:
+            connection.execute("COMMIT")
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            self._check_files()
+            connection = self._local.connection = connect_reader(self._path)
+            self._connections.append(connection)
+        return connection
+
+    async def close(self) -> None:
+        self._is_closed = True
+        await asyncio.to_thread(self._threads.shutdown)
+        for connection in self._connections:
+            connection.close()
+
+
+def _deliver(futures: Sequence[asyncio.Future[Any]], outcomes: asyncio.Future[list[Any]]) -> None:
+    for future, outcome in zip(futures, outcomes.result(), strict=True):
+        _resolve(future, outcome)
+
+
+def _resolve(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

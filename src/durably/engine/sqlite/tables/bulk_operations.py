@@ -1,0 +1,140 @@
+"""Statements for paused functions, bulk cancellations and replays."""
+
+import sqlite3
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.run_state import RunStatus
+
+_SWEEP = (
+    "SELECT id, kind, function_id, started_after, started_before, expression, statuses, created_at, ended_at, cursor, "
+    "until_key, affected FROM sweeps"
+)
+_statuses = msgspec.json.Decoder(tuple[RunStatus, ...])
+
+
+class SweepKind(StrEnum):
+    CANCEL = "cancel"
+    REPLAY = "replay"
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """``affected`` counts the runs to which it was done so far. See the schema for the rest."""
+
+    id: str
+    kind: SweepKind
+    function_id: str
+    started_after: int | None
+    started_before: int
+    expression: str | None
+    statuses: tuple[RunStatus, ...] | None
+    created_at: int
+    ended_at: int | None = None
+    cursor: int = 0
+    until_key: int
+    affected: int = 0
+
+
+class SweepStore:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # pauses
+
+    def set_paused(self, function_id: str, now: int) -> None:
+        self._connection.execute(
+            "INSERT OR IGNORE INTO pauses (function_id, paused_at) VALUES (?, ?)", (function_id, now)
+        )
+
+    def set_resumed(self, function_id: str) -> None:
+        self._connection.execute("DELETE FROM pauses WHERE function_id = ?", (function_id,))
+
+    def paused_functions(self) -> set[str]:
+        return {function_id for (function_id,) in self._connection.execute("SELECT function_id FROM pauses")}
+
+    # sweeps
+
+    def add(self, sweep: Sweep) -> None:
+        self._connection.execute(
+            "INSERT INTO sweeps (id, kind, function_id, started_after, started_before, expression, statuses, "
+            "created_at, ended_at, cursor, until_key, affected) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                sweep.id,
+                sweep.kind,
+                sweep.function_id,
+                sweep.started_after,
+                sweep.started_before,
+                sweep.expression,
+                None if sweep.statuses is None else msgspec.json.encode(sweep.statuses).decode(),
+                sweep.created_at,
+                sweep.ended_at,
+                sweep.cursor,
+                sweep.until_key,
+                sweep.affected,
+            ),
+        )
+
+    def find(self, sweep_id: str) -> Sweep | None:
+        row = self._connection.execute(f"{_SWEEP} WHERE id = ?", (sweep_id,)).fetchone()
+        return read_sweep(row) if row else None
+
+    def open_sweeps(self, function_id: str | None = None) -> list[str]:
+        """Those, of one function or all, that have yet to look at runs."""
+        rows = self._connection.execute(
+            "SELECT id FROM sweeps WHERE ended_at IS NULL AND function_id = coalesce(?, function_id) ORDER BY id",
+            (function_id,),
+        )
+        return [sweep_id for (sweep_id,) in rows]
+
+    def of_kind(self, kind: SweepKind) -> list[Sweep]:
+        """Oldest first."""
+        return read_sweeps(self._connection, kind)
+
+    def note_progress(self, sweep_id: str, cursor: int, affected: int) -> None:
+        self._connection.execute(
+            "UPDATE sweeps SET cursor = ?, affected = ? WHERE id = ?", (cursor, affected, sweep_id)
+        )
+
+    def end(self, sweep_id: str, now: int) -> None:
+        self._connection.execute("UPDATE sweeps SET ended_at = ? WHERE id = ?", (now, sweep_id))
+
+    def delete(self, sweep_id: str) -> None:
+        self._connection.execute("DELETE FROM sweeps WHERE id = ?", (sweep_id,))
+
+    def last_run_key(self) -> int:
+        row: tuple[int] = self._connection.execute("SELECT coalesce(max(key), 0) FROM runs").fetchone()
+        return row[0]
+
+    def runs_between(self, function_id: str, after: int, until: int, at_most: int) -> list[tuple[int, RunStatus, int]]:
+        """Keys, statuses and creation times of a function's runs with keys in ``(after, until]``."""
+        rows: Iterable[tuple[int, str, int]] = self._connection.execute(
+            "SELECT key, status, created_at FROM runs WHERE function_id = ? AND key > ? AND key <= ? "
+            "ORDER BY key LIMIT ?",
+            (function_id, after, until, at_most),
+        )
+        return [(key, RunStatus(status), created_at) for key, status, created_at in rows]
+
+
+def read_sweeps(connection: sqlite3.Connection, kind: SweepKind) -> list[Sweep]:
+    """Oldest first."""
+    return [read_sweep(row) for row in connection.execute(f"{_SWEEP} WHERE kind = ? ORDER BY id", (kind,))]
+
+
+def read_sweep(row: Any) -> Sweep:
+    return Sweep(
+        id=row[0],
+        kind=SweepKind(row[1]),
+        function_id=row[2],
+        started_after=row[3],
+        started_before=row[4],
+        expression=row[5],
+        statuses=None if row[6] is None else _statuses.decode(row[6]),
+        created_at=row[7],
+        ended_at=row[8],
+        cursor=row[9],
+        until_key=row[10],
+        affected=row[11],
+    )

@@ -1,0 +1,481 @@
+"""Statements for runs, events, memos and waits."""
+
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator
+
+import msgspec
+
+from durably.engine.core.errors import DatabaseCorruptError
+from durably.engine.core.flow.queue_entries import Ticket, decode_ticket, encode_ticket
+from durably.engine.core.inputs import WriteMemo
+from durably.engine.core.run_state import (
+    Call,
+    Head,
+    Origin,
+    RunStatus,
+    decode_head,
+    decode_origin,
+    encode_head,
+    encode_origin,
+)
+from durably.protocol.opcodes import Opcode
+
+from .bulk_operations import SweepStore
+from .flow import FlowStore
+
+_RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of FROM runs"
+
+
+class RunRow(msgspec.Struct, frozen=True, gc=False):
+    """``event_key`` is the event that triggered the run, or the first of them where it ``is_batch``."""
+
+    key: int
+    id: str
+    function_id: str
+    app_id: str
+    event_key: int
+    is_batch: bool
+    status: RunStatus
+    created_at: int
+    started_at: int | None
+    rerun_of: str | None
+
+
+class NewRun(msgspec.Struct, frozen=True, gc=False):
+    """``step_input``: see the schema."""
+
+    id: str
+    function_id: str
+    app_id: str
+    event_keys: tuple[int, ...]
+    max_attempts: int
+    created_at: int
+    rerun_of: str | None = None
+    ticket: Ticket | None = None
+    step_input: bytes | None = None
+
+
+class WaitRow(msgspec.Struct, frozen=True, gc=False):
+    """``path`` and ``value`` narrow down which events can end an event wait; see the schema."""
+
+    run_key: int
+    step_id: str
+    op: Opcode
+    topic: str | None = None
+    path: str | None = None
+    value: str | None = None
+    expression: str | None = None
+    due: int | None = None
+
+
+class Store:
+    """``flow`` and ``sweeps`` hold the statements of what they are named for."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = self._connection = connection
+        self.flow = FlowStore(connection)
+        self.sweeps = SweepStore(connection)
+        self._event_keys = RowKeys(connection, "events")
+        self._run_keys = RowKeys(connection, "runs")
+
+    # events
+
+    def add_event(
+        self,
+        event_id: str,
+        sender_id: str | None,
+        name: str,
+        received_at: int,
+        body: bytes,
+        origin: Origin | None = None,
+    ) -> int | None:
+        """``None`` where there is an event of this id already."""
+        key = self._event_keys.next()
+        cursor = self._connection.execute(
+            "INSERT INTO events (key, id, sender_id, name, received_at, body, origin) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (id) DO NOTHING",
+            (key, event_id, sender_id, name, received_at, body, None if origin is None else encode_origin(origin)),
+        )
+        return key if cursor.rowcount else None
+
+    def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
+        """The id of the event that came with this sender's id lately."""
+        row = self._connection.execute(
+            "SELECT id FROM events WHERE sender_id = ? AND received_at > ? ORDER BY received_at DESC LIMIT 1",
+            (sender_id, received_after),
+        ).fetchone()
+        return row[0] if row else None
+
+    def event(self, event_key: int) -> tuple[str, str, bytes, Origin | None]:
+        """Id, name, body and origin."""
+        event_id, name, body, origin = self._connection.execute(
+            "SELECT id, name, body, origin FROM events WHERE key = ?", (event_key,)
+        ).fetchone()
+        return event_id, name, body, decode_origin(origin)
+
+    # apps
+
+    def put_app(
+        self, app_id: str, url: str, sdk: str | None, framework: str | None, version: str | None, now: int
+    ) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO apps (id, url, sdk, framework, version, synced_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (app_id, url, sdk, framework, version, now),
+        )
+
+    def app_version_and_url(self, app_id: str) -> tuple[str | None, str | None]:
+        """The app's own version, and its URL, at its last sync."""
+        row = self._connection.execute("SELECT version, url FROM apps WHERE id = ?", (app_id,)).fetchone()
+        return (row[0], row[1]) if row else (None, None)
+
+    def active_functions(self, app_id: str) -> list[tuple[str, bytes]]:
+        """Ids and configurations, in the order in which the app synced them."""
+        return self._connection.execute(
+            "SELECT id, config FROM functions WHERE app_id = ? AND is_active ORDER BY position", (app_id,)
+        ).fetchall()
+
+    def other_owner(self, function_id: str, app_id: str) -> str | None:
+        """Another app that has an active function of this id."""
+        row = self._connection.execute(
+            "SELECT app_id FROM functions WHERE id = ? AND is_active AND app_id != ?", (function_id, app_id)
+        ).fetchone()
+        return row[0] if row else None
+
+    def put_functions(self, app_id: str, configs: Iterable[tuple[str, bytes]]) -> None:
+        """Make these the app's active functions."""
+        self._connection.execute("UPDATE functions SET is_active = 0 WHERE app_id = ?", (app_id,))
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO functions (id, app_id, position, is_active, config) VALUES (?, ?, ?, 1, ?)",
+            [(function_id, app_id, position, config) for position, (function_id, config) in enumerate(configs)],
+        )
+
+    def all_functions(self) -> list[tuple[str, str, bool, bytes]]:
+        """Ids, apps, whether active, and configurations, in the order of apps and of functions within them."""
+        return self._connection.execute(
+            "SELECT id, app_id, is_active, config FROM functions ORDER BY app_id, position"
+        ).fetchall()
+
+    # runs
+
+    def add_run(self, run: NewRun, head: Head, *, is_moving: bool) -> RunRow:
+        row = self._add_run_row(run, head.status)
+        self._connection.execute(
+            "INSERT INTO heads (run_key, is_moving, head, ticket, step_input) VALUES (?, ?, ?, ?, ?)",
+            (
+                row.key,
+                is_moving,
+                encode_head(head),
+                None if run.ticket is None else encode_ticket(run.ticket),
+                run.step_input,
+            ),
+        )
+        return row
+
+    def add_ended_run(self, run: NewRun, status: RunStatus, output: bytes) -> RunRow:
+        """Store a run that has already ended: skipped, or failed before it began."""
+        row = self._add_run_row(run, status)
+        self._connection.execute(
+            "UPDATE runs SET ended_at = ?, output = ? WHERE key = ?", (run.created_at, output, row.key)
+        )
+        return row
+
+    def _add_run_row(self, run: NewRun, status: RunStatus) -> RunRow:
+        is_batch = len(run.event_keys) > 1
+        key = self._run_keys.next()
+        self._connection.execute(
+            "INSERT INTO runs "
+            "(key, id, function_id, app_id, event_key, is_batch, status, max_attempts, created_at, rerun_of) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                key,
+                run.id,
+                run.function_id,
+                run.app_id,
+                run.event_keys[0],
+                is_batch,
+                status,
+                run.max_attempts,
+                run.created_at,
+                run.rerun_of,
+            ),
+        )
+        if is_batch:
+            self._connection.executemany(
+                "INSERT INTO run_events (run_key, event_key) VALUES (?, ?)",
+                [(key, event_key) for event_key in run.event_keys],
+            )
+        return RunRow(
+            key,
+            run.id,
+            run.function_id,
+            run.app_id,
+            run.event_keys[0],
+            is_batch,
+            status,
+            run.created_at,
+            None,
+            run.rerun_of,
+        )
+
+    def find_run_key(self, run_id: str) -> int | None:
+        return find_run_key(self._connection, run_id)
+
+    def run(self, run_key: int) -> RunRow:
+        run = self.find_run(run_key)
+        assert run is not None, "who has its key knows that it is there"
+        return run
+
+    def find_run(self, run_key: int) -> RunRow | None:
+        """``None`` if it was purged."""
+        row = self._connection.execute(f"{_RUN} WHERE key = ?", (run_key,)).fetchone()
+        if row is None:
+            return None
+        key, run_id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of = row
+        return RunRow(
+            key,
+            run_id,
+            function_id,
+            app_id,
+            event_key,
+            bool(is_batch),
+            RunStatus(status),
+            created_at,
+            started_at,
+            rerun_of,
+        )
+
+    def ended_at(self, run_key: int) -> int:
+        """The time at which an ended run ended."""
+        row: tuple[int] = self._connection.execute("SELECT ended_at FROM runs WHERE key = ?", (run_key,)).fetchone()
+        return row[0]
+
+    def event_keys(self, run: RunRow) -> tuple[int, ...]:
+        """The events that started a run."""
+        if not run.is_batch:
+            return (run.event_key,)
+        rows = self._connection.execute(
+            "SELECT event_key FROM run_events WHERE run_key = ? ORDER BY event_key", (run.key,)
+        )
+        return tuple(event_key for (event_key,) in rows)
+
+    def head(self, run_key: int) -> tuple[Head, Ticket | None, bool] | None:
+        """The head, the ticket if the run has one, and whether the run is moving; ``None`` where it has ended. Raises
+        ``DatabaseCorruptError``."""
+        row = self._connection.execute(
+            "SELECT head, ticket, is_moving FROM heads WHERE run_key = ?", (run_key,)
+        ).fetchone()
+        if row is None:
+            return None
+        return read_head(row[0]), None if row[1] is None else decode_ticket(row[1]), bool(row[2])
+
+    def ticket(self, run_key: int) -> Ticket | None:
+        """The ticket of a run whose head is damaged, if that can be read."""
+        row = self._connection.execute("SELECT ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+        try:
+            return decode_ticket(row[0]) if row and row[0] is not None else None
+        except msgspec.MsgspecError:
+            return None
+
+    def moving_runs(self) -> list[int]:
+        return [key for (key,) in self._connection.execute("SELECT run_key FROM heads WHERE is_moving")]
+
+    def put_head(self, run_key: int, head: Head) -> None:
+        self._connection.execute("UPDATE heads SET head = ? WHERE run_key = ?", (encode_head(head), run_key))
+
+    def put_moving(self, run_key: int, is_moving: bool) -> None:
+        self._connection.execute("UPDATE heads SET is_moving = ? WHERE run_key = ?", (is_moving, run_key))
+
+    def begin_run(self, run: RunRow, started_at: int) -> RunRow:
+        """Note that the run's first call is made, or was at that time."""
+        started_at = started_at if run.started_at is None else run.started_at
+        self._connection.execute(
+            "UPDATE runs SET status = ?, started_at = ? WHERE key = ?", (RunStatus.RUNNING, started_at, run.key)
+        )
+        return msgspec.structs.replace(run, status=RunStatus.RUNNING, started_at=started_at)
+
+    def end_run(self, run_key: int, status: RunStatus, started_at: int | None, ended_at: int, output: bytes) -> None:
+        """Waits and delayed calls are dropped apart: most runs have none in the end."""
+        self._connection.execute(
+            "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?), ended_at = ?, output = ? WHERE key = ?",
+            (status, started_at, ended_at, output, run_key),
+        )
+        self._connection.execute("DELETE FROM heads WHERE run_key = ?", (run_key,))
+
+    # memos
+
+    def add_memo(self, run_key: int, seq: int, written: WriteMemo, created_at: int, ended_at: int) -> None:
+        self._connection.execute(
+            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run_key,
+                written.step_id,
+                seq,
+                written.name,
+                written.op,
+                written.attempts,
+                written.failed,
+                created_at,
+                ended_at,
+                written.memo,
+            ),
+        )
+
+    def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
+        """Those of the steps that have a memo."""
+        query = "SELECT 1 FROM memos WHERE run_key = ? AND step_id = ?"
+        return frozenset(
+            step_id for step_id in step_ids if self._connection.execute(query, (run_key, step_id)).fetchone()
+        )
+
+    def memo_order(self, run_key: int) -> list[tuple[int, str, str]]:
+        """Places, hashed ids and names of the steps that have a memo, in the order of the memos."""
+        return self._connection.execute(
+            "SELECT seq, step_id, name FROM memos WHERE run_key = ? ORDER BY seq", (run_key,)
+        ).fetchall()
+
+    def size_of_memos(self, run_key: int, before: int) -> tuple[int, int]:
+        """How many of the run's memos come before a place, and how many bytes they have."""
+        row: tuple[int, int] = self._connection.execute(
+            "SELECT count(*), coalesce(sum(length(memo)), 0) FROM memos WHERE run_key = ? AND seq < ?",
+            (run_key, before),
+        ).fetchone()
+        return row
+
+    def copy_memos(self, from_key: int, to_key: int, before: int) -> None:
+        """Give a run those memos of another that come before a place."""
+        self._connection.execute(
+            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo) "
+            "SELECT ?, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo FROM memos "
+            "WHERE run_key = ? AND seq < ?",
+            (to_key, from_key, before),
+        )
+
+    # waits
+
+    def put_wait(self, wait: WaitRow, created_at: int) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO waits (run_key, step_id, op, topic, path, value, expression, due, created_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                wait.run_key,
+                wait.step_id,
+                wait.op,
+                wait.topic,
+                wait.path,
+                wait.value,
+                wait.expression,
+                wait.due,
+                created_at,
+            ),
+        )
+
+    def take_wait(self, run_key: int, step_id: str) -> int | None:
+        """Remove a wait; when it began."""
+        row = self._connection.execute(
+            "DELETE FROM waits WHERE run_key = ? AND step_id = ? RETURNING created_at", (run_key, step_id)
+        ).fetchone()
+        return row[0] if row else None
+
+    def drop_waits(self, run_key: int) -> None:
+        self._connection.execute("DELETE FROM waits WHERE run_key = ?", (run_key,))
+
+    def mute_wait(self, run_key: int, step_id: str) -> None:
+        """Let nothing but its timeout end a wait."""
+        self._connection.execute("UPDATE waits SET topic = NULL WHERE run_key = ? AND step_id = ?", (run_key, step_id))
+
+    def waits_for(self, op: Opcode, topic: str) -> list[tuple[int, str]]:
+        """Runs and steps that wait for a signal, or for the run that an event starts."""
+        return self._connection.execute(
+            "SELECT run_key, step_id FROM waits WHERE op = ? AND topic = ?", (op, topic)
+        ).fetchall()
+
+    def event_waits(self, event: str, path: str | None, value: str | None) -> Iterator[tuple[int, str, str | None]]:
+        """Runs, steps and expressions that wait for an event, narrowed down by what lies at ``path`` of it."""
+        rows: Iterator[tuple[int, str, str | None]] = self._connection.execute(
+            "SELECT run_key, step_id, expression FROM waits WHERE op = ? AND topic = ? AND path IS ? AND value IS ?",
+            (Opcode.WAIT_FOR_EVENT, event, path, value),
+        )
+        return rows
+
+    def add_wait_path(self, event: str, path: str | None) -> None:
+        """Note that something waits for, or is cancelled by, an event, narrowed down by a place of it or not."""
+        self._connection.execute("INSERT OR IGNORE INTO wait_paths (event, path) VALUES (?, ?)", (event, path or ""))
+
+    def wait_paths(self, event: str) -> list[str | None]:
+        rows = self._connection.execute("SELECT path FROM wait_paths WHERE event = ?", (event,))
+        return [path or None for (path,) in rows]
+
+    # deferred functions
+
+    def add_deferred(self, run_key: int, step_id: str, function_id: str, data: bytes) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO defers (run_key, step_id, function_id, data) VALUES (?, ?, ?, ?)",
+            (run_key, step_id, function_id, data),
+        )
+
+    def drop_deferred(self, run_key: int, step_id: str) -> None:
+        self._connection.execute("DELETE FROM defers WHERE run_key = ? AND step_id = ?", (run_key, step_id))
+
+    def take_deferred(self, run_key: int) -> list[tuple[str, bytes]]:
+        """Remove and return a run's deferred functions: ids and data, in the order of the defers."""
+        rows = self._connection.execute(
+            "SELECT function_id, data FROM defers WHERE run_key = ? ORDER BY rowid", (run_key,)
+        ).fetchall()
+        self._connection.execute("DELETE FROM defers WHERE run_key = ?", (run_key,))
+        return rows
+
+    # delayed calls
+
+    def add_delayed_call(self, run_key: int, generation: int, due: int) -> None:
+        self._connection.execute(
+            "INSERT INTO delayed_calls (run_key, generation, due) VALUES (?, ?, ?)", (run_key, generation, due)
+        )
+
+    def put_failed_attempt(self, run_key: int, call: Call, now: int) -> None:
+        """Keep the error of the attempt before ``call``, which repeats it."""
+        attempt = call.attempt if call.unreached else call.attempt - 1
+        self._connection.execute(
+            "INSERT OR REPLACE INTO failed_attempts (run_key, step_id, attempt, name, ended_at, error) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (run_key, call.step_id, attempt, call.name, now, call.error),
+        )
+
+    def drop_delayed_calls(self, run_key: int) -> None:
+        self._connection.execute("DELETE FROM delayed_calls WHERE run_key = ?", (run_key,))
+
+    def drop_delayed_call(self, run_key: int, generation: int) -> None:
+        self._connection.execute(
+            "DELETE FROM delayed_calls WHERE run_key = ? AND generation = ?", (run_key, generation)
+        )
+
+
+def find_run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
+    row = connection.execute("SELECT key FROM runs WHERE id = ?", (run_id,)).fetchone()
+    return row[0] if row else None
+
+
+def read_head(stored: bytes) -> Head:
+    """Raises ``DatabaseCorruptError``."""
+    try:
+        return decode_head(stored)
+    except msgspec.MsgspecError as error:
+        raise DatabaseCorruptError(f"the head that is stored of the run is damaged: {error}") from error
+
+
+class RowKeys:
+    """Of one table, ascending. Each is given out once, also where the row is not written, or the writing undone."""
+
+    def __init__(self, connection: sqlite3.Connection, table: str) -> None:
+        self._connection = connection
+        self._table = table
+        self._last: int | None = None
+
+    def next(self) -> int:
+        last = self._read_last() if self._last is None else self._last
+        self._last = last + 1
+        return self._last
+
+    def _read_last(self) -> int:
+        (last,) = self._connection.execute(f"SELECT coalesce(max(key), 0) FROM {self._table}").fetchone()
+        return int(last)

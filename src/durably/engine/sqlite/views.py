@@ -1,0 +1,258 @@
+"""What the engine shows of its state: frozen values, times as aware UTC datetimes."""
+
+import datetime as dt
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.run_state import RunStatus
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import FunctionConfig
+
+__all__ = [
+    "AppView",
+    "CallView",
+    "EventView",
+    "FunctionView",
+    "InvokeReceipt",
+    "MetadataView",
+    "RunStatus",
+    "RunUpdate",
+    "RunView",
+    "StepStatus",
+    "StepView",
+    "SweepView",
+    "SyncResult",
+    "TracesView",
+    "UpdateKind",
+    "describe_error",
+    "describe_failed_memo",
+]
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """``id`` is the engine's own (a ULID); ``event.id`` the sender's, where one was given."""
+
+    id: str
+    event: Event
+    received_at: dt.datetime
+
+
+class AppView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    url: str
+    sdk: str | None
+    framework: str | None
+    version: str | None
+    synced_at: dt.datetime
+    function_count: int
+
+
+class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that its app has. ``config`` is as it was synced; ``is_paused`` says that it starts no runs."""
+
+    id: str
+    app_id: str
+    config: FunctionConfig
+    is_paused: bool
+
+
+class SweepView(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulk cancellation or replay: of the function's runs created from ``started_after`` until before
+    ``started_before``, for whose event the expression holds and, in a replay, that ended with one of ``statuses``.
+
+    ``affected`` is how many it concerned so far. ``ended_at`` is when it had looked at the runs that there were; a
+    cancellation holds for new ones until ``started_before``.
+    """
+
+    id: str
+    function_id: str
+    started_after: dt.datetime | None
+    started_before: dt.datetime
+    expression: str | None
+    statuses: tuple[RunStatus, ...]
+    created_at: dt.datetime
+    ended_at: dt.datetime | None
+    affected: int
+
+
+class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sync changed. ``modified`` is false if the app's functions have not changed since its last sync.
+
+    ``added``, ``changed`` and ``removed`` are ids of functions. ``version`` is the client's ``app_version``, and
+    ``previous_version`` that of the previous sync. ``previous_url`` is the app's URL before, if it has changed.
+    """
+
+    app_id: str
+    modified: bool
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    version: str | None = None
+    previous_version: str | None = None
+    previous_url: str | None = None
+
+
+class RunView(msgspec.Struct, frozen=True, kw_only=True):
+    """``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``.
+
+    ``started_at`` is when the first call was made. ``attempt`` is that of the call under way, from 0.
+    """
+
+    id: str
+    function_id: str
+    app_id: str
+    status: RunStatus
+    event_ids: list[str]
+    created_at: dt.datetime
+    started_at: dt.datetime | None
+    ended_at: dt.datetime | None
+    output: msgspec.Raw | None
+    attempt: int
+    max_attempts: int
+    rerun_of: str | None
+
+    def decode_output(self) -> Any:
+        """``output`` as Python objects; ``None`` where there is none."""
+        return None if self.output is None else msgspec.json.decode(self.output)
+
+
+class StepStatus(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    PLANNED = "planned"
+    RETRYING = "retrying"
+    RUNNING = "running"
+    SLEEPING = "sleeping"
+    WAITING = "waiting"
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    """``id`` is the step's id as the user wrote it, ``hashed_id`` the one on the wire.
+
+    ``attempts`` is how many were made. ``due_at`` is when a sleep ends, a wait times out, or the next attempt
+    is made. ``memo`` is JSON, in the form in which apps get it: ``{"data": …}``, ``{"error": …}``, the event
+    that was waited for, or null.
+    """
+
+    id: str
+    hashed_id: str
+    op: Opcode
+    status: StepStatus
+    attempts: int
+    created_at: dt.datetime
+    ended_at: dt.datetime | None
+    due_at: dt.datetime | None
+    memo: msgspec.Raw | None
+    error: str | None
+
+
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that failed, and was or will be followed by another. ``attempt`` counts from 0.
+
+    ``step`` is the step's id as the user wrote it, ``None`` for the function's own code. ``error`` is
+    ``"Name: message"``.
+    """
+
+    step: str | None
+    attempt: int
+    ended_at: dt.datetime
+    error: str
+
+
+class MetadataView(msgspec.Struct, frozen=True, kw_only=True):
+    """Metadata of a run from an SDK: the JSON that was received."""
+
+    received_at: dt.datetime
+    body: msgspec.Raw
+
+
+class TracesView(msgspec.Struct, frozen=True, kw_only=True):
+    """One export of spans by an SDK (OTLP), in the form of the content type."""
+
+    received_at: dt.datetime
+    content_type: str
+    body: bytes
+
+
+class CallView(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that is outstanding: scheduled for ``due_at``, or under way where ``in_flight``.
+
+    ``step_id`` is the hashed id of the step it targets, or ``step`` where it discovers. ``error`` is why the
+    attempt before it failed.
+    """
+
+    job_id: str
+    step_id: str
+    step_name: str | None
+    generation: int
+    attempt: int
+    due_at: dt.datetime
+    in_flight: bool
+    error: str | None
+
+
+class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True):
+    """``run_id`` is ``None`` where flow control starts no run, or not yet."""
+
+    event_id: str
+    run_id: str | None
+
+
+class UpdateKind(StrEnum):
+    RUN_STARTED = "run started"
+    STEP_COMPLETED = "step completed"
+    STEP_FAILED = "step failed"
+    RETRYING = "retrying"
+    UNREACHED = "app unreached"
+    SLEEPING = "sleeping"
+    WAITING = "waiting"
+    RUN_COMPLETED = "run completed"
+    RUN_FAILED = "run failed"
+    RUN_CANCELLED = "run cancelled"
+    RUN_SKIPPED = "run skipped"
+
+
+class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a run, sent to those who watch once it is committed.
+
+    ``step`` is the step's id as the user wrote it, ``None`` where it concerns the function's own code.
+    ``attempt`` is the one that failed (from 0), ``due_at`` when the next is made, a sleep ends or a wait times
+    out. ``output`` is JSON: of a step its memo, of a run what the function returned. ``error`` is ``"Name: message"``.
+    """
+
+    kind: UpdateKind
+    at: dt.datetime
+    run_id: str
+    function_id: str
+    step: str | None = None
+    op: Opcode | None = None
+    attempt: int | None = None
+    due_at: dt.datetime | None = None
+    output: msgspec.Raw | None = None
+    error: str | None = None
+
+
+_error_decoder = msgspec.json.Decoder(ErrorData)
+_memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def describe_error(encoded: bytes | msgspec.Raw) -> str:
+    """``Name: message`` of an error as JSON."""
+    error = _error_decoder.decode(encoded)
+    return f"{error.name or 'Error'}: {error.message or ''}"
+
+
+def describe_failed_memo(memo: bytes) -> str:
+    return describe_error(_memo_decoder.decode(memo)["error"])
+
+
+def to_datetime(milliseconds: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+
+
+def to_milliseconds(moment: dt.datetime) -> int:
+    return round(moment.timestamp() * 1000)

@@ -1,0 +1,315 @@
+"""A call of a sync function: the first step without a memo ends it."""
+
+import inspect
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from durably.protocol.errors import Error, ErrorCode
+from durably.protocol.opcodes import ParallelMode
+
+from .memos import Memo
+from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
+from .replay import Replay, in_step, raised_by_user, refuse_nested
+from .step import Step, StepRequest
+
+T = TypeVar("T")
+
+
+class AsyncUnsupportedError(Error):
+    code = ErrorCode.ASYNC_UNSUPPORTED
+    is_retriable = False
+
+
+class _Interrupt(BaseException):
+    """The call has its outcome; what is left of the function is not run."""
+
+
+class _Skipped(BaseException):
+    """A branch of ``group.parallel`` has come to a step without a memo; the others go on."""
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never really waits, in this thread and without an event loop.
+
+    Code that decides is written once, as coroutines over a small I/O interface; where that interface
+    blocks instead of waiting, this is all it takes to run it.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise RuntimeError("a coroutine driven without an event loop tried to wait for one")
+
+
+@dataclass(slots=True)
+class _Group:
+    """A running ``group.parallel``: the steps found in it, and whether a branch stopped at one, found or skipped."""
+
+    mode: ParallelMode
+    found: list[StepReport] = field(default_factory=list)
+    is_waiting: bool = False
+
+
+class SyncCall:
+    """One call of one sync function."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._outcome: Ending | None = None
+        self._executed: list[StepReport] = []
+        self._group: _Group | None = None
+        self._branches = Branches()
+
+    def run(self, function: Callable[[], Any]) -> Ending:
+        """Run the function until it ends or the call does."""
+        if self._replay.is_new:
+            drive(self._replay.freshen())
+        outer_step = in_step.set(None)  # nothing of a run that this one is perhaps called from reaches into it
+        try:
+            value = function()
+            if inspect.isawaitable(value):
+                _discard(value)
+                raise AsyncUnsupportedError("a sync function returned an awaitable: make the function async")
+            returned: Ending = self._replay.divergence(None) or Returned(value)
+        except (_Interrupt, _Skipped):
+            returned = Raised(RuntimeError("the call was interrupted without an outcome"))
+        except (Exception, SystemExit) as error:
+            returned = Raised(raised_by_user(error))
+        finally:
+            in_step.reset(outer_step)
+        # A function that swallows the interrupt goes on running, but what the call found stands.
+        outcome = self._outcome if self._outcome is not None else returned
+        drive(self._replay.freshen())
+        return outcome
+
+    def step(self, request: StepRequest) -> Any:
+        """Return the step's memo, or leave the function."""
+        if self._outcome is not None:
+            raise _Interrupt
+        refuse_nested(request)
+        replay = self._replay
+        if self._group is not None or self._branches.has_abandoned:
+            self._check_id(request.step_id)
+        step = replay.identify(request)
+        memo = replay.take(step, in_order=self._group is None)
+        if memo is None:
+            memo = self._meet(step)
+        elif replay.memos.refusals and (refusal := replay.refusal(step)) is not None:
+            self._end(Raised(refusal))
+        elif replay.is_last(step):
+            self._freshen()
+        return replay.value(step, memo)
+
+    def _check_id(self, step_id: str) -> None:
+        try:
+            self._branches.meet(step_id)
+        except StepIdAmbiguousError as error:
+            self._end(Raised(error))
+
+    def _check_reached(self, found: str) -> None:
+        if (diverged := self._replay.divergence(found)) is not None:
+            self._end(diverged)
+
+    def _freshen(self) -> None:
+        """What a hook raises here ends the call; it is none of the function's business."""
+        try:
+            drive(self._replay.freshen())
+        except Exception as error:
+            self._end(Raised(error))
+
+    def _meet(self, step: Step) -> Memo:
+        """A step without a memo ends the call, or, in a group, this branch's part of it, unless the step can be
+        executed and handed over: then its memo is returned."""
+        replay, group = self._replay, self._group
+        if step.hashed_id in replay.targets:
+            self._meet_target(step)
+        if group is None:
+            if replay.target is not None:
+                self._end(replay.not_found([step]))
+            self._check_reached(step.request.step_id)
+            if replay.runs_at_once(step):
+                if replay.is_over:
+                    self._end(HandedOver())
+                return self._execute(step)
+            self._end(Found([replay.plan(step, None, among_several=False)]))
+        group.is_waiting = True
+        if replay.target is None:
+            group.found.append(replay.plan(step, group.mode, among_several=True))
+        raise _Skipped
+
+    def _meet_target(self, step: Step) -> NoReturn:
+        """Execute the step, and others that the call is for where they are in the same group and there is time."""
+        replay = self._replay
+        if step.request.is_run:
+            try:
+                self._executed.append(drive(replay.execute(step, self._mode, _call_handler)))
+            except Exception as error:  # a hook's
+                self._end(Raised(error))
+        else:
+            self._executed.append(replay.plan(step, self._mode, among_several=False))
+        if self._group is None or len(self._executed) == len(replay.targets) or not replay.has_time():
+            self._end(Found(self._executed))
+        self._group.is_waiting = True
+        raise _Skipped
+
+    @property
+    def _mode(self) -> ParallelMode | None:
+        return self._group.mode if self._group is not None else None
+
+    def _execute(self, step: Step) -> Memo:
+        """Run the step's handler, which ends the call unless the step can be handed over."""
+        try:
+            report = drive(self._replay.execute(step, self._mode, _call_handler))
+            ending = drive(self._replay.conclude(report))
+        except Exception as error:  # a hook's
+            ending = Raised(error)
+        if isinstance(ending, Memo):
+            return ending
+        self._end(ending)
+
+    def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
+        """Run each callable to its end or to its first step without a memo; report those steps together.
+
+        If callables raise, all others are run nevertheless, so that their steps are numbered; then the first error
+        is raised.
+        """
+        outer = self._group
+        group = self._group = _Group(mode)
+        outputs: list[T] = []
+        errors: list[Exception] = []
+        try:
+            for number, function in enumerate(callables):
+                with self._branches.branch(number, mode):
+                    try:
+                        outputs.append(function())
+                    except _Skipped:
+                        pass
+                    except Exception as error:
+                        errors.append(error)
+        finally:
+            self._group = outer
+            self._branches.end_group(abandoned=bool(errors))
+        if self._executed:
+            self._end(Found(self._executed))
+        if errors:
+            raise errors[0]
+        if not group.is_waiting:
+            return tuple(outputs)
+        if outer is not None:
+            outer.is_waiting = True
+            outer.found += group.found
+            raise _Skipped
+        if self._replay.target is not None:
+            self._end(self._replay.not_found([]))
+        self._check_reached(group.found[0].info.id)
+        self._end(Found(group.found))
+
+    def _end(self, ending: Ending) -> NoReturn:
+        self._outcome = ending
+        raise _Interrupt
+
+
+async def _call_handler(step: Step, args: Sequence[Any]) -> Any:
+    value = step.request.call(args)
+    if inspect.isawaitable(value):
+        _discard(value)
+        raise AsyncUnsupportedError(
+            "a sync function's step was given a coroutine function: make the function async, or the step's handler sync"
+        )
+    return value
+
+
+def _discard(value: Any) -> None:
+    if inspect.iscoroutine(value):
+        value.close()
+
+
+class StepIdAmbiguousError(Error):
+    """A step's id repeats across branches in a way in which a sync function cannot tell its steps apart."""
+
+    code = ErrorCode.STEP_ID_AMBIGUOUS
+    is_retriable = False
+    include_stack = False
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A branch that is being run; ``level`` counts the steps and groups that it has met."""
+
+    index: int
+    mode: ParallelMode
+    level: int = 0
+    has_groups: bool = False
+
+
+@dataclass(slots=True)
+class _Uses:
+    """Where an id is used in a group. ``keeps_step``: each use moves on only when all branches do."""
+
+    paths: set[tuple[int, ...]] = field(default_factory=set)
+    levels: set[tuple[int, ...]] = field(default_factory=set)
+    keeps_step: bool = True
+
+    @property
+    def is_ambiguous(self) -> bool:
+        if len(self.paths) < 2:
+            return False
+        are_first = not any(map(any, self.levels))
+        return not are_first and not (self.keeps_step and len(self.levels) == 1)
+
+
+class Branches:
+    """The branches that a sync call is in, and the ids used in them."""
+
+    def __init__(self) -> None:
+        self._path: list[_Branch] = []
+        self._uses: dict[str, _Uses] = {}
+        self._abandoned: set[str] = set()
+
+    @property
+    def has_abandoned(self) -> bool:
+        return bool(self._abandoned)
+
+    @contextmanager
+    def branch(self, index: int, mode: ParallelMode) -> Iterator[None]:
+        self._path.append(_Branch(index, mode))
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    def end_group(self, *, abandoned: bool) -> None:
+        """``abandoned``: an error ended the group, and its other branches may yet go on behind the function's back."""
+        if self._path:
+            self._path[-1].level += 1
+            self._path[-1].has_groups = True
+            return
+        if abandoned:
+            self._abandoned.update(step_id for step_id, uses in self._uses.items() if any(map(any, uses.levels)))
+        self._uses.clear()
+
+    def meet(self, step_id: str) -> None:
+        """Raises ``StepIdAmbiguousError``."""
+        if not self._path:
+            if step_id in self._abandoned:
+                raise _ambiguous(step_id)
+            return
+        innermost = self._path[-1]
+        uses = self._uses.setdefault(step_id, _Uses())
+        uses.paths.add(tuple(branch.index for branch in self._path))
+        uses.levels.add(tuple(branch.level for branch in self._path))
+        if len(self._path) > 1 or innermost.has_groups or innermost.mode is not ParallelMode.WAIT:
+            uses.keeps_step = False
+        innermost.level += 1
+        if uses.is_ambiguous:
+            raise _ambiguous(step_id)
+
+
+def _ambiguous(step_id: str) -> StepIdAmbiguousError:
+    return StepIdAmbiguousError(
+        f'step id "{step_id}" repeats across branches of group.parallel, where a sync function cannot tell the steps '
+        f'apart: give each branch ids of its own, such as f"{step_id}-{{number}}", or make the function async'
+    )

@@ -1,0 +1,301 @@
+"""Checkpoints: a call hands finished steps to the engine while it goes on (spec §10)."""
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Awaitable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
+from durably.execution import Ending, Found, HandedOver, Memo, Outcome, Raised, Returned, StepInfo, StepReport
+from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
+from durably.middleware import MiddlewareStack
+from durably.options import Checkpointing
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.opcodes import Op, Opcode, hash_step_id
+from durably.protocol.text import printable
+
+from .step_results import encode_output, encode_step_output, finish
+
+if TYPE_CHECKING:
+    from durably.client import Client, Logger
+
+_ABSENCE_SECONDS = 60.0
+"""How long an engine that has no such endpoint is not asked again."""
+
+
+class Checkpoints(Protocol):
+    """The way by which finished steps reach the engine that made the call."""
+
+    @property
+    def are_default(self) -> bool:
+        """Whether functions that do not say hand their steps over."""
+        ...
+
+    @property
+    def join_answers(self) -> bool:
+        """Whether the engine takes steps and an op that follows them in one answer for just that.
+
+        Others take several ops for parallel branches, and plan each step of the run from then on.
+        """
+        ...
+
+    def certain_at_arrival(self) -> float:
+        """The latest moment (``time.monotonic()``) at which the engine certainly wanted a call that arrives now: it may
+        have been on its way for long."""
+        ...
+
+    def may_be_stale(self, since: float) -> bool:
+        """Whether the engine may have given up, without this process knowing, a call that it wanted at ``since``. A
+        checkpoint, which may be without steps, tells for certain."""
+        ...
+
+    def commit(self, request: CheckpointRequest) -> Awaitable[None]:
+        """Send finished steps to the engine. They are stored durably when this returns; repetitions change nothing.
+
+        Pass the result to ``IO.resolve``. Raises ``CallStaleError`` if the call must stop because the engine has
+        given it up, and ``CheckpointRefusedError`` if the engine does not take the steps for any other reason: then
+        they go into the call's answer.
+        """
+        ...
+
+
+class HttpCheckpoints:
+    """Hands steps over by the engine's HTTP API, on behalf of one app.
+
+    Nothing is tried twice: the answer of the call is a second way for the same steps, and known to work.
+    """
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._absent_until = 0.0
+        self.are_default = False
+        self.join_answers = False
+
+    @property
+    def are_possible(self) -> bool:
+        """Whether the engine is not known to lack the endpoint."""
+        return time.monotonic() >= self._absent_until
+
+    def certain_at_arrival(self) -> float:
+        """See ``Checkpoints``."""
+        return time.monotonic()
+
+    def may_be_stale(self, since: float) -> bool:
+        """An engine at the other end of a request waits for its answer; what else it gives up, it tells at the next
+        checkpoint."""
+        return False
+
+    async def commit(self, request: CheckpointRequest) -> None:
+        """See ``Checkpoints``."""
+        client = self._client
+        url = f"{client.api_origin}/v1/checkpoint/{quote(request.run_id, safe='')}/async"
+        body = msgspec.json.encode(request)
+        http = Request("POST", url, client.headers(), body, client.request_timeout)
+        try:
+            response = await request_with_keys(AsyncIO(), http, client.signing_keys)
+        except TransportError as error:
+            raise CheckpointRefusedError(str(error)) from None
+        if response.status == HTTPStatus.CONFLICT:
+            raise CallStaleError(f"run {request.run_id}: the engine has given this call up, so it stops")
+        if response.status == HTTPStatus.NOT_FOUND:
+            self._absent_until = time.monotonic() + _ABSENCE_SECONDS
+        if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+            raise CheckpointRefusedError(f"the engine answered a checkpoint with {response.status}")
+
+
+_RUN_COMPLETE_ID = hash_step_id("complete")
+_DISCOVERY_ID = hash_step_id("discovery")
+
+
+class StepHandover:
+    """What one call has finished and the engine does not know yet (an ``execution.Handover``).
+
+    ``call`` tells the engine which call it is. Where ``checkpoints`` do not ``join_answers``, what is kept is committed
+    before the answer.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        config: Checkpointing,
+        call: CheckpointRequest,
+        io: IO,
+        middleware: MiddlewareStack,
+        logger: "Logger",
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._config = config
+        self._call = call
+        self._io = io
+        self._middleware = middleware if middleware else None
+        self._logger = logger
+        # From before the function: what is made in it is none of its tasks.
+        self._context = None if config.interval_seconds is None else contextvars.copy_context()
+        # By hashed id. The commit of a timer may remove some from another thread, one by one.
+        self._unsent: dict[str, StepReport] = {}
+        self._failed: list[StepReport] = []
+        self._timers: list[Job[None]] = []
+        self._stale: CallStaleError | None = None
+        self._is_refused = False
+        self._has_finished_steps = False
+        runtime = config.max_runtime_seconds
+        self._deadline = None if runtime is None else time.monotonic() + runtime
+
+    # -- while the function runs
+
+    @property
+    def is_over(self) -> bool:
+        """A call that has finished nothing goes on however late it is, or the next one would get no further."""
+        is_late = self._deadline is not None and time.monotonic() >= self._deadline
+        return self._must_stop or (is_late and self._has_finished_steps)
+
+    @property
+    def _must_stop(self) -> bool:
+        return self._stale is not None or self._is_refused
+
+    async def take(self, report: StepReport) -> Memo | None:
+        """Keep or commit the step. The function goes on with what it would get at its next call."""
+        memo = self._memo_of(report)
+        if self._middleware is not None:
+            await self._middleware.end_execution()
+            await self._middleware.transform_step(report)
+        finish(report)
+        if report.error is not None:
+            self._failed.append(report)
+            return None
+        self._has_finished_steps = True
+        self._unsent[report.op.id] = report
+        if memo is None:
+            return None
+        if len(self._unsent) >= self._config.buffered_steps:
+            await self._commit_all()
+        elif len(self._unsent) == 1:
+            self._start_timer()
+        if self._must_stop:
+            return None
+        if self._middleware is not None:
+            await self._middleware.begin_execution()
+        return memo
+
+    def _memo_of(self, report: StepReport) -> Memo | None:
+        """What the step returns to its function; ``None`` where only the next call can tell.
+
+        Middleware that transforms outputs restores them when it transforms the input of a call, which happens once.
+        """
+        if report.error is not None:
+            return None
+        try:
+            data, returned = encode_step_output(report)
+        except OutputUnserializableError:
+            return None
+        if self._middleware is None:
+            report.op.data = msgspec.Raw(data)
+        return Memo(returned)
+
+    async def _commit_all(self) -> None:
+        self.close()
+        await self._commit(self._io)
+
+    async def _commit(self, io: IO) -> None:
+        reports = list(self._unsent.values())
+        ops = [report.op for report in reports]
+        request = msgspec.structs.replace(self._call, steps=ops, ts=time.time_ns() // 1_000_000)
+        try:
+            await io.resolve(self._checkpoints.commit(request))
+        except CallStaleError as error:
+            self._stale = error
+        except CheckpointRefusedError as error:
+            self._is_refused = True
+            self._logger.warning(
+                "run %s: a checkpoint was refused, the call ends: %s", request.run_id, printable(error)
+            )
+        else:
+            for op in ops:
+                self._unsent.pop(op.id, None)
+
+    def _start_timer(self) -> None:
+        if self._context is not None and (seconds := self._config.interval_seconds) is not None:
+            self._timers.append(self._context.run(self._io.detach, self._commit_after(seconds)))
+
+    async def _commit_after(self, seconds: float) -> None:
+        while self._unsent and not self._must_stop:
+            await asyncio.sleep(seconds)
+            if self._unsent:
+                await self._commit(AsyncIO())
+
+    # -- at the end of the call
+
+    async def conclude(self, ending: Ending) -> Outcome:
+        """The answer, from which the engine learns all that it does not know yet."""
+        self.close()
+        if isinstance(ending, Returned) and self._unsent:
+            ending = _complete(ending)
+        if self._must_commit_before(ending):
+            await self._commit_all()
+        if self._stale is not None:
+            return Raised(self._stale)
+        unsent = list(self._unsent.values())
+        if isinstance(ending, HandedOver):
+            return Found([*unsent, *self._failed] or [_discovery()])
+        if isinstance(ending, Found):
+            return Found([*unsent, *ending.reports])
+        return Found(unsent) if unsent else ending  # an error's answer has no room for steps: it is raised again
+
+    def _must_commit_before(self, ending: Ending) -> bool:
+        if self._must_stop or not self._unsent:
+            return False
+        if isinstance(ending, Raised):
+            return True
+        following = ending.reports if isinstance(ending, Found) else self._failed
+        is_end = any(report.op.op == Opcode.RUN_COMPLETE for report in following)
+        return not self._checkpoints.join_answers and not is_end and len(self._unsent) + len(following) > 1
+
+    def close(self) -> None:
+        """Stop the timers. A commit that one has begun may be repeated, which changes nothing."""
+        while self._timers:
+            self._timers.pop().cancel()
+
+
+def _complete(returned: Returned) -> Found | Raised:
+    """The function's end as an op, which can follow steps in one answer."""
+    try:
+        data = msgspec.Raw(encode_output(returned.value, returned.source))
+    except OutputUnserializableError as error:
+        return Raised(error)
+    return Found([_report_of(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
+
+
+def _discovery() -> StepReport:
+    """Has the engine call again."""
+    return _report_of(Op(id=_DISCOVERY_ID, op=Opcode.DISCOVERY_REQUEST))
+
+
+def _report_of(op: Op) -> StepReport:
+    return StepReport(op, StepInfo(op.op, Opcode(op.op), hashed_id=op.id))
+
+
+class CallStanding:
+    """``call`` tells the engine which call it is."""
+
+    def __init__(self, checkpoints: Checkpoints, call: CheckpointRequest, io: IO) -> None:
+        self._checkpoints = checkpoints
+        self._call = call
+        self._io = io
+        self._known_at = checkpoints.certain_at_arrival()
+
+    @property
+    def is_doubtful(self) -> bool:
+        return self._checkpoints.may_be_stale(self._known_at)
+
+    async def confirm(self) -> None:
+        """Raises ``CallStaleError``, and ``CheckpointRefusedError`` where the engine does not say."""
+        while self.is_doubtful:  # again, where the answer itself may have been on its way for long
+            asked_at = time.monotonic()
+            request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
+            await self._io.resolve(self._checkpoints.commit(request))
+            self._known_at = asked_at

@@ -1,0 +1,204 @@
+"""A function's configuration: checked when it is created, and written for the sync."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from durably.errors import FunctionConfigInvalidError
+from durably.options import (
+    Batch,
+    Cancel,
+    Checkpointing,
+    Concurrency,
+    Debounce,
+    Option,
+    Priority,
+    RateLimit,
+    Singleton,
+    Throttle,
+    Timeouts,
+    Trigger,
+    TriggerEvent,
+    check_checkpointing,
+)
+from durably.protocol.events import InternalEvent
+from durably.protocol.headers import DISCOVER, Query
+from durably.protocol.limits import MAX_CANCELS, MAX_CONCURRENCY, MAX_RETRIES, MAX_TRIGGERS
+from durably.serializers import Unset
+
+_CHECKPOINTING = Checkpointing()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionOpts:
+    """A function's configuration. Raises ``FunctionConfigInvalidError`` naming function and option."""
+
+    app_id: str
+    local_id: str
+    name: str
+    triggers: tuple[Trigger, ...]
+    retries: int | None = None
+    output_type: Any = Unset
+    batch_events: Batch | None = None
+    cancel: list[Cancel] | None = None
+    concurrency: list[Concurrency] | None = None
+    debounce: Debounce | None = None
+    idempotency: str | None = None
+    priority: Priority | None = None
+    rate_limit: RateLimit | None = None
+    singleton: Singleton | None = None
+    throttle: Throttle | None = None
+    timeouts: Timeouts | None = None
+    checkpointing: bool | Checkpointing | None = None
+    strict_replay: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.local_id, str) or not self.local_id.strip():
+            raise FunctionConfigInvalidError(f"fn_id must be text that names the function, not {self.local_id!r}")
+        if len(self.triggers) > MAX_TRIGGERS:
+            raise self._invalid("trigger", f"takes at most {MAX_TRIGGERS}, not {len(self.triggers)}")
+        for trigger in self.triggers:
+            if not isinstance(trigger, Trigger):
+                raise self._invalid("trigger", f"takes TriggerEvent and TriggerCron, not {trigger!r}")
+            if self.triggers.count(trigger) > 1:
+                raise self._invalid("trigger", f"has {trigger!r} twice")
+        if self.retries is not None and not (
+            isinstance(self.retries, int) and not isinstance(self.retries, bool) and 0 <= self.retries <= MAX_RETRIES
+        ):
+            raise self._invalid("retries", f"must be 0 to {MAX_RETRIES}, not {self.retries!r}")
+        self._check_type("name", str)
+        self._check_type("strict_replay", bool)
+        self._check_type("batch_events", Batch)
+        self._check_type("debounce", Debounce)
+        self._check_type("idempotency", str)
+        self._check_type("priority", Priority)
+        self._check_type("rate_limit", RateLimit)
+        self._check_type("singleton", Singleton)
+        self._check_type("throttle", Throttle)
+        self._check_type("timeouts", Timeouts)
+        check_checkpointing(self.checkpointing, f'function "{self.local_id}"')
+        self._check_list("cancel", Cancel, MAX_CANCELS)
+        self._check_list("concurrency", Concurrency, MAX_CONCURRENCY)
+        check_config(self.to_wire("http://127.0.0.1"))
+
+    def _check_type(self, option: str, expected: type) -> None:
+        value = getattr(self, option)
+        if value is not None and not isinstance(value, expected):
+            raise self._invalid(option, f"takes {expected.__name__}, not {value!r}")
+
+    def _check_list(self, option: str, expected: type, most: int) -> None:
+        value = getattr(self, option)
+        if value is None:
+            return
+        if not isinstance(value, list) or not all(isinstance(item, expected) for item in value):
+            raise self._invalid(option, f"takes a list of {expected.__name__}, not {value!r}")
+        if len(value) > most:
+            raise self._invalid(option, f"takes at most {most}, not {len(value)}")
+
+    def _invalid(self, option: str, problem: str) -> FunctionConfigInvalidError:
+        return FunctionConfigInvalidError(f'function "{self.local_id}": {option} {problem}')
+
+    @property
+    def id(self) -> str:
+        return f"{self.app_id}-{self.local_id}"
+
+    @property
+    def failure_id(self) -> str:
+        return f"{self.id}-failure"
+
+    def checkpointing_or(self, default: bool) -> Checkpointing | None:
+        """How the function hands finished steps over; ``None`` where it does not."""
+        chosen = default if self.checkpointing is None else self.checkpointing
+        return (_CHECKPOINTING if chosen else None) if isinstance(chosen, bool) else chosen
+
+    def to_wire(self, app_url: str) -> dict[str, Any]:
+        """The function's entry in the sync payload (spec §4.3.2)."""
+        config: dict[str, Any] = {
+            "id": self.id,
+            "name": self.name,
+            "triggers": [trigger.to_wire() for trigger in self.triggers],
+            "steps": _steps(app_url, self.id, self.retries),
+        }
+        options = {
+            "batchEvents": self.batch_events,
+            "cancel": self.cancel,
+            "concurrency": self.concurrency,
+            "debounce": self.debounce,
+            "idempotency": self.idempotency,
+            "priority": self.priority,
+            "rateLimit": self.rate_limit,
+            "singleton": self.singleton,
+            "throttle": self.throttle,
+            "timeouts": self.timeouts,
+            "checkpoint": self.checkpointing_or(False),
+        }
+        return config | {name: _wire(option) for name, option in options.items() if option is not None}
+
+    def failure_to_wire(self, app_url: str) -> dict[str, Any]:
+        """The entry of the failure handler: a function triggered by this one's failure (spec §11)."""
+        trigger = TriggerEvent(
+            event=InternalEvent.FUNCTION_FAILED.value, expression=f"event.data.function_id == '{self.id}'"
+        )
+        return {
+            "id": self.failure_id,
+            "name": f"{self.name} (failure)",
+            "triggers": [trigger.to_wire()],
+            "steps": _steps(app_url, self.failure_id, 0),
+        }
+
+
+def _wire(option: Any) -> Any:
+    if isinstance(option, list):
+        return [item.to_wire() for item in option]
+    return option.to_wire() if isinstance(option, Option) else option
+
+
+def _steps(app_url: str, function_id: str, retries: int | None) -> dict[str, Any]:
+    url = f"{app_url}?{urlencode({Query.FUNCTION_ID.value: function_id, Query.STEP_ID.value: DISCOVER})}"
+    step: dict[str, Any] = {"id": DISCOVER, "name": DISCOVER, "runtime": {"type": "http", "url": url}}
+    if retries is not None:
+        step["retries"] = {"attempts": retries}
+    return {DISCOVER: step}
+
+
+Check = Callable[[Mapping[str, Any]], str | None]
+"""Takes a function's entry in the sync payload. Returns its fault, which names the function."""
+
+_check: Check | None = None
+
+_PLAIN = frozenset(("id", "name", "steps", "triggers"))
+_ZONE = re.compile(r"(?:CRON_)?TZ=\S+\s+", re.ASCII)
+_FIELD = re.compile(r"[A-Za-z0-9*?,/-]+", re.ASCII)
+
+
+def register(check: Check) -> None:
+    """Have all functions checked by the engine that is installed."""
+    global _check
+    _check = check
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raises ``FunctionConfigInvalidError``."""
+    for trigger in config["triggers"]:
+        if (cron := trigger.get("cron")) is not None and (problem := cron_problem(cron)) is not None:
+            raise FunctionConfigInvalidError(f"function {config['id']!r}: triggers.cron {cron!r} {problem}")
+    needs_engine = not _PLAIN.issuperset(config) or any(
+        "cron" in trigger or "expression" in trigger for trigger in config["triggers"]
+    )
+    if needs_engine and _check is not None and (problem := _check(config)) is not None:
+        raise FunctionConfigInvalidError(problem)
+
+
+def cron_problem(text: str) -> str | None:
+    """The certain fault of a schedule. The engine checks schedules that start with ``@``."""
+    text = text.strip()
+    if text.startswith("@"):
+        return None
+    fields = _ZONE.sub("", text, count=1).split()
+    if len(fields) != 5:
+        return f"has {len(fields)} fields; it must have five: minute, hour, day of month, month, day of week"
+    if not all(_FIELD.fullmatch(field) for field in fields):
+        return "is not valid; fields are made of numbers, names like MON or JAN, and * , - /"
+    return None

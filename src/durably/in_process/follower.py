@@ -1,0 +1,81 @@
+"""A follower: a node that reaches the engine through a link to the leader."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.errors import DatabaseLostError, EngineClosedError
+
+from . import sockets
+from .calls import HandedCall
+from .errors import PlaceLostError
+from .leader import JoinRequest
+from .link import AnswerError, Link, LinkLostError, Timing
+from .operations import Operation, to_error
+from .worker import LocalWorker
+
+
+class Follower:
+    """Made by ``connect``."""
+
+    def __init__(self, socket: Path, link: Link, worker: LocalWorker) -> None:
+        self.socket = socket
+        self._link = link
+        self._worker = worker
+
+    @classmethod
+    async def connect(cls, socket: Path, worker: LocalWorker, timing: Timing) -> "Follower | None":
+        """``None`` where nobody is there. Raises ``TimeoutError`` where somebody is, but shows no sign of life."""
+
+        async def answer(name: str, payload: bytes) -> bytes:
+            call = msgspec.msgpack.decode(payload, type=HandedCall)
+            return msgspec.msgpack.encode(await worker.answer(call))
+
+        try:
+            async with asyncio.timeout(timing.lease):
+                loop = asyncio.get_running_loop()
+                with sockets.address_of(socket) as address:
+                    _, link = await loop.create_unix_connection(
+                        lambda: Link(answer, timing, on_heard=worker.pulse.beat), address
+                    )
+                await link.wait_heard()
+        except TimeoutError:
+            raise
+        except (OSError, LinkLostError):
+            return None
+        return cls(socket, link, worker)
+
+    async def ask(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Raises ``PlaceLostError``, and what the operation does."""
+        return operation.decode_result(await self._ask(operation.name, operation.encode_arguments(arguments)))
+
+    async def update(self) -> None:
+        """This process serves other functions than before, or no more. Raises ``ConfigInvalidError``."""
+        await self._ask("join", msgspec.json.encode(JoinRequest(self._worker.offer(), self._worker.syncs())))
+
+    async def wait_lost(self) -> None:
+        await self._link.lost.wait()
+
+    @property
+    def was_silent(self) -> bool:
+        return self._link.was_silent
+
+    async def close(self) -> None:
+        self._link.close()
+        await self._link.lost.wait()
+
+    def descriptors(self) -> list[int]:
+        return [self._link.descriptor]
+
+    async def _ask(self, name: str, payload: bytes) -> bytes:
+        try:
+            return await self._link.ask(name, payload)
+        except LinkLostError as error:
+            raise PlaceLostError(error.message, is_unclear=True) from None
+        except AnswerError as told:
+            refusal = to_error(told.error_name, told.message)
+            if isinstance(refusal, EngineClosedError | DatabaseLostError):
+                raise PlaceLostError(refusal.message, is_unclear=False) from None
+            raise refusal from None

@@ -1,0 +1,404 @@
+"""The engine as one process uses it, from the first request to its end."""
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from durably.errors import EngineNotStartedError, TransportError
+from durably.io.background_loop import Remote
+from durably.protocol.sync import FunctionConfig
+from durably.protocol.text import get_logger
+from durably.settings import is_test_run
+
+from .errors import MemberClosedError, PlaceLostError
+from .queries import TIMEOUT_SECONDS
+from .server_start import BackgroundStart, Program, refuse_green_threads, this_program
+from .threads import AppLoop, OnAnyLoop, engine_loop, submit
+
+if TYPE_CHECKING:
+    from durably.comm import CommHandler
+    from durably.engine.settings import EngineSettings
+    from durably.protocol.call import CheckpointRequest
+    from durably.protocol.events import EventReceipt
+
+    from .node import Member
+
+T = TypeVar("T")
+
+_BEATS_PER_LEASE = 10
+
+_logger = get_logger("durably.engine")
+
+_instances: "weakref.WeakSet[ProcessEngine]" = weakref.WeakSet()
+_left_behind: list[object] = []
+"""What a forked child has of its parent's. It is not touched any more, not even by the garbage collector: closing a
+database's connections is for the process that opened them."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``Embedded`` was given."""
+
+    path: Path
+    max_calls: int
+    lease_seconds: float
+    kills_stopped_owner: bool
+    settings: "EngineSettings | None"
+
+
+class ProcessEngine:
+    """An ``InProcessEngine``.
+
+    A process that does not serve can make requests: it stores events, and runs no functions. It serves after it was
+    started by ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a
+    test run only ``start`` starts anything.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._handlers: dict[str, CommHandler] = {}
+        self._stops_at_exit = False
+        self._may_own = True
+        self._reset()
+        _instances.add(self)
+
+    def _reset(self) -> None:
+        self._app_loop = AppLoop()
+        self._member: Member | None = None
+        self._is_serving = False
+        self._was_started_by_user = False
+        self._waits_for_lifespan = False
+        self._background_start: BackgroundStart | None = None
+        self._has_warned = False
+        self._starting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """See ``Embedded.start``."""
+        self._was_started_by_user = True
+        try:
+            await self._start_on(asyncio.get_running_loop())
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """See ``Embedded.stop``."""
+        self._was_started_by_user = False
+        await submit(self._stop())
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """See ``Embedded.running``."""
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Block this thread until the coroutine has ended on the engine's."""
+        return submit(coroutine).result()
+
+    def ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Remote[Any]:
+        """Ask the engine for one of ``durably.in_process.operations``; ``timeout`` is seconds.
+
+        Raises the engine's errors, ``TransportError``, and ``EngineNotStartedError`` in a test run.
+        """
+        self._refuse_in_test_run()
+        return submit(self._ask(operation, arguments, timeout))
+
+    # InProcessEngine
+
+    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "OnAnyLoop[EventReceipt]":
+        self._refuse_in_test_run()
+        return OnAnyLoop(lambda: self._send_events((msgspec.Raw(body), seed, sender), timeout))
+
+    def fetch_part(self, run_id: str, part: str) -> Remote[bytes | None]:
+        self._refuse_in_test_run()
+        return submit(self._fetch_part(run_id, part))
+
+    def refuse_to_block(self) -> None:
+        """Any thread of the app may wait: the engine has its own."""
+
+    def add_handler(self, handler: "CommHandler") -> None:
+        self._handlers[handler.client.app_id] = handler
+        if self._is_serving and self._member is not None:
+            submit(self._member.update())
+
+    @contextlib.asynccontextmanager
+    async def running_with_server(self) -> AsyncIterator[None]:
+        if self._is_test_run():
+            yield
+            return
+        try:
+            await self._start_on(asyncio.get_running_loop())
+            yield
+        finally:
+            self._waits_for_lifespan = False
+            await self.stop()
+
+    def expect_start(self) -> None:
+        self._waits_for_lifespan = True
+
+    def start_with_server(self) -> None:
+        if this_program() is Program.SERVER and not self._is_test_run():
+            self._background_start = BackgroundStart(self.start_with_request)
+
+    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        if self._is_serving and (loop is None or self._app_loop.is_usable):
+            return
+        if self._is_test_run():
+            return
+        if loop is not None:
+            self._app_loop.loop = loop
+        if not self._is_serving:
+            submit(self._start_anyhow())
+
+    # on any event loop: if this process owns the database, its sends and commits go straight to the writer's thread,
+    # which saves two changes of threads
+
+    async def _send_events(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
+        if self._runs_functions and self._member is not None:
+            try:
+                receipt: EventReceipt = await self._member.ask_directly("send_events", arguments)
+                return receipt
+            except PlaceLostError:
+                pass
+        return await submit(self._send_through_member(arguments, timeout))
+
+    async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
+        """A sync function cannot be stopped with its process's part in the engine: its steps are nobody's then. While
+        there is no owner it waits, however long: there is nobody else to tell."""
+        if (member := self._member) is None:
+            raise TransportError("the engine has been stopped in this process")
+        try:
+            try:
+                await member.ask_directly("checkpoint", (run_id, request))
+            except PlaceLostError:
+                await submit(member.ask("checkpoint", (run_id, request)))
+        except MemberClosedError:
+            raise TransportError("the engine has been stopped in this process") from None
+
+    # on the engine's thread
+
+    async def _start_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._app_loop.loop = loop
+        await submit(self._start())
+
+    async def _start(self) -> None:
+        """Raises what prevents it."""
+        self._end_background_start()
+        self._waits_for_lifespan = False
+        member = self._member
+        if not self._is_serving or member is None:
+            self._is_serving = True
+            member = await self._replace_member()
+        await member.wait_placed()
+
+    async def _start_anyhow(self) -> None:
+        """Start without a caller that waits: the member logs errors, and tries again."""
+        try:
+            await self._start()
+        except Exception:
+            if self._member is None:
+                _logger.exception("the engine on %s cannot start in process %d", self._options.path, os.getpid())
+
+    async def _replace_member(self) -> "Member":
+        before, member = self._member, self._make_member()
+        self._member = member
+        try:
+            if before is not None:
+                await before.close()
+        finally:
+            member.start()
+        return member
+
+    async def _stop(self) -> None:
+        self._end_background_start()
+        member, self._member, self._is_serving = self._member, None, False
+        if member is not None:
+            await member.close()
+
+    async def _ask(self, operation: str, arguments: tuple[Any, ...], timeout: float | None) -> Any:
+        member: Member | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    member = self._member or await self._replace_member()
+                    with contextlib.suppress(MemberClosedError):  # replaced meanwhile
+                        return await member.ask(operation, arguments)
+        except TimeoutError:
+            reason = f": {member.trouble}" if member is not None and member.trouble else ""
+            raise TransportError(
+                f"the engine on {self._options.path} did not answer within {timeout:g} s{reason}"
+            ) from None
+
+    async def _send_through_member(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
+        """Acknowledged events must run, so a process with functions starts with the first event that it sends."""
+        if not self._is_serving and self._starts_with_send:
+            self._starting = asyncio.create_task(self._start_anyhow())
+            await asyncio.sleep(0)
+        receipt: EventReceipt = await self._ask("send_events", arguments, timeout)
+        if not self._runs_functions and not self._has_warned:
+            self._has_warned = True
+            if await self._warn_if_nothing_runs():  # That no function has a trigger for these events, follows.
+                return msgspec.structs.replace(receipt, unmatched={})
+        return receipt
+
+    async def _fetch_part(self, run_id: str, part: str) -> bytes | None:
+        found = await self._ask("fetch_part", (run_id, part), TIMEOUT_SECONDS)
+        return None if found is None or bytes(found) == b"null" else bytes(found)
+
+    async def _warn_if_nothing_runs(self) -> bool:
+        """This process runs no functions: warn the sender of an event if no other process does.
+
+        Returns whether the database has no functions at all.
+        """
+        if not await self._ask("list_functions", (), TIMEOUT_SECONDS):
+            _logger.warning(
+                "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
+                "app that serves functions with Embedded(%r) first, or correct the path",
+                self._options.path,
+                str(self._options.path),
+            )
+            return True
+        if self._member is not None and self._member.runs_nothing:
+            _logger.warning(
+                "no process that serves functions is running: events are stored in %s, and their functions run once "
+                "the app starts",
+                self._options.path,
+            )
+        return False
+
+    # inside
+
+    def _is_test_run(self) -> bool:
+        return not self._was_started_by_user and is_test_run()
+
+    def _refuse_in_test_run(self) -> None:
+        if self._is_test_run():
+            raise EngineNotStartedError(
+                f"a test run starts no engine, and makes no database {self._options.path}: test functions with "
+                "TestEngine (from durably.testing), or call start() of the Embedded to run a real engine in the tests"
+            )
+
+    @property
+    def _has_functions(self) -> bool:
+        return any(handler.function_ids for handler in self._handlers.values())
+
+    @property
+    def _runs_functions(self) -> bool:
+        return self._is_serving and self._has_functions
+
+    @property
+    def _starts_with_send(self) -> bool:
+        return self._has_functions and not self._waits_for_lifespan and this_program() is not Program.COMMAND
+
+    def _end_background_start(self) -> None:
+        if self._background_start is not None:
+            self._background_start.cancel()
+            self._background_start = None
+
+    def _make_member(self) -> "Member":
+        from .calls import EngineCheckpoints
+        from .heartbeat import Pulse
+        from .link import Timing
+        from .node import Member
+        from .worker import LocalWorker
+
+        refuse_green_threads()
+        if not self._stops_at_exit:
+            # Before the thread pools end, which atexit is too late for.
+            getattr(threading, "_register_atexit", atexit.register)(self._stop_at_exit)
+            self._stops_at_exit = True
+        options = self._options
+        pulse = Pulse(longest_gap=options.lease_seconds / 2)
+        checkpoints = EngineCheckpoints(self._checkpoint, pulse, submit=OnAnyLoop)
+        handlers = self._handlers if self._is_serving else {}
+        worker = LocalWorker(handlers, options.max_calls, checkpoints, pulse, self._app_loop)
+        return Member(
+            options.path,
+            self._engine_settings(),
+            worker,
+            Timing(options.lease_seconds, options.lease_seconds / _BEATS_PER_LEASE),
+            engine_loop(),
+            may_own=self._may_own,
+            kills_stopped_owner=options.kills_stopped_owner,
+        )
+
+    def _engine_settings(self) -> "EngineSettings":
+        from durably.engine.core.backoff import dev_backoff, standard_backoff
+        from durably.engine.settings import EngineSettings
+
+        if self._options.settings is not None:
+            return self._options.settings
+        modes = {handler.client.is_production for handler in self._handlers.values()}
+        return EngineSettings(
+            backoff=standard_backoff if True in modes else dev_backoff,
+            allow_private_addresses=modes == {False},  # not in a process without functions: the others' are unknown
+        )
+
+    def _stop_at_exit(self) -> None:
+        """Without a hook of the server for its end, stop at the exit of the process."""
+        if self._member is None:
+            return
+        grace = self._engine_settings().close_grace.total_seconds()
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(self._stop(), engine_loop()).result(grace + 2)
+
+    # forks
+
+    def _before_fork(self) -> None:
+        """A process that loads the app and then forks leaves the start to its children."""
+        if self._background_start is not None:
+            self._background_start.cancel()
+
+    def _after_fork_in_child(self) -> None:
+        member, starts = self._member, self._background_start is not None
+        self._reset()
+        if member is not None:
+            self._may_own = self._may_own and not member.holds_database
+            member.forget()
+            _left_behind.append(member)
+        if starts:
+            self.start_with_server()
+
+
+def _before_fork() -> None:
+    for engine in list(_instances):
+        engine._before_fork()
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_instances):
+        engine._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+
+
+def check_config(config: Mapping[str, Any]) -> str | None:
+    """The fault that the engine would report at the sync; ``None`` if there is none, or no engine is installed."""
+    try:
+        from durably.engine.core.errors import ConfigInvalidError
+        from durably.engine.core.flow.config import read_flow
+        from durably.engine.core.flow.cron import check_triggers
+    except ImportError:
+        return None
+    read = msgspec.convert(config, FunctionConfig)
+    # Other engines know more than fields: @daily, say. Ours refuses it at the sync.
+    read.triggers = [trigger for trigger in read.triggers if not (trigger.cron or "").strip().startswith("@")]
+    try:
+        check_triggers(read.id, read.triggers)
+        read_flow(read)
+    except ConfigInvalidError as error:
+        return str(error)
+    return None

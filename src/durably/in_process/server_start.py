@@ -1,0 +1,107 @@
+"""Starting with servers: which program this is, and a start without the server's hook."""
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from pathlib import PurePath
+
+from durably.settings import Environment
+
+_SERVERS = ("daphne", "gunicorn", "hypercorn", "uvicorn", "waitress", "waitress-serve")
+_RELOAD_OPTIONS = ("--reload", "--autoreload")
+_DJANGO = ("manage.py", "django-admin", "django")
+
+
+class Program(Enum):
+    SERVER = auto()
+    """A web server, in the process that serves."""
+    COMMAND = auto()
+    """A command of Flask or Django that does not serve, or the parent that restarts a server when code changes."""
+    OTHER = auto()
+
+
+def this_program() -> Program:
+    return program_of(sys.argv, Environment())
+
+
+def program_of(arguments: Sequence[str], environment: Environment) -> Program:
+    name = _name_of(arguments)
+    if name in _SERVERS:
+        # The parent of a reloading server may load the app, too, and would go on with old code.
+        return Program.OTHER if any(option in arguments for option in _RELOAD_OPTIONS) else Program.SERVER
+    if name == "flask":
+        return _served("run" in arguments, environment.is_reloaded or not _flask_reloads(arguments, environment))
+    if name in _DJANGO:
+        is_server = list(arguments[1:2]) == ["runserver"]
+        return _served(is_server, environment.is_reloaded or "--noreload" in arguments)
+    return Program.OTHER
+
+
+def _served(is_server: bool, is_serving_process: bool) -> Program:
+    return Program.SERVER if is_server and is_serving_process else Program.COMMAND
+
+
+def _flask_reloads(arguments: Sequence[str], environment: Environment) -> bool:
+    if "--no-reload" in arguments:
+        return False
+    return "--reload" in arguments or "--debug" in arguments or environment.is_flask_debug
+
+
+def _name_of(arguments: Sequence[str]) -> str:
+    """The file's name of a script; the package's name for ``python -m package``."""
+    if not arguments:
+        return ""
+    path = PurePath(arguments[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
+
+
+_LOOK_SECONDS = 0.05
+_SETTLE_SECONDS = 1.0
+"""Delay from the last import to the start. By then an app factory has run, and the server has forked its
+workers."""
+
+
+class BackgroundStart:
+    """Calls ``start`` in a separate thread when all imports are done, unless it is cancelled."""
+
+    def __init__(self, start: Callable[[], None]) -> None:
+        self._start = start
+        self._is_cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="durably-start", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Returns when the thread has ended, so that it does not exist when the process forks."""
+        self._is_cancelled.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(_SETTLE_SECONDS)
+
+    def _run(self) -> None:
+        while is_importing():
+            if self._is_cancelled.wait(_LOOK_SECONDS):
+                return
+        if not self._is_cancelled.wait(_SETTLE_SECONDS):
+            self._start()
+
+
+def is_importing() -> bool:
+    """Whether a module of this process is being imported."""
+    return any(
+        getattr(getattr(module, "__spec__", None), "_initializing", False) for module in list(sys.modules.values())
+    )
+
+
+_PATCHERS = (("gevent", "gevent.monkey", "is_module_patched"), ("eventlet", "eventlet.patcher", "is_monkey_patched"))
+"""Who replaces threads, and the function of theirs that tells. What is not imported has replaced none."""
+
+
+def refuse_green_threads() -> None:
+    """Raises ``RuntimeError`` where gevent or eventlet has replaced this process's threads."""
+    for name, module, question in _PATCHERS:
+        patcher = sys.modules.get(module)
+        if patcher is not None and any(getattr(patcher, question)(part) for part in ("thread", "threading")):
+            raise RuntimeError(
+                f"{name} has replaced this process's threads, and an engine in it would block them all: use workers "
+                "with real ones (gunicorn -k gthread, say), or an engine of its own (`durably start`)"
+            )

@@ -1,0 +1,202 @@
+"""The engine's thread, and the app's event loop as that thread uses it."""
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from durably.io.background_loop import Portal, Remote, get_portal
+
+from .errors import CallHandedBackError
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_portal: Portal | None = None
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
+    """Run a coroutine on the engine's thread: to be awaited on any other event loop, or waited for in any thread."""
+    return Remote(engine_loop(), coroutine)
+
+
+class OnAnyLoop(Remote[T]):
+    """A coroutine that can run on any event loop: awaited, it runs on the running one; blocked for, on the engine's."""
+
+    def __init__(self, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._start = start
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._start().__await__()
+
+    def result(self) -> T:
+        return submit(self._start()).result()
+
+
+def engine_loop() -> asyncio.AbstractEventLoop:
+    """The thread of this process. A forked child has its own."""
+    global _portal
+    with _lock:
+        if _portal is None:
+            _portal = Portal("durably-engine", _new_loop)
+        return _portal.loop
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop if the app uses it."""
+    uvloop = sys.modules.get("uvloop")
+    return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()
+
+
+def _forget() -> None:
+    global _portal, _lock
+    _portal, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+P = ParamSpec("P")
+
+
+class AppLoop:
+    """Where async functions run: on ``loop``, or, while it is ``None``, on the process's background event loop."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._under_way: set[_Call[Any]] = set()
+        self._to_app: _Callbacks | None = None
+        self._to_engine: _Callbacks | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is known, and runs."""
+        return self.loop is not None and self.loop.is_running()
+
+    async def run(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a coroutine function on the app's loop, and wait for it on the running one, the engine's.
+
+        The coroutine has no context variables. Cancelled, this cancels the coroutine and does not wait for its end:
+        see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it is cancelled by itself, and
+        ``CallHandedBackError`` if the app's loop does not run any more.
+        """
+        to_app = self._to_app = _callbacks_on(self.loop or get_portal().loop, self._to_app)
+        to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
+        call = _Call(function(*args, **kwargs), to_app.loop, to_engine, self._under_way)
+        try:
+            to_app.add(call.begin)
+        except RuntimeError:
+            call.close()
+            raise CallHandedBackError("the app's event loop is closed") from None
+        self._under_way.add(call)
+        try:
+            await call.ended
+        except asyncio.CancelledError:
+            call.ended = to_engine.loop.create_future()
+            call.is_cancelled = True
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                to_app.add(call.cancel)
+            raise
+        assert call.task is not None
+        if call.task.cancelled():
+            # Otherwise the attempt would never end, and its run would wait forever.
+            raise RuntimeError("the call was cancelled by the app's own code (asyncio.CancelledError)")
+        return call.task.result()
+
+    async def wait_ended(self, seconds: float) -> None:
+        """Wait until all coroutines have ended, including cancelled ones, up to the timeout."""
+        if self._under_way:
+            await asyncio.wait({call.ended for call in self._under_way}, timeout=seconds)
+
+
+class _Call(Generic[T]):
+    """A coroutine on its way through the app's loop. ``ended`` belongs to the engine's loop."""
+
+    __slots__ = ("_app_loop", "_coroutine", "_to_engine", "_under_way", "ended", "is_cancelled", "task")
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        app_loop: asyncio.AbstractEventLoop,
+        to_engine: "_Callbacks",
+        under_way: "set[_Call[Any]]",
+    ) -> None:
+        self._coroutine = coroutine
+        self._app_loop = app_loop
+        self._to_engine = to_engine
+        self._under_way = under_way
+        self.ended: asyncio.Future[None] = to_engine.loop.create_future()
+        self.is_cancelled = False
+        self.task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        """On the app's loop."""
+        if self.is_cancelled:
+            self.close()
+            self._report_end()
+            return
+        self.task = self._app_loop.create_task(self._coroutine, context=contextvars.Context())
+        self.task.add_done_callback(self._report_end)
+
+    def close(self) -> None:
+        """The coroutine does not begin."""
+        self._coroutine.close()
+
+    def cancel(self) -> None:
+        """On the app's loop."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def _report_end(self, _: object = None) -> None:
+        self._to_engine.add(self._end)
+
+    def _end(self) -> None:
+        self._under_way.discard(self)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+class _Callbacks:
+    """Calls callbacks of another thread on ``loop``, in their order. Callbacks that wait at one moment wake it once.
+
+    ``add`` appends before it reads ``_is_woken``, and ``_call`` clears that before it reads the queue. So no callback
+    is left behind.
+    """
+
+    __slots__ = ("_is_woken", "_waiting", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_woken = False
+
+    def add(self, callback: Callable[[], None]) -> None:
+        """Raises ``RuntimeError`` if the loop is closed."""
+        self._waiting.append(callback)
+        if not self._is_woken or self.loop.is_closed():
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_woken = True
+        self.loop.call_soon_threadsafe(self._call)
+
+    def _call(self) -> None:
+        self._is_woken = False
+        number = len(self._waiting)
+        try:
+            while number:
+                number -= 1
+                self._waiting.popleft()()
+        finally:
+            if number:  # a callback raised, which the loop logs
+                self._wake()
+
+
+def _callbacks_on(loop: asyncio.AbstractEventLoop, before: _Callbacks | None) -> _Callbacks:
+    return before if before is not None and before.loop is loop else _Callbacks(loop)

@@ -1,0 +1,1 @@
+"""What synchronous and asynchronous code share: a background event loop, worker threads, HTTP."""

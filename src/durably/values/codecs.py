@@ -1,0 +1,305 @@
+"""Codecs: values of a type as JSON, and back."""
+
+import collections.abc as abc
+import contextlib
+import functools
+import importlib
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from durably.serializers import Serializer
+
+from .json_values import Change, describe_loss, encode_json, failing_path, find_changes, is_same, worst_change
+
+_MAX_CACHED = 512
+"""The size of caches by type. Types can be made at run time, so the caches are bounded."""
+
+_PLAIN = frozenset((Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn))
+_PLAIN_LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
+_PLAIN_DICTS = (dict, abc.Mapping, abc.MutableMapping)
+_PATHS = (pathlib.PurePath,)
+
+
+class TypeUnsupportedError(Exception):
+    """JSON cannot be converted to a type. The message says why."""
+
+
+class ValueRefusedError(Exception):
+    """A value cannot be stored, or stored JSON does not fit the type. The message says where and why."""
+
+
+Notify = Callable[[Change], None]
+
+
+class Codec(Protocol):
+    """Converts values of one type. Both methods raise ``ValueRefusedError``."""
+
+    name: str
+
+    def encode(self, value: Any, notify: Notify) -> Any:
+        """JSON values that ``decode`` turns into an equal value. ``notify`` gets parts whose form changes."""
+        ...
+
+    def decode(self, data: Any) -> Any: ...
+
+
+def codec_for(typ: Any, serializer: Serializer | None = None) -> Codec | None:
+    """The codec of a type; ``None`` if values of the type are JSON values already, or any value is one.
+
+    ``serializer`` converts types that msgspec and pydantic do not know. Raises ``TypeUnsupportedError``, and
+    ``NameError`` for a type with annotations that cannot be resolved.
+    """
+    try:
+        found: Codec | str | None = _cached_codec(typ)
+    except TypeError:  # not hashable: Annotated with a list, say
+        found = _find_codec(typ)
+    if not isinstance(found, str):
+        return found
+    if serializer is not None:
+        return SerializerCodec(serializer, typ)
+    raise TypeUnsupportedError(found)
+
+
+@functools.lru_cache(_MAX_CACHED)
+def _cached_codec(typ: Any) -> Codec | str | None:
+    return _find_codec(typ)
+
+
+def _find_codec(typ: Any) -> Codec | str | None:
+    """A text is the reason why there is none."""
+    if is_plain(typ):
+        return None
+    try:
+        return _MsgspecCodec(typ)
+    except TypeUnsupportedError as error:
+        reason = str(error)
+    except (TypeError, RecursionError) as error:
+        reason = str(error).partition(" - type `")[0]
+    try:
+        return _PydanticCodec(typ)
+    except ImportError:
+        return f'{reason} (pip install "durably[pydantic]" for more types)'
+    except Exception as error:  # pydantic's errors about schemas have no common base class
+        if isinstance(error, NameError) or type(error).__name__ == "PydanticUndefinedAnnotation":
+            raise NameError(str(error)) from None
+        return reason
+
+
+def type_name(typ: Any) -> str:
+    return typ.__qualname__ if isinstance(typ, type) and not get_args(typ) else str(typ).replace("typing.", "")
+
+
+# -- types that JSON has
+
+
+def is_plain(typ: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether values of the type are stored unchanged, without a check."""
+    if _is_in(typ, _PLAIN):
+        return True
+    origin = get_origin(typ)
+    if isinstance(typ, TypeVar):
+        return True
+    if type(typ).__name__ == "TypeAliasType":  # typing's, of Python 3.12, or typing_extensions'
+        return id(typ) in seen or is_plain(typ.__value__, seen | {id(typ)})
+    if (supertype := getattr(typ, "__supertype__", None)) is not None:  # NewType
+        return is_plain(supertype, seen)
+    if origin is None:
+        return is_typed_dict(typ) and _is_plain_typed_dict(typ, seen)
+    args = get_args(typ)
+    if origin in (Union, types.UnionType):
+        return all(is_plain(arg, seen) for arg in args)
+    if origin is Literal:
+        return all(type(arg) in (str, int, bool, type(None)) for arg in args)
+    if origin is typing.Annotated:
+        return len(args) == 2 and isinstance(args[1], str) and is_plain(args[0], seen)
+    if origin in (typing.Required, typing.NotRequired, typing.Final):
+        return is_plain(args[0], seen)
+    if origin in _PLAIN_LISTS:
+        return is_plain(args[0], seen)
+    return origin in _PLAIN_DICTS and args[0] in (str, Any) and is_plain(args[1], seen)
+
+
+def _is_in(typ: Any, types: frozenset[Any]) -> bool:
+    try:
+        return typ in types
+    except TypeError:  # not hashable
+        return False
+
+
+def is_typed_dict(typ: Any) -> bool:
+    return isinstance(typ, type) and issubclass(typ, dict) and hasattr(typ, "__total__")
+
+
+def _is_plain_typed_dict(typ: Any, seen: frozenset[int]) -> bool:
+    if id(typ) in seen:
+        return True
+    hints = typing.get_type_hints(typ, include_extras=True)
+    return all(is_plain(hint, seen | {id(typ)}) for hint in hints.values())
+
+
+# -- codecs
+
+
+class _CheckedCodec:
+    """Stores a value only if the decoded value is equal."""
+
+    name: str
+
+    def encode(self, value: Any, notify: Notify) -> Any:
+        data = self._to_json(value)
+        try:
+            returned = self.decode(data)
+        except ValueRefusedError as error:
+            for loss in find_changes(value, data):
+                if loss.stored == "null":  # nan: the null that does not fit comes from our encoder
+                    raise ValueRefusedError(describe_loss(loss)) from None
+            raise ValueRefusedError(f"the value does not fit {self.name}: {error}") from None
+        if not is_same(value, returned):
+            change = worst_change(value, returned)
+            if change is not None and change.is_loss:
+                raise ValueRefusedError(describe_loss(change))
+            if change is not None:
+                notify(change)
+        return data
+
+    def decode(self, data: Any) -> Any:
+        raise NotImplementedError
+
+    def _to_json(self, value: Any) -> Any:
+        raise NotImplementedError
+
+
+class _MsgspecCodec(_CheckedCodec):
+    def __init__(self, typ: Any) -> None:
+        self.name = type_name(typ)
+        self._type = typ
+        for cls in _classes_of(msgspec.inspect.type_info(typ)):
+            if not _has_hooks(cls):
+                raise TypeUnsupportedError(f"JSON cannot be converted to {type_name(cls)}")
+        msgspec.json.Decoder(typ)
+
+    def _to_json(self, value: Any) -> Any:
+        try:
+            return msgspec.json.decode(msgspec.json.encode(value, enc_hook=_to_json_values))
+        except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
+            raise ValueRefusedError(f"{error} - at `{failing_path(value, enc_hook=_to_json_values)}`") from None
+
+    def decode(self, data: Any) -> Any:
+        try:
+            return msgspec.convert(data, self._type, dec_hook=_from_json_values, str_keys=True)
+        except (msgspec.ValidationError, RecursionError) as error:
+            problem = str(error)
+            raise ValueRefusedError(problem if " at `" in problem else f"{problem} - at `$`") from None
+
+
+class _PydanticCodec(_CheckedCodec):
+    def __init__(self, typ: Any) -> None:
+        pydantic = importlib.import_module("pydantic")
+        self.name = type_name(typ)
+        self._adapter = pydantic.TypeAdapter(typ)
+        self._error: type[Exception] = pydantic.ValidationError
+
+    def _to_json(self, value: Any) -> Any:
+        """By the fields' aliases, or by their names if the model cannot read its own output by alias."""
+        data = self._dump(value, by_alias=True)
+        try:
+            self.decode(data)
+        except ValueRefusedError:
+            by_name = self._dump(value, by_alias=False)
+            with contextlib.suppress(ValueRefusedError):
+                self.decode(by_name)
+                return by_name
+        return data
+
+    def _dump(self, value: Any, *, by_alias: bool) -> Any:
+        try:
+            dumped = self._adapter.dump_python(value, mode="json", by_alias=by_alias, round_trip=True, warnings=False)
+            # nan is a number for pydantic, and null in JSON.
+            return msgspec.json.decode(encode_json(dumped))
+        except Exception as error:  # a user's serializer may raise anything
+            raise ValueRefusedError(f"{type(error).__name__}: {error}") from error
+
+    def decode(self, data: Any) -> Any:
+        try:
+            return self._adapter.validate_json(msgspec.json.encode(data))
+        except self._error as error:
+            raise ValueRefusedError(_first_of(error)) from error
+
+
+class SerializerCodec:
+    """Leaves values to a client's serializer, whose errors pass."""
+
+    def __init__(self, serializer: Serializer, typ: Any) -> None:
+        self.name = type_name(typ)
+        self._serializer = serializer
+        self._type = typ
+
+    def encode(self, value: Any, notify: Notify) -> Any:
+        return self._serializer.serialize(value, self._type)
+
+    def decode(self, data: Any) -> Any:
+        try:
+            return self._serializer.deserialize(data, self._type)
+        except Exception as error:
+            raise ValueRefusedError(_first_of(error) if hasattr(error, "errors") else str(error)) from error
+
+
+def _first_of(error: Any) -> str:
+    """pydantic's first error, in the form of msgspec's."""
+    try:
+        first = error.errors()[0]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        return f"{first['msg']} - at `${path}`"
+    except (TypeError, LookupError):
+        return str(error)
+
+
+# -- types that msgspec does not convert
+
+
+def _classes_of(info: Any) -> Iterator[type]:
+    """The classes in a type that msgspec does not support, or supports without their validators."""
+    seen: set[int] = set()
+    stack = [info]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, tuple):
+            stack += current
+        elif isinstance(current, msgspec.inspect.Field):
+            stack.append(current.type)
+        elif isinstance(current, msgspec.inspect.Type) and id(current) not in seen:
+            seen.add(id(current))
+            cls = getattr(current, "cls", None)
+            if isinstance(current, msgspec.inspect.CustomType) or hasattr(cls, "__pydantic_validator__"):
+                yield typing.cast(type, cls)
+            stack += [getattr(current, name) for name in current.__struct_fields__ if name != "cls"]
+
+
+def _has_hooks(cls: Any) -> bool:
+    return cls is object or (isinstance(cls, type) and issubclass(cls, _PATHS))
+
+
+def _to_json_values(value: Any) -> Any:
+    """msgspec's ``enc_hook``."""
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    for base in (str, int, float):  # subclasses, such as Django's SafeString
+        if isinstance(value, base):
+            return base(value)
+    if (dump := getattr(value, "model_dump", None)) is not None:
+        return dump(mode="json")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be stored as JSON")
+
+
+def _from_json_values(cls: type, data: Any) -> Any:
+    """msgspec's ``dec_hook``."""
+    if cls is object:
+        return data
+    if not isinstance(data, str):
+        raise ValueError(f"Expected `str`, got `{type(data).__name__}`")
+    return cls(data)

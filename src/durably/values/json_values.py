@@ -1,0 +1,218 @@
+"""Users' values as JSON: encoding, and finding what JSON changes."""
+
+import dataclasses
+import datetime as dt
+import enum
+import json
+import math
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import msgspec
+
+_WITH_FORM_IN_JSON = (
+    dt.datetime,
+    dt.date,
+    dt.time,
+    dt.timedelta,
+    Decimal,
+    uuid.UUID,
+    enum.Enum,
+    bytes,
+    bytearray,
+    memoryview,
+)
+"""Types with a usual form in JSON (text or a number) that can be decoded again."""
+
+
+_IDENTITY: Any = object.__eq__
+"""The comparison of classes without their own ``__eq__``."""
+
+_MAX_DEPTH = 32
+"""The depth to which a value is searched for its fault."""
+
+
+class Change(NamedTuple):
+    """The change that JSON makes to one part of a value.
+
+    ``path`` is like ``$.items[2]``. ``is_loss``: the part cannot be restored from its JSON.
+    """
+
+    path: str
+    found: str
+    stored: str
+    is_loss: bool
+
+
+def encode_json(value: Any) -> bytes:
+    """Raises ``ValueError`` with what is wrong with the value."""
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        reason = error
+    try:
+        # Subclasses of str, int and float (Django's SafeString, numpy's float64), None and bool as keys, surrogates.
+        return json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise ValueError(str(reason)) from None
+
+
+def encode_checked(value: Any) -> tuple[bytes, Any, Change | None]:
+    """JSON of a value, the value decoded from it, and a part whose form changed, if there is one.
+
+    Raises ``ValueError`` with the fault and its place if the value has no JSON or cannot be restored from it.
+    """
+    try:
+        data = encode_json(value)
+        returned = msgspec.json.decode(data)
+        change = None if is_same(value, returned) else worst_change(value, returned)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ValueError(f"half of a surrogate pair in the text at `{failing_path(value)}`") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{error} - at `{failing_path(value)}`") from None
+    if change is not None and change.is_loss:
+        raise ValueError(describe_loss(change))
+    return data, returned, change
+
+
+def describe_loss(change: Change) -> str:
+    return f"{change.found} at `{change.path}`, which would come back as {change.stored}"
+
+
+def failing_path(value: Any, *, enc_hook: Callable[[Any], Any] | None = None) -> str:
+    """The path of the innermost part that has no JSON, such as ``$.items[2]``."""
+    path, depth = "$", 0
+    while depth < _MAX_DEPTH:
+        for place, part in _parts(value):
+            try:
+                msgspec.json.decode(msgspec.json.encode(part, enc_hook=enc_hook))
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                path, value, depth = path + place, part, depth + 1
+                break
+        else:
+            break
+    return path
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        yield from ((f".{key}" if isinstance(key, str) else f"[{key!r}]", item) for key, item in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((f"[{index}]", item) for index, item in enumerate(value))
+    elif (names := field_names(value)) is not None:
+        yield from (
+            (f".{name}", getattr(value, name)) for name in dict.fromkeys(names.values()) if hasattr(value, name)
+        )
+
+
+def is_same(value: Any, returned: Any) -> bool:
+    """Whether the values are equal, by their own ``==``."""
+    try:
+        return bool(returned == value)
+    except Exception:  # a user's __eq__ may raise anything; numpy's truth value is ambiguous
+        return False
+
+
+def worst_change(value: Any, returned: Any) -> Change | None:
+    """The first loss, else the first change, else ``None``. Raises ``RecursionError`` for endless values."""
+    first = None
+    for change in find_changes(value, returned):
+        if change.is_loss:
+            return change
+        first = first or change
+    return first
+
+
+def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]:
+    """The parts of ``value`` that are different in ``returned``, which was decoded from its JSON."""
+    kind = type(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Change(path, str(value), "null", True)
+    elif isinstance(returned, set | frozenset):
+        if not isinstance(value, list | tuple | set | frozenset) or len(value) != len(returned):
+            yield Change(path, _describe(value), _describe(returned), True)
+    elif isinstance(value, set | frozenset):
+        yield Change(path, _describe(value), _describe(returned), True)
+    elif isinstance(value, Mapping) and not isinstance(returned, str | list):
+        yield from _changes_of_mapping(value, returned, path)
+    elif isinstance(value, list | tuple) and isinstance(returned, list | tuple) and len(value) == len(returned):
+        if isinstance(value, tuple) and not isinstance(returned, tuple):
+            yield Change(path, f"a {kind.__name__}", "a list", False)
+        for index, (item, stored) in enumerate(zip(value, returned, strict=True)):
+            yield from find_changes(item, stored, f"{path}[{index}]")
+    elif (names := field_names(value)) is not None:
+        yield from _changes_of_object(value, returned, path, names)
+    elif isinstance(returned, enum.Enum) and returned.value == value:
+        return
+    elif isinstance(value, str) and not isinstance(value, enum.Enum) and not isinstance(returned, str):
+        return  # text that was read as the type says
+    elif not is_same(value, returned) and kind is not type(returned):
+        yield Change(path, _describe(value), _describe(returned), not isinstance(value, _WITH_FORM_IN_JSON))
+    elif not is_same(value, returned) and kind.__eq__ is not _IDENTITY:
+        yield Change(path, _describe(value), f"another {kind.__name__}", True)
+
+
+def _changes_of_mapping(value: Mapping[Any, Any], returned: Any, path: str) -> Iterator[Change]:
+    """Of a dictionary; ``returned`` may be an object of a class with fields, as the type says."""
+    is_mapping = isinstance(returned, Mapping)
+    names = None if is_mapping else field_names(returned)
+    if not is_mapping and names is None:
+        yield Change(path, _describe(value), _describe(returned), True)
+        return
+    for key, item in value.items():
+        place = f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]"
+        if names is not None:
+            if key not in names:
+                yield Change(place, _describe(item), f"nothing: {type(returned).__name__} has no such field", True)
+            elif hasattr(returned, names[key]):
+                yield from find_changes(item, getattr(returned, names[key]), place)
+        elif key in returned:
+            yield from find_changes(item, returned[key], place)
+        elif len(value) != len(returned):
+            yield Change(place, _describe(item), "nothing: two keys are the same text", True)
+        else:
+            yield Change(place, f"a key of type {type(key).__name__}", "text", False)
+
+
+def _changes_of_object(value: Any, returned: Any, path: str, names: Mapping[str, str]) -> Iterator[Change]:
+    if isinstance(returned, Mapping):
+        yield Change(path, _describe(value), "a dict", False)
+    elif type(value) is not type(returned):
+        yield Change(path, _describe(value), _describe(returned), True)
+        return
+    for stored_name, name in names.items():
+        if not hasattr(value, name):
+            continue
+        if isinstance(returned, Mapping):
+            if stored_name in returned:
+                yield from find_changes(getattr(value, name), returned[stored_name], f"{path}.{name}")
+        elif hasattr(returned, name):
+            yield from find_changes(getattr(value, name), getattr(returned, name), f"{path}.{name}")
+
+
+def field_names(value: Any) -> dict[str, str] | None:
+    """Of an object with declared fields: attributes by their names in JSON; ``None`` for any other object."""
+    cls = type(value)
+    if isinstance(value, msgspec.Struct):
+        return {field.encode_name: field.name for field in msgspec.structs.fields(cls)}
+    if dataclasses.is_dataclass(cls):
+        return {field.name: field.name for field in dataclasses.fields(cls)}
+    if (attributes := getattr(cls, "__attrs_attrs__", None)) is not None:
+        return {attribute.name: attribute.name for attribute in attributes}
+    if (fields := getattr(cls, "__pydantic_fields__", None)) is not None:
+        return {
+            alias: name
+            for name, field in fields.items()
+            for alias in (name, field.alias, field.serialization_alias)
+            if alias
+        }
+    return None
+
+
+def _describe(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"

@@ -1,0 +1,109 @@
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.settings import EngineSettings, SystemClock
+from durably.engine.sqlite.views import RunView, UpdateKind
+from durably.protocol.events import Event
+
+from .small_app import SmallApp, serve
+
+QUICK = EngineSettings(
+    backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),
+    unreached_backoff=lambda failures, jitter: dt.timedelta(milliseconds=20),
+    close_grace=dt.timedelta(milliseconds=100),
+    allow_private_addresses=True,
+)
+ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}
+
+
+class ShiftedClock(SystemClock):
+    """The wall clock, set to another time; ``offset`` is in milliseconds and may be changed."""
+
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+
+    def now(self) -> int:
+        return super().now() + self.offset
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "engine.db"
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[SmallApp]:
+    async with serve(SmallApp()) as served:
+        yield served
+
+
+@asynccontextmanager
+async def opened(path: Path, settings: EngineSettings = QUICK) -> AsyncIterator[EmbeddedEngine]:
+    engine = await EmbeddedEngine.open(path, settings)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+@pytest.fixture
+async def engine(path: Path) -> AsyncIterator[EmbeddedEngine]:
+    async with opened(path) as engine:
+        yield engine
+
+
+async def until(engine: EmbeddedEngine, done: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something is so, looking whenever something happens to a run."""
+    with engine.watch() as updates:
+        if await done():
+            return
+        async for _ in updates:
+            if await done():
+                return
+
+
+async def ended(engine: EmbeddedEngine, run_id: str) -> RunView:
+    async def has_ended() -> bool:
+        run = await engine.get_run(run_id)
+        return run is not None and run.status.has_ended
+
+    await until(engine, has_ended)
+    run = await engine.get_run(run_id)
+    assert run is not None
+    return run
+
+
+async def only_run(engine: EmbeddedEngine, event_id: str) -> str:
+    (run,) = await engine.event_runs(event_id)
+    return run.id
+
+
+async def send(engine: EmbeddedEngine, name: str, **data: Any) -> str:
+    (event_id,) = await engine.send_events([Event(name=name, data=data)])
+    return event_id
+
+
+async def run_to_end(engine: EmbeddedEngine, name: str, **data: Any) -> RunView:
+    """Send an event that triggers one function, and wait for its run's end."""
+    return await ended(engine, await only_run(engine, await send(engine, name, **data)))
+
+
+async def step_is(engine: EmbeddedEngine, run_id: str, step_id: str, *statuses: str) -> None:
+    """Wait until a step of a run has one of the statuses."""
+
+    async def is_so() -> bool:
+        return any(step.id == step_id and step.status in statuses for step in await engine.run_steps(run_id))
+
+    await until(engine, is_so)
+
+
+def output(run: RunView) -> Any:
+    assert run.output is not None
+    return msgspec.json.decode(run.output)

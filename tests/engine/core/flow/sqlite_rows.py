@@ -1,0 +1,48 @@
+"""The engine's own rows of the queue, in a SQLite file without anything else."""
+
+import sqlite3
+from pathlib import Path
+
+from durably.engine.sqlite.migrations import MIGRATIONS
+from durably.engine.sqlite.tables.queue import SqliteQueueRows
+
+
+class SqliteRows(SqliteQueueRows):
+    """Sweeps nothing by itself, as time does not pass for it."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = path
+        self.statements: list[str] = []
+        super().__init__(self._open(), now=0)
+        for script in MIGRATIONS:
+            self._connection.executescript(script)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    def reopen(self) -> None:
+        """As after a restart."""
+        self._connection.close()
+        super().__init__(self._open(), now=0)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def record_statements(self) -> None:
+        self._connection.set_trace_callback(self.statements.append)
+
+    def plan_of(self, statement: str) -> str:
+        return " ".join(row[3] for row in self._connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
+
+    def execute(self, statement: str, *parameters: object) -> sqlite3.Cursor:
+        return self._connection.execute(statement, parameters)
+
+    def purge(self, now: int) -> None:
+        """Remove what has come to mean the same as nothing."""
+        self._connection.execute("DELETE FROM levels WHERE expires <= ?", (now,))
+
+    def next_opening(self) -> int | None:
+        row: tuple[int | None] = self._connection.execute("SELECT min(opens_at) FROM openings").fetchone()
+        return row[0]

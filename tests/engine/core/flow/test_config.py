@@ -1,0 +1,166 @@
+"""Configurations: what is accepted, and what is refused with which words."""
+
+from typing import Any
+
+import pytest
+
+from durably.engine.core.errors import ConfigInvalidError
+from durably.engine.core.flow.config import read_flow
+from durably.engine.core.flow.queue_entries import TicketSlot
+
+from .configs import config_of, event, flow_of
+
+_BATCH = {"batchEvents": {"maxSize": 10, "timeout": "5s"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rateLimit": {"limit": 0, "period": "1m"}}, "rate_limit.limit is 0; it must be at least 1"),
+        ({"rateLimit": {"limit": 1, "period": "25h"}}, "rate_limit.period is '25h'; it must be between 1s and 1d"),
+        ({"rateLimit": {"limit": 1, "period": "often"}}, "rate_limit.period is not valid: invalid duration 'often'"),
+        ({"rateLimit": {"limit": 1, "period": "1m", "key": "event.data."}}, "rate_limit.key is not valid"),
+        ({"throttle": {"limit": 1, "period": "8d"}}, "throttle.period is '8d'; it must be between 1s and 1w"),
+        ({"throttle": {"limit": -1, "period": "1m"}}, "throttle.limit is -1"),
+        ({"throttle": {"limit": 10**30, "period": "1m"}}, f"throttle.limit is {10**30}; it must be at most 1000000000"),
+        ({"throttle": {"limit": 10**300, "period": "1m"}}, f"throttle.limit is {10**79}…; it must be at most"),
+        ({"throttle": {"limit": 1, "period": "7d", "burst": 53}}, "throttle.burst is 53; at this limit it would take"),
+        ({"throttle": {"limit": 1, "period": "1m", "burst": -1}}, "throttle.burst is -1"),
+        ({"debounce": {"period": "500ms"}}, "debounce.period is '500ms'; it must be between 1s and 1w"),
+        ({"debounce": {"period": "8d"}}, "debounce.period is '8d'"),
+        ({"debounce": {"period": "1s", "timeout": "soon"}}, "debounce.timeout is not valid"),
+        ({"debounce": {"period": "5s", "timeout": "3s"}}, "debounce.timeout is '3s', less than the period of '5s'"),
+        ({"batchEvents": {"maxSize": 1, "timeout": "5s"}}, "batch_events.max_size is 1; it must be at least 2"),
+        (
+            {"batchEvents": {"maxSize": 10_001, "timeout": "5s"}},
+            "batch_events.max_size is 10001; it must be at most 10000",
+        ),
+        ({"batchEvents": {"maxSize": 10}}, "batch_events.timeout is missing"),
+        ({"batchEvents": {"maxSize": 10, "timeout": "10ms"}}, "batch_events.timeout is '10ms'"),
+        ({"batchEvents": {"maxSize": 10, "timeout": "5s", "if": "1 +"}}, "batch_events.if_exp is not valid"),
+        (
+            {"batchEvents": {"maxSize": 10, "timeout": "5s", "if": "1"}},
+            "batch_events.if_exp is `1`, which can never give true",
+        ),
+        ({"singleton": {"mode": "queue"}}, "singleton.mode is 'queue'; it must be one of 'skip', 'cancel'"),
+        ({"idempotency": "event.data.("}, "idempotency is not valid"),
+        ({"idempotency": "async.data.id"}, "`async` is not known here; this expression is over `event` alone"),
+        ({"throttle": {"limit": 1, "period": "1m", "key": "async.data.id"}}, "throttle.key is not valid"),
+        ({"priority": {"run": "event.data.plan =="}}, "priority.run is not valid"),
+        ({"priority": {"run": "'high'"}}, "priority.run is `'high'`, which can never give a number, as it must"),
+        (
+            {"priority": {"run": "event.data.n > 1"}},
+            "priority.run is `event.data.n > 1`, which can never give a number",
+        ),
+        ({"priority": {"run": "event.v ? 'a' : true"}}, "priority.run is `event.v ? 'a' : true`, which can never give"),
+        ({"concurrency": -1}, "concurrency.limit is -1"),
+        ({"concurrency": [{"limit": 1}] * 3}, "concurrency has 3 entries; at most 2"),
+        ({"concurrency": [{"limit": 1}, {"limit": 2}]}, "concurrency has two limits of the same scope and key"),
+        ({"concurrency": {"limit": 1, "scope": "world"}}, "concurrency.scope is 'world'"),
+        ({"concurrency": {"limit": 1, "scope": "account"}}, "concurrency.key is missing"),
+        ({"cancel": [{"event": "a"}] * 6}, "cancel has 6 entries; at most 5"),
+        ({"cancel": [{"event": ""}]}, "cancel.event is empty"),
+        ({"cancel": [{"event": "a", "timeout": "later"}]}, "cancel.timeout is not valid"),
+        ({"cancel": [{"event": "a", "if": "&&"}]}, "cancel.if_exp is not valid"),
+        (
+            {"priority": {"run": "event.total"}},
+            "priority.run is `event.total`, which reads event.total, which no event",
+        ),
+        ({"concurrency": [{"limit": 1, "key": 'event["shop"]'}]}, "write event.data.shop"),
+        ({"throttle": {"limit": 1, "period": "1m", "key": "event.shop"}}, "throttle.key is `event.shop`, which reads"),
+        ({"idempotency": "event.order"}, "idempotency is `event.order`, which reads"),
+        ({"cancel": [{"event": "a", "if": "event.data.id == async.order"}]}, "write async.data.order"),
+        ({"cancel": [{"event": "a", "if": "null"}]}, "cancel.if_exp is `null`, which can never give true or false"),
+        ({"timeouts": {"start": "1x"}}, "timeouts.start is not valid"),
+        ({"timeouts": {"finish": "400d"}}, "timeouts.finish is '400d'"),
+        (_BATCH | {"debounce": {"period": "1s"}}, "batch_events and debounce cannot be used together"),
+        (_BATCH | {"singleton": {"mode": "skip"}}, "batch_events and singleton cannot be used together"),
+        (_BATCH | {"cancel": [{"event": "a"}]}, "batch_events and cancel cannot be used together"),
+        (_BATCH | {"priority": {"run": "1"}}, "batch_events and priority cannot be used together"),
+        (_BATCH | {"rateLimit": {"limit": 1, "period": "1m"}}, "batch_events and rate_limit cannot be used together"),
+        (_BATCH | {"idempotency": "event.id"}, "batch_events and idempotency cannot be used together"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigInvalidError) as raised:
+        flow_of(**options)
+    assert str(raised.value).startswith("function 'shop-fn': ")
+    assert says in str(raised.value)
+
+
+def test_all_that_may_be_combined_is_accepted() -> None:
+    flow = flow_of(
+        triggers=[{"event": "order/placed"}, {"cron": "TZ=Europe/Paris 0 9 * * 1-5", "jitter": "30s"}],
+        rateLimit={"limit": 100, "period": "1h", "key": "event.data.user"},
+        idempotency="event.data.order",
+        debounce={"period": "5s", "timeout": "1m", "key": "event.data.user"},
+        singleton={"mode": "cancel", "key": "event.data.user"},
+        priority={"run": "event.data.plan == 'pro' ? 120 : 0"},
+        throttle={"limit": 10, "period": "1m", "burst": 2, "key": "event.data.user"},
+        concurrency=[{"limit": 5}, {"limit": 2, "scope": "env", "key": "event.data.user"}],
+        cancel=[{"event": "order/cancelled", "if": "async.data.order == event.data.order", "timeout": "1d"}],
+        timeouts={"start": "1h", "finish": "2h"},
+    )
+    assert len(flow.concurrency) == 2
+    assert len(flow.schedules) == 1
+    batched = flow_of(
+        batchEvents={"maxSize": 10, "timeout": "5s", "key": "event.data.user"},
+        throttle={"limit": 10, "period": "1m"},
+        concurrency=5,
+        timeouts={"finish": "2h"},
+    )
+    assert batched.batch is not None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "rateLimit": None,
+            "idempotency": None,
+            "debounce": None,
+            "singleton": None,
+            "priority": None,
+            "throttle": None,
+            "concurrency": None,
+            "cancel": None,
+            "timeouts": None,
+            "batchEvents": None,
+        },
+        {"idempotency": "", "priority": {"run": ""}, "concurrency": 0, "cancel": [], "timeouts": {}},
+        {"concurrency": [{"limit": 0, "key": "event.data.user"}]},
+    ],
+)
+def test_nulls_and_empty_values_mean_nothing(options: dict[str, Any]) -> None:
+    assert read_flow(config_of(**options)) == read_flow(config_of())
+
+
+def test_empty_keys_are_no_keys() -> None:
+    flow = flow_of(debounce={"period": "1s", "key": ""}, throttle={"limit": 1, "period": "1s", "key": " ", "burst": 0})
+    assert flow.debounce is not None
+    assert flow.throttle is not None
+    assert (flow.debounce.key, flow.throttle.key) == (None, None)
+    assert flow.throttle.pace.tolerance == 0
+
+
+def test_limits_of_wider_scopes_are_shared_by_key_value() -> None:
+    shared = {"limit": 1, "scope": "account", "key": '"payments"'}
+    other = {"limit": 9, "scope": "account", "key": "event.data.queue"}
+    env = {"limit": 1, "scope": "env", "key": '"payments"'}
+    (a,), (b,), (c,) = (
+        flow_of(id=name, concurrency=limit).concurrency for name, limit in zip("abc", (shared, other, env), strict=True)
+    )
+    fields = event(queue="payments")
+    assert a.bucket_id("a", fields) == b.bucket_id("b", fields)
+    assert a.bucket_id("a", fields) != b.bucket_id("b", event(queue="mail"))
+    assert a.bucket_id("a", fields) != c.bucket_id("c", fields)
+    (own,) = flow_of(concurrency={"limit": 1, "key": '"payments"'}).concurrency
+    assert own.bucket_id("a", fields) != own.bucket_id("b", fields)
+
+
+def test_a_limit_keeps_its_name_while_only_its_number_changes() -> None:
+    before, after = (flow_of(concurrency={"limit": limit, "key": "event.data.user"}) for limit in (1, 5))
+    (limit,) = before.concurrency
+    slot = TicketSlot(limit.name, limit.bucket_id("shop-fn", event(user=1)))
+    assert (before.limit(slot.limit_name), after.limit(slot.limit_name)) == (1, 5)
+    assert flow_of().limit(slot.limit_name) is None

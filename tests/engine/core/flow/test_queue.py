@@ -1,0 +1,371 @@
+"""The queue on a real SQLite file, against the plainest queue there is: one that looks at everything, in order."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from durably.engine.core.flow import rates
+from durably.engine.core.flow.admission import Start, start
+from durably.engine.core.flow.config import Flow
+from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue_entries import QueuedCall, Ticket, decode_ticket, encode_ticket
+from durably.engine.core.flow.rates import Level
+
+from .configs import event, flow_of
+from .sqlite_rows import SqliteRows
+
+_START = 1_700_000_000_000
+
+_LIMITS: list[list[dict[str, Any]]] = [
+    [],
+    [{"limit": 1}],
+    [{"limit": 3}, {"limit": 1, "key": "event.data.user"}],
+    [{"limit": 2, "key": "event.data.team"}, {"limit": 1, "key": "event.data.user"}],
+    [{"limit": 2, "scope": "account", "key": '"payments"'}, {"limit": 1, "key": "event.data.user"}],
+    [{"limit": 3, "scope": "account", "key": '"payments"'}],
+    [{"limit": 2, "scope": "env", "key": "event.data.team"}],
+]
+_THROTTLES: list[dict[str, Any] | None] = [
+    None,
+    {"limit": 2, "period": "10s"},
+    {"limit": 1, "period": "5s", "burst": 2, "key": "event.data.team"},
+    {"limit": 3, "period": "1s", "burst": 3, "key": "event.data.user"},
+]
+
+
+def make_flow(function: int, limits: int, throttle: int) -> Flow:
+    return flow_of(
+        id=f"fn-{function}",
+        concurrency=_LIMITS[limits],
+        throttle=_THROTTLES[throttle],
+        priority={"run": "event.data.priority"},
+    )
+
+
+def ticket_of(flow: Flow, fields: dict[str, Any], now: int) -> Ticket:
+    outcome = start(flow, fields, lambda _: None, now).outcome
+    assert isinstance(outcome, Start)
+    return decode_ticket(encode_ticket(outcome.ticket))
+
+
+class Call:
+    """A call that exists, as the plain queue remembers it."""
+
+    def __init__(self, key: QueuedCall, ticket: Ticket, function: int, starts_run: bool) -> None:
+        self.key, self.ticket, self.function, self.starts_run = key, ticket, function, starts_run
+
+    @property
+    def name(self) -> tuple[int, int]:
+        return self.key.run_key, self.key.generation
+
+
+class PlainQueue:
+    def __init__(self) -> None:
+        self.queued: dict[tuple[int, int], Call] = {}
+        self.under_way: dict[tuple[int, int], Call] = {}
+        self.levels: dict[str, Level] = {}
+
+    def settle(self, flows: list[Flow], now: int) -> list[Call]:
+        made = []
+        for call in sorted(self.queued.values(), key=lambda call: call.key):
+            if self.has_room(call, flows[call.function], now):
+                made.append(call)
+                self._make(call, flows[call.function], now)
+        return made
+
+    def has_room(self, call: Call, flow: Flow, now: int) -> bool:
+        used = self.used()
+        for slot in call.ticket.slots:
+            limit = flow.limit(slot.limit_name)
+            if limit is not None and used[slot.bucket_id] >= limit:
+                return False
+        if call.starts_run and call.ticket.throttle and flow.throttle:
+            return rates.ready_at(flow.throttle.pace, self.levels.get(call.ticket.throttle), now) <= now
+        return True
+
+    def used(self) -> Counter[str]:
+        return Counter(slot.bucket_id for call in self.under_way.values() for slot in call.ticket.slots)
+
+    def _make(self, call: Call, flow: Flow, now: int) -> None:
+        self.under_way[call.name] = self.queued.pop(call.name)
+        bucket = call.ticket.throttle
+        if call.starts_run and bucket and flow.throttle:
+            self.levels[bucket] = rates.take(flow.throttle.pace, self.levels.get(bucket), now)
+
+
+class World:
+    """Both queues, with the same going into them."""
+
+    def __init__(self, rows: SqliteRows, flows: list[Flow]) -> None:
+        self.rows, self.flows, self.now = rows, flows, _START
+        self.plain = PlainQueue()
+        self.run_keys = count(1)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Queue]:
+        queue = Queue(self.rows, self.now)
+        yield queue
+        made = queue.settle()
+        expected = self.plain.settle(self.flows, self.now)
+        assert sorted(made) == [call.key for call in expected]
+        gated = [call.key for call in expected if call.ticket.is_queued]
+        assert [call for call in made if call in set(gated)] == gated
+
+    def start_run(self, queue: Queue, function: int, **data: Any) -> Call:
+        flow = self.flows[function]
+        ticket = ticket_of(flow, event(**data), self.now)
+        return self.join(queue, Call(QueuedCall(ticket.place, next(self.run_keys), 1), ticket, function, True))
+
+    def join(self, queue: Queue, call: Call) -> Call:
+        self.plain.queued[call.name] = call
+        queue.join(call.key, call.ticket, self.flows[call.function], starts_run=call.starts_run)
+        return call
+
+    def leave(self, queue: Queue, call: Call) -> None:
+        self.plain.queued.pop(call.name, None)
+        self.plain.under_way.pop(call.name, None)
+        queue.leave(*call.name)
+
+    def call_again(self, queue: Queue, call: Call) -> None:
+        """One call of a run ends, and another of it follows."""
+        self.leave(queue, call)
+        key = call.key._replace(generation=call.key.generation + 1)
+        self.join(queue, Call(key, call.ticket, call.function, False))
+
+    def pass_time(self, milliseconds: int) -> None:
+        self.now += milliseconds
+        with self.transaction() as queue:
+            while queue.look_at_openings(2):
+                pass
+
+    def reconfigure(self, function: int, limits: int, throttle: int) -> None:
+        flow = self.flows[function] = make_flow(function, limits, throttle)
+        with self.transaction() as queue:
+            queue.look_at_function(flow)
+
+    def drain(self) -> None:
+        """Let time pass and calls end until nothing is left."""
+        while self.plain.under_way or self.plain.queued:
+            with self.transaction() as queue:
+                for call in list(self.plain.under_way.values()):
+                    self.leave(queue, call)
+            opening = self.rows.next_opening()
+            if opening is not None:
+                self.pass_time(max(0, opening - self.now))
+
+
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(["start", "start", "start", "end", "end", "again", "cancel", "time", "several", "sync"]),
+        st.integers(0, 1_000),
+        st.integers(0, 1_000),
+    ),
+    max_size=30,
+)
+_flows = st.lists(
+    st.tuples(st.integers(0, len(_LIMITS) - 1), st.integers(0, len(_THROTTLES) - 1)), min_size=1, max_size=3
+)
+
+
+def take_step(world: World, kind: str, first: int, second: int) -> None:
+    plain, function = world.plain, first % len(world.flows)
+    data = {"user": second % 4, "team": second % 2, "priority": (second % 7 - 3) * 10}
+    under_way, queued = list(plain.under_way.values()), list(plain.queued.values())
+    if kind == "time":
+        world.pass_time(first * 10)
+    elif kind == "sync":
+        world.reconfigure(function, first % len(_LIMITS), second % len(_THROTTLES))
+    elif kind == "several":
+        with world.transaction() as queue:
+            calls = [world.start_run(queue, function, **data, part=part) for part in range(second % 5)]
+            for call in under_way[:2] + calls[:1]:
+                world.leave(queue, call)
+    else:
+        with world.transaction() as queue:
+            if kind == "start":
+                world.start_run(queue, function, **data)
+            elif kind == "end" and under_way:
+                world.leave(queue, under_way[second % len(under_way)])
+            elif kind == "again" and under_way:
+                world.call_again(queue, under_way[second % len(under_way)])
+            elif kind == "cancel" and queued:
+                world.leave(queue, queued[second % len(queued)])
+
+
+def check_rows(world: World) -> None:
+    """Nothing is kept of what is over, and no lane waits at a gate that is open."""
+    rows, plain = world.rows, world.plain
+    used = {bucket: used for bucket, used in plain.used().items() if used}
+    assert dict(rows.execute("SELECT id, used FROM slots_used").fetchall()) == used
+    assert rows.execute("SELECT count(*) FROM queued_calls").fetchone() == (len(plain.queued),)
+    lanes = [lane for function in range(len(world.flows)) for lane in rows.lanes_of(f"fn-{function}")]
+    assert len(lanes) == rows.execute("SELECT count(DISTINCT lane_id) FROM queued_calls").fetchone()[0]
+    for lane in lanes:
+        assert lane.waits_at in lane.gates
+        assert rows.first_call(lane.id) == lane.first
+        if lane.waits_at.limit:
+            assert used.get(lane.waits_at.bucket_id, 0) >= lane.waits_at.limit
+        else:
+            opens_at = rows.execute("SELECT opens_at FROM openings WHERE id = ?", lane.waits_at.bucket_id).fetchone()
+            assert opens_at is not None
+
+
+@given(_flows, _steps, st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_the_queue_does_what_the_plain_one_does(
+    chosen: list[tuple[int, int]], steps: list[tuple[str, int, int]], restarts: bool
+) -> None:
+    flows = [make_flow(function, limits, throttle) for function, (limits, throttle) in enumerate(chosen)]
+    rows = SqliteRows(":memory:")
+    world = World(rows, flows)
+    try:
+        for kind, first, second in steps:
+            take_step(world, kind, first, second)
+            check_rows(world)
+            if restarts:
+                rows.purge(world.now)
+        world.drain()
+        check_rows(world)
+        rows.purge(world.now + 10**9)
+        for table in ("lanes", "queued_calls", "slots_used", "holds", "levels"):
+            assert rows.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+    finally:
+        rows.close()
+
+
+@given(st.integers(0, 2**32), _flows)
+@settings(max_examples=60, deadline=None)
+def test_the_same_over_long_histories_in_which_much_is_queued(seed: int, chosen: list[tuple[int, int]]) -> None:
+    chance = random.Random(seed)
+    kinds = ["start"] * 5 + ["end"] * 3 + ["again", "cancel", "time", "several"] + ["sync"] * (seed % 2)
+    rows = SqliteRows(":memory:")
+    world = World(rows, [make_flow(number, *choice) for number, choice in enumerate(chosen)])
+    for _ in range(100):
+        take_step(world, chance.choice(kinds), chance.randrange(1_000), chance.randrange(1_000))
+        check_rows(world)
+    world.drain()
+    rows.close()
+
+
+def test_the_queue_goes_on_after_a_restart(tmp_path: Path) -> None:
+    rows = SqliteRows(tmp_path / "rows.db")
+    world = World(rows, [make_flow(0, 2, 1), make_flow(1, 4, 2)])
+    for number in range(60):
+        kind = ("start", "start", "again", "end", "time", "cancel")[number % 6]
+        take_step(world, kind, number * 7, number * 13)
+        rows.reopen()
+        check_rows(world)
+    world.drain()
+    rows.close()
+
+
+def test_no_run_starves_under_steady_arrivals_of_better_priority() -> None:
+    rows = SqliteRows(":memory:")
+    world = World(rows, [make_flow(0, 2, 0)])
+    with world.transaction() as queue:
+        for user in range(5):
+            world.start_run(queue, 0, user=user, priority=600)
+        victim = world.start_run(queue, 0, user=9, priority=-600)
+    rounds = 0
+    while victim.name in world.plain.queued:
+        rounds += 1
+        assert rounds <= 200  # 1,200 s of priority between them, 10 s a round, three at once
+        world.now += 10_000
+        with world.transaction() as queue:
+            for call in list(world.plain.under_way.values()):
+                world.leave(queue, call)
+            for user in range(3):
+                world.start_run(queue, 0, user=user + rounds % 2 * 3, priority=600)
+    assert rounds > 10
+    rows.close()
+
+
+def test_runs_held_up_by_concurrency_do_not_break_the_throttle_afterwards() -> None:
+    rows = SqliteRows(":memory:")
+    world = World(rows, [flow_of(concurrency=5, throttle={"limit": 1, "period": "10s"})])
+    with world.transaction() as queue:
+        for number in range(20):
+            world.start_run(queue, 0, number=number)
+    for _ in range(10):  # five calls start in turn, and then hold everything up
+        world.pass_time(10_000)
+    assert len(world.plain.under_way) == 5
+    world.pass_time(1_000_000)
+    with world.transaction() as queue:
+        for call in list(world.plain.under_way.values()):
+            world.leave(queue, call)
+    assert len(world.plain.under_way) == 1  # and not five at once
+    rows.close()
+
+
+def test_retries_and_later_calls_are_not_throttled() -> None:
+    rows = SqliteRows(":memory:")
+    world = World(rows, [flow_of(throttle={"limit": 1, "period": "1h"})])
+    with world.transaction() as queue:
+        call = world.start_run(queue, 0)
+    for _ in range(5):
+        with world.transaction() as queue:
+            world.call_again(queue, next(iter(world.plain.under_way.values())))
+        assert len(world.plain.under_way) == 1
+    assert call.name not in world.plain.under_way
+    rows.close()
+
+
+def count_statements(queued: int, flow: Flow, users: int) -> int:
+    """How many statements it takes to end a call and make the next, with so many queued."""
+    rows = SqliteRows(":memory:")
+    world = World(rows, [flow])
+    queue, calls = Queue(rows, world.now), []
+    for number in range(queued):
+        ticket = ticket_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
+        call = QueuedCall(ticket.place, number, 1)
+        queue.join(call, ticket, flow, starts_run=True)
+    calls = queue.settle()
+    assert calls
+    rows.record_statements()
+    for call in calls[:1]:
+        queue = Queue(rows, world.now + 100_000)
+        queue.leave(call.run_key, call.generation)
+        queue.look_at_openings(100)
+        assert len(queue.settle()) == 1
+    plans = [rows.plan_of(statement) for statement in rows.statements if statement.startswith(("SELECT", "DELETE"))]
+    assert not any("SCAN" in plan and "COVERING INDEX openings_by_time" not in plan for plan in plans)
+    assert not any("TEMP B-TREE" in plan for plan in plans)
+    rows.close()
+    return len(rows.statements)
+
+
+def test_what_a_turn_costs_does_not_depend_on_how_much_is_queued() -> None:
+    for flow, users in [
+        (make_flow(0, 1, 0), 1),
+        (make_flow(0, 2, 0), 10),
+        (make_flow(0, 2, 0), 10_000),
+        (make_flow(0, 2, 1), 10_000),
+        (make_flow(0, 5, 2), 10_000),
+    ]:
+        few, many = count_statements(100, flow, users), count_statements(5_000, flow, users)
+        assert many <= few + 2, (few, many)
+        assert many < 60
+
+
+def test_lanes_stay_where_they_wait_while_that_gate_is_closed() -> None:
+    rows = SqliteRows(":memory:")
+    limits = [{"limit": 1}, {"limit": 1, "key": "event.data.user"}]
+    world = World(rows, [flow_of(concurrency=limits, throttle={"limit": 1, "period": "10s"})])
+    with world.transaction() as queue:
+        first = world.start_run(queue, 0, user=0)
+        for user in range(1, 50):
+            world.start_run(queue, 0, user=user)
+    with world.transaction() as queue:
+        world.leave(queue, first)  # now all of them wait for the throttle
+    rows.record_statements()
+    world.pass_time(10_000)
+    assert len(world.plain.under_way) == 1
+    assert len(rows.statements) < 20
+    rows.close()

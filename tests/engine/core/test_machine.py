@@ -1,0 +1,767 @@
+"""What each answer, op and event does to a run: the rules one at a time. Histories are in test_machine_histories."""
+
+import msgspec
+import pytest
+
+from durably.engine.core.answers import Answer, Asked, AttemptFailed, Returned, Unreached
+from durably.engine.core.errors import CheckpointInvalidError, StaleCallError, TooLargeError
+from durably.engine.core.inputs import (
+    AbortDeferred,
+    Answered,
+    AwaitEvent,
+    AwaitSignal,
+    CancelAsked,
+    Checkpointed,
+    CloseWait,
+    Command,
+    Defer,
+    EndRun,
+    Input,
+    Invoke,
+    MakeCall,
+    MakeRequest,
+    Recovered,
+    RefuseDeferred,
+    RequestFinished,
+    SignalConflicted,
+    Sleep,
+    TimerFired,
+    WaitResolved,
+    WriteMemo,
+)
+from durably.engine.core.machine import advance, start
+from durably.engine.core.op_options import DeferAsk
+from durably.engine.core.run_state import Call, Deferred, Head, RunStatus
+from durably.engine.core.transition import Policy
+from durably.protocol.errors import ErrorData
+from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
+from durably.protocol.opcodes import Op, Opcode, Userland
+
+POLICY = Policy(retry_delay=lambda attempt: 1000 * (attempt + 1), unreached_delay=lambda failures: 10 * (failures + 1))
+NOW = 1_700_000_000_000
+BOOM = ErrorData(name="Boom", message="broken")
+
+
+class Run:
+    def __init__(self, max_attempts: int = 3) -> None:
+        self.now = NOW
+        self.policy = POLICY
+        self.head, self.commands = start(max_attempts, NOW)
+
+    def feed(self, happened: Input) -> list[Command]:
+        self.head, self.commands = advance(self.head, happened, self.now, self.policy)
+        return self.commands
+
+    def answer(self, answer: Answer, *, memoised: tuple[str, ...] = (), step: str | None = None) -> list[Command]:
+        """Answer the call for ``step``, or the discovery."""
+        call = next(c for c in self.head.calls if (c.is_discovery if step is None else c.step_id == step))
+        return self.feed(Answered(call.generation, answer, frozenset(memoised)))
+
+    def ops(self, *ops: Op, memoised: tuple[str, ...] = (), step: str | None = None) -> list[Command]:
+        return self.answer(Asked(list(ops)), memoised=memoised, step=step)
+
+    @property
+    def discoveries(self) -> list[Call]:
+        return [call for call in self.head.calls if call.is_discovery]
+
+    @property
+    def end(self) -> EndRun:
+        return next(command for command in self.commands if isinstance(command, EndRun))
+
+    @property
+    def error(self) -> dict[str, str]:
+        decoded: dict[str, str] = msgspec.json.decode(self.end.output)
+        return decoded
+
+
+def op(
+    kind: Opcode, step: str = "a", *, race: bool = False, opts: dict[str, object] | None = None, **more: object
+) -> Op:
+    opts = {**(opts or {}), "parallelMode": "race"} if race else opts
+    return Op(id=step, op=kind, opts=opts, userland=Userland(id=f"step {step}"), **more)  # type: ignore[arg-type]
+
+
+def ran(step: str = "a", data: bytes = b"1", **more: object) -> Op:
+    return op(Opcode.STEP_RUN, step, data=msgspec.Raw(data), **more)  # type: ignore[arg-type]
+
+
+def raised(step: str = "a") -> Op:
+    return op(Opcode.STEP_ERROR, step, error=BOOM)
+
+
+def planned(step: str, *, race: bool = False) -> Op:
+    return op(Opcode.STEP_PLANNED, step, race=race)
+
+
+def kinds(commands: list[Command]) -> list[type]:
+    return [type(command) for command in commands]
+
+
+# calls and their answers
+
+
+def test_a_run_starts_with_a_discovery() -> None:
+    run = Run()
+    assert run.commands == [MakeCall(Call(generation=1, due=NOW))]
+    assert run.head.status == RunStatus.SCHEDULED
+
+
+def test_a_result_completes_the_run() -> None:
+    run = Run()
+    assert run.answer(Returned(b'{"ok":true}')) == [EndRun(RunStatus.COMPLETED, b'{"ok":true}')]
+    assert run.head.status == RunStatus.COMPLETED
+
+
+def test_a_failed_function_is_tried_again_with_backoff_until_its_attempts_are_used_up() -> None:
+    run = Run(max_attempts=3)
+    for attempt, delay in ((1, 1000), (2, 2000)):
+        run.answer(AttemptFailed(BOOM))
+        (call,) = run.head.calls
+        assert (call.attempt, call.due, call.error) == (attempt, NOW + delay, "Boom: broken")
+    run.answer(AttemptFailed(BOOM))
+    assert run.end.status == RunStatus.FAILED
+    assert run.error == {"name": "Boom", "message": "broken"}
+
+
+def test_retry_after_sets_the_time_and_no_retry_ends_it() -> None:
+    run = Run()
+    run.answer(AttemptFailed(BOOM, retry_at=NOW + 77_000))
+    assert run.head.calls[0].due == NOW + 77_000
+    run.answer(AttemptFailed(BOOM, no_retry=True))
+    assert run.end.status == RunStatus.FAILED
+
+
+def test_a_call_that_never_reached_the_app_uses_up_no_attempt() -> None:
+    run = Run(max_attempts=1)
+    for failures in range(50):
+        run.answer(Unreached(ErrorData(name="AppUnreachableError", message="refused")))
+        (call,) = run.head.calls
+        assert (call.attempt, call.unreached) == (0, failures + 1)
+        assert call.due == NOW + 10 * (failures + 1)
+    run.answer(Returned(b"1"))
+    assert run.end.status == RunStatus.COMPLETED
+
+
+def test_an_answer_under_an_old_generation_is_refused() -> None:
+    run = Run()
+    run.answer(AttemptFailed(BOOM))
+    before = run.head
+    for late in (Answered(1, Returned(b"1")), Checkpointed(1, [ran()])):
+        with pytest.raises(StaleCallError, match="generation 1"):
+            run.feed(late)
+    assert run.head == before
+
+
+def test_what_comes_after_the_end() -> None:
+    run = Run()
+    run.ops(op(Opcode.SLEEP, opts={"duration": "1s"}))
+    run.feed(CancelAsked())
+    assert run.end.status == RunStatus.CANCELLED
+    before = run.head
+    with pytest.raises(StaleCallError, match="cancelled"):
+        run.feed(Answered(1, Returned(b"1")))
+    for late in (TimerFired("a"), WaitResolved("a", b"1"), CancelAsked(), Recovered(), SignalConflicted("a", "s")):
+        assert run.feed(late) == []
+    assert run.head == before
+
+
+def test_an_answer_that_asks_for_nothing_is_a_failed_attempt() -> None:
+    run = Run(max_attempts=3)
+    for _ in range(3):
+        run.ops()
+    assert run.error["name"] == "NothingAskedError"
+
+
+# executed steps
+
+
+def test_an_executed_step_is_memoised_and_discovery_goes_on_at_a_first_attempt() -> None:
+    run = Run()
+    run.answer(AttemptFailed(BOOM))
+    commands = run.ops(ran(data=b'{"x":1}'))
+    assert commands[0] == WriteMemo("a", "step a", Opcode.STEP_RUN, b'{"data":{"x":1}}', attempts=2)
+    assert commands[1:] == [MakeCall(Call(generation=3, due=NOW, memos_seen=1))]
+
+
+def test_a_failed_step_is_tried_again_then_memoised_as_an_error() -> None:
+    run = Run(max_attempts=2)
+    run.ops(raised())
+    (call,) = run.head.calls
+    assert (call.attempt, call.due, call.name) == (1, NOW + 1000, "step a")
+    commands = run.ops(raised())
+    assert commands[0] == WriteMemo(
+        "a", "step a", Opcode.STEP_RUN, b'{"error":{"name":"Boom","message":"broken"}}', attempts=2, failed=True
+    )
+    assert run.head.status == RunStatus.RUNNING
+    assert run.head.calls[0].attempt == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [Asked([raised()], no_retry=True), Asked([op(Opcode.STEP_FAILED, error=BOOM)])], ids=["header", "op"]
+)
+def test_a_step_that_failed_for_good_is_memoised_at_once(answer: Asked) -> None:
+    run = Run()
+    run.answer(answer)
+    assert isinstance(run.commands[0], WriteMemo)
+    assert run.commands[0].failed
+
+
+def test_an_error_after_an_executed_step_in_the_same_answer_is_a_first_attempt() -> None:
+    run = Run(max_attempts=2)
+    run.answer(AttemptFailed(BOOM))
+    commands = run.ops(ran("a"), raised("b"))
+    assert kinds(commands) == [WriteMemo, MakeCall]
+    assert [(call.attempt, call.due) for call in run.head.calls] == [(1, NOW + 1000)]
+
+
+def test_too_much_output_is_the_steps_error() -> None:
+    run = Run()
+    run.ops(ran(data=b'"' + b"x" * MAX_STEP_OUTPUT_BYTES + b'"'))
+    memo = run.commands[0]
+    assert isinstance(memo, WriteMemo)
+    assert memo.failed
+    assert b"StepOutputTooLargeError" in memo.memo
+    assert b"step a" in memo.memo
+
+
+def test_too_many_steps_fail_the_run() -> None:
+    run = Run()
+    for number in range(MAX_STEPS):
+        run.ops(ran(f"s{number}"))
+    run.ops(ran("more"))
+    assert run.error["name"] == "StepLimitError"
+
+
+def test_too_many_planned_steps_fail_the_run() -> None:
+    run = Run()
+    run.ops(*(planned(f"s{number}") for number in range(MAX_STEPS + 1)))
+    assert run.error["name"] == "StepLimitError"
+
+
+def test_the_step_limit_is_the_policys() -> None:
+    run = Run()
+    run.policy = msgspec.structs.replace(POLICY, max_steps=2)
+    run.ops(ran("a"))
+    run.ops(ran("b"))
+    run.ops(ran("c"))
+    assert run.error["name"] == "StepLimitError"
+    assert "at most 2 steps" in run.error["message"]
+    assert "max_steps" in run.error["message"]
+
+
+def test_a_fan_out_over_the_step_limit_starts_nothing() -> None:
+    run = Run()
+    run.policy = msgspec.structs.replace(POLICY, max_steps=5)
+    run.ops(ran("a"))
+    opts = {"function_id": "app-child", "payload": {"data": {}}}
+    run.ops(*(op(Opcode.INVOKE_FUNCTION, f"s{number}", opts=opts) for number in range(5)))
+    assert kinds(run.commands) == [EndRun]
+    assert run.error["name"] == "StepLimitError"
+    assert "it has 1 and asks for 5 more" in run.error["message"]
+
+
+def test_a_fan_out_up_to_the_step_limit_is_carried_out() -> None:
+    run = Run()
+    run.policy = msgspec.structs.replace(POLICY, max_steps=5)
+    run.ops(ran("a"))
+    run.ops(*(planned(f"s{number}") for number in range(4)))
+    for number in range(4):
+        run.ops(ran(f"s{number}"), step=f"s{number}")
+    run.answer(Returned(b"1"))
+    assert run.end.status == RunStatus.COMPLETED
+
+
+@pytest.mark.parametrize("bad", ["Sleep", "NoSuchOp"])
+def test_an_answer_with_an_impossible_op_starts_nothing_of_what_it_asks_for(bad: str) -> None:
+    run = Run()
+    opts = {"function_id": "app-child", "payload": {"data": {}}}
+    wrong = Op(id="b", op=bad, opts={"duration": "no duration"})
+    commands = run.ops(ran("c"), op(Opcode.INVOKE_FUNCTION, "a", opts=opts), planned("d"), wrong)
+    assert kinds(commands) == [WriteMemo, EndRun]
+    assert run.error["name"] == "OpInvalidError"
+
+
+def deferred(step: str = "d", *, function: object = "app-later", data: object = None) -> Op:
+    return op(Opcode.DEFER_ADD, step, opts={"fn_slug": function, "input": data or {}})
+
+
+def aborted(target: str = "d") -> Op:
+    return op(Opcode.DEFER_ABORT, f"{target}:abort", opts={"target_hashed_id": target, "fn_slug": "app-later"})
+
+
+def test_a_deferred_function_is_stored_with_what_it_comes_with() -> None:
+    run = Run()
+    commands = run.ops(deferred(data={"n": 1}), ran("a"))
+    assert commands[0] == Defer("d", DeferAsk("app-later", b'{"n":1}'))
+    assert kinds(commands[1:]) == [WriteMemo, MakeCall]
+    assert run.head.defers == (Deferred(step_id="d", size=7),)
+    assert run.head.memos == 1
+
+
+def test_a_deferred_function_alone_is_followed_by_discovery_and_repeated_changes_nothing() -> None:
+    run = Run()
+    assert kinds(run.ops(deferred())) == [Defer, MakeCall]
+    assert run.head.defers == (Deferred(step_id="d", size=2),)
+    run.ops(deferred())
+    assert kinds(run.commands) == [MakeCall]
+    assert run.head.calls[0].attempt == 1  # An app that says nothing new has done nothing with its attempt.
+
+
+def test_an_aborted_function_is_taken_back_for_good() -> None:
+    run = Run()
+    run.ops(deferred(), ran("a"))
+    assert kinds(run.ops(ran("b"), aborted())) == [AbortDeferred, WriteMemo, MakeCall]
+    assert run.head.defers == (Deferred(step_id="d", is_abortable=False),)
+    assert kinds(run.ops(ran("c"), aborted(), deferred())) == [WriteMemo, MakeCall]
+
+
+def test_what_is_deferred_comes_before_the_end_of_the_run() -> None:
+    run = Run()
+    assert kinds(run.ops(Op(op=Opcode.RUN_COMPLETE, data=msgspec.Raw(b"1")), deferred())) == [Defer, EndRun]
+    run = Run()
+    assert kinds(run.ops(op(Opcode.SLEEP, opts={"duration": "no duration"}), deferred())) == [Defer, EndRun]
+
+
+def test_checkpoints_may_defer() -> None:
+    run = Run()
+    (call,) = run.head.calls
+    assert kinds(run.feed(Checkpointed(call.generation, [deferred(), ran("a"), aborted()]))) == [
+        Defer,
+        WriteMemo,
+        AbortDeferred,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (deferred(function=None), "names no function"),
+        (deferred(data=[1]), "not an object"),
+        (deferred(data={"text": "x" * MAX_DEFERRED_BYTES}), "bytes"),
+        (op(Opcode.DEFER_ABORT, opts={}), "what is to be aborted"),
+    ],
+)
+def test_what_is_wrong_with_a_deferred_function_is_said_and_fails_no_run(wrong: Op, reason: str) -> None:
+    run = Run()
+    refused, *others = run.ops(wrong, ran("a"))
+    assert isinstance(refused, RefuseDeferred)
+    assert reason in refused.reason
+    assert kinds(others) == [WriteMemo, MakeCall]
+    assert not any(one.is_abortable for one in run.head.defers)
+
+
+def test_a_run_may_defer_so_many_functions() -> None:
+    run = Run()
+    commands = run.ops(*(deferred(f"d{number}") for number in range(MAX_DEFERRED + 1)), ran("a"))
+    assert kinds(commands) == [Defer] * MAX_DEFERRED + [RefuseDeferred, WriteMemo, MakeCall]
+    assert len(run.head.defers) == MAX_DEFERRED
+
+
+def test_too_much_state_fails_the_run() -> None:
+    run = Run()
+    for number in range(8):
+        run.ops(ran(f"s{number}", data=b'"' + b"x" * (MAX_STEP_OUTPUT_BYTES - 2) + b'"'))
+    assert run.error["name"] == "StateTooLargeError"
+    assert "step s7" in run.error["message"]
+
+
+# parallel steps
+
+
+def test_planned_steps_are_called_each_at_its_own_and_discovery_follows_the_last() -> None:
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    assert run.head.disable_immediate
+    assert [call.step_id for call in run.head.calls] == ["a", "b"]
+    assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo]
+    assert kinds(run.ops(ran("b"), step="b")) == [WriteMemo, MakeCall]
+    assert len(run.discoveries) == 1
+
+
+def test_racing_steps_ask_for_discovery_each() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), planned("b", race=True))
+    assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo, MakeCall]
+    assert len(run.discoveries) == 1
+
+
+def test_the_losers_of_a_race_hold_up_nothing() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), op(Opcode.SLEEP, "nap", race=True, opts={"duration": "1h"}))
+    run.ops(ran("a"), step="a")
+    run.ops(planned("after"), op(Opcode.SLEEP, "nap", race=True, opts={"duration": "1h"}))
+    assert kinds(run.ops(ran("after"), step="after")) == [WriteMemo, MakeCall]
+
+
+def test_an_app_older_than_parallel_modes_races_always() -> None:
+    run = Run()
+    run.answer(Asked([planned("a"), planned("b")], races=True))
+    assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo, MakeCall]
+
+
+def test_wishes_for_discovery_while_one_is_under_way_become_one() -> None:
+    run = Run()
+    run.ops(*(planned(step, race=True) for step in "abcd"))
+    run.ops(ran("a"), step="a")
+    (first,) = run.discoveries
+    for step in "bc":
+        assert kinds(run.ops(ran(step), step=step)) == [WriteMemo]
+    assert run.discoveries == [first]
+    # The discovery saw neither b nor c; its answer has nothing new.
+    assert kinds(run.ops(planned("b"), planned("c"), planned("d"), memoised=("b", "c"))) == [MakeCall]
+    (second,) = run.discoveries
+    assert second.attempt == 0
+    assert kinds(run.ops(planned("d"))) == []
+    assert run.discoveries == []
+
+
+def test_a_discovery_that_has_yet_to_be_made_grants_all_wishes() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), planned("b", race=True))
+    run.ops(ran("a"), step="a")
+    run.answer(AttemptFailed(BOOM))
+    (retry,) = run.discoveries
+    assert retry.due > NOW
+    run.ops(ran("b"), step="b")
+    assert run.discoveries == [retry]
+    assert not run.head.discover_again
+
+
+def test_each_planned_step_has_attempts_of_its_own() -> None:
+    run = Run(max_attempts=2)
+    run.ops(planned("a"), planned("b"))
+    run.ops(raised("a"), step="a")
+    run.ops(ran("b"), step="b")
+    assert [(call.step_id, call.attempt) for call in run.head.calls] == [("a", 1)]
+    assert kinds(run.ops(raised("a"), step="a")) == [WriteMemo, MakeCall]
+
+
+def test_steps_already_known_are_ignored() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), op(Opcode.SLEEP, "z", opts={"duration": "1h"}))
+    run.ops(ran("a"), step="a")
+    commands = run.ops(ran("a"), planned("b"), op(Opcode.SLEEP, "z", opts={"duration": "1h"}), memoised=("a",))
+    assert commands == [MakeCall(Call(generation=4, due=NOW, step_id="b", name="step b", memos_seen=1))]
+
+
+def test_a_result_in_a_targeted_call_completes_the_run() -> None:
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    run.answer(Returned(b"1"), step="b")
+    assert run.end.status == RunStatus.COMPLETED
+
+
+def test_a_targeted_call_that_leaves_its_step_undone_has_failed() -> None:
+    run = Run(max_attempts=2)
+    run.ops(planned("a"), planned("b"))
+    run.ops(planned("a"), step="a")
+    assert next(call for call in run.head.calls if call.step_id == "a").attempt == 1
+    run.ops(planned("a"), step="a")
+    assert run.error["name"] == "NothingAskedError"
+
+
+def test_a_step_not_found_though_nothing_has_happened_since_fails_the_run() -> None:
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    run.ops(op(Opcode.STEP_NOT_FOUND, "a"), step="a")
+    assert run.error["name"] == "StepNotFoundError"
+    assert "step a" in run.error["message"]
+
+
+def test_a_step_not_found_since_another_won_is_given_up() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), planned("b", race=True))
+    run.ops(ran("b"), step="b")
+    run.ops(op(Opcode.STEP_NOT_FOUND, "a"), step="a")
+    assert run.head.status == RunStatus.RUNNING
+    assert [call.step_id for call in run.head.calls] == ["step"]
+
+
+def unexpected() -> AttemptFailed:
+    return AttemptFailed(ErrorData(name="StepUnexpectedError", code="step_unexpected", message="gone"))
+
+
+def test_an_error_that_says_the_target_was_not_found_counts_as_that_op() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), planned("b", race=True))
+    run.ops(ran("b"), step="b")
+    run.answer(unexpected(), step="a")
+    assert run.head.status == RunStatus.RUNNING
+    assert [call.step_id for call in run.head.calls] == ["step"]
+    run.ops(planned("c"), planned("d"))
+    run.answer(unexpected(), step="c")
+    assert run.error["name"] == "StepNotFoundError"
+
+
+def test_an_executed_step_may_say_that_it_races() -> None:
+    """Where the engine was not told when the step was planned."""
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    run.ops(msgspec.structs.replace(ran("a"), opts={"parallelMode": "race"}), step="a")
+    assert "step" in [call.step_id for call in run.head.calls]
+
+
+# sleeps and waits
+
+
+@pytest.mark.parametrize(
+    ("sleep", "until"),
+    [
+        (op(Opcode.SLEEP, opts={"duration": "90s"}), NOW + 90_000),
+        (op(Opcode.SLEEP, name="1500ms"), NOW + 1500),
+        (op(Opcode.SLEEP, name="2023-11-14T22:14:20Z"), NOW + 60_000),
+        (op(Opcode.SLEEP, name="2001-01-01T00:00:00Z"), NOW),
+    ],
+    ids=["opts", "name", "date", "past"],
+)
+def test_sleep(sleep: Op, until: int) -> None:
+    run = Run()
+    assert run.ops(sleep) == [Sleep("a", "step a", until)]
+    assert run.feed(TimerFired("a"))[:2] == [CloseWait("a"), WriteMemo("a", "step a", Opcode.SLEEP, b"null")]
+    assert len(run.discoveries) == 1
+    assert run.feed(TimerFired("a")) == []
+
+
+def test_wait_for_event() -> None:
+    run = Run()
+    opts = {"event": "paid", "if": "async.data.id == event.data.id", "timeout": "1h"}
+    (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, opts=opts))
+    assert isinstance(command, AwaitEvent)
+    assert (command.ask.event, command.ask.expression, command.ask.until) == ("paid", opts["if"], NOW + 3_600_000)
+    commands = run.feed(WaitResolved("a", b'{"name":"paid"}'))
+    assert commands[1] == WriteMemo("a", "step a", Opcode.WAIT_FOR_EVENT, b'{"name":"paid"}')
+
+
+def test_an_event_wait_without_a_timeout_ends_now() -> None:
+    run = Run()
+    (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, name="paid"))
+    assert isinstance(command, AwaitEvent)
+    assert (command.ask.event, command.ask.until) == ("paid", NOW)
+
+
+def test_wait_for_signal() -> None:
+    run = Run()
+    (command,) = run.ops(op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "go", "conflict": "replace"}))
+    assert isinstance(command, AwaitSignal)
+    assert command.ask.replaces
+    assert command.ask.until == NOW + 365 * 86_400_000
+
+
+def test_a_signal_conflict_fails_the_run() -> None:
+    run = Run()
+    run.ops(op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "go", "conflict": "fail"}))
+    run.feed(SignalConflicted("a", "go"))
+    assert run.error["name"] == "SignalConflictError"
+    assert "'go'" in run.error["message"]
+
+
+def test_invoke_and_its_timeout() -> None:
+    run = Run()
+    opts = {"function_id": "app-child", "payload": {"data": {"n": 1}}, "timeout": "1m"}
+    (command,) = run.ops(op(Opcode.INVOKE_FUNCTION, opts=opts))
+    assert isinstance(command, Invoke)
+    assert (command.ask.function_id, command.ask.until) == ("app-child", NOW + 60_000)
+    run.feed(TimerFired("a"))
+    memo = run.commands[1]
+    assert isinstance(memo, WriteMemo)
+    assert msgspec.json.decode(memo.memo) == {
+        "error": {
+            "name": "InngestInvokeTimeoutError",
+            "message": "Timed out waiting for invoked function to complete",
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (op(Opcode.SLEEP, name="soon"), "invalid duration 'soon'"),
+        (op(Opcode.SLEEP, name="367d"), "at most 366 days"),
+        (op(Opcode.SLEEP, opts={"duration": 5}), "must be text"),
+        (op(Opcode.WAIT_FOR_EVENT, opts={"timeout": "1h"}), "names none"),
+        (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x" * 600, "timeout": "1h"}), "600 characters"),
+        (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "if": "async.data.x ==", "timeout": "1h"}), "not valid"),
+        (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "if": "async.total > 1", "timeout": "1h"}), "async.data.total"),
+        (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "timeout": "later"}), "invalid duration"),
+        (op(Opcode.WAIT_FOR_SIGNAL, opts={}), "names none"),
+        (op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "x", "conflict": "hope"}), "'hope'"),
+        (op(Opcode.INVOKE_FUNCTION, opts={}), "names none"),
+        (op(Opcode.INVOKE_FUNCTION, opts={"function_id": "f", "payload": {"data": [1]}}), "no object"),
+        (Op(id="a", op="Dance", name="step a"), "'Dance'"),
+    ],
+)
+def test_what_cannot_be_carried_out_fails_the_run_and_names_the_step(bad: Op, reason: str) -> None:
+    run = Run()
+    run.ops(bad)
+    assert run.error["name"] == "OpInvalidError"
+    assert "step a" in run.error["message"]
+    assert reason in run.error["message"]
+
+
+# requests
+
+
+def test_a_request_is_tried_again_then_memoised_as_an_error() -> None:
+    run = Run(max_attempts=2)
+    (command,) = run.ops(
+        op(Opcode.GATEWAY, opts={"url": "https://example.com", "headers": {"authorization": "s3cret"}})
+    )
+    assert isinstance(command, MakeRequest)
+    assert "s3cret" not in repr(command)
+    failed = RequestFinished("a", command.generation, b'{"error":{}}', failed=True, is_retriable=True)
+    (again,) = run.feed(failed)
+    assert isinstance(again, MakeRequest)
+    assert (again.attempt, again.due, again.opts) == (1, NOW + 1000, None)
+    assert run.feed(failed) == [], "the first attempt's outcome is stale"
+    failed = RequestFinished("a", again.generation, b'{"error":{}}', failed=True, is_retriable=True)
+    assert kinds(run.feed(failed)) == [CloseWait, WriteMemo, MakeCall]
+
+
+def test_the_head_keeps_nothing_of_what_a_request_sends() -> None:
+    from durably.engine.core.run_state import encode_head
+
+    run = Run()
+    run.ops(op(Opcode.AI_GATEWAY, opts={"url": "https://example.com", "auth_key": "s3cret"}))
+    assert b"s3cret" not in encode_head(run.head)
+
+
+def test_a_request_lost_at_a_restart_is_asked_for_again_and_keeps_its_attempts() -> None:
+    run = Run(max_attempts=3)
+    (command,) = run.ops(op(Opcode.GATEWAY, opts={"url": "u"}))
+    assert isinstance(command, MakeRequest)
+    run.feed(RequestFinished("a", command.generation, b"{}", failed=True, is_retriable=True))
+    assert kinds(run.feed(Recovered())) == [MakeCall]
+    (again,) = run.ops(op(Opcode.GATEWAY, opts={"url": "u"}))
+    assert isinstance(again, MakeRequest)
+    assert (again.attempt, again.opts) == (1, {"url": "u"})
+    run.feed(RequestFinished("a", again.generation, b'{"data":1}'))
+    assert run.head.memos == 1
+
+
+def test_a_lost_request_that_the_function_asks_for_no_more_is_forgotten() -> None:
+    run = Run()
+    run.ops(op(Opcode.GATEWAY, "a", opts={"url": "u"}), op(Opcode.SLEEP, "b", name="1h"))
+    run.feed(Recovered())
+    run.ops(op(Opcode.SLEEP, "b", name="1h"))
+    assert [wait.step_id for wait in run.head.waits] == ["b"]
+
+
+# checkpoints
+
+
+def test_a_checkpoint_memoises_and_the_call_goes_on_at_a_first_attempt() -> None:
+    run = Run()
+    run.answer(AttemptFailed(BOOM))
+    (call,) = run.head.calls
+    commands = run.feed(Checkpointed(call.generation, [ran("a"), planned("b"), ran("c")]))
+    assert [command.attempts for command in commands if isinstance(command, WriteMemo)] == [2, 1]
+    assert [(call.generation, call.attempt) for call in run.head.calls] == [(2, 0)]
+    run.ops(raised("d"))
+    assert run.head.calls[0].attempt == 1
+
+
+def test_a_checkpoint_sent_twice_changes_nothing_the_second_time() -> None:
+    run = Run()
+    run.feed(Checkpointed(1, [ran("a")]))
+    assert run.feed(Checkpointed(1, [ran("a")], frozenset({"a"}))) == []
+    assert run.head.memos == 1
+
+
+def test_the_answer_may_repeat_what_was_checkpointed() -> None:
+    run = Run()
+    run.feed(Checkpointed(1, [ran("a")]))
+    run.ops(ran("a"), memoised=("a",))
+    assert len(run.discoveries) == 1
+    assert run.head.memos == 1
+
+
+@pytest.mark.parametrize("kind", [Opcode.SLEEP, Opcode.STEP_ERROR, Opcode.RUN_COMPLETE, Opcode.INVOKE_FUNCTION])
+def test_what_needs_a_decision_cannot_be_checkpointed(kind: Opcode) -> None:
+    run = Run()
+    before = run.head
+    with pytest.raises(CheckpointInvalidError, match="step a"):
+        run.feed(Checkpointed(1, [ran("b"), op(kind)]))
+    assert run.head == before
+
+
+def test_a_checkpoint_that_is_too_large_is_refused_whole() -> None:
+    run = Run()
+    before = run.head
+    with pytest.raises(TooLargeError, match="step b"):
+        run.feed(Checkpointed(1, [ran("a"), ran("b", data=b'"' + b"x" * MAX_STEP_OUTPUT_BYTES + b'"')]))
+    assert run.head == before
+
+
+# the rest
+
+
+def test_run_complete_and_discovery_request() -> None:
+    run = Run()
+    assert kinds(run.ops(Op(op=Opcode.DISCOVERY_REQUEST))) == [MakeCall]
+    run.ops(ran("a"), Op(op=Opcode.RUN_COMPLETE, data=msgspec.Raw(b"7")))
+    assert kinds(run.commands) == [WriteMemo, EndRun]
+    assert run.end.output == b"7"
+
+
+def test_a_step_that_fails_beside_a_wish_for_discovery_uses_up_its_attempts() -> None:
+    run = Run(max_attempts=2)
+    again = Op(op=Opcode.DISCOVERY_REQUEST)
+    run.ops(again, op(Opcode.STEP_ERROR, error=BOOM))
+    assert [call.attempt for call in run.discoveries] == [1]
+    run.ops(again, op(Opcode.STEP_ERROR, error=BOOM))
+    assert kinds(run.commands) == [WriteMemo, MakeCall]
+
+
+def test_an_app_that_only_asks_for_discovery_uses_up_its_attempts() -> None:
+    run = Run(max_attempts=3)
+    for attempt in (1, 2):
+        run.ops(Op(op=Opcode.DISCOVERY_REQUEST), op(Opcode.STEP_ERROR, error=BOOM), memoised=("a",))
+        assert [call.attempt for call in run.discoveries] == [attempt]
+    run.ops(Op(op=Opcode.DISCOVERY_REQUEST))
+    assert run.error["name"] == "NothingAskedError"
+
+
+def test_discovery_follows_at_once_where_steps_were_checkpointed() -> None:
+    run = Run()
+    (call,) = run.discoveries
+    run.feed(Checkpointed(call.generation, [ran("a")]))
+    run.ops(Op(op=Opcode.DISCOVERY_REQUEST))
+    assert [(call.attempt, call.due) for call in run.discoveries] == [(0, NOW)]
+
+
+def test_recovery_gives_what_was_under_way_a_new_generation_and_leaves_the_rest() -> None:
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    run.ops(raised("a"), step="a")
+    (b, a) = run.head.calls
+    assert a.due > NOW
+    assert run.feed(Recovered()) == [MakeCall(msgspec.structs.replace(b, generation=a.generation + 1))]
+    assert {call.generation for call in run.head.calls} == {a.generation, a.generation + 1}
+
+
+def test_a_clock_that_was_set_back_neither_strands_a_call_at_a_restart_nor_loses_a_wish_for_discovery() -> None:
+    run = Run()
+    run.ops(planned("a", race=True), planned("b", race=True))
+    run.ops(ran("a"), step="a")
+    run.now -= 60_000
+    run.ops(ran("b"), step="b")
+    assert run.head.discover_again
+    (command,) = run.feed(Recovered())
+    assert isinstance(command, MakeCall)
+    assert (command.call.is_discovery, command.call.due) == (True, run.now)
+
+
+def test_a_head_of_before_is_read() -> None:
+    """Fields that are added later have defaults."""
+    from durably.engine.core.run_state import decode_head
+
+    oldest = {
+        "version": 1,
+        "status": "Running",
+        "max_attempts": 5,
+        "generation": 3,
+        "calls": [{"generation": 3, "due": 1}],
+    }
+    head = decode_head(msgspec.msgpack.encode(oldest))
+    assert isinstance(head, Head)
+    assert head.calls == (Call(generation=3, due=1),)

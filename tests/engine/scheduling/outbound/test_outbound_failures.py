@@ -1,0 +1,116 @@
+"""How requests for steps fail, and whether another attempt is worth it."""
+
+import asyncio
+import gzip
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from durably.engine.scheduling.outbound import Outbound, OutboundError
+
+
+async def test_too_large_an_answer(server: Any) -> None:
+    server.respond(body=gzip.compress(b"0" * 2_000_000), headers={"Content-Encoding": "gzip"})
+    outbound = Outbound(allow_private_addresses=True, max_bytes=1_000_000)
+    with pytest.raises(OutboundError, match="more than 1000000 bytes") as caught:
+        await outbound.fetch({"url": server.url})
+    assert not caught.value.retriable
+    await outbound.close()
+
+
+async def test_too_slow_an_answer(server: Any) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server.answer = answer
+    outbound = Outbound(allow_private_addresses=True, timeout=0.05)
+    with pytest.raises(OutboundError, match=r"no complete answer within 0\.05 s") as caught:
+        await outbound.fetch({"url": server.url})
+    assert caught.value.retriable
+    await outbound.close()
+
+
+async def test_broken_off_answer(server: Any, outbound: Outbound) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b"some")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    server.answer = answer
+    with pytest.raises(OutboundError, match="connection was lost") as caught:
+        await outbound.fetch({"url": server.url})
+    assert caught.value.retriable
+
+
+async def test_an_answer_that_is_not_http(outbound: Outbound) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"220 mail ready\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        with pytest.raises(OutboundError, match="failed: ") as caught:
+            await outbound.fetch({"url": f"http://127.0.0.1:{port}"})
+    assert caught.value.retriable
+
+
+async def test_nobody_there(outbound: Outbound, serving: Any) -> None:
+    async with serving() as gone:
+        url = gone.url
+    with pytest.raises(OutboundError, match="no connection: ") as caught:
+        await outbound.fetch({"url": url})
+    assert caught.value.retriable
+    assert caught.value.name == "GatewayError"
+
+
+async def test_unknown_host(outbound: Outbound) -> None:
+    with pytest.raises(OutboundError, match="host was not found") as caught:
+        await outbound.fetch({"url": "http://no-such-host.invalid/"})
+    assert caught.value.retriable
+
+
+async def test_https_with_a_server_that_has_no_tls(server: Any, outbound: Outbound) -> None:
+    with pytest.raises(OutboundError, match="did not agree on TLS"):
+        await outbound.fetch({"url": server.url.replace("http:", "https:")})
+
+
+@pytest.mark.parametrize(
+    ("opts", "fault"),
+    [
+        ({}, "no URL"),
+        ({"url": 5}, "no URL"),
+        ({"url": "/relative"}, "absolute one of http or https"),
+        ({"url": "file:///etc/passwd"}, "absolute one of http or https"),
+        ({"url": "http://[::1"}, "absolute one of http or https"),
+        ({"url": "http://a:99999/"}, "absolute one of http or https"),
+        ({"url": "http://127.0.0.1/", "method": "CONNECT"}, "'CONNECT' is none of"),
+        ({"url": "http://127.0.0.1/", "method": ["GET"]}, "is none of"),
+        ({"url": "http://127.0.0.1/", "headers": [1]}, "headers must be an object"),
+        ({"url": "http://127.0.0.1/", "headers": {"a b": "1"}}, "header's name"),
+        ({"url": "http://127.0.0.1/", "headers": {"a": "1\r\nb: 2"}}, "header 'a'"),
+        ({"url": "http://127.0.0.1/", "headers": {"a": {"b": 1}}}, "header 'a'"),
+        ({"url": "http://127.0.0.1/", "method": "POST", "body": "\ud800"}, "body is neither text nor JSON"),
+        ({"url": "http://\ud800/"}, "cannot be made"),
+        ({"url": f"http://{'a' * 300}.com/"}, "cannot be made|failed"),
+    ],
+)
+async def test_requests_that_cannot_be_made(outbound: Outbound, opts: Any, fault: str) -> None:
+    for send, more in ((outbound.fetch, {}), (outbound.infer, {"body": opts.get("body", {})})):
+        if send == outbound.infer and "method" in opts and opts.get("body") is None:
+            continue  # an inference is always a POST
+        with pytest.raises(OutboundError, match=fault):
+            await send({**opts, **more})
+
+
+async def test_closing_twice_and_unused() -> None:
+    outbound = Outbound()
+    await outbound.close()
+    await outbound.close()

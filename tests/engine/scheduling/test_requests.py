@@ -1,0 +1,64 @@
+"""Requests that the engine makes for steps: what becomes of failures, and how long what they send is kept."""
+
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.scheduling.outbound import Outbound
+
+from ..conftest import output, run_to_end
+from ..small_app import SmallApp, StepFailed, Steps
+
+
+def held(engine: EmbeddedEngine) -> dict[int, Any]:
+    """What the engine keeps of requests that it has yet to make, or to make again."""
+    return engine._runtime._requests._opts
+
+
+async def test_a_failure_that_nobody_thought_of_fails_the_step(
+    engine: EmbeddedEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.function("fetching")
+    def fetching(steps: Steps) -> object:
+        try:
+            steps.ask("get", "Gateway", url=app.url, headers={"authorization": "Bearer hunter2"})
+        except StepFailed as failure:
+            return failure.args
+
+    async def break_down(self: Outbound, opts: dict[str, Any]) -> object:
+        raise LookupError(f"cannot send {opts}")
+
+    monkeypatch.setattr(Outbound, "fetch", break_down)
+    await engine.sync_app(app.sync_request())
+    message, name = output(await run_to_end(engine, "fetching"))
+    assert (name, message) == ("RequestFailedError", "the engine could not make the request of step 'get': LookupError")
+    assert "the request of step 'get' could not be made" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+async def test_what_a_request_sends_is_forgotten_once_its_step_has_ended(engine: EmbeddedEngine, app: SmallApp) -> None:
+    kept_while: list[int] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        kept_while.append(len(held(engine)))
+        if len(kept_while) == 1:
+            assert request.transport is not None
+            request.transport.close()
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    @app.function("fetching")
+    def fetching(steps: Steps) -> object:
+        steps.ask("get", "Gateway", url=url)
+        return len(held(engine))
+
+    await engine.sync_app(app.sync_request())
+    assert output(await run_to_end(engine, "fetching")) == 0
+    assert kept_while == [1, 1]
+    await runner.cleanup()

@@ -1,0 +1,43 @@
+"""What one answer says to the calls that shared its request."""
+
+from durably.engine.core.answers import Answer, Asked, AttemptFailed, Returned, Unreached
+from durably.engine.core.run_state import Call
+from durably.engine.scheduling.calls.dispatch import answers_of
+from durably.engine.scheduling.outbox import CallAt
+from durably.protocol.errors import ErrorData
+from durably.protocol.opcodes import Op
+
+CALLS = [CallAt(1, Call(generation=number, due=0, step_id=name), "f") for number, name in enumerate("abc", start=1)]
+ERROR = ErrorData(message="broken")
+
+
+def split(answer: Answer) -> dict[str, Answer | None]:
+    return {due.call.step_id: own for due, own in answers_of(CALLS, answer)}
+
+
+def ops(*ids: str) -> list[Op]:
+    return [Op(id=step_id, op="StepRun") for step_id in ids]
+
+
+def test_each_call_gets_its_ops() -> None:
+    assert split(Asked(ops("c", "a", "b"))) == {"a": Asked(ops("a")), "b": Asked(ops("b")), "c": Asked(ops("c"))}
+
+
+def test_what_is_left_out_is_made_again() -> None:
+    assert split(Asked(ops("a"))) == {"a": Asked(ops("a")), "b": None, "c": None}
+    assert split(Asked(ops("b"))) == {"a": None, "b": Asked(ops("b")), "c": None}
+
+
+def test_what_belongs_to_no_call_is_the_first_ones() -> None:
+    assert split(Asked(ops("x", "b"))) == {"a": Asked(ops("x")), "b": Asked(ops("b")), "c": None}
+    assert split(Asked([])) == {"a": Asked([]), "b": None, "c": None}
+
+
+def test_a_failed_request_fails_one_attempt() -> None:
+    for answer in (AttemptFailed(ERROR), Returned(b"1")):
+        assert split(answer) == {"a": answer, "b": None, "c": None}
+
+
+def test_an_app_that_was_not_reached_was_reached_by_none() -> None:
+    answer = Unreached(ERROR)
+    assert split(answer) == {"a": answer, "b": answer, "c": answer}

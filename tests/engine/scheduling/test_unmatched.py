@@ -1,0 +1,146 @@
+"""Events that match nothing: stored, and reported with the nearest name."""
+
+import datetime as dt
+import logging
+
+import pytest
+
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.scheduling.event_outcomes import EventOutcome, EventOutcomes, explain_unmatched
+from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.sqlite.views import EventView
+from durably.protocol.events import Event
+from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig, Trigger
+
+from ..conftest import run_to_end, send, step_is
+from ..small_app import SmallApp, Steps
+
+
+async def unmatched(engine: EmbeddedEngine, *names: str) -> dict[str, str]:
+    return (await engine.accept_events([Event(name=name) for name in names])).unmatched
+
+
+async def test_an_engine_without_functions_says_so(engine: EmbeddedEngine) -> None:
+    assert await unmatched(engine, "a") == {"a": "no app has synced a function with this engine yet"}
+
+
+async def test_an_event_that_matches_nothing_is_pointed_out_once_in_the_log(
+    engine: EmbeddedEngine, app: SmallApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.function("order", event="shop/order.placed")
+    def order(steps: Steps) -> object:
+        return None
+
+    await engine.sync_app(app.sync_request())
+    reason = "no function is triggered by it; the nearest event that one is triggered by is 'shop/order.placed'"
+    with caplog.at_level(logging.WARNING, "durably.engine"):
+        for _ in range(3):
+            assert await unmatched(engine, "shop/odrer.placed", "shop/order.placed") == {"shop/odrer.placed": reason}
+    assert caplog.messages == [f"the event 'shop/odrer.placed' was stored, but {reason}"]
+    assert len(await engine.list_events(name="shop/odrer.placed")) == 3
+
+
+async def test_events_that_something_waits_for_or_is_cancelled_by_match(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("waiter", cancel=[{"event": "stop"}], triggers=[{"event": "wait/*", "expression": "event.data.yes"}])
+    def waiter(steps: Steps) -> object:
+        return steps.wait_for_event("wait", "go")
+
+    await engine.sync_app(app.sync_request())
+    assert list(await unmatched(engine, "go")) == ["go"]
+    (run,) = await engine.event_runs(await send(engine, "wait/now", yes=True))
+    await step_is(engine, run.id, "wait", "waiting")
+    assert await unmatched(engine, "go", "stop", "wait/later") == {}
+
+
+async def test_what_the_app_leaves_out_triggers_nothing_any_more(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("gone")
+    def gone(steps: Steps) -> object:
+        return None
+
+    @app.function("kept")
+    def kept(steps: Steps) -> object:
+        return None
+
+    await engine.sync_app(app.sync_request())
+    await run_to_end(engine, "gone")
+    del app.functions["app-gone"]
+    await engine.sync_app(app.sync_request())
+    assert list(await unmatched(engine, "gone", "kept")) == ["gone"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "nearest"),
+    [
+        ("shop/order.place", "shop/order.placed"),
+        ("Order.Placed", "shop/order.placed"),
+        ("order.placed", "shop/order.placed"),
+        ("completely/different", None),
+        ("x" * 512, None),
+    ],
+)
+def test_the_nearest_name_is_named(sent: str, nearest: str | None) -> None:
+    step = StepConfig(id="step", runtime=Runtime(url="http://app"), retries=Retries(attempts=0))
+    triggers = [Trigger(event="shop/order.placed"), Trigger(event="user/*")]
+    config = FunctionConfig(id="app-f", triggers=triggers, steps={"step": step})
+    reason = explain_unmatched(sent, Registry([Function.from_config(config, "app")], {}))
+    assert reason.startswith("no function is triggered by it")
+    assert (repr(nearest) in reason) if nearest else ("nearest" not in reason)
+
+
+async def notes_of(engine: EmbeddedEngine, event_id: str) -> list[str]:
+    event = await engine.get_event(event_id)
+    assert event is not None
+    return await engine.explain_event(event)
+
+
+async def test_what_an_event_did_besides_starting_runs_is_told(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("waiter", event="go", cancel=[{"event": "stop"}])
+    def waiter(steps: Steps) -> object:
+        steps.wait_for_event("shipped", "order/shiped")
+        return steps.wait_for_event("paid", "order/paid")
+
+    await engine.sync_app(app.sync_request())
+    (run,) = await engine.event_runs(await send(engine, "go"))
+    await step_is(engine, run.id, "shipped", "waiting")
+    nearest = "no function is triggered by it; the nearest event that a run has waited for is 'order/shiped'"
+    assert await unmatched(engine, "order/shipped") == {"order/shipped": nearest}
+    woke = await send(engine, "order/shiped")
+    assert await notes_of(engine, woke) == [f"it ended the wait 'shipped' of the run {run.id}"]
+    await step_is(engine, run.id, "paid", "waiting")
+    assert await notes_of(engine, await send(engine, "order/shiped")) == ["it ended no wait and cancelled no run"]
+    assert await notes_of(engine, await send(engine, "stop")) == [f"it cancelled the run {run.id}"]
+    assert await notes_of(engine, await send(engine, "go")) == []
+
+
+async def test_conditions_that_are_false_are_told(engine: EmbeddedEngine, app: SmallApp) -> None:
+    for name, expression in (("large", "event.data.total > 3"), ("small", "event.data.total <= 3"), ("any", None)):
+        app.function(name, triggers=[{"event": "order", "expression": expression}])(lambda steps: None)
+    await engine.sync_app(app.sync_request())
+    (note,) = await notes_of(engine, await send(engine, "order", total=3))
+    assert note.startswith("1 function is triggered by its name, but not started, because the condition (if_exp)")
+    assert note.endswith("is false: app-large")
+
+
+async def test_a_restarted_engine_does_not_claim_to_know(engine: EmbeddedEngine, app: SmallApp) -> None:
+    @app.function("waiter", event="go")
+    def waiter(steps: Steps) -> object:
+        return steps.wait_for_event("paid", "order/paid")
+
+    await engine.sync_app(app.sync_request())
+    (run,) = await engine.event_runs(await send(engine, "go"))
+    await step_is(engine, run.id, "paid", "waiting")
+    event = await engine.get_event(await send(engine, "order/paid"))
+    assert event is not None
+    later = EventOutcomes(since=round(event.received_at.timestamp() * 1000) + 1)
+    (note,) = later.explain(event, engine._journal.registry, ["order/paid"])
+    assert "remembers that only for recent events" in note
+
+
+def test_many_outcomes_are_counted_and_the_oldest_forgotten() -> None:
+    outcomes = EventOutcomes(since=0)
+    outcomes.note({f"{number:04}": EventOutcome(["it ended the wait 'a' of the run r"], 3) for number in range(1001)})
+    at = dt.datetime.now(dt.UTC)
+    oldest, newest = (EventView(id=id_, event=Event(name="e"), received_at=at) for id_ in ("0000", "1000"))
+    registry = Registry([], {})
+    assert "remembers" in outcomes.explain(oldest, registry, ["e"])[0]
+    assert outcomes.explain(newest, registry, ["e"])[1] == "it ended 2 more waits or runs"

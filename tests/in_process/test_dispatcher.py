@@ -1,0 +1,218 @@
+"""Handing calls out: to the least busy, no more than each takes, and none for which there is nobody."""
+
+import asyncio
+import datetime as dt
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached
+from durably.engine.core.call_body import CallData
+from durably.engine.core.run_state import Call
+from durably.engine.scheduling.registry import Function
+from durably.engine.settings import EngineSettings
+from durably.in_process.calls import HandedAnswer, HandedCall
+from durably.in_process.dispatcher import Offer, Roster
+from durably.in_process.errors import CallHandedBackError, WorkerLostError
+from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
+
+DONE = HandedAnswer(200, {"x-inngest-sdk": "test"}, b"1")
+
+
+class FakeWorker:
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[asyncio.Future[HandedAnswer]] = []
+        self.most = 0
+
+    @property
+    def under_way(self) -> int:
+        return sum(not call.done() for call in self.calls)
+
+    async def answer(self, call: HandedCall) -> HandedAnswer:
+        future: asyncio.Future[HandedAnswer] = asyncio.get_running_loop().create_future()
+        self.calls.append(future)
+        self.most = max(self.most, self.under_way)
+        return await future
+
+    def finish_one(self) -> None:
+        next(call for call in self.calls if not call.done()).set_result(DONE)
+
+
+def call(roster: Roster, function_id: str = "f", *, priority: int = 0) -> asyncio.Task[Answer]:
+    step = StepConfig(id="step", runtime=Runtime(url="embedded://app"), retries=Retries(attempts=0))
+    function = Function.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
+    data = CallData("run", function_id, Call(generation=1, due=0), 1, False, b"{}", [], priority=priority)
+    return asyncio.get_running_loop().create_task(roster.call(function, data, b"{}"))
+
+
+def offer(max_calls: int, *function_ids: str) -> Offer:
+    return Offer(1, frozenset(function_ids or ("f",)), max_calls)
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def roster() -> Roster:
+    return Roster(EngineSettings())
+
+
+async def test_the_least_busy_of_those_that_serve_the_function_gets_the_call(roster: Roster) -> None:
+    small, large, other = FakeWorker(), FakeWorker(), FakeWorker()
+    roster.add(small, offer(2))
+    roster.add(large, offer(6))
+    roster.add(other, offer(9, "g"))
+    calls = [call(roster) for _ in range(4)]
+    await settle()
+    assert (small.under_way, large.under_way, other.under_way) == (1, 3, 0)
+    for worker in (small, large):
+        while worker.under_way:
+            worker.finish_one()
+    assert await asyncio.gather(*calls) == [Returned(b"1")] * 4
+
+
+async def test_calls_for_which_there_is_no_room_wait_in_order(roster: Roster) -> None:
+    worker = FakeWorker()
+    roster.add(worker, offer(1))
+    first, second, third = (call(roster) for _ in range(3))
+    await settle()
+    second.cancel()
+    worker.finish_one()
+    assert await first == Returned(b"1")
+    await settle()
+    worker.finish_one()
+    assert await third == Returned(b"1")
+    assert worker.most == 1
+    assert second.cancelled()
+
+
+async def test_many_calls_of_a_function_leave_room_for_anothers(roster: Roster) -> None:
+    worker = FakeWorker()
+    roster.add(worker, offer(10, "busy", "single", "more"))
+    busy = [call(roster, "busy") for _ in range(50)]
+    await settle()
+    assert worker.under_way == 9
+    single = call(roster, "single")
+    await settle()
+    assert worker.under_way == 10
+    worker.calls[9].set_result(DONE)
+    assert await single == Returned(b"1")
+    for task in busy:
+        task.cancel()
+
+
+async def test_calls_that_wait_go_by_their_priority(roster: Roster) -> None:
+    worker = FakeWorker()
+    roster.add(worker, offer(1))
+    order: list[int] = []
+
+    async def record(priority: int) -> None:
+        await call(roster, priority=priority)
+        order.append(priority)
+
+    async with asyncio.TaskGroup() as tasks:
+        for priority in (0, -60_000, 0, 60_000):
+            tasks.create_task(record(priority))
+            await settle()
+        for _ in range(4):
+            worker.finish_one()
+            await settle()
+    assert order == [0, 60_000, 0, -60_000]
+
+
+async def test_nobody_serves_the_function(roster: Roster) -> None:
+    roster.add(FakeWorker(), offer(0))
+    assert isinstance(await call(roster), Unreached)
+
+
+async def test_the_last_that_served_a_function_goes_while_calls_wait(roster: Roster) -> None:
+    worker = FakeWorker()
+    seat = roster.add(worker, offer(1))
+    calls = [call(roster) for _ in range(2)]
+    await settle()
+    roster.remove(seat)
+    assert isinstance(await calls[1], Unreached)
+    worker.calls[0].set_exception(WorkerLostError("gone"))
+    assert isinstance(await calls[0], AttemptFailed)
+
+
+async def test_a_call_that_is_handed_back_uses_up_no_attempt(roster: Roster) -> None:
+    worker = FakeWorker()
+    roster.add(worker, offer(1))
+    handed_back = call(roster)
+    await settle()
+    worker.calls[0].set_exception(CallHandedBackError("stops"))
+    assert isinstance(await handed_back, Unreached)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    room=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    happenings=st.lists(st.sampled_from(["call", "finish", "cancel", "lose"]), max_size=40),
+)
+def test_any_history_fills_the_room_and_no_more(room: list[int], happenings: list[str]) -> None:
+    async def play() -> None:
+        roster = Roster(EngineSettings())
+        workers = [FakeWorker() for _ in room]
+        for worker, max_calls in zip(workers, room, strict=True):
+            roster.add(worker, offer(max_calls))
+        calls: list[asyncio.Task[Answer]] = []
+        for happening in happenings:
+            open_calls = [each for each in calls if not each.done()]
+            busy = [worker for worker in workers if worker.under_way]
+            if happening == "call":
+                calls.append(call(roster))
+            elif happening == "cancel" and open_calls:
+                open_calls[len(open_calls) // 2].cancel()
+            elif happening == "finish" and busy:
+                busy[0].finish_one()
+            elif happening == "lose" and busy:
+                next(each for each in busy[-1].calls if not each.done()).set_exception(WorkerLostError("gone"))
+            await settle()
+            under_way = [worker.under_way for worker in workers]
+            still_open = sum(not each.done() for each in calls)
+            assert all(each <= most for each, most in zip(under_way, room, strict=True))
+            assert sum(under_way) == min(still_open, sum(room))
+        for each in calls:
+            each.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(play())
+
+
+@pytest.fixture
+def impatient() -> Roster:
+    return Roster(EngineSettings(call_timeout=dt.timedelta(seconds=0.05)))
+
+
+async def test_a_call_that_takes_too_long_has_failed_and_makes_room(impatient: Roster) -> None:
+    worker = FakeWorker()
+    impatient.add(worker, offer(2))
+    late, quick, next_ = (call(impatient) for _ in range(3))
+    await settle()
+    worker.calls[1].set_result(DONE)
+    await settle()
+    worker.calls[2].set_result(DONE)
+    assert await asyncio.gather(quick, next_) == [Returned(b"1")] * 2
+    ended = await late
+    assert isinstance(ended, AttemptFailed)
+    assert ended.error.name == "CallTimeoutError"
+    assert worker.calls[0].cancelled()
+    assert late.cancelling() == 0
+
+
+async def test_a_call_that_is_given_up_just_as_it_is_late_is_given_up(impatient: Roster) -> None:
+    impatient.add(FakeWorker(), offer(1))
+    given_up = call(impatient)
+    await settle()
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.05, given_up.cancel)
+    loop.call_soon(time.sleep, 0.1)  # then both are due in one turn of the loop
+    await asyncio.wait([given_up])
+    assert given_up.cancelled()

@@ -1,0 +1,70 @@
+"""Two engines on one database, as when an owner is thought dead: only that of the newest epoch writes."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from durably import Event
+from durably.engine.core.errors import DatabaseLockedError, DatabaseLostError, EngineClosedError
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite.files import DatabaseLock, read_note
+
+
+async def open_engine(path: Path, after_epoch: int | None = None) -> tuple[EmbeddedEngine, int]:
+    epochs: list[int] = []
+
+    async def note(epoch: int) -> None:
+        epochs.append(epoch)
+
+    engine = await EmbeddedEngine.open(path, takes_lock=False, after_epoch=after_epoch, on_owned=note)
+    return engine, epochs[0]
+
+
+async def test_the_earlier_engine_can_write_nothing_any_more_and_closes(tmp_path: Path) -> None:
+    path = tmp_path / "durably.db"
+    earlier, epoch = await open_engine(path)
+    later, _ = await open_engine(path, after_epoch=epoch)
+    with pytest.raises(DatabaseLostError):
+        await earlier.send_events([Event(name="lost")])
+    await asyncio.wait_for(earlier.wait_closed(), 60)
+    with pytest.raises(EngineClosedError):
+        await earlier.send_events([Event(name="lost")])
+    await later.send_events([Event(name="kept")])
+    assert [view.event.name for view in await later.list_events()] == ["kept"]
+    await later.close()
+
+
+async def test_asked_whether_it_is_the_owner_still(tmp_path: Path) -> None:
+    earlier, epoch = await open_engine(tmp_path / "durably.db")
+    await earlier.verify()
+    later, _ = await open_engine(tmp_path / "durably.db", after_epoch=epoch)
+    with pytest.raises(DatabaseLostError):
+        await earlier.verify()
+    await earlier.wait_closed()
+    await later.verify()
+    await later.close()
+
+
+async def test_of_two_that_take_over_from_one_owner_one_does(tmp_path: Path) -> None:
+    path = tmp_path / "durably.db"
+    stopped, epoch = await open_engine(path)
+    taken = await asyncio.gather(*(open_engine(path, after_epoch=epoch) for _ in range(4)), return_exceptions=True)
+    engines = [each[0] for each in taken if isinstance(each, tuple)]
+    assert len(engines) == 1
+    assert all(isinstance(each, tuple | DatabaseLostError) for each in taken)
+    await engines[0].verify()
+    await engines[0].close()
+    await stopped.close()
+
+
+def test_the_lock_file_tells_what_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "durably.db"
+    assert read_note(path) == ""
+    lock = DatabaseLock(path, "in-process")
+    with pytest.raises(DatabaseLockedError):
+        DatabaseLock(path)
+    assert read_note(path) == "in-process"
+    lock.release()
+    DatabaseLock(path).release()
+    assert read_note(path) == ""

@@ -1,0 +1,141 @@
+"""A link: asking both ways at once, errors, cancelling, and noticing that the other side is gone or silent."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from durably.engine.core.errors import RunNotFoundError
+from durably.in_process.link import AnswerError, Link, LinkLostError, Timing
+
+QUICK = Timing(lease=0.3, beat=0.05)
+
+
+async def refuse(name: str, payload: bytes) -> bytes:
+    raise RunNotFoundError(f"no {name}")
+
+
+Answer = Callable[[str, bytes], Awaitable[bytes]]
+
+
+@asynccontextmanager
+async def linked(path: Path, here: Answer = refuse, there: Answer = refuse) -> AsyncIterator[tuple[Link, Link]]:
+    loop = asyncio.get_running_loop()
+    others: asyncio.Queue[Link] = asyncio.Queue()
+
+    def meet() -> Link:
+        link = Link(there, QUICK)
+        others.put_nowait(link)
+        return link
+
+    server = await loop.create_unix_server(meet, str(path / "s"))
+    _, link = await loop.create_unix_connection(lambda: Link(here, QUICK), str(path / "s"))
+    other = await others.get()
+    try:
+        yield link, other
+    finally:
+        link.close()
+        other.close()
+        server.close()
+
+
+async def echo(name: str, payload: bytes) -> bytes:
+    return payload
+
+
+async def test_both_sides_ask_many_things_at_once(tmp_path: Path) -> None:
+    async def later(name: str, payload: bytes) -> bytes:
+        await asyncio.sleep(0.02 / (1 + payload[0]))
+        return payload + name.encode()
+
+    async with linked(tmp_path, later, later) as (link, other):
+        asked = [side.ask("?", bytes([number])) for side in (link, other) for number in range(50)]
+        assert await asyncio.gather(*asked) == [bytes([number]) + b"?" for _ in range(2) for number in range(50)]
+
+
+async def test_large_frames_arrive_whole(tmp_path: Path) -> None:
+    async with linked(tmp_path, there=echo) as (link, _):
+        large = os.urandom(8_000_000)
+        small, answer = await asyncio.gather(link.ask("small", b"x"), link.ask("large", large))
+        assert (small, answer) == (b"x", large)
+
+
+async def test_errors_are_told_by_their_name(tmp_path: Path) -> None:
+    async with linked(tmp_path) as (link, _):
+        with pytest.raises(AnswerError, match="no run") as raised:
+            await link.ask("run", b"")
+        assert raised.value.error_name == "RunNotFoundError"
+
+
+async def test_who_stops_waiting_cancels_the_work(tmp_path: Path) -> None:
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def work(name: str, payload: bytes) -> bytes:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return b""
+
+    async with linked(tmp_path, there=work) as (link, _):
+        asked = asyncio.create_task(link.ask("work", b""))
+        await began.wait()
+        asked.cancel()
+        await asyncio.wait_for(cancelled.wait(), 60)
+
+
+async def test_the_end_of_one_side_ends_what_the_other_asks_and_does(tmp_path: Path) -> None:
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def work(name: str, payload: bytes) -> bytes:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return b""
+
+    async with linked(tmp_path, there=work) as (link, other):
+        asked = asyncio.create_task(link.ask("work", b""))
+        await began.wait()
+        link.close()
+        with pytest.raises(LinkLostError):
+            await asked
+        await asyncio.wait_for(cancelled.wait(), 60)
+        await asyncio.wait_for(other.lost.wait(), 60)
+        with pytest.raises(LinkLostError):
+            await other.ask("more", b"")
+        assert not other.was_silent
+
+
+async def test_a_side_that_falls_silent_is_given_up_on(tmp_path: Path) -> None:
+    """As a stopped process does, whose kernel still takes what it is sent."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        _, link = await loop.create_unix_connection(lambda: Link(refuse, QUICK), str(tmp_path / "s"))
+        with pytest.raises(LinkLostError):
+            await asyncio.wait_for(link.ask("anything", b""), 60)
+        assert link.was_silent
+
+
+async def test_what_is_no_frame_ends_the_link(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        listener.setblocking(False)
+        _, link = await loop.create_unix_connection(lambda: Link(refuse, Timing()), str(tmp_path / "s"))
+        connection, _ = await loop.sock_accept(listener)
+        with connection:
+            await loop.sock_sendall(connection, struct.pack(">I", 2**32 - 1))
+            await asyncio.wait_for(link.lost.wait(), 60)
+        assert not link.was_silent
