@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -42,6 +43,7 @@ from durably.temporal.gateway import (
     Limits,
     expose,
 )
+from durably.temporal.gateway.inputs import has_more_values
 from durably.temporal.gateway.problems import to_problem
 
 from .apps import exposures
@@ -612,6 +614,32 @@ def test_each_refusal_of_the_server_has_its_status(code: RPCStatusCode, status: 
 async def test_a_body_that_is_too_large_is_refused(temporal: Temporal) -> None:
     gateway = Gateway(temporal, [expose(SumWorkflow)], allow_anonymous=True, limits=Limits(max_body=10))
     assert (await ask(gateway, "POST", "sum-of-pair", {"pair": {"left": 1}})).status == 413
+
+
+async def test_a_body_of_too_many_values_is_refused_before_they_are_validated(temporal: Temporal) -> None:
+    gateway = Gateway(temporal, [expose(SumWorkflow)], allow_anonymous=True)
+    bomb = {"pair": {"left": 1, "right": 2, "other": [0] * 100_001}}
+    began = time.process_time()
+    answer = await ask(gateway, "POST", "sum-of-pair", bomb)
+    assert answer.status == 413
+    assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize(
+    ("body", "values"),
+    [
+        (b'{"a": ",,,,", "b": 1}', 1),
+        (b'{"a": "\\",,", "b": [1, 2]}', 2),
+        (b'["\\\\", ","]', 1),
+        (b'["' + b'\\"' * 500_000 + b",", 0),
+        (b'[1, 2, "\\', 2),
+    ],
+)
+def test_only_commas_between_values_count(body: bytes, values: int) -> None:
+    began = time.process_time()
+    assert not values or has_more_values(body, values)
+    assert not has_more_values(body, values + 1)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

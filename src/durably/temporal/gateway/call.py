@@ -31,13 +31,15 @@ from .target import Target
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """``rpc_timeout`` bounds each request to the server, ``max_wait`` (seconds) how long a client may wait for a
-    result, ``max_body`` (bytes) what it may send, ``stream_limit`` (seconds) how long one event stream stays open,
+    result, ``max_body`` (bytes) and ``max_values`` (elements of lists and objects, of all
+    levels) what it may send, ``stream_limit`` (seconds) how long one event stream stays open,
     ``keep_alive`` (seconds) how long it may be silent, ``max_streams`` how many one principal may have open in
     each process, and ``max_batch`` how many workflows a batch may have."""
 
     rpc_timeout: timedelta = timedelta(seconds=10)
     max_wait: float = 60.0
     max_body: int = 2 * 1024 * 1024
+    max_values: int = 100_000
     stream_limit: float = 600.0
     keep_alive: float = 5.0
     max_streams: int = 100

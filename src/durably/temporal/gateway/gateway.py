@@ -42,7 +42,7 @@ from .call import Call, Limits
 from .endpoints import query_parameters
 from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, keyed_request
-from .inputs import check_id
+from .inputs import check_id, has_more_values
 from .messages import (
     JSON,
     CallBlocking,
@@ -72,6 +72,7 @@ from .problems import (
     no_principal,
     to_problem,
     too_large,
+    too_many_values,
     unauthenticated,
     unknown_parameter,
 )
@@ -391,6 +392,8 @@ class Gateway:
         """Only JSON, which a page of another site cannot send with its visitor's cookies unless it is allowed to; or
         nothing, of any type, unless the browser reports that the request is of such a page."""
         self.check_length(len(request.body))
+        if has_more_values(request.body, self.limits.max_values):
+            raise too_many_values(self.limits.max_values)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         is_json = media_type == "application/json" or media_type.endswith("+json")
         is_empty = not request.body and media_type not in _SENT_BY_FORMS

@@ -29,6 +29,9 @@ from .problems import bad_request
 _PLAIN = (str, int, float, Decimal, Enum, UUID, dt.date, dt.timedelta)
 """What a query parameter can be."""
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+"""A JSON string. One without an end reaches to that of the document, so that the search is linear."""
+
 _MAXIMUM_ID_BYTES = 900
 """Of a workflow's id; the server's own limit is 1000 by default."""
 
@@ -101,6 +104,12 @@ class Arguments:
         if len(self._parameters) == 1 and self._parameters[0].name not in fields_of(value):
             return [value]
         return [getattr(value, parameter.name) for parameter in self._parameters]
+
+
+def has_more_values(body: bytes, limit: int) -> bool:
+    """Whether a JSON document has more elements than that. Pydantic makes an error for each wrong one before it reports
+    any: a million of them take a second and 400 MB."""
+    return body.count(b",") >= limit and _STRING.sub(b"", body).count(b",") >= limit
 
 
 def _is_object(hint: Any) -> bool:

@@ -109,6 +109,10 @@ def too_large(limit: int) -> Problem:
     return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"the body has more than {limit} bytes")
 
 
+def too_many_values(limit: int) -> Problem:
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-many-values", f"the body has more than {limit} values")
+
+
 def refused(status: int) -> Problem:
     """What a framework itself refuses, of which the status says all that there is to say."""
     of = HTTPStatus(status)
