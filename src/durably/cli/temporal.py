@@ -126,7 +126,7 @@ def worker(
     from durably.temporal.workers import Workers
 
     workers = Workers(loaded, task_queues=task_queues, grace=timedelta(seconds=grace))
-    run_worker_process(workers, say=Console().note, health=health, metrics=metrics)
+    run_worker_process(loaded, workers, say=Console().note, health=health, metrics=metrics)
 
 
 @temporal.command()

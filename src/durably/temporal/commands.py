@@ -52,7 +52,7 @@ def make_commands(
         def run() -> None:
             declarations = with_interceptor(temporal.workers, Surroundings(surroundings))
             workers = Workers(temporal, declarations, task_queues=task_queues, grace=timedelta(seconds=grace))
-            run_worker_process(workers, say=click.echo, health=health, metrics=metrics)
+            run_worker_process(temporal, workers, say=click.echo, health=health, metrics=metrics)
 
         if reload:
             run_with_reloader(run)

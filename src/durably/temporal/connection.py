@@ -32,13 +32,19 @@ from .call_options import check_memo
 from .compat import never_free
 from .connect_failures import cause_to_show, connect_error, unreachable
 from .deadlines import DeadlineInterceptor
-from .declarations import WorkerDeclaration, WorkerOptions
+from .declarations import (
+    ScheduleDeclaration,
+    ScheduledWorkflowOptions,
+    WorkerDeclaration,
+    WorkerOptions,
+    make_spec,
+    scheduled_arguments,
+)
 from .errors import TemporalSettingsError, TemporalUnreachableError
 from .lifespan import Lifespan
 from .owners import OwnerInterceptor
 from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
-from .schedules import ScheduleDeclaration, ScheduledWorkflowOptions, make_spec, scheduled_arguments
 from .search_attributes import DeclaredAttribute, log_faults
 from .settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
 from .sync import SyncClient

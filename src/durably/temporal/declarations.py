@@ -1,7 +1,7 @@
-"""What an app's workers do: which workflows and activities they run on which task queue, and with which options.
+"""Declarations of an app's workers and schedules.
 
-Declared on a ``Temporal`` at import time, in as many places as an app likes; run by ``workers``. Nothing here connects
-or starts anything.
+They are made at import time, in as many places as an app likes. ``workers`` runs workers; ``schedules`` writes
+schedules to the server. Nothing in this file connects or starts anything.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypedDict
 
+from temporalio.client import ScheduleIntervalSpec, SchedulePolicy, ScheduleSpec
+from temporalio.common import Priority, RetryPolicy, TypedSearchAttributes
 from temporalio.worker import (
     Interceptor,
     Plugin,
@@ -19,7 +21,8 @@ from temporalio.worker import (
     WorkflowRunner,
 )
 
-from .errors import TemporalWorkerError
+from .default_arguments import with_defaults
+from .errors import TemporalSettingsError, TemporalWorkerError
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -133,3 +136,54 @@ def modules_to_pass_through(declaration: WorkerDeclaration) -> set[str]:
         for module in {"durably", *declaration.passed_through, *activities}
         if not any(workflow == module or workflow.startswith(f"{module}.") for workflow in workflows)
     }
+
+
+class ScheduledWorkflowOptions(TypedDict, total=False):
+    """How a schedule starts its workflow, as ``temporalio.client.ScheduleActionStartWorkflow`` describes it."""
+
+    execution_timeout: timedelta
+    run_timeout: timedelta
+    task_timeout: timedelta
+    retry_policy: RetryPolicy
+    memo: Mapping[str, Any]
+    typed_search_attributes: TypedSearchAttributes
+    static_summary: str
+    static_details: str
+    priority: Priority
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleDeclaration:
+    """A schedule and what it starts; ``task_queue`` ``None`` is the connection's own."""
+
+    id: str
+    workflow: str | Callable[..., Any]
+    args: tuple[Any, ...]
+    spec: ScheduleSpec
+    policy: SchedulePolicy
+    workflow_id: str
+    task_queue: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_spec(
+    cron: str | Sequence[str] | None, every: timedelta | None, spec: ScheduleSpec | None, time_zone: str | None
+) -> ScheduleSpec:
+    """When a schedule is due. Raises ``TemporalSettingsError`` unless exactly one of the first three is given."""
+    if sum(given is not None for given in (cron, every, spec)) != 1:
+        raise TemporalSettingsError("a schedule is given one of cron=, every= and spec=")
+    if spec is None:
+        expressions = [cron] if isinstance(cron, str) else list(cron or ())
+        intervals = [] if every is None else [ScheduleIntervalSpec(every=every)]
+        spec = ScheduleSpec(cron_expressions=expressions, intervals=intervals)
+    return spec if time_zone is None else replace(spec, time_zone_name=time_zone)
+
+
+def scheduled_arguments(id: str, start: str | Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
+    """With defaults, if ``start`` is a method. Raises ``TemporalSettingsError`` for arguments that do not fit it."""
+    if isinstance(start, str):
+        return tuple(args)
+    try:
+        return tuple(with_defaults(start, args))
+    except TypeError as error:
+        raise TemporalSettingsError(f'the schedule "{id}" cannot start its workflow: {error}') from None

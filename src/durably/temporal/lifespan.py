@@ -5,11 +5,9 @@ import concurrent.futures
 import logging
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
-if TYPE_CHECKING:
-    from .connection import Temporal
-    from .workers import Workers
+from .workers import Connection, Workers
 
 WEB_GRACE = timedelta(seconds=2)
 """What activities get when a web process ends that runs a worker: it is development, and a reload should be quick."""
@@ -17,10 +15,18 @@ WEB_GRACE = timedelta(seconds=2)
 _logger = logging.getLogger("durably.temporal.worker")
 
 
+class WebConnection(Connection, Protocol):
+    """What a lifespan needs of a ``Temporal``."""
+
+    web_worker: "Lifespan | None"
+
+    def start_connecting(self) -> "concurrent.futures.Future[Any] | None": ...
+
+
 class Lifespan:
     """``FastAPI(lifespan=temporal.lifespan())``, or ``async with temporal.lifespan():`` within one's own."""
 
-    def __init__(self, temporal: "Temporal", *, worker: bool) -> None:
+    def __init__(self, temporal: WebConnection, *, worker: bool) -> None:
         self._temporal = temporal
         self._worker = worker
         self._workers: Workers | None = None
@@ -45,8 +51,6 @@ class Lifespan:
         if connecting is not None:
             connecting.add_done_callback(_forget_failure)
         if self._worker:
-            from .workers import Workers
-
             self._workers = Workers(self._temporal, grace=WEB_GRACE)
             self._working = asyncio.create_task(self._workers.run())
             self._working.add_done_callback(_log_end)

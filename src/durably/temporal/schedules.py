@@ -6,12 +6,11 @@ is for people to say, and is kept.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from temporalio.client import (
     Client,
@@ -20,52 +19,19 @@ from temporalio.client import (
     ScheduleAlreadyRunningError,
     ScheduleDescription,
     ScheduleHandle,
-    ScheduleIntervalSpec,
     ScheduleListDescription,
-    SchedulePolicy,
     ScheduleSpec,
     ScheduleUpdate,
     ScheduleUpdateInput,
 )
-from temporalio.common import Priority, RetryPolicy, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
-from .default_arguments import with_defaults
+from .connection import Temporal
+from .declarations import ScheduleDeclaration
 from .errors import TemporalSettingsError
-
-if TYPE_CHECKING:
-    from .connection import Temporal
 
 _OWNER = "durably-app"
 _FINGERPRINT = "durably-schedule"
-
-
-class ScheduledWorkflowOptions(TypedDict, total=False):
-    """How a schedule starts its workflow, as ``temporalio.client.ScheduleActionStartWorkflow`` describes it."""
-
-    execution_timeout: timedelta
-    run_timeout: timedelta
-    task_timeout: timedelta
-    retry_policy: RetryPolicy
-    memo: Mapping[str, Any]
-    typed_search_attributes: TypedSearchAttributes
-    static_summary: str
-    static_details: str
-    priority: Priority
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleDeclaration:
-    """A schedule and what it starts; ``task_queue`` ``None`` is the connection's own."""
-
-    id: str
-    workflow: str | Callable[..., Any]
-    args: tuple[Any, ...]
-    spec: ScheduleSpec
-    policy: SchedulePolicy
-    workflow_id: str
-    task_queue: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Outcome(StrEnum):
@@ -74,29 +40,6 @@ class Outcome(StrEnum):
     UNCHANGED = "unchanged"
     UNDECLARED = "no longer declared"
     DELETED = "deleted"
-
-
-def make_spec(
-    cron: str | Sequence[str] | None, every: timedelta | None, spec: ScheduleSpec | None, time_zone: str | None
-) -> ScheduleSpec:
-    """When a schedule is due. Raises ``TemporalSettingsError`` unless exactly one of the first three is given."""
-    if sum(given is not None for given in (cron, every, spec)) != 1:
-        raise TemporalSettingsError("a schedule is given one of cron=, every= and spec=")
-    if spec is None:
-        expressions = [cron] if isinstance(cron, str) else list(cron or ())
-        intervals = [] if every is None else [ScheduleIntervalSpec(every=every)]
-        spec = ScheduleSpec(cron_expressions=expressions, intervals=intervals)
-    return spec if time_zone is None else replace(spec, time_zone_name=time_zone)
-
-
-def scheduled_arguments(id: str, start: str | Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
-    """With defaults, if ``start`` is a method. Raises ``TemporalSettingsError`` for arguments that do not fit it."""
-    if isinstance(start, str):
-        return tuple(args)
-    try:
-        return tuple(with_defaults(start, args))
-    except TypeError as error:
-        raise TemporalSettingsError(f'the schedule "{id}" cannot start its workflow: {error}') from None
 
 
 def spec_in_words(spec: ScheduleSpec) -> str:
@@ -124,7 +67,7 @@ def _duration(span: timedelta) -> str:
 
 
 async def sync_schedules(
-    temporal: "Temporal", *, app: str | None = None, prune: bool = False, dry_run: bool = False
+    temporal: Temporal, *, app: str | None = None, prune: bool = False, dry_run: bool = False
 ) -> AsyncIterator[tuple[str, Outcome]]:
     """Create and update the server's schedules as they are declared; with ``prune``, delete those of the same ``app``
     that are declared no longer. Yields each schedule's id and what was done with it, or with ``dry_run`` would be.
@@ -153,12 +96,12 @@ async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription
         return None
 
 
-def default_app(temporal: "Temporal") -> str:
+def default_app(temporal: Temporal) -> str:
     """The app that schedules are marked with if ``sync_schedules`` is given none."""
     return temporal.settings.task_queue or "default"
 
 
-def declared_schedules(temporal: "Temporal") -> dict[str, ScheduleDeclaration]:
+def declared_schedules(temporal: Temporal) -> dict[str, ScheduleDeclaration]:
     """By id. Raises ``TemporalSettingsError`` for an id that is declared twice."""
     by_id: dict[str, ScheduleDeclaration] = {}
     for declaration in temporal.schedules:
@@ -169,7 +112,7 @@ def declared_schedules(temporal: "Temporal") -> dict[str, ScheduleDeclaration]:
 
 
 async def _sync(
-    temporal: "Temporal", client: Client, declaration: ScheduleDeclaration, app: str, dry_run: bool
+    temporal: Temporal, client: Client, declaration: ScheduleDeclaration, app: str, dry_run: bool
 ) -> Outcome:
     fingerprint = _fingerprint(temporal, declaration)
     schedule = _schedule(temporal, declaration, fingerprint)
@@ -199,7 +142,7 @@ async def _sync(
 
 
 async def is_synced(
-    temporal: "Temporal", client: Client, declaration: ScheduleDeclaration, described: ScheduleDescription
+    temporal: Temporal, client: Client, declaration: ScheduleDeclaration, described: ScheduleDescription
 ) -> bool:
     """Whether the server's schedule is as it is declared. Raises ``TemporalSettingsError`` without a task queue."""
     return bool(await _known_fingerprint(client, described) == _fingerprint(temporal, declaration))
@@ -231,7 +174,7 @@ async def _update(handle: ScheduleHandle, schedule: Schedule) -> None:
     await handle.update(update)
 
 
-def _queue(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
+def _queue(temporal: Temporal, declaration: ScheduleDeclaration) -> str:
     queue = declaration.task_queue or temporal.settings.task_queue
     if not queue:
         raise TemporalSettingsError(
@@ -241,7 +184,7 @@ def _queue(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
     return queue
 
 
-def _schedule(temporal: "Temporal", declaration: ScheduleDeclaration, fingerprint: str) -> Schedule:
+def _schedule(temporal: Temporal, declaration: ScheduleDeclaration, fingerprint: str) -> Schedule:
     queue = _queue(temporal, declaration)
     options = dict(declaration.options)
     options["memo"] = {**options.get("memo", {}), _FINGERPRINT: fingerprint}
@@ -255,7 +198,7 @@ def _schedule(temporal: "Temporal", declaration: ScheduleDeclaration, fingerprin
     )
 
 
-def _fingerprint(temporal: "Temporal", declaration: ScheduleDeclaration) -> str:
+def _fingerprint(temporal: Temporal, declaration: ScheduleDeclaration) -> str:
     """Of all that is declared. Arguments count as the server gets them, before encryption, which differs each time."""
     arguments = [each.data for each in temporal.data_converter.payload_converter.to_payloads(declaration.args)]
     name = declaration.workflow if isinstance(declaration.workflow, str) else declaration.workflow.__qualname__

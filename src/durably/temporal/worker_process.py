@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import NoReturn
 
 from .check_command import declared_types, keep_metric
+from .connection import Temporal
 from .health import HealthServer
 from .versioning import describe_version
 from .workers import Workers, describe
@@ -25,7 +26,9 @@ LAST_MOMENT = timedelta(seconds=5)
 Say = Callable[[str], None]
 
 
-def run_worker_process(workers: Workers, *, say: Say, health: str | None = None, metrics: str | None = None) -> None:
+def run_worker_process(
+    temporal: Temporal, workers: Workers, *, say: Say, health: str | None = None, metrics: str | None = None
+) -> None:
     """Work until a signal, or until the workers fail. Off the main thread, where a framework's reloader runs this,
     there are no signals, and the reloader ends the process.
 
@@ -33,12 +36,12 @@ def run_worker_process(workers: Workers, *, say: Say, health: str | None = None,
     ``TemporalSettingsError``.
     """
     if metrics is not None:
-        workers.temporal.serve_metrics(metrics)
+        temporal.serve_metrics(metrics)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_work(workers, say, health, metrics))
+        asyncio.run(_work(temporal, workers, say, health, metrics))
 
 
-async def _work(workers: Workers, say: Say, health: str | None, metrics: str | None) -> None:
+async def _work(temporal: Temporal, workers: Workers, say: Say, health: str | None, metrics: str | None) -> None:
     with contextlib.ExitStack() as surroundings:
         if health is not None:
             served = surroundings.enter_context(HealthServer(health, workers))
@@ -47,7 +50,7 @@ async def _work(workers: Workers, say: Say, health: str | None, metrics: str | N
         surroundings.enter_context(_signals(stop.set))
         working = asyncio.create_task(workers.run())
         telling = asyncio.create_task(_tell(workers, say, metrics))
-        counting = asyncio.create_task(_count_stuck_workflows(workers)) if metrics is not None else None
+        counting = asyncio.create_task(_count_stuck_workflows(temporal, workers)) if metrics is not None else None
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
         telling.cancel()
@@ -74,9 +77,9 @@ async def _tell(workers: Workers, say: Say, metrics: str | None) -> None:
         say(f"working on {describe(declaration)}")
 
 
-async def _count_stuck_workflows(workers: Workers) -> None:
+async def _count_stuck_workflows(temporal: Temporal, workers: Workers) -> None:
     await workers.started()
-    await keep_metric(workers.temporal, declared_types(workers.declarations))
+    await keep_metric(temporal, declared_types(workers.declarations))
 
 
 async def _stop(working: "asyncio.Task[None]", grace: timedelta) -> None:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
@@ -17,7 +17,6 @@ from temporalio.service import RetryConfig, RPCError
 from temporalio.worker import Worker
 
 from .connect_failures import unknown_namespace
-from .connection import Temporal
 from .declarations import WorkerDeclaration, by_task_queue
 from .errors import TemporalUnreachableError, TemporalWorkerError
 from .sandbox import explain, make_runner
@@ -33,6 +32,17 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _logger = logging.getLogger("durably.temporal.worker")
 
 
+class Connection(Protocol):
+    """What workers need of a ``Temporal``."""
+
+    workers: list[WorkerDeclaration]
+
+    @property
+    def settings(self) -> ConnectionSettings: ...
+
+    async def connect(self, *, retry_config: RetryConfig | None = None) -> Client: ...
+
+
 class Workers:
     """The workers that a ``Temporal`` declares, one for each task queue.
 
@@ -43,7 +53,7 @@ class Workers:
 
     def __init__(
         self,
-        temporal: Temporal,
+        temporal: Connection,
         declarations: Sequence[WorkerDeclaration] | None = None,
         *,
         task_queues: Sequence[str] = (),

@@ -6,8 +6,9 @@ from .digital_ocean import DigitalOceanSimulator
 from .errors import NotDeterministicError, RunStuckError, RunUnknownError
 
 if TYPE_CHECKING:
-    from .determinism import DeterminismWarning, check_determinism
-    from .engine import TestEngine, TestRun
+    from .determinism import DeterminismWarning
+    from .engine import TestEngine, check_determinism
+    from .engine_base import TestRun
     from .steps import TestStep
     from .sync import SyncTestEngine, SyncTestRun
 
@@ -27,11 +28,11 @@ __all__ = [
 
 _MODULES = {
     "DeterminismWarning": "determinism",
-    "check_determinism": "determinism",
+    "check_determinism": "engine",
     "SyncTestEngine": "sync",
     "SyncTestRun": "sync",
     "TestEngine": "engine",
-    "TestRun": "engine",
+    "TestRun": "engine_base",
     "TestStep": "steps",
 }
 """What needs the engine, and the modules that have it: imported when it is asked for, not with the simulator."""

@@ -8,20 +8,17 @@ import asyncio
 import datetime as dt
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from durably.client import Client
 from durably.comm import CommHandler
 from durably.engine.sqlite.views import RunStatus
-from durably.events import Event
 from durably.functions.function import Function
 
-from .engine import TestEngine
 from .errors import NotDeterministicError
 from .other_process import OtherProcessError, replay_elsewhere
 from .replays import RETURNED, Found, Past, PastStep, call_body, replay
@@ -182,18 +179,3 @@ def _shifted(shift: dt.timedelta) -> Any:
     except ImportError as error:
         raise ImportError('checking determinism needs time-machine: pip install "durably[testing]"') from error
     return time_machine.travel(dt.datetime.now(dt.UTC) + shift, tick=True)
-
-
-async def check_determinism(
-    client: Client, function: Function[Any], event: Event, *, mocks: Mapping[str, Any] | None = None, orders: int = 5
-) -> None:
-    """Run a function on an event, in a ``TestEngine`` of its own, to its end, and check that it is deterministic.
-
-    ``mocks`` are what its steps return, by id; see ``TestEngine.mock_step``, and ``TestEngine.check_determinism``.
-    """
-    async with TestEngine(client, [function]) as engine:
-        for step_id, output in (mocks or {}).items():
-            engine.mock_step(step_id, returns=output)
-        run = await engine.send(event)
-        await run.wait()
-        await engine.check_determinism(run, orders=orders)

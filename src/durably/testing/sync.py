@@ -17,7 +17,7 @@ from durably.functions.function import Function
 from durably.io.background_loop import get_portal
 from durably.protocol.durations import Duration
 
-from .engine import DEFAULT_MAX_TIME, TestEngine, TestRun
+from .engine_base import DEFAULT_MAX_TIME, TestEngineBase, TestRun
 from .link import refuse_inside_calls
 from .runs import RunFacts
 
@@ -78,7 +78,7 @@ class SyncTestEngine:
 
     __test__ = False
 
-    def __init__(self, engine: TestEngine) -> None:
+    def __init__(self, engine: TestEngineBase) -> None:
         self._engine = engine
         self._thread = CallerThread()
         self.describe_runs = engine.describe_runs

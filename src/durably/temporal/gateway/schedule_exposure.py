@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from durably.temporal.declarations import ScheduleDeclaration
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.schedules import ScheduleDeclaration, declared_schedules
+from durably.temporal.schedules import declared_schedules
 
 from .exposure import (
     FOR_SCHEDULE_OPERATORS,

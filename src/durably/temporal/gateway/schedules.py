@@ -19,8 +19,8 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.connection import Temporal
+from durably.temporal.declarations import ScheduleDeclaration
 from durably.temporal.schedules import (
-    ScheduleDeclaration,
     default_app,
     is_synced,
     schedule_owner,

@@ -64,7 +64,7 @@ class Command(ConnectionCommand):
         for other in connections:
             if not options["no_connection_notes"] and other != name and discover(other):
                 self._say(f"not working for the connection {other}: its worker is --connection {other}")
-        run_worker_process(workers, say=self._say, health=options["health"], metrics=options["metrics"])
+        run_worker_process(temporal, workers, say=self._say, health=options["health"], metrics=options["metrics"])
 
     def _list_connections(self) -> None:
         names = [name for name in connections if discover(name)]

@@ -1,0 +1,380 @@
+"""The engine for tests: the embedded one, whole, on a virtual clock, calling functions in this process.
+
+Time stands still, except where a test lets it go on: then it goes from one timer to the next. Each method returns
+once nothing more can happen at that moment, so that a test never races with what it tests.
+"""
+
+import datetime as dt
+import random
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, overload
+
+from durably.client import Client
+from durably.comm import CommHandler
+from durably.engine.core.backoff import standard_backoff
+from durably.engine.engine import EmbeddedEngine
+from durably.engine.runtime import Runtime
+from durably.engine.scheduling.calls.http_call import Caller
+from durably.engine.settings import Durability, EngineSettings
+from durably.engine.sqlite.views import to_datetime, to_milliseconds
+from durably.events import Event, as_data
+from durably.functions.function import Function
+from durably.in_process.calls import sync_of
+from durably.protocol.durations import Duration, to_timedelta
+from durably.protocol.events import InternalEvent
+from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
+
+from .clock import VirtualClock
+from .determinism import DeterminismCheck
+from .errors import RunStuckError
+from .inspection import Inspector
+from .link import TestCaller, TestLink, linked, refuse_inside_calls
+from .mocks import Mocks, calling, raising, returning
+from .replays import Past
+from .runs import Records, RunFacts, RunRef
+from .text import format_span
+from .timeline import Recorder
+
+DEFAULT_MAX_TIME = dt.timedelta(days=400)
+"""More than the 366 days that a single sleep or wait may last."""
+_MILLISECOND = dt.timedelta(milliseconds=1)
+_MOST_DESCRIBED = 10
+_ID_SEED = 0
+"""Ids of runs and events are the same in each test; the times in them are those of its clock."""
+
+
+def _id_of(function: Function[Any] | None) -> str | None:
+    return None if function is None else function.id
+
+
+class TestRun(RunFacts):
+    """A run of a ``TestEngine``."""
+
+    def __init__(self, engine: "TestEngineBase", records: Records, ref: RunRef) -> None:
+        super().__init__(records, ref)
+        self._engine = engine
+
+    async def wait(self, max_time: Duration = DEFAULT_MAX_TIME) -> Self:
+        """Let time go on until the run has ended, however it ends; the run itself.
+
+        Raises ``RunStuckError``, which says what the run waits for, where nothing more can happen, or not within
+        ``max_time`` of virtual time.
+        """
+        await self._engine._wait_for(self, max_time)
+        return self
+
+    async def cancel(self) -> bool:
+        """False where the run had ended."""
+        return await self._engine.cancel(self)
+
+
+class TestEngineBase:
+    """The asynchronous methods of ``TestEngine``; see there."""
+
+    __test__ = False
+
+    def __init__(
+        self,
+        client: Client,
+        functions: Sequence[Function[Any]],
+        *,
+        now: dt.datetime | None = None,
+        calls_at_once: int = 1,
+        checkpointing: bool = False,
+        allow_private_addresses: bool = False,
+        retention: Duration | None = None,
+        max_steps: int = MAX_STEPS,
+        max_depth: int = MAX_DEPTH,
+    ) -> None:
+        self._apps: list[tuple[Client, Sequence[Function[Any]]]] = [(client, functions)]
+        self._clock = VirtualClock(to_milliseconds(now or dt.datetime.now(dt.UTC)))
+        self._settings = EngineSettings(
+            backoff=lambda attempt, jitter: standard_backoff(attempt, 0.0),
+            max_calls=calls_at_once,
+            allow_private_addresses=allow_private_addresses,
+            durability=Durability.OFF,
+            retention=None if retention is None else to_timedelta(retention),
+            max_steps=max_steps,
+            max_depth=max_depth,
+            close_grace=dt.timedelta(0),
+            clock=self._clock,
+            entropy=random.Random(_ID_SEED).randbytes,
+        )
+        self._link = TestLink(checkpointing=checkpointing)
+        self._mocks = Mocks()
+        self._recorder = Recorder()
+        self._stack = AsyncExitStack()
+        self._calls_at_once = calls_at_once
+        self._records: Records | None = None
+
+    def with_app(self, client: Client, functions: Sequence[Function[Any]]) -> Self:
+        """Run the functions of another app too, from the engine's opening on."""
+        self._apps.append((client, functions))
+        return self
+
+    # opening and closing
+
+    async def __aenter__(self) -> Self:
+        pool = ThreadPoolExecutor(self._calls_at_once, thread_name_prefix="durably-test-call")
+        self._stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        try:
+            return await self._open(pool)
+        except BaseException:
+            await self._close()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._annotate(error)
+        await self._close()
+
+    def _annotate(self, error: BaseException | None) -> None:
+        """Let an error that ends the test tell what the engine's runs have come to."""
+        if error is not None and self._records is not None and (told := self.describe_runs(besides=str(error))):
+            error.add_note(told)
+
+    def describe_runs(self, *, besides: str = "") -> str:
+        """The timelines of the latest runs, but for those that are in ``besides``, and mocks that no step has met."""
+        runs = [self._run(run.id) for run in self._open_records.inspector.latest_runs(_MOST_DESCRIBED + 1)]
+        lines = [text for run in runs[-_MOST_DESCRIBED:] if (text := run.timeline()) not in besides]
+        if lines or not besides:
+            heading = "latest runs" if len(runs) > _MOST_DESCRIBED else "runs"
+            lines.insert(0, f"The test engine's {heading}, at {self.now:%Y-%m-%d %H:%M:%S} UTC:")
+        if unmet := self._mocks.unmet():
+            lines.append(f"No step has met {', '.join(unmet)}.")
+        return "\n".join(lines)
+
+    async def _open(self, thread_pool: Executor) -> Self:
+        """``thread_pool`` runs sync functions."""
+        async with AsyncExitStack() as stack:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="durably-test-"))
+            for client, functions in self._apps:
+                stack.enter_context(linked(self._link, client))
+                CommHandler(client=client, framework="testing", functions=functions, thread_pool=thread_pool)
+            path = Path(directory) / "engine.db"
+            self._runtime = await Runtime.open(path, self._settings, self._make_caller)
+            stack.push_async_callback(self._runtime.close)
+            self._engine = EmbeddedEngine(self._runtime)
+            self._link.open(self._engine, self._clock)
+            stack.enter_context(self._runtime.watchers.listen(self._recorder.note))
+            inspector = Inspector(path, self._runtime.executor)
+            stack.callback(inspector.close)
+            for handler in self._link.handlers.values():
+                await self._engine.sync_app(sync_of(handler), in_process=True)
+            await self._clock.rest()
+            await self._stack.enter_async_context(stack.pop_all())
+        self._records = Records(inspector, self._recorder, self._clock)
+        return self
+
+    async def _close(self) -> None:
+        """End what is under way, and forget everything."""
+        self._records = None
+        await self._stack.aclose()
+
+    def _make_caller(self, settings: EngineSettings) -> Caller:
+        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.stand_in)
+
+    @property
+    def _open_records(self) -> Records:
+        if self._records is None:
+            raise RuntimeError("the test engine is not open: use it in `async with` or, made by .sync(), in `with`")
+        return self._records
+
+    # what comes from outside
+
+    @overload
+    async def send(self, events: Event) -> TestRun: ...
+    @overload
+    async def send(self, events: Sequence[Event]) -> list[TestRun]: ...
+    async def send(self, events: Event | Sequence[Event]) -> TestRun | list[TestRun]:
+        """Send an event, or several, as the first app's client does; the run of the event, or all runs of several.
+
+        The run of a single event is known once it is looked at: an event that only wakes others need start none.
+        """
+        records = await self._rest()
+        ids = await self._apps[0][0].send(events)
+        await self._clock.rest()
+        if isinstance(events, Event):
+            return TestRun(self, records, RunRef(event_id=ids[0], event_name=events.name))
+        runs = {run.id: run for event_id in ids for run in records.inspector.runs_of_event(event_id)}
+        return [self._run(run_id) for run_id in runs]
+
+    async def invoke(self, function: Function[Any], data: Mapping[str, Any] | None = None) -> TestRun:
+        """Run a function, whatever its trigger, with ``data`` as its event's."""
+        records = await self._rest()
+        receipt = await self._engine.invoke(function.id, data=as_data(data))
+        await self._clock.rest()
+        if receipt.run_id is None:
+            return TestRun(self, records, RunRef(event_id=receipt.event_id, event_name=InternalEvent.FUNCTION_INVOKED))
+        return self._run(receipt.run_id)
+
+    async def signal(self, name: str, data: Any = None) -> bool:
+        """Whether a run waited for the signal."""
+        await self._rest()
+        woken = await self._engine.signal(name, data)
+        await self._clock.rest()
+        return woken is not None
+
+    async def cancel(self, run: RunFacts) -> bool:
+        """False where the run had ended."""
+        await self._rest()
+        cancelled = await self._engine.cancel_run(run.id)
+        await self._clock.rest()
+        return cancelled
+
+    async def rerun(self, run: RunFacts) -> TestRun:
+        """Run the same function again with the same event."""
+        await self._rest()
+        run_id = await self._engine.rerun(run.id)
+        await self._clock.rest()
+        return self._run(run_id)
+
+    async def pause(self, function: Function[Any]) -> None:
+        """Start no more runs of a function, until it is resumed."""
+        await self._rest()
+        await self._engine.pause_function(function.id)
+
+    async def resume(self, function: Function[Any]) -> None:
+        await self._rest()
+        await self._engine.resume_function(function.id)
+        await self._clock.rest()
+
+    def runs(self, function: Function[Any] | None = None) -> list[TestRun]:
+        """All runs, or those of one function, oldest first."""
+        found = self._open_records.inspector.runs(_id_of(function))
+        return [self._run(run.id) for run in found]
+
+    # time
+
+    @property
+    def now(self) -> dt.datetime:
+        """The time on the engine's clock, UTC."""
+        return to_datetime(self._clock.now())
+
+    async def advance(
+        self,
+        delta: Duration = dt.timedelta(0),
+        *,
+        days: float = 0,
+        hours: float = 0,
+        minutes: float = 0,
+        seconds: float = 0,
+    ) -> None:
+        """Advance the clock, and do everything that becomes due, each at its own time.
+
+        ``delta`` is text like ``"3d"``, a ``timedelta`` or milliseconds; the other arguments are added to it.
+        """
+        await self._rest()
+        given = dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        until = self._clock.now() + round((to_timedelta(delta) + given) / _MILLISECOND)
+        while await self._clock.go_on(until):
+            pass
+
+    async def run_until_idle(self, max_time: Duration = DEFAULT_MAX_TIME) -> None:
+        """Let time go on until nothing more is due. Raises ``RunStuckError`` where that takes longer than
+        ``max_time``, as it does with a cron trigger, which is always due once more."""
+        await self._rest()
+        max_time = to_timedelta(max_time)
+        until = self._clock.now() + round(max_time / _MILLISECOND)
+        while (due := self._clock.next_due()) is not None:
+            if due > until:
+                raise RunStuckError(
+                    f"something is still due after {format_span(max_time)} of virtual time, at {to_datetime(due)}"
+                )
+            await self._clock.go_on()
+
+    async def _wait_for(self, run: RunFacts, max_time: Duration = DEFAULT_MAX_TIME) -> None:
+        """What ``run.wait()`` does."""
+        await self._rest()
+        max_time = to_timedelta(max_time)
+        until = self._clock.now() + round(max_time / _MILLISECOND)
+        while not run.has_ended:
+            due = self._clock.next_due()
+            if due is None:
+                raise run.why_stuck("and nothing is scheduled any more")
+            if due > until:
+                raise run.why_stuck(
+                    f"not within {format_span(max_time)} of virtual time (wait(max_time=…) allows more)"
+                )
+            await self._clock.go_on()
+
+    # steps
+
+    def mock_step(
+        self,
+        step_id: str,
+        *,
+        returns: Any = None,
+        raises: BaseException | type[BaseException] | None = None,
+        calls: Callable[..., Any] | None = None,
+        function: Function[Any] | None = None,
+    ) -> None:
+        """From now on let a step of that id, of whatever kind, come to something of the test's choice.
+
+        ``returns`` is what the step returns to its function: of a wait an ``Event``, a ``Signal``, or ``None`` for a
+        timeout; of ``fetch`` a ``FetchResponse``. ``raises`` is what its handler raises, to be tried again like any
+        error; a ``NonRetriableError`` is final. ``calls`` is called in place of the handler with its arguments, or,
+        for steps without a handler, with a dictionary of what the step asks the engine for. ``function`` narrows it
+        down to one function.
+        """
+        if sum(given is not None for given in (returns, raises, calls)) > 1:
+            raise TypeError("mock_step takes one of returns, raises and calls")
+        if calls is not None:
+            make = calling(calls)
+        elif raises is not None:
+            make = raising(raises() if isinstance(raises, type) else raises)
+        else:
+            make = returning(returns)
+        self._mocks.mock(step_id, _id_of(function), make)
+
+    def fail_step(
+        self,
+        step_id: str,
+        *,
+        attempts: Collection[int] | None = None,
+        error: BaseException | type[BaseException] | None = None,
+        function: Function[Any] | None = None,
+    ) -> None:
+        """From now on let a step of that id fail, before it does anything, at these attempts (from 0, as
+        ``ctx.attempt`` counts), or at all. ``error`` is what it raises, by default a ``RuntimeError``."""
+        if error is None:
+            error = RuntimeError(f"the test lets step {step_id!r} fail")
+        elif isinstance(error, type):
+            error = error()
+        self._mocks.fail(step_id, _id_of(function), attempts, error)
+
+    async def check_determinism(self, run: RunFacts, *, orders: int = 5) -> None:
+        """Call the run's function again, with the memos of ever more of its steps, and for parallel ones in ``orders``
+        other orders: it must find the same steps each time, at other times and in another process too.
+
+        Its steps are not executed, but its code between them is, many times. Raises ``NotDeterministicError``, which
+        names the step; warns by ``DeterminismWarning`` where it cannot use another process.
+        """
+        await self._rest()
+        inspector = self._open_records.inspector
+        past = Past(run.id, run.function_id, run.events, inspector.finished_steps(run.id))
+        handler, function = self._find(run.function_id)
+        await DeterminismCheck(handler, function, past, run.status, orders=orders).run()
+
+    def _find(self, function_id: str) -> tuple[CommHandler, Function[Any]]:
+        for handler in self._link.handlers.values():
+            for function in handler.functions:
+                if function_id in (function.id, function.on_failure_fn_id):
+                    return handler, function
+        raise RuntimeError(f"no function {function_id!r} is under test")
+
+    async def _rest(self) -> Records:
+        """All that was set off before comes first."""
+        refuse_inside_calls()
+        records = self._open_records
+        await self._clock.rest()
+        return records
+
+    def _run(self, run_id: str) -> TestRun:
+        return TestRun(self, self._open_records, RunRef(run_id))
