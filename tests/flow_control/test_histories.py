@@ -19,14 +19,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from durably.engine.core.answers import Answer, Asked, AttemptFailed, Returned
 from durably.engine.core.run_state import RunStatus, decode_head
 from durably.engine.core.transition import Policy
-from durably.engine.scheduling import bulk_operations, operations
+from durably.engine.scheduling import bulk_operations, event_routing, operations, runs
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.outbox import CallAt, Effect, Restrained, SweepAt
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.reruns import FromStep
 from durably.engine.scheduling.run_cache import RunCache
 from durably.engine.scheduling.timers import load_due
-from durably.engine.scheduling.transaction import Entry, Ledger
+from durably.engine.scheduling.transaction import Transaction, TransactionContext
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.tables.runs import Store
 from durably.engine.sqlite.views import to_datetime
@@ -99,7 +99,7 @@ class Histories(RuleBasedStateMachine):
         self.entropy = 0
         policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
         self.cache = RunCache()
-        self.ledger = Ledger(Store(self.db), policy, 10_000, self._random, self.cache)
+        self.context = TransactionContext(Store(self.db), policy, 10_000, self._random, self.cache, runs.cancel)
 
     def teardown(self) -> None:
         try:
@@ -117,11 +117,11 @@ class Histories(RuleBasedStateMachine):
         self.entropy += 1
         return self.entropy.to_bytes(size, "big")
 
-    def _do(self, unit: Callable[[Entry], object]) -> None:
+    def _do(self, unit: Callable[[Transaction], object]) -> None:
         self.db.execute("BEGIN")
-        entry = Entry(self.ledger, self.registry, self.now)
-        unit(entry)
-        effects = entry.finish()
+        transaction = Transaction(self.context, self.registry, self.now)
+        unit(transaction)
+        effects = runs.finish(transaction)
         self.db.execute("COMMIT")
         for effect in effects:
             self._carry_out(effect)
@@ -169,7 +169,7 @@ class Histories(RuleBasedStateMachine):
     @rule(users=st.text("ab", min_size=1, max_size=4), n=st.integers(0, 5))
     def send(self, users: str, n: int) -> None:
         events = [check_event(Event(name="go", data={"user": user, "n": n}, ts=self.now), 10_000) for user in users]
-        self._do(lambda entry: entry.events.send(events, None))
+        self._do(lambda transaction: event_routing.send(transaction, events, None))
 
     @precondition(lambda self: self.under_way)
     @rule(index=st.integers(0, 50))
@@ -221,18 +221,18 @@ class Histories(RuleBasedStateMachine):
     def cancel(self, index: int) -> None:
         runs = self.db.execute("SELECT id FROM runs JOIN heads ON run_key = key ORDER BY key").fetchall()
         if runs:
-            self._do(lambda entry: operations.cancel(entry, runs[index % len(runs)][0]))
+            self._do(lambda transaction: operations.cancel(transaction, runs[index % len(runs)][0]))
 
     @rule()
     def ring(self) -> None:
-        self._do(lambda entry: operations.signal(entry, "bell", b"1"))
+        self._do(lambda transaction: operations.signal(transaction, "bell", b"1"))
 
     @rule(user=st.sampled_from("ab"))
     def cancel_in_bulk(self, user: str) -> None:
         mine = bulk_operations.Selection(
             function_id="app-fn", started_before=to_datetime(self.now), expression=f"event.data.user == '{user}'"
         )
-        self._do(lambda entry: bulk_operations.cancel_runs(entry, mine))
+        self._do(lambda transaction: bulk_operations.cancel_runs(transaction, mine))
         live = self.db.execute(
             "SELECT events.body FROM heads JOIN runs ON runs.key = run_key JOIN events ON events.key = event_key "
             "WHERE created_at < ?",
@@ -243,14 +243,14 @@ class Histories(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([2, 10]))
     def cancel_what_comes(self, seconds: int) -> None:
         coming = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now + seconds * 1000))
-        self._do(lambda entry: bulk_operations.cancel_runs(entry, coming))
+        self._do(lambda transaction: bulk_operations.cancel_runs(transaction, coming))
         assert not self.db.execute("SELECT 1 FROM heads").fetchone(), "those that are there are cancelled first"
 
     @precondition(lambda self: self.runs_when_paused is None)
     @rule(statuses=st.sets(st.sampled_from([RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED]), min_size=1))
     def replay(self, statuses: set[RunStatus]) -> None:
         before = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now))
-        self._do(lambda entry: bulk_operations.replay_runs(entry, before, statuses))
+        self._do(lambda transaction: bulk_operations.replay_runs(transaction, before, statuses))
         assert not self.db.execute("SELECT 1 FROM sweeps WHERE ended_at IS NULL").fetchone()
 
     @precondition(lambda self: self.runs_when_paused is None)
@@ -262,7 +262,7 @@ class Histories(RuleBasedStateMachine):
             return
         run_id, name, seq = steps[index % len(steps)]
         (known,) = self.db.execute("SELECT max(key) FROM runs").fetchone()
-        self._do(lambda entry: operations.rerun(entry, run_id, FromStep(name)))
+        self._do(lambda transaction: operations.rerun(transaction, run_id, FromStep(name)))
         for key, status in self.db.execute("SELECT key, status FROM runs WHERE key > ?", (known,)).fetchall():
             (memos,) = self.db.execute("SELECT count(*) FROM memos WHERE run_key = ?", (key,)).fetchone()
             assert status == RunStatus.SKIPPED or memos == seq - 1
@@ -270,14 +270,14 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.runs_when_paused is None)
     @rule()
     def pause(self) -> None:
-        self._do(lambda entry: bulk_operations.pause(entry, "app-fn"))
+        self._do(lambda transaction: bulk_operations.pause(transaction, "app-fn"))
         self.runs_when_paused = self._count_runs()
 
     @precondition(lambda self: self.runs_when_paused is not None)
     @rule()
     def resume(self) -> None:
         self.runs_when_paused = None
-        self._do(lambda entry: bulk_operations.resume(entry, "app-fn"))
+        self._do(lambda transaction: bulk_operations.resume(transaction, "app-fn"))
 
     def _count_runs(self) -> int:
         (runs,) = self.db.execute("SELECT count(*) FROM runs WHERE status != ?", (RunStatus.SKIPPED,)).fetchone()
@@ -291,9 +291,9 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.cache.clear()
-        self.registry = Registry([_function(self.synced)], bulk_operations.restraints_of(self.ledger.store, self.now))
+        self.registry = Registry([_function(self.synced)], bulk_operations.restraints_of(self.context.store, self.now))
         self.under_way.clear()
-        self._do(lambda entry: operations.recover(entry, self.ledger.store.moving_runs()))
+        self._do(lambda transaction: operations.recover(transaction, self.context.store.moving_runs()))
         self._fall_due()
 
     @rule(options=st.sampled_from(_OPTIONS))
@@ -302,7 +302,7 @@ class Histories(RuleBasedStateMachine):
         self.was_synced = True
         self.synced = options
         self.registry = self.registry.with_app("app", [_function(options)])
-        self._do(lambda entry: entry.queue.look_at_function(self.registry.find("app-fn").flow))  # type: ignore[union-attr]
+        self._do(lambda transaction: transaction.queue.look_at_function(self.registry.find("app-fn").flow))  # type: ignore[union-attr]
 
     # what always holds
 
@@ -316,7 +316,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def what_is_remembered_is_what_is_stored(self) -> None:
-        store = self.ledger.store
+        store = self.context.store
         for (run_key,) in self.db.execute("SELECT key FROM runs").fetchall():
             cached = self.cache.find(run_key)
             stored = store.head(run_key)

@@ -41,7 +41,7 @@ from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from .runtime import Runtime
-from .scheduling import annotations, bulk_operations, operations
+from .scheduling import annotations, bulk_operations, event_routing, operations
 from .settings import EngineSettings
 from .sqlite import queries
 
@@ -106,7 +106,7 @@ class EmbeddedEngine:
 
     async def verify(self) -> None:
         """Raises ``DatabaseLostError`` where another engine has taken the database over; this one then closes."""
-        await self._journal.enter(lambda entry: None)
+        await self._journal.enter(lambda transaction: None)
 
     # events
 
@@ -131,7 +131,7 @@ class EmbeddedEngine:
         """``send_events``, which also returns the events that match nothing."""
         checked = await self._check_events(events)
         id_seed = IdSeed(seed) if seed else None
-        sent = await self._journal.enter(lambda entry: entry.events.send(checked, id_seed, sender))
+        sent = await self._journal.enter(lambda transaction: event_routing.send(transaction, checked, id_seed, sender))
         self._outcomes.note(sent.outcomes)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
@@ -188,7 +188,7 @@ class EmbeddedEngine:
         Raises ``ConfigInvalidError``, which names the function and the option.
         """
         functions = read_sync(request, in_process=in_process)
-        return await self._journal.enter(lambda entry: operations.sync(entry, request, functions))
+        return await self._journal.enter(lambda transaction: operations.sync(transaction, request, functions))
 
     async def list_apps(self) -> list[AppView]:
         return await self._reader.read(queries.list_apps)
@@ -206,12 +206,14 @@ class EmbeddedEngine:
 
         Raises ``FunctionNotFoundError``.
         """
-        await self._journal.enter(lambda entry: bulk_operations.pause(entry, entry.registry.get_active(function_id).id))
+        await self._journal.enter(
+            lambda transaction: bulk_operations.pause(transaction, transaction.registry.get_active(function_id).id)
+        )
 
     async def resume_function(self, function_id: str) -> None:
         """Let a paused function start runs again. Raises ``FunctionNotFoundError``."""
         await self._journal.enter(
-            lambda entry: bulk_operations.resume(entry, entry.registry.get_active(function_id).id)
+            lambda transaction: bulk_operations.resume(transaction, transaction.registry.get_active(function_id).id)
         )
 
     # many runs at once
@@ -223,7 +225,7 @@ class EmbeddedEngine:
         """
         check_selection(selection)
         return queries.sweep_view(
-            await self._journal.enter(lambda entry: bulk_operations.cancel_runs(entry, selection))
+            await self._journal.enter(lambda transaction: bulk_operations.cancel_runs(transaction, selection))
         )
 
     async def list_cancellations(self) -> list[SweepView]:
@@ -232,7 +234,7 @@ class EmbeddedEngine:
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
         """Let it cancel no more runs. Raises ``CancellationNotFoundError``."""
-        await self._journal.enter(lambda entry: bulk_operations.delete_cancellation(entry, cancellation_id))
+        await self._journal.enter(lambda transaction: bulk_operations.delete_cancellation(transaction, cancellation_id))
 
     async def replay_runs(self, selection: Selection, statuses: Collection[RunStatus]) -> SweepView:
         """Begin to run again those runs of a function that have ended with one of the statuses.
@@ -242,7 +244,7 @@ class EmbeddedEngine:
         check_selection(selection)
         check_statuses(statuses)
         return queries.sweep_view(
-            await self._journal.enter(lambda entry: bulk_operations.replay_runs(entry, selection, statuses))
+            await self._journal.enter(lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses))
         )
 
     async def list_replays(self) -> list[SweepView]:
@@ -298,7 +300,7 @@ class EmbeddedEngine:
 
     async def add_run_metadata(self, run_id: str, body: bytes) -> bool:
         """Store an SDK's metadata of a run, JSON; false if it is too much. Raises ``RunNotFoundError``."""
-        return await self._journal.enter(lambda entry: annotations.add_metadata(entry, run_id, body))
+        return await self._journal.enter(lambda transaction: annotations.add_metadata(transaction, run_id, body))
 
     async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
         """``None`` if the run does not exist."""
@@ -306,7 +308,7 @@ class EmbeddedEngine:
 
     async def add_traces(self, content_type: str, body: bytes) -> bool:
         """Store spans that an SDK has exported; false if they are too large."""
-        return await self._journal.enter(lambda entry: annotations.add_traces(entry, content_type, body))
+        return await self._journal.enter(lambda transaction: annotations.add_traces(transaction, content_type, body))
 
     async def run_traces(self, run_id: str) -> list[TracesView]:
         """The exports that name a run. They may contain spans of other runs."""
@@ -327,7 +329,7 @@ class EmbeddedEngine:
 
     async def cancel_run(self, run_id: str) -> bool:
         """False where the run has ended already. Raises ``RunNotFoundError``."""
-        return await self._journal.enter(lambda entry: operations.cancel(entry, run_id))
+        return await self._journal.enter(lambda transaction: operations.cancel(transaction, run_id))
 
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         """Run the same function again with the same events; the new run's id. From a step: with the memos that were
@@ -335,7 +337,7 @@ class EmbeddedEngine:
 
         Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, ``StepNotFoundError``.
         """
-        return await self._journal.enter(lambda entry: operations.rerun(entry, run_id, from_step))
+        return await self._journal.enter(lambda transaction: operations.rerun(transaction, run_id, from_step))
 
     async def invoke(self, function_id: str, *, data: Any, user: Any = None, v: str | None = None) -> InvokeReceipt:
         """Start a run of one function. Raises ``FunctionNotFoundError``, ``EventInvalidError``."""
@@ -343,12 +345,12 @@ class EmbeddedEngine:
             raise EventInvalidError(f"function {function_id!r} is invoked with data that is no object")
         event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
         check_content(event, self._settings.max_event_bytes)
-        return await self._journal.enter(lambda entry: operations.invoke(entry, function_id, event))
+        return await self._journal.enter(lambda transaction: operations.invoke(transaction, function_id, event))
 
     async def signal(self, name: str, data: Any) -> str | None:
         """Wake the run that waits for a signal, and answer with its id; ``None`` where none waits."""
         encoded = msgspec.json.encode(data)
-        return await self._journal.enter(lambda entry: operations.signal(entry, name, encoded))
+        return await self._journal.enter(lambda transaction: operations.signal(transaction, name, encoded))
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         """Store steps that a call has finished while it goes on.

@@ -36,7 +36,7 @@ from durably.engine.scheduling.run_cache import RunCache
 from durably.engine.scheduling.subscriptions import Endings, Note, Watchers
 from durably.engine.scheduling.timers import Loaded, Timeline, load_due
 from durably.engine.scheduling.transact import Journal
-from durably.engine.scheduling.transaction import Entry, Ledger
+from durably.engine.scheduling.transaction import Transaction, TransactionContext
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.schema import explain, is_busy, open_database, take_ownership
@@ -45,7 +45,7 @@ from durably.engine.sqlite.tables.runs import Store
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 
-from .scheduling import bulk_operations, operations
+from .scheduling import bulk_operations, operations, runs
 from .settings import EngineSettings, make_policy
 
 _LOAD_LIMIT = 10_000
@@ -87,7 +87,9 @@ class Runtime:
         self._writer = Writer(connection, epoch, self._give_up, cache.clear, self._files.check)
         self.journal = Journal(
             self._writer,
-            Ledger(store, make_policy(settings), settings.max_event_bytes, settings.entropy, cache),
+            TransactionContext(
+                store, make_policy(settings), settings.max_event_bytes, settings.entropy, cache, runs.cancel
+            ),
             Registry.from_rows(store.all_functions(), restraints_of(store, settings.clock.now())),
             settings.clock,
             self._carry_out,
@@ -278,5 +280,5 @@ async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoc
         raise explain(error) from error
 
 
-def _recover(run_keys: list[int]) -> Callable[[Entry], None]:
-    return lambda entry: operations.recover(entry, run_keys)
+def _recover(run_keys: list[int]) -> Callable[[Transaction], None]:
+    return lambda transaction: operations.recover(transaction, run_keys)

@@ -80,7 +80,7 @@ async def test_a_database_that_becomes_read_only_is_said(engine: EmbeddedEngine)
         engine._runtime._connection.execute(f"PRAGMA query_only = {value}")
 
     await send(engine, "before")
-    await engine._journal.enter(lambda entry: set_read_only(1))
+    await engine._journal.enter(lambda _: set_read_only(1))
     with pytest.raises(DatabaseUnavailableError, match="readonly"):
         await send(engine, "refused")
     set_read_only(0)

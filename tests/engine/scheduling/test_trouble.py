@@ -14,11 +14,12 @@ from aiohttp import web
 
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.engine.engine import EmbeddedEngine
+from durably.engine.scheduling import event_routing
 from durably.engine.scheduling.calls import http_call
 from durably.engine.scheduling.calls.http_call import open_socket
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.registry import Function, Registry
-from durably.engine.scheduling.transaction import Entry
+from durably.engine.scheduling.transaction import Transaction
 from durably.engine.sqlite.views import RunStatus
 from durably.protocol.call import CallRequest
 from durably.protocol.events import Event
@@ -31,8 +32,8 @@ from .test_syncs import config
 async def limit_pages(engine: EmbeddedEngine, pages: int) -> None:
     """Let the database grow so far and no further, as on a full disk."""
 
-    def unit(entry: Entry) -> None:
-        connection = entry.store._connection
+    def unit(transaction: Transaction) -> None:
+        connection = transaction.store._connection
         (now,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {now + pages}")
 
@@ -84,12 +85,12 @@ async def test_a_full_disk_loses_no_answer(engine: EmbeddedEngine, app: SmallApp
 async def test_what_nobody_waits_for_is_tried_again_too(engine: EmbeddedEngine, trying_again: asyncio.Event) -> None:
     attempts = 0
 
-    def unit(entry: Entry) -> None:
+    def unit(transaction: Transaction) -> None:
         nonlocal attempts
         attempts += 1
         if attempts < 3:
             raise sqlite3.OperationalError("disk I/O error")
-        entry.events.send([check_event(Event(name="stored at last"), 1000)], None)
+        event_routing.send(transaction, [check_event(Event(name="stored at last"), 1000)], None)
 
     engine._journal.enter_soon(unit)
     await trying_again.wait()

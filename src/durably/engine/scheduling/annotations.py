@@ -4,7 +4,6 @@ Nothing depends on them, so their size is bounded. The rest is dropped, and a li
 """
 
 import sqlite3
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,8 +12,7 @@ from durably.engine.sqlite.tables.runs import find_run_key
 from durably.engine.sqlite.views import MetadataView, TracesView, to_datetime
 from durably.protocol.text import get_logger
 
-if TYPE_CHECKING:
-    from .transaction import Entry
+from .transaction import Transaction
 
 MAX_METADATA_BYTES = 1024 * 1024
 """The limit of one run's metadata."""
@@ -24,12 +22,12 @@ MAX_TRACES_BYTES = 16 * 1024 * 1024
 _logger = get_logger("durably.engine")
 
 
-def add_metadata(entry: "Entry", run_id: str, body: bytes) -> bool:
+def add_metadata(transaction: Transaction, run_id: str, body: bytes) -> bool:
     """False if the run already has too much. Raises ``RunNotFoundError``."""
-    run_key = entry.find_run_key(run_id)
+    run_key = transaction.find_run_key(run_id)
     if run_key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
-    connection = entry.store.connection
+    connection = transaction.store.connection
     (size,) = connection.execute(
         "SELECT coalesce(sum(length(body)), 0) FROM run_metadata WHERE run_key = ?", (run_key,)
     ).fetchone()
@@ -39,19 +37,19 @@ def add_metadata(entry: "Entry", run_id: str, body: bytes) -> bool:
         )
         return False
     connection.execute(
-        "INSERT INTO run_metadata (run_key, received_at, body) VALUES (?, ?, ?)", (run_key, entry.now, body)
+        "INSERT INTO run_metadata (run_key, received_at, body) VALUES (?, ?, ?)", (run_key, transaction.now, body)
     )
     return True
 
 
-def add_traces(entry: "Entry", content_type: str, body: bytes) -> bool:
+def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool:
     """False if it is too large."""
     if len(body) > MAX_TRACES_BYTES // 4:
         _logger.warning("spans of %d bytes are dropped: at most %d are kept", len(body), MAX_TRACES_BYTES // 4)
         return False
-    connection = entry.store.connection
+    connection = transaction.store.connection
     connection.execute(
-        "INSERT INTO traces (received_at, content_type, body) VALUES (?, ?, ?)", (entry.now, content_type, body)
+        "INSERT INTO traces (received_at, content_type, body) VALUES (?, ?, ?)", (transaction.now, content_type, body)
     )
     connection.execute(
         "DELETE FROM traces WHERE key IN (SELECT key FROM ("

@@ -8,7 +8,6 @@ repeatedly cannot escape it.
 
 import datetime as dt
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,17 +18,15 @@ from durably.engine.sqlite.tables.bulk_operations import Sweep, SweepKind
 from durably.engine.sqlite.tables.runs import Store
 from durably.engine.sqlite.views import to_milliseconds
 
+from . import triggers
 from .outbox import Restrained, SweepAt
-from .registry import FOLLOWED_FOR, Function, Restraint, StandingCancellation
+from .registry import CANCELLED_IN_BULK, FOLLOWED_FOR, Function, Restraint, StandingCancellation
 from .reruns import descends_from_cancelled, plan_rerun
-
-if TYPE_CHECKING:
-    from .transaction import Entry
+from .transaction import Transaction
 
 _TOGETHER = 200
 """Runs looked at in one unit of work: others should not wait long for it."""
 _ALL_RUNS = 2**62
-CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation holds for it"
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,52 +62,52 @@ def check_statuses(statuses: Collection[RunStatus]) -> None:
         raise SelectionInvalidError("only runs that have ended can be replayed: give at least one such status")
 
 
-def cancel_runs(entry: "Entry", selection: Selection) -> Sweep:
+def cancel_runs(transaction: Transaction, selection: Selection) -> Sweep:
     """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
-    if entry.registry.find(selection.function_id) is None:
-        raise entry.registry.not_found(selection.function_id)
-    sweep = _begin(entry, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
-    _tell_restraint(entry, selection.function_id)
+    if transaction.registry.find(selection.function_id) is None:
+        raise transaction.registry.not_found(selection.function_id)
+    sweep = _begin(transaction, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
+    _tell_restraint(transaction, selection.function_id)
     return sweep
 
 
-def replay_runs(entry: "Entry", selection: Selection, statuses: Collection[RunStatus]) -> Sweep:
+def replay_runs(transaction: Transaction, selection: Selection, statuses: Collection[RunStatus]) -> Sweep:
     """Begin to run again what has ended. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
-    refuse_paused(entry, entry.registry.get_active(selection.function_id))
-    last_key = entry.store.sweeps.last_run_key()
-    return _begin(entry, SweepKind.REPLAY, selection, tuple(statuses), until_key=last_key)
+    refuse_paused(transaction, transaction.registry.get_active(selection.function_id))
+    last_key = transaction.store.sweeps.last_run_key()
+    return _begin(transaction, SweepKind.REPLAY, selection, tuple(statuses), until_key=last_key)
 
 
-def delete_cancellation(entry: "Entry", cancellation_id: str) -> None:
+def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
     """Runs that were cancelled by it stay so. Raises ``CancellationNotFoundError``."""
-    sweep = entry.store.sweeps.find(cancellation_id)
+    sweep = transaction.store.sweeps.find(cancellation_id)
     if sweep is None or sweep.kind is not SweepKind.CANCEL:
         raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
-    entry.store.sweeps.delete(sweep.id)
-    _tell_restraint(entry, sweep.function_id)
+    transaction.store.sweeps.delete(sweep.id)
+    _tell_restraint(transaction, sweep.function_id)
 
 
-def pause(entry: "Entry", function_id: str) -> None:
-    entry.store.sweeps.set_paused(function_id, entry.now)
-    _tell_restraint(entry, function_id)
+def pause(transaction: Transaction, function_id: str) -> None:
+    transaction.store.sweeps.set_paused(function_id, transaction.now)
+    _tell_restraint(transaction, function_id)
 
 
-def resume(entry: "Entry", function_id: str) -> None:
-    entry.store.sweeps.set_resumed(function_id)
-    _tell_restraint(entry, function_id)
+def resume(transaction: Transaction, function_id: str) -> None:
+    transaction.store.sweeps.set_resumed(function_id)
+    _tell_restraint(transaction, function_id)
     # Replays that the pause has held up.
-    entry.effects.extend(map(SweepAt, entry.store.sweeps.open_sweeps(function_id)))
+    transaction.outbox.extend(map(SweepAt, transaction.store.sweeps.open_sweeps(function_id)))
 
 
-def refuse_paused(entry: "Entry", function: Function) -> None:
+def refuse_paused(transaction: Transaction, function: Function) -> None:
     """Raises ``FunctionPausedError``."""
-    if function.id in entry.store.sweeps.paused_functions():
+    if function.id in transaction.store.sweeps.paused_functions():
         raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
 
 
-def go_on(sweep_id: str) -> Callable[["Entry"], None]:
+def go_on(sweep_id: str) -> Callable[[Transaction], None]:
     """Look at the next runs of a sweep."""
-    return lambda entry: _go_on(entry, sweep_id)
+    return lambda transaction: _go_on(transaction, sweep_id)
 
 
 def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
@@ -128,36 +125,36 @@ def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
     }
 
 
-def _tell_restraint(entry: "Entry", function_id: str) -> None:
-    restraint = restraints_of(entry.store, entry.now).get(function_id, Restraint())
-    entry.effects.append(Restrained(function_id, restraint))
+def _tell_restraint(transaction: Transaction, function_id: str) -> None:
+    restraint = restraints_of(transaction.store, transaction.now).get(function_id, Restraint())
+    transaction.outbox.append(Restrained(function_id, restraint))
 
 
 def _begin(
-    entry: "Entry",
+    transaction: Transaction,
     kind: SweepKind,
     selection: Selection,
     statuses: tuple[RunStatus, ...] | None,
     until_key: int,
 ) -> Sweep:
     sweep = Sweep(
-        id=entry.new_id(),
+        id=transaction.new_id(),
         kind=kind,
         function_id=selection.function_id,
         started_after=None if selection.started_after is None else to_milliseconds(selection.started_after),
         started_before=to_milliseconds(selection.started_before),
         expression=selection.expression or None,
         statuses=statuses,
-        created_at=entry.now,
+        created_at=transaction.now,
         until_key=until_key,
     )
-    entry.store.sweeps.add(sweep)
-    entry.effects.append(SweepAt(sweep.id))
+    transaction.store.sweeps.add(sweep)
+    transaction.outbox.append(SweepAt(sweep.id))
     return sweep
 
 
-def _go_on(entry: "Entry", sweep_id: str) -> None:
-    sweeps = entry.store.sweeps
+def _go_on(transaction: Transaction, sweep_id: str) -> None:
+    sweeps = transaction.store.sweeps
     sweep = sweeps.find(sweep_id)
     if sweep is None or sweep.ended_at is not None:
         return
@@ -166,51 +163,51 @@ def _go_on(entry: "Entry", sweep_id: str) -> None:
         return
     runs = sweeps.runs_between(sweep.function_id, sweep.cursor, sweep.until_key, _TOGETHER)
     affected = sum(
-        act(entry, run_key)
+        act(transaction, run_key)
         for run_key, status, created_at in runs
-        if _is_meant(entry, sweep, run_key, status, created_at) and _holds(entry, sweep, run_key)
+        if _is_meant(transaction, sweep, run_key, status, created_at) and _holds(transaction, sweep, run_key)
     )
     if runs:
         sweeps.note_progress(sweep.id, cursor=runs[-1][0], affected=sweep.affected + affected)
     if len(runs) < _TOGETHER:
-        sweeps.end(sweep.id, entry.now)
+        sweeps.end(sweep.id, transaction.now)
     else:
-        entry.effects.append(SweepAt(sweep.id))
+        transaction.outbox.append(SweepAt(sweep.id))
 
 
-def _is_meant(entry: "Entry", sweep: Sweep, run_key: int, status: RunStatus, created_at: int) -> bool:
+def _is_meant(transaction: Transaction, sweep: Sweep, run_key: int, status: RunStatus, created_at: int) -> bool:
     in_time = (sweep.started_after is None or sweep.started_after <= created_at) and created_at < sweep.started_before
     if sweep.statuses is not None:
         return in_time and status in sweep.statuses
-    return not status.has_ended and (in_time or _follows(entry, sweep, run_key))
+    return not status.has_ended and (in_time or _follows(transaction, sweep, run_key))
 
 
-def _follows(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
+def _follows(transaction: Transaction, sweep: Sweep, run_key: int) -> bool:
     """Whether a run descends from a cancelled run. Runs are visited in the order of creation, so that a run comes after
     its ancestors."""
-    origin = entry.events.trigger_of(entry.store.run(run_key).event_key).origin
-    return descends_from_cancelled(entry, sweep.function_id, origin, sweep.created_at)
+    origin = transaction.event(transaction.store.run(run_key).event_key).origin
+    return descends_from_cancelled(transaction, sweep.function_id, origin, sweep.created_at)
 
 
-def _holds(entry: "Entry", sweep: Sweep, run_key: int) -> bool:
+def _holds(transaction: Transaction, sweep: Sweep, run_key: int) -> bool:
     if sweep.expression is None:
         return True
-    event = entry.events.trigger_of(entry.store.run(run_key).event_key).fields
+    event = transaction.event(transaction.store.run(run_key).event_key).fields
     return compile_expression(sweep.expression).matches(event)
 
 
-def _cancel(entry: "Entry", run_key: int) -> bool:
-    entry.cancel(run_key, CANCELLED_IN_BULK)
+def _cancel(transaction: Transaction, run_key: int) -> bool:
+    transaction.cancel(run_key, CANCELLED_IN_BULK)
     return True
 
 
-def _replay(entry: "Entry", run_key: int) -> bool:
-    run = entry.store.run(run_key)
-    function = entry.registry.find_active(run.function_id)
+def _replay(transaction: Transaction, run_key: int) -> bool:
+    run = transaction.store.run(run_key)
+    function = transaction.registry.find_active(run.function_id)
     if function is None:
         return False
-    entry.admissions.rerun(function, plan_rerun(entry.store, run, None))
+    triggers.start_rerun(transaction, function, plan_rerun(transaction.store, run, None))
     return True
 
 
-_ACTS: dict[SweepKind, Callable[["Entry", int], bool]] = {SweepKind.CANCEL: _cancel, SweepKind.REPLAY: _replay}
+_ACTS: dict[SweepKind, Callable[[Transaction, int], bool]] = {SweepKind.CANCEL: _cancel, SweepKind.REPLAY: _replay}

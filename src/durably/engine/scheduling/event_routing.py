@@ -1,13 +1,16 @@
-"""Routing of events: runs they cancel, functions they trigger, steps that wait for them."""
+"""Routing of events: runs they cancel, functions they trigger, steps that wait for them.
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+Events that the engine sends while it routes another are routed after that event, in the order in which they were sent.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from durably.engine.core.expressions import Equality, Expression, compile_expression
+from durably.engine.core.errors import DatabaseCorruptError
+from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin, origin_of_event
 from durably.engine.sqlite.tables.runs import RunRow
@@ -15,12 +18,12 @@ from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
 from .event_outcomes import MOST_NOTED, EventOutcome
-from .events import Arrival, CheckedEvent, IdSeed, announce, arrive
+from .events import Arrival, CheckedEvent, IdSeed, arrive
 from .registry import Function
 from .reruns import origin_before
-
-if TYPE_CHECKING:
-    from .transaction import Entry
+from .transaction import Transaction
+from .triggers import trigger_function
+from .wait_index import value_at
 
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
 
@@ -38,173 +41,162 @@ class Sent(msgspec.Struct, frozen=True):
     outcomes: dict[str, EventOutcome] = {}
 
 
-class EventRouter:
-    """Events that the engine sends while another is being taken are taken after it: however many runs end by each
-    other's ends, the order is that in which it happened."""
-
-    def __init__(self, entry: "Entry") -> None:
-        self._entry = entry
-        self._triggers: dict[int, Arrival] = {}
-        self._announced: deque[Arrival] = deque()
-        self._is_taking = False
-        self._ended: dict[str, EventOutcome] = {}
-
-    def send(self, events: Sequence[CheckedEvent], seed: IdSeed | None, sender: str | None = None) -> "Sent":
-        """Store events from outside. A repeated event changes nothing, and keeps its first id.
-        ``sender`` is the id of the run that sends them, if any."""
-        origin = None if sender is None else self._origin_of(sender)
-        ids = []
-        for index, checked in enumerate(events):
-            event = checked.event
-            event_id = seed.id_of(index) if seed else self._entry.new_id()
-            known = self._find_duplicate(event)
-            if known is None:
-                arrival = arrive(event, event_id, self._entry.now, origin, checked.data)
-                self._take(arrival, sender_id=event.id or None)
-            ids.append(known or event_id)
-        names = dict.fromkeys(checked.event.name for checked in events)
-        return Sent(ids, [name for name in names if not self._is_known(name)], self._ended)
-
-    def _is_known(self, name: str) -> bool:
-        """Whether anything is triggered by events of this name, cancelled by them, or has ever waited for one."""
-        return self._entry.registry.knows_event(name) or bool(self._entry.store.wait_paths(name))
-
-    def invoke(
-        self,
-        function: Function,
-        event: Event,
-        event_id: str,
-        metadata: dict[str, Any],
-        origin: Origin | None = None,
-    ) -> RunRow | None:
-        """Start a run of one function, whatever triggers it otherwise; ``None`` where none starts, or not yet."""
-        event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
-        return self.take_for(function, arrive(event, event_id, self._entry.now, origin))
-
-    def take_for(self, function: Function, arrival: Arrival) -> RunRow | None:
-        """Take an event that is meant for one function; others that it triggers start as well."""
-        key = self._take(arrival, besides=function)
-        assert key is not None, "its id is new"
-        return self._entry.admissions.trigger(function, key)
-
-    def emit(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
-        """Send one of the engine's own events; ``data`` is JSON."""
-        self._announced.append(announce(name, data, self._entry.new_id(), self._entry.now, origin))
-        if not self._is_taking:
-            self._take_announced()
-
-    def trigger_of(self, event_key: int) -> Arrival:
-        """The event that a run was triggered by."""
-        trigger = self._triggers.get(event_key)
-        if trigger is None:
-            event_id, name, body, origin = self._entry.store.event(event_key)
-            trigger = self._triggers[event_key] = Arrival(event_id, name, body, origin=origin)
-        return trigger
-
-    def _origin_of(self, run_id: str) -> Origin | None:
-        """The origin of an event that a run sends; ``None`` if the run does not exist."""
-        run_key = self._entry.find_run_key(run_id)
-        if run_key is None:
-            return None
-        run = self._entry.store.run(run_key)
-        return origin_of_event(run_key, origin_before(run, self.trigger_of(run.event_key)), self._entry.now)
-
-    def _find_duplicate(self, event: Event) -> str | None:
-        if not event.id:
-            return None
-        return self._entry.store.find_sent_event(event.id, self._entry.now - _IDEMPOTENCY_MILLISECONDS)
-
-    def _take(self, arrival: Arrival, *, sender_id: str | None = None, besides: Function | None = None) -> int | None:
-        """``None`` where there is an event of this id already, from the same seed: nothing is done then."""
-        was_taking, self._is_taking = self._is_taking, True
-        try:
-            key = self._receive(arrival, sender_id, besides)
-        finally:
-            self._is_taking = was_taking
-        if not was_taking:
-            self._take_announced()
-        return key
-
-    def _take_announced(self) -> None:
-        self._is_taking = True
-        try:
-            while self._announced:
-                self._receive(self._announced.popleft(), None, None)
-        finally:
-            self._is_taking = False
-
-    def _receive(self, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int | None:
-        """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
-        entry = self._entry
-        key = entry.store.add_event(arrival.id, sender_id, arrival.name, entry.now, arrival.body, arrival.origin)
-        if key is None:
-            return None
-        listened = [(path, value_at(path, arrival.fields)) for path in entry.store.wait_paths(arrival.name)]
-        if listened:
-            self._cancel(arrival, listened)
-        functions = entry.registry.triggered_by(arrival)
-        if functions:
-            self._triggers[key] = arrival
-        for function in functions:
-            if besides is None or function.id != besides.id:
-                entry.admissions.trigger(function, key)
-        for path, value in listened:
-            self._wake(arrival, path, value)
-        return key
-
-    def _cancel(self, arrival: Arrival, listened: Sequence[_Listened]) -> None:
-        entry = self._entry
-        reason = f"the run was cancelled by the event {arrival.name!r}"
-        for path, value in listened:
-            for run_key, expression in entry.store.flow.cancels(arrival.name, path, value, entry.now):
-                if expression is None or self._matches(run_key, expression, arrival):
-                    self._note(arrival, partial(self._describe_cancel, run_key))
-                    entry.cancel(run_key, reason)
-
-    def _wake(self, arrival: Arrival, path: str | None, value: str | None) -> None:
-        """End the waits for the event. Those narrowed down to something else are never looked at."""
-        entry = self._entry
-        for run_key, step_id, expression in entry.store.event_waits(arrival.name, path, value):
-            if expression is None or self._matches(run_key, expression, arrival):
-                self._note(arrival, partial(self._describe_wait, run_key, step_id))
-                entry.happen(run_key, WaitResolved(step_id, arrival.body))
-
-    def _describe_cancel(self, run_key: int) -> str:
-        return f"it cancelled the run {self._entry.store.run(run_key).id}"
-
-    def _describe_wait(self, run_key: int, step_id: str) -> str:
-        name = self._entry.wait_name(run_key, step_id)
-        return f"it ended the wait {name!r} of the run {self._entry.store.run(run_key).id}"
-
-    def _note(self, arrival: Arrival, describe: Callable[[], str]) -> None:
-        """Keep what an event does, for ``Sent``. The first few are described, because that costs queries."""
-        known = self._ended.get(arrival.id, _NO_OUTCOME)
-        ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
-        self._ended[arrival.id] = EventOutcome(ended, known.count + 1)
-
-    def _matches(self, run_key: int, expression: str, arrival: Arrival) -> bool:
-        trigger = self.trigger_of(self._entry.store.run(run_key).event_key)
-        return compile_expression(expression).matches(trigger.fields, arrival.fields)
+def send(
+    transaction: Transaction, events: Sequence[CheckedEvent], seed: IdSeed | None, sender: str | None = None
+) -> Sent:
+    """Store events from outside. A repeated event changes nothing, and keeps its first id.
+    ``sender`` is the id of the run that sends them, if any."""
+    origin = None if sender is None else _origin_of(transaction, sender)
+    ids = []
+    for index, checked in enumerate(events):
+        event = checked.event
+        event_id = seed.id_of(index) if seed else transaction.new_id()
+        known = _find_duplicate(transaction, event)
+        if known is None:
+            arrival = arrive(event, event_id, transaction.now, origin, checked.data)
+            _take(transaction, arrival, sender_id=event.id or None)
+        ids.append(known or event_id)
+    names = dict.fromkeys(checked.event.name for checked in events)
+    return Sent(ids, [name for name in names if not _is_known(transaction, name)], transaction.outcomes)
 
 
-_path_decoder = msgspec.json.Decoder(tuple[str | int, ...])
+def _is_known(transaction: Transaction, name: str) -> bool:
+    """Whether anything is triggered by events of this name, cancelled by them, or has ever waited for one."""
+    return transaction.registry.knows_event(name) or bool(transaction.store.wait_paths(name))
 
 
-def narrow(expression: Expression | None, trigger: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The place of the newcomer that has to have a value, and the value, as they are stored; ``None`` twice where
-    there is no such place. ``trigger`` is the event of the run that waits."""
-    equality = None if expression is None else _most_selective(expression.equalities())
-    if equality is None:
-        return None, None
-    return msgspec.json.encode(equality.async_path).decode(), equality.wanted_key(trigger)
+def invoke(
+    transaction: Transaction,
+    function: Function,
+    event: Event,
+    event_id: str,
+    metadata: dict[str, Any],
+    origin: Origin | None = None,
+) -> RunRow | None:
+    """Start a run of one function, whatever triggers it otherwise; ``None`` where none starts, or not yet."""
+    event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
+    return take_for(transaction, function, arrive(event, event_id, transaction.now, origin))
 
 
-def value_at(path: str | None, newcomer: Mapping[str, Any]) -> str | None:
-    """The value that an event has at a place that ``narrow`` told of."""
-    return None if path is None else Equality(_path_decoder.decode(path)).found_key(newcomer)
+def take_for(transaction: Transaction, function: Function, arrival: Arrival) -> RunRow | None:
+    """Take an event that is meant for one function; others that it triggers start as well."""
+    key = _take(transaction, arrival, besides=function)
+    assert key is not None, "its id is new"
+    run = trigger_function(transaction, function, key)
+    if not transaction.is_routing:
+        _route_announced(transaction)
+    return run
 
 
-def _most_selective(equalities: list[Equality]) -> Equality | None:
-    """The equality that leaves the fewest waits: with the trigger's own data rather than with a constant."""
-    with_trigger = (equality for equality in equalities if equality.event_path is not None)
-    return next(with_trigger, None) or next(iter(equalities), None)
+def emit(transaction: Transaction, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
+    """Send one of the engine's own events; ``data`` is JSON."""
+    transaction.announce(name, data, origin)
+    if not transaction.is_routing:
+        _route_announced(transaction)
+
+
+def _origin_of(transaction: Transaction, run_id: str) -> Origin | None:
+    """The origin of an event that a run sends; ``None`` if the run does not exist."""
+    run_key = transaction.find_run_key(run_id)
+    if run_key is None:
+        return None
+    run = transaction.store.run(run_key)
+    return origin_of_event(run_key, origin_before(run, transaction.event(run.event_key)), transaction.now)
+
+
+def _find_duplicate(transaction: Transaction, event: Event) -> str | None:
+    if not event.id:
+        return None
+    return transaction.store.find_sent_event(event.id, transaction.now - _IDEMPOTENCY_MILLISECONDS)
+
+
+def _take(
+    transaction: Transaction, arrival: Arrival, *, sender_id: str | None = None, besides: Function | None = None
+) -> int | None:
+    """``None`` where there is an event of this id already, from the same seed: nothing is done then."""
+    was_taking, transaction.is_routing = transaction.is_routing, True
+    try:
+        key = _receive(transaction, arrival, sender_id, besides)
+    finally:
+        transaction.is_routing = was_taking
+    if not was_taking:
+        _route_announced(transaction)
+    return key
+
+
+def _route_announced(transaction: Transaction) -> None:
+    transaction.is_routing = True
+    try:
+        while transaction.announced:
+            _receive(transaction, transaction.announced.popleft(), None, None)
+    finally:
+        transaction.is_routing = False
+
+
+def _receive(transaction: Transaction, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int | None:
+    """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
+    key = transaction.store.add_event(
+        arrival.id, sender_id, arrival.name, transaction.now, arrival.body, arrival.origin
+    )
+    if key is None:
+        return None
+    listened = [(path, value_at(path, arrival.fields)) for path in transaction.store.wait_paths(arrival.name)]
+    if listened:
+        _cancel(transaction, arrival, listened)
+    functions = transaction.registry.triggered_by(arrival)
+    if functions:
+        transaction.keep_event(key, arrival)
+    for function in functions:
+        if besides is None or function.id != besides.id:
+            trigger_function(transaction, function, key)
+    for path, value in listened:
+        _wake(transaction, arrival, path, value)
+    return key
+
+
+def _cancel(transaction: Transaction, arrival: Arrival, listened: Sequence[_Listened]) -> None:
+    reason = f"the run was cancelled by the event {arrival.name!r}"
+    for path, value in listened:
+        for run_key, expression in transaction.store.flow.cancels(arrival.name, path, value, transaction.now):
+            if expression is None or _matches(transaction, run_key, expression, arrival):
+                _note(transaction, arrival, partial(_describe_cancel, transaction, run_key))
+                transaction.cancel(run_key, reason)
+
+
+def _wake(transaction: Transaction, arrival: Arrival, path: str | None, value: str | None) -> None:
+    """End the waits for the event. Those narrowed down to something else are never looked at."""
+    for run_key, step_id, expression in transaction.store.event_waits(arrival.name, path, value):
+        if expression is None or _matches(transaction, run_key, expression, arrival):
+            _note(transaction, arrival, partial(_describe_wait, transaction, run_key, step_id))
+            transaction.inputs.append((run_key, WaitResolved(step_id, arrival.body)))
+
+
+def _describe_cancel(transaction: Transaction, run_key: int) -> str:
+    return f"it cancelled the run {transaction.store.run(run_key).id}"
+
+
+def _describe_wait(transaction: Transaction, run_key: int, step_id: str) -> str:
+    name = _wait_name(transaction, run_key, step_id)
+    return f"it ended the wait {name!r} of the run {transaction.store.run(run_key).id}"
+
+
+def _note(transaction: Transaction, arrival: Arrival, describe: Callable[[], str]) -> None:
+    """Keep what an event does, for ``Sent``. The first few are described, because that costs queries."""
+    known = transaction.outcomes.get(arrival.id, _NO_OUTCOME)
+    ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
+    transaction.outcomes[arrival.id] = EventOutcome(ended, known.count + 1)
+
+
+def _matches(transaction: Transaction, run_key: int, expression: str, arrival: Arrival) -> bool:
+    trigger = transaction.event(transaction.store.run(run_key).event_key)
+    return compile_expression(expression).matches(trigger.fields, arrival.fields)
+
+
+def _wait_name(transaction: Transaction, run_key: int, step_id: str) -> str:
+    """The id of a waiting step, as the user wrote it."""
+    try:
+        live = transaction.live_run(run_key)
+    except DatabaseCorruptError:
+        return step_id
+    waits = () if live is None else live.head.waits
+    return next((wait.name for wait in waits if wait.step_id == step_id), step_id)

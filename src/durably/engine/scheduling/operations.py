@@ -30,12 +30,13 @@ from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import SyncRequest
 
+from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
 from .cron import fire_tick, plan_schedules
 from .outbox import BucketAt, CallAt, DeadlineAt, OpeningAt, StoredTimer, Synced, TickAt, TimerAt
 from .registry import Function
 from .reruns import FromStep, plan_rerun
-from .transaction import Entry
+from .transaction import Transaction
 
 _LATE = {
     DeadlineKind.START: "the run was cancelled: it had not started by the time that timeouts.start allows",
@@ -43,26 +44,26 @@ _LATE = {
 }
 
 
-def answer(due: CallAt, answered: Answer) -> Callable[[Entry], None]:
+def answer(due: CallAt, answered: Answer) -> Callable[[Transaction], None]:
     """What follows from a call's answer. Raises ``StaleCallError``."""
     step_ids = _steps_of(due, answered)
 
-    def unit(entry: Entry) -> None:
-        memoised = entry.memoised(due.run_key, step_ids)
-        entry.apply(due.run_key, Answered(due.call.generation, answered, memoised))
+    def unit(transaction: Transaction) -> None:
+        memoised = transaction.memoised(due.run_key, step_ids)
+        runs.apply(transaction, due.run_key, Answered(due.call.generation, answered, memoised))
 
     return unit
 
 
-def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Entry], None]:
+def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Transaction], None]:
     """What follows from the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are."""
     run_key = answered[0][0].run_key
     step_ids = set().union(*(_steps_of(due, own) for due, own in answered))
 
-    def unit(entry: Entry) -> None:
-        memoised = entry.memoised(run_key, step_ids)
+    def unit(transaction: Transaction) -> None:
+        memoised = transaction.memoised(run_key, step_ids)
         parts = tuple(Answered(due.call.generation, own, memoised) for due, own in answered)
-        entry.apply(run_key, AnsweredTogether(parts))
+        runs.apply(transaction, run_key, AnsweredTogether(parts))
 
     return unit
 
@@ -73,7 +74,7 @@ def _steps_of(due: CallAt, answered: Answer) -> set[str]:
     return step_ids if due.call.is_discovery else step_ids | {due.call.step_id}
 
 
-def checkpoint(run_id: str, request: CheckpointRequest, entry: Entry) -> bool:
+def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction) -> bool:
     """False where the run turned out to be damaged, and has failed.
 
     Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
@@ -85,97 +86,99 @@ def checkpoint(run_id: str, request: CheckpointRequest, entry: Entry) -> bool:
         raise CheckpointInvalidError(
             "the checkpoint does not tell its call: generation_id, request_id or qi_id must be as in the call's context"
         )
-    run_key = _find_run(entry, run_id)
-    memoised = entry.memoised(run_key, {op.id for op in request.steps})
-    return entry.apply(run_key, Checkpointed(generation, request.steps, memoised))
+    run_key = _find_run(transaction, run_id)
+    memoised = transaction.memoised(run_key, {op.id for op in request.steps})
+    return runs.apply(transaction, run_key, Checkpointed(generation, request.steps, memoised))
 
 
-def fail(run_key: int, error: Exception) -> Callable[[Entry], None]:
+def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
     """The end of a run with which the engine itself has failed: stuck, it would be lost in silence."""
     if isinstance(error, EngineError):
         data = ErrorData(name=error.name, message=error.message)
     else:
         message = f"the engine cannot carry on this run, see its log: {type(error).__name__}: {error}"
         data = ErrorData(name="RunDamagedError", message=message)
-    return lambda entry: entry.fail_run(run_key, data)
+    return lambda transaction: runs.fail_run(transaction, run_key, data)
 
 
-def fall_due(timer: StoredTimer) -> Callable[[Entry], object]:
+def fall_due(timer: StoredTimer) -> Callable[[Transaction], object]:
     """What follows from the time having come."""
     match timer:
         case TimerAt(run_key, step_id):
-            return lambda entry: entry.apply(run_key, TimerFired(step_id))
+            return lambda transaction: runs.apply(transaction, run_key, TimerFired(step_id))
         case DeadlineAt(run_key):
-            return lambda entry: _end_late_run(entry, run_key)
+            return lambda transaction: _end_late_run(transaction, run_key)
         case BucketAt(bucket_id):
-            return lambda entry: entry.admissions.end_bucket(bucket_id)
+            return lambda transaction: triggers.end_bucket(transaction, bucket_id)
         case TickAt():
-            return lambda entry: fire_tick(entry, timer)
+            return lambda transaction: fire_tick(transaction, timer)
         case OpeningAt():
-            return lambda entry: entry.queue.look_at_openings()
+            return lambda transaction: transaction.queue.look_at_openings()
 
 
-def join_queue(due: CallAt) -> Callable[[Entry], None]:
+def join_queue(due: CallAt) -> Callable[[Transaction], None]:
     """A call that was put off, and may have to wait for room, is due."""
-    return lambda entry: entry.join_queue(due.run_key, due.call.generation)
+    return lambda transaction: runs.join_queue(transaction, due.run_key, due.call.generation)
 
 
-def _end_late_run(entry: Entry, run_key: int) -> None:
-    deadline = entry.store.flow.deadline(run_key)
-    if deadline is not None and deadline[1] <= entry.now:
-        entry.cancel(run_key, _LATE[deadline[0]])
+def _end_late_run(transaction: Transaction, run_key: int) -> None:
+    deadline = transaction.store.flow.deadline(run_key)
+    if deadline is not None and deadline[1] <= transaction.now:
+        transaction.cancel(run_key, _LATE[deadline[0]])
 
 
-def cancel(entry: Entry, run_id: str) -> bool:
+def cancel(transaction: Transaction, run_id: str) -> bool:
     """False where the run has ended. Raises ``RunNotFoundError``."""
-    return entry.apply(_find_run(entry, run_id), CancelAsked())
+    return runs.apply(transaction, _find_run(transaction, run_id), CancelAsked())
 
 
-def rerun(entry: Entry, run_id: str, from_step: FromStep | None) -> str:
+def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> str:
     """The new run's id. Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``,
     ``StepNotFoundError``."""
-    run = entry.store.run(_find_run(entry, run_id))
-    function = entry.registry.get_active(run.function_id)
-    refuse_paused(entry, function)
-    return entry.admissions.rerun(function, plan_rerun(entry.store, run, from_step)).id
+    run = transaction.store.run(_find_run(transaction, run_id))
+    function = transaction.registry.get_active(run.function_id)
+    refuse_paused(transaction, function)
+    return triggers.start_rerun(transaction, function, plan_rerun(transaction.store, run, from_step)).id
 
 
-def invoke(entry: Entry, function_id: str, event: Event) -> InvokeReceipt:
+def invoke(transaction: Transaction, function_id: str, event: Event) -> InvokeReceipt:
     """Raises ``FunctionNotFoundError``."""
-    event_id = entry.new_id()
-    run = entry.events.invoke(entry.registry.get_active(function_id), event, event_id, {"fn_id": function_id})
+    event_id = transaction.new_id()
+    run = event_routing.invoke(
+        transaction, transaction.registry.get_active(function_id), event, event_id, {"fn_id": function_id}
+    )
     return InvokeReceipt(event_id=event_id, run_id=None if run is None else run.id)
 
 
-def signal(entry: Entry, name: str, data: bytes) -> str | None:
+def signal(transaction: Transaction, name: str, data: bytes) -> str | None:
     """The id of the run that waited for the signal; ``data`` is JSON."""
-    for run_key, step_id in entry.store.waits_for(Opcode.WAIT_FOR_SIGNAL, name):
+    for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, name):
         memo = data_memo(b'{"data":' + data + b',"signal":' + msgspec.json.encode(name) + b"}")
-        entry.apply(run_key, WaitResolved(step_id, memo))
-        return entry.store.run(run_key).id
+        runs.apply(transaction, run_key, WaitResolved(step_id, memo))
+        return transaction.store.run(run_key).id
     return None
 
 
-def recover(entry: Entry, run_keys: Collection[int]) -> None:
+def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
     for run_key in run_keys:
-        entry.apply(run_key, Recovered())
+        runs.apply(transaction, run_key, Recovered())
 
 
-def sync(entry: Entry, request: SyncRequest, functions: Sequence[Function]) -> SyncResult:
+def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Function]) -> SyncResult:
     """Make the app's functions what it says they are. They have been checked. Raises ``ConfigInvalidError``."""
-    store, app_id = entry.store, request.app_id
+    store, app_id = transaction.store, request.app_id
     configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
     before, previous = store.active_functions(app_id), store.app_version_and_url(app_id)
     modified = before != configs
     if modified:
-        _check_owners(entry, app_id, [function_id for function_id, _ in configs])
+        _check_owners(transaction, app_id, [function_id for function_id, _ in configs])
         store.put_functions(app_id, configs)
         store.flow.drop_schedules_of_others(app_id)
         for function in functions:
-            plan_schedules(entry, function)
-            entry.queue.look_at_function(function.flow)
-        entry.effects.append(Synced(app_id, functions))
-    store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, entry.now)
+            plan_schedules(transaction, function)
+            transaction.queue.look_at_function(function.flow)
+        transaction.outbox.append(Synced(app_id, functions))
+    store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
     return _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
 
 
@@ -200,9 +203,9 @@ def _compare(
     )
 
 
-def _check_owners(entry: Entry, app_id: str, function_ids: list[str]) -> None:
+def _check_owners(transaction: Transaction, app_id: str, function_ids: list[str]) -> None:
     for function_id in function_ids:
-        other = entry.store.other_owner(function_id, app_id)
+        other = transaction.store.other_owner(function_id, app_id)
         if other is not None:
             raise ConfigInvalidError(
                 f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
@@ -211,8 +214,8 @@ def _check_owners(entry: Entry, app_id: str, function_ids: list[str]) -> None:
             )
 
 
-def _find_run(entry: Entry, run_id: str) -> int:
-    key = entry.find_run_key(run_id)
+def _find_run(transaction: Transaction, run_id: str) -> int:
+    key = transaction.find_run_key(run_id)
     if key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
     return key

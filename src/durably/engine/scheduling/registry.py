@@ -82,6 +82,7 @@ class _Triggered(msgspec.Struct, frozen=True):
 
 FOLLOWED_FOR = 3_600_000
 """Milliseconds for which a bulk cancellation also cancels runs that cancelled runs start."""
+CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation holds for it"
 
 
 class Restraint(msgspec.Struct, frozen=True):

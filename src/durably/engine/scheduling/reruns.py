@@ -1,23 +1,18 @@
 """Reruns of finished runs, and the lineage of events."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from durably.engine.core.errors import StepNotFoundError
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
-from durably.engine.sqlite.tables.runs import RunRow
+from durably.engine.sqlite.tables.runs import RunRow, Store
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import hash_step_id
 
 from .events import Arrival
 from .registry import Function
-
-if TYPE_CHECKING:
-    from durably.engine.sqlite.tables.runs import RunRow, Store
-
-    from .transaction import Entry
+from .transaction import Transaction
 
 _MOST_NAMED = 20
 
@@ -43,7 +38,7 @@ class Rerun(msgspec.Struct, frozen=True):
     step_input: bytes | None = None
 
 
-def plan_rerun(store: "Store", run: "RunRow", from_step: FromStep | None) -> Rerun:
+def plan_rerun(store: Store, run: RunRow, from_step: FromStep | None) -> Rerun:
     """Raises ``StepNotFoundError``."""
     event_keys = store.event_keys(run)
     if from_step is None:
@@ -56,7 +51,7 @@ def plan_rerun(store: "Store", run: "RunRow", from_step: FromStep | None) -> Rer
     return Rerun(run.key, run.id, event_keys, until, memos, size, step_input)
 
 
-def _find_step(store: "Store", run: "RunRow", wanted: str) -> tuple[str, int]:
+def _find_step(store: Store, run: RunRow, wanted: str) -> tuple[str, int]:
     """The hashed id of a step, and the place of its memo."""
     steps = store.memo_order(run.key)
     accepted = (wanted, hash_step_id(wanted))
@@ -73,14 +68,14 @@ MOST_ANCESTORS = 100
 """The maximum number of ancestors to follow. Each costs two look-ups."""
 
 
-def ancestors(entry: "Entry", origin: Origin | None) -> Iterator[RunRow]:
+def ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRow]:
     """The run that sent an event, the run that sent that run's event, and so on, until a run is no longer known."""
     for _ in range(MOST_ANCESTORS):
-        run = None if origin is None else entry.store.find_run(origin.run_key)
+        run = None if origin is None else transaction.store.find_run(origin.run_key)
         if run is None:
             return
         yield run
-        origin = entry.events.trigger_of(run.event_key).origin
+        origin = transaction.event(run.event_key).origin
 
 
 def origin_before(run: RunRow, trigger: Arrival) -> Origin | None:
@@ -88,24 +83,26 @@ def origin_before(run: RunRow, trigger: Arrival) -> Origin | None:
     return trigger.origin if run.rerun_of is None else None
 
 
-def descends_from_cancelled(entry: "Entry", function_id: str, origin: Origin | None, since: int) -> bool:
+def descends_from_cancelled(transaction: Transaction, function_id: str, origin: Origin | None, since: int) -> bool:
     """Whether a run of this function that was cancelled at ``since`` or later led to an event."""
     return any(
-        run.function_id == function_id and run.status is RunStatus.CANCELLED and entry.store.ended_at(run.key) >= since
-        for run in ancestors(entry, origin)
+        run.function_id == function_id
+        and run.status is RunStatus.CANCELLED
+        and transaction.store.ended_at(run.key) >= since
+        for run in ancestors(transaction, origin)
     )
 
 
 def refuse_runaway(
-    entry: "Entry", function: Function, origin: Origin | None, *, tells_end: bool = False
+    transaction: Transaction, function: Function, origin: Origin | None, *, tells_end: bool = False
 ) -> ErrorData | None:
     """The reason why an event of this origin must not start a run of a function, or ``None``."""
-    reason = explain_runaway(origin, entry.max_depth, tells_end=tells_end)
+    reason = explain_runaway(origin, transaction.policy.max_depth, tells_end=tells_end)
     if reason is None:
         return None
     named = [function.id]
     is_whole = True
-    for run in ancestors(entry, origin):
+    for run in ancestors(transaction, origin):
         if len(named) == _MOST_NAMED_FUNCTIONS:
             is_whole = False
             break

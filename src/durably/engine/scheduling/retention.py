@@ -56,7 +56,7 @@ class Retention:
 
     async def _run(self, now: int) -> None:
         cutoff = Cutoff(runs=now - self._age, events=now - self._event_age)
-        while await self._journal.enter_surely(lambda entry: self._store.purge_runs(cutoff, _RUNS_AT_ONCE)):
+        while await self._journal.enter_surely(lambda _: self._store.purge_runs(cutoff, _RUNS_AT_ONCE)):
             pass
         while await self._look_at_events(cutoff):
             pass
@@ -64,7 +64,7 @@ class Retention:
     async def _look_at_events(self, cutoff: Cutoff) -> bool:
         """False at the end."""
         after = self._seen_event
-        seen = await self._journal.enter_surely(lambda entry: self._store.purge_events(cutoff, after, _EVENTS_AT_ONCE))
+        seen = await self._journal.enter_surely(lambda _: self._store.purge_events(cutoff, after, _EVENTS_AT_ONCE))
         self._seen_event = seen or after
         return seen is not None
 

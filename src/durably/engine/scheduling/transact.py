@@ -11,7 +11,8 @@ from durably.protocol.text import get_logger
 
 from .outbox import Effects
 from .registry import Registry
-from .transaction import Entry, Ledger
+from .runs import finish
+from .transaction import Transaction, TransactionContext
 
 T = TypeVar("T")
 
@@ -26,16 +27,21 @@ class Journal:
     in the order of the commits."""
 
     def __init__(
-        self, writer: Writer, ledger: Ledger, registry: Registry, clock: Clock, on_effects: Callable[[Effects], None]
+        self,
+        writer: Writer,
+        context: TransactionContext,
+        registry: Registry,
+        clock: Clock,
+        on_effects: Callable[[Effects], None],
     ) -> None:
         self.registry = registry
         self._writer = writer
-        self._ledger = ledger
+        self._context = context
         self._clock = clock
         self._follow: Callable[[tuple[object, Effects]], None] = lambda outcome: on_effects(outcome[1])
         self._retrying: set[asyncio.Task[None]] = set()
 
-    async def enter(self, work: Callable[[Entry], T]) -> T:
+    async def enter(self, work: Callable[[Transaction], T]) -> T:
         """Carry ``work`` out, in the writer's thread, and answer with its result once it is committed.
 
         Raises what ``work`` does, ``DatabaseUnavailableError`` and ``EngineClosedError``.
@@ -43,7 +49,7 @@ class Journal:
         result, _ = await self._submit(work)
         return result
 
-    async def enter_surely(self, work: Callable[[Entry], T]) -> T:
+    async def enter_surely(self, work: Callable[[Transaction], T]) -> T:
         """The same for what must not be lost: while the database is unavailable, it is tried again."""
         delay = _FIRST_RETRY_SECONDS
         while True:
@@ -55,7 +61,9 @@ class Journal:
                 delay = min(2 * delay, _LAST_RETRY_SECONDS)
 
     def enter_soon(
-        self, work: Callable[[Entry], object], otherwise: Callable[[Exception], Callable[[Entry], object]] | None = None
+        self,
+        work: Callable[[Transaction], object],
+        otherwise: Callable[[Exception], Callable[[Transaction], object]] | None = None,
     ) -> None:
         """The same, for nobody who waits. What fails is logged, and what follows from it entered in its place."""
         try:
@@ -77,8 +85,8 @@ class Journal:
     async def _insist(
         self,
         failed: asyncio.Future[Any],
-        work: Callable[[Entry], object],
-        otherwise: Callable[[Exception], Callable[[Entry], object]] | None,
+        work: Callable[[Transaction], object],
+        otherwise: Callable[[Exception], Callable[[Transaction], object]] | None,
     ) -> None:
         try:
             try:
@@ -103,14 +111,14 @@ class Journal:
         for task in self._retrying:
             task.cancel()
 
-    def _submit(self, work: Callable[[Entry], T]) -> asyncio.Future[tuple[T, Effects]]:
+    def _submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[tuple[T, Effects]]:
         return self._writer.submit(_Unit(self, work), self._follow)
 
-    def carry_out(self, work: Callable[[Entry], T]) -> tuple[T, Effects]:
+    def carry_out(self, work: Callable[[Transaction], T]) -> tuple[T, Effects]:
         """In the writer's thread."""
-        entry = Entry(self._ledger, self.registry, self._clock.now())
-        result = work(entry)
-        return result, entry.finish()
+        transaction = Transaction(self._context, self.registry, self._clock.now())
+        result = work(transaction)
+        return result, finish(transaction)
 
 
 class _Unit(Generic[T]):
@@ -118,7 +126,7 @@ class _Unit(Generic[T]):
 
     __slots__ = ("_journal", "_work")
 
-    def __init__(self, journal: Journal, work: Callable[[Entry], T]) -> None:
+    def __init__(self, journal: Journal, work: Callable[[Transaction], T]) -> None:
         self._journal = journal
         self._work = work
 

@@ -8,9 +8,10 @@ import msgspec
 from durably.engine.core.errors import EngineClosedError
 from durably.engine.core.inputs import MakeRequest, RequestFinished
 from durably.engine.core.transition import data_memo, error_memo
+from durably.engine.scheduling import runs
 from durably.engine.scheduling.outbox import RequestAt
 from durably.engine.scheduling.transact import Journal
-from durably.engine.scheduling.transaction import Entry
+from durably.engine.scheduling.transaction import Transaction
 from durably.engine.settings import Clock
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
@@ -69,10 +70,10 @@ class Requests:
     async def _make(self, wanted: RequestAt, opts: dict[str, Any]) -> None:
         outcome = await self._send(wanted.request, opts)
 
-        def unit(entry: Entry) -> bool:
+        def unit(transaction: Transaction) -> bool:
             """Whether it is to be made again."""
-            entry.apply(wanted.run_key, outcome)
-            return any(isinstance(effect, RequestAt) and _is_same_step(wanted, effect) for effect in entry.effects)
+            runs.apply(transaction, wanted.run_key, outcome)
+            return any(isinstance(effect, RequestAt) and _is_same_step(wanted, effect) for effect in transaction.outbox)
 
         try:
             is_repeated = await self._journal.enter_surely(unit)

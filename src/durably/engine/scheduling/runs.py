@@ -1,0 +1,434 @@
+"""Runs: inputs go through the run machine, and its commands become rows and outbox messages."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.call_body import CallData
+from durably.engine.core.errors import DatabaseCorruptError, EventInvalidError, StaleCallError
+from durably.engine.core.expressions import compile_expression
+from durably.engine.core.flow.queue_entries import QueuedCall
+from durably.engine.core.inputs import (
+    AbortDeferred,
+    AwaitEvent,
+    AwaitSignal,
+    CancelAsked,
+    CloseWait,
+    Defer,
+    EndRun,
+    Input,
+    Invoke,
+    MakeCall,
+    MakeRequest,
+    OfCall,
+    RefuseDeferred,
+    SignalConflicted,
+    Sleep,
+    WaitResolved,
+    WriteMemo,
+)
+from durably.engine.core.machine import advance
+from durably.engine.core.ops import REQUESTS
+from durably.engine.core.run_state import (
+    MACHINE_VERSION,
+    Call,
+    Head,
+    Origin,
+    RunStatus,
+    origin_of_event,
+    origin_of_invocation,
+)
+from durably.engine.core.transition import data_memo, encode_error, error_memo
+from durably.engine.sqlite.tables.runs import RunRow, WaitRow
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import Event, InternalEvent
+from durably.protocol.opcodes import Opcode
+from durably.protocol.text import get_logger
+
+from . import event_routing, subscriptions, triggers
+from .events import Arrival, RunEnd, announce_end, check_content, deferred_data
+from .outbox import CallAt, Effects, RequestAt, RunEnded, TimerAt, call_of
+from .reruns import origin_before, refuse_runaway
+from .run_cache import CachedRun, with_memo
+from .transaction import LiveRun, Transaction
+from .wait_index import narrow
+
+_logger = get_logger("durably.engine")
+
+
+def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
+    """Cancel a run now or, if it is just being changed, as soon as that is done with."""
+    live = transaction.runs.get(run_key)
+    if live is not None and live.is_changing:
+        transaction.inputs.append((run_key, CancelAsked(reason)))
+    else:
+        apply(transaction, run_key, CancelAsked(reason))
+
+
+def apply(transaction: Transaction, run_key: int, happened: Input) -> bool:
+    """Let something happen to a run now. False where the run has ended, perhaps because its head turned out to be
+    damaged. Raises what the machine raises."""
+    live = _load(transaction, run_key)
+    if live is None:
+        if isinstance(happened, OfCall) and run_key not in transaction.runs:
+            raise StaleCallError("the call is stale: its run has ended")
+        return False
+    live.began = _beginning(transaction, live, happened)
+    before = live.head
+    live.head, commands = advance(before, happened, transaction.now, transaction.policy)
+    live.is_changing = True
+    _leave_calls(transaction, live, before)
+    for command in commands:
+        _COMMANDS[type(command)](transaction, live, command)
+    live.is_changing = False
+    return True
+
+
+def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
+    """End a run that cannot be carried on, whatever its head says. Nothing where it has ended already."""
+    row = transaction.store.run(run_key)
+    if row.status.has_ended:
+        return
+    _logger.error("run %s cannot be carried on, and has failed: %s", row.id, error.message)
+    head = Head(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
+    live = transaction.runs[run_key] = LiveRun(CachedRun(row, head, transaction.store.ticket(run_key), is_moving=True))
+    live.may_have_waits = True
+    transaction.store.drop_delayed_calls(run_key)
+    transaction.queue.leave_all(run_key)
+    _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error)))
+    _start_deferred(transaction, row, origin_of_event(row.key, None, transaction.now))
+
+
+def finish(transaction: Transaction) -> Effects:
+    """Carry out what is pending, let calls through that have room now, and write the heads."""
+    while through := _settle(transaction):
+        for queued in through:
+            _let_through(transaction, queued)
+    for key, live in transaction.runs.items():
+        if live.head.status.has_ended:
+            transaction.cache.forget(key)
+        else:
+            _store_live(transaction, live)
+    _add_call_data(transaction)
+    return transaction.outbox
+
+
+def _add_call_data(transaction: Transaction) -> None:
+    """Give calls their content if it is in memory, which saves reading it."""
+    for place, effect in enumerate(transaction.outbox):
+        if isinstance(effect, CallAt) and effect.data is None and effect.run_key in transaction.runs:
+            data = _call_data(transaction.runs[effect.run_key], effect.call, transaction.now)
+            if data is not None:
+                transaction.outbox[place] = msgspec.structs.replace(effect, data=data)
+
+
+def _store_live(transaction: Transaction, live: LiveRun) -> None:
+    row, head = live.row, live.head
+    transaction.store.put_head(row.key, head)
+    is_moving = _is_moving(transaction, live)
+    if is_moving != live.was_moving:
+        transaction.store.put_moving(row.key, is_moving)
+    if head.status == RunStatus.RUNNING and row.status != RunStatus.RUNNING:
+        row = transaction.store.begin_run(row, live.began)
+    transaction.cache.put(CachedRun(row, head, live.ticket, is_moving, live.trigger, live.kept_memos))
+
+
+def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
+    """``None`` if the run has ended, or is damaged, and has failed."""
+    try:
+        live = transaction.live_run(run_key)
+    except DatabaseCorruptError as error:
+        # The other runs are not affected.
+        fail_run(transaction, run_key, ErrorData(name=error.name, message=error.message))
+        return None
+    return None if live is None or live.head.status.has_ended else live
+
+
+def _beginning(transaction: Transaction, live: LiveRun, happened: Input) -> int:
+    if isinstance(happened, OfCall) and (call := live.head.call(happened.generation)):
+        is_queued = live.ticket is not None and live.ticket.is_queued
+        return transaction.queue.let_through_at(live.row, call) if is_queued else call.due
+    return transaction.now
+
+
+def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
+    """Whether anything of a run is under way, or will be without anything else happening first."""
+    waiting = transaction.queue.waiting(live.row.key) if live.ticket is not None and live.ticket.is_queued else ()
+    calls = any(call.generation not in waiting for call in live.head.calls)
+    return calls or any(wait.op in REQUESTS for wait in live.head.waits)
+
+
+def _leave_calls(transaction: Transaction, live: LiveRun, before: Head) -> None:
+    """Of calls that are outstanding no more, nothing is left that would make them, or make room for them."""
+    after = {call.generation: call for call in live.head.calls}
+    for call in before.calls:
+        now = after.get(call.generation)
+        if _is_repeated(call) and (now is None or not _is_repeated(now)):
+            transaction.store.drop_delayed_call(live.row.key, call.generation)
+        if live.ticket is not None and live.ticket.is_queued and now is None:
+            transaction.queue.leave(live.row.key, call.generation)
+
+
+# the queue
+
+
+def _settle(transaction: Transaction) -> list[QueuedCall]:
+    while transaction.inputs:
+        apply(transaction, *transaction.inputs.popleft())
+    queue = transaction.used_queue
+    return [] if queue is None else queue.settle()
+
+
+def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
+    """A call that was put off is due."""
+    live = _load(transaction, run_key)
+    call = None if live is None else live.head.call(generation)
+    if live is None or call is None:
+        return
+    if live.ticket is not None and live.ticket.has_to_queue(starts_run=live.row.started_at is None):
+        transaction.queue.join_again(live.row, call, live.ticket)
+    else:
+        transaction.outbox.append(call_of(live.row, live.ticket, call))
+
+
+def _let_through(transaction: Transaction, queued: QueuedCall) -> None:
+    live = _load(transaction, queued.run_key)
+    call = None if live is None else live.head.call(queued.generation)
+    if live is None or call is None:
+        transaction.queue.leave(queued.run_key, queued.generation)
+        return
+    transaction.outbox.append(call_of(live.row, live.ticket, call))
+    if live.row.started_at is None:
+        live.row = transaction.store.begin_run(live.row, transaction.now)
+        triggers.begin_run(transaction, live.row)
+
+
+# commands
+
+
+def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> None:
+    # Whatever was tried before is put off until then, should the clock be set back.
+    is_later = command.call.due > transaction.now
+    if is_later or command.call.error:
+        transaction.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
+    if live.ticket is None or not live.ticket.has_to_queue(starts_run=live.row.started_at is None):
+        transaction.outbox.append(call_of(live.row, live.ticket, command.call))
+    elif is_later:
+        transaction.outbox.append(call_of(live.row, live.ticket, command.call, has_to_queue=True))
+    else:
+        transaction.queue.join(live.row, command.call, live.ticket)
+    if command.call.error:
+        transaction.store.put_failed_attempt(live.row.key, command.call, transaction.now)
+        transaction.outbox.append(subscriptions.call_repeated(live.row, command.call, transaction.now))
+
+
+def _write_memo(transaction: Transaction, live: LiveRun, command: WriteMemo) -> None:
+    live.memos += 1
+    began = live.wait_began.get(command.step_id, live.began)
+    transaction.store.add_memo(live.row.key, live.memos, command, began, transaction.now)
+    live.kept_memos = with_memo(live.kept_memos, command.step_id, command.memo)
+    transaction.outbox.append(subscriptions.step_ended(live.row, command, transaction.now))
+
+
+def _sleep(transaction: Transaction, live: LiveRun, command: Sleep) -> None:
+    _wait(transaction, live, command.name, WaitRow(live.row.key, command.step_id, Opcode.SLEEP, due=command.until))
+
+
+def _await_event(transaction: Transaction, live: LiveRun, command: AwaitEvent) -> None:
+    ask = command.ask
+    path = value = None
+    if ask.expression:
+        path, value = narrow(compile_expression(ask.expression), _trigger_of(transaction, live).fields)
+    transaction.store.add_wait_path(ask.event, path)
+    wait = WaitRow(
+        live.row.key,
+        command.step_id,
+        Opcode.WAIT_FOR_EVENT,
+        topic=ask.event,
+        path=path,
+        value=value,
+        expression=ask.expression,
+        due=ask.until,
+    )
+    _wait(transaction, live, command.name, wait)
+
+
+def _await_signal(transaction: Transaction, live: LiveRun, command: AwaitSignal) -> None:
+    ask = command.ask
+    for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, ask.signal):
+        if not ask.replaces:
+            transaction.inputs.append((live.row.key, SignalConflicted(command.step_id, ask.signal)))
+            return
+        transaction.store.mute_wait(run_key, step_id)
+    wait = WaitRow(live.row.key, command.step_id, Opcode.WAIT_FOR_SIGNAL, topic=ask.signal, due=ask.until)
+    _wait(transaction, live, command.name, wait)
+
+
+def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
+    ask = command.ask
+    function = transaction.registry.find_active(ask.function_id)
+    if function is None:
+        message = (
+            f"step {command.name!r} invokes the function {ask.function_id!r}, which no app has synced: its id is "
+            "its app's id, a hyphen, and its own"
+        )
+        _fail_wait(transaction, live, command.step_id, ErrorData(name="FunctionNotFoundError", message=message))
+        return
+    event = _invocation(ask.payload)
+    try:
+        check_content(event, transaction.max_event_bytes)
+    except EventInvalidError as invalid:
+        message = f"step {command.name!r} cannot invoke {ask.function_id!r}: {invalid.message}"
+        _fail_wait(transaction, live, command.step_id, ErrorData(name=invalid.name, message=message))
+        return
+    metadata = {
+        "correlation_id": f"{live.row.id}.{command.step_id}",
+        "expire": ask.until,
+        "fn_id": ask.function_id,
+        "name": command.name,
+        "source_app_id": live.row.app_id,
+        "source_fn_id": live.row.function_id,
+    }
+    origin = origin_of_invocation(
+        live.row.key, origin_before(live.row, _trigger_of(transaction, live)), transaction.now
+    )
+    runaway = refuse_runaway(transaction, function, origin)
+    if runaway is not None:
+        _fail_wait(transaction, live, command.step_id, runaway)
+        return
+    event_id = transaction.new_id()
+    wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=ask.until)
+    _wait(transaction, live, command.name, wait)
+    event_routing.invoke(transaction, function, event, event_id, metadata, origin)
+
+
+def _trigger_of(transaction: Transaction, live: LiveRun) -> Arrival:
+    """The event that triggered a run, or the first of them."""
+    return live.trigger or transaction.event(live.row.event_key)
+
+
+def _fail_wait(transaction: Transaction, live: LiveRun, step_id: str, error: ErrorData) -> None:
+    transaction.inputs.append((live.row.key, WaitResolved(step_id, error_memo(error), failed=True)))
+
+
+def _make_request(transaction: Transaction, live: LiveRun, command: MakeRequest) -> None:
+    # Only that there is a request is stored: what it sends may hold credentials.
+    live.may_have_waits = True
+    transaction.store.put_wait(WaitRow(live.row.key, command.step_id, command.op), transaction.now)
+    transaction.outbox.append(RequestAt(live.row.key, command))
+
+
+def _close_wait(transaction: Transaction, live: LiveRun, command: CloseWait) -> None:
+    began = transaction.store.take_wait(live.row.key, command.step_id)
+    if began is not None:
+        live.wait_began[command.step_id] = began
+
+
+def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
+    row = live.row
+    output = command.output
+    transaction.store.end_run(row.key, command.status, live.began, transaction.now, output)
+    if live.may_have_waits:
+        transaction.store.drop_waits(row.key)
+    transaction.outbox.append(RunEnded(row.key))
+    transaction.outbox.append(subscriptions.run_ended(row, command, transaction.now))
+    completed = command.status == RunStatus.COMPLETED
+    # Runs keep their error as the app wrote it; others get it without the nulls, as official servers send it.
+    told = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
+    memo = data_memo(told) if completed else b'{"error":' + told + b"}"
+    if live.ticket is not None:
+        triggers.release_run(transaction, row, live.ticket)
+    trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
+    if row.rerun_of is None:
+        for trigger in trigger_events:
+            transaction.resolve_invokers(trigger, memo, failed=not completed)
+    origin = origin_of_event(row.key, origin_before(row, trigger_events[0]), transaction.now)
+    for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), trigger_events):
+        event_routing.emit(transaction, name, data, origin)
+    if live.head.defers:
+        _start_deferred(transaction, row, origin)
+
+
+def _start_deferred(transaction: Transaction, row: RunRow, origin: Origin) -> None:
+    for function_id, data in transaction.store.take_deferred(row.key):
+        if transaction.registry.find_active(function_id) is None:
+            _logger.warning("run %s: it deferred the function %r, which no app has synced", row.id, function_id)
+        event_routing.emit(
+            transaction,
+            InternalEvent.DEFERRED_SCHEDULE,
+            deferred_data(data, function_id, row.id, row.function_id),
+            origin,
+        )
+
+
+def _defer(transaction: Transaction, live: LiveRun, command: Defer) -> None:
+    transaction.store.add_deferred(live.row.key, command.step_id, command.ask.function_id, command.ask.data)
+
+
+def _abort_deferred(transaction: Transaction, live: LiveRun, command: AbortDeferred) -> None:
+    transaction.store.drop_deferred(live.row.key, command.step_id)
+
+
+def _refuse_deferred(transaction: Transaction, live: LiveRun, command: RefuseDeferred) -> None:
+    _logger.warning("run %s cannot defer %r: %s; it continues without", live.row.id, command.name, command.reason)
+
+
+def _read_triggers(transaction: Transaction, row: RunRow) -> list[Arrival]:
+    return [transaction.event(event_key) for event_key in transaction.store.event_keys(row)]
+
+
+def _wait(transaction: Transaction, live: LiveRun, name: str, wait: WaitRow) -> None:
+    live.may_have_waits = True
+    transaction.store.put_wait(wait, transaction.now)
+    if wait.due is not None:
+        transaction.outbox.append(TimerAt(wait.run_key, wait.step_id, wait.due))
+        transaction.outbox.append(subscriptions.step_waits(live.row, name, wait.op, wait.due, transaction.now))
+
+
+_COMMANDS: dict[type[Any], Callable[[Transaction, LiveRun, Any], None]] = {
+    MakeCall: _make_call,
+    WriteMemo: _write_memo,
+    Sleep: _sleep,
+    AwaitEvent: _await_event,
+    AwaitSignal: _await_signal,
+    Invoke: _invoke,
+    MakeRequest: _make_request,
+    CloseWait: _close_wait,
+    Defer: _defer,
+    AbortDeferred: _abort_deferred,
+    RefuseDeferred: _refuse_deferred,
+    EndRun: _end_run,
+}
+
+
+def _call_data(live: LiveRun, call: Call, now: int) -> CallData | None:
+    """The content of a call that is made now, and before which nothing else can happen to its run but its end."""
+    head = live.head
+    if live.trigger is None or live.kept_memos is None or call.due > now or head.waits or len(head.calls) != 1:
+        return None
+    return CallData(
+        live.row.id,
+        live.row.function_id,
+        call,
+        head.max_attempts,
+        head.disable_immediate,
+        [live.trigger.body],
+        live.kept_memos,
+        defers=head.defers,
+    )
+
+
+def _is_repeated(call: Call) -> bool:
+    return bool(call.attempt or call.unreached)
+
+
+def _invocation(payload: dict[str, Any]) -> Event:
+    """The event that an app's invocation amounts to; anything odd about its optional parts is left out."""
+    version, user = payload.get("v"), payload.get("user")
+    return Event(
+        name=InternalEvent.FUNCTION_INVOKED,
+        data=payload.get("data") or {},
+        user=user,
+        v=version if isinstance(version, str) else None,
+    )
