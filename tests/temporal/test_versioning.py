@@ -21,6 +21,7 @@ from durably.temporal.versioning import worker_version
 from ..cli.conftest import Run, directory, run, write
 from .dev_server import DevServer
 from .django_site import DjangoSite
+from .outage import wait_for
 from .versioned_workflows import FirstVersion, SecondVersion
 from .worker_process import WorkerProcess
 
@@ -102,7 +103,7 @@ def test_a_version_is_rolled_out(server: DevServer, name: str, behavior: str, re
         assert f"{name}.1: draining" in deploy(first, "wait-until-drained", "--timeout", "0", status=1)
         assert "gets new workflows" in deploy(second, "wait-until-drained", status=2)
         assert "cannot be deleted since it is draining" in deploy(first, "delete-version", "--build-id", "1", status=2)
-        assert name in deploy(first, "list")
+        wait_for(lambda: name in deploy(first, "list"), "the list of deployments, which the server updates later")
 
 
 def test_the_workers_of_a_version_are_waited_for(server: DevServer, name: str) -> None:
