@@ -289,6 +289,24 @@ def test_a_query_parameter_that_does_not_exist_is_named(app: AppServer) -> None:
     assert app.get("/guarded/orders", headers, page_size="5").status == 200
 
 
+REPEATED = [
+    ("/guarded/orders?page_size=5&page_size=6", "page_size"),
+    ("/guarded/orders?page_size=5&page_size=5", "page_size"),
+    ("/guarded/orders/none?run_id=&run_id=1", "run_id"),
+    ("/guarded/orders/none/result?wait=1&run_id=1&wait=2", "wait"),
+    ("/guarded/orders/none/queries/note?index=1&index=2", "index"),
+]
+
+
+def test_a_query_parameter_that_is_given_twice_is_named(app: AppServer) -> None:
+    """Frameworks differ in the one that counts."""
+    headers = {"X-User": "owner"}
+    for path, name in REPEATED:
+        refused = app.get(path, headers)
+        assert (path, refused.status, refused.json["type"]) == (path, 400, "urn:durably:problem:repeated-parameter")
+        assert f"'{name}' is given more than once" in refused.json["detail"]
+
+
 def test_an_idempotency_key_without_a_principal_is_refused(app: AppServer) -> None:
     """Everybody may start sums there, whoever asks."""
     answer = app.post("/keyless/sum-of-pair", {"pair": {"left": 1}}, {"Idempotency-Key": "k"})

@@ -346,20 +346,29 @@ async def test_a_former_owner_cannot_reset_what_is_anothers_by_now(temporal: Tem
             ChainWorkflow.run, args=["wait", 1], id=id, task_queue="orders", search_attributes=attributes
         )
 
-    async def has_begun() -> bool:
-        return bool((await ask(gateway, "ada", "GET", f"flows/{id}")).json["history_length"] > 3)
+    async def has_begun(owner: str) -> bool:
+        return bool((await ask(gateway, owner, "GET", f"flows/{id}")).json["history_length"] > 3)
 
     id = uuid.uuid4().hex
     first = await start("ada")
-    await until(has_begun)
+    await until(lambda: has_begun("ada"))
     await first.terminate()
-    await start("bob")
+    second = await start("bob")
     place, former = f"flows/{id}", first.result_run_id or ""
     assert (await ask(gateway, "ada", "GET", place, run_id=former)).status == 200
     reset = {"to": "first_workflow_task"}
     assert (await ask(gateway, "ada", "POST", f"{place}/reset", reset, run_id=former)).status == 404
     assert (await ask(gateway, "bob", "GET", place)).json["status"] == "running"
-    assert (await ask(gateway, "staff", "POST", f"{place}/reset", reset, run_id=former)).status == 202
+    # Staff reaches both runs. It is refused too: the new run would be ada's, and bob's would be ended for it.
+    refused = await ask(gateway, "staff", "POST", f"{place}/reset", reset, run_id=former)
+    assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:handed-over"), refused.json
+    assert (await ask(gateway, "bob", "GET", place)).json["status"] == "running"
+    # A former run of the same owner can be reset.
+    await until(lambda: has_begun("bob"))
+    await second.terminate()
+    await start("bob")
+    again = await ask(gateway, "staff", "POST", f"{place}/reset", reset, run_id=second.result_run_id or "")
+    assert again.status == 202, again.json
     assert (await ask(gateway, "staff", "POST", f"{place}/terminate")).status == 202
 
 

@@ -23,6 +23,7 @@ from .call import Call
 from .idempotency import one_request
 from .messages import GatewayResponse, answer
 from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
+from .ownership import owner_of
 from .problems import Problem, no_worker, not_found, to_problem
 from .repetitions import find_repetition, find_update_name, is_repetition, pages_backwards
 from .results import must_fit
@@ -171,11 +172,11 @@ async def terminate(call: Call) -> GatewayResponse:
 async def reset(call: Call) -> GatewayResponse:
     """Go on from an earlier point, in a new run.
 
-    That ends the latest run, whichever is reset: a workflow that has been handed over since is out of reach.
+    That ends the latest run, whichever is reset. The latest run must be of the same owner, for staff too.
     """
     run_id = call.existing.run_id
     if call.request.query("run_id"):
-        await call.describe_run(None)
+        await _check_latest_owner(call)
     event_id = call.value.event_id or await _workflow_task(call, run_id, call.value.to)
     if call.exposure.ownership is not None:
         await _check_owner_before(call, run_id, event_id)
@@ -190,6 +191,21 @@ async def reset(call: Call) -> GatewayResponse:
     response = await call.client.workflow_service.reset_workflow_execution(request, timeout=call.rpc_timeout)
     accepted = Accepted(workflow_id=call.workflow_id, run_id=response.run_id, links=call.links())
     return answer(accepted, HTTPStatus.ACCEPTED, location=call.location())
+
+
+async def _check_latest_owner(call: Call) -> None:
+    """Raises a problem if the latest run is out of reach, or has another owner than the run that the request names."""
+    latest = await call.describe_run(None)
+    if call.exposure.ownership is None:
+        return
+    attribute = call.owner_attribute
+    if owner_of(latest, attribute) != owner_of(await call.describe(), attribute):
+        raise Problem(
+            HTTPStatus.CONFLICT,
+            "handed-over",
+            "the latest run of the workflow has another owner than this run: reset the latest run, since a reset of "
+            "this one would end it and give the workflow back to its former owner",
+        )
 
 
 async def _check_owner_before(call: Call, run_id: str, event_id: int) -> None:

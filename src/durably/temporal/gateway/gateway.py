@@ -70,6 +70,7 @@ from .problems import (
     bad_request,
     invalid_body,
     no_principal,
+    repeated_parameter,
     to_problem,
     too_large,
     too_many_values,
@@ -357,7 +358,8 @@ class Gateway:
             raise invalid_body(error) from None
 
     def _check_query(self, request: GatewayRequest, found: AnyMatch) -> None:
-        """Raises a problem for a query parameter that would be ignored, such as a misspelt ``page_size``."""
+        """Raises a problem for a query parameter that would be ignored, such as a misspelt ``page_size``, and for one
+        that is given twice. Parameters of the app's own may be."""
         if not request.query_params:
             return
         if found.place not in self._query_parameters:
@@ -366,6 +368,8 @@ class Gateway:
         for name in request.query_names():
             if name not in known and name not in request.app_parameters and name not in self._app_parameters:
                 raise unknown_parameter(name, known)
+            if name in known and request.is_repeated(name):
+                raise repeated_parameter(name)
 
     def _validate(self, request: GatewayRequest, found: AnyMatch) -> Any:
         """Raises problems and ``ValidationError``."""

@@ -23,11 +23,13 @@ class GatewayRequest:
     """A request as adapters hand it over.
 
     ``path`` is what follows the gateway's mount point ``mount`` (``/api``), percent-decoded; ``headers`` may be in any
-    case; of query parameters that come several times the first counts. ``principal`` is who asks, as the framework
-    knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a synchronous hook, for frameworks on an
-    event loop that have threads of their own for that; any thread is used unless given. ``secrets`` are the framework's
-    own, the present one first and then former ones: page tokens are signed with a key that is derived from them, unless
-    the gateway has a secret of its own. ``app_parameters`` are query parameters that the app itself reads.
+    case. ``query_params`` maps names to a text or a list of texts, or is a framework's multi-dictionary (with
+    ``getlist`` or ``getall``), so that parameters that are given twice are found. ``principal`` is who asks, as the
+    framework knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a synchronous hook, for
+    frameworks on an event loop that have threads of their own for that; any thread is used unless given. ``secrets``
+    are the framework's own, the present one first and then former ones: page tokens are signed with a key that is
+    derived from them, unless the gateway has a secret of its own. ``app_parameters`` are query parameters that the app
+    itself reads.
     """
 
     method: str
@@ -44,15 +46,27 @@ class GatewayRequest:
 
     def __post_init__(self) -> None:
         self.headers = {name.lower(): value for name, value in self.headers.items()}
+        self._query = {name: _values_of(self.query_params, name) for name in self.query_params}
 
     def query(self, name: str) -> str | None:
-        value = self.query_params.get(name)
-        if value is None or isinstance(value, str):
-            return value
-        return value[0] if value else None
+        values = self._query.get(name)
+        return values[0] if values else None
 
     def query_names(self) -> list[str]:
-        return list(self.query_params)
+        return list(self._query)
+
+    def is_repeated(self, name: str) -> bool:
+        return len(self._query.get(name, ())) > 1
+
+
+def _values_of(params: Any, name: str) -> Sequence[str]:
+    """All values of a query parameter. ``params[name]`` of a multi-dictionary is one of them: the first one of
+    Werkzeug's, the last one of Starlette's and Django's."""
+    for method in ("getlist", "getall"):
+        if hasattr(params, method):
+            return list(getattr(params, method)(name))
+    value = params[name]
+    return [value] if isinstance(value, str) else list(value)
 
 
 @dataclass(kw_only=True)

@@ -90,6 +90,15 @@ def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
     )
 
 
+def repeated_parameter(name: str) -> Problem:
+    """A query parameter that is given twice: frameworks, proxies and caches differ in the one that counts."""
+    return Problem(
+        HTTPStatus.BAD_REQUEST,
+        "repeated-parameter",
+        f"the query parameter {_shorten(name)!a} is given more than once: give it once",
+    )
+
+
 def no_principal() -> Problem:
     """A request whose ``Idempotency-Key`` would be shared with all other callers."""
     return Problem(
