@@ -2,9 +2,10 @@
 
 import ast
 import functools
+import graphlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,11 @@ def modules(*parts: str) -> list[Path]:
 
 def imports(path: Path, *, also_for_types: bool = False) -> Iterator[str]:
     """The modules that a file imports, anywhere in it; of ``from a import b`` both ``a`` and ``a.b``."""
-    package = ["durably", *path.relative_to(PACKAGE).parent.parts]
     for node in _runtime_nodes(ast.parse(path.read_text()), also_for_types):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
+            module = _base(node, path)
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
@@ -88,6 +87,49 @@ def violations(files: list[Path], is_allowed: Callable[[str], bool]) -> list[str
 
 def is_ours(module: str) -> bool:
     return is_within(module, "durably")
+
+
+def module_of(file: Path) -> str:
+    parts = ["durably", *file.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def files_imported(file: Path, files: Collection[str]) -> set[str]:
+    """The modules of ours that a file names. ``from a import b`` names ``a.b`` if that is a module, otherwise ``a``."""
+    names = [name for node in ast.walk(ast.parse(file.read_text())) for name in _names(node, file)]
+    found = {f"{module}.{name}" if f"{module}.{name}" in files else module for module, name in names}
+    return found & set(files) - {module_of(file)}
+
+
+def _names(node: ast.AST, file: Path) -> Iterator[tuple[str, str]]:
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, "") for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from ((_base(node, file), alias.name) for alias in node.names)
+
+
+def _base(node: ast.ImportFrom, file: Path) -> str:
+    package = ["durably", *file.relative_to(PACKAGE).parent.parts]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of one cycle, or an empty list."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_imports_of_files_have_no_cycle() -> None:
+    files = {module_of(file): file for file in modules()}
+    assert cycle_in({module: files_imported(file, files) for module, file in files.items()}) == []
+
+
+def test_a_cycle_is_found() -> None:
+    assert set(cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}})) == {"b", "c"}
 
 
 def test_protocol_imports_nothing_of_ours() -> None:

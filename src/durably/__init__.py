@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from durably.functions.config import register
 from durably.functions.function import Function
+from durably.functions.hooks import SendEventsResult, TransformOutputResult, TransformStepInput
 from durably.in_process.process import check_config
 from durably.protocol.opcodes import ParallelMode
 
@@ -15,13 +16,7 @@ from .events import Event, EventType
 from .execution import StepMemos
 from .groups import Group, GroupSync
 from .in_process import Embedded
-from .middleware import (
-    Middleware,
-    MiddlewareSync,
-    SendEventsResult,
-    TransformOutputResult,
-    TransformStepInput,
-)
+from .middleware import Middleware, MiddlewareSync
 from .options import (
     Batch,
     Cancel,

@@ -6,21 +6,18 @@
 import datetime as dt
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
+from durably.functions.config import FunctionDefinition
 from durably.protocol.durations import Duration
 from durably.protocol.events import Event
 
 from . import steps
+from .app import App
 from .execution import AsyncCall, SyncCall
 from .groups import Group, GroupSync
 from .serializers import Unset
 from .steps import AIAdapter, FetchResponse, Signal
-
-if TYPE_CHECKING:
-    from durably.functions.function import Function
-
-    from .client import Client
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -72,15 +69,15 @@ class Step:
     # Coroutines are typed with None, not Any: where an argument's type has an Any in it, mypy gives up choosing among
     # the overloads of asyncio.gather and group.parallel, and infers Any.
 
-    def __init__(self, client: "Client", call: AsyncCall, send: Callable[[Events], Awaitable[list[str]]]) -> None:
-        self._client = client
+    def __init__(self, app: App, call: AsyncCall, send: Callable[[Events], Awaitable[list[str]]]) -> None:
+        self._app = app
         self._call = call
         self._send = send
 
     @property
     def ai(self) -> "AI":
         """Steps that call AI models."""
-        return AI(self._client, self._call)
+        return AI(self._app, self._call)
 
     @overload
     def run(
@@ -106,7 +103,7 @@ class Step:
         The result is stored as JSON, and is an instance of the handler's return annotation. ``output_type`` replaces
         the annotation. An async handler runs on the event loop, a sync one in a worker thread.
         """
-        return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))
+        return self._call.step(steps.run(self._app, step_id, handler, args, kwargs, output_type))
 
     def sleep(self, step_id: str, duration: Duration) -> Coroutine[None, None, None]:
         """Sleep; nothing of the app is kept alive meanwhile. At most 366 days."""
@@ -138,14 +135,14 @@ class Step:
         self,
         step_id: str,
         *,
-        function: "Function[T]",
+        function: FunctionDefinition[T],
         data: Mapping[str, Any] | None = None,
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
     ) -> Coroutine[None, None, T]:
         """Run another function with ``data`` as its event's data, and return what it returned."""
-        return self._call.step(steps.invoke_function(self._client, step_id, function, data, timeout, v, user))
+        return self._call.step(steps.invoke_function(self._app, step_id, function, data, timeout, v, user))
 
     def invoke_by_id(
         self,
@@ -159,7 +156,7 @@ class Step:
         v: str | None = None,
     ) -> Coroutine[None, None, Any]:
         """``invoke`` of a function that is known by its id, of this app or another."""
-        return self._call.step(steps.invoke(self._client, step_id, app_id, function_id, data, timeout, v, user))
+        return self._call.step(steps.invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
 
     def send_event(self, step_id: str, events: Events) -> Coroutine[None, None, list[str]]:
         """Send events once; returns their ids."""
@@ -181,8 +178,8 @@ class Step:
 class AI:
     """Steps that call AI models."""
 
-    def __init__(self, client: "Client", call: AsyncCall) -> None:
-        self._client = client
+    def __init__(self, app: App, call: AsyncCall) -> None:
+        self._app = app
         self._call = call
 
     def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[None, None, Any]:
@@ -193,21 +190,21 @@ class AI:
         self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[None, None, T]:
         """``run`` for a model's own client library; engines show such steps as AI calls."""
-        return self._call.step(steps.ai_wrap(self._client, step_id, handler, args, kwargs))
+        return self._call.step(steps.ai_wrap(self._app, step_id, handler, args, kwargs))
 
 
 class StepSync:
     """The steps of a sync function; the methods are those of ``Step``."""
 
-    def __init__(self, client: "Client", call: SyncCall, send: Callable[[Events], list[str]]) -> None:
-        self._client = client
+    def __init__(self, app: App, call: SyncCall, send: Callable[[Events], list[str]]) -> None:
+        self._app = app
         self._call = call
         self._send = send
 
     @property
     def ai(self) -> "AISync":
         """Steps that call AI models."""
-        return AISync(self._client, self._call)
+        return AISync(self._app, self._call)
 
     @overload
     def run(self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any) -> T: ...
@@ -217,7 +214,7 @@ class StepSync:
         self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
     ) -> Any:
         """See ``Step.run``."""
-        return self._call.step(steps.run(self._client, step_id, handler, args, kwargs, output_type))
+        return self._call.step(steps.run(self._app, step_id, handler, args, kwargs, output_type))
 
     def sleep(self, step_id: str, duration: Duration) -> None:
         """See ``Step.sleep``."""
@@ -241,14 +238,14 @@ class StepSync:
         self,
         step_id: str,
         *,
-        function: "Function[T]",
+        function: FunctionDefinition[T],
         data: Mapping[str, Any] | None = None,
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
     ) -> T:
         """See ``Step.invoke``."""
-        request = steps.invoke_function(self._client, step_id, function, data, timeout, v, user)
+        request = steps.invoke_function(self._app, step_id, function, data, timeout, v, user)
         return self._call.step(request)  # type: ignore[no-any-return]
 
     def invoke_by_id(
@@ -263,7 +260,7 @@ class StepSync:
         v: str | None = None,
     ) -> Any:
         """See ``Step.invoke_by_id``."""
-        return self._call.step(steps.invoke(self._client, step_id, app_id, function_id, data, timeout, v, user))
+        return self._call.step(steps.invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
 
     def send_event(self, step_id: str, events: Events) -> list[str]:
         """See ``Step.send_event``."""
@@ -285,8 +282,8 @@ class StepSync:
 class AISync:
     """See ``AI``."""
 
-    def __init__(self, client: "Client", call: SyncCall) -> None:
-        self._client = client
+    def __init__(self, app: App, call: SyncCall) -> None:
+        self._app = app
         self._call = call
 
     def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Any:
@@ -295,4 +292,4 @@ class AISync:
 
     def wrap(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See ``AI.wrap``."""
-        return self._call.step(steps.ai_wrap(self._client, step_id, handler, args, kwargs))  # type: ignore[no-any-return]
+        return self._call.step(steps.ai_wrap(self._app, step_id, handler, args, kwargs))  # type: ignore[no-any-return]

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
+from durably.functions.hooks import TransformOutputResult, TransformStepInput
 from durably.functions.step_results import encode_output
 from durably.protocol.opcodes import Opcode
 
 from .errors import Error, FunctionConfigInvalidError
 from .events import Event, as_data
-from .middleware import MiddlewareSync, TransformOutputResult, TransformStepInput
+from .middleware import MiddlewareSync
 
 try:
     from nacl.exceptions import CryptoError

@@ -3,12 +3,9 @@
 import asyncio
 from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from durably.protocol.events import EventReceipt
-
-    from .comm import CommHandler
+from durably.protocol.events import EventReceipt
 
 
 class EngineHandle(Protocol):
@@ -27,7 +24,7 @@ class InProcessEngine(Protocol):
     In a test run the hooks of servers start nothing.
     """
 
-    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> Awaitable["EventReceipt"]:
+    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> Awaitable[EventReceipt]:
         """Store events, a JSON list, and return after the commit. ``seed`` makes a repeated send
         harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds; ``sender`` is the id of the run that
         sends them, if any."""
@@ -43,8 +40,8 @@ class InProcessEngine(Protocol):
 
     # for CommHandler and the adapters
 
-    def add_handler(self, handler: "CommHandler") -> None:
-        """Let the engine call the handler's functions, once it is started."""
+    def add_handler(self, handler: Any) -> None:
+        """Let the engine call the functions of a ``CommHandler`` when it is started."""
         ...
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:

@@ -18,7 +18,7 @@ from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
 
 if TYPE_CHECKING:
-    from .middleware import TransformOutputResult
+    from durably.functions.hooks import TransformOutputResult
 
 _PACKAGE = "inngest"
 _OPS_MODULE = "inngest._internal.server_lib"

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import msgspec
 
+from durably.functions.hooks import TransformOutputResult
 from durably.functions.step_results import encode_output
 from durably.protocol.opcodes import Opcode
 
 from .errors import Error, FunctionConfigInvalidError
-from .middleware import MiddlewareSync, TransformOutputResult
+from .middleware import MiddlewareSync
 
 if TYPE_CHECKING:
     from durably.functions.function import Function

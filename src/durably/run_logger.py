@@ -17,7 +17,7 @@ from durably.protocol.text import printable, printable_lines
 from .errors import FunctionConfigInvalidError
 from .execution import Replay, in_step
 
-StandardLogger = logging.Logger | logging.LoggerAdapter[Any]
+Logger = logging.Logger | logging.LoggerAdapter[Any]
 _STANDARD = (logging.Logger, logging.LoggerAdapter)
 _LEVELS = ("debug", "info", "warning", "error", "critical", "exception")
 _METHODS = frozenset((*_LEVELS, "warn", "fatal", "log", "msg", "trace", "success"))
@@ -77,7 +77,7 @@ class RunLogger(logging.LoggerAdapter[Any]):
     go to stderr.
     """
 
-    def __init__(self, logger: StandardLogger, context: RunContext) -> None:
+    def __init__(self, logger: Logger, context: RunContext) -> None:
         super().__init__(logger, {})
         self._context = context
 

@@ -7,24 +7,23 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from durably.functions.hooks import SendEventsResult
+from durably.functions.middleware_stack import MiddlewareStack
 from durably.io.http_client import IO, Request, Response
 from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.text import printable
 from durably.values.json_values import encode_checked
 
+from .app import App
 from .engine_interface import InProcessEngine
 from .errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
 from .events import as_data
-from .middleware import MiddlewareStack, SendEventsResult
-
-if TYPE_CHECKING:
-    from .client import Client
 
 sending_run: ContextVar[str | None] = ContextVar("durably_sending_run", default=None)
 """The id of the run whose function is executed. Engines get the id of the run that sends an event, so that they can
@@ -64,7 +63,7 @@ class SentBy:
 
 
 async def send_events(
-    client: "Client",
+    app: App,
     events: Event | Sequence[Event],
     io: IO,
     middleware: MiddlewareStack | None,
@@ -79,11 +78,11 @@ async def send_events(
     batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
     seed = seed or _random_seed()
     if middleware is None:
-        return await _send(client, batch, io, seed)
+        return await _send(app, batch, io, seed)
     await middleware.call("before_send_events", batch)
     result = SendEventsResult()
     try:
-        result.ids = await _send(client, batch, io, seed)
+        result.ids = await _send(app, batch, io, seed)
         return result.ids
     except SendEventsError as error:
         result.ids, result.error = error.ids, str(error)
@@ -95,31 +94,31 @@ async def send_events(
         await middleware.call("after_send_events", result)
 
 
-async def _send(client: "Client", events: list[Event], io: IO, seed: str) -> list[str]:
+async def _send(app: App, events: list[Event], io: IO, seed: str) -> list[str]:
     if not events:
         return []
-    if client.in_process is not None:
+    if app.in_process is not None:
         # Its clock is the one that counts: the events get their time from it.
-        receipt = await _send_in_process(client.in_process, _encode(events, now=0), io, client.request_timeout, seed)
-        _warn_of_unmatched(client, receipt.unmatched)
+        receipt = await _send_in_process(app.in_process, _encode(events, now=0), io, app.request_timeout, seed)
+        _warn_of_unmatched(app, receipt.unmatched)
         return receipt.ids
-    request = _build_request(client, _encode(events, now=time.time_ns() // 1_000_000), seed)
-    answer = await _attempt(request, io, advice=_DEV_ADVICE if client.mode is ServerKind.DEV else "")
+    request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed)
+    answer = await _attempt(request, io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
     if answer.error is not None:
         # An engine may quote the path that it was asked for.
-        message = answer.error.replace(client.event_key, "***") if client.event_key else answer.error
+        message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
         raise SendEventsError(message, answer.ids or [])
     if isinstance(answer.unmatched, dict):
-        _warn_of_unmatched(client, answer.unmatched)
+        _warn_of_unmatched(app, answer.unmatched)
     return answer.ids or []
 
 
-def _warn_of_unmatched(client: "Client", unmatched: Mapping[str, str]) -> None:
+def _warn_of_unmatched(app: App, unmatched: Mapping[str, str]) -> None:
     """Warn once for each name, because it is probably misspelt."""
     for name, reason in unmatched.items():
-        if name not in client.warned_events and len(client.warned_events) < _MOST_WARNED:
-            client.warned_events.add(name)
-            client.logger.warning("the event %r was sent and stored, but %s", name, printable(reason))
+        if name not in app.warned_events and len(app.warned_events) < _MOST_WARNED:
+            app.warned_events.add(name)
+            app.logger.warning("the event %r was sent and stored, but %s", name, printable(reason))
 
 
 async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> EventReceipt:
@@ -155,18 +154,18 @@ def _encode(events: list[Event], *, now: int) -> bytes:
         raise EventUnserializableError(f"an event's data cannot be expressed in JSON: {error}") from None
 
 
-def _build_request(client: "Client", body: bytes, seed: str) -> Request:
-    origin, key = client.event_api_origin, client.event_key
+def _build_request(app: App, body: bytes, seed: str) -> Request:
+    origin, key = app.event_api_origin, app.event_key
     if not key:
-        if client.mode is not ServerKind.DEV:
+        if app.mode is not ServerKind.DEV:
             raise EventKeyUnspecifiedError
         key = _DEV_EVENT_KEY
-    headers = client.headers()
+    headers = app.headers()
     headers[Header.EVENT_ID_SEED.value] = seed
     if (run_id := sending_run.get()) is not None:
         headers[Header.RUN_ID.value] = run_id
     url = f"{origin}/e/{quote(key, safe='')}"
-    return Request("POST", url, headers, body, client.request_timeout)
+    return Request("POST", url, headers, body, app.request_timeout)
 
 
 def _to_wire(event: Event, now: int) -> Mapping[str, Any]:

@@ -6,10 +6,11 @@ Written once, for ``Step`` and ``StepSync``. Checks arguments, so that a mistake
 import datetime as dt
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from durably.functions.config import FunctionDefinition
 from durably.protocol.durations import Duration, format_duration, format_moment, to_timedelta
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
@@ -17,16 +18,11 @@ from durably.protocol.opcodes import Opcode
 from durably.values.annotations import decode_as, encode_as, handler_codec
 from durably.values.codecs import Codec
 
+from .app import App
 from .errors import DurationInvalidError, FunctionConfigInvalidError
 from .events import as_data
 from .execution import StepRequest
 from .serializers import Unset
-
-if TYPE_CHECKING:
-    from durably.functions.function import Function
-
-    from .client import Client
-
 
 _SMALL_MILLISECONDS = 1000
 
@@ -60,7 +56,7 @@ class AIAdapter(Protocol):
 
 
 def run(
-    client: "Client",
+    app: App,
     step_id: str,
     handler: Callable[..., Any],
     args: tuple[Any, ...],
@@ -76,7 +72,7 @@ def run(
     if not callable(handler):
         raise FunctionConfigInvalidError(f'step "{step_id}": the handler must be callable, not {handler!r}')
     request = StepRequest(_checked(step_id), Opcode.STEP_RUN, opts=opts, handler=handler, args=args, kwargs=kwargs)
-    codec = handler_codec(step_id, handler, args, output_type, client.serializer)
+    codec = handler_codec(step_id, handler, args, output_type, app.serializer)
     if codec is not None:
         _convert(request, codec)
     return request
@@ -89,9 +85,9 @@ def _convert(request: StepRequest, codec: Codec) -> None:
 
 
 def ai_wrap(
-    client: "Client", step_id: str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    app: App, step_id: str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> StepRequest:
-    return run(client, step_id, handler, args, kwargs, Unset, {"type": "step.ai.wrap"})
+    return run(app, step_id, handler, args, kwargs, Unset, {"type": "step.ai.wrap"})
 
 
 def sleep(step_id: str, duration: Duration) -> StepRequest:
@@ -127,7 +123,7 @@ def wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conf
 
 
 def invoke(
-    client: "Client",
+    app: App,
     step_id: str,
     app_id: str | None,
     function_id: str,
@@ -139,7 +135,7 @@ def invoke(
 ) -> StepRequest:
     payload: dict[str, Any] = {"data": as_data(data)}
     payload |= {name: value for name, value in (("v", v), ("user", user)) if value is not None}
-    opts: dict[str, Any] = {"function_id": f"{app_id or client.app_id}-{function_id}", "payload": payload}
+    opts: dict[str, Any] = {"function_id": f"{app_id or app.app_id}-{function_id}", "payload": payload}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
     request = _with_duration(StepRequest(_checked(step_id), Opcode.INVOKE_FUNCTION, opts=opts), timeout)
@@ -149,24 +145,22 @@ def invoke(
 
 
 def invoke_function(
-    client: "Client",
+    app: App,
     step_id: str,
-    function: "Function[Any]",
+    function: FunctionDefinition[Any],
     data: Any,
     timeout: Duration | None,
     v: str | None,
     user: Any,
 ) -> StepRequest:
-    from durably.functions.function import Function
-
-    if not isinstance(function, Function):
+    if not isinstance(function, FunctionDefinition):
         raise FunctionConfigInvalidError(
             f'step "{step_id}": function must be a durable function, not {function!r}; '
             "to invoke one by its id use invoke_by_id"
         )
     opts = function.opts
-    codec = function.output_codec(client.serializer)
-    return invoke(client, step_id, opts.app_id, opts.local_id, data, timeout, v, user, codec)
+    codec = function.output_codec(app.serializer)
+    return invoke(app, step_id, opts.app_id, opts.local_id, data, timeout, v, user, codec)
 
 
 def fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | None, body: Any) -> StepRequest:

@@ -6,7 +6,7 @@ import pytest
 
 import durably
 from durably import Client
-from durably import client as client_module
+from durably import app as app_module
 from durably.errors import EngineNotConfiguredError, FunctionConfigInvalidError, URLInvalidError
 from durably.settings import development_variables
 
@@ -119,7 +119,7 @@ def test_a_url_that_is_none_is_named_by_what_gives_it(monkeypatch: pytest.Monkey
 
 
 def test_an_app_that_moves_is_told_of_inngest_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "is_test_run", lambda: False)
+    monkeypatch.setattr(app_module, "is_test_run", lambda: False)
     monkeypatch.setenv("INNGEST_EVENT_KEY", "secret-key")
     with pytest.raises(EngineNotConfiguredError, match=r"stays there .*InngestCloud") as raised:
         _ = Client(app_id="app").event_api_origin

@@ -12,7 +12,7 @@ import pytest
 
 import durably
 from durably import Client, Context, ContextSync, Function
-from durably import client as client_module
+from durably import app as app_module
 from durably.comm import CommHandler, CommRequest, CommResponse, syncer
 from durably.comm import handler as handler_module
 from durably.comm.verification import CanonicalChecks
@@ -76,7 +76,7 @@ def make_call(function_id: str = "app-plain", **options: Any) -> CommRequest:
 def outside_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a server: without it, this process is a test run."""
     monkeypatch.setattr(handler_module, "is_test_run", lambda: False)
-    monkeypatch.setattr(client_module, "is_test_run", lambda: False)
+    monkeypatch.setattr(app_module, "is_test_run", lambda: False)
 
 
 @pytest.mark.usefixtures("outside_tests")

@@ -13,7 +13,7 @@ import pytest
 
 import durably
 from durably import Client, Event, sending
-from durably import client as client_module
+from durably import app as app_module
 from durably.errors import EngineNotConfiguredError, EventKeyUnspecifiedError, SendEventsError
 
 from ..frameworks.engine import Answer, FakeEngine, Received
@@ -186,7 +186,7 @@ def test_production_needs_an_engine(send: Send, key: dict[str, str], monkeypatch
     client = Client(app_id="shop", is_production=True, **key)
     with pytest.raises(EngineNotConfiguredError, match=r"'shop' has no engine in this test run: .*TestEngine"):
         send(client, TWO)
-    monkeypatch.setattr(client_module, "is_test_run", lambda: False)
+    monkeypatch.setattr(app_module, "is_test_run", lambda: False)
     with pytest.raises(EngineNotConfiguredError, match=r"DURABLY_ENGINE_URL.*DURABLY_DEV=1.*Embedded.*InngestCloud"):
         send(client, TWO)
 

@@ -71,3 +71,31 @@ async def test_in_process() -> None:
     durably.Client(app_id="app", engine=engine)
     assert_type(await engine.cancel_run("run"), bool)
     assert_type(engine.rerun_sync("run"), str)
+
+
+class Audit(durably.Middleware):
+    def __init__(self, client: durably.Client, raw_request: object) -> None:
+        super().__init__(client, raw_request)
+        assert_type(self.client, durably.Client)
+
+    async def transform_input(
+        self, ctx: durably.Context | durably.ContextSync, function: durably.Function[object], steps: durably.StepMemos
+    ) -> None:
+        assert_type(function.id, str)
+
+    async def before_send_events(self, events: list[durably.Event]) -> None:
+        events.clear()
+
+
+class AuditSync(durably.MiddlewareSync):
+    def transform_output(self, result: durably.TransformOutputResult) -> None:
+        assert_type(result.error, Exception | None)
+
+
+def make_audit(client: durably.Client, raw_request: object) -> Audit:
+    return Audit(client, raw_request)
+
+
+durably.Client(app_id="app", middleware=[Audit, AuditSync, make_audit])
+durably.Client(app_id="app", middleware=[object])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+client.add_middleware(AuditSync)

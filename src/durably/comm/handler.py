@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from durably.client import Client
+from durably.app import App
 from durably.errors import (
     BodyInvalidError,
     Error,
@@ -44,6 +44,7 @@ from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
 
 from . import inspection
 from .bodies import check_size
+from .inspection import Endpoint
 from .requests import CommRequest, CommResponse, StreamingOption, read_path, read_serve_origin, read_streaming, stream
 from .syncer import Syncer, UnsignedSyncs
 from .verification import Signer, check_addressee, refuse_forms, refuse_pages, verify_request
@@ -75,7 +76,7 @@ class CommHandler:
     def __init__(
         self,
         *,
-        client: Client,
+        client: App,
         framework: str,
         functions: Sequence[Function[Any]],
         streaming: StreamingOption = None,
@@ -98,6 +99,9 @@ class CommHandler:
         self.unsigned_syncs = UnsignedSyncs()
         if self.serve_origin is not None:
             read_serve_origin(self.serve_origin, "serve_origin" if serve_origin else environment.name_of(SERVE_ORIGIN))
+        self.endpoint = Endpoint(
+            client, framework, self.functions, self.serve_origin, self.serve_path, self.public_path
+        )
         self._by_id = _index(self.functions)
         _warn_of_other_apps(client, self.functions)
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
@@ -222,16 +226,16 @@ class CommHandler:
         if kind is not None and kind is not self.client.mode:
             return CommResponse.from_json({}, status_code=HTTPStatus.FORBIDDEN)
         if isinstance(key, str):
-            return CommResponse.from_json(inspection.authenticated(self, req))
+            return CommResponse.from_json(inspection.authenticated(self.endpoint, req))
         was_signed = isinstance(key, SignatureError) and req.header(Header.SIGNATURE) is not None
-        return CommResponse.from_json(inspection.unauthenticated(self, False if was_signed else None))
+        return CommResponse.from_json(inspection.unauthenticated(self.endpoint, False if was_signed else None))
 
     async def _put(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         self._refuse_strangers(req)
         is_in_band = self._allows_in_band and req.header(Header.SYNC_KIND) == SyncKind.IN_BAND
         if isinstance(key, SignatureError) and (is_in_band or self._needs_signature(req)):
             raise key
-        syncer = Syncer(self)
+        syncer = Syncer(self.endpoint, self.unsigned_syncs)
         if is_in_band and key is not None:
             return syncer.in_band(req)
         return await syncer.out_of_band(req, io, is_signed=isinstance(key, str))
@@ -419,13 +423,13 @@ def _thread_count(environment: Environment, *, is_in_process: bool) -> int:
 
 def _check_arguments(client: object, functions: object) -> None:
     """Those of ``serve``, which are easily given in the wrong order."""
-    if not isinstance(client, Client):
+    if not isinstance(client, App):
         raise FunctionConfigInvalidError(f"serve takes a durably.Client as its client, not {client!r}")
     if not isinstance(functions, Iterable):
         raise FunctionConfigInvalidError(f"serve takes a list of functions, not {functions!r}")
 
 
-def _check_production(client: Client) -> None:
+def _check_production(client: App) -> None:
     """Raises the error that prevents serving the app. In a test run no engine is needed."""
     if is_test_run():
         return
@@ -434,7 +438,7 @@ def _check_production(client: Client) -> None:
         raise SigningKeyMissingError
 
 
-def _warn_of_other_apps(client: Client, functions: Sequence[Function[Any]]) -> None:
+def _warn_of_other_apps(client: App, functions: Sequence[Function[Any]]) -> None:
     """Warn of functions of a client with another id: they lack its middleware, and keep its id as their prefix."""
     for function in functions:
         if function.opts.app_id != client.app_id:

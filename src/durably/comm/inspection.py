@@ -3,55 +3,70 @@
 Secrets are only ever shown hashed, and only to those who sign.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from durably.client import VERSION
+from durably.app import VERSION, App
+from durably.functions.function import Function
 from durably.protocol.signatures import hash_event_key, hash_signing_key
 
 from .requests import CommRequest
-
-if TYPE_CHECKING:
-    from .handler import CommHandler
 
 SCHEMA_VERSION = "2024-05-24"
 _SHOWN_DIGITS = 12
 CAPABILITIES = {"in_band_sync": "v1", "trust_probe": "v1"}
 
 
-def unauthenticated(handler: "CommHandler", succeeded: bool | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Endpoint:
+    """An app's endpoint in a web framework: its functions, and the parts of its URL that settings give.
+
+    ``functions`` are in the order of the sync. ``None`` for a part of the URL takes that of the request.
+    """
+
+    app: App
+    framework: str
+    functions: Sequence[Function[Any]]
+    serve_origin: str | None
+    serve_path: str | None
+    public_path: str | None
+
+
+def unauthenticated(endpoint: Endpoint, succeeded: bool | None) -> dict[str, Any]:
     """``succeeded`` is ``None`` for an unsigned request, ``False`` for a badly signed one."""
-    return {"authentication_succeeded": succeeded, **_common(handler)}
+    return {"authentication_succeeded": succeeded, **_common(endpoint)}
 
 
-def authenticated(handler: "CommHandler", req: CommRequest) -> dict[str, Any]:
-    client = handler.client
+def authenticated(endpoint: Endpoint, req: CommRequest) -> dict[str, Any]:
+    app = endpoint.app
     return {
         "authentication_succeeded": True,
-        **_common(handler),
-        "api_origin": client.origins.api,
-        "app_id": client.app_id,
-        "env": client.env,
-        "event_api_origin": client.origins.events,
-        "event_key_hash": hash_event_key(client.event_key) if client.event_key else None,
-        "framework": handler.framework,
+        **_common(endpoint),
+        "api_origin": app.origins.api,
+        "app_id": app.app_id,
+        "env": app.env,
+        "event_api_origin": app.origins.events,
+        "event_key_hash": hash_event_key(app.event_key) if app.event_key else None,
+        "framework": endpoint.framework,
         "sdk_language": "py",
         "sdk_version": VERSION,
-        "serve_origin": req.serve_origin or handler.serve_origin,
-        "serve_path": req.serve_path or handler.serve_path,
-        "signing_key_fallback_hash": _hashed(client.signing_key_fallback),
-        "signing_key_hash": _hashed(client.signing_key),
+        "serve_origin": req.serve_origin or endpoint.serve_origin,
+        "serve_path": req.serve_path or endpoint.serve_path,
+        "signing_key_fallback_hash": _hashed(app.signing_key_fallback),
+        "signing_key_hash": _hashed(app.signing_key),
     }
 
 
-def _common(handler: "CommHandler") -> dict[str, Any]:
-    client = handler.client
+def _common(endpoint: Endpoint) -> dict[str, Any]:
+    app = endpoint.app
     return {
         "capabilities": CAPABILITIES,
-        "function_count": len(handler.functions),
-        "has_event_key": client.event_key is not None,
-        "has_signing_key": client.signing_key is not None,
-        "has_signing_key_fallback": client.signing_key_fallback is not None,
-        "mode": client.mode.value,
+        "function_count": len(endpoint.functions),
+        "has_event_key": app.event_key is not None,
+        "has_signing_key": app.signing_key is not None,
+        "has_signing_key_fallback": app.signing_key_fallback is not None,
+        "mode": app.mode.value,
         "schema_version": SCHEMA_VERSION,
     }
 

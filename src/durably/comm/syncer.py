@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
 
-from durably.client import SDK
+from durably.app import SDK
 from durably.errors import (
     BodyInvalidError,
     RegistrationFailedError,
@@ -29,12 +29,8 @@ from durably.protocol.sync import SYNC_VERSION
 from durably.protocol.text import printable, redact_url
 from durably.settings import DEFAULT_SERVE_PATH
 
-from .inspection import CAPABILITIES, authenticated
+from .inspection import CAPABILITIES, Endpoint, authenticated
 from .requests import CommRequest, CommResponse, read_origin, read_serve_origin, with_slash
-
-if TYPE_CHECKING:
-    from .handler import CommHandler
-
 
 UNSIGNED_SECONDS = 5.0
 _SEE_LOG = "the sync failed; the app's log says why, and a signed sync (`durably sync URL`) is answered with the reason"
@@ -86,16 +82,17 @@ def _copy(answer: CommResponse) -> CommResponse:
 
 
 class Syncer:
-    """Syncs one handler's app: sends an engine its functions, and the URL at which to call them.
+    """Syncs one endpoint's app: sends an engine its functions, and the URL at which to call them.
 
     In production the URL never comes from an unsigned part of a request. In band, it is in the signed body. Out of
     band, it comes from ``serve_origin``, because a signature does not cover the ``Host`` header. ``serve_origin``,
     ``serve_path`` and ``public_path`` replace parts of either.
     """
 
-    def __init__(self, handler: "CommHandler") -> None:
-        self._handler = handler
-        self._client = handler.client
+    def __init__(self, endpoint: Endpoint, unsigned_syncs: UnsignedSyncs | None = None) -> None:
+        self._endpoint = endpoint
+        self._app = endpoint.app
+        self._unsigned_syncs = unsigned_syncs or UnsignedSyncs()
 
     def in_band(self, req: CommRequest) -> CommResponse:
         """Answer a signed request with the app's whole configuration (spec §4.3.5).
@@ -107,15 +104,15 @@ class Syncer:
             url = self._url_from(req, decode(_in_band_decoder, req.body).url)
         except (msgspec.DecodeError, URLInvalidError) as error:
             raise BodyInvalidError(f"invalid in-band sync request: {error}") from None
-        client = self._client
+        app = self._app
         body = {
-            "app_id": client.app_id,
-            "appVersion": client.app_version,
+            "app_id": app.app_id,
+            "appVersion": app.app_version,
             "capabilities": CAPABILITIES,
-            "env": client.env,
-            "framework": self._handler.framework,
+            "env": app.env,
+            "framework": self._endpoint.framework,
             "functions": self._configs(url),
-            "inspection": authenticated(self._handler, req),
+            "inspection": authenticated(self._endpoint, req),
             "platform": None,
             "sdk_author": "durably",
             "sdk_language": "py",
@@ -135,9 +132,9 @@ class Syncer:
         """
         self._refuse_other_kind(req.server_kind)
         request = self._build_request(req, is_signed=is_signed)
-        if is_signed or not self._client.is_production:
-            return self._hand_back(await request_with_keys(io, request, self._client.signing_keys))
-        kept = self._handler.unsigned_syncs
+        if is_signed or not self._app.is_production:
+            return self._hand_back(await request_with_keys(io, request, self._app.signing_keys))
+        kept = self._unsigned_syncs
         if (answer := kept.begin()) is None:
             answer = await self._register_for_anybody(request, io)
             kept.end(answer)
@@ -149,9 +146,9 @@ class Syncer:
         Raises ``RegistrationFailedError``.
         """
         try:
-            answer = self._hand_back(await request_with_keys(io, request, self._client.signing_keys))
+            answer = self._hand_back(await request_with_keys(io, request, self._app.signing_keys))
         except (RegistrationFailedError, TransportError) as error:
-            self._client.logger.error("an unsigned sync of app %s failed: %s", self._client.app_id, printable(error))
+            self._app.logger.error("an unsigned sync of app %s failed: %s", self._app.app_id, printable(error))
             raise RegistrationFailedError(_SEE_LOG) from None
         if answer.status_code < HTTPStatus.BAD_REQUEST:
             return CommResponse.from_json({"ok": True}, headers=answer.headers)
@@ -161,7 +158,7 @@ class Syncer:
         return refused
 
     def _refuse_other_kind(self, kind: ServerKind | None) -> None:
-        mode = self._client.mode
+        mode = self._app.mode
         if kind is not None and kind is not mode:
             raise ServerKindMismatchError(
                 f"sync rejected: the request is from a {kind.value} engine, but the app is in {mode.value} mode; "
@@ -170,40 +167,40 @@ class Syncer:
 
     def payload(self, url: str) -> dict[str, Any]:
         """What tells an engine the app's functions, and that they are called at ``url``."""
-        client = self._client
+        app = self._app
         payload = {
             "url": url,
             "deployType": "ping",
-            "framework": self._handler.framework,
-            "appName": client.app_id,
+            "framework": self._endpoint.framework,
+            "appName": app.app_id,
             "sdk": SDK,
             "v": SYNC_VERSION,
             "capabilities": CAPABILITIES,
             "functions": self._configs(url),
         }
-        if client.app_version is not None:
-            payload["appVersion"] = client.app_version
+        if app.app_version is not None:
+            payload["appVersion"] = app.app_version
         return payload
 
     def _build_request(self, req: CommRequest, *, is_signed: bool) -> Request:
-        client, framework = self._client, self._handler.framework
-        if client.is_production and not req.has_trusted_url:
+        app, framework = self._app, self._endpoint.framework
+        if app.is_production and not req.has_trusted_url:
             url = self._configured_url(req)
         else:
             url = self._url_from(req, req.request_url)
         payload = self.payload(url)
-        headers = client.headers(framework)
+        headers = app.headers(framework)
         if req.server_kind is not None:
             headers[Header.EXPECTED_SERVER_KIND.value] = req.server_kind.value
         # The engine that signed the request knows the deployment. Any other client may invent one.
-        deploy_id = req.query(Query.DEPLOY_ID) if is_signed or not client.is_production else None
+        deploy_id = req.query(Query.DEPLOY_ID) if is_signed or not app.is_production else None
         query = f"?{urlencode({Query.DEPLOY_ID.value: deploy_id})}" if deploy_id else ""
         return Request(
             "POST",
-            f"{client.api_origin}/fn/register{query}",
+            f"{app.api_origin}/fn/register{query}",
             headers,
             msgspec.json.encode(payload),
-            client.request_timeout,
+            app.request_timeout,
         )
 
     def _url_from(self, req: CommRequest, used: str) -> str:
@@ -225,32 +222,32 @@ class Syncer:
         return urlunsplit((scheme, netloc, path, "", ""))
 
     def _origin(self, req: CommRequest) -> tuple[str, str] | None:
-        origin = req.serve_origin or self._handler.serve_origin
+        origin = req.serve_origin or self._endpoint.serve_origin
         return read_serve_origin(origin, "serve_origin") if origin else None
 
     def _path(self, req: CommRequest) -> str | None:
-        handler = self._handler
-        path = req.public_path or handler.public_path or req.serve_path or handler.serve_path
+        endpoint = self._endpoint
+        path = req.public_path or endpoint.public_path or req.serve_path or endpoint.serve_path
         return with_slash(path) if path else None
 
     def _warn_of_other_path(self, req: CommRequest, path: str) -> None:
         """Warn if the app may be below a prefix: engines would call a wrong URL."""
-        if req.public_path or self._handler.public_path:
+        if req.public_path or self._endpoint.public_path:
             return
         with contextlib.suppress(URLInvalidError, ValueError):
             used = urlsplit(req.request_url).path
             if used and used != path:
-                self._client.logger.warning(
+                self._app.logger.warning(
                     "app %s syncs the path %s, and this sync came to %a: if the app is mounted below a prefix, set "
                     "public_path in serve(…)",
-                    self._client.app_id,
+                    self._app.app_id,
                     path,
                     used,
                 )
 
     def _configs(self, url: str) -> Sequence[dict[str, Any]]:
-        configs = [config for function in self._handler.functions for config in function.configs(url)]
-        if self._client.is_production:
+        configs = [config for function in self._endpoint.functions for config in function.configs(url)]
+        if self._app.is_production:
             for config in configs:
                 for step in config["steps"].values():
                     step["runtime"]["answerSignature"] = WHOLE_ANSWERS
@@ -259,7 +256,7 @@ class Syncer:
     def _warn(self, warning: object) -> None:
         """Log the engine's warning, for example that another app has the same id."""
         if isinstance(warning, str) and warning:
-            self._client.logger.warning("the engine says of this sync: %s", printable(warning))
+            self._app.logger.warning("the engine says of this sync: %s", printable(warning))
 
     def _hand_back(self, response: Response) -> CommResponse:
         try:
@@ -273,10 +270,10 @@ class Syncer:
             self._warn(answer.get("warning"))
             return CommResponse.from_json(answer, headers=headers)
         message = str(answer.get("error") or answer.get("message") or "the engine refused the sync").strip()
-        client = self._client
-        if client.is_production:  # In development, the developer who requested the sync sees the answer.
-            client.logger.error(
-                "%s refused to sync app %s: %s", redact_url(client.api_origin), client.app_id, printable(message)
+        app = self._app
+        if app.is_production:  # In development, the developer who requested the sync sees the answer.
+            app.logger.error(
+                "%s refused to sync app %s: %s", redact_url(app.api_origin), app.app_id, printable(message)
             )
         refused = CommResponse.from_error(RegistrationFailedError(message))
         refused.status_code = response.status

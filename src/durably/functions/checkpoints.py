@@ -5,24 +5,23 @@ import contextvars
 import time
 from collections.abc import Awaitable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 from urllib.parse import quote
 
 import msgspec
 
+from durably.app import App
 from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
 from durably.execution import Ending, Found, HandedOver, Memo, Outcome, Raised, Returned, StepInfo, StepReport
 from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
-from durably.middleware import MiddlewareStack
 from durably.options import Checkpointing
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.text import printable
+from durably.run_logger import Logger
 
+from .middleware_stack import MiddlewareStack
 from .step_results import encode_output, encode_step_output, finish
-
-if TYPE_CHECKING:
-    from durably.client import Client, Logger
 
 _ABSENCE_SECONDS = 60.0
 """How long an engine that has no such endpoint is not asked again."""
@@ -70,8 +69,8 @@ class HttpCheckpoints:
     Nothing is tried twice: the answer of the call is a second way for the same steps, and known to work.
     """
 
-    def __init__(self, client: "Client") -> None:
-        self._client = client
+    def __init__(self, app: App) -> None:
+        self._app = app
         self._absent_until = 0.0
         self.are_default = False
         self.join_answers = False
@@ -92,12 +91,12 @@ class HttpCheckpoints:
 
     async def commit(self, request: CheckpointRequest) -> None:
         """See ``Checkpoints``."""
-        client = self._client
-        url = f"{client.api_origin}/v1/checkpoint/{quote(request.run_id, safe='')}/async"
+        app = self._app
+        url = f"{app.api_origin}/v1/checkpoint/{quote(request.run_id, safe='')}/async"
         body = msgspec.json.encode(request)
-        http = Request("POST", url, client.headers(), body, client.request_timeout)
+        http = Request("POST", url, app.headers(), body, app.request_timeout)
         try:
-            response = await request_with_keys(AsyncIO(), http, client.signing_keys)
+            response = await request_with_keys(AsyncIO(), http, app.signing_keys)
         except TransportError as error:
             raise CheckpointRefusedError(str(error)) from None
         if response.status == HTTPStatus.CONFLICT:
@@ -126,7 +125,7 @@ class StepHandover:
         call: CheckpointRequest,
         io: IO,
         middleware: MiddlewareStack,
-        logger: "Logger",
+        logger: Logger,
     ) -> None:
         self._checkpoints = checkpoints
         self._config = config

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 from durably.errors import FunctionConfigInvalidError
@@ -26,7 +26,11 @@ from durably.options import (
 from durably.protocol.events import InternalEvent
 from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_CANCELS, MAX_CONCURRENCY, MAX_RETRIES, MAX_TRIGGERS
-from durably.serializers import Unset
+from durably.serializers import Serializer, Unset
+from durably.values.annotations import function_codec
+from durably.values.codecs import Codec
+
+T = TypeVar("T")
 
 _CHECKPOINTING = Checkpointing()
 
@@ -202,3 +206,43 @@ def cron_problem(text: str) -> str | None:
     if not all(_FIELD.fullmatch(field) for field in fields):
         return "is not valid; fields are made of numbers, names like MON or JAN, and * , - /"
     return None
+
+
+class FunctionDefinition(Generic[T]):
+    """A function's configuration and handler: the part that steps need to invoke it. ``T`` is its output."""
+
+    is_durable_function = True
+
+    def __init__(self, opts: FunctionOpts, handler: Callable[..., Any]) -> None:
+        self.opts = opts
+        self._handler = handler
+        self.__doc__ = handler.__doc__
+
+    if not TYPE_CHECKING:  # type checkers refuse the call by themselves
+
+        def __call__(self, *args, **kwargs):
+            raise FunctionConfigInvalidError(
+                f'function "{self.id}" cannot be called: send an event that triggers it, invoke it from another '
+                "function with ctx.step.invoke, or put the shared code into an ordinary function"
+            )
+
+    @property
+    def id(self) -> str:
+        """The id under which engines know the function: ``<app>-<fn_id>``."""
+        return self.opts.id
+
+    def get_id(self) -> str:
+        """The same as ``id``, under the name that users of the ``inngest`` package know."""
+        return self.id
+
+    @property
+    def local_id(self) -> str:
+        return self.opts.local_id
+
+    @property
+    def name(self) -> str:
+        return self.opts.name
+
+    def output_codec(self, serializer: Serializer | None) -> Codec | None:
+        """The output's codec: by ``output_type``, otherwise by the handler's annotation."""
+        return function_codec(f'function "{self.id}"', self._handler, self.opts.output_type, serializer)

@@ -2,14 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from durably.execution import Divergence, ReplayDivergedError, StepIdUnstableError
 from durably.protocol.errors import Error
 from durably.protocol.text import printable
-
-if TYPE_CHECKING:
-    from durably.client import Logger
+from durably.run_logger import Logger
 
 _MAX_RUNS = 1_000
 _MAX_NAMES = 10_000
@@ -31,7 +28,7 @@ class Divergences:
         self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()  # most unreached steps so far, and growths
         self.names: dict[str, str] = {}
 
-    def report(self, run_id: str, divergence: Divergence, logger: "Logger", *, is_strict: bool) -> Error | None:
+    def report(self, run_id: str, divergence: Divergence, logger: Logger, *, is_strict: bool) -> Error | None:
         """Log a divergence, once for each run and number of unreached steps. Returns the error that fails the run."""
         if len(self.names) > _MAX_NAMES:
             self.names.clear()

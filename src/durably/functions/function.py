@@ -5,10 +5,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from durably.app import App
 from durably.context import Context, ContextSync, Step, StepSync
 from durably.errors import Error, FunctionConfigInvalidError, FunctionNotServedError
 from durably.execution import (
@@ -34,7 +35,6 @@ from durably.groups import Group, GroupSync
 from durably.io.http_client import IO
 from durably.io.loop_watch import loop_watch
 from durably.io.worker_threads import StepThreads, WorkerThreads
-from durably.middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 from durably.protocol.call import CallContext, CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.text import printable
@@ -45,12 +45,11 @@ from durably.values.annotations import encode_as, function_codec
 from durably.values.codecs import Codec, SerializerCodec
 
 from .checkpoints import CallStanding, Checkpoints, StepHandover
-from .config import FunctionOpts
+from .config import FunctionDefinition, FunctionOpts
 from .divergences import Divergences
+from .hooks import MiddlewareFactory, TransformOutputResult
+from .middleware_stack import MiddlewareStack
 from .step_results import Timings, check_found
-
-if TYPE_CHECKING:
-    from durably.client import Client
 
 _SHARED_SECONDS = 1.0
 """How long a call of a sync function goes on to steps of other calls: a request should not outlast a step by much."""
@@ -91,10 +90,8 @@ class FunctionCall:
     threads: WorkerThreads | None = None
 
 
-class Function(Generic[T]):
+class Function(FunctionDefinition[T]):
     """A durable function, made by ``Client.create_function``."""
-
-    is_durable_function = True
 
     def __init__(
         self,
@@ -111,58 +108,31 @@ class Function(Generic[T]):
                 _check_is_no_generator(opts, given)
                 _check_takes_context(opts, given)
                 _check_context_kind(opts, given)
-        self.opts = opts
-        self._handler = handler
+        super().__init__(opts, handler)
         self._on_failure = on_failure
         self._pointed_out: set[str] = set()
         self.divergences = {name: Divergences(name) for name in (opts.id, opts.failure_id)}
         self.is_handler_async = is_async(handler)
         self.is_on_failure_handler_async = None if on_failure is None else is_async(on_failure)
         self._middleware = middleware
-        self.__doc__ = handler.__doc__
 
     def __repr__(self) -> str:
         return f"Function({self.id!r})"
-
-    if not TYPE_CHECKING:  # type checkers refuse the call by themselves
-
-        def __call__(self, *args, **kwargs):
-            raise FunctionConfigInvalidError(
-                f'function "{self.id}" cannot be called: send an event that triggers it, invoke it from another '
-                "function with ctx.step.invoke, or put the shared code into an ordinary function"
-            )
-
-    @property
-    def id(self) -> str:
-        """The id under which engines know the function: ``<app>-<fn_id>``."""
-        return self.opts.id
-
-    def get_id(self) -> str:
-        """The same as ``id``, under the name that users of the ``inngest`` package know."""
-        return self.id
-
-    @property
-    def local_id(self) -> str:
-        return self.opts.local_id
-
-    @property
-    def name(self) -> str:
-        return self.opts.name
 
     @property
     def on_failure_fn_id(self) -> str | None:
         return self.opts.failure_id if self._on_failure is not None else None
 
-    def is_replay_strict(self, client: "Client") -> bool:
+    def is_replay_strict(self, app: App) -> bool:
         """Whether a run fails if its function no longer reaches the run's finished steps."""
-        return client.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
+        return app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
 
-    def point_out_duration(self, client: "Client", step_id: str, milliseconds: int) -> None:
+    def point_out_duration(self, app: App, step_id: str, milliseconds: int) -> None:
         """Warn once for each step, in development."""
         if step_id in self._pointed_out or len(self._pointed_out) >= _MAX_POINTED_OUT:
             return
         self._pointed_out.add(step_id)
-        client.logger.warning(
+        app.logger.warning(
             'step "%s" of function "%s": %d means %d milliseconds; write "%ds" if you mean seconds, "%dms" if not',
             step_id,
             self.id,
@@ -179,26 +149,26 @@ class Function(Generic[T]):
         own = [self.opts.to_wire(app_url)]
         return own if self._on_failure is None else [*own, self.opts.failure_to_wire(app_url)]
 
-    async def call(self, client: "Client", call: FunctionCall, io: IO) -> Outcome:
+    async def call(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it."""
-        middleware = MiddlewareStack([*client.middleware, *self._middleware], client, call.raw_request, io)
+        middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
         told = _tell_call(call)
-        handover = self._open_handover(client, call, told, io, middleware)
+        handover = self._open_handover(app, call, told, io, middleware)
         if handover is None:
-            ending = await self._run(client, call, told, io, middleware, None)
+            ending = await self._run(app, call, told, io, middleware, None)
             assert not isinstance(ending, HandedOver)
             return ending
         try:
-            return await handover.conclude(await self._run(client, call, told, io, middleware, handover))
+            return await handover.conclude(await self._run(app, call, told, io, middleware, handover))
         finally:
             handover.close()
 
-    def call_sync(self, client: "Client", call: FunctionCall, io: IO) -> Outcome:
+    def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
-        return drive(self.call(client, call, io))
+        return drive(self.call(app, call, io))
 
     def _open_handover(
-        self, client: "Client", call: FunctionCall, told: CheckpointRequest, io: IO, middleware: MiddlewareStack
+        self, app: App, call: FunctionCall, told: CheckpointRequest, io: IO, middleware: MiddlewareStack
     ) -> StepHandover | None:
         """``None`` for a call that ends with the first step it executes: one that targets a step, and one that is
         made again, since engines count attempts by call and the steps after the one that failed have their own."""
@@ -207,11 +177,11 @@ class Function(Generic[T]):
         config = self.opts.checkpointing_or(call.checkpoints.are_default)
         if config is None:
             return None
-        return StepHandover(call.checkpoints, config, told, io, middleware, client.logger)
+        return StepHandover(call.checkpoints, config, told, io, middleware, app.logger)
 
     async def _run(
         self,
-        client: "Client",
+        app: App,
         call: FunctionCall,
         told: CheckpointRequest,
         io: IO,
@@ -219,7 +189,7 @@ class Function(Generic[T]):
         handover: Handover | None,
     ) -> Ending:
         try:
-            ending = await self._execute(client, call, told, io, middleware, handover)
+            ending = await self._execute(app, call, told, io, middleware, handover)
             ending = await self._transform_output(ending, call, middleware)
             await middleware.call("before_response")
         except Exception as error:
@@ -228,7 +198,7 @@ class Function(Generic[T]):
 
     async def _execute(
         self,
-        client: "Client",
+        app: App,
         call: FunctionCall,
         told: CheckpointRequest,
         io: IO,
@@ -236,12 +206,12 @@ class Function(Generic[T]):
         handover: Handover | None,
     ) -> Ending:
         handler = self._handler_for(call.function_id)
-        replay = _make_replay(client, call, middleware, handover, _standing_of(call, told, io))
+        replay = _make_replay(app, call, middleware, handover, _standing_of(call, told, io))
         replay.names = self.divergences[call.function_id].names
         replay.function_id = call.function_id
-        replay.findings = _Findings(self, client, call)
+        replay.findings = _Findings(self, app, call)
         is_async = self.is_async(call.function_id)
-        ctx, run = _make_context(is_async, client, call, replay, io, middleware)
+        ctx, run = _make_context(is_async, app, call, replay, io, middleware)
         began = call.timings.begin("mw.transform_input")
         if middleware:
             await middleware.call("transform_input", ctx, self, replay.memos)
@@ -250,27 +220,23 @@ class Function(Generic[T]):
         began = call.timings.begin("function")
         try:
             running = run(partial(handler, ctx))
-            ending = await (loop_watch.watch(running, client.logger) if is_async else running)
+            ending = await (loop_watch.watch(running, app.logger) if is_async else running)
         finally:
             call.timings.end("function", began)
             step_context.reset(token)
         await middleware.end_execution()
         if isinstance(ending, Found):
             check_found(ending.reports)
-        return self._encode(ending, handler, client) if isinstance(ending, Returned) else ending
+        return self._encode(ending, handler, app) if isinstance(ending, Returned) else ending
 
-    def _encode(self, returned: Returned, handler: Handler[Any], client: "Client") -> Returned | Raised:
+    def _encode(self, returned: Returned, handler: Handler[Any], app: App) -> Returned | Raised:
         is_own = handler is self._handler
         source = f'function "{self.id}"' if is_own else f'on_failure of function "{self.id}"'
         try:
-            codec = self.output_codec(client.serializer) if is_own else self._failure_codec(handler, client.serializer)
+            codec = self.output_codec(app.serializer) if is_own else self._failure_codec(handler, app.serializer)
             return Returned(returned.value if codec is None else encode_as(codec, source, returned.value), source)
         except Exception as error:
             return Raised(error)
-
-    def output_codec(self, serializer: Serializer | None) -> Codec | None:
-        """The output's codec: by ``output_type``, otherwise by the handler's annotation."""
-        return function_codec(f'function "{self.id}"', self._handler, self.opts.output_type, serializer)
 
     def _failure_codec(self, handler: Handler[Any], serializer: Serializer | None) -> Codec | None:
         codec = function_codec(f'on_failure of function "{self.id}"', handler, Unset, serializer)
@@ -309,32 +275,32 @@ class Function(Generic[T]):
 class _Findings:
     """Reports what a call finds (an ``execution.Findings``)."""
 
-    __slots__ = ("_call", "_client", "_function")
+    __slots__ = ("_app", "_call", "_function")
 
-    def __init__(self, function: Function[Any], client: "Client", call: FunctionCall) -> None:
+    def __init__(self, function: Function[Any], app: App, call: FunctionCall) -> None:
         self._function = function
-        self._client = client
+        self._app = app
         self._call = call
 
     def small_duration(self, step_id: str, milliseconds: int) -> None:
-        if not self._client.is_production:
-            self._function.point_out_duration(self._client, step_id, milliseconds)
+        if not self._app.is_production:
+            self._function.point_out_duration(self._app, step_id, milliseconds)
 
     def divergence(self, divergence: Divergence) -> Error | None:
         return self._function.divergences[self._call.function_id].report(
             self._call.context.run_id,
             divergence,
-            logger=self._client.logger,
-            is_strict=self._function.is_replay_strict(self._client),
+            logger=self._app.logger,
+            is_strict=self._function.is_replay_strict(self._app),
         )
 
     def left_steps(self, step_ids: Sequence[str]) -> None:
-        _tell_left_steps(self._client, self._call, step_ids)
+        _tell_left_steps(self._app, self._call, step_ids)
 
 
-def _tell_left_steps(client: "Client", call: FunctionCall, step_ids: Sequence[str]) -> None:
+def _tell_left_steps(app: App, call: FunctionCall, step_ids: Sequence[str]) -> None:
     more = len(step_ids) - _MAX_LISTED
-    client.logger.warning(
+    app.logger.warning(
         'function "%s", run %s: the function returned without steps that it had given to a task or to gather, which '
         "nothing awaited: %s%s. They are not finished, and nothing waits for their results: await the task or the "
         "gather, or cancel it",
@@ -376,7 +342,7 @@ def _standing_of(call: FunctionCall, told: CheckpointRequest, io: IO) -> CallSta
 
 
 def _make_replay(
-    client: "Client",
+    app: App,
     call: FunctionCall,
     middleware: MiddlewareStack,
     handover: Handover | None,
@@ -398,24 +364,22 @@ def _make_replay(
         stand_in=call.stand_in,
     )
     if call.threads is not None:
-        replay.threads = StepThreads(call.threads, client.logger, call.function_id, context.run_id)
+        replay.threads = StepThreads(call.threads, app.logger, call.function_id, context.run_id)
     if context.also:
         replay.has_time = _watch(_SHARED_SECONDS)
     return replay
 
 
-async def _send_in_step(
-    client: "Client", call: FunctionCall, io: IO, middleware: MiddlewareStack, events: Any
-) -> list[str]:
+async def _send_in_step(app: App, call: FunctionCall, io: IO, middleware: MiddlewareStack, events: Any) -> list[str]:
     step = in_step.get()
     assert step is not None, "only steps send"
     seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
-    return await send_events(client, events, io, middleware, seed)
+    return await send_events(app, events, io, middleware, seed)
 
 
 def _make_context(
     is_async: bool,
-    client: "Client",
+    app: App,
     call: FunctionCall,
     replay: Replay,
     io: IO,
@@ -427,19 +391,19 @@ def _make_context(
         "events": call.events,
         "run_id": call.context.run_id,
         "attempt": call.context.attempt,
-        "logger": run_logger(client.logger, RunContext(replay, client.app_id, call.function_id, call.context.run_id)),
+        "logger": run_logger(app.logger, RunContext(replay, app.app_id, call.function_id, call.context.run_id)),
         "request_id": call.request_id,
         "job_id": call.job_id,
     }
 
-    send = partial(_send_in_step, client, call, io, middleware)
+    send = partial(_send_in_step, app, call, io, middleware)
     if is_async:
         async_call = AsyncCall(replay)
-        ctx = Context(**shared, step=Step(client, async_call, send), group=Group(async_call))
+        ctx = Context(**shared, step=Step(app, async_call, send), group=Group(async_call))
         return ctx, async_call.run
 
     sync_call = SyncCall(replay)
-    step = StepSync(client, sync_call, lambda events: drive(send(events)))
+    step = StepSync(app, sync_call, lambda events: drive(send(events)))
 
     async def run(function: Callable[[], Any]) -> Ending:
         return sync_call.run(function)

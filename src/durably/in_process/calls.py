@@ -49,7 +49,7 @@ class HandedAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
 def sync_of(handler: CommHandler) -> SyncRequest:
     """What tells the engine an app's functions. Its URL names the app, and is never called."""
     url = f"embedded://{quote(handler.client.app_id, safe='')}"
-    return msgspec.convert(Syncer(handler).payload(url), SyncRequest)
+    return msgspec.convert(Syncer(handler.endpoint).payload(url), SyncRequest)
 
 
 def hand_over(function: Function, data: CallData, body: bytes, settings: EngineSettings) -> HandedCall:

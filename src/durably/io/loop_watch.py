@@ -12,13 +12,11 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from durably.execution import running_step
 from durably.protocol.text import printable
-
-if TYPE_CHECKING:
-    from durably.client import Logger
+from durably.run_logger import Logger
 
 T = TypeVar("T")
 
@@ -63,7 +61,7 @@ class LoopWatch:
         self._told: dict[Running, float] = {}
         self._logger: Logger | None = None
 
-    async def watch(self, call: Coroutine[Any, Any, T], logger: "Logger") -> T:
+    async def watch(self, call: Coroutine[Any, Any, T], logger: Logger) -> T:
         """Await a call of an async function, on its event loop."""
         loop = asyncio.get_running_loop()
         watched = self._loops.get(loop)

@@ -8,13 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from durably.execution import StepInfo
 from durably.protocol.text import printable
-
-if TYPE_CHECKING:
-    from durably.client import Logger
+from durably.run_logger import Logger
 
 T = TypeVar("T")
 
@@ -121,7 +119,7 @@ def _reject(done: "asyncio.Future[T]", error: BaseException) -> None:
 class StepThreads:
     """Worker threads for the steps of one call (an ``execution.Threads``)."""
 
-    def __init__(self, threads: WorkerThreads, logger: "Logger", function_id: str, run_id: str) -> None:
+    def __init__(self, threads: WorkerThreads, logger: Logger, function_id: str, run_id: str) -> None:
         self._threads = threads
         self._logger = logger
         self._function_id = function_id

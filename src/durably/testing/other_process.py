@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from durably.client import Client
+from durably.app import App
 from durably.comm import CommHandler
 from durably.functions.function import Function
 from durably.protocol.headers import ServerKind
@@ -56,7 +56,7 @@ def find_place(wanted: object) -> Place | None:
     return None
 
 
-def replay_elsewhere(client: Client, function: Function[Any], function_id: str, bodies: Sequence[bytes]) -> list[Found]:
+def replay_elsewhere(client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]) -> list[Found]:
     """What each of the calls finds in a new process. Raises ``OtherProcessError``."""
     client_place, function_place = find_place(client), find_place(function)
     if client_place is None or function_place is None:
