@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import urllib3
 
 from durably.in_process import sockets
+from durably.in_process.write_lock import find_write_lock_holder
 
 from .functions import Diary
 
@@ -33,6 +34,11 @@ def eventually(look: Callable[[], T | None], what: str, seconds: float = 90) -> 
         time.sleep(pause)
         pause = min(pause * 1.5, 0.1)
     return seen
+
+
+def state_of(process_id: int) -> str:
+    """The process's state in ``/proc``: ``T`` if it is stopped."""
+    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 class Cluster:
@@ -63,7 +69,7 @@ class Cluster:
             return self._http.request("GET", f"{self.origin}/process").status == 200
         return False
 
-    def owner(self) -> int | None:
+    def leader(self) -> int | None:
         """The process that listens at the newest socket and shows that it lives."""
         newest = sockets.newest(sockets.directory_of(self.database))
         if newest is None:
@@ -77,16 +83,28 @@ class Cluster:
                 return int(struct.unpack("3i", credentials)[0])
         return None
 
-    def wait_owner(self, but: int | None = None) -> int:
+    def wait_leader(self, but: int | None = None) -> int:
         def look() -> int | None:
-            owner = self.owner()
-            return None if owner == but else owner
+            leader = self.leader()
+            return None if leader == but else leader
 
-        return eventually(look, "a process owns the database")
+        return eventually(look, "a process leads the database")
+
+    def stop_between_transactions(self, process_id: int) -> None:
+        """Stop a process while it does not hold SQLite's write lock, because nobody could take that from it."""
+        while True:
+            os.kill(process_id, signal.SIGSTOP)
+            if sys.platform != "linux":
+                return
+            eventually(lambda: state_of(process_id) == "T", "it stops")
+            holder = find_write_lock_holder(self.database)
+            if holder is None or holder.process_id != process_id:
+                return
+            os.kill(process_id, signal.SIGCONT)
 
     def workers(self) -> set[int]:
         """The processes that have joined and still live. Others may have their ids by now."""
-        joined = {int(number) for number in re.findall(r"process (\d+) (?:owns|follows)", self.log())}
+        joined = {int(number) for number in re.findall(r"process (\d+) (?:is now the leader|follows)", self.log())}
         return {number for number in joined if self._is_of_server(number)}
 
     def _is_of_server(self, process_id: int) -> bool:
@@ -113,9 +131,9 @@ class Cluster:
         assert len(self.run_statuses()) == count
 
     def wait_joined(self, workers: int) -> int:
-        """Once all are members; the owner."""
-        eventually(lambda: self.log().count("follows the one") >= workers - 1, f"{workers} processes have joined")
-        return self.wait_owner()
+        """When all are nodes; the leader."""
+        eventually(lambda: self.log().count("follows the leader") >= workers - 1, f"{workers} processes have joined")
+        return self.wait_leader()
 
     def log(self) -> str:
         path = self.directory / "log"

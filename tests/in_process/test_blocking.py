@@ -19,13 +19,13 @@ SECONDS = 2 * LEASE.total_seconds()
 @pytest.mark.parametrize("blocks_loop", [False, True], ids=["sync-handler", "blocked-loop"])
 def test_a_step_that_blocks_for_longer_than_the_lease_runs_once(blocks_loop: bool, tmp_path: Path) -> None:
     with serving(uvicorn("fast_api_app", 2), tmp_path) as cluster:
-        owner = cluster.wait_joined(2)
+        leader = cluster.wait_joined(2)
         data = {"seconds": SECONDS, "blocks_loop": blocks_loop}
         cluster.send(*({"name": "pay", "id": str(number), "data": data} for number in range(2)))
         cluster.wait_completed(2)
         assert set(Counter(entry["run"] for entry in cluster.diary.entries("charged")).values()) == {1}
-        assert cluster.owner() == owner
-        assert "no sign of life" not in cluster.log()
+        assert cluster.leader() == leader
+        assert "no heartbeat" not in cluster.log()
 
 
 async def test_a_blocked_event_loop_delays_no_timer_and_no_sync_function(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ async def test_a_blocked_event_loop_delays_no_timer_and_no_sync_function(tmp_pat
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_step_that_brings_its_process_down_uses_up_its_attempts(how: signal.Signals, tmp_path: Path) -> None:
-    """The killed processes may be two owners, or an owner and a follower."""
+    """The killed processes may be two leaders, or a leader and a follower."""
     with serving(gunicorn("flask_app", 1 if how == signal.SIGKILL else 3), tmp_path) as cluster:
-        cluster.wait_owner()
+        cluster.wait_leader()
         cluster.send({"name": "signal", "id": "one", "data": {"signal": how}})
         eventually(lambda: "Failed" in cluster.run_statuses().values(), "the run fails", seconds=60)
         assert [entry["attempt"] for entry in cluster.diary.entries("signalled")] == [0, 1]

@@ -19,10 +19,10 @@ EVENTS = 30
 
 
 def pick(cluster: Cluster, random_: random.Random) -> int:
-    """The owner, or another worker."""
-    owner = cluster.wait_owner()
-    others = sorted(cluster.workers() - {owner})
-    return owner if not others or random_.random() < 0.5 else random_.choice(others)
+    """The leader, or another worker."""
+    leader = cluster.wait_leader()
+    others = sorted(cluster.workers() - {leader})
+    return leader if not others or random_.random() < 0.5 else random_.choice(others)
 
 
 def send_load(cluster: Cluster, round_: int) -> None:
@@ -79,11 +79,10 @@ def test_workers_are_stopped_and_revived(server: str, tmp_path: Path) -> None:
         cluster.wait_joined(WORKERS)
         for round_ in range(ROUNDS):
             send_load(cluster, round_)
-            owner, stopped = cluster.wait_owner(), pick(cluster, random_)
-            os.kill(stopped, signal.SIGSTOP)
-            if stopped == owner:
-                # Under load it is often stopped inside of a transaction: then the others kill it.
-                cluster.wait_owner(but=owner)
+            leader, stopped = cluster.wait_leader(), pick(cluster, random_)
+            cluster.stop_between_transactions(stopped)
+            if stopped == leader:
+                cluster.wait_leader(but=leader)
             with suppress(ProcessLookupError):
                 os.kill(stopped, signal.SIGCONT)
         assert_all_is_there(cluster)

@@ -15,7 +15,7 @@ def durably(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
 
 
-def test_commands_reach_the_owner(tmp_path: Path) -> None:
+def test_commands_reach_the_leader(tmp_path: Path) -> None:
     database = str(tmp_path / "durably.db")
     with serving(gunicorn("flask_app", 2), tmp_path) as cluster:
         cluster.wait_joined(2)

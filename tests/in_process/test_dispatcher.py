@@ -1,4 +1,4 @@
-"""Handing calls out: to the least busy, no more than each takes, and none for which there is nobody."""
+"""Dispatch of calls: to the least busy worker, up to its capacity, and unreached if no worker serves the function."""
 
 import asyncio
 import datetime as dt
@@ -13,27 +13,27 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.in_process.calls import HandedAnswer, HandedCall
-from durably.in_process.dispatcher import Offer, Roster
-from durably.in_process.errors import CallHandedBackError, WorkerLostError
+from durably.in_process.calls import AssignedCall, CallAnswer
+from durably.in_process.dispatcher import Capacity, Dispatcher
+from durably.in_process.errors import CallReturnedError, WorkerLostError
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
 
-DONE = HandedAnswer(200, {"x-inngest-sdk": "test"}, b"1")
+DONE = CallAnswer(200, {"x-inngest-sdk": "test"}, b"1")
 
 
 class FakeWorker:
-    """Answers when it is told to."""
+    """Answers when the test releases it."""
 
     def __init__(self) -> None:
-        self.calls: list[asyncio.Future[HandedAnswer]] = []
+        self.calls: list[asyncio.Future[CallAnswer]] = []
         self.most = 0
 
     @property
     def under_way(self) -> int:
         return sum(not call.done() for call in self.calls)
 
-    async def answer(self, call: HandedCall) -> HandedAnswer:
-        future: asyncio.Future[HandedAnswer] = asyncio.get_running_loop().create_future()
+    async def answer(self, call: AssignedCall) -> CallAnswer:
+        future: asyncio.Future[CallAnswer] = asyncio.get_running_loop().create_future()
         self.calls.append(future)
         self.most = max(self.most, self.under_way)
         return await future
@@ -42,15 +42,15 @@ class FakeWorker:
         next(call for call in self.calls if not call.done()).set_result(DONE)
 
 
-def call(roster: Roster, function_id: str = "f", *, priority: int = 0) -> asyncio.Task[Answer]:
+def call(dispatcher: Dispatcher, function_id: str = "f", *, priority: int = 0) -> asyncio.Task[Answer]:
     step = StepConfig(id="step", runtime=Runtime(url="embedded://app"), retries=Retries(attempts=0))
     function = Function.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
     data = CallData("run", function_id, Call(generation=1, due=0), 1, False, b"{}", [], priority=priority)
-    return asyncio.get_running_loop().create_task(roster.call(function, data, b"{}"))
+    return asyncio.get_running_loop().create_task(dispatcher.call(function, data, b"{}"))
 
 
-def offer(max_calls: int, *function_ids: str) -> Offer:
-    return Offer(1, frozenset(function_ids or ("f",)), max_calls)
+def capacity(max_calls: int, *function_ids: str) -> Capacity:
+    return Capacity(1, frozenset(function_ids or ("f",)), max_calls)
 
 
 async def settle() -> None:
@@ -59,16 +59,16 @@ async def settle() -> None:
 
 
 @pytest.fixture
-def roster() -> Roster:
-    return Roster(EngineSettings())
+def dispatcher() -> Dispatcher:
+    return Dispatcher(EngineSettings())
 
 
-async def test_the_least_busy_of_those_that_serve_the_function_gets_the_call(roster: Roster) -> None:
+async def test_the_least_busy_worker_of_a_function_gets_the_call(dispatcher: Dispatcher) -> None:
     small, large, other = FakeWorker(), FakeWorker(), FakeWorker()
-    roster.add(small, offer(2))
-    roster.add(large, offer(6))
-    roster.add(other, offer(9, "g"))
-    calls = [call(roster) for _ in range(4)]
+    dispatcher.add(small, capacity(2))
+    dispatcher.add(large, capacity(6))
+    dispatcher.add(other, capacity(9, "g"))
+    calls = [call(dispatcher) for _ in range(4)]
     await settle()
     assert (small.under_way, large.under_way, other.under_way) == (1, 3, 0)
     for worker in (small, large):
@@ -77,10 +77,10 @@ async def test_the_least_busy_of_those_that_serve_the_function_gets_the_call(ros
     assert await asyncio.gather(*calls) == [Returned(b"1")] * 4
 
 
-async def test_calls_for_which_there_is_no_room_wait_in_order(roster: Roster) -> None:
+async def test_calls_without_capacity_wait_in_order(dispatcher: Dispatcher) -> None:
     worker = FakeWorker()
-    roster.add(worker, offer(1))
-    first, second, third = (call(roster) for _ in range(3))
+    dispatcher.add(worker, capacity(1))
+    first, second, third = (call(dispatcher) for _ in range(3))
     await settle()
     second.cancel()
     worker.finish_one()
@@ -92,13 +92,13 @@ async def test_calls_for_which_there_is_no_room_wait_in_order(roster: Roster) ->
     assert second.cancelled()
 
 
-async def test_many_calls_of_a_function_leave_room_for_anothers(roster: Roster) -> None:
+async def test_many_calls_of_a_function_leave_capacity_for_others(dispatcher: Dispatcher) -> None:
     worker = FakeWorker()
-    roster.add(worker, offer(10, "busy", "single", "more"))
-    busy = [call(roster, "busy") for _ in range(50)]
+    dispatcher.add(worker, capacity(10, "busy", "single", "more"))
+    busy = [call(dispatcher, "busy") for _ in range(50)]
     await settle()
     assert worker.under_way == 9
-    single = call(roster, "single")
+    single = call(dispatcher, "single")
     await settle()
     assert worker.under_way == 10
     worker.calls[9].set_result(DONE)
@@ -107,13 +107,13 @@ async def test_many_calls_of_a_function_leave_room_for_anothers(roster: Roster) 
         task.cancel()
 
 
-async def test_calls_that_wait_go_by_their_priority(roster: Roster) -> None:
+async def test_waiting_calls_are_ordered_by_priority(dispatcher: Dispatcher) -> None:
     worker = FakeWorker()
-    roster.add(worker, offer(1))
+    dispatcher.add(worker, capacity(1))
     order: list[int] = []
 
     async def record(priority: int) -> None:
-        await call(roster, priority=priority)
+        await call(dispatcher, priority=priority)
         order.append(priority)
 
     async with asyncio.TaskGroup() as tasks:
@@ -126,29 +126,29 @@ async def test_calls_that_wait_go_by_their_priority(roster: Roster) -> None:
     assert order == [0, 60_000, 0, -60_000]
 
 
-async def test_nobody_serves_the_function(roster: Roster) -> None:
-    roster.add(FakeWorker(), offer(0))
-    assert isinstance(await call(roster), Unreached)
+async def test_a_function_that_no_worker_serves_is_unreached(dispatcher: Dispatcher) -> None:
+    dispatcher.add(FakeWorker(), capacity(0))
+    assert isinstance(await call(dispatcher), Unreached)
 
 
-async def test_the_last_that_served_a_function_goes_while_calls_wait(roster: Roster) -> None:
+async def test_waiting_calls_end_when_the_last_worker_of_a_function_leaves(dispatcher: Dispatcher) -> None:
     worker = FakeWorker()
-    seat = roster.add(worker, offer(1))
-    calls = [call(roster) for _ in range(2)]
+    slots = dispatcher.add(worker, capacity(1))
+    calls = [call(dispatcher) for _ in range(2)]
     await settle()
-    roster.remove(seat)
+    dispatcher.remove(slots)
     assert isinstance(await calls[1], Unreached)
     worker.calls[0].set_exception(WorkerLostError("gone"))
     assert isinstance(await calls[0], AttemptFailed)
 
 
-async def test_a_call_that_is_handed_back_uses_up_no_attempt(roster: Roster) -> None:
+async def test_a_returned_call_uses_up_no_attempt(dispatcher: Dispatcher) -> None:
     worker = FakeWorker()
-    roster.add(worker, offer(1))
-    handed_back = call(roster)
+    dispatcher.add(worker, capacity(1))
+    returned = call(dispatcher)
     await settle()
-    worker.calls[0].set_exception(CallHandedBackError("stops"))
-    assert isinstance(await handed_back, Unreached)
+    worker.calls[0].set_exception(CallReturnedError("stops"))
+    assert isinstance(await returned, Unreached)
 
 
 @settings(max_examples=60, deadline=None)
@@ -158,16 +158,16 @@ async def test_a_call_that_is_handed_back_uses_up_no_attempt(roster: Roster) -> 
 )
 def test_any_history_fills_the_room_and_no_more(room: list[int], happenings: list[str]) -> None:
     async def play() -> None:
-        roster = Roster(EngineSettings())
+        dispatcher = Dispatcher(EngineSettings())
         workers = [FakeWorker() for _ in room]
         for worker, max_calls in zip(workers, room, strict=True):
-            roster.add(worker, offer(max_calls))
+            dispatcher.add(worker, capacity(max_calls))
         calls: list[asyncio.Task[Answer]] = []
         for happening in happenings:
             open_calls = [each for each in calls if not each.done()]
             busy = [worker for worker in workers if worker.under_way]
             if happening == "call":
-                calls.append(call(roster))
+                calls.append(call(dispatcher))
             elif happening == "cancel" and open_calls:
                 open_calls[len(open_calls) // 2].cancel()
             elif happening == "finish" and busy:
@@ -187,13 +187,13 @@ def test_any_history_fills_the_room_and_no_more(room: list[int], happenings: lis
 
 
 @pytest.fixture
-def impatient() -> Roster:
-    return Roster(EngineSettings(call_timeout=dt.timedelta(seconds=0.05)))
+def impatient() -> Dispatcher:
+    return Dispatcher(EngineSettings(call_timeout=dt.timedelta(seconds=0.05)))
 
 
-async def test_a_call_that_takes_too_long_has_failed_and_makes_room(impatient: Roster) -> None:
+async def test_a_call_that_times_out_fails_and_frees_its_slot(impatient: Dispatcher) -> None:
     worker = FakeWorker()
-    impatient.add(worker, offer(2))
+    impatient.add(worker, capacity(2))
     late, quick, next_ = (call(impatient) for _ in range(3))
     await settle()
     worker.calls[1].set_result(DONE)
@@ -207,8 +207,8 @@ async def test_a_call_that_takes_too_long_has_failed_and_makes_room(impatient: R
     assert late.cancelling() == 0
 
 
-async def test_a_call_that_is_given_up_just_as_it_is_late_is_given_up(impatient: Roster) -> None:
-    impatient.add(FakeWorker(), offer(1))
+async def test_a_call_that_is_cancelled_at_its_timeout_is_cancelled(impatient: Dispatcher) -> None:
+    impatient.add(FakeWorker(), capacity(1))
     given_up = call(impatient)
     await settle()
     loop = asyncio.get_running_loop()

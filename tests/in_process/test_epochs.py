@@ -1,4 +1,4 @@
-"""Two engines on one database, as when an owner is thought dead: only that of the newest epoch writes."""
+"""Two engines on one database, as when a leader is thought dead: only that of the newest epoch writes."""
 
 import asyncio
 from pathlib import Path
@@ -35,7 +35,7 @@ async def test_the_earlier_engine_can_write_nothing_any_more_and_closes(tmp_path
     await later.close()
 
 
-async def test_asked_whether_it_is_the_owner_still(tmp_path: Path) -> None:
+async def test_verify_fails_after_a_takeover(tmp_path: Path) -> None:
     earlier, epoch = await open_engine(tmp_path / "durably.db")
     await earlier.verify()
     later, _ = await open_engine(tmp_path / "durably.db", after_epoch=epoch)
@@ -46,7 +46,7 @@ async def test_asked_whether_it_is_the_owner_still(tmp_path: Path) -> None:
     await later.close()
 
 
-async def test_of_two_that_take_over_from_one_owner_one_does(tmp_path: Path) -> None:
+async def test_of_two_that_take_over_from_one_leader_one_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "durably.db"
     stopped, epoch = await open_engine(path)
     taken = await asyncio.gather(*(open_engine(path, after_epoch=epoch) for _ in range(4)), return_exceptions=True)
@@ -58,7 +58,7 @@ async def test_of_two_that_take_over_from_one_owner_one_does(tmp_path: Path) -> 
     await stopped.close()
 
 
-def test_the_lock_file_tells_what_holds_it(tmp_path: Path) -> None:
+def test_the_lock_file_names_its_holder(tmp_path: Path) -> None:
     path = tmp_path / "durably.db"
     assert read_note(path) == ""
     lock = DatabaseLock(path, "in-process")

@@ -1,8 +1,8 @@
-"""When a process must doubt what it knew: after a gap in its contact with the others."""
+"""When the view of a process may be stale: after a gap in its contact with the others."""
 
 import pytest
 
-from durably.in_process.heartbeat import Pulse
+from durably.in_process.heartbeat import Heartbeat
 
 
 class Clock:
@@ -17,45 +17,45 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_there_is_no_doubt_while_it_beats(clock: Clock) -> None:
-    pulse = Pulse(1.0, clock)
+def test_a_view_is_fresh_while_the_heartbeat_continues(clock: Clock) -> None:
+    heartbeat = Heartbeat(1.0, clock)
     for _ in range(10):
         clock.now += 0.9
-        assert not pulse.is_doubtful(since=100.0)
-        pulse.beat()
+        assert not heartbeat.may_be_stale(since=100.0)
+        heartbeat.beat()
 
 
-def test_a_beat_that_is_overdue_is_reason_for_doubt(clock: Clock) -> None:
-    pulse = Pulse(1.0, clock)
+def test_a_view_may_be_stale_when_a_beat_is_overdue(clock: Clock) -> None:
+    heartbeat = Heartbeat(1.0, clock)
     clock.now += 1.1
-    assert pulse.is_doubtful(since=100.0)
-    assert pulse.is_doubtful(since=clock.now)
+    assert heartbeat.may_be_stale(since=100.0)
+    assert heartbeat.may_be_stale(since=clock.now)
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_after_a_gap_what_was_known_before_it_stays_doubtful(clock: Clock, is_lost: bool) -> None:
-    pulse = Pulse(1.0, clock)
+def test_a_view_from_before_a_gap_stays_stale(clock: Clock, is_lost: bool) -> None:
+    heartbeat = Heartbeat(1.0, clock)
     if is_lost:
-        pulse.lose_contact()
+        heartbeat.lose_contact()
     else:
         clock.now += 5.0
-        pulse.beat()
+        heartbeat.beat()
     ended = clock.now
     for _ in range(4):
         clock.now += 0.5
-        pulse.beat()
-    assert pulse.is_doubtful(since=ended - 0.1)
-    assert not pulse.is_doubtful(since=ended + 0.1)
+        heartbeat.beat()
+    assert heartbeat.may_be_stale(since=ended - 0.1)
+    assert not heartbeat.may_be_stale(since=ended + 0.1)
 
 
-def test_what_arrives_just_after_a_gap_is_doubtful_too(clock: Clock) -> None:
-    pulse = Pulse(1.0, clock)
+def test_what_arrives_just_after_a_gap_may_be_stale_too(clock: Clock) -> None:
+    heartbeat = Heartbeat(1.0, clock)
     clock.now += 5.0
-    pulse.beat()
-    assert pulse.is_doubtful(pulse.certain_at_arrival())
+    heartbeat.beat()
+    assert heartbeat.may_be_stale(heartbeat.certain_at_arrival())
     clock.now += 0.9
-    pulse.beat()
-    assert pulse.is_doubtful(pulse.certain_at_arrival())
+    heartbeat.beat()
+    assert heartbeat.may_be_stale(heartbeat.certain_at_arrival())
     clock.now += 0.2
-    pulse.beat()
-    assert not pulse.is_doubtful(pulse.certain_at_arrival())
+    heartbeat.beat()
+    assert not heartbeat.may_be_stale(heartbeat.certain_at_arrival())

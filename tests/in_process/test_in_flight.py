@@ -1,4 +1,4 @@
-"""The file of calls under way, as the next owner reads it."""
+"""The file of calls under way, as the next leader reads it."""
 
 import os
 import subprocess
@@ -28,20 +28,20 @@ def test_calls_of_processes_that_are_gone_are_lost_and_others_are_not(tmp_path: 
         here.kill()
 
 
-def test_calls_of_the_last_owner_are_lost_although_it_lives(tmp_path: Path) -> None:
+def test_calls_of_the_last_leader_are_lost_although_it_lives(tmp_path: Path) -> None:
     calls = InFlightCalls(tmp_path, 1)
     calls.begin(identity_of(os.getpid()), HERE)
     assert InFlightCalls(tmp_path, 2).take_lost(HERE)
 
 
-def test_what_a_run_has_not_been_told_is_passed_on(tmp_path: Path) -> None:
+def test_a_lost_call_that_its_run_does_not_know_is_passed_on(tmp_path: Path) -> None:
     InFlightCalls(tmp_path, 1).begin(identity_of(os.getpid()), HERE)
     InFlightCalls(tmp_path, 2)
     (tmp_path / "1.calls").unlink()
     assert InFlightCalls(tmp_path, 3).take_lost(HERE)
 
 
-def test_an_identity_tells_a_process_from_another_of_the_same_id() -> None:
+def test_an_identity_distinguishes_processes_of_the_same_id() -> None:
     with make_process() as process:
         assert identity_of(process.pid) != identity_of(os.getpid())
         process.kill()

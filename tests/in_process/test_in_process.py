@@ -311,11 +311,11 @@ async def test_once_the_database_is_not_the_same_every_process_says_so(
 ) -> None:
     """No other database is created in its place."""
     database = tmp_path / "durably.db"
-    owner, follower = (App(database, settings=NO_GRACE) for _ in range(2))
-    async with owner.running(), follower.running():
-        await owner.client.send(Event(name="before"))
+    leader, follower = (App(database, settings=NO_GRACE) for _ in range(2))
+    async with leader.running(), follower.running():
+        await leader.client.send(Event(name="before"))
         harm(database)
-        for each in (owner, follower, owner):
+        for each in (leader, follower, leader):
             with pytest.raises(SendEventsError, match=reason):
                 await each.client.send(Event(name="after"))
         assert database.exists() == (harm is not Path.unlink)
@@ -395,7 +395,7 @@ async def test_throttle_holds_in_process(app: App) -> None:
         assert second.ended_at is None
 
 
-async def test_all_who_ask_go_on_when_the_owner_loses_the_database(app: App, tmp_path: Path) -> None:
+async def test_requests_continue_when_the_leader_loses_the_database(app: App, tmp_path: Path) -> None:
     async with app.running():
         other = await EmbeddedEngine.open(tmp_path / "durably.db", takes_lock=False)
         sent = [asyncio.create_task(app.client.send(Event(name="f", id=str(number)))) for number in range(5)]
@@ -405,7 +405,7 @@ async def test_all_who_ask_go_on_when_the_owner_loses_the_database(app: App, tmp
         await other.close()
 
 
-async def test_a_send_that_the_owner_did_not_acknowledge_is_repeated_and_counts_once(
+async def test_a_send_that_the_leader_did_not_acknowledge_is_repeated_and_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
@@ -433,19 +433,19 @@ async def test_a_send_that_the_owner_did_not_acknowledge_is_repeated_and_counts_
 
 async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
-    asked = threading.Event()
+    requested = threading.Event()
 
     async def hang(engine: EmbeddedEngine, function_id: str, *, data: Any) -> None:
-        asked.set()
+        requested.set()
         await asyncio.Event().wait()
 
     monkeypatch.setattr(EmbeddedEngine, "invoke", hang)
     await first.engine.start()
     await second.engine.start()
     invoked = asyncio.create_task(second.engine.invoke("app-f", {}))
-    assert await asyncio.to_thread(asked.wait, 20)
+    assert await asyncio.to_thread(requested.wait, 20)
     await first.engine.stop()
-    with pytest.raises(TransportError, match="whether it did is unclear"):
+    with pytest.raises(TransportError, match="unclear whether the operation was executed"):
         await invoked
     await second.engine.stop()
 
@@ -590,6 +590,6 @@ def test_synchronous_code_starts_asks_and_stops_the_same(app: App) -> None:
         assert again is not None
         assert again.rerun_of == run.id
         assert engine.invoke_sync("app-greet", {}).run_id is not None
-        assert engine.signal_sync("nobody waits") is None
+        assert engine.signal_sync("no run waits") is None
     finally:
         engine.stop_sync()

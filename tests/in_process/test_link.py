@@ -1,4 +1,4 @@
-"""A link: asking both ways at once, errors, cancelling, and noticing that the other side is gone or silent."""
+"""A link: requests in both directions, errors, cancellation, and a peer that is gone or silent."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ import pytest
 from durably.engine.core.errors import RunNotFoundError
 from durably.in_process.link import AnswerError, Link, LinkLostError, Timing
 
-QUICK = Timing(lease=0.3, beat=0.05)
+QUICK = Timing(lease=0.3, heartbeat=0.05)
 
 
 async def refuse(name: str, payload: bytes) -> bytes:
@@ -28,12 +28,12 @@ async def linked(path: Path, here: Answer = refuse, there: Answer = refuse) -> A
     loop = asyncio.get_running_loop()
     others: asyncio.Queue[Link] = asyncio.Queue()
 
-    def meet() -> Link:
+    def accept() -> Link:
         link = Link(there, QUICK)
         others.put_nowait(link)
         return link
 
-    server = await loop.create_unix_server(meet, str(path / "s"))
+    server = await loop.create_unix_server(accept, str(path / "s"))
     _, link = await loop.create_unix_connection(lambda: Link(here, QUICK), str(path / "s"))
     other = await others.get()
     try:
@@ -48,27 +48,27 @@ async def echo(name: str, payload: bytes) -> bytes:
     return payload
 
 
-async def test_both_sides_ask_many_things_at_once(tmp_path: Path) -> None:
+async def test_both_sides_send_many_requests_at_once(tmp_path: Path) -> None:
     async def later(name: str, payload: bytes) -> bytes:
         await asyncio.sleep(0.02 / (1 + payload[0]))
         return payload + name.encode()
 
     async with linked(tmp_path, later, later) as (link, other):
-        asked = [side.ask("?", bytes([number])) for side in (link, other) for number in range(50)]
-        assert await asyncio.gather(*asked) == [bytes([number]) + b"?" for _ in range(2) for number in range(50)]
+        requested = [side.request("?", bytes([number])) for side in (link, other) for number in range(50)]
+        assert await asyncio.gather(*requested) == [bytes([number]) + b"?" for _ in range(2) for number in range(50)]
 
 
 async def test_large_frames_arrive_whole(tmp_path: Path) -> None:
     async with linked(tmp_path, there=echo) as (link, _):
         large = os.urandom(8_000_000)
-        small, answer = await asyncio.gather(link.ask("small", b"x"), link.ask("large", large))
+        small, answer = await asyncio.gather(link.request("small", b"x"), link.request("large", large))
         assert (small, answer) == (b"x", large)
 
 
-async def test_errors_are_told_by_their_name(tmp_path: Path) -> None:
+async def test_errors_carry_their_name(tmp_path: Path) -> None:
     async with linked(tmp_path) as (link, _):
         with pytest.raises(AnswerError, match="no run") as raised:
-            await link.ask("run", b"")
+            await link.request("run", b"")
         assert raised.value.error_name == "RunNotFoundError"
 
 
@@ -85,9 +85,9 @@ async def test_who_stops_waiting_cancels_the_work(tmp_path: Path) -> None:
         return b""
 
     async with linked(tmp_path, there=work) as (link, _):
-        asked = asyncio.create_task(link.ask("work", b""))
+        requested = asyncio.create_task(link.request("work", b""))
         await began.wait()
-        asked.cancel()
+        requested.cancel()
         await asyncio.wait_for(cancelled.wait(), 60)
 
 
@@ -103,15 +103,15 @@ async def test_the_end_of_one_side_ends_what_the_other_asks_and_does(tmp_path: P
         return b""
 
     async with linked(tmp_path, there=work) as (link, other):
-        asked = asyncio.create_task(link.ask("work", b""))
+        requested = asyncio.create_task(link.request("work", b""))
         await began.wait()
         link.close()
         with pytest.raises(LinkLostError):
-            await asked
+            await requested
         await asyncio.wait_for(cancelled.wait(), 60)
         await asyncio.wait_for(other.lost.wait(), 60)
         with pytest.raises(LinkLostError):
-            await other.ask("more", b"")
+            await other.request("more", b"")
         assert not other.was_silent
 
 
@@ -123,7 +123,7 @@ async def test_a_side_that_falls_silent_is_given_up_on(tmp_path: Path) -> None:
         listener.listen()
         _, link = await loop.create_unix_connection(lambda: Link(refuse, QUICK), str(tmp_path / "s"))
         with pytest.raises(LinkLostError):
-            await asyncio.wait_for(link.ask("anything", b""), 60)
+            await asyncio.wait_for(link.request("anything", b""), 60)
         assert link.was_silent
 
 

@@ -1,4 +1,4 @@
-"""What can be asked and ordered: the same in the process that owns the database and in one that follows it."""
+"""Queries and commands: the same in the leader and in a follower."""
 
 import asyncio
 import datetime as dt
@@ -34,7 +34,7 @@ def serve(engine: Embedded) -> Client:
 
     @client.create_function(fn_id="fail", trigger=TriggerEvent(event="fail"), retries=0)
     async def fail(ctx: Context) -> None:
-        raise RuntimeError("as it is told")
+        raise RuntimeError("on request")
 
     @client.create_function(fn_id="wait", trigger=TriggerEvent(event="wait"))
     async def wait(ctx: Context) -> Any:
@@ -45,12 +45,12 @@ def serve(engine: Embedded) -> Client:
     return client
 
 
-@pytest.fixture(params=["the owner", "a follower"])
+@pytest.fixture(params=["the leader", "a follower"])
 async def client(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Client]:
     engines = [Embedded(tmp_path / "durably.db", settings=SETTINGS) for _ in range(2)]
     clients = [serve(engine) for engine in engines]
     async with engines[0].running(), engines[1].running():
-        yield clients[0 if request.param == "the owner" else 1]
+        yield clients[0 if request.param == "the leader" else 1]
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ async def test_who_waits_for_a_run_goes_on_when_another_process_takes_over(tmp_p
         while (await first.run_steps(run_id)) == []:
             pass
         await first.stop()
-        assert await second.get_run(run_id) is not None  # asked of the next owner, where the last did not answer
+        assert await second.get_run(run_id) is not None  # The next leader is asked if the last one did not answer.
         assert await second.signal("go", "later") == run_id
         assert (await asyncio.wait_for(waiter, 20)).decode_output() == "later"
     finally:

@@ -20,7 +20,7 @@ async def test_a_relative_path_is_resolved_once_and_logged(
     assert engine.path == tmp_path / "durably.db"
     async with engine.running():
         assert (tmp_path / "durably.db").exists()
-    assert f"owns the database {tmp_path / 'durably.db'}" in caplog.text
+    assert f"is now the leader of the database {tmp_path / 'durably.db'}" in caplog.text
     assert os.listdir() == []
 
 

@@ -1,4 +1,4 @@
-"""A process that was stopped for longer than the lease, and goes on, begins no step of calls that were given up."""
+"""A process that continues after a stop of more than the lease starts no step of calls that were made again."""
 
 import os
 import signal
@@ -13,20 +13,20 @@ WORKERS = 3
 SERVERS = {"between": gunicorn("flask_app", WORKERS, "--preload"), "between-async": uvicorn("fast_api_app", WORKERS)}
 
 
-@pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])
+@pytest.mark.parametrize("is_leader", [True, False], ids=["the leader", "a follower"])
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_revived_process_begins_no_step(name: str, is_owner: bool, tmp_path: Path) -> None:
+def test_a_revived_process_begins_no_step(name: str, is_leader: bool, tmp_path: Path) -> None:
     # The process that takes over may get all calls beside its own. On two cores it has six threads by default.
     with serving(SERVERS[name], tmp_path, DURABLY_THREAD_POOL_MAX_WORKERS="32") as cluster:
-        owner = cluster.wait_joined(WORKERS)
+        leader = cluster.wait_joined(WORKERS)
         until = tmp_path / "until"
         cluster.send(*({"name": name, "id": str(number), "data": {"until": str(until)}} for number in range(6)))
         begun = eventually(lambda: seen if len(seen := cluster.diary.entries("between")) == 6 else None, "all wait")
         processes = {entry["process"] for entry in begun}
-        stopped = owner if is_owner else next(iter(processes - {owner}))
+        stopped = leader if is_leader else next(iter(processes - {leader}))
         runs = {entry["run"] for entry in begun if entry["process"] == stopped}
         assert runs
-        os.kill(stopped, signal.SIGSTOP)
+        cluster.stop_between_transactions(stopped)
 
         def are_made_elsewhere() -> bool:
             again = cluster.diary.entries("between")
@@ -46,5 +46,5 @@ def test_a_revived_process_begins_no_step(name: str, is_owner: bool, tmp_path: P
         def have_left() -> bool:
             return runs <= {entry["run"] for entry in cluster.diary.entries("left") if entry["process"] == stopped}
 
-        eventually(have_left, "the revived process has given its calls up")
+        eventually(have_left, "the revived process has ended its calls")
         assert set(Counter(entry["run"] for entry in cluster.diary.entries("second")).values()) == {1}

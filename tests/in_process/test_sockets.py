@@ -1,4 +1,4 @@
-"""Where processes meet: for the user alone, and found by all who know the database's path."""
+"""The directory of sockets: for the user alone, and found by the database's path."""
 
 import os
 import socket

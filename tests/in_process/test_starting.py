@@ -72,7 +72,7 @@ AT_THE_FIRST_REQUEST = {"flask-werkzeug": werkzeug, "tornado-outside-of-its-loop
 @pytest.mark.parametrize("server", AT_ONCE)
 def test_the_engine_starts_with_the_server(server: str, tmp_path: Path) -> None:
     with serving(AT_ONCE[server], tmp_path) as cluster:
-        eventually(lambda: "owns the database" in cluster.log(), "the engine starts without a request")
+        eventually(lambda: "is now the leader" in cluster.log(), "the engine starts without a request")
         run_to_its_end(cluster)
 
 
@@ -85,14 +85,14 @@ def test_the_engine_starts_with_the_first_request(server: str, tmp_path: Path) -
 
 def test_tornado_starts_the_engine_once_its_loop_runs_after_listen(tmp_path: Path) -> None:
     with serving(tornado("listening"), tmp_path) as cluster:
-        eventually(lambda: "owns the database" in cluster.log(), "the engine starts without a request")
+        eventually(lambda: "is now the leader" in cluster.log(), "the engine starts without a request")
 
 
 @pytest.mark.parametrize("options", [(), ("--debug",)], ids=["plain", "with reloader"])
 def test_flask_run_starts_the_engine_once(options: tuple[str, ...], tmp_path: Path) -> None:
     with serving(flask_run(*options), tmp_path) as cluster:
-        owner = cluster.wait_owner()
-        assert (owner == cluster.process.pid) is (options == ())
+        leader = cluster.wait_leader()
+        assert (leader == cluster.process.pid) is (options == ())
 
 
 def python(code: str, directory: Path) -> str:
@@ -130,7 +130,7 @@ print(os.getpid())
 def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> None:
     """Whether the app is running or not; what it sends waits for the app."""
     with serving(AT_ONCE["flask-gunicorn"], tmp_path) as cluster:
-        cluster.wait_owner()
+        cluster.wait_leader()
         first = python(SCRIPT.format(serve="", id="first"), tmp_path)
         cluster.wait_completed(1)
         assert "events are stored" not in cluster.log()
@@ -184,7 +184,7 @@ from durably import Embedded
 from durably.errors import TransportError
 engine = Embedded({database!r})
 try:
-    engine._process.ask("list_runs", None, None, 1, None, timeout=3).result()
+    engine._process.request("list_runs", None, None, 1, None, timeout=3).result()
 except TransportError as error:
     print(error)
 """
@@ -221,7 +221,7 @@ os._exit(0)
 
 def test_a_forked_child_holds_nothing(tmp_path: Path) -> None:
     """Its parent's end is seen at once, not after the lease. It does not open the database that its parent had open,
-    but follows whoever owns it."""
+    but follows the leader."""
     database, answer = tmp_path / "durably.db", tmp_path / "answer"
     python(FORKING.format(database=str(database), answer=str(answer)), tmp_path)
     engine = Embedded(database, lease=dt.timedelta(seconds=60))

@@ -1,4 +1,4 @@
-"""Several worker processes of real servers: one owns the database, all run functions, and one may go at any time."""
+"""Several worker processes of real servers: one leads, all run functions, and one may go at any time."""
 
 import os
 import signal
@@ -32,13 +32,13 @@ def assert_each_step_ran_once(cluster: Cluster) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_path: Path) -> None:
     with serving(SERVERS[server], tmp_path) as cluster:
-        owner = cluster.wait_joined(3)
+        leader = cluster.wait_joined(3)
         cluster.send(*numbered(60), *numbered(60, "count-sync"))
         cluster.wait_completed(120)
         assert_each_step_ran_once(cluster)
         ran = {entry["process"] for entry in cluster.diary.entries("step")}
         assert ran == cluster.workers()
-        assert owner in ran
+        assert leader in ran
         assert cluster.log().count("(epoch ") == 1
 
 
@@ -50,40 +50,40 @@ def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_
         ("uvicorn-fast_api", signal.SIGTERM),
     ],
 )
-def test_when_the_owner_ends_another_takes_over(server: str, how: signal.Signals, tmp_path: Path) -> None:
+def test_when_the_leader_ends_another_takes_over(server: str, how: signal.Signals, tmp_path: Path) -> None:
     with serving(SERVERS[server], tmp_path) as cluster:
-        owner = cluster.wait_joined(3)
+        leader = cluster.wait_joined(3)
         cluster.send(*numbered(30))
-        os.kill(owner, how)
+        os.kill(leader, how)
         cluster.send(*numbered(30, "count-sync"))
         cluster.wait_completed(60)
-        assert cluster.wait_owner(but=owner) != owner
+        assert cluster.wait_leader(but=leader) != leader
 
 
 def test_takeover_takes_less_than_a_second(tmp_path: Path) -> None:
     with serving(PRELOADED, tmp_path) as cluster:
         took = []
         for _ in range(3):
-            owner = cluster.wait_joined(3)
-            os.kill(owner, signal.SIGKILL)
+            leader = cluster.wait_joined(3)
+            os.kill(leader, signal.SIGKILL)
             began = time.monotonic()
-            cluster.wait_owner(but=owner)
+            cluster.wait_leader(but=leader)
             took.append(time.monotonic() - began)
         assert min(took) < 1, took
 
 
-def test_a_stopped_owner_loses_the_database_and_follows_once_revived(tmp_path: Path) -> None:
+def test_a_stopped_leader_loses_the_database_and_follows_once_revived(tmp_path: Path) -> None:
     with serving(PRELOADED, tmp_path) as cluster:
         stopped = cluster.wait_joined(3)
         cluster.send(*numbered(10))
         cluster.wait_completed(10)
-        os.kill(stopped, signal.SIGSTOP)
-        cluster.wait_owner(but=stopped)
+        cluster.stop_between_transactions(stopped)
+        cluster.wait_leader(but=stopped)
         cluster.send(*numbered(20, "count-sync"))
         cluster.wait_completed(30)
-        follows = cluster.log().count("follows the one")
+        follows = cluster.log().count("follows the leader")
         os.kill(stopped, signal.SIGCONT)
-        eventually(lambda: cluster.log().count("follows the one") > follows, "the old owner follows")
+        eventually(lambda: cluster.log().count("follows the leader") > follows, "the old leader follows")
         assert "another engine has taken over the database" in cluster.log()
         cluster.send(*numbered(60))
         cluster.wait_completed(80)
@@ -93,11 +93,11 @@ def test_a_stopped_owner_loses_the_database_and_follows_once_revived(tmp_path: P
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_path: Path) -> None:
     with serving(PRELOADED, tmp_path) as cluster:
-        owner = cluster.wait_joined(3)
+        leader = cluster.wait_joined(3)
         until = tmp_path / "until"
         cluster.send(*({"name": "hold", "id": str(number), "data": {"until": str(until)}} for number in range(3)))
         held = eventually(lambda: held if len(held := cluster.diary.entries("held")) == 3 else None, "all hold")
-        lost = next(entry for entry in held if entry["process"] != owner)
+        lost = next(entry for entry in held if entry["process"] != leader)
         os.kill(lost["process"], how)
         again = eventually(lambda: cluster.diary.entries("held")[3:], "the lost call is made again")[0]
         assert again["run"] == lost["run"]
@@ -112,15 +112,15 @@ def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_
         assert memo == b'{"data":%d}' % again["process"]
 
 
-@pytest.mark.parametrize("is_owner", [True, False], ids=["the owner", "a follower"])
-def test_a_worker_that_is_told_to_end_hands_its_calls_back(is_owner: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_leader", [True, False], ids=["the leader", "a follower"])
+def test_a_worker_that_gets_sigterm_returns_its_calls(is_leader: bool, tmp_path: Path) -> None:
     with serving(PRELOADED, tmp_path) as cluster:
-        owner = cluster.wait_joined(3)
+        leader = cluster.wait_joined(3)
         until = tmp_path / "until"
         events = [{"name": "hold-async", "id": str(number), "data": {"until": str(until)}} for number in range(3)]
         cluster.send(*events)
         held = eventually(lambda: held if len(held := cluster.diary.entries("held")) == 3 else None, "all hold")
-        ending = next(entry for entry in held if (entry["process"] == owner) is is_owner)
+        ending = next(entry for entry in held if (entry["process"] == leader) is is_leader)
         os.kill(ending["process"], signal.SIGTERM)
         again = eventually(
             lambda: [entry for entry in cluster.diary.entries("held")[3:] if entry["run"] == ending["run"]],

@@ -1,4 +1,4 @@
-"""The engine in an app's own processes, by the path of its database: HTTP over its owner's socket."""
+"""The engine in an app's own processes, by the path of its database: HTTP over its leader's socket."""
 
 import socket
 from pathlib import Path
@@ -31,7 +31,7 @@ class _SocketConnection(HTTPConnection):
 
 
 class SocketPool(HTTPConnectionPool):
-    """Raises ``CliError`` where no process has ever owned the database, or its path is none."""
+    """Raises ``CliError`` if no process has ever led the database, or its path is wrong."""
 
     ConnectionCls = _SocketConnection  # pyright: ignore[reportAssignmentType] (so it is in urllib3 itself)
 

@@ -24,10 +24,10 @@ from durably.protocol.headers import Query
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.sync import SyncRequest
 
-from .heartbeat import Pulse
+from .heartbeat import Heartbeat
 
 
-class HandedCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class AssignedCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One call (spec §4.4.1). It is not signed, because no other process can send it. ``priority``: see ``CallAt``."""
 
     app_id: str
@@ -38,7 +38,7 @@ class HandedCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
     priority: int = 0
 
 
-class HandedAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class CallAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``headers`` has lower-case names."""
 
     status: int
@@ -47,29 +47,29 @@ class HandedAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def sync_of(handler: CommHandler) -> SyncRequest:
-    """What tells the engine an app's functions. Its URL names the app, and is never called."""
+    """The sync request with an app's functions. Its URL names the app, and is never called."""
     url = f"embedded://{quote(handler.client.app_id, safe='')}"
     return msgspec.convert(Syncer(handler.endpoint).payload(url), SyncRequest)
 
 
-def hand_over(function: Function, data: CallData, body: bytes, settings: EngineSettings) -> HandedCall:
+def assign(function: Function, data: CallData, body: bytes, settings: EngineSettings) -> AssignedCall:
     headers = call_headers(data, settings)
-    return HandedCall(function.app_id, function.id, data.call.step_id, headers, body, data.priority)
+    return AssignedCall(function.app_id, function.id, data.call.step_id, headers, body, data.priority)
 
 
 async def answer_call(
-    call: HandedCall, handler: CommHandler, checkpoints: Checkpoints | None, stand_in: StandIn | None = None
-) -> HandedAnswer:
+    call: AssignedCall, handler: CommHandler, checkpoints: Checkpoints | None, stand_in: StandIn | None = None
+) -> CallAnswer:
     """Run the function, on this event loop or in its handler's thread pool."""
-    return _to_handed(await handler.post(_request_of(call, checkpoints, stand_in)))
+    return _to_call_answer(await handler.post(_request_of(call, checkpoints, stand_in)))
 
 
-def answer_call_sync(call: HandedCall, handler: CommHandler, checkpoints: Checkpoints | None) -> HandedAnswer:
+def answer_call_sync(call: AssignedCall, handler: CommHandler, checkpoints: Checkpoints | None) -> CallAnswer:
     """Run a sync function in this thread."""
-    return _to_handed(handler.post_sync(_request_of(call, checkpoints, None)))
+    return _to_call_answer(handler.post_sync(_request_of(call, checkpoints, None)))
 
 
-def _request_of(call: HandedCall, checkpoints: Checkpoints | None, stand_in: StandIn | None) -> CommRequest:
+def _request_of(call: AssignedCall, checkpoints: Checkpoints | None, stand_in: StandIn | None) -> CommRequest:
     return CommRequest(
         body=call.body,
         headers=call.headers,
@@ -82,11 +82,11 @@ def _request_of(call: HandedCall, checkpoints: Checkpoints | None, stand_in: Sta
     )
 
 
-def _to_handed(response: CommResponse) -> HandedAnswer:
-    return HandedAnswer(int(response.status_code), response.headers, response.body_bytes())
+def _to_call_answer(response: CommResponse) -> CallAnswer:
+    return CallAnswer(int(response.status_code), response.headers, response.body_bytes())
 
 
-def read_handed(answer: HandedAnswer, settings: EngineSettings) -> Answer:
+def read_call_answer(answer: CallAnswer, settings: EngineSettings) -> Answer:
     if len(answer.body) > MAX_REQUEST_BYTES:
         message = f"the app's answer has more than {MAX_REQUEST_BYTES} bytes"
         return failed("AnswerTooLargeError", message, no_retry=True)
@@ -94,31 +94,31 @@ def read_handed(answer: HandedAnswer, settings: EngineSettings) -> Answer:
 
 
 class EngineCheckpoints:
-    """``checkpoint`` is ``EmbeddedEngine.checkpoint``, or leads to it; see ``Checkpoints``.
+    """``Checkpoints`` without HTTP. ``checkpoint`` is ``EmbeddedEngine.checkpoint``, or reaches it.
 
-    They are cheap, so they are the default unless ``are_default`` is false. ``pulse`` is the heartbeat of a process
-    that others may give up. ``submit`` gets the function that makes the committing coroutine.
+    They are cheap, so they are the default unless ``are_default`` is false. ``heartbeat`` is set in a process that
+    others may treat as dead. ``submit`` gets the function that makes the committing coroutine.
     """
 
     def __init__(
         self,
         checkpoint: Callable[[str, CheckpointRequest], Awaitable[None]],
-        pulse: Pulse | None = None,
+        heartbeat: Heartbeat | None = None,
         *,
         are_default: bool = True,
         submit: Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]] = lambda commit: commit(),
     ) -> None:
         self._checkpoint = checkpoint
         self._submit = submit
-        self._pulse = pulse
+        self._heartbeat = heartbeat
         self.are_default = are_default
         self.join_answers = True
 
     def certain_at_arrival(self) -> float:
-        return time.monotonic() if self._pulse is None else self._pulse.certain_at_arrival()
+        return time.monotonic() if self._heartbeat is None else self._heartbeat.certain_at_arrival()
 
     def may_be_stale(self, since: float) -> bool:
-        return self._pulse is not None and self._pulse.is_doubtful(since)
+        return self._heartbeat is not None and self._heartbeat.may_be_stale(since)
 
     def commit(self, request: CheckpointRequest) -> Awaitable[None]:
         return self._submit(partial(self._commit, request))

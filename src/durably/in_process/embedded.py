@@ -4,14 +4,14 @@ import contextlib
 import datetime as dt
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from durably.engine_interface import InProcessEngine
 from durably.io.background_loop import get_portal
 from durably.protocol.durations import Duration, to_timedelta
 
-from .commands import Orders
+from .commands import Commands
 from .process import Options, ProcessEngine
 from .queries import TIMEOUT_SECONDS
 from .server_start import refuse_green_threads
@@ -24,7 +24,7 @@ T = TypeVar("T")
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 
 
-class Embedded(Orders):
+class Embedded(Commands):
     """The engine, in this app's own processes, on the SQLite database at ``path``.
 
     Every process of the app makes one, with the same path. Give it to the client, and serve functions as always::
@@ -32,13 +32,12 @@ class Embedded(Orders):
         client = Client(app_id="shop", engine=Embedded("durably.db"))
 
     ``max_calls`` is the number of calls that this process takes at a time. ``lease`` is the time without a heartbeat
-    after which the others treat a process as dead. An owner that is stopped (SIGSTOP) within a transaction blocks all
-    others: ``kill_stopped_owner`` lets them kill it after another lease. ``settings`` are those of the engine: backoff
-    of retries, durability, limits.
+    after which the others treat a process as dead. ``settings`` are those of the engine: backoff of retries,
+    durability, limits.
 
-    Raises ``ValueError`` for a lease that is too short, no room for calls or ``":memory:"``, ``ImportError`` if the
+    Raises ``ValueError`` for a lease that is too short, ``max_calls`` below 1 or ``":memory:"``, ``ImportError`` if the
     extra is not installed, ``OSError`` on Windows, ``RuntimeError`` under gevent and eventlet, and
-    ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a path that is a stranger's symbolic link or a loop of links.
+    ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a symbolic link of another user or a loop of links.
     """
 
     def __init__(
@@ -47,12 +46,13 @@ class Embedded(Orders):
         *,
         max_calls: int = 500,
         lease: Duration = dt.timedelta(seconds=2.5),
-        kill_stopped_owner: bool = True,
         settings: "EngineSettings | None" = None,
+        **removed: Never,
     ) -> None:
-        import durably.engine  # noqa: F401 (names the extra, where it is missing)
+        import durably.engine  # noqa: F401 (its error names a missing extra)
         from durably.engine.sqlite.files import resolve_path
 
+        _refuse_arguments(removed)
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
@@ -72,7 +72,6 @@ class Embedded(Orders):
                 path=self.path,
                 max_calls=max_calls,
                 lease_seconds=lease.total_seconds(),
-                kills_stopped_owner=kill_stopped_owner,
                 settings=settings,
             )
         )
@@ -87,9 +86,9 @@ class Embedded(Orders):
     async def start(self) -> None:
         """Start in this process, on the running event loop, and take calls.
 
-        Functions run on it, sync ones in a thread pool. Returns once this process owns the database or is connected to
-        the one that does. Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``, and
-        ``ConfigInvalidError`` for a function with options that cannot be, and ``OSError`` for a path that cannot.
+        Functions run on it, sync ones in a thread pool. Returns when this process is the leader or is connected to it.
+        Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``, ``ConfigInvalidError`` for
+        invalid options of a function, and ``OSError`` for a path that cannot be used.
         """
         await self._process.start()
 
@@ -98,9 +97,9 @@ class Embedded(Orders):
         get_portal().run(self.start())
 
     async def stop(self) -> None:
-        """Take no more calls, let those under way end for the settings' ``close_grace``, hand the others back.
+        """Take no more calls, and wait up to the settings' ``close_grace`` for calls under way. Return the others.
 
-        If there are other processes, one of them takes the database over.
+        If there are other processes, one of them becomes the leader.
         """
         await self._process.stop()
 
@@ -110,12 +109,23 @@ class Embedded(Orders):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """``async with engine.running():`` starts, and stops at the end."""
+        """``async with engine.running():`` starts the engine, and stops it at the end."""
         async with self._process.running():
             yield
 
-    async def _ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
-        return await self._process.ask(operation, *arguments, timeout=timeout)
+    async def _request(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
+        return await self._process.request(operation, *arguments, timeout=timeout)
 
     def _block(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._process.run(coroutine)
+
+
+def _refuse_arguments(arguments: Mapping[str, object]) -> None:
+    """Raises ``TypeError``."""
+    for name in arguments:
+        if name == "kill_stopped_owner":
+            raise TypeError(
+                "Embedded(kill_stopped_owner=…) was removed: Durably never signals other processes. If a stopped "
+                "process blocks the database, the log names it, and you decide whether to continue or to end it"
+            )
+        raise TypeError(f"Embedded() got an unexpected keyword argument {name!r}")

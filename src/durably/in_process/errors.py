@@ -1,22 +1,25 @@
-"""Errors between the processes of one database."""
+"""Errors between the nodes of one database."""
 
 from durably.errors import Error
 
 
-class CallHandedBackError(Error):
-    """A process that stops gives back a call that it has not finished."""
+class CallReturnedError(Error):
+    """A process that stops returns a call that it has not finished."""
 
 
 class WorkerLostError(Error):
-    """The process that had the call is gone, or has shown no sign of life for too long."""
+    """The process that ran the call has ended, or has sent no heartbeat for the lease."""
 
 
-class MemberClosedError(Error):
-    """This process has stopped, or started anew elsewhere, while something was asked."""
+class NodeClosedError(Error):
+    """This node was closed or replaced during a request."""
 
 
-class PlaceLostError(Error):
-    """The engine is not, or not any more, where it was asked. ``is_unclear``: what it was asked may have happened."""
+class EngineMovedError(Error):
+    """The engine is not, or no longer, behind this leader or link.
+
+    ``is_unclear``: the request may have been executed.
+    """
 
     def __init__(self, message: str, *, is_unclear: bool) -> None:
         super().__init__(message)

@@ -9,8 +9,8 @@ import msgspec
 from durably.engine.core.errors import DatabaseLostError, EngineClosedError
 
 from . import sockets
-from .calls import HandedCall
-from .errors import PlaceLostError
+from .calls import AssignedCall
+from .errors import EngineMovedError
 from .leader import JoinRequest
 from .link import AnswerError, Link, LinkLostError, Timing
 from .operations import Operation, to_error
@@ -27,10 +27,10 @@ class Follower:
 
     @classmethod
     async def connect(cls, socket: Path, worker: LocalWorker, timing: Timing) -> "Follower | None":
-        """``None`` where nobody is there. Raises ``TimeoutError`` where somebody is, but shows no sign of life."""
+        """``None`` if no process listens. Raises ``TimeoutError`` if one listens and sends nothing for the lease."""
 
         async def answer(name: str, payload: bytes) -> bytes:
-            call = msgspec.msgpack.decode(payload, type=HandedCall)
+            call = msgspec.msgpack.decode(payload, type=AssignedCall)
             return msgspec.msgpack.encode(await worker.answer(call))
 
         try:
@@ -38,22 +38,22 @@ class Follower:
                 loop = asyncio.get_running_loop()
                 with sockets.address_of(socket) as address:
                     _, link = await loop.create_unix_connection(
-                        lambda: Link(answer, timing, on_heard=worker.pulse.beat), address
+                        lambda: Link(answer, timing, on_received=worker.heartbeat.beat), address
                     )
-                await link.wait_heard()
+                await link.wait_connected()
         except TimeoutError:
             raise
         except (OSError, LinkLostError):
             return None
         return cls(socket, link, worker)
 
-    async def ask(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
-        """Raises ``PlaceLostError``, and what the operation does."""
-        return operation.decode_result(await self._ask(operation.name, operation.encode_arguments(arguments)))
+    async def request(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Raises ``EngineMovedError``, and the operation's errors."""
+        return operation.decode_result(await self._request(operation.name, operation.encode_arguments(arguments)))
 
     async def update(self) -> None:
-        """This process serves other functions than before, or no more. Raises ``ConfigInvalidError``."""
-        await self._ask("join", msgspec.json.encode(JoinRequest(self._worker.offer(), self._worker.syncs())))
+        """Report the functions that this process serves. Raises ``ConfigInvalidError``."""
+        await self._request("join", msgspec.json.encode(JoinRequest(self._worker.capacity(), self._worker.syncs())))
 
     async def wait_lost(self) -> None:
         await self._link.lost.wait()
@@ -69,13 +69,13 @@ class Follower:
     def descriptors(self) -> list[int]:
         return [self._link.descriptor]
 
-    async def _ask(self, name: str, payload: bytes) -> bytes:
+    async def _request(self, name: str, payload: bytes) -> bytes:
         try:
-            return await self._link.ask(name, payload)
+            return await self._link.request(name, payload)
         except LinkLostError as error:
-            raise PlaceLostError(error.message, is_unclear=True) from None
-        except AnswerError as told:
-            refusal = to_error(told.error_name, told.message)
+            raise EngineMovedError(error.message, is_unclear=True) from None
+        except AnswerError as error:
+            refusal = to_error(error.error_name, error.message)
             if isinstance(refusal, EngineClosedError | DatabaseLostError):
-                raise PlaceLostError(refusal.message, is_unclear=False) from None
+                raise EngineMovedError(refusal.message, is_unclear=False) from None
             raise refusal from None

@@ -1,7 +1,7 @@
-"""The calls under way, in a file that the next owner reads.
+"""The calls under way, in a file that the next leader reads.
 
-A call in a process that has died, or in an owner that was silent, uses up an attempt. So a step that kills its process
-does not run forever. The file is never flushed to disk: if a machine loses power, the steps are not the cause.
+A call in a process that has died, or in a leader that was silent, uses up an attempt. So a step that kills its process
+runs a limited number of times. The file is never flushed to disk: a power failure is not the fault of a step.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _FREE = b" " * _RECORD_BYTES
 _GROWTH = 1024
 """The number of records by which the file grows."""
 _LOST = "lost"
-"""Instead of a process: the call is lost, and its run does not know it yet."""
+"""In the place of a process: the call is lost, and its run does not know it yet."""
 
 
 class CallKey(NamedTuple):
@@ -49,38 +49,38 @@ class InFlightCalls:
 
     def take_lost(self, key: CallKey) -> bool:
         """Whether the call was lost with its process. True only once for each call."""
-        slot = self._lost_at.pop(key, None)
-        if slot is None:
+        index = self._lost_at.pop(key, None)
+        if index is None:
             return False
-        self.end(slot)
+        self.end(index)
         return True
 
     def begin(self, process: str, key: CallKey | None = None) -> int:
-        """Note a call before ``process`` gets it; the first record is the owner's own."""
+        """Record a call before ``process`` gets it; its index. The first record is the leader's own."""
         if self._free:
-            slot = self._free.pop()
+            index = self._free.pop()
         else:
-            slot, self._size = self._size, self._size + 1
+            index, self._size = self._size, self._size + 1
         text = process if key is None else f"{process} {key.attempt} {key.run_id} {key.step_id}"
-        self._write(slot, text.encode().ljust(_RECORD_BYTES)[:_RECORD_BYTES])
-        return slot
+        self._write(index, text.encode().ljust(_RECORD_BYTES)[:_RECORD_BYTES])
+        return index
 
-    def end(self, slot: int) -> None:
-        """The call has ended, or was given back."""
-        self._write(slot, _FREE)
-        self._free.append(slot)
+    def end(self, index: int) -> None:
+        """The call has ended, or was returned."""
+        self._write(index, _FREE)
+        self._free.append(index)
 
     def close(self) -> None:
-        """Stop noting calls that end later."""
+        """Stop recording calls."""
         records, self._records = self._records, None
         if records is not None:
             records.close()
         os.close(self._file)
         self._file = -1
 
-    def _write(self, slot: int, record: bytes) -> None:
-        """In memory that is mapped: a system call would let other threads have Python's global lock."""
-        at = slot * _RECORD_BYTES
+    def _write(self, index: int, record: bytes) -> None:
+        """Write to mapped memory. A system call would release Python's global lock to other threads."""
+        at = index * _RECORD_BYTES
         if self._file >= 0 and (self._records is None or at >= len(self._records)):
             self._grow()
         if self._records is not None and at < len(self._records):
@@ -89,7 +89,7 @@ class InFlightCalls:
     def _grow(self) -> None:
         size = 0 if self._records is None else len(self._records)
         with contextlib.suppress(OSError):
-            # Written first: to map a page that a full disk cannot store would end the process.
+            # Written first, because a mapped page that a full disk cannot store ends the process (SIGBUS).
             os.pwrite(self._file, _FREE * _GROWTH, size)
             self._records = mmap.mmap(self._file, size + _RECORD_BYTES * _GROWTH)
 
@@ -113,20 +113,20 @@ def identity_of(process_id: int) -> str:
 
 
 def _read_lost(directory: Path, epoch: int) -> set[CallKey]:
-    """Calls that earlier owners have left behind."""
+    """Calls that were under way under earlier leaders and are lost."""
     lost: set[CallKey] = set()
     for path in directory.glob("*.calls"):
         if path.stem.isdecimal() and int(path.stem) < epoch:
             content = path.read_bytes()
             records = [content[at : at + _RECORD_BYTES].split() for at in range(0, len(content), _RECORD_BYTES)]
-            owner = records[0][0].decode() if records and records[0] else ""
-            lost.update(_key_of(record) for record in records[1:] if len(record) == 4 and _is_lost(record[0], owner))
+            leader = records[0][0].decode() if records and records[0] else ""
+            lost.update(_key_of(record) for record in records[1:] if len(record) == 4 and _is_lost(record[0], leader))
     return lost
 
 
-def _is_lost(process: bytes, owner: str) -> bool:
+def _is_lost(process: bytes, leader: str) -> bool:
     identity = process.decode()
-    return identity in (_LOST, owner) or identity != identity_of(int(identity.partition(":")[0] or 0))
+    return identity in (_LOST, leader) or identity != identity_of(int(identity.partition(":")[0] or 0))
 
 
 def _key_of(record: list[bytes]) -> CallKey:

@@ -22,9 +22,9 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
 from . import sockets
-from .calls import HandedAnswer, HandedCall
-from .dispatcher import Offer, Roster, Seat
-from .errors import CallHandedBackError, PlaceLostError, WorkerLostError
+from .calls import AssignedCall, CallAnswer
+from .dispatcher import Capacity, Dispatcher, WorkerSlots
+from .errors import CallReturnedError, EngineMovedError, WorkerLostError
 from .in_flight import InFlightCalls
 from .link import AnswerError, Link, LinkLostError, Timing
 from .operations import OPERATIONS, Operation
@@ -32,49 +32,51 @@ from .sockets import ApiSocket
 from .worker import LocalWorker
 
 LOCK_NOTE = "in-process"
-"""In the lock file, it says that the owner has a socket."""
+"""The note in the lock file. It says that the leader has a socket."""
 
 _LOCK_SECONDS = 0.1
-"""How often an owner without the lock tries to get it: its predecessor is stopped, and may end."""
+"""Between two attempts of a leader without the lock to get it. Its predecessor is stopped, and may end."""
 
 _logger = get_logger("durably.engine")
 
 
 class JoinRequest(msgspec.Struct, frozen=True):
-    """What a member tells the owner at first, and whenever it changes."""
+    """What a follower reports to the leader at first, and after each change."""
 
-    offer: Offer
+    capacity: Capacity
     syncs: list[SyncRequest] = []
 
 
 class LinkWorker:
-    """Another process, at the other end of a link."""
+    """A follower, at the other end of a link."""
 
     def __init__(self, link: Link, process_id: int) -> None:
         self._link = link
         self._process_id = process_id
 
-    async def answer(self, call: HandedCall) -> HandedAnswer:
+    async def answer(self, call: AssignedCall) -> CallAnswer:
         try:
-            return msgspec.msgpack.decode(await self._link.ask("call", msgspec.msgpack.encode(call)), type=HandedAnswer)
+            return msgspec.msgpack.decode(
+                await self._link.request("call", msgspec.msgpack.encode(call)), type=CallAnswer
+            )
         except LinkLostError:
             raise WorkerLostError(f"process {self._process_id} was lost while it ran the function") from None
         except AnswerError as error:
-            if error.error_name == CallHandedBackError.__name__:
-                raise CallHandedBackError(str(error)) from None
+            if error.error_name == CallReturnedError.__name__:
+                raise CallReturnedError(str(error)) from None
             raise WorkerLostError(f"process {self._process_id} could not run the function: {error}") from None
 
 
-class _Guest:
-    """A follower, as the owner knows it."""
+class _FollowerLink:
+    """The leader's side of a follower."""
 
     def __init__(self) -> None:
         self.link: Link | None = None
-        self.seat: Seat | None = None
+        self.slots: WorkerSlots | None = None
 
 
-class Owner:
-    """Made by ``open``."""
+class Leader:
+    """Runs the engine and accepts followers. Made by ``open``."""
 
     def __init__(
         self, database: Path, settings: EngineSettings, worker: LocalWorker, timing: Timing, lock: DatabaseLock | None
@@ -84,9 +86,9 @@ class Owner:
         self._worker = worker
         self._timing = timing
         self._lock = lock
-        self._roster = Roster(settings)
-        self._seat: Seat | None = None
-        self._guests: set[_Guest] = set()
+        self._dispatcher = Dispatcher(settings)
+        self._slots: WorkerSlots | None = None
+        self._followers: set[_FollowerLink] = set()
         self._server: Acceptor | None = None
         self._api: ApiSocket | None = None
         self._socket = Path()
@@ -103,53 +105,55 @@ class Owner:
         timing: Timing,
         lock: DatabaseLock | None,
         after_epoch: int | None = None,
-    ) -> "Owner":
-        """``lock`` is the database's, or ``None`` where its holder shows no sign of life: then the database is taken
-        over by ending that one's epoch alone, and the lock as soon as it is free. Raises what ``EmbeddedEngine.open``
-        does, and ``ConfigInvalidError`` for what this process serves."""
-        owner = cls(database, settings, worker, timing, lock)
-        owner._seat = owner._roster.add(worker, worker.offer())
+    ) -> "Leader":
+        """``lock`` is the database's lock file, or ``None`` if its holder sends no heartbeat.
+
+        Without the lock, a new epoch takes the database over; the lock follows when it is free. Raises the errors of
+        ``EmbeddedEngine.open``, and ``ConfigInvalidError`` for a function of this process.
+        """
+        leader = cls(database, settings, worker, timing, lock)
+        leader._slots = leader._dispatcher.add(worker, worker.capacity())
         try:
             engine = await EmbeddedEngine.open(
                 database,
                 settings,
-                make_caller=lambda _: owner._roster,
+                make_caller=lambda _: leader._dispatcher,
                 takes_lock=False,
                 after_epoch=after_epoch,
-                on_owned=owner._let_in,
+                on_owned=leader._accept_followers,
             )
         except BaseException:
-            owner._engine.cancel()
-            await owner._leave()
+            leader._engine.cancel()
+            await leader._leave()
             raise
-        owner._engine.set_result(engine)
-        owner._tasks = [asyncio.create_task(owner._watch(engine))]
+        leader._engine.set_result(engine)
+        leader._tasks = [asyncio.create_task(leader._watch(engine))]
         if lock is None:
-            owner._tasks.append(asyncio.create_task(owner._get_lock()))
+            leader._tasks.append(asyncio.create_task(leader._get_lock()))
         try:
-            owner._api = await ApiSocket.open(engine, sockets.api_path_of(owner._socket))
-            await owner.update()
+            leader._api = await ApiSocket.open(engine, sockets.api_path_of(leader._socket))
+            await leader.update()
         except BaseException:
-            await owner.close()
+            await leader.close()
             raise
-        return owner
+        return leader
 
-    async def ask(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
-        """Raises ``PlaceLostError``, and what the operation does."""
+    async def request(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+        """Raises ``EngineMovedError``, and the operation's errors."""
         try:
-            return await operation.carry_out(self._engine.result(), *arguments)
+            return await operation.execute(self._engine.result(), *arguments)
         except (EngineClosedError, DatabaseLostError) as error:
-            raise PlaceLostError(error.message, is_unclear=False) from None
+            raise EngineMovedError(error.message, is_unclear=False) from None
 
     @property
     def runs_nothing(self) -> bool:
         """Whether no process takes calls."""
-        return not self._roster.takes_calls
+        return not self._dispatcher.takes_calls
 
     async def update(self) -> None:
-        """This process serves other functions than before, or no more. Raises ``ConfigInvalidError``."""
-        assert self._seat is not None
-        self._roster.change(self._seat, self._worker.offer())
+        """Report the functions that this process serves. Raises ``ConfigInvalidError``."""
+        assert self._slots is not None
+        self._dispatcher.change(self._slots, self._worker.capacity())
         engine = await self._get_engine()
         for sync in self._worker.syncs():
             await engine.sync_app(sync, in_process=True)
@@ -159,15 +163,15 @@ class Owner:
         await self._leave()
 
     async def close(self) -> None:
-        """Stop making calls, let those under way end, whichever process they are in, and let go of the database."""
+        """Stop making calls, wait for those under way in all processes, and release the database."""
         engine = await self._get_engine()
         await engine.close()
         await self._leave()
 
     def descriptors(self) -> list[int]:
-        """What a forked child must close, so that this process's end is seen."""
+        """Descriptors that a forked child must close, so that others notice the end of this process."""
         listening = [self._server.fileno()] if self._server else []
-        return [*listening, *(guest.link.descriptor for guest in self._guests if guest.link is not None)]
+        return [*listening, *(follower.link.descriptor for follower in self._followers if follower.link is not None)]
 
     def release_lock(self) -> None:
         if self._lock is not None:
@@ -178,35 +182,35 @@ class Owner:
         return await asyncio.shield(self._engine)
 
     async def _leave(self) -> None:
-        """Several may ask for it at once, none of whom takes it away from the others by giving up the wait."""
+        """Release everything once. If one of several callers is cancelled, the others still wait."""
         if self._leaving is None:
-            self._leaving = asyncio.get_running_loop().create_task(self._let_go(), context=contextvars.Context())
+            self._leaving = asyncio.get_running_loop().create_task(self._release_all(), context=contextvars.Context())
         await asyncio.shield(self._leaving)
 
-    async def _let_go(self) -> None:
+    async def _release_all(self) -> None:
         for task in self._tasks:
             task.cancel()
         if self._server is not None:
             await self._server.close()
             self._socket.unlink(missing_ok=True)
-        for guest in list(self._guests):
-            if guest.link is not None:
-                guest.link.close()
-        if self._roster.in_flight is not None:
-            self._roster.in_flight.close()
+        for follower in list(self._followers):
+            if follower.link is not None:
+                follower.link.close()
+        if self._dispatcher.in_flight is not None:
+            self._dispatcher.in_flight.close()
         self.release_lock()
         if self._api is not None:
             await self._api.close()
 
-    # keeping the database
+    # heartbeat and lock
 
     async def _watch(self, engine: EmbeddedEngine) -> None:
-        """After this process was stopped for long, it may have lost the database without having noticed."""
+        """Check the epoch after a long pause of this process: another one may have taken the database over."""
         loop = asyncio.get_running_loop()
         while True:
-            self._worker.pulse.beat()
+            self._worker.heartbeat.beat()
             before = loop.time()
-            await asyncio.sleep(self._timing.beat)
+            await asyncio.sleep(self._timing.heartbeat)
             if loop.time() - before > self._timing.lease / 2:
                 try:
                     await engine.verify()
@@ -221,49 +225,53 @@ class Owner:
             except DatabaseLockedError:
                 continue
 
-    # the other processes
+    # followers
 
-    async def _let_in(self, epoch: int) -> None:
-        """Before the engine recovers what there is, which may take long: those who wait shall know that it is done."""
+    async def _accept_followers(self, epoch: int) -> None:
+        """Listen before the engine recovers its runs, which may take long, so that followers can connect and wait."""
         self._socket = sockets.path_of(self._directory, epoch)
         listener = sockets.listen(self._socket)
-        self._server = Acceptor(listener, self._meet, name="the database's owner", logger=_logger)
-        self._roster.in_flight = InFlightCalls(self._directory, epoch)
+        self._server = Acceptor(listener, self._make_link, name="the leader of the database", logger=_logger)
+        self._dispatcher.in_flight = InFlightCalls(self._directory, epoch)
         sockets.remove_older(self._directory, epoch)
-        _logger.info("process %d owns the database %s from now on (epoch %d)", os.getpid(), self._database, epoch)
+        _logger.info("process %d is now the leader of the database %s (epoch %d)", os.getpid(), self._database, epoch)
 
-    def _meet(self) -> Link:
-        guest = _Guest()
-        guest.link = Link(
-            lambda name, payload: self._answer(guest, name, payload), self._timing, lambda: self._see_off(guest)
+    def _make_link(self) -> Link:
+        follower = _FollowerLink()
+        follower.link = Link(
+            lambda name, payload: self._answer(follower, name, payload),
+            self._timing,
+            lambda: self._remove_follower(follower),
         )
-        self._guests.add(guest)
-        return guest.link
+        self._followers.add(follower)
+        return follower.link
 
-    def _see_off(self, guest: _Guest) -> None:
-        self._guests.discard(guest)
-        if guest.seat is None:
+    def _remove_follower(self, follower: _FollowerLink) -> None:
+        self._followers.discard(follower)
+        if follower.slots is None:
             return
-        if guest.link is not None and guest.link.was_silent:
-            process_id, lease = guest.seat.offer.process_id, self._timing.lease
-            _logger.warning("process %d has shown no sign of life for %s s: its calls are given up", process_id, lease)
-        self._roster.remove(guest.seat)
+        if follower.link is not None and follower.link.was_silent:
+            process_id, lease = follower.slots.capacity.process_id, self._timing.lease
+            _logger.warning("process %d has sent no heartbeat for %s s: its calls are made again", process_id, lease)
+        self._dispatcher.remove(follower.slots)
 
-    async def _answer(self, guest: _Guest, name: str, payload: bytes) -> bytes:
+    async def _answer(self, follower: _FollowerLink, name: str, payload: bytes) -> bytes:
         if name == "join":
-            await self._join(guest, msgspec.json.decode(payload, type=JoinRequest))
+            await self._join(follower, msgspec.json.decode(payload, type=JoinRequest))
             return b""
         return await OPERATIONS[name].answer(await self._get_engine(), payload)
 
-    async def _join(self, guest: _Guest, request: JoinRequest) -> None:
-        """Raises ``ConfigInvalidError``; then the process gets no calls."""
-        assert guest.link is not None
+    async def _join(self, follower: _FollowerLink, request: JoinRequest) -> None:
+        """Raises ``ConfigInvalidError``. The follower then gets no calls."""
+        assert follower.link is not None
         engine = await self._get_engine()
         for sync in request.syncs:
             await engine.sync_app(sync, in_process=True)
-        if guest.link.lost.is_set():
+        if follower.link.lost.is_set():
             return
-        if guest.seat is None:
-            guest.seat = self._roster.add(LinkWorker(guest.link, request.offer.process_id), request.offer)
+        if follower.slots is None:
+            follower.slots = self._dispatcher.add(
+                LinkWorker(follower.link, request.capacity.process_id), request.capacity
+            )
         else:
-            self._roster.change(guest.seat, request.offer)
+            self._dispatcher.change(follower.slots, request.capacity)

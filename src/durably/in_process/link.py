@@ -1,7 +1,7 @@
-"""A link between two processes of one machine: either side asks, the other answers; both show that they live.
+"""A link between two processes of one machine: requests, answers and heartbeats in both directions.
 
-Frames are four bytes of length and a MessagePack array. What is asked and answered is bytes, of which the link
-knows nothing. A side from which nothing is heard for as long as the lease is given up on.
+A frame is four bytes of length and a MessagePack array. Payloads are opaque bytes. A side that receives nothing for the
+lease closes the link.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _MAX_FRAME_BYTES = MAX_REQUEST_BYTES + 1024 * 1024
 
 
 class LinkLostError(Error):
-    """The other side is gone, or silent for too long. What it was asked may or may not have happened."""
+    """The other side has ended, or was silent for the lease. It may have executed the request."""
 
 
 class AnswerError(Error):
@@ -34,22 +34,22 @@ class AnswerError(Error):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds. ``lease`` is how long the other side may be silent, ``beat`` how often it is not."""
+    """Seconds. ``lease`` is the longest silence of a live process, ``heartbeat`` the interval of heartbeats."""
 
     lease: float = 2.5
-    beat: float = 0.25
+    heartbeat: float = 0.25
 
 
 class _Kind(IntEnum):
-    ASK = 0
+    REQUEST = 0
     ANSWER = 1
     ERROR = 2
     CANCEL = 3
-    BEAT = 4
+    HEARTBEAT = 4
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True):
-    """``name`` is what is asked, or the error's; ``id`` is given by the side that asks."""
+    """``name`` is the operation's or the error's. ``id`` is the request's."""
 
     kind: _Kind
     id: int = 0
@@ -59,48 +59,50 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Frame)
-_BEAT = _Frame(_Kind.BEAT)
+_HEARTBEAT = _Frame(_Kind.HEARTBEAT)
 
 Answer = Callable[[str, bytes], Awaitable[bytes]]
-"""Answers what the other side asks. What it raises is told to the other side, if it is an ``Error``."""
+"""Answers a request of the other side. An exception is sent as an error."""
 
 
 class Link(asyncio.Protocol):
-    """One side. ``lost`` is set once the other side is gone, ``was_silent`` where it was given up on although its
-    process may live."""
+    """One side of a link.
+
+    ``lost`` is set when the link is closed. ``was_silent``: it was closed by silence, so the other process may live.
+    """
 
     def __init__(
         self,
         answer: Answer,
         timing: Timing,
         on_lost: Callable[[], None] = lambda: None,
-        on_heard: Callable[[], None] = lambda: None,
+        on_received: Callable[[], None] = lambda: None,
     ) -> None:
         self.was_silent = False
         self._answer = answer
         self._timing = timing
         self._on_lost = on_lost
-        self._on_heard = on_heard
+        self._on_received = on_received
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._to_send: list[bytes] = []
         self._ids = itertools.count()
-        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._answering: dict[int, asyncio.Task[None]] = {}
-        self._ticks_of_silence = 0
+        self._silent_ticks = 0
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._heard: asyncio.Future[None] = self._loop.create_future()
+        self._connected: asyncio.Future[None] = self._loop.create_future()
         self.lost = asyncio.Event()
 
-    async def ask(self, name: str, payload: bytes) -> bytes:
-        """Raises ``LinkLostError`` and ``AnswerError``. Cancelled, it cancels what the other side does about it."""
+    async def request(self, name: str, payload: bytes) -> bytes:
+        """Raises ``LinkLostError`` and ``AnswerError``. If it is cancelled, the other side cancels its work."""
         if self.lost.is_set():
             raise LinkLostError("the link is closed")
         number = next(self._ids)
         future: asyncio.Future[bytes] = self._loop.create_future()
-        self._asked[number] = future
-        self._send(_Frame(_Kind.ASK, number, name, payload))
+        self._pending[number] = future
+        self._send(_Frame(_Kind.REQUEST, number, name, payload))
         try:
             return await future
         except asyncio.CancelledError:
@@ -108,19 +110,21 @@ class Link(asyncio.Protocol):
                 self._send(_Frame(_Kind.CANCEL, number))
             raise
         finally:
-            self._asked.pop(number, None)
+            self._pending.pop(number, None)
 
-    async def wait_heard(self) -> None:
-        """Returns once the other side has shown a sign of life. Raises ``LinkLostError``, and gives the link up
-        where the wait is given up."""
+    async def wait_connected(self) -> None:
+        """Wait until the other side has sent something. Closes the link if the wait is cancelled.
+
+        Raises ``LinkLostError``.
+        """
         try:
-            await asyncio.shield(self._heard)
+            await asyncio.shield(self._connected)
         except asyncio.CancelledError:
             self.close()
             raise
 
     def close(self) -> None:
-        """Give up at once."""
+        """Close without waiting."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -132,7 +136,7 @@ class Link(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is of a class of its own
+        self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
         if is_same_user(self.descriptor):
             self._tick()
         else:
@@ -144,19 +148,19 @@ class Link(asyncio.Protocol):
         self.lost.set()
         for task in self._answering.values():
             task.cancel()
-        for future in self._asked.values():
+        for future in self._pending.values():
             if not future.done():
-                future.set_exception(LinkLostError("the other process is gone"))
-        if not self._heard.done():
-            self._heard.set_exception(LinkLostError("the other process is gone"))
-            self._heard.exception()
+                future.set_exception(LinkLostError("the other process has closed the link"))
+        if not self._connected.done():
+            self._connected.set_exception(LinkLostError("the other process has closed the link"))
+            self._connected.exception()
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        self._ticks_of_silence = 0
-        self._on_heard()
-        if not self._heard.done():
-            self._heard.set_result(None)
+        self._silent_ticks = 0
+        self._on_received()
+        if not self._connected.done():
+            self._connected.set_result(None)
         self._received += data
         position = 0
         while len(self._received) - position >= _LENGTH_BYTES:
@@ -174,14 +178,14 @@ class Link(asyncio.Protocol):
         del self._received[:position]
 
     def _take(self, frame: _Frame) -> None:
-        if frame.kind is _Kind.ASK:
+        if frame.kind is _Kind.REQUEST:
             self._answering[frame.id] = task = self._loop.create_task(self._work(frame))
             task.add_done_callback(lambda _: self._answering.pop(frame.id, None))
         elif frame.kind is _Kind.CANCEL:
             if task_of_id := self._answering.get(frame.id):
                 task_of_id.cancel()
-        elif frame.kind is not _Kind.BEAT:
-            future = self._asked.get(frame.id)
+        elif frame.kind is not _Kind.HEARTBEAT:
+            future = self._pending.get(frame.id)
             if future is None or future.done():
                 return
             if frame.kind is _Kind.ANSWER:
@@ -199,7 +203,7 @@ class Link(asyncio.Protocol):
             self._send(answer)
 
     def _send(self, frame: _Frame) -> None:
-        """What is sent in one turn of the event loop goes out together."""
+        """Frames of one iteration of the event loop are written together."""
         encoded = _encoder.encode(frame)
         if not self._to_send:
             self._loop.call_soon(self._flush)
@@ -212,12 +216,14 @@ class Link(asyncio.Protocol):
         self._to_send.clear()
 
     def _tick(self) -> None:
-        """Silence is counted in ticks of our own, not by the clock: if this process was stopped or its event loop
-        blocked, what the other side sent meanwhile is read before the next tick."""
-        if self._ticks_of_silence * self._timing.beat >= self._timing.lease:
+        """Count silence in ticks, not by the clock.
+
+        If this process was stopped or its event loop blocked, data that has arrived is read before the next tick.
+        """
+        if self._silent_ticks * self._timing.heartbeat >= self._timing.lease:
             self.was_silent = True
             self.close()
             return
-        self._ticks_of_silence += 1
-        self._send(_BEAT)
-        self._tick_timer = self._loop.call_later(self._timing.beat, self._tick)
+        self._silent_ticks += 1
+        self._send(_HEARTBEAT)
+        self._tick_timer = self._loop.call_later(self._timing.heartbeat, self._tick)

@@ -1,6 +1,6 @@
-"""What a process may ask of the engine, by name, so that it can be asked over a link as well as directly.
+"""The engine's operations by name, for use over a link and within the leader.
 
-Arguments and results travel as JSON. What users stored, which is JSON itself, is text in it, and so stays untouched.
+Arguments and results are sent as JSON. Users' JSON is a string within it, so that it stays byte for byte the same.
 """
 
 import datetime as dt
@@ -32,24 +32,26 @@ _events_decoder = msgspec.json.Decoder(list[Event])
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """``is_repeatable``: carried out twice, it does what it does once. One that is not, and whose answer is lost
-    with the engine's process, may or may not have been carried out."""
+    """``is_repeatable``: executing it twice has the effect of executing it once.
+
+    If the leader ends before the answer of another operation arrives, it is unclear whether it was executed.
+    """
 
     name: str
-    carry_out: Callable[..., Awaitable[Any]]
+    execute: Callable[..., Awaitable[Any]]
     arguments: Any
     result: Any = None
     is_repeatable: bool = True
     raw_field: str | None = None
-    """Of the struct that ``result`` is, or is made of: the field with JSON that users stored."""
+    """The field with users' JSON, of the struct ``result`` or of each of its items."""
 
     def encode_arguments(self, arguments: tuple[Any, ...]) -> bytes:
         return msgspec.json.encode(arguments)
 
     async def answer(self, engine: EmbeddedEngine, encoded: bytes) -> bytes:
-        """Carry it out for another process. Raises ``EngineError``."""
+        """Execute it for another process. Raises ``EngineError``."""
         arguments = msgspec.json.decode(encoded, type=self.arguments)
-        result = await self.carry_out(engine, *arguments)
+        result = await self.execute(engine, *arguments)
         return msgspec.json.encode(result if self.raw_field is None else _to_wire(result, self.raw_field))
 
     def decode_result(self, encoded: bytes) -> Any:
@@ -67,13 +69,13 @@ def _to_wire(result: Any, raw_field: str) -> Any:
     return {**msgspec.structs.asdict(result), raw_field: None if raw is None else bytes(raw).decode()}
 
 
-def _from_wire(told: Any, view: type[Any], raw_field: str) -> Any:
-    if isinstance(told, list):
-        return [_from_wire(each, view, raw_field) for each in told]
-    if told is None:
+def _from_wire(decoded: Any, view: type[Any], raw_field: str) -> Any:
+    if isinstance(decoded, list):
+        return [_from_wire(each, view, raw_field) for each in decoded]
+    if decoded is None:
         return None
-    raw = told[raw_field]
-    result = msgspec.convert({**told, raw_field: None}, view)
+    raw = decoded[raw_field]
+    result = msgspec.convert({**decoded, raw_field: None}, view)
     return result if raw is None else msgspec.structs.replace(result, **{raw_field: msgspec.Raw(raw.encode())})
 
 
@@ -160,7 +162,7 @@ OPERATIONS = {operation.name: operation for operation in _ALL}
 
 
 def to_error(name: str, message: str) -> EngineError:
-    """The engine's error, as another process told of it."""
+    """The engine's error that the leader reported."""
     kind = getattr(durably.engine.core.errors, name, EngineError)
     is_known = isinstance(kind, type) and issubclass(kind, EngineError)
     return kind(message) if is_known else EngineError(f"{name}: {message}")

@@ -18,7 +18,7 @@ from durably.protocol.sync import FunctionConfig
 from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
-from .errors import MemberClosedError, PlaceLostError
+from .errors import EngineMovedError, NodeClosedError
 from .queries import TIMEOUT_SECONDS
 from .server_start import BackgroundStart, Program, refuse_green_threads, this_program
 from .threads import AppLoop, OnAnyLoop, engine_loop, submit
@@ -29,27 +29,26 @@ if TYPE_CHECKING:
     from durably.protocol.call import CheckpointRequest
     from durably.protocol.events import EventReceipt
 
-    from .node import Member
+    from .node import Node
 
 T = TypeVar("T")
 
-_BEATS_PER_LEASE = 10
+_HEARTBEATS_PER_LEASE = 10
 
 _logger = get_logger("durably.engine")
 
 _instances: "weakref.WeakSet[ProcessEngine]" = weakref.WeakSet()
 _left_behind: list[object] = []
-"""What a forked child has of its parent's. It is not touched any more, not even by the garbage collector: closing a
-database's connections is for the process that opened them."""
+"""Objects of the parent in a forked child. They are never freed, because only the process that opened a database's
+connections may close them."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``Embedded`` was given."""
+    """The arguments of ``Embedded``."""
 
     path: Path
     max_calls: int
     lease_seconds: float
-    kills_stopped_owner: bool
     settings: "EngineSettings | None"
 
 
@@ -65,13 +64,13 @@ class ProcessEngine:
         self._options = options
         self._handlers: dict[str, CommHandler] = {}
         self._stops_at_exit = False
-        self._may_own = True
+        self._may_lead = True
         self._reset()
         _instances.add(self)
 
     def _reset(self) -> None:
         self._app_loop = AppLoop()
-        self._member: Member | None = None
+        self._node: Node | None = None
         self._is_serving = False
         self._was_started_by_user = False
         self._waits_for_lifespan = False
@@ -106,13 +105,13 @@ class ProcessEngine:
         """Block this thread until the coroutine has ended on the engine's."""
         return submit(coroutine).result()
 
-    def ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Remote[Any]:
+    def request(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Remote[Any]:
         """Ask the engine for one of ``durably.in_process.operations``; ``timeout`` is seconds.
 
         Raises the engine's errors, ``TransportError``, and ``EngineNotStartedError`` in a test run.
         """
         self._refuse_in_test_run()
-        return submit(self._ask(operation, arguments, timeout))
+        return submit(self._request(operation, arguments, timeout))
 
     # InProcessEngine
 
@@ -129,8 +128,8 @@ class ProcessEngine:
 
     def add_handler(self, handler: "CommHandler") -> None:
         self._handlers[handler.client.app_id] = handler
-        if self._is_serving and self._member is not None:
-            submit(self._member.update())
+        if self._is_serving and self._node is not None:
+            submit(self._node.update())
 
     @contextlib.asynccontextmanager
     async def running_with_server(self) -> AsyncIterator[None]:
@@ -159,31 +158,33 @@ class ProcessEngine:
         if loop is not None:
             self._app_loop.loop = loop
         if not self._is_serving:
-            submit(self._start_anyhow())
+            submit(self._start_in_background())
 
-    # on any event loop: if this process owns the database, its sends and commits go straight to the writer's thread,
-    # which saves two changes of threads
+    # on any event loop: in the leader, sends and commits go straight to the writer's thread, which saves two changes of
+    # threads
 
     async def _send_events(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
-        if self._runs_functions and self._member is not None:
+        if self._runs_functions and self._node is not None:
             try:
-                receipt: EventReceipt = await self._member.ask_directly("send_events", arguments)
+                receipt: EventReceipt = await self._node.request_directly("send_events", arguments)
                 return receipt
-            except PlaceLostError:
+            except EngineMovedError:
                 pass
-        return await submit(self._send_through_member(arguments, timeout))
+        return await submit(self._send_through_node(arguments, timeout))
 
     async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
-        """A sync function cannot be stopped with its process's part in the engine: its steps are nobody's then. While
-        there is no owner it waits, however long: there is nobody else to tell."""
-        if (member := self._member) is None:
+        """Commit steps of a function. Waits without a limit while there is no leader.
+
+        Raises ``TransportError`` if the node was closed: a sync function cannot be stopped, and may still run.
+        """
+        if (node := self._node) is None:
             raise TransportError("the engine has been stopped in this process")
         try:
             try:
-                await member.ask_directly("checkpoint", (run_id, request))
-            except PlaceLostError:
-                await submit(member.ask("checkpoint", (run_id, request)))
-        except MemberClosedError:
+                await node.request_directly("checkpoint", (run_id, request))
+            except EngineMovedError:
+                await submit(node.request("checkpoint", (run_id, request)))
+        except NodeClosedError:
             raise TransportError("the engine has been stopped in this process") from None
 
     # on the engine's thread
@@ -193,67 +194,67 @@ class ProcessEngine:
         await submit(self._start())
 
     async def _start(self) -> None:
-        """Raises what prevents it."""
+        """Raises the error that prevents the start."""
         self._end_background_start()
         self._waits_for_lifespan = False
-        member = self._member
-        if not self._is_serving or member is None:
+        node = self._node
+        if not self._is_serving or node is None:
             self._is_serving = True
-            member = await self._replace_member()
-        await member.wait_placed()
+            node = await self._replace_node()
+        await node.wait_started()
 
-    async def _start_anyhow(self) -> None:
-        """Start without a caller that waits: the member logs errors, and tries again."""
+    async def _start_in_background(self) -> None:
+        """Start without a caller that waits: the node logs errors, and tries again."""
         try:
             await self._start()
         except Exception:
-            if self._member is None:
+            if self._node is None:
                 _logger.exception("the engine on %s cannot start in process %d", self._options.path, os.getpid())
 
-    async def _replace_member(self) -> "Member":
-        before, member = self._member, self._make_member()
-        self._member = member
+    async def _replace_node(self) -> "Node":
+        before, node = self._node, self._make_node()
+        self._node = node
         try:
             if before is not None:
                 await before.close()
         finally:
-            member.start()
-        return member
+            node.start()
+        return node
 
     async def _stop(self) -> None:
         self._end_background_start()
-        member, self._member, self._is_serving = self._member, None, False
-        if member is not None:
-            await member.close()
+        node, self._node, self._is_serving = self._node, None, False
+        if node is not None:
+            await node.close()
 
-    async def _ask(self, operation: str, arguments: tuple[Any, ...], timeout: float | None) -> Any:
-        member: Member | None = None
+    async def _request(self, operation: str, arguments: tuple[Any, ...], timeout: float | None) -> Any:
+        node: Node | None = None
         try:
             async with asyncio.timeout(timeout):
                 while True:
-                    member = self._member or await self._replace_member()
-                    with contextlib.suppress(MemberClosedError):  # replaced meanwhile
-                        return await member.ask(operation, arguments)
+                    node = self._node or await self._replace_node()
+                    with contextlib.suppress(NodeClosedError):  # replaced meanwhile
+                        return await node.request(operation, arguments)
         except TimeoutError:
-            reason = f": {member.trouble}" if member is not None and member.trouble else ""
+            reason = f": {node.last_error}" if node is not None and node.last_error else ""
             raise TransportError(
                 f"the engine on {self._options.path} did not answer within {timeout:g} s{reason}"
             ) from None
 
-    async def _send_through_member(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
+    async def _send_through_node(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
         """Acknowledged events must run, so a process with functions starts with the first event that it sends."""
         if not self._is_serving and self._starts_with_send:
-            self._starting = asyncio.create_task(self._start_anyhow())
+            self._starting = asyncio.create_task(self._start_in_background())
             await asyncio.sleep(0)
-        receipt: EventReceipt = await self._ask("send_events", arguments, timeout)
+        receipt: EventReceipt = await self._request("send_events", arguments, timeout)
         if not self._runs_functions and not self._has_warned:
             self._has_warned = True
-            if await self._warn_if_nothing_runs():  # That no function has a trigger for these events, follows.
+            if await self._warn_if_nothing_runs():  # It follows that no function has a trigger for these events.
                 return msgspec.structs.replace(receipt, unmatched={})
         return receipt
 
     async def _fetch_part(self, run_id: str, part: str) -> bytes | None:
-        found = await self._ask("fetch_part", (run_id, part), TIMEOUT_SECONDS)
+        found = await self._request("fetch_part", (run_id, part), TIMEOUT_SECONDS)
         return None if found is None or bytes(found) == b"null" else bytes(found)
 
     async def _warn_if_nothing_runs(self) -> bool:
@@ -261,7 +262,7 @@ class ProcessEngine:
 
         Returns whether the database has no functions at all.
         """
-        if not await self._ask("list_functions", (), TIMEOUT_SECONDS):
+        if not await self._request("list_functions", (), TIMEOUT_SECONDS):
             _logger.warning(
                 "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
                 "app that serves functions with Embedded(%r) first, or correct the path",
@@ -269,7 +270,7 @@ class ProcessEngine:
                 str(self._options.path),
             )
             return True
-        if self._member is not None and self._member.runs_nothing:
+        if self._node is not None and self._node.runs_nothing:
             _logger.warning(
                 "no process that serves functions is running: events are stored in %s, and their functions run once "
                 "the app starts",
@@ -285,7 +286,7 @@ class ProcessEngine:
     def _refuse_in_test_run(self) -> None:
         if self._is_test_run():
             raise EngineNotStartedError(
-                f"a test run starts no engine, and makes no database {self._options.path}: test functions with "
+                f"a test run starts no engine and creates no database {self._options.path}: test functions with "
                 "TestEngine (from durably.testing), or call start() of the Embedded to run a real engine in the tests"
             )
 
@@ -306,11 +307,11 @@ class ProcessEngine:
             self._background_start.cancel()
             self._background_start = None
 
-    def _make_member(self) -> "Member":
+    def _make_node(self) -> "Node":
         from .calls import EngineCheckpoints
-        from .heartbeat import Pulse
+        from .heartbeat import Heartbeat
         from .link import Timing
-        from .node import Member
+        from .node import Node
         from .worker import LocalWorker
 
         refuse_green_threads()
@@ -319,18 +320,17 @@ class ProcessEngine:
             getattr(threading, "_register_atexit", atexit.register)(self._stop_at_exit)
             self._stops_at_exit = True
         options = self._options
-        pulse = Pulse(longest_gap=options.lease_seconds / 2)
-        checkpoints = EngineCheckpoints(self._checkpoint, pulse, submit=OnAnyLoop)
+        heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)
+        checkpoints = EngineCheckpoints(self._checkpoint, heartbeat, submit=OnAnyLoop)
         handlers = self._handlers if self._is_serving else {}
-        worker = LocalWorker(handlers, options.max_calls, checkpoints, pulse, self._app_loop)
-        return Member(
+        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop)
+        return Node(
             options.path,
             self._engine_settings(),
             worker,
-            Timing(options.lease_seconds, options.lease_seconds / _BEATS_PER_LEASE),
+            Timing(options.lease_seconds, options.lease_seconds / _HEARTBEATS_PER_LEASE),
             engine_loop(),
-            may_own=self._may_own,
-            kills_stopped_owner=options.kills_stopped_owner,
+            may_lead=self._may_lead,
         )
 
     def _engine_settings(self) -> "EngineSettings":
@@ -347,7 +347,7 @@ class ProcessEngine:
 
     def _stop_at_exit(self) -> None:
         """Without a hook of the server for its end, stop at the exit of the process."""
-        if self._member is None:
+        if self._node is None:
             return
         grace = self._engine_settings().close_grace.total_seconds()
         with contextlib.suppress(Exception):
@@ -361,12 +361,12 @@ class ProcessEngine:
             self._background_start.cancel()
 
     def _after_fork_in_child(self) -> None:
-        member, starts = self._member, self._background_start is not None
+        node, starts = self._node, self._background_start is not None
         self._reset()
-        if member is not None:
-            self._may_own = self._may_own and not member.holds_database
-            member.forget()
-            _left_behind.append(member)
+        if node is not None:
+            self._may_lead = self._may_lead and not node.holds_database
+            node.forget()
+            _left_behind.append(node)
         if starts:
             self.start_with_server()
 
@@ -386,7 +386,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_config(config: Mapping[str, Any]) -> str | None:
-    """The fault that the engine would report at the sync; ``None`` if there is none, or no engine is installed."""
+    """The error that the engine would report at the sync; ``None`` if the config is valid or no engine is installed."""
     try:
         from durably.engine.core.errors import ConfigInvalidError
         from durably.engine.core.flow.config import read_flow
@@ -394,7 +394,7 @@ def check_config(config: Mapping[str, Any]) -> str | None:
     except ImportError:
         return None
     read = msgspec.convert(config, FunctionConfig)
-    # Other engines know more than fields: @daily, say. Ours refuses it at the sync.
+    # Other engines know more than five fields, such as @daily. Ours refuses it at the sync.
     read.triggers = [trigger for trigger in read.triggers if not (trigger.cron or "").strip().startswith("@")]
     try:
         check_triggers(read.id, read.triggers)

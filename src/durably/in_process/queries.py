@@ -22,20 +22,20 @@ TIMEOUT_SECONDS = 30.0
 
 
 def aware(name: str, moment: dt.datetime | None) -> dt.datetime | None:
-    """Raises ``ValueError`` for one of which nobody knows when it is."""
+    """Raises ``ValueError`` for a time without a time zone."""
     if moment is not None and moment.tzinfo is None:
-        raise ValueError(f"{name} must have a time zone: datetime(…, tzinfo=UTC), say, not {moment!r}")
+        raise ValueError(f"{name} must have a time zone, such as datetime(…, tzinfo=UTC), not {moment!r}")
     return moment
 
 
 class Queries:
     """Methods may be awaited on any event loop; those ending in ``_sync`` are the same for synchronous code.
 
-    They raise ``durably.errors.TransportError`` where no engine answers within 30 s. The errors named below are those
+    They raise ``durably.errors.TransportError`` if no engine answers within 30 s. The errors named below are those
     of ``durably.engine.core.errors``. Ids of functions begin with their app's. Times have time zones.
     """
 
-    async def _ask(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
+    async def _request(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
         raise NotImplementedError
 
     def _block(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -44,21 +44,21 @@ class Queries:
     # runs
 
     async def get_run(self, run_id: str) -> "RunView | None":
-        """A run's status, its output (JSON) and more; ``None`` where there is none of this id."""
-        return cast("RunView | None", await self._ask("get_run", run_id))
+        """A run's status, its output (JSON) and more; ``None`` if it does not exist."""
+        return cast("RunView | None", await self._request("get_run", run_id))
 
     def get_run_sync(self, run_id: str) -> "RunView | None":
         return self._block(self.get_run(run_id))
 
     async def wait_for_run(self, run_id: str, *, timeout: dt.timedelta | None = None) -> "RunView":
-        """The run, once it has ended, however it ends.
+        """Wait until the run has ended with any status; the run.
 
-        Without a ``timeout`` it waits for as long as that takes, and as long as no engine answers. Raises
+        Without a ``timeout`` it waits without a limit, also while no engine answers. Raises
         ``TimeoutError`` and ``RunNotFoundError``.
         """
         try:
             async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-                return cast("RunView", await self._ask("wait_for_run", run_id, timeout=None))
+                return cast("RunView", await self._request("wait_for_run", run_id, timeout=None))
         except TimeoutError:
             raise TimeoutError(f"run {run_id} has not ended within {timeout}") from None
 
@@ -67,7 +67,7 @@ class Queries:
 
     async def event_runs(self, event_id: str) -> "list[RunView]":
         """The runs that an event started; its id is what ``Client.send`` returned."""
-        return cast("list[RunView]", await self._ask("event_runs", event_id))
+        return cast("list[RunView]", await self._request("event_runs", event_id))
 
     def event_runs_sync(self, event_id: str) -> "list[RunView]":
         return self._block(self.event_runs(event_id))
@@ -82,7 +82,9 @@ class Queries:
         started_after: dt.datetime | None = None,
     ) -> "list[RunView]":
         """Runs, newest first. ``cursor`` is the id of the last run seen."""
-        return cast("list[RunView]", await self._ask("list_runs", status, function_id, limit, cursor, started_after))
+        return cast(
+            "list[RunView]", await self._request("list_runs", status, function_id, limit, cursor, started_after)
+        )
 
     def list_runs_sync(
         self,
@@ -100,15 +102,15 @@ class Queries:
         )
 
     async def run_steps(self, run_id: str) -> "list[StepView]":
-        """Finished steps in the order in which they finished, then those under way."""
-        return cast("list[StepView]", await self._ask("run_steps", run_id))
+        """Finished steps in the order of their ends, then steps under way."""
+        return cast("list[StepView]", await self._request("run_steps", run_id))
 
     def run_steps_sync(self, run_id: str) -> "list[StepView]":
         return self._block(self.run_steps(run_id))
 
     async def run_attempts(self, run_id: str) -> "list[AttemptView]":
         """Attempts that failed and were repeated, the earliest first."""
-        return cast("list[AttemptView]", await self._ask("run_attempts", run_id))
+        return cast("list[AttemptView]", await self._request("run_attempts", run_id))
 
     def run_attempts_sync(self, run_id: str) -> "list[AttemptView]":
         return self._block(self.run_attempts(run_id))
@@ -117,7 +119,7 @@ class Queries:
 
     async def get_event(self, event_id: str) -> "EventView | None":
         """An event by the id that ``Client.send`` returned."""
-        return cast("EventView | None", await self._ask("get_event", event_id))
+        return cast("EventView | None", await self._request("get_event", event_id))
 
     def get_event_sync(self, event_id: str) -> "EventView | None":
         return self._block(self.get_event(event_id))
@@ -133,7 +135,7 @@ class Queries:
     ) -> "list[EventView]":
         """Newest first; ``cursor`` is the id of the last event seen."""
         between = aware("received_after", received_after), aware("received_before", received_before)
-        return cast("list[EventView]", await self._ask("list_events", name, *between, limit, cursor))
+        return cast("list[EventView]", await self._request("list_events", name, *between, limit, cursor))
 
     def list_events_sync(
         self,
@@ -150,25 +152,25 @@ class Queries:
             )
         )
 
-    # functions, and what was ordered about their runs
+    # functions, and bulk operations on their runs
 
     async def list_functions(self) -> "list[FunctionView]":
         """The functions that apps serve, and whether they are paused."""
-        return cast("list[FunctionView]", await self._ask("list_functions"))
+        return cast("list[FunctionView]", await self._request("list_functions"))
 
     def list_functions_sync(self) -> "list[FunctionView]":
         return self._block(self.list_functions())
 
     async def list_cancellations(self) -> "list[SweepView]":
-        """What ``cancel_runs`` has begun, newest first, and how far it has come."""
-        return cast("list[SweepView]", await self._ask("list_cancellations"))
+        """Bulk cancellations that ``cancel_runs`` started, newest first, and their progress."""
+        return cast("list[SweepView]", await self._request("list_cancellations"))
 
     def list_cancellations_sync(self) -> "list[SweepView]":
         return self._block(self.list_cancellations())
 
     async def list_replays(self) -> "list[SweepView]":
-        """What ``replay_runs`` has begun, newest first, and how far it has come."""
-        return cast("list[SweepView]", await self._ask("list_replays"))
+        """Bulk replays that ``replay_runs`` started, newest first, and their progress."""
+        return cast("list[SweepView]", await self._request("list_replays"))
 
     def list_replays_sync(self) -> "list[SweepView]":
         return self._block(self.list_replays())

@@ -1,4 +1,4 @@
-"""Starting with servers: which program this is, and a start without the server's hook."""
+"""Detection of web servers, and a start without a server's hook."""
 
 import sys
 import threading
@@ -28,7 +28,7 @@ def this_program() -> Program:
 def program_of(arguments: Sequence[str], environment: Environment) -> Program:
     name = _name_of(arguments)
     if name in _SERVERS:
-        # The parent of a reloading server may load the app, too, and would go on with old code.
+        # The parent of a reloading server may load the app too, and would continue with old code.
         return Program.OTHER if any(option in arguments for option in _RELOAD_OPTIONS) else Program.SERVER
     if name == "flask":
         return _served("run" in arguments, environment.is_reloaded or not _flask_reloads(arguments, environment))
@@ -93,11 +93,11 @@ def is_importing() -> bool:
 
 
 _PATCHERS = (("gevent", "gevent.monkey", "is_module_patched"), ("eventlet", "eventlet.patcher", "is_monkey_patched"))
-"""Who replaces threads, and the function of theirs that tells. What is not imported has replaced none."""
+"""Libraries that monkeypatch threads, with a check for each. A library that is not imported has patched nothing."""
 
 
 def refuse_green_threads() -> None:
-    """Raises ``RuntimeError`` where gevent or eventlet has replaced this process's threads."""
+    """Raises ``RuntimeError`` if gevent or eventlet has replaced this process's threads."""
     for name, module, question in _PATCHERS:
         patcher = sys.modules.get(module)
         if patcher is not None and any(getattr(patcher, question)(part) for part in ("thread", "threading")):

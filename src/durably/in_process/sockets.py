@@ -1,4 +1,4 @@
-"""The sockets of a database's processes: where they are, and the HTTP API on one of them."""
+"""The leader's Unix sockets: their paths and permissions, and the HTTP API on one of them."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ from durably.protocol.headers import ServerKind
 from . import sockets
 
 _MAX_PATH_BYTES = 100
-"""A little less than platforms take: 104 bytes on macOS, 108 on Linux."""
+"""A little less than the limits of platforms: 104 bytes on macOS, 108 on Linux."""
 
 
 def directory_of(database: Path) -> Path:
@@ -39,7 +39,7 @@ def directory_of(database: Path) -> Path:
 
 
 def make_directory(directory: Path) -> None:
-    """Raises ``EngineError`` where the directory is somebody else's."""
+    """Raises ``EngineError`` if the directory is not private to this user."""
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700, parents=True)
     check_directory(directory, os.getuid())
@@ -50,7 +50,7 @@ def check_directory(directory: Path, user: int) -> None:
     state = directory.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != user or stat.S_IMODE(state.st_mode) & 0o077:
         raise EngineError(
-            f"{directory}, in which this database's processes meet, must be a directory that belongs to user "
+            f"{directory}, which has the sockets of this database, must be a directory that belongs to user "
             f"{user} and that no other user can enter (mode 700): remove it, or move the database to a directory that "
             "only that user can write"
         )
@@ -93,7 +93,7 @@ def path_of(directory: Path, epoch: int) -> Path:
 
 
 def api_path_of(socket: Path) -> Path:
-    """Where the same owner serves the engine's HTTP API."""
+    """The socket on which the same leader serves the engine's HTTP API."""
     return socket.with_name(f"{socket.name}.http")
 
 
@@ -102,7 +102,7 @@ def epoch_of(path: Path) -> int:
 
 
 def newest(directory: Path) -> Path | None:
-    """The socket of the last owner, who may be gone."""
+    """The socket of the last leader, which may have ended."""
     try:
         epochs = [int(name) for name in os.listdir(directory) if name.isdecimal()]
     except FileNotFoundError:
@@ -119,7 +119,7 @@ def remove_older(directory: Path, epoch: int) -> None:
 
 def is_same_user(descriptor: int) -> bool:
     """Whether the process on the other side of a connection belongs to this process's user. The directory's mode keeps
-    others out already; this holds, where the platform tells (Linux does), even if somebody has changed it."""
+    others out already. On Linux this check also holds if the mode was changed."""
     if sys.platform != "linux":
         return True
     with socket.socket(fileno=os.dup(descriptor)) as connection:

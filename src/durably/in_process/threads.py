@@ -12,7 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from durably.io.background_loop import Portal, Remote, get_portal
 
-from .errors import CallHandedBackError
+from .errors import CallReturnedError
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class AppLoop:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is known, and runs."""
+        """Whether the loop is known and runs."""
         return self.loop is not None and self.loop.is_running()
 
     async def run(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -84,7 +84,7 @@ class AppLoop:
 
         The coroutine has no context variables. Cancelled, this cancels the coroutine and does not wait for its end:
         see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it is cancelled by itself, and
-        ``CallHandedBackError`` if the app's loop does not run any more.
+        ``CallReturnedError`` if the app's loop does not run any more.
         """
         to_app = self._to_app = _callbacks_on(self.loop or get_portal().loop, self._to_app)
         to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
@@ -93,7 +93,7 @@ class AppLoop:
             to_app.add(call.begin)
         except RuntimeError:
             call.close()
-            raise CallHandedBackError("the app's event loop is closed") from None
+            raise CallReturnedError("the app's event loop is closed") from None
         self._under_way.add(call)
         try:
             await call.ended
@@ -145,7 +145,7 @@ class _Call(Generic[T]):
         self.task.add_done_callback(self._report_end)
 
     def close(self) -> None:
-        """The coroutine does not begin."""
+        """The coroutine does not start."""
         self._coroutine.close()
 
     def cancel(self) -> None:

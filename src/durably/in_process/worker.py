@@ -1,4 +1,4 @@
-"""The functions that a process runs for the engine, and fair use of their threads."""
+"""Execution of the engine's calls in this process, and fair use of its threads."""
 
 import asyncio
 import contextvars
@@ -15,10 +15,10 @@ from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.functions.checkpoints import Checkpoints
 from durably.protocol.sync import SyncRequest
 
-from .calls import HandedAnswer, HandedCall, answer_call, answer_call_sync, sync_of
-from .dispatcher import Offer
-from .errors import CallHandedBackError
-from .heartbeat import Pulse
+from .calls import AssignedCall, CallAnswer, answer_call, answer_call_sync, sync_of
+from .dispatcher import Capacity
+from .errors import CallReturnedError
+from .heartbeat import Heartbeat
 from .threads import AppLoop
 
 _END_SECONDS = 1.0
@@ -26,41 +26,40 @@ _END_SECONDS = 1.0
 
 
 class LocalWorker:
-    """This process. ``handlers`` are those of the apps by their ids. It takes ``max_calls`` calls at a time, until
-    it is told to refuse them. ``pulse`` beats while it is in contact with the others."""
+    """Runs calls in this process: ``max_calls`` at a time, until ``refuse``. ``handlers`` are by app id."""
 
     def __init__(
         self,
         handlers: dict[str, CommHandler],
         max_calls: int,
         checkpoints: Checkpoints,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
         app_loop: AppLoop,
     ) -> None:
         self._app_loop = app_loop
-        self.pulse = pulse
+        self.heartbeat = heartbeat
         self._handlers = handlers
         self._max_calls = max_calls
         self._checkpoints = checkpoints
         self._tasks: set[asyncio.Task[Any]] = set()
         self._late: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
-        self._gates: dict[str, FairGate] = {}
+        self._limits: dict[str, FairLimit] = {}
 
-    def offer(self) -> Offer:
+    def capacity(self) -> Capacity:
         function_ids = {function_id for handler in self._handlers.values() for function_id in handler.function_ids}
         max_calls = 0 if self._is_stopping or not function_ids else self._max_calls
-        return Offer(os.getpid(), frozenset(function_ids), max_calls)
+        return Capacity(os.getpid(), frozenset(function_ids), max_calls)
 
     def syncs(self) -> list[SyncRequest]:
-        """What tells the engine the functions of each app."""
+        """The sync requests with the functions of each app."""
         return [sync_of(handler) for handler in self._handlers.values()]
 
-    async def answer(self, call: HandedCall) -> HandedAnswer:
-        """Raises ``CallHandedBackError``."""
+    async def answer(self, call: AssignedCall) -> CallAnswer:
+        """Raises ``CallReturnedError``."""
         handler = self._handlers.get(call.app_id)
         if handler is None or self._is_stopping:
-            raise CallHandedBackError(f"process {os.getpid()} does not serve the app {call.app_id!r}")
+            raise CallReturnedError(f"process {os.getpid()} does not serve the app {call.app_id!r}")
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -68,13 +67,13 @@ class LocalWorker:
             return await self._run(call, handler)
         except asyncio.CancelledError:
             if task not in self._late or task.uncancel():
-                raise  # given up by others, whatever else is the matter
-            raise CallHandedBackError(f"process {os.getpid()} stops") from None
+                raise  # The engine has cancelled it, even if ``finish`` did too.
+            raise CallReturnedError(f"process {os.getpid()} stops") from None
         finally:
             self._tasks.discard(task)
             self._late.discard(task)
 
-    async def _run(self, call: HandedCall, handler: CommHandler) -> HandedAnswer:
+    async def _run(self, call: AssignedCall, handler: CommHandler) -> CallAnswer:
         """No code of the app runs on this event loop, which is the engine's. Functions get no context variables,
         because those here may belong to any request that has sent an event."""
         if handler.threads is None or handler.is_async(call.function_id):
@@ -82,16 +81,16 @@ class LocalWorker:
         answer = partial(contextvars.Context().run, partial(answer_call_sync, call, handler, self._checkpoints))
         if handler.threads.size is None:  # The app passed its own thread pool.
             return await handler.threads.run(answer)
-        gate = self._gates.setdefault(call.app_id, FairGate(handler.threads.size))
-        async with gate.through(call.function_id, call.priority):
+        limit = self._limits.setdefault(call.app_id, FairLimit(handler.threads.size))
+        async with limit.slot(call.function_id, call.priority):
             return await handler.threads.run(answer)
 
     def refuse(self) -> None:
-        """Take no more calls; what is offered from now on is none."""
+        """Take no more calls. The capacity is 0 from now on."""
         self._is_stopping = True
 
     async def finish(self, grace_seconds: float) -> None:
-        """After ``refuse``: let calls under way end, and hand back those that have not by then."""
+        """After ``refuse``: wait up to ``grace_seconds`` for calls under way, and return the others."""
         if not self._tasks:
             return
         _, late = await asyncio.wait(set(self._tasks), timeout=grace_seconds)
@@ -101,21 +100,21 @@ class LocalWorker:
         await asyncio.gather(*late, return_exceptions=True)
 
     async def wait_ended(self) -> None:
-        """Wait for functions that were given up, except functions that block their event loop."""
+        """Wait for cancelled functions, except functions that block their event loop."""
         await self._app_loop.wait_ended(_END_SECONDS)
 
 
-class FairGate:
-    """Lets ``room`` calls through at a time. Used on one event loop."""
+class FairLimit:
+    """Limits concurrent calls to ``slots``, shared fairly by functions. Belongs to one event loop."""
 
-    def __init__(self, room: int) -> None:
-        self._free = room
+    def __init__(self, slots: int) -> None:
+        self._free = slots
         self._under_way: Counter[str] = Counter()
         self._waiting: FairQueue[tuple[str, asyncio.Future[None]]] = FairQueue()
 
     @asynccontextmanager
-    async def through(self, function_id: str, priority: int) -> AsyncIterator[None]:
-        """Wait for the function's turn. ``priority`` moves the call ahead of its other calls by milliseconds."""
+    async def slot(self, function_id: str, priority: int) -> AsyncIterator[None]:
+        """Wait for a slot. ``priority`` moves the call ahead of the function's other calls, by milliseconds."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(function_id, time.monotonic_ns() // 1_000_000 - priority, (function_id, turn))
         self._admit()
@@ -127,14 +126,14 @@ class FairGate:
                 self._leave(function_id)
 
     def _admit(self) -> None:
-        while (upcoming := self._waiting.take(self._may_enter)) is not None:
+        while (upcoming := self._waiting.take(self._may_start)) is not None:
             function_id, turn = upcoming
             if not turn.done():
                 self._free -= 1
                 self._under_way[function_id] += 1
                 turn.set_result(None)
 
-    def _may_enter(self, function_id: str) -> bool:
+    def _may_start(self, function_id: str) -> bool:
         return may_have_another(self._under_way[function_id], self._free)
 
     def _leave(self, function_id: str) -> None:

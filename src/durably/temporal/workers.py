@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Protocol
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
@@ -37,7 +38,7 @@ class Connection(Protocol):
 
     workers: list[WorkerDeclaration]
 
-    @property
+    @cached_property
     def settings(self) -> ConnectionSettings: ...
 
     async def connect(self, *, retry_config: RetryConfig | None = None) -> Client: ...
