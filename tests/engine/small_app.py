@@ -50,19 +50,19 @@ class Steps:
     def run(self, step_id: str, work: Callable[[], Any] = lambda: None) -> Any:
         return self.parallel(self.running(step_id, work))[0]
 
-    def ask(self, step_id: str, op: str, **opts: Any) -> Any:
+    def options(self, step_id: str, op: str, **opts: Any) -> Any:
         return self.parallel(self.asking(step_id, op, **opts))[0]
 
     def sleep(self, step_id: str, duration: str) -> None:
-        self.ask(step_id, "Sleep", duration=duration)
+        self.options(step_id, "Sleep", duration=duration)
 
     def wait_for_event(self, step_id: str, event: str, timeout: str = "1h", expression: str | None = None) -> Any:
-        return self.ask(
+        return self.options(
             step_id, "WaitForEvent", event=event, timeout=timeout, **({"if": expression} if expression else {})
         )
 
     def invoke(self, step_id: str, function_id: str, data: Any = None, timeout: str | None = None) -> Any:
-        return self.ask(
+        return self.options(
             step_id, "InvokeFunction", function_id=function_id, payload={"data": data or {}}, timeout=timeout
         )
 

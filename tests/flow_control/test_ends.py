@@ -207,13 +207,13 @@ async def test_runs_are_cancelled_in_bulk(world: World) -> None:
         started_before=START + 4 * MINUTE,
         expression="event.data.order != 2",
     )
-    sweep = await world.engine.cancel_runs(chosen)
+    operation = await world.engine.cancel_runs(chosen)
     await world.rest()
     running, cancelled = RunStatus.RUNNING, RunStatus.CANCELLED
     assert await world.statuses("work") == [running, cancelled, running, cancelled]
     assert set(await world.statuses("other")) == {running}
     (listed,) = await world.engine.list_cancellations()
-    assert (listed.id, listed.affected, listed.ended_at is not None) == (sweep.id, 2, True)
+    assert (listed.id, listed.affected, listed.ended_at is not None) == (operation.id, 2, True)
 
 
 async def test_a_bulk_cancellation_holds_for_runs_to_come(world: World) -> None:
@@ -247,8 +247,8 @@ async def test_very_many_runs_are_cancelled_a_few_at_a_time_and_over_restarts(wo
     await world.restart()
     await world.rest()
     assert set(await world.statuses("work")) == {RunStatus.CANCELLED}
-    (sweep,) = await world.engine.list_cancellations()
-    assert sweep.affected == 450
+    (operation,) = await world.engine.list_cancellations()
+    assert operation.affected == 450
 
 
 async def test_bad_selections_are_refused(world: World) -> None:

@@ -16,12 +16,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from durably.engine.core.answers import Answer, Asked, AttemptFailed, Returned
-from durably.engine.core.run_state import RunStatus, decode_head
+from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
+from durably.engine.core.run_state import RunStatus, decode_run_state
 from durably.engine.core.transition import Policy
 from durably.engine.scheduling import bulk_operations, event_routing, operations, runs
 from durably.engine.scheduling.events import check_event
-from durably.engine.scheduling.outbox import CallAt, Effect, Restrained, SweepAt
+from durably.engine.scheduling.outbox import CallAt, ContinueBulkOperation, ControlsChanged, OutboxMessage
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.reruns import FromStep
 from durably.engine.scheduling.run_cache import RunCache
@@ -121,19 +121,19 @@ class Histories(RuleBasedStateMachine):
         self.db.execute("BEGIN")
         transaction = Transaction(self.context, self.registry, self.now)
         unit(transaction)
-        effects = runs.finish(transaction)
+        outbox = runs.finish(transaction)
         self.db.execute("COMMIT")
-        for effect in effects:
-            self._carry_out(effect)
+        for message in outbox:
+            self._dispatch_after_commit(message)
 
-    def _carry_out(self, effect: Effect) -> None:
-        match effect:
+    def _dispatch_after_commit(self, message: OutboxMessage) -> None:
+        match message:
             case CallAt():
-                self._make([effect])
-            case Restrained(function_id, restraint):
-                self.registry = self.registry.with_restraint(function_id, restraint)
-            case SweepAt(sweep_id):
-                self._do(bulk_operations.go_on(sweep_id))
+                self._make([message])
+            case ControlsChanged(function_id, controls):
+                self.registry = self.registry.with_controls(function_id, controls)
+            case ContinueBulkOperation(operation_id):
+                self._do(bulk_operations.go_on(operation_id))
 
     def _make(self, calls: list[CallAt]) -> None:
         for due in calls:
@@ -146,7 +146,7 @@ class Histories(RuleBasedStateMachine):
 
     def _head_call(self, due: CallAt) -> object:
         row = self.db.execute("SELECT head FROM heads WHERE run_key = ?", (due.run_key,)).fetchone()
-        return decode_head(row[0]).call(due.call.generation) if row else None
+        return decode_run_state(row[0]).call(due.call.generation) if row else None
 
     def _fall_due(self) -> None:
         """All that is due, read from the database: also what has been met before."""
@@ -183,14 +183,14 @@ class Histories(RuleBasedStateMachine):
 
     @precondition(lambda self: self.under_way)
     @rule(index=st.integers(0, 50), kinds=st.lists(st.sampled_from(_KINDS), min_size=1, max_size=3))
-    def ask(self, index: int, kinds: list[str]) -> None:
+    def options(self, index: int, kinds: list[str]) -> None:
         due = self._some_call(index)
         if not due.call.is_discovery:
             ops = [Op(id=due.call.step_id, op=Opcode.STEP_RUN, name=due.call.name, data=msgspec.Raw(b"1"))]
         else:
             ops = [self._op(kind) for kind in (kinds if len(kinds) == 1 else [kind for kind in kinds if kind != "run"])]
         if ops:
-            self._answer(due, Asked(ops=ops))
+            self._answer(due, ReportedOps(ops=ops))
 
     @precondition(lambda self: self.under_way)
     @rule(index=st.integers(0, 50), steps=st.integers(1, 3))
@@ -291,7 +291,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.cache.clear()
-        self.registry = Registry([_function(self.synced)], bulk_operations.restraints_of(self.context.store, self.now))
+        self.registry = Registry([_function(self.synced)], bulk_operations.read_controls(self.context.store, self.now))
         self.under_way.clear()
         self._do(lambda transaction: operations.recover(transaction, self.context.store.moving_runs()))
         self._fall_due()
@@ -319,10 +319,10 @@ class Histories(RuleBasedStateMachine):
         store = self.context.store
         for (run_key,) in self.db.execute("SELECT key FROM runs").fetchall():
             cached = self.cache.find(run_key)
-            stored = store.head(run_key)
+            stored = store.state(run_key)
             assert cached is None or stored is not None, "a run that has ended is forgotten"
             if cached is not None:
-                assert (cached.head, cached.ticket, cached.is_moving) == stored
+                assert (cached.state, cached.ticket, cached.is_moving) == stored
                 assert cached.row == store.run(run_key)
                 assert self.cache.find_key(cached.row.id) == run_key
 
@@ -344,11 +344,11 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def every_run_has_something_that_moves_it(self) -> None:
         for run_key, encoded, is_moving in self.db.execute("SELECT run_key, head, is_moving FROM heads").fetchall():
-            head = decode_head(encoded)
-            assert head.calls or head.waits
+            state = decode_run_state(encoded)
+            assert state.calls or state.waits
             queued = self._generations("queued_calls", run_key)
             delayed = self._generations("delayed_calls", run_key)
-            for call in head.calls:
+            for call in state.calls:
                 is_made = (run_key, call.generation) in self.under_way
                 is_waiting = call.generation in queued or (call.generation in delayed and call.due > self.now)
                 assert is_made != is_waiting
@@ -387,7 +387,7 @@ class Histories(RuleBasedStateMachine):
     def _ending(self, due: CallAt) -> Answer:
         if due.call.is_discovery:
             return Returned(b"1")
-        return Asked(ops=[Op(id=due.call.step_id, op=Opcode.STEP_RUN, name="s", data=msgspec.Raw(b"1"))])
+        return ReportedOps(ops=[Op(id=due.call.step_id, op=Opcode.STEP_RUN, name="s", data=msgspec.Raw(b"1"))])
 
 
 Histories.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)

@@ -18,11 +18,12 @@ from durably.engine.scheduling.event_outcomes import EventOutcomes, UnmatchedEve
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_content, check_event
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.reruns import FromStep
-from durably.engine.sqlite.tables.bulk_operations import SweepKind
+from durably.engine.sqlite.tables.bulk_operations import BulkOperationKind
 from durably.engine.sqlite.tables.runs import find_run_key
 from durably.engine.sqlite.views import (
     AppView,
     AttemptView,
+    BulkOperationView,
     CallView,
     EventView,
     FunctionView,
@@ -32,7 +33,6 @@ from durably.engine.sqlite.views import (
     RunUpdate,
     RunView,
     StepView,
-    SweepView,
     SyncResult,
     TracesView,
 )
@@ -60,7 +60,7 @@ class EmbeddedEngine:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._journal = runtime.journal
+        self._transactions = runtime.transactions
         self._reader = runtime.reader
         self._settings = runtime.settings
         self._unmatched = UnmatchedEvents()
@@ -106,7 +106,7 @@ class EmbeddedEngine:
 
     async def verify(self) -> None:
         """Raises ``DatabaseLostError`` where another engine has taken the database over; this one then closes."""
-        await self._journal.enter(lambda transaction: None)
+        await self._transactions.transact(lambda transaction: None)
 
     # events
 
@@ -131,12 +131,14 @@ class EmbeddedEngine:
         """``send_events``, which also returns the events that match nothing."""
         checked = await self._check_events(events)
         id_seed = IdSeed(seed) if seed else None
-        sent = await self._journal.enter(lambda transaction: event_routing.send(transaction, checked, id_seed, sender))
+        sent = await self._transactions.transact(
+            lambda transaction: event_routing.send(transaction, checked, id_seed, sender)
+        )
         self._outcomes.note(sent.outcomes)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
         awaited = await self._reader.read(queries.awaited_names)
-        unmatched = self._unmatched.explain(sent.unmatched, self._journal.registry, awaited)
+        unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry, awaited)
         return EventReceipt(ids=sent.ids, unmatched=unmatched)
 
     async def _check_events(self, events: Sequence[Event]) -> list[CheckedEvent]:
@@ -153,7 +155,7 @@ class EmbeddedEngine:
     async def explain_event(self, event: EventView) -> list[str]:
         """Sentences on what the event did besides starting runs, and on why it started none."""
         awaited = await self._reader.read(queries.awaited_names)
-        return self._outcomes.explain(event, self._journal.registry, awaited)
+        return self._outcomes.explain(event, self._transactions.registry, awaited)
 
     async def get_event(self, event_id: str) -> EventView | None:
         return await self._reader.read(lambda connection: queries.find_event(connection, event_id))
@@ -188,7 +190,7 @@ class EmbeddedEngine:
         Raises ``ConfigInvalidError``, which names the function and the option.
         """
         functions = read_sync(request, in_process=in_process)
-        return await self._journal.enter(lambda transaction: operations.sync(transaction, request, functions))
+        return await self._transactions.transact(lambda transaction: operations.sync(transaction, request, functions))
 
     async def list_apps(self) -> list[AppView]:
         return await self._reader.read(queries.list_apps)
@@ -206,50 +208,58 @@ class EmbeddedEngine:
 
         Raises ``FunctionNotFoundError``.
         """
-        await self._journal.enter(
+        await self._transactions.transact(
             lambda transaction: bulk_operations.pause(transaction, transaction.registry.get_active(function_id).id)
         )
 
     async def resume_function(self, function_id: str) -> None:
         """Let a paused function start runs again. Raises ``FunctionNotFoundError``."""
-        await self._journal.enter(
+        await self._transactions.transact(
             lambda transaction: bulk_operations.resume(transaction, transaction.registry.get_active(function_id).id)
         )
 
     # many runs at once
 
-    async def cancel_runs(self, selection: Selection) -> SweepView:
+    async def cancel_runs(self, selection: Selection) -> BulkOperationView:
         """Begin to cancel runs of a function: those that there are, and those that start until ``started_before``.
 
         Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
         check_selection(selection)
-        return queries.sweep_view(
-            await self._journal.enter(lambda transaction: bulk_operations.cancel_runs(transaction, selection))
+        return queries.bulk_operation_view(
+            await self._transactions.transact(lambda transaction: bulk_operations.cancel_runs(transaction, selection))
         )
 
-    async def list_cancellations(self) -> list[SweepView]:
+    async def list_cancellations(self) -> list[BulkOperationView]:
         """Newest first."""
-        return await self._reader.read(lambda connection: queries.list_sweeps(connection, SweepKind.CANCEL))
+        return await self._reader.read(
+            lambda connection: queries.list_bulk_operations(connection, BulkOperationKind.CANCEL)
+        )
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
         """Let it cancel no more runs. Raises ``CancellationNotFoundError``."""
-        await self._journal.enter(lambda transaction: bulk_operations.delete_cancellation(transaction, cancellation_id))
+        await self._transactions.transact(
+            lambda transaction: bulk_operations.delete_cancellation(transaction, cancellation_id)
+        )
 
-    async def replay_runs(self, selection: Selection, statuses: Collection[RunStatus]) -> SweepView:
+    async def replay_runs(self, selection: Selection, statuses: Collection[RunStatus]) -> BulkOperationView:
         """Begin to run again those runs of a function that have ended with one of the statuses.
 
         Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
         """
         check_selection(selection)
         check_statuses(statuses)
-        return queries.sweep_view(
-            await self._journal.enter(lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses))
+        return queries.bulk_operation_view(
+            await self._transactions.transact(
+                lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses)
+            )
         )
 
-    async def list_replays(self) -> list[SweepView]:
+    async def list_replays(self) -> list[BulkOperationView]:
         """Newest first."""
-        return await self._reader.read(lambda connection: queries.list_sweeps(connection, SweepKind.REPLAY))
+        return await self._reader.read(
+            lambda connection: queries.list_bulk_operations(connection, BulkOperationKind.REPLAY)
+        )
 
     # runs
 
@@ -262,7 +272,7 @@ class EmbeddedEngine:
         before."""
         run_key = await self._reader.read(lambda connection: find_run_key(connection, run_id))
         if run_key is not None:
-            with self._runtime.endings.awaiting(run_key) as ended:
+            with self._runtime.completion_waiters.awaiting(run_key) as ended:
                 run = await self.get_run(run_id)
                 if run is not None and not run.status.has_ended:
                     await ended
@@ -300,7 +310,9 @@ class EmbeddedEngine:
 
     async def add_run_metadata(self, run_id: str, body: bytes) -> bool:
         """Store an SDK's metadata of a run, JSON; false if it is too much. Raises ``RunNotFoundError``."""
-        return await self._journal.enter(lambda transaction: annotations.add_metadata(transaction, run_id, body))
+        return await self._transactions.transact(
+            lambda transaction: annotations.add_metadata(transaction, run_id, body)
+        )
 
     async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
         """``None`` if the run does not exist."""
@@ -308,7 +320,9 @@ class EmbeddedEngine:
 
     async def add_traces(self, content_type: str, body: bytes) -> bool:
         """Store spans that an SDK has exported; false if they are too large."""
-        return await self._journal.enter(lambda transaction: annotations.add_traces(transaction, content_type, body))
+        return await self._transactions.transact(
+            lambda transaction: annotations.add_traces(transaction, content_type, body)
+        )
 
     async def run_traces(self, run_id: str) -> list[TracesView]:
         """The exports that name a run. They may contain spans of other runs."""
@@ -329,7 +343,7 @@ class EmbeddedEngine:
 
     async def cancel_run(self, run_id: str) -> bool:
         """False where the run has ended already. Raises ``RunNotFoundError``."""
-        return await self._journal.enter(lambda transaction: operations.cancel(transaction, run_id))
+        return await self._transactions.transact(lambda transaction: operations.cancel(transaction, run_id))
 
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         """Run the same function again with the same events; the new run's id. From a step: with the memos that were
@@ -337,7 +351,7 @@ class EmbeddedEngine:
 
         Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, ``StepNotFoundError``.
         """
-        return await self._journal.enter(lambda transaction: operations.rerun(transaction, run_id, from_step))
+        return await self._transactions.transact(lambda transaction: operations.rerun(transaction, run_id, from_step))
 
     async def invoke(self, function_id: str, *, data: Any, user: Any = None, v: str | None = None) -> InvokeReceipt:
         """Start a run of one function. Raises ``FunctionNotFoundError``, ``EventInvalidError``."""
@@ -345,12 +359,12 @@ class EmbeddedEngine:
             raise EventInvalidError(f"function {function_id!r} is invoked with data that is no object")
         event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
         check_content(event, self._settings.max_event_bytes)
-        return await self._journal.enter(lambda transaction: operations.invoke(transaction, function_id, event))
+        return await self._transactions.transact(lambda transaction: operations.invoke(transaction, function_id, event))
 
     async def signal(self, name: str, data: Any) -> str | None:
         """Wake the run that waits for a signal, and answer with its id; ``None`` where none waits."""
         encoded = msgspec.json.encode(data)
-        return await self._journal.enter(lambda transaction: operations.signal(transaction, name, encoded))
+        return await self._transactions.transact(lambda transaction: operations.signal(transaction, name, encoded))
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         """Store steps that a call has finished while it goes on.
@@ -358,11 +372,11 @@ class EmbeddedEngine:
         Raises ``StaleCallError`` (409), ``CheckpointInvalidError`` (400), ``TooLargeError`` (413),
         ``RunNotFoundError`` (404).
         """
-        if not await self._journal.enter(functools.partial(operations.checkpoint, run_id, request)):
+        if not await self._transactions.transact(functools.partial(operations.checkpoint, run_id, request)):
             raise StaleCallError("the call is stale: its run has failed")
 
     # watching
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
         """What happens to runs from now on, for people to read: a slow reader loses the oldest updates."""
-        return self._runtime.watchers.watch()
+        return self._runtime.subscriptions.watch()

@@ -14,28 +14,28 @@ from durably.engine.core.errors import (
     DatabaseUnavailableError,
     EngineError,
 )
-from durably.engine.scheduling.bulk_operations import restraints_of
+from durably.engine.scheduling.bulk_operations import read_controls
 from durably.engine.scheduling.calls.dispatch import Executor
 from durably.engine.scheduling.calls.http_call import Caller, HttpCaller
 from durably.engine.scheduling.outbound import Outbound
 from durably.engine.scheduling.outbound.requests import Requests
 from durably.engine.scheduling.outbox import (
     CallAt,
-    Effects,
+    ContinueBulkOperation,
+    ControlsChanged,
+    Outbox,
     RequestAt,
-    Restrained,
     RunEnded,
     StoredTimer,
-    SweepAt,
     Synced,
     TimerAt,
 )
 from durably.engine.scheduling.registry import Registry
 from durably.engine.scheduling.retention import Retention
 from durably.engine.scheduling.run_cache import RunCache
-from durably.engine.scheduling.subscriptions import Endings, Note, Watchers
-from durably.engine.scheduling.timers import Loaded, Timeline, load_due
-from durably.engine.scheduling.transact import Journal
+from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
+from durably.engine.scheduling.timers import Loaded, Timers, load_due
+from durably.engine.scheduling.transact import Transactions
 from durably.engine.scheduling.transaction import Transaction, TransactionContext
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
@@ -85,32 +85,32 @@ class Runtime:
         self.reader = Reader(path, self._give_up, self._files.check)
         cache = RunCache()
         self._writer = Writer(connection, epoch, self._give_up, cache.clear, self._files.check)
-        self.journal = Journal(
+        self.transactions = Transactions(
             self._writer,
             TransactionContext(
                 store, make_policy(settings), settings.max_event_bytes, settings.entropy, cache, runs.cancel
             ),
-            Registry.from_rows(store.all_functions(), restraints_of(store, settings.clock.now())),
+            Registry.from_rows(store.all_functions(), read_controls(store, settings.clock.now())),
             settings.clock,
-            self._carry_out,
+            self._dispatch_after_commit,
         )
         self._caller = make_caller(settings)
         self.executor = Executor(
             self._caller,
             self.reader,
-            self.journal,
+            self.transactions,
             settings.clock,
             max_calls=settings.max_calls,
         )
         self._requests = Requests(
-            Outbound(allow_private_addresses=settings.allow_private_addresses), self.journal, settings.clock
+            Outbound(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
-        self._timeline: Timeline[_Due] = Timeline(settings.clock, self._load_due, self._meet)
+        self._timers: Timers[_Due] = Timers(settings.clock, self._load_due, self._meet)
         self._retention: Retention | None = None
         if settings.retention is not None:
-            self._retention = Retention(PurgeStore(connection), self.journal, settings.clock, settings.retention)
-        self.watchers = Watchers()
-        self.endings = Endings()
+            self._retention = Retention(PurgeStore(connection), self.transactions, settings.clock, settings.retention)
+        self.subscriptions = Subscriptions()
+        self.completion_waiters = CompletionWaiters()
         self._store = store
 
     @classmethod
@@ -146,7 +146,7 @@ class Runtime:
         except BaseException:
             await runtime.close()
             raise
-        runtime._timeline.start()
+        runtime._timers.start()
         runtime._checking = asyncio.get_running_loop().create_task(runtime._check_files())
         if runtime._retention is not None:
             runtime._retention.start()
@@ -160,22 +160,22 @@ class Runtime:
         await asyncio.shield(self._closing)
 
     async def _close(self, grace_seconds: float) -> None:
-        self._timeline.close()
+        self._timers.close()
         if self._checking is not None:
             self._checking.cancel()
         if self._retention is not None:
             await self._retention.close()
         await self.executor.close(grace_seconds)
         await self._requests.close()
-        self.journal.close()
+        self.transactions.close()
         await self._writer.close()
         await self.reader.close()
         await self._caller.close()
         await asyncio.to_thread(self._connection.close)
         if self._lock is not None:
             self._lock.release()
-        self.watchers.close()
-        self.endings.close()
+        self.subscriptions.close()
+        self.completion_waiters.close()
         self.closed.set()
 
     async def _check_files(self) -> None:
@@ -195,16 +195,16 @@ class Runtime:
 
     async def _recover(self) -> None:
         """Whatever was under way when the engine stopped gets a new generation, and is made again."""
-        moving, open_sweeps = self._store.moving_runs(), self._store.sweeps.open_sweeps()
+        moving, open_bulk_operations = self._store.moving_runs(), self._store.bulk_operations.open_bulk_operations()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
-        for sweep_id in open_sweeps:
-            self.journal.enter_soon(bulk_operations.go_on(sweep_id))
+        for operation_id in open_bulk_operations:
+            self.transactions.transact_in_background(bulk_operations.go_on(operation_id))
 
     async def _recover_together(self, run_keys: list[int]) -> None:
         """One with which something is wrong holds up none of the others."""
         try:
-            await self.journal.enter(_recover(run_keys))
+            await self.transactions.transact(_recover(run_keys))
         except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:
@@ -213,36 +213,38 @@ class Runtime:
                     await self._recover_together([run_key])
             else:
                 _logger.exception("a run could not be recovered")
-                self.journal.enter_soon(operations.fail(run_keys[0], error))
+                self.transactions.transact_in_background(operations.fail(run_keys[0], error))
 
     # what is to be done
 
-    def _carry_out(self, effects: Effects) -> None:
+    def _dispatch_after_commit(self, outbox: Outbox) -> None:
         """After the commit of a unit of work."""
         calls: list[CallAt] = []
-        for effect in effects:
-            match effect:
-                case Note():
-                    self.watchers.tell(effect)
+        for message in outbox:
+            match message:
+                case RunChange():
+                    self.subscriptions.publish(message)
                 case CallAt():
-                    if effect.call.is_made(self.settings.clock.now()):
-                        calls.append(effect)
+                    if message.call.is_made(self.settings.clock.now()):
+                        calls.append(message)
                     else:
-                        self._timeline.add(effect.call.due, effect)
+                        self._timers.add(message.call.due, message)
                 case RunEnded():
-                    self._requests.forget(effect.run_key)
-                    self.endings.tell(effect.run_key)
+                    self._requests.forget(message.run_key)
+                    self.completion_waiters.resolve(message.run_key)
                 case RequestAt():
-                    self._requests.note(effect)
-                    self._timeline.add(effect.request.due, effect, is_stored=False)
+                    self._requests.note(message)
+                    self._timers.add(message.request.due, message, is_stored=False)
                 case Synced():
-                    self.journal.registry = self.journal.registry.with_app(effect.app_id, effect.functions)
-                case Restrained():
-                    self.journal.registry = self.journal.registry.with_restraint(effect.function_id, effect.restraint)
-                case SweepAt():
-                    self.journal.enter_soon(bulk_operations.go_on(effect.sweep_id))
+                    self.transactions.registry = self.transactions.registry.with_app(message.app_id, message.functions)
+                case ControlsChanged():
+                    self.transactions.registry = self.transactions.registry.with_controls(
+                        message.function_id, message.controls
+                    )
+                case ContinueBulkOperation():
+                    self.transactions.transact_in_background(bulk_operations.go_on(message.operation_id))
                 case _:
-                    self._timeline.add(effect.due, effect)
+                    self._timers.add(message.due, message)
         if calls:
             self._make(calls)
 
@@ -251,21 +253,25 @@ class Runtime:
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _meet(self, due: list[_Due]) -> None:
-        """What the timeline says is due now."""
+        """What the timers says is due now."""
         self._make([item for item in due if isinstance(item, CallAt)])
         for item in due:
             if isinstance(item, RequestAt):
                 self._requests.make(item)
             elif isinstance(item, TimerAt):
-                self.journal.enter_soon(operations.fall_due(item), functools.partial(operations.fail, item.run_key))
+                self.transactions.transact_in_background(
+                    operations.fall_due(item), functools.partial(operations.fail, item.run_key)
+                )
             elif not isinstance(item, CallAt):
-                self.journal.enter_soon(operations.fall_due(item))
+                self.transactions.transact_in_background(operations.fall_due(item))
 
     def _make(self, calls: list[CallAt]) -> None:
         self.executor.make([call for call in calls if not call.has_to_queue])
         for call in calls:
             if call.has_to_queue:
-                self.journal.enter_soon(operations.join_queue(call), functools.partial(operations.fail, call.run_key))
+                self.transactions.transact_in_background(
+                    operations.join_queue(call), functools.partial(operations.fail, call.run_key)
+                )
 
 
 async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:

@@ -12,7 +12,7 @@ from .queries import Queries, aware
 
 if TYPE_CHECKING:
     from durably.engine.scheduling.bulk_operations import Selection
-    from durably.engine.sqlite.views import InvokeReceipt, RunStatus, SweepView
+    from durably.engine.sqlite.views import BulkOperationView, InvokeReceipt, RunStatus
 
 
 class Commands(Queries):
@@ -74,7 +74,7 @@ class Commands(Queries):
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
-    ) -> "SweepView":
+    ) -> "BulkOperationView":
         """Start to cancel the function's runs that were created in that time (default: all until now) and whose
         event meets ``if_exp`` (CEL, over ``event``).
 
@@ -82,7 +82,7 @@ class Commands(Queries):
         how many runs were cancelled. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
         selection = _select(function_id, started_after, started_before, if_exp)
-        return cast("SweepView", await self._request("cancel_runs", selection))
+        return cast("BulkOperationView", await self._request("cancel_runs", selection))
 
     def cancel_runs_sync(
         self,
@@ -91,7 +91,7 @@ class Commands(Queries):
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
-    ) -> "SweepView":
+    ) -> "BulkOperationView":
         return self._block(
             self.cancel_runs(function_id, started_after=started_after, started_before=started_before, if_exp=if_exp)
         )
@@ -111,7 +111,7 @@ class Commands(Queries):
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
-    ) -> "SweepView":
+    ) -> "BulkOperationView":
         """Start to rerun the function's runs that ended with one of the ``statuses``; see ``cancel_runs`` for the other
         arguments. Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``, and
         ``ValueError`` for an unknown status."""
@@ -119,7 +119,7 @@ class Commands(Queries):
 
         selection = _select(function_id, started_after, started_before, if_exp)
         wanted = [RunStatus(status) for status in statuses]
-        return cast("SweepView", await self._request("replay_runs", selection, wanted))
+        return cast("BulkOperationView", await self._request("replay_runs", selection, wanted))
 
     def replay_runs_sync(
         self,
@@ -129,7 +129,7 @@ class Commands(Queries):
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
-    ) -> "SweepView":
+    ) -> "BulkOperationView":
         return self._block(
             self.replay_runs(
                 function_id,

@@ -16,13 +16,13 @@ from durably.engine.scheduling.bulk_operations import Selection
 from durably.engine.scheduling.reruns import FromStep
 from durably.engine.sqlite.views import (
     AttemptView,
+    BulkOperationView,
     EventView,
     FunctionView,
     InvokeReceipt,
     RunStatus,
     RunView,
     StepView,
-    SweepView,
 )
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt
@@ -149,12 +149,12 @@ _ALL = (
     Operation("run_steps", EmbeddedEngine.run_steps, tuple[str], StepView, raw_field="memo"),
     Operation("run_attempts", EmbeddedEngine.run_attempts, tuple[str], list[AttemptView]),
     Operation("cancel_run", EmbeddedEngine.cancel_run, tuple[str], bool),
-    Operation("cancel_runs", EmbeddedEngine.cancel_runs, tuple[Selection], SweepView, is_repeatable=False),
-    Operation("list_cancellations", EmbeddedEngine.list_cancellations, tuple[()], list[SweepView]),
+    Operation("cancel_runs", EmbeddedEngine.cancel_runs, tuple[Selection], BulkOperationView, is_repeatable=False),
+    Operation("list_cancellations", EmbeddedEngine.list_cancellations, tuple[()], list[BulkOperationView]),
     Operation("delete_cancellation", EmbeddedEngine.delete_cancellation, tuple[str], is_repeatable=False),
     Operation("rerun", _rerun, tuple[str, FromStep | None], str, is_repeatable=False),
-    Operation("replay_runs", EmbeddedEngine.replay_runs, _ReplayRuns, SweepView, is_repeatable=False),
-    Operation("list_replays", EmbeddedEngine.list_replays, tuple[()], list[SweepView]),
+    Operation("replay_runs", EmbeddedEngine.replay_runs, _ReplayRuns, BulkOperationView, is_repeatable=False),
+    Operation("list_replays", EmbeddedEngine.list_replays, tuple[()], list[BulkOperationView]),
     Operation("invoke", _invoke, tuple[str, dict[str, Any]], InvokeReceipt, is_repeatable=False),
     Operation("signal", EmbeddedEngine.signal, tuple[str, Any], str | None, is_repeatable=False),
 )

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 if TYPE_CHECKING:
     from durably.engine.sqlite.views import (
         AttemptView,
+        BulkOperationView,
         EventView,
         FunctionView,
         RunStatus,
         RunView,
         StepView,
-        SweepView,
     )
 
 T = TypeVar("T")
@@ -161,16 +161,16 @@ class Queries:
     def list_functions_sync(self) -> "list[FunctionView]":
         return self._block(self.list_functions())
 
-    async def list_cancellations(self) -> "list[SweepView]":
+    async def list_cancellations(self) -> "list[BulkOperationView]":
         """Bulk cancellations that ``cancel_runs`` started, newest first, and their progress."""
-        return cast("list[SweepView]", await self._request("list_cancellations"))
+        return cast("list[BulkOperationView]", await self._request("list_cancellations"))
 
-    def list_cancellations_sync(self) -> "list[SweepView]":
+    def list_cancellations_sync(self) -> "list[BulkOperationView]":
         return self._block(self.list_cancellations())
 
-    async def list_replays(self) -> "list[SweepView]":
+    async def list_replays(self) -> "list[BulkOperationView]":
         """Bulk replays that ``replay_runs`` started, newest first, and their progress."""
-        return cast("list[SweepView]", await self._request("list_replays"))
+        return cast("list[BulkOperationView]", await self._request("list_replays"))
 
-    def list_replays_sync(self) -> "list[SweepView]":
+    def list_replays_sync(self) -> "list[BulkOperationView]":
         return self._block(self.list_replays())

@@ -162,7 +162,7 @@ class TestEngineBase:
             stack.push_async_callback(self._runtime.close)
             self._engine = EmbeddedEngine(self._runtime)
             self._link.open(self._engine, self._clock)
-            stack.enter_context(self._runtime.watchers.listen(self._recorder.note))
+            stack.enter_context(self._runtime.subscriptions.listen(self._recorder.note))
             inspector = Inspector(path, self._runtime.executor)
             stack.callback(inspector.close)
             for handler in self._link.handlers.values():

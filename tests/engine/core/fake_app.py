@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from durably.engine.core.answers import Answer, Asked, Returned
+from durably.engine.core.answers import Answer, ReportedOps, Returned
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Op, Opcode, Userland, hash_step_id
@@ -83,8 +83,8 @@ class FakeApp:
         if step_id != DISCOVER:
             return self._run_target(step_id, found)
         if len(found) == 1 and not disable_immediate and isinstance(found[0][0], Step):
-            return Asked([self._execute(found[0][0], found[0][1])])
-        return Asked([self._report(leaf, race) for leaf, race in found])
+            return ReportedOps([self._execute(found[0][0], found[0][1])])
+        return ReportedOps([self._report(leaf, race) for leaf, race in found])
 
     def _replay(
         self, nodes: tuple[Node, ...], memos: dict[str, bytes], found: list[tuple[Leaf, bool]], *, race: bool
@@ -106,8 +106,8 @@ class FakeApp:
         for leaf, race in found:
             if hash_step_id(leaf.id) == step_id:
                 op = self._execute(leaf, race) if isinstance(leaf, Step) else self._report(leaf, race)
-                return Asked([op])
-        return Asked([Op(id=step_id, op=Opcode.STEP_NOT_FOUND)])
+                return ReportedOps([op])
+        return ReportedOps([Op(id=step_id, op=Opcode.STEP_NOT_FOUND)])
 
     def _execute(self, step: Step, race: bool) -> Op:
         count = self.executions[step.id] = self.executions.get(step.id, 0) + 1

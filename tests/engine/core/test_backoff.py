@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from durably.engine.core.answers import Asked, read_answer
+from durably.engine.core.answers import ReportedOps, read_answer
 from durably.engine.core.backoff import clip_retry_after, dev_backoff, standard_backoff, unreached_backoff
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -37,7 +37,7 @@ def test_delays_grow_and_are_bounded() -> None:
 )
 def test_retry_after_is_read_and_clipped(header: str, seconds: int | None) -> None:
     answer = read_answer(206, {"x-inngest-sdk": "py:v1", "retry-after": header}, b"[]", NOW)
-    assert isinstance(answer, Asked)
+    assert isinstance(answer, ReportedOps)
     expected = None if seconds is None else round((NOW.timestamp() + seconds) * 1000)
     assert answer.retry_at == expected
 

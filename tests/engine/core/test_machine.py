@@ -3,14 +3,14 @@
 import msgspec
 import pytest
 
-from durably.engine.core.answers import Answer, Asked, AttemptFailed, Returned, Unreached
+from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.errors import CheckpointInvalidError, StaleCallError, TooLargeError
 from durably.engine.core.inputs import (
     AbortDeferred,
     Answered,
     AwaitEvent,
     AwaitSignal,
-    CancelAsked,
+    CancelRequested,
     Checkpointed,
     CloseWait,
     Command,
@@ -30,8 +30,8 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.machine import advance, start
-from durably.engine.core.op_options import DeferAsk
-from durably.engine.core.run_state import Call, Deferred, Head, RunStatus
+from durably.engine.core.op_options import DeferOptions
+from durably.engine.core.run_state import Call, Deferred, RunState, RunStatus
 from durably.engine.core.transition import Policy
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
@@ -46,23 +46,23 @@ class Run:
     def __init__(self, max_attempts: int = 3) -> None:
         self.now = NOW
         self.policy = POLICY
-        self.head, self.commands = start(max_attempts, NOW)
+        self.state, self.commands = start(max_attempts, NOW)
 
-    def feed(self, happened: Input) -> list[Command]:
-        self.head, self.commands = advance(self.head, happened, self.now, self.policy)
+    def feed(self, run_input: Input) -> list[Command]:
+        self.state, self.commands = advance(self.state, run_input, self.now, self.policy)
         return self.commands
 
     def answer(self, answer: Answer, *, memoised: tuple[str, ...] = (), step: str | None = None) -> list[Command]:
         """Answer the call for ``step``, or the discovery."""
-        call = next(c for c in self.head.calls if (c.is_discovery if step is None else c.step_id == step))
+        call = next(c for c in self.state.calls if (c.is_discovery if step is None else c.step_id == step))
         return self.feed(Answered(call.generation, answer, frozenset(memoised)))
 
     def ops(self, *ops: Op, memoised: tuple[str, ...] = (), step: str | None = None) -> list[Command]:
-        return self.answer(Asked(list(ops)), memoised=memoised, step=step)
+        return self.answer(ReportedOps(list(ops)), memoised=memoised, step=step)
 
     @property
     def discoveries(self) -> list[Call]:
-        return [call for call in self.head.calls if call.is_discovery]
+        return [call for call in self.state.calls if call.is_discovery]
 
     @property
     def end(self) -> EndRun:
@@ -103,20 +103,20 @@ def kinds(commands: list[Command]) -> list[type]:
 def test_a_run_starts_with_a_discovery() -> None:
     run = Run()
     assert run.commands == [MakeCall(Call(generation=1, due=NOW))]
-    assert run.head.status == RunStatus.SCHEDULED
+    assert run.state.status == RunStatus.SCHEDULED
 
 
 def test_a_result_completes_the_run() -> None:
     run = Run()
     assert run.answer(Returned(b'{"ok":true}')) == [EndRun(RunStatus.COMPLETED, b'{"ok":true}')]
-    assert run.head.status == RunStatus.COMPLETED
+    assert run.state.status == RunStatus.COMPLETED
 
 
 def test_a_failed_function_is_tried_again_with_backoff_until_its_attempts_are_used_up() -> None:
     run = Run(max_attempts=3)
     for attempt, delay in ((1, 1000), (2, 2000)):
         run.answer(AttemptFailed(BOOM))
-        (call,) = run.head.calls
+        (call,) = run.state.calls
         assert (call.attempt, call.due, call.error) == (attempt, NOW + delay, "Boom: broken")
     run.answer(AttemptFailed(BOOM))
     assert run.end.status == RunStatus.FAILED
@@ -126,7 +126,7 @@ def test_a_failed_function_is_tried_again_with_backoff_until_its_attempts_are_us
 def test_retry_after_sets_the_time_and_no_retry_ends_it() -> None:
     run = Run()
     run.answer(AttemptFailed(BOOM, retry_at=NOW + 77_000))
-    assert run.head.calls[0].due == NOW + 77_000
+    assert run.state.calls[0].due == NOW + 77_000
     run.answer(AttemptFailed(BOOM, no_retry=True))
     assert run.end.status == RunStatus.FAILED
 
@@ -135,7 +135,7 @@ def test_a_call_that_never_reached_the_app_uses_up_no_attempt() -> None:
     run = Run(max_attempts=1)
     for failures in range(50):
         run.answer(Unreached(ErrorData(name="AppUnreachableError", message="refused")))
-        (call,) = run.head.calls
+        (call,) = run.state.calls
         assert (call.attempt, call.unreached) == (0, failures + 1)
         assert call.due == NOW + 10 * (failures + 1)
     run.answer(Returned(b"1"))
@@ -145,24 +145,24 @@ def test_a_call_that_never_reached_the_app_uses_up_no_attempt() -> None:
 def test_an_answer_under_an_old_generation_is_refused() -> None:
     run = Run()
     run.answer(AttemptFailed(BOOM))
-    before = run.head
+    before = run.state
     for late in (Answered(1, Returned(b"1")), Checkpointed(1, [ran()])):
         with pytest.raises(StaleCallError, match="generation 1"):
             run.feed(late)
-    assert run.head == before
+    assert run.state == before
 
 
 def test_what_comes_after_the_end() -> None:
     run = Run()
     run.ops(op(Opcode.SLEEP, opts={"duration": "1s"}))
-    run.feed(CancelAsked())
+    run.feed(CancelRequested())
     assert run.end.status == RunStatus.CANCELLED
-    before = run.head
+    before = run.state
     with pytest.raises(StaleCallError, match="cancelled"):
         run.feed(Answered(1, Returned(b"1")))
-    for late in (TimerFired("a"), WaitResolved("a", b"1"), CancelAsked(), Recovered(), SignalConflicted("a", "s")):
+    for late in (TimerFired("a"), WaitResolved("a", b"1"), CancelRequested(), Recovered(), SignalConflicted("a", "s")):
         assert run.feed(late) == []
-    assert run.head == before
+    assert run.state == before
 
 
 def test_an_answer_that_asks_for_nothing_is_a_failed_attempt() -> None:
@@ -186,20 +186,22 @@ def test_an_executed_step_is_memoised_and_discovery_goes_on_at_a_first_attempt()
 def test_a_failed_step_is_tried_again_then_memoised_as_an_error() -> None:
     run = Run(max_attempts=2)
     run.ops(raised())
-    (call,) = run.head.calls
+    (call,) = run.state.calls
     assert (call.attempt, call.due, call.name) == (1, NOW + 1000, "step a")
     commands = run.ops(raised())
     assert commands[0] == WriteMemo(
         "a", "step a", Opcode.STEP_RUN, b'{"error":{"name":"Boom","message":"broken"}}', attempts=2, failed=True
     )
-    assert run.head.status == RunStatus.RUNNING
-    assert run.head.calls[0].attempt == 0
+    assert run.state.status == RunStatus.RUNNING
+    assert run.state.calls[0].attempt == 0
 
 
 @pytest.mark.parametrize(
-    "answer", [Asked([raised()], no_retry=True), Asked([op(Opcode.STEP_FAILED, error=BOOM)])], ids=["header", "op"]
+    "answer",
+    [ReportedOps([raised()], no_retry=True), ReportedOps([op(Opcode.STEP_FAILED, error=BOOM)])],
+    ids=["header", "op"],
 )
-def test_a_step_that_failed_for_good_is_memoised_at_once(answer: Asked) -> None:
+def test_a_step_that_failed_for_good_is_memoised_at_once(answer: ReportedOps) -> None:
     run = Run()
     run.answer(answer)
     assert isinstance(run.commands[0], WriteMemo)
@@ -211,7 +213,7 @@ def test_an_error_after_an_executed_step_in_the_same_answer_is_a_first_attempt()
     run.answer(AttemptFailed(BOOM))
     commands = run.ops(ran("a"), raised("b"))
     assert kinds(commands) == [WriteMemo, MakeCall]
-    assert [(call.attempt, call.due) for call in run.head.calls] == [(1, NOW + 1000)]
+    assert [(call.attempt, call.due) for call in run.state.calls] == [(1, NOW + 1000)]
 
 
 def test_too_much_output_is_the_steps_error() -> None:
@@ -292,26 +294,26 @@ def aborted(target: str = "d") -> Op:
 def test_a_deferred_function_is_stored_with_what_it_comes_with() -> None:
     run = Run()
     commands = run.ops(deferred(data={"n": 1}), ran("a"))
-    assert commands[0] == Defer("d", DeferAsk("app-later", b'{"n":1}'))
+    assert commands[0] == Defer("d", DeferOptions("app-later", b'{"n":1}'))
     assert kinds(commands[1:]) == [WriteMemo, MakeCall]
-    assert run.head.defers == (Deferred(step_id="d", size=7),)
-    assert run.head.memos == 1
+    assert run.state.defers == (Deferred(step_id="d", size=7),)
+    assert run.state.memos == 1
 
 
 def test_a_deferred_function_alone_is_followed_by_discovery_and_repeated_changes_nothing() -> None:
     run = Run()
     assert kinds(run.ops(deferred())) == [Defer, MakeCall]
-    assert run.head.defers == (Deferred(step_id="d", size=2),)
+    assert run.state.defers == (Deferred(step_id="d", size=2),)
     run.ops(deferred())
     assert kinds(run.commands) == [MakeCall]
-    assert run.head.calls[0].attempt == 1  # An app that says nothing new has done nothing with its attempt.
+    assert run.state.calls[0].attempt == 1  # An app that says nothing new has done nothing with its attempt.
 
 
 def test_an_aborted_function_is_taken_back_for_good() -> None:
     run = Run()
     run.ops(deferred(), ran("a"))
     assert kinds(run.ops(ran("b"), aborted())) == [AbortDeferred, WriteMemo, MakeCall]
-    assert run.head.defers == (Deferred(step_id="d", is_abortable=False),)
+    assert run.state.defers == (Deferred(step_id="d", is_abortable=False),)
     assert kinds(run.ops(ran("c"), aborted(), deferred())) == [WriteMemo, MakeCall]
 
 
@@ -324,7 +326,7 @@ def test_what_is_deferred_comes_before_the_end_of_the_run() -> None:
 
 def test_checkpoints_may_defer() -> None:
     run = Run()
-    (call,) = run.head.calls
+    (call,) = run.state.calls
     assert kinds(run.feed(Checkpointed(call.generation, [deferred(), ran("a"), aborted()]))) == [
         Defer,
         WriteMemo,
@@ -347,14 +349,14 @@ def test_what_is_wrong_with_a_deferred_function_is_said_and_fails_no_run(wrong: 
     assert isinstance(refused, RefuseDeferred)
     assert reason in refused.reason
     assert kinds(others) == [WriteMemo, MakeCall]
-    assert not any(one.is_abortable for one in run.head.defers)
+    assert not any(one.is_abortable for one in run.state.defers)
 
 
 def test_a_run_may_defer_so_many_functions() -> None:
     run = Run()
     commands = run.ops(*(deferred(f"d{number}") for number in range(MAX_DEFERRED + 1)), ran("a"))
     assert kinds(commands) == [Defer] * MAX_DEFERRED + [RefuseDeferred, WriteMemo, MakeCall]
-    assert len(run.head.defers) == MAX_DEFERRED
+    assert len(run.state.defers) == MAX_DEFERRED
 
 
 def test_too_much_state_fails_the_run() -> None:
@@ -371,8 +373,8 @@ def test_too_much_state_fails_the_run() -> None:
 def test_planned_steps_are_called_each_at_its_own_and_discovery_follows_the_last() -> None:
     run = Run()
     run.ops(planned("a"), planned("b"))
-    assert run.head.disable_immediate
-    assert [call.step_id for call in run.head.calls] == ["a", "b"]
+    assert run.state.disable_immediate
+    assert [call.step_id for call in run.state.calls] == ["a", "b"]
     assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo]
     assert kinds(run.ops(ran("b"), step="b")) == [WriteMemo, MakeCall]
     assert len(run.discoveries) == 1
@@ -395,7 +397,7 @@ def test_the_losers_of_a_race_hold_up_nothing() -> None:
 
 def test_an_app_older_than_parallel_modes_races_always() -> None:
     run = Run()
-    run.answer(Asked([planned("a"), planned("b")], races=True))
+    run.answer(ReportedOps([planned("a"), planned("b")], races=True))
     assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo, MakeCall]
 
 
@@ -424,7 +426,7 @@ def test_a_discovery_that_has_yet_to_be_made_grants_all_wishes() -> None:
     assert retry.due > NOW
     run.ops(ran("b"), step="b")
     assert run.discoveries == [retry]
-    assert not run.head.discover_again
+    assert not run.state.discover_again
 
 
 def test_each_planned_step_has_attempts_of_its_own() -> None:
@@ -432,7 +434,7 @@ def test_each_planned_step_has_attempts_of_its_own() -> None:
     run.ops(planned("a"), planned("b"))
     run.ops(raised("a"), step="a")
     run.ops(ran("b"), step="b")
-    assert [(call.step_id, call.attempt) for call in run.head.calls] == [("a", 1)]
+    assert [(call.step_id, call.attempt) for call in run.state.calls] == [("a", 1)]
     assert kinds(run.ops(raised("a"), step="a")) == [WriteMemo, MakeCall]
 
 
@@ -455,7 +457,7 @@ def test_a_targeted_call_that_leaves_its_step_undone_has_failed() -> None:
     run = Run(max_attempts=2)
     run.ops(planned("a"), planned("b"))
     run.ops(planned("a"), step="a")
-    assert next(call for call in run.head.calls if call.step_id == "a").attempt == 1
+    assert next(call for call in run.state.calls if call.step_id == "a").attempt == 1
     run.ops(planned("a"), step="a")
     assert run.error["name"] == "NothingAskedError"
 
@@ -473,8 +475,8 @@ def test_a_step_not_found_since_another_won_is_given_up() -> None:
     run.ops(planned("a", race=True), planned("b", race=True))
     run.ops(ran("b"), step="b")
     run.ops(op(Opcode.STEP_NOT_FOUND, "a"), step="a")
-    assert run.head.status == RunStatus.RUNNING
-    assert [call.step_id for call in run.head.calls] == ["step"]
+    assert run.state.status == RunStatus.RUNNING
+    assert [call.step_id for call in run.state.calls] == ["step"]
 
 
 def unexpected() -> AttemptFailed:
@@ -486,8 +488,8 @@ def test_an_error_that_says_the_target_was_not_found_counts_as_that_op() -> None
     run.ops(planned("a", race=True), planned("b", race=True))
     run.ops(ran("b"), step="b")
     run.answer(unexpected(), step="a")
-    assert run.head.status == RunStatus.RUNNING
-    assert [call.step_id for call in run.head.calls] == ["step"]
+    assert run.state.status == RunStatus.RUNNING
+    assert [call.step_id for call in run.state.calls] == ["step"]
     run.ops(planned("c"), planned("d"))
     run.answer(unexpected(), step="c")
     assert run.error["name"] == "StepNotFoundError"
@@ -498,7 +500,7 @@ def test_an_executed_step_may_say_that_it_races() -> None:
     run = Run()
     run.ops(planned("a"), planned("b"))
     run.ops(msgspec.structs.replace(ran("a"), opts={"parallelMode": "race"}), step="a")
-    assert "step" in [call.step_id for call in run.head.calls]
+    assert "step" in [call.step_id for call in run.state.calls]
 
 
 # sleeps and waits
@@ -527,7 +529,11 @@ def test_wait_for_event() -> None:
     opts = {"event": "paid", "if": "async.data.id == event.data.id", "timeout": "1h"}
     (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, opts=opts))
     assert isinstance(command, AwaitEvent)
-    assert (command.ask.event, command.ask.expression, command.ask.until) == ("paid", opts["if"], NOW + 3_600_000)
+    assert (command.options.event, command.options.expression, command.options.until) == (
+        "paid",
+        opts["if"],
+        NOW + 3_600_000,
+    )
     commands = run.feed(WaitResolved("a", b'{"name":"paid"}'))
     assert commands[1] == WriteMemo("a", "step a", Opcode.WAIT_FOR_EVENT, b'{"name":"paid"}')
 
@@ -536,15 +542,15 @@ def test_an_event_wait_without_a_timeout_ends_now() -> None:
     run = Run()
     (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, name="paid"))
     assert isinstance(command, AwaitEvent)
-    assert (command.ask.event, command.ask.until) == ("paid", NOW)
+    assert (command.options.event, command.options.until) == ("paid", NOW)
 
 
 def test_wait_for_signal() -> None:
     run = Run()
     (command,) = run.ops(op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "go", "conflict": "replace"}))
     assert isinstance(command, AwaitSignal)
-    assert command.ask.replaces
-    assert command.ask.until == NOW + 365 * 86_400_000
+    assert command.options.replaces
+    assert command.options.until == NOW + 365 * 86_400_000
 
 
 def test_a_signal_conflict_fails_the_run() -> None:
@@ -560,7 +566,7 @@ def test_invoke_and_its_timeout() -> None:
     opts = {"function_id": "app-child", "payload": {"data": {"n": 1}}, "timeout": "1m"}
     (command,) = run.ops(op(Opcode.INVOKE_FUNCTION, opts=opts))
     assert isinstance(command, Invoke)
-    assert (command.ask.function_id, command.ask.until) == ("app-child", NOW + 60_000)
+    assert (command.options.function_id, command.options.until) == ("app-child", NOW + 60_000)
     run.feed(TimerFired("a"))
     memo = run.commands[1]
     assert isinstance(memo, WriteMemo)
@@ -618,11 +624,11 @@ def test_a_request_is_tried_again_then_memoised_as_an_error() -> None:
 
 
 def test_the_head_keeps_nothing_of_what_a_request_sends() -> None:
-    from durably.engine.core.run_state import encode_head
+    from durably.engine.core.run_state import encode_run_state
 
     run = Run()
     run.ops(op(Opcode.AI_GATEWAY, opts={"url": "https://example.com", "auth_key": "s3cret"}))
-    assert b"s3cret" not in encode_head(run.head)
+    assert b"s3cret" not in encode_run_state(run.state)
 
 
 def test_a_request_lost_at_a_restart_is_asked_for_again_and_keeps_its_attempts() -> None:
@@ -635,7 +641,7 @@ def test_a_request_lost_at_a_restart_is_asked_for_again_and_keeps_its_attempts()
     assert isinstance(again, MakeRequest)
     assert (again.attempt, again.opts) == (1, {"url": "u"})
     run.feed(RequestFinished("a", again.generation, b'{"data":1}'))
-    assert run.head.memos == 1
+    assert run.state.memos == 1
 
 
 def test_a_lost_request_that_the_function_asks_for_no_more_is_forgotten() -> None:
@@ -643,7 +649,7 @@ def test_a_lost_request_that_the_function_asks_for_no_more_is_forgotten() -> Non
     run.ops(op(Opcode.GATEWAY, "a", opts={"url": "u"}), op(Opcode.SLEEP, "b", name="1h"))
     run.feed(Recovered())
     run.ops(op(Opcode.SLEEP, "b", name="1h"))
-    assert [wait.step_id for wait in run.head.waits] == ["b"]
+    assert [wait.step_id for wait in run.state.waits] == ["b"]
 
 
 # checkpoints
@@ -652,19 +658,19 @@ def test_a_lost_request_that_the_function_asks_for_no_more_is_forgotten() -> Non
 def test_a_checkpoint_memoises_and_the_call_goes_on_at_a_first_attempt() -> None:
     run = Run()
     run.answer(AttemptFailed(BOOM))
-    (call,) = run.head.calls
+    (call,) = run.state.calls
     commands = run.feed(Checkpointed(call.generation, [ran("a"), planned("b"), ran("c")]))
     assert [command.attempts for command in commands if isinstance(command, WriteMemo)] == [2, 1]
-    assert [(call.generation, call.attempt) for call in run.head.calls] == [(2, 0)]
+    assert [(call.generation, call.attempt) for call in run.state.calls] == [(2, 0)]
     run.ops(raised("d"))
-    assert run.head.calls[0].attempt == 1
+    assert run.state.calls[0].attempt == 1
 
 
 def test_a_checkpoint_sent_twice_changes_nothing_the_second_time() -> None:
     run = Run()
     run.feed(Checkpointed(1, [ran("a")]))
     assert run.feed(Checkpointed(1, [ran("a")], frozenset({"a"}))) == []
-    assert run.head.memos == 1
+    assert run.state.memos == 1
 
 
 def test_the_answer_may_repeat_what_was_checkpointed() -> None:
@@ -672,24 +678,24 @@ def test_the_answer_may_repeat_what_was_checkpointed() -> None:
     run.feed(Checkpointed(1, [ran("a")]))
     run.ops(ran("a"), memoised=("a",))
     assert len(run.discoveries) == 1
-    assert run.head.memos == 1
+    assert run.state.memos == 1
 
 
 @pytest.mark.parametrize("kind", [Opcode.SLEEP, Opcode.STEP_ERROR, Opcode.RUN_COMPLETE, Opcode.INVOKE_FUNCTION])
 def test_what_needs_a_decision_cannot_be_checkpointed(kind: Opcode) -> None:
     run = Run()
-    before = run.head
+    before = run.state
     with pytest.raises(CheckpointInvalidError, match="step a"):
         run.feed(Checkpointed(1, [ran("b"), op(kind)]))
-    assert run.head == before
+    assert run.state == before
 
 
 def test_a_checkpoint_that_is_too_large_is_refused_whole() -> None:
     run = Run()
-    before = run.head
+    before = run.state
     with pytest.raises(TooLargeError, match="step b"):
         run.feed(Checkpointed(1, [ran("a"), ran("b", data=b'"' + b"x" * MAX_STEP_OUTPUT_BYTES + b'"')]))
-    assert run.head == before
+    assert run.state == before
 
 
 # the rest
@@ -733,10 +739,10 @@ def test_recovery_gives_what_was_under_way_a_new_generation_and_leaves_the_rest(
     run = Run()
     run.ops(planned("a"), planned("b"))
     run.ops(raised("a"), step="a")
-    (b, a) = run.head.calls
+    (b, a) = run.state.calls
     assert a.due > NOW
     assert run.feed(Recovered()) == [MakeCall(msgspec.structs.replace(b, generation=a.generation + 1))]
-    assert {call.generation for call in run.head.calls} == {a.generation, a.generation + 1}
+    assert {call.generation for call in run.state.calls} == {a.generation, a.generation + 1}
 
 
 def test_a_clock_that_was_set_back_neither_strands_a_call_at_a_restart_nor_loses_a_wish_for_discovery() -> None:
@@ -745,7 +751,7 @@ def test_a_clock_that_was_set_back_neither_strands_a_call_at_a_restart_nor_loses
     run.ops(ran("a"), step="a")
     run.now -= 60_000
     run.ops(ran("b"), step="b")
-    assert run.head.discover_again
+    assert run.state.discover_again
     (command,) = run.feed(Recovered())
     assert isinstance(command, MakeCall)
     assert (command.call.is_discovery, command.call.due) == (True, run.now)
@@ -753,7 +759,7 @@ def test_a_clock_that_was_set_back_neither_strands_a_call_at_a_restart_nor_loses
 
 def test_a_head_of_before_is_read() -> None:
     """Fields that are added later have defaults."""
-    from durably.engine.core.run_state import decode_head
+    from durably.engine.core.run_state import decode_run_state
 
     oldest = {
         "version": 1,
@@ -762,6 +768,6 @@ def test_a_head_of_before_is_read() -> None:
         "generation": 3,
         "calls": [{"generation": 3, "due": 1}],
     }
-    head = decode_head(msgspec.msgpack.encode(oldest))
-    assert isinstance(head, Head)
-    assert head.calls == (Call(generation=3, due=1),)
+    state = decode_run_state(msgspec.msgpack.encode(oldest))
+    assert isinstance(state, RunState)
+    assert state.calls == (Call(generation=3, due=1),)

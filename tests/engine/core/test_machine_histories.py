@@ -13,7 +13,7 @@ from durably.engine.core.answers import Answer, AttemptFailed, Unreached
 from durably.engine.core.errors import StaleCallError
 from durably.engine.core.inputs import (
     Answered,
-    CancelAsked,
+    CancelRequested,
     Checkpointed,
     EndRun,
     Input,
@@ -27,7 +27,7 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.machine import advance, start
 from durably.engine.core.ops import REQUESTS
-from durably.engine.core.run_state import Call, Head, RunStatus, Wait, decode_head, encode_head
+from durably.engine.core.run_state import Call, RunState, RunStatus, Wait, decode_run_state, encode_run_state
 from durably.engine.core.transition import Policy
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
@@ -53,20 +53,20 @@ class World:
         self.generations: set[int] = set()
         self.under_way: dict[int, Answer] = {}
         self.gone: list[tuple[int, Answer]] = []
-        self.head, commands = start(MAX_ATTEMPTS, self.now)
-        self._carry_out(None, commands)
+        self.state, commands = start(MAX_ATTEMPTS, self.now)
+        self._dispatch_after_commit(None, commands)
 
     # the machine, and what must hold whenever it is used
 
-    def apply(self, happened: Input) -> None:
-        before = self.head
-        stored = decode_head(encode_head(before))
+    def apply(self, run_input: Input) -> None:
+        before = self.state
+        stored = decode_run_state(encode_run_state(before))
         assert stored == before
-        self.head, commands = advance(stored, happened, self.now, POLICY)
-        self._carry_out(before, commands)
+        self.state, commands = advance(stored, run_input, self.now, POLICY)
+        self._dispatch_after_commit(before, commands)
         self._check_head()
 
-    def _carry_out(self, before: Head | None, commands: list[object]) -> None:
+    def _dispatch_after_commit(self, before: RunState | None, commands: list[object]) -> None:
         for command in commands:
             assert self.ended is None, "something is wanted after the run's end"
             if isinstance(command, MakeCall):
@@ -84,20 +84,20 @@ class World:
         self.generations.add(generation)
 
     def _check_head(self) -> None:
-        head = self.head
-        assert sum(call.is_discovery for call in head.calls) <= 1
-        assert head.memos == len(self.memos)
-        assert head.bytes == sum(map(len, self.memos.values()))
+        state = self.state
+        assert sum(call.is_discovery for call in state.calls) <= 1
+        assert state.memos == len(self.memos)
+        assert state.bytes == sum(map(len, self.memos.values()))
         ended = set(self.memos) - self.checkpointed
-        targets = [call.step_id for call in head.calls] + [wait.step_id for wait in head.waits]
+        targets = [call.step_id for call in state.calls] + [wait.step_id for wait in state.waits]
         assert not ended & set(targets), "a step that has ended is outstanding"
         assert len(targets) == len(set(targets)), "a step is outstanding twice"
-        assert head.status.has_ended == (self.ended is not None)
-        if head.status.has_ended:
-            assert not head.calls
-            assert not head.waits
+        assert state.status.has_ended == (self.ended is not None)
+        if state.status.has_ended:
+            assert not state.calls
+            assert not state.waits
         else:
-            assert head.calls or self._live_waits(), "nothing will ever move this run"
+            assert state.calls or self._live_waits(), "nothing will ever move this run"
 
     # what may happen
 
@@ -111,22 +111,22 @@ class World:
     def _go_on(self) -> None:
         options = [self._dispatch] * bool(self._due()) + [self._answer] * bool(self.under_way)
         options += [self._end_wait] * bool(self._live_waits())
-        later = [call.due for call in self.head.calls if call.due > self.now]
+        later = [call.due for call in self.state.calls if call.due > self.now]
         if later and (not options or self.chance.random() < 0.1):
             self.now = min(later)
         else:
             self.chance.choice(options)()
 
     def _live_waits(self) -> list[Wait]:
-        return [wait for wait in self.head.waits if not wait.needs_op]
+        return [wait for wait in self.state.waits if not wait.needs_op]
 
     def _due(self) -> list[Call]:
-        return [call for call in self.head.calls if call.due <= self.now and call.generation not in self.under_way]
+        return [call for call in self.state.calls if call.due <= self.now and call.generation not in self.under_way]
 
     def _dispatch(self) -> None:
         """The app sees the memos of this moment, however late its answer is."""
         call = self.chance.choice(self._due())
-        answer = self.app.run(call.step_id, dict(self.memos), self.head.disable_immediate)
+        answer = self.app.run(call.step_id, dict(self.memos), self.state.disable_immediate)
         self.under_way[call.generation] = answer
 
     def _answer(self) -> None:
@@ -136,7 +136,7 @@ class World:
         self.gone.append((generation, answer))
 
     def _memoised(self, generation: int, answer: Answer) -> frozenset[str]:
-        call = self.head.call(generation)
+        call = self.state.call(generation)
         ids = {op.id for op in getattr(answer, "ops", [])} | ({call.step_id} if call else set())
         return frozenset(ids & set(self.memos))
 
@@ -161,11 +161,11 @@ class World:
         if not self.gone:
             return
         generation, answer = self.chance.choice(self.gone)
-        before = self.head
-        for happened in (Answered(generation, answer), Checkpointed(generation, [])):
+        before = self.state
+        for run_input in (Answered(generation, answer), Checkpointed(generation, [])):
             with pytest.raises(StaleCallError):
-                advance(self.head, happened, self.now, POLICY)
-        assert self.head == before
+                advance(self.state, run_input, self.now, POLICY)
+        assert self.state == before
 
     def _fail_call(self) -> None:
         if self.under_way:
@@ -178,7 +178,7 @@ class World:
         """A step is handed over ahead of the answer that reports it."""
         for generation, answer in self.under_way.items():
             ops: list[Op] = [op for op in getattr(answer, "ops", []) if op.op == Opcode.STEP_RUN]
-            if ops and self.head.call(generation):
+            if ops and self.state.call(generation):
                 # Of a planned step, too: its call goes on, and is outstanding until it ends.
                 self.checkpointed.update(op.id for op in ops)
                 self.apply(Checkpointed(generation, ops, self._memoised(generation, answer)))
@@ -190,7 +190,7 @@ def run_to_end(world: World, *, most: int = 5000) -> None:
         if world.ended is not None:
             return
         world.step()
-    pytest.fail(f"the run never ends: {world.head}")
+    pytest.fail(f"the run never ends: {world.state}")
 
 
 def sequences(depth: int) -> st.SearchStrategy[tuple[object, ...]]:
@@ -257,19 +257,19 @@ def test_cancelled_at_any_time(shape: tuple[object, ...], seed: int, after: int)
             world.step()
     ended_before = world.ended is not None
     under_way = dict(world.under_way)
-    world.apply(CancelAsked())
+    world.apply(CancelRequested())
     assert world.ended is not None
     assert ended_before or world.ended.status == RunStatus.CANCELLED
     for generation, answer in under_way.items():
         with pytest.raises(StaleCallError):
-            advance(world.head, Answered(generation, answer), world.now, POLICY)
+            advance(world.state, Answered(generation, answer), world.now, POLICY)
 
 
 def test_a_head_is_small() -> None:
-    """What a run has done already costs its head nothing."""
+    """What a run has done already costs its run state nothing."""
     world = World(tuple(Step(f"s{n}") for n in range(500)), random.Random(1), misfortunes=0)
     sizes = []
     for _ in range(400):
         world.step()
-        sizes.append(len(encode_head(world.head)))
+        sizes.append(len(encode_run_state(world.state)))
     assert max(sizes[50:]) <= max(sizes[:50]) + 20

@@ -14,7 +14,7 @@ async def test_a_client_that_stops_following_leaves_no_error_in_the_log(
 ) -> None:
     body = {"url": "http://127.0.0.1:9/api/inngest", "appName": "shop", "functions": [_config()]}
     assert (await dev.json("POST", "/fn/register", json=body))[0] == 200
-    watchers = dev.engine._runtime.watchers._watchers
+    watchers = dev.engine._runtime.subscriptions._subscribers
     with caplog.at_level(logging.ERROR):
         async with dev.http.get("/v1/updates") as response:
             assert await response.content.readline() == b"\n"

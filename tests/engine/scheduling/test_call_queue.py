@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.calls.call_queue import RUN_REQUESTS, ReadyCalls
+from durably.engine.scheduling.calls.call_queue import RUN_REQUESTS, CallQueue
 from durably.engine.scheduling.outbox import CallAt
 
 _KINDS = st.sampled_from(["step"] * 6 + ["again", "discovery"])
@@ -24,7 +24,7 @@ class Model:
     def __init__(self, max_requests: int = 500, functions: int = 1) -> None:
         self.max_requests = max_requests
         self.functions = functions
-        self.ready = ReadyCalls(max_requests)
+        self.ready = CallQueue(max_requests)
         self.generations = count(1)
         self.waiting: dict[int, dict[int, CallAt]] = defaultdict(dict)
         self.requests: Counter[int] = Counter()
@@ -126,7 +126,7 @@ def test_as_many_steps_as_requests_have_one_each() -> None:
 
 
 def test_a_functions_single_call_is_next_behind_a_thousand_of_another() -> None:
-    ready = ReadyCalls(2)
+    ready = CallQueue(2)
     for run_key in range(1000):
         ready.add(_call(run_key, "busy"), run_key)
     ready.add(_call(1000, "single"), 1000)
@@ -134,7 +134,7 @@ def test_a_functions_single_call_is_next_behind_a_thousand_of_another() -> None:
 
 
 def test_a_function_on_its_own_leaves_a_tenth_of_the_room_to_others() -> None:
-    ready = ReadyCalls(500)
+    ready = CallQueue(500)
     for run_key in range(1000):
         ready.add(_call(run_key, "busy"), 0)
     taken = []
@@ -150,14 +150,14 @@ def test_a_function_on_its_own_leaves_a_tenth_of_the_room_to_others() -> None:
 
 def test_few_requests_are_all_for_a_function_on_its_own() -> None:
     for room in (1, 2, 9):
-        ready = ReadyCalls(room)
+        ready = CallQueue(room)
         for run_key in range(20):
             ready.add(_call(run_key, "f"), 0)
         assert [len(ready.take()) for _ in range(room + 1)] == [1] * room + [0]
 
 
 def test_runs_of_a_higher_priority_go_first_and_none_waits_for_ever() -> None:
-    ready = ReadyCalls(1)
+    ready = CallQueue(1)
     ready.add(_call(1, "f"), 0)
     for run_key, priority, now in ((2, 0, 1000), (3, 5000, 4000), (4, 5000, 6000), (5, -2000, 1000)):
         ready.add(_call(run_key, "f", priority), now)
@@ -169,7 +169,7 @@ def test_runs_of_a_higher_priority_go_first_and_none_waits_for_ever() -> None:
 
 
 def test_a_clock_that_is_set_back_lets_nobody_overtake() -> None:
-    ready = ReadyCalls(1)
+    ready = CallQueue(1)
     ready.add(_call(1, "f"), 10_000)
     ready.add(_call(2, "f"), 1000)
     assert [due.run_key for due in ready.take()] == [1]

@@ -80,7 +80,7 @@ async def test_a_database_that_becomes_read_only_is_said(engine: EmbeddedEngine)
         engine._runtime._connection.execute(f"PRAGMA query_only = {value}")
 
     await send(engine, "before")
-    await engine._journal.enter(lambda _: set_read_only(1))
+    await engine._transactions.transact(lambda _: set_read_only(1))
     with pytest.raises(DatabaseUnavailableError, match="readonly"):
         await send(engine, "refused")
     set_read_only(0)
@@ -159,8 +159,8 @@ async def test_an_app_that_hangs_up_half_way_is_called_again(answered: bytes, en
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal calls
         calls += 1
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        state = await reader.readuntil(b"\r\n\r\n")
+        length = int(state.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
         await reader.readexactly(length)
         fine = b"HTTP/1.1 200 OK\r\nx-inngest-sdk: py:v1\r\ncontent-length: 6\r\n\r\n" + b'"fine"'
         writer.write(answered if calls == 1 else fine)

@@ -23,7 +23,7 @@ async def test_a_failure_that_nobody_thought_of_fails_the_step(
     @app.function("fetching")
     def fetching(steps: Steps) -> object:
         try:
-            steps.ask("get", "Gateway", url=app.url, headers={"authorization": "Bearer hunter2"})
+            steps.options("get", "Gateway", url=app.url, headers={"authorization": "Bearer hunter2"})
         except StepFailed as failure:
             return failure.args
 
@@ -55,7 +55,7 @@ async def test_what_a_request_sends_is_forgotten_once_its_step_has_ended(engine:
 
     @app.function("fetching")
     def fetching(steps: Steps) -> object:
-        steps.ask("get", "Gateway", url=url)
+        steps.options("get", "Gateway", url=url)
         return len(held(engine))
 
     await engine.sync_app(app.sync_request())

@@ -132,7 +132,7 @@ async def test_while_a_request_is_under_way_and_its_secrets(path: Path, app: Sma
     @app.function("fetching")
     def fetching(steps: Steps) -> object:
         steps.run("before", lambda: 1)
-        answer = steps.ask("get", "Gateway", url=url, method="GET", headers={"authorization": "Bearer hunter2"})
+        answer = steps.options("get", "Gateway", url=url, method="GET", headers={"authorization": "Bearer hunter2"})
         return json.loads(answer["body"])
 
     async with opened(path) as engine:
@@ -239,6 +239,6 @@ async def _live_and_die(path: Path, app: SmallApp, *, start: int) -> list[int]:
     before = len(app.calls)
     await app.wait_for_calls(before + 25)
     os.kill(process.pid, signal.SIGKILL)
-    told = (await process.stdout.read()).decode().splitlines(keepends=True)
+    reported = (await process.stdout.read()).decode().splitlines(keepends=True)
     await process.wait()
-    return [int(line) for line in told if line.endswith("\n")]
+    return [int(line) for line in reported if line.endswith("\n")]

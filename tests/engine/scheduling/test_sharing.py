@@ -1,6 +1,6 @@
 """What one answer says to the calls that shared its request."""
 
-from durably.engine.core.answers import Answer, Asked, AttemptFailed, Returned, Unreached
+from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.calls.dispatch import answers_of
 from durably.engine.scheduling.outbox import CallAt
@@ -20,17 +20,21 @@ def ops(*ids: str) -> list[Op]:
 
 
 def test_each_call_gets_its_ops() -> None:
-    assert split(Asked(ops("c", "a", "b"))) == {"a": Asked(ops("a")), "b": Asked(ops("b")), "c": Asked(ops("c"))}
+    assert split(ReportedOps(ops("c", "a", "b"))) == {
+        "a": ReportedOps(ops("a")),
+        "b": ReportedOps(ops("b")),
+        "c": ReportedOps(ops("c")),
+    }
 
 
 def test_what_is_left_out_is_made_again() -> None:
-    assert split(Asked(ops("a"))) == {"a": Asked(ops("a")), "b": None, "c": None}
-    assert split(Asked(ops("b"))) == {"a": None, "b": Asked(ops("b")), "c": None}
+    assert split(ReportedOps(ops("a"))) == {"a": ReportedOps(ops("a")), "b": None, "c": None}
+    assert split(ReportedOps(ops("b"))) == {"a": None, "b": ReportedOps(ops("b")), "c": None}
 
 
 def test_what_belongs_to_no_call_is_the_first_ones() -> None:
-    assert split(Asked(ops("x", "b"))) == {"a": Asked(ops("x")), "b": Asked(ops("b")), "c": None}
-    assert split(Asked([])) == {"a": Asked([]), "b": None, "c": None}
+    assert split(ReportedOps(ops("x", "b"))) == {"a": ReportedOps(ops("x")), "b": ReportedOps(ops("b")), "c": None}
+    assert split(ReportedOps([])) == {"a": ReportedOps([]), "b": None, "c": None}
 
 
 def test_a_failed_request_fails_one_attempt() -> None:

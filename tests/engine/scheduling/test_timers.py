@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.scheduling.timers import Loaded, Timeline
+from durably.engine.scheduling.timers import Loaded, Timers
 from durably.testing.clock import VirtualClock
 
 
@@ -36,7 +36,7 @@ class Rows:
 
 async def test_only_the_near_is_in_memory_and_all_of_it_comes_in_order() -> None:
     clock, rows, seen = VirtualClock(0), Rows(5_000, 59_000, 100_000, 90_000_000), []
-    timeline: Timeline[str] = Timeline(clock, rows.load, seen.extend)
+    timeline: Timers[str] = Timers(clock, rows.load, seen.extend)
     timeline.start()
     await advance_to(clock, 0)
     assert rows.asked == [(-1, 60_000)]
@@ -54,7 +54,7 @@ async def test_only_the_near_is_in_memory_and_all_of_it_comes_in_order() -> None
 
 async def test_what_is_long_due_comes_at_once_in_parts() -> None:
     clock, rows, seen = VirtualClock(1_000_000), Rows(*range(1, 101), limit=30), []
-    timeline: Timeline[str] = Timeline(clock, rows.load, seen.extend)
+    timeline: Timers[str] = Timers(clock, rows.load, seen.extend)
     timeline.start()
     await advance_to(clock, 1_000_000)
     assert seen == [f"at {due}" for due in range(1, 101)]
@@ -63,7 +63,7 @@ async def test_what_is_long_due_comes_at_once_in_parts() -> None:
 
 async def test_what_is_stored_nowhere_is_kept_however_late() -> None:
     clock, rows, seen = VirtualClock(0), Rows(), []
-    timeline: Timeline[str] = Timeline(clock, rows.load, seen.extend)
+    timeline: Timers[str] = Timers(clock, rows.load, seen.extend)
     timeline.start()
     timeline.add(7_200_000, "request", is_stored=False)
     for time in range(0, 7_300_000, 50_000):
@@ -75,7 +75,7 @@ async def test_what_is_stored_nowhere_is_kept_however_late() -> None:
 async def test_while_nothing_is_due_nothing_is_read() -> None:
     year = 366 * 24 * 3_600_000
     clock, rows, seen = VirtualClock(0), Rows(year), []
-    timeline: Timeline[str] = Timeline(clock, rows.load, seen.extend)
+    timeline: Timers[str] = Timers(clock, rows.load, seen.extend)
     timeline.start()
     await clock.rest()
     timeline.add(year // 2, "one more")
@@ -105,7 +105,7 @@ def test_all_that_is_stored_or_added_comes_when_it_is_due(
             for item in items:
                 came.setdefault(item, clock.now())
 
-        timeline: Timeline[str] = Timeline(clock, rows.load, on_due)
+        timeline: Timers[str] = Timers(clock, rows.load, on_due)
         timeline.start()
         for at, delay in sorted(added):
             await advance_to(clock, at)
@@ -129,7 +129,7 @@ async def test_a_failed_read_is_tried_again() -> None:
             raise OSError("disk on fire")
         return await rows.load(after, until)
 
-    timeline: Timeline[str] = Timeline(clock, load, seen.extend)
+    timeline: Timers[str] = Timers(clock, load, seen.extend)
     timeline.start()
     for time in range(0, 10_000, 500):
         await advance_to(clock, time)
@@ -139,7 +139,7 @@ async def test_a_failed_read_is_tried_again() -> None:
 
 async def test_after_its_close_nothing_comes() -> None:
     clock, rows, seen = VirtualClock(0), Rows(100), []
-    timeline: Timeline[str] = Timeline(clock, rows.load, seen.extend)
+    timeline: Timers[str] = Timers(clock, rows.load, seen.extend)
     timeline.start()
     await advance_to(clock, 0)
     timeline.close()

@@ -37,7 +37,7 @@ async def limit_pages(engine: EmbeddedEngine, pages: int) -> None:
         (now,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {now + pages}")
 
-    await engine._journal.enter(unit)
+    await engine._transactions.transact(unit)
 
 
 class Heard(logging.Handler):
@@ -92,9 +92,9 @@ async def test_what_nobody_waits_for_is_tried_again_too(engine: EmbeddedEngine, 
             raise sqlite3.OperationalError("disk I/O error")
         event_routing.send(transaction, [check_event(Event(name="stored at last"), 1000)], None)
 
-    engine._journal.enter_soon(unit)
+    engine._transactions.transact_in_background(unit)
     await trying_again.wait()
-    await asyncio.gather(*engine._journal._retrying)
+    await asyncio.gather(*engine._transactions._retrying)
     assert attempts == 3
     assert [event.event.name for event in await engine.list_events()] == ["stored at last"]
 

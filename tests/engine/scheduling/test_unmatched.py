@@ -132,7 +132,7 @@ async def test_a_restarted_engine_does_not_claim_to_know(engine: EmbeddedEngine,
     event = await engine.get_event(await send(engine, "order/paid"))
     assert event is not None
     later = EventOutcomes(since=round(event.received_at.timestamp() * 1000) + 1)
-    (note,) = later.explain(event, engine._journal.registry, ["order/paid"])
+    (note,) = later.explain(event, engine._transactions.registry, ["order/paid"])
     assert "remembers that only for recent events" in note
 
 

@@ -125,7 +125,7 @@ async def test_one_event_wakes_several_and_triggers_too(engine: EmbeddedEngine, 
 async def test_signals(engine: EmbeddedEngine, app: SmallApp) -> None:
     @app.function("waiter")
     def waiter(steps: Steps) -> object:
-        return steps.ask("go", "WaitForSignal", signal="launch", timeout="1h", conflict="fail")
+        return steps.options("go", "WaitForSignal", signal="launch", timeout="1h", conflict="fail")
 
     await engine.sync_app(app.sync_request())
     assert await engine.signal("launch", 1) is None
@@ -141,7 +141,7 @@ async def test_two_waits_for_one_signal(engine: EmbeddedEngine, app: SmallApp) -
     def waiter(steps: Steps) -> object:
         assert steps.event is not None
         data = steps.event.data
-        got = steps.ask("go", "WaitForSignal", signal="launch", timeout=data["timeout"], conflict=data["conflict"])
+        got = steps.options("go", "WaitForSignal", signal="launch", timeout=data["timeout"], conflict=data["conflict"])
         return got and got["data"]
 
     await engine.sync_app(app.sync_request())

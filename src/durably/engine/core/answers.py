@@ -25,7 +25,7 @@ class Returned(msgspec.Struct, frozen=True):
     output: bytes
 
 
-class Asked(msgspec.Struct, frozen=True):
+class ReportedOps(msgspec.Struct, frozen=True):
     """``races`` is set where the app predates parallel modes: each of its parallel steps asks for discovery."""
 
     ops: list[Op]
@@ -49,7 +49,7 @@ class Unreached(msgspec.Struct, frozen=True):
     error: ErrorData
 
 
-Answer = Returned | Asked | AttemptFailed | Unreached
+Answer = Returned | ReportedOps | AttemptFailed | Unreached
 
 
 class _Streamed(msgspec.Struct):
@@ -135,7 +135,7 @@ def _read_ops(headers: Mapping[str, str], body: bytes, no_retry: bool, retry_at:
     except msgspec.DecodeError as error:
         return _invalid(f"the app's answer is not a list of ops: {error}", error)
     races = headers.get(Header.REQUEST_VERSION, "2").strip() in ("0", "1")
-    return Asked(ops=ops, no_retry=no_retry, retry_at=retry_at, races=races)
+    return ReportedOps(ops=ops, no_retry=no_retry, retry_at=retry_at, races=races)
 
 
 def _read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> int | None:

@@ -82,8 +82,8 @@ def _defers(data: CallData) -> bytes:
     """The run's deferred functions, so that the app does not defer them again."""
     if not data.defers:
         return b""
-    told = {deferred.step_id: {"abortable": deferred.is_abortable} for deferred in data.defers}
-    return b',"defers":' + msgspec.json.encode(dict(sorted(told.items())))
+    reported = {deferred.step_id: {"abortable": deferred.is_abortable} for deferred in data.defers}
+    return b',"defers":' + msgspec.json.encode(dict(sorted(reported.items())))
 
 
 def _assemble(data: CallData, *, use_api: bool) -> bytes:

@@ -10,13 +10,13 @@ import msgspec
 from durably.protocol.opcodes import Op, Opcode
 
 from .answers import Answer
-from .op_options import DeferAsk, EventAsk, InvokeAsk, SignalAsk
+from .op_options import DeferOptions, EventWaitOptions, InvokeOptions, SignalWaitOptions
 from .run_state import Call, RunStatus
 
 
 class Answered(msgspec.Struct, frozen=True, gc=False):
     """A call came to its end. ``memoised`` are those of the answer's step ids, and of the call's own target,
-    that have a memo already: the head does not know."""
+    that have a memo already: the run state does not know."""
 
     generation: int
     answer: Answer
@@ -77,7 +77,7 @@ class RequestFinished(msgspec.Struct, frozen=True):
     is_retriable: bool = False
 
 
-class CancelAsked(msgspec.Struct, frozen=True):
+class CancelRequested(msgspec.Struct, frozen=True):
     """``reason`` becomes the message of the run's error."""
 
     reason: str = "the run was cancelled by request"
@@ -95,7 +95,7 @@ Input = (
     | WaitResolved
     | SignalConflicted
     | RequestFinished
-    | CancelAsked
+    | CancelRequested
     | Recovered
 )
 
@@ -124,19 +124,19 @@ class Sleep(msgspec.Struct, frozen=True):
 class AwaitEvent(msgspec.Struct, frozen=True):
     step_id: str
     name: str
-    ask: EventAsk
+    options: EventWaitOptions
 
 
 class AwaitSignal(msgspec.Struct, frozen=True):
     step_id: str
     name: str
-    ask: SignalAsk
+    options: SignalWaitOptions
 
 
 class Invoke(msgspec.Struct, frozen=True):
     step_id: str
     name: str
-    ask: InvokeAsk
+    options: InvokeOptions
 
 
 class MakeRequest(msgspec.Struct, frozen=True):
@@ -162,7 +162,7 @@ class Defer(msgspec.Struct, frozen=True):
     """Start a function when the run has ended."""
 
     step_id: str
-    ask: DeferAsk
+    options: DeferOptions
 
 
 class AbortDeferred(msgspec.Struct, frozen=True):
@@ -198,4 +198,4 @@ Command = (
     | EndRun
 )
 KEPT_BY_FAILURES = WriteMemo | CloseWait | Defer | AbortDeferred | RefuseDeferred
-"""Commands that are executed even if the run fails in the same turn: they report finished work."""
+"""Commands that are executed even if the run fails in the same transition: they report finished work."""

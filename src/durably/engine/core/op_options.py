@@ -14,19 +14,19 @@ from .errors import OpInvalidError
 from .expressions import ExpressionInvalidError, compile_expression
 
 
-class EventAsk(msgspec.Struct, frozen=True):
+class EventWaitOptions(msgspec.Struct, frozen=True):
     event: str
     expression: str | None
     until: int
 
 
-class SignalAsk(msgspec.Struct, frozen=True):
+class SignalWaitOptions(msgspec.Struct, frozen=True):
     signal: str
     replaces: bool
     until: int
 
 
-class InvokeAsk(msgspec.Struct, frozen=True):
+class InvokeOptions(msgspec.Struct, frozen=True):
     """``payload`` is an event without a name: ``data``, and perhaps ``user``, ``v``, ``id``, ``ts``."""
 
     function_id: str
@@ -34,7 +34,7 @@ class InvokeAsk(msgspec.Struct, frozen=True):
     until: int
 
 
-class DeferAsk(msgspec.Struct, frozen=True):
+class DeferOptions(msgspec.Struct, frozen=True):
     """``data`` is the data of the event that starts the function, a JSON object."""
 
     function_id: str
@@ -62,7 +62,7 @@ def read_retry_after(op: Op, now: int) -> int | None:
     return None if wanted is None else round(clip_retry_after(wanted, moment).timestamp() * 1000)
 
 
-def read_event_wait(op: Op, now: int) -> EventAsk:
+def read_event_wait(op: Op, now: int) -> EventWaitOptions:
     """An empty timeout means now: the wait ends at once, without an event."""
     event = _text(op, "event") or op.name or ""
     if not event:
@@ -85,20 +85,20 @@ def read_event_wait(op: Op, now: int) -> EventAsk:
                 f"step {step_name(op)!r} waits for an event with the expression `{expression}`, which {missing_field}"
             )
     timeout = _text(op, "timeout")
-    return EventAsk(event=event, expression=expression, until=_until(op, timeout, now) if timeout else now)
+    return EventWaitOptions(event=event, expression=expression, until=_until(op, timeout, now) if timeout else now)
 
 
-def read_signal_wait(op: Op, now: int) -> SignalAsk:
+def read_signal_wait(op: Op, now: int) -> SignalWaitOptions:
     signal = _text(op, "signal")
     if not signal:
         raise OpInvalidError(f"step {step_name(op)!r} waits for a signal but names none")
     conflict = _text(op, "conflict") or "fail"
     if conflict not in ("fail", "replace"):
         raise OpInvalidError(f"step {step_name(op)!r} has the conflict mode {conflict!r}; use 'fail' or 'replace'")
-    return SignalAsk(signal=signal, replaces=conflict == "replace", until=_long_timeout(op, now))
+    return SignalWaitOptions(signal=signal, replaces=conflict == "replace", until=_long_timeout(op, now))
 
 
-def read_invoke(op: Op, now: int) -> InvokeAsk:
+def read_invoke(op: Op, now: int) -> InvokeOptions:
     function_id = _text(op, "function_id")
     if not function_id:
         raise OpInvalidError(f"step {step_name(op)!r} invokes a function but names none")
@@ -108,17 +108,17 @@ def read_invoke(op: Op, now: int) -> InvokeAsk:
     data = payload.get("data")
     if data is not None and not isinstance(data, dict):
         raise OpInvalidError(f"step {step_name(op)!r} invokes {function_id!r} with data that is no object")
-    return InvokeAsk(function_id=function_id, payload=payload, until=_long_timeout(op, now))
+    return InvokeOptions(function_id=function_id, payload=payload, until=_long_timeout(op, now))
 
 
-def read_defer(op: Op) -> DeferAsk:
+def read_defer(op: Op) -> DeferOptions:
     function_id = _text(op, "fn_slug")
     if not function_id:
         raise OpInvalidError("it names no function")
     data = (op.opts or {}).get("input") or {}
     if not isinstance(data, dict):
         raise OpInvalidError("its data is not an object")
-    return DeferAsk(function_id=function_id, data=msgspec.json.encode(data))
+    return DeferOptions(function_id=function_id, data=msgspec.json.encode(data))
 
 
 def read_defer_abort(op: Op) -> str:

@@ -8,7 +8,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op, Opcode
 
-from .answers import Asked
+from .answers import ReportedOps
 from .errors import OpInvalidError
 from .inputs import AwaitEvent, AwaitSignal, Invoke, MakeRequest, Sleep
 from .op_options import (
@@ -20,7 +20,7 @@ from .op_options import (
     step_name,
 )
 from .run_state import Call, RunStatus, Wait
-from .transition import Turn, data_memo, error_memo
+from .transition import Transition, data_memo, error_memo
 
 
 class Answering:
@@ -31,8 +31,8 @@ class Answering:
     function has gone on without the step that the call was for.
     """
 
-    def __init__(self, turn: Turn, call: Call, answer: Asked) -> None:
-        self.turn = turn
+    def __init__(self, transition: Transition, call: Call, answer: ReportedOps) -> None:
+        self.transition = transition
         self.call = call
         self.answer = answer
         self.attempt = call.attempt
@@ -42,10 +42,10 @@ class Answering:
         return self.answer.races or op.is_race or (self.call.race and op.id == self.call.step_id)
 
     def wait(self, op: Op, kind: Opcode) -> None:
-        self.turn.wait(Wait(step_id=op.id, op=kind, name=step_name(op), race=self.is_race(op)))
+        self.transition.wait(Wait(step_id=op.id, op=kind, name=step_name(op), race=self.is_race(op)))
 
 
-def carry_out(answering: Answering, op: Op) -> None:
+def apply_op(answering: Answering, op: Op) -> None:
     """Raises ``OpInvalidError`` and ``RunOverflow``, either of which fails the run."""
     handler = _HANDLERS.get(op.op)
     if handler is None:
@@ -76,12 +76,12 @@ def _step_run(answering: Answering, op: Op) -> None:
 
 
 def _step_error(answering: Answering, op: Op) -> None:
-    turn, attempt = answering.turn, answering.attempt
-    if answering.answer.no_retry or attempt + 1 >= turn.max_attempts:
+    transition, attempt = answering.transition, answering.attempt
+    if answering.answer.no_retry or attempt + 1 >= transition.max_attempts:
         _step_failed(answering, op)
     else:
-        retry_at = read_retry_after(op, turn.now) or answering.answer.retry_at
-        turn.retry(answering.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
+        retry_at = read_retry_after(op, transition.now) or answering.answer.retry_at
+        transition.retry(answering.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
 
 
 def _step_failed(answering: Answering, op: Op) -> None:
@@ -94,22 +94,22 @@ def _error_of(op: Op) -> ErrorData:
 
 def _write(answering: Answering, op: Op, memo: bytes, failed: bool) -> None:
     attempts = answering.attempt + 1
-    answering.turn.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, failed=failed)
-    answering.turn.step_ended(answering.is_race(op))
+    answering.transition.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, failed=failed)
+    answering.transition.step_ended(answering.is_race(op))
     answering.attempt = 0
 
 
 def _step_planned(answering: Answering, op: Op) -> None:
-    turn = answering.turn
+    transition = answering.transition
     if op.id == answering.call.step_id:
         # Planned instead of executed, by the very call that is to execute it: its attempt has come to nothing.
         return
-    lost = turn.close_wait(op.id)
+    lost = transition.close_wait(op.id)
     attempt = lost.attempt if lost else 0
-    turn.call(
+    transition.call(
         Call(
             generation=0,
-            due=turn.now,
+            due=transition.now,
             step_id=op.id,
             name=step_name(op),
             attempt=attempt,
@@ -120,71 +120,71 @@ def _step_planned(answering: Answering, op: Op) -> None:
 
 
 def _sleep(answering: Answering, op: Op) -> None:
-    until = read_sleep(op, answering.turn.now)
+    until = read_sleep(op, answering.transition.now)
     answering.wait(op, Opcode.SLEEP)
-    answering.turn.commands.append(Sleep(op.id, step_name(op), until))
+    answering.transition.commands.append(Sleep(op.id, step_name(op), until))
 
 
 def _wait_for_event(answering: Answering, op: Op) -> None:
-    ask = read_event_wait(op, answering.turn.now)
+    options = read_event_wait(op, answering.transition.now)
     answering.wait(op, Opcode.WAIT_FOR_EVENT)
-    answering.turn.commands.append(AwaitEvent(op.id, step_name(op), ask))
+    answering.transition.commands.append(AwaitEvent(op.id, step_name(op), options))
 
 
 def _wait_for_signal(answering: Answering, op: Op) -> None:
-    ask = read_signal_wait(op, answering.turn.now)
+    options = read_signal_wait(op, answering.transition.now)
     answering.wait(op, Opcode.WAIT_FOR_SIGNAL)
-    answering.turn.commands.append(AwaitSignal(op.id, step_name(op), ask))
+    answering.transition.commands.append(AwaitSignal(op.id, step_name(op), options))
 
 
 def _invoke(answering: Answering, op: Op) -> None:
-    ask = read_invoke(op, answering.turn.now)
+    options = read_invoke(op, answering.transition.now)
     answering.wait(op, Opcode.INVOKE_FUNCTION)
-    answering.turn.commands.append(Invoke(op.id, step_name(op), ask))
+    answering.transition.commands.append(Invoke(op.id, step_name(op), options))
 
 
 def _request(answering: Answering, op: Op) -> None:
-    turn, kind, name = answering.turn, Opcode(op.op), step_name(op)
-    lost = turn.waits.get(op.id)
+    transition, kind, name = answering.transition, Opcode(op.op), step_name(op)
+    lost = transition.waits.get(op.id)
     attempt = lost.attempt if lost else 0
-    generation = turn.next_generation()
-    turn.wait(
+    generation = transition.next_generation()
+    transition.wait(
         Wait(step_id=op.id, op=kind, name=name, race=answering.is_race(op), generation=generation, attempt=attempt)
     )
-    turn.commands.append(MakeRequest(op.id, name, kind, generation, attempt, turn.now, op.opts or {}))
+    transition.commands.append(MakeRequest(op.id, name, kind, generation, attempt, transition.now, op.opts or {}))
 
 
 def _step_not_found(answering: Answering, op: Op) -> None:
-    answering.gave_up = target_not_found(answering.turn, answering.call, answering.call.name or step_name(op))
+    answering.gave_up = target_not_found(answering.transition, answering.call, answering.call.name or step_name(op))
 
 
-def target_not_found(turn: Turn, call: Call, name: str) -> bool:
+def target_not_found(transition: Transition, call: Call, name: str) -> bool:
     """Whether the run goes on without the step that the call was for.
 
     If the function has seen more memos since it planned the step, it may have continued without the step, for example
     because another branch won a race or the step was cancelled. Otherwise it is not deterministic: its run fails.
     """
-    if not call.is_discovery and turn.memos > call.memos_seen:
-        turn.step_ended(call.race)
+    if not call.is_discovery and transition.memos > call.memos_seen:
+        transition.step_ended(call.race)
         return True
     message = (
         f"step {name!r} was planned, but the function did not reach it when called for it: a "
         "function must find the same steps each time it is called with the same memos"
     )
-    turn.fail(ErrorData(name="StepNotFoundError", message=message))
+    transition.fail(ErrorData(name="StepNotFoundError", message=message))
     return False
 
 
 def _run_complete(answering: Answering, op: Op) -> None:
     output = bytes(op.data) if isinstance(op.data, msgspec.Raw) else b"null"
-    answering.turn.end(RunStatus.COMPLETED, output)
+    answering.transition.end(RunStatus.COMPLETED, output)
 
 
 def _discovery_request(answering: Answering, op: Op) -> None:
     """Granted when the answer has been read: a failed step in it is called for again by its own discovery. An app
     that asks for this alone, and has finished no step since it was called, has done nothing with its attempt."""
-    turn = answering.turn
-    turn.discover_again = turn.discover_again or turn.memos > answering.call.memos_seen
+    transition = answering.transition
+    transition.discover_again = transition.discover_again or transition.memos > answering.call.memos_seen
 
 
 _HANDLERS: dict[str, Callable[[Answering, Op], None]] = {

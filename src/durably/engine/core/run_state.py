@@ -8,7 +8,7 @@ from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode
 
 MACHINE_VERSION = 1
-"""Raised when a head of before would be read or carried on differently. ``decode_head`` reads all older ones."""
+"""Raised when a state of before would be read or carried on differently. ``decode_run_state`` reads all older ones."""
 
 
 class RunStatus(StrEnum):
@@ -71,14 +71,14 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 
 class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A function that the run has deferred: to be started once the run has ended, if it still ``is_abortable``.
-    ``size`` is that of its data, in bytes; the data itself is stored beside the head."""
+    ``size`` is that of its data, in bytes; the data itself is stored beside the run state."""
 
     step_id: str
     size: int = 0
     is_abortable: bool = True
 
 
-class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """``generation`` is the last one given out. ``discover_again`` is a wish for discovery that came while
     one was under way. ``memos`` and ``bytes`` count what the run has stored, for the protocol's limits."""
 
@@ -99,14 +99,14 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Head)
+_decoder = msgspec.msgpack.Decoder(RunState)
 
 
-def encode_head(head: Head) -> bytes:
-    return _encoder.encode(head)
+def encode_run_state(state: RunState) -> bytes:
+    return _encoder.encode(state)
 
 
-def decode_head(stored: bytes) -> Head:
+def decode_run_state(stored: bytes) -> RunState:
     """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
     return _decoder.decode(stored)
 
@@ -131,15 +131,15 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
 
 def origin_of_invocation(run_key: int, before: Origin | None, now: int) -> Origin:
     """The origin of the event by which a run invokes a function. ``before`` is the origin of the run's own event."""
-    return _follow(run_key, before, now, depth=1 if before is None else before.depth + 1)
+    return _dispatch(run_key, before, now, depth=1 if before is None else before.depth + 1)
 
 
 def origin_of_event(run_key: int, before: Origin | None, now: int) -> Origin:
     """The origin of an event that a run sends, or of the event about its end."""
-    return _follow(run_key, before, now, depth=0)
+    return _dispatch(run_key, before, now, depth=0)
 
 
-def _follow(run_key: int, before: Origin | None, now: int, depth: int) -> Origin:
+def _dispatch(run_key: int, before: Origin | None, now: int, depth: int) -> Origin:
     if before is None or now - before.since > CHAIN_PERIOD:
         return Origin(run_key, depth, 1, now)
     return Origin(run_key, depth, before.chain + 1, before.since)

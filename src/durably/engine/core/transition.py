@@ -21,7 +21,7 @@ from .inputs import (
     WriteMemo,
 )
 from .op_options import read_defer, read_defer_abort, step_name
-from .run_state import MACHINE_VERSION, Call, Deferred, Head, RunStatus, Wait
+from .run_state import MACHINE_VERSION, Call, Deferred, RunState, RunStatus, Wait
 
 _ERROR_EXCERPT_LENGTH = 300
 
@@ -62,27 +62,27 @@ def error_memo(error: ErrorData) -> bytes:
     return b'{"error":' + encode_error(error) + b"}"
 
 
-class Turn:
-    def __init__(self, head: Head, now: int, policy: Policy) -> None:
+class Transition:
+    def __init__(self, state: RunState, now: int, policy: Policy) -> None:
         self.now = now
         self.policy = policy
-        self.status = head.status
-        self.max_attempts = head.max_attempts
-        self.generation = head.generation
-        self.calls = {call.generation: call for call in head.calls}
-        self.waits = {wait.step_id: wait for wait in head.waits}
-        self.discover_again = head.discover_again
-        self.disable_immediate = head.disable_immediate
-        self.memos = head.memos
-        self.bytes = head.bytes
-        self.defers = {deferred.step_id: deferred for deferred in head.defers}
+        self.status = state.status
+        self.max_attempts = state.max_attempts
+        self.generation = state.generation
+        self.calls = {call.generation: call for call in state.calls}
+        self.waits = {wait.step_id: wait for wait in state.waits}
+        self.discover_again = state.discover_again
+        self.disable_immediate = state.disable_immediate
+        self.memos = state.memos
+        self.bytes = state.bytes
+        self.defers = {deferred.step_id: deferred for deferred in state.defers}
         self.commands: list[Command] = []
         self.written: set[str] = set()
         self._step_ended = False
         self._race_ended = False
 
-    def next_head(self) -> Head:
-        return Head(
+    def next_state(self) -> RunState:
+        return RunState(
             version=MACHINE_VERSION,
             status=self.status,
             max_attempts=self.max_attempts,
@@ -218,7 +218,7 @@ class Turn:
         return wait
 
     def settle(self) -> None:
-        """At the end of a turn in which steps may have ended: go on discovering where it is time to.
+        """At the end of a transition in which steps may have ended: go on discovering where it is time to.
 
         Racing steps hold up none of the others: discovery follows the end of each, and the losers of a race may
         be outstanding for long after the function has gone on.
@@ -240,7 +240,7 @@ class Turn:
     # ends
 
     def fail(self, error: ErrorData) -> None:
-        """End the run because of a fault in its ops. No op of the same turn is started."""
+        """End the run because of a fault in its ops. No op of the same transition is started."""
         self.commands = [command for command in self.commands if isinstance(command, KEPT_BY_FAILURES)]
         self.end(RunStatus.FAILED, encode_error(error))
 
@@ -262,41 +262,41 @@ LAZY = frozenset({Opcode.DEFER_ADD, Opcode.DEFER_ABORT})
 """Ops that come with other ops, or alone, and have no effect before the run's end."""
 
 
-def note_deferred(turn: Turn, op: Op) -> bool:
+def note_deferred(transition: Transition, op: Op) -> bool:
     """Whether anything has changed: apps may repeat these ops."""
     try:
-        return _add(turn, op) if op.op == Opcode.DEFER_ADD else _abort(turn, op)
+        return _add(transition, op) if op.op == Opcode.DEFER_ADD else _abort(transition, op)
     except OpInvalidError as error:
-        turn.commands.append(RefuseDeferred(step_name(op), str(error)))
+        transition.commands.append(RefuseDeferred(step_name(op), str(error)))
         return False
 
 
-def _add(turn: Turn, op: Op) -> bool:
+def _add(transition: Transition, op: Op) -> bool:
     if not op.id:
         raise OpInvalidError(f"an op {op.op!r} has no id")
-    if op.id in turn.defers:
+    if op.id in transition.defers:
         return False
-    if len(turn.defers) >= MAX_DEFERRED:
+    if len(transition.defers) >= MAX_DEFERRED:
         raise OpInvalidError(f"a run may defer {MAX_DEFERRED} functions, and has done so")
     try:
-        ask = read_defer(op)
-        size = sum(deferred.size for deferred in turn.defers.values()) + len(ask.data)
+        options = read_defer(op)
+        size = sum(deferred.size for deferred in transition.defers.values()) + len(options.data)
         if size > MAX_DEFERRED_BYTES:
             raise OpInvalidError(f"all its deferred data has {size} bytes; at most {MAX_DEFERRED_BYTES} are possible")
     except OpInvalidError:
         # The app gets it as accepted, so that it does not repeat it with each call.
-        turn.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
+        transition.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
         raise
-    turn.defers[op.id] = Deferred(step_id=op.id, size=len(ask.data))
-    turn.commands.append(Defer(op.id, ask))
+    transition.defers[op.id] = Deferred(step_id=op.id, size=len(options.data))
+    transition.commands.append(Defer(op.id, options))
     return True
 
 
-def _abort(turn: Turn, op: Op) -> bool:
+def _abort(transition: Transition, op: Op) -> bool:
     target = read_defer_abort(op)
-    before = turn.defers.get(target)
+    before = transition.defers.get(target)
     if before is None or not before.is_abortable:
         return False
-    turn.defers[target] = msgspec.structs.replace(before, is_abortable=False, size=0)
-    turn.commands.append(AbortDeferred(target))
+    transition.defers[target] = msgspec.structs.replace(before, is_abortable=False, size=0)
+    transition.commands.append(AbortDeferred(target))
     return True

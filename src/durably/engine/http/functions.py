@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from durably.engine.core.errors import FunctionNotFoundError
 from durably.engine.scheduling.bulk_operations import Selection
-from durably.engine.sqlite.views import FunctionView, RunStatus, SweepView
+from durably.engine.sqlite.views import BulkOperationView, FunctionView, RunStatus
 from durably.protocol.api import CancellationBody, FunctionBody, ReplayBody
 from durably.protocol.durations import parse_rfc3339
 from durably.protocol.sync import FunctionConfig
@@ -91,7 +91,7 @@ async def cancel_runs(request: web.Request) -> web.Response:
 
 async def list_cancellations(request: web.Request) -> web.Response:
     """``GET /v1/cancellations``, newest first."""
-    return data_response([_cancellation(sweep) for sweep in await engine_of(request).list_cancellations()])
+    return data_response([_cancellation(operation) for operation in await engine_of(request).list_cancellations()])
 
 
 async def get_cancellation(request: web.Request) -> web.Response:
@@ -116,7 +116,7 @@ async def replay_runs(request: web.Request) -> web.Response:
 
 async def list_replays(request: web.Request) -> web.Response:
     """``GET /v1/replays``, newest first."""
-    return data_response([_replay(sweep) for sweep in await engine_of(request).list_replays()])
+    return data_response([_replay(operation) for operation in await engine_of(request).list_replays()])
 
 
 async def get_replay(request: web.Request) -> web.Response:
@@ -124,11 +124,11 @@ async def get_replay(request: web.Request) -> web.Response:
     return data_response(_replay(_find(await engine_of(request).list_replays(), request.match_info["replay_id"])))
 
 
-def _find(sweeps: list[SweepView], sweep_id: str) -> SweepView:
-    for sweep in sweeps:
-        if sweep.id == sweep_id:
-            return sweep
-    raise ApiError(404, f"there is none with the id {sweep_id!r}")
+def _find(operations: list[BulkOperationView], operation_id: str) -> BulkOperationView:
+    for operation in operations:
+        if operation.id == operation_id:
+            return operation
+    raise ApiError(404, f"there is none with the id {operation_id!r}")
 
 
 async def _selection(request: web.Request, asked: SweepRequest) -> Selection:
@@ -152,28 +152,28 @@ def _moment(name: str, text: str | None) -> dt.datetime | None:
     raise ApiError(400, f"{name} must be an RFC 3339 moment like 2026-01-31T12:00:00Z, not {text!r}")
 
 
-def _cancellation(sweep: SweepView) -> CancellationBody:
+def _cancellation(operation: BulkOperationView) -> CancellationBody:
     return CancellationBody(
-        id=sweep.id,
-        function_id=sweep.function_id,
-        started_after=sweep.started_after,
-        started_before=sweep.started_before,
-        expression=sweep.expression,
-        created_at=sweep.created_at,
-        ended_at=sweep.ended_at,
-        cancelled=sweep.affected,
+        id=operation.id,
+        function_id=operation.function_id,
+        started_after=operation.started_after,
+        started_before=operation.started_before,
+        expression=operation.expression,
+        created_at=operation.created_at,
+        ended_at=operation.ended_at,
+        cancelled=operation.affected,
     )
 
 
-def _replay(sweep: SweepView) -> ReplayBody:
+def _replay(operation: BulkOperationView) -> ReplayBody:
     return ReplayBody(
-        id=sweep.id,
-        function_id=sweep.function_id,
-        started_after=sweep.started_after,
-        started_before=sweep.started_before,
-        expression=sweep.expression,
-        statuses=[status.value for status in sweep.statuses],
-        created_at=sweep.created_at,
-        ended_at=sweep.ended_at,
-        replayed=sweep.affected,
+        id=operation.id,
+        function_id=operation.function_id,
+        started_after=operation.started_after,
+        started_before=operation.started_before,
+        expression=operation.expression,
+        statuses=[status.value for status in operation.statuses],
+        created_at=operation.created_at,
+        ended_at=operation.ended_at,
+        replayed=operation.affected,
     )

@@ -14,13 +14,13 @@ import msgspec
 from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 from durably.engine.core.expressions import ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.sqlite.tables.bulk_operations import Sweep, SweepKind
+from durably.engine.sqlite.tables.bulk_operations import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.tables.runs import Store
 from durably.engine.sqlite.views import to_milliseconds
 
 from . import triggers
-from .outbox import Restrained, SweepAt
-from .registry import CANCELLED_IN_BULK, FOLLOWED_FOR, Function, Restraint, StandingCancellation
+from .outbox import ContinueBulkOperation, ControlsChanged
+from .registry import CANCELLED_IN_BULK, FOLLOWED_FOR, BulkCancellation, Function, FunctionControls
 from .reruns import descends_from_cancelled, plan_rerun
 from .transaction import Transaction
 
@@ -62,82 +62,86 @@ def check_statuses(statuses: Collection[RunStatus]) -> None:
         raise SelectionInvalidError("only runs that have ended can be replayed: give at least one such status")
 
 
-def cancel_runs(transaction: Transaction, selection: Selection) -> Sweep:
+def cancel_runs(transaction: Transaction, selection: Selection) -> BulkOperation:
     """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
     if transaction.registry.find(selection.function_id) is None:
         raise transaction.registry.not_found(selection.function_id)
-    sweep = _begin(transaction, SweepKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
-    _tell_restraint(transaction, selection.function_id)
-    return sweep
+    operation = _begin(transaction, BulkOperationKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
+    _publish_controls(transaction, selection.function_id)
+    return operation
 
 
-def replay_runs(transaction: Transaction, selection: Selection, statuses: Collection[RunStatus]) -> Sweep:
+def replay_runs(transaction: Transaction, selection: Selection, statuses: Collection[RunStatus]) -> BulkOperation:
     """Begin to run again what has ended. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
     refuse_paused(transaction, transaction.registry.get_active(selection.function_id))
-    last_key = transaction.store.sweeps.last_run_key()
-    return _begin(transaction, SweepKind.REPLAY, selection, tuple(statuses), until_key=last_key)
+    last_key = transaction.store.bulk_operations.last_run_key()
+    return _begin(transaction, BulkOperationKind.REPLAY, selection, tuple(statuses), until_key=last_key)
 
 
 def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
     """Runs that were cancelled by it stay so. Raises ``CancellationNotFoundError``."""
-    sweep = transaction.store.sweeps.find(cancellation_id)
-    if sweep is None or sweep.kind is not SweepKind.CANCEL:
+    operation = transaction.store.bulk_operations.find(cancellation_id)
+    if operation is None or operation.kind is not BulkOperationKind.CANCEL:
         raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
-    transaction.store.sweeps.delete(sweep.id)
-    _tell_restraint(transaction, sweep.function_id)
+    transaction.store.bulk_operations.delete(operation.id)
+    _publish_controls(transaction, operation.function_id)
 
 
 def pause(transaction: Transaction, function_id: str) -> None:
-    transaction.store.sweeps.set_paused(function_id, transaction.now)
-    _tell_restraint(transaction, function_id)
+    transaction.store.bulk_operations.set_paused(function_id, transaction.now)
+    _publish_controls(transaction, function_id)
 
 
 def resume(transaction: Transaction, function_id: str) -> None:
-    transaction.store.sweeps.set_resumed(function_id)
-    _tell_restraint(transaction, function_id)
+    transaction.store.bulk_operations.set_resumed(function_id)
+    _publish_controls(transaction, function_id)
     # Replays that the pause has held up.
-    transaction.outbox.extend(map(SweepAt, transaction.store.sweeps.open_sweeps(function_id)))
+    transaction.outbox.extend(
+        map(ContinueBulkOperation, transaction.store.bulk_operations.open_bulk_operations(function_id))
+    )
 
 
 def refuse_paused(transaction: Transaction, function: Function) -> None:
     """Raises ``FunctionPausedError``."""
-    if function.id in transaction.store.sweeps.paused_functions():
+    if function.id in transaction.store.bulk_operations.paused_functions():
         raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
 
 
-def go_on(sweep_id: str) -> Callable[[Transaction], None]:
-    """Look at the next runs of a sweep."""
-    return lambda transaction: _go_on(transaction, sweep_id)
+def go_on(operation_id: str) -> Callable[[Transaction], None]:
+    """Look at the next runs of a bulk operation."""
+    return lambda transaction: _go_on(transaction, operation_id)
 
 
-def restraints_of(store: Store, now: int) -> dict[str, Restraint]:
+def read_controls(store: Store, now: int) -> dict[str, FunctionControls]:
     """What holds for the runs that functions are to start."""
-    cancellations: dict[str, list[StandingCancellation]] = {}
-    for sweep in store.sweeps.of_kind(SweepKind.CANCEL):
-        if max(sweep.started_before, sweep.created_at + FOLLOWED_FOR) > now:
-            condition = compile_expression(sweep.expression) if sweep.expression else None
-            standing = StandingCancellation(sweep.started_after, sweep.started_before, condition, sweep.created_at)
-            cancellations.setdefault(sweep.function_id, []).append(standing)
-    paused = store.sweeps.paused_functions()
+    cancellations: dict[str, list[BulkCancellation]] = {}
+    for operation in store.bulk_operations.of_kind(BulkOperationKind.CANCEL):
+        if max(operation.started_before, operation.created_at + FOLLOWED_FOR) > now:
+            condition = compile_expression(operation.expression) if operation.expression else None
+            cancellation = BulkCancellation(
+                operation.started_after, operation.started_before, condition, operation.created_at
+            )
+            cancellations.setdefault(operation.function_id, []).append(cancellation)
+    paused = store.bulk_operations.paused_functions()
     return {
-        function_id: Restraint(function_id in paused, tuple(cancellations.get(function_id, ())))
+        function_id: FunctionControls(function_id in paused, tuple(cancellations.get(function_id, ())))
         for function_id in paused | cancellations.keys()
     }
 
 
-def _tell_restraint(transaction: Transaction, function_id: str) -> None:
-    restraint = restraints_of(transaction.store, transaction.now).get(function_id, Restraint())
-    transaction.outbox.append(Restrained(function_id, restraint))
+def _publish_controls(transaction: Transaction, function_id: str) -> None:
+    controls = read_controls(transaction.store, transaction.now).get(function_id, FunctionControls())
+    transaction.outbox.append(ControlsChanged(function_id, controls))
 
 
 def _begin(
     transaction: Transaction,
-    kind: SweepKind,
+    kind: BulkOperationKind,
     selection: Selection,
     statuses: tuple[RunStatus, ...] | None,
     until_key: int,
-) -> Sweep:
-    sweep = Sweep(
+) -> BulkOperation:
+    operation = BulkOperation(
         id=transaction.new_id(),
         kind=kind,
         function_id=selection.function_id,
@@ -148,52 +152,56 @@ def _begin(
         created_at=transaction.now,
         until_key=until_key,
     )
-    transaction.store.sweeps.add(sweep)
-    transaction.outbox.append(SweepAt(sweep.id))
-    return sweep
+    transaction.store.bulk_operations.add(operation)
+    transaction.outbox.append(ContinueBulkOperation(operation.id))
+    return operation
 
 
-def _go_on(transaction: Transaction, sweep_id: str) -> None:
-    sweeps = transaction.store.sweeps
-    sweep = sweeps.find(sweep_id)
-    if sweep is None or sweep.ended_at is not None:
+def _go_on(transaction: Transaction, operation_id: str) -> None:
+    bulk_operations = transaction.store.bulk_operations
+    operation = bulk_operations.find(operation_id)
+    if operation is None or operation.ended_at is not None:
         return
-    act = _ACTS[sweep.kind]
-    if sweep.kind is SweepKind.REPLAY and sweep.function_id in sweeps.paused_functions():
+    act = _ACTS[operation.kind]
+    if operation.kind is BulkOperationKind.REPLAY and operation.function_id in bulk_operations.paused_functions():
         return
-    runs = sweeps.runs_between(sweep.function_id, sweep.cursor, sweep.until_key, _TOGETHER)
+    runs = bulk_operations.runs_between(operation.function_id, operation.cursor, operation.until_key, _TOGETHER)
     affected = sum(
         act(transaction, run_key)
         for run_key, status, created_at in runs
-        if _is_meant(transaction, sweep, run_key, status, created_at) and _holds(transaction, sweep, run_key)
+        if _is_meant(transaction, operation, run_key, status, created_at) and _holds(transaction, operation, run_key)
     )
     if runs:
-        sweeps.note_progress(sweep.id, cursor=runs[-1][0], affected=sweep.affected + affected)
+        bulk_operations.note_progress(operation.id, cursor=runs[-1][0], affected=operation.affected + affected)
     if len(runs) < _TOGETHER:
-        sweeps.end(sweep.id, transaction.now)
+        bulk_operations.end(operation.id, transaction.now)
     else:
-        transaction.outbox.append(SweepAt(sweep.id))
+        transaction.outbox.append(ContinueBulkOperation(operation.id))
 
 
-def _is_meant(transaction: Transaction, sweep: Sweep, run_key: int, status: RunStatus, created_at: int) -> bool:
-    in_time = (sweep.started_after is None or sweep.started_after <= created_at) and created_at < sweep.started_before
-    if sweep.statuses is not None:
-        return in_time and status in sweep.statuses
-    return not status.has_ended and (in_time or _follows(transaction, sweep, run_key))
+def _is_meant(
+    transaction: Transaction, operation: BulkOperation, run_key: int, status: RunStatus, created_at: int
+) -> bool:
+    in_time = (
+        operation.started_after is None or operation.started_after <= created_at
+    ) and created_at < operation.started_before
+    if operation.statuses is not None:
+        return in_time and status in operation.statuses
+    return not status.has_ended and (in_time or _follows(transaction, operation, run_key))
 
 
-def _follows(transaction: Transaction, sweep: Sweep, run_key: int) -> bool:
+def _follows(transaction: Transaction, operation: BulkOperation, run_key: int) -> bool:
     """Whether a run descends from a cancelled run. Runs are visited in the order of creation, so that a run comes after
     its ancestors."""
     origin = transaction.event(transaction.store.run(run_key).event_key).origin
-    return descends_from_cancelled(transaction, sweep.function_id, origin, sweep.created_at)
+    return descends_from_cancelled(transaction, operation.function_id, origin, operation.created_at)
 
 
-def _holds(transaction: Transaction, sweep: Sweep, run_key: int) -> bool:
-    if sweep.expression is None:
+def _holds(transaction: Transaction, operation: BulkOperation, run_key: int) -> bool:
+    if operation.expression is None:
         return True
     event = transaction.event(transaction.store.run(run_key).event_key).fields
-    return compile_expression(sweep.expression).matches(event)
+    return compile_expression(operation.expression).matches(event)
 
 
 def _cancel(transaction: Transaction, run_key: int) -> bool:
@@ -210,4 +218,7 @@ def _replay(transaction: Transaction, run_key: int) -> bool:
     return True
 
 
-_ACTS: dict[SweepKind, Callable[[Transaction, int], bool]] = {SweepKind.CANCEL: _cancel, SweepKind.REPLAY: _replay}
+_ACTS: dict[BulkOperationKind, Callable[[Transaction, int], bool]] = {
+    BulkOperationKind.CANCEL: _cancel,
+    BulkOperationKind.REPLAY: _replay,
+}

@@ -7,7 +7,7 @@ from durably.engine.sqlite.views import to_datetime
 from durably.protocol.events import InternalEvent
 
 from .event_routing import take_for
-from .events import announce
+from .events import make_internal_event
 from .outbox import TickAt
 from .registry import Function
 from .transaction import Transaction
@@ -34,15 +34,17 @@ def fire_tick(transaction: Transaction, due: TickAt) -> None:
         return
     fired = fire(schedule, function.id, planned, transaction.now)
     _plan(transaction, function, schedule, fired.upcoming)
-    restraint = transaction.registry.restraint_of(function.id)
-    if restraint is not None and restraint.is_paused:
+    controls = transaction.registry.controls_of(function.id)
+    if controls is not None and controls.is_paused:
         return
     data = {
         "cron": schedule.text,
         "fireAt": _to_text(fired.tick.due),
         "scheduledAt": _to_text(fired.tick.at),
     }
-    event = announce(InternalEvent.SCHEDULED_TIMER, msgspec.json.encode(data), transaction.new_id(), fired.tick.due)
+    event = make_internal_event(
+        InternalEvent.SCHEDULED_TIMER, msgspec.json.encode(data), transaction.new_id(), fired.tick.due
+    )
     take_for(transaction, function, event)
 
 

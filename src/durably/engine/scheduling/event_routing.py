@@ -18,7 +18,7 @@ from durably.protocol.events import Event, InternalEvent
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
 from .event_outcomes import MOST_NOTED, EventOutcome
-from .events import Arrival, CheckedEvent, IdSeed, arrive
+from .events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event
 from .registry import Function
 from .reruns import origin_before
 from .transaction import Transaction
@@ -53,8 +53,8 @@ def send(
         event_id = seed.id_of(index) if seed else transaction.new_id()
         known = _find_duplicate(transaction, event)
         if known is None:
-            arrival = arrive(event, event_id, transaction.now, origin, checked.data)
-            _take(transaction, arrival, sender_id=event.id or None)
+            received = make_received_event(event, event_id, transaction.now, origin, checked.data)
+            _take(transaction, received, sender_id=event.id or None)
         ids.append(known or event_id)
     names = dict.fromkeys(checked.event.name for checked in events)
     return Sent(ids, [name for name in names if not _is_known(transaction, name)], transaction.outcomes)
@@ -75,24 +75,24 @@ def invoke(
 ) -> RunRow | None:
     """Start a run of one function, whatever triggers it otherwise; ``None`` where none starts, or not yet."""
     event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
-    return take_for(transaction, function, arrive(event, event_id, transaction.now, origin))
+    return take_for(transaction, function, make_received_event(event, event_id, transaction.now, origin))
 
 
-def take_for(transaction: Transaction, function: Function, arrival: Arrival) -> RunRow | None:
+def take_for(transaction: Transaction, function: Function, received: ReceivedEvent) -> RunRow | None:
     """Take an event that is meant for one function; others that it triggers start as well."""
-    key = _take(transaction, arrival, besides=function)
+    key = _take(transaction, received, besides=function)
     assert key is not None, "its id is new"
     run = trigger_function(transaction, function, key)
     if not transaction.is_routing:
-        _route_announced(transaction)
+        _route_internal_events(transaction)
     return run
 
 
 def emit(transaction: Transaction, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
     """Send one of the engine's own events; ``data`` is JSON."""
-    transaction.announce(name, data, origin)
+    transaction.make_internal_event(name, data, origin)
     if not transaction.is_routing:
-        _route_announced(transaction)
+        _route_internal_events(transaction)
 
 
 def _origin_of(transaction: Transaction, run_id: str) -> Origin | None:
@@ -111,64 +111,66 @@ def _find_duplicate(transaction: Transaction, event: Event) -> str | None:
 
 
 def _take(
-    transaction: Transaction, arrival: Arrival, *, sender_id: str | None = None, besides: Function | None = None
+    transaction: Transaction, received: ReceivedEvent, *, sender_id: str | None = None, besides: Function | None = None
 ) -> int | None:
     """``None`` where there is an event of this id already, from the same seed: nothing is done then."""
-    was_taking, transaction.is_routing = transaction.is_routing, True
+    was_routing, transaction.is_routing = transaction.is_routing, True
     try:
-        key = _receive(transaction, arrival, sender_id, besides)
+        key = _receive(transaction, received, sender_id, besides)
     finally:
-        transaction.is_routing = was_taking
-    if not was_taking:
-        _route_announced(transaction)
+        transaction.is_routing = was_routing
+    if not was_routing:
+        _route_internal_events(transaction)
     return key
 
 
-def _route_announced(transaction: Transaction) -> None:
+def _route_internal_events(transaction: Transaction) -> None:
     transaction.is_routing = True
     try:
-        while transaction.announced:
-            _receive(transaction, transaction.announced.popleft(), None, None)
+        while transaction.internal_events:
+            _receive(transaction, transaction.internal_events.popleft(), None, None)
     finally:
         transaction.is_routing = False
 
 
-def _receive(transaction: Transaction, arrival: Arrival, sender_id: str | None, besides: Function | None) -> int | None:
+def _receive(
+    transaction: Transaction, received: ReceivedEvent, sender_id: str | None, besides: Function | None
+) -> int | None:
     """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
     key = transaction.store.add_event(
-        arrival.id, sender_id, arrival.name, transaction.now, arrival.body, arrival.origin
+        received.id, sender_id, received.name, transaction.now, received.body, received.origin
     )
     if key is None:
         return None
-    listened = [(path, value_at(path, arrival.fields)) for path in transaction.store.wait_paths(arrival.name)]
+    listened = [(path, value_at(path, received.fields)) for path in transaction.store.wait_paths(received.name)]
     if listened:
-        _cancel(transaction, arrival, listened)
-    functions = transaction.registry.triggered_by(arrival)
+        _cancel(transaction, received, listened)
+    functions = transaction.registry.triggered_by(received)
     if functions:
-        transaction.keep_event(key, arrival)
+        transaction.keep_event(key, received)
     for function in functions:
         if besides is None or function.id != besides.id:
             trigger_function(transaction, function, key)
     for path, value in listened:
-        _wake(transaction, arrival, path, value)
+        _wake(transaction, received, path, value)
     return key
 
 
-def _cancel(transaction: Transaction, arrival: Arrival, listened: Sequence[_Listened]) -> None:
-    reason = f"the run was cancelled by the event {arrival.name!r}"
+def _cancel(transaction: Transaction, received: ReceivedEvent, listened: Sequence[_Listened]) -> None:
+    reason = f"the run was cancelled by the event {received.name!r}"
     for path, value in listened:
-        for run_key, expression in transaction.store.flow.cancels(arrival.name, path, value, transaction.now):
-            if expression is None or _matches(transaction, run_key, expression, arrival):
-                _note(transaction, arrival, partial(_describe_cancel, transaction, run_key))
+        for run_key, expression in transaction.store.flow.cancels(received.name, path, value, transaction.now):
+            if expression is None or _matches(transaction, run_key, expression, received):
+                _note(transaction, received, partial(_describe_cancel, transaction, run_key))
                 transaction.cancel(run_key, reason)
 
 
-def _wake(transaction: Transaction, arrival: Arrival, path: str | None, value: str | None) -> None:
+def _wake(transaction: Transaction, received: ReceivedEvent, path: str | None, value: str | None) -> None:
     """End the waits for the event. Those narrowed down to something else are never looked at."""
-    for run_key, step_id, expression in transaction.store.event_waits(arrival.name, path, value):
-        if expression is None or _matches(transaction, run_key, expression, arrival):
-            _note(transaction, arrival, partial(_describe_wait, transaction, run_key, step_id))
-            transaction.inputs.append((run_key, WaitResolved(step_id, arrival.body)))
+    for run_key, step_id, expression in transaction.store.event_waits(received.name, path, value):
+        if expression is None or _matches(transaction, run_key, expression, received):
+            _note(transaction, received, partial(_describe_wait, transaction, run_key, step_id))
+            transaction.inputs.append((run_key, WaitResolved(step_id, received.body)))
 
 
 def _describe_cancel(transaction: Transaction, run_key: int) -> str:
@@ -180,16 +182,16 @@ def _describe_wait(transaction: Transaction, run_key: int, step_id: str) -> str:
     return f"it ended the wait {name!r} of the run {transaction.store.run(run_key).id}"
 
 
-def _note(transaction: Transaction, arrival: Arrival, describe: Callable[[], str]) -> None:
+def _note(transaction: Transaction, received: ReceivedEvent, describe: Callable[[], str]) -> None:
     """Keep what an event does, for ``Sent``. The first few are described, because that costs queries."""
-    known = transaction.outcomes.get(arrival.id, _NO_OUTCOME)
+    known = transaction.outcomes.get(received.id, _NO_OUTCOME)
     ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
-    transaction.outcomes[arrival.id] = EventOutcome(ended, known.count + 1)
+    transaction.outcomes[received.id] = EventOutcome(ended, known.count + 1)
 
 
-def _matches(transaction: Transaction, run_key: int, expression: str, arrival: Arrival) -> bool:
+def _matches(transaction: Transaction, run_key: int, expression: str, received: ReceivedEvent) -> bool:
     trigger = transaction.event(transaction.store.run(run_key).event_key)
-    return compile_expression(expression).matches(trigger.fields, arrival.fields)
+    return compile_expression(expression).matches(trigger.fields, received.fields)
 
 
 def _wait_name(transaction: Transaction, run_key: int, step_id: str) -> str:
@@ -198,5 +200,5 @@ def _wait_name(transaction: Transaction, run_key: int, step_id: str) -> str:
         live = transaction.live_run(run_key)
     except DatabaseCorruptError:
         return step_id
-    waits = () if live is None else live.head.waits
+    waits = () if live is None else live.state.waits
     return next((wait.name for wait in waits if wait.step_id == step_id), step_id)

@@ -18,10 +18,12 @@ INTERNAL_PREFIX = "inngest/"
 _EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
 """1980 and 2100: a timestamp outside of them is in seconds, or nanoseconds, or wrong."""
 
-ENDINGS = frozenset({InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED})
-_UNTOLD: dict[str, frozenset[InternalEvent]] = {
-    InternalEvent.FUNCTION_FINISHED: ENDINGS,
-    InternalEvent.FUNCTION_FAILED: ENDINGS,
+RUN_END_EVENTS = frozenset(
+    {InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED}
+)
+_UNREPORTED: dict[str, frozenset[InternalEvent]] = {
+    InternalEvent.FUNCTION_FINISHED: RUN_END_EVENTS,
+    InternalEvent.FUNCTION_FAILED: RUN_END_EVENTS,
     InternalEvent.FUNCTION_CANCELLED: frozenset({InternalEvent.FUNCTION_CANCELLED}),
 }
 """By what triggered a run, the events that do not tell of its end: it would trigger itself without end, or take its
@@ -32,7 +34,7 @@ _RAISED = "invalid status code: 500"
 """The status text that official servers add to an app's own error."""
 
 
-class Arrival:
+class ReceivedEvent:
     """An event that is stored, or about to be. ``body`` is JSON; ``fields`` the same, decoded when first needed.
     ``origin`` describes the run that sent it, if any."""
 
@@ -95,7 +97,9 @@ def check_content(event: Event, max_bytes: int) -> CheckedEvent:
     return CheckedEvent(event, data)
 
 
-def arrive(event: Event, event_id: str, now: int, origin: Origin | None = None, data: bytes | None = None) -> Arrival:
+def make_received_event(
+    event: Event, event_id: str, now: int, origin: Origin | None = None, data: bytes | None = None
+) -> ReceivedEvent:
     """What functions get to see of an event: with an id, a time and a user, as official servers have it.
 
     ``data`` is the event's data as JSON, if they are encoded already."""
@@ -109,26 +113,26 @@ def arrive(event: Event, event_id: str, now: int, origin: Origin | None = None, 
     if event.v:
         fields["v"] = event.v
     encoded = fields if data is None else {**fields, "data": msgspec.Raw(data)}
-    return Arrival(event_id, event.name, msgspec.json.encode(encoded), fields, origin)
+    return ReceivedEvent(event_id, event.name, msgspec.json.encode(encoded), fields, origin)
 
 
-class RunEnd(msgspec.Struct, frozen=True):
+class RunResult(msgspec.Struct, frozen=True):
     run_id: str
     function_id: str
     status: RunStatus
     output: bytes
 
 
-def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[InternalEvent, bytes]]:
+def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tuple[InternalEvent, bytes]]:
     """Names and data of the events that tell of a run's end. ``triggers`` is more than one where it had a batch."""
     trigger = triggers[0]
-    names = [name for name in _names_of(end.status) if name not in _UNTOLD.get(trigger.name, ())]
+    names = [name for name in _names_of(end.status) if name not in _UNREPORTED.get(trigger.name, ())]
     if not names:
         return []
     failed = end.status != RunStatus.COMPLETED
     data = {
         "_inngest": {"status": end.status},
-        "error" if failed else "result": _told_error(end.output) if failed else msgspec.Raw(end.output),
+        "error" if failed else "result": _reported_error(end.output) if failed else msgspec.Raw(end.output),
         "event": msgspec.Raw(trigger.body),
         "events": [msgspec.Raw(one.body) for one in triggers],
         "function_id": end.function_id,
@@ -141,20 +145,20 @@ def announce_end(end: RunEnd, triggers: Sequence[Arrival]) -> list[tuple[Interna
     return [(name, encoded) for name in names]
 
 
-def _told_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
+def _reported_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
     """The error in the form of official servers: ``error`` says how the call ended, and there is no ``code``."""
     try:
         error = msgspec.json.decode(output, type=ErrorData)
     except msgspec.MsgspecError:  # as the app wrote it
         return msgspec.Raw(output)
     was_raised = error.code is not None or error.stack is not None
-    told: dict[str, Any] = {
+    reported: dict[str, Any] = {
         "error": _RAISED if was_raised else error.message or "",
         "name": error.name or "Error",
         "message": error.message or "",
     }
     optional = (("stack", error.stack), ("cause", error.cause), ("data", error.data))
-    return told | {name: value for name, value in optional if value is not None}
+    return reported | {name: value for name, value in optional if value is not None}
 
 
 def deferred_data(data: bytes, function_id: str, parent_id: str, parent_function_id: str) -> bytes:
@@ -173,17 +177,19 @@ def _names_of(status: RunStatus) -> tuple[InternalEvent, ...]:
             return (InternalEvent.FUNCTION_FINISHED,)
 
 
-def _correlation_of(trigger: Arrival) -> str | None:
+def _correlation_of(trigger: ReceivedEvent) -> str | None:
     if trigger.name != InternalEvent.FUNCTION_INVOKED:
         return None
     metadata = trigger.fields["data"].get("_inngest")
     return metadata.get("correlation_id") if isinstance(metadata, dict) else None
 
 
-def announce(name: InternalEvent, data: bytes, event_id: str, now: int, origin: Origin | None = None) -> Arrival:
+def make_internal_event(
+    name: InternalEvent, data: bytes, event_id: str, now: int, origin: Origin | None = None
+) -> ReceivedEvent:
     """One of the engine's own events, of data that is JSON already."""
     fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
-    return Arrival(event_id, name, msgspec.json.encode(fields), origin=origin)
+    return ReceivedEvent(event_id, name, msgspec.json.encode(fields), origin=origin)
 
 
 ENTROPY_BYTES = 10
@@ -218,9 +224,9 @@ class IdSeed:
             )
 
     def id_of(self, index: int) -> str:
-        head, tail = self._entropy[:-_COUNTER_BYTES], self._entropy[-_COUNTER_BYTES:]
-        counter = (int.from_bytes(tail) + index) % 2 ** (8 * _COUNTER_BYTES)
-        return _ulid(self._milliseconds, head + counter.to_bytes(_COUNTER_BYTES))
+        first, last = self._entropy[:-_COUNTER_BYTES], self._entropy[-_COUNTER_BYTES:]
+        counter = (int.from_bytes(last) + index) % 2 ** (8 * _COUNTER_BYTES)
+        return _ulid(self._milliseconds, first + counter.to_bytes(_COUNTER_BYTES))
 
 
 def _ulid(milliseconds: int, entropy: bytes) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, Asked
+from durably.engine.core.answers import Answer, ReportedOps
 from durably.engine.core.call_body import generation_of
 from durably.engine.core.errors import (
     CheckpointInvalidError,
@@ -15,7 +15,7 @@ from durably.engine.core.errors import (
 from durably.engine.core.inputs import (
     Answered,
     AnsweredTogether,
-    CancelAsked,
+    CancelRequested,
     Checkpointed,
     Recovered,
     TimerFired,
@@ -70,7 +70,7 @@ def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Transaction]
 
 def _steps_of(due: CallAt, answered: Answer) -> set[str]:
     """Those of which the machine has to be told whether they have memos."""
-    step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, Asked) else set()
+    step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, ReportedOps) else set()
     return step_ids if due.call.is_discovery else step_ids | {due.call.step_id}
 
 
@@ -129,7 +129,7 @@ def _end_late_run(transaction: Transaction, run_key: int) -> None:
 
 def cancel(transaction: Transaction, run_id: str) -> bool:
     """False where the run has ended. Raises ``RunNotFoundError``."""
-    return runs.apply(transaction, _find_run(transaction, run_id), CancelAsked())
+    return runs.apply(transaction, _find_run(transaction, run_id), CancelRequested())
 
 
 def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> str:

@@ -10,8 +10,8 @@ from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.run_state import Call
 from durably.engine.sqlite.tables.runs import RunRow
 
-from .registry import Function, Restraint
-from .subscriptions import Note
+from .registry import Function, FunctionControls
+from .subscriptions import RunChange
 
 
 class CallAt(msgspec.Struct, frozen=True, gc=False):
@@ -81,11 +81,11 @@ StoredTimer = TimerAt | DeadlineAt | BucketAt | TickAt | OpeningAt
 """What is due at a time, and is read from the database again where it is not heard of before."""
 
 
-class Restrained(msgspec.Struct, frozen=True):
+class ControlsChanged(msgspec.Struct, frozen=True):
     """What holds for the runs that a function is to start, from now on."""
 
     function_id: str
-    restraint: Restraint
+    controls: FunctionControls
 
 
 class Synced(msgspec.Struct, frozen=True):
@@ -99,12 +99,14 @@ class RunEnded(msgspec.Struct, frozen=True, gc=False):
     run_key: int
 
 
-class SweepAt(msgspec.Struct, frozen=True, gc=False):
-    """A sweep to go on with."""
+class ContinueBulkOperation(msgspec.Struct, frozen=True, gc=False):
+    """A bulk operation to go on with."""
 
-    sweep_id: str
+    operation_id: str
 
 
-Effect = CallAt | StoredTimer | RequestAt | RunEnded | Restrained | Synced | SweepAt | Note
-Effects = list[Effect]
+OutboxMessage = (
+    CallAt | StoredTimer | RequestAt | RunEnded | ControlsChanged | Synced | ContinueBulkOperation | RunChange
+)
+Outbox = list[OutboxMessage]
 """In the order in which they came up."""

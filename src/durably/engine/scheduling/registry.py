@@ -18,7 +18,7 @@ from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest
 from durably.protocol.text import get_logger, redact_url, suggest
 
-from .events import Arrival
+from .events import ReceivedEvent
 
 _logger = get_logger("durably.engine")
 
@@ -85,14 +85,14 @@ FOLLOWED_FOR = 3_600_000
 CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation holds for it"
 
 
-class Restraint(msgspec.Struct, frozen=True):
+class FunctionControls(msgspec.Struct, frozen=True):
     """What a person has ordered about the runs that a function is to start."""
 
     is_paused: bool = False
-    cancellations: tuple["StandingCancellation", ...] = ()
+    cancellations: tuple["BulkCancellation", ...] = ()
 
 
-class StandingCancellation(msgspec.Struct, frozen=True):
+class BulkCancellation(msgspec.Struct, frozen=True):
     """Runs created from ``since`` until ``until`` are cancelled, if the condition holds for their event. So are runs
     that descend from a cancelled run, for an hour after ``created_at``."""
 
@@ -112,22 +112,22 @@ class StandingCancellation(msgspec.Struct, frozen=True):
 
 
 _config_decoder = msgspec.json.Decoder(FunctionConfig)
-_UNRESTRAINED = Restraint()
+_NO_CONTROLS = FunctionControls()
 
 
 class Registry:
-    """``restraints`` are by the ids of functions."""
+    """``all_controls`` are by the ids of functions."""
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[tuple[str, str, bool, bytes]], restraints: Mapping[str, Restraint] | None = None
+        cls, rows: Iterable[tuple[str, str, bool, bytes]], all_controls: Mapping[str, FunctionControls] | None = None
     ) -> "Registry":
         """Of ids, apps, whether active, and configurations as JSON."""
-        return cls((Function.from_row(*row) for row in rows), restraints or {})
+        return cls((Function.from_row(*row) for row in rows), all_controls or {})
 
-    def __init__(self, functions: Iterable[Function], restraints: Mapping[str, Restraint]) -> None:
+    def __init__(self, functions: Iterable[Function], all_controls: Mapping[str, FunctionControls]) -> None:
         self._functions = {function.id: function for function in functions}
-        self._restraints = restraints
+        self._controls = all_controls
         self._by_pattern: dict[str, list[_Triggered]] = {}
         self._cancelling: set[str] = set()
         self.has_functions = False
@@ -157,16 +157,16 @@ class Registry:
             msgspec.structs.replace(function, is_active=False) if function.app_id == app_id else function
             for function in others
         ]
-        return Registry([*kept, *functions], self._restraints)
+        return Registry([*kept, *functions], self._controls)
 
-    def with_restraint(self, function_id: str, restraint: Restraint) -> "Registry":
-        restraints = {**self._restraints, function_id: restraint}
-        if restraint == _UNRESTRAINED:
-            del restraints[function_id]
-        return Registry(self._functions.values(), restraints)
+    def with_controls(self, function_id: str, controls: FunctionControls) -> "Registry":
+        all_controls = {**self._controls, function_id: controls}
+        if controls == _NO_CONTROLS:
+            del all_controls[function_id]
+        return Registry(self._functions.values(), all_controls)
 
-    def restraint_of(self, function_id: str) -> Restraint | None:
-        return self._restraints.get(function_id)
+    def controls_of(self, function_id: str) -> FunctionControls | None:
+        return self._controls.get(function_id)
 
     def find(self, function_id: str) -> Function | None:
         """Active or not."""
@@ -195,7 +195,7 @@ class Registry:
         """Whether a function is triggered by events of a name, if its expression holds, or cancelled by them."""
         return name in self._cancelling or any(pattern in self._by_pattern for pattern in patterns_of(name))
 
-    def triggered_by(self, event: Arrival) -> list[Function]:
+    def triggered_by(self, event: ReceivedEvent) -> list[Function]:
         """The active functions that an event triggers, each once, whichever of its triggers match."""
         found: dict[str, Function] = {}
         for pattern in patterns_of(event.name):

@@ -10,7 +10,7 @@ from durably.engine.sqlite.tables.runs import RunRow, Store
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import hash_step_id
 
-from .events import Arrival
+from .events import ReceivedEvent
 from .registry import Function
 from .transaction import Transaction
 
@@ -78,7 +78,7 @@ def ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRo
         origin = transaction.event(run.event_key).origin
 
 
-def origin_before(run: RunRow, trigger: Arrival) -> Origin | None:
+def origin_before(run: RunRow, trigger: ReceivedEvent) -> Origin | None:
     """The origin of a run's trigger, from which the origins of its events are made. A rerun begins a new chain."""
     return trigger.origin if run.rerun_of is None else None
 

@@ -9,7 +9,7 @@ from durably.engine.sqlite.tables.retention import Cutoff, PurgeStore
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.text import get_logger
 
-from .transact import Journal
+from .transact import Transactions
 
 _RUNS_AT_ONCE = 100
 _EVENTS_AT_ONCE = 500
@@ -23,9 +23,9 @@ class Retention:
     """``age`` is how long what has ended is kept. Events are kept for the 24 hours, at least, for which they are
     recognised when they are sent again."""
 
-    def __init__(self, store: PurgeStore, journal: Journal, clock: Clock, age: dt.timedelta) -> None:
+    def __init__(self, store: PurgeStore, transactions: Transactions, clock: Clock, age: dt.timedelta) -> None:
         self._store = store
-        self._journal = journal
+        self._transactions = transactions
         self._clock = clock
         self._age = age // _MILLISECOND
         self._event_age = max(age, IDEMPOTENCY_PERIOD) // _MILLISECOND
@@ -56,7 +56,7 @@ class Retention:
 
     async def _run(self, now: int) -> None:
         cutoff = Cutoff(runs=now - self._age, events=now - self._event_age)
-        while await self._journal.enter_surely(lambda _: self._store.purge_runs(cutoff, _RUNS_AT_ONCE)):
+        while await self._transactions.transact_with_retry(lambda _: self._store.purge_runs(cutoff, _RUNS_AT_ONCE)):
             pass
         while await self._look_at_events(cutoff):
             pass
@@ -64,7 +64,9 @@ class Retention:
     async def _look_at_events(self, cutoff: Cutoff) -> bool:
         """False at the end."""
         after = self._seen_event
-        seen = await self._journal.enter_surely(lambda _: self._store.purge_events(cutoff, after, _EVENTS_AT_ONCE))
+        seen = await self._transactions.transact_with_retry(
+            lambda _: self._store.purge_events(cutoff, after, _EVENTS_AT_ONCE)
+        )
         self._seen_event = seen or after
         return seen is not None
 

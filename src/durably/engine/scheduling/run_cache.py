@@ -5,10 +5,10 @@ from collections import OrderedDict
 import msgspec
 
 from durably.engine.core.flow.queue_entries import Ticket
-from durably.engine.core.run_state import Head
+from durably.engine.core.run_state import RunState
 from durably.engine.sqlite.tables.runs import RunRow
 
-from .events import Arrival
+from .events import ReceivedEvent
 
 _CAPACITY = 2048
 _MOST_TRIGGER_BYTES = 2048
@@ -28,18 +28,18 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
     large."""
 
     row: RunRow
-    head: Head
+    state: RunState
     ticket: Ticket | None
     is_moving: bool
-    trigger: Arrival | None = None
+    trigger: ReceivedEvent | None = None
     memos: Memos | None = None
 
 
-def kept_trigger(trigger: Arrival) -> Arrival | None:
+def kept_trigger(trigger: ReceivedEvent) -> ReceivedEvent | None:
     """What is kept of the event that triggered a run."""
     if len(trigger.body) > _MOST_TRIGGER_BYTES:
         return None
-    return Arrival(trigger.id, trigger.name, trigger.body, origin=trigger.origin)
+    return ReceivedEvent(trigger.id, trigger.name, trigger.body, origin=trigger.origin)
 
 
 def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:

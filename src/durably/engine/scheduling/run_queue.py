@@ -7,7 +7,7 @@ from durably.engine.core.run_state import Call
 from durably.engine.sqlite.tables.queue import SqliteQueueRows
 from durably.engine.sqlite.tables.runs import RunRow, Store
 
-from .outbox import Effects, OpeningAt, call_of
+from .outbox import OpeningAt, Outbox, call_of
 from .registry import Registry
 
 _OPENINGS_AT_ONCE = 100
@@ -16,15 +16,15 @@ _OPENINGS_AT_ONCE = 100
 class RunQueue:
     """``now`` is milliseconds since the epoch."""
 
-    def __init__(self, store: Store, registry: Registry, effects: Effects, now: int) -> None:
+    def __init__(self, store: Store, registry: Registry, outbox: Outbox, now: int) -> None:
         self._registry = registry
-        self._effects = effects
+        self._outbox = outbox
         self._now = now
         self._rows = SqliteQueueRows(store.connection, now)
         self._queue: Queue | None = None
 
     @property
-    def _turn(self) -> Queue:
+    def _open_queue(self) -> Queue:
         if self._queue is None:
             self._queue = Queue(self._rows, self._now)
         return self._queue
@@ -34,18 +34,18 @@ class RunQueue:
         function = self._registry.find(run.function_id)
         flow = Flow(function_id=run.function_id) if function is None else function.flow
         queued = QueuedCall(ticket.place, run.key, call.generation)
-        self._turn.join(queued, ticket, flow, starts_run=run.started_at is None)
+        self._open_queue.join(queued, ticket, flow, starts_run=run.started_at is None)
 
     def join_again(self, run: RunRow, call: Call, ticket: Ticket) -> None:
         """The same for a call that may have joined before, as after a restart."""
         if self._rows.held_since(run.key, call.generation) is not None:
-            self._effects.append(call_of(run, ticket, call))
+            self._outbox.append(call_of(run, ticket, call))
         elif call.generation not in self._rows.waiting(run.key):
             self.join(run, call, ticket)
 
     def leave(self, run_key: int, generation: int) -> None:
         """A call has come to its end, or is not wanted any more."""
-        self._turn.leave(run_key, generation)
+        self._open_queue.leave(run_key, generation)
 
     def leave_all(self, run_key: int) -> None:
         """The same for all calls of a run that are stored."""
@@ -63,12 +63,12 @@ class RunQueue:
 
     def look_at_openings(self) -> None:
         """Look at throttles that are ready by now."""
-        if self._turn.look_at_openings(_OPENINGS_AT_ONCE):
-            self._effects.append(OpeningAt(self._now))
+        if self._open_queue.look_at_openings(_OPENINGS_AT_ONCE):
+            self._outbox.append(OpeningAt(self._now))
 
     def look_at_function(self, flow: Flow) -> None:
         """What a function has queued goes by these numbers from now on."""
-        self._turn.look_at_function(flow)
+        self._open_queue.look_at_function(flow)
 
     def settle(self) -> list[QueuedCall]:
         """The calls that may be made, since this was asked last."""
@@ -76,6 +76,6 @@ class RunQueue:
             return []
         through = self._queue.settle()
         self._queue = None
-        self._effects.extend(OpeningAt(opens_at) for opens_at in self._rows.openings)
+        self._outbox.extend(OpeningAt(opens_at) for opens_at in self._rows.openings)
         self._rows.openings.clear()
         return through

@@ -13,7 +13,7 @@ from durably.engine.core.inputs import (
     AbortDeferred,
     AwaitEvent,
     AwaitSignal,
-    CancelAsked,
+    CancelRequested,
     CloseWait,
     Defer,
     EndRun,
@@ -33,8 +33,8 @@ from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import (
     MACHINE_VERSION,
     Call,
-    Head,
     Origin,
+    RunState,
     RunStatus,
     origin_of_event,
     origin_of_invocation,
@@ -47,8 +47,8 @@ from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
 from . import event_routing, subscriptions, triggers
-from .events import Arrival, RunEnd, announce_end, check_content, deferred_data
-from .outbox import CallAt, Effects, RequestAt, RunEnded, TimerAt, call_of
+from .events import ReceivedEvent, RunResult, check_content, deferred_data, run_end_events
+from .outbox import CallAt, Outbox, RequestAt, RunEnded, TimerAt, call_of
 from .reruns import origin_before, refuse_runaway
 from .run_cache import CachedRun, with_memo
 from .transaction import LiveRun, Transaction
@@ -61,22 +61,22 @@ def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
     """Cancel a run now or, if it is just being changed, as soon as that is done with."""
     live = transaction.runs.get(run_key)
     if live is not None and live.is_changing:
-        transaction.inputs.append((run_key, CancelAsked(reason)))
+        transaction.inputs.append((run_key, CancelRequested(reason)))
     else:
-        apply(transaction, run_key, CancelAsked(reason))
+        apply(transaction, run_key, CancelRequested(reason))
 
 
-def apply(transaction: Transaction, run_key: int, happened: Input) -> bool:
-    """Let something happen to a run now. False where the run has ended, perhaps because its head turned out to be
+def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
+    """Let something happen to a run now. False where the run has ended, perhaps because its run state turned out to be
     damaged. Raises what the machine raises."""
     live = _load(transaction, run_key)
     if live is None:
-        if isinstance(happened, OfCall) and run_key not in transaction.runs:
+        if isinstance(run_input, OfCall) and run_key not in transaction.runs:
             raise StaleCallError("the call is stale: its run has ended")
         return False
-    live.began = _beginning(transaction, live, happened)
-    before = live.head
-    live.head, commands = advance(before, happened, transaction.now, transaction.policy)
+    live.began = _beginning(transaction, live, run_input)
+    before = live.state
+    live.state, commands = advance(before, run_input, transaction.now, transaction.policy)
     live.is_changing = True
     _leave_calls(transaction, live, before)
     for command in commands:
@@ -86,13 +86,13 @@ def apply(transaction: Transaction, run_key: int, happened: Input) -> bool:
 
 
 def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
-    """End a run that cannot be carried on, whatever its head says. Nothing where it has ended already."""
+    """End a run that cannot be carried on, whatever its run state says. Nothing where it has ended already."""
     row = transaction.store.run(run_key)
     if row.status.has_ended:
         return
     _logger.error("run %s cannot be carried on, and has failed: %s", row.id, error.message)
-    head = Head(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
-    live = transaction.runs[run_key] = LiveRun(CachedRun(row, head, transaction.store.ticket(run_key), is_moving=True))
+    state = RunState(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
+    live = transaction.runs[run_key] = LiveRun(CachedRun(row, state, transaction.store.ticket(run_key), is_moving=True))
     live.may_have_waits = True
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
@@ -100,13 +100,13 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
     _start_deferred(transaction, row, origin_of_event(row.key, None, transaction.now))
 
 
-def finish(transaction: Transaction) -> Effects:
-    """Carry out what is pending, let calls through that have room now, and write the heads."""
+def finish(transaction: Transaction) -> Outbox:
+    """Carry out what is pending, let calls through that have room now, and write the run states."""
     while through := _settle(transaction):
         for queued in through:
             _let_through(transaction, queued)
     for key, live in transaction.runs.items():
-        if live.head.status.has_ended:
+        if live.state.status.has_ended:
             transaction.cache.forget(key)
         else:
             _store_live(transaction, live)
@@ -116,22 +116,22 @@ def finish(transaction: Transaction) -> Effects:
 
 def _add_call_data(transaction: Transaction) -> None:
     """Give calls their content if it is in memory, which saves reading it."""
-    for place, effect in enumerate(transaction.outbox):
-        if isinstance(effect, CallAt) and effect.data is None and effect.run_key in transaction.runs:
-            data = _call_data(transaction.runs[effect.run_key], effect.call, transaction.now)
+    for place, message in enumerate(transaction.outbox):
+        if isinstance(message, CallAt) and message.data is None and message.run_key in transaction.runs:
+            data = _call_data(transaction.runs[message.run_key], message.call, transaction.now)
             if data is not None:
-                transaction.outbox[place] = msgspec.structs.replace(effect, data=data)
+                transaction.outbox[place] = msgspec.structs.replace(message, data=data)
 
 
 def _store_live(transaction: Transaction, live: LiveRun) -> None:
-    row, head = live.row, live.head
-    transaction.store.put_head(row.key, head)
+    row, state = live.row, live.state
+    transaction.store.put_run_state(row.key, state)
     is_moving = _is_moving(transaction, live)
     if is_moving != live.was_moving:
         transaction.store.put_moving(row.key, is_moving)
-    if head.status == RunStatus.RUNNING and row.status != RunStatus.RUNNING:
+    if state.status == RunStatus.RUNNING and row.status != RunStatus.RUNNING:
         row = transaction.store.begin_run(row, live.began)
-    transaction.cache.put(CachedRun(row, head, live.ticket, is_moving, live.trigger, live.kept_memos))
+    transaction.cache.put(CachedRun(row, state, live.ticket, is_moving, live.trigger, live.kept_memos))
 
 
 def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
@@ -142,11 +142,11 @@ def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
         # The other runs are not affected.
         fail_run(transaction, run_key, ErrorData(name=error.name, message=error.message))
         return None
-    return None if live is None or live.head.status.has_ended else live
+    return None if live is None or live.state.status.has_ended else live
 
 
-def _beginning(transaction: Transaction, live: LiveRun, happened: Input) -> int:
-    if isinstance(happened, OfCall) and (call := live.head.call(happened.generation)):
+def _beginning(transaction: Transaction, live: LiveRun, run_input: Input) -> int:
+    if isinstance(run_input, OfCall) and (call := live.state.call(run_input.generation)):
         is_queued = live.ticket is not None and live.ticket.is_queued
         return transaction.queue.let_through_at(live.row, call) if is_queued else call.due
     return transaction.now
@@ -155,13 +155,13 @@ def _beginning(transaction: Transaction, live: LiveRun, happened: Input) -> int:
 def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
     """Whether anything of a run is under way, or will be without anything else happening first."""
     waiting = transaction.queue.waiting(live.row.key) if live.ticket is not None and live.ticket.is_queued else ()
-    calls = any(call.generation not in waiting for call in live.head.calls)
-    return calls or any(wait.op in REQUESTS for wait in live.head.waits)
+    calls = any(call.generation not in waiting for call in live.state.calls)
+    return calls or any(wait.op in REQUESTS for wait in live.state.waits)
 
 
-def _leave_calls(transaction: Transaction, live: LiveRun, before: Head) -> None:
+def _leave_calls(transaction: Transaction, live: LiveRun, before: RunState) -> None:
     """Of calls that are outstanding no more, nothing is left that would make them, or make room for them."""
-    after = {call.generation: call for call in live.head.calls}
+    after = {call.generation: call for call in live.state.calls}
     for call in before.calls:
         now = after.get(call.generation)
         if _is_repeated(call) and (now is None or not _is_repeated(now)):
@@ -183,7 +183,7 @@ def _settle(transaction: Transaction) -> list[QueuedCall]:
 def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
     """A call that was put off is due."""
     live = _load(transaction, run_key)
-    call = None if live is None else live.head.call(generation)
+    call = None if live is None else live.state.call(generation)
     if live is None or call is None:
         return
     if live.ticket is not None and live.ticket.has_to_queue(starts_run=live.row.started_at is None):
@@ -194,7 +194,7 @@ def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
 
 def _let_through(transaction: Transaction, queued: QueuedCall) -> None:
     live = _load(transaction, queued.run_key)
-    call = None if live is None else live.head.call(queued.generation)
+    call = None if live is None else live.state.call(queued.generation)
     if live is None or call is None:
         transaction.queue.leave(queued.run_key, queued.generation)
         return
@@ -236,56 +236,56 @@ def _sleep(transaction: Transaction, live: LiveRun, command: Sleep) -> None:
 
 
 def _await_event(transaction: Transaction, live: LiveRun, command: AwaitEvent) -> None:
-    ask = command.ask
+    options = command.options
     path = value = None
-    if ask.expression:
-        path, value = narrow(compile_expression(ask.expression), _trigger_of(transaction, live).fields)
-    transaction.store.add_wait_path(ask.event, path)
+    if options.expression:
+        path, value = narrow(compile_expression(options.expression), _trigger_of(transaction, live).fields)
+    transaction.store.add_wait_path(options.event, path)
     wait = WaitRow(
         live.row.key,
         command.step_id,
         Opcode.WAIT_FOR_EVENT,
-        topic=ask.event,
+        topic=options.event,
         path=path,
         value=value,
-        expression=ask.expression,
-        due=ask.until,
+        expression=options.expression,
+        due=options.until,
     )
     _wait(transaction, live, command.name, wait)
 
 
 def _await_signal(transaction: Transaction, live: LiveRun, command: AwaitSignal) -> None:
-    ask = command.ask
-    for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, ask.signal):
-        if not ask.replaces:
-            transaction.inputs.append((live.row.key, SignalConflicted(command.step_id, ask.signal)))
+    options = command.options
+    for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, options.signal):
+        if not options.replaces:
+            transaction.inputs.append((live.row.key, SignalConflicted(command.step_id, options.signal)))
             return
         transaction.store.mute_wait(run_key, step_id)
-    wait = WaitRow(live.row.key, command.step_id, Opcode.WAIT_FOR_SIGNAL, topic=ask.signal, due=ask.until)
+    wait = WaitRow(live.row.key, command.step_id, Opcode.WAIT_FOR_SIGNAL, topic=options.signal, due=options.until)
     _wait(transaction, live, command.name, wait)
 
 
 def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
-    ask = command.ask
-    function = transaction.registry.find_active(ask.function_id)
+    options = command.options
+    function = transaction.registry.find_active(options.function_id)
     if function is None:
         message = (
-            f"step {command.name!r} invokes the function {ask.function_id!r}, which no app has synced: its id is "
+            f"step {command.name!r} invokes the function {options.function_id!r}, which no app has synced: its id is "
             "its app's id, a hyphen, and its own"
         )
         _fail_wait(transaction, live, command.step_id, ErrorData(name="FunctionNotFoundError", message=message))
         return
-    event = _invocation(ask.payload)
+    event = _invocation(options.payload)
     try:
         check_content(event, transaction.max_event_bytes)
     except EventInvalidError as invalid:
-        message = f"step {command.name!r} cannot invoke {ask.function_id!r}: {invalid.message}"
+        message = f"step {command.name!r} cannot invoke {options.function_id!r}: {invalid.message}"
         _fail_wait(transaction, live, command.step_id, ErrorData(name=invalid.name, message=message))
         return
     metadata = {
         "correlation_id": f"{live.row.id}.{command.step_id}",
-        "expire": ask.until,
-        "fn_id": ask.function_id,
+        "expire": options.until,
+        "fn_id": options.function_id,
         "name": command.name,
         "source_app_id": live.row.app_id,
         "source_fn_id": live.row.function_id,
@@ -298,12 +298,12 @@ def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
         _fail_wait(transaction, live, command.step_id, runaway)
         return
     event_id = transaction.new_id()
-    wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=ask.until)
+    wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=options.until)
     _wait(transaction, live, command.name, wait)
     event_routing.invoke(transaction, function, event, event_id, metadata, origin)
 
 
-def _trigger_of(transaction: Transaction, live: LiveRun) -> Arrival:
+def _trigger_of(transaction: Transaction, live: LiveRun) -> ReceivedEvent:
     """The event that triggered a run, or the first of them."""
     return live.trigger or transaction.event(live.row.event_key)
 
@@ -335,8 +335,8 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     transaction.outbox.append(subscriptions.run_ended(row, command, transaction.now))
     completed = command.status == RunStatus.COMPLETED
     # Runs keep their error as the app wrote it; others get it without the nulls, as official servers send it.
-    told = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
-    memo = data_memo(told) if completed else b'{"error":' + told + b"}"
+    reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
+    memo = data_memo(reported) if completed else b'{"error":' + reported + b"}"
     if live.ticket is not None:
         triggers.release_run(transaction, row, live.ticket)
     trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
@@ -344,9 +344,9 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
         for trigger in trigger_events:
             transaction.resolve_invokers(trigger, memo, failed=not completed)
     origin = origin_of_event(row.key, origin_before(row, trigger_events[0]), transaction.now)
-    for name, data in announce_end(RunEnd(row.id, row.function_id, command.status, told), trigger_events):
+    for name, data in run_end_events(RunResult(row.id, row.function_id, command.status, reported), trigger_events):
         event_routing.emit(transaction, name, data, origin)
-    if live.head.defers:
+    if live.state.defers:
         _start_deferred(transaction, row, origin)
 
 
@@ -363,7 +363,7 @@ def _start_deferred(transaction: Transaction, row: RunRow, origin: Origin) -> No
 
 
 def _defer(transaction: Transaction, live: LiveRun, command: Defer) -> None:
-    transaction.store.add_deferred(live.row.key, command.step_id, command.ask.function_id, command.ask.data)
+    transaction.store.add_deferred(live.row.key, command.step_id, command.options.function_id, command.options.data)
 
 
 def _abort_deferred(transaction: Transaction, live: LiveRun, command: AbortDeferred) -> None:
@@ -374,7 +374,7 @@ def _refuse_deferred(transaction: Transaction, live: LiveRun, command: RefuseDef
     _logger.warning("run %s cannot defer %r: %s; it continues without", live.row.id, command.name, command.reason)
 
 
-def _read_triggers(transaction: Transaction, row: RunRow) -> list[Arrival]:
+def _read_triggers(transaction: Transaction, row: RunRow) -> list[ReceivedEvent]:
     return [transaction.event(event_key) for event_key in transaction.store.event_keys(row)]
 
 
@@ -404,18 +404,18 @@ _COMMANDS: dict[type[Any], Callable[[Transaction, LiveRun, Any], None]] = {
 
 def _call_data(live: LiveRun, call: Call, now: int) -> CallData | None:
     """The content of a call that is made now, and before which nothing else can happen to its run but its end."""
-    head = live.head
-    if live.trigger is None or live.kept_memos is None or call.due > now or head.waits or len(head.calls) != 1:
+    state = live.state
+    if live.trigger is None or live.kept_memos is None or call.due > now or state.waits or len(state.calls) != 1:
         return None
     return CallData(
         live.row.id,
         live.row.function_id,
         call,
-        head.max_attempts,
-        head.disable_immediate,
+        state.max_attempts,
+        state.disable_immediate,
         [live.trigger.body],
         live.kept_memos,
-        defers=head.defers,
+        defers=state.defers,
     )
 
 

@@ -21,7 +21,7 @@ _ENDS = {
 }
 
 
-class Note(msgspec.Struct, frozen=True, gc=False):
+class RunChange(msgspec.Struct, frozen=True, gc=False):
     """Times are milliseconds since the epoch. Of ``memo``, ``output`` and ``error`` one is set at most, the first
     two JSON; ``failed`` says whether that is an error."""
 
@@ -56,30 +56,30 @@ class Note(msgspec.Struct, frozen=True, gc=False):
         return describe_failed_memo(self.memo) if self.memo is not None else describe_error(self.output or b"{}")
 
 
-def run_started(run: RunRow, at: int) -> Note:
-    return Note(UpdateKind.RUN_STARTED, at, run)
+def run_started(run: RunRow, at: int) -> RunChange:
+    return RunChange(UpdateKind.RUN_STARTED, at, run)
 
 
-def run_not_started(run: RunRow, output: bytes, at: int) -> Note:
+def run_not_started(run: RunRow, output: bytes, at: int) -> RunChange:
     """The update of a run that was skipped, or failed before it began."""
-    return Note(_ENDS[run.status], at, run, output=output, failed=True)
+    return RunChange(_ENDS[run.status], at, run, output=output, failed=True)
 
 
-def call_repeated(run: RunRow, call: Call, at: int) -> Note:
+def call_repeated(run: RunRow, call: Call, at: int) -> RunChange:
     if call.unreached:
-        return Note(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)
-    return Note(
+        return RunChange(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)
+    return RunChange(
         UpdateKind.RETRYING, at, run, step=call.name or None, attempt=call.attempt - 1, due=call.due, error=call.error
     )
 
 
-def step_waits(run: RunRow, step: str, op: Opcode, until: int, at: int) -> Note:
+def step_waits(run: RunRow, step: str, op: Opcode, until: int, at: int) -> RunChange:
     kind = UpdateKind.SLEEPING if op == Opcode.SLEEP else UpdateKind.WAITING
-    return Note(kind, at, run, step=step, op=op, due=until)
+    return RunChange(kind, at, run, step=step, op=op, due=until)
 
 
-def step_ended(run: RunRow, written: WriteMemo, at: int) -> Note:
-    return Note(
+def step_ended(run: RunRow, written: WriteMemo, at: int) -> RunChange:
+    return RunChange(
         UpdateKind.STEP_FAILED if written.failed else UpdateKind.STEP_COMPLETED,
         at,
         run,
@@ -91,29 +91,29 @@ def step_ended(run: RunRow, written: WriteMemo, at: int) -> Note:
     )
 
 
-def run_ended(run: RunRow, end: EndRun, at: int) -> Note:
-    return Note(_ENDS[end.status], at, run, output=end.output, failed=end.status is not RunStatus.COMPLETED)
+def run_ended(run: RunRow, end: EndRun, at: int) -> RunChange:
+    return RunChange(_ENDS[end.status], at, run, output=end.output, failed=end.status is not RunStatus.COMPLETED)
 
 
 _MOST_UNREAD = 10_000
 
 
-class Watchers:
+class Subscriptions:
     def __init__(self) -> None:
-        self._watchers: set[_Watcher] = set()
+        self._subscribers: set[_Subscriber] = set()
         self._listeners: set[Callable[[RunUpdate], None]] = set()
         self._is_closed = False
 
     @contextmanager
     def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
-        watcher = _Watcher()
+        subscriber = _Subscriber()
         if self._is_closed:
-            watcher.put(None)
-        self._watchers.add(watcher)
+            subscriber.put(None)
+        self._subscribers.add(subscriber)
         try:
-            yield watcher
+            yield subscriber
         finally:
-            self._watchers.discard(watcher)
+            self._subscribers.discard(subscriber)
 
     @contextmanager
     def listen(self, listener: Callable[[RunUpdate], None]) -> Iterator[None]:
@@ -124,23 +124,23 @@ class Watchers:
         finally:
             self._listeners.discard(listener)
 
-    def tell(self, note: Note) -> None:
-        if not self._watchers and not self._listeners:
+    def publish(self, change: RunChange) -> None:
+        if not self._subscribers and not self._listeners:
             return
-        update = note.to_update()
+        update = change.to_update()
         for listener in self._listeners:
             listener(update)
-        for watcher in self._watchers:
-            watcher.put(update)
+        for subscriber in self._subscribers:
+            subscriber.put(update)
 
     def close(self) -> None:
         """Let those who watch come to an end."""
         self._is_closed = True
-        for watcher in self._watchers:
-            watcher.put(None)
+        for subscriber in self._subscribers:
+            subscriber.put(None)
 
 
-class _Watcher(AsyncIterator[RunUpdate]):
+class _Subscriber(AsyncIterator[RunUpdate]):
     def __init__(self) -> None:
         self._queue: asyncio.Queue[RunUpdate | None] = asyncio.Queue()
 
@@ -157,7 +157,7 @@ class _Watcher(AsyncIterator[RunUpdate]):
         return update
 
 
-class Endings:
+class CompletionWaiters:
     def __init__(self) -> None:
         self._awaited: dict[int, set[asyncio.Future[None]]] = {}
         self._is_closed = False
@@ -178,7 +178,7 @@ class Endings:
                 if not others:
                     del self._awaited[run_key]
 
-    def tell(self, run_key: int) -> None:
+    def resolve(self, run_key: int) -> None:
         for ended in self._awaited.pop(run_key, ()):
             if not ended.done():
                 ended.set_result(None)

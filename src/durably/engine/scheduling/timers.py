@@ -11,7 +11,7 @@ import msgspec
 
 from durably.engine.core.run_state import Call
 from durably.engine.settings import Clock, Timer
-from durably.engine.sqlite.queries import run_head
+from durably.engine.sqlite.queries import read_run_state_of
 from durably.protocol.text import get_logger
 
 from .outbox import BucketAt, CallAt, DeadlineAt, OpeningAt, StoredTimer, TickAt, TimerAt
@@ -39,7 +39,7 @@ _NEVER = 2**63
 _logger = get_logger("durably.engine")
 
 
-class Timeline(Generic[T]):
+class Timers(Generic[T]):
     """``load(after, until)`` reads what is due in ``(after, until]``; where that is much it may answer with a part
     of it. ``on_due`` is given what is due, in order; what is added while it is being read may be given twice. Times
     are milliseconds since the epoch."""
@@ -171,9 +171,9 @@ def load_due(connection: sqlite3.Connection, after: int, until: int, limit: int)
 
 
 def _delayed_call(connection: sqlite3.Connection, run_key: int, generation: int, due: int) -> CallAt | None:
-    head = run_head(connection, run_key)
-    # Where the head is damaged, those who make the call find out.
-    call = head.call(generation) if head else Call(generation=generation, due=due)
+    state = read_run_state_of(connection, run_key)
+    # Where the run state is damaged, those who make the call find out.
+    call = state.call(generation) if state else Call(generation=generation, due=due)
     row = connection.execute(
         "SELECT runs.function_id, heads.ticket IS NOT NULL FROM heads JOIN runs ON runs.key = heads.run_key "
         "WHERE heads.run_key = ?",

@@ -9,7 +9,7 @@ from durably.engine.settings import Clock
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 
-from .outbox import Effects
+from .outbox import Outbox
 from .registry import Registry
 from .runs import finish
 from .transaction import Transaction, TransactionContext
@@ -22,8 +22,8 @@ _LAST_RETRY_SECONDS = 30.0
 _logger = get_logger("durably.engine")
 
 
-class Journal:
-    """``registry`` is replaced when an app syncs. ``on_effects`` gets what each unit wants done once it is committed,
+class Transactions:
+    """``registry`` is replaced when an app syncs. ``dispatch`` gets what each unit wants done once it is committed,
     in the order of the commits."""
 
     def __init__(
@@ -32,16 +32,16 @@ class Journal:
         context: TransactionContext,
         registry: Registry,
         clock: Clock,
-        on_effects: Callable[[Effects], None],
+        dispatch: Callable[[Outbox], None],
     ) -> None:
         self.registry = registry
         self._writer = writer
         self._context = context
         self._clock = clock
-        self._follow: Callable[[tuple[object, Effects]], None] = lambda outcome: on_effects(outcome[1])
+        self._dispatch: Callable[[tuple[object, Outbox]], None] = lambda outcome: dispatch(outcome[1])
         self._retrying: set[asyncio.Task[None]] = set()
 
-    async def enter(self, work: Callable[[Transaction], T]) -> T:
+    async def transact(self, work: Callable[[Transaction], T]) -> T:
         """Carry ``work`` out, in the writer's thread, and answer with its result once it is committed.
 
         Raises what ``work`` does, ``DatabaseUnavailableError`` and ``EngineClosedError``.
@@ -49,18 +49,18 @@ class Journal:
         result, _ = await self._submit(work)
         return result
 
-    async def enter_surely(self, work: Callable[[Transaction], T]) -> T:
+    async def transact_with_retry(self, work: Callable[[Transaction], T]) -> T:
         """The same for what must not be lost: while the database is unavailable, it is tried again."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
-                return await self.enter(work)
+                return await self.transact(work)
             except DatabaseUnavailableError as error:
                 _logger.error("%s; trying again in %s s", error, delay)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LAST_RETRY_SECONDS)
 
-    def enter_soon(
+    def transact_in_background(
         self,
         work: Callable[[Transaction], object],
         otherwise: Callable[[Exception], Callable[[Transaction], object]] | None = None,
@@ -72,7 +72,7 @@ class Journal:
             return
         self._clock.hold()
 
-        def check(future: asyncio.Future[tuple[object, Effects]]) -> None:
+        def check(future: asyncio.Future[tuple[object, Outbox]]) -> None:
             if future.cancelled() or future.exception() is None:
                 self._clock.release()
                 return
@@ -92,13 +92,13 @@ class Journal:
             try:
                 await failed
             except DatabaseUnavailableError:
-                await self.enter_surely(work)
+                await self.transact_with_retry(work)
         except (EngineClosedError, DatabaseLostError):
             return
         except Exception as error:
             _logger.exception("what happened to a run could not be stored")
             if otherwise is not None:
-                await self.enter_surely(otherwise(error))
+                await self.transact_with_retry(otherwise(error))
 
     def _retried(self, task: asyncio.Task[None]) -> None:
         self._retrying.discard(task)
@@ -111,24 +111,24 @@ class Journal:
         for task in self._retrying:
             task.cancel()
 
-    def _submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[tuple[T, Effects]]:
-        return self._writer.submit(_Unit(self, work), self._follow)
+    def _submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[tuple[T, Outbox]]:
+        return self._writer.submit(_UnitOfWork(self, work), self._dispatch)
 
-    def carry_out(self, work: Callable[[Transaction], T]) -> tuple[T, Effects]:
+    def run(self, work: Callable[[Transaction], T]) -> tuple[T, Outbox]:
         """In the writer's thread."""
         transaction = Transaction(self._context, self.registry, self._clock.now())
         result = work(transaction)
         return result, finish(transaction)
 
 
-class _Unit(Generic[T]):
+class _UnitOfWork(Generic[T]):
     """What the writer carries out. A class with slots, because a ``partial`` is four objects."""
 
-    __slots__ = ("_journal", "_work")
+    __slots__ = ("_transactions", "_work")
 
-    def __init__(self, journal: Journal, work: Callable[[Transaction], T]) -> None:
-        self._journal = journal
+    def __init__(self, transactions: Transactions, work: Callable[[Transaction], T]) -> None:
+        self._transactions = transactions
         self._work = work
 
-    def __call__(self) -> tuple[T, Effects]:
-        return self._journal.carry_out(self._work)
+    def __call__(self) -> tuple[T, Outbox]:
+        return self._transactions.run(self._work)

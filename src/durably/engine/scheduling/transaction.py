@@ -8,15 +8,15 @@ import msgspec
 
 from durably.engine.core.flow.queue_entries import Ticket
 from durably.engine.core.inputs import Input, WaitResolved
-from durably.engine.core.run_state import Head, Origin
+from durably.engine.core.run_state import Origin, RunState
 from durably.engine.core.transition import Policy
 from durably.engine.sqlite.tables.runs import RunRow, Store
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
 from .event_outcomes import EventOutcome
-from .events import Arrival, Entropy, announce, new_id
-from .outbox import Effects
+from .events import Entropy, ReceivedEvent, make_internal_event, new_id
+from .outbox import Outbox
 from .registry import Registry
 from .run_cache import CachedRun, Memos, RunCache, kept_trigger
 from .run_queue import RunQueue
@@ -45,12 +45,12 @@ class LiveRun:
 
     __slots__ = (
         "began",
-        "head",
         "is_changing",
         "kept_memos",
         "may_have_waits",
         "memos",
         "row",
+        "state",
         "ticket",
         "trigger",
         "wait_began",
@@ -59,31 +59,31 @@ class LiveRun:
 
     def __init__(self, run: CachedRun) -> None:
         self.row = run.row
-        self.head = run.head
+        self.state = run.state
         self.ticket = run.ticket
         self.trigger = run.trigger
         self.was_moving = run.is_moving
         self.is_changing = False
         self.began = run.row.created_at
         self.wait_began: dict[str, int] = {}
-        self.may_have_waits = bool(run.head.waits)
-        self.memos = run.head.memos
+        self.may_have_waits = bool(run.state.waits)
+        self.memos = run.state.memos
         self.kept_memos = run.memos
 
 
 class Transaction:
     """``now`` is milliseconds since the epoch. ``runs`` are the runs that have changed, ``inputs`` what the run machine
-    gets next. ``announced`` are the engine's own events that are routed next. ``outcomes`` are what events did besides
-    starting runs, by event id."""
+    gets next. ``internal_events`` are the engine's own events that are routed next. ``outcomes`` are what events did
+    besides starting runs, by event id."""
 
     __slots__ = (
         "_cancel_run",
         "_events",
         "_queue",
-        "announced",
         "cache",
         "entropy",
         "inputs",
+        "internal_events",
         "is_routing",
         "max_event_bytes",
         "now",
@@ -103,13 +103,13 @@ class Transaction:
         self.policy = context.policy
         self.max_event_bytes = context.max_event_bytes
         self.entropy = context.entropy
-        self.outbox: Effects = []
+        self.outbox: Outbox = []
         self.runs: dict[int, LiveRun] = {}
         self.inputs: deque[tuple[int, Input]] = deque()
-        self.announced: deque[Arrival] = deque()
+        self.internal_events: deque[ReceivedEvent] = deque()
         self.is_routing = False
         self.outcomes: dict[str, EventOutcome] = {}
-        self._events: dict[int, Arrival] = {}
+        self._events: dict[int, ReceivedEvent] = {}
         self._queue: RunQueue | None = None
         self._cancel_run = context.cancel_run
 
@@ -130,20 +130,20 @@ class Transaction:
 
     # events
 
-    def event(self, event_key: int) -> Arrival:
+    def event(self, event_key: int) -> ReceivedEvent:
         event = self._events.get(event_key)
         if event is None:
             event_id, name, body, origin = self.store.event(event_key)
-            event = self._events[event_key] = Arrival(event_id, name, body, origin=origin)
+            event = self._events[event_key] = ReceivedEvent(event_id, name, body, origin=origin)
         return event
 
-    def keep_event(self, event_key: int, event: Arrival) -> None:
+    def keep_event(self, event_key: int, event: ReceivedEvent) -> None:
         """Keep an event that this transaction has stored, so that it is not read back."""
         self._events[event_key] = event
 
-    def announce(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
+    def make_internal_event(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
         """Add one of the engine's own events to those that are routed next; ``data`` is JSON."""
-        self.announced.append(announce(name, data, self.new_id(), self.now, origin))
+        self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin))
 
     # runs
 
@@ -161,26 +161,28 @@ class Transaction:
         return live
 
     def _read_run(self, run_key: int) -> CachedRun | None:
-        head = self.store.head(run_key)
-        return None if head is None else CachedRun(self.store.run(run_key), *head)
+        state = self.store.state(run_key)
+        return None if state is None else CachedRun(self.store.run(run_key), *state)
 
     def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
         """The ids of those steps that have a memo."""
         cached = self.cache.find(run_key)
-        if cached is not None and not cached.head.memos:
+        if cached is not None and not cached.state.memos:
             return frozenset()
         return self.store.memoised(run_key, step_ids)
 
-    def remember(self, row: RunRow, head: Head, ticket: Ticket | None, *, is_moving: bool, memos: Memos | None) -> None:
+    def remember(
+        self, row: RunRow, state: RunState, ticket: Ticket | None, *, is_moving: bool, memos: Memos | None
+    ) -> None:
         """Cache a new run, which is read again soon."""
         trigger = None if row.is_batch else kept_trigger(self.event(row.event_key))
-        self.cache.put(CachedRun(row, head, ticket, is_moving, trigger, memos))
+        self.cache.put(CachedRun(row, state, ticket, is_moving, trigger, memos))
 
     def cancel(self, run_key: int, reason: str) -> None:
         """See ``CancelRun``."""
         self._cancel_run(self, run_key, reason)
 
-    def resolve_invokers(self, trigger: Arrival, memo: bytes, *, failed: bool) -> None:
+    def resolve_invokers(self, trigger: ReceivedEvent, memo: bytes, *, failed: bool) -> None:
         """Resolve the steps that invoked a function by this event."""
         if trigger.name == InternalEvent.FUNCTION_INVOKED:
             for run_key, step_id in self.store.waits_for(Opcode.INVOKE_FUNCTION, trigger.id):

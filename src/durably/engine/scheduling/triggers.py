@@ -24,14 +24,14 @@ from durably.engine.core.flow.held_events import OpenBatch
 from durably.engine.core.flow.queue_entries import Ticket
 from durably.engine.core.inputs import MakeCall
 from durably.engine.core.machine import start as start_machine
-from durably.engine.core.run_state import Call, Head, RunStatus, origin_of_event
+from durably.engine.core.run_state import Call, RunState, RunStatus, origin_of_event
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun, RunRow
 from durably.protocol.errors import ErrorData
 
 from . import subscriptions
-from .events import ENDINGS, RunEnd, announce_end
+from .events import RUN_END_EVENTS, RunResult, run_end_events
 from .outbox import BucketAt, DeadlineAt, call_of
 from .registry import CANCELLED_IN_BULK, Function
 from .reruns import Rerun, descends_from_cancelled, refuse_runaway
@@ -51,16 +51,16 @@ _SINGLETON_CANCELLED = "the run was cancelled: a newer one took its place (singl
 def trigger_function(transaction: Transaction, function: Function, event_key: int) -> RunRow | None:
     """An event triggers a function. The run that starts for it, or is shown as skipped; ``None`` where there is
     none, or not yet."""
-    restraint = transaction.registry.restraint_of(function.id)
-    arrival = transaction.event(event_key)
-    runaway = refuse_runaway(transaction, function, arrival.origin, tells_end=arrival.name in ENDINGS)
+    controls = transaction.registry.controls_of(function.id)
+    received = transaction.event(event_key)
+    runaway = refuse_runaway(transaction, function, received.origin, tells_end=received.name in RUN_END_EVENTS)
     if runaway is not None:
         return _store_failed_run(transaction, function, (event_key,), runaway)
-    if function.is_plain and restraint is None:
+    if function.is_plain and controls is None:
         return _start_run(transaction, function, (event_key,))
-    if restraint is not None and restraint.is_paused:
+    if controls is not None and controls.is_paused:
         return _skip_run(transaction, function, (event_key,), _PAUSED)
-    trigger = Trigger(event_key, arrival.fields, len(arrival.body))
+    trigger = Trigger(event_key, received.fields, len(received.body))
     admission = admit(function.flow, trigger, transaction.store.flow.read, transaction.now)
     _put(transaction, admission.changes)
     match admission.outcome:
@@ -145,8 +145,8 @@ def _add_to_batch(transaction: Transaction, function: Function, event_key: int, 
 
 def _start_held(transaction: Transaction, function: Function, bucket_id: str) -> RunRow | None:
     event_keys = transaction.store.flow.take_held_events(bucket_id)
-    restraint = transaction.registry.restraint_of(function.id)
-    if restraint is not None and restraint.is_paused:
+    controls = transaction.registry.controls_of(function.id)
+    if controls is not None and controls.is_paused:
         return _skip_run(transaction, function, event_keys, _PAUSED)
     event = transaction.event(event_keys[0]).fields
     return _start_or_skip(
@@ -219,16 +219,16 @@ def _listen(transaction: Transaction, run: RunRow, cancel_on: Sequence[CancelOn]
 
 
 def _heed_cancellations(transaction: Transaction, function: Function, run: RunRow) -> None:
-    restraint = transaction.registry.restraint_of(function.id)
-    if restraint is None:
+    controls = transaction.registry.controls_of(function.id)
+    if controls is None:
         return
     trigger = transaction.event(run.event_key)
-    for standing in restraint.cancellations:
-        is_meant = standing.is_in_time(run.created_at) or (
-            standing.is_followed(run.created_at)
-            and descends_from_cancelled(transaction, function.id, trigger.origin, standing.created_at)
+    for cancellation in controls.cancellations:
+        is_meant = cancellation.is_in_time(run.created_at) or (
+            cancellation.is_followed(run.created_at)
+            and descends_from_cancelled(transaction, function.id, trigger.origin, cancellation.created_at)
         )
-        if is_meant and standing.holds_for(trigger.fields):
+        if is_meant and cancellation.holds_for(trigger.fields):
             transaction.cancel(run.key, CANCELLED_IN_BULK)
             return
 
@@ -283,18 +283,18 @@ def _start_run(
 ) -> RunRow:
     """Start a run that was admitted. A rerun takes over memos of the run that it repeats."""
     taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
-    head, commands = start_machine(function.max_attempts, transaction.now, *taken_over)
+    state, commands = start_machine(function.max_attempts, transaction.now, *taken_over)
     has_to_queue = ticket is not None and ticket.is_queued
     new = _new_run(transaction, function, event_keys, rerun=rerun, ticket=ticket)
-    run = transaction.store.add_run(new, head, is_moving=not has_to_queue)
-    transaction.remember(run, head, ticket, is_moving=not has_to_queue, memos=() if rerun is None else None)
+    run = transaction.store.add_run(new, state, is_moving=not has_to_queue)
+    transaction.remember(run, state, ticket, is_moving=not has_to_queue, memos=() if rerun is None else None)
     if rerun is not None and rerun.memos:
         transaction.store.copy_memos(rerun.run_key, run.key, rerun.until)
     for call in (command.call for command in commands if isinstance(command, MakeCall)):
         if ticket is not None and has_to_queue:
             transaction.queue.join(run, call, ticket)
         else:
-            data = _first_data(transaction, run, head, call) if rerun is None and len(event_keys) == 1 else None
+            data = _first_data(transaction, run, state, call) if rerun is None and len(event_keys) == 1 else None
             transaction.outbox.append(call_of(run, ticket, call, data=data))
     transaction.outbox.append(subscriptions.run_started(run, transaction.now))
     return run
@@ -319,8 +319,8 @@ def _store_failed_run(
     run = _end_at_once(transaction, function, event_keys, RunStatus.FAILED, error, None)
     triggers = [transaction.event(event_key) for event_key in event_keys]
     origin = origin_of_event(run.key, triggers[0].origin, transaction.now)
-    for name, data in announce_end(RunEnd(run.id, function.id, run.status, encode_error(error)), triggers):
-        transaction.announce(name, data, origin)
+    for name, data in run_end_events(RunResult(run.id, function.id, run.status, encode_error(error)), triggers):
+        transaction.make_internal_event(name, data, origin)
     return run
 
 
@@ -339,12 +339,12 @@ def _end_at_once(
     return run
 
 
-def _first_data(transaction: Transaction, run: RunRow, head: Head, call: Call) -> CallData | None:
+def _first_data(transaction: Transaction, run: RunRow, state: RunState, call: Call) -> CallData | None:
     """What the first call of a run tells, which saves reading it: there is nothing but the event."""
     event = transaction.event(run.event_key).body
     if len(event) > _MOST_CARRIED_BYTES:
         return None
-    return CallData(run.id, run.function_id, call, head.max_attempts, head.disable_immediate, [event], [])
+    return CallData(run.id, run.function_id, call, state.max_attempts, state.disable_immediate, [event], [])
 
 
 def _new_run(

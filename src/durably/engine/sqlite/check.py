@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.core.run_state import MACHINE_VERSION, Head, decode_head
+from durably.engine.core.run_state import MACHINE_VERSION, RunState, decode_run_state
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import FunctionConfig
 
@@ -81,33 +81,33 @@ def _check_heads(connection: sqlite3.Connection) -> Iterator[str]:
     )
     for run_key, run_id, stored, memos in rows:
         try:
-            head = decode_head(stored)
+            state = decode_run_state(stored)
         except msgspec.MsgspecError as error:
             yield f"the head of run {run_id} is damaged: {error}"
             continue
-        if head.version > MACHINE_VERSION:
-            yield f"the head of run {run_id} is of version {head.version}, and those up to {MACHINE_VERSION} are known"
-        elif head.memos != memos:
-            yield f"the head of run {run_id} counts {head.memos} memos, and {memos} are stored"
+        if state.version > MACHINE_VERSION:
+            yield f"the head of run {run_id} is of version {state.version}, and those up to {MACHINE_VERSION} are known"
+        elif state.memos != memos:
+            yield f"the head of run {run_id} counts {state.memos} memos, and {memos} are stored"
         else:
-            yield from _check_outstanding(connection, run_key, run_id, head)
+            yield from _check_outstanding(connection, run_key, run_id, state)
 
 
-def _check_outstanding(connection: sqlite3.Connection, run_key: int, run_id: str, head: Head) -> Iterator[str]:
-    if not head.calls and not head.waits:
+def _check_outstanding(connection: sqlite3.Connection, run_key: int, run_id: str, state: RunState) -> Iterator[str]:
+    if not state.calls and not state.waits:
         yield f"run {run_id} has nothing outstanding, so nothing moves it"
     stored = connection.execute("SELECT step_id FROM waits WHERE run_key = ?", (run_key,))
     steps = {step_id for (step_id,) in stored}
-    for wait in head.waits:
+    for wait in state.waits:
         if wait.step_id not in steps:
             yield f"step {wait.name!r} of run {run_id} waits, but for what is not stored"
-    for step_id in steps - {wait.step_id for wait in head.waits}:
+    for step_id in steps - {wait.step_id for wait in state.waits}:
         yield f"a wait is stored of step {step_id} of run {run_id}, which does not wait"
     put_off = _generations(connection, "delayed_calls", run_key)
-    for call in head.calls:
+    for call in state.calls:
         if call.error and call.generation not in put_off:
             yield f"a call of run {run_id} is put off, but until when is not stored"
-    outstanding = {call.generation for call in head.calls}
+    outstanding = {call.generation for call in state.calls}
     for generation in _generations(connection, "queued_calls", run_key) - outstanding:
         yield f"call {generation} of run {run_id} waits for room, but is not wanted any more"
     for generation in _generations(connection, "holds", run_key) - outstanding:

@@ -11,9 +11,9 @@ import msgspec
 from durably.engine.core.call_body import job_id_of, join_memos
 from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.ops import REQUESTS
-from durably.engine.core.run_state import Call, Head, RunStatus, Wait
-from durably.engine.sqlite.tables.bulk_operations import Sweep, SweepKind, read_sweeps
-from durably.engine.sqlite.tables.runs import read_head
+from durably.engine.core.run_state import Call, RunState, RunStatus, Wait
+from durably.engine.sqlite.tables.bulk_operations import BulkOperation, BulkOperationKind, read_bulk_operations
+from durably.engine.sqlite.tables.runs import read_run_state
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode, hash_step_id
 from durably.protocol.sync import FunctionConfig
@@ -21,13 +21,13 @@ from durably.protocol.sync import FunctionConfig
 from .views import (
     AppView,
     AttemptView,
+    BulkOperationView,
     CallView,
     EventView,
     FunctionView,
     RunView,
     StepStatus,
     StepView,
-    SweepView,
     describe_failed_memo,
     to_datetime,
     to_milliseconds,
@@ -148,25 +148,25 @@ def list_all_functions(connection: sqlite3.Connection) -> list[FunctionView]:
     ]
 
 
-# sweeps
+# bulk operations
 
 
-def list_sweeps(connection: sqlite3.Connection, kind: SweepKind) -> list[SweepView]:
+def list_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperationView]:
     """Newest first."""
-    return [sweep_view(sweep) for sweep in reversed(read_sweeps(connection, kind))]
+    return [bulk_operation_view(operation) for operation in reversed(read_bulk_operations(connection, kind))]
 
 
-def sweep_view(sweep: Sweep) -> SweepView:
-    return SweepView(
-        id=sweep.id,
-        function_id=sweep.function_id,
-        started_after=_moment(sweep.started_after),
-        started_before=to_datetime(sweep.started_before),
-        expression=sweep.expression,
-        statuses=sweep.statuses or (),
-        created_at=to_datetime(sweep.created_at),
-        ended_at=_moment(sweep.ended_at),
-        affected=sweep.affected,
+def bulk_operation_view(operation: BulkOperation) -> BulkOperationView:
+    return BulkOperationView(
+        id=operation.id,
+        function_id=operation.function_id,
+        started_after=_moment(operation.started_after),
+        started_before=to_datetime(operation.started_before),
+        expression=operation.expression,
+        statuses=operation.statuses or (),
+        created_at=to_datetime(operation.created_at),
+        ended_at=_moment(operation.ended_at),
+        affected=operation.affected,
     )
 
 
@@ -220,8 +220,8 @@ def list_runs(
 def _run_view(connection: sqlite3.Connection, row: Any, first_call_at: FirstCallAt) -> RunView:
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
     output, rerun_of, event_id, is_batch, encoded = row[9:]
-    head = _readable(encoded) if encoded else None
-    if head is not None and started_at is None:
+    state = _readable(encoded) if encoded else None
+    if state is not None and started_at is None:
         started_at = first_call_at(key)
         status = RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING
     return RunView(
@@ -234,7 +234,7 @@ def _run_view(connection: sqlite3.Connection, row: Any, first_call_at: FirstCall
         started_at=_moment(started_at),
         ended_at=_moment(ended_at),
         output=None if output is None else msgspec.Raw(output),
-        attempt=max((call.attempt for call in head.calls), default=0) if head else 0,
+        attempt=max((call.attempt for call in state.calls), default=0) if state else 0,
         max_attempts=max_attempts,
         rerun_of=rerun_of,
     )
@@ -294,15 +294,15 @@ def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
     return row[0] if row else None
 
 
-def run_head(connection: sqlite3.Connection, run_key: int) -> Head | None:
+def read_run_state_of(connection: sqlite3.Connection, run_key: int) -> RunState | None:
     row = connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
     return _readable(row[0]) if row else None
 
 
-def _readable(stored: bytes) -> Head | None:
-    """``None`` where the head is damaged: its run fails as soon as something is to happen to it."""
+def _readable(stored: bytes) -> RunState | None:
+    """``None`` where the run state is damaged: its run fails as soon as something is to happen to it."""
     try:
-        return read_head(stored)
+        return read_run_state(stored)
     except DatabaseCorruptError:
         return None
 
@@ -312,8 +312,8 @@ def _readable(stored: bytes) -> Head | None:
 
 def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[CallView]:
     key = _run_key(connection, run_id)
-    head = None if key is None else run_head(connection, key)
-    if key is None or head is None:
+    state = None if key is None else read_run_state_of(connection, key)
+    if key is None or state is None:
         return []
     return [
         CallView(
@@ -326,7 +326,7 @@ def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnder
             in_flight=is_under_way(key, call.generation),
             error=call.error or None,
         )
-        for call in head.calls
+        for call in state.calls
     ]
 
 
@@ -352,10 +352,10 @@ def run_steps(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnder
         (key,),
     ).fetchall()
     steps = [_finished_step(*row[1:]) for row in sorted(rows)]
-    head = run_head(connection, key)
-    if head is not None:
-        steps += [_called_step(call, is_under_way(key, call.generation)) for call in head.calls if call.name]
-        steps += [_waiting_step(connection, key, wait) for wait in head.waits]
+    state = read_run_state_of(connection, key)
+    if state is not None:
+        steps += [_called_step(call, is_under_way(key, call.generation)) for call in state.calls if call.name]
+        steps += [_waiting_step(connection, key, wait) for wait in state.waits]
     return steps
 
 

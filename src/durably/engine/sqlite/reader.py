@@ -21,7 +21,7 @@ from .schema import connect_reader, explain
 T = TypeVar("T")
 
 _THREADS = 2
-_MOST_TOGETHER = 32
+_MAX_BATCH = 32
 """Queries that one thread runs before it delivers their results."""
 
 
@@ -50,7 +50,7 @@ class Reader:
             raise EngineClosedError("the engine is closed")
         return await self._explained(asyncio.get_running_loop().run_in_executor(self._threads, self._run, query))
 
-    async def read_together(self, query: Callable[[sqlite3.Connection], T]) -> T:
+    async def read_batched(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """The same for small queries: those of one turn of the event loop share the way to a thread, and back."""
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
@@ -66,8 +66,8 @@ class Reader:
             for _, future in asked:
                 _resolve(future, EngineClosedError("the engine is closed"))
             return
-        for start in range(0, len(asked), _MOST_TOGETHER):
-            group = asked[start : start + _MOST_TOGETHER]
+        for start in range(0, len(asked), _MAX_BATCH):
+            group = asked[start : start + _MAX_BATCH]
             queries = [query for query, _ in group]
             outcomes = asyncio.get_running_loop().run_in_executor(self._threads, self._run_each, queries)
             outcomes.add_done_callback(functools.partial(_deliver, [future for _, future in group]))

@@ -14,6 +14,7 @@ from durably.protocol.sync import FunctionConfig
 
 __all__ = [
     "AppView",
+    "BulkOperationView",
     "CallView",
     "EventView",
     "FunctionView",
@@ -24,7 +25,6 @@ __all__ = [
     "RunView",
     "StepStatus",
     "StepView",
-    "SweepView",
     "SyncResult",
     "TracesView",
     "UpdateKind",
@@ -60,7 +60,7 @@ class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
     is_paused: bool
 
 
-class SweepView(msgspec.Struct, frozen=True, kw_only=True):
+class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True):
     """A bulk cancellation or replay: of the function's runs created from ``started_after`` until before
     ``started_before``, for whose event the expression holds and, in a replay, that ended with one of ``statuses``.
 

@@ -218,7 +218,7 @@ class Writer:
         for job in group:
             if job.error is None:
                 if job.on_commit is not None:
-                    self._tell(job.on_commit, job.result)
+                    self._call_on_commit(job.on_commit, job.result)
             elif isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
                 self._on_lost(job.error)
             if job.loop is self._loop:
@@ -234,7 +234,7 @@ class Writer:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_resolve, jobs)
 
-    def _tell(self, on_commit: Callable[[Any], None], result: object) -> None:
+    def _call_on_commit(self, on_commit: Callable[[Any], None], result: object) -> None:
         try:
             on_commit(result)
         except Exception:

@@ -69,13 +69,13 @@ def _size(frame: Frame, value: Any) -> Any:
     return len(value) if isinstance(value, str | bytes | list | tuple | Mapping) else 0 if value is None else UNKNOWN
 
 
-def _text_question(name: str, ask: Callable[[str, str], bool]) -> None:
+def _text_question(name: str, options: Callable[[str, str], bool]) -> None:
     @_function(name, 2, form="method", when_unknown=False)
     def implementation(frame: Frame, text: Any, part: Any) -> Any:
         if not (isinstance(text, str) and isinstance(part, str)):
             return UNKNOWN
         frame.spend(len(text) >> 8)
-        return ask(text, part)
+        return options(text, part)
 
 
 _text_question("contains", str.__contains__)

@@ -6,7 +6,8 @@ while that gate is closed.* So when a gate opens, the lanes that wait there are 
 again, and no others; each that has to wait for something else moves there. What waits costs nothing but its rows.
 
 (Lanes that need two gates that both open and close all the time may move between them at every turn. That takes three
-limits on one function, two of them coarse and one fine; otherwise a turn moves no more lanes than calls are under way.)
+limits on one function, two of them coarse and one fine; otherwise a transition moves no more lanes than calls are under
+way.)
 
 Pure but for its rows, which are read and written through ``QueueRows``, all within one transaction.
 """

@@ -55,8 +55,8 @@ def take(pace: Pace, level: Level | None, now: int) -> Level:
     """The level after a unit that has come ``now``."""
     # Who waits is told whole milliseconds, rounded up. Were that counted as the arrival, each wait would cost up to a
     # millisecond of the rate.
-    arrival = (now - 1) * _NANOSECONDS + 1
-    full_at = arrival if level is None else max(arrival, _believed(pace, level, now))
+    received = (now - 1) * _NANOSECONDS + 1
+    full_at = received if level is None else max(received, _believed(pace, level, now))
     return Level(full_at + pace.interval)
 
 

@@ -8,10 +8,10 @@ from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.scheduling.outbox import CallAt
 
 RUN_REQUESTS = 32
-_MOST_TOGETHER = 32
+_MAX_BATCH = 32
 
 
-class ReadyCalls:
+class CallQueue:
     """``max_requests`` is the maximum number of requests at a time. ``now`` is milliseconds since the epoch."""
 
     def __init__(self, max_requests: int) -> None:
@@ -50,7 +50,7 @@ class ReadyCalls:
             if own_free <= 0 and not queue[0].call.is_discovery:
                 self._held.add(run_key)
                 continue
-            taken = _take_together(queue, -(-len(queue) // max(own_free, 1)))
+            taken = _take_batch(queue, -(-len(queue) // max(own_free, 1)))
             self._by_run[run_key] += 1
             self._by_function[taken[0].function_id] += 1
             self._under_way += 1
@@ -87,10 +87,10 @@ class ReadyCalls:
         self._turns.add(due.function_id, self._now - due.priority, due.run_key)
 
 
-def _take_together(queue: deque[CallAt], count: int) -> list[CallAt]:
+def _take_batch(queue: deque[CallAt], count: int) -> list[CallAt]:
     """Calls from the front of the queue. What is made again goes by itself: attempts are told for a whole request."""
     taken = [queue.popleft()]
-    while queue and len(taken) < min(count, _MOST_TOGETHER) and all(map(_can_share, (taken[0], queue[0]))):
+    while queue and len(taken) < min(count, _MAX_BATCH) and all(map(_can_share, (taken[0], queue[0]))):
         taken.append(queue.popleft())
     return taken
 

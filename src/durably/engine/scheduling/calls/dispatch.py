@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, Asked, Unreached, failed
+from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData, build_body
 from durably.engine.core.errors import (
     DatabaseLostError,
@@ -17,14 +17,14 @@ from durably.engine.core.errors import (
 )
 from durably.engine.scheduling import operations
 from durably.engine.scheduling.outbox import CallAt
-from durably.engine.scheduling.transact import Journal
+from durably.engine.scheduling.transact import Transactions
 from durably.engine.settings import Clock
 from durably.engine.sqlite.queries import pending_input, read_batch
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.tables.runs import read_head
+from durably.engine.sqlite.tables.runs import read_run_state
 from durably.protocol.text import get_logger
 
-from .call_queue import ReadyCalls
+from .call_queue import CallQueue
 from .http_call import Caller
 
 _READ_AGAIN_SECONDS = 1.0
@@ -35,13 +35,15 @@ _logger = get_logger("durably.engine")
 class Executor:
     """``max_calls`` counts requests."""
 
-    def __init__(self, caller: Caller, reader: Reader, journal: Journal, clock: Clock, *, max_calls: int) -> None:
+    def __init__(
+        self, caller: Caller, reader: Reader, transactions: Transactions, clock: Clock, *, max_calls: int
+    ) -> None:
         self._caller = caller
         self._reader = reader
-        self._journal = journal
+        self._transactions = transactions
         self._clock = clock
         self._max_calls = max_calls
-        self._ready = ReadyCalls(max_calls)
+        self._call_queue = CallQueue(max_calls)
         self._under_way: set[tuple[int, int]] = set()  # runs and generations
         self._requests: set[asyncio.Task[Sequence[CallAt]]] = set()
         self._started: dict[int, int] = {}
@@ -53,7 +55,7 @@ class Executor:
         for position, due in enumerate(calls):
             # What has to wait for others is held in memory without its data.
             may_keep = due.data is None or position < room
-            self._ready.add(due if may_keep else msgspec.structs.replace(due, data=None), now)
+            self._call_queue.add(due if may_keep else msgspec.structs.replace(due, data=None), now)
         self._pump()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
@@ -67,7 +69,7 @@ class Executor:
         """Make no more calls, and wait for those under way. What has not ended by then is given up on: the run has
         it outstanding, so it is made again when the engine starts."""
         self._is_closing = True
-        self._ready.clear()
+        self._call_queue.clear()
         if self._requests:
             _, late = await asyncio.wait(self._requests, timeout=grace_seconds)
             for task in late:
@@ -75,11 +77,11 @@ class Executor:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _pump(self) -> None:
-        while not self._is_closing and (taken := self._ready.take()):
+        while not self._is_closing and (taken := self._call_queue.take()):
             run_key = taken[0].run_key
             calls = [due for due in taken if (run_key, due.call.generation) not in self._under_way]
             if not calls:
-                self._ready.ended(taken[0])
+                self._call_queue.ended(taken[0])
                 continue
             self._clock.hold()
             task = asyncio.get_running_loop().create_task(self._make(calls))
@@ -91,7 +93,7 @@ class Executor:
         run_key = calls[0].run_key
         self._requests.discard(task)
         self._under_way.difference_update((run_key, due.call.generation) for due in calls)
-        self._ready.ended(calls[0])
+        self._call_queue.ended(calls[0])
         self._started.pop(run_key, None)
         if not task.cancelled():
             if (error := task.exception()) is not None:
@@ -99,7 +101,7 @@ class Executor:
             else:
                 now = self._clock.now()
                 for unanswered in task.result():
-                    self._ready.add(unanswered, now)
+                    self._call_queue.add(unanswered, now)
         self._pump()
         self._clock.release()
 
@@ -122,13 +124,13 @@ class Executor:
             return ()
         except Exception as error:
             _logger.exception("a call could not be carried out, so its run fails")
-            await self._journal.enter_surely(operations.fail(run_key, error))
+            await self._transactions.transact_with_retry(operations.fail(run_key, error))
             return ()
 
     async def _store_all(self, answers: Sequence[tuple[CallAt, Answer]], data: CallData) -> None:
         if len(answers) > 1:
             try:
-                await self._journal.enter_surely(operations.answers(answers))
+                await self._transactions.transact_with_retry(operations.answers(answers))
                 return
             except (EngineClosedError, DatabaseLostError):
                 raise
@@ -139,21 +141,21 @@ class Executor:
 
     async def _store(self, due: CallAt, data: CallData, answer: Answer) -> None:
         try:
-            await self._journal.enter_surely(operations.answer(due, answer))
+            await self._transactions.transact_with_retry(operations.answer(due, answer))
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
             _logger.exception("an answer of run %s could not be stored", data.run_id)
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
-            await self._journal.enter_surely(operations.answer(due, unusable))
+            await self._transactions.transact_with_retry(operations.answer(due, unusable))
 
     async def _read(self, calls: Sequence[CallAt]) -> CallData | None:
         """What the request is to tell; ``None`` where there is no need for it any more."""
         generations = [due.call.generation for due in calls]
         while True:
             try:
-                return await self._reader.read_together(
+                return await self._reader.read_batched(
                     lambda connection: read_call(connection, calls[0].run_key, generations)
                 )
             except EngineClosedError:
@@ -163,7 +165,7 @@ class Executor:
                 await asyncio.sleep(_READ_AGAIN_SECONDS)
 
     async def _call(self, run_key: int, data: CallData) -> Answer:
-        function = self._journal.registry.find(data.function_id)
+        function = self._transactions.registry.find(data.function_id)
         if function is None:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
         self._started.setdefault(run_key, self._clock.now())
@@ -187,8 +189,8 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
     if row is None:
         return None
     encoded, step_input, run_id, function_id, is_batch, event = row
-    head = read_head(encoded)
-    outstanding = {call.generation: call for call in head.calls}
+    state = read_run_state(encoded)
+    outstanding = {call.generation: call for call in state.calls}
     calls = [outstanding[generation] for generation in generations if generation in outstanding]
     if not calls:
         return None
@@ -199,11 +201,11 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
         function_id=function_id,
         call=calls[0],
         also=calls[1:],
-        max_attempts=head.max_attempts,
-        disable_immediate=head.disable_immediate,
+        max_attempts=state.max_attempts,
+        disable_immediate=state.disable_immediate,
         events=read_batch(connection, run_key) if is_batch else [event],
         memos=[(step_id, memo) for _, step_id, memo in memos],
-        defers=head.defers,
+        defers=state.defers,
         step_input=None if step_input is None else pending_input(step_input, {step_id for _, step_id, _ in memos}),
     )
 
@@ -215,7 +217,7 @@ def answers_of(calls: Sequence[CallAt], answer: Answer) -> Iterator[tuple[CallAt
     clearly belong to another is for it.
     """
     first, others = calls[0], calls[1:]
-    if not isinstance(answer, Asked):
+    if not isinstance(answer, ReportedOps):
         yield first, answer
         yield from ((other, answer if isinstance(answer, Unreached) else None) for other in others)
         return

@@ -10,7 +10,7 @@ from durably.engine.core.inputs import MakeRequest, RequestFinished
 from durably.engine.core.transition import data_memo, error_memo
 from durably.engine.scheduling import runs
 from durably.engine.scheduling.outbox import RequestAt
-from durably.engine.scheduling.transact import Journal
+from durably.engine.scheduling.transact import Transactions
 from durably.engine.scheduling.transaction import Transaction
 from durably.engine.settings import Clock
 from durably.protocol.errors import ErrorData
@@ -24,9 +24,9 @@ _logger = get_logger("durably.engine")
 
 
 class Requests:
-    def __init__(self, outbound: Outbound, journal: Journal, clock: Clock) -> None:
+    def __init__(self, outbound: Outbound, transactions: Transactions, clock: Clock) -> None:
         self._outbound = outbound
-        self._journal = journal
+        self._transactions = transactions
         self._clock = clock
         self._opts: dict[int, dict[str, dict[str, Any]]] = {}
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}
@@ -73,10 +73,12 @@ class Requests:
         def unit(transaction: Transaction) -> bool:
             """Whether it is to be made again."""
             runs.apply(transaction, wanted.run_key, outcome)
-            return any(isinstance(effect, RequestAt) and _is_same_step(wanted, effect) for effect in transaction.outbox)
+            return any(
+                isinstance(message, RequestAt) and _is_same_step(wanted, message) for message in transaction.outbox
+            )
 
         try:
-            is_repeated = await self._journal.enter_surely(unit)
+            is_repeated = await self._transactions.transact_with_retry(unit)
         except EngineClosedError:
             return
         if not is_repeated:

@@ -9,23 +9,23 @@ import msgspec
 
 from durably.engine.core.run_state import RunStatus
 
-_SWEEP = (
+_SELECT = (
     "SELECT id, kind, function_id, started_after, started_before, expression, statuses, created_at, ended_at, cursor, "
     "until_key, affected FROM sweeps"
 )
 _statuses = msgspec.json.Decoder(tuple[RunStatus, ...])
 
 
-class SweepKind(StrEnum):
+class BulkOperationKind(StrEnum):
     CANCEL = "cancel"
     REPLAY = "replay"
 
 
-class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+class BulkOperation(msgspec.Struct, frozen=True, kw_only=True):
     """``affected`` counts the runs to which it was done so far. See the schema for the rest."""
 
     id: str
-    kind: SweepKind
+    kind: BulkOperationKind
     function_id: str
     started_after: int | None
     started_before: int
@@ -55,54 +55,54 @@ class SweepStore:
     def paused_functions(self) -> set[str]:
         return {function_id for (function_id,) in self._connection.execute("SELECT function_id FROM pauses")}
 
-    # sweeps
+    # bulk operations
 
-    def add(self, sweep: Sweep) -> None:
+    def add(self, operation: BulkOperation) -> None:
         self._connection.execute(
             "INSERT INTO sweeps (id, kind, function_id, started_after, started_before, expression, statuses, "
             "created_at, ended_at, cursor, until_key, affected) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                sweep.id,
-                sweep.kind,
-                sweep.function_id,
-                sweep.started_after,
-                sweep.started_before,
-                sweep.expression,
-                None if sweep.statuses is None else msgspec.json.encode(sweep.statuses).decode(),
-                sweep.created_at,
-                sweep.ended_at,
-                sweep.cursor,
-                sweep.until_key,
-                sweep.affected,
+                operation.id,
+                operation.kind,
+                operation.function_id,
+                operation.started_after,
+                operation.started_before,
+                operation.expression,
+                None if operation.statuses is None else msgspec.json.encode(operation.statuses).decode(),
+                operation.created_at,
+                operation.ended_at,
+                operation.cursor,
+                operation.until_key,
+                operation.affected,
             ),
         )
 
-    def find(self, sweep_id: str) -> Sweep | None:
-        row = self._connection.execute(f"{_SWEEP} WHERE id = ?", (sweep_id,)).fetchone()
-        return read_sweep(row) if row else None
+    def find(self, operation_id: str) -> BulkOperation | None:
+        row = self._connection.execute(f"{_SELECT} WHERE id = ?", (operation_id,)).fetchone()
+        return read_bulk_operation(row) if row else None
 
-    def open_sweeps(self, function_id: str | None = None) -> list[str]:
+    def open_bulk_operations(self, function_id: str | None = None) -> list[str]:
         """Those, of one function or all, that have yet to look at runs."""
         rows = self._connection.execute(
             "SELECT id FROM sweeps WHERE ended_at IS NULL AND function_id = coalesce(?, function_id) ORDER BY id",
             (function_id,),
         )
-        return [sweep_id for (sweep_id,) in rows]
+        return [operation_id for (operation_id,) in rows]
 
-    def of_kind(self, kind: SweepKind) -> list[Sweep]:
+    def of_kind(self, kind: BulkOperationKind) -> list[BulkOperation]:
         """Oldest first."""
-        return read_sweeps(self._connection, kind)
+        return read_bulk_operations(self._connection, kind)
 
-    def note_progress(self, sweep_id: str, cursor: int, affected: int) -> None:
+    def note_progress(self, operation_id: str, cursor: int, affected: int) -> None:
         self._connection.execute(
-            "UPDATE sweeps SET cursor = ?, affected = ? WHERE id = ?", (cursor, affected, sweep_id)
+            "UPDATE sweeps SET cursor = ?, affected = ? WHERE id = ?", (cursor, affected, operation_id)
         )
 
-    def end(self, sweep_id: str, now: int) -> None:
-        self._connection.execute("UPDATE sweeps SET ended_at = ? WHERE id = ?", (now, sweep_id))
+    def end(self, operation_id: str, now: int) -> None:
+        self._connection.execute("UPDATE sweeps SET ended_at = ? WHERE id = ?", (now, operation_id))
 
-    def delete(self, sweep_id: str) -> None:
-        self._connection.execute("DELETE FROM sweeps WHERE id = ?", (sweep_id,))
+    def delete(self, operation_id: str) -> None:
+        self._connection.execute("DELETE FROM sweeps WHERE id = ?", (operation_id,))
 
     def last_run_key(self) -> int:
         row: tuple[int] = self._connection.execute("SELECT coalesce(max(key), 0) FROM runs").fetchone()
@@ -118,15 +118,15 @@ class SweepStore:
         return [(key, RunStatus(status), created_at) for key, status, created_at in rows]
 
 
-def read_sweeps(connection: sqlite3.Connection, kind: SweepKind) -> list[Sweep]:
+def read_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperation]:
     """Oldest first."""
-    return [read_sweep(row) for row in connection.execute(f"{_SWEEP} WHERE kind = ? ORDER BY id", (kind,))]
+    return [read_bulk_operation(row) for row in connection.execute(f"{_SELECT} WHERE kind = ? ORDER BY id", (kind,))]
 
 
-def read_sweep(row: Any) -> Sweep:
-    return Sweep(
+def read_bulk_operation(row: Any) -> BulkOperation:
+    return BulkOperation(
         id=row[0],
-        kind=SweepKind(row[1]),
+        kind=BulkOperationKind(row[1]),
         function_id=row[2],
         started_after=row[3],
         started_before=row[4],

@@ -10,13 +10,13 @@ from durably.engine.core.flow.queue_entries import Ticket, decode_ticket, encode
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import (
     Call,
-    Head,
     Origin,
+    RunState,
     RunStatus,
-    decode_head,
     decode_origin,
-    encode_head,
+    decode_run_state,
     encode_origin,
+    encode_run_state,
 )
 from durably.protocol.opcodes import Opcode
 
@@ -69,12 +69,12 @@ class WaitRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Store:
-    """``flow`` and ``sweeps`` hold the statements of what they are named for."""
+    """``flow`` and ``bulk_operations`` hold the statements of what they are named for."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = self._connection = connection
         self.flow = FlowStore(connection)
-        self.sweeps = SweepStore(connection)
+        self.bulk_operations = SweepStore(connection)
         self._event_keys = RowKeys(connection, "events")
         self._run_keys = RowKeys(connection, "runs")
 
@@ -157,14 +157,14 @@ class Store:
 
     # runs
 
-    def add_run(self, run: NewRun, head: Head, *, is_moving: bool) -> RunRow:
-        row = self._add_run_row(run, head.status)
+    def add_run(self, run: NewRun, state: RunState, *, is_moving: bool) -> RunRow:
+        row = self._add_run_row(run, state.status)
         self._connection.execute(
             "INSERT INTO heads (run_key, is_moving, head, ticket, step_input) VALUES (?, ?, ?, ?, ?)",
             (
                 row.key,
                 is_moving,
-                encode_head(head),
+                encode_run_state(state),
                 None if run.ticket is None else encode_ticket(run.ticket),
                 run.step_input,
             ),
@@ -258,18 +258,18 @@ class Store:
         )
         return tuple(event_key for (event_key,) in rows)
 
-    def head(self, run_key: int) -> tuple[Head, Ticket | None, bool] | None:
-        """The head, the ticket if the run has one, and whether the run is moving; ``None`` where it has ended. Raises
-        ``DatabaseCorruptError``."""
+    def state(self, run_key: int) -> tuple[RunState, Ticket | None, bool] | None:
+        """The run state, the ticket if the run has one, and whether the run is moving; ``None`` where it has ended.
+        Raises ``DatabaseCorruptError``."""
         row = self._connection.execute(
             "SELECT head, ticket, is_moving FROM heads WHERE run_key = ?", (run_key,)
         ).fetchone()
         if row is None:
             return None
-        return read_head(row[0]), None if row[1] is None else decode_ticket(row[1]), bool(row[2])
+        return read_run_state(row[0]), None if row[1] is None else decode_ticket(row[1]), bool(row[2])
 
     def ticket(self, run_key: int) -> Ticket | None:
-        """The ticket of a run whose head is damaged, if that can be read."""
+        """The ticket of a run whose run state is damaged, if that can be read."""
         row = self._connection.execute("SELECT ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
         try:
             return decode_ticket(row[0]) if row and row[0] is not None else None
@@ -279,8 +279,8 @@ class Store:
     def moving_runs(self) -> list[int]:
         return [key for (key,) in self._connection.execute("SELECT run_key FROM heads WHERE is_moving")]
 
-    def put_head(self, run_key: int, head: Head) -> None:
-        self._connection.execute("UPDATE heads SET head = ? WHERE run_key = ?", (encode_head(head), run_key))
+    def put_run_state(self, run_key: int, state: RunState) -> None:
+        self._connection.execute("UPDATE heads SET head = ? WHERE run_key = ?", (encode_run_state(state), run_key))
 
     def put_moving(self, run_key: int, is_moving: bool) -> None:
         self._connection.execute("UPDATE heads SET is_moving = ? WHERE run_key = ?", (is_moving, run_key))
@@ -455,10 +455,10 @@ def find_run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
     return row[0] if row else None
 
 
-def read_head(stored: bytes) -> Head:
+def read_run_state(stored: bytes) -> RunState:
     """Raises ``DatabaseCorruptError``."""
     try:
-        return decode_head(stored)
+        return decode_run_state(stored)
     except msgspec.MsgspecError as error:
         raise DatabaseCorruptError(f"the head that is stored of the run is damaged: {error}") from error
 
