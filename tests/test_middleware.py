@@ -175,8 +175,8 @@ async def test_async_middleware_of_a_sync_function_runs_in_the_portal(blocking: 
         threads["function"].add(threading.current_thread().name)
 
     await complete(function, client=Client(app_id="app", is_production=False, middleware=[Where]), blocking=blocking)
-    assert threads["hook"] == {"durably-portal"}
-    assert "durably-portal" not in threads["function"]
+    assert threads["hook"] == {"durably-background-loop"}
+    assert "durably-background-loop" not in threads["function"]
 
 
 async def test_transform_input_changes_context_and_memos(kinds: tuple[str, str, str]) -> None:

@@ -198,7 +198,7 @@ class Checkpointing(Option, frozen=True):
     """Keep a function going from step to step instead of calling it anew after each.
 
     Its finished steps are handed to the engine ``buffered_steps`` at a time, and at the latest ``interval`` after
-    the first of them was finished: what has not been handed over when the app dies runs again. After ``max_runtime``
+    the first of them was finished: steps without a checkpoint run again if the app dies. After ``max_runtime``
     a call executes no further step, and the function goes on in another.
     """
 

@@ -55,7 +55,7 @@ class RunContext:
 
     @property
     def is_silent(self) -> bool:
-        return not self._replay.is_fresh
+        return self._replay.is_replaying
 
     def fields(self) -> dict[str, str]:
         step = in_step.get()

@@ -12,7 +12,7 @@ import durably
 from durably import Client, ContextSync, Streaming
 from durably.comm import CommHandler, CommRequest, CommResponse, requests
 from durably.comm.requests import stream
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.io.http_client import AsyncIO, BlockingIO
 
 from ..frameworks import wire
@@ -123,7 +123,7 @@ def test_a_thread_that_closes_cancels() -> None:
     assert next(chunks) == b" "
     assert next(chunks) == b" "
     chunks.close()
-    get_portal().run(asyncio.wait_for(job.cancelled.wait(), 60))
+    get_background_loop().run(asyncio.wait_for(job.cancelled.wait(), 60))
 
 
 def test_a_thread_that_never_reads_starts_nothing() -> None:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @pytest.fixture(autouse=True)
 def _nothing_was_told() -> None:
-    annotations._told.clear()
+    annotations._warned.clear()
 
 
 class Colour(enum.Enum):

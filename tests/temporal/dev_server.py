@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
 
 from ..ports import free_port
@@ -62,7 +62,7 @@ class DevServer:
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             assert self._process.poll() is None, "the development server has stopped"
-            if get_portal().run(temporal.check_health()).ok:
+            if get_background_loop().run(temporal.check_health()).ok:
                 return
             time.sleep(0.02)
         raise AssertionError("the development server does not start")

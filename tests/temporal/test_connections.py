@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachableError
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.settings import resolve
@@ -206,7 +206,7 @@ def test_each_gateway_knows_the_workflows_of_its_namespace(
     assert ask("GET", f"/shop/sums/{id}")[0] == 404
     assert ask("POST", "/shop/sums", {"pair": {"left": 1, "right": [2]}})[0] == 202
     assert billing.sync.get_workflow_handle(id).describe().namespace == BILLING
-    health = get_portal().run(billing.check_health())
+    health = get_background_loop().run(billing.check_health())
     assert (health.ok, health.namespace) == (True, BILLING)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, expose
 from durably.temporal.gateway.pages import VARIABLE, PageTokens
@@ -72,7 +72,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(temporal: Temporal) -> Site:
     made = Site(temporal, uuid.uuid4().hex, secret=SECRET)
-    get_portal().run(made.fill())
+    get_background_loop().run(made.fill())
     return made
 
 

@@ -15,7 +15,7 @@ import temporalio.client
 import temporalio.worker
 from temporalio.api.workflowservice.v1 import PauseWorkflowExecutionRequest, UnpauseWorkflowExecutionRequest
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.gateway import Gateway, expose
@@ -116,7 +116,7 @@ def histories(played: dict[str, str], temporal: Temporal, tmp_path_factory: pyte
         async for each in fetch_histories(await temporal.client(), "ReplayedWorkflow", HistoryQuery()):
             save_history(each, path)
 
-    get_portal().run(save())
+    get_background_loop().run(save())
     return path
 
 
@@ -338,12 +338,12 @@ def test_a_paused_workflow_counts_as_running(played: dict[str, str], online: Tem
         await service.pause_workflow_execution(PauseWorkflowExecutionRequest(**execution))
         await until(is_indexed)
 
-    get_portal().run(pause())
+    get_background_loop().run(pause())
     try:
         assert "1 replayed" in replay(online, "--query", only, "--status", "running").output
         assert "Nothing was replayed" in replay(online, "--query", only, "--status", "closed").output
     finally:
-        get_portal().run(service.unpause_workflow_execution(UnpauseWorkflowExecutionRequest(**execution)))
+        get_background_loop().run(service.unpause_workflow_execution(UnpauseWorkflowExecutionRequest(**execution)))
 
 
 def test_the_exit_code_is_2_if_nothing_could_be_found_out(online: Temporal, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 from fastapi.testclient import TestClient
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import TemporalWorkerError, Workers
 
 from ..cli.conftest import Command, Start, directory, environment, start, write
@@ -197,7 +197,7 @@ async def run_workers(app: ModuleType, workflow: str, *arguments: str) -> object
 @pytest.mark.parametrize("framework", APPS)
 def test_a_worker_runs_the_workflow_of_a_single_file_app(load: Callable[[str], ModuleType], framework: str) -> None:
     app = load(APPS[framework])
-    assert get_portal().run(run_workers(app, "OrderWorkflow", "7")) == "Processed order 7"
+    assert get_background_loop().run(run_workers(app, "OrderWorkflow", "7")) == "Processed order 7"
 
 
 def test_a_web_process_runs_the_worker_of_a_single_file_app(load: Callable[[str], ModuleType]) -> None:
@@ -242,20 +242,20 @@ def test_a_workflow_that_calls_another_server_fails_although_the_library_is_shar
                     return event.workflow_task_failed_event_attributes.failure.message
         return "the workflow ended"
 
-    assert "Cannot access requests.get" in get_portal().run(run())
+    assert "Cannot access requests.get" in get_background_loop().run(run())
 
 
 def test_a_warning_of_a_single_file_app_is_not_repeated_for_each_workflow(
     load: Callable[[str], ModuleType], caplog: pytest.LogCaptureFixture
 ) -> None:
     app = load(SHARES_IDS)
-    assert get_portal().run(run_workers(app, "OrderWorkflow", "1")) == "Processed order 1"
+    assert get_background_loop().run(run_workers(app, "OrderWorkflow", "1")) == "Processed order 1"
     assert len([each for each in caplog.records if "signal-with-start" in each.getMessage()]) == 1
 
 
 def failure_of(app: ModuleType) -> str:
     with pytest.raises(TemporalWorkerError) as failed:
-        get_portal().run(Workers(app.temporal).run())
+        get_background_loop().run(Workers(app.temporal).run())
     return str(failed.value)
 
 

@@ -12,7 +12,7 @@ import flask
 import pytest
 from temporalio.common import VersioningBehavior
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, TemporalSettingsError, TemporalWorkerError, Workers
 from durably.temporal.deployment_command import make_deployment_group
 from durably.temporal.flask import init_app
@@ -56,11 +56,11 @@ def running(temporal: Temporal) -> Iterator[None]:
         working.cancel()
         await asyncio.wait([working])
 
-    _, working = get_portal().run(make())
+    _, working = get_background_loop().run(make())
     try:
         yield
     finally:
-        get_portal().run(stop(working))
+        get_background_loop().run(stop(working))
 
 
 def deploy(temporal: Temporal, *arguments: str, status: int = 0) -> str:
@@ -212,7 +212,7 @@ def test_settings_that_are_missing_or_wrong(given: dict[str, str], expected: str
         Workers(temporal)
 
     with pytest.raises(TemporalSettingsError, match=expected):
-        get_portal().run(make())
+        get_background_loop().run(make())
 
 
 async def test_a_workflow_without_a_behavior_is_named(server: DevServer, name: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, search_attributes
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.gateway.problems import Problem
@@ -171,7 +171,7 @@ class Namespace:
 @pytest.fixture(scope="module")
 def namespace(temporal: Temporal) -> Namespace:
     made = Namespace(temporal)
-    get_portal().run(made.fill())
+    get_background_loop().run(made.fill())
     return made
 
 
@@ -266,7 +266,7 @@ def check_queries(namespace: Namespace, examples: int) -> None:
     @example("{owner} != 'x'")
     def check(query: str) -> None:
         nonlocal answered
-        found = get_portal().run(namespace.walk(namespace.fill_in(query)))
+        found = get_background_loop().run(namespace.walk(namespace.fill_in(query)))
         answered += found is not None
         assert found is None or (len(set(found)) == len(found) and set(found) <= namespace.ids)
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from temporalio.client import WorkflowFailureError
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, Workers
 from durably.temporal.fast_api import router
 from durably.temporal.flask import blueprint
@@ -64,8 +64,8 @@ def connected(server: DevServer, **options: Any) -> Iterator[Temporal]:
     temporal = Temporal(server.address, task_queue=f"logged-{uuid.uuid4().hex[:8]}")
     temporal.add_worker(workflows=[BuyWorkflow, ChildWorkflow], activities=[charge], **options)
     workers = Workers(temporal, grace=timedelta(seconds=1))
-    running = get_portal().submit(workers.run())
-    get_portal().run(workers.started())
+    running = get_background_loop().submit(workers.run())
+    get_background_loop().run(workers.started())
     yield temporal
     running.cancel()
 

@@ -1,7 +1,7 @@
 """CommHandler: answers an engine's requests for one app, whatever the web framework.
 
 Each method has an async and a sync front over one coroutine: under a sync server it is driven without an
-event loop over blocking I/O, and whatever is really asynchronous goes to the portal.
+event loop over blocking I/O, and whatever is really asynchronous goes to the background loop.
 """
 
 import os
@@ -324,9 +324,9 @@ class CommHandler:
         )
 
     def _checkpoints_for(self, request: CallRequest) -> HttpCheckpoints | None:
-        """``None`` where the engine is known not to take checkpoints: those that do tell how to refer to the call."""
-        tells_call = request.ctx.qi_id is not None or request.ctx.generation_id is not None
-        return self._checkpoints if tells_call and self._checkpoints.are_possible else None
+        """``None`` if the engine takes no checkpoints: an engine that takes them sends the ids of the call."""
+        has_call_ids = request.ctx.qi_id is not None or request.ctx.generation_id is not None
+        return self._checkpoints if has_call_ids and self._checkpoints.are_possible else None
 
     async def _fetch(self, request: CallRequest, io: IO) -> tuple[dict[str, msgspec.Raw], list[Event]]:
         """Memos and events of a call that was too large to carry them (spec §4.4.2)."""

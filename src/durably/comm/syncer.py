@@ -1,4 +1,4 @@
-"""Syncing: telling the engine the app's functions, in its request's answer or by a request of our own (spec §4.3)."""
+"""Syncs: the app sends the engine its functions, in an answer or in a request of its own (spec §4.3)."""
 
 import contextlib
 import dataclasses
@@ -166,7 +166,7 @@ class Syncer:
             )
 
     def payload(self, url: str) -> dict[str, Any]:
-        """What tells an engine the app's functions, and that they are called at ``url``."""
+        """The body of a sync: the app's functions, and the URL at which the engine calls them."""
         app = self._app
         payload = {
             "url": url,

@@ -14,7 +14,7 @@ from durably.protocol.opcodes import ParallelMode
 
 from . import clocks, handlers
 from .memos import Memo
-from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
+from .outcome import Checkpointed, Ending, Found, Raised, Returned, StepReport
 from .replay import Replay, apart_from_run, in_step, raised_by_user, refuse_nested
 from .settling import Settling
 from .step import Step, StepRequest
@@ -74,7 +74,7 @@ class AsyncCall:
         """Run the function until it ends or the call does, and take its tasks down."""
         install_task_factory(self._loop)
         if self._replay.is_new:
-            await self._replay.freshen()
+            await self._replay.start_new_code()
         main = self._start(function)
         main.add_done_callback(self._on_main_done)
         try:
@@ -83,7 +83,7 @@ class AsyncCall:
                 outcome = self._outcome_of(main)
         finally:
             await self._close()
-        await self._replay.freshen()
+        await self._replay.start_new_code()
         return outcome
 
     def _outcome_of(self, main: AnyTask) -> Ending:
@@ -208,7 +208,7 @@ class AsyncCall:
             self._end(Raised(refusal))
             await self._loop.create_future()  # until the teardown
         if replay.is_last(step):
-            await self._freshen()
+            await self._start_new_code()
         return replay.value(step, memo)
 
     def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
@@ -230,7 +230,7 @@ class AsyncCall:
         return True
 
     async def _execute(self, step: Step) -> Memo:
-        """Run the step's handler, which ends the call unless the step can be handed over."""
+        """Run the step's handler, which ends the call unless a checkpoint can store the step."""
         try:
             if (diverged := self._divergence(step.request.step_id)) is not None:
                 self._end(diverged)
@@ -270,10 +270,10 @@ class AsyncCall:
             if len(self._tasks) > 1:  # else the task that goes on is the only one
                 self._settling.progressed()
 
-    async def _freshen(self) -> None:
+    async def _start_new_code(self) -> None:
         """What a hook raises here ends the call; it is none of the function's business."""
         try:
-            await self._replay.freshen()
+            await self._replay.start_new_code()
         except Exception as error:
             self._end(Raised(error))
             await self._loop.create_future()
@@ -281,7 +281,7 @@ class AsyncCall:
     async def _park(self, step: Step, task: AnyTask) -> bool:
         """Wait for the call's decision: True to return the memo, False to execute the step."""
         replay = self._replay
-        parked = _Parked(step, task, self._loop.create_future(), group_mode.get(), replay.is_fresh)
+        parked = _Parked(step, task, self._loop.create_future(), group_mode.get(), not replay.is_replaying)
         self._parked[step.hashed_id] = parked
         if step.hashed_id in replay.memos:
             heapq.heappush(self._memoized, (replay.position(step.hashed_id), step.hashed_id))
@@ -329,7 +329,7 @@ class AsyncCall:
             return  # the engine knows all of these, and would not call again before one of them has ended
         elif len(found) == 1 and found[0].mode is None and replay.runs_at_once(steps[0]):
             if replay.is_over:
-                self._end(HandedOver())
+                self._end(Checkpointed())
             else:
                 self._execute_or_report(found)
         elif (diverged := self._divergence(steps[0].request.step_id)) is not None:

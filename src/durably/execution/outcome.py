@@ -1,7 +1,7 @@
 """How a call ends: the function returned, raised, or there are ops for the engine.
 
-``Outcome`` is what an engine is told, ``Ending`` what came of running the function: there, steps that were
-handed over one by one are not repeated.
+``Outcome`` is the answer to the engine. ``Ending`` is the result of running the function: it does not repeat steps that
+are in checkpoints.
 """
 
 from dataclasses import dataclass
@@ -54,9 +54,9 @@ class Found:
 
 
 @dataclass(slots=True)
-class HandedOver:
-    """The function cannot go on, and all that the call has found is with its ``Handover``."""
+class Checkpointed:
+    """The function cannot continue. The ``Checkpointer`` has every step that the call has executed."""
 
 
 Outcome = Returned | Raised | Found
-Ending = Outcome | HandedOver
+Ending = Outcome | Checkpointed

@@ -15,7 +15,7 @@ from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
 
 from .memos import Divergence, Memo, MemoUnreadableError, StepMemos
-from .outcome import Ending, Found, HandedOver, Raised, StepReport
+from .outcome import Checkpointed, Ending, Found, Raised, StepReport
 from .step import StandIn, Step, StepInfo, StepRequest
 from .tasks import current_tracker
 
@@ -55,8 +55,8 @@ class Hooks(Protocol):
     async def after_step(self, report: StepReport) -> None: ...
 
 
-class Handover(Protocol):
-    """Takes the steps that a call has executed, so that its function goes on at once (spec §10)."""
+class Checkpointer(Protocol):
+    """Receives the steps that a call has executed, so that its function continues at once (spec §10)."""
 
     @property
     def is_over(self) -> bool:
@@ -64,7 +64,7 @@ class Handover(Protocol):
         ...
 
     async def take(self, report: StepReport) -> Memo | None:
-        """Take an executed step; the memo to go on with, ``None`` where the call ends here."""
+        """Store an executed step. Returns its memo, or ``None`` if the call must end."""
         ...
 
 
@@ -76,14 +76,14 @@ class Threads(Protocol):
         ...
 
 
-class Standing(Protocol):
-    """Whether the engine still wants the call."""
+class LeaseCheck(Protocol):
+    """Checks that the engine has not given the call up."""
 
     @property
-    def is_doubtful(self) -> bool: ...
+    def may_be_stale(self) -> bool: ...
 
     async def confirm(self) -> None:
-        """Ask the engine. Raises where the call must not go on."""
+        """Ask the engine. Raises if the call must end."""
         ...
 
 
@@ -106,15 +106,15 @@ class Replay:
 
     ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
     execute, ``None`` to discover. ``also`` are further steps that the same call may execute, one after another, as long
-    as it ``has_time``. ``attempt`` counts from 0. Without a ``handover`` the call ends with the first step that it
-    executes. ``standing`` is checked before each step. ``stand_in`` replaces steps in tests. ``threads`` run the sync
-    handlers of async functions; without them, those run on the event loop. ``names`` collects the ids of the steps
-    reached, by hashed id.
+    as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer`` the call ends with the first step that it
+    executes. ``lease_check`` runs before each step. ``stand_in`` replaces steps in tests. ``threads`` run the sync
+    handlers of async functions, which otherwise run on the event loop. ``names`` collects the ids of the steps reached,
+    by hashed id.
     """
 
     memos: StepMemos
     hooks: Hooks | None = None
-    handover: Handover | None = None
+    checkpointer: Checkpointer | None = None
     stack: Sequence[str] = ()
     target: str | None = None
     also: Sequence[str] = ()
@@ -122,13 +122,13 @@ class Replay:
     disable_immediate: bool = False
     attempt: int = 0
     max_attempts: int | None = None
-    standing: Standing | None = None
+    lease_check: LeaseCheck | None = None
     stand_in: StandIn | None = None
     threads: Threads | None = None
     function_id: str = ""
     names: dict[str, str] = field(default_factory=dict)
     findings: Findings | None = None
-    is_fresh: bool = False
+    is_replaying: bool = True
     targets: Collection[str] = ()
     _counts: dict[str, int] = field(default_factory=dict)
     _met: int = 0
@@ -210,10 +210,10 @@ class Replay:
         """
         return not self.memos if self._last is None else step.hashed_id == self._last
 
-    async def freshen(self) -> None:
+    async def start_new_code(self) -> None:
         """From here on new code runs."""
-        if not self.is_fresh:
-            self.is_fresh = True
+        if self.is_replaying:
+            self.is_replaying = False
             if self.hooks is not None:
                 await self.hooks.unmemoized()
 
@@ -234,14 +234,14 @@ class Replay:
     @property
     def is_over(self) -> bool:
         """Whether the call ends before it executes another step."""
-        return self.handover is not None and self.handover.is_over
+        return self.checkpointer is not None and self.checkpointer.is_over
 
     async def conclude(self, report: StepReport) -> Memo | Ending:
         """After a step was executed: the memo with which the function goes on, or how the call ends."""
-        if self.handover is None:
+        if self.checkpointer is None:
             return Found([report])
-        memo = await self.handover.take(report)
-        return HandedOver() if memo is None else memo
+        memo = await self.checkpointer.take(report)
+        return Checkpointed() if memo is None else memo
 
     def plan(self, step: Step, mode: ParallelMode | None, *, among_several: bool) -> StepReport:
         """Report a step without executing it. ``mode`` is that of its ``group.parallel``, if any.
@@ -283,9 +283,9 @@ class Replay:
         the step's ``group.parallel``, if any."""
         mode = self.mode_of_target(mode)
         request = step.request
-        if self.standing is not None and self.standing.is_doubtful:
-            await apart_from_run(self.standing.confirm())
-        await self.freshen()
+        if self.lease_check is not None and self.lease_check.may_be_stale:
+            await apart_from_run(self.lease_check.confirm())
+        await self.start_new_code()
         if self.hooks is not None:
             await self.hooks.before_step(step.info())
         token = in_step.set(step)

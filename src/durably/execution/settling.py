@@ -246,5 +246,5 @@ def _looking(future: AnyFuture, is_own: IsOwn) -> Iterator[AnyFuture | None]:
 
 
 def _is_wakeup(callback: Any) -> bool:
-    """Whether the callback is that of a task that awaits the future, which ``note`` was told of."""
+    """Whether the callback is that of a task that awaits the future, which ``note`` has recorded."""
     return "wakeup" in getattr(callback, "__name__", "") or "TaskWakeup" in type(callback).__name__

@@ -10,7 +10,7 @@ from durably.protocol.errors import Error, ErrorCode
 from durably.protocol.opcodes import ParallelMode
 
 from .memos import Memo
-from .outcome import Ending, Found, HandedOver, Raised, Returned, StepReport
+from .outcome import Checkpointed, Ending, Found, Raised, Returned, StepReport
 from .replay import Replay, in_step, raised_by_user, refuse_nested
 from .step import Step, StepRequest
 
@@ -66,7 +66,7 @@ class SyncCall:
     def run(self, function: Callable[[], Any]) -> Ending:
         """Run the function until it ends or the call does."""
         if self._replay.is_new:
-            drive(self._replay.freshen())
+            drive(self._replay.start_new_code())
         outer_step = in_step.set(None)  # nothing of a run that this one is perhaps called from reaches into it
         try:
             value = function()
@@ -82,7 +82,7 @@ class SyncCall:
             in_step.reset(outer_step)
         # A function that swallows the interrupt goes on running, but what the call found stands.
         outcome = self._outcome if self._outcome is not None else returned
-        drive(self._replay.freshen())
+        drive(self._replay.start_new_code())
         return outcome
 
     def step(self, request: StepRequest) -> Any:
@@ -100,7 +100,7 @@ class SyncCall:
         elif replay.memos.refusals and (refusal := replay.refusal(step)) is not None:
             self._end(Raised(refusal))
         elif replay.is_last(step):
-            self._freshen()
+            self._start_new_code()
         return replay.value(step, memo)
 
     def _check_id(self, step_id: str) -> None:
@@ -113,16 +113,16 @@ class SyncCall:
         if (diverged := self._replay.divergence(found)) is not None:
             self._end(diverged)
 
-    def _freshen(self) -> None:
+    def _start_new_code(self) -> None:
         """What a hook raises here ends the call; it is none of the function's business."""
         try:
-            drive(self._replay.freshen())
+            drive(self._replay.start_new_code())
         except Exception as error:
             self._end(Raised(error))
 
     def _meet(self, step: Step) -> Memo:
         """A step without a memo ends the call, or, in a group, this branch's part of it, unless the step can be
-        executed and handed over: then its memo is returned."""
+        executed and in a checkpoint: then its memo is returned."""
         replay, group = self._replay, self._group
         if step.hashed_id in replay.targets:
             self._meet_target(step)
@@ -132,7 +132,7 @@ class SyncCall:
             self._check_reached(step.request.step_id)
             if replay.runs_at_once(step):
                 if replay.is_over:
-                    self._end(HandedOver())
+                    self._end(Checkpointed())
                 return self._execute(step)
             self._end(Found([replay.plan(step, None, among_several=False)]))
         group.is_waiting = True
@@ -160,7 +160,7 @@ class SyncCall:
         return self._group.mode if self._group is not None else None
 
     def _execute(self, step: Step) -> Memo:
-        """Run the step's handler, which ends the call unless the step can be handed over."""
+        """Run the step's handler, which ends the call unless a checkpoint can store the step."""
         try:
             report = drive(self._replay.execute(step, self._mode, _call_handler))
             ending = drive(self._replay.conclude(report))

@@ -21,7 +21,7 @@ current_tracker: ContextVar[Tracker | None] = ContextVar("durably_tracker", defa
 
 
 def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the loop tell a call of the tasks that its function creates; an existing factory is kept and chained."""
+    """Have the loop report to a call the tasks that its function creates; an existing factory is kept and chained."""
     inner = loop.get_task_factory()
     if getattr(inner, "tracks_durably", False):
         return
@@ -201,7 +201,7 @@ async def tear_down(tasks: Collection[AnyTask]) -> None:
     """Cancel the tasks and wait for them; ``tasks`` may change meanwhile, as they end and create others.
 
     A task that goes on all the same, since it swallows its cancellation, is left behind rather than waited for, and
-    the loop's exception handler is told.
+    the loop's exception handler gets it.
     """
     overdue_rounds = 0
     while running := [task for task in tasks if not task.done()]:

@@ -12,7 +12,7 @@ import msgspec
 
 from durably.app import App
 from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
-from durably.execution import Ending, Found, HandedOver, Memo, Outcome, Raised, Returned, StepInfo, StepReport
+from durably.execution import Checkpointed, Ending, Found, Memo, Outcome, Raised, Returned, StepInfo, StepReport
 from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
 from durably.options import Checkpointing
 from durably.protocol.call import CheckpointRequest
@@ -32,7 +32,7 @@ class Checkpoints(Protocol):
 
     @property
     def are_default(self) -> bool:
-        """Whether functions that do not say hand their steps over."""
+        """Whether functions without the option ``checkpointing`` send checkpoints."""
         ...
 
     @property
@@ -49,8 +49,8 @@ class Checkpoints(Protocol):
         ...
 
     def may_be_stale(self, since: float) -> bool:
-        """Whether the engine may have given up, without this process knowing, a call that it wanted at ``since``. A
-        checkpoint, which may be without steps, tells for certain."""
+        """Whether the engine may have given up, without this process knowing, a call that it wanted at ``since``. The
+        answer to a checkpoint, even to one without steps, is certain."""
         ...
 
     def commit(self, request: CheckpointRequest) -> Awaitable[None]:
@@ -64,7 +64,7 @@ class Checkpoints(Protocol):
 
 
 class HttpCheckpoints:
-    """Hands steps over by the engine's HTTP API, on behalf of one app.
+    """Sends checkpoints of one app to the engine's HTTP API.
 
     Nothing is tried twice: the answer of the call is a second way for the same steps, and known to work.
     """
@@ -85,7 +85,7 @@ class HttpCheckpoints:
         return time.monotonic()
 
     def may_be_stale(self, since: float) -> bool:
-        """An engine at the other end of a request waits for its answer; what else it gives up, it tells at the next
+        """The engine waits for the answer to its request. It reports a call that it has given up at the next
         checkpoint."""
         return False
 
@@ -111,10 +111,10 @@ _RUN_COMPLETE_ID = hash_step_id("complete")
 _DISCOVERY_ID = hash_step_id("discovery")
 
 
-class StepHandover:
-    """What one call has finished and the engine does not know yet (an ``execution.Handover``).
+class StepCheckpointer:
+    """The finished steps of one call that the engine does not have yet (an ``execution.Checkpointer``).
 
-    ``call`` tells the engine which call it is. Where ``checkpoints`` do not ``join_answers``, what is kept is committed
+    ``call`` identifies the call to the engine. Where ``checkpoints`` do not ``join_answers``, what is kept is committed
     before the answer.
     """
 
@@ -182,7 +182,7 @@ class StepHandover:
         return memo
 
     def _memo_of(self, report: StepReport) -> Memo | None:
-        """What the step returns to its function; ``None`` where only the next call can tell.
+        """What the step returns to its function; ``None`` if only the next call can know.
 
         Middleware that transforms outputs restores them when it transforms the input of a call, which happens once.
         """
@@ -239,7 +239,7 @@ class StepHandover:
         if self._stale is not None:
             return Raised(self._stale)
         unsent = list(self._unsent.values())
-        if isinstance(ending, HandedOver):
+        if isinstance(ending, Checkpointed):
             return Found([*unsent, *self._failed] or [_discovery()])
         if isinstance(ending, Found):
             return Found([*unsent, *ending.reports])
@@ -278,8 +278,8 @@ def _report_of(op: Op) -> StepReport:
     return StepReport(op, StepInfo(op.op, Opcode(op.op), hashed_id=op.id))
 
 
-class CallStanding:
-    """``call`` tells the engine which call it is."""
+class CallLeaseCheck:
+    """Checks that the engine has not given up a call, which ``call`` identifies (an ``execution.LeaseCheck``)."""
 
     def __init__(self, checkpoints: Checkpoints, call: CheckpointRequest, io: IO) -> None:
         self._checkpoints = checkpoints
@@ -288,12 +288,12 @@ class CallStanding:
         self._known_at = checkpoints.certain_at_arrival()
 
     @property
-    def is_doubtful(self) -> bool:
+    def may_be_stale(self) -> bool:
         return self._checkpoints.may_be_stale(self._known_at)
 
     async def confirm(self) -> None:
         """Raises ``CallStaleError``, and ``CheckpointRefusedError`` where the engine does not say."""
-        while self.is_doubtful:  # again, where the answer itself may have been on its way for long
+        while self.may_be_stale:  # again, where the answer itself may have been on its way for long
             asked_at = time.monotonic()
             request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
             await self._io.resolve(self._checkpoints.commit(request))

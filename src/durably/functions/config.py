@@ -113,7 +113,7 @@ class FunctionOpts:
         return f"{self.id}-failure"
 
     def checkpointing_or(self, default: bool) -> Checkpointing | None:
-        """How the function hands finished steps over; ``None`` where it does not."""
+        """The checkpointing of the function; ``None`` if it has none."""
         chosen = default if self.checkpointing is None else self.checkpointing
         return (_CHECKPOINTING if chosen else None) if isinstance(chosen, bool) else chosen
 

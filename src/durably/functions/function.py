@@ -14,11 +14,11 @@ from durably.context import Context, ContextSync, Step, StepSync
 from durably.errors import Error, FunctionConfigInvalidError, FunctionNotServedError
 from durably.execution import (
     AsyncCall,
+    Checkpointed,
+    Checkpointer,
     Divergence,
     Ending,
     Found,
-    HandedOver,
-    Handover,
     Outcome,
     Raised,
     Replay,
@@ -44,7 +44,7 @@ from durably.serializers import Serializer, Unset
 from durably.values.annotations import encode_as, function_codec
 from durably.values.codecs import Codec, SerializerCodec
 
-from .checkpoints import CallStanding, Checkpoints, StepHandover
+from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
 from .config import FunctionDefinition, FunctionOpts
 from .divergences import Divergences
 from .hooks import MiddlewareFactory, TransformOutputResult
@@ -152,24 +152,24 @@ class Function(FunctionDefinition[T]):
     async def call(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it."""
         middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
-        told = _tell_call(call)
-        handover = self._open_handover(app, call, told, io, middleware)
-        if handover is None:
-            ending = await self._run(app, call, told, io, middleware, None)
-            assert not isinstance(ending, HandedOver)
+        checkpoint = _empty_checkpoint(call)
+        checkpointer = self._make_checkpointer(app, call, checkpoint, io, middleware)
+        if checkpointer is None:
+            ending = await self._run(app, call, checkpoint, io, middleware, None)
+            assert not isinstance(ending, Checkpointed)
             return ending
         try:
-            return await handover.conclude(await self._run(app, call, told, io, middleware, handover))
+            return await checkpointer.conclude(await self._run(app, call, checkpoint, io, middleware, checkpointer))
         finally:
-            handover.close()
+            checkpointer.close()
 
     def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
         return drive(self.call(app, call, io))
 
-    def _open_handover(
-        self, app: App, call: FunctionCall, told: CheckpointRequest, io: IO, middleware: MiddlewareStack
-    ) -> StepHandover | None:
+    def _make_checkpointer(
+        self, app: App, call: FunctionCall, checkpoint: CheckpointRequest, io: IO, middleware: MiddlewareStack
+    ) -> StepCheckpointer | None:
         """``None`` for a call that ends with the first step it executes: one that targets a step, and one that is
         made again, since engines count attempts by call and the steps after the one that failed have their own."""
         if call.checkpoints is None or call.target is not None or call.context.attempt:
@@ -177,19 +177,19 @@ class Function(FunctionDefinition[T]):
         config = self.opts.checkpointing_or(call.checkpoints.are_default)
         if config is None:
             return None
-        return StepHandover(call.checkpoints, config, told, io, middleware, app.logger)
+        return StepCheckpointer(call.checkpoints, config, checkpoint, io, middleware, app.logger)
 
     async def _run(
         self,
         app: App,
         call: FunctionCall,
-        told: CheckpointRequest,
+        checkpoint: CheckpointRequest,
         io: IO,
         middleware: MiddlewareStack,
-        handover: Handover | None,
+        checkpointer: Checkpointer | None,
     ) -> Ending:
         try:
-            ending = await self._execute(app, call, told, io, middleware, handover)
+            ending = await self._execute(app, call, checkpoint, io, middleware, checkpointer)
             ending = await self._transform_output(ending, call, middleware)
             await middleware.call("before_response")
         except Exception as error:
@@ -200,13 +200,13 @@ class Function(FunctionDefinition[T]):
         self,
         app: App,
         call: FunctionCall,
-        told: CheckpointRequest,
+        checkpoint: CheckpointRequest,
         io: IO,
         middleware: MiddlewareStack,
-        handover: Handover | None,
+        checkpointer: Checkpointer | None,
     ) -> Ending:
         handler = self._handler_for(call.function_id)
-        replay = _make_replay(app, call, middleware, handover, _standing_of(call, told, io))
+        replay = _make_replay(app, call, middleware, checkpointer, _lease_check_of(call, checkpoint, io))
         replay.names = self.divergences[call.function_id].names
         replay.function_id = call.function_id
         replay.findings = _Findings(self, app, call)
@@ -243,12 +243,12 @@ class Function(FunctionDefinition[T]):
         return SerializerCodec(serializer, object) if codec is None and serializer is not None else codec
 
     async def _transform_output(self, ending: Ending, call: FunctionCall, middleware: MiddlewareStack) -> Ending:
-        """Planned steps returned nothing yet, so where several were found there is nothing to transform; those handed
-        over have been transformed one by one."""
+        """Planned steps returned nothing yet, so where several were found there is nothing to transform; those in
+        checkpoints have been transformed one by one."""
         began = call.timings.begin("mw.transform_output")
         if isinstance(ending, Raised) and not isinstance(ending.error, Exception):
             raise ending.error
-        if not middleware or isinstance(ending, HandedOver):
+        if not middleware or isinstance(ending, Checkpointed):
             return ending
         try:
             if isinstance(ending, Found):
@@ -295,10 +295,10 @@ class _Findings:
         )
 
     def left_steps(self, step_ids: Sequence[str]) -> None:
-        _tell_left_steps(self._app, self._call, step_ids)
+        _warn_of_left_steps(self._app, self._call, step_ids)
 
 
-def _tell_left_steps(app: App, call: FunctionCall, step_ids: Sequence[str]) -> None:
+def _warn_of_left_steps(app: App, call: FunctionCall, step_ids: Sequence[str]) -> None:
     more = len(step_ids) - _MAX_LISTED
     app.logger.warning(
         'function "%s", run %s: the function returned without steps that it had given to a task or to gather, which '
@@ -318,8 +318,8 @@ def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:
     return TransformOutputResult(outcome.error, msgspec.UNSET, None)
 
 
-def _tell_call(call: FunctionCall) -> CheckpointRequest:
-    """Which call it is, in the words in which the engine told it."""
+def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
+    """A checkpoint without steps: it identifies the call as the engine does."""
     context = call.context
     return CheckpointRequest(
         run_id=context.run_id,
@@ -337,30 +337,30 @@ def _watch(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() < deadline
 
 
-def _standing_of(call: FunctionCall, told: CheckpointRequest, io: IO) -> CallStanding | None:
-    return None if call.checkpoints is None else CallStanding(call.checkpoints, told, io)
+def _lease_check_of(call: FunctionCall, checkpoint: CheckpointRequest, io: IO) -> CallLeaseCheck | None:
+    return None if call.checkpoints is None else CallLeaseCheck(call.checkpoints, checkpoint, io)
 
 
 def _make_replay(
     app: App,
     call: FunctionCall,
     middleware: MiddlewareStack,
-    handover: Handover | None,
-    standing: CallStanding | None,
+    checkpointer: Checkpointer | None,
+    lease_check: CallLeaseCheck | None,
 ) -> Replay:
     context = call.context
     stack = context.stack.stack if context.stack is not None else None
     replay = Replay(
         memos=StepMemos(call.steps),
         hooks=middleware if middleware else None,
-        handover=handover,
+        checkpointer=checkpointer,
         stack=list(call.steps) if stack is None else stack,
         target=call.target,
         also=() if middleware else context.also or (),
         disable_immediate=call.disable_immediate,
         attempt=context.attempt,
         max_attempts=context.max_attempts,
-        standing=standing,
+        lease_check=lease_check,
         stand_in=call.stand_in,
     )
     if call.threads is not None:

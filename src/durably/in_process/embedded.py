@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 from durably.engine_interface import InProcessEngine
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.protocol.durations import Duration, to_timedelta
 
 from .commands import Commands
@@ -94,7 +94,7 @@ class Embedded(Commands):
 
     def start_sync(self) -> None:
         """``start`` for synchronous code: on a background event loop."""
-        get_portal().run(self.start())
+        get_background_loop().run(self.start())
 
     async def stop(self) -> None:
         """Take no more calls, and wait up to the settings' ``close_grace`` for calls under way. Return the others.

@@ -10,14 +10,14 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from durably.io.background_loop import Portal, Remote, get_portal
+from durably.io.background_loop import BackgroundLoop, Remote, get_background_loop
 
 from .errors import CallReturnedError
 
 T = TypeVar("T")
 
 _lock = threading.Lock()
-_portal: Portal | None = None
+_background_loop: BackgroundLoop | None = None
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
@@ -40,11 +40,11 @@ class OnAnyLoop(Remote[T]):
 
 def engine_loop() -> asyncio.AbstractEventLoop:
     """The thread of this process. A forked child has its own."""
-    global _portal
+    global _background_loop
     with _lock:
-        if _portal is None:
-            _portal = Portal("durably-engine", _new_loop)
-        return _portal.loop
+        if _background_loop is None:
+            _background_loop = BackgroundLoop("durably-engine", _new_loop)
+        return _background_loop.loop
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -54,8 +54,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _forget() -> None:
-    global _portal, _lock
-    _portal, _lock = None, threading.Lock()
+    global _background_loop, _lock
+    _background_loop, _lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -86,7 +86,7 @@ class AppLoop:
         see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it is cancelled by itself, and
         ``CallReturnedError`` if the app's loop does not run any more.
         """
-        to_app = self._to_app = _callbacks_on(self.loop or get_portal().loop, self._to_app)
+        to_app = self._to_app = _callbacks_on(self.loop or get_background_loop().loop, self._to_app)
         to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
         call = _Call(function(*args, **kwargs), to_app.loop, to_engine, self._under_way)
         try:

@@ -12,12 +12,12 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Portal:
-    """An event loop in a daemon thread, with a way in from other threads."""
+class BackgroundLoop:
+    """An event loop in a daemon thread, to which other threads submit coroutines."""
 
     def __init__(
         self,
-        name: str = "durably-portal",
+        name: str = "durably-background-loop",
         new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     ) -> None:
         self.loop = new_loop()
@@ -25,7 +25,7 @@ class Portal:
         self._thread.start()
 
     def _run(self) -> None:
-        """``sys.exit()`` in user code stops the loop; who waits for that code gets it, and the portal goes on."""
+        """Run the loop again after ``sys.exit()`` in user code, whose caller gets the exception."""
         while True:
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 self.loop.run_forever()
@@ -84,21 +84,21 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 _lock = threading.Lock()
-_portal: Portal | None = None
+_background_loop: BackgroundLoop | None = None
 
 
-def get_portal() -> Portal:
-    """This process's portal."""
-    global _portal
+def get_background_loop() -> BackgroundLoop:
+    """The background loop of this process."""
+    global _background_loop
     with _lock:
-        if _portal is None:
-            _portal = Portal()
-        return _portal
+        if _background_loop is None:
+            _background_loop = BackgroundLoop()
+        return _background_loop
 
 
 def _forget() -> None:
-    global _portal, _lock
-    _portal, _lock = None, threading.Lock()
+    global _background_loop, _lock
+    _background_loop, _lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -21,7 +21,7 @@ from durably.errors import TransportError
 from durably.protocol.headers import Header
 from durably.protocol.signatures import bearer_token
 
-from .background_loop import Remote, get_portal
+from .background_loop import Remote, get_background_loop
 from .worker_threads import WorkerThreads
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class IO(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
     def resolve(self, value: Awaitable[T]) -> Awaitable[T]:
-        """Wait for something asynchronous; where that blocks, it happens in the portal."""
+        """Wait for something asynchronous; where that blocks, it happens in the background loop."""
         ...
 
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
@@ -234,7 +234,7 @@ class BlockingIO:
         time.sleep(seconds)
 
     async def resolve(self, value: Awaitable[T]) -> T:
-        return value.result() if isinstance(value, Remote) else get_portal().run(value)
+        return value.result() if isinstance(value, Remote) else get_background_loop().run(value)
 
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
         return function()
@@ -243,10 +243,10 @@ class BlockingIO:
         return function()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        return get_portal().submit(coroutine)
+        return get_background_loop().submit(coroutine)
 
     def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        return get_portal().submit(coroutine)
+        return get_background_loop().submit(coroutine)
 
     async def wait(self, job: Job[Any], seconds: float) -> bool:
         assert isinstance(job, concurrent.futures.Future)

@@ -58,7 +58,7 @@ class LoopWatch:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._told: dict[Running, float] = {}
+        self._warned: dict[Running, float] = {}
         self._logger: Logger | None = None
 
     async def watch(self, call: Coroutine[Any, Any, T], logger: Logger) -> T:
@@ -119,13 +119,13 @@ class LoopWatch:
             watched.since = now  # many short pieces of work do not count as blocking
         watched.suspect = suspect
         if suspect is not None and frame is not None and now - watched.since >= BLOCKED_SECONDS:
-            self._tell(suspect, frame, now)
+            self._warn(suspect, frame, now)
 
-    def _tell(self, suspect: Running, frame: FrameType, now: float) -> None:
-        if self._logger is None or now - self._told.get(suspect, -_QUIET_SECONDS) < _QUIET_SECONDS:
+    def _warn(self, suspect: Running, frame: FrameType, now: float) -> None:
+        if self._logger is None or now - self._warned.get(suspect, -_QUIET_SECONDS) < _QUIET_SECONDS:
             return
-        self._told = {told: at for told, at in self._told.items() if now - at < _QUIET_SECONDS}
-        self._told[suspect] = now
+        self._warned = {running: at for running, at in self._warned.items() if now - at < _QUIET_SECONDS}
+        self._warned[suspect] = now
         function_id, step_id = suspect
         where = f'step "{printable(step_id)}"' if step_id is not None else "code between the steps"
         self._logger.warning(

@@ -39,7 +39,7 @@ class CallContext(msgspec.Struct, kw_only=True, gc=False):
 class CallRequest(msgspec.Struct, kw_only=True, gc=False):
     """``steps`` maps hashed step ids to memos, left undecoded: the app decodes each when its step takes it.
 
-    ``event`` and ``events`` are absent where ``use_api`` tells the app to fetch them.
+    ``event`` and ``events`` are absent if ``use_api`` says that the app must fetch them.
     """
 
     ctx: CallContext

@@ -1,7 +1,7 @@
 """The connection of an app to its Temporal server: one client per process, connected when first used.
 
 A ``Temporal`` is made at import time, before any event loop, before a fork, while the server may be away. The first use
-connects, on the portal's loop; from then on the client serves every event loop and thread of the process, and
+connects, on the background event loop; from then on the client serves every event loop and thread of the process, and
 reconnects by itself when the server comes back. It knows nothing of HTTP, and of workers only what is declared.
 """
 
@@ -25,7 +25,7 @@ from temporalio.common import MetricMeter, SearchAttributeKey
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.protocol.text import get_logger
 
 from .call_options import check_memo
@@ -337,7 +337,7 @@ class Temporal:
     def _connect_once(self) -> concurrent.futures.Future[Client]:
         with self._lock:
             if self._connecting is None:
-                self._connecting = get_portal().submit(self._connect_shared())
+                self._connecting = get_background_loop().submit(self._connect_shared())
             return self._connecting
 
     async def _connect_shared(self) -> Client:
@@ -353,7 +353,7 @@ class Temporal:
     def _check_attributes(self, client: Client, declared: Sequence[DeclaredAttribute]) -> None:
         """In the background: no request waits for it."""
         if declared:
-            get_portal().submit(log_faults(client, tuple(declared), DEFAULT_RPC_TIMEOUT))
+            get_background_loop().submit(log_faults(client, tuple(declared), DEFAULT_RPC_TIMEOUT))
 
     async def connect(
         self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[Interceptor] | None = None

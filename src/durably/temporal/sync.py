@@ -1,6 +1,6 @@
 """The Temporal client for synchronous code: Flask and Django views, scripts, shells.
 
-Each method is a front over the method of the same name of ``temporalio``'s client, run on the portal's event loop: no
+Each method is a front over the method of the same name of ``temporalio``'s client, run on the background event loop: no
 loop per request, one connection for all threads. What has no front here goes through ``SyncClient.run``.
 """
 
@@ -28,7 +28,7 @@ from temporalio.types import (
 )
 from temporalio.workflow import UpdateMethodMultiParam
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 
 from .call_options import CallOptions, QueryOptions, StartOptions, UpdateOptions
 from .default_arguments import fill_arguments
@@ -42,7 +42,7 @@ P = ParamSpec("P")
 
 
 class Runner:
-    """Runs the client's coroutines on the portal. Refused on an event loop, which the wait would block."""
+    """Runs the client's coroutines on the background loop. Refused on an event loop, which the wait would block."""
 
     def __init__(self, client: Callable[[], Awaitable[Client]]) -> None:
         self._client = client
@@ -53,7 +53,7 @@ class Runner:
                 "temporal.sync would block this event loop: in async code use the client itself, "
                 "client = await temporal.client()"
             )
-        return get_portal().run(self._call(call))
+        return get_background_loop().run(self._call(call))
 
     async def _call(self, call: Callable[[Client], Awaitable[T]]) -> T:
         return await call(await self._client())

@@ -1,4 +1,4 @@
-"""The test engine for synchronous tests: fronts of ``TestEngine``, which runs on the portal's event loop.
+"""The test engine for synchronous tests: fronts of ``TestEngine``, which runs on the background event loop.
 
 While a method waits, its thread runs the sync functions that are called, so that they share what belongs to the
 test's thread: a database transaction of Django's ``TestCase``, thread locals, a debugger.
@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from durably.events import Event
 from durably.functions.function import Function
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.protocol.durations import Duration
 
 from .engine_base import DEFAULT_MAX_TIME, TestEngineBase, TestRun
@@ -153,7 +153,7 @@ class SyncTestEngine:
         except RuntimeError:
             work.close()
             raise
-        future = get_portal().submit(work)
+        future = get_background_loop().submit(work)
         try:
             return self._thread.wait_for(future)
         except BaseException:

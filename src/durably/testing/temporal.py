@@ -1,7 +1,7 @@
 """Apps and their workflows in tests, on a real Temporal server: the development server, or the one that skips time.
 
 The app uses the test's server in place of its own, its declared workers run beside the test, and activities may be
-replaced. All of it runs on the portal's event loop, so that synchronous and asynchronous tests are the same.
+replaced. All of it runs on the background event loop, so that synchronous and asynchronous tests are the same.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
 from durably.errors import Error
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
 from durably.temporal.compat import activity_definition
@@ -65,18 +65,18 @@ class TemporalServer:
             starting = WorkflowEnvironment.start_local(
                 dev_server_existing_path=path, dev_server_log_level="never", runtime=runtime
             )
-        self._environment = get_portal().run(starting)
+        self._environment = get_background_loop().run(starting)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        get_portal().run(self.environment.shutdown())
+        get_background_loop().run(self.environment.shutdown())
         self._environment = None
 
     @property
     def environment(self) -> WorkflowEnvironment:
-        """What ``temporalio.testing`` has for it, running on the portal's event loop."""
+        """What ``temporalio.testing`` has for it, running on the background event loop."""
         if self._environment is None:
             raise RuntimeError("the server has not been started: use it in a with statement")
         return self._environment
@@ -102,7 +102,7 @@ class TemporalServer:
         """
         client = self.client(temporal)
         if declared := wanted_types(temporal.search_attributes):
-            get_portal().run(register_and_wait(client, declared, _PATIENCE))
+            get_background_loop().run(register_and_wait(client, declared, _PATIENCE))
         with temporal.override(client):
             yield client
 
@@ -124,20 +124,22 @@ class TemporalServer:
         replaced = mock_activities(declared, mocks or {})
         with self.connected(temporal) as client:
             workers = Workers(temporal, replaced, client=client, grace=_GRACE, versioned=False)
-            running = get_portal().submit(workers.run())
+            running = get_background_loop().submit(workers.run())
             try:
-                get_portal().run(_until_started(workers, asyncio.wrap_future(running, loop=get_portal().loop)))
+                get_background_loop().run(
+                    _until_started(workers, asyncio.wrap_future(running, loop=get_background_loop().loop))
+                )
                 yield workers
             finally:
-                get_portal().run(_stop(asyncio.wrap_future(running, loop=get_portal().loop)))
+                get_background_loop().run(_stop(asyncio.wrap_future(running, loop=get_background_loop().loop)))
 
     def skip(self, duration: timedelta) -> None:
         """Let the server's time pass. On the development server, that takes as long as it does."""
-        get_portal().run(self.environment.sleep(duration))
+        get_background_loop().run(self.environment.sleep(duration))
 
     def now(self) -> datetime:
         """The server's time."""
-        return get_portal().run(self.environment.get_current_time())
+        return get_background_loop().run(self.environment.get_current_time())
 
 
 async def _until_started(workers: Workers, running: "asyncio.Future[None]") -> None:

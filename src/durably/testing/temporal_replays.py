@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
 from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.gateway import Gateway
@@ -31,7 +31,7 @@ def replay_histories(
     if isinstance(code, Gateway):
         declared = with_exposed(declared, code.exposures.values())
     replayer = HistoryReplayer(temporal, declared)
-    reports = get_portal().run(replay_all(replayer, read_histories(directory)))
+    reports = get_background_loop().run(replay_all(replayer, read_histories(directory)))
     failures = [each for report in reports for each in report.failures]
     if failures:
         count = sum(report.replayed + report.skipped for report in reports) + len(failures)

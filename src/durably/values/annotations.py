@@ -28,8 +28,8 @@ _known: dict[Any, Codec | None] = dict.fromkeys(_PLAIN)
 """Codecs by annotation, for annotations that mean the same in every module. Read for each step of each call."""
 _MAX_KNOWN = 512
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # types by handler; Unset if there is none
-_told: dict[tuple[str, str, str], None] = {}
-_MAX_TOLD = 4096
+_warned: dict[tuple[str, str, str], None] = {}
+_MAX_WARNED = 4096
 
 
 def handler_codec(
@@ -147,11 +147,11 @@ def _tell_unresolved(handler: Callable[..., Any], error: Exception) -> None:
 
 def _is_news(source: str, path: str, found: str) -> bool:
     key = (source, re.sub(r"\[\d+\]", "[]", path), found)
-    if key in _told:
+    if key in _warned:
         return False
-    if len(_told) >= _MAX_TOLD:
-        _told.clear()
-    _told[key] = None
+    if len(_warned) >= _MAX_WARNED:
+        _warned.clear()
+    _warned[key] = None
     return True
 
 

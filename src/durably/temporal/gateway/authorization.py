@@ -9,7 +9,7 @@ from typing import Any
 
 from temporalio.client import WorkflowExecutionDescription
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.io.http_client import IO
 from durably.temporal.errors import TemporalSettingsError
 
@@ -64,7 +64,7 @@ class ActionSubject:
             raise RuntimeError(
                 "an asynchronous authorize= must `await action.load()` before it reads owner, memo or description"
             )
-        return self._facts or get_portal().run(self.load())
+        return self._facts or get_background_loop().run(self.load())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from temporalio.common import SearchAttributeKey, TypedSearchAttributes
 
 from durably.execution import drive
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
@@ -503,10 +503,10 @@ def _action(
 
 
 def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
-    """A response's stream in a thread: each chunk is waited for on the portal."""
-    portal = get_portal()
+    """A response's stream in a thread: each chunk is waited for on the background loop."""
+    loop = get_background_loop()
     try:
-        while (chunk := portal.run(anext(stream, None))) is not None:
+        while (chunk := loop.run(anext(stream, None))) is not None:
             yield chunk
     finally:
-        portal.run(stream.aclose())
+        loop.run(stream.aclose())

@@ -1,4 +1,4 @@
-"""The portal: an event loop for synchronous places."""
+"""The background event loop for synchronous code."""
 
 import asyncio
 import contextvars
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 
 
 async def value_of(value: Any) -> Any:
@@ -23,9 +23,9 @@ def test_it_runs_coroutines_in_one_background_thread() -> None:
     async def where() -> int:
         return threading.get_ident()
 
-    portal = get_portal()
-    assert portal is get_portal()
-    assert portal.run(where()) == portal.run(where()) != threading.get_ident()
+    loop = get_background_loop()
+    assert loop is get_background_loop()
+    assert loop.run(where()) == loop.run(where()) != threading.get_ident()
 
 
 def test_it_waits_for_any_awaitable() -> None:
@@ -33,7 +33,7 @@ def test_it_waits_for_any_awaitable() -> None:
         def __await__(self) -> Any:
             return value_of("came").__await__()
 
-    assert get_portal().run(Later()) == "came"
+    assert get_background_loop().run(Later()) == "came"
 
 
 def test_many_threads_can_wait_at_once() -> None:
@@ -44,7 +44,9 @@ def test_many_threads_can_wait_at_once() -> None:
         return number
 
     results: list[int] = []
-    threads = [threading.Thread(target=lambda n=n: results.append(get_portal().run(meet(n)))) for n in range(20)]
+    threads = [
+        threading.Thread(target=lambda n=n: results.append(get_background_loop().run(meet(n)))) for n in range(20)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -57,7 +59,7 @@ def test_what_it_raises_is_raised_here() -> None:
         raise LookupError("not here")
 
     with pytest.raises(LookupError, match="not here"):
-        get_portal().run(fail())
+        get_background_loop().run(fail())
 
 
 def test_context_variables_come_along() -> None:
@@ -69,8 +71,8 @@ def test_context_variables_come_along() -> None:
         return found
 
     name.set("Ada")
-    assert get_portal().run(read()) == "Ada"
-    assert get_portal().submit(read()).result() == "Ada"
+    assert get_background_loop().run(read()) == "Ada"
+    assert get_background_loop().submit(read()).result() == "Ada"
     assert name.get() == "Ada"
 
 
@@ -88,7 +90,7 @@ def hold(started: threading.Event, cancelled: threading.Event) -> Any:
 
 def test_cancelling_the_future_cancels_the_task() -> None:
     started, cancelled = threading.Event(), threading.Event()
-    future = get_portal().submit(hold(started, cancelled))
+    future = get_background_loop().submit(hold(started, cancelled))
     assert started.wait(60)
     assert future.cancel()
     assert cancelled.wait(60)
@@ -114,7 +116,7 @@ def test_an_interrupted_wait_cancels_the_task() -> None:
     thread.start()
     try:
         with pytest.raises(InterruptedError):
-            get_portal().run(hold(started, cancelled))
+            get_background_loop().run(hold(started, cancelled))
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, before)
@@ -127,32 +129,32 @@ def test_leaving_the_program_from_inside_leaves_the_portal_running(leaving: Base
         raise leaving
 
     with pytest.raises(type(leaving)):
-        get_portal().run(leave())
-    assert get_portal().run(value_of("still here")) == "still here"
+        get_background_loop().run(leave())
+    assert get_background_loop().run(value_of("still here")) == "still here"
 
 
 def test_its_own_thread_cannot_wait_for_it() -> None:
     async def wait_inside() -> None:
-        get_portal().run(value_of(1))
+        get_background_loop().run(value_of(1))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a coroutine that was never awaited would be one
         with pytest.raises(RuntimeError, match="await it there"):
-            get_portal().run(wait_inside())
+            get_background_loop().run(wait_inside())
 
 
 def test_a_forked_process_starts_its_own() -> None:
     program = """
 import os
-from durably.io.background_loop import get_portal
+from durably.io.background_loop import get_background_loop
 async def process(): return os.getpid()
-assert get_portal().run(process()) == os.getpid()
-parent = get_portal()
+assert get_background_loop().run(process()) == os.getpid()
+parent = get_background_loop()
 if child := os.fork():
     _, status = os.waitpid(child, 0)
-    assert get_portal() is parent and parent.run(process()) == os.getpid()
+    assert get_background_loop() is parent and parent.run(process()) == os.getpid()
     os._exit(os.waitstatus_to_exitcode(status))
-assert get_portal() is not parent and get_portal().run(process()) == os.getpid()
+assert get_background_loop() is not parent and get_background_loop().run(process()) == os.getpid()
 os._exit(7)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 7
