@@ -27,7 +27,7 @@ class NotAnAppError(Exception):
 def detect_kind(app: object) -> AppKind:
     """Raises ``NotAnAppError``, whose text says what was found instead.
 
-    ASGI apps take three arguments, and WSGI apps and DigitalOcean functions two, told apart by their names:
+    ASGI apps take three arguments, and WSGI apps and DigitalOcean functions two, distinguished by their names:
     those of the platform's documentation are ``event`` and ``context``.
     """
     if _is_tornado(app):

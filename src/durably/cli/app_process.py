@@ -1,4 +1,4 @@
-"""The user's app, served by a child process: started, stopped, started anew, and asked to sync."""
+"""The user's app, served by a child process: started, stopped, restarted, and asked to sync."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _PROGRAM = "durably.cli.app_server"
 
 
 class AppProcess(ChildProcess):
-    """Serves ``target``, which is ``module:app``; ``engine_origin`` is what the app is told to talk to."""
+    """Serves ``target``, which is ``module:app``; ``engine_origin`` is the engine that the app uses."""
 
     def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
         command = (sys.executable, "-m", _PROGRAM, target, "--host", host, "--port", str(port))

@@ -1,7 +1,7 @@
 """The program that serves a user's app, in a process of its own: ``python -m durably.cli.app_server module:app``.
 
-``durably dev`` starts it, and starts it anew when the source changes. It imports user code and its framework's
-server; it knows no engine beyond what its environment says. Errors end it with ``EXIT_REPORTED`` after one or
+``durably dev`` starts it, and restarts it when the source changes. It imports user code and its framework's
+server; it knows an engine only from its environment. Errors end it with ``EXIT_REPORTED`` after one or
 two lines on stderr.
 """
 

@@ -1,4 +1,4 @@
-"""A child process that runs the user's code: started, watched, stopped, started anew."""
+"""A child process that runs the user's code: started, watched, stopped, restarted."""
 
 import asyncio
 import contextlib

@@ -5,6 +5,7 @@ import click
 from durably.settings import Environment, describe_unknown_name
 
 from .backup import backup
+from .bulk_operations import cancellations
 from .check import check
 from .dev import dev
 from .events import events
@@ -17,7 +18,6 @@ from .runs import runs
 from .send import send
 from .signal import signal
 from .start import start
-from .sweeps import cancellations
 from .sync import sync
 from .temporal import temporal
 from .text import echo

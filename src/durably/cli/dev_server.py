@@ -142,7 +142,7 @@ class DevServer:
                 on_sync=self._report_sync,
             )
         except DatabaseLockedError:
-            # Who mistypes the app's name most likely runs an engine here already: that is not what is wrong.
+            # If the app's name is mistyped, an engine often runs here already. Report the name, not the port.
             if options.target is not None:
                 await check_importable(options.target)
             raise
@@ -151,7 +151,7 @@ class DevServer:
         where = f"state in {database}" if is_kept else "state is lost when it ends"
         self.console.note(f"engine at {self.server.origin}, {where}")
         if options.host not in LOOPBACK_HOSTS:
-            self.console.warn(f"whoever can reach {options.host} can use this engine: it asks for no keys")
+            self.console.warn(f"this engine needs no keys: every host that can reach {options.host} can use it")
         if options.target is not None:
             await self._start_app(options.target)
         elif not options.urls:

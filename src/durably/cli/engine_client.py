@@ -132,9 +132,9 @@ class EngineClient:
         try:
             for line in _lines(response):
                 if line:
-                    told = self._decode(line, dict[str, Any])
-                    output = told.pop("output")
-                    update = msgspec.convert(told, RunUpdate)
+                    decoded = self._decode(line, dict[str, Any])
+                    output = decoded.pop("output")
+                    update = msgspec.convert(decoded, RunUpdate)
                     encoded = None if output is None else msgspec.Raw(msgspec.json.encode(output))
                     yield msgspec.structs.replace(update, output=encoded)
         except urllib3.exceptions.HTTPError as error:

@@ -1,7 +1,7 @@
 """Runs a program that would outlive us: ``python -m durably.cli.guard program argument…``.
 
-The program ends when this process's parent does, however that ended, and by SIGTERM. Ctrl-C, which the terminal sends
-to all, does not reach it: whoever started it ends it when nobody needs it any more.
+The program ends with this process's parent in any case, and by SIGTERM. Ctrl-C, which the terminal sends
+to all, does not reach it: its starter ends it.
 """
 
 import os

@@ -99,7 +99,7 @@ class SyncLog:
 
 
 def notify_supervisor(state: str) -> None:
-    """Tell systemd, if it runs this with ``Type=notify`` (``man sd_notify``)."""
+    """Notify systemd, if it runs this with ``Type=notify`` (``man sd_notify``)."""
     path = Environment().notify_socket
     if path is None:
         return

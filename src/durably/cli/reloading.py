@@ -1,4 +1,4 @@
-"""Starting the app anew when its source changes."""
+"""Restarts of the app when its source changes."""
 
 import asyncio
 import contextlib

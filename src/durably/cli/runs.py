@@ -9,11 +9,11 @@ import click
 from durably.protocol.durations import format_moment
 from durably.protocol.text import suggest
 
+from .bulk_operations import count_runs, selection_options, wait_for_end
 from .data import read_json
 from .failures import CliError
 from .options import client_options, read_moment
 from .short_ids import is_short_id, only_id
-from .sweeps import count_runs, selection_options, wait_for_end
 from .text import (
     STATUS_COLOURS,
     Styled,

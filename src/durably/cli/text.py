@@ -46,7 +46,7 @@ def echo(text: object, *, err: bool = False) -> None:
 
 
 def short_id(run_id: str) -> str:
-    """The end of a run's id: its random part, which tells runs apart at a glance."""
+    """The end of a run's id: its random part, which distinguishes runs at a glance."""
     return run_id[-_SHORT_ID_LENGTH:]
 
 

@@ -1,6 +1,6 @@
-"""A clock that stands still until it is told to go on, and then goes from timer to timer without waiting.
+"""A virtual clock, which stands still until a test advances it, and then goes from timer to timer without waiting.
 
-It knows nothing of engines, but for what they tell it: when to call them back, and that something is under way.
+An engine reports its timers to the clock, and when work is under way.
 """
 
 import asyncio

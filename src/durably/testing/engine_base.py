@@ -1,7 +1,7 @@
-"""The engine for tests: the embedded one, whole, on a virtual clock, calling functions in this process.
+"""The engine for tests: the whole SQLite engine, on a virtual clock, calling functions in this process.
 
-Time stands still, except where a test lets it go on: then it goes from one timer to the next. Each method returns
-once nothing more can happen at that moment, so that a test never races with what it tests.
+Time stands still until a test advances it. It then goes from one timer to the next. Each method returns when nothing
+more can happen at that moment, so that a test never races with the code under test.
 """
 
 import datetime as dt
@@ -135,9 +135,9 @@ class TestEngineBase:
         await self._close()
 
     def _annotate(self, error: BaseException | None) -> None:
-        """Let an error that ends the test tell what the engine's runs have come to."""
-        if error is not None and self._records is not None and (told := self.describe_runs(besides=str(error))):
-            error.add_note(told)
+        """Add the state of the engine's runs to an error that ends the test."""
+        if error is not None and self._records is not None and (described := self.describe_runs(besides=str(error))):
+            error.add_note(described)
 
     def describe_runs(self, *, besides: str = "") -> str:
         """The timelines of the latest runs, but for those that are in ``besides``, and mocks that no step has met."""

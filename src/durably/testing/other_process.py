@@ -1,4 +1,4 @@
-"""Replays in a process of its own, in which sets of text have another order: Python draws that anew for each process.
+"""Replays in another process, in which sets of text have another order: Python chooses the order for each process.
 
 The process imports the module that the function was defined in; ``python -m durably.testing.other_process`` is its
 main program, which reads a ``Task`` from its input and writes what each call found.

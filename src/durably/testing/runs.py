@@ -22,7 +22,7 @@ _ANY: Any = object()
 
 
 class Records(msgspec.Struct, frozen=True):
-    """What of an engine tells about its runs."""
+    """The parts of an engine that report its runs."""
 
     inspector: Inspector
     recorder: Recorder

@@ -26,7 +26,7 @@ P = ParamSpec("P")
 
 
 class CallerThread(Executor):
-    """Runs what is submitted in the thread that waits for something meanwhile."""
+    """Runs submitted jobs in the thread that waits for a result."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

@@ -47,7 +47,7 @@ class TemporalServer:
     """A server for tests, from ``with`` to its end, on a free port of this machine.
 
     It is Temporal's development server, which has every feature; with ``time_skipping`` it is the test server, which
-    passes over a workflow's days of waiting while somebody waits for a result. Raises ``ProgramMissingError`` when its
+    passes over a workflow's days of waiting while a result is awaited. Raises ``ProgramMissingError`` when its
     package is not installed.
     """
 

@@ -1,4 +1,4 @@
-"""Many runs of a function at once: what ``durably runs cancel`` and ``replay`` select, ``durably cancellations``."""
+"""Bulk operations: the options of ``durably runs cancel`` and ``replay``, and ``durably cancellations``."""
 
 import time
 from collections.abc import Callable
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from .engine_client import EngineClient
 
-    Sweep = TypeVar("Sweep", CancellationBody, ReplayBody)
+    Body = TypeVar("Body", CancellationBody, ReplayBody)
 
 _POLL_SECONDS = 0.1
 
 
 def selection_options(command: Command) -> Command:
-    """``since``, ``until``, ``expression`` and ``no_wait``, which go with a function."""
+    """The options ``since``, ``until``, ``expression`` and ``no_wait``."""
     options = (
         click.option(
             "--since",
@@ -39,11 +39,11 @@ def selection_options(command: Command) -> Command:
     return command
 
 
-def wait_for_end(sweep: "Sweep", get: Callable[[str], "Sweep"]) -> "Sweep":
-    while sweep.ended_at is None:
+def wait_for_end(operation: "Body", get: Callable[[str], "Body"]) -> "Body":
+    while operation.ended_at is None:
         time.sleep(_POLL_SECONDS)
-        sweep = get(sweep.id)
-    return sweep
+        operation = get(operation.id)
+    return operation
 
 
 def count_runs(count: int) -> str:
