@@ -329,6 +329,14 @@ async def test_a_workflow_with_the_id_batch_is_reachable_without_batches(tempora
     assert refused.json["detail"] == "there is no such workflow here"
 
 
+def test_a_batch_that_does_not_exist_is_not_taken_for_a_workflow(app: AppServer) -> None:
+    for place in ("updates/change_address", "reset", "queries/note", "pause"):
+        refused = app.post(f"/open/orders/batch/{place}", {})
+        assert refused.status == 404
+        assert "there is no such batch: the path after batch/ is cancel" in refused.json["detail"], place
+    assert app.get("/open/orders/batch").json["detail"] == "there is no such workflow here"
+
+
 @pytest.fixture
 def limited_server(request: pytest.FixtureRequest) -> Iterator[DevServer]:
     server = DevServer(settings=request.param)

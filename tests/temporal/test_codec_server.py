@@ -73,6 +73,8 @@ def test_pages_of_the_web_ui_may_ask_and_those_of_other_sites_may_not(app: AppSe
 FOREIGN = EncryptionCodec(EncryptionKey("secret-id", b"f" * 32))._encrypt(Payload(data=b"x"))
 UNREADABLE = json_format.MessageToDict(Payloads(payloads=[FOREIGN]))
 
+AS_JSON = {"Content-Type": "application/json"}
+
 REFUSALS: list[tuple[str, str, Any, dict[str, str], int, str]] = [
     ("POST", "decode", {"payloads": [PLAIN]}, {"X-Namespace": "default"}, 401, "unauthenticated"),
     ("POST", "decode", {"payloads": [PLAIN]}, {**OWNER, "X-User": "reader"}, 403, "forbidden"),
@@ -90,6 +92,7 @@ REFUSALS: list[tuple[str, str, Any, dict[str, str], int, str]] = [
     ("POST", "decode", {"payloads": [{"data": "a"}]}, OWNER, 400, "bad-request"),
     ("POST", "decode", {"payloads": [{"metadata": []}]}, OWNER, 400, "bad-request"),
     ("POST", "decode", {"payloads": [PLAIN], "more": 1}, OWNER, 400, "bad-request"),
+    ("POST", "decode", b'{"payloads": [%s]}' % (b"," * 95_000), {**OWNER, **AS_JSON}, 400, "bad-request"),
     ("POST", "decode", UNREADABLE, OWNER, 400, "bad-request"),
 ]
 
@@ -160,7 +163,43 @@ async def test_a_connection_without_encryption_is_named_in_the_log(caplog: pytes
     server = CodecServer([first, Temporal("127.0.0.1:1", name="billing", namespace="b")], allow_anonymous=True)
     response = await server.handle(asked(b'{"payloads": []}', **{"X-Namespace": "b"}))
     assert response.status_code == 500
-    assert 'the connection to the namespace "b" has no codec. Set TEMPORAL_BILLING_ENCRYPTION_KEYS' in caplog.text
+    assert (
+        'the connection "billing" to the namespace "b" has no codec. Set TEMPORAL_BILLING_ENCRYPTION_KEYS'
+        in caplog.text
+    )
+
+
+async def test_a_body_of_very_many_entries_is_refused_before_it_is_read() -> None:
+    """8 MiB of metadata would hold the event loop for seconds."""
+    entries = {f"k{number}": "" for number in range(50)}
+    body = json.dumps({"payloads": [{"metadata": entries}] * 20}).encode()
+    for most, status in ((19, 413), (50, 413), (100, 200)):
+        server = CodecServer(CODEC, allow_anonymous=True, max_payloads=most)
+        response = await server.handle(asked(body))
+        assert (most, response.status_code) == (most, status), response.body
+
+
+def test_a_connection_without_encryption_is_refused_where_the_server_is_mounted() -> None:
+    import flask
+
+    import durably.temporal.fast_api
+    import durably.temporal.flask
+    import durably.temporal.starlette
+    import durably.temporal.tornado
+
+    plain = Temporal("127.0.0.1:1", name="billing", namespace="b")
+    server = CodecServer({"b": plain}, allow_anonymous=True)
+    app = flask.Flask(__name__)
+    blueprint = durably.temporal.flask.codec_blueprint(server)
+    durably.temporal.flask.init_app(app, plain)
+    for mount in (
+        lambda: durably.temporal.fast_api.codec_router(server),
+        lambda: durably.temporal.starlette.codec_routes(server),
+        lambda: durably.temporal.tornado.codec_routes(server),
+        lambda: app.register_blueprint(blueprint),
+    ):
+        with pytest.raises(TemporalSettingsError, match=r'connection "billing" .* durably\.temporal\.encryption'):
+            mount()
 
 
 async def test_the_refusal_of_an_origin_names_it() -> None:

@@ -250,10 +250,19 @@ def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, data
             sent = client.post(f"/{place}/decode", {"payloads": []}, "application/json", headers={**origin, **headers})
             return sent.status_code
 
+        from durably.temporal.django import connections
+        from durably.temporal.django.checks import check_codec_servers
+        assert check_codec_servers(None) == []
         assert [ask(name, "codec") for name in (None, "reader", "admin")] == [401, 403, 200]
         assert [ask(name, "readers") for name in (None, "reader")] == [401, 200]
         namespaces = [{"X-Namespace": name} for name in ("default", "invoices", "other")]
         assert [ask("admin", "codec", **namespace) for namespace in namespaces] == [200, 200, 404]
+
+        settings.TEMPORAL = {}
+        connections._made.clear()
+        codec_urls()
+        [fault] = check_codec_servers(None)
+        assert fault.id == "durably_temporal.E006" and "none of the project's connections" in fault.msg, fault
     """
     middleware = """
         sessions = "django.contrib.sessions"

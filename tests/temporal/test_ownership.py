@@ -372,6 +372,12 @@ async def test_a_former_owner_cannot_reset_what_is_anothers_by_now(temporal: Tem
     assert (await ask(gateway, "staff", "POST", f"{place}/terminate")).status == 202
 
 
+def test_the_error_of_an_owner_named_none_has_a_remedy() -> None:
+    with pytest.raises(TemporalSettingsError, match=r'several users could have it.* f"user:\{user\.name\}"'):
+        owned_by("None")
+    assert len(owned_by("user:None")) == 1
+
+
 async def test_a_page_of_a_run_is_refused_once_the_run_is_anothers(temporal: Temporal) -> None:
     """Though the latest run with the id is the former owner's again."""
     gateway = owned(temporal, StepsWorkflow, signals="all")

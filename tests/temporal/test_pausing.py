@@ -22,12 +22,16 @@ def test_a_workflow_is_paused_and_resumed(app: AppServer) -> None:
     assert app.post(f"{place}/resume").json["type"] == "urn:durably:problem:workflow-not-paused"
     assert app.post(f"{place}/pause", {"reason": "a look"}).status == 202
     assert app.get(place).json["status"] == "paused"
+    for wait in ("0", "1"):
+        pending = app.get(f"{place}/result", wait=wait)
+        assert (pending.status, pending.json["status"]) == (202, "paused")
     assert app.post(f"{place}/pause").json["type"] == "urn:durably:problem:workflow-paused"
     for refused in (app.get(f"{place}/queries/state"), app.post(f"{place}/updates/change_address", {"address": "x"})):
         assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-paused")
         assert "until it is resumed" in refused.json["detail"]
     assert app.post(f"{place}/resume", {"reason": "seen"}).status == 202
     assert app.get(place).json["status"] == "running"
+    assert app.get(f"{place}/result").json["status"] == "running"
     assert app.post(f"{place}/terminate").status == 202
     for operation in ("pause", "resume"):
         refused = app.post(f"{place}/{operation}")

@@ -117,6 +117,40 @@ def test_declarations_that_make_no_sense_are_refused(server: DevServer, app: str
         sync(temporal)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cron": "every day"}, r"'every day' \(it needs five to seven fields"),
+        ({"cron": "61 3 * * *"}, "'61 3 \\* \\* \\*'"),
+        ({"cron": "0 3 * * *", "time_zone": "Europe/Berlyn"}, "an unknown time zone: 'Europe/Berlyn'"),
+    ],
+)
+def test_a_dry_run_finds_what_the_server_would_refuse(
+    server: DevServer, app: str, options: dict[str, Any], words: str
+) -> None:
+    temporal = connect(server, app)
+    temporal.add_schedule(f"{app}-a", "sum-of-pair", **options)
+    with pytest.raises(TemporalSettingsError, match=f'the schedule "{app}-a" has .*{words}'):
+        sync(temporal, dry_run=True)
+
+
+def test_a_dry_run_accepts_what_the_server_accepts(server: DevServer, app: str) -> None:
+    temporal = connect(server, app)
+    spec = [
+        "@daily",
+        "@every 5m",
+        "CRON_TZ=Europe/Berlin 0 3 * * *",
+        "0 0 3 * * * *",
+        "0 3 * * * 2026",
+        "0 3 * * 1 # a",
+    ]
+    for number, cron in enumerate([*spec, "*/5 1-3 * jan-mar MON-FRI", "0 3 * * sun"]):
+        temporal.add_schedule(f"{app}-{number}", "sum-of-pair", cron=cron, time_zone="Europe/Berlin")
+    assert set(sync(temporal, dry_run=True).values()) == {"created"}
+    assert set(sync(temporal).values()) == {"created"}
+    assert set(sync(connect(server, app), prune=True).values()) == {"deleted"}
+
+
 def test_arguments_fit_the_workflow(server: DevServer, app: str) -> None:
     temporal = connect(server, app)
     temporal.add_schedule("a", SumWorkflow.run, Pair(1), every=timedelta(hours=1))
@@ -135,7 +169,8 @@ def test_the_command(run: Run, directory: Path, server: DevServer, app: str) -> 
     """
     settings = {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_TASK_QUEUE": app}
     write(directory / "shop.py", source.format(app=app, cron="0 3 * * *"))
-    for options, expected in ((["--dry-run"], "created (dry run)"), ([], "created"), ([], "unchanged")):
+    unchecked = "\nnothing was changed, and the server has not checked the declarations"
+    for options, expected in ((["--dry-run"], f"created (dry run){unchecked}"), ([], "created"), ([], "unchanged")):
         result = run("temporal", "sync-schedules", "shop", *options, **settings)
         assert (result.status, result.stdout) == (0, f"{app}-nightly: {expected}\n"), result.stderr
     write(directory / "shop.py", source.format(app=app, cron="every day"))

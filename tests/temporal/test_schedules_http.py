@@ -228,6 +228,32 @@ async def test_schedules_are_closed_by_default(own: Temporal) -> None:
     assert (await ask(one, None, "GET", f"schedules/{id}-2")).status == 404
 
 
+async def test_a_schedule_with_a_fault_does_not_keep_the_others_away(
+    own: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as a misspelt id."""
+    id, missing = own.schedules[0].id, f"missing-{uuid.uuid4().hex}"
+    misspelt = gateway(own, id, missing)
+    listed = await ask(misspelt, None, "GET", "schedules")
+    assert (listed.status, [each["schedule_id"] for each in listed.json["schedules"]]) == (200, [id])
+    assert f'names the schedule "{missing}", which this process does not declare' in caplog.text
+    assert (await ask(misspelt, None, "GET", f"schedules/{id}")).status == 409
+    assert (await ask(misspelt, None, "GET", f"schedules/{missing}")).status == 500
+    own.add_schedule(f"a/{id}", "sum-of-pair", every=timedelta(days=1))
+    listed = await ask(gateway(own), None, "GET", "schedules")
+    assert (listed.status, [each["schedule_id"] for each in listed.json["schedules"]]) == (200, [id])
+    assert f'the schedule "a/{id}" cannot be reached over HTTP' in caplog.text
+
+
+async def test_the_wrong_name_of_a_note_is_answered_with_the_right_one(own: Temporal) -> None:
+    wrong = await ask(gateway(own), None, "POST", f"schedules/{own.schedules[0].id}/pause", {"reason": "x"})
+    assert (wrong.status, wrong.json["errors"][0]["location"]) == (400, ["reason"])
+    assert wrong.json["errors"][0]["message"].endswith(": the body may have note")
+    made = Gateway(own, [expose(SumWorkflow, name="sums", operations=FOR_OPERATORS)], allow_anonymous=True)
+    wrong = await ask(made, None, "POST", "sums/a/pause", {"note": "x"})
+    assert wrong.json["errors"][0]["message"].endswith(": the body may have reason")
+
+
 def test_mistakes_in_declarations_are_errors(own: Temporal) -> None:
     assert not FOR_OPERATORS & FOR_SCHEDULE_OPERATORS
     with pytest.raises(TemporalSettingsError, match=r"trigger_schedule is no operation of expose\(\)"):
@@ -249,8 +275,6 @@ def test_mistakes_in_declarations_are_errors(own: Temporal) -> None:
         Gateway(own, [expose(SumWorkflow, name="sums")], allow_anonymous=True, schedules=expose_schedules(name="sums"))
     with pytest.raises(TemporalSettingsError, match="who may use the Gateway"):
         Gateway(own, [], schedules=expose_schedules())
-    with pytest.raises(TemporalSettingsError, match='"missing", which this process does not declare'):
-        expose_schedules("missing").declared(own)
 
 
 def test_the_document_has_open_operations_only(own: Temporal) -> None:

@@ -8,7 +8,7 @@ framework: ``CodecServer`` answers as ``Gateway`` does, and the adapters mount i
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from http import HTTPStatus
@@ -24,6 +24,7 @@ from durably.execution import drive
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.text import printable
 from durably.temporal.gateway.authorization import ask, check_policy, check_verdict
+from durably.temporal.gateway.inputs import has_more_values
 from durably.temporal.gateway.messages import JSON, CallBlocking, call_here
 from durably.temporal.gateway.principals import check_principal
 from durably.temporal.gateway.problems import (
@@ -32,6 +33,7 @@ from durably.temporal.gateway.problems import (
     not_found,
     to_problem,
     too_large,
+    too_many_values,
     unauthenticated,
 )
 
@@ -46,6 +48,8 @@ _logger = logging.getLogger("durably.temporal")
 _HEADERS = "Authorization, Authorization-Extras, Content-Type, X-Namespace"
 _HEADER_LIST = re.compile(r"[A-Za-z0-9-]+( *, *[A-Za-z0-9-]+){0,30}")
 _PREFLIGHT_SECONDS = "600"
+_VALUES_OF_PAYLOAD = 10
+"""Elements of lists and objects that a body may have for each of its payloads, on average: a few of metadata."""
 
 
 class CodecOperation(StrEnum):
@@ -102,6 +106,24 @@ class CodecServer:
         self._origins = frozenset(_check_origin(origin) for origin in origins)
         self._authorize = authorize
         self._is_authorize_async = authorize is not None and is_async(authorize)
+
+    def check(self) -> None:
+        """For adapters that mount it, and for apps at their start.
+
+        Raises ``TemporalSettingsError`` for a connection without a codec. It reads the connections' settings.
+        """
+        for each in self.connections:
+            _of_connection(each)
+
+    @property
+    def connections(self) -> Sequence[Temporal]:
+        """The connections whose codecs it uses."""
+        codecs = self._codecs
+        if isinstance(codecs, (Temporal, PayloadCodec)):
+            listed: Iterable[Temporal | PayloadCodec] = [codecs]
+        else:
+            listed = codecs.values() if isinstance(codecs, Mapping) else codecs
+        return [each for each in listed if isinstance(each, Temporal)]
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse:
         """Never raises for what a client does."""
@@ -164,6 +186,8 @@ class CodecServer:
 
     def _parse(self, body: bytes) -> Payloads:
         """Raises a problem."""
+        if has_more_values(body, _VALUES_OF_PAYLOAD * self._max_payloads):
+            raise too_many_values(_VALUES_OF_PAYLOAD * self._max_payloads)
         try:
             given = msgspec.json.decode(body)
         except (msgspec.DecodeError, RecursionError):
@@ -237,10 +261,11 @@ def _of_connection(codec: Temporal | PayloadCodec) -> PayloadCodec:
     if not isinstance(codec, Temporal):
         return codec
     if (found := codec.data_converter.payload_codec) is None:
+        name = "" if codec.name is None else f' "{codec.name}"'
         raise TemporalSettingsError(
-            "the codec server has nothing to decode with: the connection to the namespace "
+            f"the codec server has nothing to decode with: the connection{name} to the namespace "
             f'"{codec.settings.namespace}" has no codec. Set {codec.variable_prefix}ENCRYPTION_KEYS, or give '
-            "Temporal(encryption=…) or CodecServer a codec"
+            "Temporal(encryption=…) or CodecServer a codec, such as durably.temporal.encryption.EncryptionCodec"
         )
     return found
 

@@ -98,8 +98,10 @@ def codec_router(
 ) -> fastapi.APIRouter:
     """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
 
-    ``principal`` and ``dependencies`` are as for ``router``. Preflight requests run neither.
+    ``principal`` and ``dependencies`` are as for ``router``. Preflight requests run neither. Raises
+    ``TemporalSettingsError`` for a connection without a codec.
     """
+    server.check()
     made = fastapi.APIRouter(prefix=prefix, include_in_schema=False)
 
     async def preflight(request: fastapi.Request) -> fastapi.Response:

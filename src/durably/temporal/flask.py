@@ -115,13 +115,20 @@ def codec_blueprint(
 ) -> flask.Blueprint:
     """A codec server for Temporal's web UI and CLI, at ``encode`` and ``decode`` below the prefix.
 
-    ``principal`` is as for ``blueprint``. Preflight requests have none.
+    ``principal`` is as for ``blueprint``. Preflight requests have none. ``app.register_blueprint`` raises
+    ``TemporalSettingsError`` for a connection without a codec, if ``init_app`` has been called for it before.
     """
     made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
 
     def answer(path: str) -> flask.Response:
         return _answer(server, path, None if flask.request.method == "OPTIONS" else principal)
 
+    def check_codecs(state: BlueprintSetupState) -> None:
+        # A connection that init_app has not set up yet reads its settings later.
+        if all(each in state.app.extensions.values() for each in server.connections):
+            server.check()
+
+    made.record(check_codecs)
     _add_rule(made, answer)
     return made
 

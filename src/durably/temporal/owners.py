@@ -66,7 +66,7 @@ def check_owner(owner: Any, source: str) -> str:
     if (shared := describe_shared_text(owner)) is not None:
         raise TemporalSettingsError(
             f"{source} {shared}: several users could have it. Use a text that is unique, such as str(user.id), or None "
-            "for nobody"
+            'for nobody. If users may really have that name, put a word before it: f"user:{user.name}"'
         )
     is_unfit = not owner.isprintable() or _UNFIT & set(owner) or "'" in (owner[:1], owner[-1:])
     if not owner or len(owner) > _MAXIMUM_OWNER or is_unfit:

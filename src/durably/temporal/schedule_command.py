@@ -23,6 +23,8 @@ def run_sync_schedules(
             say(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
         if not found:
             say("no schedules are declared; temporal.add_schedule(…) declares one")
+        elif dry_run:
+            say("nothing was changed, and the server has not checked the declarations")
 
     try:
         asyncio.run(run())

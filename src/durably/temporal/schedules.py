@@ -8,9 +8,10 @@ is for people to say, and is kept.
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from temporalio.client import (
     Client,
@@ -55,6 +56,47 @@ def spec_in_words(spec: ScheduleSpec) -> str:
     limits += [f"up to {_duration(spec.jitter)} later"] if spec.jitter else []
     limits += [f"in {spec.time_zone_name}"] if spec.time_zone_name else []
     return ", ".join([" and ".join(words) or "never", *limits])
+
+
+def check_spec(declaration: ScheduleDeclaration) -> None:
+    """What can be found wrong with a declaration without the server, which knows more forms of cron expressions.
+
+    Raises ``TemporalSettingsError`` for an unknown time zone, if this machine has a database of them, and for a wrong
+    expression of five fields, if cronsim is installed.
+    """
+    zone = declaration.spec.time_zone_name
+    if zone and not _is_zone(zone):
+        raise TemporalSettingsError(f'the schedule "{declaration.id}" has an unknown time zone: {zone!r}')
+    for expression in declaration.spec.cron_expressions:
+        if (fault := _cron_fault(expression)) is not None:
+            raise TemporalSettingsError(
+                f'the schedule "{declaration.id}" has a cron expression that is not valid: {expression!r} ({fault})'
+            )
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return not available_timezones()
+    return True
+
+
+def _cron_fault(expression: str) -> str | None:
+    fields = expression.split("#")[0].split()
+    if not fields or fields[0].startswith(("@", "CRON_TZ=", "TZ=")) or len(fields) in (6, 7):
+        return None
+    if len(fields) != 5:
+        return "it needs five to seven fields"
+    try:
+        from cronsim import CronSim, CronSimError
+    except ImportError:
+        return None
+    try:
+        CronSim(" ".join(fields), datetime(2026, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        return str(error)
+    return None
 
 
 def _duration(span: timedelta) -> str:
@@ -122,7 +164,9 @@ async def _sync(
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
-        if not dry_run:
+        if dry_run:
+            check_spec(declaration)
+        else:
             with _refusals(declaration.id):
                 await _create(client, declaration.id, schedule, app)
         return Outcome.CREATED
@@ -135,7 +179,9 @@ async def _sync(
         )
     if await _known_fingerprint(client, described) == fingerprint:
         return Outcome.UNCHANGED
-    if not dry_run:
+    if dry_run:
+        check_spec(declaration)
+    else:
         with _refusals(declaration.id):
             await _update(handle, schedule)
     return Outcome.UPDATED

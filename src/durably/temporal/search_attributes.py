@@ -21,6 +21,12 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from .errors import SearchAttributeError
 
+REGISTER_COMMANDS = (
+    "run `durably temporal register module:gateway` (in Django `manage.py register_search_attributes`, in Flask `flask "
+    "temporal register`)"
+)
+"""Registers what an app declares by key, and owners."""
+
 IndexedType: TypeAlias = "IndexedValueType.ValueType"
 
 KEYWORD: IndexedType = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
@@ -46,10 +52,11 @@ def type_name(indexed: IndexedType) -> str:
 
 
 def commands(client: Client, name: str, indexed: IndexedType) -> str:
-    """How a person registers an attribute: on a server of one's own, and in Temporal Cloud."""
+    """How a person registers an attribute with Temporal's own tools: on a server, and in Temporal Cloud."""
     namespace, kind = client.namespace, type_name(indexed)
     return (
-        f"run `temporal operator search-attribute create --namespace {namespace} --name {name} --type {kind}`, or for "
+        f"run `temporal operator search-attribute create --namespace {namespace} --name {name} --type {kind} "
+        f"--address {client.service_client.config.target_host}`, or for "
         f"Temporal Cloud `tcld namespace search-attributes add --namespace {namespace} --search-attribute "
         f'"{name}={kind}"`'
     )
@@ -126,7 +133,8 @@ async def find_faults(client: Client, declared: Iterable[DeclaredAttribute], rpc
         if name not in known:
             faults.append(
                 f"{each.where} sets the search attribute {name}, which is not registered in the namespace "
-                f"{client.namespace}, so that its workflows cannot be started: {commands(client, name, wanted)}"
+                f"{client.namespace}, so that its workflows cannot be started: {REGISTER_COMMANDS}, or "
+                f"{commands(client, name, wanted)}"
             )
         elif known[name] != wanted:
             faults.append(

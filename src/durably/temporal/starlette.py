@@ -81,8 +81,10 @@ def codec_routes(
 ) -> list[BaseRoute]:
     """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
 
-    ``principal`` is as for ``routes``. Preflight requests have none.
+    ``principal`` is as for ``routes``. Preflight requests have none. Raises ``TemporalSettingsError`` for a connection
+    without a codec.
     """
+    server.check()
     return [Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(_view(server, principal)))]
 
 

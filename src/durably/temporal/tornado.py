@@ -108,8 +108,10 @@ def codec_routes(
     """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
 
     ``base`` and ``principal`` are as for ``routes``. There is no XSRF cookie to check, since the web UI is another
-    site: the server checks the origin and the content type.
+    site: the server checks the origin and the content type. Raises ``TemporalSettingsError`` for a connection without
+    a codec.
     """
+    server.check()
     handler = _make_handler(server, prefix, base, principal, checks_xsrf=False)
     return [(rf"{re.escape(prefix)}/(.*)", handler)]
 

@@ -18,6 +18,7 @@ from durably.temporal.search_attributes import find_faults
 
 from .conf import DEFAULT_CONNECTION, connections
 from .discovery import connection_of, discover, project_modules, workflows_of
+from .views import codec_servers
 from .workflow_runs import ui_url
 
 _PATIENCE = timedelta(seconds=5)
@@ -26,6 +27,7 @@ _PATIENCE = timedelta(seconds=5)
 def register() -> None:
     checks.register(check_settings, "temporal")
     checks.register(check_workers, "temporal")
+    checks.register(check_codec_servers, "temporal")
     checks.register(check_transport, "temporal", deploy=True)
     checks.register(check_search_attributes, "temporal", deploy=True)
 
@@ -107,6 +109,20 @@ def _check_module(module: ModuleType) -> list[checks.CheckMessage]:
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, Model)
     ]
+
+
+def check_codec_servers(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
+    """``E006``: a codec server of the project's URLs has a connection without a codec."""
+    if check_settings(app_configs) or not hasattr(settings, "ROOT_URLCONF"):
+        return []
+    get_resolver().url_patterns  # noqa: B018  codec_urls() is called when the URLs are imported.
+    messages = []
+    for server in codec_servers:
+        try:
+            server.check()
+        except Error as error:
+            messages.append(checks.Error(str(error), id="durably_temporal.E006"))
+    return messages
 
 
 def check_transport(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:

@@ -15,6 +15,7 @@ from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
 from durably.django_view import SyncAndAsyncView
 from durably.temporal.codec_server import CodecServer
+from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
@@ -25,6 +26,9 @@ from .permissions import require_codec_permission
 
 Urls = tuple[list[Any], str, str]
 Server = Gateway | CodecServer
+
+codec_servers: list[CodecServer] = []
+"""Those that the project's URLs mount, for ``manage.py check``."""
 
 
 def urls(
@@ -72,19 +76,31 @@ def codec_urls(
 ) -> Urls:
     """A codec server for Temporal's web UI and CLI, for ``path("codec/", codec_urls(origins=[…]))``.
 
-    It decodes for users with ``permission``, in the namespaces of all of the project's connections; ``origins`` are the
-    web UI's. ``server`` replaces all of that.
+    It decodes for users with ``permission``, in the namespaces of all of the project's connections that have a codec;
+    ``manage.py check`` finds a project without any. ``origins`` are the web UI's. ``server`` replaces all of that.
     ``principal`` is as for ``urls``. CSRF is not checked, since the web UI is another site: the server checks the
     origin and the content type.
     """
     if server is None:
         # Not before the first request: a bad setting is an error of `manage.py check`.
-        several: Any = SimpleLazyObject(lambda: [connections[name] for name in connections])
+        several: Any = SimpleLazyObject(_connections_with_codec)
         server = CodecServer(several, origins=origins, authorize=require_codec_permission(permission))
     elif origins:
         raise TemporalSettingsError("codec_urls: give origins= to the CodecServer, or no server")
+    codec_servers.append(server)
     view: Any = _make_view(server, principal, csrf_exempt=True)
     return [django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="codec")], "durably_temporal_codec", namespace
+
+
+def _connections_with_codec() -> Sequence[Temporal]:
+    """Raises ``TemporalSettingsError`` if none has one."""
+    found = [each for each in map(connections.__getitem__, connections) if each.data_converter.payload_codec]
+    if not found:
+        raise TemporalSettingsError(
+            "codec_urls() has nothing to decode with: none of the project's connections to Temporal has a codec. Set "
+            'TEMPORAL_ENCRYPTION_KEYS, or TEMPORAL = {"ENCRYPTION_KEYS": […]}: see durably.temporal.encryption'
+        )
+    return found
 
 
 def _make_view(server: Server, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:

@@ -355,7 +355,8 @@ class Gateway:
             return self._validate(request, found)
         except ValidationError as error:
             # Only here: whatever does not validate later is not the caller's.
-            raise invalid_body(error) from None
+            body = _BODIES.get(found.operation)
+            raise invalid_body(error, () if body is None else tuple(body.model_fields)) from None
 
     def _check_query(self, request: GatewayRequest, found: AnyMatch) -> None:
         """Raises a problem for a query parameter that would be ignored, such as a misspelt ``page_size``, and for one

@@ -79,7 +79,7 @@ _ATTACHED = "True if the workflow ran already, so that the request has started n
 class Started(Body):
     workflow_id: str
     run_id: str | None = None
-    status: Literal["running"] = "running"
+    status: Literal["running", "paused"] = "running"
     attached: bool | None = Field(default=None, description=_ATTACHED)
     links: Links
 

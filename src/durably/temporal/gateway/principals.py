@@ -73,7 +73,8 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
         if (shared := describe_shared_text(text)) is not None:
             raise UnknownPrincipalError(
                 f"Gateway(identify=…) returned {shared}, for a principal of the class {_class_of(principal)}: several "
-                "users could have it. It must return a text that is unique"
+                "users could have it. It must return a text that is unique. If users may really have that name, put a "
+                'word before it: f"user:{user.name}"'
             )
         return json.dumps(["identify", text])
     if isinstance(principal, (str, int, UUID)):

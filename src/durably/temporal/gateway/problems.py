@@ -151,12 +151,19 @@ _MAXIMUM_ERROR_TEXT = 200
 """Characters of a message, and of each part of a location, which may be the caller's own."""
 
 
-def invalid_body(error: ValidationError) -> Problem:
-    """Beyond a hundred errors they are only counted: else the answer has fifty times the size of the body."""
+def invalid_body(error: ValidationError, members: Sequence[str] = ()) -> Problem:
+    """Beyond a hundred errors they are only counted: else the answer has fifty times the size of the body.
+
+    ``members`` are those of a body that is the gateway's own; the error of an unknown one lists them.
+    """
     count = error.error_count()
     if count > _MAXIMUM_ERRORS:
         return Problem(HTTPStatus.BAD_REQUEST, "invalid-input", f"the input has {count} errors", errors=[])
-    return invalid_input(error.errors(include_url=False, include_input=False, include_context=False))
+    errors: list[Any] = error.errors(include_url=False, include_input=False, include_context=False)
+    for each in errors:
+        if members and each["type"] == "extra_forbidden" and len(each["loc"]) == 1:
+            each["msg"] += f": the body may have {', '.join(members)}"
+    return invalid_input(errors)
 
 
 def invalid_input(errors: Sequence[Mapping[str, Any]]) -> Problem:

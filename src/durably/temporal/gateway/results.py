@@ -5,11 +5,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from temporalio.client import WorkflowFailureError
 
+from durably.temporal.compat import PAUSED
 from durably.temporal.scrubbing import scrub
 from durably.temporal.statuses import is_open
 
@@ -27,14 +28,17 @@ async def result(call: Call) -> GatewayResponse:
     wait = float(call.integer("wait", 0, 0, 10**9 - 1))
     run_id = call.existing.run_id
     if wait == 0:
-        is_over = not is_open((await call.describe()).status)
-        done = await wait_for_result(call, run_id, call.limits.max_wait) if is_over else None
+        status = (await call.describe()).status
+        done = None if is_open(status) else await wait_for_result(call, run_id, call.limits.max_wait)
     else:
         with call.waiting():
             done = await wait_for_result(call, run_id, min(wait, call.limits.max_wait))
+        # It may have been paused or resumed while the request waited.
+        status = None if done is not None else (await call.describe_run(run_id)).status
     if done is not None:
         return answer(done)
-    pending = Started(workflow_id=call.workflow_id, run_id=run_id, links=call.links())
+    shown: Literal["running", "paused"] = "paused" if status is PAUSED else "running"
+    pending = Started(workflow_id=call.workflow_id, run_id=run_id, status=shown, links=call.links())
     return answer(pending, HTTPStatus.ACCEPTED, location=call.links().result, retry_after="1")
 
 

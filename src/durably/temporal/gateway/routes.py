@@ -59,6 +59,11 @@ SCHEDULE_ROUTES = (
 )
 
 
+_BATCH = "batch"
+"""In the place of an id. A workflow with this id can be read, and not be changed, if the exposure has batches."""
+_BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
+
+
 @dataclass(frozen=True)
 class Match:
     route: Route
@@ -83,7 +88,12 @@ class Match:
         return self.exposure.definition.name
 
     def check(self) -> None:
-        """Raises a problem for an id that no workflow can have."""
+        """Raises a problem for an id that no workflow can have, and for a batch that does not exist."""
+        if self.workflow_id == _BATCH and self.route.method == "POST" and self.exposure.operations & _BATCHES:
+            raise not_found(
+                "there is no such batch: the path after batch/ is cancel, terminate or signals/{name}, as far as "
+                f"{self.exposure.name} offers them. The id batch is reserved"
+            )
         for id, what in (
             (self.workflow_id, "the workflow id"),
             (self.update_id, "the update id"),

@@ -1,5 +1,6 @@
 """Which declared schedules a web app's users may reach, and how: closed by default."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from .exposure import (
     check_place,
 )
 from .inputs import check_id
-from .problems import Problem
+from .problems import Problem, logger
 
 if TYPE_CHECKING:
     from durably.temporal.connection import Temporal
@@ -36,17 +37,36 @@ class ScheduleExposure:
     app: str | None
 
     def declared(self, temporal: "Temporal") -> Mapping[str, ScheduleDeclaration]:
-        """The open schedules by id, in the order of their declaration. Raises ``TemporalSettingsError``."""
+        """The open schedules by id, in the order of their declaration, without those that have a fault.
+
+        Logs an error for each fault, once in a process. Raises ``TemporalSettingsError`` for an id declared twice.
+        """
         declared = declared_schedules(temporal)
-        if missing := sorted((self.ids or frozenset()) - declared.keys()):
-            raise TemporalSettingsError(
-                f'expose_schedules() names the schedule "{missing[0]}", which this process does not declare: import '
-                "the module that calls add_schedule(), or remove the id"
-            )
-        opened = {id: each for id, each in declared.items() if self.ids is None or id in self.ids}
-        for id in opened:
-            _check_fits_in_url(id)
-        return opened
+        opened = dict.fromkeys(declared if self.ids is None else [id for id in declared if id in self.ids])
+        faults = {id: self._fault(id, declared) for id in [*opened, *sorted((self.ids or frozenset()) - opened.keys())]}
+        for fault in filter(None, faults.values()):
+            _log_fault(fault)
+        return {id: declared[id] for id in opened if faults[id] is None}
+
+    def check(self, temporal: "Temporal", id: str) -> None:
+        """Raises ``TemporalSettingsError`` for a schedule that is open and has a fault."""
+        declared = declared_schedules(temporal)
+        is_open = id in declared if self.ids is None else id in self.ids
+        if is_open and (fault := self._fault(id, declared)) is not None:
+            raise TemporalSettingsError(fault)
+
+    def _fault(self, id: str, declared: Mapping[str, ScheduleDeclaration]) -> str | None:
+        if id in declared:
+            return _url_fault(id)
+        return (
+            f'expose_schedules() names the schedule "{id}", which this process does not declare: import the module '
+            "that calls add_schedule(), or remove the id"
+        )
+
+
+@functools.cache
+def _log_fault(fault: str) -> None:
+    logger.error("%s", fault)
 
 
 Place = Exposure | ScheduleExposure
@@ -71,7 +91,8 @@ def expose_schedules(
     for id in ids:
         if not isinstance(id, str):
             raise TemporalSettingsError(f'expose_schedules("nightly", "hourly") takes ids one by one, and not {id!r}')
-        _check_fits_in_url(id)
+        if (fault := _url_fault(id)) is not None:
+            raise TemporalSettingsError(fault)
     return ScheduleExposure(
         name=check_place(name),
         ids=frozenset(ids) or None,
@@ -80,11 +101,13 @@ def expose_schedules(
     )
 
 
-def _check_fits_in_url(id: str) -> None:
+def _url_fault(id: str) -> str | None:
+    """Why a schedule cannot be reached over HTTP; ``None`` if it can."""
     try:
         check_id(id, "the id")
     except Problem as problem:
-        raise TemporalSettingsError(
+        return (
             f'the schedule "{id}" cannot be reached over HTTP: {problem.detail}. Rename it, or give '
             "expose_schedules() the ids of the others"
-        ) from None
+        )
+    return None

@@ -62,9 +62,13 @@ class ScheduleCall:
 
     @property
     def declaration(self) -> ScheduleDeclaration:
-        """Raises the problem 404 for a schedule that is not declared, or not open."""
-        declared = self.match.exposure.declared(self.temporal)
+        """Raises the problem 404 for a schedule that is not declared, or not open.
+
+        Raises ``TemporalSettingsError`` for one that ``expose_schedules`` names and the app does not declare.
+        """
         assert self.match.schedule_id is not None, "only routes with an id ask for it"
+        self.match.exposure.check(self.temporal, self.match.schedule_id)
+        declared = self.match.exposure.declared(self.temporal)
         if self.match.schedule_id not in declared:
             raise not_found("there is no such schedule here")
         return declared[self.match.schedule_id]

@@ -12,6 +12,7 @@ from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy, W
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.temporal.search_attributes import REGISTER_COMMANDS, commands, indexed_type
 from durably.temporal.statuses import is_open
 
 from .call import Call
@@ -157,14 +158,13 @@ def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttrib
     said = error.message
     if attributes is None or error.status is not RPCStatusCode.INVALID_ARGUMENT or "attribute" not in said.lower():
         return
-    namespace, found = call.client.namespace, _UNREGISTERED.search(said)
+    found = _UNREGISTERED.search(said)
     kind = next((pair.key for pair in attributes if found and pair.key.name == found[1]), None)
     if found is None or kind is None:
         remedy = f"Correct the search_attributes of expose({call.exposure.definition.name})"
     else:
-        of = kind.indexed_value_type.name.title().replace("_", "")
-        options = f"--namespace {namespace} --name {found[1]} --type {of}"
-        remedy = f"Register it: temporal operator search-attribute create {options}"
+        own = commands(call.client, found[1], indexed_type(kind))
+        remedy = f"To register it, declare it by key and {REGISTER_COMMANDS}, or {own}"
     logger.error("%s was not started: %s. %s", call.exposure.definition.name, said, remedy)
     raise internal_error() from error
 
