@@ -106,7 +106,7 @@ class Step:
         return self._call.step(steps.run(self._app, step_id, handler, args, kwargs, output_type))
 
     def sleep(self, step_id: str, duration: Duration) -> Coroutine[None, None, None]:
-        """Sleep; nothing of the app is kept alive meanwhile. At most 366 days."""
+        """Sleep for at most 366 days. The app need not run until the sleep ends."""
         return self._call.step(steps.sleep(step_id, duration))
 
     def sleep_until(self, step_id: str, until: dt.datetime) -> Coroutine[None, None, None]:

@@ -103,7 +103,7 @@ def _body_of(http: Mapping[str, Any]) -> bytes:
 
 
 def _to_result(response: CommResponse) -> dict[str, Any]:
-    """The body is text, not an object: the platform would write an object anew, and its signature would break."""
+    """The body is text. The platform would re-encode an object, which breaks the signature."""
     return {
         "statusCode": int(response.status_code),
         "headers": response.headers,

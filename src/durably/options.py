@@ -195,11 +195,11 @@ class TriggerEvent(Option, frozen=True):
 
 
 class Checkpointing(Option, frozen=True):
-    """Keep a function going from step to step instead of calling it anew after each.
+    """Execute several steps in one call, instead of one call for each step.
 
-    Its finished steps are handed to the engine ``buffered_steps`` at a time, and at the latest ``interval`` after
-    the first of them was finished: steps without a checkpoint run again if the app dies. After ``max_runtime``
-    a call executes no further step, and the function goes on in another.
+    A checkpoint sends ``buffered_steps`` finished steps to the engine, or fewer at ``interval`` after the first of
+    them finished. Steps without a checkpoint run again if the app dies. After ``max_runtime`` a call executes no
+    further step, and the function continues in another call.
     """
 
     _durations = ("interval", "max_runtime")

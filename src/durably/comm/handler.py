@@ -1,7 +1,7 @@
 """CommHandler: answers an engine's requests for one app, whatever the web framework.
 
 Each method has an async and a sync front over one coroutine: under a sync server it is driven without an
-event loop over blocking I/O, and whatever is really asynchronous goes to the background loop.
+event loop over blocking I/O, and asynchronous code runs on the background loop.
 """
 
 import os

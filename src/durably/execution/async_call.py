@@ -111,7 +111,7 @@ class AsyncCall:
         return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
 
     def _divergence(self, found: str | None) -> Raised | None:
-        """Whether a task that is neither over nor waits for a step will reach memos yet cannot be told."""
+        """It is unknown whether a task that neither has ended nor waits for a step will reach memos."""
         if self._settling.ignored or (found is None and self._settling.is_anyone_under_way()):
             return None
         return self._replay.divergence(found)
@@ -128,7 +128,7 @@ class AsyncCall:
         return self._loop.create_task(self._run(function))
 
     async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
-        self._track_current()  # an eager task runs before its factory could tell
+        self._track_current()  # an eager task runs before its factory could track it
         try:
             return await function()
         except SystemExit as error:
@@ -193,7 +193,7 @@ class AsyncCall:
             await self._refuse_in_teardown(task)
         refuse_nested(step.request)
         if task not in self._tasks:
-            self.track(task)  # made without the run's context, or started before the factory could tell
+            self.track(task)  # made without the run's context, or started before the factory could track it
         if self._unawaited and not self._executing and (error := self._unawaited.dropped()) is not None:
             self._end(Raised(error))
             await self._loop.create_future()  # until the teardown

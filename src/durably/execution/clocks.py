@@ -1,7 +1,7 @@
 """Finding asyncio's own clocks around steps, to refuse them.
 
 ``asyncio.timeout``, ``wait_for`` and ``wait(timeout=)`` count from the moment the call began, and every
-call begins anew: around a step that sleeps for a day they would either never fire or fire each time.
+call starts again: around a step that sleeps for a day they would either never fire or fire each time.
 A suspended task holds its clocks on its frames, where they are looked for when its steps are found.
 """
 
@@ -68,7 +68,7 @@ def may_surround_caller(outermost: types.CodeType) -> bool:
 def refusal(clock: str, step_ids: Iterable[str]) -> ClockUnsupportedError:
     steps = ", ".join(f'"{step_id}"' for step_id in step_ids)
     return ClockUnsupportedError(
-        f"{clock} around step {steps}: asyncio's clocks start anew at each call and are not durable. "
+        f"{clock} around step {steps}: asyncio's clocks start again at each call and are not durable. "
         "Use `async with ctx.group.timeout(id, duration)`, or wait_for_event(timeout=) for an event."
     )
 

@@ -115,7 +115,7 @@ def _decode(raw: msgspec.Raw) -> Any:
     try:
         return _decode_strictly(raw)
     except msgspec.DecodeError:
-        return json.loads(bytes(raw))  # half of a surrogate pair, which JavaScript and Python write if they are told to
+        return json.loads(bytes(raw))  # half of a surrogate pair, which JavaScript and Python can write
 
 
 def _to_rare_memo(value: Any) -> Memo:

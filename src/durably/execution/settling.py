@@ -35,7 +35,7 @@ class Settling:
         """Active tasks that are not waited for any more."""
         self._observed: Observed | None = None  # made when there are several tasks
         self.is_suspended = False
-        """Set while a step is executed: its function must not go on meanwhile."""
+        """Set while a step is executed: its function must wait."""
         self._is_over = False
         self._active: set[AnyTask] = set()  # tasks that are neither parked on a step nor wait for other tasks
         self._parked: set[AnyTask] = set()

@@ -228,7 +228,7 @@ def _discard(value: Any) -> None:
 
 
 class StepIdAmbiguousError(Error):
-    """A step's id repeats across branches in a way in which a sync function cannot tell its steps apart."""
+    """A step's id repeats across branches, and a sync function cannot distinguish the steps."""
 
     code = ErrorCode.STEP_ID_AMBIGUOUS
     is_retriable = False

@@ -170,7 +170,7 @@ def _awaited_by(awaitable: Any) -> Any:
         if hasattr(awaitable, attribute):
             return getattr(awaitable, attribute)
     if type(awaitable).__name__ in ("async_generator_asend", "async_generator_athrow", "anext_awaitable"):
-        # They hide what they drive; the collector can tell.
+        # They hide what they drive; the garbage collector finds it.
         for referent in gc.get_referents(awaitable):
             if isinstance(referent, types.AsyncGeneratorType) or hasattr(referent, "cr_await"):
                 return referent
@@ -198,7 +198,7 @@ _MAX_ROUNDS = 3
 
 
 async def tear_down(tasks: Collection[AnyTask]) -> None:
-    """Cancel the tasks and wait for them; ``tasks`` may change meanwhile, as they end and create others.
+    """Cancel the tasks and wait for them; ``tasks`` changes while they end and create others.
 
     A task that goes on all the same, since it swallows its cancellation, is left behind rather than waited for, and
     the loop's exception handler gets it.

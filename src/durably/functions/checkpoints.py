@@ -1,4 +1,4 @@
-"""Checkpoints: a call hands finished steps to the engine while it goes on (spec §10)."""
+"""Checkpoints: a call sends finished steps to the engine and continues (spec §10)."""
 
 import asyncio
 import contextvars

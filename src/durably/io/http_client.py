@@ -66,7 +66,7 @@ class IO(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
     def resolve(self, value: Awaitable[T]) -> Awaitable[T]:
-        """Wait for something asynchronous; where that blocks, it happens in the background loop."""
+        """Await a value. The blocking kind waits for it on the background loop."""
         ...
 
     async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:

@@ -30,7 +30,7 @@ class Opcode(StrEnum):
 
 
 RETRY_AFTER_OPT = "retryAfter"
-"""In the opts of a failed step: when to try it again, where the header cannot tell, since several failed."""
+"""In the opts of a failed step: when to retry it, if several steps failed, for which one header is not enough."""
 
 
 class ParallelMode(StrEnum):
