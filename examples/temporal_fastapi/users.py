@@ -23,7 +23,7 @@ class User:
 
 def find_user(token: str) -> User | None:
     """``None`` for a token that is nobody's. Without settings each token is."""
-    known = {User(f"customer-{name}"): its for name, its in json.loads(os.environ.get("CUSTOMER_TOKENS", "{}")).items()}
+    known = {User(f"customer_{name}"): its for name, its in json.loads(os.environ.get("CUSTOMER_TOKENS", "{}")).items()}
     known[User("staff", is_staff=True)] = os.environ.get("STAFF_TOKEN", "")
     for user, its in known.items():
         if its and secrets.compare_digest(token.encode(), its.encode()):

@@ -10,7 +10,7 @@ from durably.engine.sqlite.migrations import MIGRATIONS
 
 from .conftest import Command, Run, Start
 
-FIRST_VERSION = Path(__file__).parents[1] / "engine" / "embedded" / "first_version.sql"
+FIRST_VERSION = Path(__file__).parents[1] / "engine" / "sqlite" / "first_version.sql"
 PAGE = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text()
 KEYS = {"DURABLY_SIGNING_KEY": "signkey-prod-" + "ab" * 32, "DURABLY_EVENT_KEY": "key"}
 

@@ -244,7 +244,7 @@ def test_customers_reach_their_own_orders(framework: str, shops: Callable[[str],
     api = f"{shop.origin}/api/orders"
     ada, bob = ({"authorization": f"Bearer token-of-{name}"} for name in ("ada", "bob"))
     started = call("POST", api, {"order_id": order_id}, ada)
-    assert (started.status, started.body[IDS]) == (202, f"customer-ada-{order_id}")
+    assert (started.status, started.body[IDS]) == (202, f"customer_ada-{order_id}")
     order, by_hand = f"{api}/{started.body[IDS]}", f"{api}/{place(shop)}"
     assert [call("GET", order, headers=user).status for user in (ada, bob, shop.staff)] == [200, 404, 200]
     assert [call("GET", by_hand, headers=user).status for user in (ada, bob, shop.staff)] == [404, 404, 200]

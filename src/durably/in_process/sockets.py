@@ -21,8 +21,6 @@ from durably.engine.http.connections import ConnectionLimits, Connections
 from durably.engine.http.server import serve_api
 from durably.protocol.headers import ServerKind
 
-from . import sockets
-
 _MAX_PATH_BYTES = 100
 """A little less than the limits of platforms: 104 bytes on macOS, 108 on Linux."""
 
@@ -142,9 +140,7 @@ class ApiSocket:
     @classmethod
     async def open(cls, engine: EmbeddedEngine, path: Path) -> "ApiSocket":
         api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV))
-        runner, connections = await serve_api(
-            api, sockets.listen(path), ConnectionLimits(), shutdown_timeout=_SHUTDOWN_SECONDS
-        )
+        runner, connections = await serve_api(api, listen(path), ConnectionLimits(), shutdown_timeout=_SHUTDOWN_SECONDS)
         return cls(runner, connections, path)
 
     async def close(self) -> None:
