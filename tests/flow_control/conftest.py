@@ -43,7 +43,7 @@ class Clock(VirtualClock):
         self._now = now
 
 
-class Gate:
+class Limit:
     """Holds steps up until the test lets them go on, and tells who is inside."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class World:
         self.path = path
         self.client = Client(app_id="shop", is_production=False)
         self.clock = Clock(round(START.timestamp() * 1000))
-        self.gate = Gate()
+        self.limit = Limit()
         self.calls = 0
         self.url = ""
         self._functions: dict[str, Function[Any]] = {}
@@ -120,11 +120,11 @@ class World:
         return record
 
     def gated(self, fn_id: str, **options: Any) -> Function[Any]:
-        """A function of one step, which waits at the gate as the ``n`` of its event."""
+        """A function of one step, which waits at the limit as the ``n`` of its event."""
 
         @self.function(fn_id, **options)
         async def wait_at_gate(ctx: Context) -> Any:
-            return await ctx.step.run("gate", lambda: self.gate.pass_through(ctx.event.data["n"]))
+            return await ctx.step.run("gate", lambda: self.limit.pass_through(ctx.event.data["n"]))
 
         return wait_at_gate
 
@@ -168,7 +168,7 @@ class World:
 
     async def close(self) -> None:
         if self._engine is not None:
-            self.gate.open()
+            self.limit.open()
             await self._engine.close()
             self._engine = None
 
@@ -177,7 +177,7 @@ class World:
         await self.engine.close()
         self._engine = None
         self.clock = Clock(self.clock.now() + after // dt.timedelta(milliseconds=1))
-        self.gate = Gate() if not self.gate.is_open else self.gate
+        self.limit = Limit() if not self.limit.is_open else self.limit
         await self.open()
 
     async def refused(self) -> str:

@@ -112,11 +112,11 @@ async def test_a_rerun_goes_by_concurrency_and_singleton(world: World) -> None:
     world.gated("work", concurrency=[Concurrency(limit=1)], singleton=Singleton(mode="skip"))
     await world.open()
     await world.send("work", n=1)
-    await world.gate.wait_for(1)
+    await world.limit.wait_for(1)
     (run,) = await world.runs("work")
     await world.engine.rerun(run.id)
     assert await world.statuses("work") == [RunStatus.RUNNING, RunStatus.SKIPPED]
-    world.gate.open()
+    world.limit.open()
     await world.rest()
     await world.engine.rerun(run.id)
     await world.rest()

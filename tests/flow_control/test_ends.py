@@ -68,11 +68,11 @@ async def test_a_queued_run_is_cancelled_too(world: World) -> None:
     await world.open()
     for n in range(3):
         await world.send("work", n=n)
-    await world.gate.wait_for(0)
+    await world.limit.wait_for(0)
     await world.send("stop", n=1)
-    world.gate.let_go(0)
-    await world.gate.wait_for(2)
-    world.gate.open()
+    world.limit.let_go(0)
+    await world.limit.wait_for(2)
+    world.limit.open()
     await world.rest()
     assert await world.statuses("work") == [RunStatus.COMPLETED, RunStatus.CANCELLED, RunStatus.COMPLETED]
 
@@ -150,10 +150,10 @@ async def test_a_run_that_does_not_start_in_time(world: World) -> None:
     await world.open()
     for n in range(2):
         await world.send("work", n=n)
-    await world.gate.wait_for(0)
+    await world.limit.wait_for(0)
     await world.restart(after=2 * MINUTE)
-    await world.gate.wait_for(0)
-    world.gate.open()
+    await world.limit.wait_for(0)
+    world.limit.open()
     await world.rest()
     assert await world.statuses("work") == [RunStatus.COMPLETED, RunStatus.CANCELLED]
     assert "timeouts.start" in await message_of(world, "work", 1)
@@ -180,12 +180,12 @@ async def test_time_to_end_is_counted_from_the_first_call(world: World) -> None:
     await world.open()
     await world.send("work", n=0)
     await world.send("work", n=1)
-    await world.gate.wait_for(0)
+    await world.limit.wait_for(0)
     await world.let_pass_while_busy(seconds=50)
-    world.gate.let_go(0)
-    await world.gate.wait_for(1)
+    world.limit.let_go(0)
+    await world.limit.wait_for(1)
     await world.let_pass_while_busy(seconds=50)
-    world.gate.open()
+    world.limit.open()
     await world.rest()
     assert await world.statuses("work") == [RunStatus.COMPLETED] * 2
 

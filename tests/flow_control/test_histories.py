@@ -302,16 +302,16 @@ class Histories(RuleBasedStateMachine):
         self.was_synced = True
         self.synced = options
         self.registry = self.registry.with_app("app", [_function(options)])
-        self._do(lambda transaction: transaction.queue.look_at_function(self.registry.find("app-fn").flow))  # type: ignore[union-attr]
+        self._do(lambda transaction: transaction.queue.update_limits(self.registry.find("app-fn").flow))  # type: ignore[union-attr]
 
     # what always holds
 
     @invariant()
     def room_is_taken_by_calls_under_way_alone(self) -> None:
-        held = dict(self.db.execute("SELECT run_key || '/' || generation, bucket_ids FROM holds").fetchall())
+        holding_slots = dict(self.db.execute("SELECT run_key || '/' || generation, bucket_ids FROM holds").fetchall())
         live = {key for key, due in self.under_way.items() if self._head_call(due) is not None}
-        assert set(held) <= {f"{run_key}/{generation}" for run_key, generation in live}
-        taken = Counter(bucket for encoded in held.values() for bucket in msgspec.msgpack.decode(encoded))
+        assert set(holding_slots) <= {f"{run_key}/{generation}" for run_key, generation in live}
+        taken = Counter(bucket for encoded in holding_slots.values() for bucket in msgspec.msgpack.decode(encoded))
         assert dict(self.db.execute("SELECT id, used FROM slots_used").fetchall()) == dict(taken)
 
     @invariant()
@@ -322,7 +322,7 @@ class Histories(RuleBasedStateMachine):
             stored = store.state(run_key)
             assert cached is None or stored is not None, "a run that has ended is forgotten"
             if cached is not None:
-                assert (cached.state, cached.ticket, cached.is_moving) == stored
+                assert (cached.state, cached.queue_entry, cached.is_moving) == stored
                 assert cached.row == store.run(run_key)
                 assert self.cache.find_key(cached.row.id) == run_key
 
@@ -360,13 +360,13 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_where_there_is_room(self) -> None:
-        """And no lane is looked at that need not be: each waits at a gate that is closed."""
+        """And no concurrency key is looked at that need not be: each waits at a limit that is closed."""
         rows = self.db.execute(
             "SELECT gate, gate_limit, coalesce(used, 0) FROM lanes LEFT JOIN slots_used ON slots_used.id = gate "
             "WHERE gate_limit > 0"
         )
-        for gate, limit, used in rows:
-            assert used >= limit, gate
+        for limit, limit, used in rows:
+            assert used >= limit, limit
 
     def _end(self) -> None:
         """Let everything come to its end, and look at what is left."""

@@ -15,14 +15,14 @@ async def test_concurrency_limits_what_executes(world: World) -> None:
     await world.open()
     for n in range(5):
         await world.send("work", n=n)
-    await world.gate.wait_for(0, 1)
+    await world.limit.wait_for(0, 1)
     assert await world.statuses("work") == [RunStatus.RUNNING] * 2 + [RunStatus.SCHEDULED] * 3
-    world.gate.let_go(1)
-    await world.gate.wait_for(0, 2)
-    world.gate.open()
+    world.limit.let_go(1)
+    await world.limit.wait_for(0, 2)
+    world.limit.open()
     await world.rest()
     assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
-    assert world.gate.most_inside == 2
+    assert world.limit.most_inside == 2
 
 
 async def test_a_run_that_sleeps_or_waits_holds_no_room(world: World) -> None:
@@ -49,18 +49,18 @@ async def test_a_run_that_sleeps_or_waits_holds_no_room(world: World) -> None:
 async def test_parallel_steps_count_one_each(world: World) -> None:
     @world.function("many", concurrency=[Concurrency(limit=2)])
     async def many(ctx: Context) -> object:
-        steps = [lambda n=n: ctx.step.run(f"s{n}", lambda: world.gate.pass_through(n)) for n in range(5)]
+        steps = [lambda n=n: ctx.step.run(f"s{n}", lambda: world.limit.pass_through(n)) for n in range(5)]
         return await ctx.group.parallel(tuple(steps))
 
     await world.open()
     await world.send("many")
-    await world.gate.wait_for(0, 1)
-    world.gate.let_go(0)
-    await world.gate.wait_for(1, 2)
-    world.gate.open()
+    await world.limit.wait_for(0, 1)
+    world.limit.let_go(0)
+    await world.limit.wait_for(1, 2)
+    world.limit.open()
     await world.rest()
     assert await world.outputs("many") == [[0, 1, 2, 3, 4]]
-    assert world.gate.most_inside == 2
+    assert world.limit.most_inside == 2
 
 
 async def test_each_key_has_its_own_room_and_both_limits_hold(world: World) -> None:
@@ -68,12 +68,12 @@ async def test_each_key_has_its_own_room_and_both_limits_hold(world: World) -> N
     await world.open()
     for n, user in enumerate(["a", "a", "b", "c", "d"]):
         await world.send("work", n=n, user=user)
-    await world.gate.wait_for(0, 2, 3)
-    world.gate.let_go(2)
-    await world.gate.wait_for(0, 3, 4)
-    world.gate.let_go(0)
-    await world.gate.wait_for(1, 3, 4)
-    world.gate.open()
+    await world.limit.wait_for(0, 2, 3)
+    world.limit.let_go(2)
+    await world.limit.wait_for(0, 3, 4)
+    world.limit.let_go(0)
+    await world.limit.wait_for(1, 3, 4)
+    world.limit.open()
     await world.rest()
     assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
 
@@ -84,10 +84,10 @@ async def test_a_shared_scope_is_shared_by_functions(world: World) -> None:
     await world.open()
     await world.send("one", n=1)
     await world.send("two", n=2)
-    await world.gate.wait_for(1)
-    world.gate.let_go(1)
-    await world.gate.wait_for(2)
-    assert world.gate.most_inside == 1
+    await world.limit.wait_for(1)
+    world.limit.let_go(1)
+    await world.limit.wait_for(2)
+    assert world.limit.most_inside == 1
 
 
 async def test_a_cancelled_run_leaves_its_place_to_the_next(world: World) -> None:
@@ -95,13 +95,13 @@ async def test_a_cancelled_run_leaves_its_place_to_the_next(world: World) -> Non
     await world.open()
     for n in range(3):
         await world.send("work", n=n)
-    await world.gate.wait_for(0)
+    await world.limit.wait_for(0)
     first, second, _ = await world.runs("work")
     assert await world.engine.cancel_run(second.id)
     assert await world.engine.cancel_run(first.id)
     # The room of a call is free once nothing depends on it any more, whatever it still does.
-    await world.gate.wait_for(0, 2)
-    world.gate.open()
+    await world.limit.wait_for(0, 2)
+    world.limit.open()
     await world.rest()
     assert await world.statuses("work") == [RunStatus.CANCELLED, RunStatus.CANCELLED, RunStatus.COMPLETED]
 
@@ -132,14 +132,14 @@ async def test_priority_goes_first_among_those_that_wait(world: World) -> None:
     )
     await world.open()
     await world.send("work", n=0, plan="free")
-    await world.gate.wait_for(0)
+    await world.limit.wait_for(0)
     await world.send("work", n=1, plan="free")
     await world.let_pass_while_busy(minutes=1)
     await world.send("work", n=2, plan="paid")
-    world.gate.let_go(0)
-    await world.gate.wait_for(2)
-    world.gate.let_go(2)
-    await world.gate.wait_for(1)
+    world.limit.let_go(0)
+    await world.limit.wait_for(2)
+    world.limit.let_go(2)
+    await world.limit.wait_for(1)
 
 
 async def test_throttle_spreads_starts_and_drops_none(world: World) -> None:
@@ -186,13 +186,13 @@ async def test_new_numbers_hold_at_once(world: World) -> None:
     await world.open()
     for n in range(3):
         await world.send("work", n=n)
-    await world.gate.wait_for(0)
+    await world.limit.wait_for(0)
     world.gated("work", concurrency=[Concurrency(limit=2)])
     await world.sync()
-    await world.gate.wait_for(0, 1)
+    await world.limit.wait_for(0, 1)
     world.gated("work")
     await world.sync()
-    await world.gate.wait_for(0, 1, 2)
+    await world.limit.wait_for(0, 1, 2)
 
 
 async def test_what_waits_and_what_was_under_way_survives_a_restart(world: World) -> None:
@@ -200,14 +200,14 @@ async def test_what_waits_and_what_was_under_way_survives_a_restart(world: World
     await world.open()
     for n in range(5):
         await world.send("work", n=n)
-    await world.gate.wait_for(0, 1)
+    await world.limit.wait_for(0, 1)
     await world.restart()
-    await world.gate.wait_for(0, 1)
+    await world.limit.wait_for(0, 1)
     assert await world.statuses("work") == [RunStatus.RUNNING] * 2 + [RunStatus.SCHEDULED] * 3
-    world.gate.open()
+    world.limit.open()
     await world.rest()
     assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
-    assert world.gate.most_inside == 2
+    assert world.limit.most_inside == 2
 
 
 async def test_a_throttle_goes_on_after_a_restart(world: World) -> None:

@@ -33,7 +33,7 @@ from durably.protocol.sync import SyncRequest
 from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
 from .cron import fire_tick, plan_schedules
-from .outbox import BucketAt, CallAt, DeadlineAt, OpeningAt, StoredTimer, Synced, TickAt, TimerAt
+from .outbox import BucketAt, CallAt, DeadlineAt, StoredTimer, Synced, ThrottleAt, TickAt, TimerAt
 from .registry import Function
 from .reruns import FromStep, plan_rerun
 from .transaction import Transaction
@@ -112,8 +112,8 @@ def fall_due(timer: StoredTimer) -> Callable[[Transaction], object]:
             return lambda transaction: triggers.end_bucket(transaction, bucket_id)
         case TickAt():
             return lambda transaction: fire_tick(transaction, timer)
-        case OpeningAt():
-            return lambda transaction: transaction.queue.look_at_openings()
+        case ThrottleAt():
+            return lambda transaction: transaction.queue.check_throttles()
 
 
 def join_queue(due: CallAt) -> Callable[[Transaction], None]:
@@ -176,7 +176,7 @@ def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Fun
         store.flow.drop_schedules_of_others(app_id)
         for function in functions:
             plan_schedules(transaction, function)
-            transaction.queue.look_at_function(function.flow)
+            transaction.queue.update_limits(function.flow)
         transaction.outbox.append(Synced(app_id, functions))
     store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
     return _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))

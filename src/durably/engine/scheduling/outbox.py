@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from durably.engine.core.call_body import CallData
-from durably.engine.core.flow.queue_entries import Ticket
+from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.run_state import Call
 from durably.engine.sqlite.tables.runs import RunRow
@@ -28,9 +28,9 @@ class CallAt(msgspec.Struct, frozen=True, gc=False):
 
 
 def call_of(
-    run: RunRow, ticket: Ticket | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
+    run: RunRow, queue_entry: QueueEntry | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
 ) -> CallAt:
-    priority = 0 if ticket is None else run.created_at - ticket.place
+    priority = 0 if queue_entry is None else run.created_at - queue_entry.place
     return CallAt(run.key, call, run.function_id, priority, has_to_queue, data)
 
 
@@ -71,13 +71,13 @@ class TickAt(msgspec.Struct, frozen=True, gc=False):
     due: int
 
 
-class OpeningAt(msgspec.Struct, frozen=True, gc=False):
+class ThrottleAt(msgspec.Struct, frozen=True, gc=False):
     """Throttles to look at."""
 
     due: int
 
 
-StoredTimer = TimerAt | DeadlineAt | BucketAt | TickAt | OpeningAt
+StoredTimer = TimerAt | DeadlineAt | BucketAt | TickAt | ThrottleAt
 """What is due at a time, and is read from the database again where it is not heard of before."""
 
 

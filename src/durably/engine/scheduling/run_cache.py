@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import Ticket
+from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.run_state import RunState
 from durably.engine.sqlite.tables.runs import RunRow
 
@@ -29,7 +29,7 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
 
     row: RunRow
     state: RunState
-    ticket: Ticket | None
+    queue_entry: QueueEntry | None
     is_moving: bool
     trigger: ReceivedEvent | None = None
     memos: Memos | None = None

@@ -92,7 +92,9 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
         return
     _logger.error("run %s cannot be carried on, and has failed: %s", row.id, error.message)
     state = RunState(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
-    live = transaction.runs[run_key] = LiveRun(CachedRun(row, state, transaction.store.ticket(run_key), is_moving=True))
+    live = transaction.runs[run_key] = LiveRun(
+        CachedRun(row, state, transaction.store.queue_entry(run_key), is_moving=True)
+    )
     live.may_have_waits = True
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
@@ -104,7 +106,7 @@ def finish(transaction: Transaction) -> Outbox:
     """Carry out what is pending, let calls through that have room now, and write the run states."""
     while through := _settle(transaction):
         for queued in through:
-            _let_through(transaction, queued)
+            _dispatch_queued(transaction, queued)
     for key, live in transaction.runs.items():
         if live.state.status.has_ended:
             transaction.cache.forget(key)
@@ -131,7 +133,7 @@ def _store_live(transaction: Transaction, live: LiveRun) -> None:
         transaction.store.put_moving(row.key, is_moving)
     if state.status == RunStatus.RUNNING and row.status != RunStatus.RUNNING:
         row = transaction.store.begin_run(row, live.began)
-    transaction.cache.put(CachedRun(row, state, live.ticket, is_moving, live.trigger, live.kept_memos))
+    transaction.cache.put(CachedRun(row, state, live.queue_entry, is_moving, live.trigger, live.kept_memos))
 
 
 def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
@@ -147,14 +149,16 @@ def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
 
 def _beginning(transaction: Transaction, live: LiveRun, run_input: Input) -> int:
     if isinstance(run_input, OfCall) and (call := live.state.call(run_input.generation)):
-        is_queued = live.ticket is not None and live.ticket.is_queued
-        return transaction.queue.let_through_at(live.row, call) if is_queued else call.due
+        is_queued = live.queue_entry is not None and live.queue_entry.is_queued
+        return transaction.queue.ready_since(live.row, call) if is_queued else call.due
     return transaction.now
 
 
 def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
     """Whether anything of a run is under way, or will be without anything else happening first."""
-    waiting = transaction.queue.waiting(live.row.key) if live.ticket is not None and live.ticket.is_queued else ()
+    waiting = (
+        transaction.queue.waiting(live.row.key) if live.queue_entry is not None and live.queue_entry.is_queued else ()
+    )
     calls = any(call.generation not in waiting for call in live.state.calls)
     return calls or any(wait.op in REQUESTS for wait in live.state.waits)
 
@@ -166,7 +170,7 @@ def _leave_calls(transaction: Transaction, live: LiveRun, before: RunState) -> N
         now = after.get(call.generation)
         if _is_repeated(call) and (now is None or not _is_repeated(now)):
             transaction.store.drop_delayed_call(live.row.key, call.generation)
-        if live.ticket is not None and live.ticket.is_queued and now is None:
+        if live.queue_entry is not None and live.queue_entry.is_queued and now is None:
             transaction.queue.leave(live.row.key, call.generation)
 
 
@@ -186,19 +190,19 @@ def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
     call = None if live is None else live.state.call(generation)
     if live is None or call is None:
         return
-    if live.ticket is not None and live.ticket.has_to_queue(starts_run=live.row.started_at is None):
-        transaction.queue.join_again(live.row, call, live.ticket)
+    if live.queue_entry is not None and live.queue_entry.has_to_queue(starts_run=live.row.started_at is None):
+        transaction.queue.join_again(live.row, call, live.queue_entry)
     else:
-        transaction.outbox.append(call_of(live.row, live.ticket, call))
+        transaction.outbox.append(call_of(live.row, live.queue_entry, call))
 
 
-def _let_through(transaction: Transaction, queued: QueuedCall) -> None:
+def _dispatch_queued(transaction: Transaction, queued: QueuedCall) -> None:
     live = _load(transaction, queued.run_key)
     call = None if live is None else live.state.call(queued.generation)
     if live is None or call is None:
         transaction.queue.leave(queued.run_key, queued.generation)
         return
-    transaction.outbox.append(call_of(live.row, live.ticket, call))
+    transaction.outbox.append(call_of(live.row, live.queue_entry, call))
     if live.row.started_at is None:
         live.row = transaction.store.begin_run(live.row, transaction.now)
         triggers.begin_run(transaction, live.row)
@@ -212,12 +216,12 @@ def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> No
     is_later = command.call.due > transaction.now
     if is_later or command.call.error:
         transaction.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
-    if live.ticket is None or not live.ticket.has_to_queue(starts_run=live.row.started_at is None):
-        transaction.outbox.append(call_of(live.row, live.ticket, command.call))
+    if live.queue_entry is None or not live.queue_entry.has_to_queue(starts_run=live.row.started_at is None):
+        transaction.outbox.append(call_of(live.row, live.queue_entry, command.call))
     elif is_later:
-        transaction.outbox.append(call_of(live.row, live.ticket, command.call, has_to_queue=True))
+        transaction.outbox.append(call_of(live.row, live.queue_entry, command.call, has_to_queue=True))
     else:
-        transaction.queue.join(live.row, command.call, live.ticket)
+        transaction.queue.join(live.row, command.call, live.queue_entry)
     if command.call.error:
         transaction.store.put_failed_attempt(live.row.key, command.call, transaction.now)
         transaction.outbox.append(subscriptions.call_repeated(live.row, command.call, transaction.now))
@@ -337,8 +341,8 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     # Runs keep their error as the app wrote it; others get it without the nulls, as official servers send it.
     reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
     memo = data_memo(reported) if completed else b'{"error":' + reported + b"}"
-    if live.ticket is not None:
-        triggers.release_run(transaction, row, live.ticket)
+    if live.queue_entry is not None:
+        triggers.release_run(transaction, row, live.queue_entry)
     trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
     if row.rerun_of is None:
         for trigger in trigger_events:

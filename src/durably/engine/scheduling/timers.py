@@ -14,7 +14,7 @@ from durably.engine.settings import Clock, Timer
 from durably.engine.sqlite.queries import read_run_state_of
 from durably.protocol.text import get_logger
 
-from .outbox import BucketAt, CallAt, DeadlineAt, OpeningAt, StoredTimer, TickAt, TimerAt
+from .outbox import BucketAt, CallAt, DeadlineAt, StoredTimer, ThrottleAt, TickAt, TimerAt
 
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ _TIMERS: tuple[tuple[str, str, str, Callable[..., StoredTimer]], ...] = (
     ("deadlines", "due", "run_key, due", DeadlineAt),
     ("buckets", "due", "id, due", BucketAt),
     ("schedules", "due", "function_id, schedule, due", TickAt),
-    ("openings", "opens_at", "opens_at", OpeningAt),
+    ("openings", "opens_at", "opens_at", ThrottleAt),
 )
 """Tables, their column of times, and what else of their rows makes which timer."""
 _CALLS = ("delayed_calls", "due", "run_key, generation, due")

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import Ticket
+from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.run_state import Origin, RunState
 from durably.engine.core.transition import Policy
@@ -49,9 +49,9 @@ class LiveRun:
         "kept_memos",
         "may_have_waits",
         "memos",
+        "queue_entry",
         "row",
         "state",
-        "ticket",
         "trigger",
         "wait_began",
         "was_moving",
@@ -60,7 +60,7 @@ class LiveRun:
     def __init__(self, run: CachedRun) -> None:
         self.row = run.row
         self.state = run.state
-        self.ticket = run.ticket
+        self.queue_entry = run.queue_entry
         self.trigger = run.trigger
         self.was_moving = run.is_moving
         self.is_changing = False
@@ -172,11 +172,11 @@ class Transaction:
         return self.store.memoised(run_key, step_ids)
 
     def remember(
-        self, row: RunRow, state: RunState, ticket: Ticket | None, *, is_moving: bool, memos: Memos | None
+        self, row: RunRow, state: RunState, queue_entry: QueueEntry | None, *, is_moving: bool, memos: Memos | None
     ) -> None:
         """Cache a new run, which is read again soon."""
         trigger = None if row.is_batch else kept_trigger(self.event(row.event_key))
-        self.cache.put(CachedRun(row, state, ticket, is_moving, trigger, memos))
+        self.cache.put(CachedRun(row, state, queue_entry, is_moving, trigger, memos))
 
     def cancel(self, run_key: int, reason: str) -> None:
         """See ``CancelRun``."""

@@ -21,7 +21,7 @@ from durably.engine.core.flow.admission import (
 from durably.engine.core.flow.buckets import BucketKind, StateChange
 from durably.engine.core.flow.cancellation import CancelOn
 from durably.engine.core.flow.held_events import OpenBatch
-from durably.engine.core.flow.queue_entries import Ticket
+from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.inputs import MakeCall
 from durably.engine.core.machine import start as start_machine
 from durably.engine.core.run_state import Call, RunState, RunStatus, origin_of_event
@@ -113,8 +113,8 @@ def begin_run(transaction: Transaction, run: RunRow) -> None:
         _set_finish(transaction, function, run)
 
 
-def release_run(transaction: Transaction, run: RunRow, ticket: Ticket) -> None:
-    _put(transaction, release(ticket, run.key, transaction.store.flow.read))
+def release_run(transaction: Transaction, run: RunRow, queue_entry: QueueEntry) -> None:
+    _put(transaction, release(queue_entry, run.key, transaction.store.flow.read))
     transaction.store.flow.forget_run(run.key)
 
 
@@ -192,12 +192,12 @@ def _start_or_skip(
 def _start(
     transaction: Transaction, function: Function, event_keys: tuple[int, ...], how: Start, rerun: Rerun | None
 ) -> RunRow:
-    ticket = how.ticket if _is_needed(transaction, function, how) else None
-    run = _start_run(transaction, function, event_keys, ticket=ticket, rerun=rerun)
-    if ticket is not None:
-        _put(transaction, hold(ticket, run.key))
+    queue_entry = how.queue_entry if _is_needed(transaction, function, how) else None
+    run = _start_run(transaction, function, event_keys, queue_entry=queue_entry, rerun=rerun)
+    if queue_entry is not None:
+        _put(transaction, hold(queue_entry, run.key))
         _listen(transaction, run, how.cancel_on)
-        if not ticket.is_queued:
+        if not queue_entry.is_queued:
             _set_finish(transaction, function, run)
         elif how.start_by is not None:
             _set_deadline(transaction, run, DeadlineKind.START, how.start_by)
@@ -245,11 +245,11 @@ def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due
 
 
 def _is_needed(transaction: Transaction, function: Function, how: Start) -> bool:
-    """Whether the run's state depends on its ticket, or must be cleaned up after it."""
-    ticket = how.ticket
+    """Whether the run's state depends on its queue entry, or must be cleaned up after it."""
+    queue_entry = how.queue_entry
     has_deadline = how.start_by is not None or function.flow.timeouts.finish is not None
-    has_priority = ticket.place != transaction.now
-    is_limited = ticket.is_queued or ticket.singleton is not None
+    has_priority = queue_entry.place != transaction.now
+    is_limited = queue_entry.is_queued or queue_entry.singleton is not None
     return is_limited or bool(how.cancel_on) or has_deadline or has_priority
 
 
@@ -278,24 +278,24 @@ def _start_run(
     function: Function,
     event_keys: tuple[int, ...],
     *,
-    ticket: Ticket | None = None,
+    queue_entry: QueueEntry | None = None,
     rerun: Rerun | None = None,
 ) -> RunRow:
     """Start a run that was admitted. A rerun takes over memos of the run that it repeats."""
     taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
     state, commands = start_machine(function.max_attempts, transaction.now, *taken_over)
-    has_to_queue = ticket is not None and ticket.is_queued
-    new = _new_run(transaction, function, event_keys, rerun=rerun, ticket=ticket)
+    has_to_queue = queue_entry is not None and queue_entry.is_queued
+    new = _new_run(transaction, function, event_keys, rerun=rerun, queue_entry=queue_entry)
     run = transaction.store.add_run(new, state, is_moving=not has_to_queue)
-    transaction.remember(run, state, ticket, is_moving=not has_to_queue, memos=() if rerun is None else None)
+    transaction.remember(run, state, queue_entry, is_moving=not has_to_queue, memos=() if rerun is None else None)
     if rerun is not None and rerun.memos:
         transaction.store.copy_memos(rerun.run_key, run.key, rerun.until)
     for call in (command.call for command in commands if isinstance(command, MakeCall)):
-        if ticket is not None and has_to_queue:
-            transaction.queue.join(run, call, ticket)
+        if queue_entry is not None and has_to_queue:
+            transaction.queue.join(run, call, queue_entry)
         else:
             data = _first_data(transaction, run, state, call) if rerun is None and len(event_keys) == 1 else None
-            transaction.outbox.append(call_of(run, ticket, call, data=data))
+            transaction.outbox.append(call_of(run, queue_entry, call, data=data))
     transaction.outbox.append(subscriptions.run_started(run, transaction.now))
     return run
 
@@ -354,7 +354,7 @@ def _new_run(
     *,
     rerun: Rerun | None = None,
     rerun_of: str | None = None,
-    ticket: Ticket | None = None,
+    queue_entry: QueueEntry | None = None,
 ) -> NewRun:
     return NewRun(
         id=transaction.new_id(),
@@ -364,6 +364,6 @@ def _new_run(
         max_attempts=function.max_attempts,
         created_at=transaction.now,
         rerun_of=rerun_of if rerun is None else rerun.run_id,
-        ticket=ticket,
+        queue_entry=queue_entry,
         step_input=None if rerun is None else rerun.step_input,
     )

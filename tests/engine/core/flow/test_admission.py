@@ -28,7 +28,7 @@ from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
 from durably.engine.core.flow.concurrency import place_of
 from durably.engine.core.flow.config import Flow
 from durably.engine.core.flow.held_events import MAX_BATCH_BYTES
-from durably.engine.core.flow.queue_entries import decode_ticket, encode_ticket
+from durably.engine.core.flow.queue_entries import decode_queue_entry, encode_queue_entry
 
 from .configs import event, flow_of
 
@@ -87,8 +87,8 @@ class Engine:
             self._start_later(self.batches.pop(batch_id))
 
     def end_run(self, run: int) -> None:
-        ticket = decode_ticket(encode_ticket(self.active.pop(run).ticket))
-        self._apply(release(ticket, run, self.states.get))
+        queue_entry = decode_queue_entry(encode_queue_entry(self.active.pop(run).queue_entry))
+        self._apply(release(queue_entry, run, self.states.get))
 
     def _start_later(self, events: list[int]) -> None:
         admission = start(self.flow, self.events[events[0]], self.states.get, self.now)
@@ -103,7 +103,7 @@ class Engine:
         run = len(self.runs)
         self.runs.append((self.now, events))
         self.active[run] = outcome
-        self._apply(hold(outcome.ticket, run))
+        self._apply(hold(outcome.queue_entry, run))
 
     def _apply(self, changes: tuple[StateChange, ...]) -> None:
         for change in changes:
@@ -127,7 +127,7 @@ def test_a_function_without_options_starts_a_run_for_each_event() -> None:
         admission = engine.send()
         assert isinstance(admission.outcome, Start)
         assert admission.changes == ()
-        assert not admission.outcome.ticket.is_queued
+        assert not admission.outcome.queue_entry.is_queued
     assert engine.states == {}
 
 
@@ -349,11 +349,11 @@ def test_there_is_never_more_than_one_run_of_a_singleton(steps: list[tuple[bool,
 def test_a_run_that_was_replaced_does_not_release_its_successor() -> None:
     engine = Engine(flow_of(singleton={"mode": "cancel"}))
     engine.send()
-    first = engine.active[0].ticket
+    first = engine.active[0].queue_entry
     engine.send()
     assert engine.cancelled == [0]
     assert release(first, 0, engine.states.get) == ()
-    assert release(engine.active[1].ticket, 1, engine.states.get) != ()
+    assert release(engine.active[1].queue_entry, 1, engine.states.get) != ()
 
 
 def test_a_debounced_singleton_is_decided_when_its_run_would_start() -> None:
@@ -419,9 +419,9 @@ def test_a_ticket_survives_being_stored() -> None:
     )
     outcome = start(flow, event(user="u" * 500), lambda _: None, _START).outcome
     assert isinstance(outcome, Start)
-    assert outcome.ticket.is_queued
-    assert decode_ticket(encode_ticket(outcome.ticket)) == outcome.ticket
-    assert all(len(slot.bucket_id) <= 200 for slot in outcome.ticket.slots)
+    assert outcome.queue_entry.is_queued
+    assert decode_queue_entry(encode_queue_entry(outcome.queue_entry)) == outcome.queue_entry
+    assert all(len(slot.bucket_id) <= 200 for slot in outcome.queue_entry.slots)
 
 
 def test_cancellations_and_timeouts_count_from_the_admission() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.config import read_flow
-from durably.engine.core.flow.queue_entries import TicketSlot
+from durably.engine.core.flow.queue_entries import EntrySlot
 
 from .configs import config_of, event, flow_of
 
@@ -161,6 +161,6 @@ def test_limits_of_wider_scopes_are_shared_by_key_value() -> None:
 def test_a_limit_keeps_its_name_while_only_its_number_changes() -> None:
     before, after = (flow_of(concurrency={"limit": limit, "key": "event.data.user"}) for limit in (1, 5))
     (limit,) = before.concurrency
-    slot = TicketSlot(limit.name, limit.bucket_id("shop-fn", event(user=1)))
+    slot = EntrySlot(limit.name, limit.bucket_id("shop-fn", event(user=1)))
     assert (before.limit(slot.limit_name), after.limit(slot.limit_name)) == (1, 5)
     assert flow_of().limit(slot.limit_name) is None

@@ -15,7 +15,7 @@ from durably.engine.core.flow import rates
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow
 from durably.engine.core.flow.queue import Queue
-from durably.engine.core.flow.queue_entries import QueuedCall, Ticket, decode_ticket, encode_ticket
+from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry, decode_queue_entry, encode_queue_entry
 from durably.engine.core.flow.rates import Level
 
 from .configs import event, flow_of
@@ -49,17 +49,17 @@ def make_flow(function: int, limits: int, throttle: int) -> Flow:
     )
 
 
-def ticket_of(flow: Flow, fields: dict[str, Any], now: int) -> Ticket:
+def ticket_of(flow: Flow, fields: dict[str, Any], now: int) -> QueueEntry:
     outcome = start(flow, fields, lambda _: None, now).outcome
     assert isinstance(outcome, Start)
-    return decode_ticket(encode_ticket(outcome.ticket))
+    return decode_queue_entry(encode_queue_entry(outcome.queue_entry))
 
 
 class Call:
     """A call that exists, as the plain queue remembers it."""
 
-    def __init__(self, key: QueuedCall, ticket: Ticket, function: int, starts_run: bool) -> None:
-        self.key, self.ticket, self.function, self.starts_run = key, ticket, function, starts_run
+    def __init__(self, key: QueuedCall, queue_entry: QueueEntry, function: int, starts_run: bool) -> None:
+        self.key, self.queue_entry, self.function, self.starts_run = key, queue_entry, function, starts_run
 
     @property
     def name(self) -> tuple[int, int]:
@@ -82,20 +82,20 @@ class PlainQueue:
 
     def has_room(self, call: Call, flow: Flow, now: int) -> bool:
         used = self.used()
-        for slot in call.ticket.slots:
+        for slot in call.queue_entry.slots:
             limit = flow.limit(slot.limit_name)
             if limit is not None and used[slot.bucket_id] >= limit:
                 return False
-        if call.starts_run and call.ticket.throttle and flow.throttle:
-            return rates.ready_at(flow.throttle.pace, self.levels.get(call.ticket.throttle), now) <= now
+        if call.starts_run and call.queue_entry.throttle and flow.throttle:
+            return rates.ready_at(flow.throttle.pace, self.levels.get(call.queue_entry.throttle), now) <= now
         return True
 
     def used(self) -> Counter[str]:
-        return Counter(slot.bucket_id for call in self.under_way.values() for slot in call.ticket.slots)
+        return Counter(slot.bucket_id for call in self.under_way.values() for slot in call.queue_entry.slots)
 
     def _make(self, call: Call, flow: Flow, now: int) -> None:
         self.under_way[call.name] = self.queued.pop(call.name)
-        bucket = call.ticket.throttle
+        bucket = call.queue_entry.throttle
         if call.starts_run and bucket and flow.throttle:
             self.levels[bucket] = rates.take(flow.throttle.pace, self.levels.get(bucket), now)
 
@@ -115,17 +115,19 @@ class World:
         made = queue.settle()
         expected = self.plain.settle(self.flows, self.now)
         assert sorted(made) == [call.key for call in expected]
-        gated = [call.key for call in expected if call.ticket.is_queued]
+        gated = [call.key for call in expected if call.queue_entry.is_queued]
         assert [call for call in made if call in set(gated)] == gated
 
     def start_run(self, queue: Queue, function: int, **data: Any) -> Call:
         flow = self.flows[function]
-        ticket = ticket_of(flow, event(**data), self.now)
-        return self.join(queue, Call(QueuedCall(ticket.place, next(self.run_keys), 1), ticket, function, True))
+        queue_entry = ticket_of(flow, event(**data), self.now)
+        return self.join(
+            queue, Call(QueuedCall(queue_entry.place, next(self.run_keys), 1), queue_entry, function, True)
+        )
 
     def join(self, queue: Queue, call: Call) -> Call:
         self.plain.queued[call.name] = call
-        queue.join(call.key, call.ticket, self.flows[call.function], starts_run=call.starts_run)
+        queue.join(call.key, call.queue_entry, self.flows[call.function], starts_run=call.starts_run)
         return call
 
     def leave(self, queue: Queue, call: Call) -> None:
@@ -137,18 +139,18 @@ class World:
         """One call of a run ends, and another of it follows."""
         self.leave(queue, call)
         key = call.key._replace(generation=call.key.generation + 1)
-        self.join(queue, Call(key, call.ticket, call.function, False))
+        self.join(queue, Call(key, call.queue_entry, call.function, False))
 
     def pass_time(self, milliseconds: int) -> None:
         self.now += milliseconds
         with self.transaction() as queue:
-            while queue.look_at_openings(2):
+            while queue.check_throttles(2):
                 pass
 
     def reconfigure(self, function: int, limits: int, throttle: int) -> None:
         flow = self.flows[function] = make_flow(function, limits, throttle)
         with self.transaction() as queue:
-            queue.look_at_function(flow)
+            queue.update_limits(flow)
 
     def drain(self) -> None:
         """Let time pass and calls end until nothing is left."""
@@ -200,21 +202,21 @@ def take_step(world: World, kind: str, first: int, second: int) -> None:
 
 
 def check_rows(world: World) -> None:
-    """Nothing is kept of what is over, and no lane waits at a gate that is open."""
+    """Nothing is kept of what is over, and no concurrency key waits at a limit that is open."""
     rows, plain = world.rows, world.plain
     used = {bucket: used for bucket, used in plain.used().items() if used}
     assert dict(rows.execute("SELECT id, used FROM slots_used").fetchall()) == used
     assert rows.execute("SELECT count(*) FROM queued_calls").fetchone() == (len(plain.queued),)
-    lanes = [lane for function in range(len(world.flows)) for lane in rows.lanes_of(f"fn-{function}")]
-    assert len(lanes) == rows.execute("SELECT count(DISTINCT lane_id) FROM queued_calls").fetchone()[0]
-    for lane in lanes:
-        assert lane.waits_at in lane.gates
-        assert rows.first_call(lane.id) == lane.first
-        if lane.waits_at.limit:
-            assert used.get(lane.waits_at.bucket_id, 0) >= lane.waits_at.limit
+    keys = [key for function in range(len(world.flows)) for key in rows.keys_of(f"fn-{function}")]
+    assert len(keys) == rows.execute("SELECT count(DISTINCT lane_id) FROM queued_calls").fetchone()[0]
+    for key in keys:
+        assert key.waits_at in key.limits
+        assert rows.first_call(key.id) == key.first
+        if key.waits_at.limit:
+            assert used.get(key.waits_at.bucket_id, 0) >= key.waits_at.limit
         else:
-            opens_at = rows.execute("SELECT opens_at FROM openings WHERE id = ?", lane.waits_at.bucket_id).fetchone()
-            assert opens_at is not None
+            ready_at = rows.execute("SELECT opens_at FROM openings WHERE id = ?", key.waits_at.bucket_id).fetchone()
+            assert ready_at is not None
 
 
 @given(_flows, _steps, st.booleans())
@@ -323,16 +325,16 @@ def count_statements(queued: int, flow: Flow, users: int) -> int:
     world = World(rows, [flow])
     queue, calls = Queue(rows, world.now), []
     for number in range(queued):
-        ticket = ticket_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
-        call = QueuedCall(ticket.place, number, 1)
-        queue.join(call, ticket, flow, starts_run=True)
+        queue_entry = ticket_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
+        call = QueuedCall(queue_entry.place, number, 1)
+        queue.join(call, queue_entry, flow, starts_run=True)
     calls = queue.settle()
     assert calls
     rows.record_statements()
     for call in calls[:1]:
         queue = Queue(rows, world.now + 100_000)
         queue.leave(call.run_key, call.generation)
-        queue.look_at_openings(100)
+        queue.check_throttles(100)
         assert len(queue.settle()) == 1
     plans = [rows.plan_of(statement) for statement in rows.statements if statement.startswith(("SELECT", "DELETE"))]
     assert not any("SCAN" in plan and "COVERING INDEX openings_by_time" not in plan for plan in plans)

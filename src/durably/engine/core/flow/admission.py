@@ -14,7 +14,7 @@ from .cancellation import CancelOn, listen
 from .concurrency import place_of
 from .config import Flow
 from .held_events import Batch, Debounce, OpenBatch, PendingDebounce, debounce, join_batch
-from .queue_entries import Ticket, TicketSlot
+from .queue_entries import EntrySlot, QueueEntry
 from .rates import count_event
 from .single_runs import Holder, SingletonMode, see
 
@@ -37,10 +37,10 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Start a run, after cancelling the one with the key ``cancels``, if any.
 
     The run listens to ``cancel_on``, and is cancelled if it has not made its first call by ``start_by``. If its
-    ticket has a ``singleton``, store ``hold(ticket, run_key)`` with it.
+    queue entry has a ``singleton``, store ``hold(queue_entry, run_key)`` with it.
     """
 
-    ticket: Ticket
+    queue_entry: QueueEntry
     cancels: int | None = None
     cancel_on: tuple[CancelOn, ...] = ()
     start_by: int | None = None
@@ -110,18 +110,18 @@ def admit(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
 def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
     """Decide about a run that is to start now: of an event that was admitted, of a debounce or batch (its first event)
     that has ended, or one that a person asked for again. The outcome is ``Start`` or ``Skip``."""
-    ticket = Ticket(
+    queue_entry = QueueEntry(
         place=place_of(flow.priority, event, now),
-        slots=tuple(TicketSlot(limit.name, limit.bucket_id(flow.function_id, event)) for limit in flow.concurrency),
+        slots=tuple(EntrySlot(limit.name, limit.bucket_id(flow.function_id, event)) for limit in flow.concurrency),
         throttle=None if flow.throttle is None else flow.throttle.bucket(flow.function_id, event).id,
         singleton=None if flow.singleton is None else flow.singleton.bucket(flow.function_id, event),
     )
-    holder = None if ticket.singleton is None else Holder.load(read, ticket.singleton)
+    holder = None if queue_entry.singleton is None else Holder.load(read, queue_entry.singleton)
     if holder is not None and flow.singleton is not None and flow.singleton.mode is SingletonMode.SKIP:
         return Admission(Skip(SkipReason.SINGLETON, holder.run_key))
     return Admission(
         Start(
-            ticket=ticket,
+            queue_entry=queue_entry,
             cancels=None if holder is None else holder.run_key,
             cancel_on=listen(flow.cancels, now),
             start_by=flow.timeouts.start_by(now),
@@ -145,16 +145,16 @@ def end_batch(bucket: Bucket, batch_id: int, read: ReadState) -> StateChange | N
     return StateChange(bucket, None) if batch is not None and batch.id == batch_id else None
 
 
-def hold(ticket: Ticket, run_key: int) -> tuple[StateChange, ...]:
+def hold(queue_entry: QueueEntry, run_key: int) -> tuple[StateChange, ...]:
     """What to store when the run of a ``Start`` has its key."""
-    return () if ticket.singleton is None else (StateChange(ticket.singleton, Holder(run_key).encode()),)
+    return () if queue_entry.singleton is None else (StateChange(queue_entry.singleton, Holder(run_key).encode()),)
 
 
-def release(ticket: Ticket, run_key: int, read: ReadState) -> tuple[StateChange, ...]:
+def release(queue_entry: QueueEntry, run_key: int, read: ReadState) -> tuple[StateChange, ...]:
     """What to store when the run has ended, however it did."""
-    if ticket.singleton is None or Holder.load(read, ticket.singleton) != Holder(run_key):
+    if queue_entry.singleton is None or Holder.load(read, queue_entry.singleton) != Holder(run_key):
         return ()
-    return (StateChange(ticket.singleton, None),)
+    return (StateChange(queue_entry.singleton, None),)
 
 
 def _hold_back(rule: Debounce, bucket: Bucket, trigger: Trigger, read: ReadState, now: int) -> Admission:

@@ -12,19 +12,19 @@ from .config import Flow
 from .rates import Level, Pace
 
 
-class TicketSlot(msgspec.Struct, frozen=True, array_like=True):
+class EntrySlot(msgspec.Struct, frozen=True, array_like=True):
     """``limit_name`` tells which of the function's concurrency limits it is that the bucket belongs to."""
 
     limit_name: str
     bucket_id: str
 
 
-class Ticket(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """``place`` is the run's place in its function's queue: least first. ``throttle`` is the id of the bucket in which
     its start is counted, ``singleton`` the bucket that it holds."""
 
     place: int
-    slots: tuple[TicketSlot, ...] = ()
+    slots: tuple[EntrySlot, ...] = ()
     throttle: str | None = None
     singleton: Bucket | None = None
 
@@ -39,14 +39,14 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Ticket)
+_decoder = msgspec.msgpack.Decoder(QueueEntry)
 
 
-def encode_ticket(ticket: Ticket) -> bytes:
-    return _encoder.encode(ticket)
+def encode_queue_entry(queue_entry: QueueEntry) -> bytes:
+    return _encoder.encode(queue_entry)
 
 
-def decode_ticket(stored: bytes) -> Ticket:
+def decode_queue_entry(stored: bytes) -> QueueEntry:
     """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
     return _decoder.decode(stored)
 
@@ -59,15 +59,15 @@ class QueuedCall(NamedTuple):
     generation: int
 
 
-class Gate(NamedTuple):
-    """A concurrency bucket under a ``limit``, or, where the limit is 0, a throttle's bucket."""
+class Limit(NamedTuple):
+    """A concurrency bucket under a ``maximum`` or, if that is 0, a throttle's bucket."""
 
     bucket_id: str
-    limit: int = 0
+    maximum: int = 0
 
 
-OPEN = Gate("")
-"""The gate of a lane that nothing holds up any more."""
+NO_LIMIT = Limit("")
+"""The limit of a concurrency key that nothing holds up any more."""
 
 
 class Slot(msgspec.Struct, frozen=True, array_like=True):
@@ -85,7 +85,7 @@ class Throttled(msgspec.Struct, frozen=True, array_like=True):
     pace: Pace | None
 
 
-class Lane(msgspec.Struct, frozen=True, kw_only=True):
+class ConcurrencyKey(msgspec.Struct, frozen=True, kw_only=True):
     """``first`` is the call that goes next; ``throttle`` is there where its calls start runs."""
 
     id: str
@@ -93,44 +93,44 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
     slots: tuple[Slot, ...]
     throttle: Throttled | None
     first: QueuedCall
-    waits_at: Gate = OPEN
+    waits_at: Limit = NO_LIMIT
 
     @property
-    def gates(self) -> list[Gate]:
+    def limits(self) -> list[Limit]:
         """Where it may come to wait."""
-        gates = [Gate(slot.bucket_id, slot.limit) for slot in self.slots if slot.limit is not None]
+        limits = [Limit(slot.bucket_id, slot.limit) for slot in self.slots if slot.limit is not None]
         if self.throttle is not None and self.throttle.pace is not None:
-            gates.append(Gate(self.throttle.bucket_id))
-        return gates
+            limits.append(Limit(self.throttle.bucket_id))
+        return limits
 
 
-class ClosedGate(NamedTuple):
-    """``opens_at`` is ``None`` where that depends on the calls under way."""
+class ReachedLimit(NamedTuple):
+    """``ready_at`` is ``None`` where that depends on the calls under way."""
 
-    gate: Gate
-    opens_at: int | None = None
+    limit: Limit
+    ready_at: int | None = None
 
 
-def lane_of(ticket: Ticket, flow: Flow, call: QueuedCall, *, starts_run: bool) -> Lane:
-    """The lane in which a call queues, with the numbers that the function has now."""
-    throttle = ticket.throttle if starts_run else None
-    names = (flow.function_id, throttle, *(slot.bucket_id for slot in ticket.slots))
-    return Lane(
+def key_of(queue_entry: QueueEntry, flow: Flow, call: QueuedCall, *, starts_run: bool) -> ConcurrencyKey:
+    """The concurrency key in which a call queues, with the numbers that the function has now."""
+    throttle = queue_entry.throttle if starts_run else None
+    names = (flow.function_id, throttle, *(slot.bucket_id for slot in queue_entry.slots))
+    return ConcurrencyKey(
         id=hashlib.blake2b(msgspec.msgpack.encode(names), digest_size=16).hexdigest(),
         function_id=flow.function_id,
-        slots=_slots(flow, ticket.slots),
+        slots=_slots(flow, queue_entry.slots),
         throttle=_throttled(flow, throttle),
         first=call,
     )
 
 
-def with_numbers_of(flow: Flow, lane: Lane) -> Lane:
-    """The lane with the function's present numbers."""
-    throttle = None if lane.throttle is None else lane.throttle.bucket_id
-    return msgspec.structs.replace(lane, slots=_slots(flow, lane.slots), throttle=_throttled(flow, throttle))
+def with_current_limits(flow: Flow, key: ConcurrencyKey) -> ConcurrencyKey:
+    """The concurrency key with the function's present numbers."""
+    throttle = None if key.throttle is None else key.throttle.bucket_id
+    return msgspec.structs.replace(key, slots=_slots(flow, key.slots), throttle=_throttled(flow, throttle))
 
 
-def _slots(flow: Flow, slots: Iterable[TicketSlot | Slot]) -> tuple[Slot, ...]:
+def _slots(flow: Flow, slots: Iterable[EntrySlot | Slot]) -> tuple[Slot, ...]:
     return tuple(Slot(slot.limit_name, slot.bucket_id, flow.limit(slot.limit_name)) for slot in slots)
 
 
@@ -138,22 +138,22 @@ def _throttled(flow: Flow, bucket_id: str | None) -> Throttled | None:
     return None if bucket_id is None else Throttled(bucket_id, flow.throttle.pace if flow.throttle else None)
 
 
-def find_closed(
-    lane: Lane, used: Callable[[str], int], level: Callable[[str], Level | None], now: int
-) -> ClosedGate | None:
-    """The gate at which the lane has to wait: the one where it waits already, if that is still closed."""
-    closed = [ClosedGate(gate) for gate in lane.gates if gate.limit and used(gate.bucket_id) >= gate.limit]
-    if lane.throttle is not None and lane.throttle.pace is not None:
-        opens_at = rates.ready_at(lane.throttle.pace, level(lane.throttle.bucket_id), now)
-        if opens_at > now:
-            closed.append(ClosedGate(Gate(lane.throttle.bucket_id), opens_at))
-    return min(closed, key=lambda found: found.gate != lane.waits_at, default=None)
+def find_reached_limit(
+    key: ConcurrencyKey, used: Callable[[str], int], level: Callable[[str], Level | None], now: int
+) -> ReachedLimit | None:
+    """The limit at which the concurrency key has to wait: the one where it waits already, if that is still closed."""
+    reached = [ReachedLimit(limit) for limit in key.limits if limit.maximum and used(limit.bucket_id) >= limit.maximum]
+    if key.throttle is not None and key.throttle.pace is not None:
+        ready_at = rates.ready_at(key.throttle.pace, level(key.throttle.bucket_id), now)
+        if ready_at > now:
+            reached.append(ReachedLimit(Limit(key.throttle.bucket_id), ready_at))
+    return min(reached, key=lambda found: found.limit != key.waits_at, default=None)
 
 
-def encode_lane(lane: Lane) -> bytes:
-    return msgspec.msgpack.encode(lane)
+def encode_key(key: ConcurrencyKey) -> bytes:
+    return msgspec.msgpack.encode(key)
 
 
-def decode_lane(stored: bytes) -> Lane:
+def decode_key(stored: bytes) -> ConcurrencyKey:
     """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
-    return msgspec.msgpack.decode(stored, type=Lane)
+    return msgspec.msgpack.decode(stored, type=ConcurrencyKey)

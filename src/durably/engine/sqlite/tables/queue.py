@@ -4,7 +4,7 @@ import sqlite3
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import Gate, Lane, QueuedCall, decode_lane, encode_lane
+from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, QueuedCall, decode_key, encode_key
 from durably.engine.core.flow.rates import Level
 
 _SWEPT_TOGETHER = 2
@@ -14,37 +14,37 @@ _bucket_ids = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
 class SqliteQueueRows:
-    """For one unit of work, at the time ``now``. ``openings`` are those that were noted in it."""
+    """For one unit of work, at the time ``now``. ``throttle_times`` are those that were noted in it."""
 
     def __init__(self, connection: sqlite3.Connection, now: int) -> None:
         self._connection = connection
         self._now = now
-        self.openings: list[int] = []
+        self.throttle_times: list[int] = []
 
-    # lanes and the calls that wait in them
+    # concurrency keys and the calls that wait in them
 
-    def lane(self, lane_id: str) -> Lane | None:
-        return self._one_lane("SELECT lane FROM lanes WHERE id = ?", lane_id)
+    def key(self, key_id: str) -> ConcurrencyKey | None:
+        return self._one_key("SELECT lane FROM lanes WHERE id = ?", key_id)
 
-    def put_lane(self, lane: Lane) -> None:
+    def put_key(self, key: ConcurrencyKey) -> None:
         self._connection.execute(
             "INSERT OR REPLACE INTO lanes (id, function_id, gate, gate_limit, place, run_key, generation, lane) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (lane.id, lane.function_id, *lane.waits_at, *lane.first, encode_lane(lane)),
+            (key.id, key.function_id, *key.waits_at, *key.first, encode_key(key)),
         )
 
-    def drop_lane(self, lane_id: str) -> None:
-        self._connection.execute("DELETE FROM lanes WHERE id = ?", (lane_id,))
+    def drop_key(self, key_id: str) -> None:
+        self._connection.execute("DELETE FROM lanes WHERE id = ?", (key_id,))
 
-    def lanes_of(self, function_id: str) -> list[Lane]:
+    def keys_of(self, function_id: str) -> list[ConcurrencyKey]:
         rows = self._connection.execute("SELECT lane FROM lanes WHERE function_id = ?", (function_id,))
-        return [decode_lane(lane) for (lane,) in rows.fetchall()]
+        return [decode_key(key) for (key,) in rows.fetchall()]
 
-    def first_lane(self, gate: Gate) -> Lane | None:
-        return self._one_lane(
+    def first_key(self, limit: Limit) -> ConcurrencyKey | None:
+        return self._one_key(
             "SELECT lane FROM lanes WHERE gate = ? AND gate_limit = ? ORDER BY place, run_key, generation LIMIT 1",
-            gate.bucket_id,
-            gate.limit,
+            limit.bucket_id,
+            limit.maximum,
         )
 
     def next_limit(self, bucket_id: str, above: int) -> int | None:
@@ -53,16 +53,16 @@ class SqliteQueueRows:
         ).fetchone()
         return row[0]
 
-    def add_call(self, lane_id: str, call: QueuedCall) -> None:
+    def add_call(self, key_id: str, call: QueuedCall) -> None:
         self._connection.execute(
-            "INSERT INTO queued_calls (lane_id, place, run_key, generation) VALUES (?, ?, ?, ?)", (lane_id, *call)
+            "INSERT INTO queued_calls (lane_id, place, run_key, generation) VALUES (?, ?, ?, ?)", (key_id, *call)
         )
 
-    def first_call(self, lane_id: str) -> QueuedCall | None:
+    def first_call(self, key_id: str) -> QueuedCall | None:
         row = self._connection.execute(
             "SELECT place, run_key, generation FROM queued_calls WHERE lane_id = ? "
             "ORDER BY place, run_key, generation LIMIT 1",
-            (lane_id,),
+            (key_id,),
         ).fetchone()
         return QueuedCall(*row) if row else None
 
@@ -89,24 +89,24 @@ class SqliteQueueRows:
         else:
             self._connection.execute("DELETE FROM slots_used WHERE id = ?", (bucket_id,))
 
-    def put_hold(self, run_key: int, generation: int, bucket_ids: tuple[str, ...]) -> None:
+    def put_slots(self, run_key: int, generation: int, bucket_ids: tuple[str, ...]) -> None:
         self._connection.execute(
             "INSERT INTO holds (run_key, generation, bucket_ids, made_at) VALUES (?, ?, ?, ?)",
             (run_key, generation, msgspec.msgpack.encode(bucket_ids), self._now),
         )
 
-    def take_hold(self, run_key: int, generation: int) -> tuple[str, ...] | None:
+    def free_slots(self, run_key: int, generation: int) -> tuple[str, ...] | None:
         row = self._connection.execute(
             "DELETE FROM holds WHERE run_key = ? AND generation = ? RETURNING bucket_ids", (run_key, generation)
         ).fetchone()
         return _bucket_ids.decode(row[0]) if row else None
 
-    def held(self, run_key: int) -> set[int]:
+    def holding_slots(self, run_key: int) -> set[int]:
         """The generations of a run's calls that hold slots."""
         rows = self._connection.execute("SELECT generation FROM holds WHERE run_key = ?", (run_key,))
         return {generation for (generation,) in rows}
 
-    def held_since(self, run_key: int, generation: int) -> int | None:
+    def slots_taken_at(self, run_key: int, generation: int) -> int | None:
         """When a call was let through; ``None`` where it holds no slot."""
         row = self._connection.execute(
             "SELECT made_at FROM holds WHERE run_key = ? AND generation = ?", (run_key, generation)
@@ -129,16 +129,16 @@ class SqliteQueueRows:
             (self._now, _SWEPT_TOGETHER),
         )
 
-    def put_opening(self, bucket_id: str, opens_at: int) -> None:
+    def put_throttle_time(self, bucket_id: str, ready_at: int) -> None:
         written = self._connection.execute(
             "INSERT INTO openings (id, opens_at) VALUES (?, ?) "
             "ON CONFLICT DO UPDATE SET opens_at = excluded.opens_at WHERE opens_at <> excluded.opens_at",
-            (bucket_id, opens_at),
+            (bucket_id, ready_at),
         )
         if written.rowcount:
-            self.openings.append(opens_at)
+            self.throttle_times.append(ready_at)
 
-    def take_openings(self, until: int, at_most: int) -> list[str]:
+    def take_due_throttles(self, until: int, at_most: int) -> list[str]:
         rows = self._connection.execute(
             "DELETE FROM openings WHERE id IN "
             "(SELECT id FROM openings WHERE opens_at <= ? ORDER BY opens_at LIMIT ?) RETURNING id",
@@ -146,6 +146,6 @@ class SqliteQueueRows:
         )
         return [bucket_id for (bucket_id,) in rows.fetchall()]
 
-    def _one_lane(self, statement: str, *parameters: object) -> Lane | None:
+    def _one_key(self, statement: str, *parameters: object) -> ConcurrencyKey | None:
         row = self._connection.execute(statement, parameters).fetchone()
-        return decode_lane(row[0]) if row else None
+        return decode_key(row[0]) if row else None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 import msgspec
 
 from durably.engine.core.errors import DatabaseCorruptError
-from durably.engine.core.flow.queue_entries import Ticket, decode_ticket, encode_ticket
+from durably.engine.core.flow.queue_entries import QueueEntry, decode_queue_entry, encode_queue_entry
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import (
     Call,
@@ -51,7 +51,7 @@ class NewRun(msgspec.Struct, frozen=True, gc=False):
     max_attempts: int
     created_at: int
     rerun_of: str | None = None
-    ticket: Ticket | None = None
+    queue_entry: QueueEntry | None = None
     step_input: bytes | None = None
 
 
@@ -165,7 +165,7 @@ class Store:
                 row.key,
                 is_moving,
                 encode_run_state(state),
-                None if run.ticket is None else encode_ticket(run.ticket),
+                None if run.queue_entry is None else encode_queue_entry(run.queue_entry),
                 run.step_input,
             ),
         )
@@ -258,21 +258,21 @@ class Store:
         )
         return tuple(event_key for (event_key,) in rows)
 
-    def state(self, run_key: int) -> tuple[RunState, Ticket | None, bool] | None:
-        """The run state, the ticket if the run has one, and whether the run is moving; ``None`` where it has ended.
-        Raises ``DatabaseCorruptError``."""
+    def state(self, run_key: int) -> tuple[RunState, QueueEntry | None, bool] | None:
+        """The run state, the queue entry if the run has one, and whether the run is moving; ``None`` where it has
+        ended. Raises ``DatabaseCorruptError``."""
         row = self._connection.execute(
             "SELECT head, ticket, is_moving FROM heads WHERE run_key = ?", (run_key,)
         ).fetchone()
         if row is None:
             return None
-        return read_run_state(row[0]), None if row[1] is None else decode_ticket(row[1]), bool(row[2])
+        return read_run_state(row[0]), None if row[1] is None else decode_queue_entry(row[1]), bool(row[2])
 
-    def ticket(self, run_key: int) -> Ticket | None:
-        """The ticket of a run whose run state is damaged, if that can be read."""
+    def queue_entry(self, run_key: int) -> QueueEntry | None:
+        """The queue entry of a run whose run state is damaged, if that can be read."""
         row = self._connection.execute("SELECT ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
         try:
-            return decode_ticket(row[0]) if row and row[0] is not None else None
+            return decode_queue_entry(row[0]) if row and row[0] is not None else None
         except msgspec.MsgspecError:
             return None
 
