@@ -194,7 +194,7 @@ class Runtime:
             self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
 
     async def _recover(self) -> None:
-        """Whatever was under way when the engine stopped gets a new generation, and is made again."""
+        """Repeat the calls that were under way when the engine stopped, under new generations."""
         moving, open_bulk_operations = self._store.moving_runs(), self._store.bulk_operations.open_bulk_operations()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
@@ -202,7 +202,7 @@ class Runtime:
             self.transactions.transact_in_background(bulk_operations.go_on(operation_id))
 
     async def _recover_together(self, run_keys: list[int]) -> None:
-        """One with which something is wrong holds up none of the others."""
+        """A run that cannot be recovered does not affect the others."""
         try:
             await self.transactions.transact(_recover(run_keys))
         except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
@@ -215,10 +215,10 @@ class Runtime:
                 _logger.exception("a run could not be recovered")
                 self.transactions.transact_in_background(operations.fail(run_keys[0], error))
 
-    # what is to be done
+    # outbox and timers
 
     def _dispatch_after_commit(self, outbox: Outbox) -> None:
-        """After the commit of a unit of work."""
+        """Act on a transaction's outbox after its commit."""
         calls: list[CallAt] = []
         for message in outbox:
             match message:
@@ -253,7 +253,7 @@ class Runtime:
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _meet(self, due: list[_Due]) -> None:
-        """What the timers says is due now."""
+        """Act on timers that are due."""
         self._make([item for item in due if isinstance(item, CallAt)])
         for item in due:
             if isinstance(item, RequestAt):

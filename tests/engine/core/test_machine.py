@@ -623,7 +623,7 @@ def test_a_request_is_tried_again_then_memoised_as_an_error() -> None:
     assert kinds(run.feed(failed)) == [CloseWait, WriteMemo, MakeCall]
 
 
-def test_the_head_keeps_nothing_of_what_a_request_sends() -> None:
+def test_the_run_state_keeps_nothing_of_what_a_request_sends() -> None:
     from durably.engine.core.run_state import encode_run_state
 
     run = Run()
@@ -757,7 +757,7 @@ def test_a_clock_that_was_set_back_neither_strands_a_call_at_a_restart_nor_loses
     assert (command.call.is_discovery, command.call.due) == (True, run.now)
 
 
-def test_a_head_of_before_is_read() -> None:
+def test_a_run_state_of_an_earlier_version_is_read() -> None:
     """Fields that are added later have defaults."""
     from durably.engine.core.run_state import decode_run_state
 

@@ -265,7 +265,7 @@ def test_cancelled_at_any_time(shape: tuple[object, ...], seed: int, after: int)
             advance(world.state, Answered(generation, answer), world.now, POLICY)
 
 
-def test_a_head_is_small() -> None:
+def test_a_run_state_is_small() -> None:
     """What a run has done already costs its run state nothing."""
     world = World(tuple(Step(f"s{n}") for n in range(500)), random.Random(1), misfortunes=0)
     sizes = []

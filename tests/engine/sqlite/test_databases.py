@@ -86,7 +86,7 @@ def change(path: Path, statement: str) -> None:
         connection.execute(statement)
 
 
-async def test_a_run_whose_head_is_damaged_fails_when_the_engine_starts(path: Path, app: SmallApp) -> None:
+async def test_a_run_whose_run_state_is_damaged_fails_when_the_engine_starts(path: Path, app: SmallApp) -> None:
     """And no other."""
 
     @app.function("slow")
@@ -109,7 +109,7 @@ async def test_a_run_whose_head_is_damaged_fails_when_the_engine_starts(path: Pa
 
 
 @pytest.mark.parametrize("step", ["nap", "retried", "called", "listed"])
-async def test_a_run_whose_head_is_damaged_fails_when_it_is_to_move(path: Path, app: SmallApp, step: str) -> None:
+async def test_a_run_whose_run_state_is_damaged_fails_when_it_is_to_move(path: Path, app: SmallApp, step: str) -> None:
     long_backoff = msgspec.structs.replace(QUICK, backoff=lambda attempt, jitter: dt.timedelta(hours=1))
 
     @app.function("f")

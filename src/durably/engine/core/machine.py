@@ -1,16 +1,15 @@
-"""The run machine: from the state of a run and what happened to it, to its next run state and what is to be done.
+"""The run machine: a run state and an input give the next run state and commands.
 
-Pure, in the spirit of a protocol machine that does no I/O: ``advance`` reads no clock, draws no random number,
-touches no storage, and never sees a memo that was written before. Whoever drives it stores the run state and
-carries out the commands in one transaction. What may happen when stands in the table below, what ops do in
-the one of ``ops``; the semantics are those of spec §5.
+Pure: ``advance`` reads no clock, draws no random number, touches no storage, and never sees a stored memo. The
+engine stores the run state and executes the commands in one transaction. ``_TABLE`` lists the inputs by status,
+the table of ``ops`` the ops. The semantics are those of spec §5.
 
-Three rules shape the rest:
+Three rules:
 - A call is known by its generation. Generations are never given out twice, so an answer to a call that was
-  given up on finds no call, and changes nothing (``StaleCallError``).
-- At most one discovery is outstanding. A wish for another while it is under way is remembered, and becomes
-  one more discovery afterwards, however many wishes there were.
-- A run that has not ended has something outstanding; else nothing would ever move it again.
+  given up finds no call, and changes nothing (``StaleCallError``).
+- At most one discovery is outstanding. Requests for another while it is under way become one more discovery
+  afterwards.
+- A run that has not ended has a call or wait outstanding; otherwise nothing would continue it.
 """
 
 from collections.abc import Callable

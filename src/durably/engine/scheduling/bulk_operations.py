@@ -72,7 +72,7 @@ def cancel_runs(transaction: Transaction, selection: Selection) -> BulkOperation
 
 
 def replay_runs(transaction: Transaction, selection: Selection, statuses: Collection[RunStatus]) -> BulkOperation:
-    """Begin to run again what has ended. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
+    """Begin to rerun finished runs. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
     refuse_paused(transaction, transaction.registry.get_active(selection.function_id))
     last_key = transaction.store.bulk_operations.last_run_key()
     return _begin(transaction, BulkOperationKind.REPLAY, selection, tuple(statuses), until_key=last_key)
@@ -95,7 +95,7 @@ def pause(transaction: Transaction, function_id: str) -> None:
 def resume(transaction: Transaction, function_id: str) -> None:
     transaction.store.bulk_operations.set_resumed(function_id)
     _publish_controls(transaction, function_id)
-    # Replays that the pause has held up.
+    # Replays that the pause has stopped.
     transaction.outbox.extend(
         map(ContinueBulkOperation, transaction.store.bulk_operations.open_bulk_operations(function_id))
     )
@@ -113,7 +113,7 @@ def go_on(operation_id: str) -> Callable[[Transaction], None]:
 
 
 def read_controls(store: Store, now: int) -> dict[str, FunctionControls]:
-    """What holds for the runs that functions are to start."""
+    """The controls of functions that have any, by function id."""
     cancellations: dict[str, list[BulkCancellation]] = {}
     for operation in store.bulk_operations.of_kind(BulkOperationKind.CANCEL):
         if max(operation.started_before, operation.created_at + FOLLOWED_FOR) > now:

@@ -30,7 +30,7 @@ _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
 _NO_OUTCOME = EventOutcome([], 0)
 
 _Listened = tuple[str | None, str | None]
-"""A place by which waits for an event are narrowed down, and the value that the event has there."""
+"""A path of the wait index, and the value that the event has there."""
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -73,13 +73,13 @@ def invoke(
     metadata: dict[str, Any],
     origin: Origin | None = None,
 ) -> RunRow | None:
-    """Start a run of one function, whatever triggers it otherwise; ``None`` where none starts, or not yet."""
+    """Start a run of one function, whatever its triggers; ``None`` if no run starts, or a later one."""
     event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
     return take_for(transaction, function, make_received_event(event, event_id, transaction.now, origin))
 
 
 def take_for(transaction: Transaction, function: Function, received: ReceivedEvent) -> RunRow | None:
-    """Take an event that is meant for one function; others that it triggers start as well."""
+    """Route an event that is meant for one function. Other functions that it triggers start as well."""
     key = _take(transaction, received, besides=function)
     assert key is not None, "its id is new"
     run = trigger_function(transaction, function, key)
@@ -113,7 +113,7 @@ def _find_duplicate(transaction: Transaction, event: Event) -> str | None:
 def _take(
     transaction: Transaction, received: ReceivedEvent, *, sender_id: str | None = None, besides: Function | None = None
 ) -> int | None:
-    """``None`` where there is an event of this id already, from the same seed: nothing is done then."""
+    """``None`` if an event with this id exists, from the same seed: then nothing changes."""
     was_routing, transaction.is_routing = transaction.is_routing, True
     try:
         key = _receive(transaction, received, sender_id, besides)
@@ -136,7 +136,8 @@ def _route_internal_events(transaction: Transaction) -> None:
 def _receive(
     transaction: Transaction, received: ReceivedEvent, sender_id: str | None, besides: Function | None
 ) -> int | None:
-    """Cancellations come first: what an event starts, it does not cancel, and finds the place of what it does."""
+    """Cancellations come first: an event does not cancel the runs that it starts, and their slots are free for
+    these."""
     key = transaction.store.add_event(
         received.id, sender_id, received.name, transaction.now, received.body, received.origin
     )
@@ -166,7 +167,7 @@ def _cancel(transaction: Transaction, received: ReceivedEvent, listened: Sequenc
 
 
 def _wake(transaction: Transaction, received: ReceivedEvent, path: str | None, value: str | None) -> None:
-    """End the waits for the event. Those narrowed down to something else are never looked at."""
+    """End the waits for the event. The wait index finds them, so that other waits cost nothing."""
     for run_key, step_id, expression in transaction.store.event_waits(received.name, path, value):
         if expression is None or _matches(transaction, run_key, expression, received):
             _note(transaction, received, partial(_describe_wait, transaction, run_key, step_id))

@@ -26,8 +26,9 @@ _UNREPORTED: dict[str, frozenset[InternalEvent]] = {
     InternalEvent.FUNCTION_FAILED: RUN_END_EVENTS,
     InternalEvent.FUNCTION_CANCELLED: frozenset({InternalEvent.FUNCTION_CANCELLED}),
 }
-"""By what triggered a run, the events that do not tell of its end: it would trigger itself without end, or take its
-own place (a singleton that a cancelled run starts cancels the one before, and so on, all in one transaction)."""
+"""The events about a run's end that are not sent, by the name of its trigger. Otherwise a run would trigger itself
+endlessly, or replace itself: a singleton that a cancelled run starts cancels the one before it, all in one
+transaction."""
 
 
 _RAISED = "invalid status code: 500"
@@ -100,7 +101,7 @@ def check_content(event: Event, max_bytes: int) -> CheckedEvent:
 def make_received_event(
     event: Event, event_id: str, now: int, origin: Origin | None = None, data: bytes | None = None
 ) -> ReceivedEvent:
-    """What functions get to see of an event: with an id, a time and a user, as official servers have it.
+    """The event as functions receive it: with an id, a time and a user, as official servers send it.
 
     ``data`` is the event's data as JSON, if they are encoded already."""
     fields: dict[str, Any] = {
@@ -124,7 +125,7 @@ class RunResult(msgspec.Struct, frozen=True):
 
 
 def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tuple[InternalEvent, bytes]]:
-    """Names and data of the events that tell of a run's end. ``triggers`` is more than one where it had a batch."""
+    """Names and data of the events about a run's end. ``triggers`` are several for a batch."""
     trigger = triggers[0]
     names = [name for name in _names_of(end.status) if name not in _UNREPORTED.get(trigger.name, ())]
     if not names:
@@ -187,14 +188,14 @@ def _correlation_of(trigger: ReceivedEvent) -> str | None:
 def make_internal_event(
     name: InternalEvent, data: bytes, event_id: str, now: int, origin: Origin | None = None
 ) -> ReceivedEvent:
-    """One of the engine's own events, of data that is JSON already."""
+    """One of the engine's own events; ``data`` is JSON."""
     fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
     return ReceivedEvent(event_id, name, msgspec.json.encode(fields), origin=origin)
 
 
 ENTROPY_BYTES = 10
 Entropy = Callable[[int], bytes]
-"""So many bytes that nobody guesses; in tests, ones that are the same each time."""
+"""Returns that many random bytes; in tests, reproducible ones."""
 _COUNTER_BYTES = 4
 _MAX_MILLISECONDS = 2**48 - 1
 

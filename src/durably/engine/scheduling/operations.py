@@ -45,7 +45,7 @@ _LATE = {
 
 
 def answer(due: CallAt, answered: Answer) -> Callable[[Transaction], None]:
-    """What follows from a call's answer. Raises ``StaleCallError``."""
+    """Apply a call's answer. Raises ``StaleCallError``."""
     step_ids = _steps_of(due, answered)
 
     def unit(transaction: Transaction) -> None:
@@ -56,7 +56,7 @@ def answer(due: CallAt, answered: Answer) -> Callable[[Transaction], None]:
 
 
 def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Transaction], None]:
-    """What follows from the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are."""
+    """Apply the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are stale."""
     run_key = answered[0][0].run_key
     step_ids = set().union(*(_steps_of(due, own) for due, own in answered))
 
@@ -69,13 +69,13 @@ def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Transaction]
 
 
 def _steps_of(due: CallAt, answered: Answer) -> set[str]:
-    """Those of which the machine has to be told whether they have memos."""
+    """The steps whose memos the machine asks about."""
     step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, ReportedOps) else set()
     return step_ids if due.call.is_discovery else step_ids | {due.call.step_id}
 
 
 def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction) -> bool:
-    """False where the run turned out to be damaged, and has failed.
+    """False if the run is damaged, and has failed.
 
     Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
     """
@@ -84,7 +84,7 @@ def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction
         generation = generation_of(request.request_id or request.qi_id or "")
     if generation is None:
         raise CheckpointInvalidError(
-            "the checkpoint does not tell its call: generation_id, request_id or qi_id must be as in the call's context"
+            "the checkpoint does not name its call: generation_id, request_id or qi_id must be as in the call's context"
         )
     run_key = _find_run(transaction, run_id)
     memoised = transaction.memoised(run_key, {op.id for op in request.steps})
@@ -92,17 +92,17 @@ def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction
 
 
 def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
-    """The end of a run with which the engine itself has failed: stuck, it would be lost in silence."""
+    """Fail a run after an error of the engine, so that it does not stay stuck."""
     if isinstance(error, EngineError):
         data = ErrorData(name=error.name, message=error.message)
     else:
-        message = f"the engine cannot carry on this run, see its log: {type(error).__name__}: {error}"
+        message = f"the engine cannot continue this run, see its log: {type(error).__name__}: {error}"
         data = ErrorData(name="RunDamagedError", message=message)
     return lambda transaction: runs.fail_run(transaction, run_key, data)
 
 
 def fall_due(timer: StoredTimer) -> Callable[[Transaction], object]:
-    """What follows from the time having come."""
+    """Apply a timer that is due."""
     match timer:
         case TimerAt(run_key, step_id):
             return lambda transaction: runs.apply(transaction, run_key, TimerFired(step_id))
@@ -117,7 +117,7 @@ def fall_due(timer: StoredTimer) -> Callable[[Transaction], object]:
 
 
 def join_queue(due: CallAt) -> Callable[[Transaction], None]:
-    """A call that was put off, and may have to wait for room, is due."""
+    """Queue a delayed call that is due."""
     return lambda transaction: runs.join_queue(transaction, due.run_key, due.call.generation)
 
 
@@ -165,7 +165,7 @@ def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
 
 
 def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Function]) -> SyncResult:
-    """Make the app's functions what it says they are. They have been checked. Raises ``ConfigInvalidError``."""
+    """Replace the app's functions by those of the sync, which are checked. Raises ``ConfigInvalidError``."""
     store, app_id = transaction.store, request.app_id
     configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
     before, previous = store.active_functions(app_id), store.app_version_and_url(app_id)
@@ -209,7 +209,7 @@ def _check_owners(transaction: Transaction, app_id: str, function_ids: list[str]
         if other is not None:
             raise ConfigInvalidError(
                 f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
-                "is the app's id, a hyphen and the function's own, so that two apps may come to the same; rename the "
+                "is the app's id, a hyphen and the function's own, so that two apps may have the same id; rename the "
                 "function"
             )
 

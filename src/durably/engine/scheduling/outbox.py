@@ -72,24 +72,24 @@ class TickAt(msgspec.Struct, frozen=True, gc=False):
 
 
 class ThrottleAt(msgspec.Struct, frozen=True, gc=False):
-    """Throttles to look at."""
+    """Throttles to check."""
 
     due: int
 
 
 StoredTimer = TimerAt | DeadlineAt | BucketAt | TickAt | ThrottleAt
-"""What is due at a time, and is read from the database again where it is not heard of before."""
+"""Timers that are stored, and are read from the database if they are not in memory."""
 
 
 class ControlsChanged(msgspec.Struct, frozen=True):
-    """What holds for the runs that a function is to start, from now on."""
+    """The new controls of a function."""
 
     function_id: str
     controls: FunctionControls
 
 
 class Synced(msgspec.Struct, frozen=True):
-    """The functions that an app has from now on."""
+    """The new functions of an app."""
 
     app_id: str
     functions: Sequence[Function]
@@ -100,7 +100,7 @@ class RunEnded(msgspec.Struct, frozen=True, gc=False):
 
 
 class ContinueBulkOperation(msgspec.Struct, frozen=True, gc=False):
-    """A bulk operation to go on with."""
+    """A bulk operation that has more runs to process."""
 
     operation_id: str
 
@@ -109,4 +109,4 @@ OutboxMessage = (
     CallAt | StoredTimer | RequestAt | RunEnded | ControlsChanged | Synced | ContinueBulkOperation | RunChange
 )
 Outbox = list[OutboxMessage]
-"""In the order in which they came up."""
+"""In the order in which the transaction added them."""

@@ -24,9 +24,9 @@ _logger = get_logger("durably.engine")
 
 
 class Function(msgspec.Struct, frozen=True):
-    """``is_active`` is false where its app has not synced it the last time; runs of it go on.
+    """``is_active`` is false if the app's last sync did not include it; its runs continue.
 
-    ``flow`` is its flow control; ``is_plain`` says that it has none, and spares the look at it.
+    ``flow`` is its flow control; ``is_plain`` is true if it has none.
     """
 
     id: str
@@ -86,7 +86,7 @@ CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation holds for it"
 
 
 class FunctionControls(msgspec.Struct, frozen=True):
-    """What a person has ordered about the runs that a function is to start."""
+    """A function's pause, and the bulk cancellations that apply to its new runs."""
 
     is_paused: bool = False
     cancellations: tuple["BulkCancellation", ...] = ()

@@ -52,13 +52,13 @@ from .outbox import CallAt, Outbox, RequestAt, RunEnded, TimerAt, call_of
 from .reruns import origin_before, refuse_runaway
 from .run_cache import CachedRun, with_memo
 from .transaction import LiveRun, Transaction
-from .wait_index import narrow
+from .wait_index import index_key
 
 _logger = get_logger("durably.engine")
 
 
 def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
-    """Cancel a run now or, if it is just being changed, as soon as that is done with."""
+    """Cancel a run now or, if it is just being changed, as soon as that change is complete."""
     live = transaction.runs.get(run_key)
     if live is not None and live.is_changing:
         transaction.inputs.append((run_key, CancelRequested(reason)))
@@ -67,8 +67,8 @@ def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
 
 
 def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
-    """Let something happen to a run now. False where the run has ended, perhaps because its run state turned out to be
-    damaged. Raises what the machine raises."""
+    """Apply an input to a run. False if the run has ended, perhaps because its run state is damaged. Raises the errors
+    of ``advance``."""
     live = _load(transaction, run_key)
     if live is None:
         if isinstance(run_input, OfCall) and run_key not in transaction.runs:
@@ -86,11 +86,11 @@ def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
 
 
 def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
-    """End a run that cannot be carried on, whatever its run state says. Nothing where it has ended already."""
+    """Fail a run that the engine cannot continue, whatever its run state is. Does nothing if the run has ended."""
     row = transaction.store.run(run_key)
     if row.status.has_ended:
         return
-    _logger.error("run %s cannot be carried on, and has failed: %s", row.id, error.message)
+    _logger.error("run %s cannot continue, and has failed: %s", row.id, error.message)
     state = RunState(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
     live = transaction.runs[run_key] = LiveRun(
         CachedRun(row, state, transaction.store.queue_entry(run_key), is_moving=True)
@@ -103,7 +103,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
 
 
 def finish(transaction: Transaction) -> Outbox:
-    """Carry out what is pending, let calls through that have room now, and write the run states."""
+    """Apply pending inputs, dispatch queued calls that are within their limits, and write the run states."""
     while through := _settle(transaction):
         for queued in through:
             _dispatch_queued(transaction, queued)
@@ -117,7 +117,7 @@ def finish(transaction: Transaction) -> Outbox:
 
 
 def _add_call_data(transaction: Transaction) -> None:
-    """Give calls their content if it is in memory, which saves reading it."""
+    """Add the content to calls, if it is in memory. This saves a read."""
     for place, message in enumerate(transaction.outbox):
         if isinstance(message, CallAt) and message.data is None and message.run_key in transaction.runs:
             data = _call_data(transaction.runs[message.run_key], message.call, transaction.now)
@@ -155,7 +155,7 @@ def _beginning(transaction: Transaction, live: LiveRun, run_input: Input) -> int
 
 
 def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
-    """Whether anything of a run is under way, or will be without anything else happening first."""
+    """Whether a call or request of the run is under way, or will be without another input."""
     waiting = (
         transaction.queue.waiting(live.row.key) if live.queue_entry is not None and live.queue_entry.is_queued else ()
     )
@@ -164,7 +164,7 @@ def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
 
 
 def _leave_calls(transaction: Transaction, live: LiveRun, before: RunState) -> None:
-    """Of calls that are outstanding no more, nothing is left that would make them, or make room for them."""
+    """Delete the timers and queue entries of calls that are no longer outstanding."""
     after = {call.generation: call for call in live.state.calls}
     for call in before.calls:
         now = after.get(call.generation)
@@ -185,7 +185,7 @@ def _settle(transaction: Transaction) -> list[QueuedCall]:
 
 
 def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
-    """A call that was put off is due."""
+    """Queue a delayed call that is now due."""
     live = _load(transaction, run_key)
     call = None if live is None else live.state.call(generation)
     if live is None or call is None:
@@ -212,7 +212,7 @@ def _dispatch_queued(transaction: Transaction, queued: QueuedCall) -> None:
 
 
 def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> None:
-    # Whatever was tried before is put off until then, should the clock be set back.
+    # A repeated call stays delayed until then, even if the clock is set back.
     is_later = command.call.due > transaction.now
     if is_later or command.call.error:
         transaction.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
@@ -243,7 +243,7 @@ def _await_event(transaction: Transaction, live: LiveRun, command: AwaitEvent) -
     options = command.options
     path = value = None
     if options.expression:
-        path, value = narrow(compile_expression(options.expression), _trigger_of(transaction, live).fields)
+        path, value = index_key(compile_expression(options.expression), _trigger_of(transaction, live).fields)
     transaction.store.add_wait_path(options.event, path)
     wait = WaitRow(
         live.row.key,
@@ -317,7 +317,7 @@ def _fail_wait(transaction: Transaction, live: LiveRun, step_id: str, error: Err
 
 
 def _make_request(transaction: Transaction, live: LiveRun, command: MakeRequest) -> None:
-    # Only that there is a request is stored: what it sends may hold credentials.
+    # The options are not stored, because they may contain credentials.
     live.may_have_waits = True
     transaction.store.put_wait(WaitRow(live.row.key, command.step_id, command.op), transaction.now)
     transaction.outbox.append(RequestAt(live.row.key, command))

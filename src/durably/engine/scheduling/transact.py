@@ -23,8 +23,8 @@ _logger = get_logger("durably.engine")
 
 
 class Transactions:
-    """``registry`` is replaced when an app syncs. ``dispatch`` gets what each unit wants done once it is committed,
-    in the order of the commits."""
+    """``registry`` is replaced when an app syncs. ``dispatch`` gets the outbox of each transaction after its commit, in
+    the order of the commits."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Transactions:
         self._retrying: set[asyncio.Task[None]] = set()
 
     async def transact(self, work: Callable[[Transaction], T]) -> T:
-        """Carry ``work`` out, in the writer's thread, and answer with its result once it is committed.
+        """Run ``work`` in the writer's thread, and return its result after the commit.
 
         Raises what ``work`` does, ``DatabaseUnavailableError`` and ``EngineClosedError``.
         """
@@ -50,7 +50,7 @@ class Transactions:
         return result
 
     async def transact_with_retry(self, work: Callable[[Transaction], T]) -> T:
-        """The same for what must not be lost: while the database is unavailable, it is tried again."""
+        """``transact``, repeated while the database is unavailable."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
@@ -65,7 +65,8 @@ class Transactions:
         work: Callable[[Transaction], object],
         otherwise: Callable[[Exception], Callable[[Transaction], object]] | None = None,
     ) -> None:
-        """The same, for nobody who waits. What fails is logged, and what follows from it entered in its place."""
+        """``transact`` without waiting. An error is logged, and the transaction ``otherwise(error)`` replaces the
+        failed one."""
         try:
             future = self._submit(work)
         except EngineClosedError:
@@ -96,18 +97,18 @@ class Transactions:
         except (EngineClosedError, DatabaseLostError):
             return
         except Exception as error:
-            _logger.exception("what happened to a run could not be stored")
+            _logger.exception("a change of a run could not be stored")
             if otherwise is not None:
                 await self.transact_with_retry(otherwise(error))
 
     def _retried(self, task: asyncio.Task[None]) -> None:
         self._retrying.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("that a run has failed could not be stored: %s", error)
+            _logger.error("the failure of a run could not be stored: %s", error)
         self._clock.release()
 
     def close(self) -> None:
-        """Give up what is still being tried again."""
+        """Cancel the repetitions."""
         for task in self._retrying:
             task.cancel()
 
@@ -122,7 +123,7 @@ class Transactions:
 
 
 class _UnitOfWork(Generic[T]):
-    """What the writer carries out. A class with slots, because a ``partial`` is four objects."""
+    """The writer's unit of work. A class with slots, because a ``partial`` is four objects."""
 
     __slots__ = ("_transactions", "_work")
 

@@ -14,9 +14,9 @@ from durably.engine.core.flow.admission import (
     admit,
     end_batch,
     end_debounce,
-    hold,
-    release,
+    release_singleton,
     start,
+    take_singleton,
 )
 from durably.engine.core.flow.buckets import BucketKind, StateChange
 from durably.engine.core.flow.cancellation import CancelOn
@@ -36,7 +36,7 @@ from .outbox import BucketAt, DeadlineAt, call_of
 from .registry import CANCELLED_IN_BULK, Function
 from .reruns import Rerun, descends_from_cancelled, refuse_runaway
 from .transaction import Transaction
-from .wait_index import narrow
+from .wait_index import index_key
 
 _PAUSED = "it is paused"
 _TOOK_PLACE = "a later event took the place of this one (debounce)"
@@ -49,8 +49,8 @@ _SINGLETON_CANCELLED = "the run was cancelled: a newer one took its place (singl
 
 
 def trigger_function(transaction: Transaction, function: Function, event_key: int) -> RunRow | None:
-    """An event triggers a function. The run that starts for it, or is shown as skipped; ``None`` where there is
-    none, or not yet."""
+    """Start a run of the function for an event. Returns the run, or a run that is shown as skipped; ``None`` if no run
+    starts, or a later one."""
     controls = transaction.registry.controls_of(function.id)
     received = transaction.event(event_key)
     runaway = refuse_runaway(transaction, function, received.origin, tells_end=received.name in RUN_END_EVENTS)
@@ -77,14 +77,14 @@ def trigger_function(transaction: Transaction, function: Function, event_key: in
 
 
 def start_rerun(transaction: Transaction, function: Function, rerun: Rerun) -> RunRow:
-    """Start a run again that was admitted before."""
+    """Repeat a run."""
     event = transaction.event(rerun.event_keys[0]).fields
     admission = start(function.flow, event, transaction.store.flow.read, transaction.now)
     return _start_or_skip(transaction, function, rerun.event_keys, admission, rerun)
 
 
 def end_bucket(transaction: Transaction, bucket_id: str) -> None:
-    """A debounce or a batch is due; where it has been put off meanwhile, it is looked at again then."""
+    """End a debounce or a batch that is due. If it was postponed, set its timer again."""
     found = transaction.store.flow.due_bucket(bucket_id)
     if found is None:
         return
@@ -106,7 +106,7 @@ def end_bucket(transaction: Transaction, bucket_id: str) -> None:
 
 
 def begin_run(transaction: Transaction, run: RunRow) -> None:
-    """The run's first call, which had to queue, is made now."""
+    """The run's first call leaves the queue: its start timeout ends, its finish timeout begins."""
     transaction.store.flow.drop_deadline(run.key)
     function = transaction.registry.find(run.function_id)
     if function is not None:
@@ -114,17 +114,17 @@ def begin_run(transaction: Transaction, run: RunRow) -> None:
 
 
 def release_run(transaction: Transaction, run: RunRow, queue_entry: QueueEntry) -> None:
-    _put(transaction, release(queue_entry, run.key, transaction.store.flow.read))
+    _put(transaction, release_singleton(queue_entry, run.key, transaction.store.flow.read))
     transaction.store.flow.forget_run(run.key)
 
 
-# what becomes of an event
+# outcomes of an event
 
 
 def _hold_back(transaction: Transaction, function: Function, event_key: int, debounced: Debounced) -> None:
     bucket_id = debounced.bucket.id
     if debounced.was_due is None or debounced.due < debounced.was_due:
-        # One that is put off is found again when it would have been due.
+        # The timer of a postponed one fires at its earlier time, and is set again then.
         transaction.outbox.append(BucketAt(bucket_id, debounced.due))
     if debounced.dropped != event_key:
         transaction.store.flow.hold_event(bucket_id, event_key)
@@ -155,14 +155,14 @@ def _start_held(transaction: Transaction, function: Function, bucket_id: str) ->
 
 
 def _drop(transaction: Transaction, function: Function, event_key: int, reason: str) -> None:
-    """Start nothing, for good. Who invoked the function hears of it; others asked for just that."""
+    """Drop the trigger. Report it to the invoking step, if there is one."""
     _fail_invokers(transaction, (event_key,), _skipped(function, reason))
 
 
 def _skip_run(
     transaction: Transaction, function: Function, event_keys: Sequence[int], reason: str, rerun_of: str | None = None
 ) -> RunRow:
-    """Show a run that is skipped, so that it can be found and run again."""
+    """Store a skipped run, so that people can find and rerun it."""
     error = _skipped(function, reason)
     run = _store_skipped_run(transaction, function, tuple(event_keys), error, rerun_of=rerun_of)
     if rerun_of is None:
@@ -195,14 +195,14 @@ def _start(
     queue_entry = how.queue_entry if _is_needed(transaction, function, how) else None
     run = _start_run(transaction, function, event_keys, queue_entry=queue_entry, rerun=rerun)
     if queue_entry is not None:
-        _put(transaction, hold(queue_entry, run.key))
+        _put(transaction, take_singleton(queue_entry, run.key))
         _listen(transaction, run, how.cancel_on)
         if not queue_entry.is_queued:
             _set_finish(transaction, function, run)
         elif how.start_by is not None:
             _set_deadline(transaction, run, DeadlineKind.START, how.start_by)
     if how.cancels is not None:
-        # Only now: who hears of its end is to meet the new run.
+        # After the start: functions that its end triggers find the new run.
         transaction.cancel(how.cancels, _SINGLETON_CANCELLED)
     _heed_cancellations(transaction, function, run)
     return run
@@ -210,7 +210,7 @@ def _start(
 
 def _listen(transaction: Transaction, run: RunRow, cancel_on: Sequence[CancelOn]) -> None:
     for position, cancel in enumerate(cancel_on):
-        path, value = narrow(cancel.condition, transaction.event(run.event_key).fields)
+        path, value = index_key(cancel.condition, transaction.event(run.event_key).fields)
         expression = None if cancel.condition is None else cancel.condition.text
         transaction.store.flow.add_cancel(
             run.key, position, CancelRow(cancel.event, path, value, expression, cancel.until)
@@ -270,7 +270,7 @@ def _skipped(function: Function, reason: str) -> ErrorData:
 
 
 _MOST_CARRIED_BYTES = 16 * 1024
-"""Of an event, to be kept in memory until the call is made that tells it."""
+"""The maximum size of an event that is kept in memory until the first call of its run."""
 
 
 def _start_run(
@@ -281,7 +281,7 @@ def _start_run(
     queue_entry: QueueEntry | None = None,
     rerun: Rerun | None = None,
 ) -> RunRow:
-    """Start a run that was admitted. A rerun takes over memos of the run that it repeats."""
+    """Store a new run and schedule its first call. A rerun copies memos of the run that it repeats."""
     taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
     state, commands = start_machine(function.max_attempts, transaction.now, *taken_over)
     has_to_queue = queue_entry is not None and queue_entry.is_queued
@@ -308,7 +308,7 @@ def _store_skipped_run(
     *,
     rerun_of: str | None = None,
 ) -> RunRow:
-    """Note that no run was started for events, so that people see it."""
+    """Store a run that was skipped."""
     return _end_at_once(transaction, function, event_keys, RunStatus.SKIPPED, error, rerun_of)
 
 
@@ -340,7 +340,7 @@ def _end_at_once(
 
 
 def _first_data(transaction: Transaction, run: RunRow, state: RunState, call: Call) -> CallData | None:
-    """What the first call of a run tells, which saves reading it: there is nothing but the event."""
+    """The content of a run's first call, which is only the event. This saves a read."""
     event = transaction.event(run.event_key).body
     if len(event) > _MOST_CARRIED_BYTES:
         return None

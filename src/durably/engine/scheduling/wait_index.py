@@ -10,9 +10,9 @@ from durably.engine.core.expressions import Equality, Expression
 _path_decoder = msgspec.json.Decoder(tuple[str | int, ...])
 
 
-def narrow(expression: Expression | None, trigger: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The place of the newcomer that has to have a value, and the value, as they are stored; ``None`` twice where
-    there is no such place. ``trigger`` is the event of the run that waits."""
+def index_key(expression: Expression | None, trigger: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The path in a new event, and the value that it must have there, as stored; ``None`` twice if the expression
+    requires none. ``trigger`` is the event of the waiting run."""
     equality = None if expression is None else _most_selective(expression.equalities())
     if equality is None:
         return None, None
@@ -20,7 +20,7 @@ def narrow(expression: Expression | None, trigger: Mapping[str, Any]) -> tuple[s
 
 
 def value_at(path: str | None, newcomer: Mapping[str, Any]) -> str | None:
-    """The value that an event has at a place that ``narrow`` told of."""
+    """The value that an event has at a path that ``index_key`` returned."""
     return None if path is None else Equality(_path_decoder.decode(path)).found_key(newcomer)
 
 

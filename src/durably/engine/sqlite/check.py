@@ -59,13 +59,15 @@ def _check_references(connection: sqlite3.Connection) -> Iterator[str]:
         )
     for table in _OF_LIVE_RUNS:
         query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM heads)"
-        yield from (f"{table} hold rows of a run that has no head (key {key})" for (key,) in connection.execute(query))
+        yield from (
+            f"{table} hold rows of a run that has no run state (key {key})" for (key,) in connection.execute(query)
+        )
     missing = f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM heads)"
     yield from (
-        f"run {run_id} is live but has no head, so nothing moves it" for (run_id,) in connection.execute(missing)
+        f"run {run_id} is live but has no run state, so nothing moves it" for (run_id,) in connection.execute(missing)
     )
     ended = f"SELECT id, status FROM runs JOIN heads ON run_key = key WHERE status NOT IN {_LIVE}"
-    yield from (f"run {run_id} is {status} but has a head" for run_id, status in connection.execute(ended))
+    yield from (f"run {run_id} is {status} but has a run state" for run_id, status in connection.execute(ended))
     lost = (
         "SELECT id FROM runs WHERE event_key NOT IN (SELECT key FROM events) OR key IN "
         "(SELECT run_key FROM run_events WHERE event_key NOT IN (SELECT key FROM events))"
@@ -83,12 +85,15 @@ def _check_heads(connection: sqlite3.Connection) -> Iterator[str]:
         try:
             state = decode_run_state(stored)
         except msgspec.MsgspecError as error:
-            yield f"the head of run {run_id} is damaged: {error}"
+            yield f"the run state of run {run_id} is damaged: {error}"
             continue
         if state.version > MACHINE_VERSION:
-            yield f"the head of run {run_id} is of version {state.version}, and those up to {MACHINE_VERSION} are known"
+            yield (
+                f"the run state of run {run_id} has version {state.version}; this engine reads versions up to "
+                f"{MACHINE_VERSION}"
+            )
         elif state.memos != memos:
-            yield f"the head of run {run_id} counts {state.memos} memos, and {memos} are stored"
+            yield f"the run state of run {run_id} counts {state.memos} memos, and {memos} are stored"
         else:
             yield from _check_outstanding(connection, run_key, run_id, state)
 

@@ -20,9 +20,9 @@ from durably.engine.core.flow.admission import (
     admit,
     end_batch,
     end_debounce,
-    hold,
-    release,
+    release_singleton,
     start,
+    take_singleton,
 )
 from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
 from durably.engine.core.flow.concurrency import place_of
@@ -88,7 +88,7 @@ class Engine:
 
     def end_run(self, run: int) -> None:
         queue_entry = decode_queue_entry(encode_queue_entry(self.active.pop(run).queue_entry))
-        self._apply(release(queue_entry, run, self.states.get))
+        self._apply(release_singleton(queue_entry, run, self.states.get))
 
     def _start_later(self, events: list[int]) -> None:
         admission = start(self.flow, self.events[events[0]], self.states.get, self.now)
@@ -103,7 +103,7 @@ class Engine:
         run = len(self.runs)
         self.runs.append((self.now, events))
         self.active[run] = outcome
-        self._apply(hold(outcome.queue_entry, run))
+        self._apply(take_singleton(outcome.queue_entry, run))
 
     def _apply(self, changes: tuple[StateChange, ...]) -> None:
         for change in changes:
@@ -352,8 +352,8 @@ def test_a_run_that_was_replaced_does_not_release_its_successor() -> None:
     first = engine.active[0].queue_entry
     engine.send()
     assert engine.cancelled == [0]
-    assert release(first, 0, engine.states.get) == ()
-    assert release(engine.active[1].queue_entry, 1, engine.states.get) != ()
+    assert release_singleton(first, 0, engine.states.get) == ()
+    assert release_singleton(engine.active[1].queue_entry, 1, engine.states.get) != ()
 
 
 def test_a_debounced_singleton_is_decided_when_its_run_would_start() -> None:
@@ -410,7 +410,7 @@ def test_priority_of_a_missing_field_is_none() -> None:
     assert place_of(flow.priority, event(), _START) == _START
 
 
-def test_a_ticket_survives_being_stored() -> None:
+def test_a_queue_entry_survives_storage() -> None:
     flow = flow_of(
         concurrency=[{"limit": 3}, {"limit": 1, "key": "event.data.user", "scope": "account"}],
         throttle={"limit": 1, "period": "1s", "key": "event.data.user"},

@@ -212,8 +212,8 @@ def check_rows(world: World) -> None:
     for key in keys:
         assert key.waits_at in key.limits
         assert rows.first_call(key.id) == key.first
-        if key.waits_at.limit:
-            assert used.get(key.waits_at.bucket_id, 0) >= key.waits_at.limit
+        if key.waits_at.maximum:
+            assert used.get(key.waits_at.bucket_id, 0) >= key.waits_at.maximum
         else:
             ready_at = rows.execute("SELECT opens_at FROM openings WHERE id = ?", key.waits_at.bucket_id).fetchone()
             assert ready_at is not None
@@ -343,7 +343,7 @@ def count_statements(queued: int, flow: Flow, users: int) -> int:
     return len(rows.statements)
 
 
-def test_what_a_turn_costs_does_not_depend_on_how_much_is_queued() -> None:
+def test_what_a_transaction_costs_does_not_depend_on_how_much_is_queued() -> None:
     for flow, users in [
         (make_flow(0, 1, 0), 1),
         (make_flow(0, 2, 0), 10),
@@ -356,7 +356,7 @@ def test_what_a_turn_costs_does_not_depend_on_how_much_is_queued() -> None:
         assert many < 60
 
 
-def test_lanes_stay_where_they_wait_while_that_gate_is_closed() -> None:
+def test_concurrency_keys_stay_at_a_limit_while_it_is_reached() -> None:
     rows = SqliteRows(":memory:")
     limits = [{"limit": 1}, {"limit": 1, "key": "event.data.user"}]
     world = World(rows, [flow_of(concurrency=limits, throttle={"limit": 1, "period": "10s"})])

@@ -37,7 +37,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Start a run, after cancelling the one with the key ``cancels``, if any.
 
     The run listens to ``cancel_on``, and is cancelled if it has not made its first call by ``start_by``. If its
-    queue entry has a ``singleton``, store ``hold(queue_entry, run_key)`` with it.
+    queue entry has a ``singleton``, store ``take_singleton(queue_entry, run_key)`` with it.
     """
 
     queue_entry: QueueEntry
@@ -145,12 +145,12 @@ def end_batch(bucket: Bucket, batch_id: int, read: ReadState) -> StateChange | N
     return StateChange(bucket, None) if batch is not None and batch.id == batch_id else None
 
 
-def hold(queue_entry: QueueEntry, run_key: int) -> tuple[StateChange, ...]:
+def take_singleton(queue_entry: QueueEntry, run_key: int) -> tuple[StateChange, ...]:
     """What to store when the run of a ``Start`` has its key."""
     return () if queue_entry.singleton is None else (StateChange(queue_entry.singleton, Holder(run_key).encode()),)
 
 
-def release(queue_entry: QueueEntry, run_key: int, read: ReadState) -> tuple[StateChange, ...]:
+def release_singleton(queue_entry: QueueEntry, run_key: int, read: ReadState) -> tuple[StateChange, ...]:
     """What to store when the run has ended, however it did."""
     if queue_entry.singleton is None or Holder.load(read, queue_entry.singleton) != Holder(run_key):
         return ()

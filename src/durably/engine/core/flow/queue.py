@@ -1,14 +1,14 @@
 """The queue: which of the calls that want to be made may be made now.
 
-Calls join the queue and leave it; ``settle`` then hands out those for which there is room, best place first. What is
-handed out holds its concurrency slots until it leaves. The rule that keeps this cheap: *a concurrency key waits at a
-limit only while that limit is closed.* So when a limit opens, the concurrency keys that wait there are looked at in
-order until it is closed again, and no others; each that has to wait for something else moves there. What waits costs
-nothing but its rows.
+Calls join the queue and leave it. ``settle`` returns those that are within their limits, best place first. A returned
+call occupies its concurrency slots until it leaves. One rule keeps this cheap: *a concurrency key waits at a limit only
+while that limit is reached.* When a limit has room again, the concurrency keys that wait at it are checked in order,
+and no others, until it is reached again. A key that has to wait for another limit moves there. Waiting calls cost only
+their rows.
 
-(Concurrency keys that need two limits that both open and close all the time may move between them at every turn. That
-takes three limits on one function, two of them coarse and one fine; otherwise a transition moves no more concurrency
-keys than calls are under way.)
+(A concurrency key with two limits that both change all the time may move between them at every transaction. That takes
+three limits on one function, two of them coarse and one fine. Otherwise a transaction moves at most as many concurrency
+keys as calls are under way.)
 
 Pure but for its rows, which are read and written through ``QueueRows``, all within one transaction.
 """
@@ -118,7 +118,7 @@ class Queue:
             self._rows.put_key(msgspec.structs.replace(stored, first=call))
 
     def leave(self, run_key: int, generation: int) -> None:
-        """A call has come to its end, or is not wanted any more. May be asked for any call, and more than once."""
+        """A call has ended, or is not outstanding any more. Works for any call, and more than once."""
         holding_slots = self._rows.free_slots(run_key, generation)
         if holding_slots is not None:
             for bucket_id in holding_slots:
@@ -133,13 +133,13 @@ class Queue:
             self._forget(run_key, generation)
 
     def check_throttles(self, at_most: int) -> bool:
-        """Look at throttles that are ready by now. Whether there may be more of them."""
+        """Check throttles that are ready. True if there may be more of them."""
         opened = self._rows.take_due_throttles(self._now, at_most)
         self._to_check.update(Limit(bucket_id) for bucket_id in opened)
         return len(opened) == at_most
 
     def update_limits(self, flow: Flow) -> None:
-        """After a sync that changed a function's flow control: what it has queued goes by the new numbers."""
+        """Apply a function's new limits to its queued calls."""
         for key in self._rows.keys_of(flow.function_id):
             changed = with_current_limits(flow, key)
             if changed != key:
@@ -171,7 +171,7 @@ class Queue:
         return limits
 
     def _push(self, limit: Limit) -> None:
-        """Have the first concurrency key that waits at a limit looked at in its turn. It cannot change before that:
+        """Check the first concurrency key that waits at a limit, in order. It cannot change before that:
         concurrency keys only come to wait at limits that have closed, and within a transaction those do not open
         again."""
         key = self._rows.first_key(limit)

@@ -67,11 +67,11 @@ class Limit(NamedTuple):
 
 
 NO_LIMIT = Limit("")
-"""The limit of a concurrency key that nothing holds up any more."""
+"""The limit of a concurrency key that waits for nothing."""
 
 
 class Slot(msgspec.Struct, frozen=True, array_like=True):
-    """``limit`` is ``None`` where the function has given it up: calls are still counted, should it come back."""
+    """``limit`` is ``None`` if the function no longer has it. Calls are still counted, because it may return."""
 
     limit_name: str
     bucket_id: str
@@ -79,14 +79,15 @@ class Slot(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Throttled(msgspec.Struct, frozen=True, array_like=True):
-    """``pace`` is ``None`` where the function has given up its throttle."""
+    """``pace`` is ``None`` if the function no longer has a throttle."""
 
     bucket_id: str
     pace: Pace | None
 
 
 class ConcurrencyKey(msgspec.Struct, frozen=True, kw_only=True):
-    """``first`` is the call that goes next; ``throttle`` is there where its calls start runs."""
+    """The queue of the calls with the same slots and throttle. ``first`` is its next call; ``throttle`` is set if its
+    calls start runs."""
 
     id: str
     function_id: str
@@ -97,7 +98,7 @@ class ConcurrencyKey(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limits(self) -> list[Limit]:
-        """Where it may come to wait."""
+        """The limits at which it may wait."""
         limits = [Limit(slot.bucket_id, slot.limit) for slot in self.slots if slot.limit is not None]
         if self.throttle is not None and self.throttle.pace is not None:
             limits.append(Limit(self.throttle.bucket_id))
@@ -105,7 +106,7 @@ class ConcurrencyKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReachedLimit(NamedTuple):
-    """``ready_at`` is ``None`` where that depends on the calls under way."""
+    """``ready_at`` is ``None`` if it depends on the calls under way."""
 
     limit: Limit
     ready_at: int | None = None

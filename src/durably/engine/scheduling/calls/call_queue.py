@@ -25,7 +25,8 @@ class CallQueue:
         self._now = 0
 
     def add(self, due: CallAt, now: int) -> None:
-        """A discovery goes before the run's other calls, and beside them: what comes next hangs on it."""
+        """A discovery goes before the run's other calls, and is not limited by them, because the next steps depend on
+        it."""
         self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
         run_key = due.run_key
         queue = self._queues.setdefault(run_key, deque())
@@ -40,7 +41,7 @@ class CallQueue:
             self._line_up(due)
 
     def take(self) -> Sequence[CallAt]:
-        """The calls of the next request, of one run; none where all that are ready have to wait."""
+        """The calls of the next request, all of one run; empty if all ready calls have to wait."""
         while (free := self._max_requests - self._under_way) > 0:
             run_key = self._turns.take(partial(self._may_have_another, free))
             if run_key is None:
@@ -88,7 +89,8 @@ class CallQueue:
 
 
 def _take_batch(queue: deque[CallAt], count: int) -> list[CallAt]:
-    """Calls from the front of the queue. What is made again goes by itself: attempts are told for a whole request."""
+    """Calls from the front of the queue. A repeated call has a request of its own, because a request has one
+    attempt."""
     taken = [queue.popleft()]
     while queue and len(taken) < min(count, _MAX_BATCH) and all(map(_can_share, (taken[0], queue[0]))):
         taken.append(queue.popleft())

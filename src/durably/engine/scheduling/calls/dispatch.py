@@ -50,7 +50,7 @@ class Executor:
         self._is_closing = False
 
     def make(self, calls: list[CallAt]) -> None:
-        """Make calls now, or as soon as others have come to their end."""
+        """Make calls now, or as soon as others have ended."""
         room, now = self._max_calls - len(self._requests), self._clock.now()
         for position, due in enumerate(calls):
             # What has to wait for others is held in memory without its data.
@@ -97,7 +97,7 @@ class Executor:
         self._started.pop(run_key, None)
         if not task.cancelled():
             if (error := task.exception()) is not None:
-                _logger.error("a call could not be carried out: %s", error, exc_info=error)
+                _logger.error("a call failed in the engine: %s", error, exc_info=error)
             else:
                 now = self._clock.now()
                 for unanswered in task.result():
@@ -120,10 +120,10 @@ class Executor:
             await self._store_all([(due, answer) for due, answer in answers if answer is not None], data)
             return [due for due, answer in answers if answer is None]
         except (StaleCallError, EngineClosedError, DatabaseLostError):
-            # Somebody gave up on the call meanwhile; or it is made again when the engine starts.
+            # The call was given up, or is made again when the engine starts.
             return ()
         except Exception as error:
-            _logger.exception("a call could not be carried out, so its run fails")
+            _logger.exception("a call failed in the engine, so its run fails")
             await self._transactions.transact_with_retry(operations.fail(run_key, error))
             return ()
 
@@ -151,7 +151,7 @@ class Executor:
             await self._transactions.transact_with_retry(operations.answer(due, unusable))
 
     async def _read(self, calls: Sequence[CallAt]) -> CallData | None:
-        """What the request is to tell; ``None`` where there is no need for it any more."""
+        """The content of the request; ``None`` if none of the calls is outstanding any more."""
         generations = [due.call.generation for due in calls]
         while True:
             try:
@@ -177,7 +177,7 @@ class Executor:
 
 
 def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequence[int]) -> CallData | None:
-    """What a request tells its app, for those of the calls that are outstanding still; ``None`` where none is.
+    """The content of a request for the calls that are still outstanding; ``None`` if none is.
 
     Raises ``DatabaseCorruptError``.
     """

@@ -460,7 +460,7 @@ def read_run_state(stored: bytes) -> RunState:
     try:
         return decode_run_state(stored)
     except msgspec.MsgspecError as error:
-        raise DatabaseCorruptError(f"the head that is stored of the run is damaged: {error}") from error
+        raise DatabaseCorruptError(f"the stored run state is damaged: {error}") from error
 
 
 class RowKeys:
