@@ -171,37 +171,6 @@ def test_the_engine_does_not_know_its_http_api() -> None:
     assert violations(below, lambda m: not is_within(m, "durably.engine.http")) == []
 
 
-def import_cycles() -> list[list[str]]:
-    """Groups of files that import each other, directly or through others, ``TYPE_CHECKING`` included."""
-    names = {name_of(file): file for file in modules()}
-    graph = {
-        name: {m for m in imports(file, also_for_types=True) if m in names} - {name} for name, file in names.items()
-    }
-    for name, imported in graph.items():
-        # "from package import module" is an import of the module alone, unless the package defines names of its own.
-        graph[name] = {m for m in imported if not any(other.startswith(f"{m}.") for other in imported)}
-    reached: dict[str, set[str]] = {}
-    for name in graph:
-        found, open_ends = set[str](), list(graph[name])
-        while open_ends:
-            module = open_ends.pop()
-            if module not in found:
-                found.add(module)
-                open_ends += graph[module]
-        reached[name] = found
-    groups = {tuple(sorted(m for m in reached[name] if name in reached[m])) for name in graph if name in reached[name]}
-    return sorted(map(list, groups))
-
-
-def name_of(file: Path) -> str:
-    parts = ["durably", *file.relative_to(PACKAGE).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def test_no_files_import_each_other() -> None:
-    assert import_cycles() == []
-
-
 def test_the_sdk_knows_no_engine_of_ours() -> None:
     """Users import what they give to a client in place of an engine over HTTP (``durably.engine_interface``)."""
     others = ("engine", "in_process", "testing", "cli", "__init__.py")
