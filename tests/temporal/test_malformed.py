@@ -100,8 +100,8 @@ def refused(gateway: Gateway, path: str, body: bytes = b"") -> GatewayResponse:
 
 def test_the_answer_to_a_body_full_of_errors_is_small(gateway: Gateway) -> None:
     order = {"order_id": "a", "amount": 1}
-    many = refused(gateway, "orders", json.dumps({**order, "lines": [1] * 100_000}).encode())
-    assert json.loads(many.body)["detail"] == "the input has 100000 errors"
+    many = refused(gateway, "orders", json.dumps({**order, "lines": [1] * 90_000}).encode())
+    assert json.loads(many.body)["detail"] == "the input has 90000 errors"
     assert len(many.body) < 500
     name = "x" * 1_000_000
     nested = refused(gateway, "sum-of-pair", json.dumps({"pair": {"left": 1}, name: [1]}).encode())

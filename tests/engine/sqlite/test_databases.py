@@ -104,7 +104,7 @@ async def test_a_run_whose_run_state_is_damaged_fails_when_the_engine_starts(pat
         damaged = await ended(engine, first)
         assert damaged.status == RunStatus.FAILED
         assert output(damaged)["name"] == "DatabaseCorruptError"
-        assert "head" in output(damaged)["message"]
+        assert "run state" in output(damaged)["message"]
         assert output(await ended(engine, second)) == "fine"
 
 
