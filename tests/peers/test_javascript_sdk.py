@@ -5,6 +5,7 @@ Features of the hosted platform are left out: realtime messages, sandboxes, and 
 experimental (scores, metadata), except deferred functions.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,15 +55,24 @@ SLOW_IN_CLOUD = {"retry", "step-retry"}
 APPS = {"on": False, "off": False, "buffered": False, "on-cloud": True}
 
 
+_starts = itertools.count()
+
+
 @pytest.fixture(scope="module", params=APPS)
 def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]:
-    """An app whose functions have all been started."""
+    """An app whose functions have all been started.
+
+    Its id is new each time: a worker of the test run may set up one parameter twice, and its engine lists runs by
+    function.
+    """
     node.install_packages()
     name, cloud = request.param, APPS[request.param]
     engine: Engine = request.getfixturevalue("cloud_engine" if cloud else "dev_engine")
     command = [*node.node(), str(node.JS / "app.mjs")]
     checkpointing = name.partition("-")[0]
-    with running_app(engine, f"peer-js-{name}", command, cloud=cloud, PEER_CHECKPOINTING=checkpointing) as started:
+    with running_app(
+        engine, f"peer{next(_starts)}-js-{name}", command, cloud=cloud, PEER_CHECKPOINTING=checkpointing
+    ) as started:
         others = ["calls", "signal", "encrypted", "triggers", "triggers-b"]
         started.start([*COMPLETED, *FAILED, *others], id=1, provider=provider.origin)
         yield started
