@@ -16,7 +16,7 @@ import aiohttp
 
 from durably.cli.activity import Activity
 from durably.cli.dev_server import DevOptions, DevServer
-from durably.engine.sqlite.views import RunUpdate, UpdateKind
+from durably.engine.views import RunUpdate, UpdateKind
 from durably.errors import Error
 
 ORDER = {"id": "A-1", "total": 42}

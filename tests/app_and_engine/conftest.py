@@ -20,7 +20,7 @@ from durably import Client, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.views import RunView
+from durably.engine.views import RunView
 from durably.functions.checkpoints import Checkpoints
 from durably.protocol.call import CheckpointRequest, decode_checkpoint
 from durably.protocol.events import Event

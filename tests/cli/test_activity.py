@@ -9,7 +9,7 @@ import pytest
 
 from durably.cli.activity import Activity
 from durably.cli.memos import describe_memo
-from durably.engine.sqlite.views import RunUpdate, UpdateKind
+from durably.engine.views import RunUpdate, UpdateKind
 from durably.protocol.opcodes import Opcode
 
 START = dt.datetime(2026, 1, 31, 12, 0, 0, tzinfo=dt.UTC)

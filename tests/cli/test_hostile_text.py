@@ -22,7 +22,7 @@ from durably.cli.functions import _state, _triggers
 from durably.cli.invoke import describe_failure
 from durably.cli.log_lines import JsonFormatter
 from durably.cli.timeline import describe_run, describe_steps
-from durably.engine.sqlite.views import RunStatus, RunUpdate, RunView, UpdateKind
+from durably.engine.views import RunStatus, RunUpdate, RunView, UpdateKind
 from durably.protocol.api import FunctionBody, RunBody, StepBody
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode

@@ -14,7 +14,7 @@ import pytest
 
 from durably.cli.production_server import SyncLog
 from durably.engine.http.state import AcceptedSync
-from durably.engine.sqlite.views import SyncResult
+from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
 
 from . import apps

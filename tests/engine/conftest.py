@@ -9,7 +9,7 @@ import pytest
 
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings, SystemClock
-from durably.engine.sqlite.views import RunView, UpdateKind
+from durably.engine.views import RunView, UpdateKind
 from durably.protocol.events import Event
 
 from .small_app import SmallApp, serve

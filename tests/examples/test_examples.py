@@ -15,7 +15,7 @@ import pytest
 
 from durably import Event
 from durably.cli.dev_server import DevOptions, DevServer
-from durably.engine.sqlite.views import RunUpdate, UpdateKind
+from durably.engine.views import RunUpdate, UpdateKind
 
 ROOT = Path(__file__).parents[2]
 ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}

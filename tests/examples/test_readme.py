@@ -8,7 +8,7 @@ import pytest
 
 from durably import Event
 from durably.cli.dev_server import DevOptions, DevServer
-from durably.engine.sqlite.views import UpdateKind
+from durably.engine.views import UpdateKind
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 FUNCTION = re.search(r"```python\n(import datetime\n.*?)```", README, re.DOTALL)

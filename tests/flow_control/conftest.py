@@ -21,7 +21,7 @@ from durably.comm import CommHandler, CommRequest
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.views import RunStatus, RunView
+from durably.engine.views import RunStatus, RunView
 from durably.functions import config
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_sync

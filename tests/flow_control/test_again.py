@@ -16,7 +16,7 @@ from durably.engine.core.errors import (
 )
 from durably.engine.scheduling.bulk_operations import Selection
 from durably.engine.scheduling.reruns import FromStep
-from durably.engine.sqlite.views import RunStatus
+from durably.engine.views import RunStatus
 
 from .conftest import START, World
 

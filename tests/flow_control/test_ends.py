@@ -8,7 +8,7 @@ import pytest
 from durably import Cancel, Concurrency, Context, Debounce, Singleton, Timeouts, TriggerEvent
 from durably.engine.core.errors import CancellationNotFoundError, FunctionNotFoundError, SelectionInvalidError
 from durably.engine.scheduling.bulk_operations import Selection
-from durably.engine.sqlite.views import RunStatus
+from durably.engine.views import RunStatus
 
 from .conftest import START, World
 

@@ -4,7 +4,7 @@ import datetime as dt
 from typing import Any
 
 from durably import Batch, Context, Debounce, Priority, RateLimit, Singleton
-from durably.engine.sqlite.views import RunStatus
+from durably.engine.views import RunStatus
 from durably.protocol.events import Event
 
 from .conftest import World

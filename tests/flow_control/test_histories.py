@@ -29,7 +29,7 @@ from durably.engine.scheduling.timers import load_due
 from durably.engine.scheduling.transaction import Transaction, TransactionContext
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.tables.runs import Store
-from durably.engine.sqlite.views import to_datetime
+from durably.engine.views import to_datetime
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event

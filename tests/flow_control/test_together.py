@@ -12,7 +12,7 @@ from durably.engine.core.flow.config import read_flow
 from durably.engine.core.flow.held_events import Batch
 from durably.engine.core.flow.option_values import Deadline
 from durably.engine.core.flow.single_runs import SingletonMode
-from durably.engine.sqlite.views import RunStatus
+from durably.engine.views import RunStatus
 from durably.protocol.sync import FunctionConfig
 
 from .conftest import World

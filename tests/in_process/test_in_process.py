@@ -38,7 +38,7 @@ from durably.engine.core.errors import (
 )
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.views import RunView
+from durably.engine.views import RunView
 from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))

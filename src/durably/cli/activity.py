@@ -6,7 +6,7 @@ import shutil
 import click
 import msgspec
 
-from durably.engine.sqlite.views import RunUpdate, UpdateKind
+from durably.engine.views import RunUpdate, UpdateKind
 
 from .memos import describe_memo
 from .text import Styled, fit, format_clock, format_json, format_seconds, short_id, shorten, style

@@ -24,7 +24,7 @@ from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
 from durably.engine.http.state import AcceptedSync
 from durably.engine.settings import Durability, EngineSettings
-from durably.engine.sqlite.views import RunUpdate
+from durably.engine.views import RunUpdate
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 

@@ -33,7 +33,7 @@ from durably.settings import ENGINE_URL
 from .failures import CliError
 
 if TYPE_CHECKING:
-    from durably.engine.sqlite.views import RunUpdate
+    from durably.engine.views import RunUpdate
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0
@@ -124,7 +124,7 @@ class EngineClient:
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> "Iterator[RunUpdate]":
         """Future changes of runs, until the engine stops. ``on_connected`` is called first."""
-        from durably.engine.sqlite.views import RunUpdate
+        from durably.engine.views import RunUpdate
 
         path = "/v1/updates" + _query(function_id=function_id)
         response = self._send("GET", path, None, preload_content=False)

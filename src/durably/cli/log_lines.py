@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.sqlite.views import RunUpdate, UpdateKind
+from durably.engine.views import RunUpdate, UpdateKind
 from durably.protocol.text import get_logger, printable_json
 
 _LEVELS = {

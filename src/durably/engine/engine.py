@@ -20,7 +20,7 @@ from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.reruns import FromStep
 from durably.engine.sqlite.tables.bulk_operations import BulkOperationKind
 from durably.engine.sqlite.tables.runs import find_run_key
-from durably.engine.sqlite.views import (
+from durably.engine.views import (
     AppView,
     AttemptView,
     BulkOperationView,

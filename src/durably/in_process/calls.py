@@ -15,7 +15,7 @@ from durably.engine.core.errors import EngineError, RunNotFoundError, StaleCallE
 from durably.engine.scheduling.calls.http_call import call_headers
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.views import to_datetime
+from durably.engine.views import to_datetime
 from durably.errors import CallStaleError, CheckpointRefusedError, TransportError
 from durably.execution import StandIn
 from durably.functions.checkpoints import Checkpoints

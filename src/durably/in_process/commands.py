@@ -12,7 +12,7 @@ from .queries import Queries, aware
 
 if TYPE_CHECKING:
     from durably.engine.scheduling.bulk_operations import Selection
-    from durably.engine.sqlite.views import BulkOperationView, InvokeReceipt, RunStatus
+    from durably.engine.views import BulkOperationView, InvokeReceipt, RunStatus
 
 
 class Commands(Queries):
@@ -115,7 +115,7 @@ class Commands(Queries):
         """Start to rerun the function's runs that ended with one of the ``statuses``; see ``cancel_runs`` for the other
         arguments. Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``, and
         ``ValueError`` for an unknown status."""
-        from durably.engine.sqlite.views import RunStatus
+        from durably.engine.views import RunStatus
 
         selection = _select(function_id, started_after, started_before, if_exp)
         wanted = [RunStatus(status) for status in statuses]

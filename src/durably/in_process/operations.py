@@ -14,7 +14,7 @@ from durably.engine.core.errors import EngineError, EventInvalidError
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.bulk_operations import Selection
 from durably.engine.scheduling.reruns import FromStep
-from durably.engine.sqlite.views import (
+from durably.engine.views import (
     AttemptView,
     BulkOperationView,
     EventView,

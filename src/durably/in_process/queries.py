@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
-    from durably.engine.sqlite.views import (
+    from durably.engine.views import (
         AttemptView,
         BulkOperationView,
         EventView,

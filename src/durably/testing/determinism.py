@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from durably.comm import CommHandler
-from durably.engine.sqlite.views import RunStatus
+from durably.engine.views import RunStatus
 from durably.functions.function import Function
 
 from .errors import NotDeterministicError

@@ -21,7 +21,7 @@ from durably.engine.engine import EmbeddedEngine
 from durably.engine.runtime import Runtime
 from durably.engine.scheduling.calls.http_call import Caller
 from durably.engine.settings import Durability, EngineSettings
-from durably.engine.sqlite.views import to_datetime, to_milliseconds
+from durably.engine.views import to_datetime, to_milliseconds
 from durably.events import Event, as_data
 from durably.functions.function import Function
 from durably.in_process.calls import sync_of

@@ -12,7 +12,7 @@ from durably.engine.core.errors import EngineClosedError
 from durably.engine.scheduling.calls.dispatch import Executor
 from durably.engine.sqlite import queries
 from durably.engine.sqlite.schema import connect_reader
-from durably.engine.sqlite.views import RunView, StepView
+from durably.engine.views import RunView, StepView
 from durably.protocol.events import Event
 
 from .replays import PastStep

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.errors import EngineClosedError
-from durably.engine.sqlite.views import RunStatus, RunView, to_datetime
+from durably.engine.views import RunStatus, RunView, to_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.sqlite.views import StepStatus, StepView
+from durably.engine.views import StepStatus, StepView
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode, unwrap_memo
 

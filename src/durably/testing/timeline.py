@@ -5,7 +5,7 @@ from collections import deque
 
 import msgspec
 
-from durably.engine.sqlite.views import RunUpdate, RunView, UpdateKind
+from durably.engine.views import RunUpdate, RunView, UpdateKind
 from durably.protocol.events import Event
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import printable

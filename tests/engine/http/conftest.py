@@ -17,7 +17,7 @@ import durably.fast_api
 from durably.engine.http.server import EngineServer
 from durably.engine.http.state import AcceptedSync
 from durably.engine.settings import Durability, EngineSettings
-from durably.engine.sqlite.views import RunStatus, RunView
+from durably.engine.views import RunStatus, RunView
 from durably.protocol.headers import ServerKind
 
 SIGNING_KEY = "signkey-test-0123456789abcdef0123456789abcdef"

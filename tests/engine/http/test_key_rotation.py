@@ -10,7 +10,7 @@ import pytest
 import durably
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import Durability, EngineSettings
-from durably.engine.sqlite.views import RunStatus, StepStatus
+from durably.engine.views import RunStatus, StepStatus
 from durably.protocol.headers import ServerKind
 
 from ...ports import free_port

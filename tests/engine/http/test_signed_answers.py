@@ -11,7 +11,7 @@ from aiohttp import web
 
 import durably
 from durably.engine.scheduling.registry import Function
-from durably.engine.sqlite.views import RunStatus, RunView
+from durably.engine.views import RunStatus, RunView
 from durably.protocol.limits import MAX_CANONICAL_BYTES
 
 from .conftest import EVENT_KEY, SIGNING_KEY, Harness, ServeFunctions, client_of

@@ -18,7 +18,7 @@ from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.calls import dispatch
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.views import RunStatus, UpdateKind
+from durably.engine.views import RunStatus, UpdateKind
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_REQUEST_BYTES
 from durably.protocol.opcodes import hash_step_id

@@ -17,7 +17,7 @@ from aiohttp import web
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.sqlite.check import check_database
-from durably.engine.sqlite.views import RunStatus, UpdateKind
+from durably.engine.views import RunStatus, UpdateKind
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is, until

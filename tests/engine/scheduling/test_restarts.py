@@ -16,7 +16,7 @@ from aiohttp import web
 from durably.engine.core.errors import EngineClosedError, StaleCallError
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.views import RunStatus, StepStatus
+from durably.engine.views import RunStatus, StepStatus
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Op, hash_step_id

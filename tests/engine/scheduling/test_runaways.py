@@ -15,7 +15,7 @@ from durably.engine.core.run_state import (
 )
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.bulk_operations import Selection
-from durably.engine.sqlite.views import RunStatus
+from durably.engine.views import RunStatus
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, opened, output, run_to_end, until

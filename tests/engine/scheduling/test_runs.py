@@ -10,7 +10,7 @@ from aiohttp import web
 
 from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.views import RunStatus, StepStatus, UpdateKind
+from durably.engine.views import RunStatus, StepStatus, UpdateKind
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Op

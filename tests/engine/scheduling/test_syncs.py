@@ -7,7 +7,7 @@ import pytest
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.views import RunStatus, SyncResult
+from durably.engine.views import RunStatus, SyncResult
 from durably.protocol.sync import SyncRequest, decode_sync
 
 from ..conftest import ended, only_run, run_to_end, send

@@ -20,7 +20,7 @@ from durably.engine.scheduling.calls.http_call import open_socket
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.transaction import Transaction
-from durably.engine.sqlite.views import RunStatus
+from durably.engine.views import RunStatus
 from durably.protocol.call import CallRequest
 from durably.protocol.events import Event
 

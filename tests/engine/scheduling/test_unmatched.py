@@ -8,7 +8,7 @@ import pytest
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.event_outcomes import EventOutcome, EventOutcomes, explain_unmatched
 from durably.engine.scheduling.registry import Function, Registry
-from durably.engine.sqlite.views import EventView
+from durably.engine.views import EventView
 from durably.protocol.events import Event
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig, Trigger
 

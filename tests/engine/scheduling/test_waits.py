@@ -8,7 +8,7 @@ import pytest
 
 from durably.engine.core.expressions import Expression
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.views import RunStatus, StepStatus
+from durably.engine.views import RunStatus, StepStatus
 
 from ..conftest import ended, only_run, output, send, step_is
 from ..small_app import SmallApp, Steps

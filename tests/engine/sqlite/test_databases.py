@@ -26,8 +26,8 @@ from durably.engine.sqlite import schema
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.schema import open_database, take_ownership
-from durably.engine.sqlite.views import RunStatus
 from durably.engine.sqlite.writer import Writer
+from durably.engine.views import RunStatus
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ended, only_run, opened, output, send, until

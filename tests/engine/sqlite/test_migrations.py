@@ -11,7 +11,7 @@ from durably.engine.settings import Durability, SystemClock
 from durably.engine.sqlite.check import check_database
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.schema import APPLICATION_ID, open_database
-from durably.engine.sqlite.views import RunStatus, RunView
+from durably.engine.views import RunStatus, RunView
 
 from ..conftest import QUICK, ShiftedClock, ended, opened, output, send
 from ..small_app import SmallApp, Steps

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.views import SyncResult
+from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import redact_url
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from durably.engine.sqlite.views import EventView
+from durably.engine.views import EventView
 from durably.protocol.api import EventBody, SendBody
 from durably.protocol.events import Event
 from durably.protocol.headers import Header

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from durably.engine.core.errors import FunctionNotFoundError
 from durably.engine.scheduling.bulk_operations import Selection
-from durably.engine.sqlite.views import BulkOperationView, FunctionView, RunStatus
+from durably.engine.views import BulkOperationView, FunctionView, RunStatus
 from durably.protocol.api import CancellationBody, FunctionBody, ReplayBody
 from durably.protocol.durations import parse_rfc3339
 from durably.protocol.sync import FunctionConfig

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from durably.engine.core.errors import EngineError
-from durably.engine.sqlite.views import RunUpdate
+from durably.engine.views import RunUpdate
 
 from .functions import without_credentials
 from .responses import error_response, json_response

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 
 from durably.engine.scheduling.reruns import FromStep
-from durably.engine.sqlite.views import CallView, RunStatus, RunView
+from durably.engine.views import CallView, RunStatus, RunView
 from durably.protocol.api import InvokeBody, JobBody, RunBody
 
 from .bodies import decode_json, id_suffix_parameter, limit_parameter, moment_parameter, read_body, read_json

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from durably.engine.sqlite.views import TracesView
+from durably.engine.views import TracesView
 from durably.protocol.api import MetadataBody, SignalBody, TracesBody
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.text import get_logger

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.views import SyncResult
+from durably.engine.views import SyncResult
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 

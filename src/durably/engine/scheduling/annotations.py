@@ -9,7 +9,7 @@ import msgspec
 
 from durably.engine.core.errors import RunNotFoundError
 from durably.engine.sqlite.tables.runs import find_run_key
-from durably.engine.sqlite.views import MetadataView, TracesView, to_datetime
+from durably.engine.views import MetadataView, TracesView, to_datetime
 from durably.protocol.text import get_logger
 
 from .transaction import Transaction

@@ -16,7 +16,7 @@ from durably.engine.core.expressions import ExpressionInvalidError, Kind, compil
 from durably.engine.core.run_state import RunStatus
 from durably.engine.sqlite.tables.bulk_operations import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.tables.runs import Store
-from durably.engine.sqlite.views import to_milliseconds
+from durably.engine.views import to_milliseconds
 
 from . import triggers
 from .outbox import ContinueBulkOperation, ControlsChanged

@@ -3,7 +3,7 @@
 import msgspec
 
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
-from durably.engine.sqlite.views import to_datetime
+from durably.engine.views import to_datetime
 from durably.protocol.events import InternalEvent
 
 from .event_routing import take_for

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
-from durably.engine.sqlite.views import EventView
+from durably.engine.views import EventView
 from durably.protocol.text import get_logger
 
 from .registry import Registry

@@ -23,7 +23,7 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.transition import data_memo
 from durably.engine.sqlite.tables.flow import DeadlineKind
-from durably.engine.sqlite.views import InvokeReceipt, SyncResult
+from durably.engine.views import InvokeReceipt, SyncResult
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event

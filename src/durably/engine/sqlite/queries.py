@@ -14,11 +14,7 @@ from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, RunState, RunStatus, Wait
 from durably.engine.sqlite.tables.bulk_operations import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import read_run_state
-from durably.protocol.events import Event
-from durably.protocol.opcodes import Opcode, hash_step_id
-from durably.protocol.sync import FunctionConfig
-
-from .views import (
+from durably.engine.views import (
     AppView,
     AttemptView,
     BulkOperationView,
@@ -32,6 +28,9 @@ from .views import (
     to_datetime,
     to_milliseconds,
 )
+from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode, hash_step_id
+from durably.protocol.sync import FunctionConfig
 
 IsUnderWay = Callable[[int, int], bool]
 """Whether the call of a run's key and a generation is under way."""

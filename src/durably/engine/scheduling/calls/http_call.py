@@ -15,7 +15,7 @@ from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unre
 from durably.engine.core.call_body import CallData, canonical_call, canonical_json, to_sign
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.views import to_datetime
+from durably.engine.views import to_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES

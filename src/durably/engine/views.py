@@ -1,4 +1,4 @@
-"""What the engine shows of its state: frozen values, times as aware UTC datetimes."""
+"""Values that the engine's methods take and return: frozen, with aware UTC datetimes."""
 
 import datetime as dt
 from enum import StrEnum
