@@ -1,0 +1,42 @@
+"""The number of our functions that a step of an in-process run passes."""
+
+import asyncio
+from pathlib import Path
+
+from durably import Client, Context, Embedded, Event, TriggerEvent
+from durably.comm import CommHandler
+
+from ..paths import CallPath, Tracer
+
+STEPS = 12
+_MAX_FUNCTIONS = 145
+_MAX_MODULES = 41
+
+
+async def test_step_passes_few_functions(tmp_path: Path) -> None:
+    """From the end of one step's handler to the start of the next one's: checkpoint, commit and replay."""
+    client = Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db"))
+    paths: list[CallPath] = []
+    ended = asyncio.Event()
+
+    @client.create_function(fn_id="count", trigger=TriggerEvent(event="count"))
+    async def count(ctx: Context) -> None:
+        def handler(number: int) -> None:
+            if number:
+                paths.append(tracer.stop())
+            tracer.start()
+
+        for number in range(STEPS):
+            await ctx.step.run(f"step-{number}", handler, number)
+        tracer.stop()
+        ended.set()
+
+    CommHandler(client=client, framework="test", functions=[count])
+    with Tracer() as tracer:
+        async with client.engine.running():
+            await client.send(Event(name="count"))
+            await ended.wait()  # A request to the engine would be recorded too.
+    assert len(paths) == STEPS - 1
+    shortest = min(paths, key=lambda path: len(path.calls))
+    assert len(shortest.calls) <= _MAX_FUNCTIONS, str(shortest)
+    assert len(shortest.modules) <= _MAX_MODULES, str(shortest)
