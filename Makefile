@@ -13,7 +13,7 @@ TEST_PROCESSES ?= 4
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help demo demo-temporal dev test test-failed soak fuzz-temporal lint format bench constraints clean
+.PHONY: help demo demo-temporal dev test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
@@ -25,6 +25,8 @@ help:
 	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --absent'"
 	@echo "make lint           formatting, lint, types"
 	@echo "make format         format the code"
+	@echo "make docs           the site in build/docs; a broken link or anchor fails"
+	@echo "make docs-links     requests each address outside of the docs"
 	@echo "make bench          benchmarks, side by side with peers"
 
 demo: $(READY)
@@ -63,6 +65,15 @@ soak: $(READY)
 fuzz-temporal: $(READY)
 	$(BIN)/python -m tests.temporal.fuzz $(FUZZ)
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+	@echo "the site is at build/docs/index.html"
+
+docs-links: docs
+	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/docs-links
+
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
 	$(BIN)/python -m benchmarks --save
@@ -71,7 +82,7 @@ bench: $(READY)
 constraints:
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	build/constraints/bin/python -m pip install --quiet --editable ".[all]" --group lint --group test
+	build/constraints/bin/python -m pip install --quiet --editable ".[all]" --group lint --group test --group docs
 	build/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
 	rm -rf build/constraints
 

@@ -1,4 +1,4 @@
-"""docs/limits.md against the code, both ways: each row's value, and a row for each limit."""
+"""docs/reference/limits.md against the code, both ways: each row's value, and a row for each limit."""
 
 import datetime as dt
 import inspect
@@ -17,7 +17,7 @@ from durably.engine.settings import EngineSettings
 from durably.io import http_client, loop_watch
 from durably.protocol import limits
 
-PAGE = (Path(__file__).parents[1] / "docs" / "limits.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "limits.md").read_text()
 SETTINGS, CONNECTIONS = EngineSettings(), ConnectionLimits()
 
 

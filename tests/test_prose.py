@@ -66,7 +66,7 @@ RULES += [
 # What a folder may still have. The numbers may only fall; a folder that is not named has none.
 LEFT: dict[str, int] = {
     ".": 3,
-    "docs": 50,
+    "docs": 46,
     "src/durably": 4,
     "src/durably/cli": 26,
     "src/durably/comm": 24,

@@ -1,4 +1,4 @@
-"""The app of docs/production.md: gunicorn serves it, an engine of its own calls its functions.
+"""The app of docs/how-to/deploy.md: gunicorn serves it, an engine of its own calls its functions.
 
 Where the engine is and the keys are settings of the environment; the code is the same as in development::
 

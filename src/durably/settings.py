@@ -1,7 +1,7 @@
 """Settings: constructor arguments first, then the environment, then defaults. The only reader of ``os.environ``.
 
 ``SETTINGS`` declares each variable once. The reader, the error for two names with different values, the warning about
-unknown names, the command line's help and the table in ``docs/serving.md`` use it.
+unknown names, the command line's help and ``docs/reference/settings.md`` use it.
 """
 
 import difflib
@@ -253,7 +253,8 @@ STRICT_REPLAY = Setting(
     "INNGEST_STRICT_REPLAY",
     _switch,
     "`Client(strict_replay=…)`",
-    "`1`: a run fails if its function [no longer reaches](changing-functions.md) a step that the run has finished",
+    "`1`: a run fails if its function [no longer reaches](../how-to/change-functions.md) a step that the run has "
+    "finished",
 )
 
 SETTINGS: tuple[Setting[Any], ...] = (
@@ -464,7 +465,7 @@ def warn_of_short_signing_keys(
 
 
 def describe_unknown_name(name: str, nearest: str | None) -> str:
-    advice = f"did you mean {nearest}?" if nearest else "docs/serving.md lists the settings"
+    advice = f"did you mean {nearest}?" if nearest else "docs/reference/settings.md lists the settings"
     return f"{name} is set, but no setting has that name; {advice}"
 
 

@@ -1,4 +1,4 @@
-"""docs/upgrading.md: a database of the first version under this one, and the way back."""
+"""docs/how-to/upgrade.md: a database of the first version under this one, and the way back."""
 
 import contextlib
 import re
@@ -11,7 +11,7 @@ from durably.engine.sqlite.migrations import MIGRATIONS
 from .conftest import Command, Run, Start
 
 FIRST_VERSION = Path(__file__).parents[1] / "engine" / "sqlite" / "first_version.sql"
-PAGE = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "upgrade.md").read_text()
 KEYS = {"DURABLY_SIGNING_KEY": "signkey-prod-" + "ab" * 32, "DURABLY_EVENT_KEY": "key"}
 
 

@@ -1,4 +1,4 @@
-"""docs/comm.md: its adapter works as printed, and its tables match the endpoint."""
+"""The adapter of how-to/write-an-adapter.md works as printed, and reference/wire.md matches the endpoint."""
 
 import json
 import re
@@ -18,11 +18,13 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 from ..frameworks import wire
 from ..frameworks.engine import FakeEngine
 
-PAGE = (Path(__file__).parents[2] / "docs" / "comm.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+ADAPTER = (DOCS / "how-to" / "write-an-adapter.md").read_text()
+WIRE = (DOCS / "reference" / "wire.md").read_text()
 
 
 def load_adapter() -> Any:
-    [source] = re.findall(r"```python\n# aiohttp_adapter\.py\n(.*?)```", PAGE, re.DOTALL)
+    [source] = re.findall(r"```python\n# aiohttp_adapter\.py\n(.*?)```", ADAPTER, re.DOTALL)
     assert len(source.splitlines()) <= 32
     namespace: dict[str, Any] = {}
     exec(compile(source, "aiohttp_adapter.py", "exec"), namespace)
@@ -101,7 +103,7 @@ async def test_it_verifies_signatures(engine: FakeEngine) -> None:
 
 
 def test_the_page_has_every_status_of_a_refusal() -> None:
-    table = PAGE.partition("Requests that are refused")[2].partition("\n\nEvery answer")[0]
+    table = WIRE.partition("Requests that are refused")[2].partition("\n\nEvery answer")[0]
     told = {
         code: int(status)
         for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", table, re.MULTILINE)
@@ -112,7 +114,7 @@ def test_the_page_has_every_status_of_a_refusal() -> None:
 
 
 async def test_the_page_has_every_field_of_an_inspection(engine: FakeEngine) -> None:
-    section = PAGE.partition("### Inspection")[2].partition("\n## ")[0]
+    section = WIRE.partition("### Inspection")[2].partition("\n## ")[0]
     production = {"is_production": True, "signing_key": wire.SIGNING_KEY, "event_key": "x"}
     async with serving(engine, client=production) as session:
         for headers in ({}, {"x-inngest-signature": wire.sign(b"")}):

@@ -2,8 +2,6 @@
 
 import datetime as dt
 import logging
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -409,12 +407,6 @@ def test_a_conflict_stops_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Client(app_id="app", signing_key="signkey-prod-cc").signing_key == "signkey-prod-cc"
 
 
-def test_the_documentation_lists_the_settings() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
-    rows = re.findall(r"^\| `(DURABLY_\w+)` \| `(INNGEST_\w+)` \| (.*?) ?\| (.*) \|$", text, re.MULTILINE)
-    assert rows == [(each.name, each.inngest, each.argument, each.meaning) for each in SETTINGS]
-
-
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
@@ -433,7 +425,7 @@ def test_a_name_that_nothing_reads_is_warned_of_once(
     Client(app_id="app")
     Client(app_id="app")
     [message] = [record.getMessage() for record in caplog.records if name in record.getMessage()]
-    assert (f"did you mean {nearest}?" if nearest else "docs/serving.md") in message
+    assert (f"did you mean {nearest}?" if nearest else "docs/reference/settings.md") in message
     assert "secret-value" not in caplog.text
 
 

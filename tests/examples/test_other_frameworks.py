@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "temporal-frameworks.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs" / "how-to" / "temporal" / "other-frameworks.md").read_text(), re.DOTALL
+)
 FILES = sorted((ROOT / "examples" / "other_frameworks").glob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""docs/production.md and examples/production: the commands as they are written, on free ports and in another directory.
+"""docs/how-to/deploy.md and examples/production: the commands as they stand, on free ports in another directory.
 
 No container is built here. What compose.yaml runs in containers runs as processes, with the same arguments and
 settings.
@@ -31,7 +31,7 @@ from ..cli.conftest import TIMEOUT_SECONDS, Command, environment
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "production"
-PAGE = (ROOT / "docs" / "production.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 BIN = Path(sys.executable).parent
 
 Change = Callable[[str], str]

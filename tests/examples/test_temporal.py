@@ -294,7 +294,7 @@ def test_the_layouts() -> None:
 def test_what_is_to_be_installed_exists() -> None:
     """Each extra that a page tells to install is one of the package's."""
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *EXAMPLES.glob("*/README.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *EXAMPLES.glob("*/README.md")]
     named = {
         extra
         for page in pages

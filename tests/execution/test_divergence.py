@@ -1,4 +1,4 @@
-"""Functions that are changed while runs are under way: docs/changing-functions.md, claim by claim."""
+"""Functions that are changed while runs are under way: docs/how-to/change-functions.md, claim by claim."""
 
 import asyncio
 import itertools
@@ -76,7 +76,7 @@ async def test_a_renamed_step_runs_again_under_its_new_name(kind: str, caplog: p
     assert first.startswith('function "app-order", run 01RUN: the function found the new step "charge-card" without ')
     assert '"charge"' in first
     assert '"mail"' in first
-    assert "docs/changing-functions.md" in first
+    assert "docs/how-to/change-functions.md" in first
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""The examples of ``docs/temporal-authorisation.md``, each as an app in a process of its own.
+"""The examples of ``docs/how-to/temporal/authorise.md``, each as an app in a process of its own.
 
 ``python -m tests.temporal.authorisation_page HEADING ADDRESS FD`` executes the code below the heading as it is, with
 the tests' workflows as ``workflows``, and served on the socket.
@@ -15,7 +15,7 @@ from typing import Any
 
 from . import serve, workflows
 
-PAGE = Path(__file__).parents[2] / "docs" / "temporal-authorisation.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "temporal" / "authorise.md"
 
 
 def examples() -> dict[str, str]:

@@ -243,7 +243,7 @@ def test_the_example_of_the_page(server: DevServer, monkeypatch: pytest.MonkeyPa
     from fastapi import Header
     from fastapi.testclient import TestClient
 
-    page = Path(__file__).parents[2] / "docs" / "temporal.md"
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "temporal" / "connect.md"
     section = page.read_text().partition("### Several connections\n")[2].partition("\n### ")[0]
     [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     users, workflows = ModuleType("users"), ModuleType("workflows")

@@ -1,4 +1,4 @@
-"""The examples of docs/testing.md, word for word, in a pytest of their own."""
+"""The examples of docs/how-to/test.md, word for word, in a pytest of their own."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
-PAGE = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "test.md").read_text()
 
 
 def test_the_examples(pytester: pytest.Pytester) -> None:

@@ -14,7 +14,7 @@ _MAX_LISTED = 5
 _MAX_GROWTHS = 5
 """Calls with a growing number of unreached finished steps after which a run fails."""
 
-_GUIDE = "See docs/changing-functions.md"
+_GUIDE = "See docs/how-to/change-functions.md"
 
 
 class Divergences:

@@ -1,4 +1,4 @@
-"""Keys are rotated in the order of docs/production.md while a run is under way, and no call is refused."""
+"""Keys are rotated in the order of docs/how-to/deploy.md while a run is under way, and no call is refused."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,0 +1,84 @@
+"""The pages fit together: kinds, links, anchors, and the parts that are generated from the code."""
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from .pages import ALL_PAGES, DOCS, PAGES, ROOT, anchors, prose
+
+KINDS = {"tutorial": "Tutorial", "how-to": "How-to", "reference": "Reference", "explanation": "Explanation"}
+MAX_CELL = 140
+LINKING = [
+    *ALL_PAGES,
+    ROOT / "CHANGELOG.md",
+    *(ROOT / "examples").rglob("README.md"),
+    *(ROOT / "benchmarks").glob("*.md"),
+]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "index.md"], ids=name)
+def test_a_page_says_its_kind(page: Path) -> None:
+    title, blank, about = page.read_text().splitlines()[:3]
+    assert title.startswith("# ")
+    assert not blank
+    assert about.startswith(f"**{KINDS[page.relative_to(DOCS).parts[0]]}.** ")
+
+
+@pytest.mark.parametrize("page", LINKING, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = page.parent / path if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_index_lists_each_page() -> None:
+    listed = set[Path]()
+    for index in DOCS.rglob("index.md"):
+        for names in re.findall(r"```\{toctree\}\n(.*?)```", index.read_text(), re.DOTALL):
+            listed |= {index.parent / f"{line}.md" for line in names.splitlines() if line and not line.startswith(":")}
+    assert listed == set(PAGES) - {DOCS / "index.md"}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name)
+def test_no_paragraphs_stand_in_tables(page: Path) -> None:
+    cells = [cell for line in prose(page).splitlines() if line.startswith("|") for cell in line.split("|")]
+    assert [cell for cell in cells if len(cell.strip()) > MAX_CELL] == []
+
+
+@pytest.mark.parametrize("page", [*ALL_PAGES, ROOT / "CHANGELOG.md"], ids=name)
+def test_lines_are_wrapped(page: Path) -> None:
+    lines = [line for line in prose(page).splitlines() if not line.lstrip().startswith("|")]
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_the_settings_are_generated() -> None:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    text = generate.PAGE.read_text()
+    assert generate.page(text) == text, "run: python docs/generate.py"
+
+
+def test_what_the_site_generates_exists() -> None:
+    """Modules and the command whose documentation Sphinx makes from the code."""
+    for page in PAGES:
+        for module in re.findall(r"\.\. automodule:: (\S+)", page.read_text()):
+            assert importlib.import_module(module).__doc__
+        for module, command in re.findall(r"\.\. click:: (\S+):(\w+)", page.read_text()):
+            assert isinstance(getattr(importlib.import_module(module), command), click.Group)
