@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durably import Context, ContextSync, Middleware, RetryAfterError
-from durably.engine.scheduling.calls.call_queue import RUN_REQUESTS
+from durably.engine.scheduling.requests.call_dispatch import RUN_REQUESTS
 from durably.functions import function
 
 from .conftest import App, durable

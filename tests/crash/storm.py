@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
-from durably.engine.sqlite.check import check_database
+from durably.engine.sqlite.maintenance import check_database
 
 from ..ports import free_port
 from .engine_process import LEASE

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from durably.engine.sqlite.check import check_database
+from durably.engine.sqlite.maintenance import check_database
 
 from .app_process import NAP, SLEEP
 

@@ -24,11 +24,10 @@ from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.outbox import CallAt, ContinueBulkOperation, ControlsChanged, OutboxMessage
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.reruns import FromStep
-from durably.engine.scheduling.run_cache import RunCache
 from durably.engine.scheduling.timers import load_due
-from durably.engine.scheduling.transaction import Transaction, TransactionContext
+from durably.engine.scheduling.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.migrations import MIGRATIONS
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.run_tables import Store
 from durably.engine.views import to_datetime
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData

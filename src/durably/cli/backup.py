@@ -17,7 +17,7 @@ def backup(database: Path, destination: Path) -> None:
     The engine may be running, and goes on meanwhile. The copy holds everything that was acknowledged when it began.
     To go back to it, stop the engine, and start one with --db DEST.
     """
-    from durably.engine.sqlite.backup import back_up
+    from durably.engine.sqlite.maintenance import back_up
 
     size = back_up(database, destination)
     echo(f"{destination}: {size:,} bytes")

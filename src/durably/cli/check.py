@@ -15,7 +15,7 @@ def check(database: Path) -> None:
 
     Only reads; the engine may be running. Prints what is wrong; exit code 1 if anything is.
     """
-    from durably.engine.sqlite.check import check_database
+    from durably.engine.sqlite.maintenance import check_database
 
     findings = check_database(database)
     for finding in findings:

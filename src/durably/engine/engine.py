@@ -13,13 +13,13 @@ import msgspec
 
 from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
 from durably.engine.scheduling.bulk_operations import Selection, check_selection, check_statuses
-from durably.engine.scheduling.calls.http_call import Caller, HttpCaller
-from durably.engine.scheduling.event_outcomes import EventOutcomes, UnmatchedEvents
+from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_content, check_event
 from durably.engine.scheduling.registry import read_sync
+from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
 from durably.engine.scheduling.reruns import FromStep
-from durably.engine.sqlite.tables.bulk_operations import BulkOperationKind
-from durably.engine.sqlite.tables.runs import find_run_key
+from durably.engine.sqlite.app_tables import BulkOperationKind
+from durably.engine.sqlite.run_tables import find_run_key
 from durably.engine.views import (
     AppView,
     AttemptView,

@@ -15,10 +15,6 @@ from durably.engine.core.errors import (
     EngineError,
 )
 from durably.engine.scheduling.bulk_operations import read_controls
-from durably.engine.scheduling.calls.dispatch import Executor
-from durably.engine.scheduling.calls.http_call import Caller, HttpCaller
-from durably.engine.scheduling.outbound import Outbound
-from durably.engine.scheduling.outbound.requests import Requests
 from durably.engine.scheduling.outbox import (
     CallAt,
     ContinueBulkOperation,
@@ -31,17 +27,18 @@ from durably.engine.scheduling.outbox import (
     TimerAt,
 )
 from durably.engine.scheduling.registry import Registry
-from durably.engine.scheduling.retention import Retention
-from durably.engine.scheduling.run_cache import RunCache
+from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
+from durably.engine.scheduling.requests.step_requests import Outbound, Requests
+from durably.engine.scheduling.retention import PurgeStore, Retention
 from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
 from durably.engine.scheduling.timers import Loaded, Timers, load_due
 from durably.engine.scheduling.transact import Transactions
-from durably.engine.scheduling.transaction import Transaction, TransactionContext
+from durably.engine.scheduling.transaction import RunCache, Transaction, TransactionContext
+from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.schema import explain, is_busy, open_database, take_ownership
-from durably.engine.sqlite.tables.retention import PurgeStore
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.run_tables import Store
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 
@@ -90,7 +87,7 @@ class Runtime:
             TransactionContext(
                 store, make_policy(settings), settings.max_event_bytes, settings.entropy, cache, runs.cancel
             ),
-            Registry.from_rows(store.all_functions(), read_controls(store, settings.clock.now())),
+            Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
             settings.clock,
             self._dispatch_after_commit,
         )
@@ -195,7 +192,7 @@ class Runtime:
 
     async def _recover(self) -> None:
         """Repeat the calls that were under way when the engine stopped, under new generations."""
-        moving, open_bulk_operations = self._store.moving_runs(), self._store.bulk_operations.open_bulk_operations()
+        moving, open_bulk_operations = self._store.moving_runs(), self._store.apps.open_bulk_operations()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
         for operation_id in open_bulk_operations:

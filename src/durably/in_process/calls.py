@@ -12,8 +12,8 @@ from durably.comm import CommHandler, CommRequest, CommResponse, Syncer
 from durably.engine.core.answers import Answer, failed, read_answer
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import EngineError, RunNotFoundError, StaleCallError
-from durably.engine.scheduling.calls.http_call import call_headers
 from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.requests.http_call import call_headers
 from durably.engine.settings import EngineSettings
 from durably.engine.views import to_datetime
 from durably.errors import CallStaleError, CheckpointRefusedError, TransportError

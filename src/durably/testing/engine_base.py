@@ -19,7 +19,7 @@ from durably.comm import CommHandler
 from durably.engine.core.backoff import standard_backoff
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.runtime import Runtime
-from durably.engine.scheduling.calls.http_call import Caller
+from durably.engine.scheduling.requests.http_call import Caller
 from durably.engine.settings import Durability, EngineSettings
 from durably.engine.views import to_datetime, to_milliseconds
 from durably.events import Event, as_data

@@ -9,9 +9,9 @@ from typing import TypeVar
 import msgspec
 
 from durably.engine.core.errors import EngineClosedError
-from durably.engine.scheduling.calls.dispatch import Executor
+from durably.engine.scheduling.requests.call_dispatch import Executor
 from durably.engine.sqlite import queries
-from durably.engine.sqlite.schema import connect_reader
+from durably.engine.sqlite.database import connect_reader
 from durably.engine.views import RunView, StepView
 from durably.protocol.events import Event
 

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.check import check_database
+from durably.engine.sqlite.maintenance import check_database
 from durably.engine.views import RunStatus, UpdateKind
 from durably.protocol.events import Event
 

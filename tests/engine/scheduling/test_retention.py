@@ -10,7 +10,7 @@ import msgspec
 
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.check import check_database
+from durably.engine.sqlite.maintenance import check_database
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is

@@ -15,10 +15,10 @@ from aiohttp import web
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling import event_routing
-from durably.engine.scheduling.calls import http_call
-from durably.engine.scheduling.calls.http_call import open_socket
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.requests import http_call
+from durably.engine.scheduling.requests.http_call import open_socket
 from durably.engine.scheduling.transaction import Transaction
 from durably.engine.views import RunStatus
 from durably.protocol.call import CallRequest

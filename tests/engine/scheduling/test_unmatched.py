@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.scheduling.event_outcomes import EventOutcome, EventOutcomes, explain_unmatched
+from durably.engine.scheduling.event_routing import EventOutcome, EventOutcomes, explain_unmatched
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.views import EventView
 from durably.protocol.events import Event

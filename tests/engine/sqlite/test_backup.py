@@ -9,8 +9,7 @@ import pytest
 
 from durably.engine.core.errors import BackupFailedError, DatabaseCorruptError, DatabaseMissingError
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.backup import back_up
-from durably.engine.sqlite.check import check_database
+from durably.engine.sqlite.maintenance import back_up, check_database
 
 from ..conftest import ended, only_run, opened, output, send, step_is
 from ..small_app import SmallApp, Steps

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from durably.engine.sqlite.check import check_database
+from durably.engine.sqlite.maintenance import check_database
 
 from ..conftest import QUICK, only_run, opened, run_to_end, send, step_is
 from ..small_app import SmallApp, Steps

@@ -22,10 +22,10 @@ from durably.engine.core.errors import (
 )
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import Durability
-from durably.engine.sqlite import schema
+from durably.engine.sqlite import database
+from durably.engine.sqlite.database import open_database, take_ownership
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.schema import open_database, take_ownership
 from durably.engine.sqlite.writer import Writer
 from durably.engine.views import RunStatus
 from durably.protocol.events import Event
@@ -285,7 +285,7 @@ async def test_durability(path: Path, durability: Durability) -> None:
 
 
 async def test_the_log_shrinks_after_a_long_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "_MOST_LOG_BYTES", 100_000)
+    monkeypatch.setattr(database, "_MOST_LOG_BYTES", 100_000)
     log = path.with_name("engine.db-wal")
     async with opened(path) as engine:
         reader = sqlite3.connect(path, isolation_level=None)

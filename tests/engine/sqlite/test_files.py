@@ -21,7 +21,7 @@ from durably.engine.core.errors import (
     EngineClosedError,
 )
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.sqlite.backup import back_up
+from durably.engine.sqlite.maintenance import back_up
 
 from ..conftest import QUICK, opened, send
 

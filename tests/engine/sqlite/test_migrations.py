@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from durably.engine.settings import Durability, SystemClock
-from durably.engine.sqlite.check import check_database
+from durably.engine.sqlite.database import APPLICATION_ID, open_database
+from durably.engine.sqlite.maintenance import check_database
 from durably.engine.sqlite.migrations import MIGRATIONS
-from durably.engine.sqlite.schema import APPLICATION_ID, open_database
 from durably.engine.views import RunStatus, RunView
 
 from ..conftest import QUICK, ShiftedClock, ended, opened, output, send

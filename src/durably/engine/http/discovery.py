@@ -18,7 +18,7 @@ from yarl import URL
 
 from durably.engine.core.errors import EngineError
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.scheduling.calls.http_call import read_limited, sign_request, was_sent
+from durably.engine.scheduling.requests.http_call import read_limited, sign_request, was_sent
 from durably.engine.settings import EngineSettings
 from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind

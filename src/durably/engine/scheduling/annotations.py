@@ -8,7 +8,7 @@ import sqlite3
 import msgspec
 
 from durably.engine.core.errors import RunNotFoundError
-from durably.engine.sqlite.tables.runs import find_run_key
+from durably.engine.sqlite.run_tables import find_run_key
 from durably.engine.views import MetadataView, TracesView, to_datetime
 from durably.protocol.text import get_logger
 

@@ -14,8 +14,8 @@ import msgspec
 from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 from durably.engine.core.expressions import ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.sqlite.tables.bulk_operations import BulkOperation, BulkOperationKind
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.app_tables import BulkOperation, BulkOperationKind
+from durably.engine.sqlite.run_tables import Store
 from durably.engine.views import to_milliseconds
 
 from . import triggers
@@ -74,36 +74,34 @@ def cancel_runs(transaction: Transaction, selection: Selection) -> BulkOperation
 def replay_runs(transaction: Transaction, selection: Selection, statuses: Collection[RunStatus]) -> BulkOperation:
     """Begin to rerun finished runs. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
     refuse_paused(transaction, transaction.registry.get_active(selection.function_id))
-    last_key = transaction.store.bulk_operations.last_run_key()
+    last_key = transaction.store.apps.last_run_key()
     return _begin(transaction, BulkOperationKind.REPLAY, selection, tuple(statuses), until_key=last_key)
 
 
 def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
     """Runs that were cancelled by it stay so. Raises ``CancellationNotFoundError``."""
-    operation = transaction.store.bulk_operations.find(cancellation_id)
+    operation = transaction.store.apps.find(cancellation_id)
     if operation is None or operation.kind is not BulkOperationKind.CANCEL:
         raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
-    transaction.store.bulk_operations.delete(operation.id)
+    transaction.store.apps.delete(operation.id)
     _publish_controls(transaction, operation.function_id)
 
 
 def pause(transaction: Transaction, function_id: str) -> None:
-    transaction.store.bulk_operations.set_paused(function_id, transaction.now)
+    transaction.store.apps.set_paused(function_id, transaction.now)
     _publish_controls(transaction, function_id)
 
 
 def resume(transaction: Transaction, function_id: str) -> None:
-    transaction.store.bulk_operations.set_resumed(function_id)
+    transaction.store.apps.set_resumed(function_id)
     _publish_controls(transaction, function_id)
     # Replays that the pause has stopped.
-    transaction.outbox.extend(
-        map(ContinueBulkOperation, transaction.store.bulk_operations.open_bulk_operations(function_id))
-    )
+    transaction.outbox.extend(map(ContinueBulkOperation, transaction.store.apps.open_bulk_operations(function_id)))
 
 
 def refuse_paused(transaction: Transaction, function: Function) -> None:
     """Raises ``FunctionPausedError``."""
-    if function.id in transaction.store.bulk_operations.paused_functions():
+    if function.id in transaction.store.apps.paused_functions():
         raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
 
 
@@ -115,14 +113,14 @@ def go_on(operation_id: str) -> Callable[[Transaction], None]:
 def read_controls(store: Store, now: int) -> dict[str, FunctionControls]:
     """The controls of functions that have any, by function id."""
     cancellations: dict[str, list[BulkCancellation]] = {}
-    for operation in store.bulk_operations.of_kind(BulkOperationKind.CANCEL):
+    for operation in store.apps.of_kind(BulkOperationKind.CANCEL):
         if max(operation.started_before, operation.created_at + FOLLOWED_FOR) > now:
             condition = compile_expression(operation.expression) if operation.expression else None
             cancellation = BulkCancellation(
                 operation.started_after, operation.started_before, condition, operation.created_at
             )
             cancellations.setdefault(operation.function_id, []).append(cancellation)
-    paused = store.bulk_operations.paused_functions()
+    paused = store.apps.paused_functions()
     return {
         function_id: FunctionControls(function_id in paused, tuple(cancellations.get(function_id, ())))
         for function_id in paused | cancellations.keys()
@@ -152,13 +150,13 @@ def _begin(
         created_at=transaction.now,
         until_key=until_key,
     )
-    transaction.store.bulk_operations.add(operation)
+    transaction.store.apps.add(operation)
     transaction.outbox.append(ContinueBulkOperation(operation.id))
     return operation
 
 
 def _go_on(transaction: Transaction, operation_id: str) -> None:
-    bulk_operations = transaction.store.bulk_operations
+    bulk_operations = transaction.store.apps
     operation = bulk_operations.find(operation_id)
     if operation is None or operation.ended_at is not None:
         return

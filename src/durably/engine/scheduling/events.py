@@ -9,6 +9,7 @@ import msgspec
 from ulid import ULID
 
 from durably.engine.core.errors import EventInvalidError
+from durably.engine.core.expressions import Equality, Expression
 from durably.engine.core.run_state import Origin, RunStatus
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
@@ -232,3 +233,26 @@ class IdSeed:
 
 def _ulid(milliseconds: int, entropy: bytes) -> str:
     return str(ULID.from_bytes(milliseconds.to_bytes(6) + entropy))
+
+
+_path_decoder = msgspec.json.Decoder(tuple[str | int, ...])
+
+
+def index_key(expression: Expression | None, trigger: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The path in a new event, and the value that it must have there, as stored; ``None`` twice if the expression
+    requires none. ``trigger`` is the event of the waiting run."""
+    equality = None if expression is None else _most_selective(expression.equalities())
+    if equality is None:
+        return None, None
+    return msgspec.json.encode(equality.async_path).decode(), equality.wanted_key(trigger)
+
+
+def value_at(path: str | None, newcomer: Mapping[str, Any]) -> str | None:
+    """The value that an event has at a path that ``index_key`` returned."""
+    return None if path is None else Equality(_path_decoder.decode(path)).found_key(newcomer)
+
+
+def _most_selective(equalities: list[Equality]) -> Equality | None:
+    """The equality that leaves the fewest waits: with the trigger's own data rather than with a constant."""
+    with_trigger = (equality for equality in equalities if equality.event_path is not None)
+    return next(with_trigger, None) or next(iter(equalities), None)

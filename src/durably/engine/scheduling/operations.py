@@ -12,6 +12,7 @@ from durably.engine.core.errors import (
     EngineError,
     RunNotFoundError,
 )
+from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
     AnsweredTogether,
@@ -22,17 +23,17 @@ from durably.engine.core.inputs import (
     WaitResolved,
 )
 from durably.engine.core.transition import data_memo
-from durably.engine.sqlite.tables.flow import DeadlineKind
-from durably.engine.views import InvokeReceipt, SyncResult
+from durably.engine.sqlite.flow_tables import DeadlineKind
+from durably.engine.views import InvokeReceipt, SyncResult, to_datetime
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import Event
+from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import SyncRequest
 
 from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
-from .cron import fire_tick, plan_schedules
+from .events import make_internal_event
 from .outbox import BucketAt, CallAt, DeadlineAt, StoredTimer, Synced, ThrottleAt, TickAt, TimerAt
 from .registry import Function
 from .reruns import FromStep, plan_rerun
@@ -168,17 +169,17 @@ def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Fun
     """Replace the app's functions by those of the sync, which are checked. Raises ``ConfigInvalidError``."""
     store, app_id = transaction.store, request.app_id
     configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
-    before, previous = store.active_functions(app_id), store.app_version_and_url(app_id)
+    before, previous = store.apps.active_functions(app_id), store.apps.app_version_and_url(app_id)
     modified = before != configs
     if modified:
         _check_owners(transaction, app_id, [function_id for function_id, _ in configs])
-        store.put_functions(app_id, configs)
+        store.apps.put_functions(app_id, configs)
         store.flow.drop_schedules_of_others(app_id)
         for function in functions:
             plan_schedules(transaction, function)
             transaction.queue.update_limits(function.flow)
         transaction.outbox.append(Synced(app_id, functions))
-    store.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
+    store.apps.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
     return _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
 
 
@@ -205,7 +206,7 @@ def _compare(
 
 def _check_owners(transaction: Transaction, app_id: str, function_ids: list[str]) -> None:
     for function_id in function_ids:
-        other = transaction.store.other_owner(function_id, app_id)
+        other = transaction.store.apps.other_owner(function_id, app_id)
         if other is not None:
             raise ConfigInvalidError(
                 f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
@@ -219,3 +220,50 @@ def _find_run(transaction: Transaction, run_id: str) -> int:
     if key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
     return key
+
+
+def plan_schedules(transaction: Transaction, function: Function) -> None:
+    """After a sync: schedules that are new begin with their next tick, those that are gone tick no more."""
+    planned = transaction.store.flow.schedules(function.id)
+    wanted = {schedule.text: schedule for schedule in function.flow.schedules}
+    for text in planned.keys() - wanted.keys():
+        transaction.store.flow.drop_schedule(function.id, text)
+    for text in wanted.keys() - planned.keys():
+        _plan(transaction, function, wanted[text], plan_tick(wanted[text], function.id, transaction.now))
+
+
+def fire_tick(transaction: Transaction, due: TickAt) -> None:
+    """A tick is due; nothing happens where it is not any more. One of a paused function starts nothing."""
+    planned = transaction.store.flow.schedules(due.function_id).get(due.schedule)
+    function = transaction.registry.find(due.function_id)
+    if planned is None or planned.due > transaction.now or function is None:
+        return
+    schedule = next((one for one in function.flow.schedules if one.text == due.schedule), None)
+    if schedule is None or not function.is_active:
+        return
+    fired = fire(schedule, function.id, planned, transaction.now)
+    _plan(transaction, function, schedule, fired.upcoming)
+    controls = transaction.registry.controls_of(function.id)
+    if controls is not None and controls.is_paused:
+        return
+    data = {
+        "cron": schedule.text,
+        "fireAt": _to_text(fired.tick.due),
+        "scheduledAt": _to_text(fired.tick.at),
+    }
+    event = make_internal_event(
+        InternalEvent.SCHEDULED_TIMER, msgspec.json.encode(data), transaction.new_id(), fired.tick.due
+    )
+    event_routing.take_for(transaction, function, event)
+
+
+def _plan(transaction: Transaction, function: Function, schedule: Schedule, tick: Tick | None) -> None:
+    if tick is None:
+        transaction.store.flow.drop_schedule(function.id, schedule.text)
+    else:
+        transaction.store.flow.put_tick(function.id, schedule.text, tick)
+        transaction.outbox.append(TickAt(function.id, schedule.text, tick.due))
+
+
+def _to_text(moment: int) -> str:
+    return to_datetime(moment).strftime("%Y-%m-%dT%H:%M:%SZ")

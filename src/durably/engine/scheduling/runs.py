@@ -40,19 +40,17 @@ from durably.engine.core.run_state import (
     origin_of_invocation,
 )
 from durably.engine.core.transition import data_memo, encode_error, error_memo
-from durably.engine.sqlite.tables.runs import RunRow, WaitRow
+from durably.engine.sqlite.run_tables import RunRow, WaitRow
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
 from . import event_routing, subscriptions, triggers
-from .events import ReceivedEvent, RunResult, check_content, deferred_data, run_end_events
+from .events import ReceivedEvent, RunResult, check_content, deferred_data, index_key, run_end_events
 from .outbox import CallAt, Outbox, RequestAt, RunEnded, TimerAt, call_of
 from .reruns import origin_before, refuse_runaway
-from .run_cache import CachedRun, with_memo
-from .transaction import LiveRun, Transaction
-from .wait_index import index_key
+from .transaction import CachedRun, LiveRun, Transaction, with_memo
 
 _logger = get_logger("durably.engine")
 

@@ -1,25 +1,173 @@
 """A transaction: the rows, outbox and time of one input, passed to the functions that act on runs."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection
 from typing import Protocol
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.flow.config import Flow
+from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
-from durably.engine.core.run_state import Origin, RunState
+from durably.engine.core.run_state import Call, Origin, RunState
 from durably.engine.core.transition import Policy
-from durably.engine.sqlite.tables.runs import RunRow, Store
+from durably.engine.sqlite.flow_tables import SqliteQueueRows
+from durably.engine.sqlite.run_tables import RunRow, Store
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
-from .event_outcomes import EventOutcome
 from .events import Entropy, ReceivedEvent, make_internal_event, new_id
-from .outbox import Outbox
+from .outbox import Outbox, ThrottleAt, call_of
 from .registry import Registry
-from .run_cache import CachedRun, Memos, RunCache, kept_trigger
-from .run_queue import RunQueue
+
+_CAPACITY = 2048
+_MOST_TRIGGER_BYTES = 2048
+"""Of an event that is kept along with the run that it triggered."""
+
+
+_MOST_MEMOS = 32
+_MOST_MEMO_BYTES = 2048
+"""The memos of one run that are kept."""
+
+Memos = tuple[tuple[str, bytes], ...]
+
+
+class CachedRun(msgspec.Struct, frozen=True, gc=False):
+    """``is_moving`` is as stored. ``trigger`` is the event that triggered the run, unless it is large, or one of
+    several. ``memos`` are all memos of the run in their order, by hashed step id; ``None`` if they are unknown or
+    large."""
+
+    row: RunRow
+    state: RunState
+    queue_entry: QueueEntry | None
+    is_moving: bool
+    trigger: ReceivedEvent | None = None
+    memos: Memos | None = None
+
+
+def kept_trigger(trigger: ReceivedEvent) -> ReceivedEvent | None:
+    """What is kept of the event that triggered a run."""
+    if len(trigger.body) > _MOST_TRIGGER_BYTES:
+        return None
+    return ReceivedEvent(trigger.id, trigger.name, trigger.body, origin=trigger.origin)
+
+
+def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
+    """The memos to keep once another is stored."""
+    if memos is None or len(memos) == _MOST_MEMOS:
+        return None
+    if sum(len(kept) for _, kept in memos) + len(memo) > _MOST_MEMO_BYTES:
+        return None
+    return (*memos, (step_id, memo))
+
+
+class RunCache:
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[int, CachedRun] = OrderedDict()
+        self._keys: dict[str, int] = {}
+
+    def find(self, run_key: int) -> CachedRun | None:
+        return self._by_key.get(run_key)
+
+    def find_key(self, run_id: str) -> int | None:
+        return self._keys.get(run_id)
+
+    def put(self, run: CachedRun) -> None:
+        self._by_key[run.row.key] = run
+        self._by_key.move_to_end(run.row.key)
+        self._keys[run.row.id] = run.row.key
+        if len(self._by_key) > _CAPACITY:
+            _, oldest = self._by_key.popitem(last=False)
+            del self._keys[oldest.row.id]
+
+    def forget(self, run_key: int) -> None:
+        """Of a run that has ended."""
+        cached = self._by_key.pop(run_key, None)
+        if cached is not None:
+            del self._keys[cached.row.id]
+
+    def clear(self) -> None:
+        self._by_key.clear()
+        self._keys.clear()
+
+
+_THROTTLES_AT_ONCE = 100
+
+
+class RunQueue:
+    """``now`` is milliseconds since the epoch."""
+
+    def __init__(self, store: Store, registry: Registry, outbox: Outbox, now: int) -> None:
+        self._registry = registry
+        self._outbox = outbox
+        self._now = now
+        self._rows = SqliteQueueRows(store.connection, now)
+        self._queue: Queue | None = None
+
+    @property
+    def _open_queue(self) -> Queue:
+        if self._queue is None:
+            self._queue = Queue(self._rows, self._now)
+        return self._queue
+
+    def join(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
+        """A call wants to be made now."""
+        function = self._registry.find(run.function_id)
+        flow = Flow(function_id=run.function_id) if function is None else function.flow
+        queued = QueuedCall(queue_entry.place, run.key, call.generation)
+        self._open_queue.join(queued, queue_entry, flow, starts_run=run.started_at is None)
+
+    def join_again(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
+        """The same for a call that may have joined before, as after a restart."""
+        if self._rows.slots_taken_at(run.key, call.generation) is not None:
+            self._outbox.append(call_of(run, queue_entry, call))
+        elif call.generation not in self._rows.waiting(run.key):
+            self.join(run, call, queue_entry)
+
+    def leave(self, run_key: int, generation: int) -> None:
+        """A call has come to its end, or is not wanted any more."""
+        self._open_queue.leave(run_key, generation)
+
+    def leave_all(self, run_key: int) -> None:
+        """The same for all calls of a run that are stored."""
+        for generation in self._rows.waiting(run_key) | self._rows.holding_slots(run_key):
+            self.leave(run_key, generation)
+
+    def waiting(self, run_key: int) -> set[int]:
+        """The generations of a run's calls that are not let through yet."""
+        return self._rows.waiting(run_key)
+
+    def ready_since(self, run: RunRow, call: Call) -> int:
+        """When a call that was let through could be made."""
+        slots_taken_at = self._rows.slots_taken_at(run.key, call.generation)
+        return max(call.due, run.started_at or 0) if slots_taken_at is None else slots_taken_at
+
+    def check_throttles(self) -> None:
+        """Look at throttles that are ready by now."""
+        if self._open_queue.check_throttles(_THROTTLES_AT_ONCE):
+            self._outbox.append(ThrottleAt(self._now))
+
+    def update_limits(self, flow: Flow) -> None:
+        """What a function has queued goes by these numbers from now on."""
+        self._open_queue.update_limits(flow)
+
+    def settle(self) -> list[QueuedCall]:
+        """The calls that may be made, since this was asked last."""
+        if self._queue is None:
+            return []
+        through = self._queue.settle()
+        self._queue = None
+        self._outbox.extend(ThrottleAt(ready_at) for ready_at in self._rows.throttle_times)
+        self._rows.throttle_times.clear()
+        return through
+
+
+class EventOutcome(msgspec.Struct, frozen=True):
+    """``ended`` are sentences on waits and runs, at most ``MOST_NOTED`` of ``count``."""
+
+    ended: list[str]
+    count: int
 
 
 class CancelRun(Protocol):

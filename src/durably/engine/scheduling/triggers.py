@@ -26,17 +26,16 @@ from durably.engine.core.inputs import MakeCall
 from durably.engine.core.machine import start as start_machine
 from durably.engine.core.run_state import Call, RunState, RunStatus, origin_of_event
 from durably.engine.core.transition import encode_error, error_memo
-from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
-from durably.engine.sqlite.tables.runs import NewRun, RunRow
+from durably.engine.sqlite.flow_tables import CancelRow, DeadlineKind
+from durably.engine.sqlite.run_tables import NewRun, RunRow
 from durably.protocol.errors import ErrorData
 
 from . import subscriptions
-from .events import RUN_END_EVENTS, RunResult, run_end_events
+from .events import RUN_END_EVENTS, RunResult, index_key, run_end_events
 from .outbox import BucketAt, DeadlineAt, call_of
 from .registry import CANCELLED_IN_BULK, Function
 from .reruns import Rerun, descends_from_cancelled, refuse_runaway
 from .transaction import Transaction
-from .wait_index import index_key
 
 _PAUSED = "it is paused"
 _TOOK_PLACE = "a later event took the place of this one (debounce)"

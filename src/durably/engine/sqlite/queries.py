@@ -12,8 +12,8 @@ from durably.engine.core.call_body import job_id_of, join_memos
 from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, RunState, RunStatus, Wait
-from durably.engine.sqlite.tables.bulk_operations import BulkOperation, BulkOperationKind, read_bulk_operations
-from durably.engine.sqlite.tables.runs import read_run_state
+from durably.engine.sqlite.app_tables import BulkOperation, BulkOperationKind, read_bulk_operations
+from durably.engine.sqlite.run_tables import read_run_state
 from durably.engine.views import (
     AppView,
     AttemptView,

@@ -16,7 +16,7 @@ from durably.engine.core.errors import (
     EngineError,
 )
 
-from .schema import connect_reader, explain
+from .database import connect_reader, explain
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError, EngineError
 from durably.protocol.text import get_logger
 
-from .schema import explain
+from .database import explain
 
 T = TypeVar("T")
 Unit = Callable[[], T]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.scheduling.outbound import Outbound
+from durably.engine.scheduling.requests.step_requests import Outbound
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.scheduling.outbound import Outbound, OutboundError
+from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 from aiohttp import web
 
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.scheduling.outbound import Outbound
+from durably.engine.scheduling.requests.step_requests import Outbound
 
-from ..conftest import output, run_to_end
-from ..small_app import SmallApp, StepFailed, Steps
+from ...conftest import output, run_to_end
+from ...small_app import SmallApp, StepFailed, Steps
 
 
 def held(engine: EmbeddedEngine) -> dict[int, Any]:

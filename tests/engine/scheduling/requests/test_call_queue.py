@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.calls.call_queue import RUN_REQUESTS, CallQueue
 from durably.engine.scheduling.outbox import CallAt
+from durably.engine.scheduling.requests.call_dispatch import RUN_REQUESTS, CallQueue
 
 _KINDS = st.sampled_from(["step"] * 6 + ["again", "discovery"])
 _ADDED = st.tuples(st.integers(1, 4), _KINDS, st.integers(1, 60))

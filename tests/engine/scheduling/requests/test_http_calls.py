@@ -15,8 +15,8 @@ from durably.engine.core import call_body
 from durably.engine.core.answers import Answer, AnswerVerification
 from durably.engine.core.call_body import CallData, build_body, to_sign
 from durably.engine.engine import EmbeddedEngine
-from durably.engine.scheduling.calls import dispatch
 from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.requests import call_dispatch
 from durably.engine.settings import EngineSettings
 from durably.engine.views import RunStatus, UpdateKind
 from durably.protocol.headers import ServerKind
@@ -24,8 +24,8 @@ from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_REQUEST_BYTES
 from durably.protocol.opcodes import hash_step_id
 from durably.protocol.signatures import verify
 
-from ..conftest import QUICK, ended, only_run, opened, output, run_to_end, send
-from ..small_app import SDK_HEADERS, SmallApp, Steps, serve
+from ...conftest import QUICK, ended, only_run, opened, output, run_to_end, send
+from ...small_app import SDK_HEADERS, SmallApp, Steps, serve
 
 KEY = "signkey-test-0123456789abcdef0123456789abcdef"
 
@@ -48,11 +48,11 @@ async def test_the_content_of_a_call_from_memory_is_what_is_stored(
         return steps.run("last", lambda: 4)
 
     from_memory: dict[str, list[bool]] = {"small": [], "large": []}
-    call = dispatch.Executor._call
+    call = call_dispatch.Executor._call
 
-    async def compare(self: dispatch.Executor, run_key: int, data: CallData) -> Answer:
+    async def compare(self: call_dispatch.Executor, run_key: int, data: CallData) -> Answer:
         generations = [each.generation for each in (data.call, *data.also)]
-        stored = await self._reader.read(lambda connection: dispatch.read_call(connection, run_key, generations))
+        stored = await self._reader.read(lambda connection: call_dispatch.read_call(connection, run_key, generations))
         assert stored is not None
         assert build_body(data) == build_body(stored)
         from_memory["large" if len(json.loads(data.events[0])["data"].get("text", "")) else "small"].append(
@@ -60,7 +60,7 @@ async def test_the_content_of_a_call_from_memory_is_what_is_stored(
         )
         return await call(self, run_key, data)
 
-    monkeypatch.setattr(dispatch.Executor, "_call", compare)
+    monkeypatch.setattr(call_dispatch.Executor, "_call", compare)
     await engine.sync_app(app.sync_request())
     assert output(await run_to_end(engine, "mixed")) == 4
     assert output(await run_to_end(engine, "mixed", text="x" * 5000)) == 4
@@ -78,8 +78,8 @@ async def test_the_calls_of_a_sequential_run_are_made_without_reading(
         return [steps.run(f"step {number}", lambda number=number: number) for number in range(5)]  # type: ignore[misc]
 
     reads: list[int] = []
-    read_call = dispatch.read_call
-    monkeypatch.setattr(dispatch, "read_call", lambda *args: [reads.append(1), read_call(*args)][1])
+    read_call = call_dispatch.read_call
+    monkeypatch.setattr(call_dispatch, "read_call", lambda *args: [reads.append(1), read_call(*args)][1])
     await engine.sync_app(app.sync_request())
     assert output(await run_to_end(engine, "sequential")) == [0, 1, 2, 3, 4]
     assert len(app.calls) == 6

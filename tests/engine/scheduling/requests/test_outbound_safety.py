@@ -11,8 +11,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.scheduling.outbound import Outbound, OutboundError, addresses, redact
-from durably.engine.scheduling.outbound.addresses import is_public
+from durably.engine.scheduling.requests import outbound_request
+from durably.engine.scheduling.requests.outbound_request import is_public
+from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
 
 PRETENDED = "127.0.0.2"
 """An address of this machine that tests take for a public one."""
@@ -33,7 +34,7 @@ async def private(serving: Any) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def public(serving: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
-    monkeypatch.setattr(addresses, "is_public", lambda address: address == PRETENDED or is_public(address))
+    monkeypatch.setattr(outbound_request, "is_public", lambda address: address == PRETENDED or is_public(address))
     async with serving(PRETENDED) as server:
         yield server
 
@@ -227,44 +228,3 @@ async def test_no_credential_in_the_error_of_a_request_that_was_not_made(unsafe:
         with pytest.raises(OutboundError) as caught:
             await send({"body": None, **opts})
         assert KEY not in f"{caught.value!r} {caught.value}"
-
-
-def test_redact() -> None:
-    opts = {
-        "url": f"https://me:{KEY}@api.example/hooks/{KEY}/claude-3-5-sonnet-20241022?key={KEY}&page=2&X-Amz-Signature=a",
-        "method": "POST",
-        "headers": {
-            "Authorization": f"Bearer {KEY}",
-            "Cookie": KEY,
-            "x-api-key": KEY,
-            "X-Auth-Token": KEY,
-            "Accept": "text/plain",
-        },
-        "auth_key": KEY,
-        "authKey": KEY,
-        "format": "openai-chat",
-        "body": {"model": "m"},
-    }
-    shown = redact(opts)
-    assert KEY not in str(shown)
-    assert shown == {
-        "url": "https://api.example/hooks/***/claude-3-5-sonnet-20241022?key=***&page=2&X-Amz-Signature=***",
-        "method": "POST",
-        "headers": {
-            "Authorization": "***",
-            "Cookie": "***",
-            "x-api-key": "***",
-            "X-Auth-Token": "***",
-            "Accept": "text/plain",
-        },
-        "auth_key": "***",
-        "authKey": "***",
-        "format": "openai-chat",
-        "body": {"model": "m"},
-    }
-    assert opts["auth_key"] == KEY
-
-
-@pytest.mark.parametrize("url", [None, 5, "http://[::1", "not a url", "http://a:b:c@d"])
-def test_redact_anything(url: Any) -> None:
-    assert "url" in redact({"url": url, "headers": None})

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.scheduling.outbound import Outbound, OutboundError
+from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
 
 
 async def test_fetch_hands_the_answer_back(server: Any, outbound: Outbound) -> None:

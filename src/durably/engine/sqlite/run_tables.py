@@ -1,7 +1,7 @@
 """Statements for runs, events, memos and waits."""
 
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -20,8 +20,8 @@ from durably.engine.core.run_state import (
 )
 from durably.protocol.opcodes import Opcode
 
-from .bulk_operations import SweepStore
-from .flow import FlowStore
+from .app_tables import AppStore
+from .flow_tables import FlowStore
 
 _RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of FROM runs"
 
@@ -69,12 +69,12 @@ class WaitRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Store:
-    """``flow`` and ``bulk_operations`` hold the statements of what they are named for."""
+    """``flow`` and ``apps`` hold the statements of what they are named for."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = self._connection = connection
         self.flow = FlowStore(connection)
-        self.bulk_operations = SweepStore(connection)
+        self.apps = AppStore(connection)
         self._event_keys = RowKeys(connection, "events")
         self._run_keys = RowKeys(connection, "runs")
 
@@ -112,48 +112,6 @@ class Store:
             "SELECT id, name, body, origin FROM events WHERE key = ?", (event_key,)
         ).fetchone()
         return event_id, name, body, decode_origin(origin)
-
-    # apps
-
-    def put_app(
-        self, app_id: str, url: str, sdk: str | None, framework: str | None, version: str | None, now: int
-    ) -> None:
-        self._connection.execute(
-            "INSERT OR REPLACE INTO apps (id, url, sdk, framework, version, synced_at) VALUES (?, ?, ?, ?, ?, ?)",
-            (app_id, url, sdk, framework, version, now),
-        )
-
-    def app_version_and_url(self, app_id: str) -> tuple[str | None, str | None]:
-        """The app's own version, and its URL, at its last sync."""
-        row = self._connection.execute("SELECT version, url FROM apps WHERE id = ?", (app_id,)).fetchone()
-        return (row[0], row[1]) if row else (None, None)
-
-    def active_functions(self, app_id: str) -> list[tuple[str, bytes]]:
-        """Ids and configurations, in the order in which the app synced them."""
-        return self._connection.execute(
-            "SELECT id, config FROM functions WHERE app_id = ? AND is_active ORDER BY position", (app_id,)
-        ).fetchall()
-
-    def other_owner(self, function_id: str, app_id: str) -> str | None:
-        """Another app that has an active function of this id."""
-        row = self._connection.execute(
-            "SELECT app_id FROM functions WHERE id = ? AND is_active AND app_id != ?", (function_id, app_id)
-        ).fetchone()
-        return row[0] if row else None
-
-    def put_functions(self, app_id: str, configs: Iterable[tuple[str, bytes]]) -> None:
-        """Make these the app's active functions."""
-        self._connection.execute("UPDATE functions SET is_active = 0 WHERE app_id = ?", (app_id,))
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO functions (id, app_id, position, is_active, config) VALUES (?, ?, ?, 1, ?)",
-            [(function_id, app_id, position, config) for position, (function_id, config) in enumerate(configs)],
-        )
-
-    def all_functions(self) -> list[tuple[str, str, bool, bytes]]:
-        """Ids, apps, whether active, and configurations, in the order of apps and of functions within them."""
-        return self._connection.execute(
-            "SELECT id, app_id, is_active, config FROM functions ORDER BY app_id, position"
-        ).fetchall()
 
     # runs
 

@@ -1,7 +1,9 @@
 """From the options of an op to an HTTP request, with its secrets hidden."""
 
 import base64
+import ipaddress
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +12,7 @@ import msgspec
 from multidict import CIMultiDict
 from yarl import URL
 
-from durably.protocol.text import REDACTED, find_random_words, is_secret_name, redact_url
+from durably.protocol.text import REDACTED, find_random_words, is_secret_name
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _NOT_FORWARDED = frozenset(
@@ -175,22 +177,6 @@ _SHORTEST_SECRET = 4
 """Characters; scrubbing shorter ones would garble texts and hide nothing."""
 
 
-def redact(opts: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a ``Gateway`` or ``AIGateway`` op as they may be stored and shown.
-
-    Values of secret headers and options and the secret parts of the URL become ``***``; the body stays.
-    """
-    return {name: _redact_option(name, value) for name, value in opts.items()}
-
-
-def _redact_option(name: str, value: Any) -> Any:
-    if name == "headers" and isinstance(value, Mapping):
-        return {header: REDACTED if is_secret_name(str(header)) else text for header, text in value.items()}
-    if name == "url":
-        return redact_url(value)
-    return REDACTED if value is not None and is_secret_name(name) else value
-
-
 def find_secrets(opts: Mapping[str, Any]) -> list[str]:
     """The texts of a request that must not be shown, longest first."""
     found: set[str] = set()
@@ -214,3 +200,46 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, REDACTED)
     return text
+
+
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # IETF protocol assignments
+        "192.88.99.0/24",  # 6to4 relays
+        "168.63.129.16/32",  # Azure's metadata and control endpoint, in the midst of public addresses
+        "2001::/23",  # IETF protocol assignments, Teredo among them, which wraps IPv4 addresses
+        "2002::/16",  # 6to4, which wraps IPv4 addresses
+        "3fff::/20",  # documentation
+    )
+)
+
+
+class AddressRefusedError(OSError):
+    """An address is not public. The text is the same for all, so that the refusals of one name merge into one."""
+
+    def __init__(self) -> None:
+        super().__init__("not a public address")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet's: not private, loopback, link-local (where clouds serve
+    credentials), shared (CGNAT), multicast or reserved, nor an IPv6 address that wraps an IPv4 one."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in _GLOBAL_UNICAST:
+        return False
+    if any(ip.version == network.version and ip in network for network in _NOT_PUBLIC):
+        return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+
+
+def open_public_socket(address_info: tuple[Any, ...]) -> socket.socket:
+    """A socket for an entry of ``getaddrinfo``. Raises ``AddressRefusedError`` unless its address is public."""
+    family, kind, protocol, _, address = address_info
+    if not is_public(address[0]):
+        raise AddressRefusedError
+    return socket.socket(family=family, type=kind, proto=protocol)

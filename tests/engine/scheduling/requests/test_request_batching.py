@@ -2,8 +2,8 @@
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.calls.dispatch import answers_of
 from durably.engine.scheduling.outbox import CallAt
+from durably.engine.scheduling.requests.call_dispatch import answers_of
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.scheduling.outbound import Outbound, OutboundError
+from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
 
 
 async def test_too_large_an_answer(server: Any) -> None:

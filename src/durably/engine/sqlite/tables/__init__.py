@@ -1,1 +1,0 @@
-"""The statements of each group of tables, used in the writer's thread."""
