@@ -71,7 +71,7 @@ LEFT: dict[str, int] = {
     "src/durably/cli": 26,
     "src/durably/comm": 24,
     "src/durably/django": 1,
-    "src/durably/engine": 4,
+    "src/durably/engine": 1,
     "src/durably/engine/core": 82,
     "src/durably/engine/http": 30,
     "src/durably/engine/scheduling": 15,

@@ -1,4 +1,4 @@
-"""A running embedded engine: its parts, how they are put together, and how they come to an end."""
+"""A running engine: opens the database, connects the parts, dispatches the outbox, and closes."""
 
 import asyncio
 import functools

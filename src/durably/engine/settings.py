@@ -26,9 +26,8 @@ class Timer(Protocol):
 class Clock(Protocol):
     """``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
 
-    ``hold`` says that something is under way which needs no time to come, and ``release`` that it has ended: for a
-    clock that skips time, which must not skip it meanwhile. Whatever follows from it holds before it is released,
-    so that nothing is under way where nothing holds. Both are called on the event loop.
+    ``hold`` and ``release`` enclose work that is under way. A clock that skips time does not skip while work is held.
+    Follow-up work calls ``hold`` before its cause calls ``release``. Call both on the event loop.
     """
 
     def now(self) -> int: ...
@@ -63,7 +62,7 @@ class SystemClock:
 class Durability(StrEnum):
     """What survives a power failure. A crash of the process alone loses nothing in any.
 
-    ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last moments may be lost.
+    ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last transactions may be lost.
     ``OFF``: nothing, perhaps; for databases that are not kept.
     """
 

@@ -217,7 +217,7 @@ class UpdateKind(StrEnum):
 
 
 class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that happened to a run, sent to those who watch once it is committed.
+    """An update of a run. Subscribers get it after the commit.
 
     ``step`` is the step's id as the user wrote it, ``None`` where it concerns the function's own code.
     ``attempt`` is the one that failed (from 0), ``due_at`` when the next is made, a sleep ends or a wait times
@@ -254,5 +254,5 @@ def to_datetime(milliseconds: int) -> dt.datetime:
     return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
 
 
-def to_milliseconds(moment: dt.datetime) -> int:
-    return round(moment.timestamp() * 1000)
+def to_milliseconds(time: dt.datetime) -> int:
+    return round(time.timestamp() * 1000)
