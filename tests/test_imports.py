@@ -181,7 +181,7 @@ def test_the_sdk_knows_no_engine_of_ours() -> None:
 
 def test_in_process_mode_knows_the_engine_and_comm() -> None:
     allowed = (
-        "durably.functions.checkpoints",
+        "durably.functions",
         "durably.comm",
         "durably.in_process",
         "durably.engine",
@@ -189,7 +189,7 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
         "durably.events",
         "durably.execution",
         "durably.engine_interface",
-        "durably.io.background_loop",
+        "durably.io",
         "durably.protocol",
         "durably.settings",
     )

@@ -30,10 +30,6 @@ class InProcessEngine(Protocol):
         sends them, if any."""
         ...
 
-    def fetch_part(self, run_id: str, part: str) -> Awaitable[bytes | None]:
-        """JSON of a run's ``batch`` or ``actions`` (spec §4.4.2); ``None`` where there is no such run."""
-        ...
-
     def refuse_to_block(self) -> None:
         """Raises ``RuntimeError`` in a thread that the engine needs for its answer."""
         ...

@@ -13,27 +13,26 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.in_process.calls import AssignedCall, CallAnswer
 from durably.in_process.dispatcher import Capacity, Dispatcher
 from durably.in_process.errors import CallReturnedError, WorkerLostError
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
 
-DONE = CallAnswer(200, {"x-inngest-sdk": "test"}, b"1")
+DONE = Returned(b"1")
 
 
 class FakeWorker:
     """Answers when the test releases it."""
 
     def __init__(self) -> None:
-        self.calls: list[asyncio.Future[CallAnswer]] = []
+        self.calls: list[asyncio.Future[Answer]] = []
         self.most = 0
 
     @property
     def under_way(self) -> int:
         return sum(not call.done() for call in self.calls)
 
-    async def answer(self, call: AssignedCall) -> CallAnswer:
-        future: asyncio.Future[CallAnswer] = asyncio.get_running_loop().create_future()
+    async def run(self, app_id: str, data: CallData) -> Answer:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.calls.append(future)
         self.most = max(self.most, self.under_way)
         return await future
@@ -45,8 +44,8 @@ class FakeWorker:
 def call(dispatcher: Dispatcher, function_id: str = "f", *, priority: int = 0) -> asyncio.Task[Answer]:
     step = StepConfig(id="step", runtime=Runtime(url="embedded://app"), retries=Retries(attempts=0))
     function = Function.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
-    data = CallData("run", function_id, Call(generation=1, due=0), 1, False, b"{}", [], priority=priority)
-    return asyncio.get_running_loop().create_task(dispatcher.call(function, data, b"{}"))
+    data = CallData("run", function_id, Call(generation=1, due=0), 1, False, [b"{}"], [], priority=priority)
+    return asyncio.get_running_loop().create_task(dispatcher.call(function, data))
 
 
 def capacity(max_calls: int, *function_ids: str) -> Capacity:

@@ -1,4 +1,4 @@
-"""The number of our functions that a step of an in-process run passes."""
+"""The functions that a step of an in-process run passes: few, and none of the wire's."""
 
 import asyncio
 from pathlib import Path
@@ -40,3 +40,36 @@ async def test_step_passes_few_functions(tmp_path: Path) -> None:
     shortest = min(paths, key=lambda path: len(path.calls))
     assert len(shortest.calls) <= _MAX_FUNCTIONS, str(shortest)
     assert len(shortest.modules) <= _MAX_MODULES, str(shortest)
+
+
+_WIRE = {
+    "CommRequest.__init__",
+    "CommResponse.from_call_result",
+    "build_body",
+    "decode_call",
+    "encode",
+    "read_answer",
+    "Timings.to_header",
+}
+
+
+async def test_call_in_process_builds_no_http(tmp_path: Path) -> None:
+    client = Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db"))
+
+    @client.create_function(fn_id="relay", trigger=TriggerEvent(event="relay"))
+    async def relay(ctx: Context) -> int:
+        await ctx.step.run("first", lambda: 1)
+        await ctx.step.sleep("second", 1)
+        return 2
+
+    CommHandler(client=client, framework="test", functions=[relay])
+    with Tracer() as tracer:
+        async with client.engine.running():
+            tracer.start()
+            [event_id] = await client.send(Event(name="relay"))
+            [run] = await client.engine.event_runs(event_id)
+            await client.engine.wait_for_run(run.id)
+            path = tracer.stop()
+    names = {function.name for function in path.calls}
+    assert "Function.call" in names
+    assert names.isdisjoint(_WIRE)

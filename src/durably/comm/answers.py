@@ -43,11 +43,11 @@ def _encode_error(error: BaseException) -> Answer:
 def _error_headers(error: BaseException) -> dict[str, str]:
     headers = {Header.NO_RETRY.value: "false" if is_retriable(error) else "true"}
     if isinstance(error, RetryAfterError):
-        headers[Header.RETRY_AFTER.value] = _retry_after(error)
+        headers[Header.RETRY_AFTER.value] = retry_after_text(error)
     return headers
 
 
-def _retry_after(error: RetryAfterError) -> str:
+def retry_after_text(error: RetryAfterError) -> str:
     """Whole seconds for a delay, which the engine adds to its own clock; a moment is sent as it is."""
     delay = error.retry_after
     if isinstance(delay, dt.datetime):
@@ -61,13 +61,13 @@ def _encode_found(found: Found) -> Answer:
     failed = [report for report in found.reports if report.error is not None]
     headers = _error_headers(failed[0].error) if len(failed) == 1 and failed[0].error is not None else {}
     if len(failed) > 1:
-        _tell_retries(failed)
+        state_retries(failed)
     return Answer(HTTPStatus.PARTIAL_CONTENT, msgspec.json.encode([report.op for report in found.reports]), headers)
 
 
-def _tell_retries(failed: Sequence[StepReport]) -> None:
-    """Headers speak of the answer as a whole; of several steps that failed, each op says by itself when to retry. That
-    is an addition of ours, as are the calls in which several steps are executed."""
+def state_retries(failed: Sequence[StepReport]) -> None:
+    """State in each op when to retry it. A header would apply to all of them, so this is an addition to the protocol,
+    as are calls in which several steps are executed."""
     for report in failed:
         if isinstance(report.error, RetryAfterError):
-            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: _retry_after(report.error)}
+            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: retry_after_text(report.error)}

@@ -166,6 +166,16 @@ class CommHandler:
         """Answer a request by its HTTP method, in this thread."""
         return drive(self._answer(req, self._method(method), BlockingIO()))
 
+    async def call(self, call: FunctionCall, io: IO) -> Outcome:
+        """Run a function for an engine in this process. Errors are in the outcome."""
+        try:
+            outcome = await self._run(self._find(call.function_id), call, io)
+        except Exception as error:
+            self._log_refusal(f'a call of function "{call.function_id}"', error)
+            return Raised(error)
+        self._log_errors(call, outcome)
+        return outcome
+
     def refuse(self, error: Exception) -> CommResponse:
         """Answer a request of which not even a ``CommRequest`` could be made."""
         self._log_refusal("a request", error)
@@ -317,8 +327,7 @@ class CommHandler:
             timings=req.timings,
             request_id=req.header(Header.REQUEST_ID) or request.ctx.request_id,
             job_id=req.header(Header.JOB_ID) or request.ctx.job_id,
-            checkpoints=req.checkpoints or self._checkpoints_for(request),
-            stand_in=req.stand_in,
+            checkpoints=self._checkpoints_for(request),
             threads=self._threads,
             disable_immediate=request.ctx.disable_immediate_execution or req.header(Header.FORCE_STEP_PLAN) == "true",
         )
@@ -334,12 +343,8 @@ class CommHandler:
         return steps, await self._fetch_part(request, "batch", decode_events, io)
 
     async def _fetch_part(self, request: CallRequest, part: str, decode: Callable[[bytes], T], io: IO) -> T:
-        run_id, engine = request.ctx.run_id, self.client.in_process
         try:
-            if engine is None:
-                return decode(await self._request_part(run_id, part, io))
-            found = await io.resolve(engine.fetch_part(run_id, part))
-            return decode(found or b"")
+            return decode(await self._request_part(request.ctx.run_id, part, io))
         except msgspec.MsgspecError as error:
             raise TransportError(f"cannot read the run's {part} that the engine sent: {error}") from None
 

@@ -16,8 +16,7 @@ from durably.errors import (
     QueryParamInvalidError,
     URLInvalidError,
 )
-from durably.execution import Outcome, StandIn, drive
-from durably.functions.checkpoints import Checkpoints
+from durably.execution import Outcome, drive
 from durably.functions.step_results import Timings
 from durably.io.http_client import IO, Job
 from durably.protocol.errors import ErrorCode
@@ -36,9 +35,7 @@ class CommRequest:
     URL, because frameworks build it slowly and calls do not need it; the attribute is text.
     ``has_trusted_url`` says that the URL comes from the platform, not from the request's headers.
     ``serve_origin``, ``serve_path`` and ``public_path`` override those of the handler. ``is_connect``: the request came
-    over an authenticated connection, so it is not signed. ``checkpoints`` are those of an engine in this process,
-    instead of the engine's API; with them, functions checkpoint their steps by default. ``stand_in`` is for tests: it
-    replaces steps.
+    over an authenticated connection, so it is not signed.
     """
 
     def __init__(
@@ -54,8 +51,6 @@ class CommRequest:
         public_path: str | None = None,
         has_trusted_url: bool = False,
         is_connect: bool = False,
-        checkpoints: Checkpoints | None = None,
-        stand_in: StandIn | None = None,
         timings: Timings | None = None,
     ) -> None:
         self.body = body
@@ -68,8 +63,6 @@ class CommRequest:
         self.public_path = public_path
         self.has_trusted_url = has_trusted_url
         self.is_connect = is_connect
-        self.checkpoints = checkpoints
-        self.stand_in = stand_in
         self.timings = timings or Timings()
 
     @property

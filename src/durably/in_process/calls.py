@@ -1,4 +1,4 @@
-"""Calls and checkpoints without HTTP, within a process or over a link."""
+"""Calls and checkpoints between an engine and functions in the same process, without HTTP."""
 
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -8,42 +8,33 @@ from urllib.parse import quote
 
 import msgspec
 
-from durably.comm import CommHandler, CommRequest, CommResponse, Syncer
-from durably.engine.core.answers import Answer, failed, read_answer
+from durably.comm import CommHandler, Syncer
+from durably.comm.answers import retry_after_text, state_retries
+from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached, failed
+from durably.engine.core.backoff import clip_retry_after
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import EngineError, RunNotFoundError, StaleCallError
-from durably.engine.scheduling.registry import Function
-from durably.engine.scheduling.requests.http_call import call_headers
-from durably.engine.settings import EngineSettings
+from durably.engine.settings import Clock
 from durably.engine.views import to_datetime
-from durably.errors import CallStaleError, CheckpointRefusedError, TransportError
-from durably.execution import StandIn
+from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
+from durably.execution import Found, Outcome, Raised, StandIn, drive
 from durably.functions.checkpoints import Checkpoints
-from durably.protocol.call import CheckpointRequest
-from durably.protocol.headers import Query
-from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.functions.function import FunctionCall
+from durably.functions.step_results import Timings, encode_output, finish
+from durably.io.http_client import IO, AsyncIO, BlockingIO
+from durably.protocol.call import CallContext, CheckpointRequest, Stack
+from durably.protocol.durations import parse_retry_after
+from durably.protocol.errors import RetryAfterError, describe_error, is_retriable
+from durably.protocol.events import Event
+from durably.protocol.headers import DISCOVER
+from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
+from durably.protocol.opcodes import Op
 from durably.protocol.sync import SyncRequest
 
 from .heartbeat import Heartbeat
 
-
-class AssignedCall(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One call (spec §4.4.1). It is not signed, because no other process can send it. ``priority``: see ``CallAt``."""
-
-    app_id: str
-    function_id: str
-    step_id: str
-    headers: dict[str, str]
-    body: bytes
-    priority: int = 0
-
-
-class CallAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """``headers`` has lower-case names."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
+_ASYNC_IO, _BLOCKING_IO = AsyncIO(), BlockingIO()
+_event_decoder = msgspec.json.Decoder(Event)
 
 
 def sync_of(handler: CommHandler) -> SyncRequest:
@@ -52,45 +43,144 @@ def sync_of(handler: CommHandler) -> SyncRequest:
     return msgspec.convert(Syncer(handler.endpoint).payload(url), SyncRequest)
 
 
-def assign(function: Function, data: CallData, body: bytes, settings: EngineSettings) -> AssignedCall:
-    headers = call_headers(data, settings)
-    return AssignedCall(function.app_id, function.id, data.call.step_id, headers, body, data.priority)
-
-
-async def answer_call(
-    call: AssignedCall, handler: CommHandler, checkpoints: Checkpoints | None, stand_in: StandIn | None = None
-) -> CallAnswer:
+async def run_call(
+    handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock, stand_in: StandIn | None = None
+) -> Answer:
     """Run the function, on this event loop or in its handler's thread pool."""
-    return _to_call_answer(await handler.post(_request_of(call, checkpoints, stand_in)))
+    return await _run(handler, data, checkpoints, clock, stand_in, _ASYNC_IO)
 
 
-def answer_call_sync(call: AssignedCall, handler: CommHandler, checkpoints: Checkpoints | None) -> CallAnswer:
+def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock) -> Answer:
     """Run a sync function in this thread."""
-    return _to_call_answer(handler.post_sync(_request_of(call, checkpoints, None)))
+    return drive(_run(handler, data, checkpoints, clock, None, _BLOCKING_IO))
 
 
-def _request_of(call: AssignedCall, checkpoints: Checkpoints | None, stand_in: StandIn | None) -> CommRequest:
-    return CommRequest(
-        body=call.body,
-        headers=call.headers,
-        query_params={Query.FUNCTION_ID.value: call.function_id, Query.STEP_ID.value: call.step_id},
-        raw_request=None,
-        request_url=f"embedded://{call.app_id}",
-        is_connect=True,
-        checkpoints=checkpoints,
-        stand_in=stand_in,
+async def _run(
+    handler: CommHandler,
+    data: CallData,
+    checkpoints: Checkpoints,
+    clock: Clock,
+    stand_in: StandIn | None,
+    io: IO,
+) -> Answer:
+    call = data.call
+    events = [_event_decoder.decode(event) for event in data.events]
+    memos = [*data.memos] if data.step_input is None else [*data.memos, data.step_input]
+    outcome = await handler.call(
+        FunctionCall(
+            function_id=data.function_id,
+            context=CallContext(
+                run_id=data.run_id,
+                attempt=call.attempt,
+                max_attempts=data.max_attempts,
+                fn_id=data.function_id,
+                step_id=call.step_id,
+                disable_immediate_execution=data.disable_immediate,
+                qi_id=data.request_id,
+                request_id=data.request_id,
+                generation_id=call.generation,
+                job_id=data.job_id,
+                stack=Stack(stack=[step_id for step_id, _ in data.memos], current=len(data.memos)),
+                also=[other.step_id for other in data.also] or None,
+            ),
+            event=events[0],
+            events=events,
+            steps={step_id: msgspec.Raw(memo) for step_id, memo in memos},
+            target=None if call.step_id == DISCOVER else call.step_id,
+            raw_request=None,
+            timings=Timings(),
+            request_id=data.request_id,
+            job_id=data.job_id,
+            disable_immediate=data.disable_immediate,
+            checkpoints=checkpoints,
+            stand_in=stand_in,
+            threads=handler.threads,
+        ),
+        io,
     )
+    return answer_of(outcome, clock)
 
 
-def _to_call_answer(response: CommResponse) -> CallAnswer:
-    return CallAnswer(int(response.status_code), response.headers, response.body_bytes())
+def answer_of(outcome: Outcome, clock: Clock) -> Answer:
+    """The answer that the engine would read from an HTTP response with this outcome."""
+    if isinstance(outcome, Raised):
+        return _failed_attempt(outcome.error, clock)
+    if isinstance(outcome, Found):
+        return _reported_ops(outcome, clock)
+    try:
+        output = encode_output(outcome.value, outcome.source)
+    except OutputUnserializableError as error:
+        return _failed_attempt(error, clock)
+    if len(output) > MAX_STEP_OUTPUT_BYTES:
+        message = f"the function returned {len(output)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible"
+        return failed("OutputTooLargeError", message, no_retry=True)
+    return Returned(output)
 
 
-def read_call_answer(answer: CallAnswer, settings: EngineSettings) -> Answer:
-    if len(answer.body) > MAX_REQUEST_BYTES:
+def _failed_attempt(error: BaseException, clock: Clock) -> AttemptFailed:
+    described = describe_error(error)
+    written = msgspec.json.encode(described.to_wire())
+    return AttemptFailed(described, not is_retriable(error), _retry_at(error, clock), written)
+
+
+def _reported_ops(found: Found, clock: Clock) -> Answer:
+    size = 0
+    for report in found.reports:
+        finish(report)
+        op = report.op
+        if isinstance(op.data, msgspec.Raw):
+            size += len(bytes(op.data))
+        if op.opts:  # JSON values, and none that user code can still change
+            encoded = msgspec.json.encode(op.opts)
+            size += len(encoded)
+            op.opts = msgspec.json.decode(encoded)
+    if size > MAX_REQUEST_BYTES:
         message = f"the app's answer has more than {MAX_REQUEST_BYTES} bytes"
         return failed("AnswerTooLargeError", message, no_retry=True)
-    return read_answer(answer.status, answer.headers, answer.body, to_datetime(settings.clock.now()))
+    ops = [report.op for report in found.reports]
+    failures = [report for report in found.reports if report.error is not None]
+    if len(failures) == 1 and (error := failures[0].error) is not None:
+        return ReportedOps(ops, not is_retriable(error), _retry_at(error, clock))
+    state_retries(failures)
+    return ReportedOps(ops)
+
+
+def _retry_at(error: BaseException, clock: Clock) -> int | None:
+    """Milliseconds since the epoch; ``None`` for the usual backoff."""
+    if not isinstance(error, RetryAfterError):
+        return None
+    now = to_datetime(clock.now())
+    wanted = parse_retry_after(retry_after_text(error), now)
+    return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
+
+
+class _EncodedOps(msgspec.Struct, frozen=True, tag=True):
+    """``ReportedOps`` with JSON of the ops: their data is JSON already."""
+
+    ops: bytes
+    no_retry: bool
+    retry_at: int | None
+
+
+_ops_decoder = msgspec.json.Decoder(list[Op])
+_answer_decoder: msgspec.msgpack.Decoder[Returned | _EncodedOps | AttemptFailed | Unreached] = msgspec.msgpack.Decoder(
+    Returned | _EncodedOps | AttemptFailed | Unreached
+)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """For another process."""
+    if isinstance(answer, ReportedOps):
+        answer_or_ops = _EncodedOps(msgspec.json.encode(answer.ops), answer.no_retry, answer.retry_at)
+        return msgspec.msgpack.encode(answer_or_ops)
+    return msgspec.msgpack.encode(answer)
+
+
+def decode_answer(encoded: bytes) -> Answer:
+    answer = _answer_decoder.decode(encoded)
+    if isinstance(answer, _EncodedOps):
+        return ReportedOps(_ops_decoder.decode(answer.ops), answer.no_retry, answer.retry_at)
+    return answer
 
 
 class EngineCheckpoints:

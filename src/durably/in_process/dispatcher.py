@@ -2,22 +2,17 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
-from durably.comm import CommHandler
 from durably.engine.core.answers import Answer, AttemptFailed, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.execution import StandIn
-from durably.functions.checkpoints import Checkpoints
 from durably.protocol.errors import ErrorData
 
-from .calls import AssignedCall, CallAnswer, answer_call, assign, read_call_answer
 from .errors import CallReturnedError, WorkerLostError
 from .in_flight import CallKey, InFlightCalls, identity_of
 
@@ -31,7 +26,7 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class Worker(Protocol):
-    async def answer(self, call: AssignedCall) -> CallAnswer:
+    async def run(self, app_id: str, data: CallData) -> Answer:
         """Raises ``WorkerLostError``, and ``CallReturnedError`` if the worker stops before the call has ended."""
         ...
 
@@ -92,7 +87,7 @@ class Dispatcher:
 
     # Caller
 
-    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+    async def call(self, function: Function, data: CallData) -> Answer:
         key = CallKey.of(data)
         if self.in_flight is not None and self.in_flight.take_lost(key):
             return self._lost(
@@ -102,12 +97,11 @@ class Dispatcher:
         if slots is None:
             return _unreached(f"no process that is running serves the function {function.id!r}")
         index = None if self.in_flight is None else self.in_flight.begin(slots.process, key)
-        assigned = assign(function, data, body, self._settings)
         task = asyncio.current_task()
         assert task is not None
         self._deadlines.begin(task)
         try:
-            return read_call_answer(await slots.worker.answer(assigned), self._settings)
+            return await slots.worker.run(function.app_id, data)
         except asyncio.CancelledError:
             if not self._deadlines.end(task):
                 raise
@@ -188,42 +182,6 @@ class Dispatcher:
 
 def _unreached(message: str) -> Unreached:
     return Unreached(ErrorData(name="AppUnreachableError", message=message))
-
-
-class LocalCaller:
-    """A ``Caller`` for functions of this process. ``handlers``, by app id, may grow while it is used.
-
-    ``checkpoints`` sends finished steps to the engine. ``stand_ins`` replaces a function's steps, for tests.
-    """
-
-    def __init__(
-        self,
-        handlers: Mapping[str, CommHandler],
-        settings: EngineSettings,
-        checkpoints: Checkpoints,
-        stand_ins: Callable[[str], StandIn | None] | None = None,
-    ) -> None:
-        self._handlers = handlers
-        self._settings = settings
-        self._checkpoints = checkpoints
-        self._stand_ins = stand_ins
-
-    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
-        handler = self._handlers.get(function.app_id)
-        if handler is None:
-            message = f"this process does not serve the app {function.app_id!r}"
-            return Unreached(ErrorData(name="AppUnreachableError", message=message))
-        assigned = assign(function, data, body, self._settings)
-        stand_in = self._stand_ins(function.id) if self._stand_ins is not None else None
-        try:
-            async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
-                answer = await answer_call(assigned, handler, self._checkpoints, stand_in)
-        except TimeoutError:
-            return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
-        return read_call_answer(answer, self._settings)
-
-    async def close(self) -> None:
-        """Does nothing: no connection is open."""
 
 
 AnyTask = asyncio.Task[Any]

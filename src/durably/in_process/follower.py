@@ -6,15 +6,18 @@ from typing import Any
 
 import msgspec
 
+from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import DatabaseLostError, EngineClosedError
 
 from . import sockets
-from .calls import AssignedCall
+from .calls import encode_answer
 from .errors import EngineMovedError
 from .leader import JoinRequest
 from .link import AnswerError, Link, LinkLostError, Timing
 from .operations import Operation, to_error
 from .worker import LocalWorker
+
+_call_decoder = msgspec.msgpack.Decoder(tuple[str, CallData])
 
 
 class Follower:
@@ -30,8 +33,8 @@ class Follower:
         """``None`` if no process listens. Raises ``TimeoutError`` if one listens and sends nothing for the lease."""
 
         async def answer(name: str, payload: bytes) -> bytes:
-            call = msgspec.msgpack.decode(payload, type=AssignedCall)
-            return msgspec.msgpack.encode(await worker.answer(call))
+            app_id, data = _call_decoder.decode(payload)
+            return encode_answer(await worker.run(app_id, data))
 
         try:
             async with asyncio.timeout(timing.lease):

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import (
     DatabaseLockedError,
     DatabaseLostError,
@@ -22,7 +24,7 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
 from . import sockets
-from .calls import AssignedCall, CallAnswer
+from .calls import decode_answer
 from .dispatcher import Capacity, Dispatcher, WorkerSlots
 from .errors import CallReturnedError, EngineMovedError, WorkerLostError
 from .in_flight import InFlightCalls
@@ -54,11 +56,9 @@ class LinkWorker:
         self._link = link
         self._process_id = process_id
 
-    async def answer(self, call: AssignedCall) -> CallAnswer:
+    async def run(self, app_id: str, data: CallData) -> Answer:
         try:
-            return msgspec.msgpack.decode(
-                await self._link.request("call", msgspec.msgpack.encode(call)), type=CallAnswer
-            )
+            return decode_answer(await self._link.request("call", msgspec.msgpack.encode((app_id, data))))
         except LinkLostError:
             raise WorkerLostError(f"process {self._process_id} was lost while it ran the function") from None
         except AnswerError as error:

@@ -89,11 +89,6 @@ async def _send_events(engine: EmbeddedEngine, body: msgspec.Raw, seed: str, sen
     return await engine.accept_events(events, seed=seed, sender=sender)
 
 
-async def _fetch_part(engine: EmbeddedEngine, run_id: str, part: str) -> msgspec.Raw | None:
-    body = await (engine.run_batch(run_id) if part == "batch" else engine.run_actions(run_id))
-    return None if body is None else msgspec.Raw(body)
-
-
 async def _list_events(
     engine: EmbeddedEngine,
     name: str | None,
@@ -136,7 +131,6 @@ _ReplayRuns = tuple[Selection, list[RunStatus]]
 _ALL = (
     Operation("send_events", _send_events, tuple[msgspec.Raw, str, str | None], EventReceipt),
     Operation("checkpoint", EmbeddedEngine.checkpoint, tuple[str, CheckpointRequest], None),
-    Operation("fetch_part", _fetch_part, tuple[str, str], msgspec.Raw),
     Operation("list_functions", EmbeddedEngine.list_all_functions, tuple[()], list[FunctionView]),
     Operation("pause_function", EmbeddedEngine.pause_function, tuple[str]),
     Operation("resume_function", EmbeddedEngine.resume_function, tuple[str]),

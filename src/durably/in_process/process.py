@@ -119,10 +119,6 @@ class ProcessEngine:
         self._refuse_in_test_run()
         return OnAnyLoop(lambda: self._send_events((msgspec.Raw(body), seed, sender), timeout))
 
-    def fetch_part(self, run_id: str, part: str) -> Remote[bytes | None]:
-        self._refuse_in_test_run()
-        return submit(self._fetch_part(run_id, part))
-
     def refuse_to_block(self) -> None:
         """Any thread of the app may wait: the engine has its own."""
 
@@ -253,10 +249,6 @@ class ProcessEngine:
                 return msgspec.structs.replace(receipt, unmatched={})
         return receipt
 
-    async def _fetch_part(self, run_id: str, part: str) -> bytes | None:
-        found = await self._request("fetch_part", (run_id, part), TIMEOUT_SECONDS)
-        return None if found is None or bytes(found) == b"null" else bytes(found)
-
     async def _warn_if_nothing_runs(self) -> bool:
         """This process runs no functions: warn the sender of an event if no other process does.
 
@@ -323,10 +315,11 @@ class ProcessEngine:
         heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)
         checkpoints = EngineCheckpoints(self._checkpoint, heartbeat, submit=OnAnyLoop)
         handlers = self._handlers if self._is_serving else {}
-        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop)
+        settings = self._engine_settings()
+        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
         return Node(
             options.path,
-            self._engine_settings(),
+            settings,
             worker,
             Timing(options.lease_seconds, options.lease_seconds / _HEARTBEATS_PER_LEASE),
             engine_loop(),

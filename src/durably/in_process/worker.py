@@ -11,11 +11,14 @@ from functools import partial
 from typing import Any
 
 from durably.comm import CommHandler
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
+from durably.engine.settings import Clock
 from durably.functions.checkpoints import Checkpoints
 from durably.protocol.sync import SyncRequest
 
-from .calls import AssignedCall, CallAnswer, answer_call, answer_call_sync, sync_of
+from .calls import run_call, run_call_sync, sync_of
 from .dispatcher import Capacity
 from .errors import CallReturnedError
 from .heartbeat import Heartbeat
@@ -35,7 +38,9 @@ class LocalWorker:
         checkpoints: Checkpoints,
         heartbeat: Heartbeat,
         app_loop: AppLoop,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._app_loop = app_loop
         self.heartbeat = heartbeat
         self._handlers = handlers
@@ -55,16 +60,16 @@ class LocalWorker:
         """The sync requests with the functions of each app."""
         return [sync_of(handler) for handler in self._handlers.values()]
 
-    async def answer(self, call: AssignedCall) -> CallAnswer:
+    async def run(self, app_id: str, data: CallData) -> Answer:
         """Raises ``CallReturnedError``."""
-        handler = self._handlers.get(call.app_id)
+        handler = self._handlers.get(app_id)
         if handler is None or self._is_stopping:
-            raise CallReturnedError(f"process {os.getpid()} does not serve the app {call.app_id!r}")
+            raise CallReturnedError(f"process {os.getpid()} does not serve the app {app_id!r}")
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
-            return await self._run(call, handler)
+            return await self._run(app_id, data, handler)
         except asyncio.CancelledError:
             if task not in self._late or task.uncancel():
                 raise  # The engine has cancelled it, even if ``finish`` did too.
@@ -73,16 +78,17 @@ class LocalWorker:
             self._tasks.discard(task)
             self._late.discard(task)
 
-    async def _run(self, call: AssignedCall, handler: CommHandler) -> CallAnswer:
+    async def _run(self, app_id: str, data: CallData, handler: CommHandler) -> Answer:
         """No code of the app runs on this event loop, which is the engine's. Functions get no context variables,
         because those here may belong to any request that has sent an event."""
-        if handler.threads is None or handler.is_async(call.function_id):
-            return await self._app_loop.run(answer_call, call, handler, self._checkpoints)
-        answer = partial(contextvars.Context().run, partial(answer_call_sync, call, handler, self._checkpoints))
+        if handler.threads is None or handler.is_async(data.function_id):
+            return await self._app_loop.run(run_call, handler, data, self._checkpoints, self._clock)
+        work = partial(run_call_sync, handler, data, self._checkpoints, self._clock)
+        answer = partial(contextvars.Context().run, work)
         if handler.threads.size is None:  # The app passed its own thread pool.
             return await handler.threads.run(answer)
-        limit = self._limits.setdefault(call.app_id, FairLimit(handler.threads.size))
-        async with limit.slot(call.function_id, call.priority):
+        limit = self._limits.setdefault(app_id, FairLimit(handler.threads.size))
+        async with limit.slot(data.function_id, data.priority):
             return await handler.threads.run(answer)
 
     def refuse(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -10,16 +10,17 @@ import msgspec
 
 from durably.client import Client
 from durably.comm import CommHandler
-from durably.engine.core.answers import Answer
+from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.registry import Function
-from durably.engine.settings import Clock
+from durably.engine.settings import Clock, EngineSettings
+from durably.execution import StandIn
 from durably.functions.checkpoints import Checkpoints
-from durably.in_process.calls import EngineCheckpoints
-from durably.in_process.dispatcher import LocalCaller
+from durably.in_process.calls import EngineCheckpoints, run_call
 from durably.io.background_loop import await_on
 from durably.protocol.call import CheckpointRequest
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, EventReceipt
 
 T = TypeVar("T")
@@ -27,15 +28,41 @@ T = TypeVar("T")
 _inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("durably_inside_test_call", default=False)
 
 
-class TestCaller(LocalCaller):
-    """Marks what runs inside of a call, where waiting for the engine to come to rest would never end."""
+class TestCaller:
+    """A ``Caller`` of functions in this process. ``stand_ins`` replaces a function's steps.
 
-    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+    It marks the code within calls, which cannot wait until the engine is idle. ``handlers``, by app id, may grow.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, CommHandler],
+        settings: EngineSettings,
+        checkpoints: Checkpoints,
+        stand_ins: Callable[[str], StandIn | None],
+    ) -> None:
+        self._handlers = handlers
+        self._settings = settings
+        self._checkpoints = checkpoints
+        self._stand_ins = stand_ins
+
+    async def call(self, function: Function, data: CallData) -> Answer:
+        handler = self._handlers.get(function.app_id)
+        if handler is None:
+            message = f"this process does not serve the app {function.app_id!r}"
+            return Unreached(ErrorData(name="AppUnreachableError", message=message))
         token = _inside_call.set(True)
         try:
-            return await super().call(function, data, body)
+            async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
+                stand_in = self._stand_ins(function.id)
+                return await run_call(handler, data, self._checkpoints, self._settings.clock, stand_in)
+        except TimeoutError:
+            return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
         finally:
             _inside_call.reset(token)
+
+    async def close(self) -> None:
+        """Does nothing: no connection is open."""
 
 
 def refuse_inside_calls() -> None:
@@ -69,10 +96,6 @@ class TestLink:
     async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> EventReceipt:
         events = msgspec.json.decode(body, type=list[Event])
         return await self._on_loop(self._engine.accept_events(events, sender=sender))
-
-    async def fetch_part(self, run_id: str, part: str) -> bytes | None:
-        read = self._engine.run_batch if part == "batch" else self._engine.run_actions
-        return await self._on_loop(read(run_id))
 
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         await self._on_loop(self._engine.checkpoint(run_id, request))

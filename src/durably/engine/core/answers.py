@@ -19,13 +19,13 @@ from .backoff import clip_retry_after
 _EXCERPT_LENGTH = 300
 
 
-class Returned(msgspec.Struct, frozen=True):
+class Returned(msgspec.Struct, frozen=True, tag=True):
     """The function's return value, JSON."""
 
     output: bytes
 
 
-class ReportedOps(msgspec.Struct, frozen=True):
+class ReportedOps(msgspec.Struct, frozen=True, tag=True):
     """``races`` is set where the app predates parallel modes: each of its parallel steps asks for discovery."""
 
     ops: list[Op]
@@ -34,7 +34,7 @@ class ReportedOps(msgspec.Struct, frozen=True):
     races: bool = False
 
 
-class AttemptFailed(msgspec.Struct, frozen=True):
+class AttemptFailed(msgspec.Struct, frozen=True, tag=True):
     """``written`` is the error as the app wrote it, JSON; ``None`` where the app wrote none."""
 
     error: ErrorData
@@ -43,7 +43,7 @@ class AttemptFailed(msgspec.Struct, frozen=True):
     written: bytes | None = None
 
 
-class Unreached(msgspec.Struct, frozen=True):
+class Unreached(msgspec.Struct, frozen=True, tag=True):
     """The app has seen nothing of the call, so this uses up no attempt."""
 
     error: ErrorData

@@ -10,7 +10,7 @@ from functools import partial
 import msgspec
 
 from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
-from durably.engine.core.call_body import CallData, build_body
+from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import (
     DatabaseLostError,
     DatabaseUnavailableError,
@@ -172,7 +172,7 @@ class Executor:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
         self._started.setdefault(run_key, self._clock.now())
         try:
-            return await self._caller.call(function, data, build_body(data))
+            return await self._caller.call(function, data)
         except Exception as error:
             _logger.exception("a call of run %s could not be made", data.run_id)
             return failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unreached, failed, read_answer
-from durably.engine.core.call_body import CallData, canonical_call, canonical_json, to_sign
+from durably.engine.core.call_body import CallData, build_body, canonical_call, canonical_json, to_sign
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
 from durably.engine.views import to_datetime
@@ -85,9 +85,9 @@ price of a twentieth of what a call costs.)"""
 class Caller(Protocol):
     """How an engine reaches its apps. Used on the engine's event loop alone."""
 
-    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
-        """Make one call: ``body`` is what ``data`` amounts to on the wire (spec §4.4.1). An app that cannot be
-        reached, or answers badly, is an ``Answer`` too. Raises nothing but ``CancelledError``."""
+    async def call(self, function: Function, data: CallData) -> Answer:
+        """Make one call. An app that cannot be reached, or answers badly, is an ``Answer`` too. Raises only
+        ``CancelledError``."""
         ...
 
     async def close(self) -> None: ...
@@ -112,13 +112,20 @@ class HttpCaller:
         await self._session.close()
         await self._fresh_session.close()
 
-    async def call(self, function: Function, data: CallData, body: bytes) -> Answer:
+    async def call(self, function: Function, data: CallData) -> Answer:
+        body = build_body(data)
         url = function.url_of(data.call.step_id)
         # After a connection that was kept had gone, the next tells for certain whether the app is there.
         session = self._fresh_session if data.call.unreached else self._session
         seen = _Seen()
         _seen.set(seen)
-        headers = call_headers(data, self._settings)
+        headers = {
+            **_SAME_FOR_ALL_CALLS[self._settings.server_kind],
+            _RUN_ID: data.run_id,
+            _REQUEST_ID: data.request_id,
+            _GENERATION_ID: str(data.call.generation),
+            _JOB_ID: data.job_id,
+        }
         if self._settings.signing_key:
             body, signed = await self._to_sign(function, data, body)
             headers[Header.SIGNATURE.value] = sign_request(signed, self._settings.signing_key)
@@ -163,17 +170,6 @@ class HttpCaller:
         if verifies_bytes:
             return body, body
         return await asyncio.get_running_loop().run_in_executor(self._canonicaliser, canonical_call, data)
-
-
-def call_headers(data: CallData, settings: EngineSettings) -> dict[str, str]:
-    """What the headers of a call tell, whichever way it is made; unsigned."""
-    return {
-        **_SAME_FOR_ALL_CALLS[settings.server_kind],
-        _RUN_ID: data.run_id,
-        _REQUEST_ID: data.request_id,
-        _GENERATION_ID: str(data.call.generation),
-        _JOB_ID: data.job_id,
-    }
 
 
 def open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
