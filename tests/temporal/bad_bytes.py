@@ -38,14 +38,14 @@ class BadAnswer:
     body: bytes
 
 
-def send(origin: str, request: Request | bytes) -> BadAnswer | None:
-    """``None`` when the connection was closed without an answer."""
+def send(origin: str, request: Request | bytes, *, ends: bool = True) -> BadAnswer | None:
+    """``None`` when the connection was closed without an answer. ``ends``: nothing follows bytes or a body cut off."""
     url = urlsplit(origin)
     data = request if isinstance(request, bytes) else request.encode()
     with socket.create_connection((url.hostname, url.port or 80), timeout=30) as connection:
         try:
             connection.sendall(data)
-            if isinstance(request, bytes) or request.is_cut_off:
+            if ends and (isinstance(request, bytes) or request.is_cut_off):
                 connection.shutdown(socket.SHUT_WR)
         except OSError:
             """It has answered before all was sent."""

@@ -93,7 +93,7 @@ def workflow_id(temporal: Temporal) -> Iterator[str]:
 
 def ask(app: AppServer, method: str, path: str, body: Any = None, content_type: str | None = None) -> Answer:
     """A request with nothing in it that a client library adds."""
-    connection = http.client.HTTPConnection(urlsplit(app.origin).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(app.origin).netloc, timeout=60)
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": content_type} if content_type else {}
     try:

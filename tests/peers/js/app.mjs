@@ -104,7 +104,7 @@ add("branches", async ({ step }) => {
 });
 
 add("race", async ({ step }) => {
-  const winner = await Promise.race([step.run("quick", () => "quick"), step.sleep("nap", "3s").then(() => "slow")]);
+  const winner = await Promise.race([step.run("quick", () => "quick"), step.sleep("nap", "30s").then(() => "slow")]);
   return [winner, await step.run("after", () => "after")];
 });
 
