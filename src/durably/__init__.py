@@ -15,7 +15,6 @@ from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError
 from .events import Event, EventType
 from .execution import StepMemos
 from .groups import Group, GroupSync
-from .in_process import Embedded
 from .middleware import Middleware, MiddlewareSync
 from .options import (
     Batch,
@@ -37,6 +36,8 @@ from .steps import FetchResponse, Signal
 
 if TYPE_CHECKING:
     from durably.engine.settings import EngineSettings
+
+    from .in_process.embedded import Embedded
 
 register(check_config)
 
@@ -91,9 +92,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """``EngineSettings``, at its first use: importing ``durably`` imports no engine."""
-    if name != "EngineSettings":
+    """``Embedded`` and ``EngineSettings``, at their first use: importing ``durably`` imports no engine."""
+    if name not in ("Embedded", "EngineSettings"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from durably.engine.settings import EngineSettings
+    from durably.in_process.embedded import Embedded
 
-    return EngineSettings
+    globals().update(Embedded=Embedded, EngineSettings=EngineSettings)
+    return globals()[name]

@@ -8,7 +8,7 @@ import pytest
 
 from durably import Checkpointing, Context, ContextSync
 from durably.engine.core.errors import StaleCallError
-from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.errors import CallStaleError
 from durably.protocol.call import CheckpointRequest
 
@@ -21,7 +21,7 @@ class DirectCheckpoints:
     are_default = True
     join_answers = True
 
-    def __init__(self, engine: EmbeddedEngine) -> None:
+    def __init__(self, engine: SqliteEngine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self.batches: list[list[str | None]] = []

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings, SystemClock
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView, UpdateKind
 from durably.protocol.events import Event
 
@@ -45,8 +45,8 @@ async def app() -> AsyncIterator[SmallApp]:
 
 
 @asynccontextmanager
-async def opened(path: Path, settings: EngineSettings = QUICK) -> AsyncIterator[EmbeddedEngine]:
-    engine = await EmbeddedEngine.open(path, settings)
+async def opened(path: Path, settings: EngineSettings = QUICK) -> AsyncIterator[SqliteEngine]:
+    engine = await SqliteEngine.open(path, settings)
     try:
         yield engine
     finally:
@@ -54,12 +54,12 @@ async def opened(path: Path, settings: EngineSettings = QUICK) -> AsyncIterator[
 
 
 @pytest.fixture
-async def engine(path: Path) -> AsyncIterator[EmbeddedEngine]:
+async def engine(path: Path) -> AsyncIterator[SqliteEngine]:
     async with opened(path) as engine:
         yield engine
 
 
-async def until(engine: EmbeddedEngine, done: Callable[[], Awaitable[bool]]) -> None:
+async def until(engine: SqliteEngine, done: Callable[[], Awaitable[bool]]) -> None:
     """Wait until something is so, looking whenever something happens to a run."""
     with engine.watch() as updates:
         if await done():
@@ -69,7 +69,7 @@ async def until(engine: EmbeddedEngine, done: Callable[[], Awaitable[bool]]) -> 
                 return
 
 
-async def ended(engine: EmbeddedEngine, run_id: str) -> RunView:
+async def ended(engine: SqliteEngine, run_id: str) -> RunView:
     async def has_ended() -> bool:
         run = await engine.get_run(run_id)
         return run is not None and run.status.has_ended
@@ -80,22 +80,22 @@ async def ended(engine: EmbeddedEngine, run_id: str) -> RunView:
     return run
 
 
-async def only_run(engine: EmbeddedEngine, event_id: str) -> str:
+async def only_run(engine: SqliteEngine, event_id: str) -> str:
     (run,) = await engine.event_runs(event_id)
     return run.id
 
 
-async def send(engine: EmbeddedEngine, name: str, **data: Any) -> str:
+async def send(engine: SqliteEngine, name: str, **data: Any) -> str:
     (event_id,) = await engine.send_events([Event(name=name, data=data)])
     return event_id
 
 
-async def run_to_end(engine: EmbeddedEngine, name: str, **data: Any) -> RunView:
+async def run_to_end(engine: SqliteEngine, name: str, **data: Any) -> RunView:
     """Send an event that triggers one function, and wait for its run's end."""
     return await ended(engine, await only_run(engine, await send(engine, name, **data)))
 
 
-async def step_is(engine: EmbeddedEngine, run_id: str, step_id: str, *statuses: str) -> None:
+async def step_is(engine: SqliteEngine, run_id: str, step_id: str, *statuses: str) -> None:
     """Wait until a step of a run has one of the statuses."""
 
     async def is_so() -> bool:

@@ -19,8 +19,8 @@ from aiohttp import web
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
 from durably.engine.core.errors import ConfigInvalidError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, RunView
 from durably.functions import config
 from durably.protocol.events import Event
@@ -91,7 +91,7 @@ class World:
         self.calls = 0
         self.url = ""
         self._functions: dict[str, Function[Any]] = {}
-        self._engine: EmbeddedEngine | None = None
+        self._engine: SqliteEngine | None = None
         self._handler: CommHandler | None = None
 
     # the app
@@ -144,7 +144,7 @@ class World:
     # the engine
 
     @property
-    def engine(self) -> EmbeddedEngine:
+    def engine(self) -> SqliteEngine:
         assert self._engine is not None, "the engine is not open"
         return self._engine
 
@@ -156,7 +156,7 @@ class World:
             "unreached_backoff": lambda failures, jitter: dt.timedelta(seconds=1),
             "close_grace": dt.timedelta(0),
         } | settings
-        self._engine = await EmbeddedEngine.open(self.path, EngineSettings(**chosen))
+        self._engine = await SqliteEngine.open(self.path, EngineSettings(**chosen))
         await self.sync()
 
     async def sync(self) -> None:

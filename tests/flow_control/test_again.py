@@ -14,9 +14,7 @@ from durably.engine.core.errors import (
     SelectionInvalidError,
     StepNotFoundError,
 )
-from durably.engine.scheduling.bulk_operations import Selection
-from durably.engine.scheduling.reruns import FromStep
-from durably.engine.views import RunStatus
+from durably.engine.views import FromStep, RunStatus
 
 from .conftest import START, World
 
@@ -140,13 +138,9 @@ async def test_failed_runs_are_replayed_in_bulk(world: World) -> None:
         await world.send("work", n=n)
         await world.let_pass(minutes=1)
     is_broken = False
-    chosen = Selection(
-        function_id="shop-work",
-        started_after=START + MINUTE,
-        started_before=START + HOUR,
-        expression="event.data.n != 3",
+    await world.engine.replay_runs(
+        "shop-work", started_after=START + MINUTE, started_before=START + HOUR, if_exp="event.data.n != 3"
     )
-    await world.engine.replay_runs(chosen, [RunStatus.FAILED])
     await world.restart()
     await world.rest()
     runs = await world.runs("work")
@@ -162,9 +156,7 @@ async def test_very_many_runs_are_replayed_once_each(world: World) -> None:
     for n in range(450):
         await world.send("work", n=n)
     await world.rest()
-    await world.engine.replay_runs(
-        Selection(function_id="shop-work", started_before=START + HOUR), [RunStatus.COMPLETED]
-    )
+    await world.engine.replay_runs("shop-work", statuses=[RunStatus.COMPLETED], started_before=START + HOUR)
     await world.restart()
     await world.rest()
     (replay,) = await world.engine.list_replays()
@@ -175,14 +167,13 @@ async def test_very_many_runs_are_replayed_once_each(world: World) -> None:
 async def test_replays_that_cannot_be_are_refused(world: World) -> None:
     world.recording("work", [])
     await world.open()
-    chosen = Selection(function_id="shop-work", started_before=START)
     with pytest.raises(SelectionInvalidError, match="only runs that have ended"):
-        await world.engine.replay_runs(chosen, [RunStatus.RUNNING])
+        await world.engine.replay_runs("shop-work", statuses=[RunStatus.RUNNING], started_before=START)
     with pytest.raises(FunctionNotFoundError):
-        await world.engine.replay_runs(Selection(function_id="shop-none", started_before=START), [RunStatus.FAILED])
+        await world.engine.replay_runs("shop-none", started_before=START)
     await world.engine.pause_function("shop-work")
     with pytest.raises(FunctionPausedError, match="resume it"):
-        await world.engine.replay_runs(chosen, [RunStatus.FAILED])
+        await world.engine.replay_runs("shop-work", started_before=START)
 
 
 # pausing
@@ -202,7 +193,7 @@ async def test_a_paused_function_starts_nothing_and_its_runs_go_on(world: World)
     await world.send("work", n=1)
     await world.rest()
     await world.engine.pause_function("shop-work")
-    assert [function.is_paused for function in await world.engine.list_all_functions()] == [True, False]
+    assert [function.is_paused for function in await world.engine.list_functions()] == [True, False]
     await world.restart()
     await world.send("work", n=2)
     await world.send("invoker")
@@ -216,7 +207,7 @@ async def test_a_paused_function_starts_nothing_and_its_runs_go_on(world: World)
     await world.engine.resume_function("shop-work")
     await world.send("work", n=4)
     await world.engine.replay_runs(
-        Selection(function_id="shop-work", started_before=START + HOUR, expression="event.name == 'work'"), [skipped]
+        "shop-work", statuses=[skipped], started_before=START + HOUR, if_exp="event.name == 'work'"
     )
     await world.let_pass(minutes=3)
     assert sorted(run for run in await world.outputs("work") if isinstance(run, int)) == [1, 2, 4]
@@ -228,9 +219,7 @@ async def test_a_replay_waits_while_its_function_is_paused(world: World) -> None
     for n in range(201):
         await world.send("work", n=n)
     await world.rest()
-    await world.engine.replay_runs(
-        Selection(function_id="shop-work", started_before=START + HOUR), [RunStatus.COMPLETED]
-    )
+    await world.engine.replay_runs("shop-work", statuses=[RunStatus.COMPLETED], started_before=START + HOUR)
     await world.engine.pause_function("shop-work")
     await world.rest()
     assert world.rows("runs") < 402

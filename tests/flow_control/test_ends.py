@@ -7,7 +7,6 @@ import pytest
 
 from durably import Cancel, Concurrency, Context, Debounce, Singleton, Timeouts, TriggerEvent
 from durably.engine.core.errors import CancellationNotFoundError, FunctionNotFoundError, SelectionInvalidError
-from durably.engine.scheduling.bulk_operations import Selection
 from durably.engine.views import RunStatus
 
 from .conftest import START, World
@@ -130,7 +129,7 @@ async def test_a_bulk_cancellation_of_what_cancelled_runs_start(world: World) ->
     await world.open()
     await world.send("work")
     await world.rest()
-    await world.engine.cancel_runs(Selection(function_id="shop-work", started_before=START + HOUR))
+    await world.engine.cancel_runs(function_id="shop-work", started_before=START + HOUR)
     await world.rest()
     assert await world.statuses("work") == [RunStatus.CANCELLED] * 2
 
@@ -201,13 +200,12 @@ async def test_runs_are_cancelled_in_bulk(world: World) -> None:
         await world.send("work", order=minute)
         await world.send("other")
         await world.let_pass(minutes=1)
-    chosen = Selection(
-        function_id="shop-work",
+    operation = await world.engine.cancel_runs(
+        "shop-work",
         started_after=START + MINUTE,
         started_before=START + 4 * MINUTE,
-        expression="event.data.order != 2",
+        if_exp="event.data.order != 2",
     )
-    operation = await world.engine.cancel_runs(chosen)
     await world.rest()
     running, cancelled = RunStatus.RUNNING, RunStatus.CANCELLED
     assert await world.statuses("work") == [running, cancelled, running, cancelled]
@@ -220,12 +218,8 @@ async def test_a_bulk_cancellation_holds_for_runs_to_come(world: World) -> None:
     sleeping(world, "work")
     await world.open()
     until = START + HOUR
-    await world.engine.cancel_runs(
-        Selection(function_id="shop-work", started_before=until, expression="event.data.order == 1")
-    )
-    kept = await world.engine.cancel_runs(
-        Selection(function_id="shop-work", started_before=until, expression="event.data.order == 2")
-    )
+    await world.engine.cancel_runs(function_id="shop-work", started_before=until, if_exp="event.data.order == 1")
+    kept = await world.engine.cancel_runs(function_id="shop-work", started_before=until, if_exp="event.data.order == 2")
     await world.restart()
     await world.engine.delete_cancellation(kept.id)
     for order in range(3):
@@ -243,7 +237,7 @@ async def test_very_many_runs_are_cancelled_a_few_at_a_time_and_over_restarts(wo
     for order in range(450):
         await world.send("work", order=order)
     await world.let_pass(seconds=2)
-    await world.engine.cancel_runs(Selection(function_id="shop-work", started_before=START + MINUTE))
+    await world.engine.cancel_runs(function_id="shop-work", started_before=START + MINUTE)
     await world.restart()
     await world.rest()
     assert set(await world.statuses("work")) == {RunStatus.CANCELLED}
@@ -255,11 +249,11 @@ async def test_bad_selections_are_refused(world: World) -> None:
     sleeping(world, "work")
     await world.open()
     with pytest.raises(FunctionNotFoundError, match="'shop-none'"):
-        await world.engine.cancel_runs(Selection(function_id="shop-none", started_before=START))
+        await world.engine.cancel_runs(function_id="shop-none", started_before=START)
     with pytest.raises(SelectionInvalidError, match="started_after must be before"):
-        await world.engine.cancel_runs(Selection(function_id="shop-work", started_after=START, started_before=START))
+        await world.engine.cancel_runs(function_id="shop-work", started_after=START, started_before=START)
     with pytest.raises(SelectionInvalidError, match="expression is not valid"):
-        await world.engine.cancel_runs(Selection(function_id="shop-work", started_before=START, expression="event."))
+        await world.engine.cancel_runs(function_id="shop-work", started_before=START, if_exp="event.")
     with pytest.raises(CancellationNotFoundError):
         await world.engine.delete_cancellation("none")
 

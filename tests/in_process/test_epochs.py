@@ -7,17 +7,17 @@ import pytest
 
 from durably import Event
 from durably.engine.core.errors import DatabaseLockedError, DatabaseLostError, EngineClosedError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.sqlite.files import DatabaseLock, read_note
+from durably.engine.sqlite_engine import SqliteEngine
 
 
-async def open_engine(path: Path, after_epoch: int | None = None) -> tuple[EmbeddedEngine, int]:
+async def open_engine(path: Path, after_epoch: int | None = None) -> tuple[SqliteEngine, int]:
     epochs: list[int] = []
 
     async def note(epoch: int) -> None:
         epochs.append(epoch)
 
-    engine = await EmbeddedEngine.open(path, takes_lock=False, after_epoch=after_epoch, on_owned=note)
+    engine = await SqliteEngine.open(path, takes_lock=False, after_epoch=after_epoch, on_owned=note)
     return engine, epochs[0]
 
 

@@ -36,8 +36,8 @@ from durably.engine.core.errors import (
     FunctionNotFoundError,
     RunNotFoundError,
 )
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView
 from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
 
@@ -266,7 +266,7 @@ async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypa
 
 
 async def test_a_database_of_an_engine_apart_is_refused(app: App, tmp_path: Path) -> None:
-    engine = await EmbeddedEngine.open(tmp_path / "durably.db")
+    engine = await SqliteEngine.open(tmp_path / "durably.db")
     try:
         with pytest.raises(DatabaseLockedError, match="another engine"):
             await app.engine.start()
@@ -397,7 +397,7 @@ async def test_throttle_holds_in_process(app: App) -> None:
 
 async def test_requests_continue_when_the_leader_loses_the_database(app: App, tmp_path: Path) -> None:
     async with app.running():
-        other = await EmbeddedEngine.open(tmp_path / "durably.db", takes_lock=False)
+        other = await SqliteEngine.open(tmp_path / "durably.db", takes_lock=False)
         sent = [asyncio.create_task(app.client.send(Event(name="f", id=str(number)))) for number in range(5)]
         ids = await asyncio.wait_for(asyncio.gather(*sent), 20)
         assert len({event_id for [event_id] in ids}) == 5
@@ -410,16 +410,16 @@ async def test_a_send_that_the_leader_did_not_acknowledge_is_repeated_and_counts
 ) -> None:
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
     stored = threading.Event()
-    send_events = EmbeddedEngine.accept_events
+    send_events = SqliteEngine.accept_events
 
-    async def store_and_say_nothing(engine: EmbeddedEngine, events: list[Event], **options: Any) -> Any:
+    async def store_and_say_nothing(engine: SqliteEngine, events: list[Event], **options: Any) -> Any:
         ids = await send_events(engine, events, **options)
         if not stored.is_set():
             stored.set()
             await asyncio.Event().wait()
         return ids
 
-    monkeypatch.setattr(EmbeddedEngine, "accept_events", store_and_say_nothing)
+    monkeypatch.setattr(SqliteEngine, "accept_events", store_and_say_nothing)
     await first.engine.start()
     await second.engine.start()
     sent = asyncio.create_task(second.client.send([Event(name="a"), Event(name="b")]))
@@ -435,11 +435,11 @@ async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pyt
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
     requested = threading.Event()
 
-    async def hang(engine: EmbeddedEngine, function_id: str, *, data: Any) -> None:
+    async def hang(engine: SqliteEngine, function_id: str, *, data: Any) -> None:
         requested.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(EmbeddedEngine, "invoke", hang)
+    monkeypatch.setattr(SqliteEngine, "invoke", hang)
     await first.engine.start()
     await second.engine.start()
     invoked = asyncio.create_task(second.engine.invoke("app-f", {}))

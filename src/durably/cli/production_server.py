@@ -10,7 +10,7 @@ from typing import Any
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.server import EngineServer
-from durably.engine.http.state import AcceptedSync
+from durably.engine.http.syncs import AcceptedSync
 from durably.engine.settings import EngineSettings
 from durably.protocol.text import get_logger, redact_url
 from durably.settings import Environment

@@ -2,8 +2,10 @@
 
 import warnings
 
-from .engine import EmbeddedEngine
 from .settings import EngineSettings
+from .sqlite_engine import SqliteEngine
+
+EmbeddedEngine = SqliteEngine
 
 __all__ = ["EmbeddedEngine", "EngineSettings"]
 

@@ -121,7 +121,7 @@ class Runtime:
         after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "Runtime":
-        """See ``EmbeddedEngine.open``."""
+        """See ``SqliteEngine.open``."""
         path = find_file(path)
         lock = DatabaseLock(path) if takes_lock else None
         connection: sqlite3.Connection | None = None

@@ -16,13 +16,18 @@ __all__ = [
     "AppView",
     "BulkOperationView",
     "CallView",
+    "CancellationView",
+    "EventBody",
     "EventView",
+    "FromStep",
     "FunctionView",
     "InvokeReceipt",
     "MetadataView",
+    "ReplayView",
     "RunStatus",
     "RunUpdate",
     "RunView",
+    "Selection",
     "StepStatus",
     "StepView",
     "SyncResult",
@@ -34,11 +39,48 @@ __all__ = [
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
-    """``id`` is the engine's own (a ULID); ``event.id`` the sender's, where one was given."""
+    """An event as it was received. ``id`` is the engine's own (a ULID); ``event.id`` the sender's, or else the same.
+
+    ``notes`` are sentences on what the event did besides starting runs, and on why it started none; lists omit them.
+    """
 
     id: str
     event: Event
     received_at: dt.datetime
+    notes: list[str] = []
+
+
+class EventBody(msgspec.Struct, kw_only=True):
+    """An event in the HTTP API: ``internal_id`` is its id there, ``id`` the sender's or else the same."""
+
+    internal_id: str
+    id: str
+    name: str
+    data: Any
+    ts: int
+    received_at: dt.datetime
+    user: Any = None
+    v: str | None = None
+    notes: list[str] = []
+
+    @classmethod
+    def of(cls, view: EventView) -> "EventBody":
+        event = view.event
+        return cls(
+            internal_id=view.id,
+            id=event.id or view.id,
+            name=event.name,
+            data=event.data,
+            ts=event.ts,
+            received_at=view.received_at,
+            user=event.user,
+            v=event.v,
+            notes=view.notes,
+        )
+
+    def to_view(self) -> EventView:
+        event = Event(name=self.name, data=self.data, id=self.id, ts=self.ts, user=self.user, v=self.v)
+        return EventView(id=self.internal_id, event=event, received_at=self.received_at, notes=self.notes)
 
 
 class AppView(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,20 +94,45 @@ class AppView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that its app has. ``config`` is as it was synced; ``is_paused`` says that it starts no runs."""
+    """A function that its app serves. A function that ``is_paused`` starts no runs.
+
+    ``config`` is what the app synced, without credentials in URLs. ``name`` is the id if the app gave no name.
+    """
 
     id: str
+    name: str
     app_id: str
     config: FunctionConfig
     is_paused: bool
 
 
-class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True):
-    """A bulk cancellation or replay: of the function's runs created from ``started_after`` until before
-    ``started_before``, for whose event the expression holds and, in a replay, that ended with one of ``statuses``.
+class FromStep(msgspec.Struct, frozen=True):
+    """The step that a rerun starts from: its id as the user wrote it, or the hashed one.
 
-    ``affected`` is how many it concerned so far. ``ended_at`` is when it had looked at the runs that there were; a
-    cancellation holds for new ones until ``started_before``.
+    ``input`` is a JSON array of arguments for the step in place of its own.
+    """
+
+    step_id: str
+    input: list[msgspec.Raw] | None = None
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs of a function: those created from ``started_after`` until before ``started_before``, for whose event the
+    expression holds."""
+
+    function_id: str
+    started_before: dt.datetime
+    started_after: dt.datetime | None = None
+    expression: str | None = None
+
+
+class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True, rename={"expression": "if"}):
+    """A bulk cancellation or replay of a function's runs.
+
+    It applies to runs created from ``started_after`` until before ``started_before``, for whose event the expression
+    holds and, in a replay, that ended with one of ``statuses``. ``affected`` is the number of its runs so far.
+    ``ended_at`` is when it had looked at the runs that existed; a cancellation applies to new ones until
+    ``started_before``.
     """
 
     id: str
@@ -76,6 +143,14 @@ class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True):
     statuses: tuple[RunStatus, ...]
     created_at: dt.datetime
     ended_at: dt.datetime | None
+    affected: int
+
+
+class CancellationView(BulkOperationView, frozen=True, kw_only=True, rename={"affected": "cancelled"}):
+    affected: int
+
+
+class ReplayView(BulkOperationView, frozen=True, kw_only=True, rename={"affected": "replayed"}):
     affected: int
 
 
@@ -96,10 +171,16 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
     previous_url: str | None = None
 
 
-class RunView(msgspec.Struct, frozen=True, kw_only=True):
+class RunView(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"id": "run_id", "created_at": "run_started_at", "rerun_of": "original_run_id"},
+):
     """``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``.
 
-    ``started_at`` is when the first call was made. ``attempt`` is that of the call under way, from 0.
+    ``started_at`` is when the first call was made. ``attempt`` is that of the call under way, from 0. ``event_id`` is
+    the first of ``event_ids``.
     """
 
     id: str
@@ -107,6 +188,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     app_id: str
     status: RunStatus
     event_ids: list[str]
+    event_id: str | None = None
     created_at: dt.datetime
     started_at: dt.datetime | None
     ended_at: dt.datetime | None
@@ -171,21 +253,23 @@ class MetadataView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TracesView(msgspec.Struct, frozen=True, kw_only=True):
-    """One export of spans by an SDK (OTLP), in the form of the content type."""
+    """One export of spans by an SDK (OTLP). ``body`` is JSON: for another content type, the body as base64 text."""
 
     received_at: dt.datetime
     content_type: str
-    body: bytes
+    body: msgspec.Raw
 
 
-class CallView(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that is outstanding: scheduled for ``due_at``, or under way where ``in_flight``.
+class CallView(msgspec.Struct, frozen=True, kw_only=True, rename={"job_id": "id", "due_at": "at"}):
+    """A call of a run: scheduled for ``due_at``, or under way if ``in_flight``.
 
-    ``step_id`` is the hashed id of the step it targets, or ``step`` where it discovers. ``error`` is why the
-    attempt before it failed.
+    ``position`` is its place among the run's calls. ``step_id`` is the hashed id of the step it targets, or ``step``
+    if it discovers steps. ``error`` is the error of the attempt before.
     """
 
     job_id: str
+    position: int
+    kind: str = "edge"
     step_id: str
     step_name: str | None
     generation: int
@@ -195,11 +279,12 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None
 
 
-class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """``run_id`` is ``None`` where flow control starts no run, or not yet."""
+class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True, rename={"event_id": "id"}):
+    """``run_id`` is ``None`` if flow control starts no run, or not yet. ``status`` repeats the HTTP status."""
 
     event_id: str
     run_id: str | None
+    status: int = 200
 
 
 class UpdateKind(StrEnum):

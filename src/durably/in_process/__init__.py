@@ -1,5 +1,1 @@
-"""In-process mode: the engine in the web app's own processes. ``Embedded`` is its public class."""
-
-from .embedded import Embedded
-
-__all__ = ["Embedded"]
+"""In-process mode: the engine in the web app's own processes. ``embedded.Embedded`` is its public class."""

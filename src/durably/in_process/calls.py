@@ -184,7 +184,7 @@ def decode_answer(encoded: bytes) -> Answer:
 
 
 class EngineCheckpoints:
-    """``Checkpoints`` without HTTP. ``checkpoint`` is ``EmbeddedEngine.checkpoint``, or reaches it.
+    """``Checkpoints`` without HTTP. ``checkpoint`` is ``SqliteEngine.checkpoint``, or reaches it.
 
     They are cheap, so they are the default unless ``are_default`` is false. ``heartbeat`` is set in a process that
     others may treat as dead. ``submit`` gets the function that makes the committing coroutine.

@@ -1,30 +1,34 @@
 """``Embedded``, the public handle of an engine in the app's own processes."""
 
+import asyncio
 import contextlib
 import datetime as dt
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Never, TypeVar
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Never, TypeVar
 
+import msgspec
+
+from durably.engine.interface import Engine
+from durably.engine.operations import Operation, blocking
+from durably.engine.settings import EngineSettings
+from durably.engine.sqlite.files import resolve_path
+from durably.engine.views import CancellationView, FromStep, InvokeReceipt, ReplayView, RunStatus, RunView
 from durably.engine_interface import InProcessEngine
+from durably.events import as_data
 from durably.io.background_loop import get_background_loop
 from durably.protocol.durations import Duration, to_timedelta
 
-from .commands import Commands
-from .process import Options, ProcessEngine
-from .queries import TIMEOUT_SECONDS
+from .process import TIMEOUT_SECONDS, Options, ProcessEngine
 from .server_start import refuse_green_threads
-
-if TYPE_CHECKING:
-    from durably.engine.settings import EngineSettings
 
 T = TypeVar("T")
 
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 
 
-class Embedded(Commands):
+class Embedded(Engine):
     """The engine, in this app's own processes, on the SQLite database at ``path``.
 
     Every process of the app makes one, with the same path. Give it to the client, and serve functions as always::
@@ -34,6 +38,10 @@ class Embedded(Commands):
     ``max_calls`` is the number of calls that this process takes at a time. ``lease`` is the time without a heartbeat
     after which the others treat a process as dead. ``settings`` are those of the engine: backoff of retries,
     durability, limits.
+
+    Its other methods are the operations of ``Engine``, for any event loop; those ending in ``_sync`` are the same for
+    synchronous code. They raise ``durably.errors.TransportError`` if no engine answers within 30 s, or if the leader
+    ended during an operation that starts something: it is then unclear whether it was executed.
 
     Raises ``ValueError`` for a lease that is too short, ``max_calls`` below 1 or ``":memory:"``, ``ImportError`` if the
     extra is not installed, ``OSError`` on Windows, ``RuntimeError`` under gevent and eventlet, and
@@ -46,12 +54,9 @@ class Embedded(Commands):
         *,
         max_calls: int = 500,
         lease: Duration = dt.timedelta(seconds=2.5),
-        settings: "EngineSettings | None" = None,
+        settings: EngineSettings | None = None,
         **removed: Never,
     ) -> None:
-        import durably.engine  # noqa: F401 (its error names a missing extra)
-        from durably.engine.sqlite.files import resolve_path
-
         _refuse_arguments(removed)
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
@@ -105,7 +110,7 @@ class Embedded(Commands):
 
     def stop_sync(self) -> None:
         """``stop`` for synchronous code."""
-        self._block(self.stop())
+        self.block(self.stop())
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -113,11 +118,120 @@ class Embedded(Commands):
         async with self._process.running():
             yield
 
-    async def _request(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Any:
-        return await self._process.request(operation, *arguments, timeout=timeout)
+    # operations
 
-    def _block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        """Execute an operation in the leader. Raises ``ValueError`` for a time without a time zone."""
+        for name, value in arguments.items():
+            if isinstance(value, dt.datetime) and value.tzinfo is None:
+                raise ValueError(f"{name} must have a time zone, such as datetime(…, tzinfo=UTC), not {value!r}")
+        timeout = None if operation.name == "wait_for_run" else TIMEOUT_SECONDS
+        return await self._process.request(operation.name, arguments, timeout)
+
+    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result. Blocks this thread until then."""
         return self._process.run(coroutine)
+
+    async def wait_for_run(self, run_id: str, *, timeout: dt.timedelta | None = None) -> RunView:
+        """Wait until the run has ended with any status; the run.
+
+        Without a ``timeout`` it waits without a limit, also while no engine answers. Raises ``TimeoutError`` and
+        ``RunNotFoundError``.
+        """
+        try:
+            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+                return await super().wait_for_run(run_id)
+        except TimeoutError:
+            raise TimeoutError(f"run {run_id} has not ended within {timeout}") from None
+
+    async def rerun(
+        self, run_id: str, *, from_step: FromStep | str | None = None, step_input: Sequence[Any] | None = None
+    ) -> str:
+        """Run the same function again with the same events; the new run's id.
+
+        ``from_step`` is the id of a step that the run has finished: the new run takes over the results of the steps
+        before it. ``step_input`` are arguments for that step in place of its own. Raises ``RunNotFoundError``,
+        ``StepNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, and ``ValueError`` for a
+        ``step_input`` without a step.
+        """
+        if step_input is not None and from_step is None:
+            raise ValueError("step_input needs from_step, the step that it is for")
+        if isinstance(from_step, str):
+            encoded = None if step_input is None else [msgspec.Raw(msgspec.json.encode(each)) for each in step_input]
+            from_step = FromStep(from_step, encoded)
+        return await super().rerun(run_id, from_step=from_step)
+
+    async def invoke(
+        self, function_id: str, data: Mapping[str, Any] | None = None, *, user: Any = None, v: str | None = None
+    ) -> InvokeReceipt:
+        """See ``Engine.invoke``."""
+        return await super().invoke(function_id, dict(as_data(data) or {}), user=user, v=v)
+
+    async def cancel_runs(
+        self,
+        function_id: str,
+        *,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> CancellationView:
+        """See ``Engine.cancel_runs``. ``started_before`` is by default the present."""
+        return await super().cancel_runs(
+            function_id,
+            started_after=started_after,
+            started_before=started_before or dt.datetime.now(dt.UTC),
+            if_exp=if_exp,
+            app_id=app_id,
+        )
+
+    async def replay_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus | str] = (RunStatus.FAILED,),
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> ReplayView:
+        """See ``Engine.replay_runs``. Raises ``ValueError`` for an unknown status."""
+        return await super().replay_runs(
+            function_id,
+            statuses=[RunStatus(status) for status in statuses],
+            started_after=started_after,
+            started_before=started_before,
+            if_exp=if_exp,
+            app_id=app_id,
+        )
+
+    list_events_sync = blocking(Engine.list_events)
+    get_event_sync = blocking(Engine.get_event)
+    event_runs_sync = blocking(Engine.event_runs)
+    list_runs_sync = blocking(Engine.list_runs)
+    get_run_sync = blocking(Engine.get_run)
+    wait_for_run_sync = blocking(wait_for_run)
+    run_steps_sync = blocking(Engine.run_steps)
+    run_attempts_sync = blocking(Engine.run_attempts)
+    run_calls_sync = blocking(Engine.run_calls)
+    run_metadata_sync = blocking(Engine.run_metadata)
+    run_traces_sync = blocking(Engine.run_traces)
+    cancel_run_sync = blocking(Engine.cancel_run)
+    rerun_sync = blocking(rerun)
+    invoke_sync = blocking(invoke)
+    signal_sync = blocking(Engine.signal)
+    list_functions_sync = blocking(Engine.list_functions)
+    pause_function_sync = blocking(Engine.pause_function)
+    resume_function_sync = blocking(Engine.resume_function)
+    list_apps_sync = blocking(Engine.list_apps)
+    list_app_functions_sync = blocking(Engine.list_app_functions)
+    cancel_runs_sync = blocking(cancel_runs)
+    list_cancellations_sync = blocking(Engine.list_cancellations)
+    get_cancellation_sync = blocking(Engine.get_cancellation)
+    delete_cancellation_sync = blocking(Engine.delete_cancellation)
+    replay_runs_sync = blocking(replay_runs)
+    list_replays_sync = blocking(Engine.list_replays)
+    get_replay_sync = blocking(Engine.get_replay)
 
 
 def _refuse_arguments(arguments: Mapping[str, object]) -> None:

@@ -1,6 +1,7 @@
 """A follower: a node that reaches the engine through a link to the leader."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import msgspec
 
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import DatabaseLostError, EngineClosedError
+from durably.engine.operations import Operation
 
 from . import sockets
 from .calls import encode_answer
 from .errors import EngineMovedError
 from .leader import JoinRequest
 from .link import AnswerError, Link, LinkLostError, Timing
-from .operations import Operation, to_error
+from .operations import decode_result, encode_arguments, to_error
 from .worker import LocalWorker
 
 _call_decoder = msgspec.msgpack.Decoder(tuple[str, CallData])
@@ -50,9 +52,9 @@ class Follower:
             return None
         return cls(socket, link, worker)
 
-    async def request(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+    async def request(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Raises ``EngineMovedError``, and the operation's errors."""
-        return operation.decode_result(await self._request(operation.name, operation.encode_arguments(arguments)))
+        return decode_result(operation, await self._request(operation.name, encode_arguments(arguments)))
 
     async def update(self) -> None:
         """Report the functions that this process serves. Raises ``ConfigInvalidError``."""

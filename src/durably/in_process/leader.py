@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from durably.engine.core.errors import (
     DatabaseUnavailableError,
     EngineClosedError,
 )
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.http.connections import Acceptor
+from durably.engine.operations import Operation
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import DatabaseLock
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
@@ -29,7 +31,7 @@ from .dispatcher import Capacity, Dispatcher, WorkerSlots
 from .errors import CallReturnedError, EngineMovedError, WorkerLostError
 from .in_flight import InFlightCalls
 from .link import AnswerError, Link, LinkLostError, Timing
-from .operations import OPERATIONS, Operation
+from .operations import OPERATIONS, answer
 from .sockets import ApiSocket
 from .worker import LocalWorker
 
@@ -92,7 +94,7 @@ class Leader:
         self._server: Acceptor | None = None
         self._api: ApiSocket | None = None
         self._socket = Path()
-        self._engine: asyncio.Future[EmbeddedEngine] = asyncio.get_running_loop().create_future()
+        self._engine: asyncio.Future[SqliteEngine] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
 
@@ -109,12 +111,12 @@ class Leader:
         """``lock`` is the database's lock file, or ``None`` if its holder sends no heartbeat.
 
         Without the lock, a new epoch takes the database over; the lock follows when it is free. Raises the errors of
-        ``EmbeddedEngine.open``, and ``ConfigInvalidError`` for a function of this process.
+        ``SqliteEngine.open``, and ``ConfigInvalidError`` for a function of this process.
         """
         leader = cls(database, settings, worker, timing, lock)
         leader._slots = leader._dispatcher.add(worker, worker.capacity())
         try:
-            engine = await EmbeddedEngine.open(
+            engine = await SqliteEngine.open(
                 database,
                 settings,
                 make_caller=lambda _: leader._dispatcher,
@@ -138,10 +140,10 @@ class Leader:
             raise
         return leader
 
-    async def request(self, operation: Operation, arguments: tuple[Any, ...]) -> Any:
+    async def request(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Raises ``EngineMovedError``, and the operation's errors."""
         try:
-            return await operation.execute(self._engine.result(), *arguments)
+            return await operation.execute(self._engine.result(), arguments)
         except (EngineClosedError, DatabaseLostError) as error:
             raise EngineMovedError(error.message, is_unclear=False) from None
 
@@ -178,7 +180,7 @@ class Leader:
             self._lock.release()
             self._lock = None
 
-    async def _get_engine(self) -> EmbeddedEngine:
+    async def _get_engine(self) -> SqliteEngine:
         return await asyncio.shield(self._engine)
 
     async def _leave(self) -> None:
@@ -204,7 +206,7 @@ class Leader:
 
     # heartbeat and lock
 
-    async def _watch(self, engine: EmbeddedEngine) -> None:
+    async def _watch(self, engine: SqliteEngine) -> None:
         """Check the epoch after a long pause of this process: another one may have taken the database over."""
         loop = asyncio.get_running_loop()
         while True:
@@ -259,7 +261,7 @@ class Leader:
         if name == "join":
             await self._join(follower, msgspec.json.decode(payload, type=JoinRequest))
             return b""
-        return await OPERATIONS[name].answer(await self._get_engine(), payload)
+        return await answer(OPERATIONS[name], await self._get_engine(), payload)
 
     async def _join(self, follower: _FollowerLink, request: JoinRequest) -> None:
         """Raises ``ConfigInvalidError``. The follower then gets no calls."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,12 @@ class Node:
         """Raises the error that prevents the start, ``EngineError`` or ``OSError``. The node tries again."""
         await asyncio.shield(self._first_attempt)
 
-    async def request(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """Execute an operation in the leader. Raises its errors, ``NodeClosedError``, and ``TransportError`` if an
-        operation that must not be repeated may have been executed."""
+    async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Execute an operation of ``Engine`` in the leader.
+
+        Raises its errors, ``NodeClosedError``, and ``TransportError`` if an operation that must not be repeated may
+        have been executed.
+        """
         operation = OPERATIONS[name]
         while True:
             if self._is_closed:
@@ -106,7 +109,7 @@ class Node:
         """The error that prevents the start, if there is one."""
         return self._last_error
 
-    def request_directly(self, name: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
+    def request_directly(self, name: str, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         """``request`` for operations that the engine executes on any event loop. Raises ``EngineMovedError`` if
         this process is not the leader, and the operation's errors."""
         role = self._get_role()

@@ -19,7 +19,6 @@ from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
 from .errors import EngineMovedError, NodeClosedError
-from .queries import TIMEOUT_SECONDS
 from .server_start import BackgroundStart, Program, refuse_green_threads, this_program
 from .threads import AppLoop, OnAnyLoop, engine_loop, submit
 
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TIMEOUT_SECONDS = 30.0
+"""The time for an answer of the engine."""
 _HEARTBEATS_PER_LEASE = 10
 
 _logger = get_logger("durably.engine")
@@ -105,8 +106,8 @@ class ProcessEngine:
         """Block this thread until the coroutine has ended on the engine's."""
         return submit(coroutine).result()
 
-    def request(self, operation: str, *arguments: Any, timeout: float | None = TIMEOUT_SECONDS) -> Remote[Any]:
-        """Ask the engine for one of ``durably.in_process.operations``; ``timeout`` is seconds.
+    def request(self, operation: str, arguments: Mapping[str, Any], timeout: float | None) -> Remote[Any]:
+        """Execute an operation of ``Engine``; ``timeout`` is seconds.
 
         Raises the engine's errors, ``TransportError``, and ``EngineNotStartedError`` in a test run.
         """
@@ -117,7 +118,7 @@ class ProcessEngine:
 
     def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "OnAnyLoop[EventReceipt]":
         self._refuse_in_test_run()
-        return OnAnyLoop(lambda: self._send_events((msgspec.Raw(body), seed, sender), timeout))
+        return OnAnyLoop(lambda: self._send_events({"body": body, "seed": seed, "sender": sender}, timeout))
 
     def refuse_to_block(self) -> None:
         """Any thread of the app may wait: the engine has its own."""
@@ -159,10 +160,10 @@ class ProcessEngine:
     # on any event loop: in the leader, sends and commits go straight to the writer's thread, which saves two changes of
     # threads
 
-    async def _send_events(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
+    async def _send_events(self, arguments: Mapping[str, Any], timeout: float) -> "EventReceipt":
         if self._runs_functions and self._node is not None:
             try:
-                receipt: EventReceipt = await self._node.request_directly("send_events", arguments)
+                receipt: EventReceipt = await self._node.request_directly("receive_events", arguments)
                 return receipt
             except EngineMovedError:
                 pass
@@ -175,11 +176,12 @@ class ProcessEngine:
         """
         if (node := self._node) is None:
             raise TransportError("the engine has been stopped in this process")
+        arguments = {"run_id": run_id, "request": request}
         try:
             try:
-                await node.request_directly("checkpoint", (run_id, request))
+                await node.request_directly("checkpoint", arguments)
             except EngineMovedError:
-                await submit(node.request("checkpoint", (run_id, request)))
+                await submit(node.request("checkpoint", arguments))
         except NodeClosedError:
             raise TransportError("the engine has been stopped in this process") from None
 
@@ -223,7 +225,7 @@ class ProcessEngine:
         if node is not None:
             await node.close()
 
-    async def _request(self, operation: str, arguments: tuple[Any, ...], timeout: float | None) -> Any:
+    async def _request(self, operation: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
         node: Node | None = None
         try:
             async with asyncio.timeout(timeout):
@@ -237,12 +239,12 @@ class ProcessEngine:
                 f"the engine on {self._options.path} did not answer within {timeout:g} s{reason}"
             ) from None
 
-    async def _send_through_node(self, arguments: tuple[Any, ...], timeout: float) -> "EventReceipt":
+    async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> "EventReceipt":
         """Acknowledged events must run, so a process with functions starts with the first event that it sends."""
         if not self._is_serving and self._starts_with_send:
             self._starting = asyncio.create_task(self._start_in_background())
             await asyncio.sleep(0)
-        receipt: EventReceipt = await self._request("send_events", arguments, timeout)
+        receipt: EventReceipt = await self._request("receive_events", arguments, timeout)
         if not self._runs_functions and not self._has_warned:
             self._has_warned = True
             if await self._warn_if_nothing_runs():  # It follows that no function has a trigger for these events.
@@ -254,7 +256,7 @@ class ProcessEngine:
 
         Returns whether the database has no functions at all.
         """
-        if not await self._request("list_functions", (), TIMEOUT_SECONDS):
+        if not await self._request("list_functions", {}, TIMEOUT_SECONDS):
             _logger.warning(
                 "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
                 "app that serves functions with Embedded(%r) first, or correct the path",

@@ -14,11 +14,11 @@ from pathlib import Path
 from aiohttp import web
 
 from durably.engine.core.errors import EngineError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.http.access import ApiKeys
 from durably.engine.http.application import create_api
 from durably.engine.http.connections import ConnectionLimits, Connections
 from durably.engine.http.server import serve_api
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.headers import ServerKind
 
 _MAX_PATH_BYTES = 100
@@ -138,7 +138,7 @@ class ApiSocket:
         self._path = path
 
     @classmethod
-    async def open(cls, engine: EmbeddedEngine, path: Path) -> "ApiSocket":
+    async def open(cls, engine: SqliteEngine, path: Path) -> "ApiSocket":
         api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV))
         runner, connections = await serve_api(api, listen(path), ConnectionLimits(), shutdown_timeout=_SHUTDOWN_SECONDS)
         return cls(runner, connections, path)

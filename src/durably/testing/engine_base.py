@@ -17,10 +17,10 @@ from typing import Any, Self, overload
 from durably.client import Client
 from durably.comm import CommHandler
 from durably.engine.core.backoff import standard_backoff
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.runtime import Runtime
 from durably.engine.scheduling.requests.http_call import Caller
 from durably.engine.settings import Durability, EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime, to_milliseconds
 from durably.events import Event, as_data
 from durably.functions.function import Function
@@ -160,7 +160,7 @@ class TestEngineBase:
             path = Path(directory) / "engine.db"
             self._runtime = await Runtime.open(path, self._settings, self._make_caller)
             stack.push_async_callback(self._runtime.close)
-            self._engine = EmbeddedEngine(self._runtime)
+            self._engine = SqliteEngine(self._runtime)
             self._link.open(self._engine, self._clock)
             stack.enter_context(self._runtime.subscriptions.listen(self._recorder.note))
             inspector = Inspector(path, self._runtime.executor)
@@ -208,7 +208,7 @@ class TestEngineBase:
     async def invoke(self, function: Function[Any], data: Mapping[str, Any] | None = None) -> TestRun:
         """Run a function, whatever its trigger, with ``data`` as its event's."""
         records = await self._rest()
-        receipt = await self._engine.invoke(function.id, data=as_data(data))
+        receipt = await self._engine.invoke(function.id, dict(as_data(data) or {}))
         await self._clock.rest()
         if receipt.run_id is None:
             return TestRun(self, records, RunRef(event_id=receipt.event_id, event_name=InternalEvent.FUNCTION_INVOKED))

@@ -6,22 +6,20 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
-import msgspec
-
 from durably.client import Client
 from durably.comm import CommHandler
 from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import Clock, EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.execution import StandIn
 from durably.functions.checkpoints import Checkpoints
 from durably.in_process.calls import EngineCheckpoints, run_call
 from durably.io.background_loop import await_on
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import Event, EventReceipt
+from durably.protocol.events import EventReceipt
 
 T = TypeVar("T")
 
@@ -82,7 +80,7 @@ class TestLink:
         self.handlers: dict[str, CommHandler] = {}
         self._checkpoints = EngineCheckpoints(self._checkpoint, are_default=checkpointing)
 
-    def open(self, engine: EmbeddedEngine, clock: Clock) -> None:
+    def open(self, engine: SqliteEngine, clock: Clock) -> None:
         """From now on what comes in goes to ``engine``, which runs on this event loop."""
         self._engine, self._clock, self._loop = engine, clock, asyncio.get_running_loop()
 
@@ -94,8 +92,7 @@ class TestLink:
         self.handlers[handler.client.app_id] = handler
 
     async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> EventReceipt:
-        events = msgspec.json.decode(body, type=list[Event])
-        return await self._on_loop(self._engine.accept_events(events, sender=sender))
+        return await self._on_loop(self._engine.receive_events(body, sender=sender))
 
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         await self._on_loop(self._engine.checkpoint(run_id, request))

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 import durably
 import durably.fast_api
 from durably.engine.http.server import EngineServer
-from durably.engine.http.state import AcceptedSync
+from durably.engine.http.syncs import AcceptedSync
 from durably.engine.settings import Durability, EngineSettings
 from durably.engine.views import RunStatus, RunView
 from durably.protocol.headers import ServerKind

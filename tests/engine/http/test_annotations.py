@@ -70,7 +70,7 @@ async def test_the_oldest_spans_go_first(dev: Harness, monkeypatch: pytest.Monke
             pass
     answer = (await dev.json("GET", "/v1/runs/r/traces"))[1]
     assert [one["body"]["n"] for one in answer["data"]] == [5, 6, 7, 8, 9]
-    assert not await dev.engine.add_traces("application/json", b"x" * 26)
+    assert not await dev.engine.add_traces(b"x" * 26, "application/json")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from durably.engine.http import bodies
-from durably.engine.http.connections import ConnectionLimits
+from durably.engine.http import messages
+from durably.engine.http.connections import CONNECTIONS, ConnectionLimits
 from durably.engine.http.server import listen, serve_api
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -62,6 +63,20 @@ async def trickle(writer: asyncio.StreamWriter, data: bytes) -> None:
 Serve = Callable[[ConnectionLimits], Awaitable[Served]]
 
 
+def _counted(handle: Handler) -> Handler:
+    """The handler, between the begin and the end of its connection's request, as each endpoint of the API."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        connection = request.app[CONNECTIONS].begin_request(request)
+        try:
+            return await handle(request)
+        finally:
+            if connection is not None:
+                connection.end_request()
+
+    return answer
+
+
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
@@ -79,12 +94,13 @@ async def serve() -> AsyncIterator[Serve]:
 
             async def echo(request: web.Request) -> web.Response:
                 try:
-                    return web.Response(body=await bodies.read_body(request))
-                except bodies.ApiError as error:
+                    return web.Response(body=await messages.read_body(request))
+                except messages.ApiError as error:
                     return web.Response(status=error.status)
 
             api = web.Application()
-            api.add_routes([web.get("/quick", quick), web.get("/slow", slow), web.post("/echo", echo)])
+            routes = [web.get("/quick", _counted(quick)), web.get("/slow", _counted(slow))]
+            api.add_routes([*routes, web.post("/echo", _counted(echo))])
             runner, connections = await serve_api(api, listener, limits, shutdown_timeout=0.1)
             stack.push_async_callback(runner.cleanup)
             stack.push_async_callback(connections.close)
@@ -132,7 +148,7 @@ async def test_an_idle_connection_is_closed_in_the_end(serve: Serve) -> None:
 
 
 async def test_a_body_that_trickles_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(messages, "_GRACE_SECONDS", 0.2)
     served = await serve(ConnectionLimits())
     reader, writer = await served.connect(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n")
     trickling = asyncio.create_task(trickle(writer, b"x"))
@@ -141,8 +157,8 @@ async def test_a_body_that_trickles_is_given_up(serve: Serve, monkeypatch: pytes
 
 
 async def test_a_body_that_keeps_coming_may_take_long(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "_GRACE_SECONDS", 0.5)
-    monkeypatch.setattr(bodies, "_LEAST_BYTES_PER_SECOND", 1000)
+    monkeypatch.setattr(messages, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(messages, "_LEAST_BYTES_PER_SECOND", 1000)
     served = await serve(ConnectionLimits(head_timeout=0.2, keep_alive=0.2))
     reader, writer = await served.connect(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000\r\n\r\n")
     for _ in range(6):

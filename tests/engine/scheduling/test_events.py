@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from durably.engine.core.errors import EventInvalidError
-from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.events import Event
 
 from ..conftest import ended, only_run, output, send
@@ -14,7 +14,7 @@ from ..small_app import SmallApp, Steps
 SEED = f"1743130137367,{base64.b64encode(bytes(range(10))).decode()}"
 
 
-async def test_an_event_gets_an_id_a_time_and_a_user(engine: EmbeddedEngine) -> None:
+async def test_an_event_gets_an_id_a_time_and_a_user(engine: SqliteEngine) -> None:
     event_id = await send(engine, "hello", n=1)
     view = await engine.get_event(event_id)
     assert view is not None
@@ -29,7 +29,7 @@ async def test_an_event_gets_an_id_a_time_and_a_user(engine: EmbeddedEngine) -> 
     assert await engine.get_event("nobody") is None
 
 
-async def test_an_event_of_the_same_id_is_taken_once(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_an_event_of_the_same_id_is_taken_once(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("hello")
     def hello(steps: Steps) -> object:
         return 1
@@ -42,7 +42,7 @@ async def test_an_event_of_the_same_id_is_taken_once(engine: EmbeddedEngine, app
     assert len(await engine.event_runs(first)) == 1
 
 
-async def test_a_seed_makes_ids_the_same_each_time(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_seed_makes_ids_the_same_each_time(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("hello")
     def hello(steps: Steps) -> object:
         return 1
@@ -57,7 +57,7 @@ async def test_a_seed_makes_ids_the_same_each_time(engine: EmbeddedEngine, app: 
 
 
 @pytest.mark.parametrize("seed", ["x", "1,", "0,AAAAAAAAAAAAAA==", "5,AAAA", "99999999999999999,AAAAAAAAAAAAAA=="])
-async def test_a_malformed_seed(engine: EmbeddedEngine, seed: str) -> None:
+async def test_a_malformed_seed(engine: SqliteEngine, seed: str) -> None:
     with pytest.raises(EventInvalidError, match="seed"):
         await engine.send_events([Event(name="x")], seed=seed)
 
@@ -76,14 +76,14 @@ async def test_a_malformed_seed(engine: EmbeddedEngine, seed: str) -> None:
     ],
 )
 async def test_what_is_no_event_is_refused_with_all_sent_beside_it(
-    engine: EmbeddedEngine, event: Event, reason: str
+    engine: SqliteEngine, event: Event, reason: str
 ) -> None:
     with pytest.raises(EventInvalidError, match=reason):
         await engine.send_events([Event(name="fine"), event])
     assert await engine.list_events() == []
 
 
-async def test_lists_of_events(engine: EmbeddedEngine) -> None:
+async def test_lists_of_events(engine: SqliteEngine) -> None:
     ids = [await send(engine, name) for name in ("a", "b", "a", "c")]
     assert [event.id for event in await engine.list_events()] == ids[::-1]
     assert [event.id for event in await engine.list_events(name="a")] == [ids[2], ids[0]]
@@ -95,7 +95,7 @@ async def test_lists_of_events(engine: EmbeddedEngine) -> None:
     assert ids[0] not in [event.id for event in await engine.list_events(received_after=view.received_at)]
 
 
-async def test_triggers_by_name_pattern_and_expression(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_triggers_by_name_pattern_and_expression(engine: SqliteEngine, app: SmallApp) -> None:
     triggers = {
         "exact": [{"event": "shop/order.made"}],
         "slash": [{"event": "shop/*"}],
@@ -115,7 +115,7 @@ async def test_triggers_by_name_pattern_and_expression(engine: EmbeddedEngine, a
     assert "app-dear" in [run.function_id for run in await engine.event_runs(event_id)]
 
 
-async def test_a_functions_finish_is_an_event_that_triggers(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_functions_finish_is_an_event_that_triggers(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("hello")
     def hello(steps: Steps) -> object:
         return {"greeting": "hi"}

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.sqlite.maintenance import check_database
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, UpdateKind
 from durably.protocol.events import Event
 
@@ -68,12 +68,12 @@ async def test_a_full_disk_is_said_and_loses_nothing(path: Path, app: SmallApp, 
     assert check_database(path) == []
 
 
-async def fill(engine: EmbeddedEngine, accepted: list[str]) -> None:
+async def fill(engine: SqliteEngine, accepted: list[str]) -> None:
     for number in range(100):
         accepted += await engine.send_events([Event(name="e", id=f"{number}", data={"text": "x" * 5000})])
 
 
-async def test_a_database_that_becomes_read_only_is_said(engine: EmbeddedEngine) -> None:
+async def test_a_database_that_becomes_read_only_is_said(engine: SqliteEngine) -> None:
     """As when the system remounts a disk with errors."""
 
     def set_read_only(value: int) -> None:
@@ -116,7 +116,7 @@ async def test_a_database_that_is_read_only_is_refused(open_path: Path) -> None:
     for path in open_path.parent.glob("engine.db*"):
         shutil.chown(path, "nobody")  # a database of another user is refused for that
     with as_nobody(), pytest.raises(DatabaseUnavailableError, match=r"engine\.db cannot be written: .*readonly"):
-        await EmbeddedEngine.open(open_path, QUICK)
+        await SqliteEngine.open(open_path, QUICK)
     assert check_database(open_path) == []
 
 
@@ -153,7 +153,7 @@ def damage(path: Path, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("answered", [b"", b"HTTP/1.1 206 OK\r\nx-inngest-sdk: py:v1\r\ncontent-length: 500\r\n\r\n[{"])
-async def test_an_app_that_hangs_up_half_way_is_called_again(answered: bytes, engine: EmbeddedEngine) -> None:
+async def test_an_app_that_hangs_up_half_way_is_called_again(answered: bytes, engine: SqliteEngine) -> None:
     calls = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,7 +180,7 @@ async def test_an_app_that_hangs_up_half_way_is_called_again(answered: bytes, en
     assert calls == 2
 
 
-async def test_a_step_that_returns_5_mb_fails_with_a_clear_error(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_step_that_returns_5_mb_fails_with_a_clear_error(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("f")
     def f(steps: Steps) -> object:
         try:
@@ -194,7 +194,7 @@ async def test_a_step_that_returns_5_mb_fails_with_a_clear_error(engine: Embedde
     assert "step 'large' returned 5242882 bytes; at most 4194304 are possible" in message
 
 
-async def test_an_app_that_redirects_is_not_followed(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: SmallApp) -> None:
     """A call is signed for one place, and tells what its run knows."""
     app.function("f", retries=0)(lambda steps: None)
     app.before = lambda call: web.Response(status=307, headers={**SDK_HEADERS, "location": f"{app.url}?elsewhere"})

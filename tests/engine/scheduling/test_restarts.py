@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from durably.engine.core.errors import EngineClosedError, StaleCallError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, StepStatus
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event
@@ -151,7 +151,7 @@ async def test_while_a_request_is_under_way_and_its_secrets(path: Path, app: Sma
 
 
 async def test_a_closed_engine_takes_nothing(path: Path) -> None:
-    engine = await EmbeddedEngine.open(path, QUICK)
+    engine = await SqliteEngine.open(path, QUICK)
     await engine.close()
     await engine.close()
     with pytest.raises(EngineClosedError):
@@ -180,11 +180,11 @@ async def test_closing_lets_calls_under_way_finish(path: Path, app: SmallApp) ->
 
 ENGINE = """
 import asyncio, sys
-from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.events import Event
 
 async def main():
-    engine = await EmbeddedEngine.open(sys.argv[1])
+    engine = await SqliteEngine.open(sys.argv[1])
     number = int(sys.argv[2])
     while True:
         events = [Event(name="work", id=f"e{number + n}", data={"n": number + n}) for n in range(3)]

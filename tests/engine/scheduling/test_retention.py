@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.maintenance import check_database
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is
@@ -24,7 +24,7 @@ def keeping(clock: ShiftedClock, **age: float) -> EngineSettings:
     return settings
 
 
-async def purged(engine: EmbeddedEngine) -> None:
+async def purged(engine: SqliteEngine) -> None:
     """Once the purge that is under way is over."""
     retention = engine._runtime._retention
     assert retention is not None
@@ -32,7 +32,7 @@ async def purged(engine: EmbeddedEngine) -> None:
         await asyncio.wait([retention._purge])
 
 
-async def count(engine: EmbeddedEngine) -> dict[str, int]:
+async def count(engine: SqliteEngine) -> dict[str, int]:
     def query(connection: sqlite3.Connection) -> dict[str, int]:
         tables = ("runs", "memos", "events")
         return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
@@ -40,7 +40,7 @@ async def count(engine: EmbeddedEngine) -> dict[str, int]:
     return await engine._reader.read(query)
 
 
-async def names(engine: EmbeddedEngine) -> list[str]:
+async def names(engine: SqliteEngine) -> list[str]:
     return sorted(event.event.name for event in await engine.list_events())
 
 
@@ -162,7 +162,7 @@ async def test_events_that_come_after_all_others_are_gone_go_in_their_turn(path:
             await engine.send_events([Event(name="nobody cares") for _ in range(3)])
 
 
-async def purge_now(engine: EmbeddedEngine) -> None:
+async def purge_now(engine: SqliteEngine) -> None:
     retention = engine._runtime._retention
     assert retention is not None
     retention.start()

@@ -13,8 +13,7 @@ from durably.engine.core.run_state import (
     origin_of_event,
     origin_of_invocation,
 )
-from durably.engine.engine import EmbeddedEngine
-from durably.engine.scheduling.bulk_operations import Selection
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
 from durably.protocol.events import Event
 
@@ -24,7 +23,7 @@ from ..small_app import SmallApp, Steps
 SHALLOW = msgspec.structs.replace(QUICK, max_depth=3)
 
 
-async def send_from(engine: EmbeddedEngine, run_id: str | None, name: str) -> str:
+async def send_from(engine: SqliteEngine, run_id: str | None, name: str) -> str:
     """Send an event from a run, wait for the end of the run that it starts, and return its id."""
     (event_id,) = await engine.send_events([Event(name=name)], sender=run_id)
     (run,) = await engine.event_runs(event_id)
@@ -148,7 +147,7 @@ def test_handlers_hear_of_the_run_that_was_refused(chain: int, tells_end: bool, 
 
 @pytest.mark.parametrize("through", ["loop", "other"])
 async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
-    engine: EmbeddedEngine, app: SmallApp, through: str
+    engine: SqliteEngine, app: SmallApp, through: str
 ) -> None:
     """The run is cancelled while its event is under way, possibly through another function."""
 
@@ -168,7 +167,7 @@ async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
         pass
     (event_id,) = await engine.send_events([Event(name="loop")], sender=first.id)
     (second,) = await engine.event_runs(event_id)  # Created after started_before, before the operation looks at runs.
-    await engine.cancel_runs(Selection(function_id="app-loop", started_before=before))
+    await engine.cancel_runs(function_id="app-loop", started_before=before)
     for run in (first, second):
         assert (await ended(engine, run.id)).status == RunStatus.CANCELLED
     sender = second.id if through == "loop" else await send_from(engine, second.id, "other")

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
-from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, StepStatus, UpdateKind
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event
@@ -19,7 +19,7 @@ from ..conftest import ENDS, ended, only_run, opened, output, run_to_end, send, 
 from ..small_app import SDK_HEADERS, Raised, SmallApp, StepFailed, Steps
 
 
-async def test_steps_are_executed_once_and_their_memos_come_back(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_steps_are_executed_once_and_their_memos_come_back(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("order")
     def order(steps: Steps) -> object:
         price = steps.run("price", lambda: {"amount": 40})
@@ -43,7 +43,7 @@ async def test_steps_are_executed_once_and_their_memos_come_back(engine: Embedde
     assert [len(call.ctx.stack.stack or []) for call in app.calls if call.ctx.stack] == [0, 1, 2, 3]
 
 
-async def test_many_parallel_steps_of_an_app_that_executes_one_a_call(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_many_parallel_steps_of_an_app_that_executes_one_a_call(engine: SqliteEngine, app: SmallApp) -> None:
     """Steps that shared its request, of which it knows nothing, are called for again."""
 
     @app.function("many")
@@ -56,7 +56,7 @@ async def test_many_parallel_steps_of_an_app_that_executes_one_a_call(engine: Em
     assert len(app.calls) == 102
 
 
-async def test_a_step_is_tried_again_and_its_error_can_be_caught(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_step_is_tried_again_and_its_error_can_be_caught(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("flaky", retries=1)
     def flaky(steps: Steps) -> object:
         try:
@@ -75,7 +75,7 @@ async def test_a_step_is_tried_again_and_its_error_can_be_caught(engine: Embedde
 
 
 async def test_a_failed_function_fails_its_run_and_wakes_its_failure_handler(
-    engine: EmbeddedEngine, app: SmallApp
+    engine: SqliteEngine, app: SmallApp
 ) -> None:
     caught: list[Event] = []
 
@@ -110,7 +110,7 @@ async def test_a_failed_function_fails_its_run_and_wakes_its_failure_handler(
     assert sorted(names) == ["doomed", "inngest/function.failed", "inngest/function.finished"]
 
 
-async def test_retry_after_and_no_retry(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_retry_after_and_no_retry(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("picky")
     def picky(steps: Steps) -> object:
         if steps.attempt == 0:
@@ -137,7 +137,7 @@ async def _until_end(updates):  # type: ignore[no-untyped-def]
             return
 
 
-async def test_parallel_steps_run_side_by_side(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_parallel_steps_run_side_by_side(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("both")
     def both(steps: Steps) -> object:
         a, b, _ = steps.parallel(
@@ -154,7 +154,7 @@ async def test_parallel_steps_run_side_by_side(engine: EmbeddedEngine, app: Smal
     assert [call.ctx.disable_immediate_execution for call in app.calls] == [False, True, True, False]
 
 
-async def test_a_raced_sleep_is_a_timeout(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_raced_sleep_is_a_timeout(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("raced")
     def raced(steps: Steps) -> object:
         if not steps.has("timeout") and not steps.has("event"):
@@ -170,7 +170,7 @@ async def test_a_raced_sleep_is_a_timeout(engine: EmbeddedEngine, app: SmallApp)
     assert await send(engine, "never")
 
 
-async def test_invoke(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_invoke(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("double", event="nothing")
     def double(steps: Steps) -> object:
         assert steps.event is not None
@@ -205,7 +205,7 @@ async def test_invoke(engine: EmbeddedEngine, app: SmallApp) -> None:
     assert [run.status for run in await engine.list_runs(function_id="app-slow")] == [RunStatus.RUNNING]
 
 
-async def test_a_cancelled_child_is_an_error_to_its_parent(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_cancelled_child_is_an_error_to_its_parent(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("child", event="nothing")
     def child(steps: Steps) -> object:
         steps.sleep("long", "1h")
@@ -226,7 +226,7 @@ async def test_a_cancelled_child_is_an_error_to_its_parent(engine: EmbeddedEngin
     assert [event.event.name for event in await engine.list_events(name="inngest/function.cancelled")]
 
 
-async def test_cancel(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_cancel(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("sleeper")
     def sleeper(steps: Steps) -> object:
         steps.sleep("long", "1h")
@@ -244,7 +244,7 @@ async def test_cancel(engine: EmbeddedEngine, app: SmallApp) -> None:
         await engine.cancel_run("nobody")
 
 
-async def test_an_answer_after_a_cancel_changes_nothing(path: Path, engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_an_answer_after_a_cancel_changes_nothing(path: Path, engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("late")
     def late(steps: Steps) -> object:
         return "too late"
@@ -267,7 +267,7 @@ async def test_an_answer_after_a_cancel_changes_nothing(path: Path, engine: Embe
         assert run.status == RunStatus.CANCELLED
 
 
-async def test_rerun(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_rerun(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("again")
     def again(steps: Steps) -> object:
         assert steps.event is not None
@@ -285,7 +285,7 @@ async def test_rerun(engine: EmbeddedEngine, app: SmallApp) -> None:
         await engine.rerun(first.id)
 
 
-async def test_invoke_from_outside(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_invoke_from_outside(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("direct", event="nothing")
     def direct(steps: Steps) -> object:
         assert steps.event is not None
@@ -299,7 +299,7 @@ async def test_invoke_from_outside(engine: EmbeddedEngine, app: SmallApp) -> Non
         await engine.invoke("app-other", data={})
 
 
-async def test_lists_of_runs(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_lists_of_runs(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("one")
     def one(steps: Steps) -> object:
         return 1
@@ -327,7 +327,7 @@ async def test_lists_of_runs(engine: EmbeddedEngine, app: SmallApp) -> None:
     assert await engine.run_steps("nobody") == []
 
 
-async def test_a_run_shows_what_it_is_at(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_run_shows_what_it_is_at(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("busy", retries=5)
     def busy(steps: Steps) -> object:
         steps.parallel(
@@ -350,7 +350,7 @@ async def test_a_run_shows_what_it_is_at(engine: EmbeddedEngine, app: SmallApp) 
     assert due - steps["waiting"].created_at == dt.timedelta(hours=2)
 
 
-async def test_many_runs_at_once(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_many_runs_at_once(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("small")
     def small(steps: Steps) -> object:
         assert steps.event is not None
@@ -369,7 +369,7 @@ async def test_many_runs_at_once(engine: EmbeddedEngine, app: SmallApp) -> None:
     assert app.executions["square"] == 200
 
 
-async def test_an_invocation_is_held_to_the_size_of_an_event(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_an_invocation_is_held_to_the_size_of_an_event(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("child")
     def child(steps: Steps) -> None: ...
 
@@ -387,7 +387,7 @@ async def test_an_invocation_is_held_to_the_size_of_an_event(engine: EmbeddedEng
     assert "at most 524288 are possible" in message
 
 
-async def test_what_is_put_off_is_stored_until_it_has_come_to_something(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_what_is_put_off_is_stored_until_it_has_come_to_something(engine: SqliteEngine, app: SmallApp) -> None:
     """Even where it is due at once: the clock may be set back, and the engine started anew."""
     stored: list[int] = []
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from durably.engine.core.errors import ConfigInvalidError
-from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, SyncResult
 from durably.protocol.sync import SyncRequest, decode_sync
 
@@ -38,7 +38,7 @@ def _step(url: str) -> dict[str, Any]:
     return {"id": "step", "runtime": {"type": "http", "url": url}}
 
 
-async def test_what_was_synced_is_listed(engine: EmbeddedEngine) -> None:
+async def test_what_was_synced_is_listed(engine: SqliteEngine) -> None:
     everything = config(
         "shop-a",
         idempotency="event.data.id",
@@ -55,11 +55,11 @@ async def test_what_was_synced_is_listed(engine: EmbeddedEngine) -> None:
         app_id="shop", modified=True, added=("shop-a", "shop-b")
     )
     assert await engine.sync_app(request(everything, config("shop-b"))) == SyncResult(app_id="shop", modified=False)
-    functions = await engine.list_functions("shop")
+    functions = await engine.list_app_functions("shop")
     assert functions is not None
     assert [function.id for function in functions] == ["shop-a", "shop-b"]
-    assert functions[0].throttle is not None
-    assert functions[0].throttle.burst == 2
+    assert functions[0].config.throttle is not None
+    assert functions[0].config.throttle.burst == 2
     (app,) = await engine.list_apps()
     assert (app.id, app.url, app.sdk, app.framework, app.function_count) == (
         "shop",
@@ -71,11 +71,11 @@ async def test_what_was_synced_is_listed(engine: EmbeddedEngine) -> None:
     assert await engine.sync_app(request(config("shop-b"))) == SyncResult(
         app_id="shop", modified=True, removed=("shop-a",)
     )
-    assert [function.id for function in await engine.list_functions("shop") or []] == ["shop-b"]
-    assert await engine.list_functions("other") is None
+    assert [function.id for function in await engine.list_app_functions("shop") or []] == ["shop-b"]
+    assert await engine.list_app_functions("other") is None
 
 
-async def test_the_functions_of_an_app_are_what_it_synced_last(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_the_functions_of_an_app_are_what_it_synced_last(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("old", event="x")
     def old(steps: Steps) -> object:
         return "old"
@@ -135,7 +135,7 @@ async def test_the_functions_of_an_app_are_what_it_synced_last(engine: EmbeddedE
     ],
 )
 async def test_what_is_refused_names_function_and_option(
-    engine: EmbeddedEngine, options: dict[str, Any], reason: str
+    engine: SqliteEngine, options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ConfigInvalidError) as caught:
         await engine.sync_app(request(config(**options)))
@@ -160,25 +160,25 @@ def test_fields_that_an_option_does_not_have_are_refused(options: dict[str, Any]
     assert f"function 'shop-f': {reason}" in str(caught.value)
 
 
-async def test_options_of_newer_sdks_and_fields_that_ask_for_nothing_are_passed_over(engine: EmbeddedEngine) -> None:
+async def test_options_of_newer_sdks_and_fields_that_ask_for_nothing_are_passed_over(engine: SqliteEngine) -> None:
     newer = config(
         quantum={"leap": True},
         checkpoint={"batch_steps": 3, "novel": 1},
         throttle={"limit": 1, "period": "1m", "q": None},
     )
     await engine.sync_app(request(newer))
-    (function,) = await engine.list_functions("shop") or []
-    assert function.throttle is not None
+    (function,) = await engine.list_app_functions("shop") or []
+    assert function.config.throttle is not None
 
 
-async def test_nothing_of_a_refused_sync_is_kept(engine: EmbeddedEngine) -> None:
+async def test_nothing_of_a_refused_sync_is_kept(engine: SqliteEngine) -> None:
     await engine.sync_app(request(config("shop-before")))
     with pytest.raises(ConfigInvalidError):
         await engine.sync_app(request(config("shop-good"), config(throttle={"limit": 0, "period": "1m"})))
-    assert [function.id for function in await engine.list_functions("shop") or []] == ["shop-before"]
+    assert [function.id for function in await engine.list_app_functions("shop") or []] == ["shop-before"]
 
 
-async def test_a_function_without_triggers_is_there_to_be_invoked(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_function_without_triggers_is_there_to_be_invoked(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("quiet", triggers=[])
     def quiet(steps: Steps) -> object:
         return "invoked"
@@ -190,7 +190,7 @@ async def test_a_function_without_triggers_is_there_to_be_invoked(engine: Embedd
     assert (await ended(engine, receipt.run_id)).status is RunStatus.COMPLETED
 
 
-async def test_ids(engine: EmbeddedEngine) -> None:
+async def test_ids(engine: SqliteEngine) -> None:
     with pytest.raises(ConfigInvalidError, match="two functions have the id 'shop-f'"):
         await engine.sync_app(request(config(), config()))
     with pytest.raises(ConfigInvalidError, match="the app has no id"):
@@ -201,13 +201,13 @@ async def test_ids(engine: EmbeddedEngine) -> None:
         await engine.sync_app(request(config("f" * 513)))
 
 
-async def test_functions_of_two_apps_have_ids_of_their_own(engine: EmbeddedEngine) -> None:
+async def test_functions_of_two_apps_have_ids_of_their_own(engine: SqliteEngine) -> None:
     """``a`` and ``b-c`` make the same id as ``a-b`` and ``c``."""
     await engine.sync_app(request(config("a-b-c"), app="a"))
     with pytest.raises(
         ConfigInvalidError, match="app 'a-b': the function id 'a-b-c' is taken by a function of app 'a'"
     ):
         await engine.sync_app(request(config("a-b-c"), app="a-b"))
-    assert await engine.list_functions("a-b") is None
+    assert await engine.list_app_functions("a-b") is None
     await engine.sync_app(request(app="a"))
     assert (await engine.sync_app(request(config("a-b-c"), app="a-b"))).modified

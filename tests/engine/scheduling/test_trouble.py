@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling import event_routing
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.requests import http_call
 from durably.engine.scheduling.requests.http_call import open_socket
 from durably.engine.scheduling.transaction import Transaction
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
 from durably.protocol.call import CallRequest
 from durably.protocol.events import Event
@@ -29,7 +29,7 @@ from ..small_app import SmallApp, Steps
 from .test_syncs import config
 
 
-async def limit_pages(engine: EmbeddedEngine, pages: int) -> None:
+async def limit_pages(engine: SqliteEngine, pages: int) -> None:
     """Let the database grow so far and no further, as on a full disk."""
 
     def unit(transaction: Transaction) -> None:
@@ -61,7 +61,7 @@ async def trying_again() -> AsyncIterator[asyncio.Event]:
     logging.getLogger("durably.engine").removeHandler(heard)
 
 
-async def test_a_full_disk_loses_no_answer(engine: EmbeddedEngine, app: SmallApp, trying_again: asyncio.Event) -> None:
+async def test_a_full_disk_loses_no_answer(engine: SqliteEngine, app: SmallApp, trying_again: asyncio.Event) -> None:
     big = "x" * 300_000
 
     @app.function("big")
@@ -82,7 +82,7 @@ async def test_a_full_disk_loses_no_answer(engine: EmbeddedEngine, app: SmallApp
     assert app.executions["big"] == 1
 
 
-async def test_what_nobody_waits_for_is_tried_again_too(engine: EmbeddedEngine, trying_again: asyncio.Event) -> None:
+async def test_what_nobody_waits_for_is_tried_again_too(engine: SqliteEngine, trying_again: asyncio.Event) -> None:
     attempts = 0
 
     def unit(transaction: Transaction) -> None:
@@ -99,7 +99,7 @@ async def test_what_nobody_waits_for_is_tried_again_too(engine: EmbeddedEngine, 
     assert [event.event.name for event in await engine.list_events()] == ["stored at last"]
 
 
-async def test_a_connection_that_the_app_was_closing_costs_no_attempt(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_connection_that_the_app_was_closing_costs_no_attempt(engine: SqliteEngine, app: SmallApp) -> None:
     """A server may close an idle connection just as it is used again."""
 
     @app.function("two", retries=0)
@@ -124,7 +124,7 @@ async def test_a_connection_that_the_app_was_closing_costs_no_attempt(engine: Em
 
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(
-    engine: EmbeddedEngine, app: SmallApp, is_late: bool, monkeypatch: pytest.MonkeyPatch
+    engine: SqliteEngine, app: SmallApp, is_late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first time, over a connection that was kept, it looks as if the app had closed that, unless it had long been
     used; never again."""
@@ -178,7 +178,7 @@ async def test_a_host_that_vanishes_is_noticed(path: Path, app: SmallApp, monkey
 )
 @pytest.mark.parametrize("status", [200, 206])
 async def test_odd_answers_end_the_run_and_nothing_else(
-    engine: EmbeddedEngine, app: SmallApp, body: bytes, status: int
+    engine: SqliteEngine, app: SmallApp, body: bytes, status: int
 ) -> None:
     @app.function("odd", retries=0)
     def odd(steps: Steps) -> object:
@@ -213,7 +213,7 @@ async def test_an_engine_is_opened_again_after_it_failed_to_open(path: Path) -> 
     await asyncio.to_thread(path.write_bytes, b"rubbish" * 1000)
     for _ in range(2):
         with pytest.raises(DatabaseCorruptError):
-            await EmbeddedEngine.open(path, QUICK)
+            await SqliteEngine.open(path, QUICK)
     await asyncio.to_thread(path.unlink)
     async with opened(path) as engine:
         assert await engine.list_events() == []

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.event_routing import EventOutcome, EventOutcomes, explain_unmatched
 from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import EventView
 from durably.protocol.events import Event
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig, Trigger
@@ -16,16 +16,16 @@ from ..conftest import run_to_end, send, step_is
 from ..small_app import SmallApp, Steps
 
 
-async def unmatched(engine: EmbeddedEngine, *names: str) -> dict[str, str]:
+async def unmatched(engine: SqliteEngine, *names: str) -> dict[str, str]:
     return (await engine.accept_events([Event(name=name) for name in names])).unmatched
 
 
-async def test_an_engine_without_functions_says_so(engine: EmbeddedEngine) -> None:
+async def test_an_engine_without_functions_says_so(engine: SqliteEngine) -> None:
     assert await unmatched(engine, "a") == {"a": "no app has synced a function with this engine yet"}
 
 
 async def test_an_event_that_matches_nothing_is_pointed_out_once_in_the_log(
-    engine: EmbeddedEngine, app: SmallApp, caplog: pytest.LogCaptureFixture
+    engine: SqliteEngine, app: SmallApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.function("order", event="shop/order.placed")
     def order(steps: Steps) -> object:
@@ -40,7 +40,7 @@ async def test_an_event_that_matches_nothing_is_pointed_out_once_in_the_log(
     assert len(await engine.list_events(name="shop/odrer.placed")) == 3
 
 
-async def test_events_that_something_waits_for_or_is_cancelled_by_match(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_events_that_something_waits_for_or_is_cancelled_by_match(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter", cancel=[{"event": "stop"}], triggers=[{"event": "wait/*", "expression": "event.data.yes"}])
     def waiter(steps: Steps) -> object:
         return steps.wait_for_event("wait", "go")
@@ -52,7 +52,7 @@ async def test_events_that_something_waits_for_or_is_cancelled_by_match(engine: 
     assert await unmatched(engine, "go", "stop", "wait/later") == {}
 
 
-async def test_what_the_app_leaves_out_triggers_nothing_any_more(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_what_the_app_leaves_out_triggers_nothing_any_more(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("gone")
     def gone(steps: Steps) -> object:
         return None
@@ -87,13 +87,13 @@ def test_the_nearest_name_is_named(sent: str, nearest: str | None) -> None:
     assert (repr(nearest) in reason) if nearest else ("nearest" not in reason)
 
 
-async def notes_of(engine: EmbeddedEngine, event_id: str) -> list[str]:
+async def notes_of(engine: SqliteEngine, event_id: str) -> list[str]:
     event = await engine.get_event(event_id)
     assert event is not None
     return await engine.explain_event(event)
 
 
-async def test_what_an_event_did_besides_starting_runs_is_told(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_what_an_event_did_besides_starting_runs_is_told(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter", event="go", cancel=[{"event": "stop"}])
     def waiter(steps: Steps) -> object:
         steps.wait_for_event("shipped", "order/shiped")
@@ -112,7 +112,7 @@ async def test_what_an_event_did_besides_starting_runs_is_told(engine: EmbeddedE
     assert await notes_of(engine, await send(engine, "go")) == []
 
 
-async def test_conditions_that_are_false_are_told(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_conditions_that_are_false_are_told(engine: SqliteEngine, app: SmallApp) -> None:
     for name, expression in (("large", "event.data.total > 3"), ("small", "event.data.total <= 3"), ("any", None)):
         app.function(name, triggers=[{"event": "order", "expression": expression}])(lambda steps: None)
     await engine.sync_app(app.sync_request())
@@ -121,7 +121,7 @@ async def test_conditions_that_are_false_are_told(engine: EmbeddedEngine, app: S
     assert note.endswith("is false: app-large")
 
 
-async def test_a_restarted_engine_does_not_claim_to_know(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_restarted_engine_does_not_claim_to_know(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter", event="go")
     def waiter(steps: Steps) -> object:
         return steps.wait_for_event("paid", "order/paid")

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from durably.engine.core.expressions import Expression
-from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, StepStatus
 
 from ..conftest import ended, only_run, output, send, step_is
 from ..small_app import SmallApp, Steps
 
 
-async def start_waiting(engine: EmbeddedEngine, name: str, step: str, **data: object) -> str:
+async def start_waiting(engine: SqliteEngine, name: str, step: str, **data: object) -> str:
     run_id = await only_run(engine, await send(engine, name, **data))
     await step_is(engine, run_id, step, StepStatus.WAITING)
     return run_id
 
 
-async def test_an_event_that_matches_ends_the_wait(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_an_event_that_matches_ends_the_wait(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("order")
     def order(steps: Steps) -> object:
         paid = steps.wait_for_event("payment", "paid", expression="async.data.order == event.data.order")
@@ -39,7 +39,7 @@ async def test_an_event_that_matches_ends_the_wait(engine: EmbeddedEngine, app: 
     assert output(await ended(engine, seven))[1] == {"order": 7.0}
 
 
-async def test_a_wait_that_times_out_has_no_event(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_wait_that_times_out_has_no_event(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("patient")
     def patient(steps: Steps) -> object:
         return [steps.wait_for_event("short", "x", timeout="20ms"), steps.wait_for_event("none", "x", timeout="")]
@@ -53,7 +53,7 @@ async def test_a_wait_that_times_out_has_no_event(engine: EmbeddedEngine, app: S
     "expression",
     [None, "async.data.n > event.data.n", "async.data.kind == 'good' && async.data.n != event.data.n"],
 )
-async def test_all_kinds_of_expressions(engine: EmbeddedEngine, app: SmallApp, expression: str | None) -> None:
+async def test_all_kinds_of_expressions(engine: SqliteEngine, app: SmallApp, expression: str | None) -> None:
     @app.function("any")
     def anything(steps: Steps) -> object:
         return steps.wait_for_event("it", "thing", expression=expression)["data"]["n"]
@@ -67,7 +67,7 @@ async def test_all_kinds_of_expressions(engine: EmbeddedEngine, app: SmallApp, e
 
 
 async def test_an_event_meets_only_the_waits_that_it_may_end(
-    engine: EmbeddedEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
+    engine: SqliteEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.function("order")
     def order(steps: Steps) -> object:
@@ -90,7 +90,7 @@ async def test_an_event_meets_only_the_waits_that_it_may_end(
     assert evaluated == 1
 
 
-async def test_waits_are_found_by_index(engine: EmbeddedEngine, path: Path) -> None:
+async def test_waits_are_found_by_index(engine: SqliteEngine, path: Path) -> None:
     with sqlite3.connect(path) as connection:
         plans = [
             connection.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
@@ -106,7 +106,7 @@ async def test_waits_are_found_by_index(engine: EmbeddedEngine, path: Path) -> N
     assert all("USING" in steps[0][3] and "SCAN waits" not in steps[0][3] for steps in plans), plans
 
 
-async def test_one_event_wakes_several_and_triggers_too(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_one_event_wakes_several_and_triggers_too(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter")
     def waiter(steps: Steps) -> object:
         return steps.wait_for_event("both", "news")["data"]["n"]
@@ -122,7 +122,7 @@ async def test_one_event_wakes_several_and_triggers_too(engine: EmbeddedEngine, 
     assert output(await ended(engine, await only_run(engine, event_id))) == "read"
 
 
-async def test_signals(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_signals(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter")
     def waiter(steps: Steps) -> object:
         return steps.options("go", "WaitForSignal", signal="launch", timeout="1h", conflict="fail")
@@ -136,7 +136,7 @@ async def test_signals(engine: EmbeddedEngine, app: SmallApp) -> None:
     assert output(await ended(engine, run_id)) == {"signal": "launch", "data": {"by": "ann"}}
 
 
-async def test_two_waits_for_one_signal(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_two_waits_for_one_signal(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter", retries=0)
     def waiter(steps: Steps) -> object:
         assert steps.event is not None

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from durably.engine.core.errors import BackupFailedError, DatabaseCorruptError, DatabaseMissingError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.sqlite.maintenance import back_up, check_database
+from durably.engine.sqlite_engine import SqliteEngine
 
 from ..conftest import ended, only_run, opened, output, send, step_is
 from ..small_app import SmallApp, Steps
 
 
-async def test_a_copy_is_whole_and_goes_on_by_itself(engine: EmbeddedEngine, path: Path, app: SmallApp) -> None:
+async def test_a_copy_is_whole_and_goes_on_by_itself(engine: SqliteEngine, path: Path, app: SmallApp) -> None:
     """Made in the middle of load; whatever had been acknowledged when it began is in it, and its runs go on."""
 
     @app.function("patient")

@@ -20,13 +20,13 @@ from durably.engine.core.errors import (
     EngineClosedError,
     StaleCallError,
 )
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import Durability
 from durably.engine.sqlite import database
 from durably.engine.sqlite.database import open_database, take_ownership
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.writer import Writer
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
 from durably.protocol.events import Event
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 async def test_one_engine_owns_a_database(path: Path) -> None:
     async with opened(path):
         with pytest.raises(DatabaseLockedError, match=r"engine\.db belongs to another engine"):
-            await EmbeddedEngine.open(path, QUICK)
+            await SqliteEngine.open(path, QUICK)
     async with opened(path):
         pass
 
@@ -56,7 +56,7 @@ async def test_a_newer_database_is_refused_and_left_alone(path: Path) -> None:
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     connection.close()
     with pytest.raises(DatabaseTooNewError, match="update Durably"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
     connection.close()
@@ -70,7 +70,7 @@ def text_file(path: Path) -> Path:
 
 async def test_what_is_no_database_is_refused(text_file: Path) -> None:
     with pytest.raises(DatabaseCorruptError, match=r"engine\.db"):
-        await EmbeddedEngine.open(text_file, QUICK)
+        await SqliteEngine.open(text_file, QUICK)
 
 
 async def test_another_programs_database_is_refused(path: Path) -> None:
@@ -78,7 +78,7 @@ async def test_another_programs_database_is_refused(path: Path) -> None:
     connection.execute("CREATE TABLE customers (id INTEGER)")
     connection.close()
     with pytest.raises(DatabaseCorruptError, match="another program"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
 
 
 def change(path: Path, statement: str) -> None:

@@ -20,8 +20,8 @@ from durably.engine.core.errors import (
     DatabaseUnavailableError,
     EngineClosedError,
 )
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.sqlite.maintenance import back_up
+from durably.engine.sqlite_engine import SqliteEngine
 
 from ..conftest import QUICK, opened, send
 
@@ -133,7 +133,7 @@ async def test_a_second_engine_by_a_symbolic_link_is_refused(path: Path, tmp_pat
         other = tmp_path / "directory" / path.name
     async with opened(path) as engine:
         with pytest.raises(DatabaseLockedError):
-            await EmbeddedEngine.open(other, QUICK)
+            await SqliteEngine.open(other, QUICK)
         await send(engine, "still at work")
 
 
@@ -142,10 +142,10 @@ async def test_a_second_engine_by_a_hard_link_is_refused(path: Path, tmp_path: P
     async with opened(path):
         os.link(path, other)
         with pytest.raises(DatabaseLinkedError, match="2 hard links"):
-            await EmbeddedEngine.open(other, QUICK)
+            await SqliteEngine.open(other, QUICK)
     for name in (path, other):
         with pytest.raises(DatabaseLinkedError):
-            await EmbeddedEngine.open(name, QUICK)
+            await SqliteEngine.open(name, QUICK)
     other.unlink()
     async with opened(path) as engine:
         await send(engine, "again")
@@ -163,7 +163,7 @@ async def test_work_goes_on_while_others_read_and_copy_the_database(path: Path, 
 
 async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises((DatabaseUnavailableError, OSError), match="no-directory"):
-        await EmbeddedEngine.open(Path("/proc/no-directory/engine.db"), QUICK)
+        await SqliteEngine.open(Path("/proc/no-directory/engine.db"), QUICK)
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
@@ -182,7 +182,7 @@ async def test_a_database_of_another_user_is_refused(path: Path, suffix: str, mo
 
     monkeypatch.setattr(Path, "lstat", of_another)
     with pytest.raises(DatabaseNotOwnedError, match=rf"engine\.db{suffix} belongs to the user .*chown"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -191,7 +191,7 @@ async def test_root_uses_only_databases_of_their_directorys_owner(path: Path) ->
         pass
     os.chown(path, 12345, -1)
     with pytest.raises(DatabaseNotOwnedError, match="belongs to the user 12345"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
     os.chown(path.parent, 12345, -1)
     async with opened(path) as engine:
         await send(engine, "a")
@@ -202,7 +202,7 @@ async def test_a_log_that_is_a_symbolic_link_is_refused(path: Path, tmp_path: Pa
         pass
     path.with_name("engine.db-wal").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DatabaseNotOwnedError, match=r"engine\.db-wal is a symbolic link"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
 
 
 async def test_a_mode_that_cannot_be_changed_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ async def test_a_mode_that_cannot_be_changed_is_refused(path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "chmod", refuse)
     with pytest.raises(DatabaseNotOwnedError, match=r"can be opened by other users \(mode 664\).*0600"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
 
 
 def plant_fifo(file: Path) -> None:
@@ -234,7 +234,7 @@ def plant_link(file: Path) -> None:
 async def test_a_lock_file_that_is_not_a_file_is_refused(path: Path, plant: Callable[[Path], None]) -> None:
     plant(path.with_name("engine.db.lock"))
     with pytest.raises(DatabasePathError, match=r"engine\.db\.lock is .*remove it"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
     assert not path.with_name("elsewhere").exists()
 
 
@@ -243,7 +243,7 @@ async def test_a_lock_file_that_is_a_hard_link_empties_no_file(path: Path, tmp_p
     await asyncio.to_thread(precious.write_text, "precious")
     os.link(precious, path.with_name("engine.db.lock"))
     with pytest.raises(DatabaseLinkedError, match=r"engine\.db\.lock has 2 hard links"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
     assert await asyncio.to_thread(precious.read_text) == "precious"
 
 
@@ -255,7 +255,7 @@ async def test_a_lock_file_of_another_user_is_refused(path: Path) -> None:
     os.chmod(lock, 0o666)
     os.chown(lock, 12345, -1)
     with pytest.raises(DatabaseNotOwnedError, match=r"engine\.db\.lock belongs to the user 12345"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
 
 
 @pytest.mark.parametrize("plant", [plant_fifo, plant_directory])
@@ -265,12 +265,12 @@ async def test_a_path_that_is_not_a_file_is_refused_and_keeps_its_mode(
     plant(path)
     os.chmod(path, 0o666)
     with pytest.raises(DatabasePathError, match=r"engine\.db is .*another path"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
     assert modes(path.parent) == {"engine.db": 0o666}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("use", [EmbeddedEngine.open, Embedded])
+@pytest.mark.parametrize("use", [SqliteEngine.open, Embedded])
 async def test_a_database_is_not_created_where_another_users_link_leads(
     path: Path, tmp_path: Path, use: Callable[..., object]
 ) -> None:
@@ -284,7 +284,7 @@ async def test_a_database_is_not_created_where_another_users_link_leads(
 async def test_a_symbolic_link_to_itself_is_refused(path: Path) -> None:
     os.symlink(path, path)
     with pytest.raises(DatabasePathError, match="leads to itself"):
-        await EmbeddedEngine.open(path, QUICK)
+        await SqliteEngine.open(path, QUICK)
 
 
 @pytest.mark.parametrize(("mode", "lines"), [(0o777, 1), (0o1777, 0), (0o775, 0)])

@@ -68,6 +68,14 @@ class EventInvalidError(EngineError):
     """An event cannot be accepted. Nothing of what was sent together with it was stored."""
 
 
+class EventTooLargeError(EventInvalidError):
+    """An event is larger than the engine's limit (413)."""
+
+
+class BodyInvalidError(EngineError):
+    """The JSON of a request is malformed, or has the wrong shape (400)."""
+
+
 class ConfigInvalidError(EngineError):
     """A sync was refused. The message names the function and the option."""
 

@@ -9,16 +9,19 @@ from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
 
+from durably.engine.operations import Access
 from durably.engine.sparse_log import SparseLog
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
 from durably.protocol.text import get_logger
 
-from .bodies import header_parameter
-from .responses import ApiError
+from .messages import ApiError
 
+_logger = get_logger("durably.engine.api")
+
+_ADVICE = "only local ones are allowed; `durably dev --allowed-host NAME` allows another"
+_MOST_KNOWN = 100
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_HOST = "*"
 _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?::[0-9]{0,5})?")
@@ -36,6 +39,8 @@ class AllowedHosts:
         self._any = ANY_HOST in names
         self._any_address = listening in ("", "0.0.0.0", "::")
         self._names = frozenset(_normalise(name) for name in (*LOOPBACK_HOSTS, listening, *names))
+        self._known: set[str] = set()
+        """``Host`` headers that were found to be allowed."""
 
     def allows_host(self, header: str | None) -> bool:
         """Whether a request may have this ``Host`` header: a name or an address, with or without a port."""
@@ -49,6 +54,21 @@ class AllowedHosts:
         except ValueError:  # such as "http://["
             return False
         return host is not None and self._allows(host)
+
+    def refuse(self, request: web.Request) -> str | None:
+        """The reason why a development engine refuses this request; ``None`` if it does not."""
+        header, host, origin = request.headers.get(hdrs.HOST), request.host, request.headers.get(hdrs.ORIGIN)
+        if header is None:
+            return "the development engine refuses requests without a Host header"
+        # An absolute URL in the request line replaces the header (RFC 9112 §3.2.2). aiohttp returns it as the host.
+        for name in (header,) if host == header else (header, host):
+            if name not in self._known and not self.allows_host(name):
+                return f"the development engine refuses requests to the host {name!a}: {_ADVICE}"
+            if len(self._known) < _MOST_KNOWN:
+                self._known.add(name)
+        if origin and not self.allows_origin(origin):
+            return f"the development engine refuses requests of pages of another origin, {origin!a}: {_ADVICE}"
+        return None
 
     def _allows(self, host: str) -> bool:
         host = _normalise(host)
@@ -91,36 +111,6 @@ def _normalise(host: str) -> str:
     return str(mapped or address)
 
 
-MAX_AGE_SECONDS = 3600
-
-
-async def preflight(request: web.Request) -> web.Response:
-    """``OPTIONS /e/{key}``."""
-    return web.Response(
-        status=204,
-        headers={
-            "access-control-allow-methods": "POST",
-            "access-control-allow-headers": header_parameter(request, "access-control-request-headers") or "*",
-            "access-control-max-age": str(MAX_AGE_SECONDS),
-        },
-    )
-
-
-async def allow_any_origin(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal ``on_response_prepare``: also of errors, which the page must be able to read."""
-    if request.path.startswith("/e/") and "origin" in request.headers:
-        response.headers["access-control-allow-origin"] = "*"
-        response.headers["vary"] = "origin"
-
-
-_logger = get_logger("durably.engine.api")
-
-EVENTS_PATH = "/e/{key}"
-_OPEN_PATHS = frozenset({"/health", "/ready", EVENTS_PATH})
-"""Need no bearer token. ``EVENTS_PATH`` checks the event key instead."""
-_ADVICE = "only local ones are allowed; `durably dev --allowed-host NAME` allows another"
-
-
 class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
     """What the API accepts. Raises ``ValueError`` for cloud mode without keys, or with keys that are only a prefix."""
 
@@ -140,31 +130,27 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
         return f"ApiKeys({self.server_kind}, {len(self.event_keys)} event keys, {len(self.signing_keys)} signing keys)"
 
 
-def authorize(keys: ApiKeys, hosts: AllowedHosts) -> Middleware:
-    """Middleware that answers 401 or 403 to requests that are not allowed. ``hosts`` is used in dev mode only."""
-    refusals = SparseLog(_logger)
-    # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends the hash alone.
-    tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
+class Gate:
+    """Checks who may use a route. ``hosts`` is used in dev mode only, which needs no keys."""
 
-    @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        path = _route(request)
-        if keys.server_kind is ServerKind.DEV:
-            if refusal := _refuse_strangers(request, hosts):
-                refusals.log(logging.WARNING, "%s", refusal)
+    def __init__(self, keys: ApiKeys, hosts: AllowedHosts) -> None:
+        self._is_dev = keys.server_kind is ServerKind.DEV
+        self._event_keys = keys.event_keys
+        # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends the hash alone.
+        self._tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
+        self._hosts = hosts
+        self._refusals = SparseLog(_logger)
+
+    def check(self, request: web.Request, access: Access) -> None:
+        """Raises ``ApiError``: 403 for a foreign host or origin, 401 for a missing or wrong key."""
+        if self._is_dev:
+            if refusal := self._hosts.refuse(request):
+                self._refusals.log(logging.WARNING, "%s", refusal)
                 raise ApiError(403, refusal)
-        elif path == EVENTS_PATH:
-            _check_event_key(request, keys.event_keys)
-        elif path not in _OPEN_PATHS:
-            _check_bearer(request, tokens)
-        return await handler(request)
-
-    return middleware
-
-
-def _route(request: web.Request) -> str | None:
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else None
+        elif access is Access.EVENT_KEY:
+            _check_event_key(request, self._event_keys)
+        elif access is not Access.OPEN:
+            _check_bearer(request, self._tokens)
 
 
 def _check_event_key(request: web.Request, event_keys: Iterable[str]) -> None:
@@ -181,7 +167,7 @@ def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
     if scheme.lower() != "bearer" or not token:
         raise ApiError(
             401,
-            "the request needs the header Authorization: Bearer <hashed signing key> (apps and commands send it where "
+            "the request needs the header Authorization: Bearer <hashed signing key> (apps and commands send it if "
             "DURABLY_SIGNING_KEY is set)",
         )
     if not _is_one_of(token.strip(), tokens):
@@ -193,25 +179,11 @@ def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
 
 
 def _is_one_of(given: str, accepted: Iterable[str]) -> bool:
-    # All are compared before any counts: how long it takes must not tell which key matched.
+    # All are compared: the time must not show which key matched.
     matches = [hmac.compare_digest(_bytes(given), _bytes(one)) for one in accepted]
     return any(matches)
 
 
 def _bytes(text: str) -> bytes:
-    # Bytes of a header that are no UTF-8 arrive as surrogates.
+    # Bytes of a header that are not UTF-8 arrive as surrogates.
     return text.encode(errors="surrogateescape")
-
-
-def _refuse_strangers(request: web.Request, hosts: AllowedHosts) -> str | None:
-    """The reason why a development engine refuses this request; ``None`` if it does not."""
-    header, origin = request.headers.get(hdrs.HOST), request.headers.get(hdrs.ORIGIN)
-    if header is None:
-        return "the development engine refuses requests without a Host header"
-    # An absolute URL in the request line replaces the header (RFC 9112 §3.2.2). aiohttp returns it as the host.
-    for host in (header, request.host):
-        if not hosts.allows_host(host):
-            return f"the development engine refuses requests to the host {host!a}: {_ADVICE}"
-    if origin and not hosts.allows_origin(origin):
-        return f"the development engine refuses requests of pages of another origin, {origin!a}: {_ADVICE}"
-    return None

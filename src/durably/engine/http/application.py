@@ -1,65 +1,34 @@
-"""The routes of the HTTP API, as an aiohttp application."""
-
-from collections.abc import Sequence
+"""The HTTP API as an aiohttp application: the routes, and what each request passes."""
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 
-from durably.engine.engine import EmbeddedEngine
-from durably.protocol.headers import Header, ServerKind
+from durably.engine.interface import Engine
+from durably.engine.operations import Access, operations_of
+from durably.engine.sqlite_engine import SqliteEngine
+from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
-from . import access, events, functions, info, runs, sdk_routes, sync
-from .access import EVENTS_PATH, AllowedHosts, ApiKeys, authorize
-from .conflicts import AppConflicts
-from .failures import HEALTH_PATH, answer_expectation, answer_unrouted, failures_as_json, refuse_once_stopped
-from .state import STATE, AcceptedSync, ApiState, OnSync, SyncAt
+from .access import AllowedHosts, ApiKeys, Gate
+from .connections import CONNECTIONS
+from .messages import ApiError, answer_error, answer_expectation
+from .routes import (
+    HEALTH_PATH,
+    SERVER_ROUTES,
+    UNROUTED,
+    ApiState,
+    Route,
+    operation_route,
+    unsupported_routes,
+)
+from .syncs import AcceptedSync, AppConflicts, OnSync, SyncAt
 
-_ROUTES = (
-    web.get(HEALTH_PATH, info.get_health),
-    web.get("/ready", info.get_readiness),
-    web.post(EVENTS_PATH, events.receive_events),
-    web.post("/fn/register", sync.register),
-    web.post("/invoke/{function_id}", runs.invoke_function),
-    web.get("/v0/runs/{run_id}/batch", runs.get_run_batch),
-    web.get("/v0/runs/{run_id}/actions", runs.get_run_actions),
-    web.get("/v1/events", events.list_events),
-    web.get("/v1/events/{event_id}", events.get_event),
-    web.get("/v1/events/{event_id}/runs", events.list_event_runs),
-    web.get("/v1/updates", info.stream_updates),
-    web.get("/v1/runs", runs.list_runs),
-    web.get("/v1/runs/{run_id}", runs.get_run),
-    web.delete("/v1/runs/{run_id}", runs.cancel_run),
-    web.get("/v1/runs/{run_id}/jobs", runs.list_run_jobs),
-    web.post("/v1/runs/{run_id}/metadata", sdk_routes.add_metadata),
-    web.get("/v1/runs/{run_id}/metadata", sdk_routes.list_metadata),
-    web.get("/v1/runs/{run_id}/traces", sdk_routes.list_traces),
-    web.post("/v1/traces/userland", sdk_routes.add_traces),
-    web.get("/v1/runs/{run_id}/steps", runs.list_run_steps),
-    web.get("/v1/runs/{run_id}/attempts", runs.list_run_attempts),
-    web.post("/v1/runs/{run_id}/rerun", runs.rerun),
-    web.post("/v1/signals", sdk_routes.send_signal),
-    web.get("/v1/functions", functions.list_functions),
-    web.post("/v1/functions/{function_id}/pause", functions.pause_function),
-    web.post("/v1/functions/{function_id}/resume", functions.resume_function),
-    web.post("/v1/cancellations", functions.cancel_runs),
-    web.get("/v1/cancellations", functions.list_cancellations),
-    web.get("/v1/cancellations/{cancellation_id}", functions.get_cancellation),
-    web.delete("/v1/cancellations/{cancellation_id}", functions.delete_cancellation),
-    web.post("/v1/replays", functions.replay_runs),
-    web.get("/v1/replays", functions.list_replays),
-    web.get("/v1/replays/{replay_id}", functions.get_replay),
-    web.get("/v1/apps/{app_id}/functions", sync.list_functions),
-    web.post("/v1/apps/sync", sync.sync_app),
-    web.post("/v1/checkpoint/{run_id}/async", sdk_routes.checkpoint_call),
-)
-_DEV_ROUTES = (
-    web.get("/dev", info.get_dev_info),
-    web.options(EVENTS_PATH, access.preflight),
-)
+_LOCAL = AllowedHosts()
+_EVENTS = "/e/"
 
 
 def ignore_sync(sync: AcceptedSync) -> None:
-    """The ``on_sync`` of those who do not care."""
+    """The default of ``on_sync``."""
 
 
 async def _is_never_alive(url: str) -> bool:
@@ -67,44 +36,60 @@ async def _is_never_alive(url: str) -> bool:
     return False
 
 
-_LOCAL = AllowedHosts()
-
-
 def create_api(
-    engine: EmbeddedEngine,
+    engine: SqliteEngine,
     keys: ApiKeys,
     *,
     hosts: AllowedHosts = _LOCAL,
     on_sync: OnSync = ignore_sync,
     sync_at: SyncAt | None = None,
     conflicts: AppConflicts | None = None,
+    has_limits: bool = True,
 ) -> web.Application:
     """The API of an open engine. Serve it without an access log, because paths of ``/e/`` contain event keys.
 
     ``hosts`` are the allowed hosts of a development engine. ``sync_at`` syncs apps, if they have URLs.
+    ``has_limits=False``: lists may be of any length, for clients in processes of the same app.
     """
-    app = web.Application(
-        middlewares=[failures_as_json, authorize(keys, hosts), refuse_once_stopped],
-        client_max_size=MAX_REQUEST_BYTES,
-    )
+    app = web.Application(client_max_size=MAX_REQUEST_BYTES)
     conflicts = conflicts or AppConflicts(engine, _is_never_alive)
-    app[STATE] = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts)
-    app.add_routes(_expecting(_ROUTES))
-    app.add_routes(_expecting(sdk_routes.routes()))
-    app.on_response_prepare.append(_add_server_kind)
-    if keys.server_kind is ServerKind.DEV:
-        app.add_routes(_expecting(_DEV_ROUTES))
-        app.on_response_prepare.append(access.allow_any_origin)
-    app.add_routes(_expecting([web.route(hdrs.METH_ANY, "/{path:.*}", answer_unrouted)]))
+    api = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts, has_limits)
+    gate = Gate(keys, hosts)
+    operations = [operation_route(operation) for operation in operations_of(Engine).values()]
+    for route in (*SERVER_ROUTES, *operations, *unsupported_routes(), UNROUTED):
+        if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
+            app.router.add_route(
+                route.method, route.path, _endpoint(api, gate, route), expect_handler=answer_expectation
+            )
     return app
 
 
-def _expecting(routes: Sequence[web.RouteDef]) -> list[web.RouteDef]:
-    return [
-        web.RouteDef(route.method, route.path, route.handler, {**route.kwargs, "expect_handler": answer_expectation})
-        for route in routes
-    ]
+def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
+    """What each request passes: its connection's limits, access, the handler, and errors."""
+    engine, handle, headers = api.engine, route.handle, api.headers()
+    is_health, is_events = route.path == HEALTH_PATH, route.path.startswith(_EVENTS)
+    is_cross_origin = is_events and api.server_kind is ServerKind.DEV
 
+    async def answer(request: web.Request) -> web.StreamResponse:
+        connections = request.app.get(CONNECTIONS)
+        connection = None if connections is None else connections.begin_request(request)
+        try:
+            gate.check(request, route.access)
+            # The process lives: if a supervisor restarted it, it might start with an empty database.
+            if engine.stop_error is not None and not is_health:
+                raise ApiError(503, f"the engine has stopped: {engine.stop_error.message}")
+            response = await handle(api, request)
+        except Exception as error:
+            response = answer_error(request, error)
+        finally:
+            if connection is not None:
+                connection.end_request()
+        if not response.prepared:
+            response.headers.update(headers)
+            if is_cross_origin and hdrs.ORIGIN in request.headers:
+                # Errors too: the page must be able to read them.
+                response.headers["access-control-allow-origin"] = "*"
+                response.headers["vary"] = "origin"
+        return response
 
-async def _add_server_kind(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers[Header.SERVER_KIND] = request.config_dict[STATE].server_kind
+    return answer

@@ -10,11 +10,10 @@ from typing import cast
 
 import msgspec
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from durably.engine.sparse_log import SparseLog
 
-from .failures import SERVER_LOGGER
+from .messages import SERVER_LOGGER
 
 _SURE_SECONDS = 1.0
 """Time for a new connection's first request, before the connection may be closed to make room."""
@@ -48,7 +47,7 @@ def _descriptor_limit() -> int:
 
 
 class Connections:
-    """Serves a listening socket. Add ``middleware`` to the application, before all others, then ``start``."""
+    """Serves a listening socket. The application has it at ``CONNECTIONS`` before it is started."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -83,16 +82,12 @@ class Connections:
         if self._sweeping is not None:
             self._sweeping.cancel()
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    def begin_request(self, request: web.Request) -> "_Connection | None":
+        """The connection of a request, which has a request under way; ``None`` if it has gone."""
         connection = self._open.get(request.protocol)
-        if connection is None:  # its connection has gone
-            return await handler(request)
-        connection.begin_request()
-        try:
-            return await handler(request)
-        finally:
-            connection.end_request()
+        if connection is not None:
+            self._waiting.pop(connection, None)
+        return connection
 
     # for connections
 
@@ -104,9 +99,6 @@ class Connections:
         self._open.pop(connection.inner, None)
         self._waiting.pop(connection, None)
         self._notify()
-
-    def has_request(self, connection: "_Connection") -> None:
-        self._waiting.pop(connection, None)
 
     def waits(self, connection: "_Connection") -> None:
         if connection.inner in self._open:
@@ -153,9 +145,6 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     # requests
-
-    def begin_request(self) -> None:
-        self._connections.has_request(self)
 
     def end_request(self) -> None:
         """The answer is complete; aiohttp sends it next."""
@@ -221,6 +210,8 @@ class _Connection(asyncio.Protocol):
         self._unsent = sys.maxsize  # the client reads its answer
         self.inner.resume_writing()
 
+
+CONNECTIONS = web.AppKey("connections", Connections)
 
 _RETRY_SECONDS = 0.25
 """Delay before the next ``accept`` if no connection has ended."""

@@ -17,17 +17,16 @@ from aiohttp import hdrs
 from yarl import URL
 
 from durably.engine.core.errors import EngineError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.requests.http_call import read_limited, sign_request, was_sent
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.decoding import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from durably.protocol.text import get_logger, printable, redact_url, redact_urls
 
-from .conflicts import AppConflicts
-from .state import AcceptedSync, OnSync
+from .syncs import AcceptedSync, AppConflicts, OnSync
 
 TIMEOUT_SECONDS = 10.0
 """From the request to the end of the answer."""
@@ -92,7 +91,7 @@ class AppDiscovery:
     Give ``note_sync`` to ``create_api`` as its ``on_sync``; each accepted sync is passed on to ``on_sync``.
     """
 
-    def __init__(self, engine: EmbeddedEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
+    def __init__(self, engine: SqliteEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
         self._engine, self._settings, self._origin, self._on_sync = engine, settings, origin, on_sync
         self.conflicts = AppConflicts(engine, self._is_alive)
         self._awaited: dict[str, AcceptedSync | None] = {}

@@ -13,16 +13,16 @@ from typing import Self
 from aiohttp import web
 
 from durably.engine.core.errors import EngineError
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.text import describe_os_error, reachable
 
 from .access import AllowedHosts, ApiKeys
 from .application import create_api, ignore_sync
-from .connections import ConnectionLimits, Connections
+from .connections import CONNECTIONS, ConnectionLimits, Connections
 from .discovery import AppDiscovery
-from .failures import SERVER_LOGGER
-from .state import OnSync
+from .messages import SERVER_LOGGER
+from .syncs import OnSync
 
 _LIMITS = ConnectionLimits()
 DEFAULT_HOST = "127.0.0.1"
@@ -51,7 +51,7 @@ class EngineServer:
 
     def __init__(
         self,
-        engine: EmbeddedEngine,
+        engine: SqliteEngine,
         discovery: AppDiscovery,
         runner: web.AppRunner,
         connections: Connections,
@@ -85,7 +85,7 @@ class EngineServer:
         )
         listener = listen(host, port)
         try:
-            engine = await EmbeddedEngine.open(path, settings)
+            engine = await SqliteEngine.open(path, settings)
         except OSError as error:
             listener.close()
             raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
@@ -128,7 +128,7 @@ async def serve_api(
 ) -> tuple[web.AppRunner, Connections]:
     """Serve the API on a listening socket. Close the connections first, then clean up the runner."""
     connections = Connections(limits)
-    api.middlewares.insert(0, connections.middleware)
+    api[CONNECTIONS] = connections
     runner = web.AppRunner(
         api,
         access_log=None,

@@ -3,6 +3,7 @@
 Nothing depends on them, so their size is bounded. The rest is dropped, and a line is logged.
 """
 
+import contextlib
 import sqlite3
 
 import msgspec
@@ -75,4 +76,12 @@ def list_traces(connection: sqlite3.Connection, run_id: str) -> list[TracesView]
     rows = connection.execute(
         "SELECT received_at, content_type, body FROM traces WHERE instr(body, ?) > 0 ORDER BY key", (run_id.encode(),)
     ).fetchall()
-    return [TracesView(received_at=to_datetime(at), content_type=kind, body=body) for at, kind, body in rows]
+    return [_traces_view(*row) for row in rows]
+
+
+def _traces_view(received_at: int, content_type: str, body: bytes) -> TracesView:
+    encoded = msgspec.Raw(msgspec.json.encode(body))  # base64
+    if content_type == "application/json":
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            encoded = msgspec.json.decode(body, type=msgspec.Raw)
+    return TracesView(received_at=to_datetime(received_at), content_type=content_type, body=encoded)

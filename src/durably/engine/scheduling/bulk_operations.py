@@ -6,17 +6,14 @@ hour it also cancels runs of the function that descend from a run that it cancel
 repeatedly cannot escape it.
 """
 
-import datetime as dt
 from collections.abc import Callable, Collection
-
-import msgspec
 
 from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 from durably.engine.core.expressions import ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.sqlite.app_tables import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.run_tables import Store
-from durably.engine.views import to_milliseconds
+from durably.engine.views import Selection, to_milliseconds
 
 from . import triggers
 from .outbox import ContinueBulkOperation, ControlsChanged
@@ -27,16 +24,6 @@ from .transaction import Transaction
 _TOGETHER = 200
 """Runs looked at in one unit of work: others should not wait long for it."""
 _ALL_RUNS = 2**62
-
-
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs of a function: those created from ``started_after`` until before ``started_before``, for whose event the
-    expression holds."""
-
-    function_id: str
-    started_before: dt.datetime
-    started_after: dt.datetime | None = None
-    expression: str | None = None
 
 
 def check_selection(selection: Selection) -> None:

@@ -24,7 +24,7 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.transition import data_memo
 from durably.engine.sqlite.flow_tables import DeadlineKind
-from durably.engine.views import InvokeReceipt, SyncResult, to_datetime
+from durably.engine.views import FromStep, InvokeReceipt, SyncResult, to_datetime
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
@@ -36,7 +36,7 @@ from .bulk_operations import refuse_paused
 from .events import make_internal_event
 from .outbox import BucketAt, CallAt, DeadlineAt, StoredTimer, Synced, ThrottleAt, TickAt, TimerAt
 from .registry import Function
-from .reruns import FromStep, plan_rerun
+from .reruns import plan_rerun
 from .transaction import Transaction
 
 _LATE = {

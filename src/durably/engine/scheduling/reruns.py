@@ -7,6 +7,7 @@ import msgspec
 from durably.engine.core.errors import StepNotFoundError
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
 from durably.engine.sqlite.run_tables import RunRow, Store
+from durably.engine.views import FromStep
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import hash_step_id
 
@@ -15,14 +16,6 @@ from .registry import Function
 from .transaction import Transaction
 
 _MOST_NAMED = 20
-
-
-class FromStep(msgspec.Struct, frozen=True):
-    """``step_id`` is the step's id as the user wrote it, or the hashed one; ``input`` a JSON array of arguments for the
-    step in place of its own."""
-
-    step_id: str
-    input: list[msgspec.Raw] | None = None
 
 
 class Rerun(msgspec.Struct, frozen=True):

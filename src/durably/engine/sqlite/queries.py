@@ -4,9 +4,10 @@ import datetime as dt
 import itertools
 import sqlite3
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from durably.engine.core.call_body import job_id_of, join_memos
 from durably.engine.core.errors import DatabaseCorruptError
@@ -17,10 +18,11 @@ from durably.engine.sqlite.run_tables import read_run_state
 from durably.engine.views import (
     AppView,
     AttemptView,
-    BulkOperationView,
     CallView,
+    CancellationView,
     EventView,
     FunctionView,
+    ReplayView,
     RunView,
     StepStatus,
     StepView,
@@ -31,7 +33,9 @@ from durably.engine.views import (
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode, hash_step_id
 from durably.protocol.sync import FunctionConfig
+from durably.protocol.text import redact_url
 
+Bulk = TypeVar("Bulk", CancellationView, ReplayView)
 IsUnderWay = Callable[[int, int], bool]
 """Whether the call of a run's key and a generation is under way."""
 FirstCallAt = Callable[[int], int | None]
@@ -129,34 +133,58 @@ def list_apps(connection: sqlite3.Connection) -> list[AppView]:
     ]
 
 
-def list_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionConfig] | None:
-    if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
-        return None
-    query = "SELECT config FROM functions WHERE app_id = ? AND is_active ORDER BY position"
-    return [_config_decoder.decode(config) for (config,) in connection.execute(query, (app_id,))]
-
-
-def list_all_functions(connection: sqlite3.Connection) -> list[FunctionView]:
+def list_functions(connection: sqlite3.Connection, app_id: str | None = None) -> list[FunctionView]:
+    """The functions of an app, or of all."""
+    conditions = Conditions()
+    conditions.add("app_id = ?", app_id)
     query = (
         "SELECT id, app_id, config, pauses.paused_at IS NOT NULL FROM functions "
-        "LEFT JOIN pauses ON pauses.function_id = functions.id WHERE is_active ORDER BY app_id, position"
+        f"LEFT JOIN pauses ON pauses.function_id = functions.id{conditions.text or ' WHERE 1'} AND is_active "
+        "ORDER BY app_id, position"
     )
-    return [
-        FunctionView(id=function_id, app_id=app_id, config=_config_decoder.decode(config), is_paused=bool(is_paused))
-        for function_id, app_id, config, is_paused in connection.execute(query)
-    ]
+    return [_function_view(*row) for row in connection.execute(query, conditions.values)]
+
+
+def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionView] | None:
+    """``None`` if no such app has synced."""
+    if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
+        return None
+    return list_functions(connection, app_id)
+
+
+def _function_view(function_id: str, app_id: str, encoded: bytes, is_paused: int) -> FunctionView:
+    config = _config_decoder.decode(encoded)
+    # URLs may contain an app's password.
+    steps = {
+        name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
+        for name, step in config.steps.items()
+    }
+    return FunctionView(
+        id=function_id,
+        name=config.name or function_id,
+        app_id=app_id,
+        config=replace(config, steps=steps),
+        is_paused=bool(is_paused),
+    )
 
 
 # bulk operations
 
 
-def list_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperationView]:
+def list_cancellations(connection: sqlite3.Connection) -> list[CancellationView]:
     """Newest first."""
-    return [bulk_operation_view(operation) for operation in reversed(read_bulk_operations(connection, kind))]
+    found = read_bulk_operations(connection, BulkOperationKind.CANCEL)
+    return [bulk_operation_view(operation, CancellationView) for operation in reversed(found)]
 
 
-def bulk_operation_view(operation: BulkOperation) -> BulkOperationView:
-    return BulkOperationView(
+def list_replays(connection: sqlite3.Connection) -> list[ReplayView]:
+    """Newest first."""
+    found = read_bulk_operations(connection, BulkOperationKind.REPLAY)
+    return [bulk_operation_view(operation, ReplayView) for operation in reversed(found)]
+
+
+def bulk_operation_view(operation: BulkOperation, view: type[Bulk]) -> Bulk:
+    return view(
         id=operation.id,
         function_id=operation.function_id,
         started_after=_moment(operation.started_after),
@@ -223,12 +251,14 @@ def _run_view(connection: sqlite3.Connection, row: Any, first_call_at: FirstCall
     if state is not None and started_at is None:
         started_at = first_call_at(key)
         status = RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING
+    event_ids = _batch_ids(connection, key) if is_batch else [event_id]
     return RunView(
         id=run_id,
         function_id=function_id,
         app_id=app_id,
         status=RunStatus(status),
-        event_ids=_batch_ids(connection, key) if is_batch else [event_id],
+        event_ids=event_ids,
+        event_id=event_ids[0] if event_ids else None,
         created_at=to_datetime(created_at),
         started_at=_moment(started_at),
         ended_at=_moment(ended_at),
@@ -324,8 +354,9 @@ def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnder
             due_at=to_datetime(call.due),
             in_flight=is_under_way(key, call.generation),
             error=call.error or None,
+            position=position,
         )
-        for call in state.calls
+        for position, call in enumerate(sorted(state.calls, key=lambda call: call.due))
     ]
 
 

@@ -14,10 +14,10 @@ from aiohttp import web
 from durably.engine.core import call_body
 from durably.engine.core.answers import Answer, AnswerVerification
 from durably.engine.core.call_body import CallData, build_body, to_sign
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.registry import Function
 from durably.engine.scheduling.requests import call_dispatch
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, UpdateKind
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_REQUEST_BYTES
@@ -37,7 +37,7 @@ def simple(app: SmallApp, *, retries: int = 0) -> None:
 
 
 async def test_the_content_of_a_call_from_memory_is_what_is_stored(
-    engine: EmbeddedEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
+    engine: SqliteEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.function("mixed", retries=1)
     def mixed(steps: Steps) -> object:
@@ -71,7 +71,7 @@ async def test_the_content_of_a_call_from_memory_is_what_is_stored(
 
 
 async def test_the_calls_of_a_sequential_run_are_made_without_reading(
-    engine: EmbeddedEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
+    engine: SqliteEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.function("sequential")
     def sequential(steps: Steps) -> object:
@@ -86,7 +86,7 @@ async def test_the_calls_of_a_sequential_run_are_made_without_reading(
     assert not reads
 
 
-async def test_what_a_call_carries(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_what_a_call_carries(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("shown", retries=2)
     def shown(steps: Steps) -> object:
         steps.run("a", lambda: 1)
@@ -152,7 +152,7 @@ async def test_signed_calls_are_canonical(path: Path, app: SmallApp) -> None:
     assert len([request for request in app.requests if "x-inngest-signature" in request.headers]) == 6
 
 
-async def test_a_large_state_is_fetched_from_the_api(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_large_state_is_fetched_from_the_api(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("large")
     def large(steps: Steps) -> object:
         if steps.call.ctx.use_api:
@@ -168,10 +168,10 @@ async def test_a_large_state_is_fetched_from_the_api(engine: EmbeddedEngine, app
     assert (body["steps"], body["events"], body["event"]["name"]) == ({}, [], "large")
     actions = await engine.run_actions(run.id)
     assert actions is not None
-    assert len(json.loads(actions)[hash_step_id("a")]["data"]) == MAX_CALL_BODY_BYTES - 100
+    assert len(json.loads(bytes(actions))[hash_step_id("a")]["data"]) == MAX_CALL_BODY_BYTES - 100
     batch = await engine.run_batch(run.id)
     assert batch is not None
-    assert json.loads(batch) == [body["event"]]
+    assert json.loads(bytes(batch)) == [body["event"]]
 
 
 def bare(status: int, body: bytes, **headers: str) -> web.Response:
@@ -206,7 +206,7 @@ def bare(status: int, body: bytes, **headers: str) -> web.Response:
     ],
 )
 async def test_answers_that_are_none(
-    engine: EmbeddedEngine, app: SmallApp, answer: web.Response, name: str, reason: str
+    engine: SqliteEngine, app: SmallApp, answer: web.Response, name: str, reason: str
 ) -> None:
     simple(app)
     app.before = lambda call: answer
@@ -229,7 +229,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     ],
 )
 async def test_an_answer_nested_too_deeply_fails_the_run_at_once(
-    engine: EmbeddedEngine, app: SmallApp, status: int, content: bytes, reason: str
+    engine: SqliteEngine, app: SmallApp, status: int, content: bytes, reason: str
 ) -> None:
     simple(app, retries=3)
     app.before = lambda call: bare(status, content, x_inngest_sdk="py:v1")
@@ -241,7 +241,7 @@ async def test_an_answer_nested_too_deeply_fails_the_run_at_once(
 
 
 @pytest.mark.parametrize("body", [b'"\\"streamed\\""', b'"streamed"', b'{"plain":1}'])
-async def test_a_streamed_answer(engine: EmbeddedEngine, app: SmallApp, body: bytes) -> None:
+async def test_a_streamed_answer(engine: SqliteEngine, app: SmallApp, body: bytes) -> None:
     simple(app)
     content = b'     {"status":200,"headers":{"X-Inngest-SDK":"py:v1","x-odd":null},"body":' + body + b"}"
     app.before = lambda call: bare(201, content)
@@ -254,7 +254,7 @@ async def test_a_streamed_answer(engine: EmbeddedEngine, app: SmallApp, body: by
         assert output(run) == (msgspec.json.decode(inner) if isinstance(inner, str) else inner)
 
 
-async def test_a_streamed_error(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_a_streamed_error(engine: SqliteEngine, app: SmallApp) -> None:
     simple(app, retries=3)
     error = json.dumps({"name": "Boom", "message": "in the stream"})
     headers = {**SDK_HEADERS, "x-inngest-no-retry": "true"}
@@ -265,7 +265,7 @@ async def test_a_streamed_error(engine: EmbeddedEngine, app: SmallApp) -> None:
     assert (run.status, output(run)["message"], len(app.calls)) == (RunStatus.FAILED, "in the stream", 1)
 
 
-async def test_an_app_that_is_down_is_called_until_it_is_back(engine: EmbeddedEngine) -> None:
+async def test_an_app_that_is_down_is_called_until_it_is_back(engine: SqliteEngine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     app = SmallApp()
@@ -287,7 +287,7 @@ async def test_an_app_that_is_down_is_called_until_it_is_back(engine: EmbeddedEn
     assert [call.ctx.attempt for call in app.calls] == [0]
 
 
-async def test_an_answer_that_breaks_off_uses_up_an_attempt(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_an_answer_that_breaks_off_uses_up_an_attempt(engine: SqliteEngine, app: SmallApp) -> None:
     simple(app, retries=1)
 
     def break_off(call: object) -> web.StreamResponse | None:
@@ -334,7 +334,7 @@ async def test_no_more_calls_than_allowed_are_under_way(path: Path, app: SmallAp
         assert [output(await ended(engine, run_id)) for run_id in runs] == ["fine"] * 8
 
 
-async def test_connections_are_kept(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_connections_are_kept(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("several")
     def several(steps: Steps) -> object:
         return [steps.run(step) for step in "abcd"]
@@ -406,6 +406,6 @@ async def test_events_and_memos_are_stored_as_they_came(path: Path, app: SmallAp
         run = await run_to_end(engine, "stored", z=1.0, a=2)
         batch, memos = await engine.run_batch(run.id), await engine.run_actions(run.id)
     assert batch is not None
-    assert b'"data":{"z":1.0,"a":2}' in batch
+    assert b'"data":{"z":1.0,"a":2}' in bytes(batch)
     assert memos is not None
-    assert b'{"z":1.0,"a":2}' in memos.replace(b" ", b"")
+    assert b'{"z":1.0,"a":2}' in bytes(memos).replace(b" ", b"")

@@ -5,20 +5,20 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.engine import EmbeddedEngine
 from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.sqlite_engine import SqliteEngine
 
 from ...conftest import output, run_to_end
 from ...small_app import SmallApp, StepFailed, Steps
 
 
-def held(engine: EmbeddedEngine) -> dict[int, Any]:
+def held(engine: SqliteEngine) -> dict[int, Any]:
     """What the engine keeps of requests that it has yet to make, or to make again."""
     return engine._runtime._requests._opts
 
 
 async def test_a_failure_that_nobody_thought_of_fails_the_step(
-    engine: EmbeddedEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: SqliteEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.function("fetching")
     def fetching(steps: Steps) -> object:
@@ -38,7 +38,7 @@ async def test_a_failure_that_nobody_thought_of_fails_the_step(
     assert "hunter2" not in caplog.text
 
 
-async def test_what_a_request_sends_is_forgotten_once_its_step_has_ended(engine: EmbeddedEngine, app: SmallApp) -> None:
+async def test_what_a_request_sends_is_forgotten_once_its_step_has_ended(engine: SqliteEngine, app: SmallApp) -> None:
     kept_while: list[int] = []
 
     async def answer(request: web.Request) -> web.Response:

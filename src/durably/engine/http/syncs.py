@@ -8,11 +8,12 @@ the new app within the last hour.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
 
-from durably.engine.engine import EmbeddedEngine
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import redact_url
@@ -22,6 +23,23 @@ _BACK_SECONDS = 3600.0
 _SAY_AGAIN_SECONDS = 600.0
 _MOST_NAMED = 5
 _LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
+
+
+@dataclass(frozen=True)
+class AcceptedSync:
+    """A sync that the engine has stored. ``deploy_id`` is the id that the engine sent with its request, if any.
+    ``conflict`` describes another app with the same id. It ``is_news`` unless it was reported recently."""
+
+    request: SyncRequest
+    result: SyncResult
+    deploy_id: str | None
+    conflict: str | None = None
+    is_news: bool = False
+
+
+OnSync = Callable[[AcceptedSync], None]
+SyncAt = Callable[[str], Awaitable[AcceptedSync]]
+"""Asks the app at a URL to sync."""
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -52,14 +70,14 @@ class Accepted(msgspec.Struct, frozen=True):
 class AppConflicts:
     """``is_alive`` returns whether an app answers at a URL."""
 
-    def __init__(self, engine: EmbeddedEngine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(self, engine: SqliteEngine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
         self._engine = engine
         self._is_alive = is_alive
         self._replaced: dict[tuple[str, object, object], float] = {}
         self._said: dict[str, float] = {}
 
     async def accept(self, request: SyncRequest) -> Accepted:
-        """Store an app's sync. Raises the errors of ``EmbeddedEngine.sync_app``."""
+        """Store an app's sync. Raises the errors of ``SqliteEngine.sync_app``."""
         before = await self._served(request.app_id)
         result = await self._engine.sync_app(request)
         now = Served(request.url, frozenset(function.id for function in request.functions))
@@ -72,7 +90,7 @@ class AppConflicts:
         return Accepted(result, conflict, is_new)
 
     async def _served(self, app_id: str) -> Served | None:
-        functions = await self._engine.list_functions(app_id)
+        functions = await self._engine.list_app_functions(app_id)
         url = next((app.url for app in await self._engine.list_apps() if app.id == app_id), None)
         return None if functions is None or url is None else Served(url, frozenset(one.id for one in functions))
 

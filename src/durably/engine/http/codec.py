@@ -1,0 +1,335 @@
+"""Operations as HTTP requests and answers, in both directions. Pure: no I/O, no web framework.
+
+The server uses ``read_arguments`` and ``encode_result``, the client ``write_request`` and ``read_result``.
+"""
+
+import datetime as dt
+import functools
+import types
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NoReturn, Union, cast, get_args, get_origin
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+import durably.engine.core.errors
+from durably.engine.core.errors import EngineError
+from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status
+from durably.engine.views import EventBody, EventView, RunStatus
+from durably.protocol.api import Envelope, ErrorBody, Metadata
+
+NOT_FOUND = "not_found"
+"""The ``code`` of an error if what the path names does not exist."""
+
+_encoder = msgspec.json.Encoder()
+_NULL = b"null"
+
+
+class HttpRequest(msgspec.Struct, frozen=True):
+    """``target`` is the path with its query."""
+
+    method: str
+    target: str
+    headers: dict[str, str] = {}
+    body: bytes | None = None
+
+
+class HttpResponse(msgspec.Struct, frozen=True):
+    status: int
+    body: bytes
+
+
+class EngineRefusedError(EngineError):
+    """An engine refused a request. ``status`` is the HTTP status, 0 for an answer that is not an engine's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+# arguments
+
+
+def read_arguments(
+    operation: Operation,
+    path: Mapping[str, str],
+    query: Mapping[str, str],
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    has_limits: bool = True,
+) -> dict[str, Any]:
+    """The arguments of an operation that the parts of a request carry.
+
+    Raises ``ArgumentInvalidError``, and ``msgspec.DecodeError`` for a body that is not JSON or has the wrong shape.
+    """
+    arguments: dict[str, Any] = {}
+    for argument in operation.arguments:
+        match argument.place:
+            case Place.PATH:
+                arguments[argument.name] = path[argument.name]
+            case Place.HEADER:
+                if text := headers.get(argument.wire_name):
+                    arguments[argument.name] = check_header(argument.wire_name, text)
+            case Place.QUERY:
+                if text := query.get(argument.wire_name):
+                    arguments[argument.name] = argument.read(text, has_limits=has_limits)
+                elif argument.http_default is not None:
+                    arguments[argument.name] = argument.http_default
+            case Place.BODY:
+                arguments[argument.name] = _read_whole_body(argument.type, body)
+            case Place.FIELD:
+                pass
+    if fields := _fields_of(operation):
+        arguments |= fields.read(body)
+    return arguments
+
+
+def check_header(name: str, text: str) -> str:
+    """The text of a header. Raises ``ArgumentInvalidError`` if it is not UTF-8."""
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        raise ArgumentInvalidError(f"the header {name} is not encoded in UTF-8")
+    return text
+
+
+def _read_whole_body(kind: Any, body: bytes) -> Any:
+    if kind is bytes:
+        return body
+    if kind is msgspec.Raw:
+        _object_decoder.decode(body)
+        return msgspec.Raw(body)
+    return _plain_decoder_of(kind).decode(body)
+
+
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@functools.cache
+def _plain_decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+class _Fields:
+    """The fields of a JSON body. A field that is null has its default."""
+
+    def __init__(self, arguments: list[Argument], name: str) -> None:
+        self._arguments = arguments
+        self._may_be_empty = not any(argument.is_required for argument in arguments)
+        fields = [(argument.name, _text_form(argument.type) | None, None) for argument in arguments]
+        names = {argument.name: argument.wire_name for argument in arguments}
+        self._decoder = msgspec.json.Decoder(msgspec.defstruct(name, fields, rename=names, kw_only=True))
+
+    def read(self, body: bytes) -> dict[str, Any]:
+        if self._may_be_empty and not body.strip():
+            return {}
+        decoded = self._decoder.decode(body)
+        found: dict[str, Any] = {}
+        for argument in self._arguments:
+            value = getattr(decoded, argument.name)
+            if value is not None and (value != "" or argument.type is Any):
+                found[argument.name] = _read_field(argument, value)
+            elif argument.is_required:
+                raise ArgumentInvalidError(f"{argument.wire_name} is required")
+        return found
+
+
+def _text_form(kind: Any) -> Any:
+    """The type of a field in JSON: times and statuses are text, as in queries."""
+    if kind is dt.datetime:
+        return str
+    return list[str] if kind == Collection[RunStatus] else kind
+
+
+def _read_field(argument: Argument, value: Any) -> Any:
+    if argument.type is dt.datetime:
+        return argument.read(value)
+    if argument.type == Collection[RunStatus]:
+        return [read_status(text) for text in value] or argument.default
+    return value
+
+
+@functools.cache
+def _fields_of(operation: Operation) -> _Fields | None:
+    fields = [argument for argument in operation.arguments if argument.place is Place.FIELD]
+    return _Fields(fields, f"the body of {operation.name}") if fields else None
+
+
+def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -> HttpRequest:
+    """The request for an operation; ``path`` has the parts of the path that are not arguments."""
+    query: dict[str, str] = {}
+    fields: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    body: bytes | None = None
+    for argument in operation.arguments:
+        value = given.get(argument.name)
+        if value is None:
+            continue
+        match argument.place:
+            case Place.PATH:
+                path[argument.name] = argument.write(value)
+            case Place.QUERY:
+                query[argument.wire_name] = argument.write(value)
+            case Place.HEADER:
+                headers[argument.wire_name] = value
+            case Place.BODY:
+                body = bytes(value) if isinstance(value, bytes | msgspec.Raw) else _encoder.encode(value)
+            case Place.FIELD:
+                fields[argument.wire_name] = value
+    for argument in operation.arguments:
+        if argument.http_default is not None and argument.place is Place.QUERY:
+            query.setdefault(argument.wire_name, argument.write(argument.default))
+    if _fields_of(operation):
+        body = _encoder.encode(fields)
+    if body is not None:
+        headers.setdefault("content-type", "application/json")
+    target = operation.path.format_map({name: quote(text, safe="") for name, text in path.items()})
+    return HttpRequest(operation.http_method, f"{target}?{urlencode(query)}" if query else target, headers, body)
+
+
+# results
+
+
+def encode_result(operation: Operation, result: Any, shown: Any) -> bytes:
+    """The body of an answer. ``shown`` is what ``operation.show`` has made of the result."""
+    if operation.is_bare:
+        return _encoder.encode(to_wire(shown))
+    metadata = Metadata(fetched_at=dt.datetime.now(dt.UTC))
+    if operation.show is None:
+        return _encoder.encode(Envelope(data=to_wire(result), metadata=metadata))
+    return _encoder.encode(_Shown(data=to_wire(shown), metadata=metadata, result=result))
+
+
+class _Shown(msgspec.Struct):
+    """An envelope whose ``data`` is not the operation's ``result``."""
+
+    data: Any
+    metadata: Metadata
+    result: Any
+
+
+def read_result(operation: Operation, given: Mapping[str, Any], response: HttpResponse) -> Any:
+    """The result of an operation. Raises the engine's error, or ``EngineRefusedError``."""
+    if response.status >= 400:
+        error = _read_error(response)
+        if error.code == NOT_FOUND and operation.missing is not None:
+            return [] if get_origin(_without_none(operation.result)) is list and not _is_optional(operation) else None
+        _raise(error)
+    try:
+        return _result_reader(operation)(response.body)
+    except msgspec.DecodeError:
+        raise EngineRefusedError("the answer is not one of an engine of Durably", 0) from None
+
+
+def _is_optional(operation: Operation) -> bool:
+    return _without_none(operation.result) is not operation.result
+
+
+@functools.cache
+def _result_reader(operation: Operation) -> Callable[[bytes], Any]:
+    kind = wire_type(operation.result)
+    if operation.is_bare and _without_none(operation.result) is msgspec.Raw:
+        return msgspec.Raw
+    if operation.is_bare:
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+        return lambda body: from_wire(decoder.decode(body))
+    field = "data" if operation.show is None else "result"
+    envelope = msgspec.json.Decoder(msgspec.defstruct("Answer", [(field, kind)]))
+    return lambda body: from_wire(getattr(envelope.decode(body), field))
+
+
+def _read_error(response: HttpResponse) -> ErrorBody:
+    try:
+        return msgspec.json.decode(response.body, type=ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise EngineRefusedError(f"the answer is not an engine's (status {response.status})", 0) from None
+
+
+def _raise(error: ErrorBody) -> NoReturn:
+    kind = getattr(durably.engine.core.errors, error.code or "", None)
+    if isinstance(kind, type) and issubclass(kind, EngineError):
+        raise kind(error.error)
+    raise EngineRefusedError(error.error, error.status)
+
+
+# views as JSON
+
+
+def to_wire(value: Any) -> Any:
+    if isinstance(value, EventView):
+        return EventBody.of(value)
+    if isinstance(value, list) and value and isinstance(value[0], EventView):
+        return [EventBody.of(each) for each in value]
+    return value
+
+
+@functools.cache
+def wire_type(kind: Any) -> Any:
+    """The type to decode JSON as, before ``from_wire``. msgspec does not decode ``Raw | None``."""
+    if get_origin(kind) is list:
+        return list[wire_type(get_args(kind)[0])]  # type: ignore[misc]
+    inner = _without_none(kind)
+    if inner is msgspec.Raw:
+        return inner
+    if inner is not kind:
+        return wire_type(inner) | None
+    if kind is EventView:
+        return EventBody
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return _twin_of(kind)
+    return kind
+
+
+@functools.cache
+def decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
+    """Decodes JSON for ``from_wire``."""
+    return msgspec.json.Decoder(wire_type(kind))
+
+
+def from_wire(value: Any) -> Any:
+    if isinstance(value, list):
+        return [from_wire(each) for each in value]
+    if isinstance(value, EventBody):
+        return value.to_view()
+    view = _view_of.get(type(value))
+    if isinstance(value, msgspec.Raw):
+        return _plain(value)
+    return value if view is None else view(**{name: _plain(getattr(value, name)) for name in value.__struct_fields__})
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, msgspec.Raw) and bytes(value) == _NULL else value
+
+
+_view_of: dict[type[Any], type[Any]] = {}
+
+
+def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
+    """The struct with ``Raw`` for each field of ``Raw | None``."""
+    fields = msgspec.structs.fields(view)
+    if not any(field.type == msgspec.Raw | None for field in fields):
+        return view
+    twin = msgspec.defstruct(
+        view.__name__,
+        [_field_of_twin(field) for field in fields],
+        rename={field.name: field.encode_name for field in fields},
+        kw_only=True,
+    )
+    _view_of[twin] = view
+    return twin
+
+
+def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
+    if field.type == msgspec.Raw | None:
+        return field.name, msgspec.Raw, msgspec.Raw(_NULL)
+    if field.default is not msgspec.NODEFAULT:
+        return field.name, field.type, field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.name, field.type, msgspec.field(default_factory=cast(Any, field.default_factory))
+    return field.name, field.type
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    others = [each for each in get_args(annotation) if each is not type(None)]
+    return others[0] if len(others) == 1 and len(others) < len(get_args(annotation)) else annotation

@@ -1,0 +1,200 @@
+"""Bodies of requests and answers: limits of size and time, answers in JSON, errors as answers."""
+
+import asyncio
+import datetime as dt
+import logging
+import zlib
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import msgspec
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from durably.engine.core import errors
+from durably.engine.operations import ArgumentInvalidError
+from durably.engine.sparse_log import SparseLog
+from durably.protocol.api import Envelope, ErrorBody, Metadata
+from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.text import get_logger
+
+_GRACE_SECONDS = 30.0
+_LEAST_BYTES_PER_SECOND = 16 * 1024
+"""A body may take ``_GRACE_SECONDS``, or longer if it comes at this rate."""
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+"""zlib's ``wbits`` to recognise either format by its header."""
+
+_encoder = msgspec.json.Encoder()
+_logger = get_logger("durably.engine.api")
+_refusals: WeakKeyDictionary[web.Application, SparseLog] = WeakKeyDictionary()
+
+
+class ApiError(Exception):
+    """Ends a request with ``status`` and an error body. ``message`` is shown to the client: no secrets."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+# requests
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body, unpacked.
+
+    Call it after the access check: a few bytes may unpack to ``MAX_REQUEST_BYTES``. Raises ``ApiError``: 413 above
+    ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 415 for an encoding other than gzip and deflate, 400 if it does
+    not fit its headers.
+    """
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is None:
+        return await _read_bytes(request)
+    encoding = encoding.strip().lower()
+    if encoding not in ("identity", "gzip", "deflate", ""):
+        raise ApiError(415, f"the content-encoding {encoding!r} is unknown; send the body as it is, or with gzip")
+    body = await _read_bytes(request)
+    return body if encoding in ("identity", "") else await asyncio.to_thread(_unpack, body)
+
+
+def _unpack(body: bytes) -> bytes:
+    """Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 400 if the body is not of this encoding."""
+    unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+    try:
+        unpacked = unpacker.decompress(body, MAX_REQUEST_BYTES + 1)
+    except zlib.error:
+        unpacked = b""
+    if len(unpacked) > MAX_REQUEST_BYTES:
+        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes when it is unpacked")
+    if not unpacker.eof or unpacker.unused_data:
+        raise ApiError(400, "the body cannot be unpacked: it does not fit its content-encoding")
+    return unpacked
+
+
+async def _read_bytes(request: web.Request) -> bytes:
+    """The body as it is sent. Raises ``ApiError``."""
+    if (request.content_length or 0) > MAX_REQUEST_BYTES:
+        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+    body = bytearray()
+    began = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(began + _GRACE_SECONDS) as limit:
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+                limit.reschedule(began + _GRACE_SECONDS + len(body) / _LEAST_BYTES_PER_SECOND)
+        return bytes(body)
+    except TimeoutError:
+        raise ApiError(
+            408, f"the body comes too slowly: {len(body)} bytes in {_GRACE_SECONDS:g} s and more; send it again"
+        ) from None
+    except ConnectionResetError:
+        raise ApiError(400, "the client closed the connection before the end of the body") from None
+    except web.RequestPayloadError:
+        raise ApiError(400, "the body cannot be read: it does not fit its length") from None
+
+
+async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
+    """For a route's ``Expect`` header (RFC 9110 §10.1.1): the answer, or ``None`` to continue."""
+    if request.version < HttpVersion11:
+        return None
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        return error_response(417, "the only expectation that is met is 100-continue")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # The answer itself has not begun.
+    return None
+
+
+# answers
+
+
+def json_response(body: Any, status: int = 200) -> web.Response:
+    return raw_response(_encoder.encode(body), status)
+
+
+def raw_response(body: bytes, status: int = 200) -> web.Response:
+    """JSON that is encoded already."""
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def data_response(data: Any) -> web.Response:
+    return json_response(Envelope(data=data, metadata=Metadata(fetched_at=dt.datetime.now(dt.UTC))))
+
+
+def error_response(status: int, message: str, *, code: str | None = None, data: Any = None) -> web.Response:
+    # A message may quote bytes of a request that are not UTF-8. They are surrogates, which JSON cannot hold.
+    text = message.encode(errors="replace").decode()
+    return json_response(ErrorBody(error=text, status=status, code=code, data=data), status)
+
+
+_STATUSES: dict[type[errors.EngineError], int] = {
+    errors.BodyInvalidError: 400,
+    errors.CheckpointInvalidError: 400,
+    errors.ConfigInvalidError: 400,
+    errors.EventInvalidError: 400,
+    errors.OpInvalidError: 400,
+    errors.SelectionInvalidError: 400,
+    errors.StepNotFoundError: 400,
+    errors.CancellationNotFoundError: 404,
+    errors.FunctionNotFoundError: 404,
+    errors.RunNotFoundError: 404,
+    errors.FunctionPausedError: 409,
+    errors.StaleCallError: 409,
+    errors.EventTooLargeError: 413,
+    errors.TooLargeError: 413,
+    errors.DatabaseLostError: 503,
+    errors.DatabaseReplacedError: 503,
+    errors.DatabaseUnavailableError: 503,
+    errors.EngineClosedError: 503,
+}
+
+
+def answer_error(request: web.Request, error: Exception) -> web.Response:
+    """The answer to a request that has failed. The ``code`` of an engine's error is its class."""
+    match error:
+        case ApiError():
+            return error_response(error.status, error.message, code=error.code)
+        case ArgumentInvalidError():
+            return error_response(400, str(error))
+        case errors.EngineError():
+            if isinstance(error, errors.DatabaseUnavailableError):
+                _log_unavailable(request.app, error)
+            status = _STATUSES.get(type(error), 500)
+            data = dict(request.match_info) if status in (409, 413) else None
+            return error_response(status, error.message, code=type(error).__name__, data=data)
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return error_response(405, f"the method must be {allowed}, not {request.method}")
+        case web.HTTPNotFound():
+            return error_response(404, f"there is nothing at {request.path}")
+    # The route, not the path: the path of an event holds the event key.
+    resource = request.match_info.route.resource
+    _logger.error("%s %s failed", request.method, resource.canonical if resource else "(unknown)", exc_info=error)
+    return error_response(500, "the engine failed to handle the request; its log says why")
+
+
+def _log_unavailable(app: web.Application, error: errors.DatabaseUnavailableError) -> None:
+    """Senders get the answer; the log is for the engine's operator. It is sparse: its disk may be the full one."""
+    log = _refusals.setdefault(app, SparseLog(_logger))
+    log.log(logging.ERROR, "requests are refused with 503, so that they are sent again: %s", error.message)
+
+
+SERVER_LOGGER = get_logger("durably.engine.http")
+"""For aiohttp's server. Its lines report that a request could not be read, and do not quote it."""
+
+
+class _WithoutContent(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.exc_info = record.exc_text = None
+            record.msg, record.args = "a request was no HTTP, and was refused: %s", (type(error).__name__,)
+        elif isinstance(error, web.RequestPayloadError):  # It has been answered: this is aiohttp, reading the rest.
+            record.exc_info = record.exc_text = None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+            record.msg, record.args = "a request's body was not what its headers say, and was refused", ()
+        return True
+
+
+SERVER_LOGGER.addFilter(_WithoutContent())

@@ -1,0 +1,327 @@
+"""``Engine``, the interface of engines: what HTTP API, dashboard, command line, SDK and tests ask of one.
+
+``SqliteEngine`` is the first implementation, ``HttpEngine`` reaches one over HTTP. To add an operation, declare it here
+and implement it in ``SqliteEngine``; its route and its client follow from the declaration.
+"""
+
+# The methods have no bodies: ``@operation`` makes them.
+# mypy: disable-error-code="empty-body"
+# pyright: reportReturnType=false
+
+import datetime as dt
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
+
+import msgspec
+
+from durably.protocol.api import SendBody
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.events import EventReceipt
+from durably.protocol.headers import Header
+
+from .operations import Access, Operation, operation
+from .views import (
+    AppView,
+    AttemptView,
+    CallView,
+    CancellationView,
+    EventView,
+    FromStep,
+    FunctionView,
+    InvokeReceipt,
+    MetadataView,
+    ReplayView,
+    RunStatus,
+    RunUpdate,
+    RunView,
+    StepView,
+    TracesView,
+)
+
+RunLimit = Annotated[int, msgspec.Meta(ge=1, le=500)]
+EventLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
+IdSuffix = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z]+$", description="the last letters and digits of an id")]
+"""Ids are letters and digits, so a LIKE pattern's special characters are refused."""
+
+_NO_RUN = "no run has the id {run_id!r}"
+_NO_EVENT = "no event has the id {event_id!r}"
+
+
+async def _event_exists(engine: "Engine", arguments: Mapping[str, Any], result: object) -> bool:
+    return await engine.get_event(arguments["event_id"]) is not None
+
+
+async def _run_exists(engine: "Engine", arguments: Mapping[str, Any], result: object) -> bool:
+    return await engine.get_run(arguments["run_id"]) is not None
+
+
+async def _show_receipt(engine: "Engine", arguments: Mapping[str, Any], receipt: EventReceipt) -> SendBody:
+    return SendBody(ids=receipt.ids, status=200, unmatched=receipt.unmatched)
+
+
+async def _show_run(engine: "Engine", arguments: Mapping[str, Any], result: object) -> RunView | None:
+    return await engine.get_run(arguments["run_id"])
+
+
+async def _show_new_run(engine: "Engine", arguments: Mapping[str, Any], run_id: str) -> RunView | None:
+    return await engine.get_run(run_id)
+
+
+async def _show_function(engine: "Engine", arguments: Mapping[str, Any], result: object) -> FunctionView | None:
+    return next((each for each in await engine.list_functions() if each.id == arguments["function_id"]), None)
+
+
+async def _show_run_id(engine: "Engine", arguments: Mapping[str, Any], result: object) -> dict[str, Any]:
+    return {"run_id": result or arguments["run_id"]}
+
+
+async def _show_ok(engine: "Engine", arguments: Mapping[str, Any], result: object) -> dict[str, Any]:
+    return {"ok": True}
+
+
+async def _show_kept(engine: "Engine", arguments: Mapping[str, Any], kept: bool) -> dict[str, Any]:
+    return {"kept": kept}
+
+
+class Engine:
+    """Each method is an operation. By default it is passed to ``execute``, which subclasses implement; a subclass that
+    is an engine itself overrides the methods.
+
+    Methods raise the errors of ``durably.engine.core.errors``. Ids of functions begin with their app's. Times have time
+    zones. Lists are newest first; ``cursor`` is the id of the last item of the previous page, and ``id_suffix`` the end
+    of the ids of items.
+    """
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        """Execute an operation whose method is not overridden. ``arguments`` lacks those that have their default."""
+        raise NotImplementedError
+
+    # events
+
+    @operation(
+        "POST /e/{key}",
+        access=Access.EVENT_KEY,
+        is_bare=True,
+        show=_show_receipt,
+        body="body",
+        headers={"seed": Header.EVENT_ID_SEED, "sender": Header.RUN_ID},
+    )
+    async def receive_events(self, body: bytes, *, seed: str | None = None, sender: str | None = None) -> EventReceipt:
+        """Store events, and return their ids, in order, after the commit. ``body`` is JSON: an event, or a list.
+
+        ``seed``: the same seed gives the same ids, so a repeated request changes nothing. ``sender`` is the id of the
+        run that sends the events, if any. Stores all or none. Raises ``EventInvalidError``, ``EventTooLargeError``.
+        """
+
+    @operation("GET /v1/events", http_defaults={"limit": 20})
+    async def list_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: dt.datetime | None = None,
+        received_before: dt.datetime | None = None,
+        limit: EventLimit = 50,
+        cursor: str | None = None,
+        id_suffix: IdSuffix | None = None,
+    ) -> list[EventView]:
+        """Events, newest first."""
+
+    @operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
+    async def get_event(self, event_id: str) -> EventView | None:
+        """An event by the id that ``Client.send`` returned, with notes on its effects."""
+
+    @operation("GET /v1/events/{event_id}/runs", missing=_NO_EVENT, exists=_event_exists)
+    async def event_runs(self, event_id: str) -> list[RunView]:
+        """The runs that an event started, in their order."""
+
+    # runs
+
+    @operation("GET /v1/runs")
+    async def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        limit: RunLimit = 50,
+        cursor: str | None = None,
+        started_after: dt.datetime | None = None,
+        id_suffix: IdSuffix | None = None,
+    ) -> list[RunView]:
+        """Runs, newest first."""
+
+    @operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
+    async def get_run(self, run_id: str) -> RunView | None:
+        """A run's status, its output (JSON) and more; ``None`` if it does not exist."""
+
+    @operation("GET /v1/runs/{run_id}/end")
+    async def wait_for_run(self, run_id: str) -> RunView:
+        """The run, when it has ended with any status. Raises ``RunNotFoundError``."""
+
+    @operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
+    async def run_steps(self, run_id: str) -> list[StepView]:
+        """Finished steps in the order of their ends, then steps under way."""
+
+    @operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists)
+    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+        """Attempts that failed and were repeated, the earliest first."""
+
+    @operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
+    async def run_calls(self, run_id: str) -> list[CallView]:
+        """The calls that are scheduled or under way, the earliest first."""
+
+    @operation("DELETE /v1/runs/{run_id}", show=_show_run)
+    async def cancel_run(self, run_id: str) -> bool:
+        """False if the run has already ended. Raises ``RunNotFoundError``."""
+
+    @operation("POST /v1/runs/{run_id}/rerun", is_repeatable=False, show=_show_new_run)
+    async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
+        """Run the same function again with the same events; the new run's id.
+
+        From a step: with the memos that are older than the step's. Raises ``RunNotFoundError``, ``StepNotFoundError``,
+        ``FunctionNotFoundError``, ``FunctionPausedError``.
+        """
+
+    @operation("POST /invoke/{function_id}", is_repeatable=False, is_bare=True)
+    async def invoke(
+        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
+    ) -> InvokeReceipt:
+        """Start a run of one function, whatever triggers it otherwise. Returns when the run is stored.
+
+        Raises ``FunctionNotFoundError``, ``EventInvalidError``.
+        """
+
+    @operation(
+        "POST /v1/signals",
+        is_repeatable=False,
+        missing="no run waits for the signal {name!r}",
+        names={"name": "signal"},
+        show=_show_run_id,
+    )
+    async def signal(self, name: str, data: Any = None) -> str | None:
+        """Wake the run that waits for a signal; its id, or ``None`` if no run waits."""
+
+    # functions and apps
+
+    @operation("GET /v1/functions")
+    async def list_functions(self) -> list[FunctionView]:
+        """The functions that apps serve, in the order of apps and of functions within them."""
+
+    @operation("POST /v1/functions/{function_id}/pause", show=_show_function)
+    async def pause_function(self, function_id: str) -> None:
+        """Stop the function from starting runs: its triggers are shown as skipped. Runs under way continue.
+
+        Raises ``FunctionNotFoundError``.
+        """
+
+    @operation("POST /v1/functions/{function_id}/resume", show=_show_function)
+    async def resume_function(self, function_id: str) -> None:
+        """Allow a paused function to start runs again. Raises ``FunctionNotFoundError``."""
+
+    @operation("GET /v1/apps")
+    async def list_apps(self) -> list[AppView]:
+        """The apps that have synced, by id."""
+
+    @operation("GET /v1/apps/{app_id}/functions", missing="no app with the id {app_id!r} has synced")
+    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
+        """The functions of an app, in its order; ``None`` if no such app has synced."""
+
+    # bulk operations on the runs of a function
+
+    @operation("POST /v1/cancellations", is_repeatable=False, names={"if_exp": "if"})
+    async def cancel_runs(
+        self,
+        function_id: str,
+        *,
+        started_before: dt.datetime,
+        started_after: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> CancellationView:
+        """Start to cancel the function's runs that were created in that time and whose event meets ``if_exp`` (CEL,
+        over ``event``).
+
+        A ``started_before`` in the future also applies to runs that start until then. With ``app_id``, ``function_id``
+        may be the id within the app. ``get_cancellation`` shows the progress. Raises ``FunctionNotFoundError``,
+        ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/cancellations")
+    async def list_cancellations(self) -> list[CancellationView]:
+        """Bulk cancellations, newest first, and their progress."""
+
+    @operation("GET /v1/cancellations/{cancellation_id}", missing="no bulk cancellation has the id {cancellation_id!r}")
+    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+        """A bulk cancellation and its progress."""
+
+    @operation("DELETE /v1/cancellations/{cancellation_id}", is_repeatable=False, show=_show_ok)
+    async def delete_cancellation(self, cancellation_id: str) -> None:
+        """Stop a bulk cancellation. Runs that it has cancelled stay cancelled. Raises ``CancellationNotFoundError``."""
+
+    @operation("POST /v1/replays", is_repeatable=False, names={"if_exp": "if"})
+    async def replay_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus] = (RunStatus.FAILED,),
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> ReplayView:
+        """Start to rerun the function's runs that ended with one of the ``statuses``; ``started_before`` is by default
+        the present, and the other arguments are as in ``cancel_runs``.
+
+        Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/replays")
+    async def list_replays(self) -> list[ReplayView]:
+        """Bulk replays, newest first, and their progress."""
+
+    @operation("GET /v1/replays/{replay_id}", missing="no bulk replay has the id {replay_id!r}")
+    async def get_replay(self, replay_id: str) -> ReplayView | None:
+        """A bulk replay and its progress."""
+
+    # for SDKs
+
+    @operation("POST /v1/checkpoint/{run_id}/async", body="request", show=_show_run_id)
+    async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
+        """Store steps that a call has finished while it continues.
+
+        Raises ``StaleCallError`` (409), ``CheckpointInvalidError`` (400), ``TooLargeError`` (413),
+        ``RunNotFoundError`` (404).
+        """
+
+    @operation("GET /v0/runs/{run_id}/batch", is_bare=True, missing=_NO_RUN)
+    async def run_batch(self, run_id: str) -> msgspec.Raw | None:
+        """The run's events, a JSON array (spec §4.4.2)."""
+
+    @operation("GET /v0/runs/{run_id}/actions", is_bare=True, missing=_NO_RUN)
+    async def run_actions(self, run_id: str) -> msgspec.Raw | None:
+        """The run's memos, a JSON object by hashed step id (spec §4.4.2)."""
+
+    @operation("POST /v1/runs/{run_id}/metadata", is_repeatable=False, body="body", show=_show_kept)
+    async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
+        """Store an SDK's metadata of a run, ``{target, metadata: [{kind, op, values}]}``; false if it is too much.
+
+        Raises ``RunNotFoundError``.
+        """
+
+    @operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)
+    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+        """Metadata of a run from SDKs; ``None`` if the run does not exist."""
+
+    @operation("POST /v1/traces/userland", is_repeatable=False, body="body", headers={"content_type": "content-type"})
+    async def add_traces(self, body: bytes, content_type: str) -> bool:
+        """Store spans that an SDK has exported (OTLP over HTTP); false if they are too large."""
+
+    @operation("GET /v1/runs/{run_id}/traces")
+    async def run_traces(self, run_id: str) -> list[TracesView]:
+        """The exports of spans that name a run. They may contain spans of other runs."""
+
+    # updates
+
+    def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """Future changes of runs, for people to read: a slow reader loses the oldest updates."""
+        raise NotImplementedError

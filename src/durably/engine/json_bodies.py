@@ -1,0 +1,107 @@
+"""JSON that others send: decoded, with errors that name line and column or the path of a wrong value."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from durably.engine.core.errors import BodyInvalidError, EngineError, EventInvalidError, EventTooLargeError
+from durably.protocol.decoding import NotUtf8Error, TooDeepError
+from durably.protocol.events import Event
+from durably.protocol.limits import MAX_EVENTS_PER_POST
+
+T = TypeVar("T")
+_BYTE = re.compile(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$")
+_PORTION_BYTES = 256 * 1024
+"""Events that are decoded at a time: about 2 ms."""
+
+
+class _LenientEvent(msgspec.Struct):
+    """An event as other SDKs send it: anything but the name may be null."""
+
+    name: str
+    data: dict[str, Any] | None = None
+    id: str | None = None
+    ts: int | None = None
+    user: Any = None
+    v: str | None = None
+
+    def to_event(self) -> Event:
+        return Event(name=self.name, data=self.data or {}, id=self.id or "", ts=self.ts or 0, user=self.user, v=self.v)
+
+
+_event = msgspec.json.Decoder(Event)
+_lenient_event = msgspec.json.Decoder(_LenientEvent)
+_lenient_events = msgspec.json.Decoder(list[_LenientEvent])
+_raw_events: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+async def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
+    """One event or a list. Raises ``EventInvalidError`` for malformed or too many events, ``EventTooLargeError``."""
+    if not body.lstrip().startswith(b"["):
+        _check_size(body, max_event_bytes, "the event")
+        try:
+            return [_event.decode(body)]
+        except (ValueError, RecursionError):
+            return [decode_json(body, _lenient_event.decode, EventInvalidError).to_event()]
+    if len(body) <= max_event_bytes:
+        events = [each.to_event() for each in decode_json(body, _lenient_events.decode, EventInvalidError)]
+    else:
+        events = await _decode_large(body, max_event_bytes)
+    if len(events) > MAX_EVENTS_PER_POST:
+        raise EventInvalidError(
+            f"{len(events)} events are too many for one request; send at most {MAX_EVENTS_PER_POST}"
+        )
+    return events
+
+
+async def _decode_large(body: bytes, max_event_bytes: int) -> list[Event]:
+    """Many events. Between portions of them the event loop does other work."""
+    unread = decode_json(body, _raw_events.decode, EventInvalidError)
+    for index, raw in enumerate(unread):
+        _check_size(bytes(raw), max_event_bytes, f"the event at index {index}")
+    events, size = [], 0
+    for raw in unread:
+        try:
+            events.append(_lenient_event.decode(raw).to_event())
+        except (ValueError, RecursionError):
+            decode_json(body, _lenient_events.decode, EventInvalidError)  # raises the error with its place in the body
+        size += len(bytes(raw))
+        if size > _PORTION_BYTES:
+            await asyncio.sleep(0)
+            size = 0
+    return events
+
+
+def _check_size(encoded: bytes, most: int, what: str) -> None:
+    if len(encoded) > most:
+        raise EventTooLargeError(f"{what} is {len(encoded)} bytes, more than the {most} that an event may have")
+
+
+def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = BodyInvalidError) -> T:
+    """Raises an error of ``kind`` that names line and column of malformed JSON, or the path of a wrong value."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        raise kind(f"the body has the wrong shape: {error}") from None
+    except (NotUtf8Error, UnicodeDecodeError):
+        raise kind("the body is not valid JSON: it is not encoded in UTF-8") from None
+    except (TooDeepError, RecursionError):
+        raise kind("the body is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        raise kind(describe_malformed(body, str(error))) from None
+
+
+def describe_malformed(body: bytes, fault: str) -> str:
+    """``fault`` is msgspec's message, which counts bytes; people count lines and columns, from 1."""
+    if not body.strip():
+        return "the body is empty; send JSON"
+    if found := _BYTE.match(fault):
+        reason, offset = found[1], int(found[2])
+    else:
+        reason, offset = "it ends too early", len(body)
+    before = body[:offset].decode(errors="replace")
+    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+    return f"the body is not valid JSON: {reason} at line {line}, column {column}"

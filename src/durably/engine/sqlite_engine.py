@@ -1,0 +1,385 @@
+"""``SqliteEngine``, the engine that keeps its state in a SQLite file."""
+
+import asyncio
+import functools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
+from durably.engine.scheduling.bulk_operations import check_selection, check_statuses
+from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
+from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_content, check_event
+from durably.engine.scheduling.registry import read_sync
+from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
+from durably.engine.sqlite.run_tables import find_run_key
+from durably.engine.views import (
+    AppView,
+    AttemptView,
+    CallView,
+    CancellationView,
+    EventView,
+    FromStep,
+    FunctionView,
+    InvokeReceipt,
+    MetadataView,
+    ReplayView,
+    RunStatus,
+    RunUpdate,
+    RunView,
+    Selection,
+    StepView,
+    SyncResult,
+    TracesView,
+    to_datetime,
+)
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.events import Event, EventReceipt, InternalEvent
+from durably.protocol.sync import SyncRequest
+
+from .interface import Engine
+from .json_bodies import decode_events
+from .runtime import Runtime
+from .scheduling import annotations, bulk_operations, event_routing, operations
+from .settings import EngineSettings
+from .sqlite import queries
+
+_DEFAULT = EngineSettings()
+_PORTION_BYTES = 256 * 1024
+"""Data of events that are checked at a time: about 1 ms."""
+
+
+class SqliteEngine(Engine):
+    """Open with ``await SqliteEngine.open(path)``, close with ``await engine.close()``.
+
+    Use it on the event loop that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited
+    on any loop. A method returns after the commit. After the engine is closed, or while it closes, methods that change
+    data raise ``EngineClosedError``.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._transactions = runtime.transactions
+        self._reader = runtime.reader
+        self._settings = runtime.settings
+        self._unmatched = UnmatchedEvents()
+        self._outcomes = EventOutcomes(self._settings.clock.now())
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: EngineSettings = _DEFAULT,
+        *,
+        make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
+        takes_lock: bool = True,
+        after_epoch: int | None = None,
+        on_owned: Callable[[int], Awaitable[None]] | None = None,
+    ) -> "SqliteEngine":
+        """Own the database at ``path`` (created if missing), recover its runs, and start.
+
+        ``make_caller`` makes the caller of the apps; it is called on the event loop, and closed with the engine.
+        ``takes_lock=False`` is for a caller that manages the database's lock file, and ``after_epoch`` for a process
+        that takes the database over from that epoch's owner. ``on_owned`` gets the new epoch when the database is
+        owned, before any access to its data.
+        Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` if ``after_epoch`` is over,
+        ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
+        """
+        runtime = await Runtime.open(
+            Path(path), settings, make_caller, takes_lock=takes_lock, after_epoch=after_epoch, on_owned=on_owned
+        )
+        return cls(runtime)
+
+    async def close(self) -> None:
+        """Stop making calls, let those under way finish for ``close_grace``, hand the others back, close."""
+        await self._runtime.close()
+
+    async def wait_closed(self) -> None:
+        """Returns once the engine is closed: by ``close``, or because another has taken the database over."""
+        await self._runtime.closed.wait()
+
+    @property
+    def stop_error(self) -> EngineError | None:
+        """The reason why the engine has stopped by itself: its database was taken over or replaced, or is damaged."""
+        return self._runtime.stop_error
+
+    async def verify(self) -> None:
+        """Raises ``DatabaseLostError`` where another engine has taken the database over; this one then closes."""
+        await self._transactions.transact(lambda transaction: None)
+
+    # events
+
+    async def receive_events(self, body: bytes, *, seed: str | None = None, sender: str | None = None) -> EventReceipt:
+        events = await decode_events(body, self._settings.max_event_bytes)
+        return await self.accept_events(events, seed=seed, sender=sender)
+
+    async def send_events(
+        self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
+    ) -> list[str]:
+        """``accept_events``, which returns the ids alone."""
+        return (await self.accept_events(events, seed=seed, sender=sender)).ids
+
+    async def accept_events(
+        self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
+    ) -> EventReceipt:
+        """``receive_events`` for events that are decoded. Raises ``EventInvalidError``."""
+        checked = await self._check_events(events)
+        id_seed = IdSeed(seed) if seed else None
+        sent = await self._transactions.transact(
+            lambda transaction: event_routing.send(transaction, checked, id_seed, sender)
+        )
+        self._outcomes.note(sent.outcomes)
+        if not sent.unmatched:
+            return EventReceipt(ids=sent.ids)
+        awaited = await self._reader.read(queries.awaited_names)
+        unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry, awaited)
+        return EventReceipt(ids=sent.ids, unmatched=unmatched)
+
+    async def _check_events(self, events: Sequence[Event]) -> list[CheckedEvent]:
+        """Raises ``EventInvalidError``. Between the events of a large batch the event loop does other work."""
+        checked, size = [], 0
+        for event in events:
+            checked.append(check_event(event, self._settings.max_event_bytes))
+            size += len(checked[-1].data)
+            if size > _PORTION_BYTES:
+                await asyncio.sleep(0)
+                size = 0
+        return checked
+
+    async def list_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: datetime | None = None,
+        received_before: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        id_suffix: str | None = None,
+    ) -> list[EventView]:
+        return await self._reader.read(
+            lambda connection: queries.list_events(
+                connection, name, received_after, received_before, limit, cursor, id_suffix
+            )
+        )
+
+    async def get_event(self, event_id: str) -> EventView | None:
+        event = await self._reader.read(lambda connection: queries.find_event(connection, event_id))
+        return None if event is None else replace(event, notes=await self.explain_event(event))
+
+    async def explain_event(self, event: EventView) -> list[str]:
+        """Sentences on what the event did besides starting runs, and on why it started none."""
+        awaited = await self._reader.read(queries.awaited_names)
+        return self._outcomes.explain(event, self._transactions.registry, awaited)
+
+    async def event_runs(self, event_id: str) -> list[RunView]:
+        first_call_at = self._runtime.executor.first_call_at
+        return await self._reader.read(lambda connection: queries.event_runs(connection, event_id, first_call_at))
+
+    # runs
+
+    async def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        started_after: datetime | None = None,
+        id_suffix: str | None = None,
+    ) -> list[RunView]:
+        first_call_at = self._runtime.executor.first_call_at
+        return await self._reader.read(
+            lambda connection: queries.list_runs(
+                connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
+            )
+        )
+
+    async def get_run(self, run_id: str) -> RunView | None:
+        first_call_at = self._runtime.executor.first_call_at
+        return await self._reader.read(lambda connection: queries.find_run(connection, run_id, first_call_at))
+
+    async def wait_for_run(self, run_id: str) -> RunView:
+        """Also raises ``EngineClosedError`` if the engine closes first."""
+        run_key = await self._reader.read(lambda connection: find_run_key(connection, run_id))
+        if run_key is not None:
+            with self._runtime.completion_waiters.awaiting(run_key) as ended:
+                run = await self.get_run(run_id)
+                if run is not None and not run.status.has_ended:
+                    await ended
+                    run = await self.get_run(run_id)
+                if run is not None:
+                    return run
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+
+    async def run_steps(self, run_id: str) -> list[StepView]:
+        is_under_way = self._runtime.executor.is_under_way
+        return await self._reader.read(lambda connection: queries.run_steps(connection, run_id, is_under_way))
+
+    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+        return await self._reader.read(lambda connection: queries.run_attempts(connection, run_id))
+
+    async def run_calls(self, run_id: str) -> list[CallView]:
+        is_under_way = self._runtime.executor.is_under_way
+        return await self._reader.read(lambda connection: queries.run_calls(connection, run_id, is_under_way))
+
+    async def cancel_run(self, run_id: str) -> bool:
+        return await self._transactions.transact(lambda transaction: operations.cancel(transaction, run_id))
+
+    async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
+        return await self._transactions.transact(lambda transaction: operations.rerun(transaction, run_id, from_step))
+
+    async def invoke(
+        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
+    ) -> InvokeReceipt:
+        if data is not None and not isinstance(data, dict):
+            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
+        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+        check_content(event, self._settings.max_event_bytes)
+        return await self._transactions.transact(lambda transaction: operations.invoke(transaction, function_id, event))
+
+    async def signal(self, name: str, data: Any = None) -> str | None:
+        encoded = msgspec.json.encode(data)
+        return await self._transactions.transact(lambda transaction: operations.signal(transaction, name, encoded))
+
+    # functions and apps
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        """Replace the functions of an app.
+
+        ``in_process``: the app is called by other means than HTTP, and its URLs only name it. Raises
+        ``ConfigInvalidError``, which names the function and the option.
+        """
+        functions = read_sync(request, in_process=in_process)
+        return await self._transactions.transact(lambda transaction: operations.sync(transaction, request, functions))
+
+    async def list_functions(self) -> list[FunctionView]:
+        return await self._reader.read(queries.list_functions)
+
+    async def pause_function(self, function_id: str) -> None:
+        await self._transactions.transact(
+            lambda transaction: bulk_operations.pause(transaction, transaction.registry.get_active(function_id).id)
+        )
+
+    async def resume_function(self, function_id: str) -> None:
+        await self._transactions.transact(
+            lambda transaction: bulk_operations.resume(transaction, transaction.registry.get_active(function_id).id)
+        )
+
+    async def list_apps(self) -> list[AppView]:
+        return await self._reader.read(queries.list_apps)
+
+    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
+        return await self._reader.read(lambda connection: queries.list_app_functions(connection, app_id))
+
+    # bulk operations
+
+    async def cancel_runs(
+        self,
+        function_id: str,
+        *,
+        started_before: datetime,
+        started_after: datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> CancellationView:
+        selection = self._select(function_id, app_id, started_after, started_before, if_exp)
+        started = await self._transactions.transact(
+            lambda transaction: bulk_operations.cancel_runs(transaction, selection)
+        )
+        return queries.bulk_operation_view(started, CancellationView)
+
+    def _select(
+        self,
+        function_id: str,
+        app_id: str | None,
+        started_after: datetime | None,
+        started_before: datetime | None,
+        if_exp: str | None,
+    ) -> Selection:
+        if app_id and self._transactions.registry.find(function_id) is None:
+            function_id = f"{app_id}-{function_id}"
+        selection = Selection(
+            function_id=function_id,
+            started_after=started_after,
+            started_before=started_before or to_datetime(self._settings.clock.now()),
+            expression=if_exp or None,
+        )
+        check_selection(selection)
+        return selection
+
+    async def list_cancellations(self) -> list[CancellationView]:
+        return await self._reader.read(queries.list_cancellations)
+
+    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+        return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
+
+    async def delete_cancellation(self, cancellation_id: str) -> None:
+        await self._transactions.transact(
+            lambda transaction: bulk_operations.delete_cancellation(transaction, cancellation_id)
+        )
+
+    async def replay_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus] = (RunStatus.FAILED,),
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> ReplayView:
+        check_statuses(statuses)
+        selection = self._select(function_id, app_id, started_after, started_before, if_exp)
+        started = await self._transactions.transact(
+            lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses)
+        )
+        return queries.bulk_operation_view(started, ReplayView)
+
+    async def list_replays(self) -> list[ReplayView]:
+        return await self._reader.read(queries.list_replays)
+
+    async def get_replay(self, replay_id: str) -> ReplayView | None:
+        return next((each for each in await self.list_replays() if each.id == replay_id), None)
+
+    # for SDKs
+
+    async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
+        if not await self._transactions.transact(functools.partial(operations.checkpoint, run_id, request)):
+            raise StaleCallError("the call is stale: its run has failed")
+
+    async def run_batch(self, run_id: str) -> msgspec.Raw | None:
+        return _raw(await self._reader.read(lambda connection: queries.run_batch(connection, run_id)))
+
+    async def run_actions(self, run_id: str) -> msgspec.Raw | None:
+        return _raw(await self._reader.read(lambda connection: queries.run_actions(connection, run_id)))
+
+    async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
+        return await self._transactions.transact(
+            lambda transaction: annotations.add_metadata(transaction, run_id, bytes(body))
+        )
+
+    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+        return await self._reader.read(lambda connection: annotations.list_metadata(connection, run_id))
+
+    async def add_traces(self, body: bytes, content_type: str) -> bool:
+        return await self._transactions.transact(
+            lambda transaction: annotations.add_traces(transaction, content_type, body)
+        )
+
+    async def run_traces(self, run_id: str) -> list[TracesView]:
+        return await self._reader.read(lambda connection: annotations.list_traces(connection, run_id))
+
+    # updates
+
+    def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
+        return self._runtime.subscriptions.watch()
+
+
+def _raw(body: bytes | None) -> msgspec.Raw | None:
+    return None if body is None else msgspec.Raw(body)

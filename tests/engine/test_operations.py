@@ -1,0 +1,151 @@
+"""The table of operations: each has a route, a client method and an implementation, derived or checked here."""
+
+import datetime as dt
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
+from durably.engine.http.access import ApiKeys
+from durably.engine.http.application import create_api
+from durably.engine.http.client import HttpEngine, aiohttp_exchange
+from durably.engine.http.codec import EngineRefusedError, HttpRequest, read_arguments, write_request
+from durably.engine.interface import Engine
+from durably.engine.operations import Operation, blocking, operation, operations_of
+from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.views import FromStep, RunStatus
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.events import Event
+from durably.protocol.headers import ServerKind
+
+OPERATIONS = operations_of(Engine)
+MOMENT = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
+SAMPLES: dict[str, Any] = {
+    "body": b'{"name": "a"}',
+    "data": {"n": 1},
+    "from_step": FromStep("one", [msgspec.Raw(b'{"a":  1}')]),
+    "id_suffix": "ABC",
+    "limit": 7,
+    "received_after": MOMENT,
+    "received_before": MOMENT,
+    "request": CheckpointRequest(run_id="r", steps=[]),
+    "started_after": MOMENT,
+    "started_before": MOMENT,
+    "status": RunStatus.FAILED,
+    "statuses": [RunStatus.FAILED, RunStatus.CANCELLED],
+}
+
+
+@pytest.fixture
+async def client(engine: SqliteEngine, tmp_path: Path) -> AsyncIterator[HttpEngine]:
+    """A client of an engine's API on a Unix socket."""
+    runner = web.AppRunner(create_api(engine, ApiKeys(server_kind=ServerKind.DEV)))
+    await runner.setup()
+    path = str(tmp_path / "api")
+    await web.UnixSite(runner, path).start()
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session:
+        yield HttpEngine(aiohttp_exchange(session))
+    await runner.cleanup()
+
+
+def test_the_engine_implements_each_operation() -> None:
+    derived = [name for name in OPERATIONS if getattr(SqliteEngine, name) is getattr(Engine, name)]
+    assert derived == []
+
+
+def test_no_two_operations_have_one_route() -> None:
+    routes = [(each.http_method, each.path) for each in OPERATIONS.values()]
+    assert len(set(routes)) == len(routes)
+
+
+async def test_each_operation_has_a_route(engine: SqliteEngine) -> None:
+    api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV))
+    routes = {(route.method, route.resource.canonical) for route in api.router.routes() if route.resource}
+    assert {(each.http_method, each.path) for each in OPERATIONS.values()} <= routes
+
+
+@pytest.mark.parametrize("declared", OPERATIONS.values(), ids=OPERATIONS)
+def test_a_server_reads_the_arguments_that_a_client_writes(declared: Operation) -> None:
+    given = {argument.name: SAMPLES.get(argument.name, f"some {argument.name}/€") for argument in declared.arguments}
+    assert _received(declared, write_request(declared, given, key="k")) == given
+
+
+@pytest.mark.parametrize("declared", OPERATIONS.values(), ids=OPERATIONS)
+def test_arguments_that_are_not_given_have_the_defaults_of_the_method(declared: Operation) -> None:
+    given = {
+        argument.name: SAMPLES.get(argument.name, "some") for argument in declared.arguments if argument.is_required
+    }
+    received = _received(declared, write_request(declared, given, key="k"))
+    defaults = {argument.name: argument.default for argument in declared.arguments}
+    assert {name: value for name, value in received.items() if value != defaults[name]} == given
+
+
+def _received(declared: Operation, request: HttpRequest) -> dict[str, Any]:
+    url = urlsplit(request.target)
+    written = zip(declared.path.split("/"), url.path.split("/"), strict=True)
+    path = {part[1:-1]: unquote(text) for part, text in written if part.startswith("{")}
+    received = read_arguments(declared, path, dict(parse_qsl(url.query)), request.headers, request.body or b"")
+    return {name: _plain(value) for name, value in received.items()}
+
+
+def _plain(value: Any) -> Any:
+    return bytes(value) if isinstance(value, msgspec.Raw) else value
+
+
+async def test_an_engine_is_used_over_a_unix_socket(client: HttpEngine, engine: SqliteEngine) -> None:
+    receipt = await client.receive_events(msgspec.json.encode([Event(name="a", id="mine"), Event(name="b")]))
+    assert list(receipt.unmatched) == ["a", "b"]
+    found = await client.list_events(limit=1)
+    assert found == await engine.list_events(limit=1)
+    assert found[0].event.name == "b"
+    assert await client.get_event(receipt.ids[0]) == await engine.get_event(receipt.ids[0])
+    assert await client.get_run("none") is None
+    assert await client.run_steps("none") == []
+    assert await client.list_app_functions("none") is None
+    assert await client.list_functions() == []
+    assert await client.run_batch("none") is None
+
+
+async def test_a_client_raises_the_errors_of_the_engine(client: HttpEngine) -> None:
+    with pytest.raises(FunctionNotFoundError, match="'none'"):
+        await client.pause_function("none")
+    with pytest.raises(RunNotFoundError):
+        await client.cancel_run("none")
+    with pytest.raises(EngineRefusedError, match="limit must be a whole number from 1 to 500"):
+        await client.list_runs(limit=1000)
+
+
+class _Larger(Engine):
+    """An engine with one more operation."""
+
+    @operation("POST /v1/greetings/{name}", names={"times": "count"})
+    async def greet(self, name: str, *, times: int = 1) -> list[str]:
+        """Greetings."""
+        # type: ignore[empty-body]
+
+    greet_sync = blocking(greet)
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        request = write_request(operation, arguments)
+        received = _received(operation, request)
+        return [f"{request.method} {request.target}"] * received.get("times", 1)
+
+    def block(self, coroutine: Any) -> Any:
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            return stop.value
+
+
+async def test_an_operation_that_is_declared_has_a_request_and_a_synchronous_method() -> None:
+    assert set(operations_of(_Larger)) - set(OPERATIONS) == {"greet"}
+    assert await _Larger().greet("a/b", times=2) == ["POST /v1/greetings/a%2Fb"] * 2
+    assert _Larger().greet_sync("you") == ["POST /v1/greetings/you"]
+    with pytest.raises(TypeError):
+        await _Larger().greet("a", nonsense=1)  # type: ignore[call-arg]
