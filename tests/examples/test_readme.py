@@ -1,4 +1,4 @@
-"""The README's first function works in each framework, word for word."""
+"""The README's app, and the first function of how-to/serve.md in each framework, work word for word."""
 
 import asyncio
 import re
@@ -10,11 +10,13 @@ from durably import Event
 from durably.cli.dev_server import DevOptions, DevServer
 from durably.engine.views import UpdateKind
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-FUNCTION = re.search(r"```python\n(import datetime\n.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "serve.md").read_text()
+FUNCTION = re.search(r"```python\n(import datetime\n.*?)```", PAGE, re.DOTALL)
 APPS = {
-    re.split(r"<br>|\s", name)[0].lower(): code
-    for name, code in re.findall(r"<td>([A-Z][^\n]*?)</td><td>\s*```python\n(.*?)```", README, re.DOTALL)
+    name.lower(): code
+    for name, code in re.findall(r"^\*\*(\w+)\*\*[^\n]*\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
 }
 DJANGO = """
 import django.conf, django.core.wsgi
@@ -23,7 +25,23 @@ app = django.core.wsgi.get_wsgi_application()
 """
 
 
-def test_the_readme_shows_all_five() -> None:
+async def output_of_run(target: str, directory: Path, *events: Event) -> bytes:
+    """The output of the run that the first event starts."""
+    options = DevOptions(target=target, port=0, app_port=0, database=directory / "engine.db")
+    async with DevServer(options) as dev, asyncio.timeout(30):
+        with dev.engine.watch() as updates:
+            await dev.engine.send_events([events[0]])
+            async for update in updates:
+                if update.kind is UpdateKind.WAITING:
+                    await dev.engine.send_events(list(events[1:]))
+                if update.kind in (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED):
+                    assert update.kind is UpdateKind.RUN_COMPLETED, update.error
+                    assert update.output is not None
+                    return bytes(update.output)
+    raise AssertionError("the engine stopped")
+
+
+def test_the_page_shows_all_five() -> None:
     assert FUNCTION is not None
     assert set(APPS) == {"fastapi", "flask", "django", "tornado", "digitalocean"}
 
@@ -38,14 +56,14 @@ async def test_first_function(framework: str, tmp_path: Path, monkeypatch: pytes
         (tmp_path / "project.py").write_text(DJANGO)
         target = "project:app"
     monkeypatch.chdir(tmp_path)
-    options = DevOptions(target=target, port=0, app_port=0, database=tmp_path / "engine.db")
-    async with DevServer(options) as dev, asyncio.timeout(30):
-        with dev.engine.watch() as updates:
-            await dev.engine.send_events([Event(name="shop/visitor.came", data={"name": "Ada"})])
-            async for update in updates:
-                if update.kind in (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED):
-                    assert update.kind is UpdateKind.RUN_COMPLETED, update.error
-                    assert update.output is not None
-                    assert bytes(update.output) == b'"Hello, Ada!"'
-                    return
-    raise AssertionError("the engine stopped")
+    came = Event(name="shop/visitor.came", data={"name": "Ada"})
+    assert await output_of_run(target, tmp_path, came) == b'"Hello, Ada!"'
+
+
+async def test_the_app_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = re.findall(r"```python\n# main\.py\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "main.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    data = {"email": "ada@example.com"}
+    events = Event(name="user/signed.up", data=data), Event(name="user/logged.in", data=data)
+    assert await output_of_run("main:app", tmp_path, *events) == b'"done"'

@@ -1,5 +1,5 @@
 """Temporal's examples by the one command that their READMEs say, on the real server; the demo that plays it; and the
-project's README, word for word."""
+snippets of the documentation, word for word."""
 
 import os
 import re
@@ -361,10 +361,11 @@ def test_the_demo_shows_it_and_exits_with_0() -> None:
     assert "Traceback" not in demo.stdout + demo.stderr
 
 
-README_SECTION = (ROOT / "README.md").read_text().partition("\n## Temporal\n")[2].partition("\n## ")[0]
+PAGE = (ROOT / "docs" / "how-to" / "temporal" / "connect.md").read_text()
+SECTION = PAGE.partition("\n## An app in twenty lines\n")[2].partition("\n## ")[0]
 SNIPPETS = {
     name.lower(): code
-    for name, code in re.findall(r"^\*\*(\w+)\*\*.*?^```python\n(.*?)^```", README_SECTION, re.DOTALL | re.MULTILINE)
+    for name, code in re.findall(r"^\*\*(\w+)\*\*.*?^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
 }
 USER = """
 from dataclasses import dataclass
@@ -424,7 +425,7 @@ USERS = {name: {"authorization": name} for name in ("ada", "bob")}
 
 
 def write_fastapi(project: Path) -> tuple[str, ...]:
-    """A project with the snippet of the README added; gives what ``durably temporal dev`` is told."""
+    """A project with the snippet of the page added; gives what ``durably temporal dev`` is told."""
     write(project, {"main.py": SNIPPETS["fastapi"], "auth.py": AUTH, **OF_THE_PROJECT})
     return ("main:app",)
 
@@ -456,13 +457,13 @@ def write(directory: Path, files: dict[str, str]) -> None:
 WRITE = {"fastapi": write_fastapi, "django": write_django, "flask": write_flask}
 
 
-def test_the_readme_shows_all_three_in_under_twenty_lines() -> None:
+def test_the_page_shows_all_three_in_under_twenty_lines() -> None:
     assert set(SNIPPETS) == set(WRITE)
     assert all(len(code.splitlines()) < 20 for code in SNIPPETS.values())
 
 
 @pytest.mark.parametrize("framework", WRITE)
-def test_the_readmes_endpoints(framework: str, tmp_path: Path) -> None:
+def test_the_endpoints_of_the_page(framework: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     target = WRITE[framework](project)

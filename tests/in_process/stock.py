@@ -1,4 +1,4 @@
-"""Stock projects: made by the framework's own command, with the README's code."""
+"""Stock projects: made by the framework's own command, with the code of the documentation."""
 
 import atexit
 import functools
@@ -45,14 +45,14 @@ def send(request):
 urlpatterns += [path("send", send)]
 """,
 }
-"""A view that sends an event, for each of the README's apps."""
+"""A view that sends an event, for each of the apps."""
 _OWN_CLIENT = 'client = durably.Client(app_id="shop")\n'
 
 
-def readme_code(heading: str) -> str:
-    """The first block of Python after ``heading``."""
-    readme = (ROOT / "README.md").read_text()
-    found = re.search(r"```python\n(.*?)```", readme[readme.index(heading) :], re.DOTALL)
+def code_of(page: str, heading: str) -> str:
+    """The first block of Python after ``heading`` in a page of ``docs/how-to``."""
+    text = (ROOT / "docs" / "how-to" / page).read_text()
+    found = re.search(r"```python\n(.*?)```", text[text.index(heading) :], re.DOTALL)
     assert found is not None
     return found.group(1)
 
@@ -60,11 +60,11 @@ def readme_code(heading: str) -> str:
 def make_project(framework: str, directory: Path, *, is_installed_app: bool = False) -> None:
     """``is_installed_app``: with ``durably.django`` in ``INSTALLED_APPS``, and the functions in an app's
     ``durable.py``."""
-    in_process = readme_code("## Inside your app")
-    durable = readme_code("Put this into `durable.py`")
+    in_process = code_of("run-inside-your-app.md", "# Run the engine inside your app")
+    durable = code_of("serve.md", "Put these into `durable.py`")
     assert _OWN_CLIENT in durable
     durable = durable.replace(_OWN_CLIENT, in_process)
-    main = readme_code(f"<td>{framework}") + SENDING[framework]
+    main = code_of("serve.md", f"\n**{framework}**") + SENDING[framework]
     if framework != "Django":
         (directory / "durable.py").write_text(durable)
         (directory / "main.py").write_text(main)
