@@ -89,7 +89,6 @@ class Runtime:
             ),
             Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
             settings.clock,
-            self._dispatch_after_commit,
         )
         self._caller = make_caller(settings)
         self.executor = Executor(
@@ -137,7 +136,7 @@ class Runtime:
             if lock is not None:
                 lock.release()
             raise
-        runtime._writer.start()
+        runtime.transactions.start(runtime._dispatch_after_commit)
         try:
             await runtime._recover()
         except BaseException:

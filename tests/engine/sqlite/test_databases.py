@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
@@ -204,18 +205,18 @@ async def test_what_waits_together_is_committed_together_and_failures_stay_alone
         connection.execute("DELETE FROM things WHERE name = 'half done'")
         return name
 
-    writer.start()
+    order: list[str | None] = []
+    writer.start(lambda unit: (result := unit(), result), order.append)
     held = writer.submit(hold)
     await asyncio.to_thread(started.wait)
-    order: list[str | None] = []
-    futures = [writer.submit(lambda name=name: add(name), order.append) for name in ("a", None, "c", "d")]  # type: ignore[misc]
+    futures = [writer.submit(functools.partial(add, name)) for name in ("a", None, "c", "d")]
     go.set()
     results = await asyncio.gather(*futures, return_exceptions=True)
     await held
     assert commits == 2, "one for what held the writer up, one for all that waited meanwhile"
     assert (results[0], results[2], results[3]) == ("a", "c", "d")
     assert isinstance(results[1], sqlite3.IntegrityError)
-    assert order == ["a", "c", "d"]
+    assert order == [None, "a", "c", "d"]
     reader = Reader(path, lambda reason: None)
     assert await reader.read(lambda db: db.execute("SELECT name FROM things").fetchall()) == [("a",), ("c",), ("d",)]
     await reader.close()
@@ -243,7 +244,7 @@ async def test_only_what_was_done_is_undone(path: Path) -> None:
         raise StaleCallError("too late")
 
     futures = [writer.submit(unit) for unit in (lambda: add("a"), refuse)]
-    writer.start()
+    writer.start(lambda unit: (unit(), None), lambda outcome: None)
     await asyncio.gather(*futures, return_exceptions=True)
     assert done == ["a", "refused"], "who has changed nothing is not in anybody's way"
     done.clear()

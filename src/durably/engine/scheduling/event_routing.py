@@ -1,10 +1,7 @@
-"""Routing of events: runs they cancel, functions they trigger, steps that wait for them.
-
-Events that the engine sends while it routes another are routed after that event, in the order in which they were sent.
-"""
+"""Routing of events: runs that they cancel, functions that they trigger, steps that wait for them."""
 
 import difflib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +14,7 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin, origin_of_event
 from durably.engine.sqlite.run_tables import RunRow
 from durably.engine.views import EventView
-from durably.protocol.events import Event, InternalEvent
+from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.text import get_logger
 
@@ -56,7 +53,9 @@ def send(
         known = _find_duplicate(transaction, event)
         if known is None:
             received = make_received_event(event, event_id, transaction.now, origin, checked.data)
-            _take(transaction, received, sender_id=event.id or None)
+            route(transaction, received, event.id or None)
+            while transaction.internal_events:
+                route(transaction, transaction.internal_events.popleft())
         ids.append(known or event_id)
     names = dict.fromkeys(checked.event.name for checked in events)
     return Sent(ids, [name for name in names if not _is_known(transaction, name)], transaction.outcomes)
@@ -64,7 +63,7 @@ def send(
 
 def _is_known(transaction: Transaction, name: str) -> bool:
     """Whether anything is triggered by events of this name, cancelled by them, or has ever waited for one."""
-    return transaction.registry.knows_event(name) or bool(transaction.store.wait_paths(name))
+    return transaction.registry.knows_event(name) or bool(transaction.wait_paths(name))
 
 
 def invoke(
@@ -77,24 +76,23 @@ def invoke(
 ) -> RunRow | None:
     """Start a run of one function, whatever its triggers; ``None`` if no run starts, or a later one."""
     event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
-    return take_for(transaction, function, make_received_event(event, event_id, transaction.now, origin))
+    return route_to(transaction, function, make_received_event(event, event_id, transaction.now, origin))
 
 
-def take_for(transaction: Transaction, function: Function, received: ReceivedEvent) -> RunRow | None:
+def route_to(transaction: Transaction, function: Function, received: ReceivedEvent) -> RunRow | None:
     """Route an event that is meant for one function. Other functions that it triggers start as well."""
-    key = _take(transaction, received, besides=function)
+    key = route(transaction, received, besides=function)
     assert key is not None, "its id is new"
-    run = trigger_function(transaction, function, key)
-    if not transaction.is_routing:
-        _route_internal_events(transaction)
-    return run
+    return trigger_function(transaction, function, key)
 
 
-def emit(transaction: Transaction, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
-    """Send one of the engine's own events; ``data`` is JSON."""
-    transaction.make_internal_event(name, data, origin)
-    if not transaction.is_routing:
-        _route_internal_events(transaction)
+def route_internal_event(transaction: Transaction) -> None:
+    """Route the first internal event that waits, and those that follow from it before the others."""
+    others = transaction.internal_events
+    transaction.internal_events = deque([others.popleft()])
+    while transaction.internal_events:
+        route(transaction, transaction.internal_events.popleft())
+    transaction.internal_events = others
 
 
 def _origin_of(transaction: Transaction, run_id: str) -> Origin | None:
@@ -112,40 +110,19 @@ def _find_duplicate(transaction: Transaction, event: Event) -> str | None:
     return transaction.store.find_sent_event(event.id, transaction.now - _IDEMPOTENCY_MILLISECONDS)
 
 
-def _take(
-    transaction: Transaction, received: ReceivedEvent, *, sender_id: str | None = None, besides: Function | None = None
+def route(
+    transaction: Transaction, received: ReceivedEvent, sender_id: str | None = None, besides: Function | None = None
 ) -> int | None:
-    """``None`` if an event with this id exists, from the same seed: then nothing changes."""
-    was_routing, transaction.is_routing = transaction.is_routing, True
-    try:
-        key = _receive(transaction, received, sender_id, besides)
-    finally:
-        transaction.is_routing = was_routing
-    if not was_routing:
-        _route_internal_events(transaction)
-    return key
+    """Store an event, and do what follows from it. ``None`` if an event with this id exists: then nothing changes.
 
-
-def _route_internal_events(transaction: Transaction) -> None:
-    transaction.is_routing = True
-    try:
-        while transaction.internal_events:
-            _receive(transaction, transaction.internal_events.popleft(), None, None)
-    finally:
-        transaction.is_routing = False
-
-
-def _receive(
-    transaction: Transaction, received: ReceivedEvent, sender_id: str | None, besides: Function | None
-) -> int | None:
-    """Cancellations come first: an event does not cancel the runs that it starts, and their slots are free for
-    these."""
+    Cancellations come first: an event does not cancel the runs that it starts, and their slots are free for these.
+    """
     key = transaction.store.add_event(
         received.id, sender_id, received.name, transaction.now, received.body, received.origin
     )
     if key is None:
         return None
-    listened = [(path, value_at(path, received.fields)) for path in transaction.store.wait_paths(received.name)]
+    listened = [(path, value_at(path, received.fields)) for path in transaction.wait_paths(received.name)]
     if listened:
         _cancel(transaction, received, listened)
     functions = transaction.registry.triggered_by(received)

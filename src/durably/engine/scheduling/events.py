@@ -36,27 +36,21 @@ _RAISED = "invalid status code: 500"
 """The status text that official servers add to an app's own error."""
 
 
-class ReceivedEvent:
-    """An event that is stored, or about to be. ``body`` is JSON; ``fields`` the same, decoded when first needed.
-    ``origin`` describes the run that sent it, if any."""
+class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
+    """An event that is stored, or about to be. ``body`` is JSON, ``decoded`` the same, once it is needed. ``origin``
+    describes the run that sent it, if any."""
 
-    __slots__ = ("_fields", "body", "id", "name", "origin")
-
-    def __init__(
-        self,
-        event_id: str,
-        name: str,
-        body: bytes,
-        fields: Mapping[str, Any] | None = None,
-        origin: Origin | None = None,
-    ) -> None:
-        self.id, self.name, self.body, self._fields, self.origin = event_id, name, body, fields, origin
+    id: str
+    name: str
+    body: bytes
+    decoded: Mapping[str, Any] | None = None
+    origin: Origin | None = None
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        if self._fields is None:
-            self._fields = msgspec.json.decode(self.body)
-        return self._fields
+        if self.decoded is None:
+            self.decoded = msgspec.json.decode(self.body)
+        return self.decoded
 
 
 class CheckedEvent(msgspec.Struct, frozen=True):
@@ -201,9 +195,9 @@ _COUNTER_BYTES = 4
 _MAX_MILLISECONDS = 2**48 - 1
 
 
-def new_id(now: int, entropy: Entropy) -> str:
-    """``now`` is milliseconds since the epoch: ids sort by it."""
-    return _ulid(now, entropy(ENTROPY_BYTES))
+def make_id(milliseconds: int, entropy: bytes) -> str:
+    """A ULID. Ids sort by their time; ``entropy`` has ``ENTROPY_BYTES`` bytes."""
+    return str(ULID.from_bytes(milliseconds.to_bytes(6) + entropy))
 
 
 class IdSeed:
@@ -228,11 +222,7 @@ class IdSeed:
     def id_of(self, index: int) -> str:
         first, last = self._entropy[:-_COUNTER_BYTES], self._entropy[-_COUNTER_BYTES:]
         counter = (int.from_bytes(last) + index) % 2 ** (8 * _COUNTER_BYTES)
-        return _ulid(self._milliseconds, first + counter.to_bytes(_COUNTER_BYTES))
-
-
-def _ulid(milliseconds: int, entropy: bytes) -> str:
-    return str(ULID.from_bytes(milliseconds.to_bytes(6) + entropy))
+        return make_id(self._milliseconds, first + counter.to_bytes(_COUNTER_BYTES))
 
 
 _path_decoder = msgspec.json.Decoder(tuple[str | int, ...])

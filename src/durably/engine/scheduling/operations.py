@@ -254,7 +254,7 @@ def fire_tick(transaction: Transaction, due: TickAt) -> None:
     event = make_internal_event(
         InternalEvent.SCHEDULED_TIMER, msgspec.json.encode(data), transaction.new_id(), fired.tick.due
     )
-    event_routing.take_for(transaction, function, event)
+    event_routing.route_to(transaction, function, event)
 
 
 def _plan(transaction: Transaction, function: Function, schedule: Schedule, tick: Tick | None) -> None:

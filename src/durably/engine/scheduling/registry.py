@@ -111,6 +111,8 @@ class BulkCancellation(msgspec.Struct, frozen=True):
         return self.condition is None or self.condition.matches(event)
 
 
+_MOST_NAMES = 1000
+"""The maximum number of event names whose triggers are remembered."""
 _config_decoder = msgspec.json.Decoder(FunctionConfig)
 _NO_CONTROLS = FunctionControls()
 
@@ -129,6 +131,7 @@ class Registry:
         self._functions = {function.id: function for function in functions}
         self._controls = all_controls
         self._by_pattern: dict[str, list[_Triggered]] = {}
+        self._by_name: dict[str, list[_Triggered]] = {}
         self._cancelling: set[str] = set()
         self.has_functions = False
         for function in self._functions.values():
@@ -193,22 +196,31 @@ class Registry:
 
     def knows_event(self, name: str) -> bool:
         """Whether a function is triggered by events of a name, if its expression holds, or cancelled by them."""
-        return name in self._cancelling or any(pattern in self._by_pattern for pattern in patterns_of(name))
+        return name in self._cancelling or bool(self._triggers_of(name))
 
     def triggered_by(self, event: ReceivedEvent) -> list[Function]:
-        """The active functions that an event triggers, each once, whichever of its triggers match."""
+        """The active functions that an event triggers, each once, even if several of its triggers match."""
         found: dict[str, Function] = {}
-        for pattern in patterns_of(event.name):
-            for triggered in self._by_pattern.get(pattern, ()):
-                if triggered.function.id not in found and (
-                    triggered.expression is None or triggered.expression.matches(event.fields)
-                ):
-                    found[triggered.function.id] = triggered.function
+        for triggered in self._triggers_of(event.name):
+            if triggered.function.id not in found and (
+                triggered.expression is None or triggered.expression.matches(event.fields)
+            ):
+                found[triggered.function.id] = triggered.function
         return list(found.values())
+
+    def _triggers_of(self, name: str) -> list[_Triggered]:
+        """The triggers that match an event's name, if their expressions hold."""
+        found = self._by_name.get(name)
+        if found is None:
+            found = [triggered for pattern in patterns_of(name) for triggered in self._by_pattern.get(pattern, ())]
+            if len(self._by_name) == _MOST_NAMES:
+                self._by_name.clear()
+            self._by_name[name] = found
+        return found
 
     def refused_by_condition(self, fields: Mapping[str, Any], name: str) -> list[str]:
         """Ids of active functions with triggers of this name whose conditions are false for the event's ``fields``."""
-        named = [triggered for pattern in patterns_of(name) for triggered in self._by_pattern.get(pattern, ())]
+        named = self._triggers_of(name)
         matching = {
             triggered.function.id
             for triggered in named

@@ -90,7 +90,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
         return
     _logger.error("run %s cannot continue, and has failed: %s", row.id, error.message)
     state = RunState(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
-    live = transaction.runs[run_key] = LiveRun(
+    live = transaction.runs[run_key] = LiveRun.from_cached(
         CachedRun(row, state, transaction.store.queue_entry(run_key), is_moving=True)
     )
     live.may_have_waits = True
@@ -101,8 +101,16 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
 
 
 def finish(transaction: Transaction) -> Outbox:
-    """Apply pending inputs, dispatch queued calls that are within their limits, and write the run states."""
-    while through := _settle(transaction):
+    """Route internal events, apply pending inputs, dispatch queued calls within their limits, store run states."""
+    while True:
+        while transaction.internal_events or transaction.inputs:
+            if transaction.internal_events:
+                event_routing.route_internal_event(transaction)
+            else:
+                apply(transaction, *transaction.inputs.popleft())
+        through = [] if transaction.used_queue is None else transaction.used_queue.settle()
+        if not through:
+            break
         for queued in through:
             _dispatch_queued(transaction, queued)
     for key, live in transaction.runs.items():
@@ -110,17 +118,9 @@ def finish(transaction: Transaction) -> Outbox:
             transaction.cache.forget(key)
         else:
             _store_live(transaction, live)
-    _add_call_data(transaction)
+            if live.call_place is not None:
+                _add_call_data(transaction, live, live.call_place)
     return transaction.outbox
-
-
-def _add_call_data(transaction: Transaction) -> None:
-    """Add the content to calls, if it is in memory. This saves a read."""
-    for place, message in enumerate(transaction.outbox):
-        if isinstance(message, CallAt) and message.data is None and message.run_key in transaction.runs:
-            data = _call_data(transaction.runs[message.run_key], message.call, transaction.now)
-            if data is not None:
-                transaction.outbox[place] = msgspec.structs.replace(message, data=data)
 
 
 def _store_live(transaction: Transaction, live: LiveRun) -> None:
@@ -175,13 +175,6 @@ def _leave_calls(transaction: Transaction, live: LiveRun, before: RunState) -> N
 # the queue
 
 
-def _settle(transaction: Transaction) -> list[QueuedCall]:
-    while transaction.inputs:
-        apply(transaction, *transaction.inputs.popleft())
-    queue = transaction.used_queue
-    return [] if queue is None else queue.settle()
-
-
 def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
     """Queue a delayed call that is now due."""
     live = _load(transaction, run_key)
@@ -191,7 +184,7 @@ def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
     if live.queue_entry is not None and live.queue_entry.has_to_queue(starts_run=live.row.started_at is None):
         transaction.queue.join_again(live.row, call, live.queue_entry)
     else:
-        transaction.outbox.append(call_of(live.row, live.queue_entry, call))
+        _add_call(transaction, live, call)
 
 
 def _dispatch_queued(transaction: Transaction, queued: QueuedCall) -> None:
@@ -200,7 +193,7 @@ def _dispatch_queued(transaction: Transaction, queued: QueuedCall) -> None:
     if live is None or call is None:
         transaction.queue.leave(queued.run_key, queued.generation)
         return
-    transaction.outbox.append(call_of(live.row, live.queue_entry, call))
+    _add_call(transaction, live, call)
     if live.row.started_at is None:
         live.row = transaction.store.begin_run(live.row, transaction.now)
         triggers.begin_run(transaction, live.row)
@@ -215,7 +208,7 @@ def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> No
     if is_later or command.call.error:
         transaction.store.add_delayed_call(live.row.key, command.call.generation, command.call.due)
     if live.queue_entry is None or not live.queue_entry.has_to_queue(starts_run=live.row.started_at is None):
-        transaction.outbox.append(call_of(live.row, live.queue_entry, command.call))
+        _add_call(transaction, live, command.call)
     elif is_later:
         transaction.outbox.append(call_of(live.row, live.queue_entry, command.call, has_to_queue=True))
     else:
@@ -242,7 +235,7 @@ def _await_event(transaction: Transaction, live: LiveRun, command: AwaitEvent) -
     path = value = None
     if options.expression:
         path, value = index_key(compile_expression(options.expression), _trigger_of(transaction, live).fields)
-    transaction.store.add_wait_path(options.event, path)
+    transaction.add_wait_path(options.event, path)
     wait = WaitRow(
         live.row.key,
         command.step_id,
@@ -347,7 +340,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
             transaction.resolve_invokers(trigger, memo, failed=not completed)
     origin = origin_of_event(row.key, origin_before(row, trigger_events[0]), transaction.now)
     for name, data in run_end_events(RunResult(row.id, row.function_id, command.status, reported), trigger_events):
-        event_routing.emit(transaction, name, data, origin)
+        transaction.emit(name, data, origin)
     if live.state.defers:
         _start_deferred(transaction, row, origin)
 
@@ -356,11 +349,8 @@ def _start_deferred(transaction: Transaction, row: RunRow, origin: Origin) -> No
     for function_id, data in transaction.store.take_deferred(row.key):
         if transaction.registry.find_active(function_id) is None:
             _logger.warning("run %s: it deferred the function %r, which no app has synced", row.id, function_id)
-        event_routing.emit(
-            transaction,
-            InternalEvent.DEFERRED_SCHEDULE,
-            deferred_data(data, function_id, row.id, row.function_id),
-            origin,
+        transaction.emit(
+            InternalEvent.DEFERRED_SCHEDULE, deferred_data(data, function_id, row.id, row.function_id), origin
         )
 
 
@@ -404,21 +394,38 @@ _COMMANDS: dict[type[Any], Callable[[Transaction, LiveRun, Any], None]] = {
 }
 
 
-def _call_data(live: LiveRun, call: Call, now: int) -> CallData | None:
-    """The content of a call that is made now, and before which nothing else can happen to its run but its end."""
-    state = live.state
-    if live.trigger is None or live.kept_memos is None or call.due > now or state.waits or len(state.calls) != 1:
-        return None
-    return CallData(
+def _add_call(transaction: Transaction, live: LiveRun, call: Call) -> None:
+    live.call_place = len(transaction.outbox)
+    transaction.outbox.append(call_of(live.row, live.queue_entry, call))
+
+
+def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
+    """Add the content to a call in the outbox, which saves a read.
+
+    The content must be in memory, the call due, and nothing else able to happen to the run before it, except its end.
+    """
+    state, message = live.state, transaction.outbox[place]
+    assert isinstance(message, CallAt), "calls stay at their places"
+    if (
+        live.trigger is None
+        or live.kept_memos is None
+        or message.call.due > transaction.now
+        or state.waits
+        or len(state.calls) != 1
+        or message.call.generation != state.calls[0].generation
+    ):
+        return
+    data = CallData(
         live.row.id,
         live.row.function_id,
-        call,
+        message.call,
         state.max_attempts,
         state.disable_immediate,
         [live.trigger.body],
         live.kept_memos,
         defers=state.defers,
     )
+    transaction.outbox[place] = msgspec.structs.replace(message, data=data)
 
 
 def _is_repeated(call: Call) -> bool:

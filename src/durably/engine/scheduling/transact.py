@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from durably.engine.core.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.engine.settings import Clock
@@ -23,38 +23,38 @@ _logger = get_logger("durably.engine")
 
 
 class Transactions:
-    """``registry`` is replaced when an app syncs. ``dispatch`` gets the outbox of each transaction after its commit, in
-    the order of the commits."""
+    """``registry`` is replaced when an app syncs."""
 
-    def __init__(
-        self,
-        writer: Writer,
-        context: TransactionContext,
-        registry: Registry,
-        clock: Clock,
-        dispatch: Callable[[Outbox], None],
-    ) -> None:
+    def __init__(self, writer: Writer, context: TransactionContext, registry: Registry, clock: Clock) -> None:
         self.registry = registry
         self._writer = writer
         self._context = context
         self._clock = clock
-        self._dispatch: Callable[[tuple[object, Outbox]], None] = lambda outcome: dispatch(outcome[1])
         self._retrying: set[asyncio.Task[None]] = set()
 
-    async def transact(self, work: Callable[[Transaction], T]) -> T:
-        """Run ``work`` in the writer's thread, and return its result after the commit.
+    def start(self, dispatch: Callable[[Outbox], None]) -> None:
+        """``dispatch`` gets the outbox of each transaction after its commit, in the order of the commits."""
+        self._writer.start(self._execute, dispatch)
 
-        Raises what ``work`` does, ``DatabaseUnavailableError`` and ``EngineClosedError``.
+    def _execute(self, work: Callable[[Transaction], T]) -> tuple[T, Outbox]:
+        """In the writer's thread."""
+        transaction = Transaction(self._context, self.registry, self._clock.now())
+        result = work(transaction)
+        return result, finish(transaction)
+
+    def transact(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
+        """Run ``work`` in the writer's thread; its result is there after the commit.
+
+        The future raises what ``work`` does, and ``DatabaseUnavailableError``. Raises ``EngineClosedError``.
         """
-        result, _ = await self._submit(work)
-        return result
+        return self._writer.submit(work)
 
     async def transact_with_retry(self, work: Callable[[Transaction], T]) -> T:
         """``transact``, repeated while the database is unavailable."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
-                return await self.transact(work)
+                return await self._writer.submit(work)  # type: ignore[no-any-return]
             except DatabaseUnavailableError as error:
                 _logger.error("%s; trying again in %s s", error, delay)
                 await asyncio.sleep(delay)
@@ -68,12 +68,12 @@ class Transactions:
         """``transact`` without waiting. An error is logged, and the transaction ``otherwise(error)`` replaces the
         failed one."""
         try:
-            future = self._submit(work)
+            future = self._writer.submit(work)
         except EngineClosedError:
             return
         self._clock.hold()
 
-        def check(future: asyncio.Future[tuple[object, Outbox]]) -> None:
+        def check(future: asyncio.Future[object]) -> None:
             if future.cancelled() or future.exception() is None:
                 self._clock.release()
                 return
@@ -111,25 +111,3 @@ class Transactions:
         """Cancel the repetitions."""
         for task in self._retrying:
             task.cancel()
-
-    def _submit(self, work: Callable[[Transaction], T]) -> asyncio.Future[tuple[T, Outbox]]:
-        return self._writer.submit(_UnitOfWork(self, work), self._dispatch)
-
-    def run(self, work: Callable[[Transaction], T]) -> tuple[T, Outbox]:
-        """In the writer's thread."""
-        transaction = Transaction(self._context, self.registry, self._clock.now())
-        result = work(transaction)
-        return result, finish(transaction)
-
-
-class _UnitOfWork(Generic[T]):
-    """The writer's unit of work. A class with slots, because a ``partial`` is four objects."""
-
-    __slots__ = ("_transactions", "_work")
-
-    def __init__(self, transactions: Transactions, work: Callable[[Transaction], T]) -> None:
-        self._transactions = transactions
-        self._work = work
-
-    def __call__(self) -> tuple[T, Outbox]:
-        return self._transactions.run(self._work)

@@ -17,7 +17,7 @@ from durably.engine.sqlite.run_tables import RunRow, Store
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
-from .events import Entropy, ReceivedEvent, make_internal_event, new_id
+from .events import ENTROPY_BYTES, Entropy, ReceivedEvent, make_id, make_internal_event
 from .outbox import Outbox, ThrottleAt, call_of
 from .registry import Registry
 
@@ -26,6 +26,8 @@ _MOST_TRIGGER_BYTES = 2048
 """Of an event that is kept along with the run that it triggered."""
 
 
+_MOST_NAMES = 1000
+"""The maximum number of event names whose paths are kept."""
 _MOST_MEMOS = 32
 _MOST_MEMO_BYTES = 2048
 """The memos of one run that are kept."""
@@ -46,13 +48,6 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
     memos: Memos | None = None
 
 
-def kept_trigger(trigger: ReceivedEvent) -> ReceivedEvent | None:
-    """What is kept of the event that triggered a run."""
-    if len(trigger.body) > _MOST_TRIGGER_BYTES:
-        return None
-    return ReceivedEvent(trigger.id, trigger.name, trigger.body, origin=trigger.origin)
-
-
 def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
     """The memos to keep once another is stored."""
     if memos is None or len(memos) == _MOST_MEMOS:
@@ -63,9 +58,15 @@ def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
 
 
 class RunCache:
+    """The runs that the writer changed last, so that it does not read them again, and what the wait index has.
+
+    ``wait_paths`` are its paths by event name.
+    """
+
     def __init__(self) -> None:
         self._by_key: OrderedDict[int, CachedRun] = OrderedDict()
         self._keys: dict[str, int] = {}
+        self.wait_paths: dict[str, list[str | None]] = {}
 
     def find(self, run_key: int) -> CachedRun | None:
         return self._by_key.get(run_key)
@@ -88,8 +89,10 @@ class RunCache:
             del self._keys[cached.row.id]
 
     def clear(self) -> None:
+        """After a rollback."""
         self._by_key.clear()
         self._keys.clear()
+        self.wait_paths.clear()
 
 
 _THROTTLES_AT_ONCE = 100
@@ -187,36 +190,41 @@ class TransactionContext(msgspec.Struct, frozen=True):
     cancel_run: CancelRun
 
 
-class LiveRun:
-    """A run that this transaction changes. ``began`` is the time at which the present change began. ``is_changing`` is
-    true until all commands of that change are carried out."""
+class LiveRun(msgspec.Struct, eq=False, gc=False):
+    """A run that this transaction changes.
 
-    __slots__ = (
-        "began",
-        "is_changing",
-        "kept_memos",
-        "may_have_waits",
-        "memos",
-        "queue_entry",
-        "row",
-        "state",
-        "trigger",
-        "wait_began",
-        "was_moving",
-    )
+    ``began`` is the time at which the present change began. ``is_changing`` is true until all commands of that change
+    are executed. ``was_moving`` is as stored. ``kept_memos`` are as in ``CachedRun``. ``call_place`` is the place of
+    the latest call in the outbox.
+    """
 
-    def __init__(self, run: CachedRun) -> None:
-        self.row = run.row
-        self.state = run.state
-        self.queue_entry = run.queue_entry
-        self.trigger = run.trigger
-        self.was_moving = run.is_moving
-        self.is_changing = False
-        self.began = run.row.created_at
-        self.wait_began: dict[str, int] = {}
-        self.may_have_waits = bool(run.state.waits)
-        self.memos = run.state.memos
-        self.kept_memos = run.memos
+    row: RunRow
+    state: RunState
+    queue_entry: QueueEntry | None
+    trigger: ReceivedEvent | None
+    was_moving: bool
+    kept_memos: Memos | None
+    began: int
+    memos: int
+    may_have_waits: bool
+    wait_began: dict[str, int] = {}
+    is_changing: bool = False
+    call_place: int | None = None
+
+    @classmethod
+    def from_cached(cls, run: CachedRun) -> "LiveRun":
+        row, state = run.row, run.state
+        return cls(
+            row,
+            state,
+            run.queue_entry,
+            run.trigger,
+            run.is_moving,
+            run.memos,
+            row.created_at,
+            state.memos,
+            bool(state.waits),
+        )
 
 
 class Transaction:
@@ -227,12 +235,10 @@ class Transaction:
     __slots__ = (
         "_cancel_run",
         "_events",
-        "_queue",
         "cache",
         "entropy",
         "inputs",
         "internal_events",
-        "is_routing",
         "max_event_bytes",
         "now",
         "outbox",
@@ -241,6 +247,7 @@ class Transaction:
         "registry",
         "runs",
         "store",
+        "used_queue",
     )
 
     def __init__(self, context: TransactionContext, registry: Registry, now: int) -> None:
@@ -255,26 +262,21 @@ class Transaction:
         self.runs: dict[int, LiveRun] = {}
         self.inputs: deque[tuple[int, Input]] = deque()
         self.internal_events: deque[ReceivedEvent] = deque()
-        self.is_routing = False
         self.outcomes: dict[str, EventOutcome] = {}
         self._events: dict[int, ReceivedEvent] = {}
-        self._queue: RunQueue | None = None
+        self.used_queue: RunQueue | None = None
         self._cancel_run = context.cancel_run
 
     @property
     def queue(self) -> RunQueue:
-        if self._queue is None:
-            self._queue = RunQueue(self.store, self.registry, self.outbox, self.now)
-        return self._queue
-
-    @property
-    def used_queue(self) -> RunQueue | None:
-        """The queue, if this transaction has used it."""
-        return self._queue
+        """The queue, which this transaction uses from now on."""
+        if self.used_queue is None:
+            self.used_queue = RunQueue(self.store, self.registry, self.outbox, self.now)
+        return self.used_queue
 
     def new_id(self) -> str:
         """The id of a new run or event."""
-        return new_id(self.now, self.entropy)
+        return make_id(self.now, self.entropy(ENTROPY_BYTES))
 
     # events
 
@@ -289,9 +291,23 @@ class Transaction:
         """Keep an event that this transaction has stored, so that it is not read back."""
         self._events[event_key] = event
 
-    def make_internal_event(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
-        """Add one of the engine's own events to those that are routed next; ``data`` is JSON."""
+    def emit(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
+        """Send one of the engine's own events, which is routed after the present input; ``data`` is JSON."""
         self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin))
+
+    def wait_paths(self, event: str) -> list[str | None]:
+        """The paths of the wait index for events of a name."""
+        known = self.cache.wait_paths
+        paths = known.get(event)
+        if paths is None:
+            if len(known) == _MOST_NAMES:
+                known.clear()
+            paths = known[event] = self.store.wait_paths(event)
+        return paths
+
+    def add_wait_path(self, event: str, path: str | None) -> None:
+        self.store.add_wait_path(event, path)
+        self.cache.wait_paths.pop(event, None)
 
     # runs
 
@@ -305,7 +321,7 @@ class Transaction:
         if live is None:
             run = self.cache.find(run_key) or self._read_run(run_key)
             if run is not None:
-                live = self.runs[run_key] = LiveRun(run)
+                live = self.runs[run_key] = LiveRun.from_cached(run)
         return live
 
     def _read_run(self, run_key: int) -> CachedRun | None:
@@ -315,15 +331,18 @@ class Transaction:
     def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
         """The ids of those steps that have a memo."""
         cached = self.cache.find(run_key)
-        if cached is not None and not cached.state.memos:
-            return frozenset()
-        return self.store.memoised(run_key, step_ids)
+        if cached is None or cached.memos is None or run_key in self.runs:
+            return self.store.memoised(run_key, step_ids)
+        return frozenset([step_id for step_id, _ in cached.memos if step_id in step_ids])
 
     def remember(
         self, row: RunRow, state: RunState, queue_entry: QueueEntry | None, *, is_moving: bool, memos: Memos | None
     ) -> None:
         """Cache a new run, which is read again soon."""
-        trigger = None if row.is_batch else kept_trigger(self.event(row.event_key))
+        event = None if row.is_batch else self.event(row.event_key)
+        trigger = None
+        if event is not None and len(event.body) <= _MOST_TRIGGER_BYTES:
+            trigger = ReceivedEvent(event.id, event.name, event.body, origin=event.origin)
         self.cache.put(CachedRun(row, state, queue_entry, is_moving, trigger, memos))
 
     def cancel(self, run_key: int, reason: str) -> None:

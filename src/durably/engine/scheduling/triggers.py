@@ -214,7 +214,7 @@ def _listen(transaction: Transaction, run: RunRow, cancel_on: Sequence[CancelOn]
         transaction.store.flow.add_cancel(
             run.key, position, CancelRow(cancel.event, path, value, expression, cancel.until)
         )
-        transaction.store.add_wait_path(cancel.event, path)
+        transaction.add_wait_path(cancel.event, path)
 
 
 def _heed_cancellations(transaction: Transaction, function: Function, run: RunRow) -> None:
@@ -319,7 +319,7 @@ def _store_failed_run(
     triggers = [transaction.event(event_key) for event_key in event_keys]
     origin = origin_of_event(run.key, triggers[0].origin, transaction.now)
     for name, data in run_end_events(RunResult(run.id, function.id, run.status, encode_error(error)), triggers):
-        transaction.make_internal_event(name, data, origin)
+        transaction.emit(name, data, origin)
     return run
 
 

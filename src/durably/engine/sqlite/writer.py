@@ -1,9 +1,8 @@
-"""The one thread that writes, and group commit.
+"""The thread that writes, with group commit.
 
-Work is submitted as units. Whatever waits at one moment shares one transaction, so that one flush to disk serves
-many. A unit that fails spoils no other: where it has changed anything by then, its group is rolled back and carried
-out again, each unit with a savepoint of its own. A unit's future is resolved after the commit, never before. What a
-unit is, the writer does not know, but that it may be carried out more than once.
+Units of work that wait at the same time share one transaction, so one flush to disk serves many. If a unit fails after
+changing something, its group is rolled back, and each unit runs again with a savepoint of its own. A unit's future is
+resolved after the commit, never before. The writer does not know what a unit is, only that it may run more than once.
 """
 
 import asyncio
@@ -13,15 +12,14 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
 
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError, EngineError
 from durably.protocol.text import get_logger
 
 from .database import explain
-
-T = TypeVar("T")
-Unit = Callable[[], T]
 
 _logger = get_logger("durably.engine")
 
@@ -30,40 +28,24 @@ _MAX_GROUP = 512
 the last. A submission has at most as many."""
 
 
-class _Job:
-    """``future`` belongs to ``loop``, the event loop that submitted the unit, and is resolved there."""
+class _Job(msgspec.Struct, eq=False):
+    """``future`` belongs to ``loop``, the event loop that submitted the unit, and is resolved there. ``outcome`` is
+    for ``on_commit``."""
 
-    __slots__ = ("error", "future", "loop", "on_commit", "result", "unit")
+    unit: Any
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    result: Any = None
+    outcome: Any = None
+    error: Exception | None = None
 
-    def __init__(
-        self, unit: Unit[Any], loop: asyncio.AbstractEventLoop, on_commit: Callable[[Any], None] | None
-    ) -> None:
-        self.unit = unit
-        self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
-        self.on_commit = on_commit
-        self.result: Any = None
-        self.error: Exception | None = None
-
-
-class _Submissions:
-    """All units that one iteration of an event loop submits are one group, and wake the writer's thread once."""
-
-    __slots__ = ("_accept", "_jobs", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, accept: Callable[[list[_Job]], None]) -> None:
-        self.loop = loop
-        self._accept = accept
-        self._jobs: list[_Job] = []
-
-    def add(self, job: _Job) -> None:
-        if not self._jobs:
-            self.loop.call_soon(self.hand_over)
-        self._jobs.append(job)
-
-    def hand_over(self) -> None:
-        jobs, self._jobs = self._jobs, []
-        self._accept(jobs)
+    def resolve(self) -> None:
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
 
 
 class Writer:
@@ -89,58 +71,72 @@ class Writer:
         self._on_lost = on_lost
         self._on_rollback = on_rollback
         self._check_files = check_files
-        self._jobs: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._groups: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._own = _Submissions(self._loop, self._accept)
-        self._others: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Submissions] = weakref.WeakKeyDictionary()
-        self._thread = threading.Thread(target=self._work, name="durably-writer", daemon=True)
+        self._own: list[_Job] = []
+        self._others: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Job]] = weakref.WeakKeyDictionary()
+        """Units that one iteration of another event loop submits."""
         self._lock = threading.Lock()
         """A closed writer accepts no units, from any thread."""
         self._is_closed = False
+        self._execute: Callable[[Any], tuple[Any, Any]]
+        self._on_commit: Callable[[Any], None]
+        self._thread = threading.Thread(target=self._work, name="durably-writer", daemon=True)
 
-    def start(self) -> None:
+    def start(self, execute: Callable[[Any], tuple[Any, Any]], on_commit: Callable[[Any], None]) -> None:
+        """Run submitted units from now on.
+
+        ``execute`` runs a unit in the writer's thread, and returns its result and its outcome. ``on_commit`` gets the
+        outcome on the writer's event loop, in the order of the commits, even if the unit's future was abandoned.
+        """
+        self._execute = execute
+        self._on_commit = on_commit
         self._thread.start()
 
-    def submit(self, unit: Unit[T], on_commit: Callable[[T], None] | None = None) -> asyncio.Future[T]:
-        """Run ``unit`` in the writer's thread; the future belongs to the running event loop.
+    def submit(self, unit: Any) -> asyncio.Future[Any]:
+        """Run a unit in the writer's thread. The future belongs to the running event loop.
 
-        ``on_commit`` gets its result on the writer's event loop, in the order of the commits, even if the future was
-        abandoned. Raises ``EngineClosedError``.
+        All units that one iteration of an event loop submits wake the thread once. Raises ``EngineClosedError``.
         """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         loop = asyncio.get_running_loop()
-        submissions = self._own if loop is self._loop else self._others.get(loop) or self._new_submissions(loop)
-        job = _Job(unit, loop, on_commit)
-        submissions.add(job)
+        jobs = self._own if loop is self._loop else self._jobs_of(loop)
+        if not jobs:
+            loop.call_soon(self._hand_over, jobs)
+        job = _Job(unit, loop, loop.create_future())
+        jobs.append(job)
         return job.future
 
-    def _new_submissions(self, loop: asyncio.AbstractEventLoop) -> _Submissions:
+    def _jobs_of(self, loop: asyncio.AbstractEventLoop) -> list[_Job]:
         with self._lock:
-            submissions = self._others[loop] = _Submissions(loop, self._accept)
-            return submissions
+            return self._others.setdefault(loop, [])
 
-    def _accept(self, jobs: list[_Job]) -> None:
+    def _hand_over(self, submitted: list[_Job]) -> None:
+        jobs = submitted.copy()
+        submitted.clear()
         with self._lock:
             is_closed = self._is_closed
             if not is_closed:
                 for start in range(0, len(jobs), _MAX_GROUP):
-                    self._jobs.put(jobs[start : start + _MAX_GROUP])
+                    self._groups.put(jobs[start : start + _MAX_GROUP])
         if is_closed:
             for job in jobs:
                 job.error = EngineClosedError("the engine is closed")
-            _resolve(jobs)
+                job.resolve()
 
     async def close(self) -> None:
         """Finish what was submitted, and stop."""
         if not self._is_closed:
-            self._own.hand_over()
+            self._hand_over(self._own)
             with self._lock:
                 self._is_closed = True
-                self._jobs.put(None)
+                self._groups.put(None)
         await asyncio.to_thread(self._thread.join)
         # The last group's results are on their way to the loop: let them arrive.
         await asyncio.sleep(0)
+
+    # in the writer's thread
 
     def _work(self) -> None:
         while True:
@@ -148,20 +144,21 @@ class Writer:
             if group:
                 self._commit(group)
                 self._loop.call_soon_threadsafe(self._deliver, group)
-                self._deliver_elsewhere(group)
+                if self._others:
+                    self._deliver_elsewhere(group)
             if is_last:
                 return
-            del group  # or all that belongs to it would live until the next is full, for the garbage collector to visit
+            del group  # otherwise its objects live until the next group is full, and the garbage collector visits them
 
     def _next_group(self) -> tuple[list[_Job], bool]:
-        jobs = self._jobs.get()
+        jobs = self._groups.get()
         group: list[_Job] = []
         while jobs is not None:
             group += jobs
             if len(group) >= _MAX_GROUP:
                 return group, False
             try:
-                jobs = self._jobs.get_nowait()
+                jobs = self._groups.get_nowait()
             except queue.Empty:
                 return group, False
         return group, True
@@ -169,14 +166,15 @@ class Writer:
     def _commit(self, group: list[_Job]) -> None:
         try:
             self._begin()
-            if not all(self._run(job) for job in group):
-                self._roll_back("ROLLBACK")
-                self._begin()
-                for job in group:
-                    self._run_apart(job)
+            for job in group:
+                if not self._run(job):
+                    self._run_apart(group)
+                    break
             self._connection.execute("COMMIT")
         except Exception as error:
-            self._roll_back("ROLLBACK" if self._connection.in_transaction else None)
+            self._on_rollback()
+            if self._connection.in_transaction:  # otherwise SQLite has rolled back by itself
+                self._connection.execute("ROLLBACK")
             for job in group:
                 job.error = explain(error)
 
@@ -187,42 +185,46 @@ class Writer:
         if epoch != self._epoch:
             raise DatabaseLostError("another engine has taken over the database")
 
-    def _roll_back(self, statement: str | None) -> None:
-        """``None`` where SQLite has done so itself."""
-        self._on_rollback()
-        if statement is not None:
-            self._connection.execute(statement)
-
     def _run(self, job: _Job) -> bool:
-        """False where something has to be undone."""
+        """False if the unit failed after changing something."""
         job.error = None
         changes = self._connection.total_changes
         try:
-            job.result = job.unit()
+            job.result, job.outcome = self._execute(job.unit)
         except Exception as error:
             job.error = explain(error)
             if not self._connection.in_transaction or isinstance(job.error, DatabaseCorruptError):
-                # SQLite has rolled back all of it, and so the group's other units too; or nothing should be
-                # added to what is damaged.
+                # SQLite has rolled back the whole group; or the database is damaged, and must not be written.
                 raise
             return self._connection.total_changes == changes
         return True
 
-    def _run_apart(self, job: _Job) -> None:
-        self._connection.execute("SAVEPOINT unit")
-        if not self._run(job):
-            self._roll_back("ROLLBACK TO unit")
-        self._connection.execute("RELEASE unit")
+    def _run_apart(self, group: list[_Job]) -> None:
+        """Roll the group back, and run each unit with a savepoint of its own."""
+        self._on_rollback()
+        self._connection.execute("ROLLBACK")
+        self._begin()
+        for job in group:
+            self._connection.execute("SAVEPOINT unit")
+            if not self._run(job):
+                self._on_rollback()
+                self._connection.execute("ROLLBACK TO unit")
+            self._connection.execute("RELEASE unit")
+
+    # after the commit
 
     def _deliver(self, group: list[_Job]) -> None:
         for job in group:
             if job.error is None:
-                if job.on_commit is not None:
-                    self._call_on_commit(job.on_commit, job.result)
+                try:
+                    self._on_commit(job.outcome)
+                except Exception:
+                    # The results of the other units must arrive.
+                    _logger.exception("an action after a commit failed")
             elif isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
                 self._on_lost(job.error)
             if job.loop is self._loop:
-                _resolve_one(job)
+                job.resolve()
 
     def _deliver_elsewhere(self, group: list[_Job]) -> None:
         """Resolve futures of other event loops. A closed event loop has no waiters."""
@@ -234,23 +236,7 @@ class Writer:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_resolve, jobs)
 
-    def _call_on_commit(self, on_commit: Callable[[Any], None], result: object) -> None:
-        try:
-            on_commit(result)
-        except Exception:
-            # Of one unit; the others' results must arrive all the same.
-            _logger.exception("what follows from a commit could not be done")
-
 
 def _resolve(jobs: list[_Job]) -> None:
     for job in jobs:
-        _resolve_one(job)
-
-
-def _resolve_one(job: _Job) -> None:
-    if job.future.done():
-        return
-    if job.error is None:
-        job.future.set_result(job.result)
-    else:
-        job.future.set_exception(job.error)
+        job.resolve()
