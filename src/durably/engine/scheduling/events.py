@@ -48,9 +48,10 @@ class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        if self.decoded is None:
-            self.decoded = msgspec.json.decode(self.body)
-        return self.decoded
+        decoded = self.decoded
+        if decoded is None:
+            decoded = self.decoded = msgspec.json.decode(self.body, type=dict[str, Any])
+        return decoded
 
 
 class CheckedEvent(msgspec.Struct, frozen=True):
