@@ -10,8 +10,9 @@ from durably.client import Client
 from durably.comm import requests
 from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import concurrency, cron, held_events, option_values, rates
-from durably.engine.http import bodies, discovery, events, info, runs
+from durably.engine.http import discovery, messages, routes
 from durably.engine.http.connections import ConnectionLimits
+from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling import annotations
 from durably.engine.settings import EngineSettings
 from durably.io import http_client, loop_watch
@@ -37,6 +38,12 @@ def time(span: dt.timedelta | float) -> str:
 
 def default(function: object, parameter: str) -> object:
     return inspect.signature(function).parameters[parameter].default  # type: ignore[arg-type]
+
+
+def maximum(kind: object) -> str:
+    """The greatest number of an annotated type."""
+    [constraint] = kind.__metadata__  # type: ignore[attr-defined]
+    return f"{constraint.le}"
 
 
 def lease() -> dt.timedelta:
@@ -89,17 +96,17 @@ EXPECTED = {
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),
     "time for a body": (
-        f"{time(bodies._GRACE_SECONDS)}, more if {size(bodies._LEAST_BYTES_PER_SECOND)} arrive each second"
+        f"{time(messages._GRACE_SECONDS)}, more if {size(messages._LEAST_BYTES_PER_SECOND)} arrive each second"
     ),
     "time between two requests of a connection": time(CONNECTIONS.keep_alive),
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
     "body of a request": size(limits.MAX_REQUEST_BYTES),
-    "runs in one list": f"{runs.MAX_LISTED}",
-    "events in one list": f"{events.MAX_LISTED}",
+    "runs in one list": maximum(RunLimit),
+    "events in one list": maximum(EventLimit),
     "time to connect to an app": time(SETTINGS.connect_timeout),
     "time for an app to answer a sync": time(discovery.TIMEOUT_SECONDS),
     "time for calls to finish after SIGTERM": time(SETTINGS.close_grace),
-    "time for `/ready`": time(info.READY_SECONDS),
+    "time for `/ready`": time(routes.READY_SECONDS),
     "a request to the engine": time(Client(app_id="app").request_timeout),
     "connections to an engine, of a process": f"{http_client._MAX_CONNECTIONS}",
     "age of a signature": time(limits.SIGNATURE_TOLERANCE),

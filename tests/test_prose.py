@@ -65,25 +65,24 @@ RULES += [
 
 # What a folder may still have. The numbers may only fall; a folder that is not named has none.
 LEFT: dict[str, int] = {
-    ".": 3,
-    "docs": 46,
+    ".": 2,
+    "docs": 7,
     "src/durably": 4,
     "src/durably/cli": 26,
     "src/durably/comm": 24,
     "src/durably/django": 1,
-    "src/durably/engine": 1,
     "src/durably/engine/core": 82,
-    "src/durably/engine/http": 30,
-    "src/durably/engine/scheduling": 15,
-    "src/durably/engine/sqlite": 38,
+    "src/durably/engine/http": 5,
+    "src/durably/engine/scheduling": 13,
+    "src/durably/engine/sqlite": 33,
     "src/durably/execution": 4,
     "src/durably/functions": 3,
-    "src/durably/in_process": 7,
+    "src/durably/in_process": 2,
     "src/durably/io": 7,
     "src/durably/protocol": 19,
     "src/durably/temporal": 72,
     "src/durably/temporal/gateway": 66,
-    "src/durably/testing": 13,
+    "src/durably/testing": 12,
     "src/pytest_durably": 1,
 }
 
