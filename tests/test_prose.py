@@ -81,7 +81,7 @@ LEFT: dict[str, int] = {
     "src/durably/io": 7,
     "src/durably/protocol": 19,
     "src/durably/temporal": 72,
-    "src/durably/temporal/gateway": 66,
+    "src/durably/temporal/gateway": 3,
     "src/durably/testing": 12,
     "src/pytest_durably": 1,
 }

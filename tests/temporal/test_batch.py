@@ -16,10 +16,9 @@ from durably.temporal.gateway import (
     Gateway,
     Limits,
     Operation,
-    batches,
     expose,
-    visibility,
 )
+from durably.temporal.gateway.operations import batches, visibility
 
 from .app_server import AppServer
 from .dev_server import DevServer

@@ -12,7 +12,7 @@ from temporalio.common import RawValue
 
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, FOR_USERS, Gateway, Operation, expose
-from durably.temporal.gateway.inputs import fields_of
+from durably.temporal.gateway.handlers import fields_of
 from durably.temporal.gateway.messages import answer
 from durably.temporal.gateway.models import Completed, Links
 
@@ -77,19 +77,19 @@ def _name_of(value: object) -> str:
 @pytest.mark.parametrize(
     ("workflow", "options", "words"),
     [
-        (Pair, {}, "Pair is no workflow"),
+        (Pair, {}, "Pair is not a workflow"),
         (DynamicWorkflow, {}, "dynamic"),
-        (OrderWorkflow, {"id": "order-{number}"}, "names number, no field of"),
+        (OrderWorkflow, {"id": "order-{number}"}, "names number, which is not a field of"),
         (OrderWorkflow, {"id": "order"}, "must name fields"),
-        (OrderWorkflow, {"id": "order-{order_id"}, "no format string"),
+        (OrderWorkflow, {"id": "order-{order_id"}, "not a format string"),
         (OrderWorkflow, {"id": "{order_id.__class__}"}, "must name fields"),
         (OrderWorkflow, {"signals": ["shipp"]}, 'no signal "shipp"; it has add_note, secret, ship'),
-        (OrderWorkflow, {"signals": [OrderWorkflow.state]}, "is no signal"),
-        (OrderWorkflow, {"updates": [OrderWorkflow.ship]}, "is no update"),
+        (OrderWorkflow, {"signals": [OrderWorkflow.state]}, "is not a named signal handler"),
+        (OrderWorkflow, {"updates": [OrderWorkflow.ship]}, "is not a named update handler"),
         (OrderWorkflow, {"queries": "every"}, "as a list"),
-        (OrderWorkflow, {"name": "a/b"}, "no name for a place in a URL"),
+        (OrderWorkflow, {"name": "a/b"}, "cannot be a segment of a URL"),
         (OrderWorkflow, {"operations": ["stop"]}, "stop"),
-        (GreetingWorkflow, {"input": Pair}, "no pydantic model"),
+        (GreetingWorkflow, {"input": Pair}, "not a pydantic model"),
     ],
     ids=_name_of,
 )

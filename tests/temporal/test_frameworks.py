@@ -194,7 +194,7 @@ def test_progress_is_followed_from_run_to_run(app: AppServer) -> None:
 def test_each_serves_the_same_document(app: AppServer, temporal: Temporal) -> None:
     from durably.temporal.gateway.openapi import openapi
 
-    mine = openapi(open_gateway(temporal).places, mount="/open", title="", version="")
+    mine = openapi(open_gateway(temporal).endpoints, mount="/open", title="", version="")
     document = app.get("/openapi.json" if app.name == "fastapi" else "/open/openapi.json").json
     for path, operations in mine["paths"].items():
         for method, operation in operations.items():

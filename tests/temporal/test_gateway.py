@@ -43,7 +43,7 @@ from durably.temporal.gateway import (
     Limits,
     expose,
 )
-from durably.temporal.gateway.inputs import has_more_values
+from durably.temporal.gateway.messages import has_more_values
 from durably.temporal.gateway.problems import to_problem
 
 from .apps import exposures

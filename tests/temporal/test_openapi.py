@@ -13,8 +13,7 @@ from durably.temporal import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway, expose
-from durably.temporal.gateway.openapi import openapi
-from durably.temporal.gateway.swagger import swagger_page
+from durably.temporal.gateway.openapi import openapi, swagger_page
 
 from .app_server import AppServer
 from .serve import SERVERS
@@ -49,7 +48,7 @@ def documents(made: Gateway) -> list[dict[str, Any]]:
     """Our own, and FastAPI's."""
     app = fastapi.FastAPI()
     app.include_router(router(made))
-    own = openapi(made.exposures, mount="", title="", version="", security_schemes=made.security_schemes)
+    own = openapi(made.endpoints, mount="", title="", version="", security_schemes=made.security_schemes)
     return [own, app.openapi()]
 
 

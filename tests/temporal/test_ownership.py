@@ -46,8 +46,8 @@ from durably.temporal.gateway import (
     GatewayRequest,
     GatewayResponse,
     Operation,
+    call,
     expose,
-    target,
 )
 from durably.temporal.owners import OWNER_ATTRIBUTE
 
@@ -775,7 +775,7 @@ def test_an_owner_is_added_to_other_search_attributes() -> None:
 async def test_workflows_without_an_owner_are_named_once_in_the_log(
     temporal: Temporal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    target._warn_of_no_owner.cache_clear()
+    call._warn_of_missing_owner.cache_clear()
     gateway = owned(temporal, SleepingWorkflow)
     client = await temporal.client()
     handle = await client.start_workflow(SleepingWorkflow.run, id=f"none-{uuid.uuid4().hex}", task_queue="orders")

@@ -10,8 +10,8 @@ import pytest
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, expose
+from durably.temporal.gateway.authorization import principal_key
 from durably.temporal.gateway.pages import VARIABLE, PageTokens
-from durably.temporal.gateway.principals import principal_key
 from durably.temporal.gateway.problems import Problem
 
 from .app_server import AppServer
@@ -20,7 +20,7 @@ from .test_gateway import Answer, until
 from .workflows import SleepingWorkflow
 
 SECRET = "for tests only, and long enough"
-REFUSAL = "page is not one that was given as next_page for this request"
+REFUSAL = "page is not a next_page of this request"
 
 
 class Site:
@@ -165,7 +165,7 @@ async def test_without_a_secret_the_log_and_the_refusal_say_so_once(
     )
     refused = await another.ask("ours", page=page)
     assert refused.status == 400
-    assert "another process of the app gave it" in refused.json["detail"]
+    assert "another process of the app returned it" in refused.json["detail"]
 
 
 async def test_the_secret_is_the_argument_else_the_variable_else_the_frameworks(

@@ -11,7 +11,7 @@ import pytest
 from durably.temporal import Temporal, UnknownPrincipalError
 from durably.temporal.codec_server import CodecServer
 from durably.temporal.gateway import Action, Gateway, GatewayRequest, expose
-from durably.temporal.gateway.principals import ANONYMOUS, check_principal, is_anonymous, principal_key
+from durably.temporal.gateway.authorization import ANONYMOUS, check_principal, is_anonymous, principal_key
 
 from ..ports import free_port
 from .apps import CODEC

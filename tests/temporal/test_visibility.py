@@ -13,8 +13,8 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, search_attributes
 from durably.temporal.gateway import Gateway, expose
+from durably.temporal.gateway.operations.visibility import MAX_DEPTH, Number, all_of, compare, parse, write
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.gateway.visibility import MAX_DEPTH, Number, all_of, compare, parse, write
 from durably.temporal.owners import OWNER_ATTRIBUTE
 
 from .test_ownership import Answer, ask

@@ -1,11 +1,10 @@
 """A codec server: Temporal's web UI and CLI show what the app's payload codec has encrypted.
 
 The protocol is ``POST …/encode`` and ``…/decode`` with ``{"payloads": [{"metadata": …, "data": …}]}``, the bytes in
-Base64, and the namespace in ``X-Namespace`` (https://docs.temporal.io/production-deployment/data-encryption). Knows no
-framework: ``CodecServer`` answers as ``Gateway`` does, and the adapters mount it.
+Base64, and the namespace in ``X-Namespace`` (https://docs.temporal.io/production-deployment/data-encryption). Adapters
+mount a ``CodecServer`` like a ``Gateway``; it knows no framework.
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -21,12 +20,10 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.converter import PayloadCodec
 
 from durably.execution import drive
-from durably.io.http_client import IO, AsyncIO, BlockingIO
+from durably.io.http_client import IO, BlockingIO
 from durably.protocol.text import printable
-from durably.temporal.gateway.authorization import ask, check_policy, check_verdict
-from durably.temporal.gateway.inputs import has_more_values
-from durably.temporal.gateway.messages import JSON, CallBlocking, call_here
-from durably.temporal.gateway.principals import check_principal
+from durably.temporal.gateway.authorization import Guard, check_principal
+from durably.temporal.gateway.messages import JSON, has_more_values
 from durably.temporal.gateway.problems import (
     Problem,
     bad_request,
@@ -40,7 +37,6 @@ from durably.temporal.gateway.problems import (
 from .connection import Temporal
 from .errors import PayloadEncryptionError, TemporalSettingsError
 from .gateway import GatewayRequest, GatewayResponse, Unauthenticated
-from .surroundings import is_async
 
 Codecs = Temporal | PayloadCodec | Sequence[Temporal] | Mapping[str, Temporal | PayloadCodec]
 
@@ -49,7 +45,7 @@ _HEADERS = "Authorization, Authorization-Extras, Content-Type, X-Namespace"
 _HEADER_LIST = re.compile(r"[A-Za-z0-9-]+( *, *[A-Za-z0-9-]+){0,30}")
 _PREFLIGHT_SECONDS = "600"
 _VALUES_OF_PAYLOAD = 10
-"""Elements of lists and objects that a body may have for each of its payloads, on average: a few of metadata."""
+"""Elements of lists and objects for each payload of a body, on average: some of metadata."""
 
 
 class CodecOperation(StrEnum):
@@ -59,10 +55,10 @@ class CodecOperation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecAction:
-    """What somebody asks of the codec server.
+    """What a principal asks of the codec server.
 
-    ``namespace`` is that of ``X-Namespace``. It has a codec, but a single ``PayloadCodec`` serves any namespace that
-    a client names. ``principal`` and ``request`` are as in ``Action``.
+    ``namespace`` is that of ``X-Namespace``. It has a codec; a single ``PayloadCodec`` serves all namespaces.
+    ``principal`` and ``request`` are as in ``Action``.
     """
 
     operation: CodecOperation
@@ -75,15 +71,14 @@ AuthorizeCodec = Callable[[CodecAction], bool | Awaitable[bool]]
 
 
 class CodecServer:
-    """Answers ``POST /encode`` and ``POST /decode`` for Temporal's web UI and CLI.
+    """``POST /encode`` and ``POST /decode`` for Temporal's web UI and CLI.
 
-    ``codecs`` is the app's ``Temporal``, whose namespace alone is answered for; or several, of which the first is for
-    requests without a namespace; or a ``PayloadCodec``; or a mapping of namespaces to either. ``origins`` are the web
-    UI's, such as ``https://temporal.example.com``: their pages may
-    call it with cookies and credentials, and pages of other sites may not. ``authorize`` gets a ``CodecAction`` and
-    returns whether it is allowed, or raises ``Unauthenticated``. A principal that it refuses gets 403, and 401 if it is
-    anonymous; without one, ``allow_anonymous=True`` must say that
-    everybody may read what was encrypted. ``max_body`` is in bytes.
+    ``codecs`` is the app's ``Temporal``, for its own namespace; several of them, with the first one for requests
+    without a namespace; a ``PayloadCodec``; or a mapping of namespaces to either. ``origins`` are those of the web UI,
+    such as ``https://temporal.example.com``: only their pages can call it with cookies and credentials. ``authorize``
+    gets a ``CodecAction`` and returns whether it is allowed, or raises ``Unauthenticated``. A refused principal gets
+    403, or 401 if it is anonymous. ``allow_anonymous=True`` instead of ``authorize`` lets everybody read encrypted
+    payloads. ``max_body`` is in bytes.
 
     Raises ``TemporalSettingsError``.
     """
@@ -98,26 +93,24 @@ class CodecServer:
         max_body: int = 8 * 1024 * 1024,
         max_payloads: int = 10_000,
     ) -> None:
-        check_policy(authorize, allow_anonymous, "CodecServer", "read what was encrypted")
+        self._guard = Guard(authorize, allow_anonymous, server="CodecServer", permission="read encrypted payloads")
         self.allow_anonymous = allow_anonymous
         self.max_body = max_body
         self._max_payloads = max_payloads
         self._codecs = codecs
         self._origins = frozenset(_check_origin(origin) for origin in origins)
-        self._authorize = authorize
-        self._is_authorize_async = authorize is not None and is_async(authorize)
 
     def check(self) -> None:
-        """For adapters that mount it, and for apps at their start.
+        """Read the settings of the connections. Adapters call it, and apps can at their start.
 
-        Raises ``TemporalSettingsError`` for a connection without a codec. It reads the connections' settings.
+        Raises ``TemporalSettingsError`` for a connection without a codec.
         """
         for each in self.connections:
             _of_connection(each)
 
     @property
     def connections(self) -> Sequence[Temporal]:
-        """The connections whose codecs it uses."""
+        """The connections with its codecs."""
         codecs = self._codecs
         if isinstance(codecs, (Temporal, PayloadCodec)):
             listed: Iterable[Temporal | PayloadCodec] = [codecs]
@@ -126,36 +119,36 @@ class CodecServer:
         return [each for each in listed if isinstance(each, Temporal)]
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse:
-        """Never raises for what a client does."""
-        return await self._answer(request, AsyncIO(), request.call_blocking or asyncio.to_thread)
+        """The response to a request. It does not raise for errors of clients."""
+        return await self._answer(request, None)
 
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
         """``handle`` for threads."""
-        return drive(self._answer(request, BlockingIO(), call_here))
+        return drive(self._answer(request, BlockingIO()))
 
     def check_length(self, length: int | None) -> None:
-        """For adapters, before they read a body of that many bytes. Raises a problem."""
+        """For adapters, before they read a body. Raises a problem for a body of more bytes than the limit."""
         if length is not None and length > self.max_body:
             raise too_large(self.max_body)
 
     def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
-        """For adapters: answer a request in which the framework itself has found something wrong."""
+        """For adapters: the response to a request that the framework refuses."""
         return problem.response()
 
-    async def _answer(self, request: GatewayRequest, io: IO, call_blocking: CallBlocking) -> GatewayResponse:
+    async def _answer(self, request: GatewayRequest, io: IO | None) -> GatewayResponse:
         try:
-            response = await self._respond(request, io, call_blocking)
+            response = await self._respond(request, io)
         except Unauthenticated as error:
             response = unauthenticated(error.challenge).response()
         except PayloadEncryptionError as error:
-            # Not in the answer: the message names keys, and says what is wrong with a payload.
-            _logger.warning("The codec server was asked for payloads that it cannot read: %s", printable(error)[:1000])
+            # Not in the response: the message contains names of keys and details of the payload.
+            _logger.warning("The codec server cannot read payloads of a request: %s", printable(error)[:1000])
             response = bad_request("a payload cannot be decoded").response()
         except Exception as error:
             response = to_problem(error).response()
         return replace(response, headers={**response.headers, **self._cors(request)})
 
-    async def _respond(self, request: GatewayRequest, io: IO, call_blocking: CallBlocking) -> GatewayResponse:
+    async def _respond(self, request: GatewayRequest, io: IO | None) -> GatewayResponse:
         operation = _operation(request.path)
         self._check_origin_of(request)
         if request.method == "OPTIONS":
@@ -168,17 +161,16 @@ class CodecServer:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
         namespace = request.headers.get("x-namespace") or None
-        if self._authorize is not None:
+        if not self._guard.is_open:
             principal = check_principal(request.principal)
             action = CodecAction(
                 operation=operation, namespace=namespace, principal=principal, request=request.raw_request
             )
-            verdict = await ask(self._authorize, action, self._is_authorize_async, io, call_blocking)
-            check_verdict(verdict, action.principal)
+            await self._guard.check(action, io, request.call_blocking)
         codec = _codec_of(self._codecs, namespace)
         payloads = self._parse(request.body).payloads
         work = codec.encode if operation is CodecOperation.ENCODE else codec.decode
-        done = Payloads(payloads=await io.resolve(work(payloads)))
+        done = Payloads(payloads=await (work(payloads) if io is None else io.resolve(work(payloads))))
         body = msgspec.json.encode({"payloads": [json_format.MessageToDict(each) for each in done.payloads]})
         return GatewayResponse(
             status_code=HTTPStatus.OK, headers={"Content-Type": JSON, "Cache-Control": "no-store"}, body=body
@@ -203,7 +195,7 @@ class CodecServer:
             raise bad_request("a payload must be an object with metadata and data, their bytes in Base64") from None
 
     def _check_origin_of(self, request: GatewayRequest) -> None:
-        """Raises a problem for a page of a site that is not among the origins. The CLI sends no ``Origin``."""
+        """Raises a problem for a page of another site than the origins. The CLI sends no ``Origin``."""
         origin = request.headers.get("origin")
         if origin is None or origin in self._origins or request.headers.get("sec-fetch-site") == "same-origin":
             return
@@ -214,7 +206,7 @@ class CodecServer:
     def _preflight(self, request: GatewayRequest) -> dict[str, str]:
         if "origin" not in request.headers:
             return {"Allow": "OPTIONS, POST"}
-        # The web UI's own headers differ from version to version.
+        # The headers of the web UI depend on its version.
         asked = request.headers.get("access-control-request-headers", "")
         return {
             "Allow": "OPTIONS, POST",
@@ -224,7 +216,7 @@ class CodecServer:
         }
 
     def _cors(self, request: GatewayRequest) -> dict[str, str]:
-        """Refusals have these headers too: without them a page cannot distinguish them from a server that is away."""
+        """Problems have these headers too: without them a page cannot distinguish them from an unreachable server."""
         origin = request.headers.get("origin")
         if origin not in self._origins:
             return {"Vary": "Origin"}

@@ -1,4 +1,4 @@
-"""The gateway, and Temporal's errors, in a FastAPI app."""
+"""The gateway in a FastAPI app, and errors of Temporal."""
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -14,24 +14,15 @@ try:
     from fastapi.routing import APIRoute
     from fastapi.security.base import SecurityBase
     from pydantic import BaseModel
-    from starlette.routing import Match
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
-from durably.temporal.gateway.endpoints import (
-    NO_BODY,
-    PROBLEM,
-    SUCCESSES,
-    Endpoint,
-    EndpointParameter,
-    endpoints,
-)
+from durably.temporal.gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, Match
 from durably.temporal.gateway.problems import MEDIA_TYPE, Problem, invalid_input
-from durably.temporal.gateway.routes import AnyMatch
 
 from .codec_server import CodecOperation, CodecServer
 from .gateway import Gateway
-from .starlette_messages import add_exception_handlers, answer, path_in_app, to_request, to_response
+from .starlette_messages import add_exception_handlers, answer, to_request, to_response
 
 __all__ = ["add_exception_handlers", "codec_router", "router"]
 
@@ -52,15 +43,16 @@ def router(
 ) -> fastapi.APIRouter:
     """The gateway's endpoints, typed in the app's OpenAPI document, for ``app.include_router``.
 
-    ``principal`` is a dependency whose value ``authorize`` gets as ``action.principal``; ``dependencies`` run before
-    each request as on any router.
+    ``principal`` is a dependency: ``authorize`` gets its value as ``action.principal``. ``dependencies`` run before each
+    request, as in any router.
     """
     made = fastapi.APIRouter(
         prefix=prefix,
         dependencies=list(dependencies),
         include_in_schema=include_in_schema,
     )
-    for endpoint in endpoints(gateway.places):
+    _add_fallbacks(made, gateway, prefix, principal)
+    for endpoint in gateway.endpoints:
         made.add_api_route(
             endpoint.path,
             _documented_view(gateway, endpoint, principal),
@@ -68,24 +60,13 @@ def router(
             operation_id=endpoint.operation_id,
             summary=endpoint.summary,
             description=endpoint.description or None,
-            tags=list(tags or [endpoint.tag]),
+            tags=list(tags or [endpoint.exposure.name]),
             responses=_responses(endpoint),
             status_code=int(next(iter(endpoint.responses))),
             response_class=StreamingResponse if None in endpoint.responses.values() else JSONResponse,
             response_model=None,
             route_class_override=_route_class(gateway, _view(gateway, endpoint, principal)),
         )
-    rest_class = _rest_class(gateway)
-    # Without a prefix of its own, the gateway's place is what begins with the workflows' names.
-    for place in [""] if prefix else [f"/{name}" for name in gateway.places]:
-        for path in (place, f"{place}/{{rest:path}}"):
-            made.add_api_route(
-                path,
-                _view_of_rest(gateway, place, principal),
-                include_in_schema=False,
-                response_model=None,
-                route_class_override=rest_class,
-            )
     return made
 
 
@@ -123,8 +104,7 @@ def _last_segment(request: fastapi.Request) -> str:
 
 
 def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
-    """A route that is documented with one view's types and served by ``view``, which the gateway's own validation
-    is enough for."""
+    """A route that is documented with one view's types and served by ``view``: the gateway validates requests."""
 
     class GatewayRoute(APIRoute):
         def get_route_handler(self) -> _Handle:
@@ -137,35 +117,41 @@ def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
             )
             return _with_problems(gateway, served.get_route_handler(), _query_names(served.dependant))
 
-        def matches(self, scope: Any) -> tuple[Match, Any]:
-            match, found = super().matches(scope)
-            return (Match.NONE if match is Match.PARTIAL else match), found
-
     return GatewayRoute
 
 
-def _rest_class(gateway: Gateway) -> type[APIRoute]:
-    """What is no endpoint of the gateway, or another method than an endpoint's: the gateway says so.
+def _add_fallbacks(
+    router: fastapi.APIRouter, gateway: Gateway, prefix: str, principal: Callable[..., Any] | None
+) -> None:
+    """Routes for the paths and methods that are not endpoints: the gateway answers them with problems.
 
-    A partial match counts after all full ones, so that the app's own routes come first, wherever they are declared.
+    They have no real method and so match each request partially: the app's own routes have precedence. They are the
+    first routes of the router: an endpoint with another method matches partially too, and the first match counts.
     """
 
-    class RouteOfRest(APIRoute):
+    class FallbackRoute(APIRoute):
         def get_route_handler(self) -> _Handle:
             return _with_problems(gateway, super().get_route_handler(), _query_names(self.dependant))
-
-        def matches(self, scope: Any) -> tuple[Match, Any]:
-            match, found = super().matches(scope)
-            return (Match.NONE if match is Match.NONE else Match.PARTIAL), found
 
         async def handle(self, scope: Any, receive: Any, send: Any) -> None:
             await self.app(scope, receive, send)
 
-    return RouteOfRest
+    # Without a prefix, only paths that start with the name of an exposure are the gateway's.
+    names = dict.fromkeys(endpoint.exposure.name for endpoint in gateway.endpoints)
+    for place in [""] if prefix else [f"/{name}" for name in names]:
+        for path in (place, f"{place}/{{rest:path}}"):
+            router.add_api_route(
+                path,
+                _fallback_view(gateway, place, principal),
+                methods=["none"],
+                include_in_schema=False,
+                response_model=None,
+                route_class_override=FallbackRoute,
+            )
 
 
 def _query_names(dependant: Dependant) -> frozenset[str]:
-    """Names of the query parameters that the app's dependencies read."""
+    """Names of the query parameters of the app's dependencies."""
     names: set[str] = set()
     for field in dependant.query_params:
         model: Any = field.field_info.annotation
@@ -183,9 +169,9 @@ _APP_PARAMETERS = "durably.app_parameters"
 
 
 def _with_problems(gateway: Gateway, handle: _Handle, app_parameters: frozenset[str]) -> _Handle:
-    """What FastAPI finds wrong with the parameters of dependencies is answered as the gateway does it."""
+    """A handler that answers the errors in parameters of the app's dependencies with problems of the gateway."""
 
-    async def handle_invalid(request: fastapi.Request) -> fastapi.Response:
+    async def handle_with_problems(request: fastapi.Request) -> fastapi.Response:
         request.scope[_APP_PARAMETERS] = app_parameters
         try:
             return await handle(request)
@@ -193,11 +179,11 @@ def _with_problems(gateway: Gateway, handle: _Handle, app_parameters: frozenset[
             problem = invalid_input([{**found, "loc": found["loc"][1:]} for found in error.errors()])
             return to_response(gateway.refuse(request.method, "", problem))
 
-    return handle_invalid
+    return handle_with_problems
 
 
 def _documented_view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
-    """What FastAPI reads the types in the document from. It is not called."""
+    """A view with the types of the document. It is never called."""
 
     def view() -> None: ...
 
@@ -216,7 +202,7 @@ def _schemes(gateway: Gateway) -> list[inspect.Parameter]:
 
 
 class _DocumentedScheme(SecurityBase):
-    """A security scheme of the gateway's in the app's document. ``authorize`` enforces it; this is not called."""
+    """A security scheme of the gateway in the app's document. ``authorize`` enforces it; this is never called."""
 
     def __init__(self, name: str, scheme: Mapping[str, Any]) -> None:
         self.scheme_name = name
@@ -226,53 +212,37 @@ class _DocumentedScheme(SecurityBase):
 
 
 def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
+    segments = endpoint.path.count("/")
+
     async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
-        path = _relative(path_in_app(request), endpoint)
         try:
-            found = endpoint.match(request.path_params)
+            made = await to_request(gateway, request, principal, segments=segments)
         except Problem as problem:
-            return to_response(gateway.refuse(request.method, path, problem))
-        return await _answer(gateway, request, path, principal, found)
+            return to_response(gateway.refuse(request.method, endpoint.path, problem))
+        made.app_parameters = request.scope[_APP_PARAMETERS]
+        return to_response(await gateway.handle(made, Match(endpoint, request.path_params)))
 
     view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
     view.__name__ = endpoint.operation_id
     return view
 
 
-def _view_of_rest(gateway: Gateway, place: str, principal: Callable[..., Any] | None) -> Callable[..., Any]:
+def _fallback_view(gateway: Gateway, place: str, principal: Callable[..., Any] | None) -> Callable[..., Any]:
     async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
         path = f"{place}/{request.path_params.get('rest', '')}"
-        return await _answer(gateway, request, path, principal, None)
+        return await answer(gateway, request, path, principal, request.scope[_APP_PARAMETERS])
 
     view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
     return view
-
-
-async def _answer(
-    gateway: Gateway, request: fastapi.Request, inner: str, principal: Any, found: AnyMatch | None
-) -> fastapi.Response:
-    """``inner`` is what follows the mount point."""
-    try:
-        made = await to_request(gateway, request, inner, principal)
-    except Problem as problem:
-        return to_response(gateway.refuse(request.method, inner, problem))
-    made.app_parameters = request.scope.get(_APP_PARAMETERS, ())
-    return to_response(await gateway.handle(made, found))
-
-
-def _relative(path: str, endpoint: Endpoint) -> str:
-    """The path after the mount point: as many segments as the endpoint has."""
-    count = endpoint.path.count("/")
-    return "/" + "/".join(path.rstrip("/").split("/")[-count:])
 
 
 def _parameters(endpoint: Endpoint, principal: Callable[..., Any] | None) -> list[inspect.Parameter]:
     parameters = _common_parameters(principal)
     for number, parameter in enumerate(endpoint.parameters):
         parameters.append(_parameter(f"parameter_{number}", parameter))
-    if endpoint.body is not None:
-        default = inspect.Parameter.empty if endpoint.is_body_required else None
-        parameters.append(_keyword("body", Annotated[endpoint.body, fastapi.Body()], default))
+    if (body := endpoint.body) is not None and not body.is_empty:
+        default = inspect.Parameter.empty if body.is_required else None
+        parameters.append(_keyword("body", Annotated[body.type, fastapi.Body()], default))
     return parameters
 
 
@@ -305,6 +275,6 @@ def _responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
     reference = {"$ref": f"#/components/schemas/{PROBLEM.__name__}"}
     for status in endpoint.problems:
         responses[int(status)] = {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": reference}}}
-    # One with the model, by which FastAPI puts it among the components.
+    # FastAPI puts the model of this one among the components.
     responses["default"] = {"description": "A problem", "model": PROBLEM}
     return responses

@@ -1,4 +1,4 @@
-"""The gateway, Temporal's settings and its errors, in a Flask app."""
+"""The gateway in a Flask app, and settings and errors of Temporal."""
 
 import io
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
 from .settings import FRAMEWORK_KEYS
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-"""All go to the gateway, which says in the same way in each framework which of them a place has."""
+"""The gateway handles all of them: an unsupported one has the same response in each framework."""
 _CHUNK = 64 * 1024
 
 
 class _AnyPath(PathConverter):
-    """The gateway itself says what is wrong with a path: Werkzeug would redirect empty segments, or send a page."""
+    """Any path: the gateway reports errors in it. Werkzeug would redirect empty segments, or send a page."""
 
     regex = r"[\s\S]*?"
     part_isolating = False
@@ -43,11 +43,11 @@ _ANY_PATH = "durably_any_path"
 
 
 def init_app(app: flask.Flask, temporal: Temporal) -> None:
-    """Let ``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE`` and their like in ``app.config`` set up the connection.
+    """Configure the connection with ``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE`` and other keys of ``app.config``.
 
-    The environment and arguments of ``Temporal`` come before them. What ``temporalio`` and the connection raise in the
-    app's own views is answered as a problem document. ``flask temporal worker`` runs what ``temporal.add_worker``
-    declares, its activities in the app's context.
+    The environment and arguments of ``Temporal`` take precedence. Exceptions of ``temporalio`` and of the connection in
+    the app's own views are answered with problem documents. ``flask temporal worker`` runs the workers that
+    ``temporal.add_worker`` declares, with activities in the app's context.
 
     An app with several connections calls this for each; all but one have a name. The settings of
     ``Temporal(name="billing")`` begin with ``TEMPORAL_BILLING_``, and its commands are ``flask temporal-billing``.
@@ -82,10 +82,10 @@ def blueprint(
 ) -> flask.Blueprint:
     """The gateway's endpoints, for ``app.register_blueprint``; their OpenAPI document is at ``openapi.json``.
 
-    ``principal`` gives who asks, such as ``lambda: flask_login.current_user``: ``authorize`` gets it as
+    ``principal`` returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
     ``action.principal``, in the thread and the context of the request.
-    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
-    copy of the npm package ``swagger-ui-dist``.
+    ``docs=True`` adds a page with Swagger UI at ``docs``, with its code from a CDN; a URL is that of the app's own copy
+    of the npm package ``swagger-ui-dist``.
     """
     made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
 
@@ -124,7 +124,7 @@ def codec_blueprint(
         return _answer(server, path, None if flask.request.method == "OPTIONS" else principal)
 
     def check_codecs(state: BlueprintSetupState) -> None:
-        # A connection that init_app has not set up yet reads its settings later.
+        # A connection without init_app reads its settings later.
         if all(each in state.app.extensions.values() for each in server.connections):
             server.check()
 
@@ -134,7 +134,7 @@ def codec_blueprint(
 
 
 def _add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response]) -> None:
-    """All paths and methods."""
+    """A rule for all paths and methods."""
 
     def add_converter(state: BlueprintSetupState) -> None:
         state.app.url_map.converters[_ANY_PATH] = _AnyPath
@@ -151,7 +151,7 @@ def _add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response])
 
 
 def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | None) -> flask.Response:
-    # The request itself, not the proxy: it stays what it is in other threads.
+    # The request itself: a proxy has another value in other threads.
     request = flask.request._get_current_object()  # type: ignore[attr-defined]
     try:
         server.check_length(request.content_length)
@@ -175,13 +175,13 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
 
 
 def _principal_of(principal: Callable[[], Any]) -> Any:
-    """The user itself, not a proxy such as ``flask_login.current_user``: it stays what it is in other threads."""
+    """The user itself: a proxy such as ``flask_login.current_user`` has another value in other threads."""
     found = principal()
     return found._get_current_object() if type(found) is LocalProxy else found
 
 
 def _read(server: RequestHandler, request: flask.Request) -> bytes:
-    """Raises a problem. A body in chunks says nothing of its length, and Werkzeug would read it however long it is."""
+    """Raises a problem. Werkzeug would read a body in chunks without a limit: its length is unknown."""
     try:
         if request.content_length is not None:
             return request.get_data()
@@ -211,6 +211,6 @@ def _handle(error: Exception) -> flask.Response:
 
 def _to_flask(response: GatewayResponse) -> flask.Response:
     if response.stream is None:
-        # Werkzeug would replace the Content-Length of a HEAD answer by that of an empty body.
+        # For HEAD, Werkzeug would replace Content-Length by that of an empty body.
         return flask.Response(response.body or None, response.status_code, response.headers)
     return flask.Response(iterate_sync(response.stream()), response.status_code, response.headers)

@@ -1,4 +1,4 @@
-"""The gateway, and Temporal's errors, in a Starlette app."""
+"""The gateway in a Starlette app, and errors of Temporal."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = ["add_exception_handlers", "codec_routes", "routes"]
 
 
 class _AnyPath(Convertor[str]):
-    """Every path, with line feeds too: the gateway itself says what is wrong with one."""
+    """Any path, with line feeds too: the gateway reports errors in it."""
 
     regex = r"[\s\S]*"
 
@@ -55,11 +55,11 @@ def routes(
 ) -> list[BaseRoute]:
     """The gateway's endpoints, for ``Starlette(routes=[*routes(gateway, prefix="/api")])`` or within a ``Mount``.
 
-    Their OpenAPI document is at ``openapi.json``. ``principal`` returns who asks; it may be async, and a plain function
-    runs in a thread. Unless given, it is ``request.user`` of ``AuthenticationMiddleware``, if that is installed.
+    Their OpenAPI document is at ``openapi.json``. ``principal`` returns the user; it may be async, and a plain function
+    runs in a thread. By default it is ``request.user`` of ``AuthenticationMiddleware``, if that is installed.
 
-    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
-    copy of the npm package ``swagger-ui-dist``.
+    ``docs=True`` adds a page with Swagger UI at ``docs``, with its code from a CDN; a URL is that of the app's own copy
+    of the npm package ``swagger-ui-dist``.
     """
 
     async def document(request: Request) -> Response:
@@ -103,7 +103,7 @@ async def _call(function: Callable[[Request], Any], request: Request) -> Any:
 
 
 class _AnyMethod:
-    """An ASGI app: Starlette restricts views that are functions to some methods, and answers the others itself."""
+    """An ASGI app for all methods: Starlette restricts functions to some methods, and answers others itself."""
 
     def __init__(self, view: Callable[[Request], Awaitable[Response]]) -> None:
         self._view = view

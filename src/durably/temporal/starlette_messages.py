@@ -1,6 +1,6 @@
 """Requests and responses of Starlette and FastAPI: bodies, mount points, exception handlers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,17 +14,27 @@ from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 from .gateway import GatewayRequest, GatewayResponse
 
 
-async def answer(server: RequestHandler, request: Request, inner: str, principal: Any) -> Response:
-    """``inner`` is the path after the mount point."""
+async def answer(
+    server: RequestHandler, request: Request, inner: str, principal: Any, app_parameters: Collection[str] = ()
+) -> Response:
+    """The server's response. ``inner`` is the path after the mount point."""
     try:
-        made = await to_request(server, request, inner, principal)
+        made = await to_request(server, request, principal, inner=inner)
     except Problem as problem:
         return to_response(server.refuse(request.method, inner, problem))
+    made.app_parameters = app_parameters
     return to_response(await server.handle(made))
 
 
-async def to_request(server: RequestHandler, request: Request, inner: str, principal: Any) -> GatewayRequest:
-    """``inner`` is the path after the mount point. Raises ``Problem`` for a body that is too large."""
+async def to_request(
+    server: RequestHandler, request: Request, principal: Any, *, inner: str = "", segments: int = 0
+) -> GatewayRequest:
+    """A request of the gateway. Raises ``Problem`` for a body that is too large.
+
+    The path after the mount point is ``inner``, or the last ``segments`` of the path.
+    """
+    if segments:
+        inner = "/" + "/".join(request.scope["path"].rstrip("/").split("/")[-segments:])
     read, body = await _read_body(server, request)
     return GatewayRequest(
         method=request.method,
@@ -39,25 +49,21 @@ async def to_request(server: RequestHandler, request: Request, inner: str, princ
     )
 
 
+def mount_point(request: Request, inner: str) -> str:
+    """The path before ``inner``."""
+    root: str = request.scope.get("root_path", "")
+    path: str = request.scope["path"].removeprefix(root).rstrip("/")
+    return root + path.removesuffix(inner.rstrip("/"))
+
+
 def to_response(response: GatewayResponse) -> Response:
     if response.stream is not None:
         return StreamingResponse(response.stream(), response.status_code, response.headers)
     return Response(response.body, response.status_code, response.headers)
 
 
-def path_in_app(request: Request) -> str:
-    """The path after the place at which the whole app is mounted."""
-    path: str = request.scope["path"]
-    return path.removeprefix(request.scope.get("root_path", ""))
-
-
-def mount_point(request: Request, inner: str) -> str:
-    root: str = request.scope.get("root_path", "")
-    return root + path_in_app(request).removesuffix(inner).rstrip("/")
-
-
 def add_exception_handlers(app: Starlette) -> None:
-    """Answer what ``temporalio`` and the connection raise in the app's own endpoints as problem documents."""
+    """Answer exceptions of ``temporalio`` and of the connection in the app's own endpoints with problem documents."""
 
     async def handle(request: Request, error: Exception) -> Response:
         return to_response(to_problem(error).response())

@@ -1,7 +1,7 @@
 """The Temporal client for synchronous code: Flask and Django views, scripts, shells.
 
-Each method is a front over the method of the same name of ``temporalio``'s client, run on the background event loop: no
-loop per request, one connection for all threads. What has no front here goes through ``SyncClient.run``.
+Each method calls the method of the same name of ``temporalio``'s client, on the background event loop: one loop and one
+connection for all threads. ``SyncClient.run`` calls any other method.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ P = ParamSpec("P")
 
 
 class Runner:
-    """Runs the client's coroutines on the background loop. Refused on an event loop, which the wait would block."""
+    """Runs the client's coroutines on the background loop. Raises ``RuntimeError`` on an event loop: it would block."""
 
     def __init__(self, client: Callable[[], Awaitable[Client]]) -> None:
         self._client = client
@@ -77,24 +77,26 @@ class Runner:
 
 
 class SyncClient:
-    """``temporal.sync``: starts workflows and gives handles to them. Raises what ``temporalio`` raises, and
-    ``TemporalUnreachableError`` while there has been no connection yet."""
+    """``temporal.sync``: starts workflows and returns handles to them.
+
+    Raises the exceptions of ``temporalio``, and ``TemporalUnreachableError`` if the first connection fails.
+    """
 
     def __init__(
         self, client: Callable[[], Awaitable[Client]], task_queue: Callable[[], str | None], variable: str
     ) -> None:
-        """``variable`` is the environment variable that names the task queue, for messages."""
+        """``variable`` is the environment variable with the task queue, for messages."""
         self._runner = Runner(client)
         self._task_queue = task_queue
         self._variable = variable
 
     def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
-        """Anything else of the client: ``temporal.sync.run(lambda client: client.count_workflows("…"))``."""
+        """Call any method of the client: ``temporal.sync.run(lambda client: client.count_workflows("…"))``."""
         return self._runner.run(call)
 
     @property
     def client(self) -> Client:
-        """The connected client itself, to pass on to asynchronous code."""
+        """The connected client itself, for asynchronous code."""
         return self._runner.run(_itself)
 
     @overload
@@ -119,9 +121,9 @@ class SyncClient:
         self, workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[StartOptions]
     ) -> "SyncWorkflowHandle[Any, Any]": ...
     def start_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> "SyncWorkflowHandle[Any, Any]":
-        """Start a workflow and return as soon as the server has taken it.
+        """Start a workflow. Returns as soon as the server has stored it.
 
-        ``task_queue`` is the connection's if not given. Raises ``WorkflowAlreadyStartedError``, ``RPCError``.
+        ``task_queue`` is that of the connection by default. Raises ``WorkflowAlreadyStartedError``, ``RPCError``.
         """
         arg, options = fill_arguments(workflow, arg, self.with_task_queue(options))
         return self._handle(self.run(lambda client: client.start_workflow(workflow, *arg, id=id, **options)))
@@ -148,14 +150,14 @@ class SyncClient:
         self, workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[StartOptions]
     ) -> Any: ...
     def execute_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> Any:
-        """``start_workflow(…).result()``: the thread waits for the workflow's end, so hardly ever in a view."""
+        """``start_workflow(…).result()``. The thread waits for the end of the workflow: rarely right in a view."""
         arg, options = fill_arguments(workflow, arg, self.with_task_queue(options))
         return self.run(lambda client: client.execute_workflow(workflow, *arg, id=id, **options))
 
     def get_workflow_handle(
         self, workflow_id: str, *, run_id: str | None = None, result_type: type | None = None
     ) -> "SyncWorkflowHandle[Any, Any]":
-        """A handle to a workflow that exists; asks the server nothing yet."""
+        """A handle to an existing workflow. It does not ask the server."""
         return self._handle(
             self.client.get_workflow_handle(workflow_id, run_id=run_id, result_type=result_type),
         )
@@ -175,7 +177,7 @@ class SyncClient:
         return self._handle(self.client.get_workflow_handle_for(workflow, workflow_id, run_id=run_id))
 
     def list_workflows(self, query: str | None = None, **options: Any) -> Iterator[WorkflowExecution]:
-        """Workflows that match a visibility query, page by page as they are taken."""
+        """Workflows that a visibility query finds. Pages are fetched when they are needed."""
         return self._runner.iterate(lambda client: client.list_workflows(query, **options))
 
     def count_workflows(self, query: str | None = None, **options: Unpack[CallOptions]) -> WorkflowExecutionCount:
@@ -184,7 +186,7 @@ class SyncClient:
     def execute_update_with_start_workflow(
         self, update: Any, *arg: Any, start: "StartOperation", **options: Any
     ) -> Any:
-        """Start the workflow unless it runs, update it, and wait for the update's result."""
+        """Start the workflow if it is not running, update it, and wait for the result of the update."""
         arg, options = fill_arguments(update, arg, options)
 
         async def execute(client: Client) -> Any:
@@ -195,14 +197,14 @@ class SyncClient:
         return self.run(execute)
 
     def with_task_queue(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``options`` of a start, with the connection's task queue if they name none.
+        """``options`` of a start, with the connection's task queue by default.
 
-        Raises ``TemporalSettingsError`` if neither names one.
+        Raises ``TemporalSettingsError`` if there is no task queue.
         """
         queue = options.get("task_queue") or self._task_queue()
         if queue is None:
             raise TemporalSettingsError(
-                f"on which task queue? Give task_queue=, here or to Temporal(), or set {self._variable}"
+                f"there is no task queue: give task_queue=, here or to Temporal(), or set {self._variable}"
             )
         return {**options, "task_queue": queue}
 
@@ -211,9 +213,9 @@ class SyncClient:
 
 
 class StartOperation:
-    """What ``execute_update_with_start_workflow`` starts: the arguments of ``start_workflow``.
+    """The start in ``execute_update_with_start_workflow``, with the arguments of ``start_workflow``.
 
-    The SDK requires ``id_conflict_policy`` among them.
+    The SDK requires ``id_conflict_policy``.
     """
 
     def __init__(self, workflow: Any, *arg: Any, id: str, **options: Any) -> None:
@@ -225,7 +227,7 @@ class StartOperation:
 
 
 class SyncWorkflowHandle(Generic[W, R]):
-    """A workflow of the server, for synchronous code. ``handle`` is ``temporalio``'s."""
+    """A handle to a workflow, for synchronous code. ``handle`` is that of ``temporalio``."""
 
     def __init__(self, runner: Runner, handle: WorkflowHandle[W, R]) -> None:
         self._runner = runner
@@ -237,18 +239,18 @@ class SyncWorkflowHandle(Generic[W, R]):
 
     @property
     def run_id(self) -> str | None:
-        """The run that calls go to; ``None`` for the latest."""
+        """The run of the handle; ``None`` for the latest."""
         return self.handle.run_id
 
     @property
     def result_run_id(self) -> str | None:
-        """The run that ``result`` starts from: the one that was started."""
+        """The run that was started. ``result`` waits for it and for the runs that follow."""
         return self.handle.result_run_id
 
     def result(
         self, *, timeout: timedelta | None = None, follow_runs: bool = True, **options: Unpack[CallOptions]
     ) -> R:
-        """Wait for the result, at most for ``timeout`` (then ``TimeoutError``; the workflow goes on)."""
+        """Wait for the result. Raises ``TimeoutError`` after ``timeout``; the workflow continues."""
 
         async def wait(client: Client) -> R:
             async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
@@ -290,7 +292,7 @@ class SyncWorkflowHandle(Generic[W, R]):
         **options: Unpack[QueryOptions],
     ) -> Any: ...
     def query(self, query: Any, *arg: Any, **options: Any) -> Any:
-        """Ask the workflow; a worker must be there to answer."""
+        """Query the workflow. A worker must be running."""
         return self._call(self.handle.query, query, arg, options)
 
     @overload
@@ -310,7 +312,7 @@ class SyncWorkflowHandle(Generic[W, R]):
     @overload
     def signal(self, signal: str, *arg: Any, args: Sequence[Any] = (), **options: Unpack[CallOptions]) -> None: ...
     def signal(self, signal: Any, *arg: Any, **options: Any) -> None:
-        """Tell the workflow; returns when the server has it."""
+        """Signal the workflow. Returns when the server has stored the signal."""
         self._call(self.handle.signal, signal, arg, options)
 
     @overload
@@ -343,7 +345,7 @@ class SyncWorkflowHandle(Generic[W, R]):
         wait_for_stage: WorkflowUpdateStage = WorkflowUpdateStage.ACCEPTED,
         **options: Any,
     ) -> "SyncUpdateHandle[Any]":
-        """Update the workflow and return once the update has come to the stage."""
+        """Update the workflow. Returns when the update has reached the stage."""
         options = {**options, "wait_for_stage": wait_for_stage}
         handle = self._call(self.handle.start_update, update, arg, options)
         return SyncUpdateHandle(self._runner, handle)
@@ -367,7 +369,7 @@ class SyncWorkflowHandle(Generic[W, R]):
 
 
 class SyncUpdateHandle(Generic[T]):
-    """An update that was asked for, for synchronous code. ``handle`` is ``temporalio``'s."""
+    """A handle to an update, for synchronous code. ``handle`` is that of ``temporalio``."""
 
     def __init__(self, runner: Runner, handle: WorkflowUpdateHandle[T]) -> None:
         self._runner = runner

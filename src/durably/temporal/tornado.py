@@ -1,4 +1,4 @@
-"""The gateway, and Temporal's errors, in a Tornado application."""
+"""The gateway in a Tornado application, and errors of Temporal."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -21,11 +21,11 @@ from .request_ids import HTTP_HEADER
 from .request_log import RequestLog
 
 _METHODS = (*tornado.web.RequestHandler.SUPPORTED_METHODS, "TRACE")
-"""All go to the gateway, which says in the same way in each framework which of them a place has."""
+"""The gateway handles all of them: an unsupported one has the same response in each framework."""
 
 
 class ProblemMixin(tornado.web.RequestHandler):
-    """For the app's own handlers: what ``temporalio`` and the connection raise is answered as a problem document."""
+    """Answers exceptions of ``temporalio`` and of the connection in the app's own handlers with problem documents."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
@@ -37,13 +37,13 @@ class ProblemMixin(tornado.web.RequestHandler):
 
 
 class RequestLogMixin(tornado.web.RequestHandler):
-    """Logs one line for each request, with the ids of its workflows; ``WorkflowIdFilter`` knows them meanwhile.
+    """Logs a line for each request, with the ids of its workflows. During the request ``WorkflowIdFilter`` has them.
 
-    For the app's own handlers, and with ``routes(gateway, base=…)`` for the gateway's: the first base of theirs.
+    It is the first base of the app's own handlers, and with ``routes(gateway, base=…)`` of the gateway's.
     """
 
     async def _execute(self, *args: Any, **kwargs: Any) -> None:
-        # The whole of a request, as a task of its own. ``prepare`` and ``on_finish`` are the app's to override.
+        # The whole request, in its own task. The app can override ``prepare`` and ``on_finish``.
         given_id = self.request.headers.get(HTTP_HEADER)
         with RequestLog(self.request.method or "", self.request.path, given_id) as log:
             await super()._execute(*args, **kwargs)
@@ -62,11 +62,11 @@ def routes(
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
     """The gateway's endpoints, for ``tornado.web.Application``; their OpenAPI document is at ``openapi.json``.
 
-    ``base`` is the application's own handler class, whose ``get_current_user`` tells who asks. ``check_xsrf`` is on
-    unless the gateway allows anonymous use, which has no cookies to protect; turn it off where users are known by
-    something else than cookies.
-    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
-    copy of the npm package ``swagger-ui-dist``.
+    ``base`` is the application's own handler class: its ``get_current_user`` returns the user. ``check_xsrf`` is on by
+    default, except for a gateway that is open to all and has no cookies to protect. Turn it off if users do not
+    authenticate with cookies.
+    ``docs=True`` adds a page with Swagger UI at ``docs``, with its code from a CDN; a URL is that of the app's own copy
+    of the npm package ``swagger-ui-dist``.
     """
     checks_xsrf = not gateway.allow_anonymous if check_xsrf is None else check_xsrf
     handler = _make_handler(gateway, prefix, base, principal, checks_xsrf=checks_xsrf)
@@ -82,13 +82,13 @@ def routes(
 
 
 def _page_handler(base: Any, answer: Callable[[str], GatewayResponse]) -> type[tornado.web.RequestHandler]:
-    """A page that is the same for all users."""
+    """A page that all users can read."""
 
     class PageHandler(base):  # type: ignore[misc]
         SUPPORTED_METHODS = _METHODS
 
         def check_xsrf_cookie(self) -> None:
-            """There is nothing to change."""
+            """The page changes nothing."""
 
         async def _answer(self) -> None:
             await _write(self, answer(self.request.method or ""))
@@ -107,8 +107,8 @@ def codec_routes(
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
     """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
 
-    ``base`` and ``principal`` are as for ``routes``. There is no XSRF cookie to check, since the web UI is another
-    site: the server checks the origin and the content type. Raises ``TemporalSettingsError`` for a connection without
+    ``base`` and ``principal`` are as for ``routes``. The web UI is another site and has no XSRF cookie: the server checks
+    the origin and the content type. Raises ``TemporalSettingsError`` for a connection without
     a codec.
     """
     server.check()
@@ -146,7 +146,7 @@ def _make_handler(
         get = head = post = put = patch = delete = options = trace = _answer
 
         def write_error(self, status_code: int, **kwargs: Any) -> None:
-            """What Tornado itself refuses: a method, a path or a form that it cannot read, a missing XSRF cookie."""
+            """The response to a request that Tornado refuses: a bad method, path or form, or a missing XSRF cookie."""
             error = kwargs.get("exc_info", (None, None))[1]
             if isinstance(error, tornado.web.HTTPError) and status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
                 _write_head(self, response := server.refuse(self.request.method or "", "", refused(status_code)))

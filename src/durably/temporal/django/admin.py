@@ -25,8 +25,8 @@ from temporalio.service import RPCError
 from durably.errors import Error
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.gateway.authorization import principal_key
 from durably.temporal.gateway.pages import Pages, PageTokens
-from durably.temporal.gateway.principals import principal_key
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 from durably.temporal.sync import SyncWorkflowHandle
 

@@ -6,7 +6,7 @@ from typing import Any
 from durably.temporal.codec_server import CodecAction
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Action, Operation, Unauthenticated
-from durably.temporal.gateway.principals import is_anonymous
+from durably.temporal.gateway.authorization import is_anonymous
 
 
 def require_permissions(

@@ -14,18 +14,12 @@ from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.client import Client, WorkflowExecution, WorkflowHandle
 from temporalio.converter import DataConverter
 
-from durably.temporal.gateway.history import Brief
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
+from durably.temporal.gateway.operations.events import Brief
+from durably.temporal.gateway.operations.lists import FILTERS, check_searchable, fetch_page, pending_activity, status_of
+from durably.temporal.gateway.operations.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.gateway.reading import (
-    FILTERS,
-    check_searchable,
-    fetch_page,
-    pending_activity,
-    status_of,
-)
-from durably.temporal.gateway.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.inspection import Inspector
 from durably.temporal.statuses import is_open
 

@@ -1,7 +1,7 @@
-"""An HTTP surface for Temporal workflows: framework-neutral, validated, authorised.
+"""An HTTP interface to Temporal workflows: validated, authorized, for any framework.
 
-``expose`` says what is open, ``Gateway`` answers requests, and the adapters (``durably.temporal.fast_api`` and its
-like) mount it. Nothing in here knows a framework.
+``expose`` opens a workflow, ``Gateway`` handles requests, and adapters such as ``durably.temporal.fast_api`` mount it.
+Nothing here knows a framework.
 """
 
 try:
@@ -19,11 +19,12 @@ from .exposure import (
     FOR_USERS,
     Exposure,
     Operation,
+    ScheduleExposure,
     expose,
+    expose_schedules,
 )
-from .gateway import Gateway, iterate_sync
-from .messages import GatewayRequest, GatewayResponse
-from .schedule_exposure import ScheduleExposure, expose_schedules
+from .gateway import Gateway
+from .messages import GatewayRequest, GatewayResponse, iterate_sync
 
 __all__ = [
     "FOR_OPERATORS",

@@ -1,89 +1,313 @@
-"""Who may do what: what the app's ``authorize`` hook is told, and what its answer means."""
+"""Who may do what: principals, owners of workflows, and the app's ``authorize`` hook.
+
+The owner of a workflow is a text in a search attribute. It survives continue-as-new, retries, cron and reset, lists can
+be filtered by it, and a workflow can change it by upserting the attribute. Nothing here knows a framework.
+"""
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
+from uuid import UUID
 
-from temporalio.client import WorkflowExecutionDescription
+from temporalio.api.common.v1 import Payload
+from temporalio.client import WorkflowExecution, WorkflowExecutionDescription
+from temporalio.common import TypedSearchAttributes
 
 from durably.io.background_loop import get_background_loop
 from durably.io.http_client import IO
-from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError
+from durably.temporal.owners import check_owner, describe_shared_text, owned_by
+from durably.temporal.surroundings import is_async
 
-from .exposure import Exposure, Operation
+from .exposure import AnyExposure, Exposure, Operation, Ownership
+from .idempotency import shown_memo
 from .messages import CallBlocking
-from .ownership import owner_of
-from .principals import is_anonymous
-from .problems import Problem, unauthenticated
-from .reading import shown_memo
-from .schedule_exposure import Place
-from .target import Target
+from .problems import Problem, not_found, unauthenticated
+
+Identify = Callable[[Any], str]
+
+ANONYMOUS = json.dumps(["anonymous"])
+
+_REMEDY = (
+    "Give Gateway(identify=…), a function of the principal that returns a text of its own for each, such as "
+    "lambda user: user.email"
+)
+
+_NO_PRINCIPALS: Sequence[tuple[Callable[[Any], bool], str]] = (
+    (inspect.isawaitable, "a coroutine or another awaitable"),
+    (inspect.isgenerator, "a generator"),
+    (inspect.isasyncgen, "an asynchronous generator"),
+    (inspect.isroutine, "a function"),
+)
+
+
+def check_principal(principal: Any) -> Any:
+    """The principal as the app gave it; ``None`` for a proxy of ``None``.
+
+    Raises ``UnknownPrincipalError`` for a coroutine, generator or function: ``principal=`` is asynchronous or was not
+    called, and an ``authorize`` with ``principal is not None`` would allow everybody.
+    """
+    if principal.__class__ is type(None):
+        return None
+    for check, kind in _NO_PRINCIPALS:
+        if check(principal):
+            if inspect.iscoroutine(principal):
+                principal.close()
+            raise UnknownPrincipalError(
+                f"principal= gives {kind} instead of a principal. In Flask, Django and Tornado it is a plain function: "
+                "in Tornado, set self.current_user in an asynchronous prepare(), not in get_current_user()"
+            )
+    return principal
+
+
+def principal_key(principal: Any, identify: Identify | None = None) -> str:
+    """A text that is unique for each principal, and the same in each process.
+
+    Idempotency keys and page tokens are bound to it; it is hashed before it is stored or sent. ``None`` and objects
+    with ``is_anonymous``, or with a false ``is_authenticated``, are anonymous. ``identify`` decides for all others, if
+    it is given. Otherwise the key of a ``str``, ``int`` or ``UUID`` is its value; of another object ``pk`` or ``id``
+    with its class; or ``sub`` and ``iss``, which are members of a mapping (claims of a token) or attributes.
+
+    Raises ``UnknownPrincipalError`` for any other principal: a guess could give one user the workflows of another.
+    """
+    if is_anonymous(principal):
+        return ANONYMOUS
+    if identify is not None:
+        text = identify(principal)
+        if not isinstance(text, str) or not text:
+            raise UnknownPrincipalError(
+                f"Gateway(identify=…) returned {type(text).__name__} for a principal of the class "
+                f"{_class_of(principal)}: it must return a text that is not empty"
+            )
+        if (shared := describe_shared_text(text)) is not None:
+            raise UnknownPrincipalError(
+                f"Gateway(identify=…) returned {shared}, for a principal of the class {_class_of(principal)}: several "
+                "users could have it. It must return a text that is unique. If users may really have that name, put a "
+                'word before it: f"user:{user.name}"'
+            )
+        return json.dumps(["identify", text])
+    if isinstance(principal, (str, int, UUID)):
+        return json.dumps(_plain(principal, principal, "value"))
+    if isinstance(principal, Mapping):
+        return _subject(principal, principal.get("sub"), principal.get("iss"))
+    for name in ("pk", "id"):
+        if (value := getattr(principal, name, None)) is not None:
+            return json.dumps([name, _class_of(principal), *_plain(principal, value, name)])
+    return _subject(principal, getattr(principal, "sub", None), getattr(principal, "iss", None))
+
+
+def is_anonymous(principal: Any) -> bool:
+    """Whether the principal is ``None``, or has a true ``is_anonymous`` or a false ``is_authenticated``.
+
+    The users of Django, flask-login and Starlette have these attributes. In older libraries and in classes of apps they
+    may be methods. Raises ``UnknownPrincipalError`` for a method that does not return a boolean.
+    """
+    if principal is None:
+        return True
+    verdict = _verdict(principal, "is_anonymous")
+    return _verdict(principal, "is_authenticated") is False if verdict is None else verdict
+
+
+def _verdict(principal: Any, name: str) -> bool | None:
+    """The value of an attribute or method; ``None`` for a principal without it."""
+    value = getattr(principal, name, None)
+    if callable(value):
+        value = _call(principal, name, value)
+        if not isinstance(value, bool):
+            raise _no_verdict(principal, name, f"returns {type(value).__name__}")
+    # An attribute of another type has another meaning, such as a database column of that name.
+    return value if isinstance(value, bool) else None
+
+
+def _call(principal: Any, name: str, method: Callable[[], Any]) -> Any:
+    if is_async(method):
+        raise _no_verdict(principal, name, "is asynchronous")
+    try:
+        return method()
+    except TypeError as error:
+        raise _no_verdict(principal, name, f"cannot be called without arguments ({error})") from error
+
+
+def _no_verdict(principal: Any, name: str, why: str) -> UnknownPrincipalError:
+    return UnknownPrincipalError(
+        f"{name} of a principal of the class {_class_of(principal)} {why}: it must be True or False, or a plain method "
+        "that returns one of them"
+    )
+
+
+def _subject(principal: Any, subject: Any, issuer: Any) -> str:
+    """Subjects are unique within their issuer (RFC 7519, section 4.1.2)."""
+    if subject is None:
+        raise UnknownPrincipalError(
+            f"a principal of the class {_class_of(principal)} has no pk, id or sub that distinguishes it from others. "
+            f"{_REMEDY}"
+        )
+    issuers = [] if issuer is None else _plain(principal, issuer, "iss")
+    return json.dumps(["sub", *_plain(principal, subject, "sub"), *issuers])
+
+
+def _plain(principal: Any, value: Any, name: str) -> list[str]:
+    if isinstance(value, bool) or not isinstance(value, (str, int, UUID)) or value == "":
+        found = "empty" if value == "" else f"of the class {type(value).__name__}"
+        raise UnknownPrincipalError(
+            f"the {name} of a principal of the class {_class_of(principal)} is not a text, number or UUID that "
+            f"distinguishes it from others: it is {found}. {_REMEDY}"
+        )
+    # A member of an enumeration may have a ``__str__`` of its own.
+    if isinstance(value, str):
+        return ["str", str.__str__(value)]
+    if isinstance(value, int):
+        return ["int", int.__repr__(value)]
+    return ["UUID", str(value)]
+
+
+def _class_of(principal: Any) -> str:
+    """``__class__`` is the class of the user even if the principal is a proxy."""
+    kind = principal.__class__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@dataclass(frozen=True)
+class Access:
+    """The workflows that a principal can reach: those of ``owner``, or all of them with ``sees_all``."""
+
+    owner: str | None = None
+    sees_all: bool = True
+
+    def reaches(self, owner: str | None) -> bool:
+        return self.sees_all or (self.owner is not None and owner == self.owner)
+
+
+EVERYTHING = Access()
+"""For exposures without ``owner=``: ``authorize`` alone decides."""
+
+
+def access_of(ownership: Ownership, principal: Any) -> Access:
+    """Raises the problem 401 for a principal that is neither an owner nor staff, and ``TemporalSettingsError``."""
+    if is_anonymous(principal):
+        raise unauthenticated()
+    owner = ownership.owner(principal)
+    sees_all = False if ownership.staff is None else ownership.staff(principal)
+    if not isinstance(sees_all, bool):
+        raise TemporalSettingsError(f"expose(staff=…) returned {type(sees_all).__name__}: it must return True or False")
+    if owner is None and not sees_all:
+        raise unauthenticated()
+    return Access(None if owner is None else check_owner(owner, "expose(owner=…) returned"), sees_all)
+
+
+def owner_of(execution: WorkflowExecution, attribute: str) -> str | None:
+    """The owner in a description or in a row of a list, or ``None``.
+
+    Raises ``TemporalSettingsError`` if the attribute is registered with another type than Keyword.
+    """
+    fields: Mapping[str, Payload] = execution.raw_info.search_attributes.indexed_fields
+    if attribute not in fields:
+        return None
+    payload = fields[attribute]
+    kind = payload.metadata.get("type", b"Keyword").decode()
+    if kind != "Keyword":
+        raise TemporalSettingsError(
+            f"the search attribute {attribute} is registered as {kind}: owners need a Keyword. Register another one "
+            'and name it with Gateway(owner_attribute="…")'
+        )
+    value = json.loads(payload.data) if payload.data else None
+    return value if isinstance(value, str) else None
+
+
+def stamp(owner: str | None, attribute: str, others: TypedSearchAttributes | None) -> TypedSearchAttributes | None:
+    """The search attributes of a workflow that will be started. Raises ``TemporalSettingsError``."""
+    if any(pair.key.name == attribute for pair in others or ()):
+        raise TemporalSettingsError(f"expose(search_attributes=…) sets {attribute}, which owner= sets by itself")
+    return others if owner is None else owned_by(owner, others, attribute=attribute)
+
+
+def check_attribute_name(name: str) -> str:
+    """The name of a search attribute, without quotes. Raises ``TemporalSettingsError``."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise TemporalSettingsError(
+            f'owner_attribute="{name}" is not the name of a search attribute: letters, digits, _'
+        )
+    return name
+
+
+def no_such_workflow() -> Problem:
+    """One problem for a workflow that does not exist, has another owner, or has another type."""
+    return not_found("there is no such workflow here")
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """The facts of a workflow that authorization can use; all are empty if the workflow does not exist."""
+    """The facts of a workflow that ``authorize`` can use. All are empty if the workflow does not exist."""
 
     owner: str | None = None
     memo: Mapping[str, Any] = field(default_factory=dict)
     description: WorkflowExecutionDescription | None = None
 
 
+@dataclass(eq=False)
 class ActionSubject:
-    """The workflow that an action is about. The server is asked when the first of the facts is read.
+    """The workflow of an action. The server is asked when the first of its facts is read.
 
-    ``new_owner`` is the owner that a workflow to be started will have, or the owner of all workflows of a batch.
+    ``describe`` returns its description or raises a problem; it is ``None`` for a workflow that does not exist yet.
+    ``new_owner`` is the owner of a workflow that will be started, or of all workflows of a batch.
     """
 
-    def __init__(
-        self, target: Target | None = None, owner_attribute: str = "", *, new_owner: str | None = None
-    ) -> None:
-        self._target, self._owner_attribute = target, owner_attribute
-        self._facts = _Facts(owner=new_owner) if target is None else None
+    describe: Callable[[], Awaitable[WorkflowExecutionDescription]] | None = None
+    owner_attribute: str = ""
+    new_owner: str | None = None
+    _facts: _Facts | None = field(default=None, init=False)
 
     async def load(self) -> _Facts:
         if self._facts is None:
-            assert self._target is not None
-            try:
-                description = await self._target.check()
-            except Problem as problem:
-                if problem.status is not HTTPStatus.NOT_FOUND:
-                    raise
-                self._facts = _Facts()
-            else:
-                owner = owner_of(description, self._owner_attribute)
-                self._facts = _Facts(owner, await shown_memo(description), description)
+            self._facts = _Facts(owner=self.new_owner) if self.describe is None else await self._find(self.describe)
         return self._facts
 
+    async def _find(self, describe: Callable[[], Awaitable[WorkflowExecutionDescription]]) -> _Facts:
+        try:
+            description = await describe()
+        except Problem as problem:
+            if problem.status is not HTTPStatus.NOT_FOUND:
+                raise
+            return _Facts()
+        return _Facts(owner_of(description, self.owner_attribute), await shown_memo(description), description)
+
     def get(self) -> _Facts:
-        """In a thread. Raises ``RuntimeError`` on an event loop, if the facts have not been loaded."""
-        if self._facts is None and asyncio._get_running_loop() is not None:
+        """For threads. On an event loop, raises ``RuntimeError`` if the facts have not been loaded."""
+        if self._facts is not None:
+            return self._facts
+        if self.describe is not None and asyncio._get_running_loop() is not None:
             raise RuntimeError(
                 "an asynchronous authorize= must `await action.load()` before it reads owner, memo or description"
             )
-        return self._facts or get_background_loop().run(self.load())
+        if self.describe is None:
+            self._facts = _Facts(owner=self.new_owner)
+            return self._facts
+        return get_background_loop().run(self.load())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """What somebody wants to do.
+    """What a principal asks for.
 
-    ``workflow`` is the name in the URL, ``workflow_id`` the id (that of the input when one is started; ``None`` where
-    there is none yet), ``name`` the signal, query or update, ``input`` what was sent, validated. ``principal`` is who
-    asks, as the framework knows it (Django's ``request.user``, what a FastAPI dependency gives), and ``request`` the
-    framework's own. For an action on schedules, ``exposure`` is a ``ScheduleExposure``, ``name`` the schedule's id
-    (``None`` for the list) and ``workflow_id`` is ``None``; schedules have no ``owner``, ``memo`` or ``description``.
+    ``workflow`` is the name in the URL. ``workflow_id`` is the id in the URL or of the workflow to be started; ``None``
+    for lists and batches. ``name`` is the name of the signal, query or update, ``input`` the validated input.
+    ``principal`` is the user as the framework knows it (Django's ``request.user``, the value of a FastAPI dependency),
+    ``request`` the framework's request. For an action on schedules, ``exposure`` is a ``ScheduleExposure``, ``name``
+    the schedule's id (``None`` for the list) and ``workflow_id`` is ``None``.
 
-    ``owner``, ``memo`` and ``description`` are those of the workflow that the URL names. They cost one request to the
-    server, when the first of them is read; an asynchronous ``authorize`` calls ``await action.load()`` before. If there
-    is no such workflow, or ``owner=`` and ``staff=`` keep it from the principal, they are ``None``, empty and ``None``.
+    ``owner``, ``memo`` and ``description`` are those of the workflow in the URL. The first one that is read costs one
+    request to the server; an asynchronous ``authorize`` calls ``await action.load()`` before. They are ``None``, empty
+    and ``None`` if the workflow does not exist, if the principal cannot reach it because of ``owner=`` and ``staff=``,
+    and for schedules.
     """
 
     operation: Operation
-    exposure: Place
+    exposure: AnyExposure
     workflow_id: str | None
     name: str | None
     input: Any
@@ -96,7 +320,7 @@ class Action:
         return self.exposure.name
 
     async def load(self) -> None:
-        """Ask the server for ``owner``, ``memo`` and ``description``, unless that has been done."""
+        """Ask the server for ``owner``, ``memo`` and ``description``, unless they are known."""
         await self.subject.load()
 
     @property
@@ -120,49 +344,60 @@ Authorize = Callable[[Action], bool | Awaitable[bool]]
 
 
 class Unauthenticated(Exception):
-    """Raise in ``authorize`` to answer 401; ``challenge`` is the ``WWW-Authenticate`` header."""
+    """Raise it in ``authorize`` to answer 401; ``challenge`` is the ``WWW-Authenticate`` header."""
 
     def __init__(self, challenge: str = "Bearer") -> None:
         super().__init__("authentication is needed")
         self.challenge = challenge
 
 
-def check_policy(
-    authorize: Callable[[Any], Any] | None, allow_anonymous: bool, server: str, everybody_may: str
-) -> None:
-    """Raises ``TemporalSettingsError`` unless one of both is given: a server without a guard must be asked for.
+class Guard:
+    """The policy of a gateway or codec server: a function ``authorize``, or open to all.
 
-    ``server`` is its class, such as ``Gateway``; ``everybody_may`` is what it lets everybody do without a guard.
+    ``server`` is the name of its class, and ``permission`` what ``allow_anonymous=True`` allows, for errors. Raises
+    ``TemporalSettingsError`` unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
     """
-    if authorize is None and not allow_anonymous:
-        raise TemporalSettingsError(
-            f"who may use the {server}? Give {server} authorize=, a function of the action that returns whether it is "
-            f"allowed, or allow_anonymous=True to let everybody {everybody_may}"
-        )
-    if authorize is not None and allow_anonymous:
-        raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True exclude each other")
+
+    def __init__(
+        self, authorize: Callable[[Any], Any] | None, allow_anonymous: bool, *, server: str, permission: str
+    ) -> None:
+        if authorize is None and not allow_anonymous:
+            raise TemporalSettingsError(
+                f"{server} needs a policy: give it authorize=, a function of the action that returns whether it is "
+                f"allowed, or allow_anonymous=True, with which everybody can {permission}"
+            )
+        if authorize is not None and allow_anonymous:
+            raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True exclude each other")
+        self.is_open = authorize is None
+        self._authorize = authorize
+        self._is_async = authorize is not None and is_async(authorize)
+
+    async def check(self, action: Any, io: IO | None, call_blocking: CallBlocking | None) -> None:
+        """Only ``True`` allows. Raises a problem otherwise: 401 for an anonymous principal, 403 for any other.
+
+        ``io`` is ``None`` on an event loop. There a synchronous ``authorize`` runs in another thread.
+        """
+        authorize = self._authorize
+        if authorize is None:
+            return
+        if self._is_async or io is not None:
+            verdict = authorize(action)
+        else:
+            verdict = await (call_blocking or asyncio.to_thread)(lambda: authorize(action))
+        if inspect.isawaitable(verdict):
+            verdict = await (verdict if io is None else io.resolve(verdict))
+        if verdict is not True:
+            raise unauthenticated() if is_anonymous(action.principal) else _forbidden()
 
 
-def check_owners(allow_anonymous: bool, exposures: Mapping[str, Exposure]) -> None:
+def _forbidden() -> Problem:
+    return Problem(HTTPStatus.FORBIDDEN, "forbidden", "you are not allowed to do this")
+
+
+def check_owners(is_open: bool, exposures: Mapping[str, Exposure]) -> None:
     """Raises ``TemporalSettingsError`` for owners in a gateway that is open to all."""
     owned = [exposure.name for exposure in exposures.values() if exposure.ownership is not None]
-    if allow_anonymous and owned:
+    if is_open and owned:
         raise TemporalSettingsError(
-            f"{owned[0]} has owner=, and allow_anonymous=True knows no owners: give authorize= instead"
+            f"{owned[0]} has owner=, and allow_anonymous=True has no owners: give authorize= instead"
         )
-
-
-async def ask(
-    authorize: Callable[[Any], Any], action: object, is_async: bool, io: IO, call_blocking: CallBlocking
-) -> object:
-    """The verdict. ``is_async`` says whether ``authorize`` is a coroutine function; any other may block its thread."""
-    verdict = authorize(action) if is_async else await call_blocking(lambda: authorize(action))
-    return await io.resolve(verdict) if inspect.isawaitable(verdict) else verdict
-
-
-def check_verdict(verdict: object, principal: Any) -> None:
-    """Only ``True`` allows. Otherwise raises a problem: 401 for an anonymous principal, and 403 for any other."""
-    if verdict is not True:
-        if is_anonymous(principal):
-            raise unauthenticated()
-        raise Problem(HTTPStatus.FORBIDDEN, "forbidden", "you may not do this")

@@ -1,40 +1,46 @@
-"""One request on its way: what it means, and what it needs to be carried out."""
+"""An authorized request about workflows, and the workflow that its URL names."""
 
+import functools
 import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
-from typing import Any
-from urllib.parse import quote
-from weakref import WeakSet
+from http import HTTPStatus
+from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.inspection import Inspector
+from durably.temporal.statuses import is_open
 
-from .exposure import Exposure, HandlerExposure
-from .idempotency import KeyedRequest
+from .authorization import Access, no_such_workflow, owner_of
+from .exposure import Exposure, HandlerExposure, Operation
+from .idempotency import KeyedRequest, RunHistory
 from .messages import GatewayRequest
-from .metrics import GatewayMetrics
-from .models import Links
-from .ownership import Access, no_such_workflow, owner_of
-from .pages import Pages, PageTokens
-from .principals import Identify, principal_key
-from .problems import bad_request
-from .routes import Match
+from .pages import Pages
+from .problems import Problem, bad_request, logger, to_problem
 from .start_options import StartOptions
-from .stream_slots import StreamSlot, StreamSlots
-from .target import Target
+
+T = TypeVar("T")
+
+CLOSED = "workflow-closed"
+"""The kind of the problem."""
+
+_MAXIMUM_RUNS = 5
+"""Runs that are tried one after another if each continues as new before it gets the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """``rpc_timeout`` bounds each request to the server, ``max_wait`` (seconds) how long a client may wait for a
-    result, ``max_body`` (bytes) and ``max_values`` (elements of lists and objects, of all
-    levels) what it may send, ``stream_limit`` (seconds) how long one event stream stays open,
-    ``keep_alive`` (seconds) how long it may be silent, ``max_streams`` how many one principal may have open in
-    each process, and ``max_batch`` how many workflows a batch may have."""
+    """Limits of a gateway.
+
+    ``rpc_timeout`` bounds each request to the server, and ``max_wait`` (seconds) the wait for a result. A request has
+    at most ``max_body`` bytes and ``max_values`` elements of lists and objects, at all levels. An event stream is open
+    for ``stream_limit`` seconds and silent for ``keep_alive`` seconds at most. A principal has at most ``max_streams``
+    streams in each process, a batch at most ``max_batch`` workflows.
+    """
 
     rpc_timeout: timedelta = timedelta(seconds=10)
     max_wait: float = 60.0
@@ -46,89 +52,202 @@ class Limits:
     max_batch: int = 1000
 
 
+class RunClosedError(Exception):
+    """A run is closed and cannot handle the request."""
+
+
+class Target:
+    """The workflow in a URL. It is described once, checked, and pinned to the run of that description.
+
+    Requests go to this run: a workflow that gets the same id later is never reached. ``asked_run`` is the run that the
+    request names, or ``None`` for the latest.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Client]],
+        exposure: Exposure,
+        workflow_id: str,
+        asked_run: str | None,
+        access: Access,
+        owner_attribute: str,
+        rpc_timeout: timedelta,
+    ) -> None:
+        self._connect, self._exposure = connect, exposure
+        self._workflow_id, self._asked_run = workflow_id, asked_run
+        self._access, self._owner_attribute = access, owner_attribute
+        self._rpc_timeout = rpc_timeout
+        self._description: WorkflowExecutionDescription | None = None
+        self._refusal: Problem | None = None
+
+    async def describe(self) -> WorkflowExecutionDescription:
+        """The description, without a check of the owner. Later calls return the same result or problem.
+
+        Raises the problem 404 if the workflow does not exist or has another type.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if self._description is None:
+            try:
+                self._description = await self._request_description()
+            except Problem as problem:
+                self._refusal = problem
+                raise
+        return self._description
+
+    async def _request_description(self) -> WorkflowExecutionDescription:
+        client = await self._connect()
+        handle = client.get_workflow_handle(self._workflow_id, run_id=self._asked_run)
+        try:
+            description = await handle.describe(rpc_timeout=self._rpc_timeout)
+        except RPCError as error:
+            problem = to_problem(error)
+            raise no_such_workflow() if problem.status is HTTPStatus.NOT_FOUND else problem from error
+        if description.workflow_type != self._exposure.definition.name:
+            raise no_such_workflow()
+        return description
+
+    async def check(self) -> WorkflowExecutionDescription:
+        """The description, if the principal can reach the workflow. Raises the problem 404 otherwise."""
+        description = await self.describe()
+        owner = owner_of(description, self._owner_attribute)
+        if not self._access.reaches(owner):
+            if owner is None:
+                _warn_of_missing_owner(description.workflow_type, self._owner_attribute)
+            raise no_such_workflow()
+        return description
+
+    @property
+    def run_id(self) -> str:
+        """The run that was described and checked."""
+        assert self._description is not None, "it is checked before it is used"
+        return self._description.run_id
+
+    async def ask_open_run(self, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> T:
+        """Send a request that only an open run can handle. ``ask`` may raise ``RunClosedError``.
+
+        If the run has continued as new since it was described, the next run is described, checked and asked.
+        Raises the problem 409 for a closed workflow.
+        """
+        for _ in range(_MAXIMUM_RUNS):
+            try:
+                return await ask(await self._handle())
+            except (RPCError, RunClosedError) as error:
+                if isinstance(error, RPCError) and not _says_closed(error):
+                    raise
+                if not await self._has_next_run():
+                    raise _closed() from error
+        raise Problem(HTTPStatus.CONFLICT, "workflow-busy", "the workflow continues as new too quickly to be reached")
+
+    async def _handle(self) -> WorkflowHandle[Any, Any]:
+        client = await self._connect()
+        return client.get_workflow_handle(self._workflow_id, run_id=self.run_id, result_type=self._exposure.result)
+
+    async def _has_next_run(self) -> bool:
+        if self._asked_run is not None:
+            return False
+        before, self._description = self.run_id, None
+        return (await self.check()).run_id != before
+
+
+@functools.cache
+def _warn_of_missing_owner(workflow_type: str, attribute: str) -> None:
+    """Once in a process. A user gets 404 for a workflow that the app's own code started for this user."""
+    logger.warning(
+        "There are workflows of the type %s without an owner (search attribute %s), which only staff can reach: start "
+        "them with search_attributes=owned_by(…) of durably.temporal",
+        *(workflow_type, attribute),
+    )
+
+
+def is_closed(description: WorkflowExecutionDescription) -> bool:
+    return description.status is not None and not is_open(description.status)
+
+
+def _says_closed(error: RPCError) -> bool:
+    """The server reports that a closed workflow is not found, although it can be described."""
+    return error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message
+
+
+def _closed() -> Problem:
+    return Problem(HTTPStatus.CONFLICT, CLOSED, "the workflow is closed")
+
+
 @dataclass(kw_only=True)
 class Call:
-    """``value`` is the validated input; ``workflow_id`` the one in the URL, or the one to start. ``target`` is the
-    workflow that the URL names, ``access`` what the principal may reach, ``keyed`` tells of an idempotency key.
-    ``start_options`` are for operations that start a workflow."""
+    """An authorized request about workflows. Functions in the table of endpoints take it.
+
+    ``label`` is the endpoint without ids, for logs. ``value`` is the validated input. ``workflow_id`` is the id in the
+    URL or of the workflow to be started, ``location`` its path. ``ids`` are the other ids in the URL. ``waiting`` is a
+    context for a response that waits for a workflow, ``count_notices`` counts reasons why a workflow makes no progress.
+    ``take_stream`` counts an event stream until the returned function is called. ``client`` is set last, when the
+    process is connected.
+    """
 
     request: GatewayRequest
-    match: Match
+    operation: Operation
+    exposure: Exposure
+    found_handler: HandlerExposure | None
+    ids: Mapping[str, str]
+    label: str
     value: Any
     workflow_id: str
-    client: Client
+    location: str
+    client: Client = field(init=False)
     task_queue: str
     limits: Limits
+    rpc_timeout: timedelta
     inspector: Inspector
-    metrics: GatewayMetrics
-    page_tokens: PageTokens
     access: Access
     owner_attribute: str
     target: Target | None
-    keyed: KeyedRequest | None = None
-    identify: Identify | None = None
+    keyed: KeyedRequest | None
+    waiting: Callable[[], AbstractContextManager[None]]
+    count_notices: Callable[[Sequence[str]], None]
+    take_stream: Callable[[], Callable[[], None]]
+    make_pages: Callable[..., Pages]
     start_options: StartOptions = field(default_factory=StartOptions)
-    stream_slots: StreamSlots | None = None
-
-    @property
-    def exposure(self) -> Exposure:
-        return self.match.exposure
 
     @property
     def handler(self) -> HandlerExposure:
-        assert self.match.handler is not None, "only routes with a handler ask for one"
-        return self.match.handler
-
-    @cached_property
-    def principal_key(self) -> str:
-        """The key that identifies the principal. Raises ``UnknownPrincipalError``."""
-        return principal_key(self.request.principal, self.identify)
-
-    @property
-    def rpc_timeout(self) -> timedelta:
-        return self.limits.rpc_timeout
-
-    def waiting(self) -> AbstractContextManager[None]:
-        """For the time in which the request is held until something happens."""
-        return self.metrics.waiting(self.match)
-
-    def take_stream(self) -> StreamSlot:
-        """Count an event stream. Raises the problem 429 for one too many, and ``UnknownPrincipalError``."""
-        if self.stream_slots is None:
-            return StreamSlot(WeakSet())
-        return self.stream_slots.take(self.principal_key)
-
-    def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
-        """To the run that was described and checked, or to another one of the workflow."""
-        run_id = run_id or self.existing.run_id
-        return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.result)
-
-    def reaches(self, execution: WorkflowExecution) -> bool:
-        """Whether the principal may reach a workflow that the server has described or listed."""
-        return self.access.reaches(owner_of(execution, self.owner_attribute))
-
-    def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
-        """The owner of a workflow that the server told of, for a principal that sees those of several."""
-        owned = self.exposure.ownership is not None and self.access.sees_all
-        return owner_of(execution, self.owner_attribute) if owned else None
+        """The signal, query or update in the URL."""
+        assert self.found_handler is not None, "only endpoints with a handler use it"
+        return self.found_handler
 
     @property
     def existing(self) -> Target:
-        """The workflow that the URL names."""
-        assert self.target is not None, "only routes with an id ask for it"
+        """The workflow in the URL."""
+        assert self.target is not None, "only endpoints with an id use it"
         return self.target
+
+    def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
+        """A handle to the checked run, or to another run of the workflow."""
+        run_id = run_id or self.existing.run_id
+        return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.result)
+
+    def history(self, run_id: str) -> RunHistory:
+        return RunHistory(self.client, self.workflow_id, run_id, self.rpc_timeout)
+
+    def reaches(self, execution: WorkflowExecution) -> bool:
+        """Whether the principal can reach a workflow that the server has described or listed."""
+        return self.access.reaches(owner_of(execution, self.owner_attribute))
+
+    def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
+        """The owner of a workflow, for a principal that sees workflows of several owners."""
+        is_shown = self.exposure.ownership is not None and self.access.sees_all
+        return owner_of(execution, self.owner_attribute) if is_shown else None
 
     async def describe(self) -> WorkflowExecutionDescription:
         """The description of the workflow, or of the run that the request names. The server is asked once in a call.
 
-        Raises the problem 404 for a workflow that the principal may not reach.
+        Raises the problem 404 for a workflow that the principal cannot reach.
         """
         return await self.existing.check()
 
     async def describe_run(self, run_id: str | None) -> WorkflowExecutionDescription:
-        """Another run of the workflow, the latest for ``None``.
+        """Another run of the workflow; the latest for ``None``.
 
-        Raises the problem 404 for one of another type, and for one that the principal may not reach.
+        Raises the problem 404 for a run of another type, and for one that the principal cannot reach.
         """
         handle = self.client.get_workflow_handle(self.workflow_id, run_id=run_id)
         description = await handle.describe(rpc_timeout=self.rpc_timeout)
@@ -137,16 +256,8 @@ class Call:
         return description
 
     def pages(self, *more: str) -> Pages:
-        """Page tokens that are valid for this namespace, principal, exposure and operation, and for ``more``."""
-        scope = (self.client.namespace, self.principal_key, self.exposure.name, self.match.operation, *more)
-        return self.page_tokens.of(scope, self.request.secrets)
-
-    def links(self, workflow_id: str | None = None) -> Links:
-        location = self.location(workflow_id)
-        return Links(self=location, result=f"{location}/result", events=f"{location}/events")
-
-    def location(self, workflow_id: str | None = None) -> str:
-        return f"{self.request.mount}/{self.exposure.name}/{quote(workflow_id or self.workflow_id, safe='')}"
+        """Page tokens that are valid for this namespace, principal, exposure, operation, and ``more``."""
+        return self.make_pages(self.client.namespace, self.exposure.name, self.operation, *more)
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         """A query parameter. Raises a problem."""
@@ -158,6 +269,6 @@ class Call:
         return int(text)
 
     def preferred_wait(self) -> float | None:
-        """Seconds that the client would wait for a result (``Prefer: wait``, RFC 7240), within the limit."""
+        """Seconds that the client wants to wait for a result (``Prefer: wait``, RFC 7240), within the limit."""
         found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", self.request.headers.get("prefer", ""))
         return None if found is None else min(float(found[1]), self.limits.max_wait)

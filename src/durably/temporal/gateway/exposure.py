@@ -1,5 +1,6 @@
-"""Which workflows a web app's users may reach, and how: declared by the app, closed by default."""
+"""What a gateway opens: workflows by ``expose``, declared schedules by ``expose_schedules``. Closed by default."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,21 +18,33 @@ from temporalio.common import (
 )
 
 from durably.temporal.compat import HandlerKind, handler_name
+from durably.temporal.connection import Temporal
+from durably.temporal.declarations import ScheduleDeclaration
 from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.schedules import declared_schedules
+from durably.temporal.surroundings import is_async
 
-from .attributes import Given, Make, declare_attributes
-from .definitions import Handler, WorkflowDefinition, define
-from .inputs import Arguments, IdTemplate, batch_model, id_function, model_with_start, takes_principal
+from .handlers import Arguments, Handler, WorkflowDefinition, batch_model, define, model_with_start
 from .models import BatchRequest
-from .ownership import Ownership, declare_ownership
-from .problems import logger
-from .start_options import check_attach, delay_function, memo_function
+from .problems import Problem, logger
+from .start_options import (
+    GivenAttributes,
+    IdTemplate,
+    MakeAttributes,
+    check_attach,
+    check_id,
+    declare_attributes,
+    delay_function,
+    id_function,
+    memo_function,
+    takes_principal,
+)
 
 Everything = Literal["all"]
 
 
 class Operation(StrEnum):
-    """What can be done with a workflow, and with a schedule."""
+    """An operation on a workflow or a schedule."""
 
     START = "start"
     LIST = "list"
@@ -62,7 +75,7 @@ class Operation(StrEnum):
 
 
 FOR_SCHEDULE_READERS = frozenset({Operation.LIST_SCHEDULES, Operation.DESCRIBE_SCHEDULE})
-"""What ``expose_schedules`` opens unless told otherwise."""
+"""The default of ``expose_schedules``."""
 
 FOR_SCHEDULE_OPERATORS = FOR_SCHEDULE_READERS | {
     Operation.PAUSE_SCHEDULE,
@@ -84,21 +97,33 @@ FOR_USERS = frozenset(
         Operation.CANCEL,
     }
 )
-"""What is open unless said otherwise. Of signals, queries and updates only those that are named."""
+"""The default of ``expose``. Signals, queries and updates must be named, too."""
 
 FOR_OWNERS = FOR_USERS | {Operation.LIST}
-"""What is open unless said otherwise where ``owner=`` is given: lists show each principal its own workflows."""
+"""The default of ``expose`` with ``owner=``: lists show each principal its own workflows."""
 
 FOR_OPERATORS = frozenset(Operation) - FOR_SCHEDULE_OPERATORS
-"""All operations of workflows: also list and history, which show others' workflows, raw history, which shows what
-went in and out of them, terminate and reset, which break them off, pause and resume, and batches, which act on many
-workflows at once."""
+"""All operations of workflows.
+
+Beside those of users: list and history show others' workflows; raw history shows inputs and results; terminate and
+reset end a run at once; pause and resume; batches act on many workflows.
+"""
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """``owner=`` and ``staff=`` of ``expose``: functions of the principal. ``Access`` is their result."""
+
+    owner: Callable[[Any], str | None]
+    staff: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True)
 class HandlerExposure:
-    """A signal, query or update that is open. ``with_start`` and ``batch``, of signals only, are the bodies of
-    signal-with-start and of a batch."""
+    """An open signal, query or update.
+
+    Signals have two more bodies: ``with_start`` of signal-with-start, and ``batch`` of a batch of signals.
+    """
 
     handler: Handler
     arguments: Arguments
@@ -112,10 +137,10 @@ class HandlerExposure:
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
-    """A workflow that is open; made by ``expose``. ``name`` is its place in URLs.
+    """An open workflow, made by ``expose``. ``name`` is the first segment of its URLs.
 
-    ``id`` gives a workflow's id from input, principal and owner. ``search_attributes``, ``memo`` and ``start_delay``
-    are made from input and principal. ``attaches``: a start answers with the workflow that already runs with the id.
+    ``id`` is a function of input, principal and owner; ``search_attributes``, ``memo`` and ``start_delay`` of input
+    and principal. With ``attaches``, a start whose id is in use returns the running workflow.
     """
 
     name: str
@@ -128,7 +153,7 @@ class Exposure:
     updates: Mapping[str, HandlerExposure]
     task_queue: str | None
     start_options: Mapping[str, Any] = field(default_factory=dict)
-    search_attributes: Make | None = None
+    search_attributes: MakeAttributes | None = None
     memo: Callable[[Any, Any], Mapping[str, Any]] | None = None
     start_delay: Callable[[Any, Any], timedelta] | None = None
     attaches: bool = False
@@ -159,33 +184,37 @@ def expose(
     task_timeout: timedelta | None = None,
     retry_policy: RetryPolicy | None = None,
     priority: Priority | None = None,
-    search_attributes: Given | None = None,
+    search_attributes: GivenAttributes | None = None,
     memo: Callable[..., Mapping[str, Any]] | None = None,
     start_delay: timedelta | Callable[..., timedelta] | None = None,
     attach: bool = False,
 ) -> Exposure:
     """Open a workflow to the gateway's clients.
 
-    ``name`` is its place in URLs (by default the workflow's name in kebab case). ``id`` is a template over the input's
-    fields, such as ``order-{order_id}``, in which ``{principal}`` stands for the owner's text, or a function of the
-    input and the principal; without one, ids are made up. ``input`` is a pydantic model, stricter than the
+    ``name`` is the first segment of its URLs, by default the workflow's name in kebab case. ``id`` is a template over
+    the fields of the input, such as ``order-{order_id}``, with ``{principal}`` for the text of the owner, or a function
+    of the input and the principal; by default ids are random. ``input`` is a pydantic model that is stricter than the
     workflow's own type hints. ``signals``, ``queries`` and ``updates`` are methods of the workflow, their names, or
-    ``"all"``; none are open unless named. ``operations`` are those of ``FOR_USERS`` (the default), ``FOR_OWNERS``
-    (the default with ``owner``), ``FOR_OPERATORS``, or any set. ``owner`` is a function of the principal that gives
-    the owner of what it starts: a text, or ``None`` for nobody (401). Others than the owner get 404; a principal for
-    which ``staff`` returns ``True`` reaches everything.
-    ``search_attributes`` are functions by ``SearchAttributeKey``, or one that makes them all; the former are looked for
-    in the namespace when the process connects, and the log says what is not registered. They and ``memo`` are
-    functions of the validated input, or of that and the principal.
-    ``start_delay`` is how long the server waits before the workflow begins, or such a function. With ``attach`` (the
-    same as ``id_conflict_policy=USE_EXISTING``) a start whose id already runs is answered with that workflow and
-    ``"attached": true`` instead of 409; its own input is dropped. A workflow of another type or another owner is never
-    attached to. The rest is what ``temporalio.client.Client.start_workflow`` takes.
+    ``"all"``; none are open by default. ``operations`` are ``FOR_USERS`` (the default), ``FOR_OWNERS`` (the default
+    with ``owner``), ``FOR_OPERATORS``, or any set.
+
+    ``owner`` is a function of the principal. It returns the owner of a workflow that the principal starts: a text, or
+    ``None`` for a principal that is not a user (401). Other principals get 404, except if ``staff`` returns ``True``
+    for them.
+
+    ``search_attributes`` is a mapping of ``SearchAttributeKey`` to functions, or one function that makes all. Those of
+    a mapping are looked up when the process connects; the log names unregistered ones. These functions and ``memo``
+    take the validated input, or the input and the principal. ``start_delay`` is such a function or a ``timedelta``: the
+    server starts the workflow after it.
+
+    With ``attach`` (the same as ``id_conflict_policy=USE_EXISTING``) a start whose id is in use returns the running
+    workflow with ``"attached": true`` instead of 409; its own input is dropped. A workflow of another type or owner
+    is never returned. The other parameters are those of ``temporalio.client.Client.start_workflow``.
 
     Raises ``TemporalSettingsError``.
     """
     definition = define(workflow)
-    ownership = declare_ownership(owner, staff, definition.name)
+    ownership = _ownership(owner, staff, definition.name)
     if operations is None:
         operations = FOR_USERS if ownership is None else FOR_OWNERS
     place = check_place(_kebab(definition.name) if name is None else name)
@@ -194,7 +223,7 @@ def expose(
     attaches = check_attach(attach, id, id_conflict_policy, definition.name)
     options = {
         "id_reuse_policy": id_reuse_policy,
-        # The server would attach to a workflow of any type and owner, so the gateway does it.
+        # The server would attach to a workflow of any type and owner. The gateway checks both.
         "id_conflict_policy": WorkflowIDConflictPolicy.FAIL if attaches else id_conflict_policy,
         "execution_timeout": execution_timeout,
         "run_timeout": run_timeout,
@@ -225,22 +254,21 @@ def expose(
     )
 
 
-def check_place(name: str) -> str:
-    """A name that can stand in a URL. Raises ``TemporalSettingsError``."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", name):
-        raise TemporalSettingsError(f'"{name}" is no name for a place in a URL: letters, digits, - and _')
-    return name
-
-
-def check_operations(
-    operations: Iterable[Operation | str], allowed: frozenset[Operation], where: str
-) -> frozenset[Operation]:
-    """Raises ``TemporalSettingsError`` for an operation that ``where`` cannot open."""
-    given = [operations] if isinstance(operations, str) else operations
-    names = frozenset(str(operation) for operation in given)
-    if others := sorted(names - allowed):
-        raise TemporalSettingsError(f"{others[0]} is no operation of {where}; it takes {', '.join(sorted(allowed))}")
-    return frozenset(Operation(name) for name in names)
+def _ownership(owner: Any, staff: Any, title: str) -> Ownership | None:
+    """Raises ``TemporalSettingsError``."""
+    if owner is None:
+        if staff is not None:
+            raise TemporalSettingsError(f"{title} has staff= without owner=: give owner= too, or leave staff= out")
+        return None
+    for name, function in (("owner", owner), ("staff", staff)):
+        if function is None and name == "staff":
+            continue
+        if not callable(function) or is_async(function):
+            raise TemporalSettingsError(
+                f"{name}= of {title} is a plain function of the principal, without await and without a database: put "
+                "what it needs into the principal"
+            )
+    return Ownership(owner, staff)
 
 
 def _id(
@@ -256,23 +284,20 @@ def _id(
 
 
 def _is_id_shared(id: str | Callable[..., str] | None) -> bool:
-    """Whether two owners can ask for the same workflow id."""
+    """Whether two owners can choose the same workflow id."""
     if id is None:
         return False
     return not (IdTemplate(id).has_principal if isinstance(id, str) else takes_principal(id))
 
 
 def _warn_of_shared_ids(title: str) -> None:
-    """The server has no signal-with-start that refuses a workflow that runs, so that only the id can prevent this.
-
-    Not in the workflow sandbox, which imports an app of one file again for each run of a workflow.
-    """
+    """Only the id can prevent it: the server cannot refuse a signal-with-start of a running workflow."""
     if workflow_api.unsafe.in_sandbox():
-        return
+        return  # The sandbox imports a single-file app again for each run of a workflow.
     logger.warning(
         "%s is exposed with owner= and signal-with-start, and its id= does not contain the owner: if two users send "
-        "the same new id at the same moment, the signal of one reaches the workflow of the other. Put {principal} into "
-        "id=, let id= be a function of the input and the principal, or leave out Operation.SIGNAL_WITH_START",
+        "the same new id at the same time, the signal of one reaches the workflow of the other. Put {principal} into "
+        "id=, give id= as a function of the input and the principal, or leave out Operation.SIGNAL_WITH_START",
         title,
     )
 
@@ -285,7 +310,7 @@ def _chosen(
     chosen: Iterable[Callable[..., Any] | str] | Everything,
 ) -> dict[str, HandlerExposure]:
     if isinstance(chosen, str) and chosen != "all":
-        raise TemporalSettingsError(f'{kind} handlers are given as a list, or as "all", and not as "{chosen}"')
+        raise TemporalSettingsError(f'{kind} handlers are given as a list, or as "all", not as "{chosen}"')
     names: Sequence[str] = list(handlers) if chosen == "all" else [_handler_name(kind, item) for item in chosen]
     exposed = {}
     for name in names:
@@ -311,7 +336,7 @@ def _handler_name(kind: HandlerKind, item: Callable[..., Any] | str) -> str:
     if isinstance(item, str):
         return item
     if (name := handler_name(kind, item)) is None:
-        raise TemporalSettingsError(f"{getattr(item, '__qualname__', item)} is no {kind} with a name")
+        raise TemporalSettingsError(f"{getattr(item, '__qualname__', item)} is not a named {kind} handler")
     return name
 
 
@@ -326,5 +351,114 @@ def _kebab(name: str) -> str:
 
 
 def type_name(name: str) -> str:
-    """An exposure's or a handler's name as a part of type names in documents: ``SumOfPair`` for ``sum-of-pair``."""
+    """The name of an exposure or handler in the names of types: ``SumOfPair`` for ``sum-of-pair``."""
     return "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleExposure:
+    """Open schedules, made by ``expose_schedules``. ``name`` is the first segment of their URLs.
+
+    ``ids`` is ``None`` for all declared schedules. ``app`` is the one of ``sync-schedules --app``.
+    """
+
+    name: str
+    ids: frozenset[str] | None
+    operations: frozenset[Operation]
+    app: str | None
+
+    def declared(self, temporal: Temporal) -> Mapping[str, ScheduleDeclaration]:
+        """The open schedules by id, in the order of their declaration.
+
+        Schedules with a fault are left out; each fault is logged once in a process. Raises ``TemporalSettingsError``
+        for an id that is declared twice.
+        """
+        declared = declared_schedules(temporal)
+        opened = dict.fromkeys(declared if self.ids is None else [id for id in declared if id in self.ids])
+        faults = {id: self._fault(id, declared) for id in [*opened, *sorted((self.ids or frozenset()) - opened.keys())]}
+        for fault in filter(None, faults.values()):
+            _log_fault(fault)
+        return {id: declared[id] for id in opened if faults[id] is None}
+
+    def check(self, temporal: Temporal, id: str) -> None:
+        """Raises ``TemporalSettingsError`` for an open schedule with a fault."""
+        declared = declared_schedules(temporal)
+        is_open = id in declared if self.ids is None else id in self.ids
+        if is_open and (fault := self._fault(id, declared)) is not None:
+            raise TemporalSettingsError(fault)
+
+    def _fault(self, id: str, declared: Mapping[str, ScheduleDeclaration]) -> str | None:
+        if id in declared:
+            return _url_fault(id)
+        return (
+            f'expose_schedules() names the schedule "{id}", which this process does not declare: import the module '
+            "that calls add_schedule(), or remove the id"
+        )
+
+
+@functools.cache
+def _log_fault(fault: str) -> None:
+    logger.error("%s", fault)
+
+
+AnyExposure = Exposure | ScheduleExposure
+
+
+def expose_schedules(
+    *ids: str,
+    name: str = "schedules",
+    operations: Iterable[Operation | str] = FOR_SCHEDULE_READERS,
+    app: str | None = None,
+) -> ScheduleExposure:
+    """Open declared schedules (``Temporal.add_schedule``), for ``Gateway(schedules=…)``.
+
+    Without ``ids``, all are open. ``name`` is the first segment of their URLs. ``operations`` are
+    ``FOR_SCHEDULE_READERS`` (list and describe, the default), ``FOR_SCHEDULE_OPERATORS`` (also pause, resume, trigger
+    and backfill), or any set. ``app`` is the ``--app`` of ``sync-schedules``, if it has one: schedules of other apps
+    are not open. Schedules have no owners: ``authorize`` alone decides.
+
+    Raises ``TemporalSettingsError``.
+    """
+    for id in ids:
+        if not isinstance(id, str):
+            raise TemporalSettingsError(f'expose_schedules("nightly", "hourly") takes ids one by one, not {id!r}')
+        if (fault := _url_fault(id)) is not None:
+            raise TemporalSettingsError(fault)
+    return ScheduleExposure(
+        name=check_place(name),
+        ids=frozenset(ids) or None,
+        operations=check_operations(operations, FOR_SCHEDULE_OPERATORS, "expose_schedules()"),
+        app=app,
+    )
+
+
+def _url_fault(id: str) -> str | None:
+    """The reason why a schedule cannot have a URL, or ``None``."""
+    try:
+        check_id(id, "the id")
+    except Problem as problem:
+        return (
+            f'the schedule "{id}" cannot be reached over HTTP: {problem.detail}. Rename it, or give '
+            "expose_schedules() the ids of the others"
+        )
+    return None
+
+
+def check_place(name: str) -> str:
+    """A name that can be a segment of a URL. Raises ``TemporalSettingsError``."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", name):
+        raise TemporalSettingsError(f'"{name}" cannot be a segment of a URL: letters, digits, - and _ can')
+    return name
+
+
+def check_operations(
+    operations: Iterable[Operation | str], allowed: frozenset[Operation], where: str
+) -> frozenset[Operation]:
+    """Raises ``TemporalSettingsError`` for an operation that ``where`` cannot open."""
+    given = [operations] if isinstance(operations, str) else operations
+    names = frozenset(str(operation) for operation in given)
+    if others := sorted(names - allowed):
+        raise TemporalSettingsError(
+            f"{others[0]} is not an operation of {where}; it takes {', '.join(sorted(allowed))}"
+        )
+    return frozenset(Operation(name) for name in names)

@@ -1,70 +1,67 @@
-"""The gateway: from a request to a response, whatever the framework.
+"""The gateway: from a request to a response, in no framework's terms.
 
-``Gateway.handle`` is for event loops, ``handle_sync`` for threads. What a request means and whether it is valid is
-found out first, without the server; then the app says whether it is allowed; only then the server is asked.
+First a request is matched with an endpoint and validated, without the server. Then ``authorize`` decides. Then the
+endpoint's function asks the server.
 """
 
-import asyncio
+import functools
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
-from pydantic import BaseModel, ValidationError
-from temporalio.common import SearchAttributeKey, TypedSearchAttributes
+from pydantic import ValidationError
+from temporalio.common import MetricMeter, SearchAttributeKey, TypedSearchAttributes
 
 from durably.execution import drive
-from durably.io.background_loop import get_background_loop
-from durably.io.http_client import IO, AsyncIO, BlockingIO
+from durably.io.http_client import IO, BlockingIO
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.inspection import Inspector
 from durably.temporal.owners import OWNER_ATTRIBUTE
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
+from durably.temporal.runtimes import GATEWAY_LATENCY
 from durably.temporal.search_attributes import DeclaredAttribute, ensure_keyword
-from durably.temporal.surroundings import is_async
 
-from . import acting, batches, events, history, pausing, reading, results, schedules, starting
-from .attributes import declared_keys
 from .authorization import (
+    EVERYTHING,
+    Access,
     Action,
     ActionSubject,
     Authorize,
+    Guard,
+    Identify,
     Unauthenticated,
-    ask,
+    access_of,
+    check_attribute_name,
     check_owners,
-    check_policy,
-    check_verdict,
+    check_principal,
+    is_anonymous,
+    principal_key,
 )
-from .call import Call, Limits
-from .endpoints import query_parameters
-from .exposure import Exposure, Operation
+from .call import Call, Limits, Target
+from .endpoints import Endpoint, Endpoints, Key, Match, options_of_get
+from .exposure import AnyExposure, Exposure, Operation, ScheduleExposure
 from .idempotency import KeyedRequest, keyed_request
-from .inputs import check_id, has_more_values
 from .messages import (
     JSON,
-    CallBlocking,
     GatewayRequest,
     GatewayResponse,
-    call_here,
+    has_more_values,
     is_of_another_site,
     without_body,
 )
-from .metrics import GatewayMetrics
-from .models import (
-    BatchRequest,
-    Reason,
-    ResetRequest,
-    ScheduleBackfillRequest,
-    ScheduleNote,
-    ScheduleTriggerRequest,
-)
-from .openapi import openapi
-from .ownership import EVERYTHING, Access, check_attribute_name
-from .pages import PageTokens, Secret
-from .principals import Identify, check_principal, is_anonymous, principal_key
+from .openapi import SecuritySchemes, check_security_schemes, openapi, swagger_page
+from .operations.events import StreamSlots
+from .operations.schedules import ScheduleCall
+from .operations.starting import choose_id, start_options
+from .pages import Pages, PageTokens, Secret
 from .problems import (
     Problem,
     bad_request,
@@ -77,75 +74,33 @@ from .problems import (
     unauthenticated,
     unknown_parameter,
 )
-from .routes import AnyMatch, Match, ScheduleMatch, answer_get_only, match, options
-from .schedule_exposure import Place, ScheduleExposure
-from .security import SecuritySchemes, check_security_schemes
-from .start_options import StartOptions
-from .stream_slots import StreamSlots
-from .swagger import swagger_page
-from .target import Target
+from .start_options import StartOptions, check_id, declared_keys
 
-_DO = {
-    Operation.START: starting.start,
-    Operation.SIGNAL_WITH_START: starting.signal_with_start,
-    Operation.LIST: reading.list_workflows,
-    Operation.DESCRIBE: reading.describe,
-    Operation.RESULT: results.result,
-    Operation.SIGNAL: acting.signal,
-    Operation.QUERY: acting.query,
-    Operation.UPDATE: acting.update,
-    Operation.CANCEL: acting.cancel,
-    Operation.TERMINATE: acting.terminate,
-    Operation.RESET: acting.reset,
-    Operation.PAUSE: pausing.pause,
-    Operation.RESUME: pausing.resume,
-    Operation.BATCH_CANCEL: batches.batch,
-    Operation.BATCH_TERMINATE: batches.batch,
-    Operation.BATCH_SIGNAL: batches.batch,
-    Operation.BATCH_STATUS: batches.batch_status,
-    Operation.HISTORY: history.history,
-    Operation.RAW_HISTORY: history.raw_history,
-    Operation.EVENTS: events.events,
-}
+_STARTS = frozenset({Operation.START, Operation.SIGNAL_WITH_START})
 _BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
-_TAKE_KEYS = _BATCHES | {Operation.START, Operation.SIGNAL_WITH_START, Operation.SIGNAL, Operation.UPDATE}
-_REFUSE_KEYS = frozenset({Operation.RESET, Operation.TRIGGER_SCHEDULE, Operation.BACKFILL_SCHEDULE})
-"""Each such request starts something, and the server keeps nothing by which a repetition is known."""
+_REQUEST_ID = HTTP_HEADER.lower()
 _MAXIMUM_DOCUMENTS = 8
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
-_BODIES: dict[Operation, type[BaseModel]] = {
-    Operation.CANCEL: Reason,
-    Operation.TERMINATE: Reason,
-    Operation.RESET: ResetRequest,
-    Operation.PAUSE: Reason,
-    Operation.RESUME: Reason,
-    Operation.BATCH_CANCEL: BatchRequest,
-    Operation.BATCH_TERMINATE: BatchRequest,
-    Operation.PAUSE_SCHEDULE: ScheduleNote,
-    Operation.RESUME_SCHEDULE: ScheduleNote,
-    Operation.TRIGGER_SCHEDULE: ScheduleTriggerRequest,
-    Operation.BACKFILL_SCHEDULE: ScheduleBackfillRequest,
-}
 
 
 class Gateway:
-    """HTTP endpoints for the workflows that ``exposures`` open (see ``expose``).
+    """HTTP endpoints for the workflows of ``exposures`` (see ``expose``).
 
-    ``authorize`` is told of each action before anything happens and returns whether it is allowed. A synchronous one
-    may block: it runs in the request's thread, and where requests are on an event loop in a thread of its own. Without
-    one, ``allow_anonymous=True`` must say so.
-    ``identify`` gives a text of its own for each principal (``None`` is anonymous), where ``pk``, ``id`` and ``sub``
-    do not tell principals apart: see ``principals.principal_key``.
-    ``secret``, 16 characters or more, signs the tokens of pages; unless it is given, the environment's
-    ``TEMPORAL_GATEWAY_SECRET``, else the framework's own secret, else a random one of the process.
-    ``owner_attribute`` is the search attribute, a Keyword, that holds the owner of a workflow (``expose(owner=…)``).
+    ``authorize`` gets each action before the server is asked, and returns whether it is allowed. A synchronous one may
+    block: it runs in the request's thread, or in another thread if requests are on an event loop. A gateway without it
+    must have ``allow_anonymous=True``.
+    ``identify`` returns a unique text for each principal (``None`` is anonymous). It is needed if ``pk``, ``id`` and
+    ``sub`` do not distinguish principals: see ``authorization.principal_key``.
+    ``secret``, 16 characters or more, signs the tokens of pages. By default it is ``TEMPORAL_GATEWAY_SECRET`` of the
+    environment, the framework's own secret, or a random one of the process.
+    ``owner_attribute`` is the search attribute, a Keyword, with the owner of a workflow (``expose(owner=…)``).
     ``security_schemes`` maps names to OpenAPI security schemes. A request needs one of them. They only document the
     API: ``authorize`` must enforce them.
     ``limits`` bounds waits, bodies and streams.
-    ``schedules`` opens declared schedules (see ``expose_schedules``), none unless given.
+    ``schedules`` opens declared schedules (see ``expose_schedules``).
 
     ``app_parameters`` are names of query parameters that the app itself reads, such as in ``authorize``. The gateway
-    answers 400 to others than its own. Those of FastAPI's dependencies are known without it.
+    answers 400 to unknown ones. The parameters of FastAPI's dependencies are known without it.
 
     Raises ``TemporalSettingsError`` without ``authorize`` or ``allow_anonymous``, for two exposures with one
     name, and for a short secret.
@@ -168,59 +123,296 @@ class Gateway:
     ) -> None:
         self.temporal = temporal
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
-        check_policy(authorize, allow_anonymous, "Gateway", "do all that is exposed")
+        self._guard = Guard(authorize, allow_anonymous, server="Gateway", permission="do all that is exposed")
+        self.allow_anonymous = allow_anonymous
         check_owners(allow_anonymous, self.exposures)
         if len(self.exposures) < len(exposures):
             raise TemporalSettingsError("two exposures have the same name: give one of them name=")
-        self.places: Mapping[str, Place] = self.exposures
-        if schedules is not None:
-            if not isinstance(schedules, ScheduleExposure):
-                raise TemporalSettingsError(f"Gateway(schedules=…) takes expose_schedules(…), and not {schedules!r}")
-            if schedules.name in self.exposures:
-                raise TemporalSettingsError(
-                    f'a workflow has the name "{schedules.name}" too: give name= to expose_schedules() or expose()'
-                )
-            self.places = {**self.exposures, schedules.name: schedules}
+        self.endpoints = Endpoints([*exposures, *self._check_schedules(schedules)])
+        self._owner_attribute = check_attribute_name(owner_attribute)
         for exposure in exposures:
-            keys = declared_keys(exposure.search_attributes)
-            temporal.add_search_attributes(*keys, where=f"expose({exposure.definition.name})")
-            if exposure.ownership is not None:
-                # Registered at the first request too, so that it is no fault if the namespace does not have it yet.
-                key = SearchAttributeKey.for_keyword(check_attribute_name(owner_attribute))
-                temporal.owner_attributes.append(DeclaredAttribute(key, f"expose({exposure.definition.name}, owner=…)"))
-        self.allow_anonymous = allow_anonymous
+            self._declare_attributes_of(exposure)
         self.security_schemes = check_security_schemes(security_schemes)
         self.limits = limits or Limits()
-        self._authorize = authorize
         self._identify = identify
-        self._owner_attribute = check_attribute_name(owner_attribute)
-        self._is_authorize_async = authorize is not None and is_async(authorize)
         self._inspector = Inspector(temporal)
         self._page_tokens = PageTokens(secret)
-        self._metrics = GatewayMetrics(temporal)
+        self._metrics = _Metrics(temporal)
         self._declared_attributes: set[tuple[str, str, Any]] = set()
         self._app_parameters = frozenset([app_parameters] if isinstance(app_parameters, str) else app_parameters)
-        self._query_parameters: dict[str, tuple[str, ...]] = {}
         self._stream_slots = StreamSlots(self.limits.max_streams)
         self._documents: dict[tuple[str, str], bytes] = {}
 
-    async def handle(self, request: GatewayRequest, found: AnyMatch | None = None) -> GatewayResponse:
-        """Never raises for what a client does, nor for a server that is away: those are responses.
+    def _check_schedules(self, schedules: ScheduleExposure | None) -> Sequence[AnyExposure]:
+        """Raises ``TemporalSettingsError``."""
+        if schedules is None:
+            return []
+        if not isinstance(schedules, ScheduleExposure):
+            raise TemporalSettingsError(f"Gateway(schedules=…) takes expose_schedules(…), not {schedules!r}")
+        if schedules.name in self.exposures:
+            raise TemporalSettingsError(
+                f'a workflow has the name "{schedules.name}" too: give name= to expose_schedules() or expose()'
+            )
+        return [schedules]
 
-        ``found`` is the route, if the framework has matched it already.
+    def _declare_attributes_of(self, exposure: Exposure) -> None:
+        keys, title = declared_keys(exposure.search_attributes), exposure.definition.name
+        self.temporal.add_search_attributes(*keys, where=f"expose({title})")
+        if exposure.ownership is not None:
+            # The first request registers it: a namespace without it is not an error yet.
+            key = SearchAttributeKey.for_keyword(self._owner_attribute)
+            self.temporal.owner_attributes.append(DeclaredAttribute(key, f"expose({title}, owner=…)"))
+
+    async def handle(
+        self, request: GatewayRequest, match: Match | None = None, *, io: IO | None = None
+    ) -> GatewayResponse:
+        """The response to a request. It does not raise: errors of clients and of the server are responses.
+
+        ``match`` is the endpoint, if the framework has found it. ``io`` is for ``handle_sync``.
         """
-        return await self._answer(request, found, AsyncIO(), request.call_blocking or asyncio.to_thread)
+        start = time.perf_counter()
+        try:
+            if request.method == "OPTIONS":
+                return self.endpoints.options(request.path)
+            match = match or self.endpoints.find(request.method, request.path)
+            with _request_id_of(request) if _REQUEST_ID in request.headers else nullcontext():
+                response = await self._respond(request, match, io)
+        except Unauthenticated as error:
+            response = unauthenticated(error.challenge).response()
+        except Exception as error:
+            response = to_problem(error).response()
+        self._metrics.count(None if match is None else match.endpoint, response.status_code, start)
+        return without_body(response) if request.method == "HEAD" else response
 
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
         """``handle`` for threads."""
-        return drive(self._answer(request, None, BlockingIO(), call_here))
+        return drive(self.handle(request, io=BlockingIO()))
+
+    async def _respond(self, request: GatewayRequest, match: Match, io: IO | None) -> GatewayResponse:
+        endpoint, ids = match.endpoint, match.ids
+        exposure, operation = endpoint.exposure, endpoint.route.operation
+        if endpoint.id_names:
+            match.check_ids()
+        principal = request.principal = check_principal(request.principal)
+        if isinstance(exposure, ScheduleExposure):
+            return await self._respond_to_schedule(request, endpoint, exposure, ids.get("schedule_id"), io)
+        # Before the body is read: a 401 costs less.
+        access = EVERYTHING if exposure.ownership is None else access_of(exposure.ownership, principal)
+        value = self._read(request, endpoint)
+        workflow_id = ids.get("workflow_id")
+        target = None if workflow_id is None else self._target(request, exposure, workflow_id, access)
+        keyed = self._keyed(request, endpoint, value) if "idempotency-key" in request.headers else None
+        start_input = value.input if operation is Operation.SIGNAL_WITH_START else value
+        if operation in _STARTS:
+            workflow_id = choose_id(exposure, keyed, start_input, principal, access)
+        if not self._guard.is_open:
+            subject = ActionSubject(
+                None if target is None else target.check,
+                self._owner_attribute,
+                None if operation in _BATCHES and access.sees_all else access.owner,
+            )
+            name = None if endpoint.handler is None else endpoint.handler.name
+            action = Action(
+                operation=operation,
+                exposure=exposure,
+                workflow_id=workflow_id,
+                name=name,
+                input=value,
+                principal=principal,
+                request=request.raw_request,
+                subject=subject,
+            )
+            await self._guard.check(action, io, request.call_blocking)
+            if keyed is not None and is_anonymous(principal):
+                # All such callers would share their keys, and get each other's workflows.
+                raise no_principal()
+        options = StartOptions()
+        if operation in _STARTS:
+            options = start_options(exposure, start_input, principal)
+            if options.search_attributes is not None:
+                self._declare_attributes(exposure, options.search_attributes)
+        if workflow_id is not None:
+            note_workflow(workflow_id)
+        call = Call(
+            request=request,
+            operation=operation,
+            exposure=exposure,
+            found_handler=endpoint.handler,
+            ids=ids,
+            label=endpoint.label,
+            value=value,
+            workflow_id=workflow_id or "",
+            location="" if workflow_id is None else request.location(exposure.name, workflow_id),
+            task_queue=exposure.task_queue or self.temporal.settings.task_queue or self._no_task_queue(exposure),
+            limits=self.limits,
+            rpc_timeout=self.limits.rpc_timeout,
+            inspector=self._inspector,
+            access=access,
+            owner_attribute=self._owner_attribute,
+            target=target,
+            keyed=keyed,
+            waiting=functools.partial(self._metrics.waiting, endpoint),
+            count_notices=functools.partial(self._metrics.count_notices, endpoint),
+            take_stream=functools.partial(self._take_stream, principal),
+            make_pages=functools.partial(self._pages, request),
+            start_options=options,
+        )
+        work = self._perform(call, endpoint)
+        return await (work if io is None else io.resolve(work))
+
+    async def _perform(self, call: Call, endpoint: Endpoint) -> GatewayResponse:
+        call.client = await self.temporal.client()
+        if call.target is not None:
+            await call.target.check()
+        elif call.exposure.ownership is not None:
+            await ensure_keyword(call.client, self._owner_attribute, self.limits.rpc_timeout)
+        return await endpoint.route.perform(call)
+
+    async def _respond_to_schedule(
+        self, request: GatewayRequest, endpoint: Endpoint, exposure: ScheduleExposure, id: str | None, io: IO | None
+    ) -> GatewayResponse:
+        call = ScheduleCall(
+            temporal=self.temporal,
+            request=request,
+            exposure=exposure,
+            id=id,
+            value=self._read(request, endpoint),
+            rpc_timeout=self.limits.rpc_timeout,
+        )
+        action = Action(
+            operation=endpoint.route.operation,
+            exposure=exposure,
+            workflow_id=None,
+            name=id,
+            input=call.value,
+            principal=request.principal,
+            request=request.raw_request,
+        )
+        await self._guard.check(action, io, request.call_blocking)
+        work = endpoint.route.perform(call)
+        return await (work if io is None else io.resolve(work))
+
+    def _read(self, request: GatewayRequest, endpoint: Endpoint) -> Any:
+        """The validated input. Raises a problem."""
+        if endpoint.route.key is Key.REFUSED and "idempotency-key" in request.headers:
+            raise bad_request(
+                "Idempotency-Key does not work here, and each request would be carried out: leave it out. Before you "
+                "repeat a request without a response, check whether it was carried out"
+            )
+        if request.query_params:
+            self._check_query(request, endpoint)
+        try:
+            if endpoint.body is None:
+                return self._query_arguments(request, endpoint) if endpoint.takes_query_arguments else None
+            self._check_body(request)
+            return endpoint.body.parse(request.body)
+        except ValidationError as error:
+            # Only here: a later validation error is not the client's.
+            raise invalid_body(error, () if endpoint.body is None else endpoint.body.members) from None
+
+    def _check_query(self, request: GatewayRequest, endpoint: Endpoint) -> None:
+        """Raises a problem for an unknown query parameter, such as a misspelt ``page_size``, and for a repeated one.
+
+        The app's own parameters are allowed.
+        """
+        known = endpoint.query_names
+        for name in request.query_names():
+            if name not in known and name not in request.app_parameters and name not in self._app_parameters:
+                raise unknown_parameter(name, known)
+            if name in known and request.is_repeated(name):
+                raise repeated_parameter(name)
+
+    def _query_arguments(self, request: GatewayRequest, endpoint: Endpoint) -> Any:
+        """Raises ``ValidationError``."""
+        assert endpoint.handler is not None, "only endpoints of queries take them"
+        arguments = endpoint.handler.arguments
+        names = {parameter.name for parameter in arguments.parameters}
+        return arguments.parse_strings(
+            {name: request.query(name) or "" for name in request.query_names() if name in names}
+        )
+
+    def _check_body(self, request: GatewayRequest) -> None:
+        """Raises a problem for a body that is too large or not JSON.
+
+        A page of another site cannot send JSON with its visitor's cookies, unless the app allows it. An empty body may
+        have any type, except if the browser reports that such a page sends it.
+        """
+        body, limits = request.body, self.limits
+        if len(body) > limits.max_body:
+            raise too_large(limits.max_body)
+        if len(body) > limits.max_values and has_more_values(body, limits.max_values):
+            raise too_many_values(limits.max_values)
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        is_json = media_type == "application/json" or media_type.endswith("+json")
+        is_empty = not body and media_type not in _SENT_BY_FORMS
+        if not is_json and (not is_empty or is_of_another_site(request.headers)):
+            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
+
+    def check_length(self, length: int | None) -> None:
+        """For adapters, before they read a body. Raises a problem for a body of more bytes than the limit."""
+        if length is not None and length > self.limits.max_body:
+            raise too_large(self.limits.max_body)
+
+    def _target(self, request: GatewayRequest, exposure: Exposure, workflow_id: str, access: Access) -> Target:
+        run_id = request.query("run_id") or None
+        if run_id is not None:
+            check_id(run_id, "run_id")
+        connect, rpc_timeout = self.temporal.client, self.limits.rpc_timeout
+        return Target(connect, exposure, workflow_id, run_id, access, self._owner_attribute, rpc_timeout)
+
+    def _keyed(self, request: GatewayRequest, endpoint: Endpoint, value: Any) -> KeyedRequest | None:
+        if endpoint.route.key is not Key.USED:
+            return None
+        handler = "" if endpoint.handler is None else endpoint.handler.name
+        place = (endpoint.workflow_type, endpoint.route.operation.value, handler)
+        key = principal_key(request.principal, self._identify)
+        return keyed_request(request.headers["idempotency-key"], key, place, value)
+
+    def _declare_attributes(self, exposure: Exposure, made: TypedSearchAttributes) -> None:
+        """Look up each attribute in the namespace when a function sets it for the first time.
+
+        Attributes that an exposure declares by key have been declared by ``__init__``.
+        """
+        known = declared_keys(exposure.search_attributes)
+        for key in [pair.key for pair in made if pair.key not in known]:
+            place = (exposure.name, key.name, key.indexed_value_type)
+            if place not in self._declared_attributes:
+                self._declared_attributes.add(place)
+                self.temporal.add_search_attributes(key, where=f"expose({exposure.definition.name})")
+
+    def _no_task_queue(self, exposure: Exposure) -> NoReturn:
+        raise TemporalSettingsError(
+            f"{exposure.name} has no task queue: give task_queue= to expose() or to Temporal(), or set "
+            f"{self.temporal.variable_prefix}TASK_QUEUE"
+        )
+
+    def _take_stream(self, principal: Any) -> Callable[[], None]:
+        """Raises the problem 429 for one stream too many, and ``UnknownPrincipalError``."""
+        if self._guard.is_open:
+            return lambda: None  # Its callers are not distinguished.
+        return self._stream_slots.take(principal_key(principal, self._identify))
+
+    def _pages(self, request: GatewayRequest, namespace: str, *scope: str) -> Pages:
+        """Raises ``UnknownPrincipalError``."""
+        key = principal_key(request.principal, self._identify)
+        return self._page_tokens.of((namespace, key, *scope), request.secrets)
+
+    def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
+        """For adapters: the response to a request that the framework refuses."""
+        response = problem.response()
+        try:
+            endpoint = self.endpoints.find(method, path).endpoint
+        except Problem:
+            endpoint = None
+        self._metrics.count(endpoint, response.status_code, time.perf_counter())
+        return without_body(response) if method == "HEAD" else response
 
     def answer_document(self, method: str, *, mount: str, title: str) -> GatewayResponse:
-        """The answer to a request for the OpenAPI document; ``mount`` is the path before the gateway's own."""
+        """The response to a request for the OpenAPI document. ``mount`` is the path before the gateway's own."""
         return _answer_get(method, JSON, lambda: self.document(mount=mount, title=title))
 
     def answer_docs(self, method: str, *, title: str, docs: bool | str) -> GatewayResponse:
-        """The answer to a request for a page with Swagger UI beside the document.
+        """The response to a request for the page with Swagger UI, beside the document.
 
         ``docs`` is the URL of the app's own copy of ``swagger-ui-dist``, or ``True`` for a CDN.
         """
@@ -228,240 +420,20 @@ class Gateway:
         return _answer_get(method, "text/html; charset=utf-8", lambda: swagger_page(title=title, assets=assets))
 
     def document(self, *, mount: str, title: str) -> bytes:
-        """The OpenAPI document as JSON, made once; ``mount`` is the path before the gateway's own."""
+        """The OpenAPI document as JSON, which is cached. ``mount`` is the path before the gateway's own."""
         key = (mount, title)
         if key not in self._documents:
-            made = openapi(self.places, mount=mount, title=title, version="1", security_schemes=self.security_schemes)
+            schemes = self.security_schemes
+            made = openapi(self.endpoints, mount=mount, title=title, version="1", security_schemes=schemes)
             if len(self._documents) >= _MAXIMUM_DOCUMENTS:
                 self._documents.clear()
             self._documents[key] = msgspec.json.encode(made)
         return self._documents[key]
 
-    def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
-        """For adapters: answer a request in which the framework itself has found something wrong."""
-        response = problem.response()
-        self._metrics.count(_match_or_none(method, path, self.places), response.status_code, time.perf_counter())
-        return without_body(response) if method == "HEAD" else response
-
-    async def _answer(
-        self, request: GatewayRequest, found: AnyMatch | None, io: IO, call_blocking: CallBlocking
-    ) -> GatewayResponse:
-        start = time.perf_counter()
-        try:
-            if request.method == "OPTIONS":
-                return options(request.path, self.places)
-            found = found or match(request.method, request.path, self.places)
-            request.principal = check_principal(request.principal)
-            with web_request(current_request_id() or usable_request_id(request.headers.get(HTTP_HEADER.lower()))):
-                if isinstance(found, ScheduleMatch):
-                    response = await self._carry_out_schedule(request, found, io, call_blocking)
-                else:
-                    response = await self._carry_out(request, found, io, call_blocking)
-        except Unauthenticated as error:
-            response = unauthenticated(error.challenge).response()
-        except Exception as error:
-            response = to_problem(error).response()
-        self._metrics.count(found, response.status_code, start)
-        return without_body(response) if request.method == "HEAD" else response
-
-    async def _carry_out(
-        self, request: GatewayRequest, found: Match, io: IO, call_blocking: CallBlocking
-    ) -> GatewayResponse:
-        ownership = found.exposure.ownership
-        # Before the body is read, which costs more than to say 401.
-        access = EVERYTHING if ownership is None else ownership.access(request.principal)
-        _refuse_key(request, found)
-        value = self._read(request, found)
-        target = self._target(request, found, access)
-        keyed = self._keyed(request, found, value)
-        workflow_id = found.workflow_id
-        starts = found.operation in (Operation.START, Operation.SIGNAL_WITH_START)
-        start_input = value.input if found.operation is Operation.SIGNAL_WITH_START else value
-        if starts:
-            workflow_id = starting.choose_id(found.exposure, keyed, start_input, request.principal, access)
-        is_unlimited = found.operation in _BATCHES and access.sees_all
-        new_owner = None if is_unlimited else access.owner
-        subject = ActionSubject(target, self._owner_attribute, new_owner=new_owner)
-        await self._check_allowed(_action(request, found, workflow_id, value, subject), io, call_blocking)
-        if self._authorize is not None and keyed is not None and is_anonymous(request.principal):
-            # All such callers would share their keys: one with another's key would get that one's workflow.
-            raise no_principal()
-        options = StartOptions()
-        if starts:
-            options = starting.start_options(found.exposure, start_input, request.principal)
-            self._declare_attributes(found.exposure, options.search_attributes)
-        return await io.resolve(self._perform(request, found, workflow_id or "", value, access, target, keyed, options))
-
-    def _declare_attributes(self, exposure: Exposure, made: TypedSearchAttributes | None) -> None:
-        """Have each attribute that a function sets for the first time looked for in the namespace.
-
-        Those that an exposure declares by key have been declared when the gateway was made.
-        """
-        known = declared_keys(exposure.search_attributes)
-        for key in [pair.key for pair in made or () if pair.key not in known]:
-            place = (exposure.name, key.name, key.indexed_value_type)
-            if place not in self._declared_attributes:
-                self._declared_attributes.add(place)
-                self.temporal.add_search_attributes(key, where=f"expose({exposure.definition.name})")
-
-    async def _carry_out_schedule(
-        self, request: GatewayRequest, found: ScheduleMatch, io: IO, call_blocking: CallBlocking
-    ) -> GatewayResponse:
-        _refuse_key(request, found)
-        value = self._read(request, found)
-        await self._check_allowed(_action(request, found, None, value, ActionSubject()), io, call_blocking)
-        call = schedules.ScheduleCall(
-            temporal=self.temporal,
-            match=found,
-            value=value,
-            mount=request.mount,
-            rpc_timeout=self.limits.rpc_timeout,
-        )
-        return await io.resolve(schedules.perform(call))
-
-    async def _check_allowed(self, action: Action, io: IO, call_blocking: CallBlocking) -> None:
-        if self._authorize is not None:
-            check_verdict(
-                await ask(self._authorize, action, self._is_authorize_async, io, call_blocking), action.principal
-            )
-
-    def _keyed(self, request: GatewayRequest, found: Match, value: Any) -> KeyedRequest | None:
-        if found.operation not in _TAKE_KEYS:
-            return None
-        handler = "" if found.handler is None else found.handler.name
-        place = (found.exposure.definition.name, found.operation.value, handler)
-        return keyed_request(request, lambda: principal_key(request.principal, self._identify), place, value)
-
-    def _target(self, request: GatewayRequest, found: Match, access: Access) -> Target | None:
-        if found.workflow_id is None:
-            return None
-        run_id = request.query("run_id") or None
-        if run_id is not None:
-            check_id(run_id, "run_id")
-        return Target(
-            self.temporal.client,
-            found.exposure,
-            found.workflow_id,
-            run_id,
-            access,
-            self._owner_attribute,
-            self.limits.rpc_timeout,
-        )
-
-    def _read(self, request: GatewayRequest, found: AnyMatch) -> Any:
-        """The validated input. Raises a problem."""
-        self._check_query(request, found)
-        try:
-            return self._validate(request, found)
-        except ValidationError as error:
-            # Only here: whatever does not validate later is not the caller's.
-            body = _BODIES.get(found.operation)
-            raise invalid_body(error, () if body is None else tuple(body.model_fields)) from None
-
-    def _check_query(self, request: GatewayRequest, found: AnyMatch) -> None:
-        """Raises a problem for a query parameter that would be ignored, such as a misspelt ``page_size``, and for one
-        that is given twice. Parameters of the app's own may be."""
-        if not request.query_params:
-            return
-        if found.place not in self._query_parameters:
-            self._query_parameters[found.place] = query_parameters(found)
-        known = self._query_parameters[found.place]
-        for name in request.query_names():
-            if name not in known and name not in request.app_parameters and name not in self._app_parameters:
-                raise unknown_parameter(name, known)
-            if name in known and request.is_repeated(name):
-                raise repeated_parameter(name)
-
-    def _validate(self, request: GatewayRequest, found: AnyMatch) -> Any:
-        """Raises problems and ``ValidationError``."""
-        if found.route.method == "GET":
-            if isinstance(found, Match) and found.operation is Operation.QUERY and found.handler is not None:
-                names = {parameter.name for parameter in found.handler.arguments.parameters}
-                given = {name: request.query(name) or "" for name in request.query_names() if name in names}
-                return found.handler.arguments.parse_strings(given)
-            return None
-        self._check_body(request)
-        if found.operation in _BODIES:
-            return _BODIES[found.operation].model_validate_json(request.body.strip() or b"{}")
-        assert isinstance(found, Match), "the bodies of schedules' operations are all in the table"
-        if found.operation is Operation.START:
-            return found.exposure.arguments.parse(request.body)
-        assert found.handler is not None, "the other routes with a body name a handler"
-        if found.operation is Operation.BATCH_SIGNAL and found.handler.batch is not None:
-            return found.handler.batch.model_validate_json(request.body.strip() or b"{}")
-        if found.operation is Operation.SIGNAL_WITH_START and found.handler.with_start is not None:
-            return found.handler.with_start.model_validate_json(request.body.strip() or b"{}")
-        return found.handler.arguments.parse(request.body)
-
-    def _check_body(self, request: GatewayRequest) -> None:
-        """Only JSON, which a page of another site cannot send with its visitor's cookies unless it is allowed to; or
-        nothing, of any type, unless the browser reports that the request is of such a page."""
-        self.check_length(len(request.body))
-        if has_more_values(request.body, self.limits.max_values):
-            raise too_many_values(self.limits.max_values)
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        is_json = media_type == "application/json" or media_type.endswith("+json")
-        is_empty = not request.body and media_type not in _SENT_BY_FORMS
-        if not is_json and (not is_empty or is_of_another_site(request.headers)):
-            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
-
-    def check_length(self, length: int | None) -> None:
-        """For adapters too, before they read a body of that many bytes. Raises a problem."""
-        if length is not None and length > self.limits.max_body:
-            raise too_large(self.limits.max_body)
-
-    async def _perform(
-        self,
-        request: GatewayRequest,
-        found: Match,
-        workflow_id: str,
-        value: Any,
-        access: Access,
-        target: Target | None,
-        keyed: KeyedRequest | None,
-        start_options: StartOptions,
-    ) -> GatewayResponse:
-        if workflow_id:
-            note_workflow(workflow_id)
-        call = Call(
-            request=request,
-            match=found,
-            value=value,
-            workflow_id=workflow_id,
-            client=await self.temporal.client(),
-            task_queue=self._task_queue(found.exposure),
-            limits=self.limits,
-            inspector=self._inspector,
-            metrics=self._metrics,
-            page_tokens=self._page_tokens,
-            access=access,
-            owner_attribute=self._owner_attribute,
-            target=target,
-            keyed=keyed,
-            identify=self._identify,
-            start_options=start_options,
-            # A gateway that is open to all does not distinguish its callers.
-            stream_slots=None if self.allow_anonymous else self._stream_slots,
-        )
-        if target is not None:
-            await target.check()
-        elif found.exposure.ownership is not None:
-            await ensure_keyword(call.client, self._owner_attribute, self.limits.rpc_timeout)
-        return await _DO[found.operation](call)
-
-    def _task_queue(self, exposure: Exposure) -> str:
-        queue = exposure.task_queue or self.temporal.settings.task_queue
-        if queue is None:
-            raise TemporalSettingsError(
-                f"on which task queue does {exposure.name} start? Give task_queue= to expose() or to Temporal(), "
-                f"or set {self.temporal.variable_prefix}TASK_QUEUE"
-            )
-        return queue
-
 
 def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> GatewayResponse:
     try:
-        if (response := answer_get_only(method)) is not None:
+        if (response := options_of_get(method)) is not None:
             return response
     except Problem as problem:
         return problem.response()
@@ -469,45 +441,73 @@ def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> Ga
     return without_body(made) if method == "HEAD" else made
 
 
-def _refuse_key(request: GatewayRequest, found: AnyMatch) -> None:
-    if found.operation in _REFUSE_KEYS and "idempotency-key" in request.headers:
-        raise bad_request(
-            "Idempotency-Key does not work here, and the request would be carried out each time: leave it out. If a "
-            "request was not answered, look whether it was carried out before you repeat it"
+def _request_id_of(request: GatewayRequest) -> AbstractContextManager[None]:
+    """A context in which the request has the id of its header, unless a middleware has given it another one."""
+    return web_request(current_request_id() or usable_request_id(request.headers[_REQUEST_ID]))
+
+
+_Labels = tuple[tuple[str, str], ...]
+
+
+class _Instruments:
+    def __init__(self, meter: MetricMeter) -> None:
+        self.meter = meter
+        self.requests = meter.create_counter("durably_gateway_requests", "Requests with a response.")
+        self.latency = meter.create_histogram_timedelta(
+            GATEWAY_LATENCY, "From a request to its response, or to the start of its stream.", "duration"
         )
+        self.waiting = meter.create_gauge("durably_gateway_waiting", "Long polls and streams that are held open.")
+        self.notices = meter.create_counter("durably_gateway_notices", "Descriptions of workflows without progress.")
+        self.held = Counter[_Labels]()
 
 
-def _match_or_none(method: str, path: str, places: Mapping[str, Place]) -> AnyMatch | None:
-    try:
-        return match(method, path, places)
-    except Problem:
-        return None
+class _Metrics:
+    """Requests, their latency, and held requests, in the runtime of the process (``Temporal.serve_metrics``).
 
+    It is made before a fork. Each process has its own meter.
+    """
 
-def _action(
-    request: GatewayRequest, found: AnyMatch, workflow_id: str | None, value: Any, subject: ActionSubject
-) -> Action:
-    if isinstance(found, ScheduleMatch):
-        name = found.schedule_id
-    else:
-        name = None if found.handler is None else found.handler.name
-    return Action(
-        operation=found.operation,
-        exposure=found.exposure,
-        workflow_id=workflow_id,
-        name=name,
-        input=value,
-        principal=request.principal,
-        request=request.raw_request,
-        subject=subject,
-    )
+    def __init__(self, temporal: Temporal) -> None:
+        self._temporal = temporal
+        self._lock = threading.Lock()
+        self._made: _Instruments | None = None
 
+    def count(self, endpoint: Endpoint | None, status: int, start: float) -> None:
+        """Count a response. ``start`` is the time of the request, from ``time.perf_counter()``."""
+        instruments = self._instruments()
+        place = ("unmatched", "") if endpoint is None else (endpoint.label, endpoint.workflow_type)
+        labels = {"route": place[0], "workflow_type": place[1], "status": str(int(status))}
+        instruments.requests.add(1, labels)
+        instruments.latency.record(timedelta(seconds=time.perf_counter() - start), labels)
 
-def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
-    """A response's stream in a thread: each chunk is waited for on the background loop."""
-    loop = get_background_loop()
-    try:
-        while (chunk := loop.run(anext(stream, None))) is not None:
-            yield chunk
-    finally:
-        loop.run(stream.aclose())
+    def count_notices(self, endpoint: Endpoint, reasons: Sequence[str]) -> None:
+        """Count a description of a workflow that makes no progress, by reason (``durably.temporal.notices.Reason``)."""
+        instruments = self._instruments()
+        for reason in reasons:
+            instruments.notices.add(1, {"workflow_type": endpoint.workflow_type, "reason": str(reason)})
+
+    @contextmanager
+    def waiting(self, endpoint: Endpoint) -> Iterator[None]:
+        """A context in which a request waits for a workflow."""
+        instruments = self._instruments()
+        labels = (("route", endpoint.label), ("workflow_type", endpoint.workflow_type))
+        self._hold(instruments, labels, 1)
+        try:
+            yield
+        finally:
+            self._hold(instruments, labels, -1)
+
+    def _hold(self, instruments: _Instruments, labels: _Labels, more: int) -> None:
+        with self._lock:
+            instruments.held[labels] += more
+            instruments.waiting.set(instruments.held[labels], dict(labels))
+
+    def _instruments(self) -> _Instruments:
+        try:
+            meter = self._temporal.meter
+        except TemporalSettingsError:
+            meter = MetricMeter.noop  # The connection reports the error.
+        made = self._made
+        if made is None or made.meter is not meter:
+            made = self._made = _Instruments(meter)
+        return made

@@ -1,41 +1,56 @@
-"""Idempotency keys, and the requests to the server that follow from them.
+"""Idempotency keys: a repeated request is carried out once, and its response is the first one's.
 
-A key counts for one principal, workflow type, operation and handler: that is its scope. The server carries out a
-request once, by the request's id, which is made of the scope: it compares that of a start with the latest run of the
-workflow's id, over or not, and that of a signal or update with those that the run has had. It compares no inputs, so
-the gateway keeps a fingerprint of the input with the request: a start's in the memo, the others' in their headers.
+A key is valid for one principal, workflow type, operation and handler: its scope. The server carries a request out once
+by the request's id, which is derived from the scope. It compares the id of a start with the latest run of the workflow
+id, and the id of a signal or update with those that the run has had. It compares no inputs. So the gateway stores a
+fingerprint of the input with the request: in the memo for a start, in the headers for signals and updates. Scope and
+fingerprint are hashes that contain the key; they reveal neither principal, key nor input.
 
-Neither names the principal, the key or the input: scope and fingerprint are hashes, and the key goes into both.
+The server does not report repetitions of signals and updates. They are searched in the history, newest events first:
+a new request is found at once and costs one more request to the server.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from pydantic_core import to_json
-from temporalio.api.common.v1 import Header, Payload
-from temporalio.client import Client
+from temporalio.api.common.v1 import Header, Payload, WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.update.v1 import Request
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
+from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.service import RPCError
 
 from durably.temporal.compat import request_id
 
-from .messages import GatewayRequest
-from .problems import Problem, bad_request
+from .problems import Problem, bad_request, to_problem
 
 HEADER = "durably-idempotency"
-"""Of a signal's or update's headers in the history."""
+"""A header of signals and updates in the history."""
+MARK = "durably-idempotency"
+"""A field of the memo of a workflow that was started with a key."""
+
+
+async def shown_memo(description: WorkflowExecutionDescription) -> dict[str, Any]:
+    """The workflow's memo, decoded, without the gateway's own field."""
+    return {name: value for name, value in (await description.memo()).items() if name != MARK}
 
 
 @dataclass(frozen=True)
 class KeyedRequest:
-    """A request with an ``Idempotency-Key``. ``nonce`` tells it from its own repetitions."""
+    """A request with an ``Idempotency-Key``. ``nonce`` distinguishes it from its repetitions."""
 
     scope: str
     fingerprint: str
@@ -43,12 +58,12 @@ class KeyedRequest:
 
     @property
     def id(self) -> str:
-        """The request's id on the server, and the id that a workflow or update gets if it has no other."""
+        """The request's id on the server. It is also the id of a workflow or update without an id of its own."""
         return str(uuid5(NAMESPACE_OID, self.scope))
 
     @property
     def mark(self) -> dict[str, str]:
-        """What a workflow that it starts keeps in its memo."""
+        """The value of ``MARK``."""
         return {"key": self.scope, "input": self.fingerprint}
 
     def header(self) -> Payload:
@@ -56,9 +71,10 @@ class KeyedRequest:
         return Payload(metadata={"encoding": b"json/plain"}, data=json.dumps(content).encode())
 
     def is_repeated_by(self, header: Header) -> bool | None:
-        """Whether a signal or update of the history came with this key before; ``None`` for any other.
+        """Whether an earlier request with this key has sent a signal or update with this header.
 
-        ``False`` for the one that this very request has made. Raises a problem for another input.
+        ``None`` for a header without this key, ``False`` for one of this very request. Raises a problem for another
+        input.
         """
         if HEADER not in header.fields:
             return None
@@ -78,26 +94,127 @@ class KeyedRequest:
             )
 
 
-def keyed_request(
-    request: GatewayRequest, principal_key: Callable[[], str], place: tuple[str, str, str], value: Any
-) -> KeyedRequest | None:
-    """``place`` is workflow type, operation and handler. ``None`` for a request without a key. Raises a problem."""
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
+def keyed_request(key: str, principal_key: str, place: tuple[str, str, str], value: Any) -> KeyedRequest:
+    """``place`` is workflow type, operation and handler; ``value`` is the input. Raises a problem for a bad key."""
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
         raise bad_request("Idempotency-Key is 1 to 255 visible ASCII characters")
-    parts = json.dumps([principal_key(), *place, key]).encode()
-    # The fingerprint is keyed, so that a reader of the history cannot guess the input without the client's key.
+    parts = json.dumps([principal_key, *place, key]).encode()
+    # The fingerprint is keyed: without the client's key, a reader of the history cannot guess the input.
     fingerprint = hmac.new(parts, to_json(value, fallback=str), hashlib.sha256).hexdigest()
     return KeyedRequest(hashlib.sha256(parts).hexdigest(), fingerprint)
 
 
 @contextmanager
 def one_request(client: Client, keyed: KeyedRequest | None) -> Iterator[None]:
-    """Meanwhile starts, signals and updates are the same to the server as others of the workflow with this key."""
+    """Give the key's request id to the starts, signals and updates that ``client`` sends in this context."""
     if keyed is None:
         yield
         return
     with request_id(client, keyed.id, {HEADER: keyed.header()}):
         yield
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """The history of one run, read from its end."""
+
+    client: Client
+    workflow_id: str
+    run_id: str
+    rpc_timeout: timedelta
+
+    async def pages(self) -> AsyncIterator[Sequence[HistoryEvent]]:
+        """The events, newest first. The first page is short."""
+        request = GetWorkflowExecutionHistoryReverseRequest(
+            namespace=self.client.namespace,
+            execution=WorkflowExecution(workflow_id=self.workflow_id, run_id=self.run_id),
+            maximum_page_size=_FIRST_PAGE,
+        )
+        service = self.client.workflow_service
+        while True:
+            page = await service.get_workflow_execution_history_reverse(request, timeout=self.rpc_timeout)
+            if page.history.events:
+                yield page.history.events
+            if not page.next_page_token:
+                return
+            request.next_page_token, request.maximum_page_size = page.next_page_token, _PAGE
+
+
+_FIRST_PAGE, _PAGE = 20, 500
+_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Seconds between two searches. The server withholds signals while a worker processes a task of the workflow."""
+
+
+async def is_repetition(history: RunHistory, keyed: KeyedRequest) -> bool:
+    """Whether an earlier request with this key has made the stored signal or update.
+
+    ``False`` also if the server withholds it for more than a second or goes down: it has accepted the request. Raises
+    a problem for another input.
+    """
+    try:
+        return await _search(history, keyed)
+    except RPCError as error:
+        if to_problem(error).passes:
+            return False
+        raise
+
+
+async def _search(history: RunHistory, keyed: KeyedRequest) -> bool:
+    seen = 0
+    for pause in (*_PAUSES, None):
+        newest: HistoryEvent | None = None
+        async for events in history.pages():
+            newest = newest or events[0]
+            if (found := _find(events, keyed)) is not None:
+                return found
+            if events[-1].event_id <= seen:
+                break
+            if pause is not None and newest.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED:
+                break  # It is probably withheld, not older. The rest of the history is read in the last search.
+        else:
+            seen = newest.event_id if newest is not None else 0
+        if pause is not None:
+            await asyncio.sleep(pause)
+    return False
+
+
+async def find_repetition(history: RunHistory, keyed: KeyedRequest) -> bool:
+    """Whether a closed run has had a request with this key. Raises a problem for another input."""
+    async for events in history.pages():
+        if _find(events, keyed) is not None:
+            return True
+    return False
+
+
+def _find(events: Sequence[HistoryEvent], keyed: KeyedRequest) -> bool | None:
+    for event in events:
+        header = _header(event)
+        if header is not None and (repeated := keyed.is_repeated_by(header)) is not None:
+            return repeated
+    return None
+
+
+def _header(event: HistoryEvent) -> Header | None:
+    if event.HasField("workflow_execution_signaled_event_attributes"):
+        return event.workflow_execution_signaled_event_attributes.header
+    if event.HasField("workflow_execution_update_accepted_event_attributes"):
+        return event.workflow_execution_update_accepted_event_attributes.accepted_request.input.header
+    return None
+
+
+async def find_update_name(history: RunHistory, update_id: str) -> str | None:
+    """The name of an update that the run has accepted; ``None`` if the history does not contain it."""
+    async for events in history.pages():
+        for event in events:
+            request = _update_request(event)
+            if request is not None and request.meta.update_id == update_id:
+                return request.input.name
+    return None
+
+
+def _update_request(event: HistoryEvent) -> Request | None:
+    if event.HasField("workflow_execution_update_accepted_event_attributes"):
+        return event.workflow_execution_update_accepted_event_attributes.accepted_request
+    if event.HasField("workflow_execution_update_admitted_event_attributes"):  # A reset has copied it.
+        return event.workflow_execution_update_admitted_event_attributes.request
+    return None

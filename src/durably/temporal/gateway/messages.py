@@ -1,35 +1,35 @@
-"""A request and a response of the gateway, without a framework."""
+"""Requests and responses of the gateway, in no framework's terms."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from pydantic import BaseModel
+
+from durably.io.background_loop import get_background_loop
+
+from .models import Links, UserBody
 
 JSON = "application/json"
 
 CallBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Calls what may block the thread that it runs in, and is awaited for what that returns."""
-
-
-async def call_here(function: Callable[[], Any]) -> Any:
-    """Calls it in the thread of a request."""
-    return function()
+"""Calls a function that may block its thread, and returns its result."""
 
 
 @dataclass(kw_only=True)
 class GatewayRequest:
-    """A request as adapters hand it over.
+    """A request as an adapter passes it on.
 
-    ``path`` is what follows the gateway's mount point ``mount`` (``/api``), percent-decoded; ``headers`` may be in any
+    ``path`` follows the gateway's mount point ``mount`` (``/api``) and is percent-decoded. ``headers`` may be in any
     case. ``query_params`` maps names to a text or a list of texts, or is a framework's multi-dictionary (with
-    ``getlist`` or ``getall``), so that parameters that are given twice are found. ``principal`` is who asks, as the
-    framework knows it; ``raw_request`` is the framework's own. ``call_blocking`` runs a synchronous hook, for
-    frameworks on an event loop that have threads of their own for that; any thread is used unless given. ``secrets``
-    are the framework's own, the present one first and then former ones: page tokens are signed with a key that is
-    derived from them, unless the gateway has a secret of its own. ``app_parameters`` are query parameters that the app
-    itself reads.
+    ``getlist`` or ``getall``): a repeated parameter must be visible. ``principal`` is the user as the framework knows
+    it, ``raw_request`` the framework's own request. ``call_blocking`` runs a synchronous hook in a thread of the
+    framework; by default in any thread. ``secrets`` are the framework's own, the present one first: unless the gateway
+    has a secret, page tokens are signed with a key that is derived from them. ``app_parameters`` are names of query
+    parameters that the app itself reads.
     """
 
     method: str
@@ -49,6 +49,7 @@ class GatewayRequest:
         self._query = {name: _values_of(self.query_params, name) for name in self.query_params}
 
     def query(self, name: str) -> str | None:
+        """The first value of a query parameter."""
         values = self._query.get(name)
         return values[0] if values else None
 
@@ -58,10 +59,17 @@ class GatewayRequest:
     def is_repeated(self, name: str) -> bool:
         return len(self._query.get(name, ())) > 1
 
+    def location(self, place: str, id: str) -> str:
+        """The path of a workflow or schedule; ``place`` is the first segment after the mount point."""
+        return f"{self.mount}/{place}/{quote(id, safe='')}"
+
 
 def _values_of(params: Any, name: str) -> Sequence[str]:
-    """All values of a query parameter. ``params[name]`` of a multi-dictionary is one of them: the first one of
-    Werkzeug's, the last one of Starlette's and Django's."""
+    """All values of a query parameter.
+
+    ``params[name]`` of a multi-dictionary is only one of them: the first one of Werkzeug's, the last one of
+    Starlette's and Django's.
+    """
     for method in ("getlist", "getall"):
         if hasattr(params, method):
             return list(getattr(params, method)(name))
@@ -71,7 +79,7 @@ def _values_of(params: Any, name: str) -> Sequence[str]:
 
 @dataclass(kw_only=True)
 class GatewayResponse:
-    """Status, headers and a body; or ``stream``, which gives the chunks of a body that has no end yet."""
+    """Status, headers and a body. ``stream`` yields the chunks of a body without a known end instead."""
 
     status_code: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -80,40 +88,57 @@ class GatewayResponse:
 
 
 class RequestHandler(Protocol):
-    """What adapters mount: the gateway, and the codec server."""
+    """What adapters mount: the gateway or the codec server."""
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse: ...
 
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse: ...
 
     def check_length(self, length: int | None) -> None:
-        """Raises a problem for a body of more bytes than are read."""
+        """Raises a problem for a body that is longer than the limit."""
 
     def refuse(self, method: str, path: str, problem: Any) -> GatewayResponse: ...
 
 
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+def answer(
+    body: BaseModel, status: HTTPStatus = HTTPStatus.OK, *, is_replay: bool = False, **headers: str
+) -> GatewayResponse:
+    """A response with a JSON body. Names of headers are given with underscores.
 
-
-def is_of_another_site(headers: Mapping[str, str]) -> bool:
-    """Whether the browser reports that a page of another site sends the request. ``headers`` have lower-case names.
-
-    Browsers send ``Sec-Fetch-Site`` over HTTPS and to localhost only. Without it, ``Origin`` is compared with the host
-    that was asked, which a proxy may have put into ``X-Forwarded-Host``.
+    It is never cached. ``is_replay`` marks the response of an earlier request with the same idempotency key.
     """
-    if (site := headers.get("sec-fetch-site")) is not None:
-        return site not in ("same-origin", "none")
-    if (origin := headers.get("origin")) is None:
-        return False
-    scheme, _, asking = origin.lower().partition("://")
-    asked = (headers.get("host", ""), *headers.get("x-forwarded-host", "").split(","))
-    # Origins leave the default port out.
-    hosts = {host.strip().lower().removesuffix(_DEFAULT_PORTS.get(scheme, "")) for host in asked}
-    return not asking or asking not in hosts
+    named = {name.replace("_", "-").title(): value for name, value in headers.items()}
+    if is_replay:
+        named["Idempotent-Replayed"] = "true"
+    return GatewayResponse(
+        status_code=status,
+        headers={"Content-Type": JSON, "Cache-Control": "no-store", **named},
+        body=to_json(body),
+    )
+
+
+def to_json(body: BaseModel) -> bytes:
+    """A body as JSON. Fields without a value are left out, except in users' own values."""
+    return body.model_dump_json(exclude_none=not isinstance(body, UserBody), fallback=str).encode()
+
+
+def links_to(location: str) -> Links:
+    """``location`` is the path of a workflow."""
+    return Links(self=location, result=f"{location}/result", events=f"{location}/events")
+
+
+def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
+    """The chunks of a response's stream, for a thread. The stream runs on the background loop."""
+    loop = get_background_loop()
+    try:
+        while (chunk := loop.run(anext(stream, None))) is not None:
+            yield chunk
+    finally:
+        loop.run(stream.aclose())
 
 
 def without_body(response: GatewayResponse) -> GatewayResponse:
-    """The answer to HEAD: the headers that GET would get, with the length of its body if that is known."""
+    """The response to HEAD: the headers of GET, with the length of its body if that is known."""
     if response.stream is not None:
         return replace(response, stream=_no_chunks)
     headers = {**response.headers, "Content-Length": str(len(response.body))}
@@ -126,11 +151,33 @@ async def _no_chunks() -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-def answer(body: BaseModel, status: HTTPStatus = HTTPStatus.OK, **headers: str) -> GatewayResponse:
-    """A body as JSON. Names of headers are given with underscores. Nothing of a workflow may be cached."""
-    named = {name.replace("_", "-").title(): value for name, value in headers.items()}
-    return GatewayResponse(
-        status_code=status,
-        headers={"Content-Type": JSON, "Cache-Control": "no-store", **named},
-        body=body.model_dump_json(fallback=str).encode(),
-    )
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+"""A JSON string. One without an end extends to the end of the document, so that the search is linear."""
+
+
+def has_more_values(body: bytes, limit: int) -> bool:
+    """Whether a JSON document has more than ``limit`` elements.
+
+    Pydantic collects an error for each wrong element: a million of them cost a second and 400 MB.
+    """
+    return body.count(b",") >= limit and _STRING.sub(b"", body).count(b",") >= limit
+
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def is_of_another_site(headers: Mapping[str, str]) -> bool:
+    """Whether the browser reports that a page of another site sends the request. Names of headers are lower-case.
+
+    Browsers send ``Sec-Fetch-Site`` over HTTPS and to localhost only. Without it, ``Origin`` is compared with ``Host``,
+    or with ``X-Forwarded-Host`` behind a proxy.
+    """
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site not in ("same-origin", "none")
+    if (origin := headers.get("origin")) is None:
+        return False
+    scheme, _, asking = origin.lower().partition("://")
+    asked = (headers.get("host", ""), *headers.get("x-forwarded-host", "").split(","))
+    # Origins leave the default port out.
+    hosts = {host.strip().lower().removesuffix(_DEFAULT_PORTS.get(scheme, "")) for host in asked}
+    return not asking or asking not in hosts

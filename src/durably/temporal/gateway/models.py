@@ -1,4 +1,4 @@
-"""The bodies that the gateway answers with. They are its public contract: the OpenAPI document is made from them."""
+"""Bodies of requests and responses. They are a public contract: the OpenAPI document is made from them."""
 
 import datetime as dt
 from typing import Any, Generic, Literal, TypeVar
@@ -24,9 +24,13 @@ BatchState = Literal["running", "completed", "failed", "unknown"]
 
 
 class Body(BaseModel):
-    """Leaves out what is not known. A result is the user's own, and ``null`` may be one."""
+    """A body. ``messages.to_json`` leaves out the fields without a value."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class UserBody(Body):
+    """A body whose ``result`` is a value of the user's: ``null`` counts there, at every level."""
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
@@ -35,14 +39,14 @@ class Body(BaseModel):
 
 
 class FailureCause(Body):
-    """One failure of a chain; the next one in the list is its cause."""
+    """A failure of a chain. The next one in the list is its cause."""
 
-    type: str = Field(description="The error's type, as the code that raised it named it.")
+    type: str = Field(description="The type of the error.")
     message: str
     activity: str | None = Field(default=None, description="The type of the activity that failed.")
     workflow: str | None = Field(default=None, description="The type of the child workflow that failed.")
     retry_state: str | None = None
-    timeout: str | None = Field(default=None, description="Which timeout ran out.")
+    timeout: str | None = Field(default=None, description="The timeout that was exceeded.")
     non_retryable: bool | None = None
 
 
@@ -66,14 +70,14 @@ class ProblemDocument(BaseModel):
 
 
 class Links(Body):
-    """Where to go on, as paths."""
+    """Paths of the workflow and of what belongs to it."""
 
     self: str
     result: str
     events: str
 
 
-_ATTACHED = "True if the workflow ran already, so that the request has started nothing."
+_ATTACHED = "True if the workflow was already running: the request started nothing."
 
 
 class Started(Body):
@@ -84,7 +88,7 @@ class Started(Body):
     links: Links
 
 
-class Completed(Body, Generic[T]):
+class Completed(UserBody, Generic[T]):
     """A workflow's result."""
 
     workflow_id: str
@@ -96,7 +100,7 @@ class Completed(Body, Generic[T]):
 
 
 class PendingActivity(Body):
-    """An activity that is not done: scheduled, running, or waiting for its next attempt."""
+    """An activity that is scheduled, runs, or waits for its next attempt."""
 
     id: str
     type: str
@@ -111,7 +115,7 @@ class PendingActivity(Body):
 
 
 class Summary(Body):
-    """A workflow in a list. ``owner`` is there for staff only."""
+    """A workflow in a list. Only staff see ``owner``."""
 
     workflow_id: str
     run_id: str
@@ -125,7 +129,7 @@ class Summary(Body):
 
 
 class Description(Summary):
-    """All that the server tells of a workflow. ``notices`` say what keeps it from going on."""
+    """All that the server reports of a workflow. ``notices`` are reasons why it makes no progress."""
 
     execution_time: dt.datetime | None = None
     history_length: int
@@ -137,17 +141,17 @@ class Description(Summary):
 
 
 class Page(Body):
-    """A page of workflows; ``next_page`` is given as ``page`` to get the one after it."""
+    """A page of workflows. ``next_page`` is the parameter ``page`` of the request for the following page."""
 
     workflows: list[Summary]
     next_page: str | None = None
 
 
-class QueryAnswer(Body, Generic[T]):
+class QueryAnswer(UserBody, Generic[T]):
     result: T
 
 
-class UpdateDone(Body, Generic[T]):
+class UpdateDone(UserBody, Generic[T]):
     """An update's result."""
 
     update_id: str
@@ -156,7 +160,7 @@ class UpdateDone(Body, Generic[T]):
 
 
 class UpdateAccepted(Body):
-    """The update goes on; ``links.result`` tells its result."""
+    """The update continues. Its result will be at ``links.result``."""
 
     update_id: str
     status: Literal["accepted"] = "accepted"
@@ -164,7 +168,7 @@ class UpdateAccepted(Body):
 
 
 class Accepted(Body):
-    """The server has taken what was asked; the workflow gets to it."""
+    """The server has stored the request. The workflow will handle it."""
 
     workflow_id: str
     run_id: str | None = None
@@ -177,11 +181,11 @@ class Reason(Body):
 
 
 class BatchRequest(Body):
-    """Which workflows a batch acts on. With ``dry_run`` it does nothing, and answers what it finds."""
+    """The workflows of a batch, as a query. With ``dry_run`` they are only counted."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    query: str = Field(min_length=1, description="A visibility query of Temporal's.")
+    query: str = Field(min_length=1, description="A visibility query of Temporal.")
     reason: str = Field(default="", max_length=1000, description="Kept with the batch job.")
     dry_run: bool = Field(default=False, strict=True)
 
@@ -191,14 +195,14 @@ class JobLinks(Body):
 
 
 class BatchDryRun(Body):
-    """What a batch finds now: how many workflows, and the ids of some."""
+    """The number of workflows that a batch would act on, and the ids of some."""
 
     count: int
     workflows: list[str]
 
 
 class BatchAccepted(Body):
-    """The server has taken the job. ``count`` is how many workflows the query found beforehand."""
+    """The server has stored the job. ``count`` is the number of workflows in it."""
 
     job_id: str
     count: int
@@ -207,7 +211,7 @@ class BatchAccepted(Body):
 
 
 class BatchJob(Body):
-    """How far a job is. ``total`` is left out until the server has counted; ``failed`` counts workflows."""
+    """The progress of a job, in workflows. ``total`` is missing until the server has counted them."""
 
     job_id: str
     operation: BatchKind
@@ -221,7 +225,7 @@ class BatchJob(Body):
 
 
 class ResetRequest(Body):
-    """Where to go back to: the first or last workflow task, or the end of the workflow task with this event id."""
+    """The point to reset to: the first or last workflow task, or the one whose end has this event id."""
 
     to: Literal["first_workflow_task", "last_workflow_task"] | None = None
     event_id: int | None = Field(default=None, ge=1, le=2**31)
@@ -229,19 +233,21 @@ class ResetRequest(Body):
 
 
 class HistoryEvent(Body):
-    """What happened in a workflow, in brief: no inputs, results or details."""
+    """An event of a workflow's history, without inputs, results and details."""
 
     id: int
     time: dt.datetime
     type: str
-    name: str | None = Field(default=None, description="The activity, signal, update, timer or child workflow.")
-    begun_by: int | None = Field(default=None, description="The event that began what this one is about.")
+    name: str | None = Field(
+        default=None, description="The name of the activity, signal, update, timer or child workflow."
+    )
+    begun_by: int | None = Field(default=None, description="The event that scheduled or started it.")
     attempt: int | None = None
     failure: list[FailureCause] | None = None
 
 
 class Run(Body):
-    """A run begins: the first one that is told, or the one that follows ``previous_run_id``."""
+    """The first run of a stream, or the run that follows ``previous_run_id``."""
 
     run_id: str
     previous_run_id: str | None = None
@@ -249,7 +255,7 @@ class Run(Body):
 
 
 class Pending(Body):
-    """What a workflow waits for just now: attempts of activities stand in no history."""
+    """The activities that a workflow waits for. Histories do not contain attempts."""
 
     pending_activities: list[PendingActivity]
 
@@ -260,8 +266,10 @@ class HistoryPage(Body):
 
 
 class RawHistoryPage(Body):
-    """What ``temporal workflow show --output json`` prints, and ``WorkflowHistory.from_json`` and replayers read. The
-    whole history is the events of all its pages."""
+    """Events as ``temporal workflow show --output json`` prints them and ``WorkflowHistory.from_json`` reads them.
+
+    The events of all pages together are the whole history.
+    """
 
     events: list[dict[str, Any]]
     next_page: str | None = None
@@ -281,22 +289,24 @@ class ScheduledAction(Body):
 
 
 class ScheduleState(Body):
-    """A declared schedule. Without ``synced`` or ``changed`` the server's schedule is not told of."""
+    """A declared schedule. The server's own state is shown if ``state`` is ``synced`` or ``changed``."""
 
     schedule_id: str
-    spec: str = Field(description="When it is due, as the app's code declares it.")
+    spec: str = Field(description="Its times, as the app's code declares them.")
     state: Literal["synced", "changed", "not_synced", "of_another_app"] = Field(
         description="Whether the server's schedule is as the app's code declares it. changed and not_synced: run "
         "`durably temporal sync-schedules`. of_another_app: another app has a schedule with this id."
     )
     paused: bool | None = None
-    note: str | None = Field(default=None, description="Given by the person who paused or resumed it last.")
-    next_times: list[dt.datetime] | None = Field(default=None, description="When it is due, unless it is paused.")
+    note: str | None = Field(default=None, description="The note of the last pause or resume.")
+    next_times: list[dt.datetime] | None = Field(default=None, description="Its next times, if it is not paused.")
     recent_actions: list[ScheduledAction] | None = Field(default=None, description="At most ten, the latest first.")
     running_workflow_ids: list[str] | None = None
     started_count: int | None = None
-    skipped_count: int | None = Field(default=None, description="Not started, because an earlier workflow still ran.")
-    missed_count: int | None = Field(default=None, description="Not started, because the server was away for too long.")
+    skipped_count: int | None = Field(
+        default=None, description="Not started because an earlier workflow was still running."
+    )
+    missed_count: int | None = Field(default=None, description="Not started because the server was down for too long.")
     links: ScheduleLinks
 
 
@@ -315,7 +325,8 @@ Overlap = Literal["skip", "buffer_one", "buffer_all", "cancel_other", "terminate
 
 class ScheduleTriggerRequest(Body):
     overlap: Overlap | None = Field(
-        default=None, description="If a workflow of the schedule runs already. The schedule's own policy unless given."
+        default=None,
+        description="What happens if a workflow of the schedule is running. By default, the schedule's own policy.",
     )
 
 
@@ -324,7 +335,7 @@ _EARLIEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class ScheduleBackfillRequest(Body):
-    """The times after ``start_at``, up to ``end_at``, both with an offset from UTC; at most 366 days."""
+    """The times after ``start_at`` and up to ``end_at``, at most 366 days. Both have an offset from UTC."""
 
     start_at: AwareDatetime
     end_at: AwareDatetime
@@ -342,7 +353,7 @@ class ScheduleBackfillRequest(Body):
 
 
 class ScheduleAccepted(Body):
-    """The server has taken what was asked."""
+    """The server has stored the request."""
 
     schedule_id: str
     status: Literal["accepted"] = "accepted"
@@ -350,4 +361,4 @@ class ScheduleAccepted(Body):
 
 
 class BackfillAccepted(ScheduleAccepted):
-    times: int = Field(description="How many times of the schedule lie in the span.")
+    times: int = Field(description="The number of the schedule's times in the span.")

@@ -1,29 +1,36 @@
-"""The gateway's OpenAPI 3.1 document, for frameworks that have none of their own."""
+"""The gateway's OpenAPI 3.1 document, a page that shows it with Swagger UI, and its security schemes.
 
-from collections.abc import Mapping
+The document is for frameworks that have none of their own. Swagger UI: https://swagger.io/tools/swagger-ui/.
+"""
+
+import html
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, endpoints
+from durably.temporal.errors import TemporalSettingsError
+
+from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter
 from .problems import MEDIA_TYPE
-from .schedule_exposure import Place
-from .security import requirements
 
 _REFERENCE = "#/components/schemas/{model}"
 
 
 def openapi(
-    places: Mapping[str, Place],
+    endpoints: Iterable[Endpoint],
     *,
     mount: str,
     title: str,
     version: str,
     security_schemes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """``mount`` is the path before the gateway's own, such as ``/api``."""
-    security = {"security": requirements(security_schemes)} if security_schemes else {}
-    all_endpoints = endpoints(places)
+    """``mount`` is the path before the gateway's own, such as ``/api``. A request needs one of the security schemes."""
+    security: dict[str, Any] = {}
+    if security_schemes:
+        security = {"security": [{name: []} for name in security_schemes]}
+    all_endpoints = list(endpoints)
     schemas = _Schemas(all_endpoints)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in all_endpoints:
@@ -43,14 +50,14 @@ def openapi(
 
 
 class _Schemas:
-    """All types of all endpoints at once, so that two of one name get different names."""
+    """The schemas of all types of all endpoints: two types with one name get different names."""
 
     def __init__(self, all_endpoints: list[Endpoint]) -> None:
         adapters: list[tuple[tuple[Any, str], Any, TypeAdapter[Any]]] = []
         wanted: list[tuple[Any, str]] = [(PROBLEM, "serialization")]
         for endpoint in all_endpoints:
             wanted += [(parameter.type, "validation") for parameter in endpoint.parameters]
-            wanted += [(endpoint.body, "validation")] if endpoint.body is not None else []
+            wanted += [(body.type, "validation") for body in (endpoint.body,) if body is not None and not body.is_empty]
             wanted += [(body, "serialization") for body in endpoint.responses.values() if body not in (None, NO_BODY)]
         self._keys: list[tuple[Any, str]] = []
         for body, mode in wanted:
@@ -73,7 +80,7 @@ class _Schemas:
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "tags": [endpoint.tag],
+        "tags": [endpoint.exposure.name],
         "summary": endpoint.summary,
         "operationId": endpoint.operation_id,
         "responses": _responses(endpoint, schemas),
@@ -82,9 +89,9 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
         operation["description"] = endpoint.description
     if endpoint.parameters:
         operation["parameters"] = [_parameter(parameter, schemas) for parameter in endpoint.parameters]
-    if endpoint.body is not None:
-        required = {"required": True} if endpoint.is_body_required else {}
-        content = {"application/json": {"schema": schemas.of(endpoint.body, "validation")}}
+    if (body := endpoint.body) is not None and not body.is_empty:
+        required = {"required": True} if body.is_required else {}
+        content = {"application/json": {"schema": schemas.of(body.type, "validation")}}
         operation["requestBody"] = {**required, "content": content}
     return operation
 
@@ -119,3 +126,69 @@ def _responses(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     for status in endpoint.problems:
         responses[str(int(status))] = {"description": status.phrase, "content": problem}
     return responses
+
+
+SWAGGER_VERSION = "5.35.0"
+
+_CDN = f"https://cdn.jsdelivr.net/npm/swagger-ui-dist@{SWAGGER_VERSION}"
+
+_INTEGRITY = {
+    "swagger-ui.css": "sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I",
+    "swagger-ui-bundle.js": "sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9",
+}
+"""Hashes of files in the npm package ``swagger-ui-dist`` of this version: browsers refuse other files of the CDN."""
+
+
+def swagger_page(*, title: str, assets: str | None) -> bytes:
+    """``assets`` is the URL of the app's own copy of the package; ``None`` is the CDN."""
+    style, script = (_source(name, assets) for name in _INTEGRITY)
+    options = json.dumps({"url": "openapi.json", "dom_id": "#swagger-ui", "deepLinking": True})
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<link rel="stylesheet" href={style}>
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src={script}></script>
+<script>SwaggerUIBundle({options})</script>
+</body>
+</html>
+""".encode()
+
+
+def _source(name: str, assets: str | None) -> str:
+    if assets is not None:
+        return f'"{html.escape(assets.rstrip("/"))}/{name}"'
+    return f'"{_CDN}/{name}" integrity="{_INTEGRITY[name]}" crossorigin="anonymous"'
+
+
+SecuritySchemes = Mapping[str, Mapping[str, Any]]
+"""Scheme objects of OpenAPI by name, such as ``{"token": {"type": "http", "scheme": "bearer"}}``."""
+
+_NEEDED = {
+    "apiKey": ("name", "in"),
+    "http": ("scheme",),
+    "oauth2": ("flows",),
+    "openIdConnect": ("openIdConnectUrl",),
+}
+
+
+def check_security_schemes(schemes: SecuritySchemes | None) -> dict[str, dict[str, Any]]:
+    """Raises ``TemporalSettingsError`` for an unknown type or a member that is missing."""
+    checked = {name: dict(scheme) for name, scheme in (schemes or {}).items()}
+    for name, scheme in checked.items():
+        needed = _NEEDED.get(scheme.get("type", ""))
+        if needed is None:
+            raise TemporalSettingsError(
+                f'Gateway(security_schemes=…): "{name}" has the type {scheme.get("type")!r}; '
+                f"there are {', '.join(_NEEDED)}"
+            )
+        if missing := [member for member in needed if member not in scheme]:
+            raise TemporalSettingsError(
+                f'Gateway(security_schemes=…): "{name}" has no {missing[0]!r}, which the type {scheme["type"]} needs'
+            )
+    return checked

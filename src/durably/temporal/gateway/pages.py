@@ -1,7 +1,7 @@
-"""Page tokens: the server's ``next_page_token`` in a signed form, bound to the request that it was given to.
+"""Page tokens: the server's ``next_page_token``, signed and bound to one request.
 
-The server accepts its own tokens with any query, so a token of one query could reveal results of another. A token of
-the gateway is valid only for the same principal, exposure, operation, query and workflow.
+The server accepts its tokens with any query: a token of one query could reveal the results of another. A token of the
+gateway is valid only for the same principal, exposure, operation, query and workflow.
 """
 
 import base64
@@ -27,8 +27,8 @@ Secret = str | bytes
 VARIABLE = "TEMPORAL_GATEWAY_SECRET"
 _MINIMUM_BYTES = 16
 _CONTEXT = b"durably: page tokens of the Temporal gateway, 1"
-"""Derives a separate key, so that a token reveals nothing about what else the app signs with the secret."""
-_REFUSAL = "page is not one that was given as next_page for this request"
+"""Derives a separate key: a token reveals nothing about other signatures with the app's secret."""
+_REFUSAL = "page is not a next_page of this request"
 _REMEDY = (
     "set Gateway(secret=…) or the environment variable TEMPORAL_GATEWAY_SECRET, to the same text of 16 characters or "
     "more in each process"
@@ -36,10 +36,10 @@ _REMEDY = (
 
 
 class PageTokens:
-    """Where a gateway's pages get their key.
+    """Keys of page tokens.
 
-    ``secret``, else ``TEMPORAL_GATEWAY_SECRET``, else the framework's own secrets, else a random one of this process.
-    Raises ``TemporalSettingsError`` for a secret that is too short.
+    They are derived from ``secret``, ``TEMPORAL_GATEWAY_SECRET``, the framework's secrets, or a random secret of this
+    process: the first of these that is set. Raises ``TemporalSettingsError`` for a short secret.
     """
 
     def __init__(self, secret: Secret | None = None) -> None:
@@ -48,19 +48,19 @@ class PageTokens:
         self._has_warned = False
 
     def of(self, scope: Sequence[str], framework_secrets: Sequence[Secret] = ()) -> "Pages":
-        """The pages of one request. ``scope`` names all that a token is bound to.
+        """The page tokens of one request, which are bound to ``scope``.
 
-        The first of the framework's secrets signs; the others are former ones, which are still accepted.
+        The first of the framework's secrets signs. The others are former ones, whose tokens are still accepted.
         """
         keys = self._keys or _keys(framework_secrets)
         return Pages(self, msgspec.json.encode(list(scope)), keys or [self._random_key], is_random=not keys)
 
     def warn(self) -> None:
-        """Once for each gateway."""
+        """Warn of a missing secret, once for each gateway."""
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "the gateway has no secret to sign next_page with: pages are valid in this process only, until it "
+                "the gateway has no secret to sign next_page with: pages are valid only in this process, until it "
                 "ends; %s",
                 _REMEDY,
             )
@@ -68,7 +68,7 @@ class PageTokens:
 
 @dataclass(frozen=True)
 class Pages:
-    """Gives and takes the page tokens of one request."""
+    """The page tokens of one request."""
 
     _tokens: PageTokens
     _scope: bytes
@@ -76,7 +76,7 @@ class Pages:
     is_random: bool
 
     def give(self, token: bytes | None) -> str | None:
-        """``next_page`` for a token of the server; ``None`` after the last page."""
+        """The value of ``next_page`` for a token of the server; ``None`` after the last page."""
         if not token:
             return None
         if self.is_random:
@@ -84,7 +84,7 @@ class Pages:
         return base64.urlsafe_b64encode(self._mac(self._keys[0], token) + token).decode()
 
     def take(self, text: str | None) -> bytes | None:
-        """The token that ``give`` was called with, or ``None`` for the first page. Raises a problem."""
+        """The server's token in a value of ``next_page``; ``None`` for the first page. Raises a problem."""
         if not text:
             return None
         try:
@@ -103,7 +103,7 @@ class Pages:
         if not self.is_random:
             return _REFUSAL
         self._tokens.warn()
-        return f"{_REFUSAL}, or another process of the app gave it: the app has no secret for pages, see its log"
+        return f"{_REFUSAL}, or another process of the app returned it: the app has no secret for pages, see its log"
 
 
 def _configured(secret: Secret | None) -> list[Secret]:

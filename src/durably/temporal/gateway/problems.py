@@ -1,10 +1,12 @@
-"""What went wrong, as a problem document (RFC 9457), and which status it has.
+"""Errors as problem documents (RFC 9457), with their status codes.
 
-Raised as ``Problem`` where the gateway itself refuses; made by ``to_problem`` from what ``temporalio`` raises. Neither
-says anything of the server's address, credentials, or an exception that nobody foresaw.
+The gateway raises ``Problem``. ``to_problem`` converts the exceptions of ``temporalio``. A problem never contains the
+server's address, credentials, or the text of an unexpected exception: these are logged.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -18,30 +20,35 @@ from temporalio.client import (
     WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
 )
-from temporalio.exceptions import CancelledError, TerminatedError, TimeoutError, WorkflowAlreadyStartedError
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    CancelledError,
+    ChildWorkflowError,
+    TerminatedError,
+    TimeoutError,
+    WorkflowAlreadyStartedError,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED, says_connection_broke
 from durably.temporal.errors import SearchAttributeError, TemporalUnreachableError
 from durably.temporal.scrubbing import scrub
 
-from .failures import cause_chain
 from .messages import GatewayResponse
-from .outage_log import OutageLog
+from .models import FailureCause
 
 logger = logging.getLogger("durably.temporal")
-_outages = OutageLog()
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "2"
-"""Seconds after which a client may ask again when the server was away or too busy."""
-
+"""Seconds after which a client may repeat a request that a busy or absent server did not answer."""
 
 _PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 
 
 class Problem(Exception):
-    """A refusal. ``kind`` names it for programs and never changes; ``detail`` tells a person; ``more`` are members."""
+    """An error response. ``kind`` is stable and for programs, ``detail`` for people; ``more`` are further members."""
 
     def __init__(
         self, status: HTTPStatus, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
@@ -55,7 +62,7 @@ class Problem(Exception):
 
     @property
     def passes(self) -> bool:
-        """Whether the same may well go better in a moment: the server is away, slow or busy."""
+        """Whether a repetition may succeed soon: the server is down, slow or busy."""
         return self.status in _PASSING
 
     def document(self) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def bad_request(detail: str, **more: Any) -> Problem:
 
 
 def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
-    """A query parameter that the place does not have. Its name is the caller's own: it is shortened and in ASCII."""
+    """A query parameter that the endpoint does not have. The caller chose its name: it is shortened, in ASCII."""
     there_are = f"there are {', '.join(known)}" if known else "there are none"
     return Problem(
         HTTPStatus.BAD_REQUEST,
@@ -91,7 +98,7 @@ def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
 
 
 def repeated_parameter(name: str) -> Problem:
-    """A query parameter that is given twice: frameworks, proxies and caches differ in the one that counts."""
+    """A query parameter that is given twice: frameworks, proxies and caches read different ones."""
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "repeated-parameter",
@@ -100,7 +107,7 @@ def repeated_parameter(name: str) -> Problem:
 
 
 def no_principal() -> Problem:
-    """A request whose ``Idempotency-Key`` would be shared with all other callers."""
+    """A request without a principal, whose ``Idempotency-Key`` all such callers would share."""
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "no-principal",
@@ -123,13 +130,13 @@ def too_many_values(limit: int) -> Problem:
 
 
 def refused(status: int) -> Problem:
-    """What a framework itself refuses, of which the status says all that there is to say."""
-    of = HTTPStatus(status)
-    return Problem(of, of.phrase.lower().replace(" ", "-"), (of.description or of.phrase).lower())
+    """A request that the framework itself refuses with this status."""
+    known = HTTPStatus(status)
+    return Problem(known, known.phrase.lower().replace(" ", "-"), (known.description or known.phrase).lower())
 
 
 def _not_set_up(error: SearchAttributeError) -> Problem:
-    return _unreachable(error.message, "the app is not set up completely; its log says what is missing")
+    return _unavailable(error.message, "the app is not set up completely; its log says what is missing")
 
 
 def unauthenticated(challenge: str = "Bearer") -> Problem:
@@ -148,13 +155,13 @@ def unreadable() -> Problem:
 
 _MAXIMUM_ERRORS = 100
 _MAXIMUM_ERROR_TEXT = 200
-"""Characters of a message, and of each part of a location, which may be the caller's own."""
+"""Characters of a message and of each part of a location: the caller may have chosen them."""
 
 
 def invalid_body(error: ValidationError, members: Sequence[str] = ()) -> Problem:
-    """Beyond a hundred errors they are only counted: else the answer has fifty times the size of the body.
+    """More than a hundred errors are only counted: the response would have fifty times the size of the body.
 
-    ``members`` are those of a body that is the gateway's own; the error of an unknown one lists them.
+    ``members`` are the fields of a body that the gateway defines. The error of an unknown field lists them.
     """
     count = error.error_count()
     if count > _MAXIMUM_ERRORS:
@@ -167,7 +174,7 @@ def invalid_body(error: ValidationError, members: Sequence[str] = ()) -> Problem
 
 
 def invalid_input(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """From pydantic's errors: where each is, and what is wrong. The values themselves are not repeated."""
+    """Pydantic's errors with their places. The values are not repeated."""
     listed = [
         {"location": [_shorten(str(part)) for part in error["loc"]], "message": _shorten(error["msg"])}
         for error in errors[:_MAXIMUM_ERRORS]
@@ -186,7 +193,7 @@ def _shorten(text: str) -> str:
 
 
 def to_problem(error: Exception) -> Problem:
-    """The problem that an exception is to the client."""
+    """The problem that the client gets for an exception."""
     if isinstance(error, Problem):
         return error
     for kinds, make in _PROBLEMS:
@@ -203,9 +210,9 @@ def internal_error() -> Problem:
     )
 
 
-def _unreachable(reason: str, detail: str = "the Temporal server cannot be reached at present") -> Problem:
-    """``reason`` is for the log: it names the server, and what only the app's operator can mend."""
-    _outages.say(reason)
+def _unavailable(reason: str, detail: str = "the Temporal server cannot be reached at present") -> Problem:
+    """``reason`` is logged: it names the server and what the app's operator must correct."""
+    _outages.log(reason)
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "server-unavailable",
@@ -215,9 +222,9 @@ def _unreachable(reason: str, detail: str = "the Temporal server cannot be reach
 
 
 def _cut_off(error: RPCError) -> Problem:
-    return _unreachable(
+    return _unavailable(
         f"the connection to the Temporal server broke: {error.message}",
-        "the connection to the Temporal server broke; what was asked for may still have taken effect",
+        "the connection to the Temporal server broke; the request may still have taken effect",
     )
 
 
@@ -242,14 +249,14 @@ def _already_started(error: WorkflowAlreadyStartedError) -> Problem:
 
 
 def workflow_failed(error: WorkflowFailureError, **more: Any) -> Problem:
-    """``more`` tells which workflow it was."""
+    """``more`` identifies the workflow."""
     outcome = _OUTCOMES.get(type(error.cause), "failed")
     return Problem(
         HTTPStatus.FAILED_DEPENDENCY,
         f"workflow-{outcome.replace('_', '-')}",
         f"the workflow {_HAS[outcome]}",
         workflow_status=outcome,
-        failure=cause_chain(error.cause),
+        failure=_cause_documents(error.cause),
         **more,
     )
 
@@ -267,8 +274,8 @@ def _update_failed(error: WorkflowUpdateFailedError) -> Problem:
     return Problem(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "update-failed",
-        "the workflow refused the update or failed at it",
-        failure=cause_chain(error.cause),
+        "the workflow refused the update, or the update failed",
+        failure=_cause_documents(error.cause),
     )
 
 
@@ -293,27 +300,27 @@ def _rpc_failed(error: RPCError) -> Problem:
     if error.status is RPCStatusCode.FAILED_PRECONDITION and error.message.startswith("Workflow is paused"):
         return _paused()
     if error.status is RPCStatusCode.UNAVAILABLE:
-        return _unreachable(f"the Temporal server cannot be reached: {error.message}")
-    if error.status in _FILED_UNDER and says_connection_broke(error):
+        return _unavailable(f"the Temporal server cannot be reached: {error.message}")
+    if error.status in _STATUSES_OF_BROKEN_CONNECTIONS and says_connection_broke(error):
         return _cut_off(error)
     if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
         return _timed_out(error)
     if error.status is RPCStatusCode.NOT_FOUND and error.message.startswith("Namespace "):
-        # The app's own settings are wrong, which is nothing that the client could mend.
-        return _unreachable(f"Temporal: {error.message}")
+        # The app's settings are wrong. The client cannot correct them.
+        return _unavailable(f"Temporal: {error.message}")
     if error.status is RPCStatusCode.FAILED_PRECONDITION and "no poller" in error.message:
-        return no_worker("no worker has asked for the workflow's tasks of late: is one running?")
+        return no_worker("no worker has asked for the workflow's tasks recently: is one running?")
     if error.status is RPCStatusCode.UNAUTHENTICATED:
-        return _unreachable(f"Temporal refuses the app's credentials: {error.message}")
-    status, kind, tells = _RPC_STATUSES.get(error.status, (HTTPStatus.BAD_GATEWAY, "server-failed", False))
-    if not tells:
-        _outages.say(f"Temporal: {error.status.name}: {error.message}")
+        return _unavailable(f"Temporal refuses the app's credentials: {error.message}")
+    status, kind, is_public = _RPC_STATUSES.get(error.status, (HTTPStatus.BAD_GATEWAY, "server-failed", False))
+    if not is_public:
+        _outages.log(f"Temporal: {error.status.name}: {error.message}")
     headers = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.TOO_MANY_REQUESTS else {}
-    detail = scrub(error.message) if tells else f"the Temporal server answered {error.status.name}"
+    detail = scrub(error.message) if is_public else f"the Temporal server answered {error.status.name}"
     return Problem(status, kind, detail, headers=headers)
 
 
-_FILED_UNDER = (RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.CANCELLED)
+_STATUSES_OF_BROKEN_CONNECTIONS = (RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.CANCELLED)
 
 _RPC_STATUSES = {
     RPCStatusCode.NOT_FOUND: (HTTPStatus.NOT_FOUND, "not-found", True),
@@ -326,11 +333,11 @@ _RPC_STATUSES = {
     RPCStatusCode.RESOURCE_EXHAUSTED: (HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests", False),
     RPCStatusCode.UNIMPLEMENTED: (HTTPStatus.NOT_IMPLEMENTED, "not-implemented", False),
 }
-"""Status, kind, and whether the server's own words are for the client."""
+"""Status, kind, and whether the client may see the server's message."""
 
 _PROBLEMS: list[tuple[type[Exception], Any]] = [
     (SearchAttributeError, _not_set_up),
-    (TemporalUnreachableError, lambda error: _unreachable(error.message)),
+    (TemporalUnreachableError, lambda error: _unavailable(error.message)),
     (WorkflowAlreadyStartedError, _already_started),
     (WorkflowFailureError, workflow_failed),
     (WorkflowUpdateFailedError, _update_failed),
@@ -340,4 +347,61 @@ _PROBLEMS: list[tuple[type[Exception], Any]] = [
     (RPCError, _rpc_failed),
 ]
 EXCEPTIONS = tuple(kind for kind, _ in _PROBLEMS)
-"""What ``temporalio`` and the connection raise: frameworks' exception handlers are registered for these."""
+"""Exceptions of ``temporalio`` and the connection. Frameworks' exception handlers are registered for these."""
+
+
+class _OutageLog:
+    """Logs each error once in ten seconds: each request and stream meets the same one while a server is down."""
+
+    _PERIOD = 10.0
+    _MAXIMUM_REMEMBERED = 100
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logged: dict[str, float] = {}
+
+    def log(self, text: str) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._logged.get(text, -self._PERIOD) < self._PERIOD:
+                return
+            if len(self._logged) >= self._MAXIMUM_REMEMBERED:
+                self._logged.clear()
+            self._logged[text] = now
+        logger.error("%s", scrub(text))
+
+
+_outages = _OutageLog()
+_MAXIMUM_CAUSES = 20
+
+
+def causes(error: BaseException | None) -> list[FailureCause]:
+    """The chain of a failure's causes, from the outermost to the first.
+
+    Details and stack traces are left out, and credentials in messages are hidden.
+    """
+    chain: list[FailureCause] = []
+    while error is not None and len(chain) < _MAXIMUM_CAUSES:
+        chain.append(_cause(error))
+        error = error.__cause__
+    return chain
+
+
+def _cause(error: BaseException) -> FailureCause:
+    cause = FailureCause(type=type(error).__name__, message=scrub(getattr(error, "message", "") or str(error)))
+    if isinstance(error, ApplicationError):
+        cause.type = error.type or cause.type
+        cause.non_retryable = error.non_retryable or None
+    elif isinstance(error, ActivityError):
+        cause.activity = error.activity_type
+        cause.retry_state = error.retry_state.name.lower() if error.retry_state else None
+    elif isinstance(error, ChildWorkflowError):
+        cause.workflow = error.workflow_type
+        cause.retry_state = error.retry_state.name.lower() if error.retry_state else None
+    elif isinstance(error, TimeoutError) and error.type is not None:
+        cause.timeout = error.type.name.lower()
+    return cause
+
+
+def _cause_documents(error: BaseException | None) -> list[dict[str, Any]]:
+    return [cause.model_dump(exclude_none=True) for cause in causes(error)]

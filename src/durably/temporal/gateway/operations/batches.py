@@ -1,9 +1,9 @@
 """Batches: cancel, terminate or signal all open workflows that a visibility query finds.
 
-The server does the work in a batch job. The job gets the runs that were found and checked one by one, and not the
-query: the server would carry that out later, and unchecked. The job's id contains a hash of its exposure and owner, so
-that the gateway stores nothing. For a request with an idempotency key, the id contains the key's hash too, and the
-job's identity the fingerprint of the input: the server refuses a second job with an id.
+The server does the work in a batch job. The job gets the runs, which have been checked one by one, and not the query:
+the server would evaluate it later, without checks. The gateway stores nothing: the job's id contains a hash of its
+exposure and owner. For a request with an idempotency key it also contains the key's hash, and the job's identity the
+fingerprint of the input: the server refuses a second job with the same id.
 Source: https://docs.temporal.io/cli/command-reference/batch.
 """
 
@@ -29,33 +29,32 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.temporal.gateway.authorization import Access
+from durably.temporal.gateway.call import Call
+from durably.temporal.gateway.exposure import Exposure, Operation
+from durably.temporal.gateway.idempotency import KeyedRequest
+from durably.temporal.gateway.messages import GatewayResponse, answer
+from durably.temporal.gateway.models import BatchAccepted, BatchDryRun, BatchJob, BatchKind, BatchState, JobLinks
+from durably.temporal.gateway.problems import RETRY_AFTER, Problem, bad_request, not_found
 from durably.temporal.statuses import OPEN_FILTER
 
-from .call import Call
-from .exposure import Exposure, Operation
-from .idempotency import KeyedRequest
-from .messages import GatewayResponse, answer
-from .models import BatchAccepted, BatchDryRun, BatchJob, BatchKind, BatchState, JobLinks
-from .ownership import Access
-from .problems import RETRY_AFTER, Problem, bad_request, not_found
-from .reading import check_searchable, fetch_page, is_reachable, reachable, time_of
-from .starting import replayed
+from .lists import check_searchable, fetch_page, is_reachable, reachable, time_of
 from .visibility import all_of, parse, write
 
 SAMPLE = 20
-"""Ids in the answer to a dry run."""
+"""Ids in the response to a dry run."""
 _DEFAULT_REASON = "Requested through the app's gateway"
 """The server refuses a batch without a reason."""
 _PAGE = 1000
 _NOTHING = "RunId = '00000000-0000-0000-0000-000000000000'"
-"""The query of a job that does nothing: the server takes no empty list of runs."""
+"""The query of a job without workflows: the server refuses an empty list of runs."""
 _MARK = re.compile(r"durably-idempotency/(?P<input>[0-9a-f]{64})/(?P<count>[0-9]+)\Z")
 """The end of a job's identity, for a request with an idempotency key."""
 _JOB_ID = re.compile(r"durably-[0-9a-f]{16}-(?:all|[0-9a-f]{32})-[0-9a-f]{32}")
 
 
 async def batch(call: Call) -> GatewayResponse:
-    """Start a job, or report what it would find.
+    """Start a job. A dry run reports its workflows instead.
 
     Raises problems: 400 for a bad query and for too many workflows, 422 for an idempotency key of another input.
     """
@@ -90,7 +89,7 @@ async def batch(call: Call) -> GatewayResponse:
 
 
 async def _found(call: Call, query: str) -> list[WorkflowExecution]:
-    """The runs that the principal may reach. Raises a problem if they are too many."""
+    """The runs that the principal can reach. Raises a problem for more than the limit."""
     limit = call.limits.max_batch
     listed = call.client.list_workflows(query, page_size=min(_PAGE, limit + 1), rpc_timeout=call.rpc_timeout)
     found: list[WorkflowExecution] = []
@@ -105,7 +104,7 @@ async def _found(call: Call, query: str) -> list[WorkflowExecution]:
 
 
 async def _started_before(call: Call, keyed: KeyedRequest, job_id: str) -> GatewayResponse | None:
-    """The answer to the earlier request with this key. Raises the problem 422 if that had another input."""
+    """The response of an earlier request with this key. Raises the problem 422 if it had another input."""
     job = await _describe(call, job_id)
     if job is None:
         return None
@@ -122,12 +121,12 @@ def _identity(call: Call, count: int) -> str:
 def _accepted(call: Call, job_id: str, count: int, *, is_replay: bool = False) -> GatewayResponse:
     location = _location(call, job_id)
     accepted = BatchAccepted(job_id=job_id, count=count, links=JobLinks(self=location))
-    return answer(accepted, HTTPStatus.ACCEPTED, location=location, **replayed(is_replay))
+    return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay, location=location)
 
 
 async def batch_status(call: Call) -> GatewayResponse:
-    """Raises the problem 404 for a job that the principal may not see."""
-    job_id = call.match.job_id or ""
+    """The progress of a job. Raises the problem 404 for a job that the principal cannot see."""
+    job_id = call.ids["job_id"]
     if not may_see(job_id, call.exposure, call.access):
         raise _no_such_job()
     job = await _describe(call, job_id)
@@ -148,7 +147,7 @@ async def _describe(call: Call, job_id: str) -> DescribeBatchOperationResponse |
 
 
 def new_job_id(exposure: Exposure, access: Access, unique: uuid.UUID) -> str:
-    """``durably-{exposure}-{owner}-{unique}``; the owner is ``all`` for a job that is not limited to one."""
+    """``durably-{exposure}-{owner}-{unique}``. The owner is ``all`` for a job that is not limited to one owner."""
     owner = "all" if access.sees_all else _owner_hash(exposure, access.owner)
     return f"durably-{_exposure_hash(exposure)}-{owner}-{unique.hex}"
 
@@ -176,7 +175,7 @@ def _hash(*parts: str) -> str:
 
 
 def _query(call: Call) -> str:
-    """Only open workflows of this exposure that the principal may reach, whatever the caller's query says."""
+    """The caller's query, limited to open workflows of this exposure that the principal can reach."""
     text = call.value.query.strip()
     if not text:
         raise bad_request(f'query must not be empty; "{OPEN_FILTER}" finds all running and paused workflows')
@@ -184,10 +183,10 @@ def _query(call: Call) -> str:
 
 
 async def _operation(call: Call, identity: str) -> dict[str, Any]:
-    """The field of the server's request that says what to do with each workflow."""
-    if call.match.operation is Operation.BATCH_CANCEL:
+    """The field of the server's request with the operation on each workflow."""
+    if call.operation is Operation.BATCH_CANCEL:
         return {"cancellation_operation": BatchOperationCancellation(identity=identity)}
-    if call.match.operation is Operation.BATCH_TERMINATE:
+    if call.operation is Operation.BATCH_TERMINATE:
         return {"termination_operation": BatchOperationTermination(identity=identity)}
     arguments = call.handler.arguments.spread(call.value.signal)
     payloads = await call.client.data_converter.encode(arguments) if arguments else []
@@ -204,7 +203,7 @@ _KINDS: dict[str, BatchKind] = {"cancel": "cancel", "terminate": "terminate", "s
 
 
 def _kind(job: DescribeBatchOperationResponse) -> BatchKind:
-    """The server 1.32 tells ``…_TYPE_CANCEL_WORKFLOW``, older ones ``…_TYPE_CANCEL``."""
+    """The server 1.32 sends ``…_TYPE_CANCEL_WORKFLOW``, older ones ``…_TYPE_CANCEL``."""
     name = BatchOperationType.Name(job.operation_type) if job.operation_type in BatchOperationType.values() else ""
     words = name.removeprefix("BATCH_OPERATION_TYPE_").lower().split("_")
     for word in words:
@@ -235,7 +234,7 @@ def _location(call: Call, job_id: str) -> str:
 
 @contextmanager
 def _batch_problems() -> Iterator[None]:
-    """Raises problems in place of the server's errors: 429 while another job runs, 501 if it has no batches."""
+    """Raises problems instead of the server's errors: 429 at its limit of jobs, 501 if it has no batches."""
     try:
         yield
     except RPCError as error:
@@ -250,7 +249,7 @@ def _too_many(limit: int) -> Problem:
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "batch-too-large",
-        f"the query finds more than {limit} workflows, the most that a batch may have: narrow the query, or raise "
+        f"the query finds more than {limit} workflows, the maximum of a batch: narrow the query, or raise "
         "Limits(max_batch=…) in the app",
         limit=limit,
     )
@@ -260,7 +259,7 @@ def _busy() -> Problem:
     return Problem(
         HTTPStatus.TOO_MANY_REQUESTS,
         "batch-running",
-        "the namespace runs as many batch jobs as the server allows: repeat the request when one is over",
+        "the namespace runs as many batch jobs as the server allows: repeat the request when one has ended",
         headers={"Retry-After": RETRY_AFTER},
     )
 
@@ -275,5 +274,5 @@ def _unsupported() -> Problem:
 
 
 def _no_such_job() -> Problem:
-    """The same for a job that does not exist and for a job of somebody else."""
+    """One problem for a job that does not exist and for a job of another principal."""
     return not_found("there is no such batch job here")

@@ -1,4 +1,4 @@
-"""Looking at workflows: lists and descriptions."""
+"""Lists and descriptions of workflows."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -20,13 +20,12 @@ from temporalio.converter import DataConverter
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
+from durably.temporal.gateway.call import Call
+from durably.temporal.gateway.idempotency import shown_memo
+from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
+from durably.temporal.gateway.models import Description, Page, PendingActivity, Summary, WorkflowStatus
+from durably.temporal.gateway.problems import Problem, bad_request, causes
 
-from .call import Call
-from .failures import causes
-from .messages import GatewayResponse, answer
-from .models import Description, Page, PendingActivity, Summary, WorkflowStatus
-from .problems import Problem, bad_request
-from .start_options import MARK
 from .visibility import Filter, all_of, compare, parse, write
 
 _STATUSES: dict[WorkflowExecutionStatus, WorkflowStatus] = {
@@ -52,8 +51,8 @@ FILTERS = {
 
 
 async def list_workflows(call: Call) -> GatewayResponse:
-    """Workflows of this exposure alone, whatever the visibility query says."""
-    query = write(all_of(*reachable(call), *_asked_for(call)))
+    """A page of workflows that a visibility query finds. It never finds workflows of other exposures."""
+    query = write(all_of(*reachable(call), *_requested(call)))
     pages = call.pages(query)
     listed = call.client.list_workflows(
         query,
@@ -72,7 +71,7 @@ async def list_workflows(call: Call) -> GatewayResponse:
 
 
 def reachable(call: Call) -> tuple[Filter, ...]:
-    """Workflows of the exposure that the principal may reach."""
+    """The workflows of the exposure that the principal can reach."""
     is_of_type = compare("WorkflowType", "=", call.exposure.definition.name)
     if call.access.sees_all:
         return (is_of_type,)
@@ -80,11 +79,11 @@ def reachable(call: Call) -> tuple[Filter, ...]:
 
 
 def is_reachable(call: Call, execution: WorkflowExecution) -> bool:
-    """``reachable`` for a row that the server listed."""
+    """``reachable`` for a row of a list."""
     return execution.workflow_type == call.exposure.definition.name and call.reaches(execution)
 
 
-def _asked_for(call: Call) -> Iterator[Filter]:
+def _requested(call: Call) -> Iterator[Filter]:
     if status := call.request.query("status"):
         if status not in FILTERS:
             raise bad_request(f"status is one of {', '.join(FILTERS)}")
@@ -94,7 +93,7 @@ def _asked_for(call: Call) -> Iterator[Filter]:
 
 
 async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
-    """The next page of a list. Raises ``RPCError``, and a problem for a query that the server's store cannot answer."""
+    """Fetch the next page. Raises ``RPCError``, and a problem for a query that the server's store cannot answer."""
     try:
         await listed.fetch_next_page()
     except RPCError as error:
@@ -106,9 +105,9 @@ async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
 async def check_searchable(client: Client, query: str, rpc_timeout: dt.timedelta) -> None:
     """Raises a problem for a query with a ``"`` in the value of a Text attribute, if the server's store is SQLite.
 
-    The server writes it with a backslash, which the full-text search of SQLite cannot read, and reports UNAVAILABLE.
-    The client repeats such requests for seconds; this one is not repeated. Other errors are left to the request that
-    follows.
+    The server escapes it with a backslash, which the full-text search of SQLite cannot read, and reports UNAVAILABLE.
+    The client repeats such requests for seconds; this one is not repeated. Other errors are ignored here: the next
+    request has them too.
     """
     if '"' not in query:
         return
@@ -126,7 +125,7 @@ def _is_unsearchable(error: RPCError) -> bool:
 
 def _unsearchable() -> Problem:
     return bad_request(
-        "the server's store cannot search a Text attribute for a text with a double quote: leave the quote out: it "
+        "the server's store cannot search a Text attribute for a text with a double quote: leave the quote out, it "
         "only separates words there"
     )
 
@@ -134,7 +133,7 @@ def _unsearchable() -> Problem:
 async def describe(call: Call) -> GatewayResponse:
     description = await call.describe()
     notices = await call.inspector.known_notices(call.client, description, call.rpc_timeout)
-    call.metrics.noticed(call.match, [notice.reason for notice in notices])
+    call.count_notices([notice.reason for notice in notices])
     return answer(
         Description(
             **_summary(call, description),
@@ -149,11 +148,6 @@ async def describe(call: Call) -> GatewayResponse:
     )
 
 
-async def shown_memo(description: WorkflowExecutionDescription) -> dict[str, Any]:
-    """The workflow's own memo, decoded, without what the gateway keeps there."""
-    return {name: value for name, value in (await description.memo()).items() if name != MARK}
-
-
 def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:
     return {
         "workflow_id": execution.id,
@@ -163,7 +157,7 @@ def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:
         "task_queue": execution.task_queue,
         "start_time": execution.start_time,
         "close_time": execution.close_time,
-        "links": call.links(execution.id),
+        "links": links_to(call.request.location(call.exposure.name, execution.id)),
         "owner": call.owner_for_staff(execution),
     }
 
@@ -178,7 +172,7 @@ async def pending_activities(description: WorkflowExecutionDescription) -> list[
 
 
 async def pending_activity(activity: PendingActivityInfo, converter: DataConverter) -> PendingActivity:
-    """An activity that is under way, with why its last attempt failed."""
+    """A pending activity, with the failure of its last attempt."""
     failure = None
     if activity.HasField("last_failure"):
         failure = causes(await converter.decode_failure(activity.last_failure))

@@ -1,12 +1,10 @@
-"""Declared schedules over HTTP: shown, paused, resumed, triggered and backfilled. Only code creates and deletes."""
+"""Operations on declared schedules: list, describe, pause, resume, trigger, backfill. Code creates and deletes them."""
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
 from temporalio.api.workflowservice.v1 import ListScheduleMatchingTimesRequest
 from temporalio.client import (
@@ -20,16 +18,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.connection import Temporal
 from durably.temporal.declarations import ScheduleDeclaration
-from durably.temporal.schedules import (
-    default_app,
-    is_synced,
-    schedule_owner,
-    spec_in_words,
-)
-
-from .exposure import Operation
-from .messages import GatewayResponse, answer
-from .models import (
+from durably.temporal.gateway.exposure import ScheduleExposure
+from durably.temporal.gateway.messages import GatewayRequest, GatewayResponse, answer
+from durably.temporal.gateway.models import (
     BackfillAccepted,
     ScheduleAccepted,
     ScheduledAction,
@@ -37,73 +28,73 @@ from .models import (
     ScheduleList,
     ScheduleState,
 )
-from .problems import Problem, bad_request, not_found
-from .routes import ScheduleMatch
+from durably.temporal.gateway.problems import Problem, bad_request, not_found
+from durably.temporal.schedules import (
+    default_app,
+    is_synced,
+    schedule_owner,
+    spec_in_words,
+)
 
 MAXIMUM_BACKFILL = 500
-"""Times of a schedule in one backfill. The server counts to 1000 and no further."""
+"""Times of a schedule in one backfill. The server counts at most 1000."""
 
 _DESCRIBED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleCall:
-    """One request about schedules that is allowed. ``value`` is the validated body."""
+    """An authorized request about schedules. ``value`` is the validated body, ``id`` the schedule in the URL."""
 
     temporal: Temporal
-    match: ScheduleMatch
+    request: GatewayRequest
+    exposure: ScheduleExposure
+    id: str | None
     value: Any
-    mount: str
     rpc_timeout: dt.timedelta
 
     @property
     def app(self) -> str:
-        return self.match.exposure.app or default_app(self.temporal)
+        return self.exposure.app or default_app(self.temporal)
 
     @property
     def declaration(self) -> ScheduleDeclaration:
-        """Raises the problem 404 for a schedule that is not declared, or not open.
+        """Raises the problem 404 for a schedule that is not declared or not open.
 
         Raises ``TemporalSettingsError`` for one that ``expose_schedules`` names and the app does not declare.
         """
-        assert self.match.schedule_id is not None, "only routes with an id ask for it"
-        self.match.exposure.check(self.temporal, self.match.schedule_id)
-        declared = self.match.exposure.declared(self.temporal)
-        if self.match.schedule_id not in declared:
+        assert self.id is not None, "only endpoints with an id use it"
+        self.exposure.check(self.temporal, self.id)
+        declared = self.exposure.declared(self.temporal)
+        if self.id not in declared:
             raise not_found("there is no such schedule here")
-        return declared[self.match.schedule_id]
+        return declared[self.id]
 
     async def handle(self, id: str) -> ScheduleHandle:
         return (await self.temporal.client()).get_schedule_handle(id)
 
     def links(self, id: str) -> ScheduleLinks:
-        return ScheduleLinks(self=f"{self.mount}/{self.match.exposure.name}/{quote(id, safe='')}")
+        return ScheduleLinks(self=self.request.location(self.exposure.name, id))
 
 
-async def perform(call: ScheduleCall) -> GatewayResponse:
-    """Raises problems, ``TemporalSettingsError`` and what ``temporalio`` raises."""
-    if call.match.operation is Operation.LIST_SCHEDULES:
-        return await _list(call)
-    declaration = call.declaration
-    described = await _describe_own(call, declaration)
-    if call.match.operation is Operation.DESCRIBE_SCHEDULE:
-        return answer(await _state(call, declaration, described))
-    return await _CHANGES[call.match.operation](call, described)
-
-
-async def _list(call: ScheduleCall) -> GatewayResponse:
+async def list_schedules(call: ScheduleCall) -> GatewayResponse:
     at_once = asyncio.Semaphore(_DESCRIBED_AT_ONCE)
 
     async def state(declaration: ScheduleDeclaration) -> ScheduleState:
         async with at_once:
             return await _state(call, declaration, await _describe(call, declaration.id))
 
-    declared = call.match.exposure.declared(call.temporal)
+    declared = call.exposure.declared(call.temporal)
     return answer(ScheduleList(schedules=await asyncio.gather(*map(state, declared.values()))))
 
 
+async def describe(call: ScheduleCall) -> GatewayResponse:
+    declaration = call.declaration
+    return answer(await _state(call, declaration, await _describe_own(call, declaration)))
+
+
 async def _describe(call: ScheduleCall, id: str) -> ScheduleDescription | None:
-    """``None`` if the server does not have it."""
+    """``None`` for a schedule that the server does not have."""
     handle = await call.handle(id)
     try:
         return await handle.describe(rpc_timeout=call.rpc_timeout)
@@ -114,7 +105,7 @@ async def _describe(call: ScheduleCall, id: str) -> ScheduleDescription | None:
 
 
 async def _describe_own(call: ScheduleCall, declaration: ScheduleDeclaration) -> ScheduleDescription:
-    """Raises the problem 409 if the server does not have it yet, or has one that another app declared."""
+    """Raises the problem 409 if the server does not have the schedule, or has it from another app."""
     described = await _describe(call, declaration.id)
     if described is None:
         raise Problem(
@@ -176,15 +167,17 @@ def _facts(described: ScheduleDescription) -> dict[str, Any]:
     }
 
 
-async def _pause(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
+async def pause(call: ScheduleCall) -> GatewayResponse:
+    described = await _describe_own(call, call.declaration)
     if described.schedule.state.paused:
-        raise Problem(HTTPStatus.CONFLICT, "schedule-paused", "the schedule is paused already")
+        raise Problem(HTTPStatus.CONFLICT, "schedule-paused", "the schedule is already paused")
     handle = await call.handle(described.id)
     await handle.pause(note=call.value.note or "paused over HTTP", rpc_timeout=call.rpc_timeout)
     return _accept(call, described.id)
 
 
-async def _resume(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
+async def resume(call: ScheduleCall) -> GatewayResponse:
+    described = await _describe_own(call, call.declaration)
     if not described.schedule.state.paused:
         raise Problem(HTTPStatus.CONFLICT, "schedule-not-paused", "the schedule is not paused")
     handle = await call.handle(described.id)
@@ -192,24 +185,26 @@ async def _resume(call: ScheduleCall, described: ScheduleDescription) -> Gateway
     return _accept(call, described.id)
 
 
-async def _trigger(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
+async def trigger(call: ScheduleCall) -> GatewayResponse:
+    described = await _describe_own(call, call.declaration)
     handle = await call.handle(described.id)
     overlap = None if call.value.overlap is None else ScheduleOverlapPolicy[call.value.overlap.upper()]
     await handle.trigger(overlap=overlap, rpc_timeout=call.rpc_timeout)
     return _accept(call, described.id)
 
 
-async def _backfill(call: ScheduleCall, described: ScheduleDescription) -> GatewayResponse:
-    """Raises the problem 400 for a span that holds no time of the schedule, too many, or times to come."""
+async def backfill(call: ScheduleCall) -> GatewayResponse:
+    """Raises the problem 400 for a span without times of the schedule, with too many, or with future times."""
+    described = await _describe_own(call, call.declaration)
     start, end = call.value.start_at, call.value.end_at
     if end > dt.datetime.now(dt.UTC):
         raise bad_request("end_at is in the future: a backfill is for times that have passed")
     times = await _count_times(call, described.id, start, end)
     if times == 0:
-        raise bad_request("the schedule is not due between start_at and end_at (start_at itself does not count)")
+        raise bad_request("the schedule has no time between start_at and end_at (start_at itself does not count)")
     if times > MAXIMUM_BACKFILL:
         raise bad_request(
-            f"the schedule is due more than {MAXIMUM_BACKFILL} times between start_at and end_at: backfill it in parts"
+            f"the schedule has more than {MAXIMUM_BACKFILL} times between start_at and end_at: backfill it in parts"
         )
     overlap = ScheduleOverlapPolicy[call.value.overlap.upper()]
     handle = await call.handle(described.id)
@@ -219,7 +214,7 @@ async def _backfill(call: ScheduleCall, described: ScheduleDescription) -> Gatew
 
 
 async def _count_times(call: ScheduleCall, id: str, start: dt.datetime, end: dt.datetime) -> int:
-    """The server knows cron, calendars and time zones, and leaves out ``start`` itself as backfills do."""
+    """The server evaluates cron, calendars and time zones. Like a backfill, it leaves ``start`` itself out."""
     client = await call.temporal.client()
     request = ListScheduleMatchingTimesRequest(namespace=client.namespace, schedule_id=id)
     request.start_time.FromDatetime(start)
@@ -230,11 +225,3 @@ async def _count_times(call: ScheduleCall, id: str, start: dt.datetime, end: dt.
 
 def _accept(call: ScheduleCall, id: str) -> GatewayResponse:
     return answer(ScheduleAccepted(schedule_id=id, links=call.links(id)), HTTPStatus.ACCEPTED)
-
-
-_CHANGES: dict[Operation, Callable[[ScheduleCall, ScheduleDescription], Awaitable[GatewayResponse]]] = {
-    Operation.PAUSE_SCHEDULE: _pause,
-    Operation.RESUME_SCHEDULE: _resume,
-    Operation.TRIGGER_SCHEDULE: _trigger,
-    Operation.BACKFILL_SCHEDULE: _backfill,
-}

@@ -1,30 +1,114 @@
-"""The runs of a workflow, one after another: continue-as-new, retries, cron and resets.
+"""The runs of a workflow, one after another, and its result.
 
-A reader's position is a run and an event of it, since each run numbers its events from 1.
+Runs follow each other by continue-as-new, retries, cron and resets. A reader's position is a run and an event, since
+each run numbers its events from 1.
 """
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 
+from pydantic import ValidationError
 from temporalio.api.enums.v1 import ContinueAsNewInitiator, EventType, RetryState, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
 from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
+    WorkflowFailureError,
     WorkflowHistoryEventFilterType,
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from .call import Call
-from .problems import to_problem
+from durably.temporal.compat import PAUSED
+from durably.temporal.gateway.call import Call
+from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
+from durably.temporal.gateway.models import Completed, Started
+from durably.temporal.gateway.problems import EXCEPTIONS, Problem, logger, to_problem, workflow_failed
+from durably.temporal.scrubbing import scrub
+from durably.temporal.statuses import is_open
+
+
+async def result(call: Call) -> GatewayResponse:
+    """The result, after at most ``?wait=`` seconds (0 by default), or 202."""
+    wait = float(call.integer("wait", 0, 0, 10**9 - 1))
+    run_id = call.existing.run_id
+    if wait == 0:
+        status = (await call.describe()).status
+        done = None if is_open(status) else await wait_for_result(call, run_id, call.limits.max_wait)
+    else:
+        with call.waiting():
+            done = await wait_for_result(call, run_id, min(wait, call.limits.max_wait))
+        # It may have been paused or resumed during the wait.
+        status = None if done is not None else (await call.describe_run(run_id)).status
+    if done is not None:
+        return answer(done)
+    shown: Literal["running", "paused"] = "paused" if status is PAUSED else "running"
+    pending = Started(workflow_id=call.workflow_id, run_id=run_id, status=shown, links=links_to(call.location))
+    return answer(pending, HTTPStatus.ACCEPTED, location=pending.links.result, retry_after="1")
+
+
+async def wait_for_result(call: Call, run_id: str, seconds: float) -> Completed[Any] | None:
+    """The result of a run, or of the last run that follows it; ``None`` after ``seconds``.
+
+    Raises a problem for a workflow that did not complete, and 404 if it has got another owner or type during the wait.
+    """
+    try:
+        with must_fit(call, "the result"):
+            async with asyncio.timeout(seconds):
+                run_id = await wait_for_last_run(call, run_id)
+                value = await call.handle(run_id).result(follow_runs=False)
+    except TimeoutError:
+        return None
+    except WorkflowFailureError as error:
+        raise workflow_failed(error, workflow_id=call.workflow_id, run_id=run_id) from error
+    return Completed[Any](workflow_id=call.workflow_id, run_id=run_id, result=value, links=links_to(call.location))
+
+
+_OTHER_ERRORS: tuple[type[Exception], ...] = (Problem, TimeoutError, *EXCEPTIONS)
+
+
+@contextmanager
+def must_fit(call: Call, what: str) -> Iterator[None]:
+    """A context in which ``what`` is fetched and decoded.
+
+    Raises the problem 500 if it does not fit its declared type: this is an error of the app. Other exceptions of
+    ``temporalio`` pass.
+    """
+    try:
+        yield
+    except _OTHER_ERRORS:
+        raise
+    except Exception as error:
+        place = f"{what} of {call.label}"
+        logger.error(
+            "%s does not fit its declared type, workflow %s: %s", place, call.workflow_id, "; ".join(_misfits(error))
+        )
+        raise Problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "unfit-answer",
+            f"{what} does not fit its declared type; the app's log has the details",
+        ) from error
+
+
+def _misfits(error: BaseException) -> list[str]:
+    """The errors, without the values."""
+    while not isinstance(error, ValidationError) and error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, ValidationError):
+        return [f"{type(error).__name__}: {scrub(str(error))}"]
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return [f"{'.'.join(map(str, each['loc'])) or 'the value'}: {scrub(each['msg'])}" for each in found]
+
 
 Cause = Literal["continue_as_new", "retry", "cron", "reset"]
 
 _POSITION = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):(end|[0-9]{1,9})")
+
 _INITIATORS: dict[int, Cause] = {
     ContinueAsNewInitiator.CONTINUE_AS_NEW_INITIATOR_RETRY: "retry",
     ContinueAsNewInitiator.CONTINUE_AS_NEW_INITIATOR_CRON_SCHEDULE: "cron",
@@ -33,7 +117,7 @@ _INITIATORS: dict[int, Cause] = {
 
 @dataclass(frozen=True)
 class Position:
-    """The last event of a run that a reader has; ``is_end`` after the workflow's result."""
+    """The last event of a run that a reader has got. ``is_end`` is the end of the workflow, with its result."""
 
     run_id: str
     event_id: int = 0
@@ -52,14 +136,14 @@ def parse_position(text: str) -> Position | None:
 
 @dataclass(frozen=True)
 class NextRun:
-    """``position`` is behind the events that a reset has copied from the run before."""
+    """``position`` follows the events that a reset has copied from the previous run."""
 
     position: Position
     cause: Cause
 
 
 async def find_run(call: Call, position: Position) -> WorkflowExecutionDescription | None:
-    """The run of a reader's position, or ``None`` if the workflow does not have it, or it is not to be seen."""
+    """The run of a reader's position; ``None`` for a run of another workflow, and if the principal cannot reach it."""
     try:
         found = await call.describe_run(position.run_id)
     except Exception as error:
@@ -71,10 +155,10 @@ async def find_run(call: Call, position: Position) -> WorkflowExecutionDescripti
 
 
 async def wait_for_last_run(call: Call, run_id: str) -> str:
-    """Wait until the workflow is over; the id of its last run, which has the result.
+    """Wait until the workflow is closed. Returns the id of its last run, which has the result.
 
-    ``run_id`` has been checked. Each run that follows is checked before it is waited for, and the last one again, since
-    it may have been handed over meanwhile. Raises the problem 404 for a run that is not to be seen.
+    The caller has checked ``run_id``. Each following run is checked before the wait for it. The last one is checked
+    again after it: the owner may have changed. Raises the problem 404 for a run that the principal cannot reach.
     """
     while (following := _successor(await _closing_event(call, run_id))) is not None:
         run_id = following.position.run_id
@@ -85,7 +169,7 @@ async def wait_for_last_run(call: Call, run_id: str) -> str:
 
 
 async def _closing_event(call: Call, run_id: str) -> RawEvent:
-    """Waits for it."""
+    """Waits for the event."""
     kind = WorkflowHistoryEventFilterType.CLOSE_EVENT
     while True:
         handle = call.handle(run_id)
@@ -94,21 +178,21 @@ async def _closing_event(call: Call, run_id: str) -> RawEvent:
 
 
 async def next_run(call: Call, run_id: str, last: RawEvent | None) -> NextRun | None:
-    """The run that follows one that is closed; ``None`` at the end of the workflow.
+    """The run that follows a closed run; ``None`` at the end of the workflow.
 
-    ``last`` is the closing event; ``None`` if the run is known to have no successor but by a reset.
+    ``last`` is the closing event; ``None`` if only a reset can have made a successor.
     """
     following = None if last is None else _successor(last)
     if following is None:
         following = await _reset_of(call, run_id)
     if following is not None:
-        # It may be of another type, or of another owner.
+        # It may have another type or owner.
         await call.describe_run(following.position.run_id)
     return following
 
 
 def _successor(last: RawEvent) -> NextRun | None:
-    """What the closing event itself names."""
+    """The run that the closing event names."""
     attributes = getattr(last, last.WhichOneof("attributes") or "", None)
     run_id = getattr(attributes, "new_execution_run_id", "")
     if not run_id:
@@ -123,7 +207,7 @@ async def _reset_of(call: Call, run_id: str) -> NextRun | None:
     description = await call.describe_run(run_id)
     reset = description.raw_description.workflow_extended_info.reset_run_id
     if not reset and description.status is WorkflowExecutionStatus.TERMINATED:
-        # The reset of an earlier run ends the latest one, which does not name its successor.
+        # The reset of an earlier run ends the latest run, which does not name its successor.
         latest = await call.describe_run(None)
         if latest.run_id != run_id and _first_run(latest) == _first_run(description):
             reset = await _reset_that_ended(call, run_id, latest.run_id)
@@ -134,9 +218,9 @@ async def _reset_of(call: Call, run_id: str) -> NextRun | None:
 
 
 async def _reset_that_ended(call: Call, run_id: str, latest: str) -> str:
-    """The run that a reset made when it ended the run ``run_id``; ``latest`` if the workflow has too many runs.
+    """The run of the reset that ended the run ``run_id``; ``latest`` if the workflow has too many runs.
 
-    Both have runs before them. The last reset before these meet is the one.
+    The predecessors of both runs are read. The reset is the last one before they meet.
     """
     before = {each async for each, _ in _backwards(call, run_id)}
     found = latest
@@ -152,7 +236,7 @@ _MAXIMUM_RUNS = 100
 
 
 async def _backwards(call: Call, run_id: str) -> AsyncIterator[tuple[str, bool]]:
-    """A run and those before it, which were continued or reset, and whether each was made by a reset."""
+    """A run and its predecessors, each with whether a reset made it."""
     for _ in range(_MAXIMUM_RUNS):
         started = await _started(call, run_id)
         if started is None:
@@ -166,7 +250,7 @@ async def _backwards(call: Call, run_id: str) -> AsyncIterator[tuple[str, bool]]
 
 
 async def _started(call: Call, run_id: str) -> WorkflowExecutionStartedEventAttributes | None:
-    """``None`` if the server keeps the run no longer."""
+    """``None`` if the server has deleted the run."""
     try:
         async for event in call.handle(run_id).fetch_history_events(page_size=1, rpc_timeout=call.rpc_timeout):
             return event.workflow_execution_started_event_attributes
@@ -178,7 +262,7 @@ async def _started(call: Call, run_id: str) -> WorkflowExecutionStartedEventAttr
 
 @dataclass(frozen=True)
 class _ResetMarker:
-    """What a reset writes into the new run: after how many copied events, and of which run they are."""
+    """The event of a reset in the new run: the number of copied events, and their run."""
 
     copied: int
     base_run_id: str

@@ -1,4 +1,4 @@
-"""Acting on workflows that run: signals, queries, updates, cancel, terminate, reset."""
+"""Actions on running workflows: signal, query, update, cancel, terminate, reset, pause, resume."""
 
 import asyncio
 import uuid
@@ -9,7 +9,11 @@ from urllib.parse import quote
 
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import (
+    PauseWorkflowExecutionRequest,
+    ResetWorkflowExecutionRequest,
+    UnpauseWorkflowExecutionRequest,
+)
 from temporalio.client import (
     RPCTimeoutOrCancelledError,
     WorkflowHandle,
@@ -19,16 +23,15 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from .call import Call
-from .idempotency import one_request
-from .messages import GatewayResponse, answer
-from .models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
-from .ownership import owner_of
-from .problems import Problem, no_worker, not_found, to_problem
-from .repetitions import find_repetition, find_update_name, is_repetition, pages_backwards
-from .results import must_fit
-from .starting import replayed
-from .target import CLOSED, RunClosedError, is_closed
+from durably.temporal.compat import PAUSED
+from durably.temporal.gateway.authorization import owner_of
+from durably.temporal.gateway.call import CLOSED, Call, RunClosedError, is_closed
+from durably.temporal.gateway.idempotency import find_repetition, find_update_name, is_repetition, one_request
+from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
+from durably.temporal.gateway.models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
+from durably.temporal.gateway.problems import Problem, no_worker, not_found, to_problem
+
+from .runs import must_fit
 
 T = TypeVar("T")
 
@@ -45,19 +48,19 @@ async def signal(call: Call) -> GatewayResponse:
 
 
 async def _ask_once(call: Call, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> tuple[T | None, bool]:
-    """What ``ask`` returns, and whether an earlier request had the same key.
+    """The result of ``ask``, and whether an earlier request had the same key. Raises problems.
 
-    ``None`` if that came before the workflow was over: then the server is past comparing. Raises problems.
+    The result is ``None`` if the workflow has closed since that request: the server compares no ids any more.
     """
     try:
         asked = await call.existing.ask_open_run(ask)
     except Problem as problem:
         if call.keyed is None or problem.kind != CLOSED:
             raise
-        if not await find_repetition(call, call.existing.run_id, call.keyed):
+        if not await find_repetition(call.history(call.existing.run_id), call.keyed):
             raise
         return None, True
-    return asked, call.keyed is not None and await is_repetition(call, call.existing.run_id, call.keyed)
+    return asked, call.keyed is not None and await is_repetition(call.history(call.existing.run_id), call.keyed)
 
 
 async def query(call: Call) -> GatewayResponse:
@@ -73,16 +76,17 @@ async def query(call: Call) -> GatewayResponse:
 
 
 async def update(call: Call) -> GatewayResponse:
-    """POST asks for one and waits for its result, GET asks for the result of an earlier one."""
+    """POST starts an update and waits for its result. GET waits for the result of an earlier update."""
     wait = call.preferred_wait()
     seconds = call.rpc_timeout.total_seconds() if wait is None else wait
-    if call.match.update_id is not None:
-        handle, is_replay = _earlier_update(call, call.match.update_id), False
+    update_id = call.ids.get("update_id")
+    if update_id is not None:
+        handle, is_replay = _earlier_update(call, update_id), False
         seconds = float(call.integer("wait", 0, 0, 10**9 - 1))
     else:
         handle, is_replay = await _start_update(call)
     try:
-        # At least a moment: the outcome of an update that is over takes a round trip.
+        # At least a second: the outcome of a completed update takes a round trip.
         with call.waiting(), must_fit(call, "the result"):
             async with asyncio.timeout(min(max(seconds, 1.0), call.limits.max_wait)):
                 value = await _outcome(call, handle)
@@ -90,17 +94,17 @@ async def update(call: Call) -> GatewayResponse:
         return _update_accepted(call, handle, is_replay)
     except RPCError as error:
         problem = to_problem(error)
-        if call.match.update_id is None and problem.passes:
-            # A server that goes away now does not undo what it has accepted.
+        if update_id is None and problem.passes:
+            # The server has accepted the update before it went down.
             return _update_accepted(call, handle, is_replay)
         raise problem from error
-    return answer(UpdateDone[Any](update_id=handle.id, result=value), HTTPStatus.OK, **replayed(is_replay))
+    return answer(UpdateDone[Any](update_id=handle.id, result=value), is_replay=is_replay)
 
 
 async def _outcome(call: Call, handle: WorkflowUpdateHandle[Any]) -> Any:
     """The result, or the update's failure. Raises the problem 404 for an update of another name than the URL's.
 
-    The name is compared last: the history has an update only once a worker has accepted it.
+    The name is compared last: the history contains an update once a worker has accepted it.
     """
     try:
         value = await handle.result()
@@ -112,9 +116,10 @@ async def _outcome(call: Call, handle: WorkflowUpdateHandle[Any]) -> Any:
 
 
 async def _check_name(call: Call) -> None:
-    if call.match.update_id is None:
+    update_id = call.ids.get("update_id")
+    if update_id is None:
         return
-    name = await find_update_name(call, call.existing.run_id, call.match.update_id)
+    name = await find_update_name(call.history(call.existing.run_id), update_id)
     if name not in (None, call.handler.name):
         raise not_found("there is no such update here")
 
@@ -124,10 +129,10 @@ def _earlier_update(call: Call, update_id: str) -> WorkflowUpdateHandle[Any]:
 
 
 def _update_accepted(call: Call, handle: WorkflowUpdateHandle[Any], is_replay: bool) -> GatewayResponse:
-    location = f"{call.location()}/updates/{call.handler.name}/{quote(handle.id, safe='')}"
-    links = call.links().model_copy(update={"result": location})
-    headers = {"location": location, **replayed(is_replay)}
-    return answer(UpdateAccepted(update_id=handle.id, links=links), HTTPStatus.ACCEPTED, **headers)
+    location = f"{call.location}/updates/{call.handler.name}/{quote(handle.id, safe='')}"
+    links = links_to(call.location).model_copy(update={"result": location})
+    accepted = UpdateAccepted(update_id=handle.id, links=links)
+    return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay, location=location)
 
 
 async def _start_update(call: Call) -> tuple[WorkflowUpdateHandle[Any], bool]:
@@ -148,8 +153,24 @@ async def _start_update(call: Call) -> tuple[WorkflowUpdateHandle[Any], bool]:
     return handle or _earlier_update(call, update_id), is_replay
 
 
+async def _answered(call: Call, asking: Awaitable[T]) -> T:
+    """The result of ``asking``. Raises a problem if it takes too long because no worker is running."""
+    try:
+        return await asking
+    except (RPCTimeoutOrCancelledError, RPCError) as error:
+        if isinstance(error, RPCError) and error.status not in (
+            RPCStatusCode.CANCELLED,
+            RPCStatusCode.DEADLINE_EXCEEDED,
+        ):
+            raise
+        notice = await call.inspector.poller_notice(call.client, call.task_queue, call.rpc_timeout)
+        if notice is None:
+            raise
+        raise no_worker(notice.text) from error
+
+
 async def cancel(call: Call) -> GatewayResponse:
-    """The server takes the cancellation of a closed run silently, so the run is looked at before and after."""
+    """The run is described before and after: the server accepts the cancellation of a closed run without an error."""
 
     async def send(run: WorkflowHandle[Any, Any]) -> None:
         if is_closed(await call.describe()):
@@ -169,10 +190,15 @@ async def terminate(call: Call) -> GatewayResponse:
     return _accepted(call)
 
 
-async def reset(call: Call) -> GatewayResponse:
-    """Go on from an earlier point, in a new run.
+def _accepted(call: Call, is_replay: bool = False) -> GatewayResponse:
+    accepted = Accepted(workflow_id=call.workflow_id, links=links_to(call.location))
+    return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay)
 
-    That ends the latest run, whichever is reset. The latest run must be of the same owner, for staff too.
+
+async def reset(call: Call) -> GatewayResponse:
+    """Continue from an earlier point, in a new run.
+
+    A reset of any run ends the latest run. The latest run must have the same owner, for staff too.
     """
     run_id = call.existing.run_id
     if call.request.query("run_id"):
@@ -189,12 +215,12 @@ async def reset(call: Call) -> GatewayResponse:
         identity=call.client.identity,
     )
     response = await call.client.workflow_service.reset_workflow_execution(request, timeout=call.rpc_timeout)
-    accepted = Accepted(workflow_id=call.workflow_id, run_id=response.run_id, links=call.links())
-    return answer(accepted, HTTPStatus.ACCEPTED, location=call.location())
+    accepted = Accepted(workflow_id=call.workflow_id, run_id=response.run_id, links=links_to(call.location))
+    return answer(accepted, HTTPStatus.ACCEPTED, location=call.location)
 
 
 async def _check_latest_owner(call: Call) -> None:
-    """Raises a problem if the latest run is out of reach, or has another owner than the run that the request names."""
+    """Raises a problem if the latest run cannot be reached, or has another owner than the run in the request."""
     latest = await call.describe_run(None)
     if call.exposure.ownership is None:
         return
@@ -209,12 +235,12 @@ async def _check_latest_owner(call: Call) -> None:
 
 
 async def _check_owner_before(call: Call, run_id: str, event_id: int) -> None:
-    """Raises a problem if the run has been handed over after the event.
+    """Raises a problem if the run has got another owner after the event.
 
-    The new run would have the owner of that time, until its code hands it over again. Signals of the present owner are
-    copied into it.
+    The new run would have the former owner until its code changes the owner again, with copies of signals of the
+    present owner.
     """
-    async for events in pages_backwards(call, run_id):
+    async for events in call.history(run_id).pages():
         for event in events:
             if event.event_id <= event_id:
                 return
@@ -223,12 +249,13 @@ async def _check_owner_before(call: Call, run_id: str, event_id: int) -> None:
                 raise Problem(
                     HTTPStatus.CONFLICT,
                     "handed-over",
-                    f"the workflow has been handed over by event {event.event_id}: reset it to a later point, since a "
+                    f"the workflow has got another owner by event {event.event_id}: reset it to a later point, since a "
                     "reset to an earlier one would give it back to its former owner",
                 )
 
 
 async def _workflow_task(call: Call, run_id: str, which: str | None) -> int:
+    """The id of the event to reset to. Raises a problem."""
     found = None
     async for event in call.handle(run_id).fetch_history_events(rpc_timeout=call.rpc_timeout):
         if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
@@ -236,26 +263,55 @@ async def _workflow_task(call: Call, run_id: str, which: str | None) -> int:
             if which == "first_workflow_task":
                 break
     if found is None:
-        raise Problem(HTTPStatus.CONFLICT, "nothing-to-reset", "no worker has begun the workflow yet")
+        raise Problem(HTTPStatus.CONFLICT, "nothing-to-reset", "no worker has started the workflow yet")
     return found
 
 
-def _accepted(call: Call, is_replay: bool = False) -> GatewayResponse:
-    accepted = Accepted(workflow_id=call.workflow_id, links=call.links())
-    return answer(accepted, HTTPStatus.ACCEPTED, **replayed(is_replay))
+async def pause(call: Call) -> GatewayResponse:
+    service = call.client.workflow_service
+    if (await call.describe()).status is PAUSED:
+        raise Problem(HTTPStatus.CONFLICT, "workflow-paused", "the workflow is already paused")
+    return await _send_pause(call, PauseWorkflowExecutionRequest, service.pause_workflow_execution)
 
 
-async def _answered(call: Call, asking: Awaitable[T]) -> T:
-    """When no worker answers in time, say so if none is there."""
+async def resume(call: Call) -> GatewayResponse:
+    service = call.client.workflow_service
+    description = await call.describe()
+    if not is_closed(description) and description.status is not PAUSED:
+        raise Problem(HTTPStatus.CONFLICT, "workflow-not-paused", "the workflow is not paused")
+    return await _send_pause(call, UnpauseWorkflowExecutionRequest, service.unpause_workflow_execution)
+
+
+async def _send_pause(call: Call, make: Callable[..., Any], ask: Callable[..., Awaitable[Any]]) -> GatewayResponse:
+    """Raises the problem 409 for a closed workflow, and 501 if the server cannot pause workflows."""
+    request_id = str(uuid.uuid4())
+
+    async def send(run: WorkflowHandle[Any, Any]) -> None:
+        if is_closed(await call.describe()):
+            raise RunClosedError
+        request = make(
+            namespace=call.client.namespace,
+            workflow_id=run.id,
+            run_id=run.run_id,
+            identity=call.client.identity,
+            reason=call.value.reason,
+            request_id=request_id,
+        )
+        await ask(request, timeout=call.rpc_timeout)
+
     try:
-        return await asking
-    except (RPCTimeoutOrCancelledError, RPCError) as error:
-        if isinstance(error, RPCError) and error.status not in (
-            RPCStatusCode.CANCELLED,
-            RPCStatusCode.DEADLINE_EXCEEDED,
-        ):
-            raise
-        notice = await call.inspector.poller_notice(call.client, call.task_queue, call.rpc_timeout)
-        if notice is None:
-            raise
-        raise no_worker(notice.text) from error
+        await call.existing.ask_open_run(send)
+    except RPCError as error:
+        if error.status is RPCStatusCode.UNIMPLEMENTED:
+            raise _pauses_are_unsupported() from error
+        raise
+    return _accepted(call)
+
+
+def _pauses_are_unsupported() -> Problem:
+    return Problem(
+        HTTPStatus.NOT_IMPLEMENTED,
+        "pause-not-supported",
+        "the Temporal server cannot pause workflows: it is too old, or frontend.WorkflowPauseEnabled is off in its "
+        "dynamic configuration",
+    )

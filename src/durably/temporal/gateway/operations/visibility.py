@@ -1,7 +1,7 @@
 """Visibility queries: Temporal's list filters as trees.
 
-A caller's query is parsed with a grammar and written again from the tree, with our own quoting, so that it cannot leave
-the parentheses in which it stands. Source: https://docs.temporal.io/list-filter, and the lexer of the server 1.32.
+A caller's query is parsed with a grammar and written again from the tree, with our own quoting: it cannot escape from
+the parentheses around it. Source: https://docs.temporal.io/list-filter, and the lexer of the server 1.32.
 """
 
 import functools
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from durably.temporal.errors import TemporalSettingsError
-
-from .problems import Problem, bad_request
+from durably.temporal.gateway.problems import Problem, bad_request
 
 MAX_LENGTH = 2000
 """Characters of a query."""
 MAX_DEPTH = 20
-"""Levels of AND, OR and NOT. Parentheses alone do not count."""
+"""Levels of AND, OR and NOT. Parentheses are not counted."""
 
 _GRAMMAR = r"""
 ?start: any_of
@@ -63,13 +62,13 @@ NUMBER: /[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?(?![A-Za-z0-9_.@])/
 
 _UNSUPPORTED = frozenset({"order", "group", "limit", "like", "regexp", "having", "select", "union"})
 _DECODED = {"0": "\0", "b": "\b", "n": "\n", "r": "\r", "t": "\t", "Z": "\x1a"}
-"""What the server reads after a backslash; another character stands for itself."""
+"""Characters with a meaning after a backslash."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as it was written: the server knows whether it is an integer."""
+    """A number as the caller wrote it: only the server knows whether it must be an integer."""
 
     digits: str
 
@@ -95,7 +94,7 @@ class Negation:
 
 @dataclass(frozen=True, slots=True)
 class Junction:
-    """Two filters or more that are joined by ``AND`` or ``OR``."""
+    """Two or more filters, joined by ``AND`` or ``OR``."""
 
     operator: str
     operands: tuple["Filter", ...]
@@ -106,7 +105,7 @@ Filter = Condition | Negation | Junction
 
 
 def compare(attribute: str, operator: str, value: Value) -> Filter:
-    """``operator`` is ``=``, ``>=``, ``STARTS_WITH`` … Raises a problem for a text that the server misreads."""
+    """``operator`` is ``=``, ``>=``, ``STARTS_WITH`` … Raises a problem for a text that the server cannot search."""
     return Condition(attribute, operator, (_checked(value),))
 
 
@@ -115,7 +114,7 @@ def all_of(first: Filter, *others: Filter) -> Filter:
 
 
 def parse(text: str) -> Filter:
-    """The tree of a caller's query. Raises a problem that names the place of the error."""
+    """The tree of a caller's query. Raises a problem with the position of the error."""
     if len(text) > MAX_LENGTH:
         raise bad_request(f"the visibility query has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     try:
@@ -152,7 +151,7 @@ def _write_value(value: Value) -> str:
 
 
 def _checked(value: Value) -> Value:
-    """The server drops quotes at the ends of a text, and its store may end a statement at a control character."""
+    """The server drops quotes at the ends of a text. Its store may end a statement at a control character."""
     if isinstance(value, str):
         if _CONTROL.search(value):
             raise bad_request(f"the server cannot search for a text with control characters: {value!r}")
@@ -180,7 +179,7 @@ def _depth_over(operands: tuple[Filter, ...]) -> int:
 
 
 class _TreeBuilder:
-    """Makes the tree bottom-up while the parser reduces; refuses a tree that is too deep while it grows."""
+    """Builds the tree bottom-up while the parser reduces. Refuses a tree as soon as it is too deep."""
 
     def any_of(self, parts: list[Any]) -> Filter:
         return _bounded(_joined("OR", tuple(parts[::2])))
@@ -241,7 +240,7 @@ def _bounded(filter: Filter) -> Filter:
 
 @functools.cache
 def _load_parser() -> Callable[[str], Filter]:
-    """lark is loaded with the first query: most processes never parse one."""
+    """Loads lark with the first query: most processes never parse one."""
     try:
         import lark
     except ImportError as error:
@@ -273,7 +272,7 @@ _BARE_VALUE = re.compile(
 
 
 def _bare_value(text: str, position: int) -> tuple[int, str] | None:
-    """The text without quotes at the place of an error, such as ``order-7`` or ``2026-01-31``, after its start."""
+    """The position and text of a value without quotes at an error, such as ``order-7`` or ``2026-01-31``."""
     for found in _BARE_VALUE.finditer(text):
         if found.start(1) <= position < found.end(1):
             return found.start(1), found[1]

@@ -1,51 +1,53 @@
-"""Starting workflows: once for each idempotency key, and with the result if it comes soon enough."""
+"""Starting workflows: once for each idempotency key, and with the result if the client waits for it."""
 
 import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
-from temporalio.client import WorkflowExecutionDescription, WorkflowHandle
+from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.common import TypedSearchAttributes, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.temporal.compat import PAUSED
+from durably.temporal.gateway.authorization import Access, stamp
+from durably.temporal.gateway.call import Call
+from durably.temporal.gateway.exposure import Exposure
+from durably.temporal.gateway.idempotency import MARK, KeyedRequest, find_repetition, is_repetition, one_request
+from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
+from durably.temporal.gateway.models import Accepted, Completed, Started
+from durably.temporal.gateway.problems import Problem, internal_error, logger, to_problem
+from durably.temporal.gateway.start_options import StartOptions, check_id
 from durably.temporal.search_attributes import REGISTER_COMMANDS, commands, indexed_type
 from durably.temporal.statuses import is_open
 
-from .call import Call
-from .exposure import Exposure
-from .idempotency import KeyedRequest, one_request
-from .inputs import check_id
-from .messages import GatewayResponse, answer
-from .models import Accepted, Completed, Started
-from .ownership import Access, stamp
-from .problems import Problem, internal_error, logger, to_problem
-from .repetitions import find_repetition, is_repetition
-from .results import wait_for_result
-from .start_options import MARK, StartOptions
+from .runs import wait_for_result
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a start came to: a new workflow, that of an earlier request with the same key, or one that already ran."""
+class _Outcome:
+    """A new workflow; one that an earlier request with the same key started; or a running one with the id."""
 
     handle: WorkflowHandle[Any, Any]
     is_replay: bool = False
-    is_attached: bool = False
+    attached_to: WorkflowExecutionStatus | None = None
 
 
 def choose_id(exposure: Exposure, keyed: KeyedRequest | None, value: Any, principal: Any, access: Access) -> str:
-    """As the exposure says; else from the idempotency key, so that a repeated request meets the same workflow."""
+    """The id of a workflow to be started. Raises a problem.
+
+    Without ``id=`` it is random, or derived from the idempotency key: a repeated request finds the same workflow.
+    """
     if exposure.id is not None:
         return check_id(exposure.id(value, principal, access.owner))
     return f"{exposure.name}-{uuid.uuid4() if keyed is None else keyed.id}"
 
 
 def start_options(exposure: Exposure, value: Any, principal: Any) -> StartOptions:
-    """What the exposure's functions make of the input; each is called once for a request. Raises what they raise."""
+    """The results of the exposure's functions; each is called once. Raises their exceptions."""
     return StartOptions(
         memo={} if exposure.memo is None else exposure.memo(value, principal),
         search_attributes=exposure.search_attributes and exposure.search_attributes(value, principal),
@@ -55,32 +57,32 @@ def start_options(exposure: Exposure, value: Any, principal: Any) -> StartOption
 
 async def start(call: Call) -> GatewayResponse:
     keyed = call.keyed
-    # A generated id cannot belong to somebody else.
     terminates = call.exposure.start_options["id_conflict_policy"] is WorkflowIDConflictPolicy.TERMINATE_EXISTING
     is_checked = call.exposure.attaches or terminates or not call.access.sees_all
+    # A random id is new.
     may_exist = keyed is not None or (call.exposure.id is not None and is_checked)
-    found = await _start_once(call, keyed) if may_exist else _Found(await _start(call))
-    wait = call.preferred_wait()
-    headers = {"location": call.location(), **replayed(found.is_replay)}
-    attached = True if found.is_attached else None
+    found = await _start_once(call, keyed) if may_exist else _Outcome(await _start(call))
+    run_id = found.handle.result_run_id
+    attached = True if found.attached_to is not None else None
+    headers = {"location": call.location}
+    wait = call.preferred_wait() if "prefer" in call.request.headers else None
     if wait is not None:
         headers["preference_applied"] = f"wait={wait:g}"
-        done = await _result_of_started(call, found.handle.result_run_id or "", wait)
+        done = await _result_of_started(call, run_id or "", wait)
         if done is not None:
-            return answer(done.model_copy(update={"attached": attached}), HTTPStatus.OK, **headers)
-    run_id = found.handle.result_run_id
-    started = Started(workflow_id=call.workflow_id, run_id=run_id, attached=attached, links=call.links())
-    return answer(started, HTTPStatus.ACCEPTED, **headers)
-
-
-def replayed(is_replay: bool) -> dict[str, str]:
-    """The header that tells a client that the answer is that of an earlier request."""
-    return {"idempotent_replayed": "true"} if is_replay else {}
+            done = done.model_copy(update={"attached": attached})
+            return answer(done, HTTPStatus.OK, is_replay=found.is_replay, **headers)
+    status: Literal["running", "paused"] = "paused" if found.attached_to is PAUSED else "running"
+    links = links_to(call.location)
+    started = Started(workflow_id=call.workflow_id, run_id=run_id, status=status, attached=attached, links=links)
+    return answer(started, HTTPStatus.ACCEPTED, is_replay=found.is_replay, **headers)
 
 
 async def _result_of_started(call: Call, run_id: str, seconds: float) -> Completed[Any] | None:
-    """A server that goes away meanwhile takes nothing back, nor does a workflow that is handed over: the workflow has
-    been started, and that is the answer."""
+    """The result, or ``None``: also if the server goes down or the workflow gets another owner, since it has started.
+
+    Raises a problem.
+    """
     try:
         with call.waiting():
             return await wait_for_result(call, run_id, seconds)
@@ -97,8 +99,8 @@ async def signal_with_start(call: Call) -> GatewayResponse:
     _check_signal(call, latest)
     is_replay = False
     if keyed is not None and latest is not None and not is_open(latest.status):
-        # The server forgets a run's signals when it is over, and would start another one.
-        is_replay = await find_repetition(call, latest.run_id, keyed)
+        # The server does not remember the signals of a closed run: it would start another one.
+        is_replay = await find_repetition(call.history(latest.run_id), keyed)
     if not is_replay:
         with one_request(call.client, keyed):
             handle = await _start(
@@ -110,13 +112,13 @@ async def signal_with_start(call: Call) -> GatewayResponse:
         run_id = handle.result_run_id or ""
         if latest is None or run_id != latest.run_id:
             _check_signal(call, await _describe(call, run_id))
-        is_replay = keyed is not None and await is_repetition(call, run_id, keyed)
-    accepted = Accepted(workflow_id=call.workflow_id, links=call.links())
-    return answer(accepted, HTTPStatus.ACCEPTED, location=call.location(), **replayed(is_replay))
+        is_replay = keyed is not None and await is_repetition(call.history(run_id), keyed)
+    accepted = Accepted(workflow_id=call.workflow_id, links=links_to(call.location))
+    return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay, location=call.location)
 
 
 def _check_signal(call: Call, latest: WorkflowExecutionDescription | None) -> None:
-    """Raises a problem if the workflow that would be signalled is of another type, or another's."""
+    """Raises a problem if the signal would reach a workflow of another type or owner."""
     if latest is None:
         return
     is_other_type = is_open(latest.status) and latest.workflow_type != call.exposure.definition.name
@@ -136,7 +138,7 @@ async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) 
         args=exposure.arguments.spread(value),
         id=call.workflow_id,
         task_queue=call.task_queue,
-        result_type=exposure.result,
+        result_type=exposure.definition.run.result,
         memo=memo or None,
         search_attributes=attributes,
         start_delay=options.start_delay,
@@ -154,27 +156,26 @@ _UNREGISTERED = re.compile(r"no mapping defined for search attribute (\S+)")
 
 
 def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttributes | None) -> None:
-    """Raise a problem if the server refuses the search attributes: the app chose them, not the caller."""
-    said = error.message
-    if attributes is None or error.status is not RPCStatusCode.INVALID_ARGUMENT or "attribute" not in said.lower():
+    """Raises a problem if the server refuses the search attributes. The app chose them, not the client."""
+    message = error.message
+    if attributes is None or error.status is not RPCStatusCode.INVALID_ARGUMENT or "attribute" not in message.lower():
         return
-    found = _UNREGISTERED.search(said)
-    kind = next((pair.key for pair in attributes if found and pair.key.name == found[1]), None)
-    if found is None or kind is None:
+    found = _UNREGISTERED.search(message)
+    key = next((pair.key for pair in attributes if found and pair.key.name == found[1]), None)
+    if found is None or key is None:
         remedy = f"Correct the search_attributes of expose({call.exposure.definition.name})"
     else:
-        own = commands(call.client, found[1], indexed_type(kind))
+        own = commands(call.client, found[1], indexed_type(key))
         remedy = f"To register it, declare it by key and {REGISTER_COMMANDS}, or {own}"
-    logger.error("%s was not started: %s. %s", call.exposure.definition.name, said, remedy)
+    logger.error("%s was not started: %s. %s", call.exposure.definition.name, message, remedy)
     raise internal_error() from error
 
 
-async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Found:
-    """Start, unless a request with the same key did so already, or the exposure attaches to a workflow that runs.
+async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Outcome:
+    """Start the workflow, unless an earlier request with the key did it, or the start attaches to a running workflow.
 
-    The workflow carries the key in its memo, so that a later request can tell. The id is first asked for as if it could
-    be used only once; what the exposure allows counts after it is clear that the key is another one, and that the id is
-    not another owner's.
+    The key is stored in the workflow's memo. The first attempt reserves the id, whatever the exposure's policies are:
+    they apply only to an id of the same owner that another request has used.
     """
     try:
         handle = await _start(
@@ -183,7 +184,7 @@ async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Found:
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
         )
-        return _Found(handle)
+        return _Outcome(handle)
     except WorkflowAlreadyStartedError as error:
         latest = await _describe(call, None)
         if (found := await _existing(call, latest, keyed)) is not None:
@@ -193,8 +194,8 @@ async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Found:
     return await _start_another(call, keyed)
 
 
-async def _existing(call: Call, latest: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> _Found | None:
-    """The workflow that has the id, if it answers the request; ``None`` if another may perhaps be started.
+async def _existing(call: Call, latest: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> _Outcome | None:
+    """The workflow with the id, if it answers the request; ``None`` if the policies decide about another start.
 
     Raises a problem for a workflow of another owner, and for a running one of another type: the server would attach to
     it, or terminate it.
@@ -202,16 +203,16 @@ async def _existing(call: Call, latest: WorkflowExecutionDescription, keyed: Key
     if not call.reaches(latest):
         raise _taken(call)
     if await _was_started_with(call, latest, keyed):
-        return _Found(_handle_to(call, latest), is_replay=True)
+        return _Outcome(_handle_to(call, latest), is_replay=True)
     if not is_open(latest.status):
         return None
     if latest.workflow_type != call.exposure.definition.name:
         raise _taken(call)
-    return _Found(_handle_to(call, latest), is_attached=True) if call.exposure.attaches else None
+    return _Outcome(_handle_to(call, latest), attached_to=latest.status) if call.exposure.attaches else None
 
 
 def _handle_to(call: Call, execution: WorkflowExecutionDescription) -> WorkflowHandle[Any, Any]:
-    """As ``start_workflow`` returns it, so that the result is that of the run and of those that follow it."""
+    """The handle that ``start_workflow`` would return: its result is that of the run and of those that follow."""
     return WorkflowHandle(
         call.client,
         call.workflow_id,
@@ -221,9 +222,9 @@ def _handle_to(call: Call, execution: WorkflowExecutionDescription) -> WorkflowH
     )
 
 
-async def _start_another(call: Call, keyed: KeyedRequest | None) -> _Found:
+async def _start_another(call: Call, keyed: KeyedRequest | None) -> _Outcome:
     """Start the workflow. The caller has checked that the latest workflow with this id does not forbid the start."""
-    # Requests with this key that come this far at the same time are one to the server, whatever the policies are.
+    # For the server, simultaneous requests with this key are one, whatever the policies are.
     try:
         with one_request(call.client, keyed):
             handle = await _start(call, keyed)
@@ -237,7 +238,7 @@ async def _start_another(call: Call, keyed: KeyedRequest | None) -> _Found:
     if not call.reaches(started):
         raise _taken(call)
     await _was_started_with(call, started, keyed)
-    return _Found(handle)
+    return _Outcome(handle)
 
 
 async def _latest(call: Call) -> WorkflowExecutionDescription | None:
@@ -255,14 +256,14 @@ async def _describe(call: Call, run_id: str | None) -> WorkflowExecutionDescript
 
 
 async def _was_started_with(call: Call, execution: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> bool:
-    """Whether a request with the same key started it. Raises a problem if that had another input."""
+    """Whether a request with the same key started it. Raises a problem if that request had another input."""
     if keyed is None or execution.workflow_type != call.exposure.definition.name:
         return False
-    theirs = await execution.memo_value(MARK, {})
-    # Code of the app's own may have started it, with a memo of any kind.
-    if not isinstance(theirs, Mapping) or theirs.get("key") != keyed.scope:
+    stored = await execution.memo_value(MARK, {})
+    # The app's own code may have started it, with any memo.
+    if not isinstance(stored, Mapping) or stored.get("key") != keyed.scope:
         return False
-    keyed.check_input(theirs)
+    keyed.check_input(stored)
     return True
 
 
@@ -274,7 +275,7 @@ def _refuses_another(call: Call, latest: WorkflowExecutionDescription) -> bool:
 
 
 def _taken(call: Call) -> Problem:
-    """The problem reveals nothing about the workflow that has the id."""
+    """It reveals nothing about the workflow that has the id."""
     return Problem(
         HTTPStatus.CONFLICT,
         "already-started",

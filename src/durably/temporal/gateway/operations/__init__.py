@@ -1,0 +1,1 @@
+"""The operations that the gateway's endpoints perform. ``endpoints.py`` lists them."""
