@@ -43,8 +43,8 @@ def router(
 ) -> fastapi.APIRouter:
     """The gateway's endpoints, typed in the app's OpenAPI document, for ``app.include_router``.
 
-    ``principal`` is a dependency: ``authorize`` gets its value as ``action.principal``. ``dependencies`` run before each
-    request, as in any router.
+    ``principal`` is a dependency: ``authorize`` gets its value as ``action.principal``. ``dependencies`` run before
+    each request, as in any router.
     """
     made = fastapi.APIRouter(
         prefix=prefix,

@@ -107,9 +107,8 @@ def codec_routes(
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
     """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
 
-    ``base`` and ``principal`` are as for ``routes``. The web UI is another site and has no XSRF cookie: the server checks
-    the origin and the content type. Raises ``TemporalSettingsError`` for a connection without
-    a codec.
+    ``base`` and ``principal`` are as for ``routes``. The web UI is another site and has no XSRF cookie: the server
+    checks the origin and the content type. Raises ``TemporalSettingsError`` for a connection without a codec.
     """
     server.check()
     handler = _make_handler(server, prefix, base, principal, checks_xsrf=False)
