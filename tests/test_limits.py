@@ -9,14 +9,14 @@ from durably import Embedded, remote_state, sending
 from durably.client import Client
 from durably.comm import requests
 from durably.engine.core.expressions import syntax
-from durably.engine.core.flow import concurrency, cron, held_events, option_values, rates
+from durably.engine.core.flow import admission, cron
 from durably.engine.http import discovery, messages, routes
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling import annotations
 from durably.engine.settings import EngineSettings
 from durably.io import http_client, loop_watch
-from durably.protocol import limits
+from durably.protocol import limits, options
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "limits.md").read_text()
 SETTINGS, CONNECTIONS = EngineSettings(), ConnectionLimits()
@@ -66,13 +66,13 @@ EXPECTED = {
     "`retries`": f"{limits.MAX_RETRIES}",
     "any count in flow control": f"{limits.MAX_COUNT:,}",
     "`batch_events.max_size`": f"{limits.MAX_BATCH_SIZE:,} events",
-    "bytes of a batch": size(held_events.MAX_BATCH_BYTES),
-    "`debounce.period`": f"{time(option_values._SECOND)} to {time(held_events._LONGEST_PERIOD)}",
-    "`throttle.period`": f"{time(option_values._SECOND)} to {time(rates._LONGEST_THROTTLE_PERIOD)}",
-    "`rate_limit.period`": f"{time(option_values._SECOND)} to {time(rates._LONGEST_PERIOD)}",
-    "jitter of a cron trigger": time(cron._LONGEST_JITTER),
-    "length of a cron trigger": f"{cron._LONGEST} characters",
-    "priority": f"{concurrency.MAX_PRIORITY_SECONDS} s either way",
+    "bytes of a batch": size(admission.MAX_BATCH_BYTES),
+    "`debounce.period`": f"{time(options.SHORTEST)} to {time(options.MAX_PERIOD)}",
+    "`throttle.period`": f"{time(options.SHORTEST)} to {time(options.MAX_PERIOD)}",
+    "`rate_limit.period`": f"{time(options.SHORTEST)} to {time(options.MAX_RATE_PERIOD)}",
+    "jitter of a cron trigger": time(options.MAX_JITTER),
+    "length of a cron trigger": f"{cron.MAX_LENGTH} characters",
+    "priority": f"{admission.MAX_PRIORITY_SECONDS} s either way",
     "length of an expression": f"{syntax.MAX_LENGTH:,} characters",
     "nesting of an expression": f"{syntax.MAX_DEPTH} levels",
     "steps of a run": f"{SETTINGS.max_steps:,}",

@@ -7,16 +7,7 @@ from durably.functions.function import Function
 from durably.functions.hooks import SendEventsResult, TransformOutputResult, TransformStepInput
 from durably.in_process.process import check_config
 from durably.protocol.opcodes import ParallelMode
-
-from .client import Client
-from .context import Context, ContextSync, Step, StepSync
-from .engines import InngestCloud
-from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
-from .events import Event, EventType
-from .execution import StepMemos
-from .groups import Group, GroupSync
-from .middleware import Middleware, MiddlewareSync
-from .options import (
+from durably.protocol.options import (
     Batch,
     Cancel,
     Checkpointing,
@@ -30,6 +21,15 @@ from .options import (
     TriggerCron,
     TriggerEvent,
 )
+
+from .client import Client
+from .context import Context, ContextSync, Step, StepSync
+from .engines import InngestCloud
+from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
+from .events import Event, EventType
+from .execution import StepMemos
+from .groups import Group, GroupSync
+from .middleware import Middleware, MiddlewareSync
 from .serializers import PydanticSerializer, Serializer
 from .settings import Streaming
 from .steps import FetchResponse, Signal

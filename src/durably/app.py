@@ -10,11 +10,11 @@ from durably.functions.hooks import MiddlewareFactory
 from durably.functions.middleware_stack import check_middleware
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
+from durably.protocol.options import Checkpointing, check_checkpointing
 from durably.protocol.signatures import check_signing_key
 
 from .engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine
 from .errors import EngineNotConfiguredError, FunctionConfigInvalidError
-from .options import Checkpointing, check_checkpointing
 from .run_logger import Logger, as_logger
 from .serializers import Serializer
 from .settings import (

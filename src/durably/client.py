@@ -9,17 +9,13 @@ from durably.functions.hooks import MiddlewareFactory
 from durably.functions.middleware_stack import MiddlewareStack, check_middleware
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.events import Event
-
-from . import sending
-from .app import App
-from .errors import FunctionConfigInvalidError
-from .execution import drive
-from .options import (
+from durably.protocol.options import (
     Batch,
     Cancel,
     Checkpointing,
     Concurrency,
     Debounce,
+    FunctionOptions,
     Priority,
     RateLimit,
     Singleton,
@@ -27,6 +23,11 @@ from .options import (
     Timeouts,
     Trigger,
 )
+
+from . import sending
+from .app import App
+from .errors import FunctionConfigInvalidError
+from .execution import drive
 from .run_logger import as_logger
 from .serializers import Unset
 
@@ -101,16 +102,18 @@ class Client(App):
             triggers=tuple(trigger) if isinstance(trigger, list) else (trigger,),
             retries=retries,
             output_type=output_type,
-            batch_events=batch_events,
-            cancel=cancel,
-            concurrency=concurrency,
-            debounce=debounce,
-            idempotency=idempotency,
-            priority=priority,
-            rate_limit=rate_limit,
-            singleton=singleton,
-            throttle=throttle,
-            timeouts=timeouts,
+            options=FunctionOptions(
+                batch_events=batch_events,
+                cancel=cancel,
+                concurrency=concurrency,
+                debounce=debounce,
+                idempotency=idempotency,
+                priority=priority,
+                rate_limit=rate_limit,
+                singleton=singleton,
+                throttle=throttle,
+                timeouts=timeouts,
+            ),
             checkpointing=self.checkpointing if checkpointing is None else checkpointing,
             strict_replay=strict_replay,
         )

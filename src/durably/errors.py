@@ -10,6 +10,7 @@ from durably.protocol.errors import (
     DeadlineError,
     Error,
     ErrorCode,
+    FunctionConfigInvalidError,
     NonRetriableError,
     RetryAfterError,
     StepError,
@@ -128,13 +129,6 @@ class EventKeyUnspecifiedError(Error):
 
     def __init__(self) -> None:
         super().__init__("no event key: give the client event_key or set DURABLY_EVENT_KEY (DURABLY_DEV=1 needs none)")
-
-
-class FunctionConfigInvalidError(Error, ValueError):
-    """A function's or client's configuration is wrong; the message names the function and the option."""
-
-    code = ErrorCode.FUNCTION_CONFIG_INVALID
-    is_retriable = False
 
 
 class FunctionNotServedError(Error):

@@ -45,7 +45,7 @@ class EventType(Generic[M]):
 
     def trigger(self, if_exp: str | None = None, *, expression: str | None = None) -> Any:
         """The trigger; ``expression`` is another name of ``if_exp``."""
-        from .options import TriggerEvent
+        from durably.protocol.options import TriggerEvent
 
         return TriggerEvent(event=self.name, if_exp=if_exp, expression=expression)
 

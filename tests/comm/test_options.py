@@ -54,9 +54,9 @@ def test_options_on_the_wire(option: Any, wire: dict[str, Any]) -> None:
     assert option.to_wire() == wire
 
 
-@given(st.timedeltas(min_value=dt.timedelta(seconds=1), max_value=dt.timedelta(days=500)))
+@given(st.timedeltas(min_value=dt.timedelta(seconds=1), max_value=dt.timedelta(days=366)))
 def test_a_period_is_never_shortened_and_hardly_lengthened(period: dt.timedelta) -> None:
-    written = parse_duration(durably.RateLimit(limit=1, period=period).to_wire()["period"])
+    written = parse_duration(durably.Cancel(event="e", timeout=period).to_wire()["timeout"])
     assert period <= written < period + dt.timedelta(milliseconds=1)
 
 
@@ -65,30 +65,30 @@ def test_a_period_is_never_shortened_and_hardly_lengthened(period: dt.timedelta)
     [
         (
             lambda: durably.Batch(max_size=0, timeout=MINUTE),
-            "Batch.max_size must be a whole number from 2 to 10000, not 0",
+            "Batch.max_size is 0; it must be a whole number from 2 to 10000",
         ),
         (
             lambda: durably.Batch(max_size="5", timeout=MINUTE),
-            "Batch.max_size must be a whole number from 2 to 10000, not '5'",
+            "Batch.max_size is '5'; it must be a whole number from 2 to 10000",
         ),
         (
             lambda: durably.Concurrency(limit=True),
-            "Concurrency.limit must be a whole number from 1 to 1000000000, not True",
+            "Concurrency.limit is True; it must be a whole number from 1 to 1000000000",
         ),
-        (lambda: durably.Concurrency(limit=1, scope="planet"), "Concurrency.scope must be"),
-        (lambda: durably.Debounce(period=-5), "Debounce.period: a duration cannot be negative"),
-        (lambda: durably.Debounce(period=10), "Debounce.period must be at least one second"),
-        (lambda: durably.Debounce(period="soon"), "Debounce.period: invalid duration 'soon'"),
-        (lambda: durably.Debounce(period=1.5), "Debounce.period: a duration is"),
-        (lambda: durably.Debounce(period=10**30), "Debounce.period: the duration of"),
+        (lambda: durably.Concurrency(limit=1, scope="planet"), "Concurrency.scope is 'planet'; it must be one of"),
+        (lambda: durably.Debounce(period=-5), "Debounce.period is not valid: a duration cannot be negative"),
+        (lambda: durably.Debounce(period=10), "Debounce.period is 10 ms; it must be between 1s and 1w"),
+        (lambda: durably.Debounce(period="soon"), "Debounce.period is not valid: invalid duration 'soon'"),
+        (lambda: durably.Debounce(period=1.5), "Debounce.period is not valid: a duration is"),
+        (lambda: durably.Debounce(period=10**30), "Debounce.period is not valid: the duration of"),
         (lambda: durably.Debounce(period=None), "Debounce.period is required"),
-        (lambda: durably.Priority(run=5), "Priority.run must be text"),
+        (lambda: durably.Priority(run=5), "Priority.run is 5; it must be text"),
         (lambda: durably.RateLimit(limit=1, period=None), "RateLimit.period is required"),
-        (lambda: durably.Singleton(mode="queue"), "Singleton.mode must be"),
-        (lambda: durably.Throttle(limit=1, period=MINUTE, burst=-1), "Throttle.burst must be a whole number"),
+        (lambda: durably.Singleton(mode="queue"), "Singleton.mode is 'queue'; it must be one of"),
+        (lambda: durably.Throttle(limit=1, period=MINUTE, burst=-1), "Throttle.burst is -1; it must be a whole number"),
         (lambda: durably.Timeouts(start=-1), "Timeouts.start"),
         (lambda: durably.TriggerEvent(event=None), "TriggerEvent.event is required"),
-        (lambda: durably.Cancel(event=7), "Cancel.event must be text"),
+        (lambda: durably.Cancel(event=7), "Cancel.event is 7; it must be text"),
     ],
 )
 def test_options_that_are_wrong(make: Callable[[], Any], message: str) -> None:
@@ -105,9 +105,12 @@ def test_options_that_are_wrong(make: Callable[[], Any], message: str) -> None:
         ({"retries": -1}, "retries must be 0 to 20"),
         ({"retries": 21}, "retries must be 0 to 20"),
         ({"retries": "4"}, "retries must be 0 to 20"),
-        ({"concurrency": [durably.Concurrency(limit=n) for n in (1, 2, 3)]}, "concurrency takes at most 2, not 3"),
+        (
+            {"concurrency": [durably.Concurrency(limit=n) for n in (1, 2, 3)]},
+            "concurrency has 3 entries; at most 2 are possible",
+        ),
         ({"concurrency": 5}, "concurrency takes a list of Concurrency"),
-        ({"cancel": [durably.Cancel(event="e")] * 6}, "cancel takes at most 5, not 6"),
+        ({"cancel": [durably.Cancel(event="e")] * 6}, "cancel has 6 entries; at most 5 are possible"),
         ({"cancel": durably.Cancel(event="e")}, "cancel takes a list of Cancel"),
         ({"throttle": durably.RateLimit(limit=1, period=MINUTE)}, "throttle takes Throttle"),
         ({"idempotency": 5}, "idempotency takes str"),

@@ -3,8 +3,11 @@
 import datetime as dt
 from typing import Any
 
+import pytest
+
 from durably import Batch, Context, Debounce, Priority, RateLimit, Singleton
 from durably.engine.views import RunStatus
+from durably.errors import FunctionConfigInvalidError
 from durably.protocol.events import Event
 
 from .conftest import World
@@ -299,12 +302,11 @@ async def test_what_an_api_invocation_starts(world: World) -> None:
     assert (await world.outputs("later"), run.status) == ([7], RunStatus.COMPLETED)
 
 
-async def test_options_that_make_no_sense_together_are_refused(world: World) -> None:
-    world.recording("work", [], batch_events=Batch(max_size=2, timeout=SECOND), debounce=Debounce(period=SECOND))
-    message = await world.refused()
-    assert "'shop-work'" in message
-    assert "batch_events and debounce" in message
-    world.recording("work", [], batch_events=Batch(max_size=2, timeout=SECOND), priority=Priority(run="1"))
-    assert "batch_events and priority" in await world.refused()
+async def test_options_that_exclude_each_other_are_refused(world: World) -> None:
+    batch_events = Batch(max_size=2, timeout=SECOND)
+    with pytest.raises(FunctionConfigInvalidError, match='function "work": batch_events and debounce cannot be used'):
+        world.recording("work", [], batch_events=batch_events, debounce=Debounce(period=SECOND))
+    with pytest.raises(FunctionConfigInvalidError, match='function "work": batch_events and priority cannot be used'):
+        world.recording("work", [], batch_events=batch_events, priority=Priority(run="1"))
     world.recording("work", [], priority=Priority(run="event.data."))
     assert "'shop-work': priority.run is not valid" in await world.refused()

@@ -6,12 +6,9 @@ from typing import Any
 import msgspec
 
 import durably
-from durably import Context
-from durably.engine.core.flow.concurrency import Scope
+from durably import Context, Debounce
 from durably.engine.core.flow.config import read_flow
-from durably.engine.core.flow.held_events import Batch
-from durably.engine.core.flow.option_values import Deadline
-from durably.engine.core.flow.single_runs import SingletonMode
+from durably.engine.core.flow.rates import Pace
 from durably.engine.views import RunStatus
 from durably.protocol.sync import FunctionConfig
 
@@ -98,24 +95,21 @@ def test_options_reach_the_engine_as_they_were_written() -> None:
     async def batched(ctx: Context) -> None: ...
 
     flow, of_batches = (read_flow(_read(function)) for function in (work, batched))
-    assert flow.idempotency is not None
-    assert flow.idempotency.key.text == "event.data.id"
-    assert flow.debounce is not None
-    assert (flow.debounce.period, flow.debounce.timeout, flow.debounce.key.text) == (10_000, 60_000, "event.data.order")  # type: ignore[union-attr]
-    assert flow.singleton is not None
-    assert flow.singleton.mode is SingletonMode.CANCEL
-    assert [(limit.limit, limit.scope) for limit in flow.concurrency] == [(2, Scope.FN), (1, Scope.ACCOUNT)]
-    (cancel,) = flow.cancels
-    assert (cancel.event, cancel.timeout) == ("stop", Deadline(after=3_600_000))
-    assert (flow.timeouts.start, flow.timeouts.finish) == (Deadline(after=300_000), Deadline(after=3_600_000))
-    assert flow.throttle is not None
-    assert flow.throttle.pace.interval == 10 * 10**9
-    assert flow.throttle.pace.tolerance == 10 * 10**9
-    assert flow.priority is not None
+    assert flow.options.debounce == Debounce(period="10s", timeout="1m", key="event.data.order")
+    assert flow.expressions["idempotency"].text == "event.data.id"
+    assert flow.expressions["debounce.key"].text == "event.data.order"
+    assert flow.options.singleton is not None
+    assert flow.options.singleton.mode == "cancel"
+    assert [(limit.limit, limit.scope) for limit in flow.concurrency] == [(2, "fn"), (1, "account")]
+    (cancel,) = flow.options.cancel or ()
+    assert (cancel.event, cancel.timeout) == ("stop", "1h")
+    assert (flow.start_by(0), flow.finish_by(0)) == (300_000, 3_600_000)
+    assert flow.throttle == Pace(interval=10 * 10**9, tolerance=10 * 10**9)
+    assert "priority.run" in flow.expressions
     assert [schedule.text for schedule in flow.schedules] == ["0 0 1 1 *"]
-    batch = of_batches.batch
-    assert isinstance(batch, Batch)
-    assert (batch.max_size, batch.timeout) == (9, 90_000)
+    batch = of_batches.options.batch_events
+    assert batch is not None
+    assert (batch.max_size, batch.timeout) == (9, "90s")
 
 
 def _read(function: durably.Function[Any]) -> FunctionConfig:

@@ -14,9 +14,9 @@ from durably.app import App
 from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
 from durably.execution import Checkpointed, Ending, Found, Memo, Outcome, Raised, Returned, StepInfo, StepReport
 from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
-from durably.options import Checkpointing
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
+from durably.protocol.options import Checkpointing
 from durably.protocol.text import printable
 from durably.run_logger import Logger
 

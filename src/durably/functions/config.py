@@ -1,31 +1,16 @@
 """A function's configuration: checked when it is created, and written for the sync."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 from durably.errors import FunctionConfigInvalidError
-from durably.options import (
-    Batch,
-    Cancel,
-    Checkpointing,
-    Concurrency,
-    Debounce,
-    Option,
-    Priority,
-    RateLimit,
-    Singleton,
-    Throttle,
-    Timeouts,
-    Trigger,
-    TriggerEvent,
-    check_checkpointing,
-)
 from durably.protocol.events import InternalEvent
 from durably.protocol.headers import DISCOVER, Query
-from durably.protocol.limits import MAX_CANCELS, MAX_CONCURRENCY, MAX_RETRIES, MAX_TRIGGERS
+from durably.protocol.limits import MAX_RETRIES, MAX_TRIGGERS
+from durably.protocol.options import Checkpointing, FunctionOptions, Trigger, TriggerEvent, check_checkpointing
 from durably.serializers import Serializer, Unset
 from durably.values.annotations import function_codec
 from durably.values.codecs import Codec
@@ -35,7 +20,7 @@ T = TypeVar("T")
 _CHECKPOINTING = Checkpointing()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FunctionOpts:
     """A function's configuration. Raises ``FunctionConfigInvalidError`` naming function and option."""
 
@@ -45,16 +30,7 @@ class FunctionOpts:
     triggers: tuple[Trigger, ...]
     retries: int | None = None
     output_type: Any = Unset
-    batch_events: Batch | None = None
-    cancel: list[Cancel] | None = None
-    concurrency: list[Concurrency] | None = None
-    debounce: Debounce | None = None
-    idempotency: str | None = None
-    priority: Priority | None = None
-    rate_limit: RateLimit | None = None
-    singleton: Singleton | None = None
-    throttle: Throttle | None = None
-    timeouts: Timeouts | None = None
+    options: FunctionOptions = dataclasses.field(default_factory=FunctionOptions)
     checkpointing: bool | Checkpointing | None = None
     strict_replay: bool | None = None
 
@@ -74,32 +50,15 @@ class FunctionOpts:
             raise self._invalid("retries", f"must be 0 to {MAX_RETRIES}, not {self.retries!r}")
         self._check_type("name", str)
         self._check_type("strict_replay", bool)
-        self._check_type("batch_events", Batch)
-        self._check_type("debounce", Debounce)
-        self._check_type("idempotency", str)
-        self._check_type("priority", Priority)
-        self._check_type("rate_limit", RateLimit)
-        self._check_type("singleton", Singleton)
-        self._check_type("throttle", Throttle)
-        self._check_type("timeouts", Timeouts)
         check_checkpointing(self.checkpointing, f'function "{self.local_id}"')
-        self._check_list("cancel", Cancel, MAX_CANCELS)
-        self._check_list("concurrency", Concurrency, MAX_CONCURRENCY)
+        if (problem := self.options.find_problem()) is not None:
+            raise FunctionConfigInvalidError(f'function "{self.local_id}": {problem}')
         check_config(self.to_wire("http://127.0.0.1"))
 
     def _check_type(self, option: str, expected: type) -> None:
         value = getattr(self, option)
         if value is not None and not isinstance(value, expected):
             raise self._invalid(option, f"takes {expected.__name__}, not {value!r}")
-
-    def _check_list(self, option: str, expected: type, most: int) -> None:
-        value = getattr(self, option)
-        if value is None:
-            return
-        if not isinstance(value, list) or not all(isinstance(item, expected) for item in value):
-            raise self._invalid(option, f"takes a list of {expected.__name__}, not {value!r}")
-        if len(value) > most:
-            raise self._invalid(option, f"takes at most {most}, not {len(value)}")
 
     def _invalid(self, option: str, problem: str) -> FunctionConfigInvalidError:
         return FunctionConfigInvalidError(f'function "{self.local_id}": {option} {problem}')
@@ -125,20 +84,9 @@ class FunctionOpts:
             "triggers": [trigger.to_wire() for trigger in self.triggers],
             "steps": _steps(app_url, self.id, self.retries),
         }
-        options = {
-            "batchEvents": self.batch_events,
-            "cancel": self.cancel,
-            "concurrency": self.concurrency,
-            "debounce": self.debounce,
-            "idempotency": self.idempotency,
-            "priority": self.priority,
-            "rateLimit": self.rate_limit,
-            "singleton": self.singleton,
-            "throttle": self.throttle,
-            "timeouts": self.timeouts,
-            "checkpoint": self.checkpointing_or(False),
-        }
-        return config | {name: _wire(option) for name, option in options.items() if option is not None}
+        checkpointing = self.checkpointing_or(False)
+        checkpoint = {} if checkpointing is None else {"checkpoint": checkpointing.to_wire()}
+        return config | self.options.options_to_wire() | checkpoint
 
     def failure_to_wire(self, app_url: str) -> dict[str, Any]:
         """The entry of the failure handler: a function triggered by this one's failure (spec §11)."""
@@ -151,12 +99,6 @@ class FunctionOpts:
             "triggers": [trigger.to_wire()],
             "steps": _steps(app_url, self.failure_id, 0),
         }
-
-
-def _wire(option: Any) -> Any:
-    if isinstance(option, list):
-        return [item.to_wire() for item in option]
-    return option.to_wire() if isinstance(option, Option) else option
 
 
 def _steps(app_url: str, function_id: str, retries: int | None) -> dict[str, Any]:

@@ -384,8 +384,7 @@ def check_config(config: Mapping[str, Any]) -> str | None:
     """The error that the engine would report at the sync; ``None`` if the config is valid or no engine is installed."""
     try:
         from durably.engine.core.errors import ConfigInvalidError
-        from durably.engine.core.flow.config import read_flow
-        from durably.engine.core.flow.cron import check_triggers
+        from durably.engine.core.flow.config import check_triggers, read_flow
     except ImportError:
         return None
     read = msgspec.convert(config, FunctionConfig)

@@ -98,6 +98,13 @@ class Error(Exception):
         return format_stack(self) if self.include_stack else None
 
 
+class FunctionConfigInvalidError(Error, ValueError):
+    """A function's or client's configuration is wrong; the message names the function and the option."""
+
+    code = ErrorCode.FUNCTION_CONFIG_INVALID
+    is_retriable = False
+
+
 class NonRetriableError(Error):
     """Raise in a function or step to fail it for good, without further attempts.
 

@@ -1,9 +1,8 @@
-"""Sync: an app telling an engine its functions (spec §4.3).
+"""Sync: an app sends an engine its functions (spec §4.3).
 
-Reading is lenient: official SDKs send ``appname`` or ``appName``, nulls for absent options, and durations
-as text that may also be an RFC 3339 date. An option that is not known is passed over, since newer SDKs may have more
-of them; a field that a known option does not have is refused, since it is misspelt. Writing goes through
-``durably.options``, which checks values.
+Reading is lenient: official SDKs send ``appname`` or ``appName``, nulls and zeros for absent options, and dates
+(RFC 3339) for some durations. An unknown option is ignored, because newer SDKs may have more of them. An unknown field
+of a known option is refused, because it is misspelt. ``options`` declares the options and their checks.
 """
 
 import re
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from .decoding import decode
+from .options import OPTIONS, FunctionOptions, Option, OptionInvalidError
 
 SYNC_VERSION = "0.1"
 
@@ -46,80 +46,14 @@ class StepConfig(_Wire):
     retries: Retries | None = None
 
 
-class BatchEvents(_Wire, rename={"max_size": "maxSize", "if_exp": "if"}):
-    max_size: int
-    timeout: str | None = None
-    key: str | None = None
-    if_exp: str | None = None
+class FunctionConfig(FunctionOptions, rename="camel"):
+    """A function's entry in the payload. ``checkpoint`` is for SDKs; engines ignore it."""
 
-
-class Cancel(_Wire, rename={"if_exp": "if"}):
-    event: str
-    if_exp: str | None = None
-    timeout: str | None = None
-
-
-class RateLimit(_Wire):
-    limit: int
-    period: str
-    key: str | None = None
-
-
-class Throttle(_Wire):
-    limit: int
-    period: str
-    burst: int | None = None
-    key: str | None = None
-
-
-class Debounce(_Wire):
-    period: str
-    timeout: str | None = None
-    key: str | None = None
-
-
-class Priority(_Wire):
-    run: str | None = None
-
-
-class Concurrency(_Wire):
-    limit: int
-    key: str | None = None
-    scope: str | None = None
-
-
-class Singleton(_Wire):
-    mode: str
-    key: str | None = None
-
-
-class Timeouts(_Wire):
-    start: str | None = None
-    finish: str | None = None
-
-
-class Checkpoint(_Wire, rename=None):
-    batch_steps: int | None = None
-    batch_interval: str | None = None
-    max_runtime: str | None = None
-
-
-class FunctionConfig(_Wire):
     id: str
     triggers: list[Trigger]
     steps: dict[str, StepConfig]
     name: str | None = None
-    idempotency: str | None = None
-    batch_events: BatchEvents | None = None
-    cancel: list[Cancel] | None = None
-    rate_limit: RateLimit | None = None
-    throttle: Throttle | None = None
-    debounce: Debounce | None = None
-    priority: Priority | None = None
-    concurrency: list[Concurrency] | Concurrency | int | None = None
-    singleton: Singleton | None = None
-    timeouts: Timeouts | None = None
-    checkpoint: Checkpoint | bool | None = None
+    checkpoint: dict[str, Any] | bool | None = None
 
 
 class SyncRequest(msgspec.Struct, kw_only=True):
@@ -143,54 +77,105 @@ class SyncRequest(msgspec.Struct, kw_only=True):
 
 T = TypeVar("T")
 
-_decoder = msgspec.json.Decoder(SyncRequest)
-_OPTIONS: dict[str, type[_Wire]] = {
-    "triggers": Trigger,
-    "batchEvents": BatchEvents,
-    "cancel": Cancel,
-    "rateLimit": RateLimit,
-    "throttle": Throttle,
-    "debounce": Debounce,
-    "priority": Priority,
-    "concurrency": Concurrency,
-    "singleton": Singleton,
-    "timeouts": Timeouts,
-}
-"""The options that engines act on; that of checkpoints is for SDKs."""
+_json = msgspec.json.Decoder()
 _FIELDS = {
-    option: sorted(field.encode_name for field in msgspec.structs.fields(struct)) for option, struct in _OPTIONS.items()
-}
-_PLACE_IN_FUNCTION = re.compile(r" - at `\$\.functions\[(\d+)\]\.(.+)`$")
+    option.wire_name: sorted(field.encode_name for field in msgspec.structs.fields(option.type))
+    for option in OPTIONS
+    if issubclass(option.type, Option)
+} | {"triggers": ["cron", "event", "expression", "jitter"]}
+_PLACE = re.compile(r" - at `\$(?:\.functions\[(\d+)\])?\.(.+)`$")
+_CAPITAL = re.compile(r"(?<=[a-z])([A-Z])")
 
 
 def decode_sync(body: bytes) -> SyncRequest:
     """Raises ``msgspec.ValidationError``, which names the function and the option or else the place of a wrong
     value, or ``msgspec.DecodeError``."""
-    return decode_functions(body, _decoder)
+    return decode_functions(body, SyncRequest)
 
 
-def decode_functions(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Whatever JSON object has configurations as its ``functions``. Raises like ``decode_sync``."""
+def decode_functions(body: bytes, as_type: type[T]) -> T:
+    """Decode a JSON object that has configurations as its ``functions``. Raises like ``decode_sync``."""
+    document = decode(_json, body)
+    configs = document.get("functions") if isinstance(document, dict) else None
+    if isinstance(configs, list):
+        document["functions"] = [_drop_unused(config) for config in configs]
     try:
-        decoded = decode(decoder, body)
+        decoded = msgspec.convert(document, as_type)
     except msgspec.ValidationError as error:
-        raise msgspec.ValidationError(_name_function(str(error), body)) from None
-    for config in msgspec.json.decode(body)["functions"]:
+        raise msgspec.ValidationError(_name_option(error, configs)) from None
+    for config in document["functions"]:
         _check_fields(config)
     return decoded
 
 
-def _name_function(fault: str, body: bytes) -> str:
-    if not (place := _PLACE_IN_FUNCTION.search(fault)):
+def decode_function(stored: bytes) -> FunctionConfig:
+    """Decode the configuration of one function. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    config = msgspec.json.decode(stored)
+    try:
+        return msgspec.convert(_drop_unused(config), FunctionConfig)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(_name_option(error, [config])) from None
+
+
+def decode_without_options(stored: bytes) -> FunctionConfig:
+    """Decode the configuration of one function, but none of its options. Raises like ``decode_function``."""
+    options = {option.wire_name for option in OPTIONS}
+    config = msgspec.json.decode(stored)
+    return msgspec.convert({name: value for name, value in config.items() if name not in options}, FunctionConfig)
+
+
+def _drop_unused(config: Any) -> Any:
+    """Drop what SDKs send for options that are not used: nulls, blank texts, and limits and bursts of 0."""
+    if not isinstance(config, dict):
+        return config
+    used = config.copy()
+    for option in OPTIONS:
+        value = used.pop(option.wire_name, None)
+        if option.name == "concurrency":
+            value = _limits(value)
+        if isinstance(value, list):
+            value = [_drop_unused_fields(entry) for entry in value] or None
+        elif isinstance(value, dict):
+            value = _drop_unused_fields(value)
+            if option.name in ("priority", "timeouts") and not any(value.values()):
+                value = None
+        if value is not None and not (isinstance(value, str) and not value.strip()):
+            used[option.wire_name] = value
+    return used
+
+
+def _limits(value: Any) -> Any:
+    """Concurrency as a list: the payload may have one entry alone, or just its limit."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = {"limit": value}
+    entries = [value] if isinstance(value, dict) else value
+    if not isinstance(entries, list):
+        return entries
+    return [entry for entry in entries if not (isinstance(entry, dict) and entry.get("limit") == 0)]
+
+
+def _drop_unused_fields(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    return {name: value for name, value in entry.items() if value is not None and (name, value) != ("burst", 0)}
+
+
+def _name_option(error: msgspec.ValidationError, configs: Any) -> str:
+    """The fault with the function and the option in place of the JSON path."""
+    fault = str(error)
+    if not (isinstance(configs, list) and (place := _PLACE.search(fault))):
         return fault
-    function_id = msgspec.json.decode(body)["functions"][int(place[1])].get("id")
+    function_id = configs[int(place[1] or 0)].get("id")
     if not isinstance(function_id, str):
         return fault
-    return f"function {function_id!r}: {place[2]}: {fault[: place.start()]}"
+    option = _CAPITAL.sub(r"_\1", place[2]).lower()
+    if isinstance(error.__cause__, OptionInvalidError):
+        return f"function {function_id!r}: {option}.{error.__cause__.field} {error.__cause__.problem}"
+    return f"function {function_id!r}: {option}: {fault[: place.start()]}"
 
 
 def _check_fields(config: dict[str, Any]) -> None:
-    """Nulls ask for nothing, whatever their names."""
+    """Refuse fields that an option does not have. Nulls ask for nothing, whatever their names."""
     for option, known in _FIELDS.items():
         value = config.get(option)
         for entry in value if isinstance(value, list) else [value]:

@@ -79,6 +79,10 @@ class BodyInvalidError(EngineError):
 class ConfigInvalidError(EngineError):
     """A sync was refused. The message names the function and the option."""
 
+    @classmethod
+    def at(cls, function_id: str, option: str, problem: str) -> "ConfigInvalidError":
+        return cls(f"function {function_id!r}: {option} {problem}")
+
 
 class FunctionNotFoundError(EngineError):
     """No app that has synced has a function of this id."""

@@ -81,7 +81,6 @@ class InBandSync(msgspec.Struct):
 
 
 _inspection_decoder = msgspec.json.Decoder(Inspection)
-_in_band_decoder = msgspec.json.Decoder(InBandSync)
 _fault_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -205,7 +204,7 @@ class AppDiscovery:
             verify(body, signature, keys, time.time())
             if was_sent(signature):
                 raise SignatureError("it is a signed request of the engine's own that was sent back")
-            return decode_functions(body, _in_band_decoder).to_request()
+            return decode_functions(body, InBandSync).to_request()
         except SignatureError as error:
             raise SyncFailedError(
                 f"the answer of the app at {redact_url(url)} cannot be trusted: {printable(error)}"

@@ -9,13 +9,11 @@ from yarl import URL
 
 from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
-from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.cron import check_triggers
-from durably.engine.core.flow.option_values import OptionReader
+from durably.engine.core.flow.config import Flow, check_triggers, read_flow
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_FUNCTION_ID_LENGTH, MAX_RETRIES
 from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
-from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest
+from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest, decode_function, decode_without_options
 from durably.protocol.text import get_logger, redact_url, suggest
 
 from .events import ReceivedEvent
@@ -44,12 +42,12 @@ class Function(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_row(cls, function_id: str, app_id: str, is_active: bool, encoded: bytes) -> "Function":
-        config = _config_decoder.decode(encoded)
         try:
-            function = cls.from_config(config, app_id)
-        except ConfigInvalidError as error:
+            function = cls.from_config(decode_function(encoded), app_id)
+        except (ConfigInvalidError, msgspec.ValidationError) as error:
             # Checked when it was synced, by an earlier version perhaps: no reason not to start.
             _logger.error("%s; the engine goes on without the function's flow control", error)
+            config = decode_without_options(encoded)
             function = cls(function_id, app_id, True, config, Flow(function_id=function_id), is_plain=True)
         return msgspec.structs.replace(function, is_active=is_active)
 
@@ -113,7 +111,6 @@ class BulkCancellation(msgspec.Struct, frozen=True):
 
 _MOST_NAMES = 1000
 """The maximum number of event names whose triggers are remembered."""
-_config_decoder = msgspec.json.Decoder(FunctionConfig)
 _NO_CONTROLS = FunctionControls()
 
 
@@ -137,7 +134,7 @@ class Registry:
         for function in self._functions.values():
             if function.is_active:
                 self.has_functions = True
-                self._cancelling.update(rule.event for rule in function.flow.cancels)
+                self._cancelling.update(cancel.event for cancel in function.flow.options.cancel or ())
                 self._index(function)
 
     def _index(self, function: Function) -> None:
@@ -253,8 +250,7 @@ def read_sync(request: SyncRequest, *, in_process: bool) -> list[Function]:
         _check_id(config.id, request.app_id)
         if config.id in functions:
             raise ConfigInvalidError(f"app {request.app_id!r}: two functions have the id {config.id!r}")
-        reader = OptionReader(config.id)
-        _check_steps(config, reader, in_process)
+        _check_steps(config, in_process)
         check_triggers(config.id, config.triggers)
         functions[config.id] = Function.from_config(config, request.app_id)
     return list(functions.values())
@@ -269,21 +265,22 @@ def _check_id(function_id: str, app_id: str) -> None:
         )
 
 
-def _check_steps(config: FunctionConfig, reader: OptionReader, in_process: bool) -> None:
+def _check_steps(config: FunctionConfig, in_process: bool) -> None:
     if len(config.steps) != 1:
         reason = "there must be exactly one, with the URL at which to call the function"
-        raise reader.refuse("steps", f"are {len(config.steps)}; {reason}")
+        raise ConfigInvalidError.at(config.id, "steps", f"are {len(config.steps)}; {reason}")
     (step,) = config.steps.values()
     if not in_process:
-        _check_runtime(step, reader)
+        _check_runtime(config.id, step)
     attempts = step.retries.attempts if step.retries else None
-    if attempts is not None:
-        reader.count("retries", attempts, at_least=0, at_most=MAX_RETRIES)
+    if attempts is not None and not 0 <= attempts <= MAX_RETRIES:
+        raise ConfigInvalidError.at(config.id, "retries", f"is {attempts}; it must be from 0 to {MAX_RETRIES}")
 
 
-def _check_runtime(step: StepConfig, reader: OptionReader) -> None:
+def _check_runtime(function_id: str, step: StepConfig) -> None:
     if step.runtime.type != "http":
-        raise reader.refuse(
+        raise ConfigInvalidError.at(
+            function_id,
             "runtime.type",
             f"is {step.runtime.type!r}; this engine calls functions over 'http' only: it does not support Connect, so "
             "serve the functions over HTTP",
@@ -296,4 +293,4 @@ def _check_runtime(step: StepConfig, reader: OptionReader) -> None:
     if not is_good:
         # URLs may hold passwords.
         shown = redact_url(step.runtime.url)[:_LONGEST_QUOTE]
-        raise reader.refuse("runtime.url", f"is {shown!r}; it must be an http or https URL")
+        raise ConfigInvalidError.at(function_id, "runtime.url", f"is {shown!r}; it must be an http or https URL")

@@ -6,7 +6,9 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.admission import (
     Admission,
     Batched,
+    CancelOn,
     Debounced,
+    OpenBatch,
     Skip,
     SkipReason,
     Start,
@@ -19,8 +21,6 @@ from durably.engine.core.flow.admission import (
     take_singleton,
 )
 from durably.engine.core.flow.buckets import BucketKind, StateChange
-from durably.engine.core.flow.cancellation import CancelOn
-from durably.engine.core.flow.held_events import OpenBatch
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.inputs import MakeCall
 from durably.engine.core.machine import start as start_machine
@@ -122,9 +122,9 @@ def release_run(transaction: Transaction, run: RunRow, queue_entry: QueueEntry) 
 
 def _hold_back(transaction: Transaction, function: Function, event_key: int, debounced: Debounced) -> None:
     bucket_id = debounced.bucket.id
-    if debounced.was_due is None or debounced.due < debounced.was_due:
+    if debounced.fired_at_before is None or debounced.fires_at < debounced.fired_at_before:
         # The timer of a postponed one fires at its earlier time, and is set again then.
-        transaction.outbox.append(BucketAt(bucket_id, debounced.due))
+        transaction.outbox.append(BucketAt(bucket_id, debounced.fires_at))
     if debounced.dropped != event_key:
         transaction.store.flow.hold_event(bucket_id, event_key)
     if debounced.dropped is not None:
@@ -138,7 +138,7 @@ def _add_to_batch(transaction: Transaction, function: Function, event_key: int, 
     if batched.is_full:
         return _start_held(transaction, function, bucket_id)
     if batched.batch.size == 1:
-        transaction.outbox.append(BucketAt(bucket_id, batched.due))
+        transaction.outbox.append(BucketAt(bucket_id, batched.fires_at))
     return None
 
 
@@ -233,7 +233,7 @@ def _heed_cancellations(transaction: Transaction, function: Function, run: RunRo
 
 
 def _set_finish(transaction: Transaction, function: Function, run: RunRow) -> None:
-    finish_by = function.flow.timeouts.finish_by(transaction.now)
+    finish_by = function.flow.finish_by(transaction.now)
     if finish_by is not None:
         _set_deadline(transaction, run, DeadlineKind.FINISH, finish_by)
 
@@ -246,7 +246,7 @@ def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due
 def _is_needed(transaction: Transaction, function: Function, how: Start) -> bool:
     """Whether the run's state depends on its queue entry, or must be cleaned up after it."""
     queue_entry = how.queue_entry
-    has_deadline = how.start_by is not None or function.flow.timeouts.finish is not None
+    has_deadline = function.flow.options.timeouts is not None
     has_priority = queue_entry.place != transaction.now
     is_limited = queue_entry.is_queued or queue_entry.singleton is not None
     return is_limited or bool(how.cancel_on) or has_deadline or has_priority

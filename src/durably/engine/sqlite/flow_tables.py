@@ -57,7 +57,7 @@ class FlowStore:
         self._connection.execute(
             "INSERT OR REPLACE INTO buckets (id, kind, function_id, key, state, due, expires) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (bucket.id, bucket.kind, bucket.function_id, bucket.key, change.state, change.due, change.expires),
+            (bucket.id, bucket.kind, bucket.function_id, bucket.key, change.state, change.fires_at, change.expires),
         )
         if change.expires is not None:
             self._connection.execute(

@@ -15,7 +15,7 @@ import msgspec
 from durably.engine.core.errors import BackupFailedError
 from durably.engine.core.run_state import MACHINE_VERSION, RunState, decode_run_state
 from durably.protocol.opcodes import Opcode
-from durably.protocol.sync import FunctionConfig
+from durably.protocol.sync import decode_function
 
 from .database import open_existing
 
@@ -170,7 +170,7 @@ def _check_json(connection: sqlite3.Connection) -> Iterator[str]:
                 yield f"{what.format(*names)} is no JSON: {error}"
     for function_id, config in connection.execute("SELECT id, config FROM functions"):
         try:
-            msgspec.json.decode(config, type=FunctionConfig)
+            decode_function(config)
         except msgspec.MsgspecError as error:
             yield f"the configuration of function {function_id} cannot be read: {error}"
 

@@ -32,7 +32,7 @@ from durably.engine.views import (
 )
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode, hash_step_id
-from durably.protocol.sync import FunctionConfig
+from durably.protocol.sync import decode_function
 from durably.protocol.text import redact_url
 
 Bulk = TypeVar("Bulk", CancellationView, ReplayView)
@@ -49,7 +49,6 @@ _RUN = (
     "LEFT JOIN heads ON heads.run_key = runs.key"
 )
 _event_decoder = msgspec.json.Decoder(Event)
-_config_decoder = msgspec.json.Decoder(FunctionConfig)
 _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -153,7 +152,7 @@ def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[Func
 
 
 def _function_view(function_id: str, app_id: str, encoded: bytes, is_paused: int) -> FunctionView:
-    config = _config_decoder.decode(encoded)
+    config = decode_function(encoded)
     # URLs may contain an app's password.
     steps = {
         name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from durably.engine.core.flow.admission import (
+    MAX_BATCH_BYTES,
     Admission,
     Batched,
     Debounced,
@@ -20,14 +21,13 @@ from durably.engine.core.flow.admission import (
     admit,
     end_batch,
     end_debounce,
+    place_of,
     release_singleton,
     start,
     take_singleton,
 )
 from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
-from durably.engine.core.flow.concurrency import place_of
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.held_events import MAX_BATCH_BYTES
 from durably.engine.core.flow.queue_entries import decode_queue_entry, encode_queue_entry
 
 from .configs import event, flow_of
@@ -61,7 +61,7 @@ class Engine:
                 self._start(admission.outcome, [trigger.key])
             case Batched(bucket, batch, is_full):
                 self.batches.setdefault(batch.id, []).append(trigger.key)
-                self.due[bucket.id] = (batch.due, bucket, batch.id)
+                self.due[bucket.id] = (batch.fires_at, bucket, batch.id)
                 if is_full:
                     self._start_later(self.batches.pop(batch.id))
             case Debounced(bucket, due):
@@ -77,7 +77,7 @@ class Engine:
 
     def fire(self, bucket: Bucket, batch_id: int) -> None:
         del self.due[bucket.id]
-        if self.flow.debounce is not None:
+        if self.flow.options.debounce is not None:
             ended = end_debounce(bucket, self.states.get, self.now)
             if ended is not None:
                 self._apply((ended[1],))
@@ -111,7 +111,7 @@ class Engine:
                 self.states.pop(change.bucket.id, None)
             else:
                 self.states[change.bucket.id] = change.state
-                assert change.due is not None or change.expires is None or change.expires > self.now
+                assert change.fires_at is not None or change.expires is None or change.expires > self.now
 
 
 def reason(admission: Admission) -> SkipReason | None:
@@ -256,7 +256,7 @@ def test_a_debounce_that_ends_late_takes_in_what_came_before() -> None:
     engine.now += 60_000  # no engine was running
     admission = engine.send()
     assert isinstance(admission.outcome, Debounced)
-    assert admission.outcome.due == _START + 15_000
+    assert admission.outcome.fires_at == _START + 15_000
     engine.pass_time(0)
     assert engine.runs == [(_START + 60_000, [1])]
 
@@ -389,14 +389,14 @@ def test_a_debounced_singleton_is_decided_when_its_run_would_start() -> None:
 )
 def test_priority(value: Any, seconds: int) -> None:
     flow = flow_of(priority={"run": "event.data.value"})
-    assert place_of(flow.priority, event(value=value), _START) == _START - 1000 * seconds
+    assert place_of(flow, event(value=value), _START) == _START - 1000 * seconds
 
 
 @example(float("inf"))
 @given(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3))
 def test_no_priority_moves_a_run_by_more_than_ten_minutes(value: Any) -> None:
     flow = flow_of(priority={"run": "event.data.value"})
-    ahead = _START - place_of(flow.priority, event(value=value), _START)
+    ahead = _START - place_of(flow, event(value=value), _START)
     assert abs(ahead) <= 600_000
     assert ahead % 1000 == 0
     if type(value) is int or (type(value) is float and math.isfinite(value)):
@@ -407,7 +407,7 @@ def test_no_priority_moves_a_run_by_more_than_ten_minutes(value: Any) -> None:
 
 def test_priority_of_a_missing_field_is_none() -> None:
     flow = flow_of(priority={"run": "event.data.nothing"})
-    assert place_of(flow.priority, event(), _START) == _START
+    assert place_of(flow, event(), _START) == _START
 
 
 def test_a_queue_entry_survives_storage() -> None:
@@ -442,7 +442,7 @@ def test_cancellations_and_timeouts_count_from_the_admission() -> None:
     assert condition.matches(event(id=1), event(id=1))
     assert not condition.matches(event(id=1), event(id=2))
     assert outcome.start_by == _START + 10_000
-    assert flow.timeouts.finish_by(_START + 5_000) == _START + 65_000
+    assert flow.finish_by(_START + 5_000) == _START + 65_000
 
 
 _json = st.recursive(
@@ -456,8 +456,7 @@ _json = st.recursive(
 @settings(max_examples=200)
 def test_values_share_a_bucket_if_and_only_if_they_are_equal(one: Any, other: Any) -> None:
     flow = flow_of(throttle={"limit": 1, "period": "1s", "key": "event.data.value"})
-    assert flow.throttle is not None
-    buckets = [flow.throttle.bucket("fn", event(value=value)).id for value in (one, other, one)]
+    buckets = [flow.bucket(BucketKind.THROTTLE, event(value=value)) for value in (one, other, one)]
     assert buckets[0] == buckets[2]
     if type(one) is type(other):
         assert (buckets[0] == buckets[1]) == (one == other)
@@ -473,7 +472,8 @@ def test_large_ids_that_differ_in_the_last_digit_are_apart() -> None:
 def test_buckets_of_functions_and_options_are_apart() -> None:
     flows = [flow_of(id=name, throttle={"limit": 1, "period": "1s", "key": "event.data.k"}) for name in ("a", "a/b")]
     keys = ["b/text:c", "c", "~1"]
-    ids = {flow.throttle.bucket(flow.function_id, event(k=key)).id for flow in flows if flow.throttle for key in keys}
+    buckets = [flow.bucket(BucketKind.THROTTLE, event(k=key)) for flow in flows for key in keys]
+    ids = {bucket.id for bucket in buckets if bucket is not None}
     assert len(ids) == 6
     long = {Bucket(BucketKind.THROTTLE, "f" * 300 + tail, "key").id for tail in "ab"}
     assert len(long) == 2

@@ -87,7 +87,7 @@ class PlainQueue:
             if limit is not None and used[slot.bucket_id] >= limit:
                 return False
         if call.starts_run and call.queue_entry.throttle and flow.throttle:
-            return rates.ready_at(flow.throttle.pace, self.levels.get(call.queue_entry.throttle), now) <= now
+            return rates.ready_at(flow.throttle, self.levels.get(call.queue_entry.throttle), now) <= now
         return True
 
     def used(self) -> Counter[str]:
@@ -97,7 +97,7 @@ class PlainQueue:
         self.under_way[call.name] = self.queued.pop(call.name)
         bucket = call.queue_entry.throttle
         if call.starts_run and bucket and flow.throttle:
-            self.levels[bucket] = rates.take(flow.throttle.pace, self.levels.get(bucket), now)
+            self.levels[bucket] = rates.take(flow.throttle, self.levels.get(bucket), now)
 
 
 class World:

@@ -1,22 +1,28 @@
-"""Admission: what becomes of an event that triggers a function.
+"""Admission: the decision about an event that triggers a function.
 
-The options are applied in a fixed order: an event that repeats another, or is one too many, starts nothing; one that is
-debounced or batched starts a run later; then a singleton's run makes way, or does not. What is left starts a run,
-whose calls go through the ``queue``. Nothing here stores anything: decisions carry the states to store.
+The options are applied in a fixed order. An event that repeats another or exceeds a limit starts nothing. A debounced
+or batched event starts a run later. A singleton skips the event, or cancels the run before. Otherwise a run starts,
+and its calls go through the ``queue``. Nothing here stores anything: decisions carry the states to store.
 """
 
+import datetime as dt
+import math
 from enum import StrEnum
 
 import msgspec
 
-from .buckets import Bucket, Fields, ReadState, StateChange
-from .cancellation import CancelOn, listen
-from .concurrency import place_of
-from .config import Flow
-from .held_events import Batch, Debounce, OpenBatch, PendingDebounce, debounce, join_batch
+from durably.engine.core.expressions import Expression
+from durably.protocol.limits import IDEMPOTENCY_PERIOD
+from durably.protocol.options import milliseconds
+
+from . import rates
+from .buckets import Bucket, BucketKind, BucketState, Fields, ReadState, StateChange
+from .config import Flow, deadline
 from .queue_entries import EntrySlot, QueueEntry
-from .rates import count_event
-from .single_runs import Holder, SingletonMode, see
+
+MAX_BATCH_BYTES = 10 * 1024 * 1024
+MAX_PRIORITY_SECONDS = 600
+_IDEMPOTENCY_PERIOD = IDEMPOTENCY_PERIOD // dt.timedelta(milliseconds=1)
 
 
 class Trigger(msgspec.Struct, frozen=True):
@@ -33,11 +39,22 @@ class SkipReason(StrEnum):
     SINGLETON = "singleton"
 
 
+class CancelOn(msgspec.Struct, frozen=True):
+    """An event that cancels one run; ``until`` is ``None`` if it does so until the run ends.
+
+    In ``condition``, ``event`` is the run's trigger and ``async`` the cancelling event.
+    """
+
+    event: str
+    condition: Expression | None = None
+    until: int | None = None
+
+
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Start a run, after cancelling the one with the key ``cancels``, if any.
 
-    The run listens to ``cancel_on``, and is cancelled if it has not made its first call by ``start_by``. If its
-    queue entry has a ``singleton``, store ``take_singleton(queue_entry, run_key)`` with it.
+    Events of ``cancel_on`` cancel the run, and so does the time ``start_by`` if its first call was not made before. If
+    its queue entry has a ``singleton``, store ``take_singleton(queue_entry, run_key)`` with it.
     """
 
     queue_entry: QueueEntry
@@ -47,128 +64,219 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Skip(msgspec.Struct, frozen=True):
-    """Start nothing. ``run_key`` is the run because of which."""
+    """Start nothing. ``run_key`` is the run of the singleton, if that is the reason."""
 
     reason: SkipReason
     run_key: int | None = None
 
 
 class Debounced(msgspec.Struct, frozen=True):
-    """Start a run when ``due``, for whatever event is pending in the bucket then.
+    """Start a run at ``fires_at``, for the event that is pending in the bucket then.
 
-    ``was_due`` is when one would have started before this event, if any was pending. ``dropped`` is the key of the
-    event that lost its place thereby: the one that was pending, or this one if it is late news.
+    ``fired_at_before`` is the time at which the run would have started without this event, if an event was pending.
+    ``dropped`` is the key of the event that gets no run: the one that was pending, or this one if it is older.
     """
 
     bucket: Bucket
-    due: int
-    was_due: int | None = None
+    fires_at: int
+    fired_at_before: int | None = None
     dropped: int | None = None
 
 
 class Batched(msgspec.Struct, frozen=True):
-    """Add the event to the batch, and start a run for it if it ``is_full``, or else when ``due``."""
+    """Add the event to the batch. Start a run for it now if it ``is_full``, otherwise at ``fires_at``."""
 
     bucket: Bucket
-    batch: OpenBatch
+    batch: "OpenBatch"
     is_full: bool
 
     @property
-    def due(self) -> int:
-        return self.batch.due
+    def fires_at(self) -> int:
+        return self.batch.fires_at
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """What to do, and the states to store in the same transaction."""
+    """The decision, and the states to store in the same transaction."""
 
     outcome: Start | Skip | Debounced | Batched
     changes: tuple[StateChange, ...] = ()
 
 
+class OpenBatch(BucketState, frozen=True, array_like=True):
+    """``id`` is the key of the batch's first event, ``bytes`` the size of all its events, ``fires_at`` the time at
+    which it closes at the latest."""
+
+    id: int
+    size: int
+    bytes: int
+    fires_at: int
+
+
+class PendingDebounce(BucketState, frozen=True, array_like=True):
+    """The event for which a run starts at ``fires_at``. ``deadline`` is the latest time to which it is postponed."""
+
+    event_key: int
+    event_ts: int
+    fires_at: int
+    deadline: int | None = None
+
+
+class Seen(BucketState, frozen=True, array_like=True):
+    """A value of an idempotency expression, which skips events ``until`` a time."""
+
+    until: int
+
+
+class Holder(BucketState, frozen=True, array_like=True):
+    """The run that holds a singleton."""
+
+    run_key: int
+
+
 def admit(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
     """Decide about an event that has just triggered the function."""
-    event, changes = trigger.fields, []
-    if flow.batch is not None and (bucket := flow.batch.bucket(flow.function_id, event)) is not None:
-        return _add_to_batch(flow.batch, bucket, trigger, read, now)
-    if flow.idempotency is not None and (bucket := flow.idempotency.bucket(flow.function_id, event)) is not None:
-        seen = see(bucket, read, now)
-        if seen is None:
+    event, options = trigger.fields, flow.options
+    if options.batch_events is not None and _is_batched(flow, event):
+        return _add_to_batch(flow, trigger, read, now)
+    changes: tuple[StateChange, ...] = ()
+    if options.idempotency and (bucket := flow.bucket(BucketKind.IDEMPOTENCY, event)) is not None:
+        seen = Seen.load(read, bucket)
+        if seen is not None and now < seen.until:
             return Admission(Skip(SkipReason.IDEMPOTENCY))
-        changes.append(seen)
-    if flow.rate_limit is not None and (bucket := flow.rate_limit.bucket(flow.function_id, event)) is not None:
-        counted = count_event(flow.rate_limit, bucket, read, now)
-        if counted is None:
+        until = now + _IDEMPOTENCY_PERIOD
+        changes = (StateChange(bucket, Seen(until).encode(), expires=until),)
+    if flow.rate_limit is not None and (bucket := flow.bucket(BucketKind.RATE_LIMIT, event)) is not None:
+        level = rates.Level.load(read, bucket)
+        if rates.ready_at(flow.rate_limit, level, now) > now:
             return Admission(Skip(SkipReason.RATE_LIMIT))
-        changes.append(counted)
-    if flow.debounce is not None:
-        held_back = _hold_back(flow.debounce, flow.debounce.bucket(flow.function_id, event), trigger, read, now)
-        return Admission(held_back.outcome, (*changes, *held_back.changes))
-    started = start(flow, event, read, now)
-    return Admission(started.outcome, (*changes, *started.changes))
+        counted = rates.take(flow.rate_limit, level, now)
+        changes = (*changes, StateChange(bucket, counted.encode(), expires=counted.expires))
+    decision = start(flow, event, read, now) if options.debounce is None else _debounce(flow, trigger, read, now)
+    return Admission(decision.outcome, (*changes, *decision.changes)) if changes else decision
 
 
 def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
-    """Decide about a run that is to start now: of an event that was admitted, of a debounce or batch (its first event)
-    that has ended, or one that a person asked for again. The outcome is ``Start`` or ``Skip``."""
-    queue_entry = QueueEntry(
-        place=place_of(flow.priority, event, now),
-        slots=tuple(EntrySlot(limit.name, limit.bucket_id(flow.function_id, event)) for limit in flow.concurrency),
-        throttle=None if flow.throttle is None else flow.throttle.bucket(flow.function_id, event).id,
-        singleton=None if flow.singleton is None else flow.singleton.bucket(flow.function_id, event),
-    )
-    holder = None if queue_entry.singleton is None else Holder.load(read, queue_entry.singleton)
-    if holder is not None and flow.singleton is not None and flow.singleton.mode is SingletonMode.SKIP:
+    """Decide about a run that is to start now: for an event that was admitted, for a debounce or batch (its first
+    event) that has ended, or for a rerun. The outcome is ``Start`` or ``Skip``."""
+    options = flow.options
+    singleton = None if options.singleton is None else flow.bucket(BucketKind.SINGLETON, event)
+    holder = None if singleton is None else Holder.load(read, singleton)
+    if holder is not None and options.singleton is not None and options.singleton.mode == "skip":
         return Admission(Skip(SkipReason.SINGLETON, holder.run_key))
+    throttle = None if flow.throttle is None else flow.bucket(BucketKind.THROTTLE, event)
     return Admission(
         Start(
-            queue_entry=queue_entry,
+            queue_entry=QueueEntry(
+                place=place_of(flow, event, now),
+                slots=tuple(EntrySlot(each.name, each.bucket_id(flow.function_id, event)) for each in flow.concurrency),
+                throttle=None if throttle is None else throttle.id,
+                singleton=singleton,
+            ),
             cancels=None if holder is None else holder.run_key,
-            cancel_on=listen(flow.cancels, now),
-            start_by=flow.timeouts.start_by(now),
+            cancel_on=_cancel_on(flow, now),
+            start_by=flow.start_by(now),
         )
     )
 
 
+def _cancel_on(flow: Flow, now: int) -> tuple[CancelOn, ...]:
+    return tuple(
+        CancelOn(cancel.event, flow.expressions.get(f"cancel[{index}].if_exp"), deadline(cancel.timeout, now))
+        for index, cancel in enumerate(flow.options.cancel or ())
+    )
+
+
+def place_of(flow: Flow, event: Fields, now: int) -> int:
+    """The place of a run admitted ``now`` in its function's queue, in milliseconds; the least goes first.
+
+    Priority is whole seconds between -600 and 600: fractions are cut off, and other values than numbers count as 0.
+    """
+    if flow.options.priority is None:
+        return now
+    value = flow.expressions["priority.run"].value(event)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return now
+    return now - 1000 * math.trunc(max(-MAX_PRIORITY_SECONDS, min(value, MAX_PRIORITY_SECONDS)))
+
+
+# debounces
+
+
+def _debounce(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
+    bucket = flow.bucket(BucketKind.DEBOUNCE, trigger.fields)
+    assert bucket is not None
+    before = PendingDebounce.load(read, bucket)
+    after = _postpone(flow, before, trigger, now)
+    change = StateChange(bucket, after.encode(), fires_at=after.fires_at)
+    if before is None:
+        return Admission(Debounced(bucket, after.fires_at), (change,))
+    dropped = trigger.key if after is before else before.event_key
+    return Admission(Debounced(bucket, after.fires_at, before.fires_at, dropped), (change,))
+
+
+def _postpone(flow: Flow, pending: PendingDebounce | None, trigger: Trigger, now: int) -> PendingDebounce:
+    """The pending event after another one. An event with an older timestamp changes nothing."""
+    debounce, ts = flow.options.debounce, trigger.fields.get("ts") or now
+    assert debounce is not None
+    if pending is None:
+        latest = deadline(debounce.timeout, now)
+    elif ts < pending.event_ts:
+        return pending
+    else:
+        latest = pending.deadline
+    fires_at = now + milliseconds(debounce.period)
+    return PendingDebounce(trigger.key, ts, fires_at if latest is None else min(fires_at, latest), latest)
+
+
 def end_debounce(bucket: Bucket, read: ReadState, now: int) -> tuple[int, StateChange] | None:
-    """When a debounce falls due: the key of the event to ``start`` a run for, and the change that ends the debounce.
-    ``None`` if it has been put off meanwhile, or is there no more."""
+    """When a debounce's timer fires: the key of the event to ``start`` a run for, and the change that ends the
+    debounce. ``None`` if the debounce was postponed or has ended."""
     pending = PendingDebounce.load(read, bucket)
-    if pending is None or pending.due > now:
+    if pending is None or pending.fires_at > now:
         return None
     return pending.event_key, StateChange(bucket, None)
 
 
+# batches
+
+
+def _is_batched(flow: Flow, event: Fields) -> bool:
+    condition = flow.expressions.get("batch_events.if_exp")
+    return condition is None or condition.matches(event)
+
+
+def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
+    bucket, batch_events = flow.bucket(BucketKind.BATCH, trigger.fields), flow.options.batch_events
+    assert bucket is not None
+    assert batch_events is not None
+    assert batch_events.timeout is not None
+    batch = OpenBatch.load(read, bucket)
+    if batch is None:
+        batch = OpenBatch(trigger.key, 1, trigger.bytes, now + milliseconds(batch_events.timeout))
+    else:
+        batch = OpenBatch(batch.id, batch.size + 1, batch.bytes + trigger.bytes, batch.fires_at)
+    is_full = batch.size >= batch_events.max_size or batch.bytes >= MAX_BATCH_BYTES
+    change = StateChange(bucket, None) if is_full else StateChange(bucket, batch.encode(), fires_at=batch.fires_at)
+    return Admission(Batched(bucket, batch, is_full), (change,))
+
+
 def end_batch(bucket: Bucket, batch_id: int, read: ReadState) -> StateChange | None:
-    """When a batch falls due: the change that ends it, after which to ``start`` a run. ``None`` if it has been full
+    """When a batch's timer fires: the change that ends it, after which to ``start`` a run. ``None`` if it was full
     before, and another may be open in its place."""
     batch = OpenBatch.load(read, bucket)
     return StateChange(bucket, None) if batch is not None and batch.id == batch_id else None
 
 
+# singletons
+
+
 def take_singleton(queue_entry: QueueEntry, run_key: int) -> tuple[StateChange, ...]:
-    """What to store when the run of a ``Start`` has its key."""
+    """The states to store when the run of a ``Start`` has its key."""
     return () if queue_entry.singleton is None else (StateChange(queue_entry.singleton, Holder(run_key).encode()),)
 
 
 def release_singleton(queue_entry: QueueEntry, run_key: int, read: ReadState) -> tuple[StateChange, ...]:
-    """What to store when the run has ended, however it did."""
+    """The states to store when the run has ended."""
     if queue_entry.singleton is None or Holder.load(read, queue_entry.singleton) != Holder(run_key):
         return ()
     return (StateChange(queue_entry.singleton, None),)
-
-
-def _hold_back(rule: Debounce, bucket: Bucket, trigger: Trigger, read: ReadState, now: int) -> Admission:
-    before = PendingDebounce.load(read, bucket)
-    after = debounce(rule, before, trigger.key, trigger.fields.get("ts") or now, now)
-    change = StateChange(bucket, after.encode(), due=after.due)
-    if before is None:
-        return Admission(Debounced(bucket, after.due), (change,))
-    dropped = trigger.key if after is before else before.event_key
-    return Admission(Debounced(bucket, after.due, before.due, dropped), (change,))
-
-
-def _add_to_batch(rule: Batch, bucket: Bucket, trigger: Trigger, read: ReadState, now: int) -> Admission:
-    batch = join_batch(rule, bucket, read, trigger.key, trigger.bytes, now)
-    is_full = batch.is_full(rule)
-    change = StateChange(bucket, None) if is_full else StateChange(bucket, batch.encode(), due=batch.due)
-    return Admission(Batched(bucket, batch, is_full), (change,))

@@ -1,7 +1,7 @@
-"""Buckets: what an option counts separately, such as one user's events of one function.
+"""Buckets: an option counts separately in each, such as one user's events of one function.
 
-A bucket is told by the option, the function and the value of the option's key expression. Its state is a small
-struct, stored as bytes under the bucket's id; no state means that nothing has been counted yet.
+A bucket is identified by the option, the function and the value of the option's key expression. Its state is a small
+struct, stored as bytes under the bucket's id. A bucket without a state has counted nothing yet.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import msgspec
 
-from durably.engine.core.expressions import Expression
 from durably.engine.core.expressions.values import to_index_key
 
 _LONGEST_ID = 200
@@ -33,7 +32,7 @@ class BucketKind(StrEnum):
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """``key`` is empty where the option has no key expression."""
+    """``key`` is empty if the option has no key expression."""
 
     kind: BucketKind
     function_id: str
@@ -62,39 +61,26 @@ class BucketState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StateChange(msgspec.Struct, frozen=True):
-    """What to store for a bucket; a ``state`` of ``None`` removes it.
+    """The state to store for a bucket; ``None`` removes it.
 
-    ``due`` is when something has to be done about the bucket, ``expires`` when its state comes to mean the same as
-    none and may be removed.
+    ``fires_at`` is the time of its timer, if it has one. From the time ``expires`` on, its state means the same as no
+    state, and may be removed.
     """
 
     bucket: Bucket
     state: bytes | None
-    due: int | None = None
+    fires_at: int | None = None
     expires: int | None = None
 
 
-def key_of(expression: Expression | None, event: Fields) -> str:
-    """The value of a key expression as text; empty where there is no expression. A missing field counts as null."""
-    return "" if expression is None else _to_text(expression.value(event))
-
-
-def key_unless_false(expression: Expression | None, event: Fields) -> str | None:
-    """The same for the options that a key of ``false`` switches off for an event: ``None`` then."""
-    if expression is None:
-        return ""
-    value = expression.value(event)
-    return None if value is False else _to_text(value)
-
-
 def bucket_id(*parts: str) -> str:
-    """Text that differs where the parts do: readable if short, a hash if long."""
+    """Text that differs if the parts differ: readable if short, a hash if long."""
     text = "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
     return text if len(text) <= _LONGEST_ID else f"{parts[0]}/#{_hash(text.encode())}"
 
 
-def _to_text(value: object) -> str:
-    """The same text for values that expressions hold equal, such as 1 and 1.0, and another for others."""
+def key_text(value: object) -> str:
+    """The value of a key expression as text: the same for values that expressions hold equal, such as 1 and 1.0."""
     if isinstance(value, list | dict):
         return f"composite:{_hash(msgspec.json.encode(_normalise(value)))}"
     return _scalar_text(value)

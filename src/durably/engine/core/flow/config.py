@@ -1,86 +1,178 @@
-"""The flow control of one function, read from its configuration; what cannot work together is refused."""
+"""The flow control of one function, compiled from the options that ``durably.protocol.options`` declares."""
+
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.expressions import Expression, Kind
-from durably.protocol.sync import FunctionConfig
+from durably.engine.core.errors import ConfigInvalidError
+from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
+from durably.protocol.durations import Duration
+from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_TRIGGERS
+from durably.protocol.options import (
+    OPTIONS,
+    Concurrency,
+    FunctionOptions,
+    RateLimit,
+    expressions_of,
+    milliseconds,
+    parse_date,
+)
+from durably.protocol.options import Expression as DeclaredExpression
+from durably.protocol.sync import FunctionConfig, Trigger
 
-from .cancellation import CancelRule, Timeouts, read_cancels, read_timeouts
-from .concurrency import ConcurrencyLimit, read_concurrency
+from .buckets import Bucket, BucketKind, Fields, bucket_id, key_text
 from .cron import Schedule, read_schedules
-from .held_events import Batch, Debounce, read_batch, read_debounce
-from .option_values import OptionReader
-from .rates import RateLimit, Throttle, read_rate_limit, read_throttle
-from .single_runs import Idempotency, Singleton, read_idempotency, read_singleton
+from .rates import Pace, pace_of
 
-_NOT_WITH_BATCHES = {
-    "debounce": "a debounce keeps one event of many, a batch all of them",
-    "singleton": "a batch has no single event by which to tell whose run it is",
-    "cancel": "a batch has no single event to compare the cancelling one with",
-    "priority": "a batch has no single event to take the priority from",
-    "rate_limit": "events are dropped one by one, before they make a batch",
-    "idempotency": "events are dropped one by one, before they make a batch",
+_BURST_SHARE = 10
+"""The share of a rate limit that may be used at once, beyond the first event."""
+_LONGEST_QUOTE = 80
+_KEY_PLACES = {kind: f"{kind}.key" for kind in BucketKind} | {
+    BucketKind.BATCH: "batch_events.key",
+    BucketKind.IDEMPOTENCY: "idempotency",
 }
-"""The options that batches exclude, as on the public server, and why."""
+_OFF_IF_FALSE = frozenset({BucketKind.RATE_LIMIT, BucketKind.IDEMPOTENCY, BucketKind.SINGLETON})
+"""The options that do not apply to an event for which their key is ``false``."""
+_KINDS = {"bool": Kind.BOOL, "number": Kind.NUMBER}
+
+
+class ConcurrencyLimit(msgspec.Struct, frozen=True):
+    """``name`` differs between the limits of a function, and stays the same if only the number changes."""
+
+    name: str
+    limit: int
+    scope: str
+    key: Expression | None = None
+
+    def bucket_id(self, function_id: str, event: Fields) -> str:
+        key = "" if self.key is None else key_text(self.key.value(event))
+        if self.scope == "fn":
+            return bucket_id("concurrency", self.scope, function_id, self.name, key)
+        return bucket_id("concurrency", self.scope, key)
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """What each option came to; ``None`` or empty where it is not used."""
+    """The options of a function, and what is computed from them once.
+
+    ``expressions`` are by their places, such as ``debounce.key``. ``rate_limit`` and ``throttle`` are set if the
+    function has those options.
+    """
 
     function_id: str
-    rate_limit: RateLimit | None = None
-    idempotency: Idempotency | None = None
-    debounce: Debounce | None = None
-    batch: Batch | None = None
-    singleton: Singleton | None = None
-    priority: Expression | None = None
-    throttle: Throttle | None = None
+    options: FunctionOptions = msgspec.field(default_factory=FunctionOptions)
+    expressions: Mapping[str, Expression] = {}
     concurrency: tuple[ConcurrencyLimit, ...] = ()
-    cancels: tuple[CancelRule, ...] = ()
-    timeouts: Timeouts = Timeouts()
+    rate_limit: Pace | None = None
+    throttle: Pace | None = None
     schedules: tuple[Schedule, ...] = ()
 
     @property
     def is_plain(self) -> bool:
-        """Whether every event starts a run at once, whose calls are made as they come."""
-        return self == Flow(function_id=self.function_id, schedules=self.schedules)
+        """Whether every event starts a run at once, and every call is made at once."""
+        return not any(getattr(self.options, option.name) for option in OPTIONS)
+
+    def bucket(self, kind: BucketKind, event: Fields) -> Bucket | None:
+        """The bucket of an option to which an event belongs; ``None`` if the option does not apply to the event."""
+        expression = self.expressions.get(_KEY_PLACES[kind])
+        if expression is None:
+            return Bucket(kind, self.function_id)
+        value = expression.value(event)
+        if value is False and kind in _OFF_IF_FALSE:
+            return None
+        return Bucket(kind, self.function_id, key_text(value))
 
     def limit(self, name: str) -> int | None:
-        """The concurrency limit of this name; ``None`` where the function has it no more."""
+        """The concurrency limit of this name; ``None`` if the function no longer has it."""
         return next((limit.limit for limit in self.concurrency if limit.name == name), None)
+
+    def start_by(self, admitted_at: int) -> int | None:
+        timeouts = self.options.timeouts
+        return None if timeouts is None else deadline(timeouts.start, admitted_at)
+
+    def finish_by(self, started_at: int) -> int | None:
+        timeouts = self.options.timeouts
+        return None if timeouts is None else deadline(timeouts.finish, started_at)
+
+
+def deadline(timeout: Duration | None, now: int) -> int | None:
+    """The time at which a timeout ends: ``now`` plus a duration, or a date that is the same for all runs."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, str) and (date := parse_date(timeout)):
+        return round(date.timestamp() * 1000)
+    return now + milliseconds(timeout)
 
 
 def read_flow(config: FunctionConfig) -> Flow:
     """Raises ``ConfigInvalidError``, which names the function and the option."""
-    reader = OptionReader(config.id)
-    flow = Flow(
-        function_id=config.id,
-        rate_limit=read_rate_limit(config.rate_limit, reader),
-        idempotency=read_idempotency(config.idempotency, reader),
-        debounce=read_debounce(config.debounce, reader),
-        batch=read_batch(config.batch_events, reader),
-        singleton=read_singleton(config.singleton, reader),
-        priority=reader.expression("priority.run", config.priority.run if config.priority else None, gives=Kind.NUMBER),
-        throttle=read_throttle(config.throttle, reader),
-        concurrency=read_concurrency(config.concurrency, reader),
-        cancels=read_cancels(config.cancel, reader),
-        timeouts=read_timeouts(config.timeouts, reader),
-        schedules=read_schedules(config.triggers, reader),
-    )
-    if flow.batch is not None:
-        _check_batch_alone(flow, reader)
-    return flow
-
-
-def _check_batch_alone(flow: Flow, reader: OptionReader) -> None:
-    used = {
-        "debounce": flow.debounce,
-        "singleton": flow.singleton,
-        "cancel": flow.cancels or None,
-        "priority": flow.priority,
-        "rate_limit": flow.rate_limit,
-        "idempotency": flow.idempotency,
+    if (problem := config.find_problem()) is not None:
+        raise ConfigInvalidError(f"function {config.id!r}: {problem}")
+    if config.batch_events is not None and config.batch_events.timeout is None:
+        raise ConfigInvalidError.at(
+            config.id, "batch_events.timeout", "is missing: a batch that does not fill up would never start a run"
+        )
+    expressions = {
+        place: read_expression(config.id, place, text, declared) for place, text, declared in expressions_of(config)
     }
-    for option, reason in _NOT_WITH_BATCHES.items():
-        if used[option] is not None:
-            raise reader.refuse("batch_events", f"and {option} cannot be used together: {reason}")
+    rate_limit, throttle = config.rate_limit, config.throttle
+    return Flow(
+        function_id=config.id,
+        options=config,
+        expressions=expressions,
+        concurrency=tuple(
+            _limit(entry, expressions.get(f"concurrency[{index}].key"))
+            for index, entry in enumerate(config.concurrency or [])
+        ),
+        rate_limit=None if rate_limit is None else _rate_pace(rate_limit),
+        throttle=None if throttle is None else pace_of(throttle.limit, throttle.period, throttle.burst or 1),
+        schedules=read_schedules(config.id, config.triggers),
+    )
+
+
+def _rate_pace(option: RateLimit) -> Pace:
+    return pace_of(option.limit, option.period, 1 + option.limit // _BURST_SHARE)
+
+
+def _limit(option: Concurrency, key: Expression | None) -> ConcurrencyLimit:
+    scope = option.scope or "fn"
+    return ConcurrencyLimit(f"{scope}:{option.key or ''}", option.limit, scope, key)
+
+
+def read_expression(function_id: str, place: str, text: str, declared: DeclaredExpression) -> Expression:
+    """Compile an expression. Raises ``ConfigInvalidError`` if it is invalid, or can never give what is needed."""
+    try:
+        expression = compile_expression(text, has_async=declared.has_async)
+    except ExpressionInvalidError as error:
+        raise ConfigInvalidError.at(function_id, place, f"is not valid: {error}") from error
+    shown = text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+    if expression.missing_field:
+        raise ConfigInvalidError.at(function_id, place, f"is `{shown}`, which {expression.missing_field}")
+    if declared.gives is not None and (kind := _KINDS[declared.gives]) not in expression.kinds:
+        raise ConfigInvalidError.at(function_id, place, f"is `{shown}`, which can never give {kind.value}, as it must")
+    return expression
+
+
+def check_triggers(function_id: str, triggers: Sequence[Trigger]) -> None:
+    """Raises ``ConfigInvalidError``. A function without triggers is started only by invocations, as on the public
+    server."""
+    for option, problem in _problems_of_triggers(triggers):
+        raise ConfigInvalidError.at(function_id, option, problem)
+    for trigger in triggers:
+        if trigger.event and trigger.expression and trigger.expression.strip():
+            read_expression(function_id, "triggers.if_exp", trigger.expression, DeclaredExpression(gives="bool"))
+
+
+def _problems_of_triggers(triggers: Sequence[Trigger]) -> Iterator[tuple[str, str]]:
+    if len(triggers) > MAX_TRIGGERS:
+        yield "triggers", f"are {len(triggers)}; at most {MAX_TRIGGERS} are possible"
+    if any(trigger in triggers[:index] for index, trigger in enumerate(triggers)):
+        yield "triggers", "has the same trigger twice"
+    for trigger in triggers:
+        if bool(trigger.event) == bool(trigger.cron) or not (trigger.event or trigger.cron or "").strip():
+            yield "triggers", "must each have either an event or a cron schedule"
+        if trigger.cron and trigger.expression:
+            yield "triggers.if_exp", "is about events, and has no place beside a cron schedule"
+        if trigger.event and len(trigger.event) > MAX_EVENT_NAME_LENGTH:
+            yield "triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters"
+        if trigger.event and trigger.jitter:
+            yield "triggers.jitter", "is about cron schedules, and has no place beside an event"

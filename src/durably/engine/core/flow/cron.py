@@ -1,4 +1,4 @@
-"""Triggers: checks of events, expressions and schedules, and the times of cron schedules."""
+"""Cron schedules: their fields, and the times at which they tick."""
 
 import datetime as dt
 import hashlib
@@ -10,15 +10,12 @@ from zoneinfo import ZoneInfo
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from durably.engine.core.expressions import Kind
-from durably.protocol import sync
-from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_TRIGGERS
+from durably.engine.core.errors import ConfigInvalidError
+from durably.protocol.options import OptionInvalidError, TriggerCron, milliseconds
 from durably.protocol.sync import Trigger
 
-from .option_values import OptionReader
-
-_LONGEST = 255
-_LONGEST_JITTER = dt.timedelta(minutes=5)
+MAX_LENGTH = 255
+"""Characters of a schedule."""
 _ZONE = re.compile(r"(?:CRON_)?TZ=(\S+)\s+(.+)", re.ASCII)
 _VALUE = r"(?:\d{1,2}|[A-Za-z]{3})"
 _ITEM = rf"(?:[*?]|{_VALUE}(?:-{_VALUE})?)(?:/\d{{1,2}})?"
@@ -108,40 +105,51 @@ def _spread(schedule: Schedule, function_id: str, at: int) -> Tick:
     return Tick(at, at + share % (schedule.jitter + 1))
 
 
-def read_schedules(triggers: Sequence[sync.Trigger], reader: OptionReader) -> tuple[Schedule, ...]:
-    schedules = tuple(_read_schedule(trigger.cron, trigger.jitter, reader) for trigger in triggers if trigger.cron)
-    if len({schedule.text for schedule in schedules}) < len(schedules):
-        raise reader.refuse("triggers.cron", "has the same schedule twice")
-    return schedules
+def read_schedules(function_id: str, triggers: Sequence[Trigger]) -> tuple[Schedule, ...]:
+    """Raises ``ConfigInvalidError``."""
+    texts = [trigger.cron.strip() for trigger in triggers if trigger.cron]
+    if len(set(texts)) < len(texts):
+        raise ConfigInvalidError.at(function_id, "triggers.cron", "has the same schedule twice")
+    return tuple(_read_schedule(function_id, trigger) for trigger in triggers if trigger.cron)
 
 
-def _read_schedule(text: str, jitter: str | None, reader: OptionReader) -> Schedule:
-    def refuse(reason: str) -> Exception:
-        return reader.refuse("triggers.cron", f"{text[:_LONGEST]!r} {reason}")
+def _read_schedule(function_id: str, trigger: Trigger) -> Schedule:
+    try:
+        option = TriggerCron(cron=trigger.cron or "", jitter=trigger.jitter)
+    except OptionInvalidError as error:
+        raise ConfigInvalidError.at(function_id, f"triggers.{error.field}", error.problem) from None
+    text = option.cron.strip()
+    try:
+        zone, fields = _read_fields(text)
+        schedule = Schedule(text, fields, zone, 0 if option.jitter is None else milliseconds(option.jitter))
+        next(schedule.ticks_after(0))
+    except CronSimError as error:
+        problem = f"is not valid: {error}"
+    except StopIteration:
+        problem = "never ticks"
+    except ValueError as error:
+        problem = str(error)
+    else:
+        return schedule
+    raise ConfigInvalidError.at(function_id, "triggers.cron", f"{text[:MAX_LENGTH]!r} {problem}")
 
-    text = text.strip()
-    if len(text) > _LONGEST:
-        raise refuse(f"… is longer than {_LONGEST} characters")
+
+def _read_fields(text: str) -> tuple[str, str]:
+    """The time zone and the five fields of a schedule. Raises ``ValueError``, which says what is wrong."""
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"… is longer than {MAX_LENGTH} characters")
     with_zone = _ZONE.fullmatch(text)
     zone, fields = with_zone.groups() if with_zone else ("UTC", text)
     try:
         ZoneInfo(zone)
     except (KeyError, ValueError, OSError):
-        raise refuse(f"names the time zone {zone!r}, which is not known; write it like TZ=Europe/Paris") from None
+        raise ValueError(f"names the time zone {zone!r}, which is not known; write it like TZ=Europe/Paris") from None
     parts = fields.split()
     if len(parts) != 5:
-        raise refuse(f"has {len(parts)} fields; it must have five: minute, hour, day of month, month, day of week")
+        raise ValueError(f"has {len(parts)} fields; it must have five: minute, hour, day of month, month, day of week")
     if not all(_FIELD.fullmatch(part) for part in parts):
-        raise refuse("is not valid; fields are made of numbers, names like MON or JAN, and * , - /")
-    fields = " ".join(_normalise(index, part) for index, part in enumerate(parts))
-    schedule = Schedule(text, fields, zone, _read_jitter(jitter, reader))
-    try:
-        next(schedule.ticks_after(0))
-    except CronSimError as error:
-        raise refuse(f"is not valid: {error}") from None
-    except StopIteration:
-        raise refuse("never ticks") from None
-    return schedule
+        raise ValueError("is not valid; fields are made of numbers, names like MON or JAN, and * , - /")
+    return zone, " ".join(_normalise(index, part) for index, part in enumerate(parts))
 
 
 def _normalise(index: int, field: str) -> str:
@@ -151,34 +159,3 @@ def _normalise(index: int, field: str) -> str:
     if days is None:
         return ",".join(items)
     return ",".join(f"{days}{item[1:]}" if item.startswith("*/") and item != "*/1" else item for item in items)
-
-
-def _read_jitter(text: str | None, reader: OptionReader) -> int:
-    if not text or not text.strip():
-        return 0
-    return reader.duration("triggers.jitter", text, at_most=_LONGEST_JITTER)
-
-
-def check_triggers(function_id: str, triggers: Sequence[Trigger]) -> None:
-    """Raises ``ConfigInvalidError``. A function without triggers is started only by invocations, as on the public
-    server."""
-    reader = OptionReader(function_id)
-    if len(triggers) > MAX_TRIGGERS:
-        raise reader.refuse("triggers", f"are {len(triggers)}; at most {MAX_TRIGGERS} are possible")
-    if any(trigger in triggers[:index] for index, trigger in enumerate(triggers)):
-        raise reader.refuse("triggers", "has the same trigger twice")
-    for trigger in triggers:
-        if bool(trigger.event) == bool(trigger.cron) or not (trigger.event or trigger.cron or "").strip():
-            raise reader.refuse("triggers", "must each have either an event or a cron schedule")
-        if trigger.cron and trigger.expression:
-            raise reader.refuse("triggers.if_exp", "is about events, and has no place beside a cron schedule")
-        if trigger.event:
-            _check_event(trigger.event, trigger, reader)
-
-
-def _check_event(name: str, trigger: Trigger, reader: OptionReader) -> None:
-    if len(name) > MAX_EVENT_NAME_LENGTH:
-        raise reader.refuse("triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters")
-    if trigger.jitter:
-        raise reader.refuse("triggers.jitter", "is about cron schedules, and has no place beside an event")
-    reader.expression("triggers.if_exp", trigger.expression, gives=Kind.BOOL)

@@ -136,7 +136,7 @@ def _slots(flow: Flow, slots: Iterable[EntrySlot | Slot]) -> tuple[Slot, ...]:
 
 
 def _throttled(flow: Flow, bucket_id: str | None) -> Throttled | None:
-    return None if bucket_id is None else Throttled(bucket_id, flow.throttle.pace if flow.throttle else None)
+    return None if bucket_id is None else Throttled(bucket_id, flow.throttle)
 
 
 def find_reached_limit(

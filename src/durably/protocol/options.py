@@ -1,0 +1,433 @@
+"""The options of functions, each declared once: for users, for the sync payload (spec §4.3.2) and for engines.
+
+Users construct these classes, and msgspec reads them from the payload. A field's annotation holds its check, which
+runs in both cases; its wire name follows from ``rename``. ``FunctionOptions`` lists the options of a function.
+``expressions_of`` yields the expressions that an engine compiles.
+
+Users write durations as text, milliseconds or ``timedelta``; a class holds them as text, as the payload does.
+"""
+
+import datetime as dt
+import functools
+import typing
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from .durations import Duration, DurationInvalidError, format_duration, parse_rfc3339, to_timedelta
+from .errors import FunctionConfigInvalidError
+from .limits import MAX_BATCH_SIZE, MAX_CANCELS, MAX_CONCURRENCY, MAX_COUNT, MAX_EVENT_NAME_LENGTH, MAX_WAIT
+
+SHORTEST = dt.timedelta(seconds=1)
+MAX_PERIOD = dt.timedelta(days=7)
+"""The longest period of a debounce or a throttle."""
+MAX_RATE_PERIOD = dt.timedelta(hours=24)
+MAX_JITTER = dt.timedelta(minutes=5)
+_MILLISECOND = dt.timedelta(milliseconds=1)
+_LONGEST_QUOTE = 80
+
+
+class OptionInvalidError(FunctionConfigInvalidError):
+    """A field of an option has an invalid value. ``problem`` continues a sentence that starts with the field."""
+
+    def __init__(self, option: str, field: str, problem: str) -> None:
+        super().__init__(f"{option}.{field} {problem}")
+        self.field = field
+        self.problem = problem
+
+
+# Checks of fields. Each returns the value to hold, ``None`` if the field is not used, or raises ``ValueError``.
+
+
+class Text(msgspec.Struct, frozen=True, kw_only=True):
+    """Text. Blank text means that the field is not used."""
+
+    longest: int | None = None
+
+    def check(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"is {value!r}; it must be text")
+        if self.longest is not None and len(value) > self.longest:
+            raise ValueError(f"has {len(value)} characters; it must have at most {self.longest}")
+        return value if value.strip() else None
+
+
+class Expression(Text, frozen=True):
+    """An expression over ``event``, and over ``async`` if ``has_async``. If ``gives`` is set, its value must be one."""
+
+    gives: Literal["bool", "number"] | None = None
+    has_async: bool = False
+
+
+class Choice(Text, frozen=True):
+    names: tuple[str, ...]
+
+    def check(self, value: Any) -> Any:
+        if value not in self.names:
+            raise ValueError(f"is {_shorten(value)}; it must be one of {', '.join(map(repr, self.names))}")
+        return value
+
+
+class Count(msgspec.Struct, frozen=True, kw_only=True):
+    least: int = 1
+    most: int = MAX_COUNT
+
+    def check(self, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not self.least <= value <= self.most:
+            raise ValueError(f"is {_shorten(value)}; it must be a whole number from {self.least} to {self.most}")
+        return value
+
+
+class Period(msgspec.Struct, frozen=True, kw_only=True):
+    """A duration, or a date (RFC 3339) if it ``may_be_date``."""
+
+    least: dt.timedelta = SHORTEST
+    most: dt.timedelta = MAX_WAIT
+    may_be_date: bool = False
+
+    def check(self, value: Any) -> str | None:
+        if isinstance(value, str) and (not value.strip() or (self.may_be_date and parse_date(value))):
+            return value.strip() or None
+        try:
+            duration = to_timedelta(value)
+        except DurationInvalidError as error:
+            raise ValueError(f"is not valid: {error}") from None
+        if not self.least <= duration <= self.most:
+            shown = (
+                _shorten(value) if isinstance(value, str) else f"{value} ms" if isinstance(value, int) else str(value)
+            )
+            least, most = format_duration(self.least), format_duration(self.most)
+            raise ValueError(f"is {shown}; it must be between {least} and {most}")
+        return format_duration(duration)
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+
+
+def parse_date(text: str) -> dt.datetime | None:
+    """The time that a date (RFC 3339) states; ``None`` if the text is a duration."""
+    return parse_rfc3339(text) if len(text) >= 10 else None
+
+
+@functools.lru_cache(maxsize=1024)
+def milliseconds(duration: Duration) -> int:
+    """The milliseconds of a duration, rounded up."""
+    return -(-to_timedelta(duration) // _MILLISECOND)
+
+
+if TYPE_CHECKING:
+    _Duration = Duration
+    _Scope = Literal["account", "env", "fn"]
+    _Mode = Literal["skip", "cancel"]
+else:
+    _Duration = _Scope = _Mode = str  # what msgspec reads from the payload
+
+_Key = Annotated[str | None, Expression()]
+_Condition = Annotated[str | None, Expression(gives="bool")]
+
+
+class Option(msgspec.Struct, kw_only=True, frozen=True):
+    """Base of the options: runs the checks of the fields, and writes the wire's form."""
+
+    def __post_init__(self) -> None:
+        for name, check, is_required in _checks_of(type(self)):
+            given = getattr(self, name)
+            if given is None and not is_required:
+                continue
+            if given is None:
+                raise self._invalid(name, "is required")
+            try:
+                value = check.check(given)
+            except ValueError as error:
+                raise self._invalid(name, str(error)) from None
+            if value is None and is_required:
+                raise self._invalid(name, "is empty")
+            msgspec.structs.force_setattr(self, name, value)
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        """Check fields against each other. Raises ``OptionInvalidError``."""
+
+    def _invalid(self, field: str, problem: str) -> OptionInvalidError:
+        return OptionInvalidError(type(self).__name__, field, problem)
+
+    def to_wire(self) -> dict[str, Any]:
+        fields = ((field.encode_name, getattr(self, field.name)) for field in msgspec.structs.fields(self))
+        return {name: value for name, value in fields if value is not None}
+
+
+@functools.cache
+def _checks_of(option: type[Option]) -> list[tuple[str, Any, bool]]:
+    """The name and check of each field, and whether the field is required."""
+    fields = msgspec.structs.fields(option)
+    return [(field.name, typing.get_args(field.type)[1], field.required) for field in fields]
+
+
+class Batch(Option, frozen=True, rename={"max_size": "maxSize", "if_exp": "if"}):
+    """Start one run for up to ``max_size`` events, or after ``timeout``; one batch per value of ``key``."""
+
+    max_size: Annotated[int, Count(least=2, most=MAX_BATCH_SIZE)]
+    timeout: Annotated[_Duration | None, Period()] = None
+    key: _Key = None
+    if_exp: _Condition = None
+
+
+class Cancel(Option, frozen=True, rename={"if_exp": "if"}):
+    """Cancel runs by an event; ``if_exp`` compares it (``async``) with the trigger (``event``)."""
+
+    event: Annotated[str, Text(longest=MAX_EVENT_NAME_LENGTH)]
+    if_exp: Annotated[str | None, Expression(gives="bool", has_async=True)] = None
+    timeout: Annotated[_Duration | None, Period(may_be_date=True)] = None
+
+
+class Concurrency(Option, frozen=True):
+    """At most ``limit`` steps executing at once, per value of ``key``, within ``scope`` (default ``fn``)."""
+
+    limit: Annotated[int, Count()]
+    key: _Key = None
+    scope: Annotated[_Scope | None, Choice(names=("account", "env", "fn"))] = None
+
+    def check_fields(self) -> None:
+        if self.scope in ("account", "env") and self.key is None:
+            raise self._invalid(
+                "key",
+                f'is missing: a limit of scope "{self.scope}" is shared by functions whose keys have the same value, '
+                """so it needs one, such as '"payments"'""",
+            )
+
+
+class Debounce(Option, frozen=True):
+    """Start a run when no event has come for ``period``, at the latest ``timeout`` after the first."""
+
+    period: Annotated[_Duration, Period(most=MAX_PERIOD)]
+    key: _Key = None
+    timeout: Annotated[_Duration | None, Period()] = None
+
+    def check_fields(self) -> None:
+        if self.timeout is not None and to_timedelta(self.timeout) < to_timedelta(self.period):
+            raise self._invalid(
+                "timeout",
+                f"is {self.timeout!r}, less than the period of {self.period!r}: no run would ever wait for the period",
+            )
+
+
+class Priority(Option, frozen=True):
+    """An expression: by how many seconds (-600 … 600) a run goes ahead in the queue."""
+
+    run: Annotated[str, Expression(gives="number")]
+
+
+class RateLimit(Option, frozen=True):
+    """Drop events beyond ``limit`` in ``period``, per value of ``key``."""
+
+    limit: Annotated[int, Count()]
+    period: Annotated[_Duration, Period(most=MAX_RATE_PERIOD)]
+    key: _Key = None
+
+
+class Singleton(Option, frozen=True):
+    """One run at a time per value of ``key``: a new one is skipped, or cancels the running one."""
+
+    mode: Annotated[_Mode, Choice(names=("skip", "cancel"))]
+    key: _Key = None
+
+
+class Throttle(Option, frozen=True):
+    """Start at most ``limit`` runs in ``period``, plus ``burst``, per value of ``key``; the others wait."""
+
+    limit: Annotated[int, Count()]
+    period: Annotated[_Duration, Period(most=MAX_PERIOD)]
+    burst: Annotated[int | None, Count()] = 1
+    key: _Key = None
+
+    def check_fields(self) -> None:
+        if to_timedelta(self.period) * (self.burst or 1) > MAX_WAIT * self.limit:
+            longest = format_duration(MAX_WAIT)
+            raise self._invalid("burst", f"is {self.burst}; at this limit it would take more than {longest} to gather")
+
+
+class Timeouts(Option, frozen=True):
+    """Cancel a run that has not begun after ``start``, or not ended ``finish`` after it began."""
+
+    start: Annotated[_Duration | None, Period(may_be_date=True)] = None
+    finish: Annotated[_Duration | None, Period(may_be_date=True)] = None
+
+
+class TriggerCron(Option, frozen=True):
+    """A schedule of five fields, with an optional ``TZ=<zone>`` before them; ``jitter`` like ``30s``."""
+
+    cron: Annotated[str, Text()]
+    jitter: Annotated[str | None, Period(most=MAX_JITTER)] = None
+
+
+class TriggerEvent(Option, frozen=True):
+    """An event's name, with an optional condition over ``event``.
+
+    ``expression`` is the name of ``if_exp`` in the ``inngest`` package. If one is given, both are set.
+    """
+
+    event: Annotated[str, Text()]
+    if_exp: _Condition = None
+    expression: _Condition = None
+
+    def check_fields(self) -> None:
+        if self.if_exp is not None and self.expression is not None and self.if_exp != self.expression:
+            raise self._invalid("if_exp", "and expression are two names of one condition: give one of them")
+        if "*" in self.event and not (self.event.endswith(("/*", ".*")) and self.event.count("*") == 1):
+            raise self._invalid(
+                "event",
+                f'{self.event!r} matches no event: a "*" stands only at the end, after "/" or ".", as in "shop/*"',
+            )
+        condition = self.if_exp if self.if_exp is not None else self.expression
+        msgspec.structs.force_setattr(self, "if_exp", condition)
+        msgspec.structs.force_setattr(self, "expression", condition)
+
+    def __repr__(self) -> str:
+        return f"TriggerEvent(event={self.event!r}, if_exp={self.if_exp!r})"
+
+    def to_wire(self) -> dict[str, Any]:
+        wire = super().to_wire()
+        wire.pop("if_exp", None)
+        return wire
+
+
+Trigger = TriggerCron | TriggerEvent
+
+
+class Checkpointing(Option, frozen=True, rename={"buffered_steps": "batch_steps", "interval": "batch_interval"}):
+    """Execute several steps in one call, instead of one call for each step.
+
+    A checkpoint sends ``buffered_steps`` finished steps to the engine, or fewer at ``interval`` after the first of
+    them finished. Steps without a checkpoint run again if the app dies. After ``max_runtime`` a call executes no
+    further step, and the function continues in another call.
+    """
+
+    buffered_steps: Annotated[int, Count()] = 1
+    interval: Annotated[_Duration | None, Period(least=_MILLISECOND)] = None
+    max_runtime: Annotated[_Duration | None, Period(least=_MILLISECOND)] = None
+
+    @property
+    def interval_seconds(self) -> float | None:
+        return _to_seconds(self.interval)
+
+    @property
+    def max_runtime_seconds(self) -> float | None:
+        return _to_seconds(self.max_runtime)
+
+
+def _to_seconds(duration: Duration | None) -> float | None:
+    return None if duration is None else milliseconds(duration) / 1000
+
+
+def check_checkpointing(value: object, owner: str) -> None:
+    """Raises ``FunctionConfigInvalidError`` unless the value is a choice about checkpointing, or ``None``."""
+    if not (value is None or isinstance(value, bool | Checkpointing)):
+        raise FunctionConfigInvalidError(f"{owner}: checkpointing takes True, False or Checkpointing, not {value!r}")
+
+
+class ListOf(msgspec.Struct, frozen=True):
+    """Check of a list of options."""
+
+    most: int
+
+
+class FunctionOptions(msgspec.Struct, kw_only=True, omit_defaults=True, rename="camel"):
+    """The options on which an engine acts. ``None`` and empty lists stand for options that are not used."""
+
+    batch_events: Batch | None = None
+    cancel: Annotated[list[Cancel] | None, ListOf(MAX_CANCELS)] = None
+    concurrency: Annotated[list[Concurrency] | None, ListOf(MAX_CONCURRENCY)] = None
+    debounce: Debounce | None = None
+    idempotency: _Key = None
+    priority: Priority | None = None
+    rate_limit: RateLimit | None = None
+    singleton: Singleton | None = None
+    throttle: Throttle | None = None
+    timeouts: Timeouts | None = None
+
+    def find_problem(self) -> str | None:
+        """The first problem, as a sentence that starts with the option; ``None`` if the options are valid."""
+        for option in OPTIONS:
+            value = getattr(self, option.name)
+            if value is not None and (problem := option.find_problem(value)) is not None:
+                return f"{option.name} {problem}"
+        limits = self.concurrency or []
+        if len({(limit.scope or "fn", limit.key) for limit in limits}) < len(limits):
+            return "concurrency has two limits of the same scope and key; keep the smaller"
+        if self.batch_events is not None:
+            for name, reason in _NOT_WITH_BATCHES.items():
+                if getattr(self, name):
+                    return f"batch_events and {name} cannot be used together: {reason}"
+        return None
+
+    def options_to_wire(self) -> dict[str, Any]:
+        """The options that are used, as fields of the function's entry in the sync payload."""
+        wire = {}
+        for option in OPTIONS:
+            value = getattr(self, option.name)
+            if value is not None:
+                entries = [entry.to_wire() if isinstance(entry, Option) else entry for entry in option.entries(value)]
+                wire[option.wire_name] = entries if option.most is not None else entries[0]
+        return wire
+
+
+_NOT_WITH_BATCHES = {
+    "debounce": "a debounce keeps one event of many, a batch all of them",
+    "singleton": "a batch has no single event by which to tell whose run it is",
+    "cancel": "a batch has no single event to compare the cancelling one with",
+    "priority": "a batch has no single event to take the priority from",
+    "rate_limit": "events are dropped one by one, before they make a batch",
+    "idempotency": "events are dropped one by one, before they make a batch",
+}
+"""The options that batches exclude, as on the public server, and why."""
+
+
+class DeclaredOption(msgspec.Struct, frozen=True):
+    """One field of ``FunctionOptions``. ``type`` is that of its entries; ``most`` is set if it is a list."""
+
+    name: str
+    wire_name: str
+    type: type
+    most: int | None
+
+    def entries(self, value: Any) -> list[Any]:
+        return [value] if self.most is None else value
+
+    def find_problem(self, value: Any) -> str | None:
+        if self.most is None:
+            return None if isinstance(value, self.type) else f"takes {self.type.__name__}, not {value!r}"
+        if not isinstance(value, list) or not all(isinstance(entry, self.type) for entry in value):
+            return f"takes a list of {self.type.__name__}, not {value!r}"
+        return None if len(value) <= self.most else f"has {len(value)} entries; at most {self.most} are possible"
+
+
+def _declared_options() -> Iterator[DeclaredOption]:
+    for field in msgspec.structs.fields(FunctionOptions):
+        annotation, *checks = (
+            typing.get_args(field.type) if typing.get_origin(field.type) is Annotated else (field.type,)
+        )
+        kind = typing.get_args(annotation)[0]  # of X | None
+        most = checks[0].most if checks and isinstance(checks[0], ListOf) else None
+        yield DeclaredOption(field.name, field.encode_name, kind if most is None else typing.get_args(kind)[0], most)
+
+
+OPTIONS = tuple(_declared_options())
+
+
+def expressions_of(options: FunctionOptions) -> Iterator[tuple[str, str, Expression]]:
+    """The expressions that the options use: the place of each, its text, and what an engine must check."""
+    for option in OPTIONS:
+        value = getattr(options, option.name)
+        for index, entry in enumerate([] if value is None else option.entries(value)):
+            if isinstance(entry, str):
+                if entry.strip():
+                    yield option.name, entry, Expression()
+                continue
+            place = option.name if option.most is None else f"{option.name}[{index}]"
+            for field, check, _ in _checks_of(entry.__class__):
+                text = getattr(entry, field)
+                if text is not None and isinstance(check, Expression):
+                    yield f"{place}.{field}", text, check
