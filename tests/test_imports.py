@@ -142,8 +142,10 @@ def test_execution_imports_protocol_only() -> None:
 
 
 def test_protocol_and_execution_reach_nothing_outside() -> None:
+    """Two modules import ``sys``: for where a coroutine was created, and for what a thread executes."""
     files = modules("protocol") + modules("execution")
-    assert violations(files, lambda m: m not in OUTSIDE and not is_within(m, *FRAMEWORKS)) == []
+    found = violations(files, lambda m: m not in OUTSIDE and not is_within(m, *FRAMEWORKS))
+    assert found == ["execution/async_checks.py imports sys", "execution/asyncio_compat.py imports sys"]
 
 
 def test_the_core_of_the_engine_reaches_nothing_outside() -> None:
@@ -197,6 +199,7 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
         "durably.io",
         "durably.protocol",
         "durably.settings",
+        "durably.values.outputs",
     )
     assert violations(modules("in_process"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
@@ -220,6 +223,7 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         "durably.errors",
         "durably.functions",
         "durably.engine_interface",
+        "durably.io.bodies",
         "durably.settings",
     )
 

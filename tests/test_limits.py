@@ -5,7 +5,7 @@ import inspect
 import re
 from pathlib import Path
 
-from durably import Embedded, remote_state, sending
+from durably import Embedded, remote_state
 from durably.client import Client
 from durably.comm import requests
 from durably.engine.core.expressions import syntax
@@ -15,6 +15,7 @@ from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling import annotations
 from durably.engine.settings import EngineSettings
+from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_client, loop_watch
 from durably.protocol import limits, options
 
@@ -58,7 +59,7 @@ EXPECTED = {
     "name of an event": f"{limits.MAX_EVENT_NAME_LENGTH} characters",
     "events in one request": f"{limits.MAX_EVENTS_PER_POST:,}",
     "time for which an event's `id` is recognised": time(limits.IDEMPOTENCY_PERIOD),
-    "attempts of `client.send`": f"{sending.MAX_ATTEMPTS}",
+    "attempts of `client.send`": f"{SEND_ATTEMPTS}",
     "id of a function, with the app's": f"{limits.MAX_FUNCTION_ID_LENGTH} characters",
     "triggers of a function": f"{limits.MAX_TRIGGERS}",
     "`cancel` entries": f"{limits.MAX_CANCELS}",

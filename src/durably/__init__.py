@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from durably.functions.config import register
 from durably.functions.function import Function
-from durably.functions.hooks import SendEventsResult, TransformOutputResult, TransformStepInput
+from durably.functions.middleware import SendEventsResult, TransformOutputResult, TransformStepInput
 from durably.in_process.process import check_config
 from durably.protocol.opcodes import ParallelMode
 from durably.protocol.options import (
@@ -23,16 +23,15 @@ from durably.protocol.options import (
 )
 
 from .client import Client
-from .context import Context, ContextSync, Step, StepSync
+from .context import Context, ContextSync, Group, GroupSync
 from .engines import InngestCloud
 from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
 from .events import Event, EventType
 from .execution import StepMemos
-from .groups import Group, GroupSync
 from .middleware import Middleware, MiddlewareSync
 from .serializers import PydanticSerializer, Serializer
 from .settings import Streaming
-from .steps import FetchResponse, Signal
+from .steps import FetchResponse, Signal, Step, StepSync
 
 if TYPE_CHECKING:
     from durably.engine.settings import EngineSettings

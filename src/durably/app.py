@@ -6,8 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from durably.functions.hooks import MiddlewareFactory
-from durably.functions.middleware_stack import check_middleware
+from durably.functions.middleware import MiddlewareFactory, check_middleware
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
 from durably.protocol.options import Checkpointing, check_checkpointing

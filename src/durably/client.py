@@ -5,8 +5,7 @@ from typing import Any, Never
 
 from durably.functions.config import FunctionOpts
 from durably.functions.function import Function, Handler, T
-from durably.functions.hooks import MiddlewareFactory
-from durably.functions.middleware_stack import MiddlewareStack, check_middleware
+from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.events import Event
 from durably.protocol.options import (
@@ -24,9 +23,9 @@ from durably.protocol.options import (
     Trigger,
 )
 
-from . import sending
 from .app import App
 from .errors import FunctionConfigInvalidError
+from .events import send_events
 from .execution import drive
 from .run_logger import as_logger
 from .serializers import Unset
@@ -141,5 +140,6 @@ class Client(App):
         return drive(self._send(events, BlockingIO(), skip_middleware))
 
     async def _send(self, events: Event | Sequence[Event], io: IO, skip_middleware: bool) -> list[str]:
+        skip_middleware = skip_middleware or not self.middleware
         middleware = None if skip_middleware else MiddlewareStack(self.middleware, self, None, io)
-        return await sending.send_events(self, events, io, middleware)
+        return await send_events(self, events, io, middleware)

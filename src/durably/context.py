@@ -1,28 +1,31 @@
-"""What user code holds: the context and its steps. Groups of steps are in ``durably.groups``.
+"""What user code holds: the context of a run, and its groups of steps. The steps are in ``durably.steps``."""
 
-``Step`` and ``StepSync`` differ in their types alone; what each step means stands in ``durably.steps``.
-"""
-
-import datetime as dt
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from types import TracebackType
+from typing import Any, TypeVar, overload
 
-from durably.functions.config import FunctionDefinition
+import msgspec
+
+from durably.execution.async_call import group_mode
 from durably.protocol.durations import Duration
 from durably.protocol.events import Event
+from durably.protocol.opcodes import ParallelMode
 
-from . import steps
-from .app import App
+from .errors import AsyncUnsupportedError, DeadlineError, FunctionConfigInvalidError
 from .execution import AsyncCall, SyncCall
-from .groups import Group, GroupSync
-from .serializers import Unset
-from .steps import AIAdapter, FetchResponse, Signal
+from .steps import Step, StepSync, sleep_request
 
 T = TypeVar("T")
-P = ParamSpec("P")
-OnConflict = Literal["fail", "replace"]
-Events = Event | Sequence[Event]
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+T6 = TypeVar("T6")
+AsyncBranch = Callable[[], Awaitable[T]]
+Branch = Callable[[], T]
 
 
 @dataclass
@@ -38,8 +41,8 @@ class Context:
     run_id: str
     attempt: int
     logger: Any
-    step: "Step"
-    group: Group
+    step: Step
+    group: "Group"
     request_id: str | None = None
     job_id: str | None = None
 
@@ -53,243 +56,168 @@ class ContextSync:
     run_id: str
     attempt: int
     logger: Any
-    step: "StepSync"
-    group: GroupSync
+    step: StepSync
+    group: "GroupSync"
     request_id: str | None = None
     job_id: str | None = None
 
 
-class Step:
-    """The steps of an async function; each is awaited.
+class Group(msgspec.Struct, eq=False):
+    """Several steps at once, in async functions. Plain ``asyncio.gather`` and ``TaskGroup`` work as well."""
 
-    ``step_id`` names the step within its function; repeated ids are numbered in the order in which they
-    are made. Durations are milliseconds or ``timedelta``. A step that failed for good raises ``StepError``.
-    """
-
-    # Coroutines are typed with None, not Any: where an argument's type has an Any in it, mypy gives up choosing among
-    # the overloads of asyncio.gather and group.parallel, and infers Any.
-
-    def __init__(self, app: App, call: AsyncCall, send: Callable[[Events], Awaitable[list[str]]]) -> None:
-        self._app = app
-        self._call = call
-        self._send = send
-
-    @property
-    def ai(self) -> "AI":
-        """Steps that call AI models."""
-        return AI(self._app, self._call)
+    _call: AsyncCall
 
     @overload
-    def run(
-        self, step_id: str, handler: Callable[..., Awaitable[T]], *args: Any, output_type: Any, **kwargs: Any
-    ) -> Coroutine[None, None, T]: ...
+    async def parallel(
+        self, callables: tuple[AsyncBranch[T1], AsyncBranch[T2]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2]: ...
     @overload
-    def run(
-        self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any
-    ) -> Coroutine[None, None, T]: ...
+    async def parallel(
+        self, callables: tuple[AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2, T3]: ...
     @overload
-    def run(
-        self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[None, None, T]: ...
+    async def parallel(
+        self,
+        callables: tuple[AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3], AsyncBranch[T4]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4]: ...
     @overload
-    def run(
-        self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[None, None, T]: ...
-    def run(
-        self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
-    ) -> Coroutine[None, None, Any]:
-        """Run ``handler(*args, **kwargs)`` until it succeeds once, and return its result.
+    async def parallel(
+        self,
+        callables: tuple[AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3], AsyncBranch[T4], AsyncBranch[T5]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5]: ...
+    @overload
+    async def parallel(
+        self,
+        callables: tuple[
+            AsyncBranch[T1], AsyncBranch[T2], AsyncBranch[T3], AsyncBranch[T4], AsyncBranch[T5], AsyncBranch[T6]
+        ],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5, T6]: ...
+    @overload
+    async def parallel(
+        self, callables: Sequence[AsyncBranch[T]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T, ...]: ...
+    def parallel(
+        self, callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
+    ) -> Coroutine[Any, Any, tuple[Any, ...]]:
+        """Run callables that contain steps at the same time; returns what they returned, in their order.
 
-        The result is stored as JSON, and is an instance of the handler's return annotation. ``output_type`` replaces
-        the annotation. An async handler runs on the event loop, a sync one in a worker thread.
+        ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE`` branches of several steps do not
+        wait for each other.
         """
-        return self._call.step(steps.run(self._app, step_id, handler, args, kwargs, output_type))
+        _check_callables(callables, "make them async functions, or lambdas: `lambda: ctx.step.run(…)`")
+        return self._call.group("group.parallel", _run_together(callables, parallel_mode))
 
-    def sleep(self, step_id: str, duration: Duration) -> Coroutine[None, None, None]:
-        """Sleep for at most 366 days. The app need not run until the sleep ends."""
-        return self._call.step(steps.sleep(step_id, duration))
+    def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
+        """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a
+        ``TimeoutError``, when it is over.
 
-    def sleep_until(self, step_id: str, until: dt.datetime) -> Coroutine[None, None, None]:
-        """Sleep until a moment (naive ones are local time)."""
-        return self._call.step(steps.sleep_until(step_id, until))
-
-    def wait_for_event(
-        self, step_id: str, *, event: str, if_exp: str | None = None, timeout: Duration
-    ) -> Coroutine[None, None, Event | None]:
-        """The next event of that name, or ``None`` after ``timeout``.
-
-        In ``if_exp`` the run's own event is ``event``, the newcomer ``async``.
+        The clock is a durable sleep with that id, which races the steps inside.
         """
-        return self._call.step(steps.wait_for_event(step_id, event, if_exp, timeout))
-
-    def wait_for_signal(
-        self, step_id: str, *, signal: str, timeout: Duration | None = None, on_conflict: OnConflict = "fail"
-    ) -> Coroutine[None, None, Signal | None]:
-        """The signal once it is sent, or ``None`` after ``timeout`` (default a year).
-
-        One run at a time waits for a signal; ``on_conflict="replace"`` takes it over from another.
-        """
-        return self._call.step(steps.wait_for_signal(step_id, signal, timeout, on_conflict))
-
-    def invoke(
-        self,
-        step_id: str,
-        *,
-        function: FunctionDefinition[T],
-        data: Mapping[str, Any] | None = None,
-        timeout: Duration | None = None,
-        user: Any = None,
-        v: str | None = None,
-    ) -> Coroutine[None, None, T]:
-        """Run another function with ``data`` as its event's data, and return what it returned."""
-        return self._call.step(steps.invoke_function(self._app, step_id, function, data, timeout, v, user))
-
-    def invoke_by_id(
-        self,
-        step_id: str,
-        *,
-        app_id: str | None = None,
-        function_id: str,
-        data: Mapping[str, Any] | None = None,
-        timeout: Duration | None = None,
-        user: Any = None,
-        v: str | None = None,
-    ) -> Coroutine[None, None, Any]:
-        """``invoke`` of a function that is known by its id, of this app or another."""
-        return self._call.step(steps.invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
-
-    def send_event(self, step_id: str, events: Events) -> Coroutine[None, None, list[str]]:
-        """Send events once; returns their ids."""
-        return self.run(step_id, self._send, events)
-
-    def fetch(
-        self,
-        step_id: str,
-        url: str,
-        *,
-        method: str = "GET",
-        headers: Mapping[str, str] | None = None,
-        body: Any = None,
-    ) -> Coroutine[None, None, FetchResponse]:
-        """Have the engine make an HTTP request; ``body`` is text, or anything that JSON expresses."""
-        return self._call.step(steps.fetch(step_id, url, method, headers, body))
+        return DurableTimeout(self._call, step_id, duration)
 
 
-class AI:
-    """Steps that call AI models."""
+def _check_callables(callables: Sequence[Any], advice: str) -> None:
+    """Raises ``FunctionConfigInvalidError``, if one was called already."""
+    for number, branch in enumerate(callables):
+        if not callable(branch):
+            raise FunctionConfigInvalidError(
+                f"group.parallel takes functions, which it calls itself; number {number + 1} is a "
+                f"{type(branch).__name__}: {advice}"
+            )
 
-    def __init__(self, app: App, call: AsyncCall) -> None:
-        self._app = app
+
+async def _run_together(callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode) -> tuple[Any, ...]:
+    token = group_mode.set(parallel_mode)
+    try:
+        tasks = [asyncio.ensure_future(_await(function)) for function in callables]
+    finally:
+        group_mode.reset(token)
+    return tuple(await asyncio.gather(*tasks))
+
+
+class DurableTimeout:
+    """A sleep that races the steps of an ``async with`` block, and cancels the block if it wins."""
+
+    def __init__(self, call: AsyncCall, step_id: str, duration: Duration) -> None:
         self._call = call
+        self._request = sleep_request(step_id, duration)
+        self._has_expired = False
 
-    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[None, None, Any]:
-        """Have the engine make the request to the model; returns the provider's JSON."""
-        return self._call.step(steps.infer(step_id, adapter, body))
+    async def __aenter__(self) -> "DurableTimeout":
+        self._owner = asyncio.current_task()
+        assert self._owner is not None
+        self._cancelling = self._owner.cancelling()
+        # The engine must ask after the clock as after the steps, also where a group waits for all of its steps.
+        self._outer_mode = group_mode.get()
+        group_mode.set(ParallelMode.RACE)
+        self._clock = asyncio.ensure_future(self._call.step(self._request))
+        self._clock.add_done_callback(self._expire)
+        return self
 
-    def wrap(
-        self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[None, None, T]:
-        """``run`` for a model's own client library; engines show such steps as AI calls."""
-        return self._call.step(steps.ai_wrap(self._app, step_id, handler, args, kwargs))
+    def _expire(self, clock: "asyncio.Future[Any]") -> None:
+        if not clock.cancelled() and clock.exception() is None and self._owner is not None:
+            self._has_expired = True
+            self._owner.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        owner, self._owner = self._owner, None
+        group_mode.set(self._outer_mode)
+        self._clock.cancel()
+        was_ours = self._has_expired and owner is not None and owner.uncancel() <= self._cancelling
+        if was_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise DeadlineError(f'group.timeout "{self._request.step_id}" is over') from error
 
 
-class StepSync:
-    """The steps of a sync function; the methods are those of ``Step``."""
+class GroupSync(msgspec.Struct, eq=False):
+    """Several steps at once, in sync functions."""
 
-    def __init__(self, app: App, call: SyncCall, send: Callable[[Events], list[str]]) -> None:
-        self._app = app
-        self._call = call
-        self._send = send
-
-    @property
-    def ai(self) -> "AISync":
-        """Steps that call AI models."""
-        return AISync(self._app, self._call)
+    _call: SyncCall
 
     @overload
-    def run(self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any) -> T: ...
+    def parallel(
+        self, callables: tuple[Branch[T1], Branch[T2]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2]: ...
     @overload
-    def run(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
-    def run(
-        self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
-    ) -> Any:
-        """See ``Step.run``."""
-        return self._call.step(steps.run(self._app, step_id, handler, args, kwargs, output_type))
-
-    def sleep(self, step_id: str, duration: Duration) -> None:
-        """See ``Step.sleep``."""
-        self._call.step(steps.sleep(step_id, duration))
-
-    def sleep_until(self, step_id: str, until: dt.datetime) -> None:
-        """See ``Step.sleep_until``."""
-        self._call.step(steps.sleep_until(step_id, until))
-
-    def wait_for_event(self, step_id: str, *, event: str, if_exp: str | None = None, timeout: Duration) -> Event | None:
-        """See ``Step.wait_for_event``."""
-        return self._call.step(steps.wait_for_event(step_id, event, if_exp, timeout))  # type: ignore[no-any-return]
-
-    def wait_for_signal(
-        self, step_id: str, *, signal: str, timeout: Duration | None = None, on_conflict: OnConflict = "fail"
-    ) -> Signal | None:
-        """See ``Step.wait_for_signal``."""
-        return self._call.step(steps.wait_for_signal(step_id, signal, timeout, on_conflict))  # type: ignore[no-any-return]
-
-    def invoke(
+    def parallel(
+        self, callables: tuple[Branch[T1], Branch[T2], Branch[T3]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2, T3]: ...
+    @overload
+    def parallel(
+        self, callables: tuple[Branch[T1], Branch[T2], Branch[T3], Branch[T4]], parallel_mode: ParallelMode = ...
+    ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    def parallel(
         self,
-        step_id: str,
-        *,
-        function: FunctionDefinition[T],
-        data: Mapping[str, Any] | None = None,
-        timeout: Duration | None = None,
-        user: Any = None,
-        v: str | None = None,
-    ) -> T:
-        """See ``Step.invoke``."""
-        request = steps.invoke_function(self._app, step_id, function, data, timeout, v, user)
-        return self._call.step(request)  # type: ignore[no-any-return]
-
-    def invoke_by_id(
+        callables: tuple[Branch[T1], Branch[T2], Branch[T3], Branch[T4], Branch[T5]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5]: ...
+    @overload
+    def parallel(
         self,
-        step_id: str,
-        *,
-        app_id: str | None = None,
-        function_id: str,
-        data: Mapping[str, Any] | None = None,
-        timeout: Duration | None = None,
-        user: Any = None,
-        v: str | None = None,
-    ) -> Any:
-        """See ``Step.invoke_by_id``."""
-        return self._call.step(steps.invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
+        callables: tuple[Branch[T1], Branch[T2], Branch[T3], Branch[T4], Branch[T5], Branch[T6]],
+        parallel_mode: ParallelMode = ...,
+    ) -> tuple[T1, T2, T3, T4, T5, T6]: ...
+    @overload
+    def parallel(self, callables: Sequence[Branch[T]], parallel_mode: ParallelMode = ...) -> tuple[T, ...]: ...
+    def parallel(
+        self, callables: Sequence[Branch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
+    ) -> tuple[Any, ...]:
+        """See ``Group.parallel``. The steps run at the same time; the code between them does not."""
+        _check_callables(callables, "make them functions, or lambdas: `lambda: ctx.step.run(…)`")
+        return self._call.parallel(callables, parallel_mode)
 
-    def send_event(self, step_id: str, events: Events) -> list[str]:
-        """See ``Step.send_event``."""
-        return self.run(step_id, self._send, events)
-
-    def fetch(
-        self,
-        step_id: str,
-        url: str,
-        *,
-        method: str = "GET",
-        headers: Mapping[str, str] | None = None,
-        body: Any = None,
-    ) -> FetchResponse:
-        """See ``Step.fetch``."""
-        return self._call.step(steps.fetch(step_id, url, method, headers, body))  # type: ignore[no-any-return]
+    def timeout(self, step_id: str, duration: Duration) -> Any:
+        """Not possible in a sync function, whose code cannot be interrupted; raises ``AsyncUnsupportedError``."""
+        raise AsyncUnsupportedError(
+            f'group.timeout("{step_id}") needs an async function: sync code cannot be interrupted. '
+            "Give wait_for_event, wait_for_signal or invoke a timeout of their own"
+        )
 
 
-class AISync:
-    """See ``AI``."""
-
-    def __init__(self, app: App, call: SyncCall) -> None:
-        self._app = app
-        self._call = call
-
-    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Any:
-        """See ``AI.infer``."""
-        return self._call.step(steps.infer(step_id, adapter, body))
-
-    def wrap(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """See ``AI.wrap``."""
-        return self._call.step(steps.ai_wrap(self._app, step_id, handler, args, kwargs))  # type: ignore[no-any-return]
+async def _await(function: AsyncBranch[T]) -> T:
+    return await function()

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urljoin
 
-from durably.comm.adapters import serves
-from durably.comm.bodies import check_size
+from durably.comm.serve_options import serves
 from durably.functions.function import Function
+from durably.io.bodies import check_size
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
-from durably.functions.hooks import TransformOutputResult, TransformStepInput
-from durably.functions.step_results import encode_output
+from durably.functions.middleware import TransformOutputResult, TransformStepInput
 from durably.protocol.opcodes import Opcode
+from durably.values.outputs import encode_output
 
 from .errors import Error, FunctionConfigInvalidError
 from .events import Event, as_data

@@ -1,10 +1,9 @@
 """Exceptions that Durably raises. Those that decide how an answer is written are defined with the wire."""
 
-from durably.execution.clocks import ClockUnsupportedError
+from durably.execution.async_checks import ClockUnsupportedError, StepNotAwaitedError
 from durably.execution.memos import MemoUnreadableError, ReplayDivergedError, StepIdUnstableError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
 from durably.execution.sync_call import AsyncUnsupportedError, StepIdAmbiguousError
-from durably.execution.unawaited import StepNotAwaitedError
 from durably.protocol.durations import DurationInvalidError
 from durably.protocol.errors import (
     DeadlineError,

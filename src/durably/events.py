@@ -1,9 +1,31 @@
-"""Events, and event types: a name bound to a pydantic model of the data."""
+"""Events: types of events with a model of their data, and sending events to an engine.
 
-from collections.abc import Mapping
+Events are sent in one request, which is repeated with backoff until its answer is final.
+"""
+
+import base64
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Generic, Protocol, Self, TypeVar
+from urllib.parse import quote
 
-from durably.protocol.events import Event
+import msgspec
+
+from durably.functions.middleware import MiddlewareStack, SendEventsResult
+from durably.io.http_client import IO, Request, Response
+from durably.protocol.events import Event, EventReceipt
+from durably.protocol.headers import Header, ServerKind
+from durably.protocol.options import TriggerEvent
+from durably.protocol.text import printable
+from durably.values.json_values import encode_checked
+
+from .app import App
+from .engine_interface import InProcessEngine
+from .errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
 
 _ENGINES_FIELD = "_inngest"
 
@@ -45,8 +67,6 @@ class EventType(Generic[M]):
 
     def trigger(self, if_exp: str | None = None, *, expression: str | None = None) -> Any:
         """The trigger; ``expression`` is another name of ``if_exp``."""
-        from durably.protocol.options import TriggerEvent
-
         return TriggerEvent(event=self.name, if_exp=if_exp, expression=expression)
 
 
@@ -57,3 +77,175 @@ def as_data(data: Mapping[str, Any] | Model | None) -> Mapping[str, Any] | None:
     if isinstance(data, Event) or not hasattr(data, "model_dump"):
         raise TypeError(f"data is a dictionary or a pydantic model, not {type(data).__name__}")
     return data.model_dump(mode="json")
+
+
+# -- sending
+
+sending_run: ContextVar[str | None] = ContextVar("durably_sending_run", default=None)
+"""The id of the run whose function is executed. Engines get the id of the run that sends an event, so that they can
+stop runs that start each other endlessly."""
+
+MAX_ATTEMPTS = 5
+BASE_DELAY = 0.1
+"""Seconds before the second attempt; doubled before each further one."""
+_DEV_ADVICE = " (is `durably dev` running?)"
+_DEV_EVENT_KEY = "NO_EVENT_KEY_SET"
+_ENTROPY_BYTES = 10
+_MOST_WARNED = 1000
+
+
+class _Answer(msgspec.Struct):
+    """The part of an engine's answer that is read. ``error`` is set if not all events were accepted."""
+
+    ids: list[str] | None = None
+    error: str | None = None
+    unmatched: Any = None
+
+
+async def send_events(
+    app: App,
+    events: Event | Sequence[Event],
+    io: IO,
+    middleware: MiddlewareStack | None,
+    seed: str | None = None,
+) -> list[str]:
+    """Send and return the events' ids, in the events' order.
+
+    Network errors and 5xx are retried. All attempts have one event-id seed, so that the engine stores the
+    events only once. ``seed`` is a step's seed (``step_seed``). Raises ``SendEventsError``,
+    ``EngineNotConfiguredError``, ``EventKeyUnspecifiedError``.
+    """
+    batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
+    seed = seed or _random_seed()
+    if middleware is None:
+        return await _send(app, batch, io, seed)
+    await middleware.call("before_send_events", batch)
+    result = SendEventsResult()
+    try:
+        result.ids = await _send(app, batch, io, seed)
+        return result.ids
+    except SendEventsError as error:
+        result.ids, result.error = error.ids, str(error)
+        raise
+    except Exception as error:
+        result.error = str(error)
+        raise
+    finally:
+        await middleware.call("after_send_events", result)
+
+
+async def _send(app: App, events: list[Event], io: IO, seed: str) -> list[str]:
+    if not events:
+        return []
+    if app.in_process is not None:
+        # The engine adds the time to the events, by its own clock.
+        receipt = await _send_in_process(app.in_process, _encode(events, now=0), io, app.request_timeout, seed)
+        _warn_of_unmatched(app, receipt.unmatched)
+        return receipt.ids
+    request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed)
+    answer = await _attempt(request, io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
+    if answer.error is not None:
+        # An engine may quote the path that it was asked for.
+        message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
+        raise SendEventsError(message, answer.ids or [])
+    if isinstance(answer.unmatched, dict):
+        _warn_of_unmatched(app, answer.unmatched)
+    return answer.ids or []
+
+
+def _warn_of_unmatched(app: App, unmatched: Mapping[str, str]) -> None:
+    """Warn once for each name, because it is probably misspelt."""
+    for name, reason in unmatched.items():
+        if name not in app.warned_events and len(app.warned_events) < _MOST_WARNED:
+            app.warned_events.add(name)
+            app.logger.warning("the event %r was sent and stored, but %s", name, printable(reason))
+
+
+async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> EventReceipt:
+    """The engine repeats this by itself while it moves from one process to another."""
+    try:
+        return await io.resolve(engine.send_events(body, seed, timeout, sending_run.get()))
+    except Error as error:
+        raise SendEventsError(error.message, []) from None
+
+
+async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
+    """``advice`` is added to the error of an engine that cannot be reached."""
+    answer = _Answer()
+    for attempt in range(MAX_ATTEMPTS):
+        if attempt:
+            await io.sleep(BASE_DELAY * 2 ** (attempt - 1) + random.random() * BASE_DELAY)
+        try:
+            response = await io.request(request)
+        except TransportError as error:
+            answer = _Answer(error=f"{error}{advice}")
+            continue
+        answer = _read(response)
+        if response.status < 500:
+            return answer
+    answer.error = f"events not sent after {MAX_ATTEMPTS} attempts: {answer.error}"
+    return answer
+
+
+def _encode(events: list[Event], *, now: int) -> bytes:
+    try:
+        return encode_checked([_to_wire(event, now) for event in events])[0]
+    except ValueError as error:
+        raise EventUnserializableError(f"an event's data cannot be expressed in JSON: {error}") from None
+
+
+def _build_request(app: App, body: bytes, seed: str) -> Request:
+    origin, key = app.event_api_origin, app.event_key
+    if not key:
+        if app.mode is not ServerKind.DEV:
+            raise EventKeyUnspecifiedError
+        key = _DEV_EVENT_KEY
+    headers = app.headers()
+    headers[Header.EVENT_ID_SEED.value] = seed
+    if (run_id := sending_run.get()) is not None:
+        headers[Header.RUN_ID.value] = run_id
+    url = f"{origin}/e/{quote(key, safe='')}"
+    return Request("POST", url, headers, body, app.request_timeout)
+
+
+def _to_wire(event: Event, now: int) -> Mapping[str, Any]:
+    if not isinstance(event, Event):
+        raise EventUnserializableError(f"events are durably.Event objects, not {type(event).__name__}")
+    try:
+        data = as_data(event.data)
+    except TypeError as error:
+        raise EventUnserializableError(f"event {event.name!r}: {error}") from None
+    wire = {"name": event.name, "data": data, "ts": event.ts or now}
+    optional = {"id": event.id, "user": event.user, "v": event.v}
+    return wire | {name: value for name, value in optional.items() if value}
+
+
+def _read(response: Response) -> _Answer:
+    try:
+        answer = msgspec.json.decode(response.body, type=_Answer)
+    except msgspec.MsgspecError:
+        return _Answer(error=f"the engine answered {response.status}, and not in the form of an answer to events")
+    if response.status >= 300 and not answer.error:
+        answer.error = f"the engine answered {response.status}"
+    return answer
+
+
+def step_seed(run_id: str, hashed_step_id: str, began: int) -> str:
+    """The seed with which a step sends. It is the same each time the step runs.
+
+    An app that dies after it has sent, and before the engine has the step's result, so sends nothing twice. ``began``
+    is the start of the run, in ms since the epoch.
+    """
+    digest = hashlib.sha256(f"{run_id}:{hashed_step_id}".encode()).digest()
+    return _seed(max(began, 1), digest[:_ENTROPY_BYTES])
+
+
+def _random_seed() -> str:
+    return _seed(time.time_ns() // 1_000_000, secrets.token_bytes(_ENTROPY_BYTES))
+
+
+def _seed(milliseconds: int, entropy: bytes) -> str:
+    """``<ms>,<base64 of ten bytes>``; the engine adds each event's index to its last four bytes."""
+    room = bytearray(entropy)
+    room[6] &= 0x7F  # leaves room to add
+    return f"{milliseconds},{base64.b64encode(bytes(room)).decode()}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
-from .context import Step, StepSync
+from .steps import Step, StepSync
 
 __all__ = ["get_step_context", "set_step_context", "step"]
 

@@ -3,23 +3,25 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
+from urllib.parse import parse_qsl
 
 try:
     import fastapi
     from fastapi.responses import StreamingResponse
     from starlette.requests import ClientDisconnect
+    from starlette.routing import Route
     from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
-from durably.comm.adapters import serves
-from durably.comm.bodies import UNREADABLE, read_chunks
-from durably.comm.requests import StreamingOption, mount_path
+from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
+from durably.io.bodies import UNREADABLE, read_chunks
 
 from .client import Client
-from .comm import CommHandler, CommRequest, CommResponse
+from .comm import CommHandler, CommRequest
 from .engine_interface import InProcessEngine
 
 FRAMEWORK = "fast_api"
@@ -55,31 +57,55 @@ def serve(
         public_path=public_path,
     )
 
-    async def durably_endpoint(request: fastapi.Request) -> fastapi.Response:
-        try:
-            length = request.headers.get("content-length")
-            body = await read_chunks(request.stream(), length, disconnect=ClientDisconnect)
-        except UNREADABLE as error:
-            return _to_fast_api(handler.refuse(error))
-        comm_request = CommRequest(
-            body=body,
-            headers=request.headers,
-            query_params=request.query_params,
-            raw_request=request,
-            request_url=lambda: str(request.url),
-        )
-        return _to_fast_api(await handler.handle(request.method, comm_request))
-
     if client.in_process is not None:
         _run_with_server(app, client.in_process)
-    # A plain route: what FastAPI does for its own, such as resolving dependencies, would cost calls more than the rest.
-    app.add_route(mount_path(serve_path), durably_endpoint, methods=["GET", "POST", "PUT"], include_in_schema=False)
+    methods = ["GET", "POST", "PUT"]
+    route = Route(mount_path(serve_path), _Endpoint(handler), methods=methods, include_in_schema=False, name="durably")
+    app.router.routes.append(route)
 
 
-def _to_fast_api(response: CommResponse) -> fastapi.Response:
-    if response.stream is not None:
-        return StreamingResponse(response.stream(), response.status_code, response.headers)
-    return fastapi.Response(response.body, response.status_code, response.headers)
+class _Endpoint:
+    """An ASGI app: what the framework does for its own views would cost calls more than the rest."""
+
+    def __init__(self, handler: CommHandler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = fastapi.Request(scope, receive)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        try:
+            length = headers.get("content-length")
+            body = await read_chunks(request.stream(), length, disconnect=ClientDisconnect)
+        except UNREADABLE as error:
+            response = self._handler.refuse(error)
+        else:
+            query = scope["query_string"]
+            comm_request = CommRequest(
+                body=body,
+                headers=headers,
+                query_params=_parse_frequent(query) if len(query) <= _FREQUENT_LENGTH else _parse(query),
+                raw_request=request,
+                request_url=lambda: str(request.url),
+                has_lower_names=True,
+            )
+            response = await self._handler.handle(request.method, comm_request)
+        if response.stream is not None:
+            streamed = StreamingResponse(response.stream(), response.status_code, response.headers)
+            await streamed(scope, receive, send)
+            return
+        written = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
+        written.append((b"content-length", b"%d" % len(response.body)))
+        await send({"type": "http.response.start", "status": int(response.status_code), "headers": written})
+        await send({"type": "http.response.body", "body": response.body})
+
+
+def _parse(query: bytes) -> dict[str, str]:
+    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+
+
+_FREQUENT_LENGTH = 256
+_parse_frequent = lru_cache(256)(_parse)
+"""A function's calls have the same query string."""
 
 
 def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:

@@ -9,10 +9,9 @@ try:
 except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
-from durably.comm.adapters import serves
-from durably.comm.bodies import UNREADABLE, check_length, is_chunked, read_body
-from durably.comm.requests import StreamingOption, mount_path
+from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
+from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse

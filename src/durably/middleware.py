@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from durably.functions.function import Function
-from durably.functions.hooks import SendEventsResult, TransformOutputResult, TransformStepInput, base_of_middleware
+from durably.functions.middleware import SendEventsResult, TransformOutputResult, TransformStepInput, base_of_middleware
 from durably.protocol.events import Event
 
 from .client import Client

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import msgspec
 
-from durably.functions.hooks import TransformOutputResult
-from durably.functions.step_results import encode_output
+from durably.functions.middleware import TransformOutputResult
 from durably.protocol.opcodes import Opcode
+from durably.values.outputs import encode_output
 
 from .errors import Error, FunctionConfigInvalidError
 from .middleware import MiddlewareSync

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from durably.protocol.text import printable, printable_lines
 
 from .errors import FunctionConfigInvalidError
@@ -46,21 +48,21 @@ class _Fallback(logging.StreamHandler[Any]):
 _fallback = _Fallback()
 
 
-class RunContext:
+class RunContext(msgspec.Struct):
     """The fields of one call's lines. The step is the one whose handler logs, if any."""
 
-    def __init__(self, replay: Replay, app_id: str, function_id: str, run_id: str) -> None:
-        self._replay = replay
-        self._ids = (app_id, function_id, run_id)
+    replay: Replay
+    app_id: str
+    function_id: str
+    run_id: str
 
     @property
     def is_silent(self) -> bool:
-        return self._replay.is_replaying
+        return self.replay.is_replaying
 
     def fields(self) -> dict[str, str]:
         step = in_step.get()
-        app_id, function_id, run_id = self._ids
-        fields = {"app_id": app_id, "function_id": function_id, "run_id": run_id}
+        fields = {"app_id": self.app_id, "function_id": self.function_id, "run_id": self.run_id}
         return fields if step is None else {**fields, "step_id": step.request.step_id}
 
     def prefix(self) -> str:
@@ -77,12 +79,11 @@ class RunLogger(logging.LoggerAdapter[Any]):
     go to stderr.
     """
 
-    def __init__(self, logger: Logger, context: RunContext) -> None:
-        super().__init__(logger, {})
-        self._context = context
+    extra: Any
+    """The ``RunContext``."""
 
     def isEnabledFor(self, level: int) -> bool:
-        if self._context.is_silent:
+        if self.extra.is_silent:
             return False
         return level >= self._fallback_level() if self._is_unconfigured() else super().isEnabledFor(level)
 
@@ -95,9 +96,9 @@ class RunLogger(logging.LoggerAdapter[Any]):
             )
         if not self.isEnabledFor(level):
             return
-        kwargs["extra"] = {**self._context.fields(), **(kwargs.get("extra") or {})}
+        kwargs["extra"] = {**self.extra.fields(), **(kwargs.get("extra") or {})}
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
-        template, values = _with_prefix(self._context.prefix(), str(msg), args)
+        template, values = _with_prefix(self.extra.prefix(), str(msg), args)
         if self._is_unconfigured():
             self._write(level, template, values, kwargs)
         else:
@@ -208,7 +209,7 @@ class AnyRunLogger:
 
         def write(*args: Any, **options: Any) -> Any:
             if self._context.is_silent:
-                return _say_nothing_async() if is_async else None
+                return _log_nothing() if is_async else None
             if callable(getattr(self._target, "bind", None)):
                 return getattr(self._target.bind(**self._context.fields()), name)(*args, **options)
             place = 1 if name == "log" else 0  # after the level
@@ -220,15 +221,10 @@ class AnyRunLogger:
         return write
 
 
-async def _say_nothing_async() -> None:
+async def _log_nothing() -> None:
     """Replaces an async method during the replay."""
 
 
 def as_logger(logger: Any) -> Any:
     """A logger that the SDK can log to. Raises ``FunctionConfigInvalidError``."""
     return logger if isinstance(logger, (*_STANDARD, AnyLogger)) else AnyLogger(logger)
-
-
-def run_logger(logger: Any, context: RunContext) -> Any:
-    """``ctx.logger`` over the result of ``as_logger``."""
-    return AnyRunLogger(logger.target, context) if isinstance(logger, AnyLogger) else RunLogger(logger, context)

@@ -1,12 +1,13 @@
-"""The steps that users can take, each as a ``StepRequest``: its op, its options, what its memo means (spec §5.3).
+"""The steps that users can take: ``Step`` of async functions, ``StepSync`` of sync ones.
 
-Written once, for ``Step`` and ``StepSync``. Checks arguments, so that a mistake names the step.
+The two differ in their types alone. What each step asks for is a ``StepRequest``: its op, its options, what its memo
+means (spec §5.3). Arguments are checked, so that a mistake names the step.
 """
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -15,14 +16,19 @@ from durably.protocol.durations import Duration, format_duration, format_moment,
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
-from durably.values.annotations import decode_as, encode_as, handler_codec
 from durably.values.codecs import Codec
+from durably.values.outputs import decode_as, encode_as, handler_codec
 
 from .app import App
 from .errors import DurationInvalidError, FunctionConfigInvalidError
 from .events import as_data
-from .execution import StepRequest
+from .execution import AsyncCall, StepRequest, SyncCall
 from .serializers import Unset
+
+T = TypeVar("T")
+P = ParamSpec("P")
+OnConflict = Literal["fail", "replace"]
+Events = Event | Sequence[Event]
 
 _SMALL_MILLISECONDS = 1000
 
@@ -55,7 +61,242 @@ class AIAdapter(Protocol):
     def url_infer(self) -> str: ...
 
 
-def run(
+class Step(msgspec.Struct, eq=False):
+    """The steps of an async function; each is awaited.
+
+    ``step_id`` names the step within its function; repeated ids are numbered in the order in which they
+    are made. Durations are milliseconds or ``timedelta``. A step that failed for good raises ``StepError``.
+    """
+
+    # Coroutines are typed with None, not Any: where an argument's type has an Any in it, mypy gives up choosing among
+    # the overloads of asyncio.gather and group.parallel, and infers Any.
+
+    _app: App
+    _call: AsyncCall
+    _send: Callable[[Events], Awaitable[list[str]]]
+
+    @property
+    def ai(self) -> "AI":
+        """Steps that call AI models."""
+        return AI(self._app, self._call)
+
+    @overload
+    def run(
+        self, step_id: str, handler: Callable[..., Awaitable[T]], *args: Any, output_type: Any, **kwargs: Any
+    ) -> Coroutine[None, None, T]: ...
+    @overload
+    def run(
+        self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any
+    ) -> Coroutine[None, None, T]: ...
+    @overload
+    def run(
+        self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[None, None, T]: ...
+    @overload
+    def run(
+        self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[None, None, T]: ...
+    def run(
+        self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
+    ) -> Coroutine[None, None, Any]:
+        """Run ``handler(*args, **kwargs)`` until it succeeds once, and return its result.
+
+        The result is stored as JSON, and is an instance of the handler's return annotation. ``output_type`` replaces
+        the annotation. An async handler runs on the event loop, a sync one in a worker thread.
+        """
+        return self._call.step(_run(self._app, step_id, handler, args, kwargs, output_type))
+
+    def sleep(self, step_id: str, duration: Duration) -> Coroutine[None, None, None]:
+        """Sleep for at most 366 days. The app need not run until the sleep ends."""
+        return self._call.step(sleep_request(step_id, duration))
+
+    def sleep_until(self, step_id: str, until: dt.datetime) -> Coroutine[None, None, None]:
+        """Sleep until a moment (naive ones are local time)."""
+        return self._call.step(_sleep_until(step_id, until))
+
+    def wait_for_event(
+        self, step_id: str, *, event: str, if_exp: str | None = None, timeout: Duration
+    ) -> Coroutine[None, None, Event | None]:
+        """The next event of that name, or ``None`` after ``timeout``.
+
+        In ``if_exp`` the run's own event is ``event``, the newcomer ``async``.
+        """
+        return self._call.step(_wait_for_event(step_id, event, if_exp, timeout))
+
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: Duration | None = None, on_conflict: OnConflict = "fail"
+    ) -> Coroutine[None, None, Signal | None]:
+        """The signal once it is sent, or ``None`` after ``timeout`` (default a year).
+
+        One run at a time waits for a signal; ``on_conflict="replace"`` takes it over from another.
+        """
+        return self._call.step(_wait_for_signal(step_id, signal, timeout, on_conflict))
+
+    def invoke(
+        self,
+        step_id: str,
+        *,
+        function: FunctionDefinition[T],
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> Coroutine[None, None, T]:
+        """Run another function with ``data`` as its event's data, and return what it returned."""
+        return self._call.step(_invoke_function(self._app, step_id, function, data, timeout, v, user))
+
+    def invoke_by_id(
+        self,
+        step_id: str,
+        *,
+        app_id: str | None = None,
+        function_id: str,
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> Coroutine[None, None, Any]:
+        """``invoke`` of a function that is known by its id, of this app or another."""
+        return self._call.step(_invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
+
+    def send_event(self, step_id: str, events: Events) -> Coroutine[None, None, list[str]]:
+        """Send events once; returns their ids."""
+        return self.run(step_id, self._send, events)
+
+    def fetch(
+        self,
+        step_id: str,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> Coroutine[None, None, FetchResponse]:
+        """Have the engine make an HTTP request; ``body`` is text, or anything that JSON expresses."""
+        return self._call.step(_fetch(step_id, url, method, headers, body))
+
+
+class AI(msgspec.Struct, eq=False):
+    """Steps that call AI models."""
+
+    _app: App
+    _call: AsyncCall
+
+    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[None, None, Any]:
+        """Have the engine make the request to the model; returns the provider's JSON."""
+        return self._call.step(_infer(step_id, adapter, body))
+
+    def wrap(
+        self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[None, None, T]:
+        """``run`` for a model's own client library; engines show such steps as AI calls."""
+        return self._call.step(_ai_wrap(self._app, step_id, handler, args, kwargs))
+
+
+class StepSync(msgspec.Struct, eq=False):
+    """The steps of a sync function; the methods are those of ``Step``."""
+
+    _app: App
+    _call: SyncCall
+    _send: Callable[[Events], list[str]]
+
+    @property
+    def ai(self) -> "AISync":
+        """Steps that call AI models."""
+        return AISync(self._app, self._call)
+
+    @overload
+    def run(self, step_id: str, handler: Callable[..., T], *args: Any, output_type: Any, **kwargs: Any) -> T: ...
+    @overload
+    def run(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    def run(
+        self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
+    ) -> Any:
+        """See ``Step.run``."""
+        return self._call.step(_run(self._app, step_id, handler, args, kwargs, output_type))
+
+    def sleep(self, step_id: str, duration: Duration) -> None:
+        """See ``Step.sleep``."""
+        self._call.step(sleep_request(step_id, duration))
+
+    def sleep_until(self, step_id: str, until: dt.datetime) -> None:
+        """See ``Step.sleep_until``."""
+        self._call.step(_sleep_until(step_id, until))
+
+    def wait_for_event(self, step_id: str, *, event: str, if_exp: str | None = None, timeout: Duration) -> Event | None:
+        """See ``Step.wait_for_event``."""
+        return self._call.step(_wait_for_event(step_id, event, if_exp, timeout))  # type: ignore[no-any-return]
+
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: Duration | None = None, on_conflict: OnConflict = "fail"
+    ) -> Signal | None:
+        """See ``Step.wait_for_signal``."""
+        return self._call.step(_wait_for_signal(step_id, signal, timeout, on_conflict))  # type: ignore[no-any-return]
+
+    def invoke(
+        self,
+        step_id: str,
+        *,
+        function: FunctionDefinition[T],
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> T:
+        """See ``Step.invoke``."""
+        request = _invoke_function(self._app, step_id, function, data, timeout, v, user)
+        return self._call.step(request)  # type: ignore[no-any-return]
+
+    def invoke_by_id(
+        self,
+        step_id: str,
+        *,
+        app_id: str | None = None,
+        function_id: str,
+        data: Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        user: Any = None,
+        v: str | None = None,
+    ) -> Any:
+        """See ``Step.invoke_by_id``."""
+        return self._call.step(_invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
+
+    def send_event(self, step_id: str, events: Events) -> list[str]:
+        """See ``Step.send_event``."""
+        return self.run(step_id, self._send, events)
+
+    def fetch(
+        self,
+        step_id: str,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> FetchResponse:
+        """See ``Step.fetch``."""
+        return self._call.step(_fetch(step_id, url, method, headers, body))  # type: ignore[no-any-return]
+
+
+class AISync(msgspec.Struct, eq=False):
+    """See ``AI``."""
+
+    _app: App
+    _call: SyncCall
+
+    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Any:
+        """See ``AI.infer``."""
+        return self._call.step(_infer(step_id, adapter, body))
+
+    def wrap(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See ``AI.wrap``."""
+        return self._call.step(_ai_wrap(self._app, step_id, handler, args, kwargs))  # type: ignore[no-any-return]
+
+
+# -- requests
+
+
+def _run(
     app: App,
     step_id: str,
     handler: Callable[..., Any],
@@ -84,33 +325,33 @@ def _convert(request: StepRequest, codec: Codec) -> None:
     request.decode = partial(decode_as, codec, source)
 
 
-def ai_wrap(
+def _ai_wrap(
     app: App, step_id: str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> StepRequest:
-    return run(app, step_id, handler, args, kwargs, Unset, {"type": "step.ai.wrap"})
+    return _run(app, step_id, handler, args, kwargs, Unset, {"type": "step.ai.wrap"})
 
 
-def sleep(step_id: str, duration: Duration) -> StepRequest:
+def sleep_request(step_id: str, duration: Duration) -> StepRequest:
     text = _duration(step_id, duration)
     request = StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
     return _with_duration(request, duration)
 
 
-def sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
+def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
     if not isinstance(until, dt.datetime):
         raise DurationInvalidError(f'step "{step_id}": sleep_until takes a datetime, not {until!r}')
     text = format_moment(until)
     return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
 
 
-def wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Duration) -> StepRequest:
+def _wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Duration) -> StepRequest:
     opts = {"event": event, "timeout": _duration(step_id, timeout)}
     if if_exp is not None:
         opts["if"] = if_exp
     return _with_duration(StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event), timeout)
 
 
-def wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conflict: str) -> StepRequest:
+def _wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conflict: str) -> StepRequest:
     if on_conflict not in ("fail", "replace"):
         raise FunctionConfigInvalidError(
             f'step "{step_id}": on_conflict must be "fail" or "replace", not {on_conflict!r}'
@@ -122,7 +363,7 @@ def wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conf
     return _with_duration(request, timeout)
 
 
-def invoke(
+def _invoke(
     app: App,
     step_id: str,
     app_id: str | None,
@@ -144,7 +385,7 @@ def invoke(
     return request
 
 
-def invoke_function(
+def _invoke_function(
     app: App,
     step_id: str,
     function: FunctionDefinition[Any],
@@ -160,17 +401,17 @@ def invoke_function(
         )
     opts = function.opts
     codec = function.output_codec(app.serializer)
-    return invoke(app, step_id, opts.app_id, opts.local_id, data, timeout, v, user, codec)
+    return _invoke(app, step_id, opts.app_id, opts.local_id, data, timeout, v, user, codec)
 
 
-def fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | None, body: Any) -> StepRequest:
+def _fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | None, body: Any) -> StepRequest:
     opts: dict[str, Any] = {"url": url, "method": method.upper(), "headers": dict(headers or {})}
     if body is not None:
         opts["body"] = body if isinstance(body, str) else msgspec.json.encode(body).decode()
     return StepRequest(_checked(step_id), Opcode.GATEWAY, opts=opts, decode=_response)
 
 
-def infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepRequest:
+def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepRequest:
     sent = dict(body)
     adapter.on_call(sent)
     opts = {

@@ -13,10 +13,9 @@ try:
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
-from durably.comm.adapters import serves
-from durably.comm.bodies import LimitedBody, check_length
-from durably.comm.requests import StreamingOption, mount_path
+from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
+from durably.io.bodies import check_length, check_size
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
@@ -57,19 +56,26 @@ def serve(
     @tornado.web.stream_request_body
     class DurablyHandler(tornado.web.RequestHandler):
         async def prepare(self) -> None:  # before the body is read
-            self._body = LimitedBody()
-            await self._receive(check_length, self.request.headers.get("content-length"))
+            self._chunks: list[bytes] = []
+            self._size = 0
+            await self._check(check_length, self.request.headers.get("content-length"))
 
         async def data_received(self, chunk: bytes) -> None:
-            if not self._finished:
-                await self._receive(self._body.add, chunk)
+            if self._finished:
+                return
+            self._size += len(chunk)
+            if await self._check(check_size, self._size):
+                self._chunks.append(chunk)
 
-        async def _receive(self, take: Callable[..., None], part: Any) -> None:
+        async def _check(self, check: Callable[[Any], None], size: Any) -> bool:
+            """False if the body is too large, and its request refused."""
             try:
-                take(part)
+                check(size)
             except BodyTooLargeError as error:
                 self.set_header("connection", "close")
                 await self._write(handler.refuse(error))
+                return False
+            return True
 
         def check_xsrf_cookie(self) -> None:
             """Engines have no cookies; their requests are signed."""
@@ -77,7 +83,7 @@ def serve(
         async def _answer(self) -> None:
             request = self.request
             comm_request = CommRequest(
-                body=self._body.all(),
+                body=b"".join(self._chunks),
                 headers=dict(request.headers.items()),
                 query_params={k: v[0].decode(errors="replace") for k, v in request.query_arguments.items()},
                 raw_request=request,

@@ -20,6 +20,7 @@ class DirectCheckpoints:
 
     are_default = True
     join_answers = True
+    has_lease = False
 
     def __init__(self, engine: SqliteEngine) -> None:
         self._engine = engine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import durably
-from durably import Client, Event, sending
+from durably import Client, Event, events
 from durably import app as app_module
 from durably.errors import EngineNotConfiguredError, EventKeyUnspecifiedError, SendEventsError
 
@@ -28,7 +28,7 @@ Send = Callable[..., list[str]]
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "BASE_DELAY", 0.001)
+    monkeypatch.setattr(events, "BASE_DELAY", 0.001)
 
 
 @pytest.fixture(params=["send", "send_sync"])
@@ -123,7 +123,7 @@ def test_it_gives_up_in_the_end(engine: FakeEngine, send: Send) -> None:
     with pytest.raises(SendEventsError, match="not sent after 5 attempts: busy") as raised:
         send(make_client(engine), TWO)
     assert raised.value.ids == ["01A"]
-    assert len(engine.received) == sending.MAX_ATTEMPTS
+    assert len(engine.received) == events.MAX_ATTEMPTS
 
 
 def test_an_engine_that_is_away(send: Send) -> None:

@@ -9,7 +9,7 @@ import pytest
 from durably import Client, Streaming
 from durably import settings as settings_module
 from durably.comm import CommHandler
-from durably.comm.requests import mount_path
+from durably.comm.serve_options import mount_path
 from durably.engine.http.access import ApiKeys
 from durably.engine.settings import EngineSettings
 from durably.errors import (

@@ -163,7 +163,7 @@ def read_unit(name: str) -> dict[str, dict[str, str]]:
 
 
 def test_an_order_is_refused_while_the_engine_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durably.sending.BASE_DELAY", 0)
+    monkeypatch.setattr("durably.events.BASE_DELAY", 0)
     monkeypatch.setenv("DURABLY_ENGINE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("DURABLY_SIGNING_KEY", "signkey-prod-" + "0" * 64)
     monkeypatch.setenv("DURABLY_EVENT_KEY", "key")

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.execution import AsyncCall, Replay, StepInfo, StepMemos, StepReport, StepRequest
+from durably.execution import AsyncCall, Replay, StepInfo, StepReport, StepRequest
 from durably.protocol.opcodes import Opcode, hash_step_id
 
 Step = Callable[[str], Awaitable[Any]]
@@ -91,8 +91,8 @@ async def test_a_call_leaves_nothing_to_the_garbage_collector(
     watched: list[weakref.ref[Any]] = []
 
     async def call() -> None:
-        memos = StepMemos({hash_step_id("memoized"): msgspec.Raw(b'{"data":1}')})
-        replay = Replay(memos=memos, hooks=NoHooks(), disable_immediate=disable_immediate)
+        memos = {hash_step_id("memoized"): msgspec.Raw(b'{"data":1}')}
+        replay = Replay(memos=dict(memos), hooks=NoHooks(), disable_immediate=disable_immediate)
         running = AsyncCall(replay)
 
         def step(step_id: str) -> Awaitable[Any]:

@@ -21,9 +21,9 @@ import pytest
 import durably
 from durably import Client, Context, ContextSync
 from durably.testing import TestEngine
-from durably.values import annotations
-from durably.values.annotations import declared_type
+from durably.values import outputs
 from durably.values.codecs import codec_for
+from durably.values.outputs import declared_type
 
 from ..ids import stable_id
 from .engine import complete, engine_for, fail
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @pytest.fixture(autouse=True)
 def _nothing_was_told() -> None:
-    annotations._warned.clear()
+    outputs._warned.clear()
 
 
 class Colour(enum.Enum):

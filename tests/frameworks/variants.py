@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from durably import Client, Streaming, sending
+from durably import Client, Streaming, events
 from durably.comm import requests, syncer
 
 from . import wire
@@ -80,7 +80,7 @@ PATHS = {
 def serve_all(engine_origin: str, serve: Callable[..., Any], *, can_stream: bool = True) -> dict[str, Any]:
     """Make each variant's client and functions and hand them to ``serve``; returns what it returned, by path."""
     requests.KEEP_ALIVE_SECONDS = KEEP_ALIVE_SECONDS
-    sending.BASE_DELAY = 0.001
+    events.BASE_DELAY = 0.001
     syncer.UNSIGNED_SECONDS = 0.0
     logger.setLevel(logging.DEBUG)
     served = {}

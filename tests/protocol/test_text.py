@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from durably.comm.requests import read_origin
+from durably.comm.serve_options import read_origin
 from durably.errors import URLInvalidError
 from durably.protocol.text import (
     get_logger,

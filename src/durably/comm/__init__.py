@@ -1,10 +1,11 @@
 """The layer that answers an engine's requests, the same for every web framework.
 
-Adapters normalise a request into ``CommRequest`` and write out the ``CommResponse``; ``CommHandler``
-decides everything between.
+An adapter makes a ``CommRequest`` from its framework's request, and writes the ``CommResponse``. ``CommHandler``
+decides everything in between.
 """
 
-from .bodies import read_body, read_chunks
+from durably.io.bodies import read_body, read_chunks
+
 from .handler import CommHandler
 from .requests import CommRequest, CommResponse
 from .syncer import Syncer

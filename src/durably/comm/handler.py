@@ -1,16 +1,17 @@
 """CommHandler: answers an engine's requests for one app, whatever the web framework.
 
-Each method has an async and a sync front over one coroutine: under a sync server it is driven without an
-event loop over blocking I/O, and asynchronous code runs on the background loop.
+Each method has an async and a sync front over one coroutine. A sync server drives the coroutine without an event loop,
+over blocking I/O; asynchronous code then runs on the background loop.
 """
 
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -28,33 +29,34 @@ from durably.errors import (
     TransportError,
     URLInvalidError,
 )
-from durably.execution import Found, Outcome, Raised, drive
+from durably.events import sending_run
+from durably.execution import Found, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
 from durably.functions.function import Function, FunctionCall
-from durably.functions.step_results import Timings
+from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.io.worker_threads import Surroundings, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import is_quiet
 from durably.protocol.events import Event
-from durably.protocol.headers import Header, Probe, Query, SyncKind
+from durably.protocol.headers import DISCOVER, Header, Probe, Query, SyncKind
+from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import printable
-from durably.sending import SentBy
 from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
 
-from . import inspection
-from .bodies import check_size
-from .inspection import Endpoint
-from .requests import CommRequest, CommResponse, StreamingOption, read_path, read_serve_origin, read_streaming, stream
-from .syncer import Syncer, UnsignedSyncs
-from .verification import Signer, check_addressee, refuse_forms, refuse_pages, verify_request
+from .requests import CommRequest, CommResponse, stream
+from .serve_options import StreamingOption, read_path, read_serve_origin, read_streaming
+from .syncer import Endpoint, Syncer, UnsignedSyncs, inspect_signed, inspect_unsigned
+from .verification import PAGE_HEADERS, Signer, check_addressee, refuse_forms, refuse_pages, verify_request
 
 T = TypeVar("T")
 
 _ASYNC_IO = AsyncIO()
+_BLOCKING_IO = BlockingIO()
+_NO_SURROUNDINGS = nullcontext()
 
 Key = str | SignatureError | None
-"""The key that signed a request; why it was refused; or ``None`` where nothing is signed nor need be."""
+"""The key that signed a request; the error of its signature; ``None`` for an unsigned request that may be unsigned."""
 Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
 
 
@@ -104,6 +106,8 @@ class CommHandler:
         )
         self._by_id = _index(self.functions)
         _warn_of_other_apps(client, self.functions)
+        self._methods: dict[str, Method] = {"GET": self._get, "POST": self._post, "PUT": self._put}
+        self._is_production = client.is_production
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
         self._checkpoints = HttpCheckpoints(client)
         self._is_streaming = (read_streaming(streaming) or environment.streaming) is Streaming.FORCE
@@ -129,11 +133,11 @@ class CommHandler:
     def is_async(self, function_id: str) -> bool:
         """Whether the function is async. False if the handler does not serve it."""
         function = self._by_id.get(function_id)
-        return function is not None and function.is_async(function_id)
+        return function is not None and function.entries[function_id].is_async
 
     @property
     def threads(self) -> WorkerThreads | None:
-        """Where sync functions run instead of blocking an event loop; ``None`` for the request's thread."""
+        """Threads for sync functions, which would block an event loop; ``None`` for the request's thread."""
         return self._threads
 
     # -- fronts
@@ -144,32 +148,32 @@ class CommHandler:
 
     def post_sync(self, req: CommRequest) -> CommResponse:
         """Answer a call, in this thread."""
-        return drive(self._answer(req, self._post, BlockingIO()))
+        return drive(self._answer(req, self._post, _BLOCKING_IO))
 
     def put(self, req: CommRequest) -> Awaitable[CommResponse]:
         """Sync the app."""
-        return self._answer(req, self._put, AsyncIO())
+        return self._answer(req, self._put, _ASYNC_IO)
 
     def put_sync(self, req: CommRequest) -> CommResponse:
         """Sync the app, in this thread."""
-        return drive(self._answer(req, self._put, BlockingIO()))
+        return drive(self._answer(req, self._put, _BLOCKING_IO))
 
     def get_sync(self, req: CommRequest) -> CommResponse:
         """Inspect the app; does no I/O."""
-        return drive(self._answer(req, self._get, BlockingIO()))
+        return drive(self._answer(req, self._get, _BLOCKING_IO))
 
-    def handle(self, method: str, req: CommRequest) -> Awaitable[CommResponse]:
+    async def handle(self, method: str, req: CommRequest) -> CommResponse:
         """Answer a request by its HTTP method."""
-        return self._answer(req, self._method(method), AsyncIO())
+        return await self._answer(req, self._methods.get(method.upper(), self._unsupported), _ASYNC_IO)
 
     def handle_sync(self, method: str, req: CommRequest) -> CommResponse:
         """Answer a request by its HTTP method, in this thread."""
-        return drive(self._answer(req, self._method(method), BlockingIO()))
+        return drive(self._answer(req, self._methods.get(method.upper(), self._unsupported), _BLOCKING_IO))
 
     async def call(self, call: FunctionCall, io: IO) -> Outcome:
         """Run a function for an engine in this process. Errors are in the outcome."""
         try:
-            outcome = await self._run(self._find(call.function_id), call, io)
+            outcome = await self._run(self._by_id.get(call.function_id) or self._not_found(call.function_id), call, io)
         except Exception as error:
             self._log_refusal(f'a call of function "{call.function_id}"', error)
             return Raised(error)
@@ -177,33 +181,35 @@ class CommHandler:
         return outcome
 
     def refuse(self, error: Exception) -> CommResponse:
-        """Answer a request of which not even a ``CommRequest`` could be made."""
+        """Answer a request from which no ``CommRequest`` can be made."""
         self._log_refusal("a request", error)
-        return self._seal(CommResponse.from_error(error), Timings())
+        return self._seal(CommResponse.from_error(error), {})
 
-    # -- what all requests have in common
-
-    def _method(self, method: str) -> Method:
-        return {"GET": self._get, "POST": self._post, "PUT": self._put}.get(method.upper(), self._unsupported)
+    # -- the part that all requests share
 
     async def _answer(self, req: CommRequest, method: Method, io: IO) -> CommResponse:
-        """Verify and answer. Never raises for what a request contains."""
+        """Verify and answer. Never raises because of a request's content.
+
+        In development nothing need be signed, but what is signed is verified.
+        """
         key: Key = None
-        began = req.timings.begin("comm_handler")
+        req.seconds["comm_handler"] = 0.0
+        began = time.perf_counter()
         try:
-            check_size(len(req.body))
-            key = None if req.is_connect else await self._verify(req, io)
+            if len(req.body) > MAX_REQUEST_BYTES:
+                check_size(len(req.body))
+            if not req.is_connect and (self._is_production or Header.SIGNATURE in req.headers):
+                key = await self._verify(req, io)
             response = await method(req, key, io)
         except Exception as error:
             self._log_refusal(_place_of(req), error)
             response = CommResponse.from_error(error)
-        req.timings.end("comm_handler", began)
-        return self._seal(response, req.timings, _signer(req, key))
+        req.seconds["comm_handler"] = time.perf_counter() - began
+        return self._seal(response, req.seconds, _signer(req, key) if isinstance(key, str) else None)
 
     async def _verify(self, req: CommRequest, io: IO) -> Key:
-        """In development nothing need be signed, but what is signed is verified."""
         client = self.client
-        if not client.is_production and not (req.header(Header.SIGNATURE) and client.signing_key):
+        if not self._is_production and not (req.headers.get(Header.SIGNATURE) and client.signing_key):
             return None
         try:
             verified = await verify_request(req, client.signing_keys, io)
@@ -212,16 +218,18 @@ class CommHandler:
         req.body = verified.body
         return verified.key
 
-    def _seal(self, response: CommResponse, timings: Timings, signer: Signer | None = None) -> CommResponse:
-        """Put on what every answer carries, and sign it with the key that signed the request."""
-        response.headers = self._headers | response.headers
-        response.headers[Header.SERVER_TIMING.value] = timings.to_header()
+    def _seal(self, response: CommResponse, seconds: dict[str, float], signer: Signer | None = None) -> CommResponse:
+        """Add the headers of every answer, and sign it with the key that signed the request."""
+        timing = ""
+        for name, duration in seconds.items():
+            timing += f"{', ' if timing else ''}{name};dur={int(duration * 1000)}"
+        response.headers = {**self._headers, **response.headers, Header.SERVER_TIMING.value: timing}
         if signer is not None and response.stream is None:
             signer.sign(response)
         return response
 
     def _log_refusal(self, what: str, error: Exception) -> None:
-        """Refusals explain themselves; what is no ``Error`` of ours is a fault, and needs its traceback."""
+        """A refusal explains itself. An error that is not one of ours is a fault, and needs its traceback."""
         self.client.logger.error(
             "%s was refused: %s",
             printable(what),
@@ -236,13 +244,13 @@ class CommHandler:
         if kind is not None and kind is not self.client.mode:
             return CommResponse.from_json({}, status_code=HTTPStatus.FORBIDDEN)
         if isinstance(key, str):
-            return CommResponse.from_json(inspection.authenticated(self.endpoint, req))
-        was_signed = isinstance(key, SignatureError) and req.header(Header.SIGNATURE) is not None
-        return CommResponse.from_json(inspection.unauthenticated(self.endpoint, False if was_signed else None))
+            return CommResponse.from_json(inspect_signed(self.endpoint, req))
+        was_signed = isinstance(key, SignatureError) and bool(req.headers.get(Header.SIGNATURE))
+        return CommResponse.from_json(inspect_unsigned(self.endpoint, False if was_signed else None))
 
     async def _put(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         self._refuse_strangers(req)
-        is_in_band = self._allows_in_band and req.header(Header.SYNC_KIND) == SyncKind.IN_BAND
+        is_in_band = self._allows_in_band and req.headers.get(Header.SYNC_KIND) == SyncKind.IN_BAND
         if isinstance(key, SignatureError) and (is_in_band or self._needs_signature(req)):
             raise key
         syncer = Syncer(self.endpoint, self.unsigned_syncs)
@@ -252,8 +260,8 @@ class CommHandler:
 
     def _needs_signature(self, req: CommRequest) -> bool:
         """Whether an out-of-band sync with a missing or invalid signature is refused."""
-        was_signed = req.header(Header.SIGNATURE) is not None
-        return not self._allows_unsigned_sync or (was_signed and self.client.is_production)
+        was_signed = bool(req.headers.get(Header.SIGNATURE))
+        return not self._allows_unsigned_sync or (was_signed and self._is_production)
 
     def _refuse_strangers(self, req: CommRequest) -> None:
         """Raises ``MethodUnsupportedError``, ``BrowserRequestError``."""
@@ -266,16 +274,18 @@ class CommHandler:
                 "-u",
                 "GET",
             )
-        if not self.client.is_production:
+        if not self._is_production:
             refuse_pages(req)
 
     async def _post(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
-        self._refuse_strangers(req)
-        if isinstance(key, SignatureError) and self.client.is_production:
+        headers = req.headers
+        if self.client.in_process is not None or not (self._is_production or PAGE_HEADERS.isdisjoint(headers)):
+            self._refuse_strangers(req)
+        if isinstance(key, SignatureError) and self._is_production:
             raise key
-        if not self.client.is_production:
+        if headers.get(Header.CONTENT_TYPE) != "application/json" and not self._is_production:
             refuse_forms(req)
-        if req.probe is Probe.TRUST:
+        if Query.PROBE in req.query_params and req.probe is Probe.TRUST:
             return CommResponse(body=b"")
         function_id = req.query(Query.FUNCTION_ID)
         if function_id is None:
@@ -283,11 +293,14 @@ class CommHandler:
         step_id = req.query(Query.STEP_ID)
         if step_id is None:
             raise QueryParamMissingError('the query parameter stepId is missing; it is "step" to discover steps')
-        function = self._find(function_id)
-        call = await self._decode(req, function_id, step_id, io)
-        if self._can_stream(function, call) and not req.is_connect:
-            return self._stream(function, call, _signer(req, key), io)
-        return self._respond(call, await self._run(function, call, io))
+        function = self._by_id.get(function_id) or self._not_found(function_id)
+        call = await self._decode(req, function, function_id, step_id, io)
+        if self._is_streaming and not req.is_connect and self._can_stream(function, call):
+            return self._stream(function, call, _signer(req, key) if isinstance(key, str) else None, io)
+        outcome = await self._run(function, call, io)
+        if not isinstance(outcome, Returned):
+            self._log_errors(call, outcome)
+        return CommResponse.from_call_result(outcome)
 
     async def _unsupported(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         self._refuse_strangers(req)
@@ -295,41 +308,43 @@ class CommHandler:
 
     # -- calls
 
-    def _find(self, function_id: str) -> Function[Any]:
-        function = self._by_id.get(function_id)
-        if function is None:
-            known = ", ".join(sorted(self._by_id)) or "none"
-            raise FunctionNotServedError(f"function {function_id!r} not found; this app serves: {known}")
-        return function
+    def _not_found(self, function_id: str) -> NoReturn:
+        known = ", ".join(sorted(self._by_id)) or "none"
+        raise FunctionNotServedError(f"function {function_id!r} not found; this app serves: {known}")
 
-    async def _decode(self, req: CommRequest, function_id: str, step_id: str, io: IO) -> FunctionCall:
+    async def _decode(
+        self, req: CommRequest, function: Function[Any], function_id: str, step_id: str, io: IO
+    ) -> FunctionCall:
         try:
             request = decode_call(req.body)
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid call: {error}") from None
-        check_addressee(request.ctx, function_id, step_id)
+        context, headers = request.ctx, req.headers
+        if context.fn_id and (context.fn_id != function_id or (context.step_id or DISCOVER) != step_id):
+            check_addressee(context, function_id, step_id)
         steps, events, event = request.steps or {}, request.events, request.event
-        if request.use_api or request.ctx.use_api:
-            with req.timings.measure("use_api"):
-                steps, events = await self._fetch(request, io)
+        if request.use_api or context.use_api:
+            began = time.perf_counter()
+            steps, events = await self._fetch(request, io)
             event = events[0] if events else event
+            req.seconds["use_api"] = time.perf_counter() - began
         events = events or ([event] if event is not None else [])
         if not events:
             raise BodyInvalidError("invalid call: it contains no event, and does not say to fetch it (use_api)")
         return FunctionCall(
             function_id=function_id,
-            context=request.ctx,
+            context=context,
             event=event or events[0],
             events=events,
             steps=steps,
-            target=req.target,
+            target=None if step_id == DISCOVER else step_id,
             raw_request=req.raw_request,
-            timings=req.timings,
-            request_id=req.header(Header.REQUEST_ID) or request.ctx.request_id,
-            job_id=req.header(Header.JOB_ID) or request.ctx.job_id,
-            checkpoints=self._checkpoints_for(request),
+            seconds=req.seconds,
+            request_id=headers.get(Header.REQUEST_ID) or context.request_id,
+            job_id=headers.get(Header.JOB_ID) or context.job_id,
+            checkpoints=self._checkpoints_for(request) if function.sends_checkpoints else None,
             threads=self._threads,
-            disable_immediate=request.ctx.disable_immediate_execution or req.header(Header.FORCE_STEP_PLAN) == "true",
+            disable_immediate=context.disable_immediate_execution or headers.get(Header.FORCE_STEP_PLAN) == "true",
         )
 
     def _checkpoints_for(self, request: CallRequest) -> HttpCheckpoints | None:
@@ -358,22 +373,29 @@ class CommHandler:
         return response.body
 
     async def _run(self, function: Function[Any], call: FunctionCall, io: IO) -> Outcome:
-        surroundings = self._surroundings if call.raw_request is None else nullcontext
-        if not function.is_async(call.function_id):
-            return await io.run(self._threads, partial(self._call_sync, function, call, surroundings))
-        with SentBy(call.context.run_id):
-            if surroundings is nullcontext:
-                return await io.resolve(function.call(self.client, call, _ASYNC_IO))
-            with surroundings():
-                return await io.resolve(function.call(self.client, call, _ASYNC_IO))
+        if not function.entries[call.function_id].is_async:
+            if self._threads is None or isinstance(io, BlockingIO):
+                return self._call_sync(function, call)
+            return await self._threads.run(partial(self._call_sync, function, call))
+        token = sending_run.set(call.context.run_id)
+        try:
+            with self._surroundings() if call.raw_request is None else _NO_SURROUNDINGS:
+                outcome = function.call(self.client, call, _ASYNC_IO)
+                return await (io.resolve(outcome) if isinstance(io, BlockingIO) else outcome)
+        finally:
+            sending_run.reset(token)
 
-    def _call_sync(self, function: Function[Any], call: FunctionCall, surroundings: Surroundings) -> Outcome:
-        with surroundings(), SentBy(call.context.run_id):
-            return function.call_sync(self.client, call, BlockingIO())
+    def _call_sync(self, function: Function[Any], call: FunctionCall) -> Outcome:
+        token = sending_run.set(call.context.run_id)
+        try:
+            with self._surroundings() if call.raw_request is None else _NO_SURROUNDINGS:
+                return drive(function.call(self.client, call, _BLOCKING_IO))
+        finally:
+            sending_run.reset(token)
 
     def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:
-        """A sync function without a pool blocks what would send the spaces."""
-        return self._is_streaming and (function.is_async(call.function_id) or self._threads is not None)
+        """A sync function without a pool blocks the thread that would send the spaces."""
+        return function.entries[call.function_id].is_async or self._threads is not None
 
     def _stream(self, function: Function[Any], call: FunctionCall, signer: Signer | None, io: IO) -> CommResponse:
         return CommResponse.create_streaming(
@@ -381,32 +403,32 @@ class CommHandler:
         )
 
     async def _complete(self, function: Function[Any], call: FunctionCall, signer: Signer | None) -> CommResponse:
-        """The answer inside a streamed one, whose own status and headers are long sent."""
+        """The answer inside a streamed one, whose own status and headers have been sent."""
         try:
-            response = self._respond(call, await self._run(function, call, AsyncIO()))
+            outcome = await self._run(function, call, _ASYNC_IO)
+            self._log_errors(call, outcome)
+            response = CommResponse.from_call_result(outcome)
         except Exception as error:
             self._log_refusal(f'a call of function "{function.id}"', error)
             response = CommResponse.from_error(error)
-        return self._seal(response, call.timings, signer)
-
-    def _respond(self, call: FunctionCall, outcome: Outcome) -> CommResponse:
-        self._log_errors(call, outcome)
-        return CommResponse.from_call_result(outcome)
+        return self._seal(response, call.seconds, signer)
 
     def _log_errors(self, call: FunctionCall, outcome: Outcome) -> None:
-        where = f'function "{call.function_id}", run {call.context.run_id},'
-        raised: list[tuple[str, BaseException]] = []
         if isinstance(outcome, Raised):
-            raised = [(where, outcome.error)]
+            self._log_error("", call, outcome.error)
         elif isinstance(outcome, Found):
-            raised = [(f'step "{r.info.id}" of {where}', r.error) for r in outcome.reports if r.error is not None]
-        for source, error in raised:
-            if not is_quiet(error):
-                self.client.logger.error("%s raised %s", printable(source), type(error).__name__, exc_info=error)
+            for report in outcome.reports:
+                if report.error is not None:
+                    self._log_error(f'step "{report.step_id}" of ', call, report.error)
+
+    def _log_error(self, step: str, call: FunctionCall, error: BaseException) -> None:
+        if not is_quiet(error):
+            source = f'{step}function "{call.function_id}", run {call.context.run_id},'
+            self.client.logger.error("%s raised %s", printable(source), type(error).__name__, exc_info=error)
 
 
-def _signer(req: CommRequest, key: Key) -> Signer | None:
-    return Signer(key, req.header(Header.SIGNATURE) or "") if isinstance(key, str) else None
+def _signer(req: CommRequest, key: str) -> Signer:
+    return Signer(key, req.headers.get(Header.SIGNATURE) or "")
 
 
 def _place_of(req: CommRequest) -> str:
@@ -461,9 +483,7 @@ def _index(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:
     for function in functions:
         if not isinstance(function, Function):
             raise FunctionConfigInvalidError(f"serve takes functions made by client.create_function, not {function!r}")
-        for function_id in (function.id, function.on_failure_fn_id):
-            if function_id is None:
-                continue
+        for function_id in function.entries:
             if function_id in by_id:
                 raise FunctionConfigInvalidError(f'two functions have the id "{function_id}"; fn_id must be unique')
             by_id[function_id] = function

@@ -1,30 +1,30 @@
-"""``CommRequest`` and ``CommResponse``: requests and responses of any framework, also streamed."""
+"""``CommRequest`` and ``CommResponse``: requests and responses of any framework, answers to calls, streamed answers."""
 
+import datetime as dt
+import math
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from durably.errors import (
     Error,
-    FunctionConfigInvalidError,
     FunctionNotServedError,
     MethodUnsupportedError,
+    OutputUnserializableError,
     QueryParamInvalidError,
+    RetryAfterError,
     URLInvalidError,
 )
-from durably.execution import Outcome, drive
-from durably.functions.step_results import Timings
+from durably.execution import Found, Outcome, Raised, StepReport, drive
 from durably.io.http_client import IO, Job
-from durably.protocol.errors import ErrorCode
+from durably.protocol.durations import format_moment
+from durably.protocol.errors import ErrorCode, describe_error, is_retriable
 from durably.protocol.headers import DISCOVER, Header, Probe, Query, ServerKind
-from durably.protocol.text import redact_url
-from durably.settings import DEFAULT_SERVE_PATH, Environment, Streaming, check_serve_path, parse_url
-
-from . import answers
+from durably.protocol.opcodes import RETRY_AFTER_OPT, Op
+from durably.values.outputs import encode_output, finish
 
 
 class CommRequest:
@@ -35,7 +35,8 @@ class CommRequest:
     URL, because frameworks build it slowly and calls do not need it; the attribute is text.
     ``has_trusted_url`` says that the URL comes from the platform, not from the request's headers.
     ``serve_origin``, ``serve_path`` and ``public_path`` override those of the handler. ``is_connect``: the request came
-    over an authenticated connection, so it is not signed.
+    over an authenticated connection, so it is not signed. ``has_lower_names``: the names of ``headers`` are in lower
+    case.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class CommRequest:
         public_path: str | None = None,
         has_trusted_url: bool = False,
         is_connect: bool = False,
-        timings: Timings | None = None,
+        has_lower_names: bool = False,
     ) -> None:
         self.body = body
-        self.headers = {name.lower(): value for name, value in headers.items()}
+        self.headers = headers if has_lower_names else {name.lower(): value for name, value in headers.items()}
         self.query_params = query_params
         self.raw_request = raw_request
         self._request_url = request_url
@@ -63,7 +64,8 @@ class CommRequest:
         self.public_path = public_path
         self.has_trusted_url = has_trusted_url
         self.is_connect = is_connect
-        self.timings = timings or Timings()
+        self.seconds: dict[str, float] = {}
+        """The durations of the request's parts, in the order in which they began."""
 
     @property
     def request_url(self) -> str:
@@ -74,9 +76,6 @@ class CommRequest:
             except Exception as error:  # frameworks raise different errors for such headers
                 raise URLInvalidError(f"the request's headers make no URL: {type(error).__name__}") from None
         return self._request_url
-
-    def header(self, name: Header) -> str | None:
-        return self.headers.get(name) or None
 
     def query(self, name: Query) -> str | None:
         value = self.query_params.get(name)
@@ -169,15 +168,21 @@ class CommResponse:
 
     @classmethod
     def from_call_result(cls, outcome: Outcome) -> "CommResponse":
-        """The answer to a call (spec §4.4.3, §5.1.1)."""
-        answer = answers.encode(outcome)
-        return cls(body=answer.body, headers=answer.headers, status_code=answer.status)
+        """The answer to a call: status, headers, JSON (spec §4.4.3, §5.1.1)."""
+        if isinstance(outcome, Found):
+            return _found(outcome.reports)
+        if isinstance(outcome, Raised):
+            return _raised(outcome.error)
+        try:
+            return cls(body=encode_output(outcome.value, outcome.source))
+        except OutputUnserializableError as error:
+            return _raised(error)
 
     @classmethod
     def from_error(cls, error: Exception) -> "CommResponse":
-        """The answer to a request that was refused, without any traceback of ours.
+        """The answer to a refused request, without a traceback of ours.
 
-        What is not an ``Error`` of ours was not meant for others to read, so it is only named.
+        Only the name of an error that is not an ``Error`` of ours is shown: its text was not written for others.
         """
         if not isinstance(error, Error):
             error = Error(f"the app could not answer ({type(error).__name__}); its log says why")
@@ -217,73 +222,66 @@ def _headers_of(error: Error) -> dict[str, str]:
             return {}
 
 
-def mount_path(serve_path: str | None) -> str:
-    """The path of the endpoint, with its leading slash: the argument, ``DURABLY_SERVE_PATH``, or the default.
+# -- answers to calls
 
-    Raises ``FunctionConfigInvalidError``.
+
+def _found(reports: Sequence[StepReport]) -> CommResponse:
+    failed: list[StepReport] = []
+    ops: list[Op] = []
+    for report in reports:
+        finish(report)
+        ops.append(report.op)
+        if report.error is not None:
+            failed.append(report)
+    headers: dict[str, str] = {}
+    if len(failed) == 1 and failed[0].error is not None:
+        headers = _retry_headers(failed[0].error)
+    elif failed:
+        state_retries(failed)
+    return CommResponse(body=msgspec.json.encode(ops), headers=headers, status_code=HTTPStatus.PARTIAL_CONTENT)
+
+
+def _raised(error: BaseException) -> CommResponse:
+    body = msgspec.json.encode(describe_error(error).to_wire())
+    return CommResponse(body=body, headers=_retry_headers(error), status_code=HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _retry_headers(error: BaseException) -> dict[str, str]:
+    headers = {Header.NO_RETRY.value: "false" if is_retriable(error) else "true"}
+    if isinstance(error, RetryAfterError):
+        headers[Header.RETRY_AFTER.value] = retry_after_text(error)
+    return headers
+
+
+def retry_after_text(error: RetryAfterError) -> str:
+    """Whole seconds for a delay, which the engine adds to its own clock; a timestamp is sent as it is."""
+    delay = error.retry_after
+    if isinstance(delay, dt.datetime):
+        return format_moment(delay)
+    return str(max(0, math.ceil(delay.total_seconds())))
+
+
+def state_retries(failed: Sequence[StepReport]) -> None:
+    """Add to each op when to retry its step.
+
+    Headers describe the answer as a whole. This is an addition of ours, as are calls in which several steps are
+    executed.
     """
-    return with_slash(read_path(serve_path, "serve_path") or Environment().serve_path or DEFAULT_SERVE_PATH)
+    for report in failed:
+        if isinstance(report.error, RetryAfterError):
+            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: retry_after_text(report.error)}
 
 
-def read_path(path: str | None, argument: str) -> str | None:
-    """An argument that is a path. Raises ``FunctionConfigInvalidError``."""
-    return check_serve_path(path, argument) if path else None
-
-
-def with_slash(path: str) -> str:
-    return path if path.startswith("/") else f"/{path}"
-
-
-def read_origin(text: str, what: str) -> tuple[str, str]:
-    """Scheme and network location of a URL.
-
-    Raises ``URLInvalidError``, which names ``what``.
-    """
-    parts = urlsplit(parse_url(text, what))
-    return parts.scheme, parts.netloc
-
-
-def read_serve_origin(text: str, what: str) -> tuple[str, str]:
-    """Scheme and network location of an origin, which has no path.
-
-    Raises ``URLInvalidError``, which names ``what``.
-    """
-    origin = read_origin(text, what)
-    parts = urlsplit(parse_url(text, what))
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise URLInvalidError(
-            f"{what} is {redact_url(urlunsplit(parts))!r}, which is more than an origin: write only its scheme and "
-            "host, and the rest in serve_path (DURABLY_SERVE_PATH) or, behind a proxy that rewrites paths, public_path"
-        )
-    return origin
-
+# -- streamed answers
 
 KEEP_ALIVE_SECONDS = 3.0
-
-StreamingOption = Streaming | str | bool | None
-"""Values that adapters accept as ``streaming``."""
-
-
-def read_streaming(option: StreamingOption) -> Streaming | None:
-    """``None`` means the environment decides. Raises ``FunctionConfigInvalidError``."""
-    if option is None or isinstance(option, Streaming):
-        return option
-    if isinstance(option, bool):
-        return Streaming.FORCE if option else Streaming.DISABLE
-    try:
-        return Streaming(option)
-    except ValueError:
-        raise FunctionConfigInvalidError(
-            f'serve takes durably.Streaming.FORCE, "force" or True as its streaming (or Streaming.DISABLE, "disable", '
-            f"False), not {option!r}"
-        ) from None
 
 
 async def stream(start: Callable[[], Job[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
     """The chunks of one answer, which ``start`` begins to make.
 
-    It is started here and cancelled here: a reader who goes away, even before the first chunk, leaves
-    nothing running.
+    The job is started and cancelled here: if the reader disconnects, even before the first chunk, nothing stays
+    running.
     """
     job = start()
     try:

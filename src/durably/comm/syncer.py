@@ -1,17 +1,22 @@
-"""Syncs: the app sends the engine its functions, in an answer or in a request of its own (spec §4.3)."""
+"""What an app reports of itself: inspection by GET (spec §4.5), and syncs (spec §4.3).
+
+A sync sends the engine the app's functions, in an answer or in a request of the app's own. Secrets are only ever shown
+hashed, and only to requests that are signed.
+"""
 
 import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
 
-from durably.app import SDK
+from durably.app import SDK, VERSION, App
 from durably.errors import (
     BodyInvalidError,
     RegistrationFailedError,
@@ -21,16 +26,85 @@ from durably.errors import (
     TransportError,
     URLInvalidError,
 )
+from durably.functions.function import Function
 from durably.io.http_client import IO, Request, Response, request_with_keys
-from durably.protocol.decoding import decode
+from durably.protocol.call import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
+from durably.protocol.signatures import hash_event_key, hash_signing_key
 from durably.protocol.sync import SYNC_VERSION
 from durably.protocol.text import printable, redact_url
 from durably.settings import DEFAULT_SERVE_PATH
 
-from .inspection import CAPABILITIES, Endpoint, authenticated
-from .requests import CommRequest, CommResponse, read_origin, read_serve_origin, with_slash
+from .requests import CommRequest, CommResponse
+from .serve_options import read_origin, read_serve_origin, with_slash
+
+# -- inspection (schema 2024-05-24)
+
+SCHEMA_VERSION = "2024-05-24"
+_SHOWN_DIGITS = 12
+CAPABILITIES = {"in_band_sync": "v1", "trust_probe": "v1"}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An app's endpoint in a web framework: its functions, and the parts of its URL that settings give.
+
+    ``functions`` are in the order of the sync. ``None`` for a part of the URL takes that of the request.
+    """
+
+    app: App
+    framework: str
+    functions: Sequence[Function[Any]]
+    serve_origin: str | None
+    serve_path: str | None
+    public_path: str | None
+
+
+def inspect_unsigned(endpoint: Endpoint, succeeded: bool | None) -> dict[str, Any]:
+    """``succeeded`` is ``None`` for an unsigned request, ``False`` for a badly signed one."""
+    return {"authentication_succeeded": succeeded, **_inspection(endpoint)}
+
+
+def inspect_signed(endpoint: Endpoint, req: CommRequest) -> dict[str, Any]:
+    app = endpoint.app
+    return {
+        "authentication_succeeded": True,
+        **_inspection(endpoint),
+        "api_origin": app.origins.api,
+        "app_id": app.app_id,
+        "env": app.env,
+        "event_api_origin": app.origins.events,
+        "event_key_hash": hash_event_key(app.event_key) if app.event_key else None,
+        "framework": endpoint.framework,
+        "sdk_language": "py",
+        "sdk_version": VERSION,
+        "serve_origin": req.serve_origin or endpoint.serve_origin,
+        "serve_path": req.serve_path or endpoint.serve_path,
+        "signing_key_fallback_hash": _hashed(app.signing_key_fallback),
+        "signing_key_hash": _hashed(app.signing_key),
+    }
+
+
+def _inspection(endpoint: Endpoint) -> dict[str, Any]:
+    app = endpoint.app
+    return {
+        "capabilities": CAPABILITIES,
+        "function_count": len(endpoint.functions),
+        "has_event_key": app.event_key is not None,
+        "has_signing_key": app.signing_key is not None,
+        "has_signing_key_fallback": app.signing_key_fallback is not None,
+        "mode": app.mode.value,
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def _hashed(key: str | None) -> str | None:
+    """The start of the hash, as the official JavaScript SDK shows it: the whole is the token of the engine's API."""
+    return hash_signing_key(key)[:_SHOWN_DIGITS] if key else None
+
+
+# -- syncs
 
 UNSIGNED_SECONDS = 5.0
 _SEE_LOG = "the sync failed; the app's log says why, and a signed sync (`durably sync URL`) is answered with the reason"
@@ -112,7 +186,7 @@ class Syncer:
             "env": app.env,
             "framework": self._endpoint.framework,
             "functions": self._configs(url),
-            "inspection": authenticated(self._endpoint, req),
+            "inspection": inspect_signed(self._endpoint, req),
             "platform": None,
             "sdk_author": "durably",
             "sdk_language": "py",
@@ -136,11 +210,11 @@ class Syncer:
             return self._hand_back(await request_with_keys(io, request, self._app.signing_keys))
         kept = self._unsigned_syncs
         if (answer := kept.begin()) is None:
-            answer = await self._register_for_anybody(request, io)
+            answer = await self._register_unsigned(request, io)
             kept.end(answer)
         return answer
 
-    async def _register_for_anybody(self, request: Request, io: IO) -> CommResponse:
+    async def _register_unsigned(self, request: Request, io: IO) -> CommResponse:
         """Register for an unsigned request in production. Only the log shows details, such as the engine's address.
 
         Raises ``RegistrationFailedError``.

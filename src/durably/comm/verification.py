@@ -17,8 +17,7 @@ import msgspec
 from durably.errors import BrowserRequestError, CallMismatchError
 from durably.io.http_client import IO
 from durably.protocol import signatures
-from durably.protocol.call import CallContext
-from durably.protocol.decoding import decode
+from durably.protocol.call import CallContext, decode
 from durably.protocol.headers import DISCOVER, Header
 from durably.protocol.limits import CANONICAL_CPU_BURST, CANONICAL_CPU_SHARE, MAX_CANONICAL_BYTES
 from durably.protocol.signatures import SignatureError, SignatureMismatchError, sign_answer
@@ -29,7 +28,7 @@ _QUICK_BYTES = 1024 * 1024
 """The largest body that is hashed on an event loop: a millisecond or two."""
 _FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """Content types that a page may send to another origin without asking first (Fetch Standard, "simple" requests)."""
-_PAGE_HEADERS = ("origin", "sec-fetch-site")
+PAGE_HEADERS = frozenset(("origin", "sec-fetch-site"))
 """Headers of browsers that a page cannot remove. Engines send neither."""
 
 
@@ -99,7 +98,7 @@ async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], 
     a proxy may have re-encoded the body. A small body is then verified in canonical form, never on an event loop.
     Raises ``SignatureError``.
     """
-    header = req.header(Header.SIGNATURE)
+    header = req.headers.get(Header.SIGNATURE)
     given = (req.body, header, keys, time.time())
     check = partial(signatures.verify, *given)
     try:
@@ -157,7 +156,7 @@ def refuse_pages(req: CommRequest) -> None:
 
     Raises ``BrowserRequestError``.
     """
-    for name in _PAGE_HEADERS:
+    for name in sorted(PAGE_HEADERS):
         if req.headers.get(name):
             raise BrowserRequestError(
                 f"a web page made this request (it has the header {name}); in development mode the endpoint is called "

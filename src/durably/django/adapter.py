@@ -14,13 +14,12 @@ except ImportError as error:
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
-from durably.comm.adapters import serves
-from durably.comm.bodies import UNREADABLE, check_length, is_chunked, read_body
-from durably.comm.requests import StreamingOption, mount_path
+from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.django_view import SyncAndAsyncView
 from durably.engine_interface import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
+from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
 
 from .discovery import discovered
 

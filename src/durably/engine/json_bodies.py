@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from durably.engine.core.errors import BodyInvalidError, EngineError, EventInvalidError, EventTooLargeError
-from durably.protocol.decoding import NotUtf8Error, TooDeepError
+from durably.protocol.call import NotUtf8Error, TooDeepError
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_EVENTS_PER_POST
 

@@ -1,17 +1,28 @@
-"""Replaying one call of a function.
+"""Replay of one call of a function.
 
-A call runs the function from its top. Steps that have a memo return it; the first steps that have none
-end the call, executed or reported as ops (spec §5). ``AsyncCall`` and ``SyncCall`` do that for the two
-kinds of functions; what they decide by stands in ``replay``. Nothing here does I/O, starts a thread, reads
-the clock or the environment: a call gets what it needs from outside as ``Hooks`` and ``Checkpointer``.
+A call runs the function from its top. Steps that have a memo return it; the first steps that have none end the call,
+executed or reported as ops (spec §5). ``AsyncCall`` and ``SyncCall`` run the two kinds of functions, and ``Replay``
+decides for both. Nothing here does I/O, starts a thread, reads the clock or the environment: a call gets these from
+outside, as ``Hooks``, ``Checkpointer`` and ``Threads``.
 """
 
 from .async_call import AsyncCall, running_step
-from .handlers import is_async
-from .memos import Divergence, Memo, ReplayDivergedError, StepIdUnstableError, StepMemos
-from .outcome import Checkpointed, Ending, Found, Outcome, Raised, Returned, StepReport
-from .replay import Checkpointer, Hooks, LeaseCheck, Replay, Threads, in_step
-from .step import StandIn, StepInfo, StepRequest, as_is
+from .memos import Divergence, Memo, ReplayDivergedError, StepIdUnstableError, StepMemos, take_inputs
+from .replay import (
+    Checkpointed,
+    Checkpointer,
+    Ending,
+    Found,
+    Hooks,
+    LeaseCheck,
+    Outcome,
+    Raised,
+    Replay,
+    Returned,
+    Threads,
+    in_step,
+)
+from .step import StandIn, StepInfo, StepReport, StepRequest, is_async
 from .sync_call import SyncCall, drive
 
 __all__ = [
@@ -37,9 +48,9 @@ __all__ = [
     "StepRequest",
     "SyncCall",
     "Threads",
-    "as_is",
     "drive",
     "in_step",
     "is_async",
     "running_step",
+    "take_inputs",
 ]

@@ -5,33 +5,66 @@ import contextvars
 import heapq
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
-from durably.protocol.opcodes import ParallelMode
+from durably.protocol.opcodes import Opcode, ParallelMode
 
-from . import clocks, handlers
+from .async_checks import Unawaited, clock_refusal, find_clock
+from .asyncio_compat import AnyTask, RunTask, cancelling
 from .memos import Memo
-from .outcome import Checkpointed, Ending, Found, Raised, Returned, StepReport
-from .replay import Replay, apart_from_run, in_step, raised_by_user, refuse_nested
-from .settling import Settling
-from .step import Step, StepRequest
-from .tasks import AnyTask, current_tracker, install_task_factory, tear_down
-from .unawaited import Unawaited
+from .replay import (
+    Checkpointed,
+    Ending,
+    Found,
+    Raised,
+    Replay,
+    Returned,
+    apart_from_run,
+    current_tracker,
+    in_step,
+    nested,
+    raised_by_user,
+    value_of,
+)
+from .settling import Settling, tear_down
+from .step import Step, StepReport, StepRequest, ThreadCall, is_async
 
 T = TypeVar("T")
 
 _MAX_REFUSALS = 10
-"""How many steps a task may call after its cancellation before it is taken to swallow cancellations."""
+"""The number of steps that a task may call after its cancellation. After more it is taken to swallow cancellations."""
 
 group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", default=None)
 """Set inside ``group.parallel``: the mode of its steps."""
 
 
+def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
+    """Have the loop report to a call the tasks that its function creates; an existing factory is kept and chained."""
+    inner = loop.get_task_factory()
+
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
+        context: Context | None = kwargs.get("context")
+        tracker = current_tracker.get() if context is None else context.get(current_tracker)
+        if inner is not None:
+            task = inner(loop, coro, **kwargs)
+        else:
+            task = (asyncio.Task if tracker is None else RunTask)(coro, loop=loop, **kwargs)
+        if tracker is not None and isinstance(task, asyncio.Task) and not task.done():
+            tracker.track(task)
+        return task
+
+    factory.tracks_durably = True  # type: ignore[attr-defined]
+    loop.set_task_factory(factory)
+
+
 class _Parked:
-    """``is_new``: it was met after the memos were returned, so no call before this one can have found it."""
+    """A step that waits for the call's decision.
+
+    ``is_new``: it was reached after the memos were returned, so no earlier call can have found it.
+    """
 
     __slots__ = ("future", "is_new", "mode", "step", "task")
 
@@ -51,14 +84,17 @@ class _Parked:
 
 
 class AsyncCall:
-    """One call of one async function."""
+    """One call of one async function.
+
+    A function with one task that reaches no step it must wait for needs no ``Settling``. It is made when it is needed.
+    """
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ending | None] = self._loop.create_future()
-        self._settling = Settling(self._loop, self._decide)
-        self._tasks = self._settling.tasks
+        self._tasks: set[AnyTask] = set()
+        self._settling: Settling | None = None
         self._parked: dict[str, _Parked] = {}  # by hashed id
         self._memoized: list[tuple[int, str]] = []  # heap of parked steps that have memos, by place in the stack
         self._executing = 0
@@ -66,59 +102,28 @@ class AsyncCall:
         self._is_closing = False
         self._refusals: dict[AnyTask, int] = {}
         self._unawaited = Unawaited()
-        self._groups = 0
 
     # -- running
 
     async def run(self, function: Callable[[], Awaitable[Any]]) -> Ending:
         """Run the function until it ends or the call does, and take its tasks down."""
-        install_task_factory(self._loop)
-        if self._replay.is_new:
-            await self._replay.start_new_code()
-        main = self._start(function)
+        if not hasattr(self._loop.get_task_factory(), "tracks_durably"):
+            install_task_factory(self._loop)
+        replay = self._replay
+        if replay.is_new:
+            await replay.start_new_code()
+        # In a context of its own: nothing of a run that this one is perhaps called from reaches into it.
+        main = contextvars.copy_context().run(self._create_main, function)
         main.add_done_callback(self._on_main_done)
         try:
-            outcome = await self._ended
-            if outcome is None:
-                outcome = self._outcome_of(main)
+            ending = await self._ended
+            if ending is None:
+                ending = self._ending_of(main)
         finally:
             await self._close()
-        await self._replay.start_new_code()
-        return outcome
-
-    def _outcome_of(self, main: AnyTask) -> Ending:
-        outcome = _outcome_of(main)
-        if not isinstance(outcome, Returned):
-            return outcome
-        if (error := self._unawaited.any()) is not None:
-            return Raised(error)
-        if (diverged := self._divergence(None)) is not None:
-            return diverged
-        if self._replay.findings is not None and (left := self._left_steps()):
-            self._replay.findings.left_steps(left)
-        return outcome
-
-    def _left_steps(self) -> list[str]:
-        """Ids of unfinished steps, in the order in which they were made, in tasks that no code has awaited."""
-        memos, settling = self._replay.memos, self._settling
-        left = [
-            entry.step
-            for entry in self._parked.values()
-            if entry.step.hashed_id not in memos
-            and not entry.task.cancelling()
-            and not settling.was_awaited(entry.task)
-        ]
-        return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
-
-    def _divergence(self, found: str | None) -> Raised | None:
-        """It is unknown whether a task that neither has ended nor waits for a step will reach memos."""
-        if self._settling.ignored or (found is None and self._settling.is_anyone_under_way()):
-            return None
-        return self._replay.divergence(found)
-
-    def _start(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
-        """The function's main task. Nothing of a run that this one is perhaps called from reaches into it."""
-        return contextvars.copy_context().run(self._create_main, function)
+        if replay.is_replaying:
+            await replay.start_new_code()
+        return ending
 
     def _create_main(self, function: Callable[[], Awaitable[Any]]) -> AnyTask:
         current_tracker.set(self)
@@ -128,34 +133,79 @@ class AsyncCall:
         return self._loop.create_task(self._run(function))
 
     async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
-        self._track_current()  # an eager task runs before its factory could track it
+        if not self._tasks:  # an eager task runs before its factory could track it
+            self.track(_current_task())
         try:
             return await function()
+        except asyncio.CancelledError:
+            if not self._is_closing:
+                raise
+            # With the error, the task would keep its traceback, and with that, in a cycle, itself.
         except SystemExit as error:
             # Out of a task it would stop the server's event loop.
             raise raised_by_user(error) from None
 
-    def _track_current(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.track(task)
-
     def _on_main_done(self, main: AnyTask) -> None:
-        if not self._ended.done():
-            self._settling.stop()
-            self._ended.set_result(None)
+        self._end(None)
+
+    def _ending_of(self, main: AnyTask) -> Ending:
+        ending = _result_of_main(main)
+        if not isinstance(ending, Returned):
+            return ending
+        if (error := self._unawaited.any()) is not None:
+            return Raised(error)
+        if (diverged := self._divergence(None)) is not None:
+            return diverged
+        if self._replay.findings is not None and (left := self._unfinished_steps()):
+            self._replay.findings.unfinished_steps(left)
+        return ending
+
+    def _unfinished_steps(self) -> list[str]:
+        """Ids of unfinished steps, in the order in which they were made, in tasks that no code has awaited."""
+        memos, settling = self._replay.memos, self._settling
+        if settling is None:
+            return []
+        left = [
+            entry.step
+            for entry in self._parked.values()
+            if entry.step.hashed_id not in memos and not cancelling(entry.task) and not settling.was_awaited(entry.task)
+        ]
+        return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
+
+    def _divergence(self, found: str | None) -> Raised | None:
+        """It is unknown whether a task that neither has ended nor waits for a step will reach memos."""
+        settling = self._settling
+        if settling is not None and (settling.ignored or (found is None and settling.is_any_task_active())):
+            return None
+        return self._replay.divergence(found)
 
     def track(self, task: AnyTask) -> None:
         """Count a task as the run's, unless a step's handler made it."""
-        if in_step.get() is None:
-            self._settling.track(task)
-            if self._unawaited:
-                self._unawaited.leave_to_task(task.get_coro())
+        if in_step.get() is not None:
+            return
+        if self._tasks:
+            self._start_settling().track(task)
+        else:
+            self._tasks.add(task)
+        if self._unawaited.awaitables:
+            self._unawaited.leave_to_task(task.get_coro())
+
+    def _start_settling(self) -> Settling:
+        if self._settling is None:
+            self._settling = Settling(self._loop, self._decide, self._tasks)
+            self._settling.is_suspended = bool(self._executing)
+        return self._settling
 
     async def _close(self) -> None:
         self._is_closing = True
-        self._settling.close()
-        await tear_down(self._tasks)
+        if self._settling is not None:
+            self._settling.close()
+        for task in self._tasks:
+            if not task.done():
+                await tear_down(self._tasks)
+                break
+        # The contexts of tasks refer to this: together they would wait for the garbage collector.
+        self._tasks.clear()
         self._parked.clear()
         self._refusals.clear()
 
@@ -166,126 +216,145 @@ class AsyncCall:
 
         Tasks that are made of a set of steps (``asyncio.wait``, ``as_completed``) start in no fixed order.
         """
-        refuse_nested(request)
+        if (outer := in_step.get()) is not None:
+            raise nested(request, outer)
         step = self._replay.identify(request)
-        result = self._result_of(step)
-        if not self._is_closing:
-            self._unawaited.add(step.order, f'step "{request.step_id}"', result)
+        if self._is_closing:
+            return self._result_of(step)
+        result = self._unawaited.create(f'step "{request.step_id}"', partial(self._result_of, step))
+        step.awaitable_id = id(result)
         return result
 
     def group(self, name: str, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """``work``, which makes several steps, to be awaited."""
-        self._groups += 1
-        group = self._await_group(-self._groups, work)
-        self._unawaited.add(-self._groups, name, group)
-        return group
+        number = 0
 
-    async def _await_group(self, number: int, work: Coroutine[Any, Any, T]) -> T:
-        self._unawaited.begin(number)
-        return await work
+        async def group() -> T:
+            self._unawaited.awaitables.pop(number, None)
+            return await work
+
+        result = self._unawaited.create(name, group)
+        number = id(result)
+        return result
 
     async def _result_of(self, step: Step) -> Any:
-        """Return the memo; park where there is none yet, or where its turn has to be awaited."""
-        self._unawaited.begin(step.order)
+        """Return the memo. Park if there is none yet, or if the memo's turn has to be awaited."""
+        self._unawaited.awaitables.pop(step.awaitable_id, None)
         task = asyncio.current_task(self._loop)
         assert task is not None
         if self._is_closing:
             await self._refuse_in_teardown(task)
-        refuse_nested(step.request)
+        if (outer := in_step.get()) is not None:
+            raise nested(step.request, outer)
         if task not in self._tasks:
             self.track(task)  # made without the run's context, or started before the factory could track it
-        if self._unawaited and not self._executing and (error := self._unawaited.dropped()) is not None:
-            self._end(Raised(error))
-            await self._loop.create_future()  # until the teardown
+        unawaited = self._unawaited
+        if (unawaited.awaitables or unawaited.lost) and not self._executing and (error := unawaited.dropped()):
+            await self._end_and_wait(Raised(error))
         replay = self._replay
-        memo = replay.take(step, in_order=not self._settling.ignored) if len(self._tasks) == 1 else None
+        is_alone = len(self._tasks) == 1
+        memo = None
+        if is_alone:
+            memo = replay.take(step, in_order=self._settling is None or not self._settling.ignored)
         if memo is None:
-            if self._goes_ahead(step, task) or not await self._park(step, task):
-                return replay.value(step, await self._execute(step))
-            memo = replay.take(step, in_order=not self._settling.ignored)
+            if (is_alone and self._goes_ahead(step, task)) or not await self._park(step, task):
+                return value_of(step, await self._execute(step))
+            memo = replay.take(step, in_order=self._settling is None or not self._settling.ignored)
             assert memo is not None
-        if replay.memos.refusals and (refusal := replay.refusal(step)) is not None:
-            self._end(Raised(refusal))
-            await self._loop.create_future()  # until the teardown
-        if replay.is_last(step):
-            await self._start_new_code()
-        return replay.value(step, memo)
+        if replay.refusals and (refusal := replay.refusal(step)) is not None:
+            await self._end_and_wait(Raised(refusal))
+        if replay.is_last_taken and replay.is_replaying:
+            if replay.hooks is not None:
+                await self._start_new_code()
+            replay.is_replaying = False
+        return value_of(step, memo)
 
     def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
-        """Whether the call's decision would surely be to execute the step: then there is no need to wait for it."""
+        """Whether the function's only task need not wait, because the decision would surely be to execute the step.
+
+        If a clock may be running around the step, the task must wait: clocks are found in tasks that wait.
+        """
         replay = self._replay
         if (
-            len(self._tasks) > 1
-            or task.cancelling()
+            not isinstance(task, RunTask)
+            or task.may_be_timed
+            or asyncio.Task.cancelling(task)
             or replay.targets
+            or step.request.op is not Opcode.STEP_RUN
+            or replay.disable_immediate
             or group_mode.get() is not None
-            or not replay.runs_at_once(step)
-            or replay.is_over
+            or (replay.checkpointer is not None and replay.checkpointer.is_over)
             or self._ended.done()
-            or clocks.may_surround_caller(AsyncCall._run.__code__)
         ):
             return False
         self._executing += 1
-        self._settling.is_suspended = True
+        if self._settling is not None:
+            self._settling.is_suspended = True
         return True
 
     async def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless a checkpoint can store the step."""
+        checkpointer = self._replay.checkpointer
         try:
             if (diverged := self._divergence(step.request.step_id)) is not None:
-                self._end(diverged)
-                return await self._loop.create_future()  # type: ignore[no-any-return]
+                await self._end_and_wait(diverged)
             report = await self._replay.execute(step, group_mode.get(), self._call_handler)
-            ending = await apart_from_run(self._replay.conclude(report))
-            if isinstance(ending, Memo):
-                return ending
-            if isinstance(ending, Found):
-                self._executed += ending.reports
+            if checkpointer is None:
+                self._executed.append(report)
+            elif (memo := await apart_from_run(checkpointer.take(report))) is not None:
+                return memo
             else:
-                self._end(ending)
+                self._end(Checkpointed())
         except Exception as error:  # a hook's
             self._end(Raised(error))
         finally:
             self._finish_executing()
+        if len(self._tasks) == 1 and self._ended.done():
+            self._is_closing = True
+            raise asyncio.CancelledError("the call has ended")  # as the teardown would, an iteration of the loop later
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
 
     async def _call_handler(self, step: Step, args: Sequence[Any]) -> Any:
         """Call the handler: async handlers run on the event loop, sync handlers in a thread."""
-        threads = self._replay.threads
-        if threads is None or handlers.is_async(step.request.handler):
-            output = step.request.call(args)
+        replay, request = self._replay, step.request
+        handler = request.handler
+        assert handler is not None
+        if replay.threads is None or is_async(handler):
+            output = handler(*args, **request.kwargs)
         else:
-            attempt = handlers.Attempt(partial(step.request.call, args))
-            await threads.run(step.info(), attempt.make)
-            output = attempt.result()
-        return await _resolve_output(output) if inspect.isawaitable(output) else output
+            call = ThreadCall(partial(handler, *args, **request.kwargs))
+            abandon = None if replay.findings is None else partial(replay.findings.abandoned_thread, request.step_id)
+            await replay.threads.run(call.run, on_abandoned=abandon)
+            output = call.result()
+        return await _await_output(output) if inspect.isawaitable(output) else output
 
     def _finish_executing(self) -> None:
-        """Also where user code has cancelled the step's task, and there is nothing to report of it."""
+        """Also if user code has cancelled the step's task, and there is nothing to report of it."""
         self._executing -= 1
-        if not self._executing:
-            if self._executed:
-                self._end(Found(self._executed))
+        if self._executing:
+            return
+        if self._executed:
+            self._end(Found(self._executed))
+        if self._settling is not None:
             self._settling.is_suspended = False
-            if len(self._tasks) > 1:  # else the task that goes on is the only one
+            if len(self._tasks) > 1:  # otherwise the task that continues is the only one
                 self._settling.progressed()
 
     async def _start_new_code(self) -> None:
-        """What a hook raises here ends the call; it is none of the function's business."""
+        """End the replay. An error of a hook ends the call; the function cannot catch it."""
         try:
             await self._replay.start_new_code()
         except Exception as error:
-            self._end(Raised(error))
-            await self._loop.create_future()
+            await self._end_and_wait(Raised(error))
 
     async def _park(self, step: Step, task: AnyTask) -> bool:
         """Wait for the call's decision: True to return the memo, False to execute the step."""
-        replay = self._replay
+        replay, settling = self._replay, self._start_settling()
         parked = _Parked(step, task, self._loop.create_future(), group_mode.get(), not replay.is_replaying)
         self._parked[step.hashed_id] = parked
         if step.hashed_id in replay.memos:
             heapq.heappush(self._memoized, (replay.position(step.hashed_id), step.hashed_id))
-        self._settling.park(task)
+        settling.park(task)
         try:
             return await parked.future
         except asyncio.CancelledError:
@@ -294,10 +363,10 @@ class AsyncCall:
             raise
         finally:
             del self._parked[step.hashed_id]
-            self._settling.unpark(task)
+            settling.unpark(task)
 
     async def _refuse_in_teardown(self, task: AnyTask) -> None:
-        """Steps met while the function's tasks are cancelled are not run: cancellation goes on."""
+        """Refuse a step that is reached while the function's tasks are cancelled. The cancellation goes on."""
         refusals = self._refusals[task] = self._refusals.get(task, 0) + 1
         if refusals > _MAX_REFUSALS:
             await self._loop.create_future()
@@ -306,7 +375,8 @@ class AsyncCall:
     # -- deciding
 
     def _decide(self) -> None:
-        replay, parked = self._replay, self._parked
+        replay, parked, settling = self._replay, self._parked, self._settling
+        assert settling is not None
         if targets := [parked[step_id] for step_id in replay.targets if self._is_unmemoized(step_id)]:
             self._execute_or_report(targets)
             return
@@ -319,9 +389,8 @@ class AsyncCall:
             return  # the function waits for something that will wake it, or is about to wake
         found = sorted(parked.values(), key=lambda entry: entry.step.order)
         steps = [entry.step for entry in found]
-        settling = self._settling
-        if (clock := clocks.find_clock(self._tasks, settling.ignored)) is not None:
-            self._end(Raised(clocks.refusal(clock, [step.request.step_id for step in steps])))
+        if (clock := find_clock(self._tasks, settling.ignored)) is not None:
+            self._end(Raised(clock_refusal(clock, [step.request.step_id for step in steps])))
         elif replay.target is not None:
             if not settling.ignored:  # else one of those tasks may be on the way to the target
                 self._end(replay.not_found(steps))
@@ -347,14 +416,27 @@ class AsyncCall:
             elif not entry.future.done():  # else its task has just been cancelled
                 self._executing += 1
                 entry.future.set_result(False)
-        self._settling.is_suspended = bool(self._executing)
+        self._start_settling().is_suspended = bool(self._executing)
         if self._executed and not self._executing:
             self._end(Found(self._executed))
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: Ending | None) -> None:
+        """End the call; ``None`` if the function has ended."""
         if not self._ended.done():
-            self._settling.stop()
+            if self._settling is not None:
+                self._settling.stop()
             self._ended.set_result(ending)
+
+    async def _end_and_wait(self, ending: Ending) -> None:
+        """End the call, and wait until its tasks are cancelled."""
+        self._end(ending)
+        await self._loop.create_future()
+
+
+def _current_task() -> AnyTask:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:
@@ -363,20 +445,19 @@ def _resolve(future: asyncio.Future[bool], value: bool) -> None:
         future.set_result(value)
 
 
-async def _resolve_output(output: Awaitable[Any]) -> Any:
-    """A handler that cancels itself has failed like any other."""
-    task = asyncio.current_task()
-    assert task is not None
-    cancelling = task.cancelling()
+async def _await_output(output: Awaitable[Any]) -> Any:
+    """Await a handler's result. A handler that cancels itself has failed like any other."""
+    task = _current_task()
+    requests = cancelling(task)
     try:
         return await output
     except asyncio.CancelledError as error:
-        if task.cancelling() > cancelling:
+        if cancelling(task) > requests:
             raise
         raise RuntimeError("the handler was cancelled by its own code (asyncio.CancelledError)") from error
 
 
-def _outcome_of(main: AnyTask) -> Ending:
+def _result_of_main(main: AnyTask) -> Ending:
     if main.cancelled():
         return Raised(RuntimeError("the function was cancelled by its own code (asyncio.CancelledError)"))
     if (error := main.exception()) is None:

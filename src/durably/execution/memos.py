@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,8 +9,8 @@ import msgspec
 from durably.protocol.errors import Error, ErrorCode, ErrorData
 
 _RESULT_KEYS = frozenset(("data", "error", "type"))
-_NONE: Mapping[str, Any] = {}
 _INPUT_KEYS = frozenset(("input", "type"))
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Memo(msgspec.Struct):
@@ -19,6 +18,14 @@ class Memo(msgspec.Struct):
 
     data: Any = None
     error: ErrorData | None = None
+
+
+Memos = dict[str, msgspec.Raw | Memo]
+"""The memos that no step has taken yet, by hashed step id.
+
+Each is decoded when it is taken: to hold the Python objects of a thousand memos at once would set off the garbage
+collector, which costs more than all the rest of the replay.
+"""
 
 
 class MemoUnreadableError(Error):
@@ -32,66 +39,55 @@ class MemoUnreadableError(Error):
 
 
 class StepMemos:
-    """The memos of a call that no step has taken yet, by hashed step id.
+    """The memos of a call, as middleware sees and changes them, by hashed step id."""
 
-    Each is decoded when it is taken: to hold the Python objects of a thousand memos at once would set off the
-    garbage collector, which costs more than all the rest of the replay.
-    """
+    __slots__ = ("memos", "refusals")
 
-    __slots__ = ("_inputs", "_memos", "refusals")
-
-    def __init__(self, steps: Mapping[str, msgspec.Raw] | None = None) -> None:
-        self._memos: dict[str, msgspec.Raw | Memo] = dict(steps) if steps else {}
-        self._inputs: Mapping[str, Any] = _NONE
-        self.refusals: Mapping[str, str] = _NONE
+    def __init__(self, memos: Mapping[str, msgspec.Raw | Memo] | None = None) -> None:
+        self.memos: Memos = memos if isinstance(memos, dict) else dict(memos or {})
+        self.refusals: Mapping[str, str] = _NOTHING
         """The reasons why memos cannot be restored, by hashed step id."""
-        if steps and b'"input"' in b"".join(steps.values()):
-            self._take_inputs(steps)
-
-    def _take_inputs(self, steps: Mapping[str, msgspec.Raw]) -> None:
-        """Not results: these steps are to be run, with these inputs in place of their own."""
-        inputs = {}
-        for hashed_id, raw in steps.items():
-            value = _decode(raw)
-            if isinstance(value, dict) and "input" in value and _INPUT_KEYS.issuperset(value):
-                inputs[hashed_id] = value["input"]
-                del self._memos[hashed_id]
-        self._inputs = inputs
 
     def __contains__(self, hashed_id: str) -> bool:
-        return hashed_id in self._memos
+        return hashed_id in self.memos
 
     def __len__(self) -> int:
-        return len(self._memos)
+        return len(self.memos)
 
     @property
     def size(self) -> int:
-        return len(self._memos)
+        return len(self.memos)
 
     def ids(self) -> Collection[str]:
-        return self._memos.keys()
+        return self.memos.keys()
 
     def values(self) -> Iterator[Memo]:
         return (memo for _, memo in self.items())
 
     def items(self) -> Iterator[tuple[str, Memo]]:
-        for hashed_id, value in list(self._memos.items()):
-            memo = self._memos[hashed_id] = value if isinstance(value, Memo) else _to_memo(value)
+        for hashed_id, value in list(self.memos.items()):
+            memo = self.memos[hashed_id] = to_memo(value)
             yield hashed_id, memo
 
     def pop(self, hashed_id: str) -> Memo | None:
-        """Take the memo, so that it is returned once; ``None`` if there is none."""
-        value = self._memos.pop(hashed_id, None)
-        return value if value is None or isinstance(value, Memo) else _to_memo(value)
+        """Take the memo; ``None`` if there is none."""
+        value = self.memos.pop(hashed_id, None)
+        return None if value is None else to_memo(value)
 
     def refuse(self, hashed_id: str, reason: str) -> None:
         """Mark a memo that cannot be restored. If the function reaches its step, the call ends with the reason."""
         self.refusals = {**self.refusals, hashed_id: reason}
 
-    def input_of(self, hashed_id: str) -> Sequence[Any] | None:
-        """Arguments that replace those of a step that is run again with another input."""
-        value = self._inputs.get(hashed_id)
-        return value if value is None or isinstance(value, list) else [value]
+
+def take_inputs(memos: Memos) -> Mapping[str, Sequence[Any]]:
+    """Remove what is not a result: arguments for steps that are run again with another input, by hashed step id."""
+    inputs: dict[str, Sequence[Any]] = {}
+    for hashed_id, raw in list(memos.items()):
+        value = None if isinstance(raw, Memo) else _decode(raw)
+        if isinstance(value, dict) and "input" in value and _INPUT_KEYS.issuperset(value):
+            inputs[hashed_id] = value["input"] if isinstance(value["input"], list) else [value["input"]]
+            del memos[hashed_id]
+    return inputs
 
 
 class _Result(Memo, forbid_unknown_fields=True):
@@ -100,15 +96,29 @@ class _Result(Memo, forbid_unknown_fields=True):
     type: Any = None
 
 
+decode_result = msgspec.json.Decoder(_Result | None).decode
+"""Decode nearly all memos. Raises ``msgspec.DecodeError`` for the others."""
 _decode_strictly = msgspec.json.Decoder().decode
-_decode_result = msgspec.json.Decoder(_Result | None).decode
 
 
-def _to_memo(raw: msgspec.Raw) -> Memo:
+def to_memo(value: msgspec.Raw | Memo) -> Memo:
+    """Decode a memo. Sleeps and timeouts memoise null."""
+    if isinstance(value, Memo):
+        return value
     try:
-        return _decode_result(raw) or Memo()  # sleeps and timeouts memoise null
+        return decode_result(value) or Memo()
     except msgspec.DecodeError:
-        return _to_rare_memo(_decode(raw))
+        return to_rare_memo(value)
+
+
+def to_rare_memo(raw: msgspec.Raw) -> Memo:
+    """Decode a memo that ``decode_result`` refuses."""
+    value = _decode(raw)
+    if isinstance(value, dict) and "data" in value and _RESULT_KEYS.issuperset(value):
+        return Memo(value["data"])
+    if isinstance(value, dict) and "error" in value and _RESULT_KEYS.issuperset(value):
+        return Memo(error=ErrorData(name="Error", message=str(value["error"])))  # not as errors are written
+    return Memo(value)  # waits memoise the event itself
 
 
 def _decode(raw: msgspec.Raw) -> Any:
@@ -116,14 +126,6 @@ def _decode(raw: msgspec.Raw) -> Any:
         return _decode_strictly(raw)
     except msgspec.DecodeError:
         return json.loads(bytes(raw))  # half of a surrogate pair, which JavaScript and Python can write
-
-
-def _to_rare_memo(value: Any) -> Memo:
-    if isinstance(value, dict) and "data" in value and _RESULT_KEYS.issuperset(value):
-        return Memo(value["data"])
-    if isinstance(value, dict) and "error" in value and _RESULT_KEYS.issuperset(value):
-        return Memo(error=ErrorData(name="Error", message=str(value["error"])))  # not as errors are written
-    return Memo(value)  # waits memoise the event itself
 
 
 class ReplayDivergedError(Error):
@@ -142,8 +144,7 @@ class StepIdUnstableError(Error):
     include_stack = False
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
+class Divergence(msgspec.Struct, frozen=True):
     """``unreached`` are the hashed ids of finished steps that were not reached, in the order in which they finished.
 
     ``found`` is the new step that is about to run; ``None`` if the function returned. ``early`` names a finished step

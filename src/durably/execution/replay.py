@@ -1,30 +1,65 @@
-"""What a call knows and decides, whatever kind of function it runs.
+"""The state and the decisions of one call, for sync and async functions.
 
-Which memo a step gets, which step is the call's target, whether a found step is executed at once, and how
-the result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
+Which memo a step gets, which step is the call's target, whether a step that was found is executed at once, and how the
+result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
 """
 
 import os.path
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
+
+import msgspec
 
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
 
-from .memos import Divergence, Memo, MemoUnreadableError, StepMemos
-from .outcome import Checkpointed, Ending, Found, Raised, StepReport
-from .step import StandIn, Step, StepInfo, StepRequest
-from .tasks import current_tracker
+from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
+from .step import StandIn, Step, StepInfo, StepReport, StepRequest
 
 T = TypeVar("T")
 
 _OWN_CODE = os.path.dirname(__file__)
 
 in_step: ContextVar[Step | None] = ContextVar("durably_in_step", default=None)
-"""The step whose handler is running: a step inside it is an error, a task made in it is not the run's."""
+"""The step whose handler is running. A step inside it is an error; a task made in it does not belong to the run."""
+
+current_tracker: ContextVar["Tracker | None"] = ContextVar("durably_tracker", default=None)
+"""The async call whose function is running. Tasks inherit it, which is how a run's tasks are known."""
+
+
+class Tracker(Protocol):
+    def track(self, task: Any) -> None: ...
+
+
+class Returned(msgspec.Struct):
+    """The function ran to its end. ``source`` names it in errors about the value."""
+
+    value: Any
+    source: str = "the function"
+
+
+class Raised(msgspec.Struct):
+    """The function raised, or the call cannot go on."""
+
+    error: BaseException
+
+
+class Found(msgspec.Struct):
+    """Steps without memos: executed, planned, or left to the engine."""
+
+    reports: list[StepReport]
+
+
+class Checkpointed(msgspec.Struct):
+    """The function cannot continue. The ``Checkpointer`` has every step that the call has executed."""
+
+
+Outcome = Returned | Raised | Found
+"""The answer to the engine."""
+Ending = Outcome | Checkpointed
+"""The result of running the function. It does not repeat steps that are in checkpoints."""
 
 
 class StepNestedError(Error):
@@ -69,10 +104,13 @@ class Checkpointer(Protocol):
 
 
 class Threads(Protocol):
-    """Where sync handlers of async functions run."""
+    """Worker threads, in which sync handlers of async functions run."""
 
-    async def run(self, step: StepInfo, work: Callable[[], T]) -> T:
-        """Call ``work``, which never raises, without blocking the event loop."""
+    async def run(self, work: Callable[[], T], *, on_abandoned: Callable[[], None] | None = None) -> T:
+        """Call ``work``, which never raises, without blocking the event loop.
+
+        ``on_abandoned`` is called if the caller is cancelled and ``work`` goes on.
+        """
         ...
 
 
@@ -88,7 +126,7 @@ class LeaseCheck(Protocol):
 
 
 class Findings(Protocol):
-    """Where a call reports what is perhaps wrong with its function."""
+    """Receives what is perhaps wrong with the function of a call."""
 
     def small_duration(self, step_id: str, milliseconds: int) -> None:
         """The step's duration is perhaps meant in seconds."""
@@ -96,29 +134,34 @@ class Findings(Protocol):
     def divergence(self, divergence: Divergence) -> Error | None:
         """The function does not reach all memos. The error, if any, ends the call."""
 
-    def left_steps(self, step_ids: Sequence[str]) -> None:
+    def unfinished_steps(self, step_ids: Sequence[str]) -> None:
         """The function returned without these steps, which are in tasks that nothing has awaited."""
 
+    def abandoned_thread(self, step_id: str) -> None:
+        """The step was cancelled while its handler ran in a thread, which goes on."""
 
-@dataclass(slots=True)
-class Replay:
+
+class Replay(msgspec.Struct, kw_only=True):
     """The state of one call.
 
-    ``stack`` gives the order in which the memos were made; ``target`` is the hashed id of the only step to
-    execute, ``None`` to discover. ``also`` are further steps that the same call may execute, one after another, as long
-    as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer`` the call ends with the first step that it
-    executes. ``lease_check`` runs before each step. ``stand_in`` replaces steps in tests. ``threads`` run the sync
-    handlers of async functions, which otherwise run on the event loop. ``names`` collects the ids of the steps reached,
-    by hashed id.
+    ``memos`` are those that no step has taken; ``inputs`` replace arguments of steps; ``refusals`` are the reasons why
+    memos cannot be restored: each by hashed step id. ``stack`` gives the order in which the memos were made. ``target``
+    is the hashed id of the only step to execute, ``None`` to discover. ``also`` are further steps that the same call
+    may execute, one after another, as long as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer``
+    the call ends with the first step that it executes. ``lease_check`` runs before each step. ``stand_in`` replaces
+    steps in tests. ``threads`` run the sync handlers of async functions, which otherwise run on the event loop.
+    ``names`` collects the ids of the steps reached, by hashed id.
     """
 
-    memos: StepMemos
+    memos: Memos
+    inputs: Mapping[str, Sequence[Any]] = {}
+    refusals: Mapping[str, str] = {}
     hooks: Hooks | None = None
     checkpointer: Checkpointer | None = None
     stack: Sequence[str] = ()
     target: str | None = None
     also: Sequence[str] = ()
-    has_time: Callable[[], bool] = lambda: True
+    has_time: Callable[[], bool] | None = None
     disable_immediate: bool = False
     attempt: int = 0
     max_attempts: int | None = None
@@ -126,15 +169,23 @@ class Replay:
     stand_in: StandIn | None = None
     threads: Threads | None = None
     function_id: str = ""
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = {}
     findings: Findings | None = None
     is_replaying: bool = True
+    is_new: bool = False
+    """The call has nothing to replay."""
+    is_last_taken: bool = False
+    """The step whose memo was just taken ends the replay.
+
+    The memo that was made last does, also if the function leaves others aside (a lost race's). A step before a call's
+    target was new in the call that planned it.
+    """
     targets: Collection[str] = ()
-    _counts: dict[str, int] = field(default_factory=dict)
-    _met: int = 0
+    _counts: dict[str, int] = {}
+    _reached: int = 0
+    _reached_ids: set[str] = set()
     _positions: dict[str, int] | None = None
     _last: str | None = None
-    _met_ids: set[str] = field(default_factory=set)
     _place: int = 0
     _early: str | None = None
     _has_diverged: bool = False
@@ -143,48 +194,60 @@ class Replay:
         if self.target is not None:
             self._last = ""
             self.targets = dict.fromkeys((self.target, *self.also))
-        else:
-            self._last = next((step_id for step_id in reversed(self.stack) if step_id in self.memos), None)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the call has nothing to replay."""
-        return self.target is None and not self.memos
+            return
+        self.is_new = not self.memos
+        for step_id in reversed(self.stack):
+            if step_id in self.memos:
+                self._last = step_id
+                return
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
         if self.stand_in is not None:
             request = self.stand_in(request, self.attempt)
+        step_id = request.step_id
         if request.small_duration is not None and self.findings is not None:
-            self.findings.small_duration(request.step_id, request.small_duration)
-        index = self._counts.get(request.step_id, 0)
-        self._counts[request.step_id] = index + 1
-        self._met += 1
-        hashed_id = hash_step_id(request.step_id, index)
-        self._met_ids.add(hashed_id)
-        self.names[hashed_id] = request.step_id
-        return Step(request, hashed_id, index, self._met)
+            self.findings.small_duration(step_id, request.small_duration)
+        index = self._counts.get(step_id, 0)
+        self._counts[step_id] = index + 1
+        self._reached += 1
+        hashed_id = hash_step_id(step_id, index)
+        self._reached_ids.add(hashed_id)
+        self.names[hashed_id] = step_id
+        return Step(request, hashed_id, index, self._reached)
 
     def position(self, hashed_id: str) -> int:
-        """Where in the stack a memo stands; those the stack does not name come last."""
+        """The place of a memo in the stack.
+
+        A memo that the stack does not name comes last: it was fetched (spec §4.4.2), and is newer than the call.
+        """
         if self._positions is None:
             self._positions = {step_id: place for place, step_id in enumerate(self.stack)}
         return self._positions.get(hashed_id, len(self._positions))
 
     def take(self, step: Step, *, in_order: bool) -> Memo | None:
-        """Take the step's memo; ``None`` if there is none.
+        """Take the step's memo, so that it is returned once; ``None`` if there is none.
 
-        With ``in_order``, the steps that finished before it must have been made, as they had been when it finished.
+        With ``in_order``, the steps that finished before it must have been reached, as they were when it finished.
         """
-        memo = self.memos.pop(step.hashed_id)
-        if in_order and memo is not None and self._early is None:
+        memos, hashed_id = self.memos, step.hashed_id
+        value = memos.pop(hashed_id, None)
+        if value is None:
+            return None
+        if in_order and self._early is None:
             stack, place = self.stack, self._place
-            while place < len(stack) and (stack[place] in self._met_ids or stack[place] not in self.memos):
+            while place < len(stack) and (stack[place] in self._reached_ids or stack[place] not in memos):
                 place += 1
             self._place = place
-            if place < len(stack) and self.position(step.hashed_id) > place:
+            if place < len(stack) and self.position(hashed_id) > place:
                 self._early = step.request.step_id
-        return memo
+        self.is_last_taken = not memos if self._last is None else hashed_id == self._last
+        if isinstance(value, Memo):
+            return value
+        try:
+            return decode_result(value) or Memo()  # sleeps and timeouts memoise null
+        except msgspec.DecodeError:
+            return to_rare_memo(value)
 
     def divergence(self, found: str | None) -> Raised | None:
         """How the call ends if the function, about to run a new step or at its end, did not reach all memos.
@@ -194,7 +257,7 @@ class Replay:
         """
         if (not self.memos and self._early is None) or self.target is not None or self._has_diverged:
             return None
-        unreached = [step_id for step_id in self.memos.ids() if step_id not in self._met_ids]
+        unreached = [step_id for step_id in self.memos if step_id not in self._reached_ids]
         if self.findings is None or (not unreached and self._early is None):
             return None
         self._has_diverged = True
@@ -202,16 +265,8 @@ class Replay:
         error = self.findings.divergence(Divergence(unreached, found, self._early))
         return None if error is None else Raised(error)
 
-    def is_last(self, step: Step) -> bool:
-        """Whether a step whose memo was just taken ends the replay.
-
-        The memo that was made last does, also where the function leaves others aside (a lost race's). What stands
-        before a call's target was new in the call that planned it.
-        """
-        return not self.memos if self._last is None else step.hashed_id == self._last
-
     async def start_new_code(self) -> None:
-        """From here on new code runs."""
+        """End the replay: new code is about to run."""
         if self.is_replaying:
             self.is_replaying = False
             if self.hooks is not None:
@@ -219,29 +274,16 @@ class Replay:
 
     def refusal(self, step: Step) -> MemoUnreadableError | None:
         """The reason why the step's memo cannot be returned."""
-        reason = self.memos.refusals.get(step.hashed_id)
+        reason = self.refusals.get(step.hashed_id)
         return None if reason is None else MemoUnreadableError(f'step "{step.request.step_id}": {reason}')
 
-    def value(self, step: Step, memo: Memo) -> Any:
-        """What the step returns, or the error it raises."""
-        if (error := memo.error) is not None:
-            raise StepError(error.message or "", error.name or "Error", error.stack, error.code)
-        return step.request.decode(memo.data)
-
     def runs_at_once(self, step: Step) -> bool:
-        return step.request.is_run and not self.disable_immediate
+        return step.request.op is Opcode.STEP_RUN and not self.disable_immediate
 
     @property
     def is_over(self) -> bool:
         """Whether the call ends before it executes another step."""
         return self.checkpointer is not None and self.checkpointer.is_over
-
-    async def conclude(self, report: StepReport) -> Memo | Ending:
-        """After a step was executed: the memo with which the function goes on, or how the call ends."""
-        if self.checkpointer is None:
-            return Found([report])
-        memo = await self.checkpointer.take(report)
-        return Checkpointed() if memo is None else memo
 
     def plan(self, step: Step, mode: ParallelMode | None, *, among_several: bool) -> StepReport:
         """Report a step without executing it. ``mode`` is that of its ``group.parallel``, if any.
@@ -252,23 +294,16 @@ class Replay:
         if mode is None and (among_several or self.disable_immediate):
             mode = ParallelMode.RACE
         op = Opcode.STEP_PLANNED if step.request.is_run else None
-        return StepReport(step.to_op(op, mode), step.info())
+        return StepReport(step.to_op(op, mode), step)
 
-    def mode_of_target(self, mode: ParallelMode | None) -> ParallelMode | None:
-        """The mode with which the call's target was planned, to be repeated on its op (see ``plan``).
-
-        Without it, the official server asks for no discovery after a race's branch.
-        """
-        return ParallelMode.RACE if mode is None and self.target is not None else mode
-
-    def not_found(self, met: Sequence[Step]) -> Raised:
+    def not_found(self, reached: Sequence[Step]) -> Raised:
         """The function did not reach the call's target: it changed since the step was planned, or another branch won.
 
         Official SDKs answer in the same way. The engine knows the cause.
         """
         detail = (
-            f'found step "{met[0].request.step_id}" when targeting a different step'
-            if met
+            f'found step "{reached[0].request.step_id}" when targeting a different step'
+            if reached
             else "the targeted step was not found: the function no longer reaches it"
         )
         return Raised(StepUnexpectedError(detail))
@@ -279,22 +314,27 @@ class Replay:
         mode: ParallelMode | None,
         call: Callable[[Step, Sequence[Any]], Awaitable[Any]],
     ) -> StepReport:
-        """Run the step's handler: ``call`` passes the arguments, and returns the result. ``mode`` is that of
-        the step's ``group.parallel``, if any."""
-        mode = self.mode_of_target(mode)
-        request = step.request
+        """Run the step's handler: ``call`` passes the arguments, and returns the result.
+
+        ``mode`` is that of the step's ``group.parallel``, if any. The op of the call's target repeats the mode with
+        which it was planned (see ``plan``). Otherwise the official server asks for no discovery after a race's branch.
+        """
+        if mode is None and self.target is not None:
+            mode = ParallelMode.RACE
         if self.lease_check is not None and self.lease_check.may_be_stale:
             await apart_from_run(self.lease_check.confirm())
-        await self.start_new_code()
+        self.is_replaying, was_replaying = False, self.is_replaying
         if self.hooks is not None:
+            if was_replaying:
+                await self.hooks.unmemoized()
             await self.hooks.before_step(step.info())
+        request = step.request
         token = in_step.set(step)
         try:
-            replaced = self.memos.input_of(step.hashed_id)
-            args = request.args if replaced is None else replaced
-            output = await call(step, args)
-            output = request.encode(output)
-            report = StepReport(step.to_op(None, mode), step.info(), output=output, function_id=self.function_id)
+            output = await call(step, self.inputs.get(step.hashed_id, request.args))
+            if request.encode is not None:
+                output = request.encode(output)
+            report = StepReport(step.to_op(None, mode), step, output, function_id=self.function_id)
         except NestedStep as nested:
             report = self._failed(step, mode, StepNestedError(str(nested)))
         except (Exception, SystemExit) as error:
@@ -308,11 +348,11 @@ class Replay:
     def _failed(self, step: Step, mode: ParallelMode | None, error: Exception) -> StepReport:
         is_last = self.max_attempts is not None and self.attempt + 1 >= self.max_attempts
         op = Opcode.STEP_FAILED if is_last or not is_retriable(error) else Opcode.STEP_ERROR
-        return StepReport(step.to_op(op, mode), step.info(), error=error)
+        return StepReport(step.to_op(op, mode), step, error=error)
 
 
 async def apart_from_run(work: Awaitable[T]) -> T:
-    """Tasks that are made for it are not the run's."""
+    """Await work whose tasks do not belong to the run."""
     token = current_tracker.set(None)
     try:
         return await work
@@ -320,13 +360,20 @@ async def apart_from_run(work: Awaitable[T]) -> T:
         current_tracker.reset(token)
 
 
-def refuse_nested(request: StepRequest) -> None:
-    """Raises ``NestedStep`` if a handler is running."""
-    if (outer := in_step.get()) is not None:
-        raise NestedStep(
-            f'step "{request.step_id}" was called inside step "{outer.request.step_id}"; nested steps are not '
-            "supported: call it from the function, or make it ordinary code"
-        )
+def value_of(step: Step, memo: Memo) -> Any:
+    """What the step returns. Raises ``StepError`` for a step that failed."""
+    if (error := memo.error) is not None:
+        raise StepError(error.message or "", error.name or "Error", error.stack, error.code)
+    decode = step.request.decode
+    return memo.data if decode is None else decode(memo.data)
+
+
+def nested(request: StepRequest, outer: Step) -> NestedStep:
+    """To be raised if a handler is running."""
+    return NestedStep(
+        f'step "{request.step_id}" was called inside step "{outer.request.step_id}"; nested steps are not '
+        "supported: call it from the function, or make it ordinary code"
+    )
 
 
 def raised_by_user(error: Exception | SystemExit) -> Exception:

@@ -1,10 +1,10 @@
-"""When a call of an async function is settled: every task waits for a step."""
+"""When a call of an async function is settled: every task waits for a step. Also the end of a call's tasks."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Set
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Set
+from contextvars import Context
 
-from .tasks import AnyFuture, AnyTask, Wait, awaited_by, classify, forwarded_by, waiter_of
+from .asyncio_compat import AnyFuture, AnyTask, Wait, awaited_by, classify, forwarded_by, is_wakeup, waiter_of
 
 _QUIET_ITERATIONS = 5
 """Iterations of the loop without any movement before several tasks count as settled.
@@ -25,19 +25,19 @@ give a request up."""
 
 
 class Settling:
-    """The tasks of one call. ``decide`` is called each time they are settled."""
+    """Watches the ``tasks`` of one call. ``decide`` is called each time they are settled."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, decide: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, decide: Callable[[], None], tasks: set[AnyTask]) -> None:
         self._loop = loop
         self._decide = decide
-        self.tasks: set[AnyTask] = set()
+        self.tasks = tasks
         self.ignored: Set[AnyTask] = frozenset()
         """Active tasks that are not waited for any more."""
         self._observed: Observed | None = None  # made when there are several tasks
         self.is_suspended = False
         """Set while a step is executed: its function must wait."""
         self._is_over = False
-        self._active: set[AnyTask] = set()  # tasks that are neither parked on a step nor wait for other tasks
+        self._active = set(tasks)  # tasks that are neither parked on a step nor wait for other tasks
         self._parked: set[AnyTask] = set()
         self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by what they wait for, tasks to look at once it has come
         self._progress = 0  # counts steps that park or go on, and tasks that begin or end
@@ -45,9 +45,12 @@ class Settling:
         self._quiet = 0
         self._seen_moves = -1
         self._next_look: asyncio.Handle | None = None
+        # In empty contexts: the loop keeps cancelled timers, and the context of the run would keep the call.
         self._patience: asyncio.Handle | None = None
         self._long_patience: asyncio.Handle | None = None
         self._is_resigned = False
+        for task in tasks:
+            task.add_done_callback(self._untrack)
 
     def track(self, task: AnyTask) -> None:
         """Count a task as the run's."""
@@ -82,7 +85,7 @@ class Settling:
         self._progress += 1
         self._moved()
 
-    def is_anyone_under_way(self) -> bool:
+    def is_any_task_active(self) -> bool:
         """Whether a task of the run is neither done nor parked on a step."""
         return any(not task.done() and task not in self._parked for task in self.tasks)
 
@@ -93,7 +96,7 @@ class Settling:
     def waits_longer(self) -> bool:
         """Whether ignored tasks are worth waiting for all the same."""
         if self._long_patience is None:
-            self._long_patience = self._loop.call_later(_LONG_PATIENCE_SECONDS, self._resign)
+            self._long_patience = self._loop.call_later(_LONG_PATIENCE_SECONDS, self._resign, context=Context())
         return bool(self.ignored) and not self._is_resigned
 
     def _resign(self) -> None:
@@ -137,7 +140,9 @@ class Settling:
         if self._is_moving():
             self._quiet = 0
             if self._parked and self._patience is None:
-                self._patience = self._loop.call_later(_PATIENCE_SECONDS, self._lose_patience, self._progress)
+                self._patience = self._loop.call_later(
+                    _PATIENCE_SECONDS, self._lose_patience, self._progress, context=Context()
+                )
             return
         if len(self.tasks) > 1 and not self._is_quiet():
             self._next_look = self._loop.call_soon(self._look)
@@ -241,10 +246,60 @@ def _looking(future: AnyFuture, is_own: IsOwn) -> Iterator[AnyFuture | None]:
     for callback, outers in forwarded_by(future):
         if outers:
             yield from outers
-        elif not is_own(callback) and not _is_wakeup(callback):
+        elif not is_own(callback) and not is_wakeup(callback):
             yield None
 
 
-def _is_wakeup(callback: Any) -> bool:
-    """Whether the callback is that of a task that awaits the future, which ``note`` has recorded."""
-    return "wakeup" in getattr(callback, "__name__", "") or "TaskWakeup" in type(callback).__name__
+_GRACE_SECONDS = 5.0
+"""Seconds for a cancelled task to clean up before it is cancelled again."""
+
+_MAX_ROUNDS = 3
+
+
+async def tear_down(tasks: Collection[AnyTask]) -> None:
+    """Cancel the tasks and wait for them; ``tasks`` changes while they end and create others.
+
+    A task that continues nevertheless, because it swallows its cancellation, is not waited for any longer. The loop's
+    exception handler gets it.
+    """
+    overdue_rounds = 0
+    while True:
+        running: list[AnyTask] = []
+        for task in tasks:
+            if not task.done():
+                running.append(task)
+        if not running:
+            return
+        for task in running:
+            task.cancel()
+        await asyncio.sleep(0)  # enough for a task that cleans nothing up, and cheaper than a wait with a timer
+        overdue: set[AnyTask] = set()
+        for task in running:
+            if not task.done():
+                _, overdue = await asyncio.wait(running, timeout=_GRACE_SECONDS)
+                break
+        for task in running:
+            if task not in overdue:
+                _forget_error(task)
+        overdue_rounds += bool(overdue)
+        if overdue_rounds == _MAX_ROUNDS:
+            for task in overdue:
+                _report(task)
+            return
+
+
+def _forget_error(task: AnyTask) -> None:
+    """Take the task's error: the call has its outcome, so asyncio need not log it.
+
+    The task need not keep its cancellation either. Its traceback holds the frames of the function, its memos, and
+    through them the task: a cycle, which would stay in memory until the next garbage collection.
+    """
+    try:
+        task.exception()
+    except asyncio.CancelledError as error:
+        error.__traceback__ = None
+
+
+def _report(task: AnyTask) -> None:
+    message = "a durable function's task goes on although its call has ended: it swallows asyncio.CancelledError"
+    task.get_loop().call_exception_handler({"message": message, "task": task})

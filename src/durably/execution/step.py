@@ -1,25 +1,25 @@
-"""What a step asks for: its op, its options, and how to make a value of its memo."""
+"""A step: what user code asks for, what it is in its run, and what is reported of it."""
 
+import asyncio
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import msgspec
 
 from durably.protocol.opcodes import Op, Opcode, ParallelMode, Userland
 
-
-def as_is(data: Any) -> Any:
-    """The conversion of a step whose values are JSON values."""
-    return data
+_NO_LOOP = ("no running event loop", "no current event loop")
 
 
 class StepRequest(msgspec.Struct):
     """A step as user code asked for it. One is made for each step of each call, so it must be cheap to make.
 
-    ``handler`` is called for steps that run in the app (op ``StepRun``); ``decode`` converts the memo's data to the
-    step's result, ``encode`` converts the handler's result to the memo's data. ``small_duration`` is the step's
-    duration in milliseconds, if it is a number that was perhaps meant in seconds.
+    ``handler`` is called for steps that run in the app (op ``StepRun``). ``decode`` converts the memo's data to the
+    step's result, ``encode`` the handler's result to the memo's data; ``None`` for JSON values. ``small_duration`` is
+    the step's duration in milliseconds, if it is a number that was perhaps meant in seconds.
     """
 
     step_id: str
@@ -29,27 +29,20 @@ class StepRequest(msgspec.Struct):
     handler: Callable[..., Any] | None = None
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
-    decode: Callable[[Any], Any] = as_is
-    encode: Callable[[Any], Any] = as_is
+    decode: Callable[[Any], Any] | None = None
+    encode: Callable[[Any], Any] | None = None
     small_duration: int | None = None
 
     @property
     def is_run(self) -> bool:
         return self.op is Opcode.STEP_RUN
 
-    def call(self, args: Sequence[Any]) -> Any:
-        """The handler's output, or an awaitable of it."""
-        assert self.handler is not None
-        return self.handler(*args, **self.kwargs)
-
 
 StandIn = Callable[[StepRequest, int], StepRequest]
-"""What a step is to be in place of what user code asked for, at an attempt (from 0): the same, or one of the same
-``step_id`` made up for a test."""
+"""Replaces a step in a test, at an attempt (from 0). Returns the same request, or another of the same ``step_id``."""
 
 
-@dataclass(slots=True, frozen=True)
-class StepInfo:
+class StepInfo(msgspec.Struct, frozen=True):
     """A step as middleware sees it. ``id`` is the user's own; ``index`` counts repetitions of it from 0."""
 
     id: str
@@ -60,25 +53,109 @@ class StepInfo:
 
 
 class Step(msgspec.Struct):
-    """A step that a call met: the request, which repetition of its id it is, and its place among all steps met."""
+    """A step that a call reached: its request, which repetition of its id it is, and its place among all steps reached.
+
+    ``awaitable_id`` identifies the coroutine that user code got for it.
+    """
 
     request: StepRequest
     hashed_id: str
     index: int
     order: int
+    awaitable_id: int = 0
 
     def info(self) -> StepInfo:
         return StepInfo(self.request.step_id, self.request.op, self.request.opts, self.index, self.hashed_id)
 
     def to_op(self, op: Opcode | None = None, parallel_mode: ParallelMode | None = None) -> Op:
-        opts = dict(self.request.opts) if self.request.opts else {}
+        request = self.request
+        opts = dict(request.opts) if request.opts else None
         if parallel_mode is ParallelMode.RACE:
-            opts["parallelMode"] = ParallelMode.RACE.value
+            opts = {**(opts or {}), "parallelMode": ParallelMode.RACE.value}
         return Op(
             id=self.hashed_id,
-            op=op or self.request.op,
-            name=self.request.name or self.request.step_id,
-            display_name=self.request.step_id,
-            opts=opts or None,
-            userland=Userland(id=self.request.step_id, index=self.index or None),
+            op=op or request.op,
+            name=request.name or request.step_id,
+            display_name=request.step_id,
+            opts=opts,
+            userland=Userland(id=request.step_id, index=self.index or None),
         )
+
+
+class StepReport(msgspec.Struct):
+    """An op for the engine. That of an executed step has what it returned or raised, not yet encoded."""
+
+    op: Op
+    step: Step | None = None
+    output: Any = msgspec.UNSET
+    error: BaseException | None = None
+    function_id: str = ""
+
+    @property
+    def info(self) -> StepInfo:
+        """The step; for an op that the SDK adds by itself, the op."""
+        if self.step is not None:
+            return self.step.info()
+        return StepInfo(self.op.op, Opcode(self.op.op), hashed_id=self.op.id)
+
+    @property
+    def step_id(self) -> str:
+        return self.op.op if self.step is None else self.step.request.step_id
+
+    def replace(self, output: Any, error: BaseException | None) -> None:
+        """Replace the step's result by middleware's. An executed step without its error has succeeded."""
+        if self.error is not None and error is None:
+            self.op.op = Opcode.STEP_RUN
+        self.output, self.error = output, error
+
+
+# -- handlers
+
+
+def is_async(handler: Any) -> bool:
+    """Whether a handler is called on the event loop: a coroutine function, or an object whose ``__call__`` is one.
+
+    A sync function that returns a coroutine counts as sync: it may block before it returns.
+    """
+    if type(handler) is FunctionType and handler.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
+    while isinstance(handler, partial):
+        handler = handler.func
+    if inspect.iscoroutinefunction(handler):
+        return True
+    return not inspect.isroutine(handler) and inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
+
+
+class ThreadCall(msgspec.Struct):
+    """One call of a handler in a thread. Its result is read on the event loop.
+
+    The handler's exception is stored, not raised in the thread: futures refuse ``StopIteration``, and treat
+    ``CancelledError`` as a cancellation.
+    """
+
+    call: Callable[[], Any]
+    value: Any = None
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.value = self.call()
+        except BaseException as error:
+            self.error = error
+
+    def result(self) -> Any:
+        """The handler's result. Raises the handler's exception."""
+        error, self.error = self.error, None
+        if error is None:
+            return self.value
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                raise RuntimeError("the handler raised asyncio.CancelledError") from error
+            if isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_LOOP):
+                error.add_note(
+                    "A sync handler of an async function runs in a worker thread, which has no event loop: "
+                    "make the handler async, or have it return a coroutine, which is awaited on the event loop."
+                )
+            raise error
+        finally:
+            del error  # otherwise its traceback would refer to it, and only the garbage collector would free both

@@ -10,9 +10,8 @@ from durably.protocol.errors import Error, ErrorCode
 from durably.protocol.opcodes import ParallelMode
 
 from .memos import Memo
-from .outcome import Checkpointed, Ending, Found, Raised, Returned, StepReport
-from .replay import Replay, in_step, raised_by_user, refuse_nested
-from .step import Step, StepRequest
+from .replay import Checkpointed, Ending, Found, Raised, Replay, Returned, in_step, nested, raised_by_user, value_of
+from .step import Step, StepReport, StepRequest
 
 T = TypeVar("T")
 
@@ -27,7 +26,7 @@ class _Interrupt(BaseException):
 
 
 class _Skipped(BaseException):
-    """A branch of ``group.parallel`` has come to a step without a memo; the others go on."""
+    """A branch of ``group.parallel`` has reached a step without a memo; the others continue."""
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -65,15 +64,16 @@ class SyncCall:
 
     def run(self, function: Callable[[], Any]) -> Ending:
         """Run the function until it ends or the call does."""
-        if self._replay.is_new:
-            drive(self._replay.start_new_code())
+        replay = self._replay
+        if replay.is_new:
+            drive(replay.start_new_code())
         outer_step = in_step.set(None)  # nothing of a run that this one is perhaps called from reaches into it
         try:
             value = function()
             if inspect.isawaitable(value):
                 _discard(value)
                 raise AsyncUnsupportedError("a sync function returned an awaitable: make the function async")
-            returned: Ending = self._replay.divergence(None) or Returned(value)
+            returned: Ending = replay.divergence(None) or Returned(value)
         except (_Interrupt, _Skipped):
             returned = Raised(RuntimeError("the call was interrupted without an outcome"))
         except (Exception, SystemExit) as error:
@@ -81,15 +81,16 @@ class SyncCall:
         finally:
             in_step.reset(outer_step)
         # A function that swallows the interrupt goes on running, but what the call found stands.
-        outcome = self._outcome if self._outcome is not None else returned
-        drive(self._replay.start_new_code())
-        return outcome
+        if replay.is_replaying:
+            drive(replay.start_new_code())
+        return self._outcome if self._outcome is not None else returned
 
     def step(self, request: StepRequest) -> Any:
         """Return the step's memo, or leave the function."""
         if self._outcome is not None:
             raise _Interrupt
-        refuse_nested(request)
+        if (outer := in_step.get()) is not None:
+            raise nested(request, outer)
         replay = self._replay
         if self._group is not None or self._branches.has_abandoned:
             self._check_id(request.step_id)
@@ -97,11 +98,11 @@ class SyncCall:
         memo = replay.take(step, in_order=self._group is None)
         if memo is None:
             memo = self._meet(step)
-        elif replay.memos.refusals and (refusal := replay.refusal(step)) is not None:
+        elif replay.refusals and (refusal := replay.refusal(step)) is not None:
             self._end(Raised(refusal))
-        elif replay.is_last(step):
+        elif replay.is_last_taken and replay.is_replaying:
             self._start_new_code()
-        return replay.value(step, memo)
+        return value_of(step, memo)
 
     def _check_id(self, step_id: str) -> None:
         try:
@@ -114,7 +115,7 @@ class SyncCall:
             self._end(diverged)
 
     def _start_new_code(self) -> None:
-        """What a hook raises here ends the call; it is none of the function's business."""
+        """End the replay. An error of a hook ends the call; the function cannot catch it."""
         try:
             drive(self._replay.start_new_code())
         except Exception as error:
@@ -150,10 +151,13 @@ class SyncCall:
                 self._end(Raised(error))
         else:
             self._executed.append(replay.plan(step, self._mode, among_several=False))
-        if self._group is None or len(self._executed) == len(replay.targets) or not replay.has_time():
+        if self._group is None or len(self._executed) == len(replay.targets) or not self._has_time():
             self._end(Found(self._executed))
         self._group.is_waiting = True
         raise _Skipped
+
+    def _has_time(self) -> bool:
+        return self._replay.has_time is None or self._replay.has_time()
 
     @property
     def _mode(self) -> ParallelMode | None:
@@ -161,13 +165,16 @@ class SyncCall:
 
     def _execute(self, step: Step) -> Memo:
         """Run the step's handler, which ends the call unless a checkpoint can store the step."""
+        replay, checkpointer = self._replay, self._replay.checkpointer
         try:
-            report = drive(self._replay.execute(step, self._mode, _call_handler))
-            ending = drive(self._replay.conclude(report))
+            report = drive(replay.execute(step, self._mode, _call_handler))
+            memo = None if checkpointer is None else drive(checkpointer.take(report))
         except Exception as error:  # a hook's
-            ending = Raised(error)
-        if isinstance(ending, Memo):
-            return ending
+            ending: Ending = Raised(error)
+        else:
+            if memo is not None:
+                return memo
+            ending = Found([report]) if checkpointer is None else Checkpointed()
         self._end(ending)
 
     def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
@@ -204,7 +211,7 @@ class SyncCall:
             raise _Skipped
         if self._replay.target is not None:
             self._end(self._replay.not_found([]))
-        self._check_reached(group.found[0].info.id)
+        self._check_reached(group.found[0].step_id)
         self._end(Found(group.found))
 
     def _end(self, ending: Ending) -> NoReturn:
@@ -213,7 +220,8 @@ class SyncCall:
 
 
 async def _call_handler(step: Step, args: Sequence[Any]) -> Any:
-    value = step.request.call(args)
+    assert step.request.handler is not None
+    value = step.request.handler(*args, **step.request.kwargs)
     if inspect.isawaitable(value):
         _discard(value)
         raise AsyncUnsupportedError(

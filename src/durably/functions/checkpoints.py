@@ -12,23 +12,23 @@ import msgspec
 
 from durably.app import App
 from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
-from durably.execution import Checkpointed, Ending, Found, Memo, Outcome, Raised, Returned, StepInfo, StepReport
+from durably.execution import Checkpointed, Ending, Found, Memo, Outcome, Raised, Returned, StepReport
 from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.options import Checkpointing
 from durably.protocol.text import printable
 from durably.run_logger import Logger
+from durably.values.outputs import encode_output, encode_step_output, finish
 
-from .middleware_stack import MiddlewareStack
-from .step_results import encode_output, encode_step_output, finish
+from .middleware import MiddlewareStack
 
 _ABSENCE_SECONDS = 60.0
-"""How long an engine that has no such endpoint is not asked again."""
+"""Seconds for which an engine without this endpoint gets no further checkpoint."""
 
 
 class Checkpoints(Protocol):
-    """The way by which finished steps reach the engine that made the call."""
+    """Sends finished steps to the engine that made the call."""
 
     @property
     def are_default(self) -> bool:
@@ -37,20 +37,29 @@ class Checkpoints(Protocol):
 
     @property
     def join_answers(self) -> bool:
-        """Whether the engine takes steps and an op that follows them in one answer for just that.
+        """Whether the engine accepts steps and an op that follows them in one answer.
 
-        Others take several ops for parallel branches, and plan each step of the run from then on.
+        Other engines take several ops for parallel branches, and plan each step of the run from then on.
         """
         ...
 
+    @property
+    def has_lease(self) -> bool:
+        """Whether the engine may give up a call without this process knowing."""
+        ...
+
     def certain_at_arrival(self) -> float:
-        """The latest moment (``time.monotonic()``) at which the engine certainly wanted a call that arrives now: it may
-        have been on its way for long."""
+        """The last time (``time.monotonic()``) at which the engine certainly wanted a call that arrives now.
+
+        The call may have been on its way for long.
+        """
         ...
 
     def may_be_stale(self, since: float) -> bool:
-        """Whether the engine may have given up, without this process knowing, a call that it wanted at ``since``. The
-        answer to a checkpoint, even to one without steps, is certain."""
+        """Whether the engine may have given up a call that it wanted at ``since``.
+
+        The answer to a checkpoint is certain, even to one without steps.
+        """
         ...
 
     def commit(self, request: CheckpointRequest) -> Awaitable[None]:
@@ -74,6 +83,7 @@ class HttpCheckpoints:
         self._absent_until = 0.0
         self.are_default = False
         self.join_answers = False
+        self.has_lease = False  # the engine reports a call that it has given up at the next checkpoint
 
     @property
     def are_possible(self) -> bool:
@@ -81,12 +91,9 @@ class HttpCheckpoints:
         return time.monotonic() >= self._absent_until
 
     def certain_at_arrival(self) -> float:
-        """See ``Checkpoints``."""
         return time.monotonic()
 
     def may_be_stale(self, since: float) -> bool:
-        """The engine waits for the answer to its request. It reports a call that it has given up at the next
-        checkpoint."""
         return False
 
     async def commit(self, request: CheckpointRequest) -> None:
@@ -114,8 +121,8 @@ _DISCOVERY_ID = hash_step_id("discovery")
 class StepCheckpointer:
     """The finished steps of one call that the engine does not have yet (an ``execution.Checkpointer``).
 
-    ``call`` identifies the call to the engine. Where ``checkpoints`` do not ``join_answers``, what is kept is committed
-    before the answer.
+    ``call`` identifies the call to the engine. Unless ``checkpoints`` ``join_answers``, kept steps are committed before
+    the answer.
     """
 
     def __init__(
@@ -124,16 +131,16 @@ class StepCheckpointer:
         config: Checkpointing,
         call: CheckpointRequest,
         io: IO,
-        middleware: MiddlewareStack,
+        middleware: MiddlewareStack | None,
         logger: Logger,
     ) -> None:
         self._checkpoints = checkpoints
         self._config = config
         self._call = call
         self._io = io
-        self._middleware = middleware if middleware else None
+        self._middleware = middleware
         self._logger = logger
-        # From before the function: what is made in it is none of its tasks.
+        # The context before the function: tasks that are made in it do not belong to the run.
         self._context = None if config.interval_seconds is None else contextvars.copy_context()
         # By hashed id. The commit of a timer may remove some from another thread, one by one.
         self._unsent: dict[str, StepReport] = {}
@@ -149,7 +156,7 @@ class StepCheckpointer:
 
     @property
     def is_over(self) -> bool:
-        """A call that has finished nothing goes on however late it is, or the next one would get no further."""
+        """A call that has finished nothing continues however late it is: the next call would get no further."""
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
         return self._must_stop or (is_late and self._has_finished_steps)
 
@@ -158,7 +165,7 @@ class StepCheckpointer:
         return self._stale is not None or self._is_refused
 
     async def take(self, report: StepReport) -> Memo | None:
-        """Keep or commit the step. The function goes on with what it would get at its next call."""
+        """Keep or commit the step. The function continues with the memo that its next call would get."""
         memo = self._memo_of(report)
         if self._middleware is not None:
             await self._middleware.end_execution()
@@ -182,7 +189,7 @@ class StepCheckpointer:
         return memo
 
     def _memo_of(self, report: StepReport) -> Memo | None:
-        """What the step returns to its function; ``None`` if only the next call can know.
+        """The step's memo; ``None`` if only the next call can know it.
 
         Middleware that transforms outputs restores them when it transforms the input of a call, which happens once.
         """
@@ -230,7 +237,7 @@ class StepCheckpointer:
     # -- at the end of the call
 
     async def conclude(self, ending: Ending) -> Outcome:
-        """The answer, from which the engine learns all that it does not know yet."""
+        """The answer, with all steps that the engine does not have."""
         self.close()
         if isinstance(ending, Returned) and self._unsent:
             ending = _complete(ending)
@@ -255,7 +262,7 @@ class StepCheckpointer:
         return not self._checkpoints.join_answers and not is_end and len(self._unsent) + len(following) > 1
 
     def close(self) -> None:
-        """Stop the timers. A commit that one has begun may be repeated, which changes nothing."""
+        """Stop the timers. A commit that a timer has begun may be repeated, which changes nothing."""
         while self._timers:
             self._timers.pop().cancel()
 
@@ -266,16 +273,12 @@ def _complete(returned: Returned) -> Found | Raised:
         data = msgspec.Raw(encode_output(returned.value, returned.source))
     except OutputUnserializableError as error:
         return Raised(error)
-    return Found([_report_of(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
+    return Found([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
 
 
 def _discovery() -> StepReport:
-    """Has the engine call again."""
-    return _report_of(Op(id=_DISCOVERY_ID, op=Opcode.DISCOVERY_REQUEST))
-
-
-def _report_of(op: Op) -> StepReport:
-    return StepReport(op, StepInfo(op.op, Opcode(op.op), hashed_id=op.id))
+    """An op after which the engine calls again."""
+    return StepReport(Op(id=_DISCOVERY_ID, op=Opcode.DISCOVERY_REQUEST))
 
 
 class CallLeaseCheck:
@@ -292,8 +295,8 @@ class CallLeaseCheck:
         return self._checkpoints.may_be_stale(self._known_at)
 
     async def confirm(self) -> None:
-        """Raises ``CallStaleError``, and ``CheckpointRefusedError`` where the engine does not say."""
-        while self.may_be_stale:  # again, where the answer itself may have been on its way for long
+        """Raises ``CallStaleError``, and ``CheckpointRefusedError`` if the engine does not answer the question."""
+        while self.may_be_stale:  # again if the answer itself may have been on its way for long
             asked_at = time.monotonic()
             request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
             await self._io.resolve(self._checkpoints.commit(request))

@@ -12,8 +12,8 @@ from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_RETRIES, MAX_TRIGGERS
 from durably.protocol.options import Checkpointing, FunctionOptions, Trigger, TriggerEvent, check_checkpointing
 from durably.serializers import Serializer, Unset
-from durably.values.annotations import function_codec
 from durably.values.codecs import Codec
+from durably.values.outputs import function_codec
 
 T = TypeVar("T")
 

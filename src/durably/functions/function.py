@@ -1,24 +1,25 @@
 """Functions: user code plus its configuration, called once for each request of the engine."""
 
+import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 
 from durably.app import App
-from durably.context import Context, ContextSync, Step, StepSync
-from durably.errors import Error, FunctionConfigInvalidError, FunctionNotServedError
+from durably.context import Context, ContextSync, Group, GroupSync
+from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
+from durably.events import send_events, step_seed
 from durably.execution import (
     AsyncCall,
     Checkpointed,
     Checkpointer,
-    Divergence,
     Ending,
     Found,
+    LeaseCheck,
     Outcome,
     Raised,
     Replay,
@@ -29,49 +30,42 @@ from durably.execution import (
     drive,
     in_step,
     is_async,
+    take_inputs,
 )
 from durably.experimental import step_context
-from durably.groups import Group, GroupSync
 from durably.io.http_client import IO
 from durably.io.loop_watch import loop_watch
-from durably.io.worker_threads import StepThreads, WorkerThreads
+from durably.io.worker_threads import WorkerThreads
 from durably.protocol.call import CallContext, CheckpointRequest
 from durably.protocol.events import Event
-from durably.protocol.text import printable
-from durably.run_logger import RunContext, run_logger
-from durably.sending import send_events, step_seed
+from durably.run_logger import AnyLogger, AnyRunLogger, RunContext, RunLogger
 from durably.serializers import Serializer, Unset
-from durably.values.annotations import encode_as, function_codec
+from durably.steps import Step, StepSync
 from durably.values.codecs import Codec, SerializerCodec
+from durably.values.outputs import check_found, encode_as, function_codec
 
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
 from .config import FunctionDefinition, FunctionOpts
-from .divergences import Divergences
-from .hooks import MiddlewareFactory, TransformOutputResult
-from .middleware_stack import MiddlewareStack
-from .step_results import Timings, check_found
+from .findings import Divergences, Findings
+from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 
 _SHARED_SECONDS = 1.0
-"""How long a call of a sync function goes on to steps of other calls: a request should not outlast a step by much."""
+"""Seconds for which a call of a sync function continues with steps of other calls."""
+
+_PARTS = {"mw.transform_input": 0.0, "function": 0.0, "mw.transform_output": 0.0}
+"""The measured parts of a call, in their order, with initial durations."""
 
 _CONTEXTS = (Context.__name__, ContextSync.__name__)
-
-_MAX_POINTED_OUT = 100
-"""The maximum number of steps of one function with a warning about their duration."""
-
-_MAX_LISTED = 5
-"""Steps named in one warning."""
 
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
 
-@dataclass(slots=True)
-class FunctionCall:
+class FunctionCall(msgspec.Struct, kw_only=True):
     """One call from ``CommHandler``: the engine's data, and the call's context in this process.
 
     ``checkpoints`` sends finished steps to the engine, ``None`` if that is not possible. ``threads`` run sync
-    handlers of async functions.
+    handlers of async functions. ``seconds`` gets the durations of the call's parts.
     """
 
     function_id: str
@@ -81,17 +75,30 @@ class FunctionCall:
     steps: Mapping[str, msgspec.Raw]
     target: str | None
     raw_request: object
-    timings: Timings
+    seconds: dict[str, float]
     request_id: str | None = None
     job_id: str | None = None
-    disable_immediate: bool = field(default=False)
+    disable_immediate: bool = False
     checkpoints: Checkpoints | None = None
     stand_in: StandIn | None = None
     threads: WorkerThreads | None = None
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """What an engine calls by ``id``: the handler of a function, or its failure handler. ``source`` is for errors."""
+
+    id: str
+    handler: Callable[..., Any]
+    is_async: bool
+    divergences: Divergences
+    source: str
+
+
 class Function(FunctionDefinition[T]):
-    """A durable function, made by ``Client.create_function``."""
+    """A durable function, made by ``Client.create_function``.
+
+    ``entries`` are what engines call, by id: the function, and its failure handler if it has one.
+    """
 
     def __init__(
         self,
@@ -109,206 +116,187 @@ class Function(FunctionDefinition[T]):
                 _check_takes_context(opts, given)
                 _check_context_kind(opts, given)
         super().__init__(opts, handler)
-        self._on_failure = on_failure
-        self._pointed_out: set[str] = set()
-        self.divergences = {name: Divergences(name) for name in (opts.id, opts.failure_id)}
+        function_id, failure_id = opts.id, opts.failure_id
+        self.on_failure_fn_id = failure_id if on_failure is not None else None
         self.is_handler_async = is_async(handler)
         self.is_on_failure_handler_async = None if on_failure is None else is_async(on_failure)
+        self.entries = {function_id: _make_entry(function_id, handler, f'function "{function_id}"')}
+        if on_failure is not None:
+            self.entries[failure_id] = _make_entry(failure_id, on_failure, f'on_failure of function "{function_id}"')
+        self._warned_steps: set[str] = set()
         self._middleware = middleware
+        self._checkpointing = {is_default: opts.checkpointing_or(is_default) for is_default in (False, True)}
+        self.sends_checkpoints = self._checkpointing[False] is not None
+        """Whether the function sends checkpoints to engines with which this is not the default."""
 
     def __repr__(self) -> str:
         return f"Function({self.id!r})"
 
-    @property
-    def on_failure_fn_id(self) -> str | None:
-        return self.opts.failure_id if self._on_failure is not None else None
-
-    def is_replay_strict(self, app: App) -> bool:
-        """Whether a run fails if its function no longer reaches the run's finished steps."""
-        return app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
-
-    def point_out_duration(self, app: App, step_id: str, milliseconds: int) -> None:
-        """Warn once for each step, in development."""
-        if step_id in self._pointed_out or len(self._pointed_out) >= _MAX_POINTED_OUT:
-            return
-        self._pointed_out.add(step_id)
-        app.logger.warning(
-            'step "%s" of function "%s": %d means %d milliseconds; write "%ds" if you mean seconds, "%dms" if not',
-            step_id,
-            self.id,
-            *[milliseconds] * 4,
-        )
-
-    def is_async(self, function_id: str) -> bool:
-        """Whether the handler behind an id, this function's or its failure handler's, is async."""
-        is_own = self._handler_for(function_id) is self._handler
-        return self.is_handler_async if is_own else bool(self.is_on_failure_handler_async)
-
     def configs(self, app_url: str) -> list[dict[str, Any]]:
         """This function's entries in the sync payload: its own, and its failure handler's."""
         own = [self.opts.to_wire(app_url)]
-        return own if self._on_failure is None else [*own, self.opts.failure_to_wire(app_url)]
+        return own if self.on_failure_fn_id is None else [*own, self.opts.failure_to_wire(app_url)]
 
     async def call(self, app: App, call: FunctionCall, io: IO) -> Outcome:
-        """Run the function for one call, with middleware around it."""
-        middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
-        checkpoint = _empty_checkpoint(call)
-        checkpointer = self._make_checkpointer(app, call, checkpoint, io, middleware)
-        if checkpointer is None:
-            ending = await self._run(app, call, checkpoint, io, middleware, None)
-            assert not isinstance(ending, Checkpointed)
-            return ending
+        """Run the function for one call, with middleware around it.
+
+        A call that targets a step, or that is repeated, ends with the first step that it executes: engines count
+        attempts by call, and the steps after the one that failed have their own.
+        """
+        entry = self.entries.get(call.function_id)
+        if entry is None:
+            raise FunctionNotServedError(f'function "{self.id}" does not answer to the id "{call.function_id}"')
+        middleware = None
+        if app.middleware or self._middleware:
+            middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
+        checkpointer: StepCheckpointer | None = None
+        lease_check = None
+        if (checkpoints := call.checkpoints) is not None:
+            config = self._checkpointing[checkpoints.are_default]
+            if config is not None and call.target is None and not call.context.attempt:
+                empty = _empty_checkpoint(call)
+                checkpointer = StepCheckpointer(checkpoints, config, empty, io, middleware, app.logger)
+            if checkpoints.has_lease:
+                lease_check = CallLeaseCheck(checkpoints, _empty_checkpoint(call), io)
+        replay = self._make_replay(app, call, entry, middleware, checkpointer, lease_check)
         try:
-            return await checkpointer.conclude(await self._run(app, call, checkpoint, io, middleware, checkpointer))
+            try:
+                ending = await self._execute(app, call, entry, replay, io, middleware)
+            except Exception as error:
+                ending = Raised(error)
+            if checkpointer is not None:
+                return await checkpointer.conclude(ending)
         finally:
-            checkpointer.close()
+            if checkpointer is not None:
+                checkpointer.close()
+        assert not isinstance(ending, Checkpointed)
+        return ending
 
     def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
         return drive(self.call(app, call, io))
 
-    def _make_checkpointer(
-        self, app: App, call: FunctionCall, checkpoint: CheckpointRequest, io: IO, middleware: MiddlewareStack
-    ) -> StepCheckpointer | None:
-        """``None`` for a call that ends with the first step it executes: one that targets a step, and one that is
-        made again, since engines count attempts by call and the steps after the one that failed have their own."""
-        if call.checkpoints is None or call.target is not None or call.context.attempt:
-            return None
-        config = self.opts.checkpointing_or(call.checkpoints.are_default)
-        if config is None:
-            return None
-        return StepCheckpointer(call.checkpoints, config, checkpoint, io, middleware, app.logger)
-
-    async def _run(
+    def _make_replay(
         self,
         app: App,
         call: FunctionCall,
-        checkpoint: CheckpointRequest,
-        io: IO,
-        middleware: MiddlewareStack,
+        entry: Entry,
+        middleware: MiddlewareStack | None,
         checkpointer: Checkpointer | None,
-    ) -> Ending:
-        try:
-            ending = await self._execute(app, call, checkpoint, io, middleware, checkpointer)
-            ending = await self._transform_output(ending, call, middleware)
-            await middleware.call("before_response")
-        except Exception as error:
-            return Raised(error)
-        return ending
-
-    async def _execute(
-        self,
-        app: App,
-        call: FunctionCall,
-        checkpoint: CheckpointRequest,
-        io: IO,
-        middleware: MiddlewareStack,
-        checkpointer: Checkpointer | None,
-    ) -> Ending:
-        handler = self._handler_for(call.function_id)
-        replay = _make_replay(app, call, middleware, checkpointer, _lease_check_of(call, checkpoint, io))
-        replay.names = self.divergences[call.function_id].names
-        replay.function_id = call.function_id
-        replay.findings = _Findings(self, app, call)
-        is_async = self.is_async(call.function_id)
-        ctx, run = _make_context(is_async, app, call, replay, io, middleware)
-        began = call.timings.begin("mw.transform_input")
-        if middleware:
-            await middleware.call("transform_input", ctx, self, replay.memos)
-            call.timings.end("mw.transform_input", began)
-        token = step_context.set(ctx.step)
-        began = call.timings.begin("function")
-        try:
-            running = run(partial(handler, ctx))
-            ending = await (loop_watch.watch(running, app.logger) if is_async else running)
-        finally:
-            call.timings.end("function", began)
-            step_context.reset(token)
-        await middleware.end_execution()
-        if isinstance(ending, Found):
-            check_found(ending.reports)
-        return self._encode(ending, handler, app) if isinstance(ending, Returned) else ending
-
-    def _encode(self, returned: Returned, handler: Handler[Any], app: App) -> Returned | Raised:
-        is_own = handler is self._handler
-        source = f'function "{self.id}"' if is_own else f'on_failure of function "{self.id}"'
-        try:
-            codec = self.output_codec(app.serializer) if is_own else self._failure_codec(handler, app.serializer)
-            return Returned(returned.value if codec is None else encode_as(codec, source, returned.value), source)
-        except Exception as error:
-            return Raised(error)
-
-    def _failure_codec(self, handler: Handler[Any], serializer: Serializer | None) -> Codec | None:
-        codec = function_codec(f'on_failure of function "{self.id}"', handler, Unset, serializer)
-        return SerializerCodec(serializer, object) if codec is None and serializer is not None else codec
-
-    async def _transform_output(self, ending: Ending, call: FunctionCall, middleware: MiddlewareStack) -> Ending:
-        """Planned steps returned nothing yet, so where several were found there is nothing to transform; those in
-        checkpoints have been transformed one by one."""
-        began = call.timings.begin("mw.transform_output")
-        if isinstance(ending, Raised) and not isinstance(ending.error, Exception):
-            raise ending.error
-        if not middleware or isinstance(ending, Checkpointed):
-            return ending
-        try:
-            if isinstance(ending, Found):
-                await middleware.transform_step_inputs(ending.reports)
-                if len(ending.reports) == 1:
-                    await middleware.transform_step(ending.reports[0])
-                return ending
-            result = _result_of_function(ending)
-            await middleware.call("transform_output", result)
-            if result.error is not None:
-                return Raised(result.error)
-            return Returned(result.output, ending.source if isinstance(ending, Returned) else "the function")
-        finally:
-            call.timings.end("mw.transform_output", began)
-
-    def _handler_for(self, function_id: str) -> Handler[Any]:
-        if function_id == self.id:
-            return self._handler
-        if function_id == self.on_failure_fn_id and self._on_failure is not None:
-            return self._on_failure
-        raise FunctionNotServedError(f'function "{self.id}" does not answer to the id "{function_id}"')
-
-
-class _Findings:
-    """Reports what a call finds (an ``execution.Findings``)."""
-
-    __slots__ = ("_app", "_call", "_function")
-
-    def __init__(self, function: Function[Any], app: App, call: FunctionCall) -> None:
-        self._function = function
-        self._app = app
-        self._call = call
-
-    def small_duration(self, step_id: str, milliseconds: int) -> None:
-        if not self._app.is_production:
-            self._function.point_out_duration(self._app, step_id, milliseconds)
-
-    def divergence(self, divergence: Divergence) -> Error | None:
-        return self._function.divergences[self._call.function_id].report(
-            self._call.context.run_id,
-            divergence,
-            logger=self._app.logger,
-            is_strict=self._function.is_replay_strict(self._app),
+        lease_check: LeaseCheck | None,
+    ) -> Replay:
+        context = call.context
+        stack = context.stack.stack if context.stack is not None else None
+        memos: dict[str, Any] = dict(call.steps)
+        may_have_inputs = b'"input"' in b"".join(call.steps.values())
+        is_strict = app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
+        return Replay(
+            memos=memos,
+            inputs=take_inputs(memos) if may_have_inputs else {},
+            hooks=middleware,
+            checkpointer=checkpointer,
+            stack=list(memos) if stack is None else stack,
+            target=call.target,
+            also=() if middleware is not None else context.also or (),
+            has_time=_until(_SHARED_SECONDS) if context.also else None,
+            disable_immediate=call.disable_immediate,
+            attempt=context.attempt,
+            max_attempts=context.max_attempts,
+            lease_check=lease_check,
+            stand_in=call.stand_in,
+            threads=call.threads,
+            function_id=call.function_id,
+            names=entry.divergences.names,
+            findings=Findings(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
         )
 
-    def left_steps(self, step_ids: Sequence[str]) -> None:
-        _warn_of_left_steps(self._app, self._call, step_ids)
+    async def _execute(
+        self, app: App, call: FunctionCall, entry: Entry, replay: Replay, io: IO, middleware: MiddlewareStack | None
+    ) -> Ending:
+        running: AsyncCall | SyncCall = AsyncCall(replay) if entry.is_async else SyncCall(replay)
+        ctx = _make_context(app, call, replay, running, io, middleware)
+        call.seconds |= _PARTS
+        if middleware is not None:
+            began = time.perf_counter()
+            memos = StepMemos(replay.memos)
+            await middleware.call("transform_input", ctx, self, memos)
+            replay.refusals = memos.refusals
+            call.seconds["mw.transform_input"] = time.perf_counter() - began
+        token = step_context.set(ctx.step)
+        began = time.perf_counter()
+        try:
+            if isinstance(running, AsyncCall):
+                ending = await self._run_watched(app, running, partial(entry.handler, ctx))
+            else:
+                ending = running.run(partial(entry.handler, ctx))
+        finally:
+            call.seconds["function"] = time.perf_counter() - began
+            step_context.reset(token)
+        if middleware is not None:
+            await middleware.end_execution()
+        if isinstance(ending, Found):
+            check_found(ending.reports)
+        elif isinstance(ending, Returned):
+            ending = self._encode(ending, entry, app)
+        elif isinstance(ending, Raised) and not isinstance(ending.error, Exception):
+            raise ending.error
+        if middleware is not None:
+            began = time.perf_counter()
+            ending = await _transform_output(ending, middleware)
+            call.seconds["mw.transform_output"] = time.perf_counter() - began
+            await middleware.call("before_response")
+        return ending
+
+    async def _run_watched(self, app: App, call: AsyncCall, function: Callable[[], Any]) -> Ending:
+        """Run an async function. If it blocks the event loop, ``loop_watch`` logs that."""
+        loop = asyncio.get_running_loop()
+        loop_watch.logger = app.logger
+        watched = loop_watch.loops.get(loop) or loop_watch.start(loop)
+        watched.calls += 1
+        if not loop_watch.is_awake.is_set():
+            loop_watch.start(loop)
+        try:
+            return await call.run(function)
+        finally:
+            watched.calls -= 1
+
+    def _encode(self, returned: Returned, entry: Entry, app: App) -> Returned | Raised:
+        try:
+            is_own = entry.handler is self._handler
+            codec = self.output_codec(app.serializer) if is_own else _failure_codec(entry, app.serializer)
+            value = returned.value if codec is None else encode_as(codec, entry.source, returned.value)
+            return Returned(value, entry.source)
+        except Exception as error:
+            return Raised(error)
 
 
-def _warn_of_left_steps(app: App, call: FunctionCall, step_ids: Sequence[str]) -> None:
-    more = len(step_ids) - _MAX_LISTED
-    app.logger.warning(
-        'function "%s", run %s: the function returned without steps that it had given to a task or to gather, which '
-        "nothing awaited: %s%s. They are not finished, and nothing waits for their results: await the task or the "
-        "gather, or cancel it",
-        call.function_id,
-        call.context.run_id,
-        ", ".join(f'"{printable(step_id)}"' for step_id in step_ids[:_MAX_LISTED]),
-        f" and {more} more" if more > 0 else "",
-    )
+def _make_entry(function_id: str, handler: Callable[..., Any], source: str) -> Entry:
+    return Entry(function_id, handler, is_async(handler), Divergences(function_id), source)
+
+
+def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
+    codec = function_codec(entry.source, entry.handler, Unset, serializer)
+    return SerializerCodec(serializer, object) if codec is None and serializer is not None else codec
+
+
+async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Ending:
+    """``transform_output``, and ``transform_step_input`` of the steps that the engine executes.
+
+    Several steps that were found are planned: they returned nothing yet, so there is nothing to transform. Those in
+    checkpoints have been transformed one by one.
+    """
+    if isinstance(ending, Checkpointed):
+        return ending
+    if isinstance(ending, Found):
+        await middleware.transform_step_inputs(ending.reports)
+        if len(ending.reports) == 1:
+            await middleware.transform_step(ending.reports[0])
+        return ending
+    result = _result_of_function(ending)
+    await middleware.call("transform_output", result)
+    if result.error is not None:
+        return Raised(result.error)
+    return Returned(result.output, ending.source if isinstance(ending, Returned) else "the function")
 
 
 def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:
@@ -331,84 +319,40 @@ def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
     )
 
 
-def _watch(seconds: float) -> Callable[[], bool]:
-    """Whether less time than that has passed since."""
+def _until(seconds: float) -> Callable[[], bool]:
+    """A function that returns whether less time than that has passed since."""
     deadline = time.monotonic() + seconds
     return lambda: time.monotonic() < deadline
 
 
-def _lease_check_of(call: FunctionCall, checkpoint: CheckpointRequest, io: IO) -> CallLeaseCheck | None:
-    return None if call.checkpoints is None else CallLeaseCheck(call.checkpoints, checkpoint, io)
-
-
-def _make_replay(
+def _make_context(
     app: App,
     call: FunctionCall,
-    middleware: MiddlewareStack,
-    checkpointer: Checkpointer | None,
-    lease_check: CallLeaseCheck | None,
-) -> Replay:
-    context = call.context
-    stack = context.stack.stack if context.stack is not None else None
-    replay = Replay(
-        memos=StepMemos(call.steps),
-        hooks=middleware if middleware else None,
-        checkpointer=checkpointer,
-        stack=list(call.steps) if stack is None else stack,
-        target=call.target,
-        also=() if middleware else context.also or (),
-        disable_immediate=call.disable_immediate,
-        attempt=context.attempt,
-        max_attempts=context.max_attempts,
-        lease_check=lease_check,
-        stand_in=call.stand_in,
-    )
-    if call.threads is not None:
-        replay.threads = StepThreads(call.threads, app.logger, call.function_id, context.run_id)
-    if context.also:
-        replay.has_time = _watch(_SHARED_SECONDS)
-    return replay
+    replay: Replay,
+    running: AsyncCall | SyncCall,
+    io: IO,
+    middleware: MiddlewareStack | None,
+) -> Context | ContextSync:
+    """The handler's argument."""
+    run_id = call.context.run_id
+    fields: Any = RunContext(replay, app.app_id, call.function_id, run_id)
+    logger: Any = app.logger
+    logger = AnyRunLogger(logger.target, fields) if isinstance(logger, AnyLogger) else RunLogger(logger, fields)
+    shared = (call.event, call.events, run_id, call.context.attempt, logger)
+    send = partial(_send_in_step, app, call, io, middleware)
+    if isinstance(running, AsyncCall):
+        return Context(*shared, Step(app, running, send), Group(running), call.request_id, call.job_id)
+    step = StepSync(app, running, lambda events: drive(send(events)))
+    return ContextSync(*shared, step, GroupSync(running), call.request_id, call.job_id)
 
 
-async def _send_in_step(app: App, call: FunctionCall, io: IO, middleware: MiddlewareStack, events: Any) -> list[str]:
+async def _send_in_step(
+    app: App, call: FunctionCall, io: IO, middleware: MiddlewareStack | None, events: Any
+) -> list[str]:
     step = in_step.get()
     assert step is not None, "only steps send"
     seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
     return await send_events(app, events, io, middleware, seed)
-
-
-def _make_context(
-    is_async: bool,
-    app: App,
-    call: FunctionCall,
-    replay: Replay,
-    io: IO,
-    middleware: MiddlewareStack,
-) -> tuple[Any, Callable[[Callable[[], Any]], Coroutine[Any, Any, Ending]]]:
-    """The handler's argument, and how to run it."""
-    shared: dict[str, Any] = {
-        "event": call.event,
-        "events": call.events,
-        "run_id": call.context.run_id,
-        "attempt": call.context.attempt,
-        "logger": run_logger(app.logger, RunContext(replay, app.app_id, call.function_id, call.context.run_id)),
-        "request_id": call.request_id,
-        "job_id": call.job_id,
-    }
-
-    send = partial(_send_in_step, app, call, io, middleware)
-    if is_async:
-        async_call = AsyncCall(replay)
-        ctx = Context(**shared, step=Step(app, async_call, send), group=Group(async_call))
-        return ctx, async_call.run
-
-    sync_call = SyncCall(replay)
-    step = StepSync(app, sync_call, lambda events: drive(send(events)))
-
-    async def run(function: Callable[[], Any]) -> Ending:
-        return sync_call.run(function)
-
-    return ContextSync(**shared, step=step, group=GroupSync(sync_call)), run
 
 
 def _check_is_no_generator(opts: FunctionOpts, handler: Handler[Any]) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from durably.comm import CommHandler, Syncer
-from durably.comm.answers import retry_after_text, state_retries
+from durably.comm.requests import retry_after_text, state_retries
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached, failed
 from durably.engine.core.backoff import clip_retry_after
 from durably.engine.core.call_body import CallData
@@ -20,7 +20,6 @@ from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnseria
 from durably.execution import Found, Outcome, Raised, StandIn, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
-from durably.functions.step_results import Timings, encode_output, finish
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.call import CallContext, CheckpointRequest, Stack
 from durably.protocol.durations import parse_retry_after
@@ -30,6 +29,7 @@ from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op
 from durably.protocol.sync import SyncRequest
+from durably.values.outputs import encode_output, finish
 
 from .heartbeat import Heartbeat
 
@@ -88,7 +88,7 @@ async def _run(
             steps={step_id: msgspec.Raw(memo) for step_id, memo in memos},
             target=None if call.step_id == DISCOVER else call.step_id,
             raw_request=None,
-            timings=Timings(),
+            seconds={},
             request_id=data.request_id,
             job_id=data.job_id,
             disable_immediate=data.disable_immediate,
@@ -203,6 +203,7 @@ class EngineCheckpoints:
         self._heartbeat = heartbeat
         self.are_default = are_default
         self.join_answers = True
+        self.has_lease = heartbeat is not None
 
     def certain_at_arrival(self) -> float:
         return time.monotonic() if self._heartbeat is None else self._heartbeat.certain_at_arrival()

@@ -6,19 +6,15 @@ its thread shows the function, and the step's handler, that is running there.
 
 import asyncio
 import os
-import sys
 import threading
 import time
-from collections.abc import Coroutine
 from contextlib import suppress
 from types import FrameType
-from typing import Any, TypeVar
 
 from durably.execution import running_step
+from durably.execution.asyncio_compat import stack_of_thread
 from durably.protocol.text import printable
 from durably.run_logger import Logger
-
-T = TypeVar("T")
 
 BLOCKED_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
@@ -31,7 +27,7 @@ Running = tuple[str, str | None]
 """A function's id, and the id of the step whose handler runs."""
 
 
-class _Loop:
+class WatchedLoop:
     """An event loop, which counts its calls and answers. The other fields belong to the watching thread.
 
     ``since`` is when the loop was asked, or when ``suspect`` began to run after that.
@@ -51,61 +47,54 @@ class _Loop:
 
 
 class LoopWatch:
-    """Watches the loops of one process. ``logger`` is that of the call that began last."""
+    """Watches the event loops of one process.
+
+    A call adds itself to the ``calls`` of its loop in ``loops``. It calls ``start`` if the loop is not there, or if the
+    watching thread is not awake. ``logger`` is that of the call that began last.
+    """
 
     def __init__(self) -> None:
-        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        self.loops: dict[asyncio.AbstractEventLoop, WatchedLoop] = {}
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self.is_awake = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned: dict[Running, float] = {}
-        self._logger: Logger | None = None
+        self.logger: Logger | None = None
 
-    async def watch(self, call: Coroutine[Any, Any, T], logger: Logger) -> T:
-        """Await a call of an async function, on its event loop."""
-        loop = asyncio.get_running_loop()
-        watched = self._loops.get(loop)
-        if watched is None:
-            with self._lock:
-                watched = self._loops[loop] = _Loop(loop)
-        watched.calls += 1
-        self._logger = logger
-        if not self._wake.is_set():
-            self._start()
-        try:
-            return await call
-        finally:
-            watched.calls -= 1
-
-    def _start(self) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop) -> WatchedLoop:
+        """Watch the running loop."""
         with self._lock:
-            self._wake.set()
+            watched = self.loops.get(loop)
+            if watched is None:
+                watched = self.loops[loop] = WatchedLoop(loop)
+            self.is_awake.set()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="durably-loop-watch", daemon=True)
                 self._thread.start()
+        return watched
 
     def _run(self) -> None:
         idle = 0
         while True:
             if idle >= _IDLE_LOOKS:
                 idle = 0
-                self._wake.clear()
-                if not any(watched.calls for watched in list(self._loops.values())):
-                    self._wake.wait()
+                self.is_awake.clear()
+                if not any(watched.calls for watched in list(self.loops.values())):
+                    self.is_awake.wait()
             time.sleep(_LOOK_SECONDS)
             with self._lock:
-                watched_loops = list(self._loops.values())
+                watched_loops = list(self.loops.values())
             is_busy = False
             for watched in watched_loops:
                 if watched.loop.is_closed():
                     with self._lock:
-                        self._loops.pop(watched.loop, None)
+                        self.loops.pop(watched.loop, None)
                 elif watched.calls:
                     is_busy = True
                     self._look_at(watched)
             idle = 0 if is_busy else idle + 1
 
-    def _look_at(self, watched: _Loop) -> None:
+    def _look_at(self, watched: WatchedLoop) -> None:
         now = time.monotonic()
         if watched.answered == watched.asked:
             watched.asked += 1
@@ -113,7 +102,7 @@ class LoopWatch:
             with suppress(RuntimeError):  # closed since
                 watched.loop.call_soon_threadsafe(watched.answer, watched.asked)
             return
-        frame = sys._current_frames().get(watched.thread_id)
+        frame = stack_of_thread(watched.thread_id)
         suspect = None if frame is None else running_step(frame)
         if watched.suspect is not None and suspect != watched.suspect:
             watched.since = now  # many short pieces of work do not count as blocking
@@ -122,13 +111,13 @@ class LoopWatch:
             self._warn(suspect, frame, now)
 
     def _warn(self, suspect: Running, frame: FrameType, now: float) -> None:
-        if self._logger is None or now - self._warned.get(suspect, -_QUIET_SECONDS) < _QUIET_SECONDS:
+        if self.logger is None or now - self._warned.get(suspect, -_QUIET_SECONDS) < _QUIET_SECONDS:
             return
         self._warned = {running: at for running, at in self._warned.items() if now - at < _QUIET_SECONDS}
         self._warned[suspect] = now
         function_id, step_id = suspect
         where = f'step "{printable(step_id)}"' if step_id is not None else "code between the steps"
-        self._logger.warning(
+        self.logger.warning(
             '%s of function "%s" has blocked the event loop for more than %g s, at %s:%d: all else on that loop waits. '
             "%s, or await what it waits for",
             where,

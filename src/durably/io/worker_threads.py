@@ -10,10 +10,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TypeVar
 
-from durably.execution import StepInfo
-from durably.protocol.text import printable
-from durably.run_logger import Logger
-
 T = TypeVar("T")
 
 Job = Callable[[], None]
@@ -114,26 +110,3 @@ def _reject(done: "asyncio.Future[T]", error: BaseException) -> None:
             error.__traceback__
         )
     done.set_exception(error)
-
-
-class StepThreads:
-    """Worker threads for the steps of one call (an ``execution.Threads``)."""
-
-    def __init__(self, threads: WorkerThreads, logger: Logger, function_id: str, run_id: str) -> None:
-        self._threads = threads
-        self._logger = logger
-        self._function_id = function_id
-        self._run_id = run_id
-
-    async def run(self, step: StepInfo, work: Callable[[], T]) -> T:
-        return await self._threads.run(work, on_abandoned=partial(self._warn_of, step))
-
-    def _warn_of(self, step: StepInfo) -> None:
-        self._logger.warning(
-            'step "%s" of function "%s" (run %s) was cancelled while its handler ran in a thread, which goes on: '
-            "a thread cannot be interrupted. Its result is dropped, and if the function reaches the step again, "
-            "the handler runs again",
-            printable(step.id),
-            self._function_id,
-            self._run_id,
-        )

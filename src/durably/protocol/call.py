@@ -1,12 +1,45 @@
-"""A call, with which an engine advances a run (spec §4.4), and a checkpoint (spec §10.3.1)."""
+"""A call, with which an engine advances a run (spec §4.4), a checkpoint (spec §10.3.1), and the decoding of JSON.
 
-from typing import Any
+Every fault of received JSON raises a ``msgspec.DecodeError``. msgspec itself raises other exceptions for two faults,
+and does not check text inside ``msgspec.Raw``.
+"""
+
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
-from .decoding import decode
 from .events import Event
 from .opcodes import Op
+
+T = TypeVar("T")
+
+
+class TooDeepError(msgspec.DecodeError):
+    """The JSON is nested more deeply than Python can decode. Sending it again does not help."""
+
+    def __init__(self) -> None:
+        super().__init__("JSON is nested too deeply")
+
+
+class NotUtf8Error(msgspec.DecodeError):
+    """The JSON is not encoded in UTF-8."""
+
+    def __init__(self) -> None:
+        super().__init__("JSON is malformed: it is not encoded in UTF-8")
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault, ``TooDeepError``."""
+    try:
+        decoded = decoder.decode(body)
+        if not body.isascii():
+            body.decode()
+        return decoded
+    except UnicodeDecodeError:
+        raise NotUtf8Error from None
+    except RecursionError:
+        raise TooDeepError from None
 
 
 class Stack(msgspec.Struct, kw_only=True, gc=False):
@@ -50,24 +83,12 @@ class CallRequest(msgspec.Struct, kw_only=True, gc=False):
     version: Any = None
 
 
-_decoder = msgspec.json.Decoder(CallRequest)
-_steps_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_events_decoder = msgspec.json.Decoder(list[Event])
-
-
-def decode_call(body: bytes) -> CallRequest:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
-    return decode(_decoder, body)
-
-
-def decode_steps(body: bytes) -> dict[str, msgspec.Raw]:
-    """The answer to ``GET /v0/runs/{run}/actions``. Raises like ``decode_call``."""
-    return decode(_steps_decoder, body)
-
-
-def decode_events(body: bytes) -> list[Event]:
-    """The answer to ``GET /v0/runs/{run}/batch``. Raises like ``decode_call``."""
-    return decode(_events_decoder, body)
+decode_call = partial(decode, msgspec.json.Decoder(CallRequest))
+"""Decode a call. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
+decode_steps = partial(decode, msgspec.json.Decoder(dict[str, msgspec.Raw]))
+"""Decode the answer to ``GET /v0/runs/{run}/actions``. Raises like ``decode_call``."""
+decode_events = partial(decode, msgspec.json.Decoder(list[Event]))
+"""Decode the answer to ``GET /v0/runs/{run}/batch``. Raises like ``decode_call``."""
 
 
 class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -83,9 +104,5 @@ class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
     steps: list[Op] = []
 
 
-_checkpoint_decoder = msgspec.json.Decoder(CheckpointRequest)
-
-
-def decode_checkpoint(body: bytes) -> CheckpointRequest:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
-    return _checkpoint_decoder.decode(body)
+decode_checkpoint = msgspec.json.Decoder(CheckpointRequest).decode
+"""Decode a checkpoint. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""

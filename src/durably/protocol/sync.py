@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .decoding import decode
+from .call import decode
 from .options import OPTIONS, FunctionOptions, Option, OptionInvalidError
 
 SYNC_VERSION = "0.1"

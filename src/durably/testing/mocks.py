@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from durably.execution import StandIn, StepRequest, as_is
+from durably.execution import StandIn, StepRequest
 from durably.protocol.opcodes import Opcode
 
 Handler = Callable[..., Any]
@@ -96,7 +96,7 @@ def calling(function: Handler) -> Callable[[StepRequest], Handler]:
 def _replace(request: StepRequest, handler: Handler) -> StepRequest:
     if request.is_run:
         return msgspec.structs.replace(request, handler=handler)
-    encode = _to_json if request.encode is as_is else request.encode
+    encode = request.encode or _to_json
     return StepRequest(request.step_id, Opcode.STEP_RUN, handler=handler, encode=encode, decode=request.decode)
 
 

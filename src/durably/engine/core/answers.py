@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from durably.protocol.decoding import TooDeepError, decode
+from durably.protocol.call import TooDeepError, decode
 from durably.protocol.durations import parse_retry_after
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header

@@ -20,7 +20,7 @@ from durably.engine.core.errors import EngineError
 from durably.engine.scheduling.requests.http_call import read_limited, sign_request, was_sent
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
-from durably.protocol.decoding import decode
+from durably.protocol.call import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions

@@ -1,11 +1,14 @@
-"""A check in all adapters' ``serve``: the app must be one of the adapter's framework."""
+"""Arguments of ``serve``: the app, paths and origins, streaming. Adapters and ``CommHandler`` check them here."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from durably.client import Client
-from durably.errors import FunctionConfigInvalidError
+from durably.errors import FunctionConfigInvalidError, URLInvalidError
+from durably.protocol.text import redact_url
+from durably.settings import DEFAULT_SERVE_PATH, Environment, Streaming, check_serve_path, parse_url
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,3 +72,63 @@ def _framework_of(app: Any) -> tuple[str | None, str | None]:
         if (found := _APPS.get(f"{cls.__module__}.{cls.__qualname__}")) is not None:
             return found
     return None, None
+
+
+def mount_path(serve_path: str | None) -> str:
+    """The path of the endpoint, with its leading slash: the argument, ``DURABLY_SERVE_PATH``, or the default.
+
+    Raises ``FunctionConfigInvalidError``.
+    """
+    return with_slash(read_path(serve_path, "serve_path") or Environment().serve_path or DEFAULT_SERVE_PATH)
+
+
+def read_path(path: str | None, argument: str) -> str | None:
+    """An argument that is a path. Raises ``FunctionConfigInvalidError``."""
+    return check_serve_path(path, argument) if path else None
+
+
+def with_slash(path: str) -> str:
+    return path if path.startswith("/") else f"/{path}"
+
+
+def read_origin(text: str, what: str) -> tuple[str, str]:
+    """Scheme and network location of a URL.
+
+    Raises ``URLInvalidError``, which names ``what``.
+    """
+    parts = urlsplit(parse_url(text, what))
+    return parts.scheme, parts.netloc
+
+
+def read_serve_origin(text: str, what: str) -> tuple[str, str]:
+    """Scheme and network location of an origin, which has no path.
+
+    Raises ``URLInvalidError``, which names ``what``.
+    """
+    origin = read_origin(text, what)
+    parts = urlsplit(parse_url(text, what))
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise URLInvalidError(
+            f"{what} is {redact_url(urlunsplit(parts))!r}, which is more than an origin: write only its scheme and "
+            "host, and the rest in serve_path (DURABLY_SERVE_PATH) or, behind a proxy that rewrites paths, public_path"
+        )
+    return origin
+
+
+StreamingOption = Streaming | str | bool | None
+"""Values that adapters accept as ``streaming``."""
+
+
+def read_streaming(option: StreamingOption) -> Streaming | None:
+    """``None`` means the environment decides. Raises ``FunctionConfigInvalidError``."""
+    if option is None or isinstance(option, Streaming):
+        return option
+    if isinstance(option, bool):
+        return Streaming.FORCE if option else Streaming.DISABLE
+    try:
+        return Streaming(option)
+    except ValueError:
+        raise FunctionConfigInvalidError(
+            f'serve takes durably.Streaming.FORCE, "force" or True as its streaming (or Streaming.DISABLE, "disable", '
+            f"False), not {option!r}"
+        ) from None

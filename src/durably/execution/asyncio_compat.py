@@ -1,41 +1,53 @@
-"""What asyncio's tasks wait for, and how they are ended with their call."""
+"""The parts of asyncio that have no public interface: what a task waits for, and the clocks around it.
+
+Checked with CPython 3.11.7 and 3.13.5. Each part has a test in ``tests/execution/test_asyncio_compat.py``, which fails
+when a version of Python changes it. If a part is missing, a task counts as one that waits for something outside of its
+run: its steps are found after a second, and asyncio's clocks around steps may go unnoticed.
+
+Private are ``Task._fut_waiter``, ``Future._callbacks``, ``gather``'s ``_children``, the names of local variables in
+``asyncio.wait`` and ``wait_for``, ``_AsCompletedIterator`` and ``sys._current_frames``. Nothing else in Durably uses
+them.
+"""
 
 import asyncio
 import gc
+import inspect
+import sys
 import types
 from collections.abc import Collection, Iterator
-from contextvars import Context, ContextVar
 from enum import Enum, auto
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any
 
 AnyTask = asyncio.Task[Any]
 AnyFuture = asyncio.Future[Any]
 
 
-class Tracker(Protocol):
-    def track(self, task: AnyTask) -> None: ...
+class RunTask(asyncio.Task[Any]):
+    """A task of a run.
+
+    ``may_be_timed``: it may have entered ``asyncio.timeout``, which asks the task how often it is cancelled. So do
+    others, after which a clock is looked for in vain.
+    """
+
+    may_be_timed = False
+
+    def cancelling(self) -> int:
+        self.may_be_timed = True
+        return super().cancelling()
 
 
-current_tracker: ContextVar[Tracker | None] = ContextVar("durably_tracker", default=None)
-"""The call whose function the code is running in. Tasks inherit it, which is how a run's tasks are known."""
+def cancelling(task: AnyTask) -> int:
+    """``task.cancelling()``, which does not mark a ``RunTask``."""
+    return asyncio.Task.cancelling(task) if isinstance(task, RunTask) else task.cancelling()
 
 
-def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the loop report to a call the tasks that its function creates; an existing factory is kept and chained."""
-    inner = loop.get_task_factory()
-    if getattr(inner, "tracks_durably", False):
-        return
+def stack_of_thread(thread_id: int) -> FrameType | None:
+    """The frame that a thread is executing."""
+    return sys._current_frames().get(thread_id)
 
-    def factory(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
-        task = asyncio.Task(coro, loop=loop, **kwargs) if inner is None else inner(loop, coro, **kwargs)
-        context: Context | None = kwargs.get("context")
-        tracker = current_tracker.get() if context is None else context.get(current_tracker)
-        if tracker is not None and isinstance(task, asyncio.Task) and not task.done():
-            tracker.track(task)
-        return task
 
-    factory.tracks_durably = True  # type: ignore[attr-defined]
-    loop.set_task_factory(factory)
+# -- what a task waits for
 
 
 class Wait(Enum):
@@ -50,6 +62,7 @@ class Wait(Enum):
 
 
 def waiter_of(task: AnyTask) -> AnyFuture | None:
+    """The future that a task is suspended on."""
     return getattr(task, "_fut_waiter", None)
 
 
@@ -104,13 +117,18 @@ def forwarded_by(future: AnyFuture) -> Iterator[tuple[Any, list[AnyFuture]]]:
         yield callback, list(_resolved_by_callback(callback))
 
 
+def is_wakeup(callback: Any) -> bool:
+    """Whether a future's callback is that of a task that awaits the future."""
+    return "wakeup" in getattr(callback, "__name__", "") or "TaskWakeup" in type(callback).__name__
+
+
 def _children(future: AnyFuture) -> Collection[AnyFuture] | None:
     return getattr(future, "_children", None)
 
 
 _ASYNCIO_TASKS = "asyncio/tasks.py"
 _WAITED_FOR = {"_wait": "fs", "wait_for": "fut", "_cancel_and_wait": "fut"}
-"""Functions of ``asyncio.tasks`` that wait for futures by a future of their own, and where they keep those."""
+"""Functions of ``asyncio.tasks`` that wait for futures by a future of their own, and the variables that hold them."""
 
 _ASYNCIO_PRIMITIVES = ("asyncio/locks.py", "asyncio/queues.py", "asyncio/taskgroups.py")
 _ANYIO = ("anyio/_backends/_asyncio.py", "anyio/_core/_synchronization.py")
@@ -121,7 +139,7 @@ def _waited_for(task: AnyTask) -> Collection[AnyFuture] | None:
     awaitable, filename, name = _innermost(task)
     if not filename.endswith(_ASYNCIO_TASKS) or name not in _WAITED_FOR:
         return None
-    futures = locals_of(awaitable).get(_WAITED_FOR[name], ())
+    futures = _locals_of(awaitable).get(_WAITED_FOR[name], ())
     return (futures,) if isinstance(futures, asyncio.Future) else futures
 
 
@@ -134,9 +152,9 @@ def _waits_in_primitive(task: AnyTask) -> bool:
 def _innermost(task: AnyTask) -> tuple[Any, str, str]:
     """What awaits the future, the file of its code, and its name."""
     innermost = None
-    for awaitable in await_chain(task):
+    for awaitable in _await_chain(task):
         innermost = awaitable
-    code = code_of(innermost)
+    code = _code_of(innermost)
     return (innermost, code.co_filename.replace("\\", "/"), code.co_name) if code is not None else (None, "", "")
 
 
@@ -156,11 +174,11 @@ def _resolved_by_callback(callback: Any) -> Iterator[AnyFuture]:
             yield content
 
 
-def await_chain(task: AnyTask) -> Iterator[Any]:
+def _await_chain(task: AnyTask) -> Iterator[Any]:
     """The coroutines of a suspended task, from the outermost to the one that awaits the future."""
     awaitable: Any = task.get_coro()
     while awaitable is not None:
-        if code_of(awaitable) is not None:
+        if _code_of(awaitable) is not None:
             yield awaitable
         awaitable = _awaited_by(awaitable)
 
@@ -177,62 +195,56 @@ def _awaited_by(awaitable: Any) -> Any:
     return None
 
 
-def code_of(awaitable: Any) -> types.CodeType | None:
+def _code_of(awaitable: Any) -> types.CodeType | None:
     for attribute in ("cr_code", "gi_code", "ag_code"):
         if (code := getattr(awaitable, attribute, None)) is not None:
             return code  # type: ignore[no-any-return]
     return None
 
 
-def locals_of(awaitable: Any) -> dict[str, Any]:
-    for attribute in ("cr_frame", "gi_frame", "ag_frame"):
-        if (frame := getattr(awaitable, attribute, None)) is not None:
-            return frame.f_locals  # type: ignore[no-any-return]
-    return {}
+def _locals_of(awaitable: Any) -> dict[str, Any]:
+    if inspect.iscoroutine(awaitable):
+        return inspect.getcoroutinelocals(awaitable)
+    return inspect.getgeneratorlocals(awaitable) if inspect.isgenerator(awaitable) else {}
 
 
-_GRACE_SECONDS = 5.0
-"""How long a cancelled task may clean up before it is cancelled again."""
+# -- clocks
 
-_MAX_ROUNDS = 3
+_FUNCTIONS_WITH_CLOCKS: dict[types.CodeType | None, str] = {
+    asyncio.wait_for.__code__: "asyncio.wait_for",
+    asyncio.wait.__code__: "asyncio.wait(timeout=)",
+}
 
 
-async def tear_down(tasks: Collection[AnyTask]) -> None:
-    """Cancel the tasks and wait for them; ``tasks`` changes while they end and create others.
+def running_clock(task: AnyTask, *, may_be_timed: bool) -> str | None:
+    """The name of a clock that is running around what a suspended task waits for, or ``None``.
 
-    A task that goes on all the same, since it swallows its cancellation, is left behind rather than waited for, and
-    the loop's exception handler gets it.
+    ``asyncio.timeout`` is looked for in tasks that ``may_be_timed``: their coroutines hold the method by which they
+    leave its block, and from Python 3.14 on the ``Timeout`` beside it.
     """
-    overdue_rounds = 0
-    while running := [task for task in tasks if not task.done()]:
-        for task in running:
-            task.cancel()
-        await asyncio.sleep(0)  # enough for a task that cleans nothing up, and cheaper than a wait with a timer
-        overdue: set[AnyTask] = set()
-        if not all(task.done() for task in running):
-            _, overdue = await asyncio.wait(running, timeout=_GRACE_SECONDS)
-        for task in running:
-            if task not in overdue:
-                _forget_error(task)
-        overdue_rounds += bool(overdue)
-        if overdue_rounds == _MAX_ROUNDS:
-            for task in overdue:
-                _report(task)
-            return
+    chain = list(_await_chain(task))
+    for awaitable in chain:
+        name = _FUNCTIONS_WITH_CLOCKS.get(_code_of(awaitable))
+        if name is not None and _locals_of(awaitable).get("timeout") is not None:
+            return name
+    if may_be_timed:
+        for referent in gc.get_referents(*chain):
+            owner = referent.__self__ if type(referent) is types.MethodType else referent
+            if isinstance(owner, asyncio.Timeout) and owner.when() is not None and "[active]" in repr(owner):
+                return "asyncio.timeout"
+    return "asyncio.as_completed(timeout=)" if _has_completion_deadline(task) else None
 
 
-def _forget_error(task: AnyTask) -> None:
-    """The call has its outcome: asyncio need not log what the task raised.
-
-    Nor need the task keep its cancellation, whose traceback holds the frames of the function, its memos, and
-    through them the task: a cycle, which would stay in memory until the next garbage collection.
-    """
-    try:
-        task.exception()
-    except asyncio.CancelledError as error:
-        error.__traceback__ = None
-
-
-def _report(task: AnyTask) -> None:
-    message = "a durable function's task goes on although its call has ended: it swallows asyncio.CancelledError"
-    task.get_loop().call_exception_handler({"message": message, "task": task})
+def _has_completion_deadline(task: AnyTask) -> bool:
+    for callback, _context in getattr(task, "_callbacks", None) or ():
+        owner = getattr(callback, "__self__", None)  # since Python 3.13, an iterator
+        if owner is not None:
+            if type(owner).__qualname__ == "_AsCompletedIterator" and getattr(owner, "_timeout_handle", None):
+                return True
+            continue
+        code = getattr(callback, "__code__", None)
+        if code is not None and code.co_qualname.startswith("as_completed."):
+            cells = dict(zip(code.co_freevars, callback.__closure__ or (), strict=True))
+            if "timeout_handle" in cells and cells["timeout_handle"].cell_contents is not None:
+                return True
+    return False

@@ -1,28 +1,115 @@
-"""The middleware of one call: checks of what users register, and the order in which hooks run."""
+"""Middleware of calls and sendings: the hooks and their values, checks of what users register, the order of hooks.
+
+``durably.middleware`` has the base classes, and describes the hooks.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from durably import inngest_middleware
+import msgspec
+
 from durably.errors import FunctionConfigInvalidError
 from durably.execution import StepInfo, StepReport
 from durably.io.http_client import IO
 from durably.protocol.opcodes import Opcode
 
-from .hooks import (
-    BASES,
-    HOOKS,
-    NO_OPS,
-    MiddlewareFactory,
-    TransformOutputResult,
-    TransformOutputStepInfo,
-    TransformStepInput,
+from . import inngest_compat
+
+C = TypeVar("C", bound=type)
+
+HOOKS = frozenset(
+    (
+        "transform_input",
+        "after_memoization",
+        "before_execution",
+        "after_execution",
+        "transform_output",
+        "before_response",
+        "before_step",
+        "after_step",
+        "transform_step_input",
+        "before_send_events",
+        "after_send_events",
+    )
 )
+BASES: set[type] = set()
+"""The base classes of middleware, ``durably.Middleware`` and ``durably.MiddlewareSync``."""
+NO_OPS: set[object] = set()
+"""The hooks of the base classes, which do nothing."""
+
+
+def base_of_middleware(cls: C) -> C:
+    """Class decorator: register a base class, whose hooks need not be called."""
+    BASES.add(cls)
+    NO_OPS.update(vars(cls)[hook] for hook in HOOKS)
+    return cls
+
+
+class AnyMiddleware(Protocol):
+    """An object with the hooks of ``durably.Middleware`` or of ``durably.MiddlewareSync``."""
+
+    def after_memoization(self) -> Awaitable[None] | None: ...
+    def before_execution(self) -> Awaitable[None] | None: ...
+    def after_execution(self) -> Awaitable[None] | None: ...
+    def before_response(self) -> Awaitable[None] | None: ...
+
+
+MiddlewareFactory = Callable[[Any, object], AnyMiddleware]
+"""A middleware class, or a function that makes a middleware of the ``Client`` and the framework's request."""
+
+
+@dataclass
+class SendEventsResult:
+    """The result of sending events: ``ids`` of the accepted ones, and an ``error`` if not all were accepted."""
+
+    error: str | None = None
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TransformOutputStepInfo:
+    """The step of a ``TransformOutputResult``; changes to it have no effect."""
+
+    id: str
+    op: Opcode
+    opts: Mapping[str, Any] | None = None
+
+
+@dataclass
+class TransformOutputResult:
+    """What a function or step returned or raised. ``output`` and ``error`` may be replaced.
+
+    ``step`` is ``None`` if the function itself ended.
+    """
+
+    error: Exception | None
+    output: Any
+    step: TransformOutputStepInfo | None
+
+    def has_output(self) -> bool:
+        return self.output is not msgspec.UNSET
+
+
+@dataclass
+class TransformStepInput:
+    """A step that the engine executes: an invoke, a wait, a sleep, a fetch or an inference.
+
+    ``opts`` are sent to the engine (an invoke's data is ``opts["payload"]["data"]``). Replace them; do not change
+    the objects in them, which are the function's own.
+    """
+
+    id: str
+    op: Opcode
+    opts: Mapping[str, Any] | None = None
+
+
+# -- checks
 
 _REVERSED = frozenset(("after_execution", "transform_output", "after_step", "after_send_events"))
 _SIMILARITY = 0.9
@@ -67,24 +154,24 @@ def _fault_of_factory(factory: Any) -> str | None:
         inspect.signature(factory).bind(None, None)
     except TypeError:
         return (
-            f"{_name_of(factory)} cannot be called with (client, raw_request). Where it needs more, give a function of "
+            f"{_name_of(factory)} cannot be called with (client, raw_request). If it needs more, give a function of "
             "these two that makes it, such as the one that its factory(…) returns"
         )
     except ValueError:  # Written in C, without a signature.
         pass
-    return inngest_middleware.fault_of_factory(factory)
+    return inngest_compat.fault_of_factory(factory)
 
 
 @lru_cache(maxsize=256)
 def _fault_of_class(cls: type) -> str | None:
     if not any(callable(getattr(cls, hook, None)) for hook in HOOKS):
         return f"{cls.__name__} has none of the hooks of durably.Middleware ({', '.join(sorted(HOOKS))})"
-    return _misspelt_hook(cls) or inngest_middleware.fault_of_class(cls, HOOKS) or _without_hooks(cls)
+    return _misspelt_hook(cls) or inngest_compat.fault_of_class(cls, HOOKS) or _without_hooks(cls)
 
 
 def _without_hooks(cls: type) -> str | None:
     """The problem of a class that defines methods but no hook. Durably would never call these methods."""
-    bases = {object, *BASES, inngest_middleware.base_of(cls)}
+    bases = {object, *BASES, inngest_compat.base_of(cls)}
     own = {name: value for base in cls.__mro__ if base not in bases for name, value in vars(base).items()}
     methods = sorted(name for name, value in own.items() if inspect.isfunction(value) and not name.startswith("_"))
     if not methods or not HOOKS.isdisjoint(own):
@@ -118,24 +205,22 @@ def _make(factory: MiddlewareFactory, client: object, raw_request: object) -> An
     cls: type = type(middleware)
     if (fault := _fault_of_class(cls)) is not None:
         raise FunctionConfigInvalidError(f"middleware made by {_name_of(factory)}: {fault}")
-    return inngest_middleware.adapt(middleware)
+    return inngest_compat.adapt(middleware)
+
+
+# -- calls of hooks
 
 
 class MiddlewareStack:
-    """The middleware of one call or one sending, called by ``execution`` (an ``execution.Hooks``)."""
+    """The middleware of one call or one sending (an ``execution.Hooks``). Without middleware, none is made."""
 
     def __init__(self, factories: Sequence[MiddlewareFactory], client: object, raw_request: object, io: IO) -> None:
         self._middleware = [_make(factory, client, raw_request) for factory in factories]
         self._io = io
         self._is_executing = False
 
-    def __bool__(self) -> bool:
-        return bool(self._middleware)
-
     async def call(self, hook: str, *args: Any) -> None:
         """Run one hook of all middleware. What a hook raises ends the call, as the function's error."""
-        if not self._middleware:
-            return
         ordered = reversed(self._middleware) if hook in _REVERSED else self._middleware
         for middleware in ordered:
             method = getattr(middleware, hook, None)
@@ -150,8 +235,6 @@ class MiddlewareStack:
 
     async def transform_step_inputs(self, reports: Sequence[StepReport]) -> None:
         """``transform_step_input`` of those steps that the engine executes."""
-        if not self._middleware:
-            return
         for report in reports:
             if report.op.op in _ENGINE_OPS:
                 step = TransformStepInput(report.info.id, Opcode(report.op.op), report.op.opts)
@@ -176,15 +259,13 @@ class MiddlewareStack:
         await self.call("before_step", step)
 
     async def after_step(self, report: StepReport) -> None:
-        if self._middleware:
-            await self.call("after_step", report.info, result_of(report))
+        await self.call("after_step", report.info, result_of(report))
 
     async def transform_step(self, report: StepReport) -> None:
         """``transform_output`` of a step."""
-        if self._middleware:
-            result = result_of(report)
-            await self.call("transform_output", result)
-            report.replace(result.output, result.error)
+        result = result_of(report)
+        await self.call("transform_output", result)
+        report.replace(result.output, result.error)
 
 
 def result_of(report: StepReport) -> TransformOutputResult:

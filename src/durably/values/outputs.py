@@ -1,4 +1,4 @@
-"""The types of outputs of steps and functions, by annotation or by ``output_type``."""
+"""Outputs of steps and functions: their JSON (spec §5.3.1), and their types by annotation or ``output_type``."""
 
 import asyncio
 import collections.abc as abc
@@ -13,12 +13,17 @@ from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from durably.errors import FunctionConfigInvalidError, MemoInvalidError, OutputUnserializableError
+from durably.execution import StepReport
+from durably.protocol.errors import describe_error, is_retriable
+from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 from durably.serializers import Serializer, Unset
 
 from .codecs import Codec, SerializerCodec, TypeUnsupportedError, ValueRefusedError, codec_for
-from .json_values import Change
+from .json_values import Change, encode_checked
 
 _logger = get_logger("durably.types")
 _AWAITABLES = (abc.Awaitable, abc.Coroutine, asyncio.Future, asyncio.Task)
@@ -30,6 +35,139 @@ _MAX_KNOWN = 512
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # types by handler; Unset if there is none
 _warned: dict[tuple[str, str, str], None] = {}
 _MAX_WARNED = 4096
+
+
+# -- JSON
+
+
+def encode_output(value: Any, source: str) -> bytes:
+    """JSON of what a function or step returned. Raises ``OutputUnserializableError`` naming the source."""
+    return to_json(value, source)[0]
+
+
+def to_json(value: Any, source: str, function_id: str = "") -> tuple[bytes, Any]:
+    """JSON of the output of a function or step, and the value decoded from it.
+
+    Warns if the decoded value has another form; ``function_id`` names the step's function in the warning. Raises
+    ``OutputUnserializableError`` naming the source, and the place.
+    """
+    if value is msgspec.UNSET:
+        return b"null", None
+    data, returned, is_same = b"", None, False
+    with contextlib.suppress(Exception):  # a user's __eq__ may raise anything; numpy's truth value is ambiguous
+        data = msgspec.json.encode(value)
+        returned = msgspec.json.decode(data)
+        is_same = bool(returned == value)
+    if is_same:
+        return data, returned
+    try:
+        data, returned, change = encode_checked(value)
+    except ValueError as error:
+        raise _unserializable(source, str(error)) from None
+    if change is not None:
+        _warn_of_change(f'{source} of function "{function_id}"' if function_id else source, change)
+    return data, returned
+
+
+def _unserializable(source: str, problem: str) -> OutputUnserializableError:
+    return OutputUnserializableError(
+        f"{source} returned unserializable data: {problem}. Return JSON values, annotate the handler with its "
+        "return type, or set output_type"
+    )
+
+
+def encode_step_output(report: StepReport) -> tuple[bytes, Any]:
+    """See ``to_json``."""
+    return to_json(report.output, f'step "{report.step_id}"', report.function_id)
+
+
+def check_found(reports: Sequence[StepReport]) -> None:
+    """Check the data of steps that the engine executes, such as invocations.
+
+    Raises ``OutputUnserializableError`` naming the step.
+    """
+    for report in reports:
+        if report.op.opts and report.step is not None and not report.step.request.is_run:
+            try:
+                encode_checked(report.op.opts)
+            except ValueError as error:
+                raise OutputUnserializableError(
+                    f'step "{report.step_id}" was given data that JSON cannot express: {error}'
+                ) from None
+
+
+def finish(report: StepReport) -> None:
+    """Put what the step returned or raised into its op, once."""
+    op = report.op
+    if report.error is None and op.op == Opcode.STEP_RUN and op.data is msgspec.UNSET:
+        try:
+            op.data = msgspec.Raw(to_json(report.output, f'step "{op.display_name}"', report.function_id)[0])
+        except OutputUnserializableError as error:
+            report.error = error
+    if report.error is not None and op.error is None:
+        if op.op == Opcode.STEP_RUN or (op.op == Opcode.STEP_ERROR and not is_retriable(report.error)):
+            op.op = Opcode.STEP_ERROR if is_retriable(report.error) else Opcode.STEP_FAILED
+        op.error = describe_error(report.error)
+
+
+def encode_as(codec: Codec, source: str, value: Any) -> Any:
+    """Raises ``OutputUnserializableError`` with the source (``step "id"``)."""
+    try:
+        return codec.encode(value, partial(_warn_of_change, source))
+    except ValueRefusedError as error:
+        raise OutputUnserializableError(f"{source} returned unserializable data: {error}") from error.__cause__
+
+
+def decode_as(codec: Codec, source: str, data: Any) -> Any:
+    """Raises ``MemoInvalidError`` with the source."""
+    try:
+        return codec.decode(data)
+    except ValueRefusedError as error:
+        raise MemoInvalidError(
+            f"{source}: the stored result does not fit {codec.name}: {error}. The type changed after the step ran: "
+            "accept the old form too (a default for a new field), or give the step another id, which runs it again"
+        ) from error.__cause__
+
+
+def _warn_of_change(source: str, change: Change) -> None:
+    """Warn, once for each place, that the output comes back in another form."""
+    if _is_first_warning(source, change.path, change.found):
+        _logger.warning(
+            "%s returned %s at `%s`, which is stored as %s and comes back as that; annotate the handler with its "
+            "return type, or give the step output_type=…, to get the value as it was, or return JSON values",
+            source,
+            change.found,
+            change.path,
+            change.stored,
+        )
+
+
+def _warn_of_unresolved(handler: Callable[..., Any], error: Exception) -> None:
+    if _is_first_warning(_name(handler), "annotation", str(error)):
+        _logger.warning(
+            "%s: the return annotation cannot be resolved (%s), so the output is plain JSON values; import the type at "
+            "run time, not under TYPE_CHECKING, or give output_type=…",
+            _name(handler),
+            error,
+        )
+
+
+def _is_first_warning(source: str, path: str, found: str) -> bool:
+    key = (source, re.sub(r"\[\d+\]", "[]", path), found)
+    if key in _warned:
+        return False
+    if len(_warned) >= _MAX_WARNED:
+        _warned.clear()
+    _warned[key] = None
+    return True
+
+
+def _name(handler: Any) -> str:
+    module, name = getattr(handler, "__module__", None), getattr(handler, "__qualname__", type(handler).__qualname__)
+    return f"{module}.{name}" if module else str(name)
+
+
+# -- types
 
 
 def handler_codec(
@@ -56,7 +194,7 @@ def handler_codec(
             _remember(handler, typ, codec)
         return codec
     except NameError as error:
-        _tell_unresolved(handler, error)
+        _warn_of_unresolved(handler, error)
         return None
     except TypeUnsupportedError as error:
         raise OutputUnserializableError(
@@ -87,9 +225,9 @@ def function_codec(
     try:
         return None if typ is Unset else codec_for(typ, serializer)
     except NameError as error:
-        _tell_unresolved(handler, error)
+        _warn_of_unresolved(handler, error)
     except TypeUnsupportedError as error:
-        if _is_news(source, "annotation", ""):
+        if _is_first_warning(source, "annotation", ""):
             _logger.warning("%s: the return annotation is ignored: %s", source, error)
     return None
 
@@ -101,66 +239,6 @@ def _explicit(what: str, output_type: Any, serializer: Serializer | None) -> Cod
         return codec_for(output_type)
     except (TypeUnsupportedError, NameError) as error:
         raise FunctionConfigInvalidError(f"{what} cannot be used: {error}. Or give the client a serializer") from None
-
-
-def encode_as(codec: Codec, source: str, value: Any) -> Any:
-    """Raises ``OutputUnserializableError`` with the source (``step "id"``)."""
-    try:
-        return codec.encode(value, partial(tell_change, source))
-    except ValueRefusedError as error:
-        raise OutputUnserializableError(f"{source} returned unserializable data: {error}") from error.__cause__
-
-
-def decode_as(codec: Codec, source: str, data: Any) -> Any:
-    """Raises ``MemoInvalidError`` with the source."""
-    try:
-        return codec.decode(data)
-    except ValueRefusedError as error:
-        raise MemoInvalidError(
-            f"{source}: the stored result does not fit {codec.name}: {error}. The type changed after the step ran: "
-            "accept the old form too (a default for a new field), or give the step another id, which runs it again"
-        ) from error.__cause__
-
-
-def tell_change(source: str, change: Change) -> None:
-    """Warn, once for each place, that the output comes back in another form."""
-    if _is_news(source, change.path, change.found):
-        _logger.warning(
-            "%s returned %s at `%s`, which is stored as %s and comes back as that; annotate the handler with its "
-            "return type, or give the step output_type=…, to get the value as it was, or return JSON values",
-            source,
-            change.found,
-            change.path,
-            change.stored,
-        )
-
-
-def _tell_unresolved(handler: Callable[..., Any], error: Exception) -> None:
-    if _is_news(_name(handler), "annotation", str(error)):
-        _logger.warning(
-            "%s: the return annotation cannot be resolved (%s), so the output is plain JSON values; import the type at "
-            "run time, not under TYPE_CHECKING, or give output_type=…",
-            _name(handler),
-            error,
-        )
-
-
-def _is_news(source: str, path: str, found: str) -> bool:
-    key = (source, re.sub(r"\[\d+\]", "[]", path), found)
-    if key in _warned:
-        return False
-    if len(_warned) >= _MAX_WARNED:
-        _warned.clear()
-    _warned[key] = None
-    return True
-
-
-def _name(handler: Any) -> str:
-    module, name = getattr(handler, "__module__", None), getattr(handler, "__qualname__", type(handler).__qualname__)
-    return f"{module}.{name}" if module else str(name)
-
-
-# -- annotations
 
 
 def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
@@ -183,7 +261,7 @@ def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
     try:
         typ = _awaited(_resolve(handler, annotations["return"]))
     except Exception as error:  # evaluating the user's text may raise anything
-        _tell_unresolved(handler, error)
+        _warn_of_unresolved(handler, error)
         typ = Unset
     with contextlib.suppress(TypeError):  # without weak references
         _declared[handler] = typ

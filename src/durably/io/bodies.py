@@ -1,4 +1,4 @@
-"""Reading request bodies up to a maximum size. All adapters use it, so none buffers more."""
+"""Request bodies, read up to a maximum size. All adapters use it, so none buffers more."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -44,60 +44,57 @@ def is_chunked(environ: Mapping[str, Any]) -> bool:
     return True
 
 
-class LimitedBody:
-    """Gathers the chunks of a body. ``add`` raises ``BodyTooLargeError`` at the first byte above the limit."""
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-        self._size = 0
-
-    def add(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > MAX_REQUEST_BYTES:
-            self._chunks.clear()
-        check_size(self._size)
-        self._chunks.append(chunk)
-
-    def all(self) -> bytes:
-        return b"".join(self._chunks)
-
-
 def read_body(
-    read: Callable[[int], bytes], content_length: str | None, framework_errors: tuple[type[Exception], ...] = ()
+    read: Callable[[int], bytes],
+    content_length: str | None,
+    framework_errors: tuple[type[Exception], ...] = (),
+    check: Callable[[int], None] = check_size,
 ) -> bytes:
     """Read a whole body by ``read(size)``, which returns no bytes at the end.
 
-    ``framework_errors`` are raised as they are, because the framework answers them. Raises ``BodyTooLargeError``, and
-    ``BodyInvalidError`` if the body ends too early or is not chunked as it must be: each server has its own error.
+    ``check`` refuses a size in bytes. Its errors and ``framework_errors`` are raised as they are, because the framework
+    answers them. Raises ``BodyTooLargeError``, and ``BodyInvalidError`` if the body ends too early or its chunks are
+    malformed: each server has its own error.
     """
-    check_length(content_length)
-    body = LimitedBody()
+    if content_length is not None:
+        check_length(content_length)
+    chunks: list[bytes] = []
+    size = 0
     raised: tuple[type[Exception], ...] = (BodyTooLargeError, *framework_errors)
     try:
         while chunk := read(_CHUNK_BYTES):
-            body.add(chunk)
+            size += len(chunk)
+            check(size)
+            chunks.append(chunk)
     except raised:
         raise
     except Exception as error:
         raise _cannot_read(error) from None
-    return body.all()
+    return b"".join(chunks)
 
 
 async def read_chunks(
-    chunks: AsyncIterator[bytes], content_length: str | None, disconnect: type[Exception] = OSError
+    chunks: AsyncIterator[bytes],
+    content_length: str | None,
+    disconnect: type[Exception] = OSError,
+    check: Callable[[int], None] = check_size,
 ) -> bytes:
     """Read a whole body from its chunks. ``disconnect`` is the framework's error for a client that has gone.
 
-    Raises like ``read_body``.
+    ``check`` refuses a size in bytes. Raises like ``read_body``.
     """
-    check_length(content_length)
-    body = LimitedBody()
+    if content_length is not None:
+        check_length(content_length)
+    received: list[bytes] = []
+    size = 0
     try:
         async for chunk in chunks:
-            body.add(chunk)
+            size += len(chunk)
+            check(size)
+            received.append(chunk)
     except disconnect as error:
         raise _cannot_read(error) from None
-    return body.all()
+    return b"".join(received)
 
 
 def _cannot_read(error: Exception) -> BodyInvalidError:

@@ -1,7 +1,8 @@
 """Middleware written for the ``inngest`` package: accepted and refused classes, and differences of hooks.
 
 Such classes are recognised by the modules of their bases; ``inngest`` is not imported here. One private part of it is
-used: the enum of ops in ``inngest._internal.server_lib``, because such middleware compares ops by identity.
+used: the enum of ops in ``inngest._internal.server_lib``, because such middleware compares ops by identity. Checked
+with inngest 0.5.19. If the enum is missing, such middleware is refused with an error that says so.
 """
 
 from __future__ import annotations
@@ -10,15 +11,12 @@ import functools
 import sys
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
-
-if TYPE_CHECKING:
-    from durably.functions.hooks import TransformOutputResult
 
 _PACKAGE = "inngest"
 _OPS_MODULE = "inngest._internal.server_lib"
@@ -103,8 +101,8 @@ class InngestMiddleware:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._middleware, name)
 
-    def transform_output(self, result: TransformOutputResult) -> Awaitable[None] | None:
-        """Convert ops to ``inngest``'s, and the changed result back."""
+    def transform_output(self, result: Any) -> Awaitable[None] | None:
+        """Convert the op of a ``TransformOutputResult`` to ``inngest``'s, and the changed result back."""
         step = result.step
         theirs = replace(result, step=None if step is None else replace(step, op=self._op_of(step.op)))
 
