@@ -45,34 +45,26 @@ _LATE = {
 }
 
 
-def answer(due: CallAt, answered: Answer) -> Callable[[Transaction], None]:
+def answer(due: CallAt, answered: Answer, transaction: Transaction) -> None:
     """Apply a call's answer. Raises ``StaleCallError``."""
-    step_ids = _steps_of(due, answered)
-
-    def unit(transaction: Transaction) -> None:
-        memoised = transaction.memoised(due.run_key, step_ids)
-        runs.apply(transaction, due.run_key, Answered(due.call.generation, answered, memoised))
-
-    return unit
+    memoised = transaction.memoised(due.run_key, _steps_of(due, answered))
+    runs.apply(transaction, due.run_key, Answered(due.call.generation, answered, memoised))
 
 
-def answers(answered: Sequence[tuple[CallAt, Answer]]) -> Callable[[Transaction], None]:
+def answer_together(answered: Sequence[tuple[CallAt, Answer]], transaction: Transaction) -> None:
     """Apply the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are stale."""
     run_key = answered[0][0].run_key
-    step_ids = set().union(*(_steps_of(due, own) for due, own in answered))
-
-    def unit(transaction: Transaction) -> None:
-        memoised = transaction.memoised(run_key, step_ids)
-        parts = tuple(Answered(due.call.generation, own, memoised) for due, own in answered)
-        runs.apply(transaction, run_key, AnsweredTogether(parts))
-
-    return unit
+    memoised = transaction.memoised(run_key, set[str]().union(*(_steps_of(due, own) for due, own in answered)))
+    parts = tuple(Answered(due.call.generation, own, memoised) for due, own in answered)
+    runs.apply(transaction, run_key, AnsweredTogether(parts))
 
 
 def _steps_of(due: CallAt, answered: Answer) -> set[str]:
-    """The steps whose memos the machine asks about."""
+    """The steps whose memos the run machine must know."""
     step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, ReportedOps) else set()
-    return step_ids if due.call.is_discovery else step_ids | {due.call.step_id}
+    if not due.call.is_discovery:
+        step_ids.add(due.call.step_id)
+    return step_ids
 
 
 def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction) -> bool:

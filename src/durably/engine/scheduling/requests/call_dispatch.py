@@ -1,4 +1,4 @@
-"""Dispatch of due calls: as many at a time as allowed, each with the run's memos."""
+"""Dispatch of due calls: their order, as many at a time as allowed, each with its run's memos."""
 
 import asyncio
 import functools
@@ -35,7 +35,7 @@ _logger = get_logger("durably.engine")
 
 
 class Executor:
-    """``max_calls`` counts requests."""
+    """Makes due calls, at most ``max_calls`` requests at a time."""
 
     def __init__(
         self, caller: Caller, reader: Reader, transactions: Transactions, clock: Clock, *, max_calls: int
@@ -53,12 +53,17 @@ class Executor:
 
     def make(self, calls: list[CallAt]) -> None:
         """Make calls now, or as soon as others have ended."""
+        if self._is_closing:
+            return
+        if len(calls) == 1 and self._call_queue.take_at_once(calls[0]):
+            self._start(calls)
+            return
         room, now = self._max_calls - len(self._requests), self._clock.now()
         for position, due in enumerate(calls):
-            # What has to wait for others is held in memory without its data.
+            # A call that waits for others is kept without its data.
             may_keep = due.data is None or position < room
             self._call_queue.add(due if may_keep else msgspec.structs.replace(due, data=None), now)
-        self._pump()
+        self._start_waiting()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
         return (run_key, generation) in self._under_way
@@ -68,8 +73,8 @@ class Executor:
         return self._started.get(run_key)
 
     async def close(self, grace_seconds: float) -> None:
-        """Make no more calls, and wait for those under way. What has not ended by then is given up on: the run has
-        it outstanding, so it is made again when the engine starts."""
+        """Make no more calls, and wait for those under way. A call that has not ended by then is abandoned: its run
+        keeps it as outstanding, so it is made again when the engine starts."""
         self._is_closing = True
         self._call_queue.clear()
         if self._requests:
@@ -78,37 +83,41 @@ class Executor:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _pump(self) -> None:
+    def _start_waiting(self) -> None:
         while not self._is_closing and (taken := self._call_queue.take()):
-            run_key = taken[0].run_key
-            calls = [due for due in taken if (run_key, due.call.generation) not in self._under_way]
-            if not calls:
-                self._call_queue.ended(taken[0])
-                continue
-            self._clock.hold()
-            task = asyncio.get_running_loop().create_task(self._make(calls))
-            self._requests.add(task)
-            self._under_way.update((run_key, due.call.generation) for due in calls)
-            task.add_done_callback(functools.partial(self._finished, calls))
+            self._start(taken)
+
+    def _start(self, taken: Sequence[CallAt]) -> None:
+        """Start a request for calls of one run. A call that is under way already is not made twice."""
+        calls = [due for due in taken if (due.run_key, due.call.generation) not in self._under_way]
+        if not calls:
+            self._call_queue.ended(taken[0])
+            return
+        self._clock.hold()
+        task = asyncio.get_running_loop().create_task(self._make(calls))
+        self._requests.add(task)
+        for due in calls:
+            self._under_way.add((due.run_key, due.call.generation))
+        task.add_done_callback(functools.partial(self._finished, calls))
 
     def _finished(self, calls: Sequence[CallAt], task: asyncio.Task[Sequence[CallAt]]) -> None:
-        run_key = calls[0].run_key
         self._requests.discard(task)
-        self._under_way.difference_update((run_key, due.call.generation) for due in calls)
+        for due in calls:
+            self._under_way.discard((due.run_key, due.call.generation))
         self._call_queue.ended(calls[0])
-        self._started.pop(run_key, None)
+        self._started.pop(calls[0].run_key, None)
         if not task.cancelled():
             if (error := task.exception()) is not None:
                 _logger.error("a call failed in the engine: %s", error, exc_info=error)
             else:
-                now = self._clock.now()
                 for unanswered in task.result():
-                    self._call_queue.add(unanswered, now)
-        self._pump()
+                    self._call_queue.add(unanswered, self._clock.now())
+        if self._call_queue.waiting:
+            self._start_waiting()
         self._clock.release()
 
     async def _make(self, calls: Sequence[CallAt]) -> Sequence[CallAt]:
-        """Make calls of one run by one request; those that the app has left to be made by another."""
+        """Make calls of one run by one request. Returns the calls that the app left to another request."""
         run_key = calls[0].run_key
         try:
             data = calls[0].data or await self._read(calls)
@@ -116,11 +125,14 @@ class Executor:
                 return ()
             if calls[0].priority:
                 data = msgspec.structs.replace(data, priority=calls[0].priority)
+            answer = await self._call(run_key, data)
+            if len(calls) == 1:
+                await self._store(calls[0], data, answer)
+                return ()
             outstanding = {call.generation for call in (data.call, *data.also)}
-            calls = [due for due in calls if due.call.generation in outstanding]
-            answers = list(answers_of(calls, await self._call(run_key, data)))
-            await self._store_all([(due, answer) for due, answer in answers if answer is not None], data)
-            return [due for due, answer in answers if answer is None]
+            answers = list(answers_of([due for due in calls if due.call.generation in outstanding], answer))
+            await self._store_all([(due, own) for due, own in answers if own is not None], data)
+            return [due for due, own in answers if own is None]
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             # The call was given up, or is made again when the engine starts.
             return ()
@@ -132,7 +144,7 @@ class Executor:
     async def _store_all(self, answers: Sequence[tuple[CallAt, Answer]], data: CallData) -> None:
         if len(answers) > 1:
             try:
-                await self._transactions.transact_with_retry(operations.answers(answers))
+                await self._transactions.transact_with_retry(functools.partial(operations.answer_together, answers))
                 return
             except (EngineClosedError, DatabaseLostError):
                 raise
@@ -143,14 +155,14 @@ class Executor:
 
     async def _store(self, due: CallAt, data: CallData, answer: Answer) -> None:
         try:
-            await self._transactions.transact_with_retry(operations.answer(due, answer))
+            await self._transactions.transact_with_retry(functools.partial(operations.answer, due, answer))
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
             _logger.exception("an answer of run %s could not be stored", data.run_id)
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
-            await self._transactions.transact_with_retry(operations.answer(due, unusable))
+            await self._transactions.transact_with_retry(functools.partial(operations.answer, due, unusable))
 
     async def _read(self, calls: Sequence[CallAt]) -> CallData | None:
         """The content of the request; ``None`` if none of the calls is outstanding any more."""
@@ -237,24 +249,37 @@ _MAX_BATCH = 32
 
 
 class CallQueue:
-    """``max_requests`` is the maximum number of requests at a time. ``now`` is milliseconds since the epoch."""
+    """Due calls: their order, and which calls of a run share a request.
+
+    ``max_requests`` is the maximum number of requests at a time. ``waiting`` are the calls that wait, by run.
+    ``now`` is milliseconds since the epoch.
+    """
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
-        self._queues: dict[int, deque[CallAt]] = {}
+        self.waiting: dict[int, deque[CallAt]] = {}
         self._turns: FairQueue[int] = FairQueue()  # runs that may have a call made
-        self._held: set[int] = set()  # runs that may not, since they have as many requests as possible under way
+        self._held: set[int] = set()  # runs with as many requests under way as possible
         self._by_run: Counter[int] = Counter()
         self._by_function: Counter[str] = Counter()
         self._under_way = 0
         self._now = 0
 
+    def take_at_once(self, due: CallAt) -> bool:
+        """Whether a call may be made now because no other call waits."""
+        if self.waiting or self._by_run[due.run_key] >= RUN_REQUESTS:
+            return False
+        if not may_have_another(self._by_function[due.function_id], self._max_requests - self._under_way):
+            return False
+        self._count(due)
+        return True
+
     def add(self, due: CallAt, now: int) -> None:
-        """A discovery goes before the run's other calls, and is not limited by them, because the next steps depend on
-        it."""
+        """Add a call. A discovery goes before the run's other calls, and is not limited by them, because the next steps
+        depend on it."""
         self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
         run_key = due.run_key
-        queue = self._queues.setdefault(run_key, deque())
+        queue = self.waiting.setdefault(run_key, deque())
         if due.call.is_discovery:
             queue.appendleft(due)
             if run_key in self._held:
@@ -266,29 +291,27 @@ class CallQueue:
             self._line_up(due)
 
     def take(self) -> Sequence[CallAt]:
-        """The calls of the next request, all of one run; empty if all ready calls have to wait."""
+        """The calls of the next request, all of one run; empty if all waiting calls must go on waiting."""
         while (free := self._max_requests - self._under_way) > 0:
             run_key = self._turns.take(partial(self._may_have_another, free))
             if run_key is None:
                 break
-            queue = self._queues[run_key]
+            queue = self.waiting[run_key]
             own_free = RUN_REQUESTS - self._by_run[run_key]
             if own_free <= 0 and not queue[0].call.is_discovery:
                 self._held.add(run_key)
                 continue
             taken = _take_batch(queue, -(-len(queue) // max(own_free, 1)))
-            self._by_run[run_key] += 1
-            self._by_function[taken[0].function_id] += 1
-            self._under_way += 1
+            self._count(taken[0])
             if queue:
                 self._line_up(queue[0])
             else:
-                del self._queues[run_key]
+                del self.waiting[run_key]
             return taken
         return ()
 
     def ended(self, due: CallAt) -> None:
-        """A request that was made for this call, and perhaps for others of its run."""
+        """A request has ended that was made for this call, and perhaps for others of its run."""
         run_key = due.run_key
         self._by_run[run_key] -= 1
         if not self._by_run[run_key]:
@@ -299,12 +322,17 @@ class CallQueue:
             del self._by_function[due.function_id]
         if run_key in self._held:
             self._held.discard(run_key)
-            self._line_up(self._queues[run_key][0])
+            self._line_up(self.waiting[run_key][0])
 
     def clear(self) -> None:
-        self._queues.clear()
+        self.waiting.clear()
         self._turns.clear()
         self._held.clear()
+
+    def _count(self, due: CallAt) -> None:
+        self._by_run[due.run_key] += 1
+        self._by_function[due.function_id] += 1
+        self._under_way += 1
 
     def _may_have_another(self, free: int, function_id: str) -> bool:
         return may_have_another(self._by_function[function_id], free)
