@@ -53,6 +53,8 @@ class InProcessEngine(Protocol):
         """The app is being loaded: start in the background if this process is a web server."""
         ...
 
-    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Start soon, if nothing has started yet. Async functions run on ``loop``, or on a background one."""
+    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
+        """Start soon, if nothing has started yet. Async functions run on ``loop``, or on a background one.
+
+        Returns whether this call starts the engine."""
         ...

@@ -78,6 +78,7 @@ class Cluster:
             connection.settimeout(0.2)
             with sockets.address_of(newest) as address:
                 connection.connect(address)
+            connection.sendall(b"\0")  # as a follower, whose link has heartbeats
             if connection.recv(1):
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 return int(struct.unpack("3i", credentials)[0])

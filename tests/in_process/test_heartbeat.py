@@ -2,7 +2,7 @@
 
 import pytest
 
-from durably.in_process.heartbeat import Heartbeat
+from durably.in_process.link import Heartbeat
 
 
 class Clock:

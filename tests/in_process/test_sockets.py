@@ -1,16 +1,21 @@
 """The directory of sockets: for the user alone, and found by the database's path."""
 
+import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import urllib3
 
+from durably import Embedded
 from durably.cli.local_engine import SocketPool
 from durably.engine.core.errors import EngineError
 from durably.in_process import sockets
+from durably.in_process.sockets import Entrance
 
 
 def test_beside_the_database_where_the_path_is_short(tmp_path: Path) -> None:
@@ -63,6 +68,48 @@ def test_a_link_instead_of_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sockets").symlink_to(tmp_path / "target")
     with pytest.raises(EngineError, match="must be a directory"):
         sockets.make_directory(tmp_path / "sockets")
+
+
+class Recorder(asyncio.Protocol):
+    """Answers with its name and what it has received."""
+
+    def __init__(self, name: bytes) -> None:
+        self._name = name
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(self._name + data)
+
+
+async def test_first_byte_of_a_connection_chooses_frames_or_http(tmp_path: Path) -> None:
+    """HTTP waits until the engine can answer."""
+    loop = asyncio.get_running_loop()
+    make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = loop.create_future()
+    path = tmp_path / "1"
+    server = await loop.create_unix_server(
+        lambda: Entrance(lambda: Recorder(b"frames"), make_http), sock=sockets.listen(path)
+    )
+    async with server:
+        http, link = [await asyncio.open_unix_connection(path) for _ in range(2)]
+        http[1].write(b"GET /")
+        link[1].write(b"\0\0\0\1")
+        assert await link[0].readexactly(10) == b"frames\0\0\0\1"
+        http[1].write(b"ready")
+        make_http.set_result(lambda: Recorder(b"http"))
+        assert (await http[0].readexactly(9)).startswith(b"httpGET /")
+        for _, writer in (http, link):
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_leader_has_one_socket(tmp_path: Path) -> None:
+    engine = Embedded(tmp_path / "durably.db")
+    async with engine.running():
+        directory = sockets.directory_of(engine.path)
+        assert [path.name for path in directory.iterdir() if path.is_socket()] == ["1"]
+    assert not [path for path in directory.iterdir() if path.is_socket()]
 
 
 def test_the_command_line_does_not_talk_to_a_directory_of_anybody_else(tmp_path: Path) -> None:

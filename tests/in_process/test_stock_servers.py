@@ -57,6 +57,7 @@ def test_a_sleeping_run_goes_on_after_a_restart_without_a_request(framework: str
         server.wait_asleep()
     with running(command, tmp_path) as server:
         server.wait_completed()
+        assert "INSTALLED_APPS" not in server.log()
 
 
 def test_a_sleeping_run_goes_on_with_the_first_request_of_any_url(tmp_path: Path) -> None:
@@ -70,6 +71,8 @@ def test_a_sleeping_run_goes_on_with_the_first_request_of_any_url(tmp_path: Path
         while server.get("/nowhere") != 404:
             pass
         server.wait_completed()
+        assert server.get("/nowhere") == 404
+        assert server.log().count('write INSTALLED_APPS += ["durably.django"]') == 2  # once for each server
 
 
 @pytest.mark.parametrize(
@@ -87,3 +90,4 @@ def test_an_installed_app_starts_with_the_server(command: str, tmp_path: Path) -
         server.wait_asleep()
     with running(command, tmp_path) as server:
         server.wait_completed()
+        assert "INSTALLED_APPS" not in server.log()

@@ -45,4 +45,4 @@ class SocketPool(HTTPConnectionPool):
             raise CliError(
                 f"no app runs its engine on {database}: start the app, or check that this is what its Embedded(…) says"
             )
-        super().__init__("localhost", retries=False, timeout=timeout, path=sockets.api_path_of(newest))
+        super().__init__("localhost", retries=False, timeout=timeout, path=newest)

@@ -37,7 +37,7 @@ from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.io.worker_threads import Surroundings, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
-from durably.protocol.errors import is_quiet
+from durably.protocol.errors import RUNAWAY_ERROR, StepError, is_quiet
 from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER, Header, Probe, Query, SyncKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -54,6 +54,9 @@ T = TypeVar("T")
 _ASYNC_IO = AsyncIO()
 _BLOCKING_IO = BlockingIO()
 _NO_SURROUNDINGS = nullcontext()
+
+_RUNAWAY_SECONDS = 60.0
+"""Seconds since the last run of a runaway chain failed, after which the same chain is logged again."""
 
 Key = str | SignatureError | None
 """The key that signed a request; the error of its signature; ``None`` for an unsigned request that may be unsigned."""
@@ -99,6 +102,7 @@ class CommHandler:
         self.serve_path = read_path(serve_path, "serve_path") or environment.serve_path
         self.public_path = read_path(public_path, "public_path")
         self.unsigned_syncs = UnsignedSyncs()
+        self._runaways: dict[str, float] = {}
         if self.serve_origin is not None:
             read_serve_origin(self.serve_origin, "serve_origin" if serve_origin else environment.name_of(SERVE_ORIGIN))
         self.endpoint = Endpoint(
@@ -422,9 +426,21 @@ class CommHandler:
                     self._log_error(f'step "{report.step_id}" of ', call, report.error)
 
     def _log_error(self, step: str, call: FunctionCall, error: BaseException) -> None:
-        if not is_quiet(error):
-            source = f'{step}function "{call.function_id}", run {call.context.run_id},'
+        source = f'{step}function "{call.function_id}", run {call.context.run_id},'
+        if isinstance(error, StepError) and error.name == RUNAWAY_ERROR:
+            self._log_runaway(source, error)
+        elif not is_quiet(error):
             self.client.logger.error("%s raised %s", printable(source), type(error).__name__, exc_info=error)
+
+    def _log_runaway(self, source: str, error: StepError) -> None:
+        """Log the chain once, for the run that fails first. The runs that invoked it fail with the same error."""
+        now = time.monotonic()
+        if error.message not in self._runaways:
+            self.client.logger.error(
+                "%s failed, and with it the runs that invoked it: %s", printable(source), printable(error.message)
+            )
+        self._runaways[error.message] = now
+        self._runaways = {text: at for text, at in self._runaways.items() if now - at < _RUNAWAY_SECONDS}
 
 
 def _signer(req: CommRequest, key: str) -> Signer:

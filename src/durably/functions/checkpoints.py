@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
@@ -62,10 +61,10 @@ class Checkpoints(Protocol):
         """
         ...
 
-    def commit(self, request: CheckpointRequest) -> Awaitable[None]:
+    async def commit(self, request: CheckpointRequest, io: IO) -> None:
         """Send finished steps to the engine. They are stored durably when this returns; repetitions change nothing.
 
-        Pass the result to ``IO.resolve``. Raises ``CallStaleError`` if the call must stop because the engine has
+        Raises ``CallStaleError`` if the call must stop because the engine has
         given it up, and ``CheckpointRefusedError`` if the engine does not take the steps for any other reason: then
         they go into the call's answer.
         """
@@ -96,14 +95,14 @@ class HttpCheckpoints:
     def may_be_stale(self, since: float) -> bool:
         return False
 
-    async def commit(self, request: CheckpointRequest) -> None:
+    async def commit(self, request: CheckpointRequest, io: IO) -> None:
         """See ``Checkpoints``."""
         app = self._app
         url = f"{app.api_origin}/v1/checkpoint/{quote(request.run_id, safe='')}/async"
         body = msgspec.json.encode(request)
         http = Request("POST", url, app.headers(), body, app.request_timeout)
         try:
-            response = await request_with_keys(AsyncIO(), http, app.signing_keys)
+            response = await request_with_keys(io, http, app.signing_keys)
         except TransportError as error:
             raise CheckpointRefusedError(str(error)) from None
         if response.status == HTTPStatus.CONFLICT:
@@ -212,7 +211,7 @@ class StepCheckpointer:
         ops = [report.op for report in reports]
         request = msgspec.structs.replace(self._call, steps=ops, ts=time.time_ns() // 1_000_000)
         try:
-            await io.resolve(self._checkpoints.commit(request))
+            await self._checkpoints.commit(request, io)
         except CallStaleError as error:
             self._stale = error
         except CheckpointRefusedError as error:
@@ -299,5 +298,5 @@ class CallLeaseCheck:
         while self.may_be_stale:  # again if the answer itself may have been on its way for long
             asked_at = time.monotonic()
             request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
-            await self._io.resolve(self._checkpoints.commit(request))
+            await self._checkpoints.commit(request, self._io)
             self._known_at = asked_at

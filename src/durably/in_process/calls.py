@@ -1,8 +1,8 @@
 """Calls and checkpoints between an engine and functions in the same process, without HTTP."""
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -10,11 +10,18 @@ import msgspec
 
 from durably.comm import CommHandler, Syncer
 from durably.comm.requests import retry_after_text, state_retries
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached, failed
+from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, failed
 from durably.engine.core.backoff import clip_retry_after
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import EngineError, RunNotFoundError, StaleCallError
+from durably.engine.core.errors import (
+    DatabaseLostError,
+    EngineClosedError,
+    EngineError,
+    RunNotFoundError,
+    StaleCallError,
+)
 from durably.engine.settings import Clock
+from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
 from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
 from durably.execution import Found, Outcome, Raised, StandIn, drive
@@ -27,11 +34,10 @@ from durably.protocol.errors import RetryAfterError, describe_error, is_retriabl
 from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
-from durably.protocol.opcodes import Op
 from durably.protocol.sync import SyncRequest
 from durably.values.outputs import encode_output, finish
 
-from .heartbeat import Heartbeat
+from .link import Heartbeat
 
 _ASYNC_IO, _BLOCKING_IO = AsyncIO(), BlockingIO()
 _event_decoder = msgspec.json.Decoder(Event)
@@ -154,70 +160,48 @@ def _retry_at(error: BaseException, clock: Clock) -> int | None:
     return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
 
 
-class _EncodedOps(msgspec.Struct, frozen=True, tag=True):
-    """``ReportedOps`` with JSON of the ops: their data is JSON already."""
-
-    ops: bytes
-    no_retry: bool
-    retry_at: int | None
-
-
-_ops_decoder = msgspec.json.Decoder(list[Op])
-_answer_decoder: msgspec.msgpack.Decoder[Returned | _EncodedOps | AttemptFailed | Unreached] = msgspec.msgpack.Decoder(
-    Returned | _EncodedOps | AttemptFailed | Unreached
-)
-
-
-def encode_answer(answer: Answer) -> bytes:
-    """For another process."""
-    if isinstance(answer, ReportedOps):
-        answer_or_ops = _EncodedOps(msgspec.json.encode(answer.ops), answer.no_retry, answer.retry_at)
-        return msgspec.msgpack.encode(answer_or_ops)
-    return msgspec.msgpack.encode(answer)
-
-
-def decode_answer(encoded: bytes) -> Answer:
-    answer = _answer_decoder.decode(encoded)
-    if isinstance(answer, _EncodedOps):
-        return ReportedOps(_ops_decoder.decode(answer.ops), answer.no_retry, answer.retry_at)
-    return answer
-
-
 class EngineCheckpoints:
-    """``Checkpoints`` without HTTP. ``checkpoint`` is ``SqliteEngine.checkpoint``, or reaches it.
+    """``Checkpoints`` without HTTP. They are cheap, so they are the default unless ``are_default`` is false.
 
-    They are cheap, so they are the default unless ``are_default`` is false. ``heartbeat`` is set in a process that
-    others may treat as dead. ``submit`` gets the function that makes the committing coroutine.
+    ``engine`` is the engine while it runs in this process; it can be awaited on any event loop. Without it
+    ``checkpoint`` reaches the engine. ``block`` waits for a coroutine in a thread without an event loop. ``heartbeat``
+    is set in a process that others may treat as dead.
     """
 
     def __init__(
         self,
-        checkpoint: Callable[[str, CheckpointRequest], Awaitable[None]],
+        checkpoint: Callable[[str, CheckpointRequest], Coroutine[Any, Any, None]],
+        block: Callable[[Coroutine[Any, Any, None]], None],
         heartbeat: Heartbeat | None = None,
         *,
         are_default: bool = True,
-        submit: Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]] = lambda commit: commit(),
     ) -> None:
-        self._checkpoint = checkpoint
-        self._submit = submit
-        self._heartbeat = heartbeat
+        self.engine: SqliteEngine | None = None
         self.are_default = are_default
         self.join_answers = True
         self.has_lease = heartbeat is not None
+        self.certain_at_arrival = time.monotonic if heartbeat is None else heartbeat.certain_at_arrival
+        self.may_be_stale = _is_current if heartbeat is None else heartbeat.may_be_stale
+        self._checkpoint = checkpoint
+        self._block = block
 
-    def certain_at_arrival(self) -> float:
-        return time.monotonic() if self._heartbeat is None else self._heartbeat.certain_at_arrival()
-
-    def may_be_stale(self, since: float) -> bool:
-        return self._heartbeat is not None and self._heartbeat.may_be_stale(since)
-
-    def commit(self, request: CheckpointRequest) -> Awaitable[None]:
-        return self._submit(partial(self._commit, request))
-
-    async def _commit(self, request: CheckpointRequest) -> None:
+    async def commit(self, request: CheckpointRequest, io: IO) -> None:
+        """See ``Checkpoints``."""
+        if isinstance(io, BlockingIO):
+            self._block(self.commit(request, _ASYNC_IO))
+            return
         try:
+            engine = self.engine
+            if engine is not None:
+                with suppress(EngineClosedError, DatabaseLostError):  # Another process becomes the leader.
+                    await engine.checkpoint(request.run_id, request)
+                    return
             await self._checkpoint(request.run_id, request)
         except (StaleCallError, RunNotFoundError) as error:
             raise CallStaleError(error.message) from None
         except (EngineError, TransportError) as error:
             raise CheckpointRefusedError(error.message) from None
+
+
+def _is_current(since: float) -> bool:
+    return False

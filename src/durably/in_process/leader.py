@@ -3,36 +3,38 @@
 import asyncio
 import contextvars
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import (
     DatabaseLockedError,
     DatabaseLostError,
     DatabaseUnavailableError,
     EngineClosedError,
 )
+from durably.engine.http.access import ApiKeys
+from durably.engine.http.application import create_api
 from durably.engine.http.connections import Acceptor
+from durably.engine.http.messages import SERVER_LOGGER
 from durably.engine.operations import Operation
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import DatabaseLock
 from durably.engine.sqlite_engine import SqliteEngine
-from durably.protocol.sync import SyncRequest
+from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger
 
 from . import sockets
-from .calls import decode_answer
-from .dispatcher import Capacity, Dispatcher, WorkerSlots
-from .errors import CallReturnedError, EngineMovedError, WorkerLostError
+from .dispatcher import Dispatcher, WorkerSlots
+from .errors import EngineMovedError
+from .follower import FollowerWorker, JoinRequest
 from .in_flight import InFlightCalls
-from .link import AnswerError, Link, LinkLostError, Timing
+from .link import Link, Timing
 from .operations import OPERATIONS, answer
-from .sockets import ApiSocket
+from .sockets import Entrance
 from .worker import LocalWorker
 
 LOCK_NOTE = "in-process"
@@ -40,41 +42,10 @@ LOCK_NOTE = "in-process"
 
 _LOCK_SECONDS = 0.1
 """Between two attempts of a leader without the lock to get it. Its predecessor is stopped, and may end."""
+_API_CLOSE_SECONDS = 0.5
+"""Time for requests over HTTP to end before the leader closes."""
 
 _logger = get_logger("durably.engine")
-
-
-class JoinRequest(msgspec.Struct, frozen=True):
-    """What a follower reports to the leader at first, and after each change."""
-
-    capacity: Capacity
-    syncs: list[SyncRequest] = []
-
-
-class LinkWorker:
-    """A follower, at the other end of a link."""
-
-    def __init__(self, link: Link, process_id: int) -> None:
-        self._link = link
-        self._process_id = process_id
-
-    async def run(self, app_id: str, data: CallData) -> Answer:
-        try:
-            return decode_answer(await self._link.request("call", msgspec.msgpack.encode((app_id, data))))
-        except LinkLostError:
-            raise WorkerLostError(f"process {self._process_id} was lost while it ran the function") from None
-        except AnswerError as error:
-            if error.error_name == CallReturnedError.__name__:
-                raise CallReturnedError(str(error)) from None
-            raise WorkerLostError(f"process {self._process_id} could not run the function: {error}") from None
-
-
-class _FollowerLink:
-    """The leader's side of a follower."""
-
-    def __init__(self) -> None:
-        self.link: Link | None = None
-        self.slots: WorkerSlots | None = None
 
 
 class Leader:
@@ -90,9 +61,10 @@ class Leader:
         self._lock = lock
         self._dispatcher = Dispatcher(settings)
         self._slots: WorkerSlots | None = None
-        self._followers: set[_FollowerLink] = set()
+        self._followers: set[FollowerWorker] = set()
         self._server: Acceptor | None = None
-        self._api: ApiSocket | None = None
+        self._api: web.AppRunner | None = None
+        self._make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = asyncio.get_running_loop().create_future()
         self._socket = Path()
         self._engine: asyncio.Future[SqliteEngine] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -133,7 +105,7 @@ class Leader:
         if lock is None:
             leader._tasks.append(asyncio.create_task(leader._get_lock()))
         try:
-            leader._api = await ApiSocket.open(engine, sockets.api_path_of(leader._socket))
+            await leader._serve_api(engine)
             await leader.update()
         except BaseException:
             await leader.close()
@@ -143,9 +115,13 @@ class Leader:
     async def request(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Raises ``EngineMovedError``, and the operation's errors."""
         try:
-            return await operation.execute(self._engine.result(), arguments)
+            return await operation.execute(self.engine, arguments)
         except (EngineClosedError, DatabaseLostError) as error:
             raise EngineMovedError(error.message, is_unclear=False) from None
+
+    @property
+    def engine(self) -> SqliteEngine:
+        return self._engine.result()
 
     @property
     def runs_nothing(self) -> bool:
@@ -201,8 +177,9 @@ class Leader:
         if self._dispatcher.in_flight is not None:
             self._dispatcher.in_flight.close()
         self.release_lock()
+        self._make_http.cancel()
         if self._api is not None:
-            await self._api.close()
+            await self._api.cleanup()
 
     # heartbeat and lock
 
@@ -233,13 +210,32 @@ class Leader:
         """Listen before the engine recovers its runs, which may take long, so that followers can connect and wait."""
         self._socket = sockets.path_of(self._directory, epoch)
         listener = sockets.listen(self._socket)
-        self._server = Acceptor(listener, self._make_link, name="the leader of the database", logger=_logger)
+        self._server = Acceptor(
+            listener,
+            lambda: Entrance(self._make_link, self._make_http),
+            name="the leader of the database",
+            logger=_logger,
+        )
         self._dispatcher.in_flight = InFlightCalls(self._directory, epoch)
         sockets.remove_older(self._directory, epoch)
         _logger.info("process %d is now the leader of the database %s (epoch %d)", os.getpid(), self._database, epoch)
 
+    async def _serve_api(self, engine: SqliteEngine) -> None:
+        """Serve HTTP at the socket. Only this user can connect, so connections need no limits."""
+        self._api = web.AppRunner(
+            create_api(engine, ApiKeys(server_kind=ServerKind.DEV)),
+            access_log=None,
+            logger=SERVER_LOGGER,
+            shutdown_timeout=_API_CLOSE_SECONDS,
+            handle_signals=False,
+            auto_decompress=False,
+        )
+        await self._api.setup()
+        assert self._api.server is not None
+        self._make_http.set_result(self._api.server)
+
     def _make_link(self) -> Link:
-        follower = _FollowerLink()
+        follower = FollowerWorker()
         follower.link = Link(
             lambda name, payload: self._answer(follower, name, payload),
             self._timing,
@@ -248,7 +244,7 @@ class Leader:
         self._followers.add(follower)
         return follower.link
 
-    def _remove_follower(self, follower: _FollowerLink) -> None:
+    def _remove_follower(self, follower: FollowerWorker) -> None:
         self._followers.discard(follower)
         if follower.slots is None:
             return
@@ -257,13 +253,13 @@ class Leader:
             _logger.warning("process %d has sent no heartbeat for %s s: its calls are made again", process_id, lease)
         self._dispatcher.remove(follower.slots)
 
-    async def _answer(self, follower: _FollowerLink, name: str, payload: bytes) -> bytes:
+    async def _answer(self, follower: FollowerWorker, name: str, payload: bytes) -> bytes:
         if name == "join":
             await self._join(follower, msgspec.json.decode(payload, type=JoinRequest))
             return b""
         return await answer(OPERATIONS[name], await self._get_engine(), payload)
 
-    async def _join(self, follower: _FollowerLink, request: JoinRequest) -> None:
+    async def _join(self, follower: FollowerWorker, request: JoinRequest) -> None:
         """Raises ``ConfigInvalidError``. The follower then gets no calls."""
         assert follower.link is not None
         engine = await self._get_engine()
@@ -272,8 +268,6 @@ class Leader:
         if follower.link.lost.is_set():
             return
         if follower.slots is None:
-            follower.slots = self._dispatcher.add(
-                LinkWorker(follower.link, request.capacity.process_id), request.capacity
-            )
+            follower.slots = self._dispatcher.add(follower, request.capacity)
         else:
             self._dispatcher.change(follower.slots, request.capacity)

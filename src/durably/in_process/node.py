@@ -191,10 +191,12 @@ class Node:
             self._last_error = None
             if self._files is None:
                 self._files = DatabaseFiles(self._database, parts=("",))
+            self._worker.checkpoints.engine = role.engine if isinstance(role, Leader) else None
             self._role.set_result(role)
             if not self._first_attempt.done():
                 self._first_attempt.set_result(None)
             await role.wait_lost()
+            self._worker.checkpoints.engine = None
             self._worker.heartbeat.lose_contact()
             self.holds_database = False
             self._role = self.loop.create_future()

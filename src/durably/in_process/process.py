@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from durably.errors import EngineNotStartedError, TransportError
-from durably.io.background_loop import Remote
+from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
 from durably.protocol.sync import FunctionConfig
 from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
+from .app_loop import AppLoop
 from .errors import EngineMovedError, NodeClosedError
 from .server_start import BackgroundStart, Program, refuse_green_threads, this_program
-from .threads import AppLoop, OnAnyLoop, engine_loop, submit
 
 if TYPE_CHECKING:
     from durably.comm import CommHandler
@@ -42,6 +42,11 @@ _instances: "weakref.WeakSet[ProcessEngine]" = weakref.WeakSet()
 _left_behind: list[object] = []
 """Objects of the parent in a forked child. They are never freed, because only the process that opened a database's
 connections may close them."""
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
+    """Run a coroutine on the engine's thread: to be awaited on any other event loop, or waited for in any thread."""
+    return Remote(get_engine_loop(), coroutine)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +123,9 @@ class ProcessEngine:
 
     def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "OnAnyLoop[EventReceipt]":
         self._refuse_in_test_run()
-        return OnAnyLoop(lambda: self._send_events({"body": body, "seed": seed, "sender": sender}, timeout))
+        return OnAnyLoop(
+            get_engine_loop(), lambda: self._send_events({"body": body, "seed": seed, "sender": sender}, timeout)
+        )
 
     def refuse_to_block(self) -> None:
         """Any thread of the app may wait: the engine has its own."""
@@ -147,15 +154,17 @@ class ProcessEngine:
         if this_program() is Program.SERVER and not self._is_test_run():
             self._background_start = BackgroundStart(self.start_with_request)
 
-    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
         if self._is_serving and (loop is None or self._app_loop.is_usable):
-            return
+            return False
         if self._is_test_run():
-            return
+            return False
         if loop is not None:
             self._app_loop.loop = loop
-        if not self._is_serving:
-            submit(self._start_in_background())
+        if self._is_serving:
+            return False
+        submit(self._start_in_background())
+        return True
 
     # on any event loop: in the leader, sends and commits go straight to the writer's thread, which saves two changes of
     # threads
@@ -170,7 +179,7 @@ class ProcessEngine:
         return await submit(self._send_through_node(arguments, timeout))
 
     async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
-        """Commit steps of a function. Waits without a limit while there is no leader.
+        """Commit steps of a function, from any event loop. Waits without a limit while there is no leader.
 
         Raises ``TransportError`` if the node was closed: a sync function cannot be stopped, and may still run.
         """
@@ -178,10 +187,7 @@ class ProcessEngine:
             raise TransportError("the engine has been stopped in this process")
         arguments = {"run_id": run_id, "request": request}
         try:
-            try:
-                await node.request_directly("checkpoint", arguments)
-            except EngineMovedError:
-                await submit(node.request("checkpoint", arguments))
+            await submit(node.request("checkpoint", arguments))
         except NodeClosedError:
             raise TransportError("the engine has been stopped in this process") from None
 
@@ -303,8 +309,7 @@ class ProcessEngine:
 
     def _make_node(self) -> "Node":
         from .calls import EngineCheckpoints
-        from .heartbeat import Heartbeat
-        from .link import Timing
+        from .link import Heartbeat, Timing
         from .node import Node
         from .worker import LocalWorker
 
@@ -315,7 +320,7 @@ class ProcessEngine:
             self._stops_at_exit = True
         options = self._options
         heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)
-        checkpoints = EngineCheckpoints(self._checkpoint, heartbeat, submit=OnAnyLoop)
+        checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
         handlers = self._handlers if self._is_serving else {}
         settings = self._engine_settings()
         worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
@@ -324,7 +329,7 @@ class ProcessEngine:
             settings,
             worker,
             Timing(options.lease_seconds, options.lease_seconds / _HEARTBEATS_PER_LEASE),
-            engine_loop(),
+            get_engine_loop(),
             may_lead=self._may_lead,
         )
 
@@ -346,7 +351,7 @@ class ProcessEngine:
             return
         grace = self._engine_settings().close_grace.total_seconds()
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self._stop(), engine_loop()).result(grace + 2)
+            asyncio.run_coroutine_threadsafe(self._stop(), get_engine_loop()).result(grace + 2)
 
     # forks
 

@@ -65,7 +65,7 @@ workers."""
 class BackgroundStart:
     """Calls ``start`` in a separate thread when all imports are done, unless it is cancelled."""
 
-    def __init__(self, start: Callable[[], None]) -> None:
+    def __init__(self, start: Callable[[], object]) -> None:
         self._start = start
         self._is_cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="durably-start", daemon=True)

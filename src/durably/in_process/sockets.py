@@ -1,5 +1,6 @@
-"""The leader's Unix sockets: their paths and permissions, and the HTTP API on one of them."""
+"""The leader's Unix socket: its path, its permissions, and the protocols on its connections."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -8,18 +9,11 @@ import stat
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from aiohttp import web
+from typing import cast
 
 from durably.engine.core.errors import EngineError
-from durably.engine.http.access import ApiKeys
-from durably.engine.http.application import create_api
-from durably.engine.http.connections import ConnectionLimits, Connections
-from durably.engine.http.server import serve_api
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.protocol.headers import ServerKind
 
 _MAX_PATH_BYTES = 100
 """A little less than the limits of platforms: 104 bytes on macOS, 108 on Linux."""
@@ -29,7 +23,7 @@ def directory_of(database: Path) -> Path:
     """The directory next to the database. If its path is too long for a socket, and not on Linux: in the directory for
     temporary files, which on macOS belongs to the user."""
     beside = database.with_name(database.name + ".sockets")
-    longest_name = "/9999999999.http"
+    longest_name = "/9999999999.calls"
     if sys.platform == "linux" or len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
         return beside
     digest = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
@@ -90,11 +84,6 @@ def path_of(directory: Path, epoch: int) -> Path:
     return directory / str(epoch)
 
 
-def api_path_of(socket: Path) -> Path:
-    """The socket on which the same leader serves the engine's HTTP API."""
-    return socket.with_name(f"{socket.name}.http")
-
-
 def epoch_of(path: Path) -> int:
     return int(path.name)
 
@@ -116,8 +105,10 @@ def remove_older(directory: Path, epoch: int) -> None:
 
 
 def is_same_user(descriptor: int) -> bool:
-    """Whether the process on the other side of a connection belongs to this process's user. The directory's mode keeps
-    others out already. On Linux this check also holds if the mode was changed."""
+    """Whether the process on the other side of a connection belongs to this process's user.
+
+    The directory's mode keeps other users out. On Linux this check holds even if the mode was changed.
+    """
     if sys.platform != "linux":
         return True
     with socket.socket(fileno=os.dup(descriptor)) as connection:
@@ -126,24 +117,53 @@ def is_same_user(descriptor: int) -> bool:
     return bool(user == os.getuid())
 
 
-_SHUTDOWN_SECONDS = 0.5
+class Entrance(asyncio.Protocol):
+    """A new connection at the leader's socket. Its first byte decides about its protocol.
 
+    A follower sends frames (``link``), and their first byte is 0. Everything else is HTTP, to the engine's API:
+    ``durably runs --db …``, for example. HTTP waits until the engine has recovered its runs.
+    """
 
-class ApiSocket:
-    """Open with ``await ApiSocket.open(engine, path)``."""
+    def __init__(
+        self,
+        make_link: Callable[[], asyncio.Protocol],
+        make_http: "asyncio.Future[Callable[[], asyncio.Protocol]]",
+    ) -> None:
+        self._make_link = make_link
+        self._make_http = make_http
+        self._received = bytearray()
+        self._waiting: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
 
-    def __init__(self, runner: web.AppRunner, connections: Connections, path: Path) -> None:
-        self._runner = runner
-        self._connections = connections
-        self._path = path
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
+        if not is_same_user(int(transport.get_extra_info("socket").fileno())):
+            self._transport.abort()
 
-    @classmethod
-    async def open(cls, engine: SqliteEngine, path: Path) -> "ApiSocket":
-        api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV))
-        runner, connections = await serve_api(api, listen(path), ConnectionLimits(), shutdown_timeout=_SHUTDOWN_SECONDS)
-        return cls(runner, connections, path)
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if self._received[0] == 0:
+            self._continue_with(self._make_link())
+        elif self._waiting is None:
+            self._waiting = asyncio.get_running_loop().create_task(self._wait_for_http())
 
-    async def close(self) -> None:
-        await self._connections.close()
-        await self._runner.cleanup()
-        self._path.unlink(missing_ok=True)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _wait_for_http(self) -> None:
+        try:
+            make_http = await asyncio.shield(self._make_http)
+        except asyncio.CancelledError:  # The engine has not started.
+            if self._transport is not None:
+                self._transport.abort()
+            raise
+        self._waiting = None
+        self._continue_with(make_http())
+
+    def _continue_with(self, protocol: asyncio.Protocol) -> None:
+        if self._transport is not None:
+            self._transport.set_protocol(protocol)
+            protocol.connection_made(self._transport)
+            protocol.data_received(bytes(self._received))

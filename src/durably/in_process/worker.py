@@ -15,14 +15,13 @@ from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.settings import Clock
-from durably.functions.checkpoints import Checkpoints
 from durably.protocol.sync import SyncRequest
 
-from .calls import run_call, run_call_sync, sync_of
+from .app_loop import AppLoop
+from .calls import EngineCheckpoints, run_call, run_call_sync, sync_of
 from .dispatcher import Capacity
 from .errors import CallReturnedError
-from .heartbeat import Heartbeat
-from .threads import AppLoop
+from .link import Heartbeat
 
 _END_SECONDS = 1.0
 """Time for a cancelled function to end before its process stops without it."""
@@ -35,7 +34,7 @@ class LocalWorker:
         self,
         handlers: dict[str, CommHandler],
         max_calls: int,
-        checkpoints: Checkpoints,
+        checkpoints: EngineCheckpoints,
         heartbeat: Heartbeat,
         app_loop: AppLoop,
         clock: Clock,
@@ -45,7 +44,7 @@ class LocalWorker:
         self.heartbeat = heartbeat
         self._handlers = handlers
         self._max_calls = max_calls
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
         self._tasks: set[asyncio.Task[Any]] = set()
         self._late: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
@@ -82,8 +81,8 @@ class LocalWorker:
         """No code of the app runs on this event loop, which is the engine's. Functions get no context variables,
         because those here may belong to any request that has sent an event."""
         if handler.threads is None or handler.is_async(data.function_id):
-            return await self._app_loop.run(run_call, handler, data, self._checkpoints, self._clock)
-        work = partial(run_call_sync, handler, data, self._checkpoints, self._clock)
+            return await self._app_loop.run(run_call, handler, data, self.checkpoints, self._clock)
+        work = partial(run_call_sync, handler, data, self.checkpoints, self._clock)
         answer = partial(contextvars.Context().run, work)
         if handler.threads.size is None:  # The app passed its own thread pool.
             return await handler.threads.run(answer)

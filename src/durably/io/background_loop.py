@@ -1,10 +1,11 @@
-"""One background event loop per process, for asynchronous work of synchronous code."""
+"""Event loops in threads of their own: for asynchronous work of synchronous code, and for the engine."""
 
 import asyncio
 import concurrent.futures
 import contextlib
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
@@ -83,12 +84,27 @@ async def _await(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
+class OnAnyLoop(Remote[T]):
+    """A coroutine that can run on any event loop: awaited, on the running one; blocked for, on ``loop``."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._loop = loop
+        self._start = start
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._start().__await__()
+
+    def result(self) -> T:
+        return Remote(self._loop, self._start()).result()
+
+
 _lock = threading.Lock()
 _background_loop: BackgroundLoop | None = None
+_engine_loop: BackgroundLoop | None = None
 
 
 def get_background_loop() -> BackgroundLoop:
-    """The background loop of this process."""
+    """The background loop of this process, for users' asynchronous code."""
     global _background_loop
     with _lock:
         if _background_loop is None:
@@ -96,9 +112,22 @@ def get_background_loop() -> BackgroundLoop:
         return _background_loop
 
 
+def get_engine_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of this process's engine, in a thread of its own. It runs no code of users."""
+    global _engine_loop
+    with _lock:
+        if _engine_loop is None:
+            uvloop = sys.modules.get("uvloop")  # if the app uses it
+            _engine_loop = BackgroundLoop(
+                "durably-engine", asyncio.new_event_loop if uvloop is None else uvloop.new_event_loop
+            )
+        return _engine_loop.loop
+
+
 def _forget() -> None:
-    global _background_loop, _lock
-    _background_loop, _lock = None, threading.Lock()
+    """In a forked child, which has none of its parent's threads."""
+    global _background_loop, _engine_loop, _lock
+    _background_loop, _engine_loop, _lock = None, None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

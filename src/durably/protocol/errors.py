@@ -15,6 +15,9 @@ import msgspec
 
 from .duration_text import read_duration
 
+RUNAWAY_ERROR = "RunawayError"
+"""The name of an engine's error: functions start each other endlessly. Each run of the chain fails with it."""
+
 
 class ErrorCode(StrEnum):
     ASYNC_UNSUPPORTED = "async_unsupported"

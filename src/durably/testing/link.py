@@ -16,7 +16,7 @@ from durably.engine.sqlite_engine import SqliteEngine
 from durably.execution import StandIn
 from durably.functions.checkpoints import Checkpoints
 from durably.in_process.calls import EngineCheckpoints, run_call
-from durably.io.background_loop import await_on
+from durably.io.background_loop import await_on, get_background_loop
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import EventReceipt
@@ -78,7 +78,7 @@ class TestLink:
 
     def __init__(self, *, checkpointing: bool) -> None:
         self.handlers: dict[str, CommHandler] = {}
-        self._checkpoints = EngineCheckpoints(self._checkpoint, are_default=checkpointing)
+        self._checkpoints = EngineCheckpoints(self._checkpoint, get_background_loop().run, are_default=checkpointing)
 
     def open(self, engine: SqliteEngine, clock: Clock) -> None:
         """From now on what comes in goes to ``engine``, which runs on this event loop."""
@@ -114,8 +114,9 @@ class TestLink:
     def start_with_server(self) -> None:
         """See ``running_with_server``."""
 
-    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
         """See ``running_with_server``."""
+        return False
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return await await_on(self._loop, self._hold_through(work))

@@ -8,7 +8,7 @@ from durably.engine.core.errors import StepNotFoundError
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
 from durably.engine.sqlite.run_tables import RunRow, Store
 from durably.engine.views import FromStep
-from durably.protocol.errors import ErrorData
+from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.opcodes import hash_step_id
 
 from .events import ReceivedEvent
@@ -101,4 +101,4 @@ def refuse_runaway(
             break
         named.append(run.function_id)
     chain = describe_chain(named, is_whole)
-    return ErrorData(name="RunawayError", message=f"functions start each other endlessly ({chain}): {reason}")
+    return ErrorData(name=RUNAWAY_ERROR, message=f"functions start each other endlessly ({chain}): {reason}")

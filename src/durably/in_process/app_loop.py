@@ -1,67 +1,17 @@
-"""The engine's thread, and the app's event loop as that thread uses it."""
+"""The app's event loop, on which the engine's thread runs users' async functions."""
 
 import asyncio
 import contextlib
 import contextvars
-import os
-import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from durably.io.background_loop import BackgroundLoop, Remote, get_background_loop
+from durably.io.background_loop import get_background_loop
 
 from .errors import CallReturnedError
 
 T = TypeVar("T")
-
-_lock = threading.Lock()
-_background_loop: BackgroundLoop | None = None
-
-
-def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
-    """Run a coroutine on the engine's thread: to be awaited on any other event loop, or waited for in any thread."""
-    return Remote(engine_loop(), coroutine)
-
-
-class OnAnyLoop(Remote[T]):
-    """A coroutine that can run on any event loop: awaited, it runs on the running one; blocked for, on the engine's."""
-
-    def __init__(self, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._start = start
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._start().__await__()
-
-    def result(self) -> T:
-        return submit(self._start()).result()
-
-
-def engine_loop() -> asyncio.AbstractEventLoop:
-    """The thread of this process. A forked child has its own."""
-    global _background_loop
-    with _lock:
-        if _background_loop is None:
-            _background_loop = BackgroundLoop("durably-engine", _new_loop)
-        return _background_loop.loop
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop if the app uses it."""
-    uvloop = sys.modules.get("uvloop")
-    return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()
-
-
-def _forget() -> None:
-    global _background_loop, _lock
-    _background_loop, _lock = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
-
-
 P = ParamSpec("P")
 
 
