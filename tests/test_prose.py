@@ -77,7 +77,6 @@ LEFT: dict[str, int] = {
     "src/durably/engine/sqlite": 33,
     "src/durably/execution": 4,
     "src/durably/functions": 3,
-    "src/durably/in_process": 2,
     "src/durably/io": 7,
     "src/durably/protocol": 19,
     "src/durably/temporal": 72,

@@ -56,5 +56,5 @@ class InProcessEngine(Protocol):
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
         """Start soon, if nothing has started yet. Async functions run on ``loop``, or on a background one.
 
-        Returns whether this call starts the engine."""
+        Returns whether the engine starts, or has started, without a call of its ``start``."""
         ...

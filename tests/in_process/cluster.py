@@ -92,7 +92,7 @@ class Cluster:
         return eventually(look, "a process leads the database")
 
     def stop_between_transactions(self, process_id: int) -> None:
-        """Stop a process while it does not hold SQLite's write lock, because nobody could take that from it."""
+        """Stop a process while it does not hold SQLite's write lock, because no other process could take the lock."""
         while True:
             os.kill(process_id, signal.SIGSTOP)
             if sys.platform != "linux":

@@ -50,7 +50,7 @@ def werkzeug(descriptor: int) -> list[str]:
 
 def flask_run(*options: str) -> Callable[[int], list[str]]:
     app = "tests.in_process.apps:flask_app"
-    # It takes a listening socket from its reloader only, so that nobody can send it anything here.
+    # It takes a listening socket from its reloader only, so the test cannot send requests to it.
     return lambda _: ["-m", "flask", "--app", app, *options, "run", "--port", "0"]
 
 

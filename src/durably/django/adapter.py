@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 try:
-    import django.core.signals
     import django.db
     import django.http
     import django.urls
@@ -16,12 +15,11 @@ from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.django_view import SyncAndAsyncView
-from durably.engine_interface import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
 
-from .discovery import discovered
+from .discovery import discovered, start_with_project
 
 FRAMEWORK = "django"
 
@@ -74,7 +72,7 @@ def make_handler(client: Client, functions: Sequence[Function[Any]], **options: 
         client=client, framework=FRAMEWORK, functions=functions, thread_surroundings=_usable_connections, **options
     )
     if client.in_process is not None:
-        _start_with_project(client, client.in_process)
+        start_with_project(client, client.in_process)
     return handler
 
 
@@ -126,34 +124,6 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
     if chunks is not None:
         return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
     return django.http.HttpResponse(response.body, status=response.status_code, headers=response.headers)
-
-
-def _start_with_project(client: Client, engine: InProcessEngine) -> None:
-    """Start with the server if the server is known, otherwise with the first request to any URL.
-
-    If that request has loaded ``urls.py``, only its end is still to be signalled, and a warning names the way to start
-    with the server.
-    """
-    was_loaded_before_requests = False
-
-    def start_at_begin(**_: Any) -> None:
-        nonlocal was_loaded_before_requests
-        was_loaded_before_requests = True
-        engine.start_with_request()
-
-    def start_at_end(**_: Any) -> None:
-        if engine.start_with_request() and not was_loaded_before_requests:
-            client.logger.warning(
-                "the engine of the app %r starts now, because Django has loaded urls.py with the first request: "
-                "unfinished runs have waited for it. To start the engine with the server, write "
-                'INSTALLED_APPS += ["durably.django"] in the settings, and put the functions and their client into '
-                "the durable.py of an installed app",
-                client.app_id,
-            )
-
-    django.core.signals.request_started.connect(start_at_begin, weak=False)
-    django.core.signals.request_finished.connect(start_at_end, weak=False)
-    engine.start_with_server()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The functions in each Django app's ``durable.py``."""
+"""The functions in each Django app's ``durable.py``, and the start of an engine in the project's processes."""
 
 import importlib
 from collections.abc import Iterator
@@ -6,9 +6,11 @@ from types import ModuleType
 from typing import Any
 
 import django.apps
+import django.core.signals
 from django.utils.module_loading import module_has_submodule
 
 from durably.client import Client
+from durably.engine_interface import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
 
@@ -60,3 +62,33 @@ def _modules() -> Iterator[ModuleType]:
 
 discovered = Discovered()
 """Filled once all apps are loaded, if ``durably.django`` is installed."""
+
+
+def start_with_project(client: Client, engine: InProcessEngine) -> None:
+    """Start with the server if the server is known, otherwise with the first request to any URL.
+
+    If that request has loaded ``urls.py``, only its end is still to be signalled, and a warning names the way to start
+    with the server.
+    """
+    was_loaded_before_requests = False
+
+    def start_at_begin(**_: Any) -> None:
+        nonlocal was_loaded_before_requests
+        was_loaded_before_requests = True
+        engine.start_with_request()
+
+    def start_at_end(**_: Any) -> None:
+        nonlocal was_loaded_before_requests
+        if engine.start_with_request() and not was_loaded_before_requests:
+            was_loaded_before_requests = True
+            client.logger.warning(
+                "the engine of the app %r starts only now, because Django has loaded urls.py with the first request. "
+                "Until then no runs continue. To start the engine with the server, write "
+                'INSTALLED_APPS += ["durably.django"] in the settings, and put the functions and their client into '
+                "the durable.py of an installed app",
+                client.app_id,
+            )
+
+    django.core.signals.request_started.connect(start_at_begin, weak=False)
+    django.core.signals.request_finished.connect(start_at_end, weak=False)
+    engine.start_with_server()

@@ -113,7 +113,7 @@ class _Call(Generic[T]):
 
 
 class _Callbacks:
-    """Calls callbacks of another thread on ``loop``, in their order. Callbacks that wait at one moment wake it once.
+    """Calls callbacks of another thread on ``loop``, in their order. Several waiting callbacks wake it once.
 
     ``add`` appends before it reads ``_is_woken``, and ``_call`` clears that before it reads the queue. So no callback
     is left behind.

@@ -156,15 +156,14 @@ class ProcessEngine:
 
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
         if self._is_serving and (loop is None or self._app_loop.is_usable):
-            return False
+            return not self._was_started_by_user
         if self._is_test_run():
             return False
         if loop is not None:
             self._app_loop.loop = loop
-        if self._is_serving:
-            return False
-        submit(self._start_in_background())
-        return True
+        if not self._is_serving:
+            submit(self._start_in_background())
+        return not self._was_started_by_user
 
     # on any event loop: in the leader, sends and commits go straight to the writer's thread, which saves two changes of
     # threads
@@ -237,7 +236,7 @@ class ProcessEngine:
             async with asyncio.timeout(timeout):
                 while True:
                     node = self._node or await self._replace_node()
-                    with contextlib.suppress(NodeClosedError):  # replaced meanwhile
+                    with contextlib.suppress(NodeClosedError):  # replaced during the request
                         return await node.request(operation, arguments)
         except TimeoutError:
             reason = f": {node.last_error}" if node is not None and node.last_error else ""
