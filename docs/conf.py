@@ -28,7 +28,7 @@ myst_fence_as_directive: list[str] = []
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
-autodoc_default_options = {"members": True, "undoc-members": False}
+autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 90
 
@@ -52,5 +52,25 @@ def name_files_of_the_repository(app: Any, page: str, source: list[str]) -> None
     source[0] = _LINK.sub(name, source[0])
 
 
+def drop_metadata(app: Any, kind: str, name: str, value: Any, options: Any, signature: str, returns: str) -> Any:
+    """Show ``Annotated[str, …]`` as ``str``: the metadata is for the checks."""
+    return (_without_metadata(signature), returns) if signature and "Annotated[" in signature else None
+
+
+def _without_metadata(signature: str) -> str:
+    head, begin, rest = signature.partition("Annotated[")
+    if not begin:
+        return signature
+    depth, comma = 1, None
+    for place, character in enumerate(rest):
+        depth += (character in "[({") - (character in "])}")
+        if character == "," and depth == 1 and comma is None:
+            comma = place
+        if depth == 0:
+            return head + rest[:comma] + _without_metadata(rest[place + 1 :])
+    return signature
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", drop_metadata)
     app.connect("source-read", name_files_of_the_repository)

@@ -71,7 +71,7 @@ class Shop:
         await self._request("POST", path, body)
 
     async def follow(self, workflow_id: str) -> AsyncIterator[dict[str, Any]]:
-        """What happens to a workflow until it ends, as the gateway tells it. Raises ``DemoFailedError``."""
+        """What happens to a workflow until it ends, as the gateway reports it. Raises ``DemoFailedError``."""
         path = f"/api/orders/{workflow_id}/events"
         print(f"GET {path}")
         async with self._http.get(path, headers=_headers(path)) as response:
@@ -102,14 +102,14 @@ class Shop:
 
 
 def _headers(path: str) -> dict[str, str]:
-    """Only the gateway's endpoints are told who asks."""
+    """Only the gateway's endpoints get credentials."""
     return {"Authorization": f"Bearer {STAFF_TOKEN}"} if path.startswith("/api/") else {}
 
 
 def _describe(event: dict[str, Any]) -> str:
     attempt = f"attempt {event['attempt']}" if event.get("attempt", 1) > 1 else ""
-    told = (event.get("name"), attempt, event.get("result"), event.get("detail"))
-    return ", ".join(str(each) for each in told if each)
+    parts = (event.get("name"), attempt, event.get("result"), event.get("detail"))
+    return ", ".join(str(each) for each in parts if each)
 
 
 @contextlib.asynccontextmanager

@@ -97,7 +97,11 @@ class Found(NamedTuple):
 
 
 def files() -> Iterator[Path]:
-    for folder, endings in (("src", (".py", ".html")), ("docs", (".md", ".py"))):
+    for folder, endings in (
+        ("src", (".py", ".html")),
+        ("docs", (".md", ".py")),
+        ("examples", (".md", ".py", ".service")),
+    ):
         yield from (file for file in sorted((ROOT / folder).rglob("*")) if file.suffix in endings)
     yield from (ROOT / name for name in ("README.md", "CONTRIBUTING.md"))
 

@@ -1,14 +1,14 @@
-"""A newsletter whose engine runs inside of the app: no second process, no HTTP, one SQLite file.
+"""A newsletter whose engine runs inside the app: no second process, no HTTP, one SQLite file.
 
     uvicorn examples.embedded.app:app --workers 2
 
-then subscribe somebody, confirm it, and look at what came of it:
+then subscribe, confirm, and list the runs:
 
     curl -X POST localhost:8000/subscribers/ada@example.com
     curl -X POST localhost:8000/subscribers/ada@example.com/confirmed
     curl localhost:8000/runs
 
-Kill a worker meanwhile: the run goes on in the other.
+If a worker is killed between these requests, the run continues in the other.
 """
 
 import datetime as dt

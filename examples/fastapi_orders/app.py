@@ -28,7 +28,7 @@ class Order(pydantic.BaseModel):
 
 class Delivered(pydantic.BaseModel):
     id: str
-    signed_by: str = "nobody"
+    signed_by: str = "unknown"
 
 
 order_placed = durably.EventType("shop/order.placed", Order)

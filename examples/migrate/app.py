@@ -31,7 +31,7 @@ class Receipt(pydantic.BaseModel):
 
 
 class Audit(inngest.MiddlewareSync):
-    """Counts what the shop sends, and marks what it is told."""
+    """Counts what the shop sends, and marks the events that it receives."""
 
     sent = 0
 
@@ -120,7 +120,7 @@ async def order(ctx: inngest.Context) -> Any:
         return {"status": "cancelled", "audited": data["audited"]}
     amount = sum(prices.values())
     printed = await ctx.step.invoke("receipt", function=receipt, data={"order": data["id"], "amount": amount})
-    await ctx.step.send_event("tell", inngest.Event(name="shop/order.done", data={"order": data["id"]}))
+    await ctx.step.send_event("report", inngest.Event(name="shop/order.done", data={"order": data["id"]}))
     return {
         "status": "done",
         "audited": data["audited"],

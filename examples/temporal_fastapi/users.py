@@ -22,7 +22,7 @@ class User:
 
 
 def find_user(token: str) -> User | None:
-    """``None`` for a token that is nobody's. Without settings each token is."""
+    """The user of the token; ``None`` if it is unknown. Without settings every token is unknown."""
     known = {User(f"customer_{name}"): its for name, its in json.loads(os.environ.get("CUSTOMER_TOKENS", "{}")).items()}
     known[User("staff", is_staff=True)] = os.environ.get("STAFF_TOKEN", "")
     for user, its in known.items():

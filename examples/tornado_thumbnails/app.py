@@ -39,7 +39,7 @@ async def make_thumbnails(ctx: durably.Context) -> list[str]:
 
 async def resize(name: str, size: int) -> str:
     if not name.endswith(".png"):
-        raise durably.NonRetriableError(f"{name} is no picture")
+        raise durably.NonRetriableError(f"{name} is not a picture")
     await asyncio.sleep(0.05)
     return f"{name}@{size}"
 

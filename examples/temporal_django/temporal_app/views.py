@@ -57,8 +57,8 @@ def sign_up(request: HttpRequest) -> JsonResponse:
 @csrf_exempt
 @require_POST
 def create_order(request: HttpRequest) -> JsonResponse:
-    """Ends with 409 if there is that order, and with 503 while the server is away: then it is stored, and started by
-    whoever asks again, or by ``ForgottenOrdersWorkflow``."""
+    """Answers 409 if the order exists, and 503 while the server is away. The order is then stored, and started by the
+    next request for it, or by ``ForgottenOrdersWorkflow``."""
     form = OrderForm(parse(request))
     if not form.is_valid():
         return JsonResponse({"errors": form.errors}, status=400)

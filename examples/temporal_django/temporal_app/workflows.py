@@ -42,7 +42,7 @@ class OrderWorkflow:
             )
             self._status = "processed"
             await workflow.wait_condition(lambda: self._is_shipped)
-        except (asyncio.CancelledError, ActivityError):  # An activity that is cancelled tells so by the latter.
+        except (asyncio.CancelledError, ActivityError):  # A cancelled activity raises the latter.
             await workflow.execute_activity(activities.restock, order_id, start_to_close_timeout=FIVE_MINUTES)
             raise
         self._status = "shipped"
