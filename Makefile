@@ -13,7 +13,7 @@ TEST_PROCESSES ?= 4
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help demo demo-temporal dev test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-temporal dev test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint           formatting, lint, types"
 	@echo "make format         format the code"
 	@echo "make docs           the site in build/docs; a broken link or anchor fails"
+	@echo "make files          each file with its purpose; FOLDER=src/durably/cli for those of one folder"
 	@echo "make docs-links     requests each address outside of the docs"
 	@echo "make bench          benchmarks, side by side with peers"
 
@@ -70,6 +71,9 @@ docs: $(READY)
 	$(BIN)/python docs/generate.py
 	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
 	@echo "the site is at build/docs/index.html"
+
+files:
+	@$(PYTHON) docs/files.py $(FOLDER)
 
 docs-links: docs
 	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/docs-links

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,10 @@ def test_a_place_of_the_page_exists(file: str, name: str) -> None:
 
 def test_the_page_names_many_places() -> None:
     assert len(PLACES) > 30
+
+
+def test_each_file_states_its_purpose() -> None:
+    """``make files`` prints the first line of each file."""
+    listed = subprocess.run(["make", "-s", "files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = {str(file.relative_to(ROOT)) for file in (ROOT / "src" / "durably").rglob("*.py") if file.read_text().strip()}
+    assert files - {line.split()[0] for line in listed.splitlines()} == set()
