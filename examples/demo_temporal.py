@@ -71,7 +71,7 @@ class Shop:
         await self._request("POST", path, body)
 
     async def follow(self, workflow_id: str) -> AsyncIterator[dict[str, Any]]:
-        """What happens to a workflow until it ends, as the gateway reports it. Raises ``DemoFailedError``."""
+        """The events of a workflow until it ends, from the gateway. Raises ``DemoFailedError``."""
         path = f"/api/orders/{workflow_id}/events"
         print(f"GET {path}")
         async with self._http.get(path, headers=_headers(path)) as response:
@@ -155,7 +155,7 @@ async def _wait_until_up(output: asyncio.StreamReader, log: list[str]) -> str:
 
 
 async def _read(output: asyncio.StreamReader, log: list[str]) -> None:
-    """What is not read would fill the pipe and stop the processes that write."""
+    """Read the output into the log, so that a full pipe does not stop the processes that write."""
     async for line in output:
         log.append(line.decode())
 

@@ -1,4 +1,4 @@
-"""What an order does to the world. Activities may fail: the server has them tried again."""
+"""Activities: the effects of an order outside. Activities that fail are retried."""
 
 from temporalio import activity
 

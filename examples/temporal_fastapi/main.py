@@ -59,7 +59,7 @@ async def create_order(request: OrderRequest, client: Client) -> OrderResponse:
 
 @app.get("/orders/{workflow_id}")
 async def get_order_status(order: Order) -> OrderResponse:
-    """How an order's workflow is, in the SDK's words: RUNNING, COMPLETED, CANCELED …"""
+    """The status of an order's workflow, in the SDK's words: RUNNING, COMPLETED, CANCELED …"""
     description = await order.describe()
     status = description.status.name if description.status else "UNKNOWN"
     return OrderResponse(workflow_id=order.id, run_id=description.run_id, status=status)

@@ -1,4 +1,4 @@
-"""What becomes of an order, in whatever process and for however long."""
+"""The life of an order: in any process, for any time."""
 
 import asyncio
 from datetime import timedelta
@@ -46,5 +46,5 @@ class OrderWorkflow:
 
     @workflow.query
     def status(self) -> str:
-        """How far the order is."""
+        """The progress of the order."""
         return self._status

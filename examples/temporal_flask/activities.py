@@ -1,4 +1,4 @@
-"""What an order does to the world. Synchronous activities run in threads."""
+"""Activities: the effects of an order outside. Synchronous activities run in threads."""
 
 from temporalio import activity
 

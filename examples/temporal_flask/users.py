@@ -1,4 +1,4 @@
-"""Who asks: the shop's staff by STAFF_TOKEN, its customers by CUSTOMER_TOKENS, such as {"ada": "her token"}.
+"""Users: the shop's staff by STAFF_TOKEN, its customers by CUSTOMER_TOKENS, such as {"ada": "her token"}.
 
 An app of yours asks its sessions or its identity provider.
 """

@@ -1,4 +1,4 @@
-"""What becomes of an order."""
+"""The life of an order."""
 
 from datetime import timedelta
 

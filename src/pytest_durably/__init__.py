@@ -1,7 +1,7 @@
 """Pytest's plugin: fixtures that make test engines, and the timelines of their runs in the reports of failed tests.
 
-Outside of the package ``durably``, of which nothing is imported before a test asks for a fixture: pytest loads its
-plugins at each start, whatever it then runs.
+It is a package beside ``durably``, because pytest loads its plugins at each start. It imports ``durably`` when a test
+uses a fixture.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from durably.testing.temporal import TemporalServer
 
 open_sessions = 0
-"""How many pytest sessions this process runs. ``durably.settings.is_test_run`` reads it."""
+"""Number of pytest sessions in this process. ``durably.settings.is_test_run`` reads it."""
 
 _open_engines = pytest.StashKey[list["SyncTestEngine"]]()
 

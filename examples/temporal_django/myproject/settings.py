@@ -1,4 +1,4 @@
-"""What ``django-admin startproject`` makes, and what Temporal needs."""
+"""Settings as ``django-admin startproject`` makes them, and those of Temporal."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""What workflows do to the world. Activities use the ORM, and may be tried again at any point: each looks first how
-far an earlier attempt has come.
+"""Activities: the effects of workflows outside. They use the ORM.
+
+An activity may be retried after a failure at any point, so each checks the work of earlier attempts first.
 """
 
 from datetime import timedelta
@@ -37,7 +38,7 @@ def restock(order_id: str) -> None:
 
 @activity.defn
 async def find_forgotten_orders() -> list[str]:
-    """Those that were written down a minute ago, and that no workflow has processed yet."""
+    """Orders that were stored at least a minute ago, and that no workflow has processed yet."""
     a_minute_ago = timezone.now() - timedelta(minutes=1)
     forgotten = Order.objects.filter(status=Order.Status.PLACED, placed_at__lt=a_minute_ago)
     return [order.order_id async for order in forgotten[:100]]

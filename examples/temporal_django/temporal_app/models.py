@@ -1,4 +1,4 @@
-"""What the shop writes down. How far an order is, its workflow knows."""
+"""The shop's tables. The workflow of an order has its progress."""
 
 from django.db import models
 

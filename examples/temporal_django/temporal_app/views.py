@@ -75,7 +75,7 @@ def create_order(request: HttpRequest) -> JsonResponse:
 
 @require_GET
 async def get_order_status(request: HttpRequest, workflow_id: str) -> JsonResponse:
-    """How an order's workflow is, in the SDK's words: RUNNING, COMPLETED, CANCELED …"""
+    """The status of an order's workflow, in the SDK's words: RUNNING, COMPLETED, CANCELED …"""
     description = await (await find_order(workflow_id)).describe()
     status = description.status.name if description.status else "UNKNOWN"
     return JsonResponse({"workflow_id": workflow_id, "run_id": description.run_id, "status": status})

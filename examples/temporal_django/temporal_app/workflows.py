@@ -1,4 +1,4 @@
-"""What becomes of a user who signs up, and of an order. Workflows know ids; models are for activities."""
+"""The life of a new user, and of an order. Workflows use ids; activities use models."""
 
 import asyncio
 from datetime import timedelta
@@ -60,7 +60,7 @@ class OrderWorkflow:
 
     @workflow.query
     def status(self) -> str:
-        """How far the order is."""
+        """The progress of the order."""
         return self._status
 
 
