@@ -317,7 +317,7 @@ class Histories(RuleBasedStateMachine):
     def what_is_remembered_is_what_is_stored(self) -> None:
         store = self.context.store
         for (run_key,) in self.db.execute("SELECT key FROM runs").fetchall():
-            cached = self.cache.find(run_key)
+            cached = self.cache.runs.get(run_key)
             stored = store.state(run_key)
             assert cached is None or stored is not None, "a run that has ended is forgotten"
             if cached is not None:

@@ -101,7 +101,7 @@ class Runtime:
         self._requests = Requests(
             Outbound(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
-        self._timers: Timers[_Due] = Timers(settings.clock, self._load_due, self._meet)
+        self._timers: Timers[_Due] = Timers(settings.clock, self._load_due, self._fire)
         self._retention: Retention | None = None
         if settings.retention is not None:
             self._retention = Retention(PurgeStore(connection), self.transactions, settings.clock, settings.retention)
@@ -219,12 +219,15 @@ class Runtime:
         for message in outbox:
             match message:
                 case RunChange():
-                    self.subscriptions.publish(message)
+                    if self.subscriptions.listeners:
+                        self.subscriptions.publish(message)
                 case CallAt():
-                    if message.call.is_made(self.settings.clock.now()):
-                        calls.append(message)
-                    else:
+                    if not message.call.is_made(self.settings.clock.now()):
                         self._timers.add(message.call.due, message)
+                    elif message.has_to_queue:
+                        self._join_queue(message)
+                    else:
+                        calls.append(message)
                 case RunEnded():
                     self._requests.forget(message.run_key)
                     self.completion_waiters.resolve(message.run_key)
@@ -242,32 +245,32 @@ class Runtime:
                 case _:
                     self._timers.add(message.due, message)
         if calls:
-            self._make(calls)
+            self.executor.make(calls)
 
     async def _load_due(self, after: int, until: int) -> Loaded[_Due]:
         loaded = await self.reader.read(lambda connection: load_due(connection, after, until, _LOAD_LIMIT))
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
-    def _meet(self, due: list[_Due]) -> None:
+    def _fire(self, due: list[_Due]) -> None:
         """Act on timers that are due."""
-        self._make([item for item in due if isinstance(item, CallAt)])
+        self.executor.make([item for item in due if isinstance(item, CallAt) and not item.has_to_queue])
         for item in due:
-            if isinstance(item, RequestAt):
+            if isinstance(item, CallAt):
+                if item.has_to_queue:
+                    self._join_queue(item)
+            elif isinstance(item, RequestAt):
                 self._requests.make(item)
             elif isinstance(item, TimerAt):
                 self.transactions.transact_in_background(
                     operations.fall_due(item), functools.partial(operations.fail, item.run_key)
                 )
-            elif not isinstance(item, CallAt):
+            else:
                 self.transactions.transact_in_background(operations.fall_due(item))
 
-    def _make(self, calls: list[CallAt]) -> None:
-        self.executor.make([call for call in calls if not call.has_to_queue])
-        for call in calls:
-            if call.has_to_queue:
-                self.transactions.transact_in_background(
-                    operations.join_queue(call), functools.partial(operations.fail, call.run_key)
-                )
+    def _join_queue(self, call: CallAt) -> None:
+        self.transactions.transact_in_background(
+            operations.join_queue(call), functools.partial(operations.fail, call.run_key)
+        )
 
 
 async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:

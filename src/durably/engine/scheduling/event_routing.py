@@ -50,20 +50,18 @@ def send(
     for index, checked in enumerate(events):
         event = checked.event
         event_id = seed.id_of(index) if seed else transaction.new_id()
-        known = _find_duplicate(transaction, event)
+        known = None
+        if event.id:
+            known = transaction.store.find_sent_event(event.id, transaction.now - _IDEMPOTENCY_MILLISECONDS)
         if known is None:
             received = make_received_event(event, event_id, transaction.now, origin, checked.data)
             route(transaction, received, event.id or None)
             while transaction.internal_events:
                 route(transaction, transaction.internal_events.popleft())
         ids.append(known or event_id)
-    names = dict.fromkeys(checked.event.name for checked in events)
-    return Sent(ids, [name for name in names if not _is_known(transaction, name)], transaction.outcomes)
-
-
-def _is_known(transaction: Transaction, name: str) -> bool:
-    """Whether anything is triggered by events of this name, cancelled by them, or has ever waited for one."""
-    return transaction.registry.knows_event(name) or bool(transaction.wait_paths(name))
+    names = dict.fromkeys([checked.event.name for checked in events])
+    unmatched = [name for name in names if not (transaction.registry.knows_event(name) or transaction.wait_paths(name))]
+    return Sent(ids, unmatched, transaction.outcomes)
 
 
 def invoke(
@@ -104,12 +102,6 @@ def _origin_of(transaction: Transaction, run_id: str) -> Origin | None:
     return origin_of_event(run_key, origin_before(run, transaction.event(run.event_key)), transaction.now)
 
 
-def _find_duplicate(transaction: Transaction, event: Event) -> str | None:
-    if not event.id:
-        return None
-    return transaction.store.find_sent_event(event.id, transaction.now - _IDEMPOTENCY_MILLISECONDS)
-
-
 def route(
     transaction: Transaction, received: ReceivedEvent, sender_id: str | None = None, besides: Function | None = None
 ) -> int | None:
@@ -127,7 +119,7 @@ def route(
         _cancel(transaction, received, listened)
     functions = transaction.registry.triggered_by(received)
     if functions:
-        transaction.keep_event(key, received)
+        transaction.events[key] = received
     for function in functions:
         if besides is None or function.id != besides.id:
             trigger_function(transaction, function, key)

@@ -22,6 +22,12 @@ _EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
 RUN_END_EVENTS = frozenset(
     {InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED}
 )
+_FINISHED = (InternalEvent.FUNCTION_FINISHED,)
+_REPORTED: dict[RunStatus, tuple[InternalEvent, ...]] = {
+    RunStatus.FAILED: (*_FINISHED, InternalEvent.FUNCTION_FAILED),
+    RunStatus.CANCELLED: (*_FINISHED, InternalEvent.FUNCTION_CANCELLED),
+}
+"""The events about a run's end, by its status."""
 _UNREPORTED: dict[str, frozenset[InternalEvent]] = {
     InternalEvent.FUNCTION_FINISHED: RUN_END_EVENTS,
     InternalEvent.FUNCTION_FAILED: RUN_END_EVENTS,
@@ -123,7 +129,8 @@ class RunResult(msgspec.Struct, frozen=True):
 def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tuple[InternalEvent, bytes]]:
     """Names and data of the events about a run's end. ``triggers`` are several for a batch."""
     trigger = triggers[0]
-    names = [name for name in _names_of(end.status) if name not in _UNREPORTED.get(trigger.name, ())]
+    unreported = _UNREPORTED.get(trigger.name, ())
+    names = [name for name in _REPORTED.get(end.status, _FINISHED) if name not in unreported]
     if not names:
         return []
     failed = end.status != RunStatus.COMPLETED
@@ -135,8 +142,7 @@ def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tu
         "function_id": end.function_id,
         "run_id": end.run_id,
     }
-    correlation = _correlation_of(trigger)
-    if correlation is not None:
+    if trigger.name == InternalEvent.FUNCTION_INVOKED and (correlation := _correlation_of(trigger)) is not None:
         data["correlation_id"] = correlation
     encoded = msgspec.json.encode(data)
     return [(name, encoded) for name in names]
@@ -164,19 +170,7 @@ def deferred_data(data: bytes, function_id: str, parent_id: str, parent_function
     return msgspec.json.encode({**msgspec.json.decode(data), "_inngest": parent})
 
 
-def _names_of(status: RunStatus) -> tuple[InternalEvent, ...]:
-    match status:
-        case RunStatus.FAILED:
-            return (InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED)
-        case RunStatus.CANCELLED:
-            return (InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_CANCELLED)
-        case _:
-            return (InternalEvent.FUNCTION_FINISHED,)
-
-
 def _correlation_of(trigger: ReceivedEvent) -> str | None:
-    if trigger.name != InternalEvent.FUNCTION_INVOKED:
-        return None
     metadata = trigger.fields["data"].get("_inngest")
     return metadata.get("correlation_id") if isinstance(metadata, dict) else None
 

@@ -235,7 +235,7 @@ def fire_tick(transaction: Transaction, due: TickAt) -> None:
         return
     fired = fire(schedule, function.id, planned, transaction.now)
     _plan(transaction, function, schedule, fired.upcoming)
-    controls = transaction.registry.controls_of(function.id)
+    controls = transaction.registry.controls.get(function.id)
     if controls is not None and controls.is_paused:
         return
     data = {

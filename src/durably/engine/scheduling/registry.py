@@ -115,7 +115,7 @@ _NO_CONTROLS = FunctionControls()
 
 
 class Registry:
-    """``all_controls`` are by the ids of functions."""
+    """Immutable. ``controls`` are those of functions that have any, by function id."""
 
     @classmethod
     def from_rows(
@@ -126,7 +126,7 @@ class Registry:
 
     def __init__(self, functions: Iterable[Function], all_controls: Mapping[str, FunctionControls]) -> None:
         self._functions = {function.id: function for function in functions}
-        self._controls = all_controls
+        self.controls = all_controls
         self._by_pattern: dict[str, list[_Triggered]] = {}
         self._by_name: dict[str, list[_Triggered]] = {}
         self._cancelling: set[str] = set()
@@ -157,16 +157,13 @@ class Registry:
             msgspec.structs.replace(function, is_active=False) if function.app_id == app_id else function
             for function in others
         ]
-        return Registry([*kept, *functions], self._controls)
+        return Registry([*kept, *functions], self.controls)
 
     def with_controls(self, function_id: str, controls: FunctionControls) -> "Registry":
-        all_controls = {**self._controls, function_id: controls}
+        all_controls = {**self.controls, function_id: controls}
         if controls == _NO_CONTROLS:
             del all_controls[function_id]
         return Registry(self._functions.values(), all_controls)
-
-    def controls_of(self, function_id: str) -> FunctionControls | None:
-        return self._controls.get(function_id)
 
     def find(self, function_id: str) -> Function | None:
         """Active or not."""

@@ -90,10 +90,17 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
         return
     _logger.error("run %s cannot continue, and has failed: %s", row.id, error.message)
     state = RunState(version=MACHINE_VERSION, status=RunStatus.FAILED, max_attempts=1)
-    live = transaction.runs[run_key] = LiveRun.from_cached(
-        CachedRun(row, state, transaction.store.queue_entry(run_key), is_moving=True)
+    live = transaction.runs[run_key] = LiveRun(
+        row,
+        state,
+        transaction.store.queue_entry(run_key),
+        trigger=None,
+        was_moving=True,
+        kept_memos=None,
+        began=row.created_at,
+        memos=0,
+        may_have_waits=True,
     )
-    live.may_have_waits = True
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
     _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error)))
@@ -163,12 +170,13 @@ def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
 
 def _leave_calls(transaction: Transaction, live: LiveRun, before: RunState) -> None:
     """Delete the timers and queue entries of calls that are no longer outstanding."""
+    is_queued = live.queue_entry is not None and live.queue_entry.is_queued
     after = {call.generation: call for call in live.state.calls}
     for call in before.calls:
         now = after.get(call.generation)
-        if _is_repeated(call) and (now is None or not _is_repeated(now)):
+        if (call.attempt or call.unreached) and (now is None or not (now.attempt or now.unreached)):
             transaction.store.drop_delayed_call(live.row.key, call.generation)
-        if live.queue_entry is not None and live.queue_entry.is_queued and now is None:
+        if is_queued and now is None:
             transaction.queue.leave(live.row.key, call.generation)
 
 
@@ -426,10 +434,6 @@ def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
         defers=state.defers,
     )
     transaction.outbox[place] = msgspec.structs.replace(message, data=data)
-
-
-def _is_repeated(call: Call) -> bool:
-    return bool(call.attempt or call.unreached)
 
 
 def _invocation(payload: dict[str, Any]) -> Event:

@@ -99,9 +99,11 @@ _MOST_UNREAD = 10_000
 
 
 class Subscriptions:
+    """Delivers updates of runs, on the engine's event loop. Call ``publish`` only if there are ``listeners``."""
+
     def __init__(self) -> None:
+        self.listeners: set[Callable[[RunUpdate], None]] = set()
         self._subscribers: set[_Subscriber] = set()
-        self._listeners: set[Callable[[RunUpdate], None]] = set()
         self._is_closed = False
 
     @contextmanager
@@ -111,30 +113,27 @@ class Subscriptions:
             subscriber.put(None)
         self._subscribers.add(subscriber)
         try:
-            yield subscriber
+            with self.listen(subscriber.put):
+                yield subscriber
         finally:
             self._subscribers.discard(subscriber)
 
     @contextmanager
     def listen(self, listener: Callable[[RunUpdate], None]) -> Iterator[None]:
-        """Tell ``listener`` at once, and of everything; it must be quick, and not raise."""
-        self._listeners.add(listener)
+        """Call ``listener`` with each update, at once. It must be quick, and must not raise."""
+        self.listeners.add(listener)
         try:
             yield
         finally:
-            self._listeners.discard(listener)
+            self.listeners.discard(listener)
 
     def publish(self, change: RunChange) -> None:
-        if not self._subscribers and not self._listeners:
-            return
         update = change.to_update()
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener(update)
-        for subscriber in self._subscribers:
-            subscriber.put(update)
 
     def close(self) -> None:
-        """Let those who watch come to an end."""
+        """End the iterations of subscribers."""
         self._is_closed = True
         for subscriber in self._subscribers:
             subscriber.put(None)
@@ -158,13 +157,15 @@ class _Subscriber(AsyncIterator[RunUpdate]):
 
 
 class CompletionWaiters:
+    """Futures that resolve when a run ends, by the run's key."""
+
     def __init__(self) -> None:
         self._awaited: dict[int, set[asyncio.Future[None]]] = {}
         self._is_closed = False
 
     @contextmanager
     def awaiting(self, run_key: int) -> Iterator[asyncio.Future[None]]:
-        """Done once the run has ended; fails with ``EngineClosedError`` where the engine is closed before."""
+        """A future that resolves when the run ends, and fails with ``EngineClosedError`` if the engine closes first."""
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -60,37 +60,34 @@ def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
 class RunCache:
     """The runs that the writer changed last, so that it does not read them again, and what the wait index has.
 
-    ``wait_paths`` are its paths by event name.
+    ``runs`` are by key, the oldest first. ``wait_paths`` are the paths of the wait index by event name.
     """
 
     def __init__(self) -> None:
-        self._by_key: OrderedDict[int, CachedRun] = OrderedDict()
+        self.runs: OrderedDict[int, CachedRun] = OrderedDict()
         self._keys: dict[str, int] = {}
         self.wait_paths: dict[str, list[str | None]] = {}
-
-    def find(self, run_key: int) -> CachedRun | None:
-        return self._by_key.get(run_key)
 
     def find_key(self, run_id: str) -> int | None:
         return self._keys.get(run_id)
 
     def put(self, run: CachedRun) -> None:
-        self._by_key[run.row.key] = run
-        self._by_key.move_to_end(run.row.key)
+        self.runs[run.row.key] = run
+        self.runs.move_to_end(run.row.key)
         self._keys[run.row.id] = run.row.key
-        if len(self._by_key) > _CAPACITY:
-            _, oldest = self._by_key.popitem(last=False)
+        if len(self.runs) > _CAPACITY:
+            _, oldest = self.runs.popitem(last=False)
             del self._keys[oldest.row.id]
 
     def forget(self, run_key: int) -> None:
         """Of a run that has ended."""
-        cached = self._by_key.pop(run_key, None)
+        cached = self.runs.pop(run_key, None)
         if cached is not None:
             del self._keys[cached.row.id]
 
     def clear(self) -> None:
         """After a rollback."""
-        self._by_key.clear()
+        self.runs.clear()
         self._keys.clear()
         self.wait_paths.clear()
 
@@ -211,32 +208,17 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
     is_changing: bool = False
     call_place: int | None = None
 
-    @classmethod
-    def from_cached(cls, run: CachedRun) -> "LiveRun":
-        row, state = run.row, run.state
-        return cls(
-            row,
-            state,
-            run.queue_entry,
-            run.trigger,
-            run.is_moving,
-            run.memos,
-            row.created_at,
-            state.memos,
-            bool(state.waits),
-        )
-
 
 class Transaction:
     """``now`` is milliseconds since the epoch. ``runs`` are the runs that have changed, ``inputs`` what the run machine
-    gets next. ``internal_events`` are the engine's own events that are routed next. ``outcomes`` are what events did
-    besides starting runs, by event id."""
+    gets next. ``internal_events`` are the engine's own events that are routed next. ``events`` are those that this
+    transaction has stored or read, by key. ``outcomes`` are what events did besides starting runs, by event id."""
 
     __slots__ = (
         "_cancel_run",
-        "_events",
         "cache",
         "entropy",
+        "events",
         "inputs",
         "internal_events",
         "max_event_bytes",
@@ -263,7 +245,7 @@ class Transaction:
         self.inputs: deque[tuple[int, Input]] = deque()
         self.internal_events: deque[ReceivedEvent] = deque()
         self.outcomes: dict[str, EventOutcome] = {}
-        self._events: dict[int, ReceivedEvent] = {}
+        self.events: dict[int, ReceivedEvent] = {}
         self.used_queue: RunQueue | None = None
         self._cancel_run = context.cancel_run
 
@@ -281,15 +263,11 @@ class Transaction:
     # events
 
     def event(self, event_key: int) -> ReceivedEvent:
-        event = self._events.get(event_key)
+        event = self.events.get(event_key)
         if event is None:
             event_id, name, body, origin = self.store.event(event_key)
-            event = self._events[event_key] = ReceivedEvent(event_id, name, body, origin=origin)
+            event = self.events[event_key] = ReceivedEvent(event_id, name, body, origin=origin)
         return event
-
-    def keep_event(self, event_key: int, event: ReceivedEvent) -> None:
-        """Keep an event that this transaction has stored, so that it is not read back."""
-        self._events[event_key] = event
 
     def emit(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
         """Send one of the engine's own events, which is routed after the present input; ``data`` is JSON."""
@@ -319,9 +297,19 @@ class Transaction:
         """``None`` if the run has ended before this transaction. Raises ``DatabaseCorruptError``."""
         live = self.runs.get(run_key)
         if live is None:
-            run = self.cache.find(run_key) or self._read_run(run_key)
+            run = self.cache.runs.get(run_key) or self._read_run(run_key)
             if run is not None:
-                live = self.runs[run_key] = LiveRun.from_cached(run)
+                live = self.runs[run_key] = LiveRun(
+                    run.row,
+                    run.state,
+                    run.queue_entry,
+                    run.trigger,
+                    was_moving=run.is_moving,
+                    kept_memos=run.memos,
+                    began=run.row.created_at,
+                    memos=run.state.memos,
+                    may_have_waits=bool(run.state.waits),
+                )
         return live
 
     def _read_run(self, run_key: int) -> CachedRun | None:
@@ -330,7 +318,7 @@ class Transaction:
 
     def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
         """The ids of those steps that have a memo."""
-        cached = self.cache.find(run_key)
+        cached = self.cache.runs.get(run_key)
         if cached is None or cached.memos is None or run_key in self.runs:
             return self.store.memoised(run_key, step_ids)
         return frozenset([step_id for step_id, _ in cached.memos if step_id in step_ids])

@@ -22,9 +22,8 @@ from durably.engine.core.flow.admission import (
 )
 from durably.engine.core.flow.buckets import BucketKind, StateChange
 from durably.engine.core.flow.queue_entries import QueueEntry
-from durably.engine.core.inputs import MakeCall
 from durably.engine.core.machine import start as start_machine
-from durably.engine.core.run_state import Call, RunState, RunStatus, origin_of_event
+from durably.engine.core.run_state import RunStatus, origin_of_event
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.sqlite.flow_tables import CancelRow, DeadlineKind
 from durably.engine.sqlite.run_tables import NewRun, RunRow
@@ -50,11 +49,12 @@ _SINGLETON_CANCELLED = "the run was cancelled: a newer one took its place (singl
 def trigger_function(transaction: Transaction, function: Function, event_key: int) -> RunRow | None:
     """Start a run of the function for an event. Returns the run, or a run that is shown as skipped; ``None`` if no run
     starts, or a later one."""
-    controls = transaction.registry.controls_of(function.id)
+    controls = transaction.registry.controls.get(function.id)
     received = transaction.event(event_key)
-    runaway = refuse_runaway(transaction, function, received.origin, tells_end=received.name in RUN_END_EVENTS)
-    if runaway is not None:
-        return _store_failed_run(transaction, function, (event_key,), runaway)
+    if received.origin is not None:
+        runaway = refuse_runaway(transaction, function, received.origin, tells_end=received.name in RUN_END_EVENTS)
+        if runaway is not None:
+            return _store_failed_run(transaction, function, (event_key,), runaway)
     if function.is_plain and controls is None:
         return _start_run(transaction, function, (event_key,))
     if controls is not None and controls.is_paused:
@@ -144,7 +144,7 @@ def _add_to_batch(transaction: Transaction, function: Function, event_key: int, 
 
 def _start_held(transaction: Transaction, function: Function, bucket_id: str) -> RunRow | None:
     event_keys = transaction.store.flow.take_held_events(bucket_id)
-    controls = transaction.registry.controls_of(function.id)
+    controls = transaction.registry.controls.get(function.id)
     if controls is not None and controls.is_paused:
         return _skip_run(transaction, function, event_keys, _PAUSED)
     event = transaction.event(event_keys[0]).fields
@@ -218,7 +218,7 @@ def _listen(transaction: Transaction, run: RunRow, cancel_on: Sequence[CancelOn]
 
 
 def _heed_cancellations(transaction: Transaction, function: Function, run: RunRow) -> None:
-    controls = transaction.registry.controls_of(function.id)
+    controls = transaction.registry.controls.get(function.id)
     if controls is None:
         return
     trigger = transaction.event(run.event_key)
@@ -282,19 +282,23 @@ def _start_run(
 ) -> RunRow:
     """Store a new run and schedule its first call. A rerun copies memos of the run that it repeats."""
     taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
-    state, commands = start_machine(function.max_attempts, transaction.now, *taken_over)
+    state, _ = start_machine(function.max_attempts, transaction.now, *taken_over)
     has_to_queue = queue_entry is not None and queue_entry.is_queued
     new = _new_run(transaction, function, event_keys, rerun=rerun, queue_entry=queue_entry)
     run = transaction.store.add_run(new, state, is_moving=not has_to_queue)
     transaction.remember(run, state, queue_entry, is_moving=not has_to_queue, memos=() if rerun is None else None)
     if rerun is not None and rerun.memos:
         transaction.store.copy_memos(rerun.run_key, run.key, rerun.until)
-    for call in (command.call for command in commands if isinstance(command, MakeCall)):
-        if queue_entry is not None and has_to_queue:
-            transaction.queue.join(run, call, queue_entry)
-        else:
-            data = _first_data(transaction, run, state, call) if rerun is None and len(event_keys) == 1 else None
-            transaction.outbox.append(call_of(run, queue_entry, call, data=data))
+    (call,) = state.calls
+    if queue_entry is not None and has_to_queue:
+        transaction.queue.join(run, call, queue_entry)
+    else:
+        event = transaction.event(event_keys[0]).body
+        data = None
+        if rerun is None and len(event_keys) == 1 and len(event) <= _MOST_CARRIED_BYTES:
+            # The first call's content is only the event. This saves a read.
+            data = CallData(run.id, run.function_id, call, state.max_attempts, state.disable_immediate, [event], [])
+        transaction.outbox.append(call_of(run, queue_entry, call, data=data))
     transaction.outbox.append(subscriptions.run_started(run, transaction.now))
     return run
 
@@ -336,14 +340,6 @@ def _end_at_once(
     run = transaction.store.add_ended_run(new, status, output)
     transaction.outbox.append(subscriptions.run_not_started(run, output, transaction.now))
     return run
-
-
-def _first_data(transaction: Transaction, run: RunRow, state: RunState, call: Call) -> CallData | None:
-    """The content of a run's first call, which is only the event. This saves a read."""
-    event = transaction.event(run.event_key).body
-    if len(event) > _MOST_CARRIED_BYTES:
-        return None
-    return CallData(run.id, run.function_id, call, state.max_attempts, state.disable_immediate, [event], [])
 
 
 def _new_run(
