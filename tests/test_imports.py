@@ -219,12 +219,14 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         "durably.client",
         "durably.comm",
         f"durably.{adapter}",
-        "durably.django_view",
+        "durably.django_compat",
         "durably.errors",
         "durably.functions",
         "durably.engine_interface",
+        "durably.io.background_loop",
         "durably.io.bodies",
         "durably.settings",
+        "durably.werkzeug_compat",
     )
 
     def is_allowed(module: str) -> bool:
@@ -240,7 +242,7 @@ def test_nothing_below_an_adapter_knows_one() -> None:
     below = [
         file
         for file in modules()
-        if file.stem not in (*ADAPTERS, "django_view", "starlette", "starlette_messages")
+        if file.stem not in (*ADAPTERS, "django_compat", "werkzeug_compat", "starlette", "starlette_messages")
         and "django" not in file.parent.parts
         and file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")
     ]
@@ -248,7 +250,7 @@ def test_nothing_below_an_adapter_knows_one() -> None:
 
 
 def test_what_djangos_adapters_share_knows_nothing_of_ours() -> None:
-    assert violations([PACKAGE / "django_view.py"], lambda m: not is_ours(m)) == []
+    assert violations([PACKAGE / "django_compat.py"], lambda m: not is_ours(m)) == []
 
 
 def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
@@ -266,8 +268,25 @@ def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
 
 COMPAT = PACKAGE / "temporal" / "compat.py"
 PRIVATE_TEXT = ("__temporal", "_Definition", "_defn", "temporalio.bridge")
-PRIVATE_OF_OTHERS = {"_execute", "_exit", "_get_current_object", "_get_running_loop"}
-"""Private names of Tornado, ``os``, Werkzeug and asyncio, in files that use ``temporalio``."""
+COMPAT_MODULES = {
+    "django_compat.py",
+    "execution/asyncio_compat.py",
+    "functions/inngest_compat.py",
+    "temporal/compat.py",
+    "werkzeug_compat.py",
+}
+"""The modules that may use private parts of other libraries: one for each library."""
+OTHER_PRIVATE_PARTS = {
+    "cli/app_server.py": {"os._exit"},  # documented
+    "cli/guard.py": {"os._exit"},
+    "temporal/worker_process.py": {"os._exit"},
+    "temporal/tornado.py": {"super()._execute"},  # Tornado has no public hook around a whole request
+    # Before the interpreter waits for its thread pools; ``atexit`` is after that.
+    "in_process/process.py": {"getattr(threading, '_register_atexit', atexit.register)"},
+    # Whether the module that serves the app is still being imported.
+    "in_process/server_start.py": {"getattr(getattr(module, '__spec__', None), '_initializing', False)"},
+}
+"""Parts that are public in spite of their names, or that a base class calls."""
 
 
 def private_parts_of_temporalio(source: str) -> Iterator[str]:
@@ -281,7 +300,7 @@ def private_parts_of_temporalio(source: str) -> Iterator[str]:
                 found = (f"{module}.{alias.name}" for alias in names)
                 yield from (name for name in found if is_private_of_temporalio(name))
             case ast.Attribute(attr=name) if name.startswith("_") and not name.endswith("__"):
-                if name not in PRIVATE_OF_OTHERS | own_private_names():
+                if name not in {"_execute", "_exit"} | own_private_names():
                     yield f".{name}"
             case ast.Call(func=ast.Name("setattr"), args=[target, *_]):
                 if not (isinstance(target, ast.Name) and target.id.lstrip("_")[:1].isupper()):
@@ -300,7 +319,7 @@ def own_private_names() -> frozenset[str]:
     """Private functions, classes, attributes of ``self`` and module variables that the package defines."""
     names = set[str]()
     for file in modules():
-        if file == COMPAT:
+        if str(file.relative_to(PACKAGE)) in COMPAT_MODULES:
             continue
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
@@ -308,7 +327,7 @@ def own_private_names() -> frozenset[str]:
                     names.add(name)
                 case ast.Attribute(value=ast.Name("self"), attr=name, ctx=ast.Store()):
                     names.add(name)
-                case ast.Name(id=name, ctx=ast.Store()):
+                case ast.Name(id=name, ctx=ast.Store()):  # variables, and the fields of structs
                     names.add(name)
     return frozenset(name for name in names if name.startswith("_"))
 
@@ -338,6 +357,52 @@ def test_one_module_touches_the_private_parts_of_temporalio() -> None:
 )
 def test_a_private_part_of_temporalio_is_found(code: str) -> None:
     assert list(private_parts_of_temporalio(code))
+
+
+def private_parts_of_others(source: str) -> Iterator[str]:
+    """Private modules, names and attributes that no module of ours defines."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names if is_private(alias.name))
+            case ast.ImportFrom(module=str(module), names=names, level=0) if not is_ours(module):
+                yield from (f"{module}.{alias.name}" for alias in names if is_private(f"{module}.{alias.name}"))
+            case ast.Attribute(value=ast.Call(func=ast.Name("super")), attr=name) if is_private(name):
+                yield ast.unparse(node)
+            case ast.Attribute(attr=name) if is_private(name) and name not in own_private_names():
+                yield ast.unparse(node)
+            case ast.Call(func=ast.Name("getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(str(name)), *_]):
+                if is_private(name) and name not in own_private_names():
+                    yield ast.unparse(node)
+
+
+def is_private(name: str) -> bool:
+    return any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+
+
+def test_private_parts_of_other_libraries_stay_in_compat_modules() -> None:
+    files = {str(file.relative_to(PACKAGE)): file for file in modules()}
+    assert set(files) >= COMPAT_MODULES
+    found = {
+        name: set(private_parts_of_others(file.read_text())) - OTHER_PRIVATE_PARTS.get(name, set())
+        for name, file in files.items()
+        if name not in COMPAT_MODULES
+    }
+    assert {name: parts for name, parts in found.items() if parts} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import werkzeug._reloader",
+        "from werkzeug._reloader import run_with_reloader",
+        "asyncio._get_running_loop()",
+        "getattr(task, '_fut_waiter', None)",
+        "flask.request._get_current_object()",
+    ],
+)
+def test_a_private_part_of_another_library_is_found(code: str) -> None:
+    assert list(private_parts_of_others(code))
 
 
 def test_an_adapter_is_short() -> None:

@@ -16,6 +16,7 @@ from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
 from .engine_interface import InProcessEngine
+from .werkzeug_compat import current_object
 
 FRAMEWORK = "flask"
 
@@ -50,8 +51,7 @@ def serve(
     )
 
     def answer() -> flask.Response:
-        # The request itself, not the proxy: it stays what it is in other threads.
-        request = flask.request._get_current_object()  # type: ignore[attr-defined]
+        request: flask.Request = current_object(flask.request)
         try:
             body = _read_body(request)
         except UNREADABLE as error:

@@ -15,6 +15,7 @@ except ImportError as error:
 
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
+from durably.io.background_loop import running_loop
 from durably.io.bodies import check_length, check_size
 
 from .client import Client
@@ -58,10 +59,11 @@ def serve(
         async def prepare(self) -> None:  # before the body is read
             self._chunks: list[bytes] = []
             self._size = 0
+            self._is_refused = False
             await self._check(check_length, self.request.headers.get("content-length"))
 
         async def data_received(self, chunk: bytes) -> None:
-            if self._finished:
+            if self._is_refused:
                 return
             self._size += len(chunk)
             if await self._check(check_size, self._size):
@@ -72,6 +74,7 @@ def serve(
             try:
                 check(size)
             except BodyTooLargeError as error:
+                self._is_refused = True
                 self.set_header("connection", "close")
                 await self._write(handler.refuse(error))
                 return False
@@ -115,7 +118,7 @@ def serve(
 
 def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:
     """Start now if the event loop runs; otherwise when it runs after ``listen``, or with the first request."""
-    if (running := asyncio._get_running_loop()) is not None:
+    if (running := running_loop()) is not None:
         engine.start_with_request(running)
         return
     listen, start_request = app.listen, app.start_request

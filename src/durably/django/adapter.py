@@ -14,7 +14,7 @@ except ImportError as error:
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.serve_options import StreamingOption, mount_path, serves
-from durably.django_view import SyncAndAsyncView
+from durably.django_compat import SyncAndAsyncView, is_body_read, set_body
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
@@ -112,11 +112,11 @@ def _read_body(request: Any) -> bytes:
     forms and too small for calls. Raises the errors in ``UNREADABLE``."""
     length = request.headers.get("content-length")
     check_length(length)
-    if not hasattr(request, "_body"):
+    if not is_body_read(request):
         environ = getattr(request, "environ", {})  # absent under ASGI
         # Django takes a chunked body under WSGI for an empty one.
         read = environ["wsgi.input"].read if is_chunked(environ) else request.read
-        request._body = read_body(read, length)
+        set_body(request, read_body(read, length))
     return cast(bytes, request.body)
 
 

@@ -80,6 +80,14 @@ def await_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T])
     return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, ``None`` if there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 async def _await(awaitable: Awaitable[T]) -> T:
     return await awaitable
 

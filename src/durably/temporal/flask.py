@@ -8,7 +8,6 @@ from typing import Any
 try:
     import flask
     from flask.blueprints import BlueprintSetupState
-    from werkzeug._reloader import run_with_reloader
     from werkzeug.exceptions import HTTPException
     from werkzeug.local import LocalProxy
     from werkzeug.routing import PathConverter
@@ -17,8 +16,11 @@ except ImportError as error:
 
 from temporalio import workflow
 
+from durably.errors import BodyInvalidError
+from durably.io.bodies import read_body
 from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
+from durably.werkzeug_compat import current_object, run_with_reloader
 
 from .codec_server import CodecServer
 from .commands import make_commands
@@ -29,7 +31,6 @@ from .settings import FRAMEWORK_KEYS
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 """The gateway handles all of them: an unsupported one has the same response in each framework."""
-_CHUNK = 64 * 1024
 
 
 class _AnyPath(PathConverter):
@@ -151,8 +152,7 @@ def _add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response])
 
 
 def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | None) -> flask.Response:
-    # The request itself: a proxy has another value in other threads.
-    request = flask.request._get_current_object()  # type: ignore[attr-defined]
+    request: flask.Request = current_object(flask.request)
     try:
         server.check_length(request.content_length)
         body = _read(server, request)
@@ -177,7 +177,7 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
 def _principal_of(principal: Callable[[], Any]) -> Any:
     """The user itself: a proxy such as ``flask_login.current_user`` has another value in other threads."""
     found = principal()
-    return found._get_current_object() if type(found) is LocalProxy else found
+    return current_object(found) if type(found) is LocalProxy else found
 
 
 def _read(server: RequestHandler, request: flask.Request) -> bytes:
@@ -185,16 +185,13 @@ def _read(server: RequestHandler, request: flask.Request) -> bytes:
     try:
         if request.content_length is not None:
             return request.get_data()
-        body = bytearray()
-        while chunk := request.stream.read(_CHUNK):
-            body += chunk
-            server.check_length(len(body))
+        body = read_body(request.stream.read, None, (HTTPException, Problem), server.check_length)
     except HTTPException as error:
         raise refused(error.code or HTTPStatus.BAD_REQUEST) from error
-    except OSError as error:
+    except (BodyInvalidError, OSError) as error:
         raise unreadable() from error
     request.__dict__["stream"] = io.BytesIO(body)  # The cached property: ``authorize`` can read it again.
-    return bytes(body)
+    return body
 
 
 def _secrets(app: flask.Flask) -> list[str | bytes]:

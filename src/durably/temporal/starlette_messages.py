@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from durably.io.bodies import read_chunks
 from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 
@@ -78,13 +79,10 @@ async def _read_body(server: RequestHandler, request: Request) -> tuple[Request,
     if length.isdecimal():
         server.check_length(int(length))
         return request, await request.body()
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        server.check_length(len(body))
-    messages: list[Mapping[str, Any]] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+    body = await read_chunks(request.stream(), None, check=server.check_length)
+    messages: list[Mapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Any:
         return messages.pop() if messages else await request.receive()
 
-    return type(request)(request.scope, receive), bytes(body)
+    return type(request)(request.scope, receive), body

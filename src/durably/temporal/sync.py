@@ -28,7 +28,7 @@ from temporalio.types import (
 )
 from temporalio.workflow import UpdateMethodMultiParam
 
-from durably.io.background_loop import get_background_loop
+from durably.io.background_loop import get_background_loop, running_loop
 
 from .call_options import CallOptions, QueryOptions, StartOptions, UpdateOptions
 from .default_arguments import fill_arguments
@@ -48,7 +48,7 @@ class Runner:
         self._client = client
 
     def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
-        if asyncio._get_running_loop() is not None:
+        if running_loop() is not None:
             raise RuntimeError(
                 "temporal.sync would block this event loop: in async code use the client itself, "
                 "client = await temporal.client()"

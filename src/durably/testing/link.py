@@ -16,7 +16,7 @@ from durably.engine.sqlite_engine import SqliteEngine
 from durably.execution import StandIn
 from durably.functions.checkpoints import Checkpoints
 from durably.in_process.calls import EngineCheckpoints, run_call
-from durably.io.background_loop import await_on, get_background_loop
+from durably.io.background_loop import await_on, get_background_loop, running_loop
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import EventReceipt
@@ -98,7 +98,7 @@ class TestLink:
         await self._on_loop(self._engine.checkpoint(run_id, request))
 
     def refuse_to_block(self) -> None:
-        if asyncio._get_running_loop() is self._loop:
+        if running_loop() is self._loop:
             raise RuntimeError(
                 "client.send_sync would block the event loop on which the test engine runs: await client.send, or use "
                 "the test engine's sync flavour, TestEngine(…).sync()"

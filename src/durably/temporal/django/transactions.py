@@ -1,6 +1,5 @@
 """Workflows and database transactions: a workflow must not start for what is rolled back."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
@@ -9,6 +8,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
 from temporalio.types import MethodAsyncNoParam, MethodAsyncSingleParam
 
+from durably.django_compat import in_event_loop
 from durably.temporal.call_options import StartOptions
 from durably.temporal.connection import Temporal
 from durably.temporal.default_arguments import fill_arguments
@@ -106,8 +106,8 @@ async def astart_on_commit(workflow: Any, *arg: Any, id: str, **options: Any) ->
 
 
 def _refuse_event_loop() -> None:
-    """Where ``DJANGO_ALLOW_ASYNC_UNSAFE`` is set, Django itself lets this pass, up to the commit."""
-    if asyncio._get_running_loop() is not None:
+    """If ``DJANGO_ALLOW_ASYNC_UNSAFE`` is set, Django itself does not refuse it before the commit."""
+    if in_event_loop():
         raise SynchronousOnlyOperation(
             "start_on_commit() is called on an event loop, where Django has no transactions: use "
             "await astart_on_commit(…), or call it in the function that you give to sync_to_async"

@@ -13,7 +13,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.utils.functional import SimpleLazyObject
 from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
-from durably.django_view import SyncAndAsyncView
+from durably.django_compat import SyncAndAsyncView
 from durably.temporal.codec_server import CodecServer
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError

@@ -18,7 +18,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription
 from temporalio.common import TypedSearchAttributes
 
-from durably.io.background_loop import get_background_loop
+from durably.io.background_loop import get_background_loop, running_loop
 from durably.io.http_client import IO
 from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError
 from durably.temporal.owners import check_owner, describe_shared_text, owned_by
@@ -280,7 +280,7 @@ class ActionSubject:
         """For threads. On an event loop, raises ``RuntimeError`` if the facts have not been loaded."""
         if self._facts is not None:
             return self._facts
-        if self.describe is not None and asyncio._get_running_loop() is not None:
+        if self.describe is not None and running_loop() is not None:
             raise RuntimeError(
                 "an asynchronous authorize= must `await action.load()` before it reads owner, memo or description"
             )

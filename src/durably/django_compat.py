@@ -1,0 +1,62 @@
+"""Views for ASGI and WSGI, and the parts of Django that have no public name. Durably's adapters for Django share it.
+
+Private are ``HttpRequest._body`` and the attribute ``_non_atomic_requests`` of views. Checked with Django 5.2.19;
+``tests/frameworks/test_compat.py`` fails when a version of Django changes either. If ``_body`` is renamed, Django
+itself limits bodies by ``DATA_UPLOAD_MAX_MEMORY_SIZE``, and refuses large calls.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import django.db
+from asgiref.sync import markcoroutinefunction
+
+
+class SyncAndAsyncView:
+    """A view that is async on an event loop (ASGI), and sync elsewhere (WSGI).
+
+    ``answer`` and ``answer_async`` take Django's arguments of views. The view is exempt from ``ATOMIC_REQUESTS``, with
+    which Django refuses async views.
+    """
+
+    _coroutine_marks = vars(markcoroutinefunction(lambda: None))
+
+    def __init__(
+        self, answer: Callable[..., Any], answer_async: Callable[..., Awaitable[Any]], *, csrf_exempt: bool
+    ) -> None:
+        self._answer = answer
+        self._answer_async = answer_async
+        self.csrf_exempt = csrf_exempt
+
+    def __call__(self, request: Any, **captured: Any) -> Any:
+        return self._answer_async(request, **captured) if in_event_loop() else self._answer(request, **captured)
+
+    def __getattr__(self, name: str) -> Any:
+        """Django asks at each request whether the view is a coroutine function, by the marks of one."""
+        if name in self._coroutine_marks and in_event_loop():
+            return self._coroutine_marks[name]
+        raise AttributeError(name)
+
+    @property
+    def _non_atomic_requests(self) -> set[str]:
+        """The attribute that ``transaction.non_atomic_requests`` sets, for every database."""
+        return set(django.db.connections)
+
+
+def in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_body_read(request: Any) -> bool:
+    """Whether ``request.body`` has been read."""
+    return hasattr(request, "_body")
+
+
+def set_body(request: Any, body: bytes) -> None:
+    """Set what ``request.body`` returns."""
+    request._body = body
