@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -22,10 +23,10 @@ from durably.cli.functions import _state, _triggers
 from durably.cli.invoke import describe_failure
 from durably.cli.log_lines import JsonFormatter
 from durably.cli.timeline import describe_run, describe_steps
-from durably.engine.views import RunStatus, RunUpdate, RunView, UpdateKind
-from durably.protocol.api import FunctionBody, RunBody, StepBody
+from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, StepView, UpdateKind
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import FunctionConfig, Trigger
 from durably.testing.timeline import describe_run as describe_timeline
 
 from ..protocol.test_text import UNSAFE, hostile
@@ -35,6 +36,29 @@ from .conftest import TIMEOUT_SECONDS, Run, Start, write
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 json_values = st.recursive(hostile, lambda inner: st.dictionaries(hostile, inner, max_size=2), max_leaves=3)
+
+
+def as_json(value: object) -> msgspec.Raw:
+    text = json.dumps(value).encode(errors="replace")
+    return msgspec.Raw(text)
+
+
+def run_view(**fields: Any) -> RunView:
+    """A run with the fields given."""
+    others: dict[str, Any] = {
+        "id": "r",
+        "app_id": "shop",
+        "status": RunStatus.RUNNING,
+        "event_ids": [],
+        "created_at": NOW,
+        "started_at": None,
+        "ended_at": None,
+        "output": None,
+        "attempt": 0,
+        "max_attempts": 4,
+        "rerun_of": None,
+    }
+    return RunView(**(others | fields))
 
 
 def assert_fit(shown: str, *, lines: int | None = None) -> None:
@@ -70,26 +94,25 @@ def test_a_line_for_each_update(kind: UpdateKind, function_id: str, step: str, e
 @given(hostile, hostile, hostile, json_values, st.sampled_from(["Completed", "Failed", "Cancelled", "Skipped"]))
 def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, output: object, status: str) -> None:
     error = {"name": message, "message": message, "stack": message}
-    run = RunBody(
-        run_id="r",
+    run = run_view(
         function_id=function_id,
         app_id=message,
-        status=status,
-        run_started_at=NOW,
+        status=RunStatus(status),
         ended_at=NOW,
-        output=output if status == "Completed" else error,
+        output=as_json(output if status == "Completed" else error),
         event_ids=[message],
-        original_run_id=message,
+        rerun_of=message,
     )
-    step = StepBody(
+    step = StepView(
         id=step_id,
         hashed_id=message,
-        op=message,
-        status=message,
+        op=Opcode.STEP_RUN,
+        status=StepStatus.FAILED,
         attempts=2,
         created_at=NOW,
         ended_at=NOW,
-        memo={"data": output},
+        due_at=None,
+        memo=as_json({"data": output}),
         error=message,
     )
     assert_fit(describe_run(run))
@@ -101,20 +124,7 @@ def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, outpu
 def test_the_timeline_of_a_test(kind: UpdateKind, function_id: str, step: str, error: str) -> None:
     clean = error.encode(errors="replace").decode()
     update = RunUpdate(kind=kind, run_id="r", function_id=function_id, at=NOW, step=step, error=error, due_at=NOW)
-    run = RunView(
-        id="r",
-        function_id=function_id,
-        app_id="shop",
-        status=RunStatus.RUNNING,
-        event_ids=[],
-        created_at=NOW,
-        started_at=NOW,
-        ended_at=None,
-        output=None,
-        attempt=0,
-        max_attempts=1,
-        rerun_of=None,
-    )
+    run = run_view(function_id=function_id)
     events = [Event(name=step, data={"text": clean})]
     assert_fit(describe_timeline(run, events, [update], NOW))
 
@@ -146,16 +156,12 @@ def test_what_commands_print(name: str) -> None:
 def test_each_fact_has_one_line(name: str, value: str, stack: str) -> None:
     facts = [("Name", name), ("Sent as", value)]
     assert_fit(text.describe_facts(facts), lines=2)
-    run = RunBody(
-        run_id="r",
+    run = run_view(
         function_id=name,
-        app_id="shop",
-        status="Failed",
-        run_started_at=NOW,
+        status=RunStatus.FAILED,
         ended_at=NOW,
-        output={"name": name, "message": value, "stack": stack},
+        output=as_json({"name": name, "message": value, "stack": stack}),
         event_ids=[name],
-        original_run_id=None,
     )
     shown, _, shown_stack = COLOURS.sub("", describe_run(run)).partition("\n\n")
     assert [line.split()[0] for line in shown.split("\n")] == [
@@ -182,9 +188,8 @@ def test_lines_of_the_production_log(message: str, field: str) -> None:
 
 @given(hostile)
 def test_functions(name: str) -> None:
-    function = FunctionBody(
-        id=name, name=name, config={"triggers": [{"event": name or "e"}]}, app_id=name, is_paused=True
-    )
+    config = FunctionConfig(id=name, triggers=[Trigger(event=name or "e")], steps={})
+    function = FunctionView(id=name, name=name, config=config, app_id=name, is_paused=True)
     row = [function.id, function.app_id, _triggers(function), _state(function)]
     assert_fit(text.table(["A", "B", "C", "D"], [row]), lines=2)
 

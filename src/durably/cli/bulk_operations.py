@@ -10,11 +10,11 @@ from .options import Command, client_options, read_moment
 from .text import echo, echo_json, format_local, table
 
 if TYPE_CHECKING:
-    from durably.protocol.api import CancellationBody, ReplayBody
+    from durably.engine.views import CancellationView, ReplayView
 
     from .engine_client import EngineClient
 
-    Body = TypeVar("Body", CancellationBody, ReplayBody)
+    Body = TypeVar("Body", CancellationView, ReplayView)
 
 _POLL_SECONDS = 0.1
 
@@ -39,10 +39,10 @@ def selection_options(command: Command) -> Command:
     return command
 
 
-def wait_for_end(operation: "Body", get: Callable[[str], "Body"]) -> "Body":
+def wait_for_end(operation: "Body", get: Callable[[str], "Body | None"]) -> "Body":
     while operation.ended_at is None:
         time.sleep(_POLL_SECONDS)
-        operation = get(operation.id)
+        operation = get(operation.id) or operation
     return operation
 
 
@@ -60,7 +60,7 @@ def cancellations() -> None:
 @client_options
 def list_cancellations(client: "EngineClient", as_json: bool) -> None:
     """List bulk cancellations, newest first."""
-    found = client.list_cancellations()
+    found = client.list_cancellations_sync()
     if as_json:
         echo_json(found)
     elif not found:
@@ -74,11 +74,11 @@ def list_cancellations(client: "EngineClient", as_json: bool) -> None:
 @client_options
 def delete(client: "EngineClient", cancellation_id: str) -> None:
     """Let CANCELLATION cancel no more runs."""
-    client.delete_cancellation(cancellation_id)
+    client.delete_cancellation_sync(cancellation_id)
     echo(f"{cancellation_id} cancels no more runs")
 
 
-def _row(cancellation: "CancellationBody") -> list[Any]:
+def _row(cancellation: "CancellationView") -> list[Any]:
     since, until = cancellation.started_after, cancellation.started_before
     times = [format_local(since) if since else "", format_local(until)]
     return [
@@ -86,5 +86,5 @@ def _row(cancellation: "CancellationBody") -> list[Any]:
         cancellation.function_id,
         *times,
         cancellation.expression or "",
-        str(cancellation.cancelled),
+        str(cancellation.affected),
     ]

@@ -1,50 +1,38 @@
-"""Talking to a running engine over its HTTP API."""
+"""Talking to a running engine over its HTTP API, by TCP or over a Unix socket."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlencode
+from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 import urllib3
 
+from durably.engine.core.errors import EngineError
+from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
+from durably.engine.http.codec import HttpRequest, HttpResponse, NotAnEngineError, decoder_of, from_wire
+from durably.engine.interface import SyncEngine
+from durably.engine.operations import Operation
+from durably.engine.views import RunUpdate
 from durably.io.http_client import failure_reason
-from durably.protocol.api import (
-    AppSyncBody,
-    AttemptBody,
-    CancellationBody,
-    Envelope,
-    ErrorBody,
-    EventBody,
-    FunctionBody,
-    InvokeBody,
-    MetadataBody,
-    ReplayBody,
-    RunBody,
-    SendBody,
-    SignalBody,
-    StepBody,
-)
-from durably.protocol.events import Event
+from durably.protocol.api import AppSyncBody, Envelope, ErrorBody
+from durably.protocol.events import Event, EventReceipt
 from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL
 
 from .failures import CliError
 
-if TYPE_CHECKING:
-    from durably.engine.views import RunUpdate
-
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0
-ANY_EVENT_KEY = "dev"
-"""A dev engine takes any event key."""
+_NOT_UNICODE = "the data holds text that is not valid Unicode: half of a surrogate pair"
 _DEVELOPMENT_ADVICE = "Start one with `durably dev`, or say where it is with --url."
 _PRODUCTION_ADVICE = f"Is `durably start` running there? Its URL comes from --url or {ENGINE_URL.name}."
 
 
 class AnswerError(CliError):
-    """The engine refused. ``status`` is the HTTP status."""
+    """The engine refused. ``status`` is the HTTP status, 0 if it is not known."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -55,9 +43,13 @@ class EngineUnreachedError(CliError):
     """No engine answers."""
 
 
-class EngineClient:
-    """``signing_keys`` are tried in order while the engine answers 401 or 403. ``database`` is that of an engine in an
-    app's own processes, which is reached by a socket in place of ``url``."""
+class EngineClient(SyncEngine, HttpEngine):
+    """Has the operations of an engine, such as ``client.get_run_sync(run_id)``.
+
+    ``signing_keys`` are tried in order while the engine answers 401 or 403. ``database`` is that of an engine in an
+    app's own processes, which is reached by a socket in place of ``url``. Raises ``EngineUnreachedError``, and
+    ``AnswerError`` for refusals and for what does not exist.
+    """
 
     def __init__(
         self,
@@ -68,10 +60,10 @@ class EngineClient:
         database: Path | None = None,
         is_development: bool = True,
     ) -> None:
+        super().__init__(self._exchange_blocking, event_key=event_key or ANY_EVENT_KEY)
         self.url = url.rstrip("/")
         self._place = f"at {redact_url(self.url)}" if database is None else f"on {database}"
         self._tokens = [bearer_token(key) for key in signing_keys]
-        self._event_key = event_key
         # Advice if no engine answers.
         self._advice = _DEVELOPMENT_ADVICE if is_development else _PRODUCTION_ADVICE
         timeout = urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS)
@@ -84,150 +76,91 @@ class EngineClient:
             self.url, self._pool = "", SocketPool(database, timeout)
             self._advice = "Start the app that has its Embedded(…) there."
 
-    def send_event(self, event: Event) -> SendBody:
-        path = f"/e/{quote(self._event_key or ANY_EVENT_KEY, safe='')}"
-        return self._decode(self._request("POST", path, _encode(event)), SendBody)
+    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that never suspends."""
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        raise AssertionError("an exchange of the command line does not suspend")
 
-    def event_runs(self, event_id: str) -> list[RunBody]:
-        return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}/runs"), list[RunBody])
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        try:
+            result = await super().execute(operation, arguments)
+        except NotAnEngineError:
+            raise self._foreign() from None
+        except EngineError as error:
+            raise AnswerError(printable(error.message), getattr(error, "status", 0)) from None
+        except UnicodeEncodeError:  # "\ud800" is valid in JSON, but half of a character
+            raise CliError(_NOT_UNICODE) from None
+        if result is None and operation.missing is not None:
+            raise AnswerError(operation.missing.format_map(arguments), HTTPStatus.NOT_FOUND)
+        return result
 
-    def get_event(self, event_id: str) -> EventBody:
-        return self._data(self._request("GET", f"/v1/events/{_segment(event_id)}"), EventBody)
+    def send_event(self, event: Event) -> EventReceipt:
+        try:
+            body = msgspec.json.encode(event)
+        except UnicodeEncodeError:
+            raise CliError(_NOT_UNICODE) from None
+        return self.block(self.receive_events(body))
 
-    def list_events(
-        self,
-        *,
-        name: str | None = None,
-        received_after: str | None = None,
-        limit: int,
-        cursor: str | None = None,
-        id_suffix: str | None = None,
-    ) -> list[EventBody]:
-        path = "/v1/events" + _query(
-            name=name, received_after=received_after, limit=limit, cursor=cursor, id_suffix=id_suffix
-        )
-        return self._data(self._request("GET", path), list[EventBody])
+    def sync_app_at(self, url: str) -> AppSyncBody:
+        """Ask the engine to sync the app at a URL. The status of an error is 502 if the app does not answer."""
+        headers, body = {"content-type": "application/json"}, msgspec.json.encode({"url": url})
+        request = HttpRequest("POST", "/v1/apps/sync", headers, body)
+        return self._decode(self._send(request).data, Envelope[AppSyncBody]).data
 
-    def list_runs(
-        self,
-        *,
-        status: str | None = None,
-        function_id: str | None = None,
-        started_after: str | None = None,
-        id_suffix: str | None = None,
-        limit: int,
-    ) -> list[RunBody]:
-        path = "/v1/runs" + _query(
-            status=status, function_id=function_id, started_after=started_after, id_suffix=id_suffix, limit=limit
-        )
-        return self._data(self._request("GET", path), list[RunBody])
+    def check_ready(self) -> None:
+        """Raises an error if the engine does not answer, or does not take events."""
+        self._send(HttpRequest("GET", "/ready"))
 
-    def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> "Iterator[RunUpdate]":
+    def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
         """Future changes of runs, until the engine stops. ``on_connected`` is called first."""
-        from durably.engine.views import RunUpdate
-
-        path = "/v1/updates" + _query(function_id=function_id)
-        response = self._send("GET", path, None, preload_content=False)
+        query = f"?{urlencode({'function_id': function_id})}" if function_id else ""
+        response = self._send(HttpRequest("GET", f"/v1/updates{query}"), preload_content=False)
         on_connected()
+        decode = decoder_of(RunUpdate).decode
         try:
             for line in _lines(response):
                 if line:
-                    decoded = self._decode(line, dict[str, Any])
-                    output = decoded.pop("output")
-                    update = msgspec.convert(decoded, RunUpdate)
-                    encoded = None if output is None else msgspec.Raw(msgspec.json.encode(output))
-                    yield msgspec.structs.replace(update, output=encoded)
+                    yield from_wire(decode(line))
         except urllib3.exceptions.HTTPError as error:
             raise self._unreached(redact_urls(error)) from None
         finally:
             response.release_conn()
             response.close()
 
-    def get_run(self, run_id: str) -> RunBody:
-        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}"), RunBody)
+    # exchanges
 
-    def run_steps(self, run_id: str) -> list[StepBody]:
-        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/steps"), list[StepBody])
-
-    def run_attempts(self, run_id: str) -> list[AttemptBody]:
-        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/attempts"), list[AttemptBody])
-
-    def run_metadata(self, run_id: str) -> list[MetadataBody]:
-        return self._data(self._request("GET", f"/v1/runs/{_segment(run_id)}/metadata"), list[MetadataBody])
-
-    def cancel_run(self, run_id: str) -> RunBody:
-        return self._data(self._request("DELETE", f"/v1/runs/{_segment(run_id)}"), RunBody)
-
-    def rerun(self, run_id: str, from_step: dict[str, Any] | None) -> RunBody:
-        body = _encode({} if from_step is None else {"from_step": from_step})
-        return self._data(self._request("POST", f"/v1/runs/{_segment(run_id)}/rerun", body), RunBody)
-
-    def cancel_runs(self, selection: dict[str, Any]) -> CancellationBody:
-        return self._data(self._request("POST", "/v1/cancellations", _encode(selection)), CancellationBody)
-
-    def get_cancellation(self, cancellation_id: str) -> CancellationBody:
-        return self._data(self._request("GET", f"/v1/cancellations/{_segment(cancellation_id)}"), CancellationBody)
-
-    def list_cancellations(self) -> list[CancellationBody]:
-        return self._data(self._request("GET", "/v1/cancellations"), list[CancellationBody])
-
-    def delete_cancellation(self, cancellation_id: str) -> None:
-        self._request("DELETE", f"/v1/cancellations/{_segment(cancellation_id)}")
-
-    def replay(self, selection: dict[str, Any]) -> ReplayBody:
-        return self._data(self._request("POST", "/v1/replays", _encode(selection)), ReplayBody)
-
-    def get_replay(self, replay_id: str) -> ReplayBody:
-        return self._data(self._request("GET", f"/v1/replays/{_segment(replay_id)}"), ReplayBody)
-
-    def list_functions(self) -> list[FunctionBody]:
-        return self._data(self._request("GET", "/v1/functions"), list[FunctionBody])
-
-    def sync_app(self, url: str) -> AppSyncBody:
-        return self._data(self._request("POST", "/v1/apps/sync", _encode({"url": url})), AppSyncBody)
-
-    def check_ready(self) -> None:
-        """Raises ``CliError`` if the engine does not answer, or does not take events."""
-        self._request("GET", "/ready")
-
-    def pause_function(self, function_id: str) -> FunctionBody:
-        return self._data(self._request("POST", f"/v1/functions/{_segment(function_id)}/pause"), FunctionBody)
-
-    def resume_function(self, function_id: str) -> FunctionBody:
-        return self._data(self._request("POST", f"/v1/functions/{_segment(function_id)}/resume"), FunctionBody)
-
-    def signal(self, name: str, data: Any) -> SignalBody:
-        return self._data(self._request("POST", "/v1/signals", _encode({"signal": name, "data": data})), SignalBody)
-
-    def invoke(self, function_id: str, data: dict[str, Any]) -> InvokeBody:
-        body = _encode({"data": data})
-        return self._decode(self._request("POST", f"/invoke/{_segment(function_id)}", body), InvokeBody)
-
-    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        return self._send(method, path, body).data
+    async def _exchange_blocking(self, request: HttpRequest) -> HttpResponse:
+        response = self._send(request, may_raise=False)
+        return HttpResponse(response.status, response.data)
 
     def _send(
-        self, method: str, path: str, body: bytes | None, *, preload_content: bool = True
+        self, request: HttpRequest, *, preload_content: bool = True, may_raise: bool = True
     ) -> urllib3.BaseHTTPResponse:
-        """Try each signing key in turn, as long as the engine refuses it."""
+        """Try each signing key in turn while the engine refuses it. ``may_raise``: raise ``AnswerError`` at last."""
         first, *others = [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]
-        response = self._attempt(method, path, body, first, preload_content)
+        response = self._attempt(request, first, preload_content)
         for headers in others:
-            if response.status not in (401, 403):
+            if response.status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 break
-            response = self._attempt(method, path, body, headers, preload_content)
-        if response.status >= 400:
-            raise AnswerError(self._describe(response.status, response.data), response.status)
+            response = self._attempt(request, headers, preload_content)
+        if may_raise and response.status >= 400:
+            raise self._read_error(response)
         return response
 
     def _attempt(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str], preload_content: bool
+        self, request: HttpRequest, headers: dict[str, str], preload_content: bool
     ) -> urllib3.BaseHTTPResponse:
-        if body is not None:
-            headers = headers | {"content-type": "application/json"}
         try:
             return self._pool.request(
-                method, self.url + path, body=body, headers=headers, preload_content=preload_content
+                request.method,
+                self.url + request.target,
+                body=request.body,
+                headers=request.headers | headers,
+                preload_content=preload_content,
             )
         except (
             urllib3.exceptions.NewConnectionError,
@@ -242,25 +175,21 @@ class EngineClient:
     def _unreached(self, reason: str) -> EngineUnreachedError:
         return EngineUnreachedError(f"no engine answers {self._place} ({reason})\n{self._advice}")
 
-    def _describe(self, status: int, answer: bytes) -> str:
+    def _read_error(self, response: urllib3.BaseHTTPResponse) -> AnswerError:
         try:
-            return printable(msgspec.json.decode(answer, type=ErrorBody).error)
-        except msgspec.DecodeError:
-            return f"what answers {self._place} is not an engine of Durably (status {status})"
+            body = msgspec.json.decode(response.data, type=ErrorBody)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise self._foreign() from None
+        return AnswerError(printable(body.error), response.status)
 
-    def _data(self, answer: bytes, of: type[T]) -> T:
-        return self._decode(answer, Envelope[of]).data  # type: ignore[valid-type]
+    def _foreign(self) -> CliError:
+        return CliError(f"what answers {self._place} is not an engine of Durably")
 
     def _decode(self, answer: bytes, as_type: type[T]) -> T:
         try:
             return msgspec.json.decode(answer, type=as_type)
         except msgspec.DecodeError:
-            raise CliError(f"what answers {self._place} is not an engine of Durably") from None
-
-
-def _query(**parameters: str | int | None) -> str:
-    given = {name: value for name, value in parameters.items() if value}
-    return f"?{urlencode(given)}" if given else ""
+            raise self._foreign() from None
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
@@ -271,12 +200,7 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         yield from lines
 
 
-def _segment(text: str) -> str:
-    return quote(text, safe="")
-
-
-def _encode(body: Any) -> bytes:
-    try:
-        return msgspec.json.encode(body)
-    except UnicodeEncodeError:  # "\\ud800" is valid in JSON, but half of a character
-        raise CliError("the data holds text that is not valid Unicode: half of a surrogate pair") from None
+def existing(value: T | None) -> T:
+    """A result of ``EngineClient``, which raises an error for what does not exist."""
+    assert value is not None
+    return value

@@ -1,5 +1,6 @@
 """``durably events list|show``."""
 
+import datetime as dt
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from .text import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from durably.protocol.api import EventBody
+    from durably.engine.views import EventView
 
     from .engine_client import EngineClient
 
@@ -51,10 +52,10 @@ def events() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --follow a JSON object per line.")
 @client_options
 def list_events(
-    client: "EngineClient", name: str | None, since: str | None, limit: int, follow: bool, as_json: bool
+    client: "EngineClient", name: str | None, since: dt.datetime | None, limit: int, follow: bool, as_json: bool
 ) -> None:
     """List events, newest first; with --follow the newest comes last."""
-    found = client.list_events(name=name, received_after=since, limit=limit)
+    found = client.list_events_sync(name=name, received_after=since, limit=limit)
     if follow:
         for event in _followed(client, name, found):
             if as_json:
@@ -76,40 +77,40 @@ def list_events(
 def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
     """Show an event and the runs that it started. EVENT is its id, or the end of it."""
     event = _find_event(client, event_id)
-    runs = client.event_runs(event.internal_id)
+    runs = client.event_runs_sync(event.id)
     if as_json:
         echo_json({"event": event, "runs": runs})
         return
-    facts = [("Event", event.internal_id), ("Name", event.name), ("Received", format_local(event.received_at))]
-    if event.id != event.internal_id:
-        facts.insert(1, ("Sent as", event.id))
+    facts = [("Event", event.id), ("Name", event.name), ("Received", format_local(event.received_at))]
+    if event.event_id != event.id:
+        facts.insert(1, ("Sent as", event.event_id))
     facts.append(("Data", format_json(event.data)))
     echo(describe_facts(facts))
-    rows = [[run.run_id, run.function_id, coloured_status(run.status)] for run in runs]
+    rows = [[run.id, run.function_id, coloured_status(run.status)] for run in runs]
     echo("")
     echo(table(["RUN", "FUNCTION", "STATUS"], rows) if runs else "It started no run.")
     for note in event.notes:
         echo(f"{note[:1].upper()}{note[1:]}.")
 
 
-def _find_event(client: "EngineClient", text: str) -> "EventBody":
+def _find_event(client: "EngineClient", text: str) -> "EventView":
     """The event with this id, which may be the sender's, or else with an id that ends so. Raises ``CliError``."""
-    from .engine_client import AnswerError
+    from .engine_client import AnswerError, existing
 
     try:
-        return client.get_event(text)
+        return existing(client.get_event_sync(text))
     except AnswerError as error:
         if error.status != HTTPStatus.NOT_FOUND or not is_short_id(text):
             raise
-    found = client.list_events(id_suffix=text, limit=5)
-    return client.get_event(only_id("event", text, [event.internal_id for event in found]))
+    found = client.list_events_sync(id_suffix=text, limit=5)
+    return existing(client.get_event_sync(only_id("event", text, [event.id for event in found])))
 
 
-def _followed(client: "EngineClient", name: str | None, found: "list[EventBody]") -> "Iterator[EventBody]":
+def _followed(client: "EngineClient", name: str | None, found: "list[EventView]") -> "Iterator[EventView]":
     """The events found, oldest first, then each new event."""
     while True:
         yield from reversed(found)
-        last = found[0].internal_id if found else _newest_id(client, name)
+        last = found[0].id if found else _newest_id(client, name)
         found = []
         while not found:
             time.sleep(_POLL_SECONDS)
@@ -118,27 +119,27 @@ def _followed(client: "EngineClient", name: str | None, found: "list[EventBody]"
 
 def _newest_id(client: "EngineClient", name: str | None) -> str | None:
     """The id of the newest event of that name."""
-    newest = client.list_events(name=name, received_after=None, limit=1)
-    return newest[0].internal_id if newest else None
+    newest = client.list_events_sync(name=name, received_after=None, limit=1)
+    return newest[0].id if newest else None
 
 
-def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[EventBody]":
+def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[EventView]":
     """All events after the event with the id ``last``, newest first. Reads as many pages as needed."""
-    found: list[EventBody] = []
+    found: list[EventView] = []
     while True:
-        cursor = found[-1].internal_id if found else None
-        page = client.list_events(name=name, received_after=None, limit=_PAGE, cursor=cursor)
+        cursor = found[-1].id if found else None
+        page = client.list_events_sync(name=name, received_after=None, limit=_PAGE, cursor=cursor)
         for event in page:
-            if event.internal_id == last:
+            if event.id == last:
                 return found
             found.append(event)
         if len(page) < _PAGE:
             return found
 
 
-def _row(event: "EventBody") -> list[str]:
+def _row(event: "EventView") -> list[str]:
     return [
-        event.internal_id,
+        event.id,
         event.name,
         format_local(event.received_at),
         shorten(format_json(event.data), _DATA_WIDTH),

@@ -1,14 +1,14 @@
 """``durably functions list|pause|resume``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import client_options
-from .text import echo, echo_json, style, table
+from .text import echo, echo_json, fit, style, table
 
 if TYPE_CHECKING:
-    from durably.protocol.api import FunctionBody
+    from durably.engine.views import FunctionView
 
     from .engine_client import EngineClient
 
@@ -23,7 +23,7 @@ def functions() -> None:
 @client_options
 def list_functions(client: "EngineClient", as_json: bool) -> None:
     """List the functions that apps have synced."""
-    found = client.list_functions()
+    found = client.list_functions_sync()
     if as_json:
         echo_json(found)
     elif not found:
@@ -42,7 +42,8 @@ def pause(client: "EngineClient", function_id: str) -> None:
     What would start one is shown as skipped, and can be run again with `durably runs replay --status skipped`. Runs
     under way go on.
     """
-    echo(f"{client.pause_function(function_id).id} is paused")
+    client.pause_function_sync(function_id)
+    echo(f"{fit(function_id)} is paused")
 
 
 @functions.command()
@@ -50,13 +51,14 @@ def pause(client: "EngineClient", function_id: str) -> None:
 @client_options
 def resume(client: "EngineClient", function_id: str) -> None:
     """Let a paused FUNCTION start runs again."""
-    echo(f"{client.resume_function(function_id).id} is active")
+    client.resume_function_sync(function_id)
+    echo(f"{fit(function_id)} is active")
 
 
-def _triggers(function: "FunctionBody") -> str:
-    triggers: list[dict[str, Any]] = function.config["triggers"]
-    return ", ".join(trigger.get("event") or trigger["cron"] for trigger in triggers) or "invoked only"
+def _triggers(function: "FunctionView") -> str:
+    triggers = (trigger.event or trigger.cron or "" for trigger in function.config.triggers)
+    return ", ".join(triggers) or "invoked only"
 
 
-def _state(function: "FunctionBody") -> str:
+def _state(function: "FunctionView") -> str:
     return style("paused", fg="yellow") if function.is_paused else style("active", fg="green")

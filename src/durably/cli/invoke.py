@@ -13,7 +13,7 @@ from .options import client_options
 from .text import echo, format_json
 
 if TYPE_CHECKING:
-    from durably.protocol.api import RunBody
+    from durably.engine.views import RunView
 
     from .engine_client import EngineClient
 
@@ -31,7 +31,7 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
 
     Exit code 1 if the run fails or is cancelled.
     """
-    receipt = client.invoke(function_id, read_data(data))
+    receipt = client.invoke_sync(function_id, read_data(data))
     if receipt.run_id is None:
         raise CliError(f"no run of {function_id} was started, or not yet: its flow control held the event back")
     if no_wait:
@@ -41,19 +41,22 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
     run = _wait_for_end(client, receipt.run_id)
     if run.status != "Completed":
         raise CliError(describe_failure(run))
-    echo(format_json(run.output))
+    echo(format_json(run.decode_output()))
 
 
-def _wait_for_end(client: "EngineClient", run_id: str) -> "RunBody":
+def _wait_for_end(client: "EngineClient", run_id: str) -> "RunView":
+    from .engine_client import existing
+
     pause = _FIRST_POLL_SECONDS
-    while (run := client.get_run(run_id)).ended_at is None:
+    while (run := existing(client.get_run_sync(run_id))).ended_at is None:
         time.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_POLL_SECONDS)
     return run
 
 
-def describe_failure(run: "RunBody") -> str:
-    error = run.output if isinstance(run.output, dict) else {}
+def describe_failure(run: "RunView") -> str:
+    output = run.decode_output()
+    error = output if isinstance(output, dict) else {}
     if run.status == "Cancelled":
         return printable(error.get("message"))
     if run.status == "Skipped":

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from durably.errors import URLInvalidError
-from durably.protocol.durations import DurationInvalidError, format_moment, parse_duration, parse_rfc3339
+from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
 from durably.settings import (
@@ -99,14 +99,14 @@ def _check_text(options: dict[str, Any]) -> None:
             raise click.UsageError(f"{name.replace('_', ' ')} is not encoded in UTF-8")
 
 
-def read_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
-    """RFC 3339, or a duration before now, as RFC 3339: the callback of options that take a time."""
+def read_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> dt.datetime | None:
+    """RFC 3339, or a duration before now: the callback of options that take a time."""
     if text is None:
         return None
     if moment := parse_rfc3339(text):
-        return format_moment(moment)
+        return moment
     try:
-        return format_moment(dt.datetime.now(dt.UTC) - parse_duration(text))
+        return dt.datetime.now(dt.UTC) - parse_duration(text)
     except (DurationInvalidError, OverflowError):
         raise click.BadParameter(
             f"{text!r} is neither a moment like 2026-01-31T12:00:00Z nor a duration like 2h"

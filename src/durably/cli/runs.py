@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from durably.protocol.durations import format_moment
 from durably.protocol.text import suggest
 
 from .bulk_operations import count_runs, selection_options, wait_for_end
@@ -29,7 +28,7 @@ from .text import (
 )
 
 if TYPE_CHECKING:
-    from durably.protocol.api import RunBody
+    from durably.engine.views import RunView
 
     from .engine_client import EngineClient
 
@@ -65,7 +64,7 @@ def list_runs(
     client: "EngineClient",
     status: str | None,
     function_id: str | None,
-    since: str | None,
+    since: dt.datetime | None,
     follow: bool,
     limit: int,
     as_json: bool,
@@ -76,7 +75,11 @@ def list_runs(
             raise click.UsageError("--follow shows what happens from now on: --status and --since do not go with it")
         _follow(client, function_id, as_json)
         return
-    found = client.list_runs(status=status, function_id=function_id, started_after=since, limit=limit)
+    from durably.engine.views import RunStatus
+
+    found = client.list_runs_sync(
+        status=RunStatus(status) if status else None, function_id=function_id, started_after=since, limit=limit
+    )
     if not found and function_id is not None:
         _check_function(client, function_id)
     if as_json:
@@ -84,7 +87,7 @@ def list_runs(
     elif not found:
         echo("no runs", err=True)
     else:
-        rows = [[run.run_id, run.function_id, coloured_status(run.status), *_times(run)] for run in found]
+        rows = [[run.id, run.function_id, coloured_status(run.status), *_times(run)] for run in found]
         echo(table(["RUN", "FUNCTION", "STATUS", "STARTED", "DURATION"], rows))
 
 
@@ -97,12 +100,17 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 
     RUN is a run's id, or the end of it, as `durably dev` prints it.
     """
+    from .engine_client import existing
     from .timeline import describe_attempts, describe_events, describe_metadata, describe_run, describe_steps
 
     run_id = find_run_id(client, run_id)
-    run, steps, attempts = client.get_run(run_id), client.run_steps(run_id), client.run_attempts(run_id)
-    events = [client.get_event(event_id) for event_id in run.event_ids[:_MOST_EVENTS]]
-    metadata = client.run_metadata(run_id)
+    run, steps, attempts = (
+        existing(client.get_run_sync(run_id)),
+        client.run_steps_sync(run_id),
+        client.run_attempts_sync(run_id),
+    )
+    events = [existing(client.get_event_sync(event_id)) for event_id in run.event_ids[:_MOST_EVENTS]]
+    metadata = existing(client.run_metadata_sync(run_id))
     if as_json:
         echo_json({"run": run, "events": events, "steps": steps, "attempts": attempts, "metadata": metadata})
         return
@@ -129,8 +137,8 @@ def cancel(
     client: "EngineClient",
     run_id: str | None,
     function_id: str | None,
-    since: str | None,
-    until: str | None,
+    since: dt.datetime | None,
+    until: dt.datetime | None,
     expression: str | None,
     no_wait: bool,
 ) -> None:
@@ -143,16 +151,20 @@ def cancel(
     if run_id is not None:
         if since or until or expression:
             raise click.UsageError("--since, --until and --if are for the runs of a --function")
-        run = client.cancel_run(find_run_id(client, run_id))
-        echo(Styled(f"run {fit(run.run_id)} is {coloured_status(run.status)}"))
+        from .engine_client import existing
+
+        run_id = find_run_id(client, run_id)
+        client.cancel_run_sync(run_id)
+        run = existing(client.get_run_sync(run_id))
+        echo(Styled(f"run {fit(run.id)} is {coloured_status(run.status)}"))
         return
     now = dt.datetime.now(dt.UTC)
-    selection = {"function_id": function_id, "started_after": since, "if": expression}
-    begun = client.cancel_runs(selection | {"started_before": until or format_moment(now)})
+    assert function_id is not None
+    begun = client.cancel_runs_sync(function_id, started_after=since, started_before=until or now, if_exp=expression)
     if no_wait:
         echo(f"cancellation {begun.id} is still under way")
     else:
-        echo(f"{count_runs(wait_for_end(begun, client.get_cancellation).cancelled)} cancelled")
+        echo(f"{count_runs(wait_for_end(begun, client.get_cancellation_sync).affected)} cancelled")
     if begun.started_before > now:
         echo(
             f"so will be those that start until {format_local(begun.started_before)}: "
@@ -172,10 +184,12 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     """Run the same function again with the same events, and print the new run's id."""
     if step_input is not None and from_step is None:
         raise click.UsageError("--input is for the step of --from-step")
+    from durably.engine.views import FromStep
+
     step = None
     if from_step is not None:
-        step = {"step_id": from_step, "input": None if step_input is None else read_json(step_input, "--input", list)}
-    echo(client.rerun(find_run_id(client, run_id), step).run_id)
+        step = FromStep.of(from_step, None if step_input is None else read_json(step_input, "--input", list))
+    echo(client.rerun_sync(find_run_id(client, run_id), from_step=step))
 
 
 @runs.command()
@@ -195,36 +209,37 @@ def replay(
     client: "EngineClient",
     function_id: str,
     statuses: tuple[str, ...],
-    since: str | None,
-    until: str | None,
+    since: dt.datetime | None,
+    until: dt.datetime | None,
     expression: str | None,
     no_wait: bool,
 ) -> None:
     """Run many runs of a function again, and print how many."""
-    selection = {
-        "function_id": function_id,
-        "started_after": since,
-        "started_before": until,
-        "statuses": statuses,
-        "if": expression,
-    }
-    started = client.replay(selection)
+    from durably.engine.views import RunStatus
+
+    started = client.replay_runs_sync(
+        function_id,
+        statuses=[RunStatus(status) for status in statuses],
+        started_after=since,
+        started_before=until,
+        if_exp=expression,
+    )
     if no_wait:
         echo(f"replay {started.id} is still under way")
         return
-    echo(f"{count_runs(wait_for_end(started, client.get_replay).replayed)} started again")
+    echo(f"{count_runs(wait_for_end(started, client.get_replay_sync).affected)} started again")
 
 
 def find_run_id(client: "EngineClient", text: str) -> str:
     """The id of the run that ``text`` names: a whole id, or the end of one. Raises ``CliError``."""
     if not is_short_id(text):
         return text
-    return only_id("run", text, [run.run_id for run in client.list_runs(id_suffix=text, limit=5)])
+    return only_id("run", text, [run.id for run in client.list_runs_sync(id_suffix=text, limit=5)])
 
 
 def _check_function(client: "EngineClient", function_id: str) -> None:
     """Raises ``CliError`` if no app has such a function."""
-    known = [function.id for function in client.list_functions()]
+    known = [function.id for function in client.list_functions_sync()]
     if function_id not in known:
         raise CliError(f"no app has a function with the id {function_id!r}{suggest(function_id, known)}")
 
@@ -244,8 +259,8 @@ def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> N
     raise CliError("the engine stopped")
 
 
-def _times(run: "RunBody") -> list[str]:
-    started = format_local(run.run_started_at)
+def _times(run: "RunView") -> list[str]:
+    started = format_local(run.created_at)
     if run.ended_at is None:
         return [started, ""]
-    return [started, format_seconds((run.ended_at - run.run_started_at).total_seconds())]
+    return [started, format_seconds((run.ended_at - run.created_at).total_seconds())]

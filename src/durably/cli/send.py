@@ -41,18 +41,18 @@ def send(
 
 def _report_runs(client: "EngineClient", event_id: str) -> None:
     """Where the keys at hand allow it: in production, senders of events need no more than an event key."""
-    from .engine_client import AnswerError
+    from .engine_client import AnswerError, existing
 
     try:
-        runs = client.event_runs(event_id)
-        notes = client.get_event(event_id).notes
+        runs = client.event_runs_sync(event_id)
+        notes = existing(client.get_event_sync(event_id)).notes
     except AnswerError as error:
         if error.status in (401, 403):
             return
         raise
     for run in runs:
         verb = "skipped" if run.status == "Skipped" else "started"
-        echo(f"{verb} run {run.run_id} of {run.function_id}", err=True)
+        echo(f"{verb} run {run.id} of {run.function_id}", err=True)
     for note in notes:
         echo(note, err=True)
     if not runs and not notes:

@@ -22,4 +22,4 @@ def signal(client: "EngineClient", name: str, data: str | None) -> None:
     Exit code 1 if no run waits for it.
     """
     value: Any = None if data is None else read_json(data, "--data", object)
-    echo(client.signal(name, value).run_id)
+    echo(client.signal_sync(name, value))

@@ -53,7 +53,7 @@ def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody
     deadline = time.monotonic() + patience
     while True:
         try:
-            return client.sync_app(app_url)
+            return client.sync_app_at(app_url)
         except (AnswerError, EngineUnreachedError) as error:
             is_final = isinstance(error, AnswerError) and error.status != _APP_UNREACHED
             if is_final or time.monotonic() >= deadline:

@@ -1,7 +1,7 @@
-"""``Engine``, the interface of engines: what HTTP API, dashboard, command line, SDK and tests ask of one.
+"""``Engine``, the interface of engines: the operations that HTTP API, dashboard, command line, SDK and tests use.
 
 ``SqliteEngine`` is the first implementation, ``HttpEngine`` reaches one over HTTP. To add an operation, declare it here
-and implement it in ``SqliteEngine``; its route and its client follow from the declaration.
+with its line in ``SyncEngine``, and implement it in ``SqliteEngine``. Its route and its client follow from that.
 """
 
 # The methods have no bodies: ``@operation`` makes them.
@@ -9,9 +9,9 @@ and implement it in ``SqliteEngine``; its route and its client follow from the d
 # pyright: reportReturnType=false
 
 import datetime as dt
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import AbstractContextManager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -20,7 +20,7 @@ from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import Header
 
-from .operations import Access, Operation, operation
+from .operations import Access, Operation, blocking, operation
 from .views import (
     AppView,
     AttemptView,
@@ -38,6 +38,8 @@ from .views import (
     StepView,
     TracesView,
 )
+
+T = TypeVar("T")
 
 RunLimit = Annotated[int, msgspec.Meta(ge=1, le=500)]
 EventLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
@@ -325,3 +327,39 @@ class Engine:
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
         """Future changes of runs, for people to read: a slow reader loses the oldest updates."""
         raise NotImplementedError
+
+
+class SyncEngine(Engine):
+    """An engine with methods for synchronous code too, except those for SDKs."""
+
+    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result. Blocks this thread until then."""
+        raise NotImplementedError
+
+    list_events_sync = blocking(Engine.list_events)
+    get_event_sync = blocking(Engine.get_event)
+    event_runs_sync = blocking(Engine.event_runs)
+    list_runs_sync = blocking(Engine.list_runs)
+    get_run_sync = blocking(Engine.get_run)
+    wait_for_run_sync = blocking(Engine.wait_for_run)
+    run_steps_sync = blocking(Engine.run_steps)
+    run_attempts_sync = blocking(Engine.run_attempts)
+    run_calls_sync = blocking(Engine.run_calls)
+    run_metadata_sync = blocking(Engine.run_metadata)
+    run_traces_sync = blocking(Engine.run_traces)
+    cancel_run_sync = blocking(Engine.cancel_run)
+    rerun_sync = blocking(Engine.rerun)
+    invoke_sync = blocking(Engine.invoke)
+    signal_sync = blocking(Engine.signal)
+    list_functions_sync = blocking(Engine.list_functions)
+    pause_function_sync = blocking(Engine.pause_function)
+    resume_function_sync = blocking(Engine.resume_function)
+    list_apps_sync = blocking(Engine.list_apps)
+    list_app_functions_sync = blocking(Engine.list_app_functions)
+    cancel_runs_sync = blocking(Engine.cancel_runs)
+    list_cancellations_sync = blocking(Engine.list_cancellations)
+    get_cancellation_sync = blocking(Engine.get_cancellation)
+    delete_cancellation_sync = blocking(Engine.delete_cancellation)
+    replay_runs_sync = blocking(Engine.replay_runs)
+    list_replays_sync = blocking(Engine.list_replays)
+    get_replay_sync = blocking(Engine.get_replay)

@@ -1,6 +1,7 @@
 """Values that the engine's methods take and return: frozen, with aware UTC datetimes."""
 
 import datetime as dt
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -17,7 +18,6 @@ __all__ = [
     "BulkOperationView",
     "CallView",
     "CancellationView",
-    "EventBody",
     "EventView",
     "FromStep",
     "FunctionView",
@@ -38,23 +38,14 @@ __all__ = [
 ]
 
 
-class EventView(msgspec.Struct, frozen=True, kw_only=True):
-    """An event as it was received. ``id`` is the engine's own (a ULID); ``event.id`` the sender's, or else the same.
+class EventView(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "internal_id", "event_id": "id"}):
+    """An event as it was received. ``id`` is the engine's own (a ULID), ``event_id`` the sender's, or else the same.
 
     ``notes`` are sentences on what the event did besides starting runs, and on why it started none; lists omit them.
     """
 
     id: str
-    event: Event
-    received_at: dt.datetime
-    notes: list[str] = []
-
-
-class EventBody(msgspec.Struct, kw_only=True):
-    """An event in the HTTP API: ``internal_id`` is its id there, ``id`` the sender's or else the same."""
-
-    internal_id: str
-    id: str
+    event_id: str
     name: str
     data: Any
     ts: int
@@ -64,23 +55,22 @@ class EventBody(msgspec.Struct, kw_only=True):
     notes: list[str] = []
 
     @classmethod
-    def of(cls, view: EventView) -> "EventBody":
-        event = view.event
+    def of(cls, id: str, event: Event, received_at: dt.datetime) -> "EventView":
         return cls(
-            internal_id=view.id,
-            id=event.id or view.id,
+            id=id,
+            event_id=event.id or id,
             name=event.name,
             data=event.data,
             ts=event.ts,
-            received_at=view.received_at,
+            received_at=received_at,
             user=event.user,
             v=event.v,
-            notes=view.notes,
         )
 
-    def to_view(self) -> EventView:
-        event = Event(name=self.name, data=self.data, id=self.id, ts=self.ts, user=self.user, v=self.v)
-        return EventView(id=self.internal_id, event=event, received_at=self.received_at, notes=self.notes)
+    @property
+    def event(self) -> Event:
+        """The event as functions get it."""
+        return Event(name=self.name, data=self.data, id=self.event_id, ts=self.ts, user=self.user, v=self.v)
 
 
 class AppView(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +104,12 @@ class FromStep(msgspec.Struct, frozen=True):
 
     step_id: str
     input: list[msgspec.Raw] | None = None
+
+    @classmethod
+    def of(cls, step_id: str, arguments: Sequence[Any] | None) -> "FromStep":
+        """``arguments`` are values that JSON can hold."""
+        encoded = None if arguments is None else [msgspec.Raw(msgspec.json.encode(each)) for each in arguments]
+        return cls(step_id, encoded)
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):

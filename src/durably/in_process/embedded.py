@@ -8,9 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Never, TypeVar
 
-import msgspec
-
-from durably.engine.interface import Engine
+from durably.engine.interface import SyncEngine
 from durably.engine.operations import Operation, blocking
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import resolve_path
@@ -28,7 +26,7 @@ T = TypeVar("T")
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 
 
-class Embedded(Engine):
+class Embedded(SyncEngine):
     """The engine, in this app's own processes, on the SQLite database at ``path``.
 
     Every process of the app makes one, with the same path. Give it to the client, and serve functions as always::
@@ -39,7 +37,7 @@ class Embedded(Engine):
     after which the others treat a process as dead. ``settings`` are those of the engine: backoff of retries,
     durability, limits.
 
-    Its other methods are the operations of ``Engine``, for any event loop; those ending in ``_sync`` are the same for
+    Its other methods are the operations of an engine, for any event loop; those ending in ``_sync`` are the same for
     synchronous code. They raise ``durably.errors.TransportError`` if no engine answers within 30 s, or if the leader
     ended during an operation that starts something: it is then unclear whether it was executed.
 
@@ -157,8 +155,7 @@ class Embedded(Engine):
         if step_input is not None and from_step is None:
             raise ValueError("step_input needs from_step, the step that it is for")
         if isinstance(from_step, str):
-            encoded = None if step_input is None else [msgspec.Raw(msgspec.json.encode(each)) for each in step_input]
-            from_step = FromStep(from_step, encoded)
+            from_step = FromStep.of(from_step, step_input)
         return await super().rerun(run_id, from_step=from_step)
 
     async def invoke(
@@ -205,33 +202,11 @@ class Embedded(Engine):
             app_id=app_id,
         )
 
-    list_events_sync = blocking(Engine.list_events)
-    get_event_sync = blocking(Engine.get_event)
-    event_runs_sync = blocking(Engine.event_runs)
-    list_runs_sync = blocking(Engine.list_runs)
-    get_run_sync = blocking(Engine.get_run)
     wait_for_run_sync = blocking(wait_for_run)
-    run_steps_sync = blocking(Engine.run_steps)
-    run_attempts_sync = blocking(Engine.run_attempts)
-    run_calls_sync = blocking(Engine.run_calls)
-    run_metadata_sync = blocking(Engine.run_metadata)
-    run_traces_sync = blocking(Engine.run_traces)
-    cancel_run_sync = blocking(Engine.cancel_run)
     rerun_sync = blocking(rerun)
     invoke_sync = blocking(invoke)
-    signal_sync = blocking(Engine.signal)
-    list_functions_sync = blocking(Engine.list_functions)
-    pause_function_sync = blocking(Engine.pause_function)
-    resume_function_sync = blocking(Engine.resume_function)
-    list_apps_sync = blocking(Engine.list_apps)
-    list_app_functions_sync = blocking(Engine.list_app_functions)
     cancel_runs_sync = blocking(cancel_runs)
-    list_cancellations_sync = blocking(Engine.list_cancellations)
-    get_cancellation_sync = blocking(Engine.get_cancellation)
-    delete_cancellation_sync = blocking(Engine.delete_cancellation)
     replay_runs_sync = blocking(replay_runs)
-    list_replays_sync = blocking(Engine.list_replays)
-    get_replay_sync = blocking(Engine.get_replay)
 
 
 def _refuse_arguments(arguments: Mapping[str, object]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 import durably.engine.core.errors
 from durably.engine.core.errors import EngineError
-from durably.engine.http.codec import decoder_of, from_wire, to_wire
+from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation, operations_of
 
@@ -34,7 +34,7 @@ async def answer(operation: Operation, engine: Engine, encoded: bytes) -> bytes:
         for argument in operation.arguments
         if (value := getattr(decoded, argument.name)) is not msgspec.UNSET and value != _ABSENT
     }
-    return msgspec.json.encode(to_wire(await operation.execute(engine, arguments)))
+    return msgspec.json.encode(await operation.execute(engine, arguments))
 
 
 @functools.cache

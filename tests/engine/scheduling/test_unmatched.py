@@ -140,7 +140,7 @@ def test_many_outcomes_are_counted_and_the_oldest_forgotten() -> None:
     outcomes = EventOutcomes(since=0)
     outcomes.note({f"{number:04}": EventOutcome(["it ended the wait 'a' of the run r"], 3) for number in range(1001)})
     at = dt.datetime.now(dt.UTC)
-    oldest, newest = (EventView(id=id_, event=Event(name="e"), received_at=at) for id_ in ("0000", "1000"))
+    oldest, newest = (EventView.of(id_, Event(name="e"), at) for id_ in ("0000", "1000"))
     registry = Registry([], {})
     assert "remembers" in outcomes.explain(oldest, registry, ["e"])[0]
     assert outcomes.explain(newest, registry, ["e"])[1] == "it ended 2 more waits or runs"

@@ -15,7 +15,7 @@ import msgspec
 import durably.engine.core.errors
 from durably.engine.core.errors import EngineError
 from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status
-from durably.engine.views import EventBody, EventView, RunStatus
+from durably.engine.views import RunStatus
 from durably.protocol.api import Envelope, ErrorBody, Metadata
 
 NOT_FOUND = "not_found"
@@ -40,11 +40,15 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
 
 class EngineRefusedError(EngineError):
-    """An engine refused a request. ``status`` is the HTTP status, 0 for an answer that is not an engine's."""
+    """An engine refused a request. ``status`` is the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class NotAnEngineError(EngineError):
+    """The answer is not one of an engine of Durably."""
 
 
 # arguments
@@ -192,11 +196,11 @@ def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -
 def encode_result(operation: Operation, result: Any, shown: Any) -> bytes:
     """The body of an answer. ``shown`` is what ``operation.show`` has made of the result."""
     if operation.is_bare:
-        return _encoder.encode(to_wire(shown))
+        return _encoder.encode(shown)
     metadata = Metadata(fetched_at=dt.datetime.now(dt.UTC))
     if operation.show is None:
-        return _encoder.encode(Envelope(data=to_wire(result), metadata=metadata))
-    return _encoder.encode(_Shown(data=to_wire(shown), metadata=metadata, result=result))
+        return _encoder.encode(Envelope(data=result, metadata=metadata))
+    return _encoder.encode(_Shown(data=shown, metadata=metadata, result=result))
 
 
 class _Shown(msgspec.Struct):
@@ -217,7 +221,7 @@ def read_result(operation: Operation, given: Mapping[str, Any], response: HttpRe
     try:
         return _result_reader(operation)(response.body)
     except msgspec.DecodeError:
-        raise EngineRefusedError("the answer is not one of an engine of Durably", 0) from None
+        raise NotAnEngineError("the answer is not one of an engine of Durably") from None
 
 
 def _is_optional(operation: Operation) -> bool:
@@ -241,7 +245,7 @@ def _read_error(response: HttpResponse) -> ErrorBody:
     try:
         return msgspec.json.decode(response.body, type=ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise EngineRefusedError(f"the answer is not an engine's (status {response.status})", 0) from None
+        raise NotAnEngineError(f"the answer is not one of an engine of Durably (status {response.status})") from None
 
 
 def _raise(error: ErrorBody) -> NoReturn:
@@ -254,14 +258,6 @@ def _raise(error: ErrorBody) -> NoReturn:
 # views as JSON
 
 
-def to_wire(value: Any) -> Any:
-    if isinstance(value, EventView):
-        return EventBody.of(value)
-    if isinstance(value, list) and value and isinstance(value[0], EventView):
-        return [EventBody.of(each) for each in value]
-    return value
-
-
 @functools.cache
 def wire_type(kind: Any) -> Any:
     """The type to decode JSON as, before ``from_wire``. msgspec does not decode ``Raw | None``."""
@@ -272,8 +268,6 @@ def wire_type(kind: Any) -> Any:
         return inner
     if inner is not kind:
         return wire_type(inner) | None
-    if kind is EventView:
-        return EventBody
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _twin_of(kind)
     return kind
@@ -288,8 +282,6 @@ def decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
 def from_wire(value: Any) -> Any:
     if isinstance(value, list):
         return [from_wire(each) for each in value]
-    if isinstance(value, EventBody):
-        return value.to_view()
     view = _view_of.get(type(value))
     if isinstance(value, msgspec.Raw):
         return _plain(value)

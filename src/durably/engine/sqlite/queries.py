@@ -107,7 +107,7 @@ def awaited_names(connection: sqlite3.Connection) -> list[str]:
 
 
 def _event_view(event_id: str, received_at: int, body: bytes) -> EventView:
-    return EventView(id=event_id, event=_event_decoder.decode(body), received_at=to_datetime(received_at))
+    return EventView.of(event_id, _event_decoder.decode(body), to_datetime(received_at))
 
 
 # apps
