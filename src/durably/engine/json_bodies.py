@@ -41,7 +41,8 @@ _raw_events: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list
 async def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
     """One event or a list. Raises ``EventInvalidError`` for malformed or too many events, ``EventTooLargeError``."""
     if not body.lstrip().startswith(b"["):
-        _check_size(body, max_event_bytes, "the event")
+        if len(body) > max_event_bytes:
+            raise _too_large(body, max_event_bytes, "the event")
         try:
             return [_event.decode(body)]
         except (ValueError, RecursionError):
@@ -61,7 +62,8 @@ async def _decode_large(body: bytes, max_event_bytes: int) -> list[Event]:
     """Many events. Between portions of them the event loop does other work."""
     unread = decode_json(body, _raw_events.decode, EventInvalidError)
     for index, raw in enumerate(unread):
-        _check_size(bytes(raw), max_event_bytes, f"the event at index {index}")
+        if len(bytes(raw)) > max_event_bytes:
+            raise _too_large(bytes(raw), max_event_bytes, f"the event at index {index}")
     events, size = [], 0
     for raw in unread:
         try:
@@ -75,23 +77,28 @@ async def _decode_large(body: bytes, max_event_bytes: int) -> list[Event]:
     return events
 
 
-def _check_size(encoded: bytes, most: int, what: str) -> None:
-    if len(encoded) > most:
-        raise EventTooLargeError(f"{what} is {len(encoded)} bytes, more than the {most} that an event may have")
+def _too_large(encoded: bytes, most: int, what: str) -> EventTooLargeError:
+    return EventTooLargeError(f"{what} is {len(encoded)} bytes, more than the {most} that an event may have")
 
 
 def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = BodyInvalidError) -> T:
     """Raises an error of ``kind`` that names line and column of malformed JSON, or the path of a wrong value."""
     try:
         return decode(body)
-    except msgspec.ValidationError as error:
-        raise kind(f"the body has the wrong shape: {error}") from None
-    except (NotUtf8Error, UnicodeDecodeError):
-        raise kind("the body is not valid JSON: it is not encoded in UTF-8") from None
-    except (TooDeepError, RecursionError):
-        raise kind("the body is nested too deeply") from None
-    except msgspec.DecodeError as error:
-        raise kind(describe_malformed(body, str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise kind(explain_json_error(body, error)) from None
+
+
+def explain_json_error(body: bytes, error: Exception) -> str:
+    """What is wrong with a body, by the error of its decoder."""
+    match error:
+        case msgspec.ValidationError():
+            return f"the body has the wrong shape: {error}"
+        case NotUtf8Error() | UnicodeDecodeError():
+            return "the body is not valid JSON: it is not encoded in UTF-8"
+        case TooDeepError() | RecursionError():
+            return "the body is nested too deeply"
+    return describe_malformed(body, str(error))
 
 
 def describe_malformed(body: bytes, fault: str) -> str:

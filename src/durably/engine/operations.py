@@ -160,11 +160,14 @@ class Operation:
         self._exists = exists
         self.is_bare = is_bare
         self._method = method
-        self._signature = inspect.signature(method)
         self._names, self._headers, self._body, self._http_defaults = names, headers, body, http_defaults
 
     def __repr__(self) -> str:
         return f"Operation({self.name!r})"
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self._method)
 
     def bind(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, without those that have their default. Raises ``TypeError`` as a call does."""

@@ -129,12 +129,16 @@ class SqliteEngine(Engine):
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
     ) -> EventReceipt:
         """``receive_events`` for events that are decoded. Raises ``EventInvalidError``."""
-        checked = await self._check_events(events)
+        if len(events) == 1:
+            checked = [check_event(events[0], self._settings.max_event_bytes)]
+        else:
+            checked = await self._check_events(events)
         id_seed = IdSeed(seed) if seed else None
         sent = await self._transactions.transact(
-            lambda transaction: event_routing.send(transaction, checked, id_seed, sender)
+            functools.partial(event_routing.send, events=checked, seed=id_seed, sender=sender)
         )
-        self._outcomes.note(sent.outcomes)
+        if sent.outcomes:
+            self._outcomes.note(sent.outcomes)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
         awaited = await self._reader.read(queries.awaited_names)

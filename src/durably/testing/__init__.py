@@ -7,10 +7,9 @@ from .errors import NotDeterministicError, RunStuckError, RunUnknownError
 
 if TYPE_CHECKING:
     from .determinism import DeterminismWarning
-    from .engine import TestEngine, check_determinism
+    from .engine import SyncTestEngine, SyncTestRun, TestEngine, check_determinism
     from .engine_base import TestRun
     from .steps import TestStep
-    from .sync import SyncTestEngine, SyncTestRun
 
 __all__ = [
     "DeterminismWarning",
@@ -29,8 +28,8 @@ __all__ = [
 _MODULES = {
     "DeterminismWarning": "determinism",
     "check_determinism": "engine",
-    "SyncTestEngine": "sync",
-    "SyncTestRun": "sync",
+    "SyncTestEngine": "engine",
+    "SyncTestRun": "engine",
     "TestEngine": "engine",
     "TestRun": "engine_base",
     "TestStep": "steps",

@@ -7,12 +7,12 @@ more can happen at that moment, so that a test never races with the code under t
 import datetime as dt
 import random
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 from durably.client import Client
 from durably.comm import CommHandler
@@ -39,6 +39,8 @@ from .replays import Past
 from .runs import Records, RunFacts, RunRef
 from .text import format_span
 from .timeline import Recorder
+
+T = TypeVar("T")
 
 DEFAULT_MAX_TIME = dt.timedelta(days=400)
 """More than the 366 days that a single sleep or wait may last."""
@@ -207,43 +209,31 @@ class TestEngineBase:
 
     async def invoke(self, function: Function[Any], data: Mapping[str, Any] | None = None) -> TestRun:
         """Run a function, whatever its trigger, with ``data`` as its event's."""
-        records = await self._rest()
-        receipt = await self._engine.invoke(function.id, dict(as_data(data) or {}))
-        await self._clock.rest()
+        receipt = await self._apply(self._engine.invoke(function.id, dict(as_data(data) or {})))
         if receipt.run_id is None:
+            records = self._open_records
             return TestRun(self, records, RunRef(event_id=receipt.event_id, event_name=InternalEvent.FUNCTION_INVOKED))
         return self._run(receipt.run_id)
 
     async def signal(self, name: str, data: Any = None) -> bool:
         """Whether a run waited for the signal."""
-        await self._rest()
-        woken = await self._engine.signal(name, data)
-        await self._clock.rest()
-        return woken is not None
+        return await self._apply(self._engine.signal(name, data)) is not None
 
     async def cancel(self, run: RunFacts) -> bool:
         """False where the run had ended."""
-        await self._rest()
-        cancelled = await self._engine.cancel_run(run.id)
-        await self._clock.rest()
-        return cancelled
+        return await self._apply(self._engine.cancel_run(run.id))
 
     async def rerun(self, run: RunFacts) -> TestRun:
         """Run the same function again with the same event."""
-        await self._rest()
-        run_id = await self._engine.rerun(run.id)
-        await self._clock.rest()
-        return self._run(run_id)
+        return self._run(await self._apply(self._engine.rerun(run.id)))
 
     async def pause(self, function: Function[Any]) -> None:
         """Start no more runs of a function, until it is resumed."""
-        await self._rest()
-        await self._engine.pause_function(function.id)
+        await self._apply(self._engine.pause_function(function.id))
 
     async def resume(self, function: Function[Any]) -> None:
-        await self._rest()
-        await self._engine.resume_function(function.id)
-        await self._clock.rest()
+        """Allow a paused function to start runs again."""
+        await self._apply(self._engine.resume_function(function.id))
 
     def runs(self, function: Function[Any] | None = None) -> list[TestRun]:
         """All runs, or those of one function, oldest first."""
@@ -368,6 +358,17 @@ class TestEngineBase:
                 if function_id in (function.id, function.on_failure_fn_id):
                     return handler, function
         raise RuntimeError(f"no function {function_id!r} is under test")
+
+    async def _apply(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Execute an operation of the engine, after all that was started before, and wait for its effects."""
+        try:
+            await self._rest()
+        except BaseException:
+            operation.close()
+            raise
+        result = await operation
+        await self._clock.rest()
+        return result
 
     async def _rest(self) -> Records:
         """All that was set off before comes first."""

@@ -39,8 +39,6 @@ class AllowedHosts:
         self._any = ANY_HOST in names
         self._any_address = listening in ("", "0.0.0.0", "::")
         self._names = frozenset(_normalise(name) for name in (*LOOPBACK_HOSTS, listening, *names))
-        self._known: set[str] = set()
-        """``Host`` headers that were found to be allowed."""
 
     def allows_host(self, header: str | None) -> bool:
         """Whether a request may have this ``Host`` header: a name or an address, with or without a port."""
@@ -61,11 +59,9 @@ class AllowedHosts:
         if header is None:
             return "the development engine refuses requests without a Host header"
         # An absolute URL in the request line replaces the header (RFC 9112 §3.2.2). aiohttp returns it as the host.
-        for name in (header,) if host == header else (header, host):
-            if name not in self._known and not self.allows_host(name):
+        for name in (header, host):
+            if not self.allows_host(name):
                 return f"the development engine refuses requests to the host {name!a}: {_ADVICE}"
-            if len(self._known) < _MOST_KNOWN:
-                self._known.add(name)
         if origin and not self.allows_origin(origin):
             return f"the development engine refuses requests of pages of another origin, {origin!a}: {_ADVICE}"
         return None
@@ -140,13 +136,19 @@ class Gate:
         self._tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
         self._hosts = hosts
         self._refusals = SparseLog(_logger)
+        self._known_hosts: set[str] = set()
 
     def check(self, request: web.Request, access: Access) -> None:
         """Raises ``ApiError``: 403 for a foreign host or origin, 401 for a missing or wrong key."""
         if self._is_dev:
+            host = request.headers.get(hdrs.HOST)
+            if host in self._known_hosts and host == request.host and hdrs.ORIGIN not in request.headers:
+                return
             if refusal := self._hosts.refuse(request):
                 self._refusals.log(logging.WARNING, "%s", refusal)
                 raise ApiError(403, refusal)
+            if host is not None and len(self._known_hosts) < _MOST_KNOWN:
+                self._known_hosts.add(host)
         elif access is Access.EVENT_KEY:
             _check_event_key(request, self._event_keys)
         elif access is not Access.OPEN:

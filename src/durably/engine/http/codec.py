@@ -81,7 +81,7 @@ def read_arguments(
                 elif argument.http_default is not None:
                     arguments[argument.name] = argument.http_default
             case Place.BODY:
-                arguments[argument.name] = _read_whole_body(argument.type, body)
+                arguments[argument.name] = body if argument.type is bytes else _read_whole_body(argument.type, body)
             case Place.FIELD:
                 pass
     if fields := _fields_of(operation):
@@ -97,8 +97,6 @@ def check_header(name: str, text: str) -> str:
 
 
 def _read_whole_body(kind: Any, body: bytes) -> Any:
-    if kind is bytes:
-        return body
     if kind is msgspec.Raw:
         _object_decoder.decode(body)
         return msgspec.Raw(body)

@@ -53,8 +53,9 @@ class Connections:
         self.limits = limits
         self._max = limits.effective_max()
         self._open: dict[asyncio.BaseProtocol, _Connection] = {}
-        self._waiting: dict[_Connection, None] = {}
+        self.waiting: dict[_Connection, None] = {}
         """Connections without a request under way, the longest idle first."""
+        self.may_have_room = asyncio.Event()
         self._acceptor: Acceptor | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -72,6 +73,7 @@ class Connections:
             logger=SERVER_LOGGER,
             has_room=lambda: len(self._open) < self._max,
             make_room=self._make_room,
+            may_have_room=self.may_have_room,
         )
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
@@ -86,35 +88,26 @@ class Connections:
         """The connection of a request, which has a request under way; ``None`` if it has gone."""
         connection = self._open.get(request.protocol)
         if connection is not None:
-            self._waiting.pop(connection, None)
+            self.waiting.pop(connection, None)
         return connection
 
     # for connections
 
     def opened(self, connection: "_Connection") -> None:
         self._open[connection.inner] = connection
-        self._waiting[connection] = None
+        self.waiting[connection] = None
 
     def closed(self, connection: "_Connection") -> None:
         self._open.pop(connection.inner, None)
-        self._waiting.pop(connection, None)
-        self._notify()
-
-    def waits(self, connection: "_Connection") -> None:
-        if connection.inner in self._open:
-            self._waiting[connection] = None
-            self._notify()
-
-    def _notify(self) -> None:
-        if self._acceptor is not None:
-            self._acceptor.notify()
+        self.waiting.pop(connection, None)
+        self.may_have_room.set()
 
     def _make_room(self) -> None:
         """Close the connection that has been idle longest. New connections get time for their first request."""
         now = asyncio.get_running_loop().time()
-        for connection in self._waiting:
+        for connection in self.waiting:
             if connection.is_dispensable(now):
-                del self._waiting[connection]
+                del self.waiting[connection]
                 connection.end()
                 return
 
@@ -125,7 +118,7 @@ class Connections:
         while True:
             await asyncio.sleep(min(1.0, shortest / 4))
             now = loop.time()
-            for connection in list(self._waiting):
+            for connection in list(self.waiting):
                 connection.check(now)
 
 
@@ -151,7 +144,9 @@ class _Connection(asyncio.Protocol):
         self._head_began, self._answered = False, True
         self._deadline = self._now() + self._connections.limits.keep_alive
         self._unsent = sys.maxsize
-        self._connections.waits(self)
+        if self._transport is not None:
+            self._connections.waiting[self] = None
+            self._connections.may_have_room.set()
 
     def is_dispensable(self, now: float) -> bool:
         """Whether it may be closed to make room: it is idle, or its first request takes long."""
@@ -221,7 +216,7 @@ class Acceptor:
     """Serves the connections of ``listener`` with protocols that ``make_protocol`` makes.
 
     ``has_room`` returns whether one more may be served. Otherwise the next connection waits, and further ones wait in
-    the operating system's queue. ``make_room`` ends an idle connection. Call ``notify`` when there may be room again.
+    the operating system's queue. ``make_room`` ends an idle connection. Set ``may_have_room`` when there may be room.
     ``name`` is the listener's name in log lines.
     """
 
@@ -234,21 +229,19 @@ class Acceptor:
         logger: logging.Logger,
         has_room: Callable[[], bool] = lambda: True,
         make_room: Callable[[], None] = lambda: None,
+        may_have_room: asyncio.Event | None = None,
     ) -> None:
         listener.setblocking(False)
         self._listener, self._make_protocol, self._name = listener, make_protocol, name
         self._has_room, self._make_room = has_room, make_room
         self._log = SparseLog(logger)
-        self._may_have_room = asyncio.Event()
+        self._may_have_room = may_have_room or asyncio.Event()
         self._serving: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
     def fileno(self) -> int:
         """The descriptor of the listening socket, -1 after it is closed."""
         return self._listener.fileno()
-
-    def notify(self) -> None:
-        self._may_have_room.set()
 
     async def close(self) -> None:
         """Stop accepting. Accepted connections stay open."""

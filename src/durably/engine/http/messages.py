@@ -47,14 +47,29 @@ async def read_body(request: web.Request) -> bytes:
     ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 415 for an encoding other than gzip and deflate, 400 if it does
     not fit its headers.
     """
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
-    if encoding is None:
-        return await _read_bytes(request)
-    encoding = encoding.strip().lower()
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
     if encoding not in ("identity", "gzip", "deflate", ""):
         raise ApiError(415, f"the content-encoding {encoding!r} is unknown; send the body as it is, or with gzip")
-    body = await _read_bytes(request)
-    return body if encoding in ("identity", "") else await asyncio.to_thread(_unpack, body)
+    if (request.content_length or 0) > MAX_REQUEST_BYTES:
+        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+    body = bytearray()
+    began = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(began + _GRACE_SECONDS) as limit:
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+                limit.reschedule(began + _GRACE_SECONDS + len(body) / _LEAST_BYTES_PER_SECOND)
+    except TimeoutError:
+        raise ApiError(
+            408, f"the body comes too slowly: {len(body)} bytes in {_GRACE_SECONDS:g} s and more; send it again"
+        ) from None
+    except ConnectionResetError:
+        raise ApiError(400, "the client closed the connection before the end of the body") from None
+    except web.RequestPayloadError:
+        raise ApiError(400, "the body cannot be read: it does not fit its length") from None
+    return bytes(body) if encoding in ("identity", "") else await asyncio.to_thread(_unpack, bytes(body))
 
 
 def _unpack(body: bytes) -> bytes:
@@ -69,30 +84,6 @@ def _unpack(body: bytes) -> bytes:
     if not unpacker.eof or unpacker.unused_data:
         raise ApiError(400, "the body cannot be unpacked: it does not fit its content-encoding")
     return unpacked
-
-
-async def _read_bytes(request: web.Request) -> bytes:
-    """The body as it is sent. Raises ``ApiError``."""
-    if (request.content_length or 0) > MAX_REQUEST_BYTES:
-        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
-    body = bytearray()
-    began = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout_at(began + _GRACE_SECONDS) as limit:
-            while chunk := await request.content.readany():
-                body += chunk
-                if len(body) > MAX_REQUEST_BYTES:
-                    raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
-                limit.reschedule(began + _GRACE_SECONDS + len(body) / _LEAST_BYTES_PER_SECOND)
-        return bytes(body)
-    except TimeoutError:
-        raise ApiError(
-            408, f"the body comes too slowly: {len(body)} bytes in {_GRACE_SECONDS:g} s and more; send it again"
-        ) from None
-    except ConnectionResetError:
-        raise ApiError(400, "the client closed the connection before the end of the body") from None
-    except web.RequestPayloadError:
-        raise ApiError(400, "the body cannot be read: it does not fit its length") from None
 
 
 async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
@@ -110,12 +101,7 @@ async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
 
 
 def json_response(body: Any, status: int = 200) -> web.Response:
-    return raw_response(_encoder.encode(body), status)
-
-
-def raw_response(body: bytes, status: int = 200) -> web.Response:
-    """JSON that is encoded already."""
-    return web.Response(body=body, status=status, content_type="application/json")
+    return web.Response(body=_encoder.encode(body), status=status, content_type="application/json")
 
 
 def data_response(data: Any) -> web.Response:

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import hdrs, web
 
-from durably.engine.core.errors import EngineError
-from durably.engine.json_bodies import decode_json
+from durably.engine.core.errors import BodyInvalidError, EngineError
+from durably.engine.json_bodies import decode_json, explain_json_error
 from durably.engine.operations import Access, Operation
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunUpdate
@@ -24,7 +24,7 @@ from durably.protocol.text import get_logger, redact_url
 
 from .codec import NOT_FOUND, check_header, encode_result, read_arguments
 from .discovery import AppUnreachedError, NoAppError, SyncFailedError
-from .messages import ApiError, data_response, error_response, json_response, raw_response, read_body
+from .messages import ApiError, data_response, error_response, json_response, read_body
 from .syncs import AcceptedSync, AppConflicts, OnSync, SyncAt
 
 READY_SECONDS = 5.0
@@ -74,19 +74,19 @@ def operation_route(operation: Operation) -> Route:
 async def _execute(operation: Operation, api: ApiState, request: web.Request) -> web.Response:
     """Read the arguments of an operation from a request, execute it, and write its result."""
     body = await read_body(request) if operation.has_body else b""
-    arguments = decode_json(
-        body,
-        lambda body: read_arguments(
+    try:
+        arguments = read_arguments(
             operation, request.match_info, request.query, request.headers, body, has_limits=api.has_limits
-        ),
-    )
-    result = shown = await operation.execute(api.engine, arguments)
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BodyInvalidError(explain_json_error(body, error)) from None
+    result = shown = await getattr(api.engine, operation.name)(**arguments)
     if not result and await operation.is_missing(api.engine, arguments, result):
         assert operation.missing is not None
         raise ApiError(404, operation.missing.format_map(arguments), code=NOT_FOUND)
     if operation.show is not None:
         shown = await operation.show(api.engine, arguments, result)
-    return raw_response(encode_result(operation, result, shown))
+    return web.Response(body=encode_result(operation, result, shown), content_type="application/json")
 
 
 async def _add_traces(api: ApiState, request: web.Request) -> web.Response:
