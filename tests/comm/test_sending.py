@@ -17,7 +17,7 @@ from durably import app as app_module
 from durably.errors import EngineNotConfiguredError, EventKeyUnspecifiedError, SendEventsError
 
 from ..frameworks.engine import Answer, FakeEngine, Received
-from .test_transport import serving
+from ..io.test_transport import serving
 
 KEY = "event-key"
 ACCEPTED: Answer = (200, {"ids": ["01A", "01B"], "status": 200})

@@ -1,12 +1,17 @@
 """The shapes that memos have on the wire, and what a call makes of them."""
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
+from durably import Context
 from durably.execution import StepMemos, take_inputs
 from durably.protocol.errors import ErrorData
+from durably.protocol.opcodes import hash_step_id
+
+from .engine import engine_for
 
 EVENT = {"name": "paid", "data": {"input": 1}, "id": "1", "ts": 2}
 
@@ -79,3 +84,23 @@ def test_what_middleware_replaces_is_what_the_step_gets() -> None:
     assert dict(memos.items())["c"].data == 1
     assert take(memos, "a") == ("plain", None)
     assert take(memos, "b") == (None, ErrorData(name="E", message="plain"))
+
+
+async def test_memos_that_the_stack_does_not_name_are_returned_last() -> None:
+    """The body of a large call is fetched, and may then have memos that are newer than the call."""
+    order: list[str] = []
+
+    async def function(ctx: Context) -> None:
+        async def branch(name: str) -> None:
+            await ctx.step.run(name, str, name)
+            order.append(name)
+
+        await asyncio.gather(*(branch(name) for name in "abc"))
+
+    engine = engine_for(function)
+    run = await engine.run()
+    run.memos = {hash_step_id(name): {"data": name} for name in "abc"}
+    run.stack = [hash_step_id(name) for name in "cb"]
+    order.clear()
+    assert (await engine.call(run)).status == 200
+    assert order == ["c", "b", "a"]

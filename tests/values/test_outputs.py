@@ -25,8 +25,8 @@ from durably.values import outputs
 from durably.values.codecs import codec_for
 from durably.values.outputs import declared_type
 
+from ..execution.engine import complete, engine_for, fail
 from ..ids import stable_id
-from .engine import complete, engine_for, fail
 
 if TYPE_CHECKING:
     from collections.abc import Hashable as OnlyForTypeCheckers

@@ -11,7 +11,7 @@ import pytest
 from durably import Client, Context
 from durably.io.loop_watch import LoopWatch
 
-from .engine import engine_for
+from ..execution.engine import engine_for
 
 PATIENCE_SECONDS = 60
 

@@ -15,9 +15,9 @@ import durably
 from durably import Client, Context, ContextSync, Event, Middleware, MiddlewareSync, TransformOutputResult
 from durably.execution import StepInfo, StepMemos
 
-from .conformance.fake_engine import FakeEngine as HTTPEngine
-from .conformance.fake_engine import serving_fake_engine
-from .execution.engine import Run, complete, engine_for, fail, named
+from ..conformance.fake_engine import FakeEngine as HTTPEngine
+from ..conformance.fake_engine import serving_fake_engine
+from ..execution.engine import Run, complete, engine_for, fail, named
 
 HOOKS = (
     "transform_input",

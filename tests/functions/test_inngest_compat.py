@@ -15,9 +15,9 @@ from inngest.experimental.remote_state_middleware import InMemoryDriver, RemoteS
 from durably import Client, Context, ContextSync, Event, Middleware, MiddlewareSync
 from durably.errors import FunctionConfigInvalidError
 
-from .conformance.fake_engine import FakeEngine as HTTPEngine
-from .conformance.fake_engine import serving_fake_engine
-from .execution.engine import Run, complete, engine_for
+from ..conformance.fake_engine import FakeEngine as HTTPEngine
+from ..conformance.fake_engine import serving_fake_engine
+from ..execution.engine import Run, complete, engine_for
 
 OFFICIAL_HOOKS = (
     "transform_input",

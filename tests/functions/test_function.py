@@ -10,8 +10,8 @@ import durably
 from durably import Client, Context, ContextSync, TriggerCron, TriggerEvent
 from durably.errors import FunctionConfigInvalidError
 
-from .execution.engine import FakeEngine, Run, engine_for
-from .ids import stable_id
+from ..execution.engine import FakeEngine, Run, engine_for
+from ..ids import stable_id
 
 CLIENT = Client(app_id="app", is_production=False)
 TRIGGER = TriggerEvent(event="e")

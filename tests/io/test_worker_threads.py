@@ -21,7 +21,7 @@ from durably.comm import CommHandler
 from durably.io.worker_threads import WorkerThreads
 from durably.testing import TestEngine
 
-from .engine import Run, complete, engine_for, fail
+from ..execution.engine import Run, complete, engine_for, fail
 
 PATIENCE_SECONDS = 60
 name: ContextVar[str] = ContextVar("name", default="unset")
