@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
+from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import RunStatus, decode_run_state
-from durably.engine.core.transition import Policy
 from durably.engine.scheduling import bulk_operations, event_routing, operations, runs
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.outbox import CallAt, ContinueBulkOperation, ControlsChanged, OutboxMessage

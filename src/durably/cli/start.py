@@ -81,7 +81,7 @@ def start(
         raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
     if not event_keys or not all(event_keys):
         raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
-    from durably.engine.core.backoff import standard_backoff
+    from durably.engine.core.policy import standard_backoff
     from durably.engine.http.connections import ConnectionLimits
     from durably.engine.settings import EngineSettings
     from durably.protocol.headers import ServerKind

@@ -233,7 +233,7 @@ class Runtime:
                     self.completion_waiters.resolve(message.run_key)
                 case RequestAt():
                     self._requests.note(message)
-                    self._timers.add(message.request.due, message, is_stored=False)
+                    self._timers.add(message.request.scheduled_at, message, is_stored=False)
                 case Synced():
                     self.transactions.registry = self.transactions.registry.with_app(message.app_id, message.functions)
                 case ControlsChanged():

@@ -11,8 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from durably.engine.core.backoff import Backoff, dev_backoff, unreached_backoff
-from durably.engine.core.transition import Policy
+from durably.engine.core.policy import Backoff, Policy, dev_backoff, unreached_backoff
 from durably.engine.scheduling.events import Entropy
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS

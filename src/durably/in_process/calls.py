@@ -11,7 +11,6 @@ import msgspec
 from durably.comm import CommHandler, Syncer
 from durably.comm.requests import retry_after_text, state_retries
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, failed
-from durably.engine.core.backoff import clip_retry_after
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import (
     DatabaseLostError,
@@ -20,6 +19,7 @@ from durably.engine.core.errors import (
     RunNotFoundError,
     StaleCallError,
 )
+from durably.engine.core.policy import clip_retry_after
 from durably.engine.settings import Clock
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime

@@ -333,7 +333,7 @@ class ProcessEngine:
         )
 
     def _engine_settings(self) -> "EngineSettings":
-        from durably.engine.core.backoff import dev_backoff, standard_backoff
+        from durably.engine.core.policy import dev_backoff, standard_backoff
         from durably.engine.settings import EngineSettings
 
         if self._options.settings is not None:

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar, overload
 
 from durably.client import Client
 from durably.comm import CommHandler
-from durably.engine.core.backoff import standard_backoff
+from durably.engine.core.policy import standard_backoff
 from durably.engine.runtime import Runtime
 from durably.engine.scheduling.requests.http_call import Caller
 from durably.engine.settings import Durability, EngineSettings

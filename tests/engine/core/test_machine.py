@@ -30,9 +30,8 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.machine import advance, start
-from durably.engine.core.op_options import DeferOptions
+from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import Call, Deferred, RunState, RunStatus
-from durably.engine.core.transition import Policy
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode, Userland
@@ -294,7 +293,7 @@ def aborted(target: str = "d") -> Op:
 def test_a_deferred_function_is_stored_with_what_it_comes_with() -> None:
     run = Run()
     commands = run.ops(deferred(data={"n": 1}), ran("a"))
-    assert commands[0] == Defer("d", DeferOptions("app-later", b'{"n":1}'))
+    assert commands[0] == Defer("d", "app-later", b'{"n":1}')
     assert kinds(commands[1:]) == [WriteMemo, MakeCall]
     assert run.state.defers == (Deferred(step_id="d", size=7),)
     assert run.state.memos == 1
@@ -529,7 +528,7 @@ def test_wait_for_event() -> None:
     opts = {"event": "paid", "if": "async.data.id == event.data.id", "timeout": "1h"}
     (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, opts=opts))
     assert isinstance(command, AwaitEvent)
-    assert (command.options.event, command.options.expression, command.options.until) == (
+    assert (command.event, command.expression, command.until) == (
         "paid",
         opts["if"],
         NOW + 3_600_000,
@@ -542,15 +541,15 @@ def test_an_event_wait_without_a_timeout_ends_now() -> None:
     run = Run()
     (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, name="paid"))
     assert isinstance(command, AwaitEvent)
-    assert (command.options.event, command.options.until) == ("paid", NOW)
+    assert (command.event, command.until) == ("paid", NOW)
 
 
 def test_wait_for_signal() -> None:
     run = Run()
     (command,) = run.ops(op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "go", "conflict": "replace"}))
     assert isinstance(command, AwaitSignal)
-    assert command.options.replaces
-    assert command.options.until == NOW + 365 * 86_400_000
+    assert command.replaces
+    assert command.until == NOW + 365 * 86_400_000
 
 
 def test_a_signal_conflict_fails_the_run() -> None:
@@ -566,7 +565,7 @@ def test_invoke_and_its_timeout() -> None:
     opts = {"function_id": "app-child", "payload": {"data": {"n": 1}}, "timeout": "1m"}
     (command,) = run.ops(op(Opcode.INVOKE_FUNCTION, opts=opts))
     assert isinstance(command, Invoke)
-    assert (command.options.function_id, command.options.until) == ("app-child", NOW + 60_000)
+    assert (command.function_id, command.until) == ("app-child", NOW + 60_000)
     run.feed(TimerFired("a"))
     memo = run.commands[1]
     assert isinstance(memo, WriteMemo)
@@ -592,7 +591,7 @@ def test_invoke_and_its_timeout() -> None:
         (op(Opcode.WAIT_FOR_SIGNAL, opts={}), "names none"),
         (op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "x", "conflict": "hope"}), "'hope'"),
         (op(Opcode.INVOKE_FUNCTION, opts={}), "names none"),
-        (op(Opcode.INVOKE_FUNCTION, opts={"function_id": "f", "payload": {"data": [1]}}), "no object"),
+        (op(Opcode.INVOKE_FUNCTION, opts={"function_id": "f", "payload": {"data": [1]}}), "not an object"),
         (Op(id="a", op="Dance", name="step a"), "'Dance'"),
     ],
 )
@@ -617,7 +616,7 @@ def test_a_request_is_tried_again_then_memoised_as_an_error() -> None:
     failed = RequestFinished("a", command.generation, b'{"error":{}}', failed=True, is_retriable=True)
     (again,) = run.feed(failed)
     assert isinstance(again, MakeRequest)
-    assert (again.attempt, again.due, again.opts) == (1, NOW + 1000, None)
+    assert (again.attempt, again.scheduled_at, again.opts) == (1, NOW + 1000, None)
     assert run.feed(failed) == [], "the first attempt's outcome is stale"
     failed = RequestFinished("a", again.generation, b'{"error":{}}', failed=True, is_retriable=True)
     assert kinds(run.feed(failed)) == [CloseWait, WriteMemo, MakeCall]

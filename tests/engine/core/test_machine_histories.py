@@ -25,10 +25,10 @@ from durably.engine.core.inputs import (
     WaitResolved,
     WriteMemo,
 )
-from durably.engine.core.machine import advance, start
+from durably.engine.core.machine import TRANSITIONS, advance, start
 from durably.engine.core.ops import REQUESTS
+from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import Call, RunState, RunStatus, Wait, decode_run_state, encode_run_state
-from durably.engine.core.transition import Policy
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
@@ -63,6 +63,7 @@ class World:
         stored = decode_run_state(encode_run_state(before))
         assert stored == before
         self.state, commands = advance(stored, run_input, self.now, POLICY)
+        assert self.state.status in TRANSITIONS[type(run_input)][3] | {before.status}, "not a transition of the table"
         self._dispatch_after_commit(before, commands)
         self._check_head()
 

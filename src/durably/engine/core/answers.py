@@ -14,7 +14,7 @@ from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op
 from durably.protocol.signatures import SignatureError, verify, verify_answer
 
-from .backoff import clip_retry_after
+from .policy import clip_retry_after
 
 _EXCERPT_LENGTH = 300
 

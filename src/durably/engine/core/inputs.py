@@ -1,4 +1,4 @@
-"""What can happen to a run (inputs) and what the machine then wants done (commands), as plain values.
+"""Inputs of the run machine, and the commands that it returns, as plain values.
 
 Times are milliseconds since the epoch. A memo is the JSON that apps get for a finished step.
 """
@@ -10,13 +10,12 @@ import msgspec
 from durably.protocol.opcodes import Op, Opcode
 
 from .answers import Answer
-from .op_options import DeferOptions, EventWaitOptions, InvokeOptions, SignalWaitOptions
 from .run_state import Call, RunStatus
 
 
 class Answered(msgspec.Struct, frozen=True, gc=False):
-    """A call came to its end. ``memoised`` are those of the answer's step ids, and of the call's own target,
-    that have a memo already: the run state does not know."""
+    """A call has ended. ``memoised`` are the steps of the answer, and the call's own target, that already have a memo:
+    the run state does not know them."""
 
     generation: int
     answer: Answer
@@ -24,7 +23,7 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
 
 
 class AnsweredTogether(msgspec.Struct, frozen=True):
-    """Calls that shared a request came to their ends. Those that are stale change nothing."""
+    """Calls that shared a request have ended. Stale ones change nothing."""
 
     answers: tuple[Answered, ...]
 
@@ -34,7 +33,7 @@ class AnsweredTogether(msgspec.Struct, frozen=True):
 
 
 class Checkpointed(msgspec.Struct, frozen=True, gc=False):
-    """A call that goes on hands over steps that it has finished. ``memoised`` as in ``Answered``."""
+    """A call reports steps that it has finished, and continues. ``memoised`` is as in ``Answered``."""
 
     generation: int
     ops: list[Op]
@@ -42,7 +41,7 @@ class Checkpointed(msgspec.Struct, frozen=True, gc=False):
 
 
 OfCall = Answered | AnsweredTogether | Checkpointed
-"""What comes from calls, and is stale where the run has given them up."""
+"""Inputs of calls, which are stale if the run has given the call up."""
 
 
 class TimerFired(msgspec.Struct, frozen=True, gc=False):
@@ -52,7 +51,7 @@ class TimerFired(msgspec.Struct, frozen=True, gc=False):
 
 
 class WaitResolved(msgspec.Struct, frozen=True, gc=False):
-    """What an outstanding step waited for has come: an event, a signal, an invoked run's end."""
+    """A step has received the event, the signal or the invoked run's end that it waits for."""
 
     step_id: str
     memo: bytes
@@ -60,15 +59,15 @@ class WaitResolved(msgspec.Struct, frozen=True, gc=False):
 
 
 class SignalConflicted(msgspec.Struct, frozen=True):
-    """Another run waits for the signal already, and this one does not replace it."""
+    """Another run already waits for the signal, and this one does not replace it."""
 
     step_id: str
     signal: str
 
 
 class RequestFinished(msgspec.Struct, frozen=True):
-    """A request that the engine made for a step is over. ``memo`` is what the step comes to, ``{data}`` or, where it
-    ``failed``, ``{error}``, unless it ``is_retriable`` and has attempts left."""
+    """A request that the engine made for a step has ended. ``memo`` is the step's result, ``{data}``, or ``{error}`` if
+    it ``failed``. A failure that ``is_retriable`` is retried while attempts are left."""
 
     step_id: str
     generation: int
@@ -84,7 +83,7 @@ class CancelRequested(msgspec.Struct, frozen=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """The engine starts again: whatever was under way when it stopped will not be heard of any more."""
+    """The engine has restarted. Calls and requests that were under way when it stopped are lost."""
 
 
 Input = (
@@ -105,7 +104,7 @@ class MakeCall(msgspec.Struct, frozen=True, gc=False):
 
 
 class WriteMemo(msgspec.Struct, frozen=True, gc=False):
-    """``attempts`` is how many it took; ``failed`` whether the memo is an error."""
+    """``attempts`` is the number of attempts that the step took; ``failed``: the memo is an error."""
 
     step_id: str
     name: str
@@ -124,30 +123,40 @@ class Sleep(msgspec.Struct, frozen=True):
 class AwaitEvent(msgspec.Struct, frozen=True):
     step_id: str
     name: str
-    options: EventWaitOptions
+    event: str
+    expression: str | None
+    until: int
 
 
 class AwaitSignal(msgspec.Struct, frozen=True):
+    """``replaces``: the wait takes the place of another step's wait for the signal."""
+
     step_id: str
     name: str
-    options: SignalWaitOptions
+    signal: str
+    replaces: bool
+    until: int
 
 
 class Invoke(msgspec.Struct, frozen=True):
+    """``payload`` is an event without a name: ``data``, and perhaps ``user``, ``v``, ``id``, ``ts``."""
+
     step_id: str
     name: str
-    options: InvokeOptions
+    function_id: str
+    payload: dict[str, Any]
+    until: int
 
 
 class MakeRequest(msgspec.Struct, frozen=True):
-    """``opts`` may hold credentials: it must not be stored. ``None`` means the same as for the attempt before."""
+    """``opts`` may hold credentials, so it must not be stored. ``None`` stands for those of the attempt before."""
 
     step_id: str
     name: str
     op: Opcode
     generation: int
     attempt: int
-    due: int
+    scheduled_at: int
     opts: dict[str, Any] | None
 
     def __repr__(self) -> str:
@@ -159,10 +168,11 @@ class CloseWait(msgspec.Struct, frozen=True, gc=False):
 
 
 class Defer(msgspec.Struct, frozen=True):
-    """Start a function when the run has ended."""
+    """Start a function when the run has ended. ``data`` is that of its event, a JSON object."""
 
     step_id: str
-    options: DeferOptions
+    function_id: str
+    data: bytes
 
 
 class AbortDeferred(msgspec.Struct, frozen=True):
@@ -170,14 +180,14 @@ class AbortDeferred(msgspec.Struct, frozen=True):
 
 
 class RefuseDeferred(msgspec.Struct, frozen=True):
-    """Say that a function cannot be deferred. ``name`` is the user's id of it."""
+    """Report that a function cannot be deferred. ``name`` is the user's id of the step."""
 
     name: str
     reason: str
 
 
 class EndRun(msgspec.Struct, frozen=True, gc=False):
-    """Everything of the run that is outstanding is void. ``output`` is JSON: the result, or the error."""
+    """The run has ended, with its outstanding calls and waits. ``output`` is JSON: the result, or the error."""
 
     status: RunStatus
     output: bytes

@@ -1,12 +1,12 @@
 """The run machine: a run state and an input give the next run state and commands.
 
-Pure: ``advance`` reads no clock, draws no random number, touches no storage, and never sees a stored memo. The
-engine stores the run state and executes the commands in one transaction. ``_TABLE`` lists the inputs by status,
-the table of ``ops`` the ops. The semantics are those of spec §5.
+Pure: ``advance`` reads no clock, draws no random number, touches no storage, and never sees a stored memo. The engine
+stores the run state and executes the commands in one transaction. ``TRANSITIONS``, at the end, is the table of all
+inputs by the run's status; the table of ``ops`` lists the ops of an answer. The semantics are those of spec §5.
 
 Three rules:
-- A call is known by its generation. Generations are never given out twice, so an answer to a call that was
-  given up finds no call, and changes nothing (``StaleCallError``).
+- A call is known by its generation, and no generation is used twice. So an answer to a call that was given up finds
+  no call, and changes nothing (``StaleCallError``).
 - At most one discovery is outstanding. Requests for another while it is under way become one more discovery
   afterwards.
 - A run that has not ended has a call or wait outstanding; otherwise nothing would continue it.
@@ -37,10 +37,22 @@ from .inputs import (
     TimerFired,
     WaitResolved,
 )
-from .op_options import step_name
-from .ops import ASKING, EXECUTED, REQUESTS, STARTING, Answering, apply_op, executed_memo, target_not_found
+from .ops import (
+    ASKING,
+    EXECUTED,
+    LAZY,
+    REQUESTS,
+    STARTING,
+    AnsweredCall,
+    apply_op,
+    executed_memo,
+    note_deferred,
+    step_name,
+    target_not_found,
+)
+from .policy import Policy
 from .run_state import MACHINE_VERSION, Call, RunState, RunStatus
-from .transition import LAZY, Policy, RunOverflow, Transition, encode_error, error_memo, excerpt, note_deferred
+from .transition import RunOverflow, Transition, encode_error, error_memo, excerpt
 
 INVOKE_TIMED_OUT = ErrorData(
     name="InngestInvokeTimeoutError", message="Timed out waiting for invoked function to complete"
@@ -52,8 +64,8 @@ NOTHING_ASKED = ErrorData(
 
 
 def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> tuple[RunState, list[Command]]:
-    """The run state of a new run, and its first call. ``memos`` and ``size`` count what it takes over from another run,
-    in number and in bytes."""
+    """The run state of a new run, and its first call. ``memos`` and ``size`` are the number and the bytes of the memos
+    that it copies from another run."""
     state = RunState(
         version=MACHINE_VERSION, status=RunStatus.SCHEDULED, max_attempts=max_attempts, memos=memos, bytes=size
     )
@@ -66,8 +78,7 @@ def advance(state: RunState, run_input: Input, now: int, policy: Policy) -> tupl
     """Raises ``StaleCallError``, and for checkpoints ``CheckpointInvalidError`` and ``TooLargeError``; then
     nothing has changed."""
     transition = Transition(state, now, policy)
-    handle = _TABLE[state.status][type(run_input)]
-    handle(transition, run_input)
+    _HANDLERS[state.status, type(run_input)](transition, run_input)
     transition.settle()
     return transition.next_state(), transition.commands
 
@@ -75,7 +86,7 @@ def advance(state: RunState, run_input: Input, now: int, policy: Policy) -> tupl
 # calls
 
 
-def _on_answer(transition: Transition, run_input: Answered) -> None:
+def _end_call(transition: Transition, run_input: Answered) -> None:
     call = transition.find_call(run_input.generation)
     del transition.calls[call.generation]
     transition.status = RunStatus.RUNNING
@@ -83,7 +94,7 @@ def _on_answer(transition: Transition, run_input: Answered) -> None:
         case Returned(output):
             transition.end(RunStatus.COMPLETED, output)
         case ReportedOps() as answer:
-            _on_ops(transition, call, answer, run_input.memoised)
+            _apply_ops(transition, call, answer, run_input.memoised)
         case AttemptFailed(error) if error.code == ErrorCode.STEP_UNEXPECTED and not call.is_discovery:
             target_not_found(transition, call, call.name)
         case AttemptFailed(error, no_retry, retry_at, written):
@@ -96,20 +107,20 @@ def _on_answer(transition: Transition, run_input: Answered) -> None:
             transition.call(again)
 
 
-def _on_answers(transition: Transition, run_input: AnsweredTogether) -> None:
+def _end_calls(transition: Transition, run_input: AnsweredTogether) -> None:
     outstanding = [answered for answered in run_input.answers if answered.generation in transition.calls]
     if not outstanding:
         transition.find_call(run_input.generation)
     for answered in outstanding:
         if not transition.status.has_ended:
-            _on_answer(transition, answered)
+            _end_call(transition, answered)
 
 
-def _on_ops(transition: Transition, call: Call, answer: ReportedOps, memoised: frozenset[str]) -> None:
+def _apply_ops(transition: Transition, call: Call, answer: ReportedOps, memoised: frozenset[str]) -> None:
     asking = [op for op in answer.ops if op.op in ASKING]
     if len(asking) > 1 or any(op.op == Opcode.STEP_PLANNED for op in asking):
         transition.disable_immediate = True
-    answering = Answering(transition, call, answer)
+    answered = AnsweredCall(transition, call, answer)
     # Before all others: defers count even if another op ends the run.
     has_deferred = [note_deferred(transition, op) for op in answer.ops if op.op in LAZY]
     ops = [op for op in answer.ops if op.op not in LAZY]
@@ -120,7 +131,7 @@ def _on_ops(transition: Transition, call: Call, answer: ReportedOps, memoised: f
         for op in ops:
             if _is_known(transition, op, memoised):
                 continue
-            apply_op(answering, op)
+            apply_op(answered, op)
             if transition.status.has_ended:
                 return
     except OpInvalidError as error:
@@ -128,12 +139,12 @@ def _on_ops(transition: Transition, call: Call, answer: ReportedOps, memoised: f
     except RunOverflow as overflow:
         transition.fail(overflow.error)
     else:
-        if not answering.gave_up:
+        if not answered.gave_up:
             _check_progress(transition, call, memoised)
 
 
 def _is_known(transition: Transition, op: Op, memoised: frozenset[str]) -> bool:
-    """Whether the step of an op has ended, or is under way."""
+    """Whether the step of an op has ended or is under way."""
     return bool(op.id) and (op.id in memoised or op.id in transition.written or transition.is_outstanding(op.id))
 
 
@@ -142,8 +153,8 @@ def _is_new_step(transition: Transition, op: Op, memoised: frozenset[str]) -> bo
 
 
 def _check_progress(transition: Transition, call: Call, memoised: frozenset[str]) -> None:
-    """Where an answer leaves undone what it was asked for, its attempt has failed: such an answer comes of a
-    faulty app, or of a checkpoint that was committed but whose acknowledgement was lost."""
+    """Fail the attempt if the answer has no result of its call. The app is faulty, or a checkpoint was committed and
+    its acknowledgement was lost."""
     if call.is_discovery:
         _drop_lost_requests(transition)
         is_undone = not (transition.calls or transition.waits or transition.written or transition.discover_again)
@@ -159,13 +170,13 @@ def _check_progress(transition: Transition, call: Call, memoised: frozenset[str]
 
 
 def _drop_lost_requests(transition: Transition) -> None:
-    """Requests lost at a restart which a discovery since has not reported again: the function has gone on
-    without them."""
+    """Close requests that a restart lost and a discovery has not reported again: the function has continued without
+    them."""
     for wait in [wait for wait in transition.waits.values() if wait.needs_op]:
         transition.close_wait(wait.step_id)
 
 
-def _on_checkpoint(transition: Transition, run_input: Checkpointed) -> None:
+def _write_steps(transition: Transition, run_input: Checkpointed) -> None:
     call = transition.find_call(run_input.generation)
     transition.status = RunStatus.RUNNING
     attempts = call.attempt + 1
@@ -201,7 +212,7 @@ def _check_checkpointable(op: Op) -> None:
 # waits
 
 
-def _on_timer(transition: Transition, run_input: TimerFired) -> None:
+def _time_out(transition: Transition, run_input: TimerFired) -> None:
     wait = transition.waits.get(run_input.step_id)
     if wait is None or wait.op in REQUESTS:
         return
@@ -211,13 +222,13 @@ def _on_timer(transition: Transition, run_input: TimerFired) -> None:
         transition.resolve(wait, b"null")
 
 
-def _on_wait_resolved(transition: Transition, run_input: WaitResolved) -> None:
+def _end_wait(transition: Transition, run_input: WaitResolved) -> None:
     wait = transition.waits.get(run_input.step_id)
     if wait is not None:
         transition.resolve(wait, run_input.memo, failed=run_input.failed)
 
 
-def _on_signal_conflict(transition: Transition, run_input: SignalConflicted) -> None:
+def _fail_wait(transition: Transition, run_input: SignalConflicted) -> None:
     wait = transition.waits.get(run_input.step_id)
     if wait is not None:
         message = (
@@ -227,7 +238,7 @@ def _on_signal_conflict(transition: Transition, run_input: SignalConflicted) -> 
         transition.fail(ErrorData(name="SignalConflictError", message=message))
 
 
-def _on_request_finished(transition: Transition, run_input: RequestFinished) -> None:
+def _end_request(transition: Transition, run_input: RequestFinished) -> None:
     wait = transition.waits.get(run_input.step_id)
     if wait is None or wait.generation != run_input.generation or wait.needs_op:
         return
@@ -249,7 +260,7 @@ def _cancel(transition: Transition, run_input: CancelRequested) -> None:
     )
 
 
-def _on_recovery(transition: Transition, run_input: Recovered) -> None:
+def _repeat_lost(transition: Transition, run_input: Recovered) -> None:
     for wait in [wait for wait in transition.waits.values() if wait.op in REQUESTS]:
         transition.waits[wait.step_id] = msgspec.structs.replace(wait, needs_op=True)
         transition.discover_again = True
@@ -261,46 +272,39 @@ def _on_recovery(transition: Transition, run_input: Recovered) -> None:
 
 
 def _ignore(transition: Transition, run_input: Input) -> None:
-    """What comes too late, to a run that has ended, and whose sender need not know."""
+    """The input is too late or concerns nothing of the run, and its sender need not know."""
 
 
 def _refuse(transition: Transition, run_input: Input) -> None:
     raise StaleCallError(f"the call is stale: its run has ended and is {transition.status.value.lower()}")
 
 
-_Handler = Callable[[Transition, Any], None]
+# the table
 
-_LIVE: dict[type[Input], _Handler] = {
-    Answered: _on_answer,
-    AnsweredTogether: _on_answers,
-    Checkpointed: _on_checkpoint,
-    TimerFired: _on_timer,
-    WaitResolved: _on_wait_resolved,
-    SignalConflicted: _on_signal_conflict,
-    RequestFinished: _on_request_finished,
-    CancelRequested: _cancel,
-    Recovered: _on_recovery,
+Handler = Callable[[Transition, Any], None]
+SCHEDULED, RUNNING, COMPLETED, FAILED, CANCELLED, SKIPPED = RunStatus
+
+# fmt: off
+TRANSITIONS: dict[type[Input], tuple[Handler, Handler, Handler, set[RunStatus]]] = {
+    # input           in a scheduled run  in a running run  in an ended run  the run may become
+    Answered:         (_end_call,         _end_call,        _refuse,         {RUNNING, COMPLETED, FAILED}),
+    AnsweredTogether: (_end_calls,        _end_calls,       _refuse,         {RUNNING, COMPLETED, FAILED}),
+    Checkpointed:     (_write_steps,      _write_steps,     _refuse,         {RUNNING}),
+    TimerFired:       (_ignore,           _time_out,        _ignore,         {FAILED}),
+    WaitResolved:     (_ignore,           _end_wait,        _ignore,         {FAILED}),
+    SignalConflicted: (_ignore,           _fail_wait,       _ignore,         {FAILED}),
+    RequestFinished:  (_ignore,           _end_request,     _ignore,         {FAILED}),
+    CancelRequested:  (_cancel,           _cancel,          _ignore,         {CANCELLED}),
+    Recovered:        (_repeat_lost,      _repeat_lost,     _ignore,         set()),
 }
+# fmt: on
+"""The handler of each input by the run's status. A skipped run counts as ended; it never has another status."""
 
-_ENDED: dict[type[Input], _Handler] = {
-    Answered: _refuse,
-    AnsweredTogether: _refuse,
-    Checkpointed: _refuse,
-    TimerFired: _ignore,
-    WaitResolved: _ignore,
-    SignalConflicted: _ignore,
-    RequestFinished: _ignore,
-    CancelRequested: _ignore,
-    Recovered: _ignore,
-}
-
-_TABLE: dict[RunStatus, dict[type[Input], _Handler]] = {
-    RunStatus.SCHEDULED: _LIVE,
-    RunStatus.RUNNING: _LIVE,
-    RunStatus.COMPLETED: _ENDED,
-    RunStatus.FAILED: _ENDED,
-    RunStatus.CANCELLED: _ENDED,
-    RunStatus.SKIPPED: _ENDED,
+_COLUMNS = {SCHEDULED: 0, RUNNING: 1, COMPLETED: 2, FAILED: 2, CANCELLED: 2, SKIPPED: 2}
+_HANDLERS: dict[tuple[RunStatus, type[Input]], Handler] = {
+    (status, kind): row[column]  # type: ignore[misc]
+    for kind, row in TRANSITIONS.items()
+    for status, column in _COLUMNS.items()
 }
 
 _NO_RETRIES = Policy(retry_delay=lambda attempt: 0, unreached_delay=lambda failures: 0)

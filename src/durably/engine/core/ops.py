@@ -1,51 +1,64 @@
-"""What each op of an answer does to a run (spec §5.1.1, §5.3)."""
+"""Ops of an answer: what each does to a run (spec §5.1.1, §5.3), and which options it reads.
 
+``_HANDLERS`` is the table of ops.
+"""
+
+import datetime as dt
 from collections.abc import Callable
 
 import msgspec
 
+from durably.protocol.durations import DurationInvalidError, parse_moment, parse_retry_after
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
-from durably.protocol.opcodes import Op, Opcode
+from durably.protocol.limits import (
+    DEFAULT_LONG_TIMEOUT,
+    MAX_DEFERRED,
+    MAX_DEFERRED_BYTES,
+    MAX_EVENT_NAME_LENGTH,
+    MAX_STEP_OUTPUT_BYTES,
+    MAX_WAIT,
+)
+from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
 
 from .answers import ReportedOps
 from .errors import OpInvalidError
-from .inputs import AwaitEvent, AwaitSignal, Invoke, MakeRequest, Sleep
-from .op_options import (
-    read_event_wait,
-    read_invoke,
-    read_retry_after,
-    read_signal_wait,
-    read_sleep,
-    step_name,
-)
-from .run_state import Call, RunStatus, Wait
+from .expressions import ExpressionInvalidError, compile_expression
+from .inputs import AbortDeferred, AwaitEvent, AwaitSignal, Defer, Invoke, MakeRequest, RefuseDeferred, Sleep
+from .policy import clip_retry_after
+from .run_state import Call, Deferred, RunStatus, Wait
 from .transition import Transition, data_memo, error_memo
 
 
-class Answering:
-    """The answer that is being read: the call that it ends, and what it says for all of its ops.
+def step_name(op: Op) -> str:
+    """The step's id as the user wrote it, with the number of its repetition, if the app sends them."""
+    if op.userland:
+        return f"{op.userland.id}:{op.userland.index}" if op.userland.index else op.userland.id
+    return op.display_name or op.name or op.id
 
-    ``attempt`` is that at which the app ran the step being read. It starts anew after each step that was
-    executed, so an error that follows one in the same answer is a first attempt's. ``gave_up`` is set where the
-    function has gone on without the step that the call was for.
+
+class AnsweredCall:
+    """An answer while its ops are applied, and the call that it ends.
+
+    ``attempt`` is the app's attempt at the step of the next op. It is 0 after each executed step, so that an error
+    after one in the same answer belongs to a first attempt. ``gave_up``: the function has continued without the step
+    that the call was for.
     """
 
-    def __init__(self, transition: Transition, call: Call, answer: ReportedOps) -> None:
+    def __init__(self, transition: Transition, call: Call, report: ReportedOps) -> None:
         self.transition = transition
         self.call = call
-        self.answer = answer
+        self.report = report
         self.attempt = call.attempt
         self.gave_up = False
 
     def is_race(self, op: Op) -> bool:
-        return self.answer.races or op.is_race or (self.call.race and op.id == self.call.step_id)
+        return self.report.races or op.is_race or (self.call.race and op.id == self.call.step_id)
 
     def wait(self, op: Op, kind: Opcode) -> None:
         self.transition.wait(Wait(step_id=op.id, op=kind, name=step_name(op), race=self.is_race(op)))
 
 
-def apply_op(answering: Answering, op: Op) -> None:
+def apply_op(answered: AnsweredCall, op: Op) -> None:
     """Raises ``OpInvalidError`` and ``RunOverflow``, either of which fails the run."""
     handler = _HANDLERS.get(op.op)
     if handler is None:
@@ -55,7 +68,7 @@ def apply_op(answering: Answering, op: Op) -> None:
         )
     if not op.id and op.op not in _WITHOUT_STEP:
         raise OpInvalidError(f"an op {op.op!r} has no id")
-    handler(answering, op)
+    handler(answered, op)
 
 
 def executed_memo(op: Op) -> tuple[bytes, bool]:
@@ -70,39 +83,39 @@ def executed_memo(op: Op) -> tuple[bytes, bool]:
     return error_memo(ErrorData(name="StepOutputTooLargeError", message=message)), True
 
 
-def _step_run(answering: Answering, op: Op) -> None:
+def _step_run(answered: AnsweredCall, op: Op) -> None:
     memo, failed = executed_memo(op)
-    _write(answering, op, memo, failed)
+    _write(answered, op, memo, failed)
 
 
-def _step_error(answering: Answering, op: Op) -> None:
-    transition, attempt = answering.transition, answering.attempt
-    if answering.answer.no_retry or attempt + 1 >= transition.max_attempts:
-        _step_failed(answering, op)
+def _step_error(answered: AnsweredCall, op: Op) -> None:
+    transition, attempt = answered.transition, answered.attempt
+    if answered.report.no_retry or attempt + 1 >= transition.max_attempts:
+        _step_failed(answered, op)
     else:
-        retry_at = read_retry_after(op, transition.now) or answering.answer.retry_at
-        transition.retry(answering.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
+        retry_at = _read_retry_after(op, transition.now) or answered.report.retry_at
+        transition.retry(answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
 
 
-def _step_failed(answering: Answering, op: Op) -> None:
-    _write(answering, op, error_memo(_error_of(op)), failed=True)
+def _step_failed(answered: AnsweredCall, op: Op) -> None:
+    _write(answered, op, error_memo(_error_of(op)), failed=True)
 
 
 def _error_of(op: Op) -> ErrorData:
     return op.error or ErrorData(message="the step failed without saying why")
 
 
-def _write(answering: Answering, op: Op, memo: bytes, failed: bool) -> None:
-    attempts = answering.attempt + 1
-    answering.transition.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, failed=failed)
-    answering.transition.step_ended(answering.is_race(op))
-    answering.attempt = 0
+def _write(answered: AnsweredCall, op: Op, memo: bytes, failed: bool) -> None:
+    attempts = answered.attempt + 1
+    answered.transition.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, failed=failed)
+    answered.transition.step_ended(answered.is_race(op))
+    answered.attempt = 0
 
 
-def _step_planned(answering: Answering, op: Op) -> None:
-    transition = answering.transition
-    if op.id == answering.call.step_id:
-        # Planned instead of executed, by the very call that is to execute it: its attempt has come to nothing.
+def _step_planned(answered: AnsweredCall, op: Op) -> None:
+    transition = answered.transition
+    if op.id == answered.call.step_id:
+        # The call was to execute the step, and planned it instead: its attempt had no result.
         return
     lost = transition.close_wait(op.id)
     attempt = lost.attempt if lost else 0
@@ -113,49 +126,49 @@ def _step_planned(answering: Answering, op: Op) -> None:
             step_id=op.id,
             name=step_name(op),
             attempt=attempt,
-            race=answering.is_race(op),
-            memos_seen=answering.call.memos_seen,
+            race=answered.is_race(op),
+            memos_seen=answered.call.memos_seen,
         )
     )
 
 
-def _sleep(answering: Answering, op: Op) -> None:
-    until = read_sleep(op, answering.transition.now)
-    answering.wait(op, Opcode.SLEEP)
-    answering.transition.commands.append(Sleep(op.id, step_name(op), until))
+def _sleep(answered: AnsweredCall, op: Op) -> None:
+    until = _read_sleep(op, answered.transition.now)
+    answered.wait(op, Opcode.SLEEP)
+    answered.transition.commands.append(Sleep(op.id, step_name(op), until))
 
 
-def _wait_for_event(answering: Answering, op: Op) -> None:
-    options = read_event_wait(op, answering.transition.now)
-    answering.wait(op, Opcode.WAIT_FOR_EVENT)
-    answering.transition.commands.append(AwaitEvent(op.id, step_name(op), options))
+def _wait_for_event(answered: AnsweredCall, op: Op) -> None:
+    command = _read_event_wait(op, answered.transition.now)
+    answered.wait(op, Opcode.WAIT_FOR_EVENT)
+    answered.transition.commands.append(command)
 
 
-def _wait_for_signal(answering: Answering, op: Op) -> None:
-    options = read_signal_wait(op, answering.transition.now)
-    answering.wait(op, Opcode.WAIT_FOR_SIGNAL)
-    answering.transition.commands.append(AwaitSignal(op.id, step_name(op), options))
+def _wait_for_signal(answered: AnsweredCall, op: Op) -> None:
+    command = _read_signal_wait(op, answered.transition.now)
+    answered.wait(op, Opcode.WAIT_FOR_SIGNAL)
+    answered.transition.commands.append(command)
 
 
-def _invoke(answering: Answering, op: Op) -> None:
-    options = read_invoke(op, answering.transition.now)
-    answering.wait(op, Opcode.INVOKE_FUNCTION)
-    answering.transition.commands.append(Invoke(op.id, step_name(op), options))
+def _invoke(answered: AnsweredCall, op: Op) -> None:
+    command = _read_invoke(op, answered.transition.now)
+    answered.wait(op, Opcode.INVOKE_FUNCTION)
+    answered.transition.commands.append(command)
 
 
-def _request(answering: Answering, op: Op) -> None:
-    transition, kind, name = answering.transition, Opcode(op.op), step_name(op)
+def _request(answered: AnsweredCall, op: Op) -> None:
+    transition, kind, name = answered.transition, Opcode(op.op), step_name(op)
     lost = transition.waits.get(op.id)
     attempt = lost.attempt if lost else 0
     generation = transition.next_generation()
     transition.wait(
-        Wait(step_id=op.id, op=kind, name=name, race=answering.is_race(op), generation=generation, attempt=attempt)
+        Wait(step_id=op.id, op=kind, name=name, race=answered.is_race(op), generation=generation, attempt=attempt)
     )
     transition.commands.append(MakeRequest(op.id, name, kind, generation, attempt, transition.now, op.opts or {}))
 
 
-def _step_not_found(answering: Answering, op: Op) -> None:
-    answering.gave_up = target_not_found(answering.transition, answering.call, answering.call.name or step_name(op))
+def _step_not_found(answered: AnsweredCall, op: Op) -> None:
+    answered.gave_up = target_not_found(answered.transition, answered.call, answered.call.name or step_name(op))
 
 
 def target_not_found(transition: Transition, call: Call, name: str) -> bool:
@@ -175,19 +188,178 @@ def target_not_found(transition: Transition, call: Call, name: str) -> bool:
     return False
 
 
-def _run_complete(answering: Answering, op: Op) -> None:
+def _run_complete(answered: AnsweredCall, op: Op) -> None:
     output = bytes(op.data) if isinstance(op.data, msgspec.Raw) else b"null"
-    answering.transition.end(RunStatus.COMPLETED, output)
+    answered.transition.end(RunStatus.COMPLETED, output)
 
 
-def _discovery_request(answering: Answering, op: Op) -> None:
-    """Granted when the answer has been read: a failed step in it is called for again by its own discovery. An app
-    that asks for this alone, and has finished no step since it was called, has done nothing with its attempt."""
-    transition = answering.transition
-    transition.discover_again = transition.discover_again or transition.memos > answering.call.memos_seen
+def _discovery_request(answered: AnsweredCall, op: Op) -> None:
+    """Ask for discovery after the answer: a failed step in it is retried by a discovery of its own. If the app has
+    finished no step since it was called, the request alone uses up an attempt."""
+    transition = answered.transition
+    transition.discover_again = transition.discover_again or transition.memos > answered.call.memos_seen
 
 
-_HANDLERS: dict[str, Callable[[Answering, Op], None]] = {
+# deferred functions
+
+
+LAZY = frozenset({Opcode.DEFER_ADD, Opcode.DEFER_ABORT})
+"""Ops that come with other ops, or alone, and have no effect before the run's end."""
+
+
+def note_deferred(transition: Transition, op: Op) -> bool:
+    """Whether anything has changed: apps may repeat these ops."""
+    try:
+        return _add_deferred(transition, op) if op.op == Opcode.DEFER_ADD else _abort_deferred(transition, op)
+    except OpInvalidError as error:
+        transition.commands.append(RefuseDeferred(step_name(op), str(error)))
+        return False
+
+
+def _add_deferred(transition: Transition, op: Op) -> bool:
+    if not op.id:
+        raise OpInvalidError(f"an op {op.op!r} has no id")
+    if op.id in transition.defers:
+        return False
+    if len(transition.defers) >= MAX_DEFERRED:
+        raise OpInvalidError(f"a run may defer {MAX_DEFERRED} functions, and has done so")
+    try:
+        command = _read_defer(op)
+        size = sum(deferred.size for deferred in transition.defers.values()) + len(command.data)
+        if size > MAX_DEFERRED_BYTES:
+            raise OpInvalidError(f"all its deferred data has {size} bytes; at most {MAX_DEFERRED_BYTES} are possible")
+    except OpInvalidError:
+        # The app gets it as accepted, so that it does not repeat it with each call.
+        transition.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
+        raise
+    transition.defers[op.id] = Deferred(step_id=op.id, size=len(command.data))
+    transition.commands.append(command)
+    return True
+
+
+def _abort_deferred(transition: Transition, op: Op) -> bool:
+    target = _read_defer_abort(op)
+    before = transition.defers.get(target)
+    if before is None or not before.is_abortable:
+        return False
+    transition.defers[target] = msgspec.structs.replace(before, is_abortable=False, size=0)
+    transition.commands.append(AbortDeferred(target))
+    return True
+
+
+# options of ops
+
+
+def _read_sleep(op: Op, now: int) -> int:
+    """The end of a sleep. The Python SDK sends it in ``name``, others in ``opts.duration``."""
+    text = _text(op, "duration") or op.name or "0s"
+    return _until(op, text, now)
+
+
+def _read_retry_after(op: Op, now: int) -> int | None:
+    """The time at which a failed step asks to be retried, if it does."""
+    text = _text(op, RETRY_AFTER_OPT)
+    at = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
+    wanted = parse_retry_after(text, at) if text else None
+    return None if wanted is None else round(clip_retry_after(wanted, at).timestamp() * 1000)
+
+
+def _read_event_wait(op: Op, now: int) -> AwaitEvent:
+    """An empty timeout means now: the wait ends at once, without an event."""
+    event = _text(op, "event") or op.name or ""
+    if not event:
+        raise OpInvalidError(f"step {step_name(op)!r} waits for an event but names none")
+    if len(event) > MAX_EVENT_NAME_LENGTH:
+        raise OpInvalidError(
+            f"step {step_name(op)!r} waits for an event whose name has {len(event)} characters; "
+            f"at most {MAX_EVENT_NAME_LENGTH} are possible"
+        )
+    expression = _text(op, "if") or None
+    if expression:
+        try:
+            missing_field = compile_expression(expression).missing_field
+        except ExpressionInvalidError as error:
+            raise OpInvalidError(
+                f"step {step_name(op)!r} waits for an event with an expression that is not valid: {error}"
+            ) from error
+        if missing_field:
+            raise OpInvalidError(
+                f"step {step_name(op)!r} waits for an event with the expression `{expression}`, which {missing_field}"
+            )
+    timeout = _text(op, "timeout")
+    return AwaitEvent(op.id, step_name(op), event, expression, until=_until(op, timeout, now) if timeout else now)
+
+
+def _read_signal_wait(op: Op, now: int) -> AwaitSignal:
+    signal = _text(op, "signal")
+    if not signal:
+        raise OpInvalidError(f"step {step_name(op)!r} waits for a signal but names none")
+    conflict = _text(op, "conflict") or "fail"
+    if conflict not in ("fail", "replace"):
+        raise OpInvalidError(f"step {step_name(op)!r} has the conflict mode {conflict!r}; use 'fail' or 'replace'")
+    return AwaitSignal(op.id, step_name(op), signal, replaces=conflict == "replace", until=_long_timeout(op, now))
+
+
+def _read_invoke(op: Op, now: int) -> Invoke:
+    function_id = _text(op, "function_id")
+    if not function_id:
+        raise OpInvalidError(f"step {step_name(op)!r} invokes a function but names none")
+    payload = (op.opts or {}).get("payload") or {}
+    if not isinstance(payload, dict):
+        raise OpInvalidError(f"step {step_name(op)!r} invokes {function_id!r} with a payload that is not an object")
+    data = payload.get("data")
+    if data is not None and not isinstance(data, dict):
+        raise OpInvalidError(f"step {step_name(op)!r} invokes {function_id!r} with data that is not an object")
+    return Invoke(op.id, step_name(op), function_id, payload, until=_long_timeout(op, now))
+
+
+def _read_defer(op: Op) -> Defer:
+    function_id = _text(op, "fn_slug")
+    if not function_id:
+        raise OpInvalidError("it names no function")
+    data = (op.opts or {}).get("input") or {}
+    if not isinstance(data, dict):
+        raise OpInvalidError("its data is not an object")
+    return Defer(op.id, function_id, msgspec.json.encode(data))
+
+
+def _read_defer_abort(op: Op) -> str:
+    """The hashed id of the deferred step."""
+    target = _text(op, "target_hashed_id")
+    if not target:
+        raise OpInvalidError("it does not say what is to be aborted")
+    return target
+
+
+def _long_timeout(op: Op, now: int) -> int:
+    timeout = _text(op, "timeout")
+    return _until(op, timeout, now) if timeout else now + DEFAULT_LONG_TIMEOUT // dt.timedelta(milliseconds=1)
+
+
+def _until(op: Op, text: str, now: int) -> int:
+    at = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
+    try:
+        until = parse_moment(text, at)
+    except DurationInvalidError as error:
+        raise OpInvalidError(f"step {step_name(op)!r}: {error}") from error
+    if until - at > MAX_WAIT:
+        raise OpInvalidError(f"step {step_name(op)!r} is to last {text!r}; at most {MAX_WAIT.days} days are possible")
+    # Rounded up: a wait must not end a fraction of a millisecond early.
+    return max(now, now + -(-(until - at) // dt.timedelta(milliseconds=1)))
+
+
+def _text(op: Op, option: str) -> str:
+    value = (op.opts or {}).get(option)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise OpInvalidError(f"step {step_name(op)!r} has {option!r} as {type(value).__name__}; it must be text")
+    return value.strip()
+
+
+# the table of ops
+
+_HANDLERS: dict[str, Callable[[AnsweredCall, Op], None]] = {
     Opcode.STEP: _step_run,
     Opcode.STEP_RUN: _step_run,
     Opcode.STEP_ERROR: _step_error,

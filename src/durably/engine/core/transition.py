@@ -1,43 +1,17 @@
-"""One transition of a run: the state being changed, and the commands that follow from it."""
-
-from collections.abc import Callable
+"""One transition of a run: its state while an input is applied, and the commands that follow."""
 
 import msgspec
 
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_DEPTH, MAX_RUN_STATE_BYTES, MAX_STEPS
-from durably.protocol.opcodes import Op, Opcode
+from durably.protocol.limits import MAX_RUN_STATE_BYTES
+from durably.protocol.opcodes import Opcode
 
-from .errors import OpInvalidError, StaleCallError
-from .inputs import (
-    KEPT_BY_FAILURES,
-    AbortDeferred,
-    CloseWait,
-    Command,
-    Defer,
-    EndRun,
-    MakeCall,
-    RefuseDeferred,
-    WriteMemo,
-)
-from .op_options import read_defer, read_defer_abort, step_name
-from .run_state import MACHINE_VERSION, Call, Deferred, RunState, RunStatus, Wait
+from .errors import StaleCallError
+from .inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, MakeCall, WriteMemo
+from .policy import Policy
+from .run_state import MACHINE_VERSION, Call, RunState, RunStatus, Wait
 
 _ERROR_EXCERPT_LENGTH = 300
-
-
-class Policy(msgspec.Struct, frozen=True):
-    """The engine's settings that decide about runs.
-
-    ``retry_delay`` is the wait after the given attempt (from 0) failed, ``unreached_delay`` the wait after the given
-    number of calls in a row (from 0) did not reach the app, both in milliseconds. ``max_steps`` is the maximum number
-    of steps of a run, ``max_depth`` the maximum depth of invocations (``engine.origins``).
-    """
-
-    retry_delay: Callable[[int], int]
-    unreached_delay: Callable[[int], int]
-    max_steps: int = MAX_STEPS
-    max_depth: int = MAX_DEPTH
 
 
 class RunOverflow(Exception):
@@ -63,6 +37,8 @@ def error_memo(error: ErrorData) -> bytes:
 
 
 class Transition:
+    """The state of a run while one input is applied. Handlers change it; ``settle`` completes it."""
+
     def __init__(self, state: RunState, now: int, policy: Policy) -> None:
         self.now = now
         self.policy = policy
@@ -108,7 +84,7 @@ class Transition:
         return call
 
     def call(self, call: Call) -> None:
-        """Make a call, under a generation of its own."""
+        """Make a call, with a new generation."""
         seen = self.memos if call.is_discovery else call.memos_seen
         call = msgspec.structs.replace(call, generation=self.next_generation(), memos_seen=seen)
         self.calls[call.generation] = call
@@ -119,8 +95,8 @@ class Transition:
         return self.generation
 
     def discover(self) -> None:
-        """Ask for discovery. One that has yet to be made will see all that this one would; one that is under
-        way may not, so another follows it."""
+        """Ask for discovery. An outstanding one that is not made yet serves as well. One that is under way may not see
+        the latest memos, so another follows it."""
         outstanding = self.discovery
         if outstanding is None:
             self.discover_again = False
@@ -133,7 +109,7 @@ class Transition:
         return next((call for call in self.calls.values() if call.is_discovery), None)
 
     def retry(self, call: Call, error: ErrorData, *, attempt: int, retry_at: int | None, name: str = "") -> None:
-        """Make a call again of which ``attempt`` failed."""
+        """Make a call again whose ``attempt`` failed."""
         if any(other.step_id == call.step_id for other in self.calls.values()):
             return
         due = retry_at if retry_at is not None else self.now + self.policy.retry_delay(attempt)
@@ -155,8 +131,8 @@ class Transition:
     # steps
 
     def is_outstanding(self, step_id: str) -> bool:
-        """Whether the step has been asked for and is on its way. One that waits for the app to report its op
-        again is not."""
+        """Whether a call or a wait of the step is outstanding. A wait whose op the app must report again does not
+        count."""
         wait = self.waits.get(step_id)
         if wait is not None:
             return not wait.needs_op
@@ -165,7 +141,7 @@ class Transition:
     def write(
         self, step_id: str, name: str, op: Opcode, memo: bytes, *, attempts: int = 1, failed: bool = False
     ) -> None:
-        """Store what a step came to. Raises ``RunOverflow`` where the run has no room for it."""
+        """Store the result of a step. Raises ``RunOverflow`` if the run has no room for it."""
         if self.memos + 1 > self.policy.max_steps:
             raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
         if self.bytes + len(memo) > MAX_RUN_STATE_BYTES:
@@ -184,7 +160,7 @@ class Transition:
         self._race_ended = self._race_ended or race
 
     def resolve(self, wait: Wait, memo: bytes, *, attempts: int = 1, failed: bool = False) -> None:
-        """What a step waited for has come, or will not any more."""
+        """End a wait with its step's memo."""
         self.close_wait(wait.step_id)
         try:
             self.write(wait.step_id, wait.name, wait.op, memo, attempts=attempts, failed=failed)
@@ -211,17 +187,17 @@ class Transition:
         )
 
     def close_wait(self, step_id: str) -> Wait | None:
-        """The wait, which is one no more; ``None`` where there is none."""
+        """Remove and return a wait; ``None`` if there is none."""
         wait = self.waits.pop(step_id, None)
         if wait is not None:
             self.commands.append(CloseWait(step_id))
         return wait
 
     def settle(self) -> None:
-        """At the end of a transition in which steps may have ended: go on discovering where it is time to.
+        """Ask for discovery at the end of a transition, if steps have ended and no other step has to be waited for.
 
-        Racing steps hold up none of the others: discovery follows the end of each, and the losers of a race may
-        be outstanding for long after the function has gone on.
+        Racing steps delay no others: discovery follows the end of each. The losers of a race may be outstanding long
+        after the function has continued.
         """
         if self.status.has_ended:
             return
@@ -256,47 +232,3 @@ def excerpt(error: ErrorData) -> str:
     """``Name: message`` in one short line, for people."""
     text = f"{error.name or 'Error'}: {error.message or ''}"
     return text if len(text) <= _ERROR_EXCERPT_LENGTH else text[: _ERROR_EXCERPT_LENGTH - 1] + "…"
-
-
-LAZY = frozenset({Opcode.DEFER_ADD, Opcode.DEFER_ABORT})
-"""Ops that come with other ops, or alone, and have no effect before the run's end."""
-
-
-def note_deferred(transition: Transition, op: Op) -> bool:
-    """Whether anything has changed: apps may repeat these ops."""
-    try:
-        return _add(transition, op) if op.op == Opcode.DEFER_ADD else _abort(transition, op)
-    except OpInvalidError as error:
-        transition.commands.append(RefuseDeferred(step_name(op), str(error)))
-        return False
-
-
-def _add(transition: Transition, op: Op) -> bool:
-    if not op.id:
-        raise OpInvalidError(f"an op {op.op!r} has no id")
-    if op.id in transition.defers:
-        return False
-    if len(transition.defers) >= MAX_DEFERRED:
-        raise OpInvalidError(f"a run may defer {MAX_DEFERRED} functions, and has done so")
-    try:
-        options = read_defer(op)
-        size = sum(deferred.size for deferred in transition.defers.values()) + len(options.data)
-        if size > MAX_DEFERRED_BYTES:
-            raise OpInvalidError(f"all its deferred data has {size} bytes; at most {MAX_DEFERRED_BYTES} are possible")
-    except OpInvalidError:
-        # The app gets it as accepted, so that it does not repeat it with each call.
-        transition.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
-        raise
-    transition.defers[op.id] = Deferred(step_id=op.id, size=len(options.data))
-    transition.commands.append(Defer(op.id, options))
-    return True
-
-
-def _abort(transition: Transition, op: Op) -> bool:
-    target = read_defer_abort(op)
-    before = transition.defers.get(target)
-    if before is None or not before.is_abortable:
-        return False
-    transition.defers[target] = msgspec.structs.replace(before, is_abortable=False, size=0)
-    transition.commands.append(AbortDeferred(target))
-    return True

@@ -239,56 +239,53 @@ def _sleep(transaction: Transaction, live: LiveRun, command: Sleep) -> None:
 
 
 def _await_event(transaction: Transaction, live: LiveRun, command: AwaitEvent) -> None:
-    options = command.options
     path = value = None
-    if options.expression:
-        path, value = index_key(compile_expression(options.expression), _trigger_of(transaction, live).fields)
-    transaction.add_wait_path(options.event, path)
+    if command.expression:
+        path, value = index_key(compile_expression(command.expression), _trigger_of(transaction, live).fields)
+    transaction.add_wait_path(command.event, path)
     wait = WaitRow(
         live.row.key,
         command.step_id,
         Opcode.WAIT_FOR_EVENT,
-        topic=options.event,
+        topic=command.event,
         path=path,
         value=value,
-        expression=options.expression,
-        due=options.until,
+        expression=command.expression,
+        due=command.until,
     )
     _wait(transaction, live, command.name, wait)
 
 
 def _await_signal(transaction: Transaction, live: LiveRun, command: AwaitSignal) -> None:
-    options = command.options
-    for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, options.signal):
-        if not options.replaces:
-            transaction.inputs.append((live.row.key, SignalConflicted(command.step_id, options.signal)))
+    for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, command.signal):
+        if not command.replaces:
+            transaction.inputs.append((live.row.key, SignalConflicted(command.step_id, command.signal)))
             return
         transaction.store.mute_wait(run_key, step_id)
-    wait = WaitRow(live.row.key, command.step_id, Opcode.WAIT_FOR_SIGNAL, topic=options.signal, due=options.until)
+    wait = WaitRow(live.row.key, command.step_id, Opcode.WAIT_FOR_SIGNAL, topic=command.signal, due=command.until)
     _wait(transaction, live, command.name, wait)
 
 
 def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
-    options = command.options
-    function = transaction.registry.find_active(options.function_id)
+    function = transaction.registry.find_active(command.function_id)
     if function is None:
         message = (
-            f"step {command.name!r} invokes the function {options.function_id!r}, which no app has synced: its id is "
+            f"step {command.name!r} invokes the function {command.function_id!r}, which no app has synced: its id is "
             "its app's id, a hyphen, and its own"
         )
         _fail_wait(transaction, live, command.step_id, ErrorData(name="FunctionNotFoundError", message=message))
         return
-    event = _invocation(options.payload)
+    event = _invocation(command.payload)
     try:
         check_content(event, transaction.max_event_bytes)
     except EventInvalidError as invalid:
-        message = f"step {command.name!r} cannot invoke {options.function_id!r}: {invalid.message}"
+        message = f"step {command.name!r} cannot invoke {command.function_id!r}: {invalid.message}"
         _fail_wait(transaction, live, command.step_id, ErrorData(name=invalid.name, message=message))
         return
     metadata = {
         "correlation_id": f"{live.row.id}.{command.step_id}",
-        "expire": options.until,
-        "fn_id": options.function_id,
+        "expire": command.until,
+        "fn_id": command.function_id,
         "name": command.name,
         "source_app_id": live.row.app_id,
         "source_fn_id": live.row.function_id,
@@ -301,7 +298,7 @@ def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
         _fail_wait(transaction, live, command.step_id, runaway)
         return
     event_id = transaction.new_id()
-    wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=options.until)
+    wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=command.until)
     _wait(transaction, live, command.name, wait)
     event_routing.invoke(transaction, function, event, event_id, metadata, origin)
 
@@ -363,7 +360,7 @@ def _start_deferred(transaction: Transaction, row: RunRow, origin: Origin) -> No
 
 
 def _defer(transaction: Transaction, live: LiveRun, command: Defer) -> None:
-    transaction.store.add_deferred(live.row.key, command.step_id, command.options.function_id, command.options.data)
+    transaction.store.add_deferred(live.row.key, command.step_id, command.function_id, command.data)
 
 
 def _abort_deferred(transaction: Transaction, live: LiveRun, command: AbortDeferred) -> None:

@@ -10,8 +10,8 @@ from durably.engine.core.flow.config import Flow
 from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
+from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import Call, Origin, RunState
-from durably.engine.core.transition import Policy
 from durably.engine.sqlite.flow_tables import SqliteQueueRows
 from durably.engine.sqlite.run_tables import RunRow, Store
 from durably.protocol.events import InternalEvent

@@ -1,0 +1,53 @@
+"""The policy of an engine about runs: delays between attempts, and limits. The jitter of delays is an argument."""
+
+import datetime as dt
+from collections.abc import Callable
+
+import msgspec
+
+from durably.protocol.limits import (
+    BACKOFF_JITTER_SECONDS,
+    BACKOFF_SECONDS,
+    MAX_DEPTH,
+    MAX_STEPS,
+    RETRY_AFTER_MAX,
+    RETRY_AFTER_MIN,
+)
+
+Backoff = Callable[[int, float], dt.timedelta]
+"""Maps the number of the attempt that failed (from 0) and a random number in [0, 1) to the delay."""
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The engine's settings that decide about runs.
+
+    ``retry_delay`` is the delay after the given attempt (from 0) failed, ``unreached_delay`` the delay after the given
+    number of calls in a row (from 0) did not reach the app, both in milliseconds. ``max_steps`` is the maximum number
+    of steps of a run, ``max_depth`` the maximum depth of invocations.
+    """
+
+    retry_delay: Callable[[int], int]
+    unreached_delay: Callable[[int], int]
+    max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
+
+
+def standard_backoff(attempt: int, jitter: float) -> dt.timedelta:
+    """The protocol's schedule, plus up to 30 s."""
+    seconds = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
+    return dt.timedelta(seconds=seconds + jitter * BACKOFF_JITTER_SECONDS)
+
+
+def dev_backoff(attempt: int, jitter: float) -> dt.timedelta:
+    """One second, two, four, and so on up to thirty: short delays for development."""
+    return dt.timedelta(seconds=min(2.0**attempt, 30.0) * (1 + jitter / 10))
+
+
+def unreached_backoff(failures: int, jitter: float) -> dt.timedelta:
+    """Half a second at first and ten seconds at most, for calls that did not reach the app."""
+    return dt.timedelta(seconds=min(0.5 * 2.0 ** min(failures, 10), 10.0) * (1 + jitter / 4))
+
+
+def clip_retry_after(wanted: dt.datetime, now: dt.datetime) -> dt.datetime:
+    """The time that an app asks for, within the protocol's limits of one second and 24 hours."""
+    return min(max(wanted, now + RETRY_AFTER_MIN), now + RETRY_AFTER_MAX)
