@@ -88,7 +88,7 @@ LEFT: dict[str, int] = {
     "src/durably/io": 9,
     "src/durably/protocol": 21,
     "src/durably/temporal": 145,
-    "src/durably/temporal/gateway": 9,
+    "src/durably/temporal/gateway": 3,
     "src/durably/testing": 28,
 }
 

@@ -39,8 +39,8 @@ from ..cli.conftest import Command, Run, directory, environment, run, write
 from . import replayed_workflows
 from .dev_server import DevServer
 from .django_site import DjangoSite
+from .gateway.asking import until
 from .replayed_workflows import ReplayedWorkflow, charge, ship
-from .test_ownership import until
 from .worker_thread import working
 
 __all__ = ["directory", "run"]

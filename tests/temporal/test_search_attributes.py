@@ -17,7 +17,7 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 from durably.temporal import Temporal, TemporalSettingsError, search_attributes
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
 
-from .test_ownership import ask
+from .gateway.asking import ask
 from .workflows import OrderWorkflow, SleepingWorkflow
 
 KNOWN, NUMBER = SearchAttributeKey.for_keyword("OwnKeyword"), SearchAttributeKey.for_float("OwnNumber")

@@ -33,6 +33,7 @@ from durably.temporal.notices import Queue, Reason, Tail, find_notices
 from ..cli.conftest import Run, directory, run, write
 from ..ports import free_port
 from .dev_server import DevServer
+from .gateway.test_gateway import ask
 from .stuck_workflows import (
     ACTIVITIES,
     WORKFLOWS,
@@ -42,7 +43,6 @@ from .stuck_workflows import (
     PatientWorkflow,
     RetryingWorkflow,
 )
-from .test_gateway import ask
 from .worker_thread import working
 
 __all__ = ["directory", "run"]

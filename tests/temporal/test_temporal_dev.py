@@ -23,7 +23,7 @@ from ..cli.conftest import Command, Run, Start, directory, environment, run, sta
 from .commands import ACTIVITIES, WORKFLOWS, descendants
 from .dev_server import DevServer
 from .django_site import DjangoSite
-from .test_ownership import ask
+from .gateway.asking import ask
 from .workflows import SleepingWorkflow
 
 __all__ = ["directory", "run", "start"]

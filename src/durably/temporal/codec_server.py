@@ -1,4 +1,4 @@
-"""A codec server: Temporal's web UI and CLI show what the app's payload codec has encrypted.
+"""A codec server: Temporal's web UI and CLI show payloads that the app encrypts.
 
 The protocol is ``POST …/encode`` and ``…/decode`` with ``{"payloads": [{"metadata": …, "data": …}]}``, the bytes in
 Base64, and the namespace in ``X-Namespace`` (https://docs.temporal.io/production-deployment/data-encryption). Adapters
@@ -55,7 +55,7 @@ class CodecOperation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecAction:
-    """What a principal asks of the codec server.
+    """An operation that a principal asks of the codec server.
 
     ``namespace`` is that of ``X-Namespace``. It has a codec; a single ``PayloadCodec`` serves all namespaces.
     ``principal`` and ``request`` are as in ``Action``.
@@ -101,7 +101,7 @@ class CodecServer:
         self._origins = frozenset(_check_origin(origin) for origin in origins)
 
     def check(self) -> None:
-        """Read the settings of the connections. Adapters call it, and apps can at their start.
+        """Read the settings of the connections, for adapters and at an app's start.
 
         Raises ``TemporalSettingsError`` for a connection without a codec.
         """
@@ -127,7 +127,7 @@ class CodecServer:
         return drive(self._answer(request, BlockingIO()))
 
     def check_length(self, length: int | None) -> None:
-        """For adapters, before they read a body. Raises a problem for a body of more bytes than the limit."""
+        """Raises a problem for a body over the limit. Adapters call it before they read."""
         if length is not None and length > self.max_body:
             raise too_large(self.max_body)
 
@@ -195,7 +195,7 @@ class CodecServer:
             raise bad_request("a payload must be an object with metadata and data, their bytes in Base64") from None
 
     def _check_origin_of(self, request: GatewayRequest) -> None:
-        """Raises a problem for a page of another site than the origins. The CLI sends no ``Origin``."""
+        """Raises a problem for a page of another origin. The CLI sends no ``Origin``."""
         origin = request.headers.get("origin")
         if origin is None or origin in self._origins or request.headers.get("sec-fetch-site") == "same-origin":
             return
@@ -216,7 +216,7 @@ class CodecServer:
         }
 
     def _cors(self, request: GatewayRequest) -> dict[str, str]:
-        """Problems have these headers too: without them a page cannot distinguish them from an unreachable server."""
+        """Headers of all responses: without them, a page cannot read problems."""
         origin = request.headers.get("origin")
         if origin not in self._origins:
             return {"Vary": "Origin"}
@@ -236,7 +236,7 @@ def _operation(path: str) -> CodecOperation:
 
 
 def _codec_of(codecs: Codecs, namespace: str | None) -> PayloadCodec:
-    """Raises a problem for a namespace without a codec, and ``TemporalSettingsError`` for a connection without one."""
+    """Raises a problem, and ``TemporalSettingsError`` for a missing codec."""
     if isinstance(codecs, PayloadCodec):
         return codecs
     if isinstance(codecs, Mapping):

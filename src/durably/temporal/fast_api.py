@@ -41,7 +41,7 @@ def router(
     tags: Sequence[str] | None = None,
     include_in_schema: bool = True,
 ) -> fastapi.APIRouter:
-    """The gateway's endpoints, typed in the app's OpenAPI document, for ``app.include_router``.
+    """The gateway's endpoints, typed in the app's document, for ``include_router``.
 
     ``principal`` is a dependency: ``authorize`` gets its value as ``action.principal``. ``dependencies`` run before
     each request, as in any router.
@@ -77,7 +77,7 @@ def codec_router(
     principal: Callable[..., Any] | None = None,
     dependencies: Sequence[Any] = (),
 ) -> fastapi.APIRouter:
-    """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
+    """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
 
     ``principal`` and ``dependencies`` are as for ``router``. Preflight requests run neither. Raises
     ``TemporalSettingsError`` for a connection without a codec.
@@ -104,7 +104,7 @@ def _last_segment(request: fastapi.Request) -> str:
 
 
 def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
-    """A route that is documented with one view's types and served by ``view``: the gateway validates requests."""
+    """A route with types of another view in the document: the gateway validates."""
 
     class GatewayRoute(APIRoute):
         def get_route_handler(self) -> _Handle:
@@ -123,7 +123,7 @@ def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
 def _add_fallbacks(
     router: fastapi.APIRouter, gateway: Gateway, prefix: str, principal: Callable[..., Any] | None
 ) -> None:
-    """Routes for the paths and methods that are not endpoints: the gateway answers them with problems.
+    """Routes for paths and methods that are not endpoints: they return problems.
 
     They have no real method and so match each request partially: the app's own routes have precedence. They are the
     first routes of the router: an endpoint with another method matches partially too, and the first match counts.
@@ -169,7 +169,7 @@ _APP_PARAMETERS = "durably.app_parameters"
 
 
 def _with_problems(gateway: Gateway, handle: _Handle, app_parameters: frozenset[str]) -> _Handle:
-    """A handler that answers the errors in parameters of the app's dependencies with problems of the gateway."""
+    """A handler that returns problems for errors in parameters of dependencies."""
 
     async def handle_with_problems(request: fastapi.Request) -> fastapi.Response:
         request.scope[_APP_PARAMETERS] = app_parameters
@@ -202,7 +202,7 @@ def _schemes(gateway: Gateway) -> list[inspect.Parameter]:
 
 
 class _DocumentedScheme(SecurityBase):
-    """A security scheme of the gateway in the app's document. ``authorize`` enforces it; this is never called."""
+    """A security scheme in the app's document. ``authorize`` must enforce it."""
 
     def __init__(self, name: str, scheme: Mapping[str, Any]) -> None:
         self.scheme_name = name

@@ -34,7 +34,7 @@ _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 
 
 class _AnyPath(PathConverter):
-    """Any path: the gateway reports errors in it. Werkzeug would redirect empty segments, or send a page."""
+    """Any path, also with empty segments: the gateway reports errors in it."""
 
     regex = r"[\s\S]*?"
     part_isolating = False
@@ -44,7 +44,7 @@ _ANY_PATH = "durably_any_path"
 
 
 def init_app(app: flask.Flask, temporal: Temporal) -> None:
-    """Configure the connection with ``TEMPORAL_ADDRESS``, ``TEMPORAL_NAMESPACE`` and other keys of ``app.config``.
+    """Configure the connection with ``TEMPORAL_…`` keys of ``app.config``.
 
     The environment and arguments of ``Temporal`` take precedence. Exceptions of ``temporalio`` and of the connection in
     the app's own views are answered with problem documents. ``flask temporal worker`` runs the workers that
@@ -81,7 +81,7 @@ def blueprint(
     principal: Callable[[], Any] | None = None,
     docs: bool | str = False,
 ) -> flask.Blueprint:
-    """The gateway's endpoints, for ``app.register_blueprint``; their OpenAPI document is at ``openapi.json``.
+    """The gateway's endpoints and ``openapi.json``, for ``app.register_blueprint``.
 
     ``principal`` returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
     ``action.principal``, in the thread and the context of the request.
@@ -114,7 +114,7 @@ def codec_blueprint(
     url_prefix: str | None = None,
     principal: Callable[[], Any] | None = None,
 ) -> flask.Blueprint:
-    """A codec server for Temporal's web UI and CLI, at ``encode`` and ``decode`` below the prefix.
+    """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
 
     ``principal`` is as for ``blueprint``. Preflight requests have none. ``app.register_blueprint`` raises
     ``TemporalSettingsError`` for a connection without a codec, if ``init_app`` has been called for it before.
@@ -175,13 +175,13 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
 
 
 def _principal_of(principal: Callable[[], Any]) -> Any:
-    """The user itself: a proxy such as ``flask_login.current_user`` has another value in other threads."""
+    """The user itself: a proxy has another value in other threads."""
     found = principal()
     return current_object(found) if type(found) is LocalProxy else found
 
 
 def _read(server: RequestHandler, request: flask.Request) -> bytes:
-    """Raises a problem. Werkzeug would read a body in chunks without a limit: its length is unknown."""
+    """Raises a problem. Werkzeug has no limit for a body in chunks."""
     try:
         if request.content_length is not None:
             return request.get_data()

@@ -53,7 +53,7 @@ def routes(
     title: str = "Workflows",
     docs: bool | str = False,
 ) -> list[BaseRoute]:
-    """The gateway's endpoints, for ``Starlette(routes=[*routes(gateway, prefix="/api")])`` or within a ``Mount``.
+    """The gateway's endpoints, for ``Starlette(routes=…)`` or a ``Mount``.
 
     Their OpenAPI document is at ``openapi.json``. ``principal`` returns the user; it may be async, and a plain function
     runs in a thread. By default it is ``request.user`` of ``AuthenticationMiddleware``, if that is installed.
@@ -79,7 +79,7 @@ def routes(
 def codec_routes(
     server: CodecServer, *, prefix: str = "", principal: Callable[[Request], Any] = _user
 ) -> list[BaseRoute]:
-    """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
+    """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
 
     ``principal`` is as for ``routes``. Preflight requests have none. Raises ``TemporalSettingsError`` for a connection
     without a codec.
@@ -103,7 +103,7 @@ async def _call(function: Callable[[Request], Any], request: Request) -> Any:
 
 
 class _AnyMethod:
-    """An ASGI app for all methods: Starlette restricts functions to some methods, and answers others itself."""
+    """An ASGI app for all methods: Starlette restricts functions to some."""
 
     def __init__(self, view: Callable[[Request], Awaitable[Response]]) -> None:
         self._view = view

@@ -1,16 +1,17 @@
-"""Requests and responses of Starlette and FastAPI: bodies, mount points, exception handlers."""
+"""Requests, responses and exception handlers of Starlette and FastAPI."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from durably.errors import BodyInvalidError
 from durably.io.bodies import read_chunks
 from durably.temporal.gateway.messages import RequestHandler
-from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
+from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem, unreadable
 
 from .gateway import GatewayRequest, GatewayResponse
 
@@ -30,13 +31,22 @@ async def answer(
 async def to_request(
     server: RequestHandler, request: Request, principal: Any, *, inner: str = "", segments: int = 0
 ) -> GatewayRequest:
-    """A request of the gateway. Raises ``Problem`` for a body that is too large.
+    """A request of the gateway. Raises ``Problem`` for a body that is too large or cut off.
 
     The path after the mount point is ``inner``, or the last ``segments`` of the path.
     """
     if segments:
         inner = "/" + "/".join(request.scope["path"].rstrip("/").split("/")[-segments:])
-    read, body = await _read_body(server, request)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal():
+        server.check_length(int(length))
+        read, body = request, await request.body()
+    else:
+        try:
+            body = await read_chunks(request.stream(), None, ClientDisconnect, server.check_length)
+        except BodyInvalidError as error:
+            raise unreadable() from error
+        read = _replay(request, body)
     return GatewayRequest(
         method=request.method,
         path=inner,
@@ -64,7 +74,7 @@ def to_response(response: GatewayResponse) -> Response:
 
 
 def add_exception_handlers(app: Starlette) -> None:
-    """Answer exceptions of ``temporalio`` and of the connection in the app's own endpoints with problem documents."""
+    """Return problems for exceptions of Temporal in the app's own endpoints."""
 
     async def handle(request: Request, error: Exception) -> Response:
         return to_response(to_problem(error).response())
@@ -73,16 +83,11 @@ def add_exception_handlers(app: Starlette) -> None:
         app.add_exception_handler(kind, handle)
 
 
-async def _read_body(server: RequestHandler, request: Request) -> tuple[Request, bytes]:
-    """The body, and a request from which ``authorize`` can read it again."""
-    length = request.headers.get("content-length", "")
-    if length.isdecimal():
-        server.check_length(int(length))
-        return request, await request.body()
-    body = await read_chunks(request.stream(), None, check=server.check_length)
+def _replay(request: Request, body: bytes) -> Request:
+    """A request whose body ``authorize`` can read again."""
     messages: list[Mapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Any:
         return messages.pop() if messages else await request.receive()
 
-    return type(request)(request.scope, receive), body
+    return type(request)(request.scope, receive)

@@ -1,4 +1,4 @@
-"""The Temporal client for synchronous code: Flask and Django views, scripts, shells.
+"""The Temporal client for synchronous code: views, scripts, shells.
 
 Each method calls the method of the same name of ``temporalio``'s client, on the background event loop: one loop and one
 connection for all threads. ``SyncClient.run`` calls any other method.
@@ -42,7 +42,7 @@ P = ParamSpec("P")
 
 
 class Runner:
-    """Runs the client's coroutines on the background loop. Raises ``RuntimeError`` on an event loop: it would block."""
+    """Runs coroutines of the client. Raises ``RuntimeError`` on an event loop."""
 
     def __init__(self, client: Callable[[], Awaitable[Client]]) -> None:
         self._client = client
@@ -91,7 +91,7 @@ class SyncClient:
         self._variable = variable
 
     def run(self, call: Callable[[Client], Awaitable[T]]) -> T:
-        """Call any method of the client: ``temporal.sync.run(lambda client: client.count_workflows("…"))``."""
+        """Call any method: ``sync.run(lambda client: client.count_workflows("…"))``."""
         return self._runner.run(call)
 
     @property
@@ -150,7 +150,7 @@ class SyncClient:
         self, workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[StartOptions]
     ) -> Any: ...
     def execute_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> Any:
-        """``start_workflow(…).result()``. The thread waits for the end of the workflow: rarely right in a view."""
+        """``start_workflow(…).result()``: too slow for most views."""
         arg, options = fill_arguments(workflow, arg, self.with_task_queue(options))
         return self.run(lambda client: client.execute_workflow(workflow, *arg, id=id, **options))
 
@@ -173,7 +173,7 @@ class SyncClient:
     def get_workflow_handle_for(
         self, workflow: Any, workflow_id: str, *, run_id: str | None = None
     ) -> "SyncWorkflowHandle[Any, Any]":
-        """A handle that knows the types of the workflow's result, signals, queries and updates."""
+        """A handle with the types of the result, signals, queries and updates."""
         return self._handle(self.client.get_workflow_handle_for(workflow, workflow_id, run_id=run_id))
 
     def list_workflows(self, query: str | None = None, **options: Any) -> Iterator[WorkflowExecution]:
@@ -186,7 +186,7 @@ class SyncClient:
     def execute_update_with_start_workflow(
         self, update: Any, *arg: Any, start: "StartOperation", **options: Any
     ) -> Any:
-        """Start the workflow if it is not running, update it, and wait for the result of the update."""
+        """Start the workflow if it is not running, and wait for an update of it."""
         arg, options = fill_arguments(update, arg, options)
 
         async def execute(client: Client) -> Any:
@@ -213,7 +213,7 @@ class SyncClient:
 
 
 class StartOperation:
-    """The start in ``execute_update_with_start_workflow``, with the arguments of ``start_workflow``.
+    """The start in ``execute_update_with_start_workflow``.
 
     The SDK requires ``id_conflict_policy``.
     """
@@ -227,7 +227,7 @@ class StartOperation:
 
 
 class SyncWorkflowHandle(Generic[W, R]):
-    """A handle to a workflow, for synchronous code. ``handle`` is that of ``temporalio``."""
+    """A synchronous handle to a workflow. ``handle`` is that of ``temporalio``."""
 
     def __init__(self, runner: Runner, handle: WorkflowHandle[W, R]) -> None:
         self._runner = runner
@@ -250,7 +250,7 @@ class SyncWorkflowHandle(Generic[W, R]):
     def result(
         self, *, timeout: timedelta | None = None, follow_runs: bool = True, **options: Unpack[CallOptions]
     ) -> R:
-        """Wait for the result. Raises ``TimeoutError`` after ``timeout``; the workflow continues."""
+        """Wait for the result. Raises ``TimeoutError``; the workflow continues."""
 
         async def wait(client: Client) -> R:
             async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
@@ -335,7 +335,7 @@ class SyncWorkflowHandle(Generic[W, R]):
         **options: Unpack[UpdateOptions],
     ) -> Any: ...
     def execute_update(self, update: Any, *arg: Any, **options: Any) -> Any:
-        """Update the workflow and wait for the update's result. Raises ``WorkflowUpdateFailedError``."""
+        """Wait for the result of an update. Raises ``WorkflowUpdateFailedError``."""
         return self._call(self.handle.execute_update, update, arg, options)
 
     def start_update(
@@ -369,7 +369,7 @@ class SyncWorkflowHandle(Generic[W, R]):
 
 
 class SyncUpdateHandle(Generic[T]):
-    """A handle to an update, for synchronous code. ``handle`` is that of ``temporalio``."""
+    """A synchronous handle to an update. ``handle`` is that of ``temporalio``."""
 
     def __init__(self, runner: Runner, handle: WorkflowUpdateHandle[T]) -> None:
         self._runner = runner

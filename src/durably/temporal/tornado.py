@@ -25,7 +25,7 @@ _METHODS = (*tornado.web.RequestHandler.SUPPORTED_METHODS, "TRACE")
 
 
 class ProblemMixin(tornado.web.RequestHandler):
-    """Answers exceptions of ``temporalio`` and of the connection in the app's own handlers with problem documents."""
+    """Returns problems for exceptions of Temporal in the app's own handlers."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
@@ -37,7 +37,7 @@ class ProblemMixin(tornado.web.RequestHandler):
 
 
 class RequestLogMixin(tornado.web.RequestHandler):
-    """Logs a line for each request, with the ids of its workflows. During the request ``WorkflowIdFilter`` has them.
+    """Logs a line for each request, with the ids of its workflows.
 
     It is the first base of the app's own handlers, and with ``routes(gateway, base=…)`` of the gateway's.
     """
@@ -60,7 +60,7 @@ def routes(
     title: str = "Workflows",
     docs: bool | str = False,
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
-    """The gateway's endpoints, for ``tornado.web.Application``; their OpenAPI document is at ``openapi.json``.
+    """The gateway's endpoints and ``openapi.json``, for ``Application``.
 
     ``base`` is the application's own handler class: its ``get_current_user`` returns the user. ``check_xsrf`` is on by
     default, except for a gateway that is open to all and has no cookies to protect. Turn it off if users do not
@@ -105,7 +105,7 @@ def codec_routes(
     base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
     principal: Callable[[tornado.web.RequestHandler], Any] = lambda handler: handler.current_user,
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
-    """A codec server for Temporal's web UI and CLI, at ``{prefix}/encode`` and ``{prefix}/decode``.
+    """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
 
     ``base`` and ``principal`` are as for ``routes``. The web UI is another site and has no XSRF cookie: the server
     checks the origin and the content type. Raises ``TemporalSettingsError`` for a connection without a codec.
@@ -145,7 +145,7 @@ def _make_handler(
         get = head = post = put = patch = delete = options = trace = _answer
 
         def write_error(self, status_code: int, **kwargs: Any) -> None:
-            """The response to a request that Tornado refuses: a bad method, path or form, or a missing XSRF cookie."""
+            """The response to a request that Tornado refuses, such as one without XSRF."""
             error = kwargs.get("exc_info", (None, None))[1]
             if isinstance(error, tornado.web.HTTPError) and status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
                 _write_head(self, response := server.refuse(self.request.method or "", "", refused(status_code)))
@@ -157,7 +157,7 @@ def _make_handler(
 
 
 def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:
-    """``cookie_secret`` is a secret, or a mapping of versions to secrets with the present one at ``key_version``."""
+    """``cookie_secret`` is a secret, or a mapping of versions to secrets."""
     secret = settings.get("cookie_secret")
     if isinstance(secret, Mapping):
         present = secret.get(settings.get("key_version"))

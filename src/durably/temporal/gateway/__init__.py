@@ -1,4 +1,4 @@
-"""An HTTP interface to Temporal workflows: validated, authorized, for any framework.
+"""An HTTP interface to Temporal workflows, for any framework.
 
 ``expose`` opens a workflow, ``Gateway`` handles requests, and adapters such as ``durably.temporal.fast_api`` mount it.
 Nothing here knows a framework.

@@ -1,4 +1,4 @@
-"""Who may do what: principals, owners of workflows, and the app's ``authorize`` hook.
+"""Principals, owners of workflows, and the app's ``authorize`` hook.
 
 The owner of a workflow is a text in a search attribute. It survives continue-as-new, retries, cron and reset, lists can
 be filtered by it, and a workflow can change it by upserting the attribute. Nothing here knows a framework.
@@ -102,7 +102,7 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
 
 
 def is_anonymous(principal: Any) -> bool:
-    """Whether the principal is ``None``, or has a true ``is_anonymous`` or a false ``is_authenticated``.
+    """Whether the principal is ``None`` or an object that is marked as anonymous.
 
     The users of Django, flask-login and Starlette have these attributes. In older libraries and in classes of apps they
     may be methods. Raises ``UnknownPrincipalError`` for a method that does not return a boolean.
@@ -174,7 +174,7 @@ def _class_of(principal: Any) -> str:
 
 @dataclass(frozen=True)
 class Access:
-    """The workflows that a principal can reach: those of ``owner``, or all of them with ``sees_all``."""
+    """The workflows that a principal can reach: those of ``owner``, or all."""
 
     owner: str | None = None
     sees_all: bool = True
@@ -188,7 +188,7 @@ EVERYTHING = Access()
 
 
 def access_of(ownership: Ownership, principal: Any) -> Access:
-    """Raises the problem 401 for a principal that is neither an owner nor staff, and ``TemporalSettingsError``."""
+    """Raises the problem 401 for a principal that is neither an owner nor staff."""
     if is_anonymous(principal):
         raise unauthenticated()
     owner = ownership.owner(principal)
@@ -220,14 +220,14 @@ def owner_of(execution: WorkflowExecution, attribute: str) -> str | None:
 
 
 def stamp(owner: str | None, attribute: str, others: TypedSearchAttributes | None) -> TypedSearchAttributes | None:
-    """The search attributes of a workflow that will be started. Raises ``TemporalSettingsError``."""
+    """Search attributes with the owner. Raises ``TemporalSettingsError``."""
     if any(pair.key.name == attribute for pair in others or ()):
         raise TemporalSettingsError(f"expose(search_attributes=…) sets {attribute}, which owner= sets by itself")
     return others if owner is None else owned_by(owner, others, attribute=attribute)
 
 
 def check_attribute_name(name: str) -> str:
-    """The name of a search attribute, without quotes. Raises ``TemporalSettingsError``."""
+    """The name of a search attribute. Raises ``TemporalSettingsError``."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise TemporalSettingsError(
             f'owner_attribute="{name}" is not the name of a search attribute: letters, digits, _'
@@ -236,13 +236,13 @@ def check_attribute_name(name: str) -> str:
 
 
 def no_such_workflow() -> Problem:
-    """One problem for a workflow that does not exist, has another owner, or has another type."""
+    """A workflow that does not exist, or has another owner or type."""
     return not_found("there is no such workflow here")
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """The facts of a workflow that ``authorize`` can use. All are empty if the workflow does not exist."""
+    """The facts for ``authorize``. All are empty if the workflow does not exist."""
 
     owner: str | None = None
     memo: Mapping[str, Any] = field(default_factory=dict)
@@ -251,7 +251,7 @@ class _Facts:
 
 @dataclass(eq=False)
 class ActionSubject:
-    """The workflow of an action. The server is asked when the first of its facts is read.
+    """The workflow of an action. The first fact that is read costs a request.
 
     ``describe`` returns its description or raises a problem; it is ``None`` for a workflow that does not exist yet.
     ``new_owner`` is the owner of a workflow that will be started, or of all workflows of a batch.
@@ -277,7 +277,7 @@ class ActionSubject:
         return _Facts(owner_of(description, self.owner_attribute), await shown_memo(description), description)
 
     def get(self) -> _Facts:
-        """For threads. On an event loop, raises ``RuntimeError`` if the facts have not been loaded."""
+        """Raises ``RuntimeError`` on an event loop if the facts have not been loaded."""
         if self._facts is not None:
             return self._facts
         if self.describe is not None and running_loop() is not None:
@@ -292,7 +292,7 @@ class ActionSubject:
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """What a principal asks for.
+    """An operation that a principal asks for.
 
     ``workflow`` is the name in the URL. ``workflow_id`` is the id in the URL or of the workflow to be started; ``None``
     for lists and batches. ``name`` is the name of the signal, query or update, ``input`` the validated input.
@@ -320,12 +320,12 @@ class Action:
         return self.exposure.name
 
     async def load(self) -> None:
-        """Ask the server for ``owner``, ``memo`` and ``description``, unless they are known."""
+        """Fetch ``owner``, ``memo`` and ``description``, unless they are known."""
         await self.subject.load()
 
     @property
     def owner(self) -> str | None:
-        """The workflow's owner (``expose(owner=…)``), or the owner that a workflow to be started will have.
+        """The owner of the workflow, also of one that will be started.
 
         For a batch it is the owner of all its workflows; ``None`` if it is not limited to one owner.
         """
@@ -344,7 +344,7 @@ Authorize = Callable[[Action], bool | Awaitable[bool]]
 
 
 class Unauthenticated(Exception):
-    """Raise it in ``authorize`` to answer 401; ``challenge`` is the ``WWW-Authenticate`` header."""
+    """``authorize`` raises it for 401; ``challenge`` is ``WWW-Authenticate``."""
 
     def __init__(self, challenge: str = "Bearer") -> None:
         super().__init__("authentication is needed")
@@ -352,7 +352,7 @@ class Unauthenticated(Exception):
 
 
 class Guard:
-    """The policy of a gateway or codec server: a function ``authorize``, or open to all.
+    """The policy of a server: a function ``authorize``, or open to all.
 
     ``server`` is the name of its class, and ``permission`` what ``allow_anonymous=True`` allows, for errors. Raises
     ``TemporalSettingsError`` unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
@@ -373,7 +373,7 @@ class Guard:
         self._is_async = authorize is not None and is_async(authorize)
 
     async def check(self, action: Any, io: IO | None, call_blocking: CallBlocking | None) -> None:
-        """Only ``True`` allows. Raises a problem otherwise: 401 for an anonymous principal, 403 for any other.
+        """Raises the problem 401 or 403 unless ``authorize`` returns ``True``.
 
         ``io`` is ``None`` on an event loop. There a synchronous ``authorize`` runs in another thread.
         """

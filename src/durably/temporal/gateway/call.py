@@ -57,7 +57,7 @@ class RunClosedError(Exception):
 
 
 class Target:
-    """The workflow in a URL. It is described once, checked, and pinned to the run of that description.
+    """The workflow in a URL: described once, checked, and pinned to that run.
 
     Requests go to this run: a workflow that gets the same id later is never reached. ``asked_run`` is the run that the
     request names, or ``None`` for the latest.
@@ -81,7 +81,7 @@ class Target:
         self._refusal: Problem | None = None
 
     async def describe(self) -> WorkflowExecutionDescription:
-        """The description, without a check of the owner. Later calls return the same result or problem.
+        """The description, without a check of the owner. It is requested once.
 
         Raises the problem 404 if the workflow does not exist or has another type.
         """
@@ -108,7 +108,7 @@ class Target:
         return description
 
     async def check(self) -> WorkflowExecutionDescription:
-        """The description, if the principal can reach the workflow. Raises the problem 404 otherwise."""
+        """The description. Raises 404 if the principal cannot reach the workflow."""
         description = await self.describe()
         owner = owner_of(description, self._owner_attribute)
         if not self._access.reaches(owner):
@@ -124,7 +124,7 @@ class Target:
         return self._description.run_id
 
     async def ask_open_run(self, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> T:
-        """Send a request that only an open run can handle. ``ask`` may raise ``RunClosedError``.
+        """Send a request to an open run. ``ask`` may raise ``RunClosedError``.
 
         If the run has continued as new since it was described, the next run is described, checked and asked.
         Raises the problem 409 for a closed workflow.
@@ -152,7 +152,7 @@ class Target:
 
 @functools.cache
 def _warn_of_missing_owner(workflow_type: str, attribute: str) -> None:
-    """Once in a process. A user gets 404 for a workflow that the app's own code started for this user."""
+    """Once in a process. Users get 404 for workflows that the app started for them."""
     logger.warning(
         "There are workflows of the type %s without an owner (search attribute %s), which only staff can reach: start "
         "them with search_attributes=owned_by(…) of durably.temporal",
@@ -165,7 +165,7 @@ def is_closed(description: WorkflowExecutionDescription) -> bool:
 
 
 def _says_closed(error: RPCError) -> bool:
-    """The server reports that a closed workflow is not found, although it can be described."""
+    """The server reports that a closed workflow is not found."""
     return error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message
 
 
@@ -175,7 +175,7 @@ def _closed() -> Problem:
 
 @dataclass(kw_only=True)
 class Call:
-    """An authorized request about workflows. Functions in the table of endpoints take it.
+    """An authorized request about workflows, for the functions of endpoints.
 
     ``label`` is the endpoint without ids, for logs. ``value`` is the validated input. ``workflow_id`` is the id in the
     URL or of the workflow to be started, ``location`` its path. ``ids`` are the other ids in the URL. ``waiting`` is a
@@ -229,7 +229,7 @@ class Call:
         return RunHistory(self.client, self.workflow_id, run_id, self.rpc_timeout)
 
     def reaches(self, execution: WorkflowExecution) -> bool:
-        """Whether the principal can reach a workflow that the server has described or listed."""
+        """Whether the principal can reach a workflow of the server."""
         return self.access.reaches(owner_of(execution, self.owner_attribute))
 
     def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
@@ -238,7 +238,7 @@ class Call:
         return owner_of(execution, self.owner_attribute) if is_shown else None
 
     async def describe(self) -> WorkflowExecutionDescription:
-        """The description of the workflow, or of the run that the request names. The server is asked once in a call.
+        """The description of the workflow, or of the run in the request.
 
         Raises the problem 404 for a workflow that the principal cannot reach.
         """
@@ -256,7 +256,7 @@ class Call:
         return description
 
     def pages(self, *more: str) -> Pages:
-        """Page tokens that are valid for this namespace, principal, exposure, operation, and ``more``."""
+        """Page tokens for this namespace, principal, exposure, operation, and ``more``."""
         return self.make_pages(self.client.namespace, self.exposure.name, self.operation, *more)
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
@@ -269,6 +269,6 @@ class Call:
         return int(text)
 
     def preferred_wait(self) -> float | None:
-        """Seconds that the client wants to wait for a result (``Prefer: wait``, RFC 7240), within the limit."""
+        """Seconds to wait for a result (``Prefer: wait``, RFC 7240), within the limit."""
         found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", self.request.headers.get("prefer", ""))
         return None if found is None else min(float(found[1]), self.limits.max_wait)

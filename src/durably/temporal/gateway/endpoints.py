@@ -1,4 +1,4 @@
-"""The table of the gateway's endpoints. Routing, the OpenAPI document and FastAPI's routes are derived from it.
+"""The table of endpoints, for routing, the OpenAPI document and FastAPI's routes.
 
 A ``Route`` is a row of the table. An ``Endpoint`` is a route of one exposure, with the name of a signal, query or
 update filled in: each has its own path and types.
@@ -274,7 +274,7 @@ _ID_NAMES = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A route of an exposure. ``label`` is the route with the handler's name and without ids, for logs and metrics."""
+    """A route of an exposure. ``label``, without ids, is for logs and metrics."""
 
     route: Route
     exposure: AnyExposure
@@ -394,7 +394,7 @@ class Endpoints:
             yield from endpoints
 
     def find(self, method: str, path: str) -> Match:
-        """The endpoint of a request; HEAD is a GET. Raises a problem: 404, or 405 for another method."""
+        """The endpoint of a request; HEAD is a GET. Raises the problem 404 or 405."""
         offered = self._at(path)
         for match in offered:
             if match.endpoint.method == ("GET" if method == "HEAD" else method):
@@ -441,7 +441,7 @@ def _handlers(exposure: Exposure, operation: Operation) -> Mapping[str, HandlerE
 
 
 def options_of_get(method: str) -> GatewayResponse | None:
-    """The response to OPTIONS at a page with GET only; ``None`` for GET and HEAD. Raises a problem for others."""
+    """The response to OPTIONS at a page; ``None`` for GET. Raises a problem."""
     if method in ("GET", "HEAD"):
         return None
     if method == "OPTIONS":

@@ -1,4 +1,4 @@
-"""What a gateway opens: workflows by ``expose``, declared schedules by ``expose_schedules``. Closed by default."""
+"""``expose`` opens a workflow, ``expose_schedules`` declared schedules."""
 
 import functools
 import re
@@ -112,7 +112,7 @@ reset end a run at once; pause and resume; batches act on many workflows.
 
 @dataclass(frozen=True)
 class Ownership:
-    """``owner=`` and ``staff=`` of ``expose``: functions of the principal. ``Access`` is their result."""
+    """``owner=`` and ``staff=`` of ``expose``: functions of the principal."""
 
     owner: Callable[[Any], str | None]
     staff: Callable[[Any], bool] | None = None
@@ -291,7 +291,7 @@ def _is_id_shared(id: str | Callable[..., str] | None) -> bool:
 
 
 def _warn_of_shared_ids(title: str) -> None:
-    """Only the id can prevent it: the server cannot refuse a signal-with-start of a running workflow."""
+    """The server cannot refuse a signal-with-start: only the id can prevent it."""
     if workflow_api.unsafe.in_sandbox():
         return  # The sandbox imports a single-file app again for each run of a workflow.
     logger.warning(
@@ -351,13 +351,13 @@ def _kebab(name: str) -> str:
 
 
 def type_name(name: str) -> str:
-    """The name of an exposure or handler in the names of types: ``SumOfPair`` for ``sum-of-pair``."""
+    """A name as a part of the names of types: ``SumOfPair`` for ``sum-of-pair``."""
     return "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleExposure:
-    """Open schedules, made by ``expose_schedules``. ``name`` is the first segment of their URLs.
+    """Open schedules. ``name`` is the first segment of their URLs.
 
     ``ids`` is ``None`` for all declared schedules. ``app`` is the one of ``sync-schedules --app``.
     """
@@ -410,7 +410,7 @@ def expose_schedules(
     operations: Iterable[Operation | str] = FOR_SCHEDULE_READERS,
     app: str | None = None,
 ) -> ScheduleExposure:
-    """Open declared schedules (``Temporal.add_schedule``), for ``Gateway(schedules=…)``.
+    """Open schedules of ``Temporal.add_schedule``, for ``Gateway(schedules=…)``.
 
     Without ``ids``, all are open. ``name`` is the first segment of their URLs. ``operations`` are
     ``FOR_SCHEDULE_READERS`` (list and describe, the default), ``FOR_SCHEDULE_OPERATORS`` (also pause, resume, trigger

@@ -166,7 +166,7 @@ class Gateway:
     async def handle(
         self, request: GatewayRequest, match: Match | None = None, *, io: IO | None = None
     ) -> GatewayResponse:
-        """The response to a request. It does not raise: errors of clients and of the server are responses.
+        """The response to a request. Errors of clients and of the server are responses.
 
         ``match`` is the endpoint, if the framework has found it. ``io`` is for ``handle_sync``.
         """
@@ -311,7 +311,7 @@ class Gateway:
             raise invalid_body(error, () if endpoint.body is None else endpoint.body.members) from None
 
     def _check_query(self, request: GatewayRequest, endpoint: Endpoint) -> None:
-        """Raises a problem for an unknown query parameter, such as a misspelt ``page_size``, and for a repeated one.
+        """Raises a problem for an unknown or repeated query parameter.
 
         The app's own parameters are allowed.
         """
@@ -349,7 +349,7 @@ class Gateway:
             raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "no-json", "send JSON, as application/json")
 
     def check_length(self, length: int | None) -> None:
-        """For adapters, before they read a body. Raises a problem for a body of more bytes than the limit."""
+        """Raises a problem for a body over the limit. Adapters call it before they read."""
         if length is not None and length > self.limits.max_body:
             raise too_large(self.limits.max_body)
 
@@ -369,7 +369,7 @@ class Gateway:
         return keyed_request(request.headers["idempotency-key"], key, place, value)
 
     def _declare_attributes(self, exposure: Exposure, made: TypedSearchAttributes) -> None:
-        """Look up each attribute in the namespace when a function sets it for the first time.
+        """Look up an attribute in the namespace when a function first sets it.
 
         Attributes that an exposure declares by key have been declared by ``__init__``.
         """
@@ -408,7 +408,7 @@ class Gateway:
         return without_body(response) if method == "HEAD" else response
 
     def answer_document(self, method: str, *, mount: str, title: str) -> GatewayResponse:
-        """The response to a request for the OpenAPI document. ``mount`` is the path before the gateway's own."""
+        """The response with the document. ``mount`` is the path before the gateway's."""
         return _answer_get(method, JSON, lambda: self.document(mount=mount, title=title))
 
     def answer_docs(self, method: str, *, title: str, docs: bool | str) -> GatewayResponse:
@@ -420,7 +420,7 @@ class Gateway:
         return _answer_get(method, "text/html; charset=utf-8", lambda: swagger_page(title=title, assets=assets))
 
     def document(self, *, mount: str, title: str) -> bytes:
-        """The OpenAPI document as JSON, which is cached. ``mount`` is the path before the gateway's own."""
+        """The document as JSON, cached. ``mount`` is the path before the gateway's."""
         key = (mount, title)
         if key not in self._documents:
             schemes = self.security_schemes
@@ -442,7 +442,7 @@ def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> Ga
 
 
 def _request_id_of(request: GatewayRequest) -> AbstractContextManager[None]:
-    """A context in which the request has the id of its header, unless a middleware has given it another one."""
+    """A context with the id in the header, unless a middleware has set another one."""
     return web_request(current_request_id() or usable_request_id(request.headers[_REQUEST_ID]))
 
 
@@ -462,7 +462,7 @@ class _Instruments:
 
 
 class _Metrics:
-    """Requests, their latency, and held requests, in the runtime of the process (``Temporal.serve_metrics``).
+    """Metrics of requests, for ``Temporal.serve_metrics``.
 
     It is made before a fork. Each process has its own meter.
     """
@@ -473,7 +473,7 @@ class _Metrics:
         self._made: _Instruments | None = None
 
     def count(self, endpoint: Endpoint | None, status: int, start: float) -> None:
-        """Count a response. ``start`` is the time of the request, from ``time.perf_counter()``."""
+        """Count a response. ``start`` is the ``time.perf_counter()`` of the request."""
         instruments = self._instruments()
         place = ("unmatched", "") if endpoint is None else (endpoint.label, endpoint.workflow_type)
         labels = {"route": place[0], "workflow_type": place[1], "status": str(int(status))}
@@ -481,7 +481,7 @@ class _Metrics:
         instruments.latency.record(timedelta(seconds=time.perf_counter() - start), labels)
 
     def count_notices(self, endpoint: Endpoint, reasons: Sequence[str]) -> None:
-        """Count a description of a workflow that makes no progress, by reason (``durably.temporal.notices.Reason``)."""
+        """Count a description of a workflow without progress, by ``notices.Reason``."""
         instruments = self._instruments()
         for reason in reasons:
             instruments.notices.add(1, {"workflow_type": endpoint.workflow_type, "reason": str(reason)})

@@ -1,4 +1,4 @@
-"""What the handlers of a workflow class take and return, and how JSON becomes their arguments.
+"""The handlers of a workflow class, and their arguments from JSON.
 
 Handlers are the run method, signals, queries and updates. Their code is inspected, never run. A single parameter that
 is an object (a model, dataclass, ``TypedDict`` or mapping) is the JSON body itself. Otherwise the body is an object
@@ -58,7 +58,7 @@ class WorkflowDefinition:
 
 
 def define(workflow: type | Callable[..., Any]) -> WorkflowDefinition:
-    """The definition of a workflow class or of its run method. Raises ``TemporalSettingsError``."""
+    """The definition of a class or run method. Raises ``TemporalSettingsError``."""
     found = workflow_parts(workflow)
     if found is None:
         raise TemporalSettingsError(f"{_named(workflow)} is not a workflow: decorate its class with @workflow.defn")
@@ -116,7 +116,7 @@ _PLAIN = (str, int, float, Decimal, Enum, UUID, dt.date, dt.timedelta)
 
 
 class Arguments:
-    """The arguments of a handler. ``type`` is the type of the body, and ``is_required`` if it cannot be left out."""
+    """The arguments of a handler. ``type`` is the type of the JSON body."""
 
     def __init__(self, title: str, handler: Handler, model: Any = None) -> None:
         self.parameters = handler.parameters
@@ -195,14 +195,14 @@ def fields_of(value: Any) -> Mapping[str, Any]:
 
 
 def model_with_start(title: str, start: Arguments, signal: Arguments) -> type[BaseModel]:
-    """The body of signal-with-start: the input of the workflow, and that of the signal."""
+    """The body of signal-with-start: the inputs of workflow and signal."""
     fields: dict[str, Any] = {"input": _field_of(start), "signal": _field_of(signal)}
     config = ConfigDict(extra="forbid", validate_default=True)
     return create_model(title, __config__=config, **fields)
 
 
 def batch_model(title: str, base: type[BaseModel], signal: Arguments) -> type[BaseModel]:
-    """The body of a batch of signals: that of other batches, and the input of the signal."""
+    """The body of a batch of signals, with the input of the signal."""
     fields: dict[str, Any] = {"signal": _field_of(signal)}
     return create_model(title, __base__=base, __doc__=base.__doc__, **fields)
 
@@ -260,7 +260,7 @@ class Body(Protocol):
 
 @dataclass(frozen=True)
 class ModelBody:
-    """A body with a pydantic model of the gateway. ``members`` is empty if users define a part of the model."""
+    """A body with a pydantic model. ``members`` is empty if it has users' fields."""
 
     type: type[BaseModel]
     members: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Idempotency keys: a repeated request is carried out once, and its response is the first one's.
+"""Idempotency keys: a repeated request has no further effect.
 
 A key is valid for one principal, workflow type, operation and handler: its scope. The server carries a request out once
 by the request's id, which is derived from the scope. It compares the id of a start with the latest run of the workflow
@@ -50,7 +50,7 @@ async def shown_memo(description: WorkflowExecutionDescription) -> dict[str, Any
 
 @dataclass(frozen=True)
 class KeyedRequest:
-    """A request with an ``Idempotency-Key``. ``nonce`` distinguishes it from its repetitions."""
+    """A request with an ``Idempotency-Key``. Its repetitions have other nonces."""
 
     scope: str
     fingerprint: str
@@ -58,7 +58,7 @@ class KeyedRequest:
 
     @property
     def id(self) -> str:
-        """The request's id on the server. It is also the id of a workflow or update without an id of its own."""
+        """The request's id on the server, and the default id of a workflow or update."""
         return str(uuid5(NAMESPACE_OID, self.scope))
 
     @property
@@ -71,7 +71,7 @@ class KeyedRequest:
         return Payload(metadata={"encoding": b"json/plain"}, data=json.dumps(content).encode())
 
     def is_repeated_by(self, header: Header) -> bool | None:
-        """Whether an earlier request with this key has sent a signal or update with this header.
+        """Whether an earlier request with this key has sent this header.
 
         ``None`` for a header without this key, ``False`` for one of this very request. Raises a problem for another
         input.
@@ -95,7 +95,7 @@ class KeyedRequest:
 
 
 def keyed_request(key: str, principal_key: str, place: tuple[str, str, str], value: Any) -> KeyedRequest:
-    """``place`` is workflow type, operation and handler; ``value`` is the input. Raises a problem for a bad key."""
+    """``place`` is workflow type, operation and handler. Raises a problem."""
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
         raise bad_request("Idempotency-Key is 1 to 255 visible ASCII characters")
     parts = json.dumps([principal_key, *place, key]).encode()
@@ -106,7 +106,7 @@ def keyed_request(key: str, principal_key: str, place: tuple[str, str, str], val
 
 @contextmanager
 def one_request(client: Client, keyed: KeyedRequest | None) -> Iterator[None]:
-    """Give the key's request id to the starts, signals and updates that ``client`` sends in this context."""
+    """A context in which ``client`` sends requests with the key's id."""
     if keyed is None:
         yield
         return
@@ -179,7 +179,7 @@ async def _search(history: RunHistory, keyed: KeyedRequest) -> bool:
 
 
 async def find_repetition(history: RunHistory, keyed: KeyedRequest) -> bool:
-    """Whether a closed run has had a request with this key. Raises a problem for another input."""
+    """Whether a closed run has had a request with this key. Raises a problem."""
     async for events in history.pages():
         if _find(events, keyed) is not None:
             return True
@@ -203,7 +203,7 @@ def _header(event: HistoryEvent) -> Header | None:
 
 
 async def find_update_name(history: RunHistory, update_id: str) -> str | None:
-    """The name of an update that the run has accepted; ``None`` if the history does not contain it."""
+    """The name of an accepted update; ``None`` if the history does not contain it."""
     async for events in history.pages():
         for event in events:
             request = _update_request(event)

@@ -60,7 +60,7 @@ class GatewayRequest:
         return len(self._query.get(name, ())) > 1
 
     def location(self, place: str, id: str) -> str:
-        """The path of a workflow or schedule; ``place`` is the first segment after the mount point."""
+        """The path of a workflow or schedule; ``place`` is the exposure's name."""
         return f"{self.mount}/{place}/{quote(id, safe='')}"
 
 
@@ -79,7 +79,7 @@ def _values_of(params: Any, name: str) -> Sequence[str]:
 
 @dataclass(kw_only=True)
 class GatewayResponse:
-    """Status, headers and a body. ``stream`` yields the chunks of a body without a known end instead."""
+    """Status, headers and a body; or ``stream``, which yields chunks of a body."""
 
     status_code: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class GatewayResponse:
 
 
 class RequestHandler(Protocol):
-    """What adapters mount: the gateway or the codec server."""
+    """A server that adapters mount: the gateway or the codec server."""
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse: ...
 
@@ -118,7 +118,7 @@ def answer(
 
 
 def to_json(body: BaseModel) -> bytes:
-    """A body as JSON. Fields without a value are left out, except in users' own values."""
+    """A body as JSON, without empty fields, except in users' own values."""
     return body.model_dump_json(exclude_none=not isinstance(body, UserBody), fallback=str).encode()
 
 
@@ -128,7 +128,7 @@ def links_to(location: str) -> Links:
 
 
 def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
-    """The chunks of a response's stream, for a thread. The stream runs on the background loop."""
+    """The chunks of a stream, for a thread. It runs on the background loop."""
     loop = get_background_loop()
     try:
         while (chunk := loop.run(anext(stream, None))) is not None:
@@ -138,7 +138,7 @@ def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
 
 
 def without_body(response: GatewayResponse) -> GatewayResponse:
-    """The response to HEAD: the headers of GET, with the length of its body if that is known."""
+    """The response to HEAD: the headers of GET, with the length if it is known."""
     if response.stream is not None:
         return replace(response, stream=_no_chunks)
     headers = {**response.headers, "Content-Length": str(len(response.body))}
@@ -167,7 +167,7 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_of_another_site(headers: Mapping[str, str]) -> bool:
-    """Whether the browser reports that a page of another site sends the request. Names of headers are lower-case.
+    """Whether the browser reports a request of a page of another site.
 
     Browsers send ``Sec-Fetch-Site`` over HTTPS and to localhost only. Without it, ``Origin`` is compared with ``Host``,
     or with ``X-Forwarded-Host`` behind a proxy.

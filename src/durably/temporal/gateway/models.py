@@ -1,4 +1,4 @@
-"""Bodies of requests and responses. They are a public contract: the OpenAPI document is made from them."""
+"""Bodies of requests and responses: a public contract, shown by OpenAPI."""
 
 import datetime as dt
 from typing import Any, Generic, Literal, TypeVar
@@ -30,7 +30,7 @@ class Body(BaseModel):
 
 
 class UserBody(Body):
-    """A body whose ``result`` is a value of the user's: ``null`` counts there, at every level."""
+    """A body whose ``result`` is a user's value, which may contain ``null``."""
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialize: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
@@ -129,7 +129,7 @@ class Summary(Body):
 
 
 class Description(Summary):
-    """All that the server reports of a workflow. ``notices`` are reasons why it makes no progress."""
+    """The state of a workflow. ``notices`` are reasons why it makes no progress."""
 
     execution_time: dt.datetime | None = None
     history_length: int
@@ -141,7 +141,7 @@ class Description(Summary):
 
 
 class Page(Body):
-    """A page of workflows. ``next_page`` is the parameter ``page`` of the request for the following page."""
+    """A page of workflows. ``next_page`` is the ``page`` of the next request."""
 
     workflows: list[Summary]
     next_page: str | None = None
@@ -211,24 +211,24 @@ class BatchAccepted(Body):
 
 
 class BatchJob(Body):
-    """The progress of a job, in workflows. ``total`` is missing until the server has counted them."""
+    """The progress of a job. ``total`` is missing until workflows are counted."""
 
     job_id: str
     operation: BatchKind
     state: BatchState
     total: int | None = None
     completed: int
-    failed: int
+    failed: int = Field(description="Workflows on which the operation has failed.")
     start_time: dt.datetime | None = None
     close_time: dt.datetime | None = None
     links: JobLinks
 
 
 class ResetRequest(Body):
-    """The point to reset to: the first or last workflow task, or the one whose end has this event id."""
+    """The workflow task to reset to: the first, the last, or one by its event."""
 
     to: Literal["first_workflow_task", "last_workflow_task"] | None = None
-    event_id: int | None = Field(default=None, ge=1, le=2**31)
+    event_id: int | None = Field(default=None, ge=1, le=2**31, description="The event at the end of a workflow task.")
     reason: str = Field(default="", max_length=1000)
 
 
@@ -266,7 +266,7 @@ class HistoryPage(Body):
 
 
 class RawHistoryPage(Body):
-    """Events as ``temporal workflow show --output json`` prints them and ``WorkflowHistory.from_json`` reads them.
+    """Events as ``temporal workflow show --output json`` prints them.
 
     The events of all pages together are the whole history.
     """
@@ -289,7 +289,7 @@ class ScheduledAction(Body):
 
 
 class ScheduleState(Body):
-    """A declared schedule. The server's own state is shown if ``state`` is ``synced`` or ``changed``."""
+    """A declared schedule, with the server's state if it has been synced."""
 
     schedule_id: str
     spec: str = Field(description="Its times, as the app's code declares them.")
@@ -335,10 +335,10 @@ _EARLIEST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 class ScheduleBackfillRequest(Body):
-    """The times after ``start_at`` and up to ``end_at``, at most 366 days. Both have an offset from UTC."""
+    """The times after ``start_at`` and up to ``end_at``, at most 366 days."""
 
-    start_at: AwareDatetime
-    end_at: AwareDatetime
+    start_at: AwareDatetime = Field(description="With an offset from UTC.")
+    end_at: AwareDatetime = Field(description="With an offset from UTC.")
     overlap: Overlap = Field(default="buffer_all", description="buffer_all runs one workflow after another.")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The gateway's OpenAPI 3.1 document, a page that shows it with Swagger UI, and its security schemes.
+"""The OpenAPI 3.1 document, its page with Swagger UI, and security schemes.
 
 The document is for frameworks that have none of their own. Swagger UI: https://swagger.io/tools/swagger-ui/.
 """
@@ -26,7 +26,7 @@ def openapi(
     version: str,
     security_schemes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """``mount`` is the path before the gateway's own, such as ``/api``. A request needs one of the security schemes."""
+    """``mount`` is the path before the gateway's own, such as ``/api``."""
     security: dict[str, Any] = {}
     if security_schemes:
         security = {"security": [{name: []} for name in security_schemes]}
@@ -50,7 +50,7 @@ def openapi(
 
 
 class _Schemas:
-    """The schemas of all types of all endpoints: two types with one name get different names."""
+    """The schemas of all types together: two types never get the same name."""
 
     def __init__(self, all_endpoints: list[Endpoint]) -> None:
         adapters: list[tuple[tuple[Any, str], Any, TypeAdapter[Any]]] = []
@@ -178,7 +178,7 @@ _NEEDED = {
 
 
 def check_security_schemes(schemes: SecuritySchemes | None) -> dict[str, dict[str, Any]]:
-    """Raises ``TemporalSettingsError`` for an unknown type or a member that is missing."""
+    """Raises ``TemporalSettingsError`` for an unknown type or a missing member."""
     checked = {name: dict(scheme) for name, scheme in (schemes or {}).items()}
     for name, scheme in checked.items():
         needed = _NEEDED.get(scheme.get("type", ""))

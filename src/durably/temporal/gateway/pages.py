@@ -76,7 +76,7 @@ class Pages:
     is_random: bool
 
     def give(self, token: bytes | None) -> str | None:
-        """The value of ``next_page`` for a token of the server; ``None`` after the last page."""
+        """``next_page`` for a token of the server; ``None`` after the last page."""
         if not token:
             return None
         if self.is_random:
@@ -84,7 +84,7 @@ class Pages:
         return base64.urlsafe_b64encode(self._mac(self._keys[0], token) + token).decode()
 
     def take(self, text: str | None) -> bytes | None:
-        """The server's token in a value of ``next_page``; ``None`` for the first page. Raises a problem."""
+        """The server's token in ``next_page``; ``None`` without one. Raises a problem."""
         if not text:
             return None
         try:

@@ -48,7 +48,7 @@ _PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILAB
 
 
 class Problem(Exception):
-    """An error response. ``kind`` is stable and for programs, ``detail`` for people; ``more`` are further members."""
+    """An error response. ``kind`` is stable, for programs; ``detail`` for people."""
 
     def __init__(
         self, status: HTTPStatus, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
@@ -87,7 +87,7 @@ def bad_request(detail: str, **more: Any) -> Problem:
 
 
 def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
-    """A query parameter that the endpoint does not have. The caller chose its name: it is shortened, in ASCII."""
+    """An unknown query parameter. Its name is the caller's: shortened, in ASCII."""
     there_are = f"there are {', '.join(known)}" if known else "there are none"
     return Problem(
         HTTPStatus.BAD_REQUEST,
@@ -98,7 +98,7 @@ def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
 
 
 def repeated_parameter(name: str) -> Problem:
-    """A query parameter that is given twice: frameworks, proxies and caches read different ones."""
+    """A repeated query parameter: frameworks and proxies read different ones."""
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "repeated-parameter",
@@ -107,7 +107,7 @@ def repeated_parameter(name: str) -> Problem:
 
 
 def no_principal() -> Problem:
-    """A request without a principal, whose ``Idempotency-Key`` all such callers would share."""
+    """An ``Idempotency-Key`` without a principal: all such callers would share it."""
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "no-principal",
@@ -159,7 +159,7 @@ _MAXIMUM_ERROR_TEXT = 200
 
 
 def invalid_body(error: ValidationError, members: Sequence[str] = ()) -> Problem:
-    """More than a hundred errors are only counted: the response would have fifty times the size of the body.
+    """Errors of an input. More than a hundred are only counted.
 
     ``members`` are the fields of a body that the gateway defines. The error of an unknown field lists them.
     """
@@ -211,7 +211,7 @@ def internal_error() -> Problem:
 
 
 def _unavailable(reason: str, detail: str = "the Temporal server cannot be reached at present") -> Problem:
-    """``reason`` is logged: it names the server and what the app's operator must correct."""
+    """``reason`` is logged: it is for the app's operator."""
     _outages.log(reason)
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -238,14 +238,10 @@ def no_worker(detail: str) -> Problem:
     return Problem(HTTPStatus.GATEWAY_TIMEOUT, "no-worker", detail)
 
 
-def _already_started(error: WorkflowAlreadyStartedError) -> Problem:
-    return Problem(
-        HTTPStatus.CONFLICT,
-        "already-started",
-        f'the workflow "{error.workflow_id}" has already been started',
-        workflow_id=error.workflow_id,
-        run_id=error.run_id or "",
-    )
+def already_started(workflow_id: str, **more: Any) -> Problem:
+    """``more`` identifies the run, if the client may know it."""
+    detail = f'the workflow "{workflow_id}" has already been started'
+    return Problem(HTTPStatus.CONFLICT, "already-started", detail, workflow_id=workflow_id, **more)
 
 
 def workflow_failed(error: WorkflowFailureError, **more: Any) -> Problem:
@@ -338,7 +334,7 @@ _RPC_STATUSES = {
 _PROBLEMS: list[tuple[type[Exception], Any]] = [
     (SearchAttributeError, _not_set_up),
     (TemporalUnreachableError, lambda error: _unavailable(error.message)),
-    (WorkflowAlreadyStartedError, _already_started),
+    (WorkflowAlreadyStartedError, lambda error: already_started(error.workflow_id, run_id=error.run_id or "")),
     (WorkflowFailureError, workflow_failed),
     (WorkflowUpdateFailedError, _update_failed),
     (WorkflowQueryFailedError, _query_failed),
@@ -351,7 +347,7 @@ EXCEPTIONS = tuple(kind for kind, _ in _PROBLEMS)
 
 
 class _OutageLog:
-    """Logs each error once in ten seconds: each request and stream meets the same one while a server is down."""
+    """Logs each error once in ten seconds: all requests have it in an outage."""
 
     _PERIOD = 10.0
     _MAXIMUM_REMEMBERED = 100

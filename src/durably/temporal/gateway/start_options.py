@@ -1,4 +1,4 @@
-"""What a start derives from its input: the workflow's id, memo, search attributes and delay.
+"""Values that a start derives from its input: id, memo, attributes, delay.
 
 They are options of ``expose``: functions of the validated input, or of the input and the principal.
 """
@@ -37,7 +37,7 @@ def memo_function(memo: Callable[..., Mapping[str, Any]], title: str) -> Callabl
 
 
 def delay_function(delay: timedelta | Callable[..., timedelta]) -> Callable[[Any, Any], timedelta]:
-    """``start_delay=`` as a function of input and principal. Raises ``TemporalSettingsError``."""
+    """``start_delay=`` as a function. Raises ``TemporalSettingsError``."""
     if isinstance(delay, timedelta):
         fixed = _check_delay(delay, "start_delay= of expose()")
         return lambda value, principal: fixed
@@ -62,7 +62,7 @@ GivenAttributes = Callable[..., TypedSearchAttributes] | Mapping[SearchAttribute
 
 @dataclass(frozen=True)
 class AttributesByKey:
-    """Search attributes of a mapping of keys to functions. A value of ``None`` is left out."""
+    """Search attributes by key. A value of ``None`` is left out."""
 
     functions: Mapping[SearchAttributeKey[Any], Callable[[Any, Any], Any]]
 
@@ -73,7 +73,7 @@ class AttributesByKey:
 
 
 def declare_attributes(given: GivenAttributes | None, title: str) -> MakeAttributes | None:
-    """``search_attributes=`` of ``expose`` as one function. Raises ``TemporalSettingsError``."""
+    """``search_attributes=`` as one function. Raises ``TemporalSettingsError``."""
     if not isinstance(given, Mapping):
         return given and input_function(given, "search_attributes=")
     for key in given:
@@ -88,7 +88,7 @@ def declare_attributes(given: GivenAttributes | None, title: str) -> MakeAttribu
 
 
 def declared_keys(make: MakeAttributes | None) -> tuple[SearchAttributeKey[Any], ...]:
-    """The keys that are known before a start: none for a function that makes all of them."""
+    """The keys that are known before a start: none for a single function."""
     return tuple(make.functions) if isinstance(make, AttributesByKey) else ()
 
 
@@ -103,7 +103,7 @@ def _pair(key: SearchAttributeKey[Any], value: Any) -> SearchAttributePair[Any]:
 
 
 def input_function(function: Callable[..., Any], what: str) -> Callable[[Any, Any], Any]:
-    """A function of the input, or of input and principal, as a function of both; its signature decides.
+    """A function of the input, or of input and principal, as one of both.
 
     Parameters with defaults are not counted. Raises ``TemporalSettingsError``.
     """
@@ -137,7 +137,7 @@ PRINCIPAL = "principal"
 
 
 class IdTemplate:
-    """``order-{order_id}``: the id of a workflow from its input, so that an order has one workflow.
+    """``order-{order_id}``: the id of a workflow from fields of its input.
 
     ``{principal}`` is the text of the owner. Different values give different ids: see ``_encode``.
     """
@@ -183,7 +183,7 @@ class IdTemplate:
         return PRINCIPAL in self._names
 
     def fill(self, value: Any, principal: Any = None, owner: str | None = None) -> str:
-        """The id. ``owner`` is the value of ``{principal}``. Raises a problem for an empty field."""
+        """The id; ``owner`` is ``{principal}``. Raises a problem for an empty field."""
         fields = {**({} if owner is None else {PRINCIPAL: owner}), **fields_of(value)}
         missing = [name for name in self._names if fields.get(name) in (None, "")]
         if missing:
@@ -197,7 +197,7 @@ _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 @dataclass(frozen=True)
 class _Separator:
-    """The text between two fields of an id. ``key`` is its first character that is neither a letter nor a digit.
+    """The text between two fields of an id. ``key`` is its first special character.
 
     An escaped field does not contain ``key``: the first ``key`` of an id is the end of the field.
     """
@@ -217,7 +217,7 @@ class _Separator:
         return cls(text, key)
 
     def escape(self, field: str, rest: str) -> str:
-        """The field, escaped, before this separator and ``rest``, the following part of the id.
+        """The field, escaped. ``rest`` is the part of the id after this separator.
 
         A UUID is not changed. If another field looks like a UUID, its first character is escaped.
         """
@@ -235,7 +235,7 @@ def _escape(mark: str, character: str) -> str:
 
 
 def _encode(texts: Sequence[str], separators: Sequence[_Separator]) -> str:
-    """The fields of an id, joined. Two different lists of texts never give the same id.
+    """The fields of an id, joined. Different fields never give the same id.
 
     All fields except the last one are escaped: ``-`` becomes ``~2D`` if it is also the separator.
     """
@@ -246,7 +246,7 @@ def _encode(texts: Sequence[str], separators: Sequence[_Separator]) -> str:
 
 
 def id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None], str]:
-    """A function ``id=`` with the parameters of ``IdTemplate.fill``. Raises ``TemporalSettingsError``."""
+    """A function ``id=`` with the parameters of ``IdTemplate.fill``."""
     called = input_function(function, "id=")
 
     def fill(value: Any, principal: Any, owner: str | None) -> str:
@@ -259,7 +259,7 @@ def id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None]
 
 
 def check_attach(attach: bool, id: Any, policy: WorkflowIDConflictPolicy, title: str) -> bool:
-    """Whether a start attaches to a running workflow. Raises ``TemporalSettingsError``."""
+    """Whether starts attach to running workflows. Raises ``TemporalSettingsError``."""
     uses_existing = policy is WorkflowIDConflictPolicy.USE_EXISTING
     if attach and id is None:
         raise TemporalSettingsError(
@@ -279,7 +279,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029/\\?#]")
 
 
 def check_id(workflow_id: str, what: str = "the workflow id") -> str:
-    """An id that can be a segment of a URL's path, and that the server accepts. Raises a problem."""
+    """An id that fits in a URL and that the server accepts. Raises a problem."""
     if not workflow_id or workflow_id in (".", ".."):
         raise bad_request(f"{what} must not be empty or dots")
     try:

@@ -1,1 +1,1 @@
-"""The operations that the gateway's endpoints perform. ``endpoints.py`` lists them."""
+"""The functions of the gateway's endpoints. ``endpoints.py`` lists them."""

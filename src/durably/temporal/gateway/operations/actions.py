@@ -1,4 +1,4 @@
-"""Actions on running workflows: signal, query, update, cancel, terminate, reset, pause, resume."""
+"""Signals, queries, updates, cancel, terminate, reset, pause, resume."""
 
 import asyncio
 import uuid
@@ -48,7 +48,7 @@ async def signal(call: Call) -> GatewayResponse:
 
 
 async def _ask_once(call: Call, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> tuple[T | None, bool]:
-    """The result of ``ask``, and whether an earlier request had the same key. Raises problems.
+    """The result of ``ask``, and whether the key is repeated. Raises problems.
 
     The result is ``None`` if the workflow has closed since that request: the server compares no ids any more.
     """
@@ -76,7 +76,7 @@ async def query(call: Call) -> GatewayResponse:
 
 
 async def update(call: Call) -> GatewayResponse:
-    """POST starts an update and waits for its result. GET waits for the result of an earlier update."""
+    """Wait for the result of a new update (POST) or of an earlier one (GET)."""
     wait = call.preferred_wait()
     seconds = call.rpc_timeout.total_seconds() if wait is None else wait
     update_id = call.ids.get("update_id")
@@ -102,7 +102,7 @@ async def update(call: Call) -> GatewayResponse:
 
 
 async def _outcome(call: Call, handle: WorkflowUpdateHandle[Any]) -> Any:
-    """The result, or the update's failure. Raises the problem 404 for an update of another name than the URL's.
+    """The result. Raises the problem 404 for an update with another name.
 
     The name is compared last: the history contains an update once a worker has accepted it.
     """
@@ -154,7 +154,7 @@ async def _start_update(call: Call) -> tuple[WorkflowUpdateHandle[Any], bool]:
 
 
 async def _answered(call: Call, asking: Awaitable[T]) -> T:
-    """The result of ``asking``. Raises a problem if it takes too long because no worker is running."""
+    """The result of ``asking``. Raises a problem if no worker is running."""
     try:
         return await asking
     except (RPCTimeoutOrCancelledError, RPCError) as error:
@@ -170,7 +170,7 @@ async def _answered(call: Call, asking: Awaitable[T]) -> T:
 
 
 async def cancel(call: Call) -> GatewayResponse:
-    """The run is described before and after: the server accepts the cancellation of a closed run without an error."""
+    """Describe the run before and after: closed runs accept cancellations too."""
 
     async def send(run: WorkflowHandle[Any, Any]) -> None:
         if is_closed(await call.describe()):
@@ -220,7 +220,7 @@ async def reset(call: Call) -> GatewayResponse:
 
 
 async def _check_latest_owner(call: Call) -> None:
-    """Raises a problem if the latest run cannot be reached, or has another owner than the run in the request."""
+    """Raises a problem if the latest run has another owner than this run."""
     latest = await call.describe_run(None)
     if call.exposure.ownership is None:
         return
@@ -283,7 +283,7 @@ async def resume(call: Call) -> GatewayResponse:
 
 
 async def _send_pause(call: Call, make: Callable[..., Any], ask: Callable[..., Awaitable[Any]]) -> GatewayResponse:
-    """Raises the problem 409 for a closed workflow, and 501 if the server cannot pause workflows."""
+    """Raises the problem 409 for a closed workflow, 501 for an old server."""
     request_id = str(uuid.uuid4())
 
     async def send(run: WorkflowHandle[Any, Any]) -> None:

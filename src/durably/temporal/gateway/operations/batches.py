@@ -1,4 +1,4 @@
-"""Batches: cancel, terminate or signal all open workflows that a visibility query finds.
+"""Batches: cancel, terminate or signal open workflows that a query finds.
 
 The server does the work in a batch job. The job gets the runs, which have been checked one by one, and not the query:
 the server would evaluate it later, without checks. The gateway stores nothing: the job's id contains a hash of its
@@ -104,7 +104,7 @@ async def _found(call: Call, query: str) -> list[WorkflowExecution]:
 
 
 async def _started_before(call: Call, keyed: KeyedRequest, job_id: str) -> GatewayResponse | None:
-    """The response of an earlier request with this key. Raises the problem 422 if it had another input."""
+    """The response of an earlier request with this key. Raises the problem 422."""
     job = await _describe(call, job_id)
     if job is None:
         return None
@@ -125,7 +125,7 @@ def _accepted(call: Call, job_id: str, count: int, *, is_replay: bool = False) -
 
 
 async def batch_status(call: Call) -> GatewayResponse:
-    """The progress of a job. Raises the problem 404 for a job that the principal cannot see."""
+    """The progress of a job. Raises 404 if the principal cannot see it."""
     job_id = call.ids["job_id"]
     if not may_see(job_id, call.exposure, call.access):
         raise _no_such_job()
@@ -147,13 +147,13 @@ async def _describe(call: Call, job_id: str) -> DescribeBatchOperationResponse |
 
 
 def new_job_id(exposure: Exposure, access: Access, unique: uuid.UUID) -> str:
-    """``durably-{exposure}-{owner}-{unique}``. The owner is ``all`` for a job that is not limited to one owner."""
+    """``durably-{exposure}-{owner}-{unique}``; ``all`` for a job of all owners."""
     owner = "all" if access.sees_all else _owner_hash(exposure, access.owner)
     return f"durably-{_exposure_hash(exposure)}-{owner}-{unique.hex}"
 
 
 def may_see(job_id: str, exposure: Exposure, access: Access) -> bool:
-    """Whether the job belongs to the exposure and, unless the principal sees all workflows, to the principal."""
+    """Whether the job belongs to the exposure, and to what the principal sees."""
     if not _JOB_ID.fullmatch(job_id):
         return False
     _, of_exposure, of_owner, _ = job_id.split("-")
@@ -175,7 +175,7 @@ def _hash(*parts: str) -> str:
 
 
 def _query(call: Call) -> str:
-    """The caller's query, limited to open workflows of this exposure that the principal can reach."""
+    """The query, limited to open workflows that the principal can reach."""
     text = call.value.query.strip()
     if not text:
         raise bad_request(f'query must not be empty; "{OPEN_FILTER}" finds all running and paused workflows')
@@ -234,7 +234,7 @@ def _location(call: Call, job_id: str) -> str:
 
 @contextmanager
 def _batch_problems() -> Iterator[None]:
-    """Raises problems instead of the server's errors: 429 at its limit of jobs, 501 if it has no batches."""
+    """Raises the problem 429 at the server's limit, 501 if it has no batches."""
     try:
         yield
     except RPCError as error:

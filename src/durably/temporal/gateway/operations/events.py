@@ -1,13 +1,14 @@
-"""The events of a workflow: pages of its history, and a live stream (server-sent events, ``EventSource`` of browsers).
+"""The events of a workflow: pages of its history, and a live stream.
 
 A brief history names activities, timers and signals, and reasons of failures, but no contents. The raw history is what
 the server stores.
 
-A stream sends each event of the history. Its id is the run and the event, from which a reader continues after it was
-disconnected (``Last-Event-ID``). ``run`` announces a run; the stream follows continue-as-new, retries, cron and resets.
-After a silence, ``pending`` lists the activities with their attempts, as often as they change. The last event is
-``result``, or ``problem`` for a workflow that did not complete. A reader that returns after it gets 204: browsers stop
-then. While the server is down the stream stays open, with comments that browsers skip.
+A stream (server-sent events, ``EventSource`` of browsers) sends each event of the history. Its id is the run and the
+event, from which a reader continues after it was disconnected (``Last-Event-ID``). ``run`` announces a run; the stream
+follows continue-as-new, retries, cron and resets. After a silence, ``pending`` lists the activities with their
+attempts, as often as they change. The last event is ``result``, or ``problem`` for a workflow that did not complete. A
+reader that returns after it gets 204: browsers stop then. While the server is down the stream stays open, with comments
+that browsers skip.
 """
 
 import asyncio
@@ -97,7 +98,7 @@ _NAMES = (
 
 
 class Brief:
-    """Converts events in their order: only the first event of an activity has its name.
+    """Converts events in order: only the first event of an activity has a name.
 
     The first event may be on an earlier page. Then the name is missing; ``begun_by`` is the event's id.
     """
@@ -159,7 +160,7 @@ _UNKNOWN_POSITION = b": Last-Event-ID is not of this workflow; this is the begin
 
 
 async def events(call: Call) -> GatewayResponse:
-    """The stream. It counts as one of the principal's until it ends. Raises the problem 429 for one too many."""
+    """The stream (server-sent events). Raises the problem 429 for one too many."""
     release = call.take_stream()
     try:
         response = await _open(call)
@@ -173,7 +174,7 @@ async def events(call: Call) -> GatewayResponse:
 
 
 async def _open(call: Call) -> GatewayResponse:
-    """A reader with an unknown ``Last-Event-ID`` starts at the first event: an error would stop browsers for good."""
+    """Start at ``Last-Event-ID``, or at the first event if the id is unknown."""
     run_id = (await call.describe()).run_id
     last = call.request.headers.get("last-event-id", "")
     seen = parse_position(last)
@@ -211,7 +212,7 @@ async def _held(
 
 
 async def _follow(stream: "_Stream", first: list[bytes]) -> AsyncGenerator[bytes, None]:
-    """Waits for a server that goes down: a 503 at the next connection would stop browsers for good."""
+    """Wait for a server that is down: a 503 would stop browsers for good."""
     for message in first:
         yield message
     stream.start()
@@ -340,7 +341,7 @@ def _message(kind: str, body: BaseModel, position: Position | None = None) -> by
 
 
 class StreamSlot:
-    """An open stream, until it is released or collected as garbage: an unread stream is never closed."""
+    """An open stream, until it is released or collected: some are never closed."""
 
     def __init__(self, others: "WeakSet[StreamSlot]") -> None:
         self._others = others
@@ -361,7 +362,7 @@ class StreamSlots:
         self._open: WeakValueDictionary[str, WeakSet[StreamSlot]] = WeakValueDictionary()
 
     def take(self, principal_key: str) -> Callable[[], None]:
-        """Count a stream until the returned function is called. Raises the problem 429 at the limit."""
+        """Count a stream until the returned function is called. Raises a problem."""
         with self._lock:
             slots = self._open.get(principal_key)
             if slots is None:

@@ -51,7 +51,7 @@ FILTERS = {
 
 
 async def list_workflows(call: Call) -> GatewayResponse:
-    """A page of workflows that a visibility query finds. It never finds workflows of other exposures."""
+    """A page of workflows. A query never finds those of other exposures."""
     query = write(all_of(*reachable(call), *_requested(call)))
     pages = call.pages(query)
     listed = call.client.list_workflows(
@@ -93,7 +93,7 @@ def _requested(call: Call) -> Iterator[Filter]:
 
 
 async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
-    """Fetch the next page. Raises ``RPCError``, and a problem for a query that the server's store cannot answer."""
+    """Fetch the next page. Raises ``RPCError``, and a problem for a bad query."""
     try:
         await listed.fetch_next_page()
     except RPCError as error:
@@ -103,7 +103,7 @@ async def fetch_page(listed: WorkflowExecutionAsyncIterator) -> None:
 
 
 async def check_searchable(client: Client, query: str, rpc_timeout: dt.timedelta) -> None:
-    """Raises a problem for a query with a ``"`` in the value of a Text attribute, if the server's store is SQLite.
+    """Raises a problem for a ``"`` in the value of a Text attribute on SQLite.
 
     The server escapes it with a backslash, which the full-text search of SQLite cannot read, and reports UNAVAILABLE.
     The client repeats such requests for seconds; this one is not repeated. Other errors are ignored here: the next

@@ -53,7 +53,7 @@ async def result(call: Call) -> GatewayResponse:
 
 
 async def wait_for_result(call: Call, run_id: str, seconds: float) -> Completed[Any] | None:
-    """The result of a run, or of the last run that follows it; ``None`` after ``seconds``.
+    """The result of the last run that follows a run; ``None`` after ``seconds``.
 
     Raises a problem for a workflow that did not complete, and 404 if it has got another owner or type during the wait.
     """
@@ -117,7 +117,7 @@ _INITIATORS: dict[int, Cause] = {
 
 @dataclass(frozen=True)
 class Position:
-    """The last event of a run that a reader has got. ``is_end`` is the end of the workflow, with its result."""
+    """The last event that a reader has got. ``is_end`` is after the result."""
 
     run_id: str
     event_id: int = 0
@@ -143,7 +143,7 @@ class NextRun:
 
 
 async def find_run(call: Call, position: Position) -> WorkflowExecutionDescription | None:
-    """The run of a reader's position; ``None`` for a run of another workflow, and if the principal cannot reach it."""
+    """The run of a position; ``None`` if it is not a run of this workflow."""
     try:
         found = await call.describe_run(position.run_id)
     except Exception as error:
@@ -155,7 +155,7 @@ async def find_run(call: Call, position: Position) -> WorkflowExecutionDescripti
 
 
 async def wait_for_last_run(call: Call, run_id: str) -> str:
-    """Wait until the workflow is closed. Returns the id of its last run, which has the result.
+    """Wait for the end of the workflow. Returns its last run, with the result.
 
     The caller has checked ``run_id``. Each following run is checked before the wait for it. The last one is checked
     again after it: the owner may have changed. Raises the problem 404 for a run that the principal cannot reach.
@@ -218,7 +218,7 @@ async def _reset_of(call: Call, run_id: str) -> NextRun | None:
 
 
 async def _reset_that_ended(call: Call, run_id: str, latest: str) -> str:
-    """The run of the reset that ended the run ``run_id``; ``latest`` if the workflow has too many runs.
+    """The run of the reset that ended ``run_id``; ``latest`` after too many runs.
 
     The predecessors of both runs are read. The reset is the last one before they meet.
     """

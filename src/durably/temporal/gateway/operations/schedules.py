@@ -1,4 +1,4 @@
-"""Operations on declared schedules: list, describe, pause, resume, trigger, backfill. Code creates and deletes them."""
+"""Declared schedules: list, describe, pause, resume, trigger, backfill."""
 
 import asyncio
 import datetime as dt
@@ -44,7 +44,7 @@ _DESCRIBED_AT_ONCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleCall:
-    """An authorized request about schedules. ``value`` is the validated body, ``id`` the schedule in the URL."""
+    """An authorized request about schedules. ``value`` is the validated body."""
 
     temporal: Temporal
     request: GatewayRequest
@@ -105,7 +105,7 @@ async def _describe(call: ScheduleCall, id: str) -> ScheduleDescription | None:
 
 
 async def _describe_own(call: ScheduleCall, declaration: ScheduleDeclaration) -> ScheduleDescription:
-    """Raises the problem 409 if the server does not have the schedule, or has it from another app."""
+    """Raises the problem 409 for a missing schedule, or one of another app."""
     described = await _describe(call, declaration.id)
     if described is None:
         raise Problem(
@@ -194,7 +194,7 @@ async def trigger(call: ScheduleCall) -> GatewayResponse:
 
 
 async def backfill(call: ScheduleCall) -> GatewayResponse:
-    """Raises the problem 400 for a span without times of the schedule, with too many, or with future times."""
+    """Raises the problem 400 for a span with no, too many, or future times."""
     described = await _describe_own(call, call.declaration)
     start, end = call.value.start_at, call.value.end_at
     if end > dt.datetime.now(dt.UTC):
@@ -214,7 +214,7 @@ async def backfill(call: ScheduleCall) -> GatewayResponse:
 
 
 async def _count_times(call: ScheduleCall, id: str, start: dt.datetime, end: dt.datetime) -> int:
-    """The server evaluates cron, calendars and time zones. Like a backfill, it leaves ``start`` itself out."""
+    """The number of times after ``start`` up to ``end``, counted by the server."""
     client = await call.temporal.client()
     request = ListScheduleMatchingTimesRequest(namespace=client.namespace, schedule_id=id)
     request.start_time.FromDatetime(start)

@@ -1,4 +1,4 @@
-"""Starting workflows: once for each idempotency key, and with the result if the client waits for it."""
+"""Starts of workflows: once for a key, with the result if the client waits."""
 
 import re
 import uuid
@@ -19,7 +19,7 @@ from durably.temporal.gateway.exposure import Exposure
 from durably.temporal.gateway.idempotency import MARK, KeyedRequest, find_repetition, is_repetition, one_request
 from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
 from durably.temporal.gateway.models import Accepted, Completed, Started
-from durably.temporal.gateway.problems import Problem, internal_error, logger, to_problem
+from durably.temporal.gateway.problems import Problem, already_started, internal_error, logger, to_problem
 from durably.temporal.gateway.start_options import StartOptions, check_id
 from durably.temporal.search_attributes import REGISTER_COMMANDS, commands, indexed_type
 from durably.temporal.statuses import is_open
@@ -29,7 +29,7 @@ from .runs import wait_for_result
 
 @dataclass(frozen=True)
 class _Outcome:
-    """A new workflow; one that an earlier request with the same key started; or a running one with the id."""
+    """A new workflow, that of an earlier request, or a running one with the id."""
 
     handle: WorkflowHandle[Any, Any]
     is_replay: bool = False
@@ -47,7 +47,7 @@ def choose_id(exposure: Exposure, keyed: KeyedRequest | None, value: Any, princi
 
 
 def start_options(exposure: Exposure, value: Any, principal: Any) -> StartOptions:
-    """The results of the exposure's functions; each is called once. Raises their exceptions."""
+    """The results of the exposure's functions. Raises their exceptions."""
     return StartOptions(
         memo={} if exposure.memo is None else exposure.memo(value, principal),
         search_attributes=exposure.search_attributes and exposure.search_attributes(value, principal),
@@ -79,7 +79,7 @@ async def start(call: Call) -> GatewayResponse:
 
 
 async def _result_of_started(call: Call, run_id: str, seconds: float) -> Completed[Any] | None:
-    """The result, or ``None``: also if the server goes down or the workflow gets another owner, since it has started.
+    """The result; ``None`` also if the server goes down or the owner changes.
 
     Raises a problem.
     """
@@ -123,7 +123,7 @@ def _check_signal(call: Call, latest: WorkflowExecutionDescription | None) -> No
         return
     is_other_type = is_open(latest.status) and latest.workflow_type != call.exposure.definition.name
     if is_other_type or not call.reaches(latest):
-        raise _taken(call)
+        raise already_started(call.workflow_id)
 
 
 async def _start(call: Call, keyed: KeyedRequest | None = None, **changes: Any) -> WorkflowHandle[Any, Any]:
@@ -156,7 +156,7 @@ _UNREGISTERED = re.compile(r"no mapping defined for search attribute (\S+)")
 
 
 def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttributes | None) -> None:
-    """Raises a problem if the server refuses the search attributes. The app chose them, not the client."""
+    """Raises the problem 500 if the server refuses the app's search attributes."""
     message = error.message
     if attributes is None or error.status is not RPCStatusCode.INVALID_ARGUMENT or "attribute" not in message.lower():
         return
@@ -172,7 +172,7 @@ def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttrib
 
 
 async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Outcome:
-    """Start the workflow, unless an earlier request with the key did it, or the start attaches to a running workflow.
+    """Start the workflow, or return one that exists.
 
     The key is stored in the workflow's memo. The first attempt reserves the id, whatever the exposure's policies are:
     they apply only to an id of the same owner that another request has used.
@@ -195,24 +195,24 @@ async def _start_once(call: Call, keyed: KeyedRequest | None) -> _Outcome:
 
 
 async def _existing(call: Call, latest: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> _Outcome | None:
-    """The workflow with the id, if it answers the request; ``None`` if the policies decide about another start.
+    """The workflow with the id; ``None`` if the policies decide about a start.
 
     Raises a problem for a workflow of another owner, and for a running one of another type: the server would attach to
     it, or terminate it.
     """
     if not call.reaches(latest):
-        raise _taken(call)
+        raise already_started(call.workflow_id)
     if await _was_started_with(call, latest, keyed):
         return _Outcome(_handle_to(call, latest), is_replay=True)
     if not is_open(latest.status):
         return None
     if latest.workflow_type != call.exposure.definition.name:
-        raise _taken(call)
+        raise already_started(call.workflow_id)
     return _Outcome(_handle_to(call, latest), attached_to=latest.status) if call.exposure.attaches else None
 
 
 def _handle_to(call: Call, execution: WorkflowExecutionDescription) -> WorkflowHandle[Any, Any]:
-    """The handle that ``start_workflow`` would return: its result is that of the run and of those that follow."""
+    """The handle that ``start_workflow`` would return."""
     return WorkflowHandle(
         call.client,
         call.workflow_id,
@@ -223,7 +223,7 @@ def _handle_to(call: Call, execution: WorkflowExecutionDescription) -> WorkflowH
 
 
 async def _start_another(call: Call, keyed: KeyedRequest | None) -> _Outcome:
-    """Start the workflow. The caller has checked that the latest workflow with this id does not forbid the start."""
+    """Start the workflow, if the latest workflow with this id allows it."""
     # For the server, simultaneous requests with this key are one, whatever the policies are.
     try:
         with one_request(call.client, keyed):
@@ -236,7 +236,7 @@ async def _start_another(call: Call, keyed: KeyedRequest | None) -> _Outcome:
         return found
     started = await _describe(call, handle.result_run_id)
     if not call.reaches(started):
-        raise _taken(call)
+        raise already_started(call.workflow_id)
     await _was_started_with(call, started, keyed)
     return _Outcome(handle)
 
@@ -256,7 +256,7 @@ async def _describe(call: Call, run_id: str | None) -> WorkflowExecutionDescript
 
 
 async def _was_started_with(call: Call, execution: WorkflowExecutionDescription, keyed: KeyedRequest | None) -> bool:
-    """Whether a request with the same key started it. Raises a problem if that request had another input."""
+    """Whether a request with this key started it. Raises the problem 422."""
     if keyed is None or execution.workflow_type != call.exposure.definition.name:
         return False
     stored = await execution.memo_value(MARK, {})
@@ -272,13 +272,3 @@ def _refuses_another(call: Call, latest: WorkflowExecutionDescription) -> bool:
     if is_open(latest.status):
         return options["id_conflict_policy"] is WorkflowIDConflictPolicy.FAIL
     return options["id_reuse_policy"] is WorkflowIDReusePolicy.REJECT_DUPLICATE
-
-
-def _taken(call: Call) -> Problem:
-    """It reveals nothing about the workflow that has the id."""
-    return Problem(
-        HTTPStatus.CONFLICT,
-        "already-started",
-        f'the workflow "{call.workflow_id}" has already been started',
-        workflow_id=call.workflow_id,
-    )

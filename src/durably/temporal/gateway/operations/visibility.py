@@ -68,7 +68,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as the caller wrote it: only the server knows whether it must be an integer."""
+    """A number as written: only the server knows whether it must be an integer."""
 
     digits: str
 
@@ -78,7 +78,7 @@ Value = str | bool | Number
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """``attribute operator values``; ``operator`` is one of ``=``, ``IN``, ``NOT BETWEEN``, ``IS NULL`` …"""
+    """``operator`` is one of ``=``, ``IN``, ``NOT BETWEEN``, ``IS NULL`` …"""
 
     attribute: str
     operator: str
@@ -105,7 +105,7 @@ Filter = Condition | Negation | Junction
 
 
 def compare(attribute: str, operator: str, value: Value) -> Filter:
-    """``operator`` is ``=``, ``>=``, ``STARTS_WITH`` … Raises a problem for a text that the server cannot search."""
+    """A condition. Raises a problem for a text that the server cannot search."""
     return Condition(attribute, operator, (_checked(value),))
 
 
@@ -151,7 +151,7 @@ def _write_value(value: Value) -> str:
 
 
 def _checked(value: Value) -> Value:
-    """The server drops quotes at the ends of a text. Its store may end a statement at a control character."""
+    """The value. Raises a problem for a text that the server cannot search."""
     if isinstance(value, str):
         if _CONTROL.search(value):
             raise bad_request(f"the server cannot search for a text with control characters: {value!r}")
@@ -179,7 +179,7 @@ def _depth_over(operands: tuple[Filter, ...]) -> int:
 
 
 class _TreeBuilder:
-    """Builds the tree bottom-up while the parser reduces. Refuses a tree as soon as it is too deep."""
+    """Builds the tree bottom-up. Refuses a tree as soon as it is too deep."""
 
     def any_of(self, parts: list[Any]) -> Filter:
         return _bounded(_joined("OR", tuple(parts[::2])))
@@ -272,7 +272,7 @@ _BARE_VALUE = re.compile(
 
 
 def _bare_value(text: str, position: int) -> tuple[int, str] | None:
-    """The position and text of a value without quotes at an error, such as ``order-7`` or ``2026-01-31``."""
+    """Position and text of a value without quotes, such as ``order-7``."""
     for found in _BARE_VALUE.finditer(text):
         if found.start(1) <= position < found.end(1):
             return found.start(1), found[1]

@@ -1,4 +1,4 @@
-"""Page tokens: valid for the request that they were given to, and for no other one."""
+"""Page tokens: each is valid for one request only."""
 
 import logging
 import uuid
@@ -14,17 +14,17 @@ from durably.temporal.gateway.authorization import principal_key
 from durably.temporal.gateway.pages import VARIABLE, PageTokens
 from durably.temporal.gateway.problems import Problem
 
-from .app_server import AppServer
-from .dev_server import BILLING
-from .test_gateway import Answer, until
-from .workflows import SleepingWorkflow
+from ..app_server import AppServer
+from ..dev_server import BILLING
+from ..workflows import SleepingWorkflow
+from .asking import Answer, until
 
 SECRET = "for tests only, and long enough"
 REFUSAL = "page is not a next_page of this request"
 
 
 class Site:
-    """A gateway with two places of which each has three workflows: ``ours`` and ``theirs``."""
+    """A gateway with two exposures, ``ours`` and ``theirs``, and three workflows of each."""
 
     def __init__(self, temporal: Temporal, mark: str, **options: Any) -> None:
         self.temporal, self.mark, self.options = temporal, mark, options
@@ -76,7 +76,7 @@ def site(temporal: Temporal) -> Site:
     return made
 
 
-async def test_a_page_of_a_list_is_for_the_same_user_place_and_query(site: Site) -> None:
+async def test_a_page_token_of_a_list_is_bound_to_user_exposure_and_query(site: Site) -> None:
     query = {"query": "WorkflowId != 'x'", "status": "running"}
     first = await site.ask("ours", page_size="1", **query)
     page = first.json["next_page"]
@@ -95,7 +95,7 @@ async def test_a_page_of_a_list_is_for_the_same_user_place_and_query(site: Site)
     assert [(other.status, other.json["detail"]) for other in others] == [(400, REFUSAL)] * len(others)
 
 
-async def test_a_page_of_a_history_is_for_the_same_user_workflow_and_run(site: Site) -> None:
+async def test_a_page_token_of_a_history_is_bound_to_user_workflow_and_run(site: Site) -> None:
     place = f"ours/ours-{site.mark}-0"
     first = await site.ask(f"{place}/history", page_size="1")
     page, run_id = first.json["next_page"], (await site.ask(place)).json["run_id"]
@@ -125,8 +125,8 @@ async def test_pages_of_a_history_are_of_one_run(site: Site) -> None:
     assert rest[-1]["workflowExecutionTerminatedEventAttributes"]["reason"] == "end of 1"
 
 
-async def test_a_page_is_for_the_same_namespace(temporal: Temporal) -> None:
-    """The server answers for the run in its token, which may be one of another namespace."""
+async def test_a_page_token_is_bound_to_the_namespace(temporal: Temporal) -> None:
+    """The server uses the run in its token, even if it belongs to another namespace."""
     mark = uuid.uuid4().hex
     billing = Temporal(namespace=BILLING, name="billing", task_queue="nobody", same_server_as=temporal)
     first, second = Site(temporal, mark, secret=SECRET), Site(billing, mark, secret=SECRET)
@@ -149,7 +149,7 @@ async def test_each_edit_of_a_page_is_refused(site: Site) -> None:
         assert (refused.status, refused.json["detail"]) == (400, REFUSAL), edited
 
 
-async def test_without_a_secret_the_log_and_the_refusal_say_so_once(
+async def test_a_missing_secret_is_named_once_in_the_log_and_in_the_problem(
     site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -168,7 +168,7 @@ async def test_without_a_secret_the_log_and_the_refusal_say_so_once(
     assert "another process of the app returned it" in refused.json["detail"]
 
 
-async def test_the_secret_is_the_argument_else_the_variable_else_the_frameworks(
+async def test_the_argument_precedes_the_variable_and_the_frameworks_secret(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(VARIABLE, "of the environment")
@@ -179,7 +179,7 @@ async def test_the_secret_is_the_argument_else_the_variable_else_the_frameworks(
     explicit = Site(site.temporal, site.mark, secret="of the environment")
     assert (await explicit.ask("ours", page=by_variable, secrets=["framework"])).status == 200
     assert (await explicit.ask("ours", page=by_framework, secrets=["framework"])).status == 400
-    # The framework's secret has been replaced, and is a former one now.
+    # The framework has a new secret, and this one is a former one.
     assert (await site.again().ask("ours", page=by_framework, secrets=["new", b"framework"])).status == 200
     assert (await site.again().ask("ours", page=by_framework, secrets=["new"])).status == 400
     assert caplog.records == []

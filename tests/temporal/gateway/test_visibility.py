@@ -1,4 +1,4 @@
-"""Visibility queries: what parses, what the server is sent, and that no query tells of other workflows."""
+"""Visibility queries: the grammar, the query for the server, and that no query reveals other workflows."""
 
 import asyncio
 import uuid
@@ -17,11 +17,11 @@ from durably.temporal.gateway.operations.visibility import MAX_DEPTH, Number, al
 from durably.temporal.gateway.problems import Problem
 from durably.temporal.owners import OWNER_ATTRIBUTE
 
-from .test_ownership import Answer, ask
-from .workflows import SleepingWorkflow
+from ..workflows import SleepingWorkflow
+from .asking import Answer, ask
 
 ATTACK = r"""WorkflowId = 'a\' AND WorkflowId = ') OR (WorkflowType = "{secret}" AND WorkflowId != 'x\''"""
-"""Two strings to a reader that does not know the backslash; to the server one, and a clause outside the parentheses."""
+"""Two strings for a parser without the backslash. For the server one string, and a clause outside the parentheses."""
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def test_a_query_is_written_again_with_our_quoting(query: str, written: str | No
     ],
     ids=ascii,
 )
-def test_what_is_no_list_filter_is_refused_with_its_place(query: str, reason: str) -> None:
+def test_an_invalid_query_is_refused_with_the_position(query: str, reason: str) -> None:
     with pytest.raises(Problem) as raised:
         parse(query)
     assert raised.value.status == 400
     assert reason in raised.value.detail
 
 
-def test_own_clauses_are_quoted_alike() -> None:
+def test_clauses_of_the_gateway_are_quoted_too() -> None:
     ours = all_of(compare("WorkflowType", "=", r"It's\x"), compare("N", ">=", Number("3")), parse("a = 1 OR b = 2"))
     assert write(ours) == r"(`WorkflowType` = 'It''s\\x' AND `N` >= 3 AND (`a` = 1 OR `b` = 2))"
     with pytest.raises(Problem, match="starts or ends with a quote"):
@@ -103,7 +103,7 @@ def test_own_clauses_are_quoted_alike() -> None:
 
 
 class Namespace:
-    """Three workflows that Ada sees; and others that must stay unknown to her: of another type, and of Bob."""
+    """Three workflows of Ada, and others that she must not see: of another type, and of Bob."""
 
     def __init__(self, temporal: Temporal) -> None:
         mark = uuid.uuid4().hex
@@ -132,14 +132,14 @@ class Namespace:
                 )
         both = write(parse(f"WorkflowType IN ('{self.listed}', '{self.secret}')"))
         async with asyncio.timeout(30):
-            while (await client.count_workflows(both)).count < 9:  # noqa: ASYNC110 (the server tells nobody)
+            while (await client.count_workflows(both)).count < 9:  # noqa: ASYNC110 (the server sends no event)
                 await asyncio.sleep(0.02)
 
     async def ask(self, **query: str) -> Answer:
         return await ask(self.gateway, self.ada, "GET", "listed", **query)
 
     def fill_in(self, query: str) -> str:
-        """A query with the names of this namespace."""
+        """A query with names of this namespace."""
         escaped = self.bob.replace("'", "\\'")
         names = {"{secret}": self.secret, "{listed}": self.listed, "{bob}": escaped, "{owner}": OWNER_ATTRIBUTE}
         for place, name in names.items():
@@ -187,7 +187,7 @@ async def test_the_attack_with_a_backslash_is_refused(namespace: Namespace) -> N
     )
 
 
-async def test_texts_arrive_at_the_server_as_they_are_meant(namespace: Namespace) -> None:
+async def test_texts_in_queries_reach_the_server_unchanged(namespace: Namespace) -> None:
     for workflow_id in namespace.ids:
         escaped = workflow_id.replace("'", "\\'")
         for query in (

@@ -1,4 +1,4 @@
-"""The same answers in each framework: methods, content types, trailing slashes, sizes, what is not there."""
+"""The same responses in each framework: methods, content types, trailing slashes, sizes, missing paths."""
 
 import http.client
 import json
@@ -11,17 +11,17 @@ import pytest
 
 from durably.temporal import Temporal
 
-from .app_server import QUICK, Answer, AppServer, running
-from .apps import LIMITS
-from .dev_server import DevServer
-from .serve import ALIKE
-from .workflows import TASK_QUEUE, SleepingWorkflow
+from ..app_server import QUICK, Answer, AppServer, running
+from ..apps import LIMITS
+from ..dev_server import DevServer
+from ..serve import ALIKE
+from ..workflows import TASK_QUEUE, SleepingWorkflow
 
 PROBLEM, JSON, STREAM = "application/problem+json", "application/json", "text/event-stream"
 FORM = "application/x-www-form-urlencoded"
 NOT_FOUND, NOT_ALLOWED, TOO_LARGE, NO_JSON = "not-found", "method-not-allowed", "too-large", "no-json"
 
-ORDER = {"order_id": "nobody-starts-this", "amount": 1, "lines": []}
+ORDER = {"order_id": "idle-starts-this", "amount": 1, "lines": []}
 LARGE = b"[" + b" " * LIMITS.max_body + b"]"
 
 CASES: list[tuple[str, str, Any, str | None, int, str | None, str | None]] = [
@@ -70,7 +70,7 @@ CASES: list[tuple[str, str, Any, str | None, int, str | None, str | None]] = [
 ]
 HEADS = ("/sleeping/{id}", "/sleeping/{id}/events", "/sleeping/{id}/result/", "/sleeping/absent", "/nothing", "/orders")
 DOCUMENTED = [name for name in ALIKE if name != "fastapi"]
-"""Where the gateway itself serves its document."""
+"""Frameworks in which the gateway serves its document."""
 
 _answers: dict[str, dict[int, object]] = {}
 
@@ -83,7 +83,7 @@ def app(request: pytest.FixtureRequest, server: DevServer) -> Iterator[AppServer
 
 @pytest.fixture(scope="session")
 def workflow_id(temporal: Temporal) -> Iterator[str]:
-    """A workflow that nobody works on: its queue has no worker, and its answers do not change."""
+    """A workflow on a queue without a worker: responses about it do not change."""
     handle = temporal.sync.start_workflow(
         SleepingWorkflow.run, id=f"sleeping-{uuid.uuid4()}", task_queue=f"{TASK_QUEUE}-without-worker"
     )
@@ -92,7 +92,7 @@ def workflow_id(temporal: Temporal) -> Iterator[str]:
 
 
 def ask(app: AppServer, method: str, path: str, body: Any = None, content_type: str | None = None) -> Answer:
-    """A request with nothing in it that a client library adds."""
+    """A request without the headers of a client library."""
     connection = http.client.HTTPConnection(urlsplit(app.origin).netloc, timeout=60)
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": content_type} if content_type else {}
@@ -125,7 +125,7 @@ def test_each_framework_answers_alike(app: AppServer, workflow_id: str) -> None:
 
 
 def test_problems_are_the_same_documents(app: AppServer, workflow_id: str) -> None:
-    """Word for word, whichever framework has answered: compared with the answers of the first."""
+    """The responses of all frameworks are equal to those of the first."""
     for number, (method, path, body, content_type, status, _, _) in enumerate(CASES):
         if status < 400 or method == "HEAD":
             continue
@@ -143,7 +143,7 @@ def test_head_is_get_without_the_body(app: AppServer, workflow_id: str, path: st
         assert head.headers["Content-Length"] == get.headers["Content-Length"] == str(len(get.body))
 
 
-def test_the_document_is_for_get(app: AppServer) -> None:
+def test_the_document_has_get_only(app: AppServer) -> None:
     if app.name not in DOCUMENTED:
         assert ask(app, "GET", "/openapi.json").status == 404
         return

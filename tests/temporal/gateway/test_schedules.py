@@ -1,4 +1,4 @@
-"""Declared schedules over HTTP, on the real server: shown, paused, resumed, triggered and backfilled."""
+"""Declared schedules over HTTP: list, describe, pause, resume, trigger and backfill, on a real server."""
 
 import asyncio
 import datetime as dt
@@ -25,12 +25,12 @@ from durably.temporal.gateway import (
 from durably.temporal.gateway.openapi import openapi
 from durably.temporal.schedules import spec_in_words, sync_schedules
 
-from .app_server import AppServer
-from .apps import SCHEDULE, UNSYNCED_SCHEDULE
-from .dev_server import DevServer
-from .serve import SERVERS
-from .test_ownership import ask
-from .workflows import TASK_QUEUE, Pair, SumWorkflow
+from ..app_server import AppServer
+from ..apps import SCHEDULE, UNSYNCED_SCHEDULE
+from ..dev_server import DevServer
+from ..serve import SERVERS
+from ..workflows import TASK_QUEUE, Pair, SumWorkflow
+from .asking import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -119,7 +119,7 @@ def refused_changes(app: AppServer, id: str) -> list[Any]:
 
 @pytest.fixture
 def own(server: DevServer) -> Temporal:
-    """A connection with schedules of its own: ``report`` in its ids is of the test alone."""
+    """A connection with schedules of its own: their ids are unique."""
     app = f"app-{uuid.uuid4().hex[:8]}"
     temporal = Temporal(server.address, task_queue=app)
     temporal.add_schedule(f"{app}-report", "sum-of-pair", cron="* * * * *", time_zone="Europe/Berlin")
@@ -164,7 +164,7 @@ async def test_backfills_are_bounded(own: Temporal) -> None:
     assert (most.status, most.json["times"]) == (202, 500)
 
 
-async def test_a_changed_declaration_and_another_apps_schedule_are_told(own: Temporal, server: DevServer) -> None:
+async def test_changed_declarations_and_schedules_of_other_apps_are_reported(own: Temporal, server: DevServer) -> None:
     id = own.schedules[0].id
     await asyncio.to_thread(sync, own)
     changed = Temporal(server.address, task_queue=own.settings.task_queue)
@@ -199,10 +199,10 @@ async def test_each_operation_is_authorized(own: Temporal) -> None:
         span = {"start_at": "2026-01-01T00:00:00Z", "end_at": "2026-01-01T00:02:00Z"}
         body = span if change == "backfill" else {}
         assert (await ask(refusing, "ann", "POST", f"schedules/{id}/{change}", body)).status == 403
-    # Whether an id is declared is not told either.
+    # The response does not reveal whether an id is declared.
     assert (await ask(refusing, "ann", "GET", "schedules/unknown")).status == 403
-    told = [(action.operation, action.name, action.principal) for action in actions]
-    assert told == [
+    reported = [(action.operation, action.name, action.principal) for action in actions]
+    assert reported == [
         (Operation.LIST_SCHEDULES, None, "ann"),
         (Operation.DESCRIBE_SCHEDULE, id, "ann"),
         (Operation.PAUSE_SCHEDULE, id, "ann"),
@@ -228,10 +228,8 @@ async def test_schedules_are_closed_by_default(own: Temporal) -> None:
     assert (await ask(one, None, "GET", f"schedules/{id}-2")).status == 404
 
 
-async def test_a_schedule_with_a_fault_does_not_keep_the_others_away(
-    own: Temporal, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Such as a misspelt id."""
+async def test_a_schedule_with_a_fault_does_not_affect_others(own: Temporal, caplog: pytest.LogCaptureFixture) -> None:
+    """A misspelt id is an example."""
     id, missing = own.schedules[0].id, f"missing-{uuid.uuid4().hex}"
     misspelt = gateway(own, id, missing)
     listed = await ask(misspelt, None, "GET", "schedules")
@@ -245,7 +243,7 @@ async def test_a_schedule_with_a_fault_does_not_keep_the_others_away(
     assert f'the schedule "a/{id}" cannot be reached over HTTP' in caplog.text
 
 
-async def test_the_wrong_name_of_a_note_is_answered_with_the_right_one(own: Temporal) -> None:
+async def test_the_problem_of_an_unknown_member_lists_the_members(own: Temporal) -> None:
     wrong = await ask(gateway(own), None, "POST", f"schedules/{own.schedules[0].id}/pause", {"reason": "x"})
     assert (wrong.status, wrong.json["errors"][0]["location"]) == (400, ["reason"])
     assert wrong.json["errors"][0]["message"].endswith(": the body may have note")
@@ -287,7 +285,7 @@ def test_the_document_has_open_operations_only(own: Temporal) -> None:
     assert operations(reading) == {f"{operation}_jobs" for operation in FOR_SCHEDULE_READERS}
 
 
-def test_specs_are_told_in_words() -> None:
+def test_specs_are_described_in_words() -> None:
     midnight = ScheduleCalendarSpec(hour=[ScheduleRange(0)], comment="midnight")
     spec = ScheduleSpec(
         cron_expressions=["0 3 * * *"],

@@ -1,11 +1,10 @@
-"""What the gateway does with requests, whatever the framework: against a real server and worker."""
+"""Requests to a gateway without a framework, with a real server and worker."""
 
 import asyncio
 import json
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from datetime import timedelta
@@ -38,44 +37,26 @@ from durably.temporal.gateway import (
     FOR_OPERATORS,
     Action,
     Gateway,
-    GatewayRequest,
-    GatewayResponse,
     Limits,
     expose,
 )
 from durably.temporal.gateway.messages import has_more_values
 from durably.temporal.gateway.problems import to_problem
 
-from .apps import exposures
-from .dev_server import DevServer
-from .plain import get
-from .workflows import MistypedWorkflow, Order, OrderWorkflow, SleepingWorkflow, SumWorkflow
+from ..apps import exposures
+from ..dev_server import DevServer
+from ..plain import get
+from ..workflows import MistypedWorkflow, Order, OrderWorkflow, SleepingWorkflow, SumWorkflow
+from . import asking
+from .asking import Answer, until
 
 pytestmark = pytest.mark.usefixtures("worker")
 
 ORDER = {"amount": 3, "lines": ["wait"]}
 
 
-class Answer:
-    def __init__(self, response: GatewayResponse) -> None:
-        self.status = response.status_code
-        self.headers = response.headers
-        self.json: Any = json.loads(response.body) if response.body else None
-
-
 async def ask(gateway: Gateway, method: str, path: str, body: Any = None, /, **query: str) -> Answer:
-    """Query parameters that are headers start with ``h_``."""
-    headers = {name[2:].replace("_", "-"): value for name, value in query.items() if name.startswith("h_")}
-    request = GatewayRequest(
-        method=method,
-        path=path,
-        mount="/api",
-        headers={"content-type": "application/json", **headers},
-        query_params={name: value for name, value in query.items() if not name.startswith("h_")},
-        body=b"" if body is None else json.dumps(body).encode(),
-        raw_request=None,
-    )
-    return Answer(await gateway.handle(request))
+    return await asking.ask(gateway, None, method, path, body, **query)
 
 
 @pytest.fixture
@@ -84,19 +65,13 @@ def gateway(temporal: Temporal) -> Gateway:
 
 
 async def start(gateway: Gateway, **changes: Any) -> str:
-    """An order; returns its path."""
+    """Start an order. Returns its path."""
     started = await ask(gateway, "POST", "orders", {"order_id": uuid.uuid4().hex, **ORDER, **changes})
     assert started.status == 202, started.json
     return f"orders/{started.json['workflow_id']}"
 
 
-async def until(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await check():  # noqa: ASYNC110 (the server tells nobody)
-            await asyncio.sleep(0.02)
-
-
-async def test_a_description_tells_what_an_activity_waits_for(gateway: Gateway) -> None:
+async def test_a_description_shows_pending_activities(gateway: Gateway) -> None:
     place = await start(gateway, lines=["flaky"])
 
     async def has_failed_once() -> bool:
@@ -137,7 +112,7 @@ async def test_activities_that_no_worker_takes_are_noticed(temporal: Temporal) -
         await until(is_noticed)
 
 
-async def test_a_worker_that_is_there_is_not_missed(gateway: Gateway) -> None:
+async def test_no_notice_of_a_missing_worker_if_one_is_running(gateway: Gateway) -> None:
     assert (await ask(gateway, "GET", await start(gateway))).json["notices"] == []
 
 
@@ -180,7 +155,7 @@ async def test_a_wrong_list_is_a_bad_request(gateway: Gateway, query: dict[str, 
     assert (await ask(gateway, "GET", "orders", **query)).status == 400
 
 
-async def test_a_paused_workflow_is_one_among_others(gateway: Gateway, server: DevServer) -> None:
+async def test_a_paused_workflow_can_be_listed_signalled_and_cancelled(gateway: Gateway, server: DevServer) -> None:
     place = await start(gateway)
     workflow_id = place.removeprefix("orders/")
     await asyncio.to_thread(server.run, "workflow", "pause", "--workflow-id", workflow_id, "--reason", "a look")
@@ -196,11 +171,11 @@ async def test_a_paused_workflow_is_one_among_others(gateway: Gateway, server: D
     assert (await ask(gateway, "POST", f"{place}/terminate")).status == 202
 
 
-async def test_workflows_of_another_kind_are_not_reachable(gateway: Gateway, temporal: Temporal) -> None:
+async def test_workflows_of_another_type_cannot_be_reached(gateway: Gateway, temporal: Temporal) -> None:
     client = await temporal.client()
     workflow_id = str(uuid.uuid4())
     handle = await client.start_workflow(SleepingWorkflow.run, id=workflow_id, task_queue="orders")
-    for _ in range(2):  # The second time from memory.
+    for _ in range(2):  # The second time from the cache.
         assert (await ask(gateway, "POST", f"orders/{workflow_id}/terminate")).status == 404
         assert (await ask(gateway, "GET", f"orders/{workflow_id}")).status == 404
     assert (await handle.describe()).status is not None
@@ -222,7 +197,7 @@ async def test_a_closed_workflow_refuses_signals_updates_and_cancels(gateway: Ga
     assert (ended.json["workflow_status"], f"orders/{ended.json['workflow_id']}") == ("terminated", place)
 
 
-async def test_a_refused_update_tells_why(gateway: Gateway) -> None:
+async def test_the_problem_of_a_refused_update_has_its_reason(gateway: Gateway) -> None:
     refused = await ask(gateway, "POST", f"{await start(gateway)}/updates/change_address", {"address": ""})
     assert (refused.status, refused.json["failure"][0]["type"]) == (422, "AddressMissing")
 
@@ -252,7 +227,7 @@ async def test_the_location_of_an_update_quotes_its_id(gateway: Gateway, tempora
     assert pending.headers["Location"].endswith("/updates/change_address/%F1%A1%A7%BB")
 
 
-async def test_a_signal_starts_the_workflow_that_it_is_for(gateway: Gateway) -> None:
+async def test_signal_with_start_starts_a_missing_workflow(gateway: Gateway) -> None:
     order = {"order_id": uuid.uuid4().hex, **ORDER}
     noted = {"input": order, "signal": {"text": "one"}}
     for text in ("one", "two"):
@@ -277,7 +252,7 @@ async def test_a_workflow_is_reset_to_an_earlier_point(gateway: Gateway) -> None
     assert (keyed.status, "Idempotency-Key does not work here" in keyed.json["detail"]) == (400, True)
 
 
-async def test_history_tells_what_happened_and_no_contents(gateway: Gateway) -> None:
+async def test_a_history_contains_no_inputs_and_results(gateway: Gateway) -> None:
     place = await start(gateway, lines=["decline", "top secret"])
     assert (await ask(gateway, "GET", f"{place}/result", wait="30")).status == 424
     first = (await ask(gateway, "GET", f"{place}/history", page_size="5")).json
@@ -319,7 +294,7 @@ async def test_a_raw_history_is_for_operators(temporal: Temporal) -> None:
     assert (await ask(gateway, "GET", f"{place}/history/raw")).status == 404
 
 
-async def test_live_progress_tells_of_attempts(temporal: Temporal) -> None:
+async def test_live_progress_contains_attempts(temporal: Temporal) -> None:
     gateway = Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(keep_alive=0.05, stream_limit=30))
     place = await start(gateway, lines=["flaky"])
     response = await gateway.handle(get(f"{place}/events"))
@@ -344,7 +319,7 @@ async def test_a_stream_ends_after_its_limit(temporal: Temporal) -> None:
     assert b"event: problem" not in b"".join([chunk async for chunk in response.stream()])
 
 
-async def test_one_run_of_several_is_looked_at(gateway: Gateway) -> None:
+async def test_a_request_can_name_a_run(gateway: Gateway) -> None:
     order = {"order_id": uuid.uuid4().hex, "amount": 1}
     first = await ask(gateway, "POST", "orders", order, h_prefer="wait=30")
     second = await ask(gateway, "POST", "orders", {**order, "amount": 2}, h_prefer="wait=30")
@@ -357,8 +332,8 @@ async def test_one_run_of_several_is_looked_at(gateway: Gateway) -> None:
     assert (await ask(gateway, "GET", place, run_id="no uuid")).status == 400
 
 
-async def test_an_idempotency_key_counts_whatever_the_id_may_be_used_for(temporal: Temporal) -> None:
-    """Ids may be used again, and still one request starts one workflow; another key starts another."""
+async def test_an_idempotency_key_works_with_each_id_policy(temporal: Temporal) -> None:
+    """Ids can be reused, but a repeated request starts one workflow. Another key starts another one."""
     gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", id="once-{order_id}")], allow_anonymous=True)
     order = {"order_id": uuid.uuid4().hex, "amount": 1}
     first = await ask(gateway, "POST", "orders", order, h_idempotency_key="a", h_prefer="wait=30")
@@ -368,7 +343,7 @@ async def test_an_idempotency_key_counts_whatever_the_id_may_be_used_for(tempora
     assert (await ask(gateway, "POST", "orders", order, h_idempotency_key="")).status == 400
 
 
-async def test_requests_of_one_key_at_the_same_time_start_once(gateway: Gateway) -> None:
+async def test_simultaneous_requests_with_one_key_start_once(gateway: Gateway) -> None:
     order, key = {"order_id": uuid.uuid4().hex, **ORDER}, uuid.uuid4().hex
     started = await asyncio.gather(*(ask(gateway, "POST", "orders", order, h_idempotency_key=key) for _ in range(8)))
     assert {answer.status for answer in started} == {202}
@@ -376,7 +351,7 @@ async def test_requests_of_one_key_at_the_same_time_start_once(gateway: Gateway)
 
 
 @pytest.mark.parametrize("policy", ["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"])
-async def test_requests_of_one_key_at_the_same_time_start_once_where_another_was_before(
+async def test_simultaneous_requests_with_one_key_start_once_after_an_earlier_workflow(
     temporal: Temporal, policy: str
 ) -> None:
     conflict = WorkflowIDConflictPolicy[policy]
@@ -392,7 +367,7 @@ async def test_requests_of_one_key_at_the_same_time_start_once_where_another_was
 
 
 class Latecomer(Interceptor):
-    """Of two starts that follow the policies, the first waits for the second, and the second until ``is_over``."""
+    """Of two starts by the policies, the first waits for the second, and the second for ``is_over``."""
 
     def __init__(self) -> None:
         self.is_over, self.has_come = asyncio.Event(), asyncio.Event()
@@ -415,7 +390,7 @@ class Latecomer(Interceptor):
         return Holding(next)
 
 
-async def test_a_late_repetition_starts_nothing_though_the_first_is_over_already(server: DevServer) -> None:
+async def test_a_repetition_after_the_end_of_the_workflow_starts_nothing(server: DevServer) -> None:
     temporal = Temporal(server.address, task_queue="orders", interceptors=[latecomer := Latecomer()])
     gateway = Gateway(temporal, exposures(), allow_anonymous=True)
     order = {"order_id": uuid.uuid4().hex, **ORDER}
@@ -430,7 +405,7 @@ async def test_a_late_repetition_starts_nothing_though_the_first_is_over_already
     assert (await handle.describe()).status is WorkflowExecutionStatus.TERMINATED
 
 
-async def test_the_log_says_what_does_not_fit_and_not_the_value(
+async def test_an_unfit_answer_is_logged_without_its_value(
     temporal: Temporal, caplog: pytest.LogCaptureFixture
 ) -> None:
     exposed = expose(MistypedWorkflow, name="mistyped", queries="all", updates="all")
@@ -450,7 +425,7 @@ async def test_the_log_says_what_does_not_fit_and_not_the_value(
     ]
 
 
-async def test_what_the_apps_own_functions_do_not_validate_is_the_apps_error(
+async def test_a_validation_error_in_a_function_of_the_app_is_an_error_of_the_app(
     temporal: Temporal, caplog: pytest.LogCaptureFixture
 ) -> None:
     exposed = expose(OrderWorkflow, name="orders", memo=lambda order: {"pair": Order.model_validate({})})
@@ -460,7 +435,7 @@ async def test_what_the_apps_own_functions_do_not_validate_is_the_apps_error(
     assert "the gateway failed" in caplog.text
 
 
-async def test_signals_with_one_key_arrive_once(gateway: Gateway) -> None:
+async def test_signals_with_one_key_are_sent_once(gateway: Gateway) -> None:
     place = await start(gateway)
     add_note = f"{place}/signals/add_note"
     for text, key, status, is_replay in (
@@ -480,7 +455,7 @@ async def test_signals_with_one_key_arrive_once(gateway: Gateway) -> None:
     await ask(gateway, "POST", f"{place}/signals/ship")
     done = await ask(gateway, "GET", f"{place}/result", wait="30")
     assert done.json["result"]["note"] == "a,a,c,c"
-    # What came before the workflow was over is still known.
+    # Requests before the end of the workflow are still known.
     late = await ask(gateway, "POST", add_note, {"text": "a"}, h_idempotency_key="1")
     assert (late.status, late.headers["Idempotent-Replayed"]) == (202, "true")
     assert (await ask(gateway, "POST", add_note, {"text": "b"}, h_idempotency_key="1")).status == 422
@@ -491,7 +466,7 @@ async def test_signals_with_one_key_arrive_once(gateway: Gateway) -> None:
     assert (await ask(gateway, "POST", with_start, other, h_idempotency_key="1")).status == 422
 
 
-async def test_ids_that_exist_are_treated_as_the_exposure_says(temporal: Temporal) -> None:
+async def test_the_exposure_decides_about_ids_in_use(temporal: Temporal) -> None:
     order = {"order_id": uuid.uuid4().hex, **ORDER}
     share = expose(
         OrderWorkflow, name="share", id="{order_id}", id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING
@@ -534,7 +509,7 @@ async def test_a_strange_id_is_a_bad_request(gateway: Gateway, path: str) -> Non
     assert (await ask(gateway, "GET", path)).status == 400
 
 
-async def test_hooks_are_told_what_is_about_to_happen(temporal: Temporal) -> None:
+async def test_authorize_gets_the_action(temporal: Temporal) -> None:
     actions: list[Action] = []
 
     async def authorize(action: Action) -> bool:
@@ -549,7 +524,7 @@ async def test_hooks_are_told_what_is_about_to_happen(temporal: Temporal) -> Non
     assert (signalling.operation, signalling.name, signalling.input.text) == ("signal", "add_note", "x")
 
 
-async def test_synchronous_hooks_do_not_keep_others_waiting(temporal: Temporal) -> None:
+async def test_a_synchronous_authorize_does_not_block_other_requests(temporal: Temporal) -> None:
     met, user = threading.Barrier(2, timeout=30), ContextVar("user", default="")
 
     def authorize(action: Action) -> bool:
@@ -562,7 +537,7 @@ async def test_synchronous_hooks_do_not_keep_others_waiting(temporal: Temporal) 
     assert [answer.status for answer in answers] == [404, 404]
 
 
-async def test_hooks_may_be_asynchronous_in_any_form(temporal: Temporal) -> None:
+async def test_authorize_may_be_asynchronous_in_any_form(temporal: Temporal) -> None:
     class Policy:
         async def __call__(self, action: Action, answer: bool = False) -> bool:
             assert asyncio.get_running_loop() is loop
@@ -579,7 +554,7 @@ async def test_only_true_allows(temporal: Temporal) -> None:
     assert (await ask(gateway, "GET", "orders/x")).status == 401
 
 
-async def test_a_hook_that_fails_allows_nothing_and_tells_the_log_alone(
+async def test_an_exception_in_authorize_refuses_the_request_and_is_logged(
     temporal: Temporal, caplog: pytest.LogCaptureFixture
 ) -> None:
     def authorize(action: Action) -> bool:
@@ -635,7 +610,7 @@ async def test_a_body_of_too_many_values_is_refused_before_they_are_validated(te
         (b'[1, 2, "\\', 2),
     ],
 )
-def test_only_commas_between_values_count(body: bytes, values: int) -> None:
+def test_only_commas_between_values_are_counted(body: bytes, values: int) -> None:
     began = time.process_time()
     assert not values or has_more_values(body, values)
     assert not has_more_values(body, values + 1)
@@ -653,7 +628,7 @@ def test_only_commas_between_values_count(body: bytes, values: int) -> None:
     ],
     ids=["unregistered", "reserved"],
 )
-async def test_a_refused_search_attribute_is_the_apps_error(
+async def test_a_refused_search_attribute_is_an_error_of_the_app(
     temporal: Temporal, caplog: pytest.LogCaptureFixture, key: Any, words: str
 ) -> None:
     attributes = TypedSearchAttributes([SearchAttributePair(key, 1 if key.name == "WorkflowId" else ["x"])])

@@ -17,9 +17,9 @@ import pytest
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, GatewayResponse, Limits, expose
 
-from .app_server import AppServer
-from .test_ownership import ask
-from .workflows import TASK_QUEUE, StepsWorkflow
+from ..app_server import AppServer
+from ..workflows import TASK_QUEUE, StepsWorkflow
+from .asking import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -81,7 +81,7 @@ async def test_cron_runs_are_followed(gateway: Gateway, temporal: Temporal) -> N
     assert (await connect(gateway, handle.id, seen[-1])).status_code == 204
 
 
-async def test_an_id_of_another_workflow_starts_from_the_beginning(gateway: Gateway, temporal: Temporal) -> None:
+async def test_an_event_id_of_another_workflow_is_ignored(gateway: Gateway, temporal: Temporal) -> None:
     client = await temporal.client()
     workflow_id = f"chain-{uuid.uuid4().hex}"
     former = await client.start_workflow("StepsWorkflow", [], id=workflow_id, task_queue=TASK_QUEUE)
@@ -99,7 +99,7 @@ async def test_an_id_of_another_workflow_starts_from_the_beginning(gateway: Gate
         assert [id async for id, _, _ in read(await connect(gateway, workflow_id, last))] == whole
 
 
-async def test_a_reset_after_the_end_is_picked_up(gateway: Gateway, temporal: Temporal) -> None:
+async def test_a_stream_follows_a_reset_after_the_end(gateway: Gateway, temporal: Temporal) -> None:
     client = await temporal.client()
     handle = await client.start_workflow("StepsWorkflow", [], id=f"c-{uuid.uuid4().hex}", task_queue=TASK_QUEUE)
     await handle.result()
@@ -117,12 +117,12 @@ async def test_a_reset_after_the_end_is_picked_up(gateway: Gateway, temporal: Te
     after = [event async for event in read(await connect(gateway, handle.id, before[-1][0]))]
     kinds = [kind for _, kind, _ in after]
     assert (kinds[0], after[0][2]["cause"], kinds[-1]) == ("run", "reset", "result")
-    assert "workflow_execution_started" not in kinds, "what the reset has copied is not told again"
+    assert "workflow_execution_started" not in kinds, "what the reset has copied is not seen again"
     assert (await connect(gateway, handle.id, after[-1][0])).status_code == 204
 
 
 async def test_a_reset_of_an_earlier_run_while_a_later_one_is_open(temporal: Temporal) -> None:
-    """It ends the open run, and the workflow goes on from the earlier one in new runs."""
+    """It ends the open run. The workflow continues from the earlier one in new runs."""
     exposed = expose(StepsWorkflow, name="chains", signals="all", operations=FOR_OPERATORS)
     gateway = Gateway(temporal, [exposed], allow_anonymous=True, limits=Limits(stream_limit=60))
     started = (await ask(gateway, None, "POST", "chains", {"steps": ["again", "wait"]})).json
@@ -155,7 +155,7 @@ async def test_a_reset_of_an_earlier_run_while_a_later_one_is_open(temporal: Tem
     assert (seen[-1][0], seen[-1][1], seen[-1][2]["result"]) == (f"{fourth}:end", "result", "done")
     ids = [id for id, _, _ in seen]
     assert len(set(ids)) == len(ids)
-    # A reader that was cut off continues wherever it was, in the run that was ended too.
+    # A disconnected reader continues from its position, in the ended run too.
     for position in range(len(seen)):
         again = await connect(gateway, started["workflow_id"], ids[position])
         assert position < len(seen) - 1 or again.status_code == 204
@@ -172,21 +172,21 @@ async def test_a_reset_of_an_earlier_run_while_a_later_one_is_open(temporal: Tem
     ("step", "last_kind"),
     [("hand over", "workflow_execution_signaled"), ("become another", "workflow_execution_continued_as_new")],
 )
-async def test_a_stream_ends_where_the_workflow_becomes_anothers(temporal: Temporal, step: str, last_kind: str) -> None:
-    """Nothing of what follows is told: neither the next run nor the result."""
+async def test_a_stream_ends_when_the_owner_changes(temporal: Temporal, step: str, last_kind: str) -> None:
+    """The stream contains neither the next run nor the result."""
     exposed = expose(StepsWorkflow, name="chains", owner=str, signals="all", operations=FOR_OPERATORS)
     owned = Gateway(temporal, [exposed], authorize=lambda action: True, limits=Limits(stream_limit=60))
     started = (await ask(owned, "ada", "POST", "chains", {"steps": ["wait", step]})).json
     place = f"chains/{started['workflow_id']}"
-    told = []
+    seen = []
     async for event in read(await connect(owned, started["workflow_id"], principal="ada")):
-        told.append(event)
+        seen.append(event)
         if event[1] == "workflow_execution_started":
             assert (await ask(owned, "ada", "POST", f"{place}/signals/go")).status == 202
-    assert [kind for _, kind, _ in told][-2:] == [last_kind, "problem"]
-    assert told[-1][2]["status"] == 404
-    assert "done" not in json.dumps([data for _, _, data in told])
-    again = await connect(owned, started["workflow_id"], told[-2][0], principal="ada")
+    assert [kind for _, kind, _ in seen][-2:] == [last_kind, "problem"]
+    assert seen[-1][2]["status"] == 404
+    assert "done" not in json.dumps([data for _, _, data in seen])
+    again = await connect(owned, started["workflow_id"], seen[-2][0], principal="ada")
     assert again.status_code == 404
     if step == "become another":
         await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
@@ -246,7 +246,7 @@ def test_a_browser_reads_each_event_once_and_stops(apps: Callable[..., AppServer
     app = apps("fastapi", TEST_MAX_WAIT="0.1")
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     place = app.post("/open/orders", order).headers["Location"]
-    told: list[str] = []
+    seen: list[str] = []
     states: list[str] = []
     with page_server(PAGE.replace("EVENTS", f"{app.origin}{place}/events")) as (url, reports):
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-web-security"]
@@ -258,14 +258,14 @@ def test_a_browser_reads_each_event_once_and_stops(apps: Callable[..., AppServer
                 if kind in ("open", "error"):
                     states.append(data or kind)
                 else:
-                    told.append(f"{kind} {data}")
+                    seen.append(f"{kind} {data}")
                 if states == ["open", "connecting", "open"] and kind == "open":
                     app.post(f"{place}/signals/ship")
         finally:
             process.terminate()
             process.wait(30)
-    assert len(set(told)) == len(told), told
-    kinds = [each.partition(" ")[0] for each in told]
+    assert len(set(seen)) == len(seen), seen
+    kinds = [each.partition(" ")[0] for each in seen]
     assert sorted(kinds, key=kinds.index) == [
         "run",
         "workflow_execution_started",

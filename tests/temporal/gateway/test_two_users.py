@@ -1,4 +1,4 @@
-"""Two users at one gateway whose workflows have owners, in each framework: neither reaches what is the other's."""
+"""Two users at one gateway with owners, in each framework: neither can reach the workflows of the other."""
 
 import time
 import uuid
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .app_server import Answer, AppServer
+from ..app_server import Answer, AppServer
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -63,14 +63,14 @@ def replayed(answer: Answer) -> bool:
 
 
 def until(check: Callable[[], bool]) -> None:
-    """The index of workflows follows the workflows."""
+    """The index of workflows lags behind."""
     end = time.monotonic() + 30
     while not check():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-def test_a_workflow_is_out_of_reach_of_another_user(ada: User, bob: User, staff: User) -> None:
+def test_another_user_cannot_reach_a_workflow(ada: User, bob: User, staff: User) -> None:
     place = ada.ask("POST", "orders", new_order()).headers["Location"]
     update_id = ada.ask("POST", f"{place}/updates/change_address", {"address": "a"}).json["update_id"]
     run_id = ada.ask("GET", place).json["run_id"]
@@ -88,7 +88,7 @@ def test_a_workflow_is_out_of_reach_of_another_user(ada: User, bob: User, staff:
     assert staff.ask("POST", f"{place}/terminate").status == 202
 
 
-def test_an_idempotency_key_of_another_user_is_another_key(ada: User, bob: User) -> None:
+def test_keys_of_starts_are_separate_for_each_user(ada: User, bob: User) -> None:
     body = {"pair": {"left": 20}, "factor": 2}
     first, mine, again = (user.ask("POST", "sum-of-pair", body, key="k") for user in (ada, bob, ada))
     assert first.json["workflow_id"] != mine.json["workflow_id"]
@@ -100,7 +100,7 @@ def test_an_idempotency_key_of_another_user_is_another_key(ada: User, bob: User)
         assert user.ask("POST", "sum-of-pair", other, key="k").status == 422
 
 
-def test_an_id_that_another_user_has_tells_nothing(ada: User, bob: User) -> None:
+def test_a_conflict_with_another_users_id_reveals_nothing(ada: User, bob: User) -> None:
     order = new_order()
     place = ada.ask("POST", "orders", order, key="k").headers["Location"]
     for status in ("running", "terminated"):
@@ -116,8 +116,8 @@ def test_an_id_that_another_user_has_tells_nothing(ada: User, bob: User) -> None
             assert ada.ask("POST", f"{place}/terminate").status == 202
 
 
-def test_updates_and_signals_of_one_user_are_not_anothers(ada: User, bob: User, staff: User) -> None:
-    """Staff reaches the workflow, and its keys are its own all the same."""
+def test_keys_of_updates_and_signals_are_separate_for_each_user(ada: User, bob: User, staff: User) -> None:
+    """Staff can reach the workflow, but have idempotency keys of their own."""
     place = ada.ask("POST", "orders", new_order()).headers["Location"]
     for path, body, other in (
         ("updates/change_address", {"address": "a"}, {"address": "b"}),
@@ -149,7 +149,7 @@ def test_lists_show_each_user_its_own_workflows(ada: User, bob: User, staff: Use
         assert staff.ask("POST", f"{place}/terminate").status == 202
 
 
-def test_nobody_starts_or_sees_anything(app: AppServer, ada: User) -> None:
+def test_an_anonymous_principal_cannot_start_or_see_workflows(app: AppServer, ada: User) -> None:
     place = ada.ask("POST", "sleeping").headers["Location"]
     for answer in (app.get(place), app.get("/mine/sleeping"), app.post("/mine/sleeping")):
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -173,6 +173,6 @@ def test_event_streams_are_bounded_for_each_user_and_freed_when_they_end(app: Ap
     for reader in readers:
         assert [event["event"] for event in reader][-1] == "problem"
     assert bob.ask("POST", f"{other}/terminate").status == 202
-    for _ in range(9):  # Each ends at once, or is never read.
+    for _ in range(9):  # Each ends at once or is never read.
         until(lambda: ada.ask("GET", f"{place}/events").status == 200)
         assert ada.ask("HEAD", f"{place}/events").status == 200

@@ -1,4 +1,4 @@
-"""Pausing workflows and letting them go on."""
+"""Pause and resume of workflows."""
 
 import uuid
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ import pytest
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, Operation
 
-from .app_server import AppServer
-from .apps import open_gateway
-from .dev_server import DevServer
-from .test_ownership import ask
+from ..app_server import AppServer
+from ..apps import open_gateway
+from ..dev_server import DevServer
+from .asking import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 

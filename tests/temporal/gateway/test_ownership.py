@@ -1,10 +1,9 @@
-"""Owners of workflows: what is declared, what the server keeps, and what survives a workflow's runs."""
+"""Owners of workflows: declarations, search attributes, and changes from run to run."""
 
 import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -43,45 +42,19 @@ from durably.temporal.gateway import (
     FOR_USERS,
     Action,
     Gateway,
-    GatewayRequest,
-    GatewayResponse,
     Operation,
     call,
     expose,
 )
 from durably.temporal.owners import OWNER_ATTRIBUTE
 
-from .dev_server import DevServer
-from .workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from ..dev_server import DevServer
+from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from .asking import ask, until
 
 pytestmark = pytest.mark.usefixtures("worker")
 
 OWNER = SearchAttributeKey.for_keyword(OWNER_ATTRIBUTE)
-
-
-class Answer:
-    def __init__(self, response: GatewayResponse) -> None:
-        self.status = response.status_code
-        self.headers = response.headers
-        self.json: Any = json.loads(response.body) if response.body else None
-
-
-async def ask(gateway: Gateway, user: Any, method: str, path: str, body: Any = None, **query: str) -> Answer:
-    headers = {"content-type": "application/json"}
-    for name, header in (("key", "idempotency-key"), ("prefer", "prefer")):
-        if (value := query.pop(name, None)) is not None:
-            headers[header] = value
-    request = GatewayRequest(
-        method=method,
-        path=path,
-        mount="/api",
-        headers=headers,
-        query_params=query,
-        body=b"" if body is None else json.dumps(body).encode(),
-        raw_request=None,
-        principal=user,
-    )
-    return Answer(await gateway.handle(request))
 
 
 def owned(temporal: Temporal, *workflows: type, **options: Any) -> Gateway:
@@ -94,12 +67,6 @@ def owned(temporal: Temporal, *workflows: type, **options: Any) -> Gateway:
 
 async def status_for(gateway: Gateway, user: str, workflow_id: str) -> int:
     return (await ask(gateway, user, "GET", f"flows/{workflow_id}")).status
-
-
-async def until(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await check():  # noqa: ASYNC110 (the server tells nobody)
-            await asyncio.sleep(0.02)
 
 
 async def until_run(gateway: Gateway, workflow_id: str, *, other_than: str) -> None:
@@ -144,7 +111,7 @@ async def test_the_owner_survives_cron(temporal: Temporal) -> None:
     await handle.terminate()
 
 
-async def test_a_workflow_hands_itself_over(temporal: Temporal) -> None:
+async def test_a_workflow_can_change_its_owner(temporal: Temporal) -> None:
     gateway = owned(temporal, ChainWorkflow)
     started = await ask(gateway, "ada", "POST", "flows", {"how": "hand over"}, key=(key := uuid.uuid4().hex))
     workflow_id = started.json["workflow_id"]
@@ -154,7 +121,7 @@ async def test_a_workflow_hands_itself_over(temporal: Temporal) -> None:
 
     await until(is_bobs)
     assert await status_for(gateway, "ada", workflow_id) == 404
-    # It was started with the key, and its result is another's by now.
+    # It was started with the key, and has another owner now.
     again = await ask(gateway, "ada", "POST", "flows", {"how": "hand over"}, key=key)
     assert (again.status, "run_id" in again.json) == (409, False)
     assert (await ask(gateway, "bob", "POST", f"flows/{workflow_id}/terminate")).status == 202
@@ -163,13 +130,13 @@ async def test_a_workflow_hands_itself_over(temporal: Temporal) -> None:
 async def test_a_workflow_without_owner_is_for_staff(temporal: Temporal) -> None:
     gateway = owned(temporal, SleepingWorkflow)
     client = await temporal.client()
-    handle = await client.start_workflow(SleepingWorkflow.run, id=str(uuid.uuid4()), task_queue="nobody's")
+    handle = await client.start_workflow(SleepingWorkflow.run, id=str(uuid.uuid4()), task_queue="anonymous's")
     assert [await status_for(gateway, user, handle.id) for user in ("ada", "none", "staff")] == [404, 404, 200]
     await handle.terminate()
 
 
-async def test_a_request_goes_on_to_the_run_that_has_just_begun(temporal: Temporal) -> None:
-    """Between the look at a run and the signal to it, the workflow continues as new."""
+async def test_a_request_follows_a_workflow_that_has_just_continued_as_new(temporal: Temporal) -> None:
+    """The workflow continues as new between the description of a run and the signal to it."""
 
     class Late(Interceptor):
         """Describes the first run of the workflow, once, as if it were the latest."""
@@ -206,7 +173,7 @@ async def test_a_request_goes_on_to_the_run_that_has_just_begun(temporal: Tempor
         asked = await ask(gateway, "ada", "POST", f"{place}/{action}", run_id=started["run_id"])
         assert asked.status == 409
 
-    # Once more with a workflow of another type under the id: it is not signalled.
+    # Again, with a workflow of another type and the same id: it is not signalled.
     orders = Gateway(own, [exposed], allow_anonymous=True)
     client = await own.client()
     order = Order(order_id=uuid.uuid4().hex, amount=1, lines=["wait"])
@@ -219,8 +186,8 @@ async def test_a_request_goes_on_to_the_run_that_has_just_begun(temporal: Tempor
     await other.terminate()
 
 
-async def test_an_id_used_again_by_an_unexposed_type_is_out_of_reach(temporal: Temporal) -> None:
-    """``?run_id=`` means that run, and says nothing of the id's others."""
+async def test_an_id_that_an_unexposed_type_reuses_cannot_be_reached(temporal: Temporal) -> None:
+    """``?run_id=`` is about that run, and reveals nothing about other runs with the id."""
     gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", queries="all")], allow_anonymous=True)
     client = await temporal.client()
     order = Order(order_id=uuid.uuid4().hex, amount=1)
@@ -265,7 +232,7 @@ async def test_no_policy_gives_another_users_workflow(temporal: Temporal, policy
     assert (await ask(gateway, "ada", "POST", f"flows/{order['order_id']}/terminate")).status == 202
 
 
-async def test_ids_are_made_of_the_principal(temporal: Temporal) -> None:
+async def test_ids_contain_the_principal(temporal: Temporal) -> None:
     order = {"order_id": uuid.uuid4().hex, "amount": 1}
     template = owned(temporal, OrderWorkflow, id="{principal}-{order_id}")
     function = owned(temporal, OrderWorkflow, id=lambda order, user: f"{user}.{order.order_id}")
@@ -273,14 +240,14 @@ async def test_ids_are_made_of_the_principal(temporal: Temporal) -> None:
         assert (await ask(gateway, "ada", "POST", "flows", order)).json["workflow_id"] == id
 
 
-async def test_memo_and_search_attributes_are_made_of_the_principal(temporal: Temporal) -> None:
+async def test_memo_and_search_attributes_can_use_the_principal(temporal: Temporal) -> None:
     options: dict[str, Any] = {
         "memo": lambda order, user: {"by": user},
         "search_attributes": lambda order, user, key=OWNER: TypedSearchAttributes([SearchAttributePair(key, user)]),
     }
     order = {"order_id": uuid.uuid4().hex, "amount": 1}
     refused = await ask(owned(temporal, OrderWorkflow, **options), "ada", "POST", "flows", order)
-    assert refused.status == 500  # The owner's attribute is for owner= alone.
+    assert refused.status == 500  # Only owner= sets this attribute.
     exposed = expose(OrderWorkflow, name="flows", **options)
     gateway = Gateway(temporal, [exposed], authorize=lambda action: True)
     started = await ask(gateway, "ada", "POST", "flows", order)
@@ -315,7 +282,7 @@ async def test_authorize_decides_by_the_workflow(temporal: Temporal, is_async: b
     await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
 
 
-async def test_what_authorize_decides_by_does_not_tell_whether_there_is_a_workflow(temporal: Temporal) -> None:
+async def test_facts_for_authorize_do_not_reveal_whether_a_workflow_exists(temporal: Temporal) -> None:
     exposed = expose(SleepingWorkflow, name="flows", owner=str, memo=lambda value: {"locked": True})
     gateway = Gateway(temporal, [exposed], authorize=lambda action: not action.memo.get("locked"))
     client = await temporal.client()
@@ -323,7 +290,7 @@ async def test_what_authorize_decides_by_does_not_tell_whether_there_is_a_workfl
     handle = await client.start_workflow(
         SleepingWorkflow.run,
         id=str(uuid.uuid4()),
-        task_queue="nobody's",
+        task_queue="anonymous's",
         memo={"locked": True},
         search_attributes=TypedSearchAttributes([SearchAttributePair(OWNER, "ada")]),
     )
@@ -334,8 +301,8 @@ async def test_what_authorize_decides_by_does_not_tell_whether_there_is_a_workfl
     await handle.terminate()
 
 
-async def test_a_former_owner_cannot_reset_what_is_anothers_by_now(temporal: Temporal) -> None:
-    """A reset of any run ends the latest one."""
+async def test_a_former_owner_cannot_reset_a_workflow_of_another_user(temporal: Temporal) -> None:
+    """A reset of any run ends the latest run."""
     gateway = owned(temporal, ChainWorkflow)
     client = await temporal.client()
     assert (await ask(gateway, "ada", "GET", "flows")).status == 200  # It registers the owner's attribute.
@@ -359,11 +326,11 @@ async def test_a_former_owner_cannot_reset_what_is_anothers_by_now(temporal: Tem
     reset = {"to": "first_workflow_task"}
     assert (await ask(gateway, "ada", "POST", f"{place}/reset", reset, run_id=former)).status == 404
     assert (await ask(gateway, "bob", "GET", place)).json["status"] == "running"
-    # Staff reaches both runs. It is refused too: the new run would be ada's, and bob's would be ended for it.
+    # Staff can reach both runs. They are refused too: the new run would be ada's, and bob's run would end.
     refused = await ask(gateway, "staff", "POST", f"{place}/reset", reset, run_id=former)
     assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:handed-over"), refused.json
     assert (await ask(gateway, "bob", "GET", place)).json["status"] == "running"
-    # A former run of the same owner can be reset.
+    # An earlier run of the same owner can be reset.
     await until(lambda: has_begun("bob"))
     await second.terminate()
     await start("bob")
@@ -378,8 +345,8 @@ def test_the_error_of_an_owner_named_none_has_a_remedy() -> None:
     assert len(owned_by("user:None")) == 1
 
 
-async def test_a_page_of_a_run_is_refused_once_the_run_is_anothers(temporal: Temporal) -> None:
-    """Though the latest run with the id is the former owner's again."""
+async def test_a_page_token_is_refused_after_the_owner_has_changed(temporal: Temporal) -> None:
+    """The latest run with the id belongs to the former owner again."""
     gateway = owned(temporal, StepsWorkflow, signals="all")
     client = await temporal.client()
     steps = ["wait", "hand over"]
@@ -398,8 +365,8 @@ async def test_a_page_of_a_run_is_refused_once_the_run_is_anothers(temporal: Tem
     await again.terminate()
 
 
-async def test_a_reset_does_not_give_a_workflow_back(temporal: Temporal) -> None:
-    """The new run of such a reset would be the former owner's, with the signals that the present one has sent."""
+async def test_a_reset_does_not_change_the_owner_back(temporal: Temporal) -> None:
+    """The new run would belong to the former owner, with signals of the present owner."""
     gateway = owned(temporal, StepsWorkflow, signals="all")
     started = await ask(gateway, "ada", "POST", "flows", {"steps": ["hand over", "wait"]})
     place = f"flows/{started.json['workflow_id']}"
@@ -420,7 +387,7 @@ async def test_a_reset_does_not_give_a_workflow_back(temporal: Temporal) -> None
     assert (await ask(gateway, "bob", "GET", f"{place}/result", wait="30")).status == 200
 
 
-async def test_an_id_that_speaks_of_namespaces_is_an_id(temporal: Temporal) -> None:
+async def test_an_id_with_the_word_namespace_is_an_ordinary_id(temporal: Temporal) -> None:
     for id in ("my-namespace", "Namespace", "completed"):
         assert (await ask(owned(temporal, SleepingWorkflow), "ada", "GET", f"flows/{id}")).status == 404
     elsewhere = Temporal(temporal.settings.address, namespace="nowhere", task_queue="orders")
@@ -428,7 +395,7 @@ async def test_an_id_that_speaks_of_namespaces_is_an_id(temporal: Temporal) -> N
     assert (await ask(gateway, None, "GET", "flows/x")).status == 503
 
 
-async def test_nobody_is_refused_before_the_input_is_read(temporal: Temporal) -> None:
+async def test_a_request_without_a_user_is_refused_before_its_body_is_read(temporal: Temporal) -> None:
     gateway = owned(temporal, OrderWorkflow)
     assert [(await ask(gateway, user, "POST", "flows", {})).status for user in (None, "ada")] == [401, 400]
 
@@ -451,7 +418,7 @@ class Requests(Interceptor):
         return Noting(next)
 
 
-async def test_who_is_nobody_costs_the_server_nothing(temporal: Temporal) -> None:
+async def test_requests_without_a_user_do_not_reach_the_server(temporal: Temporal) -> None:
     own = Temporal(temporal.settings.address, task_queue="orders", interceptors=[requests := Requests()])
     gateway = owned(own, SleepingWorkflow)
     for user in (None, type("Anonymous", (), {"is_anonymous": True})()):
@@ -477,7 +444,7 @@ async def test_who_is_nobody_costs_the_server_nothing(temporal: Temporal) -> Non
     ],
     ids=["number", "empty", "long", "quote", "backslash", "quote-before", "quote-after", "none", "object", "function"],
 )
-async def test_an_owner_that_cannot_be_one_is_the_apps_error(
+async def test_an_invalid_owner_is_an_error_of_the_app(
     temporal: Temporal, caplog: pytest.LogCaptureFixture, owner: Any, words: str
 ) -> None:
     gateway = Gateway(temporal, [expose(SleepingWorkflow, name="flows", owner=owner)], authorize=lambda action: True)
@@ -485,7 +452,7 @@ async def test_an_owner_that_cannot_be_one_is_the_apps_error(
     assert words in caplog.text
 
 
-async def test_a_key_of_a_principal_that_cannot_be_told_from_others_is_the_apps_error(
+async def test_a_key_of_an_unidentifiable_principal_is_an_error_of_the_app(
     temporal: Temporal, caplog: pytest.LogCaptureFixture
 ) -> None:
     exposed = expose(SumWorkflow, name="flows")
@@ -548,7 +515,9 @@ async def test_an_attribute_of_another_name_is_registered_at_first_use(temporal:
     await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
 
 
-async def test_an_attribute_that_is_no_keyword_is_named(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_owner_attribute_of_another_type_is_an_error(
+    temporal: Temporal, caplog: pytest.LogCaptureFixture
+) -> None:
     name = f"Number{uuid.uuid4().hex[:8]}"
     client = await temporal.client()
     attributes = {name: IndexedValueType.INDEXED_VALUE_TYPE_INT}
@@ -561,10 +530,10 @@ async def test_an_attribute_that_is_no_keyword_is_named(temporal: Temporal, capl
     assert f"knows the search attribute {name} as Int" in caplog.text
 
 
-async def test_where_registering_is_not_allowed_the_command_is_named(
+async def test_without_permission_to_register_the_log_names_the_command(
     temporal: Temporal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in Temporal Cloud, whose operator service is not for apps."""
+    """In Temporal Cloud, apps cannot use the operator service."""
     own = Temporal(temporal.settings.address, task_queue="orders")
     client: Client = await own.client()
 
@@ -583,7 +552,7 @@ async def test_where_registering_is_not_allowed_the_command_is_named(
     with pytest.raises(SearchAttributeError) as raised:
         await search_attributes.ensure_keyword(client, name, timedelta(seconds=5))
     assert command in str(raised.value)
-    # An attribute that is registered already needs no such permission.
+    # A registered attribute needs no such permission.
     allowed = owned(temporal, SleepingWorkflow)
     assert (await ask(allowed, "ada", "GET", "flows")).status == 200
     known = Gateway(own, [exposed], authorize=lambda action: True)
@@ -598,8 +567,8 @@ async def test_attributes_are_registered_once(temporal: Temporal) -> None:
     assert await search_attributes.register(client, names, timedelta(seconds=5)) == []
 
 
-async def test_an_update_is_asked_for_by_its_own_name(temporal: Temporal) -> None:
-    """Its id is not enough: ``authorize`` is told the name in the URL, and the other update is not exposed."""
+async def test_an_update_is_found_only_by_its_own_name(temporal: Temporal) -> None:
+    """Its id is not enough: ``authorize`` gets the name in the URL, and the other update is not exposed."""
     gateway = owned(temporal, OrderWorkflow, updates=[OrderWorkflow.change_address])
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     started = (await ask(gateway, "ada", "POST", "flows", order)).json
@@ -616,11 +585,11 @@ async def test_an_update_is_asked_for_by_its_own_name(temporal: Temporal) -> Non
     await handle.terminate()
 
 
-async def test_a_cancellation_of_what_has_just_ended_is_refused(temporal: Temporal) -> None:
-    """The server takes a cancellation of a closed run silently."""
+async def test_cancellation_of_a_workflow_that_has_just_closed_is_refused(temporal: Temporal) -> None:
+    """The server accepts the cancellation of a closed run without an error."""
 
     class Ending(Interceptor):
-        """Ends a workflow between the look at it and its cancellation."""
+        """Ends a workflow between its description and its cancellation."""
 
         def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
             class Cancelling(OutboundInterceptor):
@@ -636,8 +605,8 @@ async def test_a_cancellation_of_what_has_just_ended_is_refused(temporal: Tempor
     assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
 
 
-async def test_a_keyed_signal_that_the_server_keeps_back_is_sent_once(temporal: Temporal) -> None:
-    """Signals wait outside the history while a worker is amid a task of the workflow; here no worker ever ends it."""
+async def test_a_keyed_signal_that_the_server_withholds_is_sent_once(temporal: Temporal) -> None:
+    """The server withholds signals while a worker processes a task of the workflow. Here no worker completes it."""
     queue = f"held-{uuid.uuid4().hex}"
     own = Temporal(temporal.settings.address, task_queue=queue)
     client = await own.client()
@@ -663,8 +632,8 @@ async def test_a_keyed_signal_that_the_server_keeps_back_is_sent_once(temporal: 
     await handle.terminate()
 
 
-async def test_of_two_users_that_start_with_a_signal_at_once_one_is_refused(temporal: Temporal) -> None:
-    """Between the look at the id and the start, the other user's workflow begins."""
+async def test_one_of_two_simultaneous_signals_with_start_of_two_users_is_refused(temporal: Temporal) -> None:
+    """The workflow of the other user starts between the check of the id and the start."""
     handles = []
 
     class Racing(Interceptor):
@@ -688,11 +657,11 @@ async def test_of_two_users_that_start_with_a_signal_at_once_one_is_refused(temp
 
 
 @pytest.mark.parametrize("step", ["hand over", "become another"])
-async def test_a_result_is_not_told_once_the_workflow_is_anothers(temporal: Temporal, step: str) -> None:
-    """The request waits from before to after that."""
+async def test_a_result_is_hidden_after_the_owner_has_changed(temporal: Temporal, step: str) -> None:
+    """The request waits before and after the change."""
 
     class Waiting(Interceptor):
-        """Lets the workflow go on when its result is waited for."""
+        """Continues the workflow when a request waits for its result."""
 
         def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
             class Fetching(OutboundInterceptor):
@@ -721,7 +690,7 @@ async def test_a_result_is_not_told_once_the_workflow_is_anothers(temporal: Temp
     assert (refused.status, "done" in json.dumps(refused.json)) == (404, False)
 
 
-async def test_a_workflow_that_the_app_itself_starts_has_the_owner_it_is_given(temporal: Temporal) -> None:
+async def test_owned_by_sets_the_owner_of_workflows_that_the_app_starts(temporal: Temporal) -> None:
     gateway = owned(temporal, SleepingWorkflow)
     workflow_id = f"own-{uuid.uuid4().hex}"
     handle = await asyncio.to_thread(
@@ -732,7 +701,7 @@ async def test_a_workflow_that_the_app_itself_starts_has_the_owner_it_is_given(t
 
 
 async def create_namespace(address: str, name: str) -> None:
-    """It is known after a few seconds."""
+    """The server knows a new namespace after a few seconds."""
     client = await Temporal(address).client()
     retention = Duration(seconds=86_400)
     request = RegisterNamespaceRequest(namespace=name, workflow_execution_retention_period=retention)
@@ -745,7 +714,7 @@ async def create_namespace(address: str, name: str) -> None:
 
 
 async def test_the_attribute_is_registered_by_the_first_start_with_an_owner(server: DevServer) -> None:
-    """Before any request to a gateway: a view with ``start_on_commit``, say."""
+    """There has been no request to a gateway. A view with ``start_on_commit`` is an example."""
     namespace = f"own-{uuid.uuid4().hex[:8]}"
     await create_namespace(server.address, namespace)
     own = Temporal(server.address, namespace=namespace, task_queue="orders")
@@ -787,11 +756,11 @@ async def test_workflows_without_an_owner_are_named_once_in_the_log(
     await handle.terminate()
 
 
-async def test_the_result_of_a_retry_is_anothers_if_the_retry_has_been_handed_over(temporal: Temporal) -> None:
-    """The first run fails as Ada's, and stays hers; the server tells whoever waits for its result of the next one's."""
+async def test_the_result_of_a_retry_is_hidden_if_its_owner_has_changed(temporal: Temporal) -> None:
+    """The first run fails and stays Ada's. For its result, the server returns that of the next run."""
     quick = RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=10))
     gateway = owned(temporal, StepsWorkflow, retry_policy=quick)
-    started = await ask(gateway, "ada", "POST", "flows", {"steps": ["fail", "hand over"]}, prefer="wait=30")
+    started = await ask(gateway, "ada", "POST", "flows", {"steps": ["fail", "hand over"]}, h_prefer="wait=30")
     assert (started.status, started.json["status"]) == (202, "running")
     place, first = f"flows/{started.json['workflow_id']}", started.json["run_id"]
     assert (await ask(gateway, "bob", "GET", f"{place}/result", wait="30")).json["result"] == "done"
@@ -814,21 +783,21 @@ KEYED = [
 
 @pytest.mark.parametrize(("path", "body"), KEYED, ids=[path.replace("/", " ") for path, _ in KEYED])
 async def test_a_key_without_a_principal_is_refused(path: str, body: Any) -> None:
-    """``authorize`` looks at the request itself, and ``principal=`` was not given. There is no server to ask."""
+    """``authorize`` reads the request itself, and there is no ``principal=``. There is no server."""
     exposed = [
         expose(SumWorkflow, name="flows"),
         expose(OrderWorkflow, name="orders", operations=FOR_OPERATORS, signals="all", updates="all"),
     ]
     gateway = Gateway(Temporal("127.0.0.1:1", task_queue="none"), exposed, authorize=lambda action: True)
-    for nobody in (None, SimpleNamespace(is_anonymous=True)):
-        refused = await ask(gateway, nobody, "POST", path, body, key="k")
+    for anonymous in (None, SimpleNamespace(is_anonymous=True)):
+        refused = await ask(gateway, anonymous, "POST", path, body, key="k")
         assert (refused.status, refused.json["type"]) == (400, "urn:durably:problem:no-principal")
         assert 'principal=lambda request: "everyone"' in refused.json["detail"]
     assert (await ask(gateway, "everyone", "POST", path, body, key="k")).status == 503
     assert (await ask(gateway, None, "POST", path, body)).status == 503
 
 
-async def test_staff_is_told_whose_a_workflow_is(temporal: Temporal) -> None:
+async def test_staff_see_the_owner_of_a_workflow(temporal: Temporal) -> None:
     gateway = owned(temporal, SleepingWorkflow)
     mine = (await ask(gateway, "ada", "POST", "flows")).json["workflow_id"]
     place, query = f"flows/{mine}", f"WorkflowId = '{mine}'"

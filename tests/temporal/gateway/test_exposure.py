@@ -1,4 +1,4 @@
-"""What an app declares, and what it is told when that cannot be."""
+"""Declarations of exposures, and errors in them."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from durably.temporal.gateway.handlers import fields_of
 from durably.temporal.gateway.messages import answer
 from durably.temporal.gateway.models import Completed, Links
 
-from .workflows import OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
+from ..workflows import OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
 
 
 @workflow.defn
@@ -49,7 +49,7 @@ def test_by_default_little_is_open() -> None:
     assert not exposed.updates
 
 
-def test_a_gateway_that_nobody_guards_must_be_asked_for() -> None:
+def test_a_gateway_needs_authorize_or_allow_anonymous() -> None:
     temporal = Temporal()
     with pytest.raises(TemporalSettingsError, match="authorize="):
         Gateway(temporal, [])
@@ -63,7 +63,7 @@ def test_two_exposures_of_one_name_are_refused() -> None:
 
 
 def _name_of(value: object) -> str:
-    """The same in each process: functions and classes are shown by their names, without addresses."""
+    """The names of functions and classes, without addresses: they are the same in each process."""
     match value:
         case type():
             return value.__name__
@@ -127,7 +127,7 @@ def test_start_options_are_kept() -> None:
     assert expose(SumWorkflow, run_timeout=timedelta(hours=1)).start_options["run_timeout"] == timedelta(hours=1)
 
 
-def test_a_result_is_shown_as_it_is_and_what_is_not_known_left_out() -> None:
+def test_bodies_contain_null_only_in_results() -> None:
     links = Links(self="/x", result="/x/result", events="/x/events")
     for result in (None, {"a": None}, Greeting(name="a")):
         shown = json.loads(answer(Completed[Any](workflow_id="x", result=result, links=links)).body)
@@ -148,7 +148,7 @@ def test_a_result_is_shown_as_it_is_and_what_is_not_known_left_out() -> None:
         ({"id": "order-{order_id}", "owner": None}, False),
     ],
 )
-def test_ids_that_two_owners_share_are_warned_of(
+def test_a_warning_names_ids_that_two_owners_can_share(
     options: dict[str, Any], is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     expose(OrderWorkflow, **{"owner": str, "signals": ["ship"], "operations": FOR_OPERATORS, **options})

@@ -1,4 +1,4 @@
-"""Typed clients that openapi-python-client generates from the documents that apps serve: mypy and a tour of each."""
+"""Typed clients that openapi-python-client generates from the documents of apps: mypy checks and runs each."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from .app_server import AppServer
-from .serve import SERVERS
+from ..app_server import AppServer
+from ..serve import SERVERS
 
 pytestmark = pytest.mark.usefixtures("worker")
 
-TOUR = Path(__file__).with_name("client_tour.py")
+TOUR = Path(__file__).parents[1] / "client_tour.py"
 OTHERS = [name for name in (*SERVERS, "starlette") if name not in ("fastapi", "flask")]
-"""Their documents are Flask's, word for word."""
+"""Frameworks with the same document as Flask."""
 
 
 def document_of(app: AppServer) -> Any:
@@ -45,7 +45,7 @@ def run(directory: Path, *command: str) -> str:
 
 
 def generate(app: AppServer, directory: Path) -> None:
-    """The client as ``made_client`` in a directory, with the tour beside it. A warning is a failure."""
+    """A directory with the client ``made_client`` and a program that uses it. A warning is a failure."""
     directory.mkdir()
     (directory / "openapi.json").write_text(json.dumps(document_of(app)))
     (directory / "config.yaml").write_text("post_hooks: []\npackage_name_override: made_client\n")
@@ -65,5 +65,5 @@ def test_a_generated_client_is_typed_and_takes_a_tour(
         origins.append(apps(other).origin)
     generate(app, tmp_path / name)
     assert run(tmp_path / name, TOUR.name, *origins).split() == origins
-    cache = Path(__file__).parents[2] / ".mypy_cache" / "generated"
+    cache = Path(__file__).parents[3] / ".mypy_cache" / "generated"
     run(tmp_path / name, "-m", "mypy", "--cache-dir", str(cache), TOUR.name)

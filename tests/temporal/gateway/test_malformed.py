@@ -1,4 +1,4 @@
-"""Requests that make no sense: each is answered as what it is, none with an error of the gateway's own."""
+"""Malformed requests: each gets its own problem, and none an internal error."""
 
 import json
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse
 
-from .app_server import QUICK, AppServer, running
-from .apps import exposures
-from .bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
-from .dev_server import DevServer
-from .fuzz import fuzz, make_attempts
-from .plain import get
-from .serve import SERVERS
+from ..app_server import QUICK, AppServer, running
+from ..apps import exposures
+from ..bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
+from ..dev_server import DevServer
+from ..fuzz import fuzz, make_attempts
+from ..plain import get
+from ..serve import SERVERS
 
 SEGMENTS = st.sampled_from(
     [
@@ -51,9 +51,9 @@ QUERIES = st.dictionaries(
     st.text(max_size=8) | st.sampled_from(["1", "-1", "9" * 30, "'"]),
 )
 EXPECTED = {400, 404, 405, 413, 415, 503}
-"""There is no server behind, so that what does make sense is answered with 503."""
+"""There is no Temporal server: valid requests get 503."""
 OF_THE_DOCUMENT = {"amount": 180, "first_seed": 7}
-"""Three requests of each kind, made from the OpenAPI document; ``make fuzz-temporal`` sends more."""
+"""Requests of each kind, made from the OpenAPI document. ``make fuzz-temporal`` sends more."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def gateway() -> Gateway:
     headers=HEADERS,
     query=QUERIES,
 )
-def test_each_is_answered_as_what_it_is(
+def test_each_malformed_request_has_its_status(
     gateway: Gateway, method: str, path: str, body: bytes, headers: dict[str, str], query: dict[str, str]
 ) -> None:
     response = gateway.handle_sync(
@@ -98,7 +98,7 @@ def refused(gateway: Gateway, path: str, body: bytes = b"") -> GatewayResponse:
     return response
 
 
-def test_the_answer_to_a_body_full_of_errors_is_small(gateway: Gateway) -> None:
+def test_the_problem_of_a_body_with_many_errors_is_short(gateway: Gateway) -> None:
     order = {"order_id": "a", "amount": 1}
     many = refused(gateway, "orders", json.dumps({**order, "lines": [1] * 90_000}).encode())
     assert json.loads(many.body)["detail"] == "the input has 90000 errors"
@@ -125,13 +125,13 @@ def test_the_answer_to_a_body_full_of_errors_is_small(gateway: Gateway) -> None:
         ("schedules/\ud800", {}),
     ],
 )
-def test_text_that_is_not_unicode_is_the_callers_mistake(gateway: Gateway, path: str, query: dict[str, str]) -> None:
+def test_invalid_unicode_in_an_input_is_a_bad_request(gateway: Gateway, path: str, query: dict[str, str]) -> None:
     response = gateway.handle_sync(replace(get(path), query_params=query))
     assert response.status_code in (400, 404), response.body
 
 
 @pytest.mark.parametrize("name", ["status", "page", "page_size", "query"])
-def test_text_that_is_not_unicode_finds_no_list(temporal: Temporal, name: str) -> None:
+def test_invalid_unicode_in_a_query_is_a_bad_request(temporal: Temporal, name: str) -> None:
     gateway = Gateway(temporal, exposures(), allow_anonymous=True)
     assert gateway.handle_sync(replace(get("orders"), query_params={name: "\ud800"})).status_code == 400
 
@@ -141,7 +141,7 @@ def test_ids_do_not_break_lines_of_logs(gateway: Gateway, character: str) -> Non
     refused(gateway, f"orders/a{character}b")
 
 
-def test_requests_made_from_the_document_tell_neither_user_of_the_other(quick_app: AppServer) -> None:
+def test_requests_made_from_the_document_reveal_nothing_of_other_users(quick_app: AppServer) -> None:
     report = fuzz(quick_app, make_attempts(quick_app, **OF_THE_DOCUMENT))
     assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
     assert report.statuses.total() >= 180
@@ -151,7 +151,7 @@ def test_requests_made_from_the_document_tell_neither_user_of_the_other(quick_ap
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_without_a_server_such_requests_are_refused_or_told_to_come_again(name: str) -> None:
+def test_malformed_requests_without_a_server_are_refused_or_get_503(name: str) -> None:
     with running(name, DevServer().address, **QUICK) as app:
         report = fuzz(app, make_attempts(app, **OF_THE_DOCUMENT)[::3], is_server_absent=True)
     assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
@@ -159,7 +159,7 @@ def test_without_a_server_such_requests_are_refused_or_told_to_come_again(name: 
     assert {400, 503} <= report.statuses.keys()
 
 
-def test_what_is_refused_below_the_mount_is_a_problem_document(quick_app: AppServer) -> None:
+def test_all_errors_below_the_mount_point_are_problem_documents(quick_app: AppServer) -> None:
     wrong = {}
     for name, (request, expected) in PROBLEMS.items():
         answer = send(quick_app.origin, request)
@@ -168,9 +168,9 @@ def test_what_is_refused_below_the_mount_is_a_problem_document(quick_app: AppSer
     assert wrong == {}
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_has_come(quick_app: AppServer) -> None:
+def test_a_large_body_is_refused_before_it_is_sent(quick_app: AppServer) -> None:
     if quick_app.name in ("django-asgi", "tornado"):
-        return  # They read a request as a whole, within limits of their own, before they pass it on.
+        return  # They read a whole request, within limits of their own.
     answer = send(quick_app.origin, SAID_TO_BE_TOO_LARGE)
     assert answer is not None
     assert (answer.status, answer.media_type) == (413, "application/problem+json")
@@ -185,8 +185,8 @@ def test_a_body_in_chunks_is_read_up_to_the_limit(name: str, apps: Callable[...,
     assert (answer.status, answer.media_type) == (413, "application/problem+json")
 
 
-def test_bytes_that_are_hardly_a_request_do_no_harm(quick_app: AppServer) -> None:
-    """The web servers refuse most of them, in their own words, or close the connection."""
+def test_malformed_bytes_do_no_harm(quick_app: AppServer) -> None:
+    """The web servers refuse most of them with responses of their own, or close the connection."""
     answers = {name: send(quick_app.origin, request) for name, request in BAD_BYTES.items()}
     assert {name: answer for name, answer in answers.items() if answer and answer.status >= 500} == {}
     assert send(quick_app.origin, Request("GET", "/open/orders/none")).status == 404  # type: ignore[union-attr]

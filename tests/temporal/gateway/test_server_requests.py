@@ -1,4 +1,4 @@
-"""How often the gateway asks the server for one request of a client."""
+"""The number of requests to the server for one request of a client."""
 
 import uuid
 from typing import Any
@@ -9,14 +9,14 @@ from temporalio.client import Interceptor, OutboundInterceptor
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, expose
 
-from .plain import get
-from .workflows import SleepingWorkflow
+from ..plain import get
+from ..workflows import SleepingWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")
 
 
 class Descriptions(Interceptor):
-    """Counts how often a workflow was described."""
+    """Counts descriptions of a workflow."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -33,7 +33,7 @@ class Descriptions(Interceptor):
 
 
 @pytest.mark.parametrize("path", ["", "/result"])
-async def test_whose_workflow_it_is_costs_no_second_description(temporal: Temporal, path: str) -> None:
+async def test_the_owner_costs_no_second_description(temporal: Temporal, path: str) -> None:
     counter = Descriptions()
     own = Temporal(temporal.settings.address, task_queue=temporal.settings.task_queue, interceptors=[counter])
     gateway = Gateway(own, [expose(SleepingWorkflow, name="sleeping")], allow_anonymous=True)

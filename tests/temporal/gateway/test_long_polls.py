@@ -1,4 +1,4 @@
-"""Hundreds of clients wait at one process for results, and others are answered meanwhile."""
+"""Hundreds of clients wait at one process for results while it answers others."""
 
 import asyncio
 import resource
@@ -13,16 +13,16 @@ from temporalio.worker import Worker
 
 from durably.temporal import Temporal
 
-from .app_server import AppServer, running
-from .dev_server import DevServer
-from .workflows import Pair, SumWorkflow
+from ..app_server import AppServer, running
+from ..dev_server import DevServer
+from ..workflows import Pair, SumWorkflow
 
 MOST_POLLS, WORKFLOWS = 1_000, 50
 
 
 @pytest.fixture(scope="module")
 def app(server: DevServer) -> Iterator[AppServer]:
-    """May have as many connections open as clients come, and so may the clients."""
+    """A process without a low limit of open files, like the clients."""
     before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before, min(4 * MOST_POLLS, hard)), hard))
     with running("fastapi", server.address) as app:
@@ -37,7 +37,7 @@ async def start(client: Client, task_queue: str, number: int) -> str:
 
 
 class Waiting:
-    """Clients that each wait for one result. ``sent`` is set once the app has all of their requests."""
+    """Clients that wait for one result each. ``sent`` is set when the app has all requests."""
 
     def __init__(self, origin: str, workflow_ids: list[str]) -> None:
         self.sent = asyncio.Event()

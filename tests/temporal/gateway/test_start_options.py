@@ -1,4 +1,4 @@
-"""Starts that are delayed, and starts that attach to a workflow that runs already."""
+"""Starts with a delay or a memo, and starts that attach to a running workflow."""
 
 import asyncio
 import uuid
@@ -11,9 +11,9 @@ from temporalio.common import WorkflowIDConflictPolicy
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Exposure, Gateway, expose
 
-from .app_server import AppServer
-from .test_ownership import Answer, ask
-from .workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from ..app_server import AppServer
+from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from .asking import Answer, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -57,10 +57,10 @@ async def test_a_start_is_delayed_by_the_app(temporal: Temporal) -> None:
 
 @pytest.mark.parametrize("name", ["durably-idempotency", "durably-schedule", "durably-app"])
 @pytest.mark.parametrize("path", ["sums", "flows/signal-with-start/ship"])
-async def test_a_reserved_key_of_a_memo_is_the_apps_error(
+async def test_a_reserved_memo_key_is_an_error_of_the_app(
     name: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is found before the server is asked: there is none."""
+    """There is no server: the error is found before the request to it."""
     options: dict[str, Any] = {"memo": lambda value: {name: "x"}, "operations": FOR_OPERATORS, "signals": "all"}
     exposed = [expose(SumWorkflow, name="sums", **options), expose(OrderWorkflow, name="flows", **options)]
     gateway = owned(Temporal("127.0.0.1:1", task_queue="none"), *exposed)
@@ -73,14 +73,14 @@ async def test_a_reserved_key_of_a_memo_is_the_apps_error(
         caplog.clear()
 
 
-async def test_a_memo_that_is_no_mapping_is_the_apps_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_invalid_memo_is_an_error_of_the_app(caplog: pytest.LogCaptureFixture) -> None:
     exposed = expose(SumWorkflow, name="sums", memo=lambda value: ["x"])  # type: ignore[arg-type,return-value]
     gateway = owned(Temporal("127.0.0.1:1", task_queue="none"), exposed)
     assert (await ask(gateway, "ada", "POST", "sums", {"pair": {"left": 1}})).status == 500
     assert "memo= of expose(sum-of-pair) is list" in caplog.text
 
 
-async def test_a_keyed_start_meets_a_workflow_with_such_a_memo_of_another_origin(temporal: Temporal) -> None:
+async def test_a_keyed_start_ignores_a_memo_of_another_origin(temporal: Temporal) -> None:
     order = new_order()
     client = await temporal.client()
     handle = await client.start_workflow(
@@ -99,7 +99,7 @@ def test_a_reserved_key_of_a_schedules_memo_is_refused() -> None:
         )
 
 
-async def test_a_delay_that_is_none_is_the_apps_error(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_invalid_delay_is_an_error_of_the_app(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
     gateway = owned(temporal, expose(SumWorkflow, name="sums", start_delay=lambda pair: -timedelta(seconds=1)))
     answer = await ask(gateway, "ada", "POST", "sums", {"pair": {"left": 1}})
     assert answer.status == 500
@@ -109,7 +109,7 @@ async def test_a_delay_that_is_none_is_the_apps_error(temporal: Temporal, caplog
             expose(SumWorkflow, start_delay=wrong)  # type: ignore[arg-type]
 
 
-async def test_a_start_attaches_to_the_workflow_that_runs(temporal: Temporal) -> None:
+async def test_a_start_attaches_to_a_running_workflow(temporal: Temporal) -> None:
     gateway = owned(temporal, attaching(id="{order_id}"))
     order = new_order()
     first = await ask(gateway, "ada", "POST", "flows", order)
@@ -120,18 +120,20 @@ async def test_a_start_attaches_to_the_workflow_that_runs(temporal: Temporal) ->
     assert [answer.json.get("attached") for answer in (first, again, keyed, by_staff)] == [None, True, True, True]
     assert len({answer.json["run_id"] for answer in (first, again, keyed, by_staff)}) == 1
     assert (await ask(gateway, "ada", "POST", f"flows/{order['order_id']}/terminate")).status == 202
-    # Nothing runs now, so that the next one starts another.
-    anew = await ask(gateway, "ada", "POST", "flows", order)
-    assert (anew.status, "attached" in anew.json) == (202, False)
-    assert anew.json["run_id"] != first.json["run_id"]
+    # Nothing is running: the next request starts another workflow.
+    again_started = await ask(gateway, "ada", "POST", "flows", order)
+    assert (again_started.status, "attached" in again_started.json) == (202, False)
+    assert again_started.json["run_id"] != first.json["run_id"]
     assert (await ask(gateway, "ada", "POST", f"flows/{order['order_id']}/terminate")).status == 202
 
 
-async def test_an_attached_request_may_wait_for_the_result(temporal: Temporal, app_of_steps: Exposure) -> None:
+async def test_an_attached_start_can_wait_for_the_result(temporal: Temporal, app_of_steps: Exposure) -> None:
     gateway = owned(temporal, app_of_steps)
     first = await ask(gateway, "ada", "POST", "flows", {"steps": ["wait", "again"]})
     place = f"flows/{first.json['workflow_id']}"
-    waiting = asyncio.create_task(ask(gateway, "ada", "POST", "flows", {"steps": ["wait", "again"]}, prefer="wait=30"))
+    waiting = asyncio.create_task(
+        ask(gateway, "ada", "POST", "flows", {"steps": ["wait", "again"]}, h_prefer="wait=30")
+    )
     assert (await ask(gateway, "ada", "POST", f"{place}/signals/go")).status == 202
     done = await waiting
     assert (done.status, done.json["result"], done.json.get("attached")) == (200, "done", True)
@@ -143,7 +145,7 @@ def app_of_steps() -> Exposure:
     return attaching(StepsWorkflow, id=lambda steps: f"steps-{mark}", signals="all")
 
 
-async def test_nobody_attaches_to_a_workflow_of_another_owner_or_type(temporal: Temporal) -> None:
+async def test_a_start_does_not_attach_to_another_owner_or_type(temporal: Temporal) -> None:
     workflow_id = uuid.uuid4().hex
     same_id = {"id": lambda value: workflow_id}
     anybodys: dict[str, Any] = {**same_id, "owner": None, "staff": None}
@@ -168,7 +170,7 @@ async def test_nobody_attaches_to_a_workflow_of_another_owner_or_type(temporal: 
     ]
     for user, place, body in requests:
         for key in ({}, {"key": uuid.uuid4().hex}):
-            refused = await ask(gateway, user, "POST", place, body, prefer="wait=5", **key)
+            refused = await ask(gateway, user, "POST", place, body, h_prefer="wait=5", **key)
             assert (place, refused.status, refused.json["type"][20:]) == (place, 409, "already-started")
             assert "run_id" not in refused.json
     assert (await ask(gateway, "ada", "POST", f"flows/{workflow_id}/terminate")).status == 202
@@ -196,7 +198,7 @@ async def test_a_start_terminates_only_a_workflow_of_its_own_type(temporal: Temp
 async def test_starts_at_the_same_time_are_one_workflow(temporal: Temporal) -> None:
     gateway, order = owned(temporal, attaching(id="{order_id}")), new_order()
     place = f"flows/{order['order_id']}"
-    for _ in range(2):  # The second time there is a run that is closed.
+    for _ in range(2):  # The second time there is a closed run.
         started = await asyncio.gather(*(ask(gateway, "ada", "POST", "flows", order) for _ in range(8)))
         assert {answer.status for answer in started} == {202}
         assert len({answer.json["run_id"] for answer in started}) == 1

@@ -15,9 +15,9 @@ from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.gateway.openapi import openapi, swagger_page
 
-from .app_server import AppServer
-from .serve import SERVERS
-from .workflows import OrderWorkflow
+from ..app_server import AppServer
+from ..serve import SERVERS
+from ..workflows import OrderWorkflow
 
 SCHEMES = {
     "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
@@ -45,7 +45,7 @@ def gateway(**options: Any) -> Gateway:
 
 
 def documents(made: Gateway) -> list[dict[str, Any]]:
-    """Our own, and FastAPI's."""
+    """The gateway's own document, and FastAPI's."""
     app = fastapi.FastAPI()
     app.include_router(router(made))
     own = openapi(made.endpoints, mount="", title="", version="", security_schemes=made.security_schemes)
@@ -84,13 +84,13 @@ def test_security_schemes_are_documented(number: int) -> None:
     ],
     ids=["type", "none", "member"],
 )
-def test_a_scheme_that_is_none_is_refused(scheme: dict[str, str], words: str) -> None:
+def test_an_invalid_security_scheme_is_refused(scheme: dict[str, str], words: str) -> None:
     with pytest.raises(TemporalSettingsError, match=words):
         gateway(security_schemes={"token": scheme})
 
 
 @pytest.mark.parametrize("name", [*(name for name in SERVERS if name != "fastapi"), "starlette"])
-def test_a_page_shows_the_document(name: str, apps: Callable[..., AppServer]) -> None:
+def test_the_docs_page_shows_the_document(name: str, apps: Callable[..., AppServer]) -> None:
     app = apps(name)
     page = app.get("/open/docs")
     assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
@@ -103,7 +103,7 @@ def test_a_page_shows_the_document(name: str, apps: Callable[..., AppServer]) ->
     assert app.get("/guarded/docs").status == 404
 
 
-def test_a_page_loads_the_apps_own_copy() -> None:
+def test_the_docs_page_loads_the_apps_own_copy() -> None:
     page = swagger_page(title="<b>", assets="/static/swagger-ui/").decode()
     assert '<script src="/static/swagger-ui/swagger-ui-bundle.js"></script>' in page
     assert "https://" not in page

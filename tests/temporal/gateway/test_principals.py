@@ -1,4 +1,4 @@
-"""Principals of frameworks are told apart, and none is guessed at."""
+"""Keys of principals of all frameworks: unique, and never guessed."""
 
 import enum
 import uuid
@@ -13,9 +13,9 @@ from durably.temporal.codec_server import CodecServer
 from durably.temporal.gateway import Action, Gateway, GatewayRequest, expose
 from durably.temporal.gateway.authorization import ANONYMOUS, check_principal, is_anonymous, principal_key
 
-from ..ports import free_port
-from .apps import CODEC
-from .workflows import SumWorkflow
+from ...ports import free_port
+from ..apps import CODEC
+from ..workflows import SumWorkflow
 
 
 class User:
@@ -24,7 +24,7 @@ class User:
 
 
 class ServiceAccount(User):
-    """Has ids of its own."""
+    """A class with ids of its own."""
 
 
 class Name(enum.StrEnum):
@@ -78,7 +78,7 @@ def test_the_same_principal_has_the_same_key(one: Any, other: Any) -> None:
 
 
 class UserWithMethods:
-    """Such as users of flask-login before 0.3, and of an app's own."""
+    """Users of flask-login before 0.3 have methods, and classes of apps may."""
 
     id = 7
 
@@ -87,7 +87,7 @@ class UserWithMethods:
             setattr(self, name, lambda verdict=verdict: verdict)
 
 
-def test_verdicts_may_be_methods() -> None:
+def test_is_anonymous_may_be_a_method() -> None:
     assert is_anonymous(UserWithMethods(is_anonymous=True, is_authenticated=False))
     assert is_anonymous(UserWithMethods(is_authenticated=False))
     assert not is_anonymous(UserWithMethods(is_anonymous=False))
@@ -105,7 +105,7 @@ async def _later() -> bool:
     [(lambda: "no", "returns str"), (lambda self: True, "cannot be called without"), (_later, "is asynchronous")],
     ids=["text", "argument", "async"],
 )
-def test_a_method_without_a_verdict_is_an_error(method: Any, reason: str) -> None:
+def test_an_is_anonymous_without_a_boolean_is_an_error(method: Any, reason: str) -> None:
     with pytest.raises(UnknownPrincipalError, match=f"is_anonymous of a principal of the class .*User {reason}"):
         is_anonymous(User(is_anonymous=method, id=1))
 
@@ -114,7 +114,7 @@ def test_an_inactive_user_is_not_anonymous() -> None:
     assert principal_key(User(is_anonymous=False, is_authenticated=False, id=1)) != ANONYMOUS
 
 
-def test_djangos_lazy_user_is_its_user() -> None:
+def test_djangos_lazy_user_has_the_key_of_the_user() -> None:
     functional = pytest.importorskip("django.utils.functional")
     user = User(pk=3)
     assert principal_key(functional.SimpleLazyObject(lambda: user)) == principal_key(user)
@@ -125,7 +125,7 @@ def test_djangos_lazy_user_is_its_user() -> None:
     [object(), SimpleNamespace(name="ada"), User(pk=None), User(id=""), User(id=True), "", True, {"name": "a"}, 1.5],
     ids=["object", "name", "unsaved", "empty", "bool-id", "empty-text", "bool", "no-sub", "float"],
 )
-def test_a_principal_that_tells_nothing_is_an_error_that_names_the_remedy(principal: Any) -> None:
+def test_an_unidentifiable_principal_is_an_error_with_a_remedy(principal: Any) -> None:
     with pytest.raises(UnknownPrincipalError, match=r"Gateway\(identify=…\)") as raised:
         principal_key(principal)
     assert "ada" not in str(raised.value)
@@ -162,10 +162,10 @@ async def _yield_user() -> Any:
     ],
     ids=["coroutine", "generator", "asynchronous generator", "function", "method"],
 )
-def test_what_is_no_principal_is_refused_everywhere(
+def test_coroutines_and_functions_as_principals_are_refused(
     caplog: pytest.LogCaptureFixture, make: Callable[[], Any], kind: str
 ) -> None:
-    """A hook that lets in each principal that is not ``None`` is never asked."""
+    """``authorize`` that allows each principal except ``None`` is never called."""
     asked: list[Any] = []
 
     def authorize(action: Any) -> bool:
@@ -198,7 +198,7 @@ def test_what_is_no_principal_is_refused_everywhere(
     assert f"principal= gives {kind}" in caplog.text
 
 
-def test_a_proxy_of_nothing_is_nobody() -> None:
+def test_a_proxy_of_none_is_anonymous() -> None:
     functional = pytest.importorskip("django.utils.functional")
     assert check_principal(functional.SimpleLazyObject(lambda: None)) is None
     assert check_principal(None) is None
@@ -207,7 +207,7 @@ def test_a_proxy_of_nothing_is_nobody() -> None:
 
 
 def guarded(seen: list[Any]) -> Gateway:
-    """Notes the principals, and refuses all."""
+    """Collects the principals, and refuses all."""
 
     def authorize(action: Action) -> bool:
         seen.append(action.principal)
@@ -218,7 +218,7 @@ def guarded(seen: list[Any]) -> Gateway:
     return Gateway(temporal, exposures, authorize=authorize)
 
 
-def test_flasks_proxy_is_its_user() -> None:
+def test_flasks_proxy_has_the_key_of_the_user() -> None:
     flask, local = pytest.importorskip("flask"), pytest.importorskip("werkzeug.local")
     from durably.temporal.flask import blueprint
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the gateway, and of the SDK's own calls, in each process."""
+"""Metrics of the gateway and of the SDK for Prometheus, in each process."""
 
 import asyncio
 import contextlib
@@ -18,18 +18,19 @@ from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway
 
-from ..ports import free_port
-from .apps import LIMITS, exposures
-from .dev_server import DevServer
-from .plain import get
-from .test_gateway import ORDER, ask, until
-from .workflows import TASK_QUEUE
+from ...ports import free_port
+from ..apps import LIMITS, exposures
+from ..dev_server import DevServer
+from ..plain import get
+from ..workflows import TASK_QUEUE
+from .asking import until
+from .test_gateway import ORDER, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 
 
 class Measured:
-    """A gateway whose metrics are served, in a runtime of its own."""
+    """A gateway that serves its metrics, in a runtime of its own."""
 
     def __init__(self, server: DevServer) -> None:
         self.port = free_port()
@@ -70,7 +71,7 @@ async def test_requests_are_counted_by_route_workflow_and_status(measured: Measu
     assert (measured.value("temporal_request_total", operation="SignalWorkflowExecution") or 0) >= 2
 
 
-async def test_what_waits_is_told_while_it_waits(measured: Measured) -> None:
+async def test_held_requests_are_a_metric(measured: Measured) -> None:
     def waiting(what: str) -> float | None:
         return measured.value("durably_gateway_waiting", route=f"GET /orders/{{id}}/{what}")
 
@@ -93,7 +94,7 @@ async def test_what_waits_is_told_while_it_waits(measured: Measured) -> None:
     assert (waiting("result"), waiting("events")) == (0, 0)
 
 
-def test_what_fast_api_refuses_counts_too(measured: Measured) -> None:
+def test_requests_that_fastapi_refuses_are_counted(measured: Measured) -> None:
     app = FastAPI()
     app.include_router(router(measured.gateway, prefix="/api"), prefix="/v1")
     client = TestClient(app)
@@ -110,7 +111,7 @@ def two_free_ports() -> int:
 
 
 def test_each_process_serves_its_own(server: DevServer) -> None:
-    """A fork in which the parent has counted already, as under gunicorn with --preload; its exit hangs on nothing."""
+    """A fork after the parent has counted, as under gunicorn with --preload. It exits without a delay."""
     code = """
         import os, sys, urllib.request
         from durably.temporal import Temporal
@@ -136,7 +137,7 @@ def test_each_process_serves_its_own(server: DevServer) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), server.address, str(two_free_ports())],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=60,
@@ -144,7 +145,7 @@ def test_each_process_serves_its_own(server: DevServer) -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_a_place_that_is_taken_is_named(measured: Measured, server: DevServer) -> None:
+async def test_an_address_in_use_is_an_error(measured: Measured, server: DevServer) -> None:
     await ask(measured.gateway, "GET", "nothing")
     second = Temporal(server.address)
     second.serve_metrics(f"localhost:{measured.port}")
@@ -154,6 +155,6 @@ async def test_a_place_that_is_taken_is_named(measured: Measured, server: DevSer
     assert (await ask(gateway, "GET", "nothing")).status == 404
 
 
-async def test_nothing_is_started_for_metrics_that_nobody_wants(temporal: Temporal) -> None:
+async def test_no_runtime_is_started_without_metrics(temporal: Temporal) -> None:
     assert (await ask(Gateway(temporal, exposures(), allow_anonymous=True), "GET", "nothing")).status == 404
     temporal.meter.create_counter("of_the_app").add(1)

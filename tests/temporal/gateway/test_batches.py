@@ -20,10 +20,10 @@ from durably.temporal.gateway import (
 )
 from durably.temporal.gateway.operations import batches, visibility
 
-from .app_server import AppServer
-from .dev_server import DevServer
-from .test_ownership import Answer, ask, until
-from .workflows import OrderWorkflow, SleepingWorkflow, StepsWorkflow
+from ..app_server import AppServer
+from ..dev_server import DevServer
+from ..workflows import OrderWorkflow, SleepingWorkflow, StepsWorkflow
+from .asking import Answer, ask, until
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -38,7 +38,7 @@ def kind(answer: Any) -> str:
 
 
 def owned(temporal: Temporal, *, seen: list[Action] | None = None, **limits: Any) -> Gateway:
-    """Each user owns workflows, "staff" reaches all. ``seen`` collects what ``authorize`` is asked."""
+    """Each user owns workflows, "staff" reaches all. ``seen`` collects the actions that ``authorize`` gets."""
 
     def authorize(action: Action) -> bool:
         if seen is not None:
@@ -83,7 +83,7 @@ class Shop:
         await until(is_found)
 
     async def run(self, user: str, operation: str, **body: Any) -> dict[str, Any]:
-        """Start a batch and wait until it is over: what the job says at last."""
+        """Start a batch and wait until it has ended. Returns the last state of the job."""
         started = await self.batch(user, operation, **body)
         assert started.status == 202, started.json
         assert started.headers["Location"] == f"/api/flows/batch/jobs/{started.json['job_id']}"
@@ -100,7 +100,7 @@ class Shop:
         return await ask(self.gateway, user, "GET", f"flows/batch/jobs/{job_id}")
 
     async def status(self, name: str) -> str:
-        """Of an order that ends, or that the batch has passed over."""
+        """The result of an order that has ended, or that the batch has not reached."""
         return str((await ask(self.gateway, "staff", "GET", f"flows/{self.mark}-{name}")).json["status"])
 
     async def until_status(self, name: str, status: str) -> None:
@@ -143,7 +143,7 @@ def test_a_batch_in_each_framework(app: AppServer) -> None:
         assert app.post("/open/orders/batch/terminate", body).status == 400
     assert app.get("/open/orders/batch/jobs/none").status == 404
     assert app.post("/open/orders/batch/signals/secret", query).status == 404
-    # Of this exposure nothing is open but what users do.
+    # This exposure has the operations of users only.
     assert app.post("/open/sleeping/batch/terminate", query).status == 404
 
 
@@ -156,13 +156,13 @@ async def test_a_batch_reaches_only_workflows_of_the_owner(temporal: Temporal) -
     await shop.find("staff", "a1", "a2", "b1", "b2")
     await shop.find("ada", "a1", "a2")
     await shop.find("eve")
-    # A query can take nothing back of what the gateway asks for.
+    # A query cannot remove the conditions of the gateway.
     shop.query = f"WorkflowId = 'x' OR {shop.query} OR DurablyOwner = 'bob'"
     await shop.find("ada", "a1", "a2")
     job = await shop.run("ada", "terminate", reason="a mistake")
     assert (job["operation"], job["state"], job["total"], job["completed"]) == ("terminate", "completed", 2, 2)
     assert [await shop.status(name) for name in ("a1", "a2", "b1", "b2")] == ["terminated"] * 2 + ["running"] * 2
-    await shop.find("ada")  # What is over is not found.
+    await shop.find("ada")  # A closed workflow is not found.
     assert [(await shop.job(user, job["job_id"])).status for user in ("ada", "bob", "staff")] == [200, 404, 200]
 
     shop.query = f"WorkflowId STARTS_WITH '{shop.mark}'"
@@ -174,7 +174,7 @@ async def test_a_batch_reaches_only_workflows_of_the_owner(temporal: Temporal) -
     place = f"others/{other.json['workflow_id']}"
     assert (await ask(shop.gateway, "ada", "GET", place)).json["status"] == "running"
     assert (await ask(shop.gateway, "ada", "POST", f"{place}/terminate")).status == 202
-    # The job is the exposure's: not another's, even to staff.
+    # The job belongs to its exposure, for staff too.
     elsewhere = await ask(shop.gateway, "staff", "GET", f"others/batch/jobs/{job['job_id']}")
     unknown = await shop.job("staff", f"{job['job_id'][:-32]}{uuid.uuid4().hex}")
     assert (elsewhere.status, elsewhere.json) == (unknown.status, unknown.json) == (404, elsewhere.json)
@@ -183,7 +183,7 @@ async def test_a_batch_reaches_only_workflows_of_the_owner(temporal: Temporal) -
 async def test_a_batch_checks_each_workflow_that_the_server_finds(
     temporal: Temporal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some databases of the server compare texts without case, and find more than was asked for."""
+    """Some databases of the server compare texts without case, and find other workflows too."""
     monkeypatch.setattr(batches, "reachable", lambda call: (visibility.compare("WorkflowType", "!=", "x"),))
     shop = Shop(owned(temporal, max_batch=2))
     for user, name in (("ada", "a1"), ("Ada", "a2"), ("bob", "b1")):
@@ -211,7 +211,7 @@ async def test_a_batch_checks_each_workflow_that_the_server_finds(
         await shop.batch(user, "terminate")
 
 
-async def test_an_idempotency_key_starts_one_batch(temporal: Temporal) -> None:
+async def test_requests_with_one_key_start_one_batch(temporal: Temporal) -> None:
     shop, key = Shop(owned(temporal)), {"key": uuid.uuid4().hex}
     for user, name in (("ada", "a1"), ("bob", "b1")):
         await shop.place(user, name)
@@ -227,11 +227,11 @@ async def test_an_idempotency_key_starts_one_batch(temporal: Temporal) -> None:
         refused = await shop.batch("ada", "signals/add_note", headers=key, **change)
         assert (refused.status, kind(refused)) == (422, "idempotency-key-reused")
 
-    # The key counts for one principal and one operation.
+    # The key is valid for one principal and one operation.
     others = [await shop.batch("bob", "signals/add_note", headers=key, signal={"text": "x"})]
     others += [await shop.batch("ada", "signals/ship", headers=key), await shop.batch("ada", "cancel", headers=key)]
     assert len({answers[0].json["job_id"], *(each.json["job_id"] for each in others)}) == 4
-    # It counts when the job is over and its workflows are not found any more.
+    # It is valid after the end of the job, when its workflows are not found any more.
     await shop.until_status("a1", "completed")
     again = await shop.batch("ada", "signals/add_note", headers=key, signal={"text": "x"})
     assert (again.status, again.json) == (202, answers[0].json)
@@ -298,7 +298,7 @@ async def test_a_batch_of_too_many_workflows_is_refused(temporal: Temporal) -> N
     assert (await shop.run("ada", "terminate"))["completed"] == 2
 
 
-async def test_authorize_is_asked_about_each_batch(temporal: Temporal) -> None:
+async def test_authorize_decides_about_each_batch(temporal: Temporal) -> None:
     seen: list[Action] = []
     shop = Shop(owned(temporal, seen=seen))
     for operation in ("cancel", "terminate", "signals/ship"):
