@@ -34,15 +34,33 @@ FROZEN = Contender("Durably in process, after gc.freeze()", "durably_in_process"
 HTTP = Contender("Durably over HTTP", "durably_http", 400)
 HTTP_EACH = Contender("Durably over HTTP, checkpoint after each step", "durably_http", 400, ("1",))
 HTTP_BUFFERED = Contender("Durably over HTTP, checkpoint of three steps", "durably_http", 400, ("3",))
+EXCHANGES = Contender("bare HTTP exchanges of the same bodies", "exchanges", 800)
+EXCHANGES_EACH = Contender("bare HTTP exchanges, with three checkpoints", "exchanges", 800, ("3",))
+EXCHANGES_BUFFERED = Contender("bare HTTP exchanges, with one checkpoint", "exchanges", 800, ("1",))
 DBOS = Contender("DBOS on SQLite", "dbos_sqlite", 100)
 TEMPORAL = Contender("Temporal's development server", "temporal_dev", 100)
-CONTENDERS = (FLOOR, IN_PROCESS, FROZEN, HTTP, HTTP_EACH, HTTP_BUFFERED, DBOS, TEMPORAL)
+CONTENDERS = (
+    FLOOR,
+    IN_PROCESS,
+    FROZEN,
+    HTTP,
+    EXCHANGES,
+    HTTP_EACH,
+    EXCHANGES_EACH,
+    HTTP_BUFFERED,
+    EXCHANGES_BUFFERED,
+    DBOS,
+    TEMPORAL,
+)
 
 
 _AIMS = (
-    ("in process, against DBOS", IN_PROCESS, DBOS, 50),
+    ("in process, against DBOS", IN_PROCESS, DBOS, 35),
     ("over HTTP, against DBOS", HTTP, DBOS, 10),
     ("over HTTP with checkpoints, against DBOS", HTTP_BUFFERED, DBOS, 10),
+    ("over HTTP, against bare exchanges", HTTP, EXCHANGES, 0.5),
+    ("over HTTP with a checkpoint after each step, against bare exchanges", HTTP_EACH, EXCHANGES_EACH, 0.5),
+    ("over HTTP with checkpoints, against bare exchanges", HTTP_BUFFERED, EXCHANGES_BUFFERED, 0.5),
     ("over HTTP, against Temporal", HTTP, TEMPORAL, 10),
     ("over HTTP with checkpoints, against Temporal", HTTP_BUFFERED, TEMPORAL, 10),
 )

@@ -27,6 +27,11 @@ def charged(number: int) -> dict[str, Any]:
     return {"id": f"charge-{number}", "amount": 4200 + number, "currency": "EUR", "paid": True}
 
 
+def step_memo() -> bytes:
+    """What a step returns, as JSON."""
+    return json.dumps(charged(1)).encode()
+
+
 async def time_runs(run_one: RunOne, runs: int, at_once: int) -> float:
     """Seconds that so many runs take, each started as soon as one of those before has ended."""
     numbers = iter(range(runs))

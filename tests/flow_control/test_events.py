@@ -183,7 +183,7 @@ async def test_a_large_batch_is_fetched_by_the_app(world: World) -> None:
     assert run.event_ids == ids
     batch = await world.engine.run_batch(run.id)
     assert batch is not None
-    assert batch.count(b'"name":"work"') == 3
+    assert bytes(batch).count(b'"name":"work"') == 3
 
 
 async def test_singleton_skips_while_a_run_is_there(world: World) -> None:
