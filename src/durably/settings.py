@@ -39,7 +39,7 @@ _TEST_MODULES = (
     "tornado.testing",
     "nose2.__main__",
     "twisted.trial",
-    "durably.testing.other_process",
+    "durably.testing.replays",
 )
 """Modules that run tests when they are the main program (``python -m unittest``)."""
 _TEST_SCRIPTS = ("pytest", "py.test", "nose2", "trial")

@@ -199,7 +199,7 @@ class World:
     async def let_pass(self, **span: float) -> None:
         """Let time go on, from one thing that is due to the next."""
         until = self.clock.now() + dt.timedelta(**span) // dt.timedelta(milliseconds=1)
-        while await self.clock.go_on(until):
+        while await self.clock.advance(until):
             pass
 
     async def let_pass_while_busy(self, **span: float) -> None:

@@ -136,7 +136,7 @@ result = [
 
 def test_the_address_of_temporals_ui(site: DjangoSite) -> None:
     code = """
-from durably.temporal.django.workflow_runs import run_in_ui
+from durably.temporal.django.workflow_pages import run_in_ui
 
 def where(given):
     connections._made.clear()

@@ -6,7 +6,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.converter import DataConverter
 
 from durably.temporal import Temporal
-from durably.temporal.django.payload_texts import MAX_BYTES, MAX_CHARACTERS, PayloadText, payload_texts
+from durably.temporal.django.workflow_pages import MAX_BYTES, MAX_CHARACTERS, PayloadText, payload_texts
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
 

@@ -12,7 +12,7 @@ import pytest
 from temporalio.common import SearchAttributeKey
 
 from durably.temporal import SearchAttributeError, Temporal
-from durably.temporal.register_command import wanted_types
+from durably.temporal.search_attributes import declared_types
 
 from .dev_server import PATIENCE, DevServer
 
@@ -120,4 +120,4 @@ def test_one_name_has_one_type() -> None:
     temporal.add_search_attributes(SearchAttributeKey.for_int("Size"), where="here")
     temporal.add_search_attributes(SearchAttributeKey.for_text("Size"), where="there")
     with pytest.raises(SearchAttributeError, match="Size is declared as Int by here, and Text by there"):
-        wanted_types(temporal.search_attributes)
+        declared_types(temporal.search_attributes)

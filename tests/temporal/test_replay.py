@@ -17,6 +17,7 @@ from temporalio.api.workflowservice.v1 import PauseWorkflowExecutionRequest, Unp
 
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
+from durably.temporal.commands.replay import ReplayTarget, make_replay_command
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.replay import (
@@ -31,7 +32,6 @@ from durably.temporal.replay import (
     replay_all,
     save_history,
 )
-from durably.temporal.replay.command import ReplayTarget, make_replay_command
 from durably.temporal.replay.replayer import REPLAYS_AT_ONCE
 from durably.testing.temporal import replay_histories
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from durably.temporal.scrubbing import MAXIMUM, scrub
+from durably.temporal.errors import MAXIMUM, scrub
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,9 @@ from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.worker import WorkerDeploymentConfig
 
 from durably.temporal import SyncWorkflowHandle, Temporal
-from durably.temporal.check_command import keep_metric
 from durably.temporal.flask import init_app
 from durably.temporal.gateway import Gateway, expose
-from durably.temporal.inspection import Inspector
+from durably.temporal.inspection import Inspector, keep_metric
 from durably.temporal.notices import Queue, Reason, Tail, find_notices
 
 from ..cli.conftest import Run, directory, run, write

@@ -9,7 +9,7 @@ from temporalio.client import WorkflowFailureError, WorkflowUpdateFailedError
 from temporalio.common import WorkflowIDConflictPolicy
 
 from durably.temporal import StartOperation, Temporal, TemporalSettingsError
-from durably.temporal.default_arguments import fill_arguments
+from durably.temporal.declarations import fill_arguments
 
 from .dev_server import DevServer
 from .workflows import (

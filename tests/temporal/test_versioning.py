@@ -14,9 +14,9 @@ from temporalio.common import VersioningBehavior
 
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, TemporalSettingsError, TemporalWorkerError, Workers
-from durably.temporal.deployment_command import make_deployment_group
+from durably.temporal.commands.deployment import make_deployment_group
 from durably.temporal.flask import init_app
-from durably.temporal.versioning import worker_version
+from durably.temporal.worker.deployments import worker_version
 
 from ..cli.conftest import Run, directory, run, write
 from .dev_server import DevServer

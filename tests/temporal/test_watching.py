@@ -167,7 +167,7 @@ import logging
 from django.conf import settings
 settings.configure(MIDDLEWARE=["django.middleware.csrf.CsrfViewMiddleware"], SECRET_KEY="s", ALLOWED_HOSTS=["*"])
 from django.test import RequestFactory
-from durably.temporal.django.csrf import csrf_check
+from durably.temporal.django.views import csrf_check
 from durably.temporal.gateway.problems import Problem
 request = RequestFactory(enforce_csrf_checks=True).post("/x%0aForged: %1b[2J")
 request._dont_enforce_csrf_checks = False

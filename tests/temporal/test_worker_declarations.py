@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from durably.temporal import Temporal, TemporalSettingsError, TemporalWorkerError, Workers
-from durably.temporal.declarations import by_task_queue, modules_to_pass_through
-from durably.temporal.workers import describe
+from durably.temporal.declarations import by_task_queue
+from durably.temporal.worker.sandbox import declared_modules
+from durably.temporal.worker.workers import describe
 
 from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow, charge
 
@@ -70,7 +71,7 @@ def test_modules_of_activities_are_shared_with_workflows_and_those_of_workflows_
     send_mail.__module__ = "shop.activities"
     temporal = declared("orders", workflows=[OrderWorkflow], activities=[charge, send_mail])
     [declaration] = by_task_queue(temporal.workers, "orders")
-    assert modules_to_pass_through(declaration) == {"durably", "shop.activities"}
+    assert declared_modules(declaration) == {"durably", "shop.activities"}
 
 
 def test_metrics_beside_a_runtime_of_ones_own_are_refused() -> None:

@@ -1,4 +1,7 @@
-"""``durably temporal worker|dev|check|replay|deployment|register|sync-schedules|encryption-key``."""
+"""``durably temporal worker|dev|check|replay|deployment|register|sync-schedules|encryption-key``.
+
+The options of most commands are declared in ``durably.temporal.commands``: Flask and Django have the same commands.
+"""
 
 import datetime as dt
 from datetime import timedelta
@@ -8,10 +11,14 @@ import click
 
 from .console import Console
 from .failures import CliError
-from .temporal_app import load_gateway_or_temporal, load_temporal, log_plain_lines, require_temporal
-from .temporal_check import check
-from .temporal_deployment import deployment
-from .temporal_replay import replay
+from .temporal_app import (
+    forwarded,
+    load_code,
+    load_temporal,
+    log_plain_lines,
+    or_exit_code_2,
+    require_temporal,
+)
 
 
 @click.group()
@@ -19,80 +26,74 @@ def temporal() -> None:
     """Temporal: run workers and a development server, find stuck workflows, replay histories, sync schedules."""
 
 
-temporal.add_command(check)
-temporal.add_command(replay)
-temporal.add_command(deployment)
+def _check() -> click.Command:
+    from durably.temporal.commands.check import check_target, make_check_command
+
+    load = or_exit_code_2(load_code)
+    return make_check_command(lambda target: check_target(load(target)), target="MODULE:GATEWAY")
 
 
-@temporal.command()
-@click.argument("target", metavar="MODULE:GATEWAY")
-@click.option("--check", is_flag=True, help="Register nothing; the exit code is 1 if something is missing.")
-def register(target: str, check: bool) -> None:
-    """Register the search attributes that MODULE:GATEWAY, or MODULE:TEMPORAL, declares.
+def _replay() -> click.Command:
+    from durably.temporal.commands.replay import make_replay_command, replay_target
 
-    Temporal Cloud registers them with tcld or its web UI only: --check prints the commands.
-    """
-    loaded = load_gateway_or_temporal(target)
+    load = or_exit_code_2(load_code)
+    return make_replay_command(lambda target: replay_target(load(target)), target="MODULE:GATEWAY")
+
+
+def _deployment() -> click.Command:
+    from durably.temporal.commands.deployment import make_deployment_group
+
+    return make_deployment_group(or_exit_code_2(load_temporal), target="MODULE:TEMPORAL")
+
+
+def _register() -> click.Command:
     from durably.temporal import Temporal
-    from durably.temporal.register_command import run_register
+    from durably.temporal.commands.declared import make_register_command
 
-    connection = loaded if isinstance(loaded, Temporal) else loaded.temporal
-    if not run_register(connection, say=Console().say, check=check):
-        raise click.exceptions.Exit(1)
+    def load(target: str) -> Temporal:
+        code = load_code(target)
+        return code if isinstance(code, Temporal) else code.temporal
 
-
-@temporal.command("sync-schedules")
-@click.argument("target", metavar="MODULE:TEMPORAL")
-@click.option("--app", metavar="NAME", help="Whose schedules these are.  [default: the task queue's name]")
-@click.option("--prune", is_flag=True, help="Delete this app's schedules that are declared no longer.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-def sync_schedules(target: str, app: str | None, prune: bool, dry_run: bool) -> None:
-    """Make the server's schedules those that MODULE:TEMPORAL declares with add_schedule().
-
-    What has not changed is left alone, and what is paused stays paused.
-    """
-    loaded = load_temporal(target)
-    from durably.temporal.schedule_command import run_sync_schedules
-
-    run_sync_schedules(loaded, say=Console().say, app=app, prune=prune, dry_run=dry_run)
+    return make_register_command(load, target="MODULE:GATEWAY")
 
 
-@temporal.command("encryption-key")
-@click.argument("id", required=False)
-def encryption_key(id: str | None) -> None:
-    """Print a new key for TEMPORAL_ENCRYPTION_KEYS: a secret, to be kept where secrets are.
+def _sync_schedules() -> click.Command:
+    from durably.temporal.commands.declared import make_sync_schedules_command
 
-    Workflows remember by ID which key encrypted them; today's date unless given.
-    """
-    try:
-        from durably.temporal.encryption import EncryptionKey
-    except ImportError as error:
-        raise CliError(str(error)) from error
-    if id is not None and (not id or set(id) & set(":, ")):
-        raise CliError(f'"{id}" is no id of a key: letters and digits, without spaces, commas and colons')
-    Console().say(EncryptionKey.generate(id or str(dt.datetime.now(dt.UTC).date())).export())
+    return make_sync_schedules_command(load_temporal, target="MODULE:TEMPORAL")
 
 
-LOG_LEVELS = click.Choice(["debug", "info", "warning", "error"])
+def _worker() -> click.Command:
+    from durably.temporal.commands.worker import make_worker_command
+
+    more = (
+        click.Option(
+            ["--log-level"],
+            default="info",
+            show_default=True,
+            type=click.Choice(["debug", "info", "warning", "error"]),
+            help="Level of the log on stderr.",
+        ),
+        click.Option(
+            ["--guarded"], is_flag=True, hidden=True, help="End with the parent process, which gets the signals."
+        ),
+    )
+    return make_worker_command(_run_worker, target="MODULE:TEMPORAL", more=more)
 
 
-@temporal.command()
-@click.argument("target", metavar="MODULE:TEMPORAL")
-@click.option("--task-queue", "task_queues", multiple=True, metavar="NAME", help="Only this one. May be repeated.")
-@click.option(
-    "--grace",
-    default=30.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    metavar="SECONDS",
-    help="How long running activities may take to end when the worker is stopped.",
-)
-@click.option("--health", metavar="HOST:PORT", help="Serve /live and /ready here.")
-@click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics to Prometheus here.")
-@click.option("--reload", is_flag=True, help="Restart when Python source below the working directory changes.")
-@click.option("--log-level", default="info", show_default=True, type=LOG_LEVELS, help="What is logged on stderr.")
-@click.option("--guarded", is_flag=True, hidden=True, help="End with the parent process, which gets the signals.")
-def worker(
+for name, make, short_help in (
+    ("check", _check, "List running workflows that are stuck."),
+    ("replay", _replay, "Replay histories of workflows against the code."),
+    ("deployment", _deployment, "Show and set the current version of workers."),
+    ("register", _register, "Register the search attributes that an app declares."),
+    ("sync-schedules", _sync_schedules, "Create and update the schedules that an app declares."),
+    ("worker", _worker, "Run the workers that an app declares."),
+):
+    temporal.add_command(forwarded(name, make, short_help))
+
+
+def _run_worker(
+    *,
     target: str,
     task_queues: tuple[str, ...],
     grace: float,
@@ -102,13 +103,7 @@ def worker(
     log_level: str,
     guarded: bool,
 ) -> None:
-    """Run the workers that MODULE:TEMPORAL declares with add_worker().
-
-    SIGTERM or Ctrl-C stops them: they take no more tasks, activities may end, and are cancelled after --grace. A second
-    signal ends the process at once. A server that is away is waited for.
-    """
     if reload:
-        require_temporal()
         from .running import run_until_stopped
         from .temporal_dev import run_reloaded_worker
 
@@ -122,11 +117,27 @@ def worker(
         follow_parent()
     log_plain_lines(log_level)
     loaded = load_temporal(target)
-    from durably.temporal.worker_process import run_worker_process
-    from durably.temporal.workers import Workers
+    from durably.temporal.worker.process import run_worker_process
+    from durably.temporal.worker.workers import Workers
 
     workers = Workers(loaded, task_queues=task_queues, grace=timedelta(seconds=grace))
     run_worker_process(loaded, workers, say=Console().note, health=health, metrics=metrics)
+
+
+@temporal.command("encryption-key")
+@click.argument("id", required=False)
+def encryption_key(id: str | None) -> None:
+    """Print a new key for TEMPORAL_ENCRYPTION_KEYS, which is a secret.
+
+    Workflows store by ID which key encrypted them; the default is today's date.
+    """
+    try:
+        from durably.temporal.encryption import EncryptionKey
+    except ImportError as error:
+        raise CliError(str(error)) from error
+    if id is not None and (not id or set(id) & set(":, ")):
+        raise CliError(f'"{id}" cannot be the id of a key: use letters and digits, no spaces, commas and colons')
+    Console().say(EncryptionKey.generate(id or str(dt.datetime.now(dt.UTC).date())).export())
 
 
 @temporal.command()

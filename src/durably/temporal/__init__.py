@@ -18,13 +18,15 @@ from .errors import (
     TemporalWorkerError,
     UnknownPrincipalError,
 )
-from .owners import DURABLY_OWNER, owned_by
+from .interceptors import ActivityContext
+from .search_attributes import DURABLY_OWNER, owned_by
 from .settings import ConnectionSettings
 from .sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
-from .workers import Workers
+from .worker.workers import Workers
 
 __all__ = [
     "DURABLY_OWNER",
+    "ActivityContext",
     "ConnectionSettings",
     "Health",
     "SearchAttributeError",

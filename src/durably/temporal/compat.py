@@ -277,15 +277,23 @@ def connect_failure(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class RecordedTask:
-    """What a workflow's code did in one workflow task. ``history_length`` is the id of the last event it has seen.
+class Command:
+    """A command of a workflow. ``kind`` is the SDK's name; ``name`` is the activity's, workflow's or signal's."""
 
-    ``commands`` have the kind, and the name of the activity, workflow or signal. ``error`` is what the code raised.
+    kind: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class RecordedTask:
+    """One workflow task as the code did it. ``history_length`` is the id of the last event that the code has seen.
+
+    ``error`` is what the code raised.
     """
 
     history_length: int
-    commands: tuple[tuple[str, str], ...]
-    error: str | None
+    commands: tuple[Command, ...] = ()
+    error: str | None = None
 
 
 class RecordingRunner(WorkflowRunner):
@@ -327,10 +335,12 @@ class _RecordingInstance:
 _NAMES_OF_COMMANDS = ("activity_type", "workflow_type", "signal_name", "operation")
 
 
-def _command(command: Any) -> tuple[str, str]:
+def _command(command: Any) -> Command:
     kind = command.WhichOneof("variant")
     content = getattr(command, kind)
-    return kind, next((str(getattr(content, name)) for name in _NAMES_OF_COMMANDS if hasattr(content, name)), "")
+    return Command(
+        kind, next((str(getattr(content, each)) for each in _NAMES_OF_COMMANDS if hasattr(content, each)), "")
+    )
 
 
 _PLACE = re.compile(r'File "([^"]+)", line (\d+)')

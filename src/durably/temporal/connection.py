@@ -28,27 +28,25 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 from durably.io.background_loop import get_background_loop
 from durably.protocol.text import get_logger
 
-from .call_options import check_memo
 from .compat import never_free
 from .connect_failures import cause_to_show, connect_error, unreachable
-from .deadlines import DeadlineInterceptor
 from .declarations import (
     ScheduleDeclaration,
     ScheduledWorkflowOptions,
     WorkerDeclaration,
     WorkerOptions,
+    check_memo,
     make_spec,
     scheduled_arguments,
 )
 from .errors import TemporalSettingsError, TemporalUnreachableError
-from .lifespan import Lifespan
-from .owners import OwnerInterceptor
+from .interceptors import DeadlineInterceptor, tracing_interceptor
 from .request_log import NotingInterceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
-from .search_attributes import DeclaredAttribute, log_faults
+from .search_attributes import DeclaredAttribute, OwnerInterceptor, log_faults
 from .settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
 from .sync import SyncClient
-from .tracing import tracing_interceptor
+from .worker.workers import Lifespan
 
 WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
 """How a web app repeats what an absent server did not answer: a visitor waits three seconds, not the SDK's ten."""
@@ -78,7 +76,7 @@ class Temporal:
     when pydantic is installed; ``encryption`` is a codec added to it, which hides failures' texts too. Unless given, it
     is made of the settings' encryption keys, if there are any.
     ``deployment_name``, ``build_id`` and ``versioning_behavior`` (``pinned``, ``auto-upgrade``) are the version of the
-    app's workers: see ``durably.temporal.versioning``.
+    app's workers: see ``durably.temporal.worker.deployments``.
     ``tracing`` makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
     ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` says how long calls are
     repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole, ``rpc_timeout`` each

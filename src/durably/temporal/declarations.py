@@ -1,9 +1,9 @@
-"""Declarations of an app's workers and schedules.
+"""Workers and schedules as an app declares them, and the options and arguments of its calls to the server.
 
-They are made at import time, in as many places as an app likes. ``workers`` runs workers; ``schedules`` writes
-schedules to the server. Nothing in this file connects or starts anything.
+Declarations are made at import time, in any number of places. Nothing in this file connects or starts anything.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,15 @@ from datetime import timedelta
 from typing import Any, TypedDict
 
 from temporalio.client import ScheduleIntervalSpec, SchedulePolicy, ScheduleSpec
-from temporalio.common import Priority, RetryPolicy, TypedSearchAttributes
+from temporalio.common import (
+    Priority,
+    QueryRejectCondition,
+    RetryPolicy,
+    TypedSearchAttributes,
+    VersioningOverride,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
 from temporalio.worker import (
     Interceptor,
     Plugin,
@@ -21,12 +29,14 @@ from temporalio.worker import (
     WorkflowRunner,
 )
 
-from .default_arguments import with_defaults
+from .compat import workflow_parts
 from .errors import TemporalSettingsError, TemporalWorkerError
+
+# Workers
 
 
 class WorkerOptions(TypedDict, total=False):
-    """What a worker may be told beside its work, as ``temporalio.worker.Worker`` describes it."""
+    """Options of a worker besides its work, as ``temporalio.worker.Worker`` describes them."""
 
     activity_executor: Executor
     activity_task_poller_behavior: PollerBehavior
@@ -50,10 +60,9 @@ class WorkerOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerDeclaration:
-    """The work of one task queue; ``None`` is the connection's own.
+    """The work of one task queue; ``None`` is the connection's own task queue.
 
-    ``passed_through`` are modules that workflows take from the process as they are, instead of importing them anew
-    into their sandbox.
+    ``passed_through`` are modules that workflows share with the process: their sandbox does not import them again.
     """
 
     task_queue: str | None = None
@@ -68,10 +77,12 @@ _ADDED_UP = "interceptors"
 
 
 def by_task_queue(declarations: Iterable[WorkerDeclaration], default: str | None) -> list[WorkerDeclaration]:
-    """One declaration for each task queue: the server hands a queue's tasks to any of its workers, so that of two
-    that know half the workflows each, both would fail half of their tasks.
+    """Merge declarations: one for each task queue.
 
-    Raises ``TemporalWorkerError`` where there is nothing to run, no task queue, or an option given twice.
+    The server gives a queue's tasks to any of its workers. If two workers had half of the workflows each, both would
+    fail half of their tasks.
+
+    Raises ``TemporalWorkerError`` if there is nothing to run, no task queue, or an option with two values.
     """
     merged: dict[str, WorkerDeclaration] = {}
     for declaration in declarations:
@@ -114,28 +125,20 @@ def _union(known: tuple[Any, ...], more: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def with_interceptor(declarations: Iterable[WorkerDeclaration], interceptor: Interceptor) -> list[WorkerDeclaration]:
-    """The same work, with an interceptor after those that were declared."""
+    """The same work, with an interceptor after the declared ones."""
     return [
         replace(each, options={**each.options, _ADDED_UP: [*each.options.get(_ADDED_UP, ()), interceptor]})
         for each in declarations
     ]
 
 
-def modules_to_pass_through(declaration: WorkerDeclaration) -> set[str]:
-    """The modules that only have activities, and what the declaration names.
+def workflow_types(declarations: Iterable[WorkerDeclaration]) -> list[str]:
+    """Names of the workflows that workers run, sorted; without dynamic workflows."""
+    found = [workflow_parts(workflow) for declaration in declarations for workflow in declaration.workflows]
+    return sorted({parts.name for parts in found if parts is not None and parts.name is not None})
 
-    A workflow imports its activities for their names and types; importing all that they need anew for each workflow
-    is slow, and fails where a module can be there but once, such as Django's models.
-    """
-    workflows = {workflow.__module__ for workflow in declaration.workflows}
-    activities = {
-        getattr(activity, "__module__", None) or type(activity).__module__ for activity in declaration.activities
-    }
-    return {
-        module
-        for module in {"durably", *declaration.passed_through, *activities}
-        if not any(workflow == module or workflow.startswith(f"{module}.") for workflow in workflows)
-    }
+
+# Schedules
 
 
 class ScheduledWorkflowOptions(TypedDict, total=False):
@@ -154,7 +157,7 @@ class ScheduledWorkflowOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleDeclaration:
-    """A schedule and what it starts; ``task_queue`` ``None`` is the connection's own."""
+    """A schedule and the workflow that it starts; ``task_queue`` ``None`` is the connection's own."""
 
     id: str
     workflow: str | Callable[..., Any]
@@ -169,7 +172,7 @@ class ScheduleDeclaration:
 def make_spec(
     cron: str | Sequence[str] | None, every: timedelta | None, spec: ScheduleSpec | None, time_zone: str | None
 ) -> ScheduleSpec:
-    """When a schedule is due. Raises ``TemporalSettingsError`` unless exactly one of the first three is given."""
+    """The times of a schedule. Raises ``TemporalSettingsError`` unless exactly one of the first three is given."""
     if sum(given is not None for given in (cron, every, spec)) != 1:
         raise TemporalSettingsError("a schedule is given one of cron=, every= and spec=")
     if spec is None:
@@ -187,3 +190,113 @@ def scheduled_arguments(id: str, start: str | Callable[..., Any], args: Sequence
         return tuple(with_defaults(start, args))
     except TypeError as error:
         raise TemporalSettingsError(f'the schedule "{id}" cannot start its workflow: {error}') from None
+
+
+# Options of calls: keyword arguments with the names of ``temporalio``
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of every call to the server; the timeout is that of one request."""
+
+    rpc_metadata: Mapping[str, str | bytes]
+    rpc_timeout: timedelta
+
+
+class StartOptions(CallOptions, total=False):
+    """How a workflow is started, as ``temporalio.client.Client.start_workflow`` describes it."""
+
+    task_queue: str
+    execution_timeout: timedelta
+    run_timeout: timedelta
+    task_timeout: timedelta
+    id_reuse_policy: WorkflowIDReusePolicy
+    id_conflict_policy: WorkflowIDConflictPolicy
+    retry_policy: RetryPolicy
+    cron_schedule: str
+    memo: Mapping[str, Any]
+    search_attributes: TypedSearchAttributes
+    static_summary: str
+    static_details: str
+    start_delay: timedelta
+    start_signal: str
+    start_signal_args: Sequence[Any]
+    request_eager_start: bool
+    priority: Priority
+    versioning_override: VersioningOverride
+
+
+class QueryOptions(CallOptions, total=False):
+    reject_condition: QueryRejectCondition
+
+
+class UpdateOptions(CallOptions, total=False):
+    id: str
+
+
+RESERVED_MEMO_PREFIX = "durably-"
+"""Prefix of the memo fields that this package sets: the request or app that started a workflow or made a schedule."""
+
+
+def check_memo(memo: Any, where: str) -> Mapping[str, Any]:
+    """The app's memo for a workflow or schedule. ``where`` is the code that gives it: ``expose(OrderWorkflow)``.
+
+    Raises ``TemporalSettingsError`` if it is not a mapping of texts to values, and for a reserved key.
+    """
+    if not isinstance(memo, Mapping):
+        raise TemporalSettingsError(
+            f"memo= of {where} is {type(memo).__name__}: it must be a mapping of names to values"
+        )
+    for name in memo:
+        if not isinstance(name, str):
+            raise TemporalSettingsError(f"memo= of {where} has the key {name!r}: keys are texts")
+        if name.startswith(RESERVED_MEMO_PREFIX):
+            raise TemporalSettingsError(
+                f'memo= of {where} has the key "{name}", and keys that begin with "{RESERVED_MEMO_PREFIX}" are '
+                "reserved for Durably: give it another name"
+            )
+    return memo
+
+
+# Arguments of calls
+#
+# A worker reads arguments by the type hints of the parameters only if there are as many arguments as parameters. With
+# fewer, a model or dataclass arrives as a dictionary, and the workflow's task fails again and again.
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def with_defaults(method: Callable[..., Any], arguments: Sequence[Any]) -> list[Any]:
+    """``arguments`` of a workflow's run, signal, query or update ``method``, completed by the parameters' defaults.
+
+    Raises ``TypeError`` for too many or too few.
+    """
+    parameters = list(inspect.signature(method).parameters.values())[1:]  # without self
+    if any(each.kind not in _POSITIONAL for each in parameters):
+        return list(arguments)
+    name = getattr(method, "__qualname__", str(method))
+    if len(arguments) > len(parameters):
+        raise TypeError(f"{name}() takes {_count(len(parameters))}, and {len(arguments)} were given")
+    left_out = parameters[len(arguments) :]
+    if missing := [each.name for each in left_out if each.default is each.empty]:
+        raise TypeError(f"{name}() needs an argument for {', '.join(missing)}")
+    if not arguments:  # Then the worker reads nothing, and the method's own defaults count.
+        return []
+    return [*arguments, *(each.default for each in left_out)]
+
+
+def fill_arguments(
+    method: Any, arg: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``with_defaults`` for a call of ``temporalio``'s client, whose arguments are ``arg`` or ``options["args"]``.
+
+    The parameters of a method that is given by name are unknown: its arguments stay. Raises ``TypeError``.
+    """
+    changed = dict(options)
+    if isinstance(method, str) or (arg and "args" in changed):  # The SDK refuses both.
+        return arg, changed
+    filled = with_defaults(method, arg or changed.pop("args", ()))
+    return (tuple(filled), changed) if len(filled) < 2 else ((), {**changed, "args": filled})
+
+
+def _count(number: int) -> str:
+    return "no arguments" if number == 0 else f"{number} argument{'s' if number > 1 else ''}"

@@ -23,7 +23,7 @@ from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_p
 from durably.werkzeug_compat import current_object, run_with_reloader
 
 from .codec_server import CodecServer
-from .commands import make_commands
+from .commands.worker import make_group
 from .connection import Temporal
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
@@ -67,7 +67,7 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
             'the app has another connection to Temporal of that name: give this one a name, Temporal(name="billing")'
         )
     temporal.configure(configuration)
-    commands = make_commands(temporal, surroundings=app.app_context, run_with_reloader=run_with_reloader)
+    commands = make_group(temporal, context=app.app_context, run_with_reloader=run_with_reloader)
     app.cli.add_command(commands, extension.removeprefix("durably-"))
     for kind in EXCEPTIONS:
         app.register_error_handler(kind, _handle)

@@ -1,9 +1,13 @@
-"""Asking the server why workflows do not go on: task queues, the end of a history, and all workflows of some types."""
+"""Why workflows are stuck: questions to the server about task queues, histories, and all workflows of some types.
+
+``notices`` judges the answers. Workers that serve metrics count stuck workflows (``keep_metric``).
+"""
 
 import asyncio
 import datetime as dt
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +22,12 @@ from temporalio.api.workflowservice.v1 import (
     GetWorkflowExecutionHistoryReverseRequest,
 )
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import MetricMeter
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.protocol.text import get_logger
 
+from .compat import PAUSED
 from .connection import Temporal
 from .notices import (
     DEFAULT_THRESHOLDS,
@@ -37,27 +43,41 @@ from .notices import (
 )
 
 _REMEMBERED = 3.0
-"""Seconds for which an answer holds, since a page that shows workflows asks about the same queue each time."""
+"""Seconds for which an answer about a task queue is cached: a page of workflows asks about the same queue each time."""
 
 _MAXIMUM_REMEMBERED = 1000
 
 _TAIL_EVENTS = 100
-"""Events of the end of a history that are read."""
+"""Events that are read from the end of a history."""
 
 _AT_A_TIME = 10
-"""Workflows that are described side by side."""
+"""Workflows that are described concurrently."""
 
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT = dt.timedelta(seconds=10)
 
 _logger = get_logger("durably.temporal")
+_worker_logger = get_logger("durably.temporal.worker")
+
+OPEN_FILTER = "CloseTime IS NULL"
+"""A list filter that finds open workflows. Old servers refuse the status Paused in a query."""
+
+METRIC = "durably_temporal_stuck_workflows"
+METRIC_PERIOD = dt.timedelta(minutes=1)
+METRIC_LIMIT = 200
+"""Workflows that a worker checks in each period."""
 
 _ENDED = Notice(Reason.WORKER_ENDED, "the worker in this web process does not run; the app's log says why")
 
 
+def is_open(status: WorkflowExecutionStatus | None) -> bool:
+    """Whether the workflow has not ended."""
+    return status is WorkflowExecutionStatus.RUNNING or status is PAUSED
+
+
 @dataclass(frozen=True)
 class Stuck:
-    """A workflow that does not go on, and why."""
+    """A stuck workflow, and the reasons."""
 
     workflow_id: str
     run_id: str
@@ -67,7 +87,7 @@ class Stuck:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found in ``checked`` of ``running`` workflows."""
+    """The result for ``checked`` of ``running`` workflows."""
 
     stuck: tuple[Stuck, ...]
     checked: int
@@ -75,7 +95,7 @@ class Check:
 
 
 class Inspector:
-    """Finds notices of workflows. A process shares one: it caches the state of task queues for a moment."""
+    """Finds notices of workflows. A process shares one, since it caches the state of task queues."""
 
     def __init__(self, temporal: Temporal, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
         self._temporal = temporal
@@ -86,7 +106,7 @@ class Inspector:
     async def notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
     ) -> list[Notice]:
-        """What keeps a running workflow from going on. Raises ``RPCError``."""
+        """Why a running workflow is stuck; empty if it is not. Raises ``RPCError``."""
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return []
         described = description.raw_description
@@ -104,7 +124,7 @@ class Inspector:
     async def known_notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
     ) -> list[Notice]:
-        """``notices``, or none and a line in the log if the server does not answer the further questions."""
+        """``notices``; none and a line in the log if the server does not answer the questions about them."""
         try:
             return await self.notices(client, description, timeout)
         except RPCError as error:
@@ -112,7 +132,7 @@ class Inspector:
             return []
 
     async def poller_notice(self, client: Client, task_queue: str, timeout: dt.timedelta) -> Notice | None:
-        """Whether no worker polls a task queue for workflows. Raises ``RPCError``."""
+        """A notice if no worker polls a task queue for workflows. Raises ``RPCError``."""
         return poller_notice(await self._queue(client, task_queue, False, timeout), _now(), self._thresholds)
 
     async def _queue(self, client: Client, name: str, is_for_activities: bool, timeout: dt.timedelta) -> Queue:
@@ -136,7 +156,7 @@ class Inspector:
         limit: int = DEFAULT_LIMIT,
         timeout: dt.timedelta = DEFAULT_TIMEOUT,
     ) -> Check:
-        """Look at the running workflows of these types, ``limit`` at most. Raises ``RPCError``."""
+        """Check running workflows of these types, ``limit`` at most. Raises ``RPCError``."""
         names = ", ".join(f"'{_escape(name)}'" for name in sorted(set(workflow_types)))
         query = f"WorkflowType IN ({names}) AND ExecutionStatus = 'Running'"
         running = (await client.count_workflows(query, rpc_timeout=timeout)).count
@@ -157,7 +177,7 @@ class Inspector:
             notices = await self.notices(client, description, timeout)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                return None  # It has ended since, and the server has deleted it.
+                return None  # It has ended, and the server has deleted it.
             raise
         if not notices:
             return None
@@ -243,3 +263,34 @@ async def _message(client: Client, failure: Any) -> str:
     while error is not None and error.__cause__ is not None:
         error = error.__cause__
     return f"{getattr(error, 'type', None) or type(error).__name__}: {getattr(error, 'message', '') or error}"
+
+
+class StuckMetric:
+    """The gauge ``durably_temporal_stuck_workflows``, by ``workflow_type`` and ``reason``."""
+
+    def __init__(self, meter: MetricMeter) -> None:
+        self._gauge = meter.create_gauge(METRIC, "Running workflows that are stuck.")
+        self._set: set[tuple[str, str]] = set()
+
+    def record(self, found: Check) -> None:
+        """A workflow with several reasons counts for each of them."""
+        counts = Counter(
+            (each.workflow_type, str(reason)) for each in found.stuck for reason in {one.reason for one in each.notices}
+        )
+        for key in self._set | set(counts):
+            self._gauge.set(counts[key], {"workflow_type": key[0], "reason": key[1]})
+        self._set |= set(counts)
+
+
+async def keep_metric(
+    temporal: Temporal, workflow_types: Sequence[str], *, period: dt.timedelta = METRIC_PERIOD
+) -> None:
+    """Count stuck workflows of these types in each ``period``, until cancelled."""
+    inspector, metric = Inspector(temporal), StuckMetric(temporal.meter)
+    while workflow_types:
+        try:
+            client = await temporal.client()
+            metric.record(await inspector.check(client, workflow_types, limit=METRIC_LIMIT))
+        except Exception as error:
+            _worker_logger.warning("Stuck workflows cannot be counted now: %s", error)
+        await asyncio.sleep(period.total_seconds())

@@ -95,7 +95,7 @@ _SIMILARITY = 0.85
 class ConnectionSettings:
     """``address`` is ``host:port``; ``tls`` is ``None`` to use TLS when there is an API key, and not otherwise.
     ``encryption_keys`` are what ``EncryptionKey.parse_all`` reads; there is no encryption where there are none.
-    ``deployment_name`` and ``build_id`` are the version of workers, see ``durably.temporal.versioning``."""
+    ``deployment_name`` and ``build_id`` are the version of workers, see ``durably.temporal.worker.deployments``."""
 
     address: str = DEFAULT_ADDRESS
     namespace: str = DEFAULT_NAMESPACE

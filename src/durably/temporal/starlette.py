@@ -15,12 +15,12 @@ except ImportError as error:
         'durably.temporal.starlette needs Starlette: pip install "durably[starlette,temporal]"'
     ) from error
 
+from durably.execution.handlers import is_async
 from durably.temporal.gateway.messages import RequestHandler
 
 from .codec_server import CodecServer
 from .gateway import Gateway
 from .starlette_messages import add_exception_handlers, answer, mount_point, to_response
-from .surroundings import is_async
 
 __all__ = ["add_exception_handlers", "codec_routes", "routes"]
 

@@ -30,8 +30,7 @@ from temporalio.workflow import UpdateMethodMultiParam
 
 from durably.io.background_loop import get_background_loop, running_loop
 
-from .call_options import CallOptions, QueryOptions, StartOptions, UpdateOptions
-from .default_arguments import fill_arguments
+from .declarations import CallOptions, QueryOptions, StartOptions, UpdateOptions, fill_arguments
 from .errors import TemporalSettingsError
 
 T = TypeVar("T")

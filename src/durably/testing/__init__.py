@@ -1,4 +1,4 @@
-"""Helpers for testing apps: an engine that skips time, a check of determinism, DigitalOcean's runtime."""
+"""Tools for tests of apps: an engine that skips time, a check of determinism, DigitalOcean's runtime."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .determinism import DeterminismWarning
     from .engine import SyncTestEngine, SyncTestRun, TestEngine, check_determinism
     from .engine_base import TestRun
-    from .steps import TestStep
+    from .runs import TestStep
 
 __all__ = [
     "DeterminismWarning",
@@ -32,9 +32,9 @@ _MODULES = {
     "SyncTestRun": "engine",
     "TestEngine": "engine",
     "TestRun": "engine_base",
-    "TestStep": "steps",
+    "TestStep": "runs",
 }
-"""What needs the engine, and the modules that have it: imported when it is asked for, not with the simulator."""
+"""Names that need the engine, and their modules, which are imported at their first use."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""A virtual clock, which stands still until a test advances it, and then goes from timer to timer without waiting.
+"""A virtual clock, which stands still until a test advances it, and then jumps from timer to timer.
 
-An engine reports its timers to the clock, and when work is under way.
+An engine registers its timers with the clock, and holds the clock during work.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 
 class VirtualClock:
-    """An engine's ``Clock``. Times are milliseconds since the epoch. Belongs to the event loop that it is used on."""
+    """An engine's ``Clock``, for one event loop. Times are milliseconds since the epoch."""
 
     def __init__(self, now: int) -> None:
         self._now = now
@@ -39,22 +39,22 @@ class VirtualClock:
             self._at_rest.set_result(None)
 
     async def rest(self) -> None:
-        """Wait until nothing is under way, however long that really takes."""
+        """Wait until no work holds the clock."""
         while self._held:
             if self._at_rest is None or self._at_rest.done():
                 self._at_rest = asyncio.get_running_loop().create_future()
             await self._at_rest
 
     def next_due(self) -> int | None:
-        """When the next timer is due."""
+        """The time of the next timer."""
         while self._timers and self._timers[0][2].is_over:
             heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
 
-    async def go_on(self, until: int | None = None) -> bool:
-        """Once nothing is under way, let time come to the next timer, and whatever that sets off come to rest.
+    async def advance(self, until: int | None = None) -> bool:
+        """Advance to the next timer, and wait until the work that it starts is done.
 
-        Where none is left to be due by ``until``, it becomes ``until``, and the answer is False.
+        If no timer is due by ``until``, advance to ``until`` and return False.
         """
         await self.rest()
         due = self.next_due()
@@ -69,7 +69,7 @@ class VirtualClock:
 
 
 class _Timer:
-    """Holds the clock between its start, when it is due, and its callback, which the event loop makes soon."""
+    """Holds the clock from its due time until the event loop has run its callback."""
 
     def __init__(self, clock: VirtualClock, callback: Callable[[], None]) -> None:
         self._clock = clock

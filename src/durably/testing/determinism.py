@@ -1,7 +1,7 @@
-"""Is a function deterministic? It is called again with the memos that a run has made, and must find the same steps.
+"""The check of determinism: a function that is called again with a run's memos must find the same steps.
 
-A call is repeated under other circumstances: as it is, at other times, in a process in which sets have another order.
-That is done for each prefix of the run's memos, and for other orders in which the same steps might have finished.
+Each call is repeated several times, at other times, and in a process in which sets have another order. That is done
+for each prefix of the run's memos, and for other orders in which the same steps might have finished.
 """
 
 import asyncio
@@ -20,11 +20,10 @@ from durably.engine.views import RunStatus
 from durably.functions.function import Function
 
 from .errors import NotDeterministicError
-from .other_process import OtherProcessError, replay_elsewhere
-from .replays import RETURNED, Found, Past, PastStep, call_body, replay
+from .replays import RETURNED, Found, OtherProcessError, Past, PastStep, call_body, replay, replay_elsewhere
 
 _REPETITIONS = 8
-"""Calls with the same memos: what is chosen at random shows with a probability that grows with them."""
+"""Calls with the same memos. More calls find a random choice with a higher probability."""
 _TIME_SHIFTS = (dt.timedelta(hours=12), dt.timedelta(days=3, hours=6), dt.timedelta(days=200))
 
 _ADVICE = """\
@@ -47,22 +46,22 @@ Do it in a step, whose memo stays. Or has the code changed since?"""
 
 
 class DeterminismWarning(UserWarning):
-    """A part of the check could not be done."""
+    """A part of the check was not possible."""
 
 
 class _Point(msgspec.Struct, frozen=True):
-    """A call that was repeated: with these memos it found that."""
+    """A repeated call: its memos and what it found."""
 
     memos: Sequence[PastStep]
     found: Found
 
 
 Choose = Callable[[Sequence[PastStep], Sequence[PastStep]], PastStep | None]
-"""From the memos before, and those that may be the next, to the next; ``None`` to end."""
+"""Chooses the next memo, from the memos so far and the candidates; ``None`` ends the walk."""
 
 
 class DeterminismCheck:
-    """Of one run of ``function``, which ``handler`` serves. ``orders`` other orders of its memos are tried."""
+    """The check of one run of ``function``, which ``handler`` serves, with ``orders`` other orders of its memos."""
 
     def __init__(
         self, handler: CommHandler, function: Function[Any], past: Past, status: RunStatus, *, orders: int
@@ -75,14 +74,14 @@ class DeterminismCheck:
         self._points: dict[tuple[str, ...], _Point] = {}
 
     async def run(self) -> None:
-        """Raises ``NotDeterministicError``, which names the step. Warns where it cannot use another process."""
+        """Raises ``NotDeterministicError``, which names the step. Warns if it cannot use another process."""
         await self._walk(self._next_in_history)
         for seed in range(self._orders if self._is_parallel() else 0):
             await self._walk(partial(_choose_any, random.Random(seed)))
         await self._compare_elsewhere()
 
     async def _walk(self, choose: Choose) -> None:
-        """Give the function one memo after the other, and look which steps it finds."""
+        """Give the function one memo after the other, and record which steps it finds."""
         memos: list[PastStep] = []
         known: set[str] = set()
         while True:
@@ -96,7 +95,7 @@ class DeterminismCheck:
             memos.append(chosen)
 
     def _next_in_history(self, memos: Sequence[PastStep], candidates: Sequence[PastStep]) -> PastStep | None:
-        """The run's own next step, which must have been found by now."""
+        """The run's own next step, which the function must have found."""
         found = self._points[_key(memos)].found
         if len(memos) == len(self._past.steps):
             self._check_end(memos, found)
@@ -105,7 +104,7 @@ class DeterminismCheck:
         if expected in candidates:
             return expected
         if found.end and any(expected.hashed_id in point.found.steps for point in self._points.values()):
-            return None  # it lost a race, and finished all the same
+            return None  # it lost a race, and finished later
         raise self._failure(memos, f"the run had step {expected.name!r} next", f"it found {found}", _SINCE)
 
     def _check_end(self, memos: Sequence[PastStep], found: Found) -> None:
@@ -119,7 +118,7 @@ class DeterminismCheck:
         return any(len(point.found.steps) > 1 for point in self._points.values())
 
     async def _find(self, memos: Sequence[PastStep]) -> Found:
-        """What the function finds, each time it is called with these memos."""
+        """What the function finds, in each call with these memos."""
         key = _key(memos)
         if key in self._points:
             return self._points[key].found

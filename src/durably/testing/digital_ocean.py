@@ -1,4 +1,4 @@
-"""The runtime of DigitalOcean Functions, as a WSGI app: for tests and for local development."""
+"""The runtime of DigitalOcean Functions as a WSGI app, for tests and local development."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ class SimulatedContext:
 class DigitalOceanSimulator:
     """Turns HTTP requests into ``main(event, context)`` calls as the platform does with ``web: raw``.
 
-    A WSGI app that answers at every path; ``PATH`` is the one under which the platform would.
+    A WSGI app that answers at every path; ``PATH`` is the platform's.
     """
 
     def __init__(self, main: Callable[[dict[str, Any], Any], Any]) -> None:
@@ -43,7 +43,7 @@ class DigitalOceanSimulator:
 
 
 def _content_length(environ: dict[str, Any]) -> int | None:
-    """``None`` where the header is no number."""
+    """``None`` if the header is not a number."""
     text = environ.get("CONTENT_LENGTH") or "0"
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
@@ -76,7 +76,7 @@ def _origin_of(environ: dict[str, Any]) -> str:
 
 
 def _answer_of(result: Any) -> tuple[int, dict[str, Any], bytes]:
-    """A dictionary with ``body``, ``statusCode`` and ``headers``; a body that is no text becomes JSON."""
+    """A dictionary with ``body``, ``statusCode`` and ``headers``; a body that is not text becomes JSON."""
     if not isinstance(result, dict):
         return HTTPStatus.NO_CONTENT, {}, b""
     body = result.get("body", "")

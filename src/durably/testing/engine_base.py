@@ -32,13 +32,11 @@ from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from .clock import VirtualClock
 from .determinism import DeterminismCheck
 from .errors import RunStuckError
-from .inspection import Inspector
 from .link import TestCaller, TestLink, linked, refuse_inside_calls
 from .mocks import Mocks, calling, raising, returning
 from .replays import Past
-from .runs import Records, RunFacts, RunRef
-from .text import format_span
-from .timeline import Recorder
+from .runs import Inspector, Records, RunFacts, RunRef
+from .timeline import Recorder, format_span
 
 T = TypeVar("T")
 
@@ -263,7 +261,7 @@ class TestEngineBase:
         await self._rest()
         given = dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         until = self._clock.now() + round((to_timedelta(delta) + given) / _MILLISECOND)
-        while await self._clock.go_on(until):
+        while await self._clock.advance(until):
             pass
 
     async def run_until_idle(self, max_time: Duration = DEFAULT_MAX_TIME) -> None:
@@ -277,7 +275,7 @@ class TestEngineBase:
                 raise RunStuckError(
                     f"something is still due after {format_span(max_time)} of virtual time, at {to_datetime(due)}"
                 )
-            await self._clock.go_on()
+            await self._clock.advance()
 
     async def _wait_for(self, run: RunFacts, max_time: Duration = DEFAULT_MAX_TIME) -> None:
         """What ``run.wait()`` does."""
@@ -292,7 +290,7 @@ class TestEngineBase:
                 raise run.why_stuck(
                     f"not within {format_span(max_time)} of virtual time (wait(max_time=…) allows more)"
                 )
-            await self._clock.go_on()
+            await self._clock.advance()
 
     # steps
 

@@ -1,12 +1,12 @@
-"""What tests fail with: all of these are ``AssertionError``, so that test runners report a failure and no crash."""
+"""Failures of tests. All are ``AssertionError``, so that test runners report a failure, not an error."""
 
 
 class RunUnknownError(AssertionError):
-    """An event started no run, or several, where one was asked for."""
+    """An event started no run or several runs, and the test needs exactly one."""
 
 
 class RunStuckError(AssertionError):
-    """A run was waited for that does not end: nothing more can happen to it, or not in the time allowed."""
+    """A test waits for a run that does not end: nothing more happens to it, or not in the allowed time."""
 
 
 class NotDeterministicError(AssertionError):

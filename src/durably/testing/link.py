@@ -1,4 +1,4 @@
-"""What clients are given in place of their engine while a test engine is open (``durably.engine_interface``)."""
+"""The engine interface of clients while a test engine is open (``durably.engine_interface``)."""
 
 import asyncio
 import contextvars
@@ -67,21 +67,23 @@ def refuse_inside_calls() -> None:
     """Raises ``RuntimeError`` in a function that the test engine is calling."""
     if _inside_call.get():
         raise RuntimeError(
-            "a function under test used its test engine, which cannot come to rest before that function has ended: "
-            "in functions use ctx.step and the client, as ever"
+            "a function under test used its test engine, which is not idle before that function ends: "
+            "in functions use ctx.step and the client"
         )
 
 
 class TestLink:
-    """Leads from the clients of ``handlers``, by their apps' ids, to an engine on one event loop. An
-    ``InProcessEngine``: its methods may be awaited on any loop."""
+    """An ``InProcessEngine`` that connects the clients of ``handlers``, by app id, with an engine on one event loop.
+
+    Its methods may be awaited on any loop.
+    """
 
     def __init__(self, *, checkpointing: bool) -> None:
         self.handlers: dict[str, CommHandler] = {}
         self._checkpoints = EngineCheckpoints(self._checkpoint, get_background_loop().run, are_default=checkpointing)
 
     def open(self, engine: SqliteEngine, clock: Clock) -> None:
-        """From now on what comes in goes to ``engine``, which runs on this event loop."""
+        """Connect the clients with ``engine``, which runs on this event loop."""
         self._engine, self._clock, self._loop = engine, clock, asyncio.get_running_loop()
 
     @property
@@ -105,7 +107,7 @@ class TestLink:
             )
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:
-        """Whether a web server runs is all the same to a test engine, which is started by its test."""
+        """A test engine does not depend on a web server: its test starts it."""
         return nullcontext()
 
     def expect_start(self) -> None:
@@ -131,7 +133,7 @@ class TestLink:
 
 @contextmanager
 def linked(link: TestLink, client: Client) -> Iterator[None]:
-    """Let the client's events, and what else it wants of its engine, go through ``link``."""
+    """Make ``link`` the client's engine."""
     before = client.in_process
     if isinstance(before, TestLink):
         raise RuntimeError(f"{client!r} is in use by another test engine that is open; close that one first")

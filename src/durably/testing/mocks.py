@@ -1,7 +1,7 @@
-"""Steps that a test makes up: what takes the place of a step's own handler, or of what it asks the engine for.
+"""Mocks of steps: they replace a step's own handler, or the request of the step to the engine.
 
-A mocked step of any kind becomes a ``step.run`` whose handler is the mock, so that it is memoised, tried again and
-shown like any other; what its function gets is made of the mock's result as it would be of the real one.
+A mocked step of any kind becomes a ``step.run`` whose handler is the mock. So it is memoised, retried and shown like
+any other step, and the function gets the mock's result in the form of the real one.
 """
 
 from collections.abc import Callable, Collection
@@ -16,8 +16,7 @@ Handler = Callable[..., Any]
 
 
 class _Rule(msgspec.Struct, frozen=True):
-    """``function_id`` and ``attempts`` say where it applies: everywhere, where they are ``None``. ``make`` gives the
-    handler for a step."""
+    """A mock, for ``function_id`` and ``attempts``; ``None`` means any. ``make`` returns the handler for a step."""
 
     step_id: str
     function_id: str | None
@@ -33,12 +32,12 @@ class _Rule(msgspec.Struct, frozen=True):
 
 
 class Mocks:
-    """Of rules of one kind the latest wins; failures win over mocks, so that both may be wanted of one step."""
+    """The latest rule of a kind wins. A failure wins over a mock, so that one step may have both."""
 
     def __init__(self) -> None:
         self._mocked: list[_Rule] = []
         self._failing: list[_Rule] = []
-        self._applied: set[int] = set()  # Rules, by identity: none of them goes away.
+        self._applied: set[int] = set()  # Rules by identity; no rule is removed.
 
     def mock(self, step_id: str, function_id: str | None, make: Callable[[StepRequest], Handler]) -> None:
         self._mocked.insert(0, _Rule(step_id, function_id, None, make))
@@ -50,7 +49,7 @@ class Mocks:
         self._failing.insert(0, _Rule(step_id, function_id, chosen, raising(error)))
 
     def unmet(self) -> list[str]:
-        """The calls of ``mock_step`` and ``fail_step`` that no step has met so far: mistyped ids, most likely."""
+        """Calls of ``mock_step`` and ``fail_step`` that no step has matched so far: probably mistyped ids."""
         kinds = (("mock_step", self._mocked), ("fail_step", self._failing))
         return [
             f"{method}({rule.step_id!r})"
@@ -60,7 +59,7 @@ class Mocks:
         ]
 
     def stand_in(self, function_id: str) -> StandIn | None:
-        """What takes the place of a function's steps."""
+        """The replacement of a function's steps; ``None`` without mocks."""
         if not self._mocked and not self._failing:
             return None
 
@@ -89,7 +88,7 @@ def raising(error: BaseException) -> Callable[[StepRequest], Handler]:
 
 
 def calling(function: Handler) -> Callable[[StepRequest], Handler]:
-    """The handler's own arguments go to ``function``; of a step without a handler, its options as one dictionary."""
+    """``function`` gets the handler's arguments, or the options of a step without a handler as one dictionary."""
     return lambda request: function if request.is_run else lambda: function(dict(request.opts or {}))
 
 

@@ -1,17 +1,27 @@
-"""Calling a function again with memos of a run that has been, to see which steps it finds. No step is executed.
+"""Replays: calls of a function with the memos of a past run, which find steps and execute none.
 
-Needs no engine, so that a process of its own can do it as well.
+A replay needs no engine. ``python -m durably.testing.replays`` replays in another process, in which sets of text have
+another order: Python chooses the order for each process. It imports the module that defines the function, reads a
+``Task`` from its input, and writes what each call found.
 """
 
+import asyncio
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
+from durably.app import App
 from durably.comm import CommHandler, CommRequest
+from durably.functions.function import Function
 from durably.protocol.events import Event
-from durably.protocol.headers import DISCOVER, Query
+from durably.protocol.headers import DISCOVER, Query, ServerKind
 from durably.protocol.opcodes import Op
 
 
@@ -24,7 +34,7 @@ class PastStep(msgspec.Struct, frozen=True):
 
 
 class Past(msgspec.Struct, frozen=True):
-    """A run that has been; ``steps`` are in the order of their memos."""
+    """A past run; ``steps`` are in the order of their memos."""
 
     run_id: str
     function_id: str
@@ -33,7 +43,7 @@ class Past(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a call came to: steps without memos, by hashed id their own ids, or how the function ended."""
+    """The result of a call: names of steps without memos by their hashed ids, or how the function ended."""
 
     steps: dict[str, str]
     end: str | None = None
@@ -50,7 +60,7 @@ _ops_decoder = msgspec.json.Decoder(list[Op])
 
 
 def call_body(past: Past, memos: Sequence[PastStep]) -> bytes:
-    """A call that discovers (spec §4.4.1), with these memos in this order, and in which each step is planned only."""
+    """A call that discovers steps (spec §4.4.1), with these memos in this order. It executes none."""
     ids = [step.hashed_id for step in memos]
     body: dict[str, Any] = {
         "ctx": {
@@ -89,3 +99,109 @@ def _name_of(op: Op) -> str:
     if op.userland is None:
         return op.display_name or op.id
     return f"{op.userland.id}:{op.userland.index}" if op.userland.index else op.userland.id
+
+
+_TIMEOUT_SECONDS = 60
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The module and attribute of an object that can be imported."""
+
+    module: str
+    file: str | None
+    attribute: str
+
+
+class Task(msgspec.Struct, frozen=True):
+    client: Place
+    function: Place
+    function_id: str
+    path: list[str]
+    bodies: list[bytes]
+
+
+class OtherProcessError(Exception):
+    """The calls could not be repeated in another process."""
+
+
+def find_place(wanted: object) -> Place | None:
+    """``None`` if no module has the object: a function within another function, for example."""
+    for name, module in list(sys.modules.items()):
+        if name == "__main__" or not hasattr(module, "__dict__"):
+            continue
+        for attribute, value in list(vars(module).items()):
+            if value is wanted:
+                return Place(name, getattr(module, "__file__", None), attribute)
+    return None
+
+
+def replay_elsewhere(client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]) -> list[Found]:
+    """What each of the calls finds in a new process. Raises ``OtherProcessError``."""
+    client_place, function_place = find_place(client), find_place(function)
+    if client_place is None or function_place is None:
+        what = repr(client) if client_place is None else f"function {function.id!r}"
+        raise OtherProcessError(f"{what} is not a variable of a module that another process could import")
+    task = Task(client_place, function_place, function_id, sys.path, list(bodies))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=msgspec.json.encode(task),
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": _other_seed(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=_TIMEOUT_SECONDS,
+            check=True,
+        )
+        return msgspec.json.decode(done.stdout, type=list[Found])
+    except subprocess.CalledProcessError as error:
+        last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise OtherProcessError(f"{function_place.module} could not be used there: {last_line}") from None
+    except (subprocess.TimeoutExpired, msgspec.MsgspecError, OSError) as error:
+        raise OtherProcessError(f"no answer came from there: {type(error).__name__}") from None
+
+
+def _other_seed() -> str:
+    """A fixed seed, so that a test is repeatable; not the seed of this process."""
+    return "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+
+
+async def _replay_all(task: Task) -> list[Found]:
+    client, function = _load(task.client), _load(task.function)
+    client.mode = ServerKind.DEV  # production mode would need keys
+    handler = CommHandler(client=client, framework="testing", functions=[function])
+    return [await replay(handler, task.function_id, body) for body in task.bodies]
+
+
+def _load(place: Place) -> Any:
+    try:
+        module = importlib.import_module(place.module)
+    except ImportError:
+        # As test runners load files outside sys.path.
+        if place.file is None:
+            raise
+        spec = importlib.util.spec_from_file_location(place.module, place.file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[place.module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return getattr(module, place.attribute)
+
+
+def _set_up_django() -> None:
+    if os.environ.get("DJANGO_SETTINGS_MODULE"):
+        import django
+
+        django.setup()
+
+
+def main() -> None:
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    sys.path[:] = task.path
+    # User code may print; only the answer goes to stdout.
+    answer, sys.stdout = sys.stdout.buffer, sys.stderr
+    _set_up_django()
+    answer.write(msgspec.json.encode(asyncio.run(_replay_all(task))))
+    answer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,28 +1,175 @@
-"""Runs, as tests look at them. All that can be seen of a run is of now; nothing is remembered here."""
+"""Runs and steps as tests see them, read from the test engine's database at each access.
+
+Reads work on any thread, and return the state of that time.
+"""
 
 import datetime as dt
-from collections.abc import Mapping
-from typing import Any
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from durably.engine.core.errors import EngineClosedError
-from durably.engine.views import RunStatus, RunView, to_datetime
+from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.sqlite import queries
+from durably.engine.sqlite.database import connect_reader
+from durably.engine.views import RunStatus, RunView, StepStatus, StepView, to_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
+from durably.protocol.opcodes import Opcode, unwrap_memo
 
 from .clock import VirtualClock
 from .errors import RunStuckError, RunUnknownError
-from .inspection import Inspector
-from .steps import TestStep, to_steps
-from .text import format_value
-from .timeline import Recorder, describe_run
+from .replays import PastStep
+from .timeline import Recorder, describe_run, format_value
+
+T = TypeVar("T")
+
+_PAGE = 1000
+
+
+class OutstandingWait(msgspec.Struct, frozen=True):
+    """A step's wait. ``topic`` is an event's name, a signal, or the id of a run; ``None`` for a sleep."""
+
+    step_id: str
+    topic: str | None
+    expression: str | None
+
+
+class Inspector:
+    """Reads the database, over a connection that is open until ``close``."""
+
+    def __init__(self, path: Path, executor: Executor) -> None:
+        self._connection = connect_reader(path)
+        self._executor = executor
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._connection.close()
+
+    def run(self, run_id: str) -> RunView:
+        run = self._read(lambda connection: queries.find_run(connection, run_id, self._executor.first_call_at))
+        assert run is not None, f"the engine no longer has run {run_id}"
+        return run
+
+    def runs_of_event(self, event_id: str) -> list[RunView]:
+        return self._read(lambda connection: queries.event_runs(connection, event_id, self._executor.first_call_at))
+
+    def runs(self, function_id: str | None) -> list[RunView]:
+        """Oldest first."""
+        found: list[RunView] = []
+        while True:
+            page = self._page(function_id, found[-1].id if found else None, _PAGE)
+            found += page
+            if len(page) < _PAGE:
+                return found[::-1]
+
+    def latest_runs(self, limit: int) -> list[RunView]:
+        """Oldest first."""
+        return self._page(None, None, limit)[::-1]
+
+    def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[RunView]:
+        first_call_at = self._executor.first_call_at
+        return self._read(
+            lambda connection: queries.list_runs(connection, None, function_id, limit, cursor, first_call_at)
+        )
+
+    def steps(self, run_id: str) -> list[StepView]:
+        return self._read(lambda connection: queries.run_steps(connection, run_id, self._executor.is_under_way))
+
+    def events(self, run_id: str) -> list[Event]:
+        batch = self._read(lambda connection: queries.run_batch(connection, run_id))
+        return msgspec.json.decode(batch or b"[]", type=list[Event])
+
+    def waits(self, run_id: str) -> dict[str, OutstandingWait]:
+        """By hashed step id."""
+        query = "SELECT step_id, topic, expression FROM waits JOIN runs ON runs.key = waits.run_key WHERE runs.id = ?"
+        rows = self._read(lambda connection: connection.execute(query, (run_id,)).fetchall())
+        return {row[0]: OutstandingWait(*row) for row in rows}
+
+    def finished_steps(self, run_id: str) -> list[PastStep]:
+        """In the order of their memos."""
+        query = (
+            "SELECT step_id, name, memo FROM memos JOIN runs ON runs.key = memos.run_key WHERE runs.id = ? ORDER BY seq"
+        )
+        rows = self._read(lambda connection: connection.execute(query, (run_id,)).fetchall())
+        return [PastStep(step_id, name, msgspec.Raw(memo)) for step_id, name, memo in rows]
+
+    def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosedError("the test engine is closed: use its runs inside its `with` block")
+            self._connection.execute("BEGIN")
+            try:
+                return query(self._connection)
+            finally:
+                self._connection.execute("COMMIT")
+
+
+class TestStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a run. ``id`` is the step's own id; its n-th repetition has ``id:n``, as on the wire (n from 1).
+
+    ``output`` is the result, from JSON: of the handler or the invoked function, or the event or signal as a
+    dictionary; ``None`` after a sleep and after a timeout. ``error`` is set if the step failed. ``attempts`` counts
+    attempts of any outcome. Times are UTC, on the engine's clock; ``due_at`` is the end of a sleep, the timeout of a
+    wait, or the time of the next attempt.
+    """
+
+    __test__ = False
+
+    id: str
+    op: Opcode
+    status: StepStatus
+    attempts: int
+    output: Any
+    error: ErrorData | None
+    created_at: dt.datetime
+    ended_at: dt.datetime | None
+    due_at: dt.datetime | None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended_at is not None
+
+
+def to_steps(views: list[StepView]) -> dict[str, TestStep]:
+    """By id: finished steps in the order of their memos, then unfinished ones."""
+    steps = (_to_step(view) for view in views)
+    return {step.id: step for step in steps}
+
+
+def _to_step(view: StepView) -> TestStep:
+    memo: Any = None if view.memo is None else msgspec.json.decode(view.memo)
+    error = None
+    if view.status is StepStatus.FAILED and isinstance(memo, dict):
+        memo, error = None, msgspec.convert(memo["error"], ErrorData)
+    elif view.error is not None:
+        name, _, message = view.error.partition(": ")
+        error = ErrorData(name=name, message=message)
+    return TestStep(
+        id=view.id,
+        op=view.op,
+        status=view.status,
+        attempts=view.attempts,
+        output=unwrap_memo(memo),
+        error=error,
+        created_at=view.created_at,
+        ended_at=view.ended_at,
+        due_at=view.due_at,
+    )
+
 
 _ANY: Any = object()
 
 
 class Records(msgspec.Struct, frozen=True):
-    """The parts of an engine that report its runs."""
+    """The parts of a test engine that report its runs."""
 
     inspector: Inspector
     recorder: Recorder
@@ -34,7 +181,7 @@ class Records(msgspec.Struct, frozen=True):
 
 
 class RunRef(msgspec.Struct, frozen=True):
-    """Which run: by its id, or by the event that starts it, now or (debounced, batched) later."""
+    """A run by its id, or by the event that starts it, immediately or later (debounced, batched)."""
 
     run_id: str | None = None
     event_id: str | None = None
@@ -42,7 +189,7 @@ class RunRef(msgspec.Struct, frozen=True):
 
 
 class RunFacts:
-    """What a run has come to by now, and assertions on it, whose messages end with the run's timeline."""
+    """The present state of a run, and assertions on it, whose messages end with the run's timeline."""
 
     __test__ = False
 
@@ -52,7 +199,7 @@ class RunFacts:
 
     @property
     def id(self) -> str:
-        """Raises ``RunUnknownError`` where the event has not started just one run."""
+        """Raises ``RunUnknownError`` unless the event has started exactly one run."""
         if self._ref.run_id is None:
             self._ref = RunRef(self._find().id)
         assert self._ref.run_id is not None
@@ -60,7 +207,7 @@ class RunFacts:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the run exists; one that is debounced or batched does only after a while."""
+        """Whether the run exists. A debounced or batched run starts later than its event."""
         return self._ref.run_id is not None or bool(self._of_event())
 
     @property
@@ -78,12 +225,12 @@ class RunFacts:
 
     @property
     def created_at(self) -> dt.datetime:
-        """UTC, on the engine's clock, as all times."""
+        """UTC, on the engine's clock, like all times."""
         return self._view.created_at
 
     @property
     def started_at(self) -> dt.datetime | None:
-        """When its function was called for the first time."""
+        """The time of the first call of its function."""
         return self._view.started_at
 
     @property
@@ -98,7 +245,7 @@ class RunFacts:
 
     @property
     def error(self) -> ErrorData | None:
-        """Name, message and stack of what ended a failed run."""
+        """Name, message and stack of the error of a failed run."""
         view = self._view
         if view.output is None or view.status is not RunStatus.FAILED:
             return None
@@ -106,16 +253,16 @@ class RunFacts:
 
     @property
     def events(self) -> list[Event]:
-        """The event that triggered the run; several where it takes batches."""
+        """The events that triggered the run: one, or a batch."""
         return self._records.inspector.events(self.id)
 
     @property
     def steps(self) -> Mapping[str, TestStep]:
-        """By id, in the order in which they finished, then those outstanding. Repetitions are ``id:1``, ``id:2`` …"""
+        """Steps by id: finished ones in their order, then unfinished ones. Repetitions are ``id:1``, ``id:2`` …"""
         return to_steps(self._records.inspector.steps(self.id))
 
     def timeline(self) -> str:
-        """What happened to the run, a line each, at virtual times relative to its beginning."""
+        """A line for each thing that happened to the run, with the virtual time since its start."""
         return describe_run(self._view, self.events, self._records.recorder.of_run(self.id), self._records.now)
 
     def __repr__(self) -> str:
@@ -142,8 +289,8 @@ class RunFacts:
     def assert_step(
         self, step_id: str, *, output: Any = _ANY, error: str | None = None, attempts: int | None = None
     ) -> TestStep:
-        """The step has finished: with that output, or with that error (the name of the exception's class), after so
-        many attempts, where they are given."""
+        """Assert that the step has finished: with that output or error (the name of the exception's class), after that
+        many attempts, if they are given."""
         steps = self.steps
         step = steps.get(step_id)
         if step is None:
@@ -154,7 +301,7 @@ class RunFacts:
             self._check(step.error is None, f"step {step_id!r} failed: {step.error and step.error.message}")
         else:
             self._check(
-                step.error is not None, f"step {step_id!r} did not fail: it came to {format_value(step.output)}"
+                step.error is not None, f"step {step_id!r} did not fail: its output is {format_value(step.output)}"
             )
             assert step.error is not None
             self._check_error(f"step {step_id!r}", step.error, error, None)
@@ -164,7 +311,7 @@ class RunFacts:
         return step
 
     def assert_no_step(self, step_id: str) -> None:
-        """No such step has been found, in whatever state."""
+        """Assert that the run has no such step, in any state."""
         self._check(step_id not in self.steps, f"there is a step {step_id!r}")
 
     def _check_error(self, what: str, found: ErrorData, name: str | None, message: str | None) -> None:
@@ -186,7 +333,7 @@ class RunFacts:
     # waiting
 
     def why_stuck(self, reason: str) -> RunStuckError:
-        """The error for a run that was waited for in vain."""
+        """The error for a run that does not end."""
         if not self.has_begun:
             return RunStuckError(f"event {self._ref.event_name!r} starts no run, {reason}")
         waits = self._records.inspector.waits(self.id)
@@ -196,7 +343,7 @@ class RunFacts:
             if not step.has_ended
         ]
         lines += [f"    for {wait.topic!r}{_condition(wait.expression)}" for wait in waits.values() if wait.topic]
-        outstanding = "\n".join(lines) or "  its turn to be called: flow control holds it back"
+        outstanding = "\n".join(lines) or "  its first call: flow control delays it"
         return RunStuckError(f"the run does not end, {reason}. It waits for:\n{outstanding}\n\n{self.timeline()}")
 
     @property

@@ -1,7 +1,8 @@
-"""Apps and their workflows in tests, on a real Temporal server: the development server, or the one that skips time.
+"""Tests of apps with Temporal workflows, on a real server: the development server, or one that skips time.
 
-The app uses the test's server in place of its own, its declared workers run beside the test, and activities may be
-replaced. All of it runs on the background event loop, so that synchronous and asynchronous tests are the same.
+The app uses the test's server instead of its own, its declared workers run during the test, and mocks may replace
+activities. ``replay_histories`` replays stored histories. All of it runs on the background event loop, so sync and
+async tests are alike.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,13 +24,13 @@ from durably.errors import Error
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
+from durably.temporal.commands.replay import replay_target
 from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
-from durably.temporal.register_command import wanted_types
+from durably.temporal.gateway import Gateway
+from durably.temporal.replay import HistoryReplayer, TypeReport, read_histories, replay_all
 from durably.temporal.runtimes import runtime_of_process
-from durably.temporal.search_attributes import register_and_wait
-
-from .temporal_replays import replay_histories
+from durably.temporal.search_attributes import declared_types, register_and_wait
 
 __all__ = ["MockError", "TemporalServer", "mock_activities", "replay_histories"]
 
@@ -40,14 +42,14 @@ _PATIENCE = timedelta(seconds=10)
 
 
 class MockError(Error):
-    """A mock is for an activity that no worker has; the message names those that there are."""
+    """A mock is for an activity that no worker has. The message names the existing activities."""
 
 
 class TemporalServer:
-    """A server for tests, from ``with`` to its end, on a free port of this machine.
+    """A server for tests on a free port of this machine; a context manager.
 
-    It is Temporal's development server, which has every feature; with ``time_skipping`` it is the test server, which
-    passes over a workflow's days of waiting while a result is awaited. Raises ``ProgramMissingError`` when its
+    It is Temporal's development server, which has every feature. With ``time_skipping`` it is the test server, which
+    skips the time that a workflow waits while its result is awaited. Raises ``ProgramMissingError`` when its
     package is not installed.
     """
 
@@ -76,7 +78,7 @@ class TemporalServer:
 
     @property
     def environment(self) -> WorkflowEnvironment:
-        """What ``temporalio.testing`` has for it, running on the background event loop."""
+        """The server's ``temporalio.testing`` environment, on the background event loop."""
         if self._environment is None:
             raise RuntimeError("the server has not been started: use it in a with statement")
         return self._environment
@@ -95,13 +97,13 @@ class TemporalServer:
 
     @contextmanager
     def connected(self, temporal: Temporal) -> Iterator[Client]:
-        """The app uses this server meanwhile, in the whole process.
+        """The app uses this server within ``with``, in the whole process.
 
-        The server gets the search attributes that the app declares. Raises ``SearchAttributeError`` if it has one of
-        them with another type.
+        The app's search attributes are registered. Raises ``SearchAttributeError`` if the server has one of them with
+        another type.
         """
         client = self.client(temporal)
-        if declared := wanted_types(temporal.search_attributes):
+        if declared := declared_types(temporal.search_attributes):
             get_background_loop().run(register_and_wait(client, declared, _PATIENCE))
         with temporal.override(client):
             yield client
@@ -116,9 +118,9 @@ class TemporalServer:
     ) -> Iterator[Workers]:
         """The app uses this server, and its declared workers run.
 
-        ``mocks`` replace activities, given as such or by name: by a function, by an exception to raise, or by a value
-        to return. ``declarations`` are run instead of ``temporal.workers``: Django's ``discover()``. Raises
-        ``MockError``, ``TemporalWorkerError``, ``SearchAttributeError``.
+        ``mocks`` replace activities, which are given as functions or names. A mock is a function, an exception to
+        raise, or a value to return. ``declarations`` replace ``temporal.workers``, such as Django's ``discover()``.
+        Raises ``MockError``, ``TemporalWorkerError``, ``SearchAttributeError``.
         """
         declared = temporal.workers if declarations is None else declarations
         replaced = mock_activities(declared, mocks or {})
@@ -134,7 +136,7 @@ class TemporalServer:
                 get_background_loop().run(_stop(asyncio.wrap_future(running, loop=get_background_loop().loop)))
 
     def skip(self, duration: timedelta) -> None:
-        """Let the server's time pass. On the development server, that takes as long as it does."""
+        """Advance the server's time. On the development server, that takes as long as ``duration``."""
         get_background_loop().run(self.environment.sleep(duration))
 
     def now(self) -> datetime:
@@ -156,7 +158,7 @@ async def _stop(running: "asyncio.Future[None]") -> None:
 
 
 def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> list[WorkerDeclaration]:
-    """The declarations with mocks in place of activities. Raises ``MockError`` for those of none."""
+    """The declarations with mocks instead of activities. Raises ``MockError`` for a mock of no activity."""
     by_name = {each if isinstance(each, str) else _name_to_mock(each): mock for each, mock in mocks.items()}
     names = {_name(each) for declaration in declarations for each in declaration.activities}
     known = sorted(name for name in names if name is not None)
@@ -175,7 +177,7 @@ def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> 
 
 
 def _name(of: Activity) -> str | None:
-    """``None`` for a dynamic activity, which takes what no other does."""
+    """``None`` for a dynamic activity, which takes the calls of all other names."""
     if (found := activity_definition(of)) is None:
         raise MockError(f"{getattr(of, '__qualname__', of)} is not an activity: decorate it with @activity.defn")
     return found.name
@@ -188,7 +190,7 @@ def _name_to_mock(of: Activity) -> str:
 
 
 def _mock(original: Activity, mock: Any) -> Activity:
-    """An activity of the same name and with the same types, so that its arguments arrive as they would."""
+    """An activity with the same name and types, so that its arguments have the same types."""
 
     async def call(*arguments: Any) -> Any:
         if isinstance(mock, BaseException):
@@ -198,3 +200,29 @@ def _mock(original: Activity, mock: Any) -> Activity:
 
     functools.update_wrapper(call, original, updated=())
     return activity.defn(name=_name(original))(call)
+
+
+def replay_histories(
+    code: Temporal | Gateway,
+    directory: str | Path,
+    *,
+    declarations: Sequence[WorkerDeclaration] | None = None,
+) -> list[TypeReport]:
+    """Replay the histories of ``directory`` and below against ``code``: a connection's workers, a gateway's workflows.
+
+    The files are as ``temporal workflow show -o json`` and ``durably temporal replay --save`` write them. No server is
+    needed. ``declarations`` are replayed instead of ``temporal.workers``: Django's ``discover()``. The reports say how
+    many histories of each workflow type were replayed.
+
+    Raises ``AssertionError``, which names each history that does not fit, the event that the code does not produce,
+    and what it does instead; ``HistoryError`` for a directory without histories.
+    """
+    target = replay_target(code, declarations)
+    replayer = HistoryReplayer(target.temporal, target.declarations)
+    reports = get_background_loop().run(replay_all(replayer, read_histories(directory)))
+    failures = [each for report in reports for each in report.failures]
+    if failures:
+        count = sum(report.replayed + report.skipped for report in reports) + len(failures)
+        lines = [f"{len(failures)} of {count} histories do not fit the code:", *(each.describe() for each in failures)]
+        raise AssertionError("\n".join(lines))
+    return reports

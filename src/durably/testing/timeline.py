@@ -1,7 +1,8 @@
-"""What happened to a run, in the order in which it did, at times relative to its beginning: for people to read."""
+"""Timelines of runs for people, with times relative to a run's start; short texts of times and values."""
 
 import datetime as dt
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -10,7 +11,30 @@ from durably.protocol.events import Event
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import printable
 
-from .text import format_span, format_value, shorten
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+_WIDTH = 100
+
+
+def format_span(span: dt.timedelta) -> str:
+    """``0s``, ``15s``, ``3d 4h 15s``, ``1s 500ms``: not rounded, since times on a virtual clock are exact."""
+    rest = round(span / dt.timedelta(milliseconds=1))
+    parts = []
+    for unit, length in _UNITS:
+        count, rest = divmod(rest, length)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0s"
+
+
+def format_value(value: Any) -> str:
+    return shorten(msgspec.json.encode(value).decode())
+
+
+def shorten(text: str, width: int = _WIDTH) -> str:
+    """One line of at most ``width`` characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
 
 _MOST_REMEMBERED = 10_000
 _MOST_OUTPUT_BYTES = 1000
@@ -18,7 +42,7 @@ _FIRST = {UpdateKind.RUN_STARTED, UpdateKind.RUN_SKIPPED}
 
 
 class Recorder:
-    """Remembers the latest of what happened to all runs, and no more of it than that, however many runs there are."""
+    """Keeps the latest updates of all runs, a limited number of them."""
 
     def __init__(self) -> None:
         self._updates: deque[RunUpdate] = deque(maxlen=_MOST_REMEMBERED)
@@ -40,7 +64,7 @@ def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], no
     )
     rows = [tuple(map(printable, _row(run, events, update))) for update in updates]
     if not updates or updates[0].kind not in _FIRST:
-        rows.insert(0, ("…", "(run)", "what happened at first is not remembered any more"))
+        rows.insert(0, ("…", "(run)", "the first updates are no longer kept"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"  {row[0].ljust(widths[0])}  {row[1].ljust(widths[1])}  {row[2]}".rstrip() for row in rows]
     return "\n".join([heading, *lines])
@@ -93,10 +117,10 @@ def _text(update: RunUpdate) -> str:
 
 
 def _inside(update: RunUpdate) -> str:
-    """A step's result, of an event wait the event's name and data, without the wrapping of its memo."""
+    """A step's result, or the event's name and data of a wait, taken from its memo."""
     try:
         memo = msgspec.json.decode(update.output or b"null")
-    except msgspec.DecodeError:  # only its beginning was remembered
+    except msgspec.DecodeError:  # only its beginning was kept
         return _text(update)
     if update.op == Opcode.WAIT_FOR_EVENT:
         return f"{memo.get('name')} {format_value(memo.get('data'))}"

@@ -10,7 +10,7 @@ from durably.testing.clock import VirtualClock
 
 
 async def advance_to(clock: VirtualClock, time: int) -> None:
-    while await clock.go_on(until=time):
+    while await clock.advance(until=time):
         pass
     await clock.rest()
 
@@ -81,7 +81,7 @@ async def test_while_nothing_is_due_nothing_is_read() -> None:
     timeline.add(year // 2, "one more")
     rows.dues.append(year // 2)
     woken = 0
-    while await clock.go_on():
+    while await clock.advance():
         woken += 1
     assert seen == [f"at {year // 2}", f"at {year}"]
     assert len(rows.asked) == 3

@@ -46,7 +46,7 @@ from durably.temporal.gateway import (
     call,
     expose,
 )
-from durably.temporal.owners import OWNER_ATTRIBUTE
+from durably.temporal.search_attributes import OWNER_ATTRIBUTE
 
 from ..dev_server import DevServer
 from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow

@@ -15,7 +15,7 @@ from durably.temporal import Temporal, search_attributes
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.gateway.operations.visibility import MAX_DEPTH, Number, all_of, compare, parse, write
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.owners import OWNER_ATTRIBUTE
+from durably.temporal.search_attributes import OWNER_ATTRIBUTE
 
 from ..workflows import SleepingWorkflow
 from .asking import Answer, ask

@@ -1,7 +1,7 @@
 """Temporal in a Django project: the connection of its settings, the gateway, transactions, permissions, errors.
 
-``temporal`` is the project's connection, made from its settings when it is first used; ``connections`` has all of them
-by name, for projects with several.
+``temporal`` is the project's connection, made from its settings at its first use. ``connections`` has all connections
+by name.
 """
 
 try:
@@ -10,10 +10,8 @@ except ImportError as error:
     raise ImportError('durably.temporal.django needs Django: pip install "durably[django,temporal]"') from error
 
 from .conf import connections, get_temporal, temporal
-from .middleware import TemporalErrorMiddleware
-from .permissions import require_permissions
-from .transactions import astart_on_commit, start_on_commit
-from .views import codec_urls, urls
+from .database import astart_on_commit, start_on_commit
+from .views import TemporalErrorMiddleware, codec_urls, require_permissions, urls
 
 __all__ = [
     "TemporalErrorMiddleware",

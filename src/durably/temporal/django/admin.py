@@ -1,7 +1,7 @@
-"""The admin's pages of Temporal: workflows by filters; one of them, to watch, cancel, terminate and signal.
+"""The admin's pages of Temporal: a list of workflows, and one workflow, to watch, cancel, terminate and signal.
 
-Who may do what are permissions of Django's: ``durably_temporal.view_workflow``, ``view_payloads``, ``cancel_workflow``,
-``terminate_workflow`` and ``signal_workflow``. What is done is in the admin's log. ``connection`` in the URL is one of
+The pages need Django's permissions ``durably_temporal.view_workflow``, ``view_payloads``, ``cancel_workflow``,
+``terminate_workflow`` and ``signal_workflow``. Actions are in the admin's log. ``connection`` in the URL is one of
 several connections.
 """
 
@@ -39,12 +39,13 @@ from .workflow_pages import (
     STATUSES,
     TEXT_FILTERS,
     Row,
+    RunLink,
     fetch_details,
     fetch_rows,
     row_of,
+    run_in_ui,
     search,
 )
-from .workflow_runs import RunLink, run_in_ui
 
 View = Callable[..., HttpResponse]
 
@@ -52,7 +53,7 @@ _SHOWN: tuple[type[Exception], ...] = (*EXCEPTIONS, TemporalSettingsError, Probl
 
 
 def _problems_shown(view: View) -> View:
-    """What the server or the settings do not allow is a page of the admin, with the right status."""
+    """Shows errors of the server and the settings as a page of the admin, with their status."""
 
     @functools.wraps(view)
     def show(self: Any, request: Any, *args: Any, **options: Any) -> HttpResponse:
@@ -60,7 +61,7 @@ def _problems_shown(view: View) -> View:
             return view(self, request, *args, **options)
         except _SHOWN as error:
             status = 500 if isinstance(error, TemporalSettingsError) else to_problem(error).status
-            # Who looks after the app may read what visitors may not, such as the server's address.
+            # Users of the admin may read more than visitors, such as the server's address.
             detail = str(error) if isinstance(error, Error) else to_problem(error).detail
             page: HttpResponse = self._render(request, "problem", {"title": "Temporal", "detail": detail}, status)
             return page
@@ -180,7 +181,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
     @_problems_shown
     def terminate_view(self, request: Any, object_id: str) -> HttpResponse:
-        """A page that asks; what it sends terminates the run."""
+        """A page that asks for confirmation. Its form terminates the run."""
         self._require(request, "view_workflow")
         self._require(request, "terminate_workflow")
         if request.method == "POST":
@@ -199,7 +200,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
     @_problems_shown
     def act(self, action: str, call: Callable[[Any, Any], str | None], request: Any, object_id: str) -> HttpResponse:
-        """Do it to the run that the page showed, write it to the admin's log, and go back to the page."""
+        """Run an action on the run of the page, write it to the admin's log, and redirect to the page."""
         self._require(request, "view_workflow")
         self._require(request, f"{action}_workflow")
         connection, temporal = _connection(request)
@@ -217,7 +218,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         return HttpResponseRedirect(self._url(connection, RunLink("", workflow_id, run_id or "")))
 
     def _url(self, connection: str, run: Row | RunLink, page: str = "change") -> str | None:
-        """The page of a run; ``None`` for one of a namespace that this connection does not reach."""
+        """The page of a run; ``None`` for a run in another namespace than the connection's."""
         if isinstance(run, RunLink) and run.namespace is not None:
             return None
         here = reverse(f"{self.admin_site.name}:durably_temporal_workflow_{page}", args=[quote(run.workflow_id)])
@@ -249,7 +250,7 @@ def _pages(request: Any, *scope: str) -> Pages:
 
 
 def _connection(request: Any) -> tuple[str, Temporal]:
-    """The connection that a page is about. Raises ``Http404``, and ``TemporalSettingsError`` for bad settings."""
+    """The connection of a page. Raises ``Http404``, and ``TemporalSettingsError`` for bad settings."""
     given = request.POST if request.method == "POST" else request.GET
     name = given.get("connection") or DEFAULT_CONNECTION
     if name not in connections:
@@ -258,7 +259,7 @@ def _connection(request: Any) -> tuple[str, Temporal]:
 
 
 def _is_of_query(error: Exception, request: Any) -> bool:
-    """Whether the server refuses the typed query, and not a page of the list."""
+    """Whether the server refuses the user's query, and not a page of the list."""
     return bool(request.GET.get("query") and not request.GET.get("page")) and to_problem(error).status == 400
 
 
@@ -267,14 +268,14 @@ def _terminate(handle: SyncWorkflowHandle[Any, Any], request: Any) -> None:
 
 
 def _reason(request: Any) -> str:
-    """Who did it stands in the workflow's history too."""
+    """The reason, with the user's name: it appears in the workflow's history."""
     reason = str(request.POST.get("reason", "")).strip()[:1000]
     by = f"by {request.user.get_username()} in the admin"
     return by if not reason else f"{reason} ({by})"
 
 
 def _signal(handle: SyncWorkflowHandle[Any, Any], request: Any) -> str:
-    """Raises ``ValueError`` for input that is no signal."""
+    """Raises ``ValueError`` for input that is not a signal."""
     name = request.POST.get("name", "").strip()
     if not name:
         raise ValueError("Which signal? It has no name.")
@@ -298,12 +299,12 @@ def _links(request: Any, parameter: str, values: Any, labels: dict[str, str] | N
 
 
 def _connection_links(request: Any, chosen: str) -> list[dict[str, Any]]:
-    """Without the other filters: task queues and types are those of a connection."""
+    """Links without the other filters, since task queues and types belong to a connection."""
     return [{"text": name, "url": f"?connection={name}", "is_chosen": name == chosen} for name in connections]
 
 
 def _with(request: Any, **changes: str) -> str:
-    """The page's own query, changed; what is empty is left out."""
+    """The page's own query with changes; an empty value removes a parameter."""
     query = request.GET.copy()
     for name, value in changes.items():
         query.pop(name, None)

@@ -1,4 +1,4 @@
-"""``"durably.temporal.django"`` in ``INSTALLED_APPS``: the worker's command, system checks and the admin's pages."""
+"""``"durably.temporal.django"`` in ``INSTALLED_APPS``: management commands, system checks and the admin's pages."""
 
 from django.apps import AppConfig
 

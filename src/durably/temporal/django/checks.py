@@ -1,4 +1,4 @@
-"""System checks: ``manage.py check`` says what would keep the worker from running, and so does the worker's start."""
+"""System checks: ``manage.py check`` and the worker's start report what would prevent the worker from running."""
 
 from datetime import timedelta
 from types import ModuleType
@@ -19,7 +19,7 @@ from durably.temporal.search_attributes import find_faults
 from .conf import DEFAULT_CONNECTION, connections
 from .discovery import connection_of, discover, project_modules, workflows_of
 from .views import codec_servers
-from .workflow_runs import ui_url
+from .workflow_pages import ui_url
 
 _PATIENCE = timedelta(seconds=5)
 
@@ -56,8 +56,10 @@ def _settings_error(text: str) -> checks.CheckMessage:
 
 
 def check_workers(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """``E002``: a workflow's module has a model; ``E003``: a worker cannot be run as it is declared; ``E004``: a
-    module's connection is unknown, or may have been forgotten."""
+    """``E002``: a workflow's module has a model; ``E003``: a worker cannot run as it is declared.
+
+    ``E004``: a module's connection is unknown, or possibly forgotten.
+    """
     if check_settings(app_configs):
         return []
     modules = list(project_modules())
@@ -73,7 +75,7 @@ def check_workers(app_configs: Any, **options: Any) -> list[checks.CheckMessage]
 
 
 def _check_connections_of(modules: list[ModuleType]) -> list[checks.CheckMessage]:
-    """An app's workflows wait for ever for activities that another connection's worker runs."""
+    """If another connection's worker runs an app's activities, the app's workflows wait for them forever."""
     messages = []
     for module in modules:
         if (name := connection_of(module)) not in connections:
@@ -126,7 +128,7 @@ def check_codec_servers(app_configs: Any, **options: Any) -> list[checks.CheckMe
 
 
 def check_transport(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """``W001``, with ``check --deploy``: what goes to a server elsewhere is readable on the way."""
+    """``W001``, with ``check --deploy``: the connection to a remote server is not encrypted."""
     if check_settings(app_configs):
         return []
     open_to_all = {connections[name].settings.address: None for name in connections if _is_open(connections[name])}
@@ -147,7 +149,7 @@ def _is_open(temporal: Temporal) -> bool:
 
 
 def check_search_attributes(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """With ``check --deploy``. ``E005``: a server does not know a search attribute; ``W002``: it does not tell."""
+    """With ``check --deploy``. ``E005``: a server does not know a search attribute; ``W002``: that is unknown."""
     if check_settings(app_configs):
         return []
     if hasattr(settings, "ROOT_URLCONF"):

@@ -1,7 +1,14 @@
-"""What the management commands of Temporal have in common: ``--connection``."""
+"""Base classes of the management commands: ``--connection``, and the options of the click commands of other frameworks.
 
+``ConnectionCommand`` takes the options of a click command as its own. ``ClickCommand`` gives its arguments to a click
+command, which has subcommands or its own help.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import click
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from durably.errors import Error
@@ -9,14 +16,20 @@ from durably.temporal.connection import Temporal
 
 from .conf import DEFAULT_CONNECTION, get_temporal
 
+_FLAGS = ("--traceback", "--no-color", "--force-color", "--skip-checks")
+_WITH_VALUE = ("--settings", "--pythonpath", "-v", "--verbosity", "--connection")
+
 
 class ConnectionCommand(BaseCommand):  # type: ignore[misc]
-    """A command for one of the project's connections, which ``run`` gets. Errors of ours are ``CommandError``."""
+    """A command for one of the project's connections, which ``run`` gets. Durably's errors are ``CommandError``."""
 
     error_code = 1
+    click_options: Sequence[click.Option] = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add_connection_option(parser)
+        _add_connection_option(parser)
+        for option in self.click_options:
+            _add_click_option(parser, option)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -27,11 +40,90 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
     def run(self, temporal: Temporal, **options: Any) -> None:
         raise NotImplementedError
 
+    def click_values(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of ``click_options``."""
+        return {str(option.name): options[str(option.name)] for option in self.click_options}
 
-def add_connection_option(parser: CommandParser) -> None:
+
+class ClickCommand(BaseCommand):  # type: ignore[misc]
+    """``manage.py name …`` gives all arguments but Django's own and ``--connection`` to the command of ``make()``.
+
+    From code it is ``call_command(name, arguments=["--from", "histories"])``.
+    """
+
+    def make(self, connection: str) -> click.Command:
+        """The command, for the connection of that name."""
+        raise NotImplementedError
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        _add_connection_option(parser)
+        parser.add_argument("arguments", nargs="*", default=[])
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in _FLAGS:
+            own.add_argument(name, action="store_true")
+        for name in _WITH_VALUE:
+            own.add_argument(name)
+        _, rest = own.parse_known_args(argv[2:])
+        of_django = _without(argv[2:], rest)
+        super().run_from_argv([*argv[:2], *of_django, "--", *rest])
+
+    def handle(self, *args: Any, arguments: list[str], **options: Any) -> None:
+        try:
+            get_temporal(options["connection"])
+        except Error as error:
+            raise CommandError(str(error), returncode=2) from error
+        self.make(options["connection"]).main(arguments, prog_name=f"manage.py {self._name}", standalone_mode=True)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+
+def _add_connection_option(parser: CommandParser) -> None:
     parser.add_argument(
         "--connection",
         default=DEFAULT_CONNECTION,
         metavar="NAME",
         help="Which of settings.TEMPORAL_CONNECTIONS (default: default).",
     )
+
+
+def _add_click_option(parser: CommandParser, option: click.Option) -> None:
+    if option.is_flag:
+        parser.add_argument(*option.opts, dest=option.name, action="store_true", help=option.help)
+        return
+    is_shown = option.show_default
+    parser.add_argument(
+        *option.opts,
+        dest=option.name,
+        type=_argument_type(option),
+        action="append" if option.multiple else "store",
+        default=[] if option.multiple else option.default if is_shown else None,
+        metavar=option.metavar,
+        help=f"{option.help} (default: {option.default})" if is_shown else option.help,
+    )
+
+
+def _argument_type(option: click.Option) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return option.type.convert(text, option, None)
+        except click.BadParameter as error:
+            raise argparse.ArgumentTypeError(error.message) from error
+
+    return convert
+
+
+def _without(arguments: list[str], rest: list[str]) -> list[str]:
+    """``arguments`` without ``rest``, which contains some of them in the same order."""
+    left = iter(rest)
+    following = next(left, None)
+    kept = []
+    for each in arguments:
+        if each == following:
+            following = next(left, None)
+        else:
+            kept.append(each)
+    return kept

@@ -1,9 +1,9 @@
 """The project's connections to Temporal, from Django's settings.
 
-``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` stand by themselves; the dictionary ``TEMPORAL``
-has the rest: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, and ``OPTIONS``, further arguments of
-``durably.temporal.Temporal``. ``TEMPORAL_CONNECTIONS`` has such a dictionary for each of several connections, by name;
-``default`` is the one above, unless it is there too. The environment comes before them.
+``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` are settings of their own. The dictionary
+``TEMPORAL`` has the others: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, and ``OPTIONS``, further
+arguments of ``durably.temporal.Temporal``. ``TEMPORAL_CONNECTIONS`` has such a dictionary for each of several
+connections, by name; ``default`` is the one above, unless it is there too. The environment takes precedence.
 """
 
 import threading
@@ -24,7 +24,7 @@ _SEVERAL = "TEMPORAL_CONNECTIONS"
 
 
 class Connections:
-    """``connections["billing"]``: the project's connections by name, each made when it is first asked for.
+    """``connections["billing"]``: the project's connections by name, each made at its first use.
 
     A connection whose settings name no server is on the server of ``default``, with its TLS and credentials. Iterating
     gives the names, ``default`` first. Raises ``TemporalSettingsError`` for an unknown name and for bad settings.
@@ -62,7 +62,7 @@ class Connections:
 
 
 def connection_settings(name: str) -> dict[str, Any]:
-    """What Django's settings say of a connection, in the keys of ``TEMPORAL``. Raises ``TemporalSettingsError``."""
+    """Django's settings of a connection, with the keys of ``TEMPORAL``. Raises ``TemporalSettingsError``."""
     several = _several()
     single = _single()
     if name == DEFAULT_CONNECTION and name in several and single:
@@ -90,7 +90,7 @@ def _several() -> Mapping[str, Any]:
 
 
 def _single() -> list[str]:
-    """The settings of a project with one connection that have a value."""
+    """Names of the settings for a single connection that have a value."""
     names = ("TEMPORAL", *(f"TEMPORAL_{key}" for key in _PLAIN))
     return [f"settings.{name}" for name in names if getattr(settings, name, None)]
 
@@ -100,7 +100,7 @@ def _configuration(name: str) -> dict[str, Any]:
 
 
 def project_secrets() -> list[str]:
-    """The project's secret key, and former ones that are still accepted."""
+    """The project's secret key, and former keys that are still accepted."""
     return [settings.SECRET_KEY, *getattr(settings, "SECRET_KEY_FALLBACKS", ())]
 
 
@@ -108,9 +108,9 @@ connections = Connections()
 
 
 def get_temporal(connection: str = DEFAULT_CONNECTION) -> Temporal:
-    """``connections[connection]``; connects when it is first used. Raises ``TemporalSettingsError``."""
+    """``connections[connection]``, which connects at its first use. Raises ``TemporalSettingsError``."""
     return connections[connection]
 
 
 temporal = cast(Temporal, SimpleLazyObject(get_temporal))
-"""The default connection, for import at the top of a module, where settings may not be read yet."""
+"""The default connection, for import at the top of a module, before settings may be read."""

@@ -1,8 +1,8 @@
-"""What the project's worker runs: the workflows and activities of ``workflows.py`` and ``activities.py`` of its apps.
+"""The project's workflows and activities: those in ``workflows.py`` and ``activities.py`` of its apps.
 
-Both may be packages. A module's ``TASK_QUEUE`` is where its own are run, if not on ``settings.TEMPORAL_TASK_QUEUE``.
-A module's ``TEMPORAL_CONNECTION`` is the connection whose worker runs them, if not ``default``.
-What needs more is declared with ``temporal.add_worker`` in one of those modules, and is run too.
+Both may be packages. A module's ``TASK_QUEUE`` replaces ``settings.TEMPORAL_TASK_QUEUE`` for its own workflows and
+activities. A module's ``TEMPORAL_CONNECTION`` is the connection whose worker runs them; the default is ``default``.
+Modules may also call ``temporal.add_worker``.
 """
 
 import importlib
@@ -18,16 +18,16 @@ from durably.temporal.compat import activity_definition, workflow_parts
 from durably.temporal.declarations import WorkerDeclaration, with_interceptor
 
 from .conf import DEFAULT_CONNECTION, get_temporal
-from .orm import OrmInterceptor
+from .database import OrmInterceptor
 
 WORKFLOWS, ACTIVITIES = "workflows", "activities"
 
 _ORM = OrmInterceptor()
-"""One for all, so that what is declared for one task queue in several places agrees on it."""
+"""One object, so that several declarations for one task queue have the same interceptor."""
 
 
 def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
-    """What the worker of a connection runs. Raises what importing the modules raises."""
+    """Declarations for the worker of a connection. Raises the errors of the modules' import."""
     declarations, shared = _declared(connection), modules_shared_with_workflows()
     return [
         replace(each, passed_through=(*each.passed_through, *shared)) for each in with_interceptor(declarations, _ORM)
@@ -35,14 +35,14 @@ def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
 
 
 def _declared(connection: str) -> list[WorkerDeclaration]:
-    """In this order: the modules may call ``add_worker`` as they are imported."""
+    """Imports the modules first, since they may call ``add_worker``."""
     modules = list(project_modules())
     found = [_declare(module) for module in modules if connection_of(module) == connection]
     return [each for each in (*get_temporal(connection).workers, *found) if each.workflows or each.activities]
 
 
 def connection_of(module: ModuleType) -> str:
-    """The name of the connection whose worker runs what a module defines."""
+    """The connection whose worker runs a module's workflows and activities."""
     return str(getattr(module, "TEMPORAL_CONNECTION", DEFAULT_CONNECTION))
 
 
@@ -55,8 +55,10 @@ def project_modules() -> Iterator[ModuleType]:
 
 
 def modules_shared_with_workflows() -> tuple[str, ...]:
-    """What workflows take from the process instead of importing it anew: Django, the models and activities of apps, and
-    apps without workflows as a whole. A model can be there but once."""
+    """Modules that workflows share with the process: Django, models and activities, and apps without workflows.
+
+    Django refuses to import a model twice.
+    """
     shared = ["django", "asgiref"]
     for app in apps.get_app_configs():
         if _has(app, WORKFLOWS):
@@ -67,13 +69,13 @@ def modules_shared_with_workflows() -> tuple[str, ...]:
 
 
 def workflows_of(module: ModuleType) -> tuple[type, ...]:
-    """The workflows that a module defines, not those that it imports from elsewhere."""
+    """Workflows that a module defines, without imported ones."""
     classes = [each for each in vars(module).values() if isinstance(each, type) and _is_own(each, module)]
     return tuple(each for each in classes if workflow_parts(each) is not None)
 
 
 def activities_of(module: ModuleType) -> tuple[Callable[..., Any], ...]:
-    """The activities that a module defines, not those that it imports from elsewhere."""
+    """Activities that a module defines, without imported ones."""
     functions = [each for each in vars(module).values() if callable(each) and _is_own(each, module)]
     return tuple(each for each in functions if activity_definition(each) is not None)
 
@@ -95,7 +97,7 @@ def _has(app: AppConfig, name: str) -> bool:
 
 
 def signals_by_workflow(connection: str = DEFAULT_CONNECTION) -> dict[str, tuple[str, ...]]:
-    """The signals of the project's workflows, by the workflow's name, for people to choose from."""
+    """Names of signals by the workflow's name, for the admin's form."""
     names: dict[str, tuple[str, ...]] = {}
     for declaration in _declared(connection):
         for each in declaration.workflows:

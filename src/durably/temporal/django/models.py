@@ -1,10 +1,10 @@
-"""The model that the admin's pages and permissions hang on. It has no table: workflows are on the Temporal server."""
+"""The model of the admin's pages and permissions. It has no table: workflows are on the Temporal server."""
 
 from django.db import models
 
 
 class Workflow(models.Model):  # type: ignore[misc]
-    """A workflow of the server; ``workflow_id`` is all that the admin needs of it."""
+    """A workflow of the server. The admin needs only its id."""
 
     workflow_id = models.CharField(max_length=1000, primary_key=True)
 

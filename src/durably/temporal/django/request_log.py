@@ -13,7 +13,7 @@ from durably.temporal.request_log import RequestLog
 
 @sync_and_async_middleware  # type: ignore[untyped-decorator]
 def request_log_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``"durably.temporal.django.request_log.request_log_middleware"``, before those whose work should count."""
+    """``"durably.temporal.django.request_log.request_log_middleware"``, before middleware whose time should count."""
 
     def log(request: Any) -> Any:
         with RequestLog(str(request.method), request.path, request.headers.get(HTTP_HEADER)) as line:

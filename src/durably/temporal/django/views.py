@@ -1,6 +1,11 @@
-"""The gateway as Django views: async under ASGI, sync under WSGI."""
+"""The gateway and the codec server as Django views: async under ASGI, sync under WSGI.
 
-from collections.abc import Callable, Sequence
+Also for Django projects: the CSRF check of the gateway, permissions as ``authorize``, and errors of Temporal in the
+project's own views.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -9,26 +14,108 @@ import django.urls
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.http import HttpRequest, HttpResponse
 from django.http.multipartparser import MultiPartParserError
+from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.deprecation import MiddlewareMixin
 from django.utils.functional import SimpleLazyObject
+from django.utils.module_loading import import_string
 from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
 from durably.django_compat import SyncAndAsyncView
-from durably.temporal.codec_server import CodecServer
+from durably.protocol.text import printable
+from durably.temporal.codec_server import CodecAction, CodecServer
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
-from durably.temporal.gateway.problems import Problem, refused, too_large, unreadable
+from durably.temporal.gateway import (
+    Action,
+    Gateway,
+    GatewayRequest,
+    GatewayResponse,
+    Operation,
+    Unauthenticated,
+    iterate_sync,
+)
+from durably.temporal.gateway.authorization import is_anonymous
+from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, too_large, unreadable
 
 from .conf import connections, project_secrets
-from .csrf import csrf_check
-from .permissions import require_codec_permission
+
+_logger = logging.getLogger("django.security.csrf")
+
+
+def csrf_check() -> Callable[[Any], None]:
+    """The CSRF check of the project's middleware, which raises a problem; no check in a project without one.
+
+    Django's middleware would answer with a page for browsers before the view is called. So the gateway's view is
+    exempt from it, and makes the check itself.
+    """
+    for path in settings.MIDDLEWARE:
+        kind = import_string(path)
+        if isinstance(kind, type) and issubclass(kind, CsrfViewMiddleware):
+            return _make_check(kind)
+    return lambda request: None
+
+
+def _make_check(kind: type[Any]) -> Callable[[Any], None]:
+    """``kind`` may be the project's own subclass, which may exempt requests with a token."""
+
+    class Check(kind):  # type: ignore[misc]
+        def _reject(self, request: Any, reason: str) -> Any:
+            _logger.warning(
+                "Forbidden (%s): %s", reason, printable(request.path), extra={"status_code": 403, "request": request}
+            )
+            header = settings.CSRF_HEADER_NAME.removeprefix("HTTP_").replace("_", "-").title()
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                "csrf",
+                f"Django's CSRF check: {reason.rstrip('.')}. Send the token of the site's CSRF cookie as {header}",
+            )
+
+    def view(request: Any) -> None:
+        """A view for the middleware, which is not exempt."""
+
+    check = Check(view)
+    return lambda request: check.process_view(request, view, (), {})
+
+
+def require_permissions(
+    permissions: Mapping[Operation | str, str], *, otherwise: str | None = None
+) -> Callable[[Action], bool]:
+    """``authorize=require_permissions({Operation.START: "shop.add_order"}, otherwise="shop.view_order")``.
+
+    Names the permission for each operation. ``otherwise`` is that of all other operations, which are refused without
+    it. An anonymous user gets 401. Raises ``TemporalSettingsError`` for operations that do not exist.
+    """
+    try:
+        wanted = {Operation(operation): permission for operation, permission in permissions.items()}
+    except ValueError as error:
+        raise TemporalSettingsError(f"{error}; there are {', '.join(Operation)}") from None
+
+    def authorize(action: Action) -> bool:
+        user = _logged_in(action.principal)
+        permission = wanted.get(action.operation, otherwise)
+        return permission is not None and bool(user.has_perm(permission))
+
+    return authorize
+
+
+def require_codec_permission(permission: str) -> Callable[[CodecAction], bool]:
+    """``authorize`` of a ``CodecServer``: users with the permission. An anonymous user gets 401."""
+    return lambda action: bool(_logged_in(action.principal).has_perm(permission))
+
+
+def _logged_in(user: Any) -> Any:
+    if is_anonymous(user):
+        raise Unauthenticated("Session")
+    return user
+
 
 Urls = tuple[list[Any], str, str]
 Server = Gateway | CodecServer
 
 codec_servers: list[CodecServer] = []
-"""Those that the project's URLs mount, for ``manage.py check``."""
+"""Codec servers in the project's URLs, for ``manage.py check``."""
 
 
 def urls(
@@ -42,12 +129,11 @@ def urls(
 ) -> Urls:
     """The gateway's URLs, for ``path("api/", durably.temporal.django.urls(gateway))``, as with ``admin.site.urls``.
 
-    Their OpenAPI document is at ``openapi.json``. ``authorize`` gets ``request.user`` as ``action.principal`` unless
-    ``principal`` gives something else of the request; it may use the ORM. CSRF is checked, where the project's
-    middleware does so, unless the gateway allows anonymous use, which has no session to protect; ``csrf_exempt=True``
-    is for APIs whose users come with tokens.
-    ``docs=True`` adds a page with Swagger UI at ``docs``, whose code comes from a CDN; a URL is that of the app's own
-    copy of the npm package ``swagger-ui-dist``.
+    Their OpenAPI document is at ``openapi.json``. ``authorize`` gets ``request.user`` as ``action.principal``, or the
+    result of ``principal(request)``; it may use the ORM. CSRF is checked if the project's middleware does so, unless
+    the gateway allows anonymous use, which has no session to protect. ``csrf_exempt=True`` is for APIs whose users send
+    tokens. ``docs=True`` adds a page with Swagger UI at ``docs``, whose code is loaded from a CDN; ``docs`` may be the
+    URL of the app's own copy of the npm package ``swagger-ui-dist``.
     """
 
     def document(request: Any) -> Any:
@@ -76,13 +162,13 @@ def codec_urls(
 ) -> Urls:
     """A codec server for Temporal's web UI and CLI, for ``path("codec/", codec_urls(origins=[…]))``.
 
-    It decodes for users with ``permission``, in the namespaces of all of the project's connections that have a codec;
-    ``manage.py check`` finds a project without any. ``origins`` are the web UI's. ``server`` replaces all of that.
+    It decodes for users with ``permission``, in the namespaces of all of the project's connections with a codec;
+    ``manage.py check`` reports a project without one. ``origins`` are the web UI's. ``server`` replaces all of that.
     ``principal`` is as for ``urls``. CSRF is not checked, since the web UI is another site: the server checks the
     origin and the content type.
     """
     if server is None:
-        # Not before the first request: a bad setting is an error of `manage.py check`.
+        # Made at the first request, so that `manage.py check` can report a bad setting.
         several: Any = SimpleLazyObject(_connections_with_codec)
         server = CodecServer(several, origins=origins, authorize=require_codec_permission(permission))
     elif origins:
@@ -93,7 +179,7 @@ def codec_urls(
 
 
 def _connections_with_codec() -> Sequence[Temporal]:
-    """Raises ``TemporalSettingsError`` if none has one."""
+    """Raises ``TemporalSettingsError`` if no connection has a codec."""
     found = [each for each in map(connections.__getitem__, connections) if each.data_converter.payload_codec]
     if not found:
         raise TemporalSettingsError(
@@ -105,8 +191,8 @@ def _connections_with_codec() -> Sequence[Temporal]:
 
 def _make_view(server: Server, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
     is_open = server.allow_anonymous
-    principal_of = _nobody if is_open else principal or _user_of
-    check_csrf = _let_pass if csrf_exempt else csrf_check()
+    principal_of = _anonymous if is_open else principal or _user_of
+    check_csrf = _no_check if csrf_exempt else csrf_check()
     may_block = not (is_open and csrf_exempt)
 
     def read(request: Any, path: str) -> GatewayRequest:
@@ -135,17 +221,19 @@ def _make_view(server: Server, principal: Callable[[Any], Any] | None, csrf_exem
     return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)
 
 
-def _nobody(request: Any) -> None:
-    """Where all are allowed it is not worth a thread, a session and a query to know who asks."""
+def _anonymous(request: Any) -> None:
+    """An open gateway needs no user: that saves a thread, a session and a query."""
 
 
-def _let_pass(request: Any) -> None:
-    """Where there is no session that pages of other sites could use."""
+def _no_check(request: Any) -> None:
+    """The CSRF check of a view without a session that other sites could use."""
 
 
 def _user_of(request: Any) -> Any:
-    """``request.user``, evaluated: it is lazy, and later the ORM may be out of reach. Not ``auser``, which does not
-    know the user that a middleware of the project's has put there."""
+    """``request.user``, evaluated, since it is lazy and the ORM may be unavailable later.
+
+    ``request.auser()`` would ignore a user that the project's own middleware has set.
+    """
     user = getattr(request, "user", None)
     getattr(user, "is_authenticated", None)
     return user
@@ -186,3 +274,13 @@ def _to_django(response: GatewayResponse, chunks: Any) -> Any:
         return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
     headers = {"Content-Length": str(len(response.body)), **response.headers}
     return django.http.HttpResponse(response.body, status=response.status_code, headers=headers)
+
+
+class TemporalErrorMiddleware(MiddlewareMixin):  # type: ignore[misc]
+    """For ``MIDDLEWARE``: errors of ``temporalio`` and the connection as problem documents. Django handles others."""
+
+    def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
+        if not isinstance(error, EXCEPTIONS):
+            return None
+        response = to_problem(error).response()
+        return HttpResponse(response.body, status=response.status_code, headers=response.headers)

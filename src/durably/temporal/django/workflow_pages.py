@@ -1,31 +1,198 @@
-"""What the admin's pages show: pages of workflows by filters, and one workflow with its activities and its history.
+"""The admin's pages about workflows: a list by filters, and one workflow with its activities, history and links.
 
-Asynchronous, over ``temporalio``'s client; knows no requests and no templates. Inputs, results and memos are read only
-for people who may see them.
+Asynchronous, over ``temporalio``'s client, without requests and templates. Inputs, results and memos are read only for
+users who may see them, decoded, decrypted, and bounded in size.
 """
 
 import datetime as dt
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
+from temporalio.api.common.v1 import Payload
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
-from temporalio.client import Client, WorkflowExecution, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowHandle,
+    WorkflowHistoryEventFilterType,
+)
 from temporalio.converter import DataConverter
 
+from durably.temporal.connection import Temporal
+from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
 from durably.temporal.gateway.operations.events import Brief
 from durably.temporal.gateway.operations.lists import FILTERS, check_searchable, fetch_page, pending_activity, status_of
 from durably.temporal.gateway.operations.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.inspection import Inspector
-from durably.temporal.statuses import is_open
+from durably.temporal.inspection import Inspector, is_open
 
-from .conf import get_temporal
-from .payload_texts import PayloadText, payload_texts
-from .workflow_runs import RunLink, closing_event, event_link, first_event, run_links
+from .conf import connection_settings, get_temporal
+
+MAX_BYTES = 256 * 1024
+"""The largest payload that is decoded; the server accepts two megabytes."""
+
+MAX_CHARACTERS = 10_000
+"""The longest text that is shown."""
+
+
+@dataclass(frozen=True)
+class PayloadText:
+    """``note`` says which part of ``text`` is missing, or why there is no text."""
+
+    text: str
+    note: str | None = None
+
+
+async def payload_texts(converter: DataConverter, payloads: Iterable[Payload]) -> list[PayloadText]:
+    """The note of a payload that cannot be read says why."""
+    return [await _payload_text(converter, payload) for payload in payloads]
+
+
+async def _payload_text(converter: DataConverter, payload: Payload) -> PayloadText:
+    if payload.ByteSize() > MAX_BYTES:
+        return PayloadText("", f"{payload.ByteSize():,} bytes: too large to show")
+    try:
+        [value] = await converter.decode([payload])
+        text = _to_text(value)
+    except Exception as error:
+        return PayloadText("", f"it cannot be decoded: {type(error).__name__}: {error}"[:1000])
+    if len(text) > MAX_CHARACTERS:
+        return PayloadText(text[:MAX_CHARACTERS], f"the first {MAX_CHARACTERS:,} of {len(text):,} characters")
+    return PayloadText(text)
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+DEVELOPMENT_UI = "http://localhost:8233"
+CLOUD_UI = "https://cloud.temporal.io"
+_LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_CLOUD_DOMAINS = (".tmprl.cloud", ".api.temporal.io")
+
+
+@dataclass(frozen=True)
+class RunLink:
+    """A related run, such as the parent. An empty ``run_id`` is the latest run.
+
+    ``namespace`` is set if it is not the connection's.
+    """
+
+    relation: str
+    workflow_id: str
+    run_id: str
+    namespace: str | None = None
+
+
+def run_links(
+    client: Client, described: WorkflowExecutionDescription, start: RawEvent | None, end: RawEvent | None
+) -> list[RunLink]:
+    """Parent, root, first, previous and next run, and running children. ``start`` and ``end`` are the run's events."""
+    return [link for link in _links(client, described, start, end) if link.run_id != described.run_id]
+
+
+def _links(
+    client: Client, described: WorkflowExecutionDescription, start: RawEvent | None, end: RawEvent | None
+) -> Iterator[RunLink]:
+    info, own = described.raw_info, described.id
+    begun = None if start is None else start.workflow_execution_started_event_attributes
+    if described.parent_id:
+        namespace = _other_namespace(client, begun.parent_workflow_namespace if begun else "")
+        yield RunLink("Parent", described.parent_id, described.parent_run_id or "", namespace)
+    root = info.root_execution
+    if root.workflow_id not in ("", own, described.parent_id):
+        yield RunLink("Root", root.workflow_id, root.run_id)
+    if info.first_run_id:
+        yield RunLink("First run", own, info.first_run_id)
+    if begun is not None and begun.continued_execution_run_id:
+        yield RunLink("Previous run", own, begun.continued_execution_run_id)
+    if following := _next_run(described, end):
+        yield RunLink("Next run", own, following)
+    for child in described.raw_description.pending_children:
+        yield RunLink("Running child", child.workflow_id, child.run_id)
+
+
+def _next_run(described: WorkflowExecutionDescription, end: RawEvent | None) -> str:
+    attributes = None if end is None else getattr(end, end.WhichOneof("attributes") or "", None)
+    return getattr(attributes, "new_execution_run_id", "") or (
+        described.raw_description.workflow_extended_info.reset_run_id
+    )
+
+
+def event_link(client: Client, event: RawEvent) -> RunLink | None:
+    """The workflow that an event names: a child, or the target of a signal."""
+    attributes = getattr(event, event.WhichOneof("attributes") or "", None)
+    other = getattr(attributes, "workflow_execution", None)
+    if other is None or not other.workflow_id:
+        return None
+    namespace = _other_namespace(client, getattr(attributes, "namespace", ""))
+    return RunLink("Workflow", other.workflow_id, other.run_id, namespace)
+
+
+def _other_namespace(client: Client, namespace: str) -> str | None:
+    return namespace if namespace and namespace != client.namespace else None
+
+
+async def first_event(
+    client: Client, described: WorkflowExecutionDescription, timeout: dt.timedelta
+) -> RawEvent | None:
+    """Raises ``RPCError``."""
+    return await _one_event(client, described, timeout, WorkflowHistoryEventFilterType.ALL_EVENT)
+
+
+async def closing_event(
+    client: Client, described: WorkflowExecutionDescription, timeout: dt.timedelta
+) -> RawEvent | None:
+    """The last event of a closed run. Raises ``RPCError``."""
+    return await _one_event(client, described, timeout, WorkflowHistoryEventFilterType.CLOSE_EVENT)
+
+
+async def _one_event(
+    client: Client,
+    described: WorkflowExecutionDescription,
+    timeout: dt.timedelta,
+    kind: WorkflowHistoryEventFilterType,
+) -> RawEvent | None:
+    handle = client.get_workflow_handle(described.id, run_id=described.run_id)
+    events = handle.fetch_history_events(page_size=1, event_filter_type=kind, rpc_timeout=timeout)
+    await events.fetch_next_page()
+    return next(iter(events.current_page or ()), None)
+
+
+def run_in_ui(temporal: Temporal, connection: str, workflow_id: str, run_id: str) -> str | None:
+    """The run's page in Temporal's UI; ``None`` if the UI's address is unknown."""
+    base = ui_url(temporal, connection)
+    if base is None:
+        return None
+    parts = (quote(part, safe="") for part in (temporal.settings.namespace, workflow_id, run_id))
+    return "{}/namespaces/{}/workflows/{}/{}/history".format(base.rstrip("/"), *parts)
+
+
+def ui_url(temporal: Temporal, connection: str) -> str | None:
+    """``TEMPORAL_UI_URL``, the setting ``UI_URL``, or the UI of the development server or Temporal Cloud.
+
+    Raises ``TemporalSettingsError`` for a setting that is not a web address.
+    """
+    given = os.environ.get(f"{temporal.variable_prefix}UI_URL") or connection_settings(connection).get("UI_URL")
+    if given:
+        if not str(given).startswith(("http://", "https://")):
+            raise TemporalSettingsError(f"UI_URL for Temporal begins with http:// or https://, and is not {given!r}")
+        return str(given)
+    host = temporal.settings.address.rpartition(":")[0]
+    if host in _LOCAL_HOSTS:
+        return DEVELOPMENT_UI
+    return CLOUD_UI if host.endswith(_CLOUD_DOMAINS) else None
+
 
 PAGE_SIZE = 50
 HISTORY_PAGE_SIZE = 200
@@ -34,7 +201,7 @@ RPC_TIMEOUT = dt.timedelta(seconds=5)
 STATUSES = tuple(FILTERS)
 PERIODS = {"hour": dt.timedelta(hours=1), "day": dt.timedelta(days=1), "week": dt.timedelta(days=7)}
 TEXT_FILTERS = {"id": ("WorkflowId", "STARTS_WITH"), "type": ("WorkflowType", "="), "queue": ("TaskQueue", "=")}
-"""Filters that are typed in, and their search attribute and operator."""
+"""Text filters, and the search attribute and operator of each."""
 
 
 @functools.cache
@@ -57,7 +224,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowPage:
-    """``count`` is that of all pages, about; ``next_page`` is the ``page`` after this."""
+    """``count`` is the approximate number of workflows on all pages; ``next_page`` is the page token."""
 
     rows: list[Row]
     count: int
@@ -66,7 +233,7 @@ class RowPage:
 
 @dataclass(frozen=True)
 class Event:
-    """A line of a history, and the workflow that it is about, if it is another one."""
+    """A line of a history, and the other workflow that it names, if any."""
 
     brief: HistoryEvent
     link: RunLink | None
@@ -74,9 +241,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Details:
-    """A workflow, what it waits for, and a page of its history. ``payloads`` are inputs and results, by their title.
+    """A workflow, its pending activities, and a page of its history. ``payloads`` are inputs and results, by title.
 
-    These and ``memo`` are empty for people who may not see payloads.
+    ``payloads`` and ``memo`` are empty for users who may not see payloads.
     """
 
     row: Row
@@ -94,15 +261,17 @@ class Details:
 
 @dataclass(frozen=True)
 class Search:
-    """What the server is asked for, and what is wrong with a filter, by its name."""
+    """A list filter for the server, and the problems of filters by their names."""
 
     query: str
     problems: Mapping[str, str]
 
 
 def search(filters: Mapping[str, str], now: dt.datetime) -> Search:
-    """``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``. Unknown statuses and periods
-    count as none."""
+    """``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``.
+
+    Unknown statuses and periods are ignored.
+    """
     clauses: list[Filter] = []
     problems = {}
     if status := FILTERS.get(filters.get("status", "")):
@@ -119,7 +288,7 @@ def search(filters: Mapping[str, str], now: dt.datetime) -> Search:
 
 
 def _typed_in(name: str, value: str) -> Filter:
-    """Raises a ``Problem`` for what does not parse."""
+    """Raises a ``Problem`` for a query that does not parse."""
     if name not in TEXT_FILTERS:
         return parse(value)
     attribute, operator = TEXT_FILTERS[name]

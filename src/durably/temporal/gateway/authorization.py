@@ -21,8 +21,7 @@ from temporalio.common import TypedSearchAttributes
 from durably.io.background_loop import get_background_loop, running_loop
 from durably.io.http_client import IO
 from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError
-from durably.temporal.owners import check_owner, describe_shared_text, owned_by
-from durably.temporal.surroundings import is_async
+from durably.temporal.search_attributes import check_owner, describe_shared_text, owned_by
 
 from .exposure import AnyExposure, Exposure, Operation, Ownership
 from .idempotency import shown_memo

@@ -17,12 +17,12 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
+from durably.execution.handlers import is_async
 from durably.temporal.compat import HandlerKind, handler_name
 from durably.temporal.connection import Temporal
 from durably.temporal.declarations import ScheduleDeclaration
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.schedules import declared_schedules
-from durably.temporal.surroundings import is_async
 
 from .handlers import Arguments, Handler, WorkflowDefinition, batch_model, define, model_with_start
 from .models import BatchRequest

@@ -23,11 +23,10 @@ from durably.io.http_client import IO, BlockingIO
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.inspection import Inspector
-from durably.temporal.owners import OWNER_ATTRIBUTE
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
 from durably.temporal.runtimes import GATEWAY_LATENCY
-from durably.temporal.search_attributes import DeclaredAttribute, ensure_keyword
+from durably.temporal.search_attributes import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
 
 from .authorization import (
     EVERYTHING,

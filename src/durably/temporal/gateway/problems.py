@@ -32,8 +32,7 @@ from temporalio.exceptions import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED, says_connection_broke
-from durably.temporal.errors import SearchAttributeError, TemporalUnreachableError
-from durably.temporal.scrubbing import scrub
+from durably.temporal.errors import SearchAttributeError, TemporalUnreachableError, scrub
 
 from .messages import GatewayResponse
 from .models import FailureCause

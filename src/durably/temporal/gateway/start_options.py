@@ -13,9 +13,9 @@ from typing import Any
 
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
 
-from durably.temporal.call_options import check_memo
+from durably.execution.handlers import is_async
+from durably.temporal.declarations import check_memo
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.surroundings import is_async
 
 from .handlers import fields_of
 from .problems import bad_request

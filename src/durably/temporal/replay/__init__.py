@@ -11,8 +11,7 @@ from .histories import (
     read_histories,
     save_history,
 )
-from .replayer import HistoryReplayer, TypeReport, replay_all
-from .result import Outcome, ReplayResult
+from .replayer import HistoryReplayer, Outcome, ReplayResult, TypeReport, replay_all
 
 __all__ = [
     "HistoryError",

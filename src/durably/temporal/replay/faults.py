@@ -1,4 +1,4 @@
-"""Which event of a history the code does not produce, and what the code does instead. Pure.
+"""The event of a history that the code does not produce, and what the code does instead. Pure.
 
 The SDK's error names the event in most cases. In the others (an activity of another type, for example) the commands of
 the last workflow task are compared with the events that the history has for it.
@@ -11,30 +11,19 @@ from dataclasses import dataclass
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 
-
-@dataclass(frozen=True)
-class Command:
-    """What a workflow asks for. ``kind`` is the SDK's name; ``name`` is the activity's, workflow's or signal's."""
-
-    kind: str
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Activation:
-    """One workflow task as the code did it. ``history_length`` is the id of the last event that the code has seen."""
-
-    history_length: int
-    commands: tuple[Command, ...] = ()
+from durably.temporal.compat import Command, RecordedTask
 
 
 @dataclass(frozen=True)
 class Fault:
     """``event`` is ``ActivityTaskScheduled (charge)``; ``instead`` is ``starts a timer``."""
 
-    event_id: int | None
-    event: str | None
-    instead: str | None
+    event_id: int | None = None
+    event: str | None = None
+    instead: str | None = None
+
+
+NO_FAULT = Fault()
 
 
 _EVENTS = {
@@ -77,12 +66,12 @@ _EVENT_IN_MESSAGE = re.compile(r"HistoryEvent\(id: (\d+)")
 _MARKER_OF_PATCHES = "core_patch"
 
 
-def find_fault(events: Sequence[HistoryEvent], last: Activation | None, message: str) -> Fault:
+def find_fault(events: Sequence[HistoryEvent], last: RecordedTask | None, message: str) -> Fault:
     """``message`` is the SDK's; ``last`` is the last workflow task that the code did before the error."""
     recorded = _recorded(events, last)
     event = _named_by(message, events) or _first_difference(recorded, last)
     if event is None:
-        return Fault(None, None, _in_words(last.commands[0]) if last and last.commands else None)
+        return Fault(instead=_in_words(last.commands[0]) if last and last.commands else None)
     return Fault(event.event_id, describe_event(event), _instead(event, recorded, last))
 
 
@@ -107,7 +96,7 @@ def event_name(event: HistoryEvent) -> str:
     return ""
 
 
-def _recorded(events: Sequence[HistoryEvent], last: Activation | None) -> list[HistoryEvent]:
+def _recorded(events: Sequence[HistoryEvent], last: RecordedTask | None) -> list[HistoryEvent]:
     """The events that the workflow task left in the history."""
     if last is None:
         return []
@@ -127,7 +116,7 @@ def _named_by(message: str, events: Sequence[HistoryEvent]) -> HistoryEvent | No
     return next((each for each in events if found is not None and each.event_id == int(found[1])), None)
 
 
-def _first_difference(recorded: list[HistoryEvent], last: Activation | None) -> HistoryEvent | None:
+def _first_difference(recorded: list[HistoryEvent], last: RecordedTask | None) -> HistoryEvent | None:
     commands = _comparable(last)
     for index, event in enumerate(recorded):
         if index >= len(commands) or not _fits(commands[index], event):
@@ -139,7 +128,7 @@ def _fits(command: Command, event: HistoryEvent) -> bool:
     return _EVENTS[command.kind][0] == event.event_type and command.name in ("", event_name(event))
 
 
-def _instead(event: HistoryEvent, recorded: list[HistoryEvent], last: Activation | None) -> str | None:
+def _instead(event: HistoryEvent, recorded: list[HistoryEvent], last: RecordedTask | None) -> str | None:
     """The command at the event's place. ``None`` when the event is not of the last workflow task."""
     ids = [each.event_id for each in recorded]
     if event.event_id not in ids:
@@ -148,7 +137,7 @@ def _instead(event: HistoryEvent, recorded: list[HistoryEvent], last: Activation
     return _in_words(commands[place]) if place < len(commands) else "does nothing"
 
 
-def _comparable(last: Activation | None) -> list[Command]:
+def _comparable(last: RecordedTask | None) -> list[Command]:
     return [each for each in last.commands if each.kind in _EVENTS] if last is not None else []
 
 

@@ -1,9 +1,10 @@
-"""Replaying histories with the app's own settings: converter, encryption, interceptors and sandbox of its workers."""
+"""Replay of histories with the settings of the app's workers: converter, encryption, interceptors, sandbox."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from temporalio import worker, workflow
@@ -16,24 +17,71 @@ from durably.temporal.connection import Temporal
 from durably.temporal.declarations import WorkerDeclaration, by_task_queue
 from durably.temporal.errors import TemporalWorkerError
 from durably.temporal.runtimes import runtime_of_process
-from durably.temporal.sandbox import explain, make_runner
+from durably.temporal.worker.sandbox import explain, make_runner
 
-from .faults import Activation, Command, find_fault
+from .faults import NO_FAULT, Fault, find_fault
 from .histories import StoredHistory
-from .result import Outcome, ReplayResult, make_result
 
 REPLAYS_AT_ONCE = 4
 """Histories that are in memory at the same time, and the threads that replay them."""
 
 REPLAY_SECONDS = 120.0
-"""A replay that takes longer is given up: no workflow task takes as long on a worker."""
+"""A replay that takes longer is cancelled: no workflow task takes as long on a worker."""
 
 _NO_TASK_QUEUE = "replay"
-"""Where declarations without a task queue go: none is needed to replay."""
+"""The task queue of declarations without one: a replay needs none."""
+
+
+class Outcome(StrEnum):
+    """``NONDETERMINISTIC``: the code differs from the history. ``ERROR``: the code raised, or blocked.
+
+    ``UNKNOWN_TYPE``: the app has no such workflow. ``SKIPPED``: no workflow task is completed yet.
+    """
+
+    REPLAYED = "replayed"
+    SKIPPED = "skipped"
+    NONDETERMINISTIC = "nondeterministic"
+    ERROR = "error"
+    UNKNOWN_TYPE = "unknown_type"
+
+
+_FINE = (Outcome.REPLAYED, Outcome.SKIPPED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayResult:
+    """``source`` is the file of a stored history. ``message`` is the error's text, empty if there is none.
+
+    ``event_id`` and ``event`` are the event that the code does not produce, ``instead`` is what the code does.
+    """
+
+    workflow_type: str
+    workflow_id: str
+    run_id: str
+    outcome: Outcome
+    source: str | None = None
+    message: str = ""
+    event_id: int | None = None
+    event: str | None = None
+    instead: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome not in _FINE
+
+    def describe(self) -> str:
+        """One line: the workflow, the event at fault, what the code does instead, the error."""
+        where = f"{self.workflow_type} {self.workflow_id} (run {self.run_id}"
+        parts = [f"{where}, {self.source})" if self.source else f"{where})"]
+        if self.event_id is not None:
+            parts.append(f"event {self.event_id} {self.event}")
+        if self.instead is not None:
+            parts.append(f"the code {self.instead} instead")
+        return ": ".join([*parts, self.message] if self.message else parts)
 
 
 def _quiet_runtime() -> Runtime:
-    """The SDK would log each failure to stdout, between the lines of the report."""
+    """Without the SDK's log, which writes each failure to stdout, between the lines of the report."""
     return Runtime(telemetry=TelemetryConfig(logging=None))
 
 
@@ -61,19 +109,18 @@ class HistoryReplayer:
         return sorted(names)
 
     async def replay(self, stored: StoredHistory) -> ReplayResult:
-        """The result, whatever the workflow does. Raises ``TemporalWorkerError`` if the workflow cannot be loaded."""
-        own = (stored.workflow_type, stored.history.workflow_id, stored.history.run_id)
+        """Never raises an error of the workflow. Raises ``TemporalWorkerError`` if the workflow cannot be loaded."""
         declaration = self._declaration_of(stored)
         if declaration is None:
             message = f"the app has no workflow {stored.workflow_type}, only {', '.join(self.workflow_types)}"
-            return make_result(*own, Outcome.UNKNOWN_TYPE, source=stored.source, message=message)
+            return _result(stored, Outcome.UNKNOWN_TYPE, message)
         completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
         if not any(event.event_type == completed for event in stored.history.events):
-            return make_result(*own, Outcome.SKIPPED, source=stored.source)
+            return _result(stored, Outcome.SKIPPED)
         recorded: list[RecordedTask] = []
         error = await self._run(stored, declaration, recorded.append)
         if error is None:
-            return make_result(*own, Outcome.REPLAYED, source=stored.source)
+            return _result(stored, Outcome.REPLAYED)
         return _failure(stored, error, recorded[-1] if recorded else None)
 
     async def _run(
@@ -109,7 +156,7 @@ class HistoryReplayer:
             raise TemporalWorkerError(explain(error, declaration) or str(error)) from error
 
     def _declaration_of(self, stored: StoredHistory) -> WorkerDeclaration | None:
-        """The one with the type, of the history's task queue if possible; else one with a dynamic workflow."""
+        """A declaration with the type, of the history's task queue if possible; or one with a dynamic workflow."""
         for name in (stored.workflow_type, None):
             having = [each for each in self._declarations if name in _names(each)]
             if having:
@@ -122,19 +169,28 @@ def _names(declaration: WorkerDeclaration) -> set[str | None]:
 
 
 def _failure(stored: StoredHistory, error: Exception, last: RecordedTask | None) -> ReplayResult:
-    own = (stored.workflow_type, stored.history.workflow_id, stored.history.run_id)
     if last is not None and last.error is not None:
-        started = next((each for each in stored.history.events if each.event_id == last.history_length), None)
-        fault = find_fault([] if started is None else [started], None, f"HistoryEvent(id: {last.history_length}")
-        return make_result(*own, Outcome.ERROR, source=stored.source, message=last.error, fault=fault)
+        started = [each for each in stored.history.events if each.event_id == last.history_length]
+        fault = find_fault(started, None, f"HistoryEvent(id: {last.history_length}")
+        return _result(stored, Outcome.ERROR, last.error, fault)
     message = replay_error(error)
     if not isinstance(error, workflow.NondeterminismError):
-        return make_result(*own, Outcome.ERROR, source=stored.source, message=message)
-    activation = (
-        None if last is None else Activation(last.history_length, tuple(Command(*each) for each in last.commands))
+        return _result(stored, Outcome.ERROR, message)
+    return _result(stored, Outcome.NONDETERMINISTIC, message, find_fault(stored.history.events, last, message))
+
+
+def _result(stored: StoredHistory, outcome: Outcome, message: str = "", fault: Fault = NO_FAULT) -> ReplayResult:
+    return ReplayResult(
+        workflow_type=stored.workflow_type,
+        workflow_id=stored.history.workflow_id,
+        run_id=stored.history.run_id,
+        outcome=outcome,
+        source=stored.source,
+        message=message,
+        event_id=fault.event_id,
+        event=fault.event,
+        instead=fault.instead,
     )
-    fault = find_fault(stored.history.events, activation, message)
-    return make_result(*own, Outcome.NONDETERMINISTIC, source=stored.source, message=message, fault=fault)
 
 
 @dataclass
@@ -161,9 +217,9 @@ async def replay_all(
     *,
     reported: Sequence[str] = (),
 ) -> list[TypeReport]:
-    """Replay ``histories``, ``REPLAYS_AT_ONCE`` at the same time; no more of them are read than that.
+    """Replay ``histories``, ``REPLAYS_AT_ONCE`` at a time. Only as many are in memory.
 
-    The reports are by workflow type, the ``reported`` ones among them even if there is no history of theirs.
+    There is a report for each workflow type, also for those of ``reported`` without a history.
     """
     reports = {each: TypeReport(each) for each in reported}
     source = _as_async(histories)

@@ -25,12 +25,12 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
+from durably.temporal.errors import scrub
 from durably.temporal.gateway.call import Call
 from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
 from durably.temporal.gateway.models import Completed, Started
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, logger, to_problem, workflow_failed
-from durably.temporal.scrubbing import scrub
-from durably.temporal.statuses import is_open
+from durably.temporal.inspection import is_open
 
 
 async def result(call: Call) -> GatewayResponse:

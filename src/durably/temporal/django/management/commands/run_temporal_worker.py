@@ -8,35 +8,26 @@ from typing import Any
 from django.core.management.base import CommandParser
 from django.utils import autoreload
 
+from durably.temporal.commands.worker import WORKER_OPTIONS
 from durably.temporal.connection import Temporal
 from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.conf import connections
 from durably.temporal.django.discovery import discover
-from durably.temporal.worker_process import run_worker_process
-from durably.temporal.workers import Workers
+from durably.temporal.worker.process import run_worker_process
+from durably.temporal.worker.workers import Workers
 
 
 class Command(ConnectionCommand):
     help = (
         "Runs the workflows and activities of workflows.py and activities.py in the installed apps, until SIGTERM or "
-        "Ctrl-C; then activities may end, and are cancelled after --grace. A server that is away is waited for."
+        "Ctrl-C; then activities may end, and are cancelled after --grace. If the server is away, the worker waits "
+        "for it."
     )
+
+    click_options = WORKER_OPTIONS
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        parser.add_argument(
-            "--task-queue", action="append", default=[], metavar="NAME", help="Only this one. May be repeated."
-        )
-        parser.add_argument(
-            "--grace",
-            type=float,
-            default=30.0,
-            metavar="SECONDS",
-            help="How long running activities may take to end when the worker is stopped (default: 30).",
-        )
-        parser.add_argument("--health", metavar="HOST:PORT", help="Serve /live and /ready here.")
-        parser.add_argument("--metrics", metavar="HOST:PORT", help="Serve /metrics to Prometheus here.")
-        parser.add_argument("--reload", action="store_true", help="Restart when source changes, as runserver does.")
         parser.add_argument(
             "--list-connections",
             action="store_true",
@@ -58,7 +49,7 @@ class Command(ConnectionCommand):
         workers = Workers(
             temporal,
             discover(name),
-            task_queues=options["task_queue"],
+            task_queues=options["task_queues"],
             grace=timedelta(seconds=options["grace"]),
         )
         for other in connections:

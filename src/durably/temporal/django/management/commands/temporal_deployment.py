@@ -2,8 +2,8 @@
 
 import click
 
-from durably.temporal.deployment_command import make_deployment_group
-from durably.temporal.django.click_command import ClickCommand
+from durably.temporal.commands.deployment import make_deployment_group
+from durably.temporal.django.commands import ClickCommand
 from durably.temporal.django.conf import get_temporal
 
 

@@ -1,12 +1,12 @@
-"""``replay`` as a click command, which ``durably temporal``, Flask's and Django's command lines have in common.
+"""``replay``: replay histories of workflows against the code.
 
-The exit code is 0 if all histories fit the code, 1 if one does not, and 2 if that could not be found out.
+The exit code is 0 if all histories fit the code, 1 if one does not, and 2 if histories could not be replayed.
 """
 
 import asyncio
 import datetime as dt
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import click
 from durably.errors import Error
 from durably.protocol.durations import parse_duration, parse_rfc3339
 from durably.protocol.text import printable, printable_json
-from durably.temporal.command_line import CouldNotRunError, with_target
+from durably.temporal.compat import workflow_parts
 from durably.temporal.connection import Temporal
 from durably.temporal.declarations import WorkerDeclaration
-
-from .histories import (
+from durably.temporal.gateway import Exposure, Gateway
+from durably.temporal.replay.histories import (
     DEFAULT_LIMIT,
     STATES,
     HistoryQuery,
@@ -30,7 +30,9 @@ from .histories import (
     read_histories,
     save_history,
 )
-from .replayer import HistoryReplayer, TypeReport, replay_all
+from durably.temporal.replay.replayer import HistoryReplayer, TypeReport, replay_all
+
+from . import CouldNotRunError, json_option, say, with_target
 
 ADVICE = (
     "Running workflows of this kind would stop after a deployment: guard the change with workflow.patched(), or let "
@@ -40,22 +42,42 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class ReplayTarget:
-    """What is replayed against: ``declarations`` are those of the workers and of workflows that a gateway exposes."""
+    """The code to replay against: workflows of the workers, and workflows that a gateway exposes."""
 
     temporal: Temporal
     declarations: Sequence[WorkerDeclaration]
 
 
+def replay_target(code: Gateway | Temporal, declarations: Sequence[WorkerDeclaration] | None = None) -> ReplayTarget:
+    """The workflows of ``code``; ``declarations`` replace those of its connection."""
+    if isinstance(code, Gateway):
+        declared = code.temporal.workers if declarations is None else declarations
+        return ReplayTarget(code.temporal, _with_exposed(declared, code.exposures.values()))
+    return ReplayTarget(code, code.workers if declarations is None else declarations)
+
+
+def _with_exposed(declared: Sequence[WorkerDeclaration], exposures: Iterable[Exposure]) -> list[WorkerDeclaration]:
+    """``declared``, and a declaration for each exposed workflow that no worker declares."""
+    known = {each for declaration in declared for each in declaration.workflows}
+    added: list[WorkerDeclaration] = []
+    for exposure in exposures:
+        parts = workflow_parts(exposure.definition.run_function)
+        if parts is not None and parts.cls not in known:
+            added.append(WorkerDeclaration(task_queue=exposure.task_queue, workflows=(parts.cls,)))
+            known.add(parts.cls)
+    return [*declared, *added]
+
+
 class Since(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """``7d`` or an RFC 3339 date; a moment in UTC."""
+    """``7d`` or an RFC 3339 date; the value is a time in UTC."""
 
     name = "since"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
         if isinstance(value, dt.datetime):
             return value
-        if (moment := parse_rfc3339(value)) is not None:
-            return moment
+        if (time := parse_rfc3339(value)) is not None:
+            return time
         try:
             return dt.datetime.now(dt.UTC) - parse_duration(value)
         except Error as error:
@@ -63,33 +85,42 @@ class Since(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             raise AssertionError from error
 
 
-def make_replay_command(load: Callable[..., ReplayTarget], *, target: str | None = None) -> click.Command:
-    """``load`` gives what is replayed; it gets the argument ``target`` if there is one, shown as that text."""
-
-    @click.command("replay", help=run_replay_command.__doc__)
-    @click.option("--from", "directory", type=click.Path(path_type=Path), metavar="DIR", help="Read histories here.")
-    @click.option("--save", type=click.Path(path_type=Path), metavar="DIR", help="Write fetched histories here.")
-    @click.option("--type", "types", multiple=True, metavar="NAME", help="Only this workflow type. May be repeated.")
-    @click.option(
-        "--limit",
+REPLAY_OPTIONS = (
+    click.Option(["--from", "directory"], type=click.Path(path_type=Path), metavar="DIR", help="Read histories here."),
+    click.Option(["--save"], type=click.Path(path_type=Path), metavar="DIR", help="Write fetched histories here."),
+    click.Option(["--type", "types"], multiple=True, metavar="NAME", help="Only this workflow type. May be repeated."),
+    click.Option(
+        ["--limit"],
         default=DEFAULT_LIMIT,
         show_default=True,
         type=click.IntRange(1),
         metavar="N",
-        help="Most recent histories that are fetched of each type: so many running and so many closed ones.",
+        help="Fetch the N most recent running and the N most recent closed histories of each type.",
+    ),
+    click.Option(["--status"], type=click.Choice([*STATES, "all"]), default="all", show_default=True),
+    click.Option(["--query"], metavar="QUERY", help="A list filter of Temporal that workflows must match too."),
+    click.Option(["--since"], type=Since(), metavar="WHEN", help="Started since then: 7d, 12h, or 2026-01-31."),
+    json_option(),
+)
+
+
+def make_replay_command(load: Callable[..., ReplayTarget], *, target: str | None = None) -> click.Command:
+    """``load`` returns the code to replay against. It gets the argument ``target``, shown so, if there is one."""
+    words = (
+        "Replay histories of workflows against the code, and name the events that the code does not produce.\n\n"
+        "Fetches recent histories of each workflow type from the server, or reads stored ones with --from. The exit "
+        "code is 1 if a history does not fit the code, and 2 if histories could not be replayed."
     )
-    @click.option("--status", type=click.Choice([*STATES, "all"]), default="all", show_default=True)
-    @click.option("--query", metavar="QUERY", help="A list filter of Temporal that workflows must match too.")
-    @click.option("--since", type=Since(), metavar="WHEN", help="Started since then: 7d, 12h, or 2026-01-31.")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-    def command(**options: Any) -> None:
-        run_replay_command(load, **options)
 
-    return with_target(command, target)
+    def callback(**options: Any) -> None:
+        given = {} if target is None else {"target": options.pop("target")}
+        _run(lambda: load(**given), **options)
+
+    return with_target(click.Command("replay", callback=callback, params=list(REPLAY_OPTIONS), help=words), target)
 
 
-def run_replay_command(
-    load: Callable[..., ReplayTarget],
+def _run(
+    load: Callable[[], ReplayTarget],
     *,
     directory: Path | None,
     save: Path | None,
@@ -99,23 +130,20 @@ def run_replay_command(
     query: str | None,
     since: dt.datetime | None,
     as_json: bool,
-    **target: str,
 ) -> None:
-    """Replay histories of workflows against the code, and name the events that the code does not produce.
-
-    Fetches recent histories of each workflow type from the server, or reads stored ones with --from. The exit code is 1
-    if a history does not fit the code, and 2 if histories could not be replayed.
-    """
     if directory is not None and (save or query or since or status != "all"):
         raise click.UsageError("--from reads stored histories: leave out --save, --query, --since and --status")
     states: list[State] = [each for each in STATES if status in (each, "all")]
     asked = HistoryQuery(limit=limit, query=query, since=since, states=states)
     try:
-        loaded = load(**target)
-        reports = asyncio.run(_replay(loaded, directory, save, types, asked))
+        reports = asyncio.run(_replay(load(), directory, save, types, asked))
     except Error as error:
         raise CouldNotRunError(error.message) from error
-    click.echo(printable_json(_as_json(reports)) if as_json else "\n".join(map(printable, describe_reports(reports))))
+    if as_json:
+        click.echo(printable_json(_to_json(reports)))
+    else:
+        for line in describe_reports(reports):
+            say(line)
     if any(report.failures for report in reports):
         raise click.exceptions.Exit(1)
 
@@ -159,6 +187,6 @@ def describe_reports(reports: Sequence[TypeReport]) -> Iterator[str]:
         yield "Nothing was replayed."
 
 
-def _as_json(reports: Sequence[TypeReport]) -> str:
+def _to_json(reports: Sequence[TypeReport]) -> str:
     types = [{**asdict(report), "failures": [asdict(each) for each in report.failures]} for report in reports]
     return json.dumps({"ok": not any(report.failures for report in reports), "types": types}, indent=2)

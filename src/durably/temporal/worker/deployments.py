@@ -1,4 +1,8 @@
-"""Worker deployments on the server: their versions, which one is current, and which one is ramping."""
+"""Worker versioning: the version of the app's workers, and deployments with their versions on the server.
+
+A version is a deployment and a build id. The server gives a worker with a version the workflows of that version only.
+New workflows go to the deployment's current version, which ``durably temporal deployment set-current-version`` sets.
+"""
 
 import asyncio
 import datetime as dt
@@ -7,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from temporalio.api.deployment.v1 import WorkerDeploymentInfo, WorkerDeploymentVersion
+from temporalio.api.deployment.v1 import WorkerDeploymentInfo
+from temporalio.api.deployment.v1 import WorkerDeploymentVersion as RawVersion
 from temporalio.api.enums.v1 import WorkerDeploymentVersionStatus
 from temporalio.api.workflowservice.v1 import (
     DeleteWorkerDeploymentVersionRequest,
@@ -17,25 +22,91 @@ from temporalio.api.workflowservice.v1 import (
     SetWorkerDeploymentRampingVersionRequest,
 )
 from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import WorkerDeploymentConfig
 
 from durably.errors import Error
+from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.settings import ConnectionSettings, with_own_names
+
+_BEHAVIORS = {
+    "pinned": VersioningBehavior.PINNED,
+    "auto-upgrade": VersioningBehavior.AUTO_UPGRADE,
+}
+"""``pinned``: a workflow stays on the version that began it. ``auto-upgrade``: it continues on the current version."""
+
+_NAME, _BUILD_ID, _BEHAVIOR = "TEMPORAL_DEPLOYMENT_NAME", "TEMPORAL_WORKER_BUILD_ID", "TEMPORAL_VERSIONING_BEHAVIOR"
+
+
+def worker_version(settings: ConnectionSettings) -> WorkerDeploymentConfig | None:
+    """``None`` without a deployment and build id. Without a behavior, each workflow's decorator must give one.
+
+    Raises ``TemporalSettingsError``.
+    """
+    try:
+        return _worker_version(settings)
+    except TemporalSettingsError as error:
+        raise TemporalSettingsError(with_own_names(error.message, settings)) from None
+
+
+def _worker_version(settings: ConnectionSettings) -> WorkerDeploymentConfig | None:
+    name, build_id, behavior = settings.deployment_name, settings.build_id, settings.versioning_behavior
+    if name is None and build_id is None:
+        if behavior is not None:
+            raise TemporalSettingsError(f"{_BEHAVIOR} has no effect without {_NAME} and {_BUILD_ID}: set both")
+        return None
+    if name is None or build_id is None:
+        there, missing = (_BUILD_ID, _NAME) if name is None else (_NAME, _BUILD_ID)
+        raise TemporalSettingsError(
+            f"{there} is set, but {missing} is not: worker versioning needs both (in code: "
+            "Temporal(deployment_name=…, build_id=…))"
+        )
+    if "." in name:
+        raise TemporalSettingsError(f"{_NAME} is {name!r}, but the name of a deployment has no dots")
+    chosen = VersioningBehavior.UNSPECIFIED
+    if behavior is not None:
+        found = _BEHAVIORS.get(behavior.lower().replace("_", "-"))
+        if found is None:
+            raise TemporalSettingsError(f"{_BEHAVIOR} is {behavior!r}; known are {', '.join(_BEHAVIORS)}")
+        chosen = found
+    return WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(name, build_id), use_worker_versioning=True, default_versioning_behavior=chosen
+    )
+
+
+def describe_version(config: WorkerDeploymentConfig) -> str:
+    """``shop.2026-01-31 (pinned)``."""
+    behaviors = {value: name for name, value in _BEHAVIORS.items()}
+    behavior = behaviors.get(config.default_versioning_behavior, "as each workflow says")
+    return f"{config.version.to_canonical_string()} ({behavior})"
+
+
+def explain_versioning(error: Exception) -> str | None:
+    """The remedy, if the SDK says that a workflow has no versioning behavior."""
+    if "versioning behavior" not in str(error).lower():
+        return None
+    return (
+        f"{error} Set {_BEHAVIOR} (pinned or auto-upgrade) for all workflows, or give each its own: "
+        "@workflow.defn(versioning_behavior=VersioningBehavior.PINNED)"
+    )
+
 
 _PAUSE = 0.5
 _IN_PROGRESS = 1
 """``ROUTING_CONFIG_UPDATE_STATE_IN_PROGRESS`` of the server's API."""
 
 _NOT_SEEN_YET = (RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION)
-"""What the server answers while it has not noticed the workers of a version."""
+"""Answers of a server that has not yet noticed the workers of a version."""
 
 _HINTS: Mapping[RPCStatusCode, str] = {
     RPCStatusCode.UNIMPLEMENTED: ": the server has no worker deployments; Temporal has them from version 1.28 on",
-    RPCStatusCode.NOT_FOUND: ": the server gets to know a deployment and its versions from the workers that poll",
+    RPCStatusCode.NOT_FOUND: ": the server knows a deployment and its versions from the workers that poll",
 }
 
 
 class DeploymentError(Error):
-    """The server refuses what was asked of a deployment; the message names it, the reason and a remedy."""
+    """The server refuses an operation on a deployment. The message names it, the reason and a remedy."""
 
 
 class VersionStatus(StrEnum):
@@ -107,11 +178,10 @@ async def set_current_version(
     allow_no_pollers: bool = False,
     wait: dt.timedelta = dt.timedelta(0),
 ) -> str | None:
-    """Give new workflows, and those that upgrade themselves, to a version; ``None`` is workers without versions.
+    """Route new workflows, and those that upgrade themselves, to a version; ``None`` is workers without versions.
 
-    ``wait`` is how long the server may take to notice the version's workers, and then to tell its task queues of the
-    change. The previous build id. Raises
-    ``DeploymentError``.
+    ``wait`` is how long the server may take to notice the version's workers, and then to pass the change to its task
+    queues. Returns the previous build id. Raises ``DeploymentError``.
     """
     request = SetWorkerDeploymentCurrentVersionRequest(
         namespace=client.namespace,
@@ -136,7 +206,7 @@ async def set_ramping_version(
     allow_no_pollers: bool = False,
     wait: dt.timedelta = dt.timedelta(0),
 ) -> None:
-    """Give ``percentage`` (0 to 100) of the workflows that would go to the current version to another one.
+    """Route ``percentage`` (0 to 100) of the current version's workflows to another version.
 
     ``None`` and 0 end the ramp. Raises ``DeploymentError``.
     """
@@ -154,7 +224,7 @@ async def set_ramping_version(
 
 
 async def wait_until_drained(client: Client, name: str, build_id: str, timeout: dt.timedelta) -> VersionStatus:
-    """Wait until no workflow is pinned to a version; its status then, or at the end of ``timeout``.
+    """Wait until no workflow is pinned to a version. Returns its status then, or at the end of ``timeout``.
 
     The server looks for such workflows every few minutes. Raises ``DeploymentError``.
     """
@@ -170,7 +240,7 @@ async def delete_version(client: Client, name: str, build_id: str, *, skip_drain
     """Forget a version that is drained and has no workers. Raises ``DeploymentError``."""
     request = DeleteWorkerDeploymentVersionRequest(
         namespace=client.namespace,
-        deployment_version=WorkerDeploymentVersion(deployment_name=name, build_id=build_id),
+        deployment_version=RawVersion(deployment_name=name, build_id=build_id),
         skip_drainage=skip_drainage,
     )
     await _ask(name, client.workflow_service.delete_worker_deployment_version(request))
@@ -195,7 +265,7 @@ async def _ask_patiently(name: str, call: Callable[[], Awaitable[Any]], wait: dt
 
 
 async def _wait_for_routing(client: Client, name: str, wait: dt.timedelta) -> None:
-    """The server passes a change to its task queues after it has answered."""
+    """Wait until the server has passed a change to its task queues, which happens after its answer."""
     end = asyncio.get_running_loop().time() + wait.total_seconds()
     request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=name)
     while asyncio.get_running_loop().time() < end:

@@ -1,8 +1,8 @@
 """The workflow sandbox of workers: which modules it shares with the process, and why a workflow cannot be loaded.
 
 The SDK imports a workflow's module again for each run. In an app of one file that module imports the web framework,
-the database library and HTTP clients too. Those cannot be imported again (the SDK's restricted modules break class
-definitions in them), and it would be slow. Workflows have no use for them, so they are shared with the process.
+the database library and HTTP clients too. These cannot be imported again (the SDK's restricted modules break class
+definitions in them), and it would be slow. Workflows do not use them, so they are shared with the process.
 """
 
 import linecache
@@ -13,8 +13,8 @@ from types import TracebackType
 
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxMatcher, SandboxRestrictions
 
-from .compat import MAIN_IN_SANDBOX
-from .declarations import WorkerDeclaration, modules_to_pass_through
+from durably.temporal.compat import MAIN_IN_SANDBOX
+from durably.temporal.declarations import WorkerDeclaration
 
 _FRAMEWORKS = """
     aiohttp asgiref bottle channels click django falcon fastapi fastapi_users flask gunicorn hypercorn itsdangerous
@@ -22,7 +22,7 @@ _FRAMEWORKS = """
     strawberry tornado typer uvicorn werkzeug wtforms
 """
 FRAMEWORKS = frozenset(_FRAMEWORKS.split())
-"""Web frameworks, and what they are made of."""
+"""Web frameworks and their dependencies."""
 
 _LIBRARIES = """
     MySQLdb PIL aioboto3 aiobotocore aiofiles aiokafka aiomysql aiosqlite alembic anthropic anyio argon2 asyncpg
@@ -34,7 +34,7 @@ _LIBRARIES = """
     websockets yarl
 """
 LIBRARIES = frozenset(_LIBRARIES.split())
-"""Libraries for databases, HTTP, queues, mail, security, numbers: what activities and views use."""
+"""Libraries of activities and views: for databases, HTTP, queues, mail, security, numbers."""
 
 FAMILIES = ("aiohttp_", "django_", "fastapi_", "flask_", "sqlalchemy_", "starlette_")
 """Extensions of frameworks, as far as the process has imported them."""
@@ -44,8 +44,9 @@ _CALLS_OF_CLIENTS = {
     "httpx": {"delete", "get", "head", "options", "patch", "post", "put", "request", "stream"},
     "requests": {"delete", "get", "head", "options", "patch", "post", "put", "request"},
 }
-"""What a workflow must not call although it can import it: each replay would repeat it. Restricted while workflows run,
-not while their module is imported."""
+"""Calls that a workflow must not make although it can import them: each replay would repeat them.
+
+They are restricted while workflows run, not while their module is imported."""
 
 
 def make_runner(declaration: WorkerDeclaration) -> SandboxedWorkflowRunner:
@@ -58,15 +59,33 @@ def make_runner(declaration: WorkerDeclaration) -> SandboxedWorkflowRunner:
 
 
 def shared_modules(declaration: WorkerDeclaration, imported: frozenset[str]) -> set[str]:
-    """Names of modules that workflows share with the process, which has ``imported`` some already."""
+    """Names of modules that workflows share with the process. ``imported`` are those that the process has imported."""
     families = {name for name in imported if name.startswith(FAMILIES) and "." not in name}
     own = {workflow.__module__.partition(".")[0] for workflow in declaration.workflows}
-    return modules_to_pass_through(declaration) | ((FRAMEWORKS | LIBRARIES | families) - own)
+    return declared_modules(declaration) | ((FRAMEWORKS | LIBRARIES | families) - own)
+
+
+def declared_modules(declaration: WorkerDeclaration) -> set[str]:
+    """Modules that only have activities, and ``passed_through`` of the declaration.
+
+    A workflow imports its activities for their names and types. To import again all that they need would be slow, and
+    fails for a module that can exist only once, such as Django's models.
+    """
+    workflows = {workflow.__module__ for workflow in declaration.workflows}
+    activities = {
+        getattr(activity, "__module__", None) or type(activity).__module__ for activity in declaration.activities
+    }
+    return {
+        module
+        for module in {"durably", *declaration.passed_through, *activities}
+        if not any(workflow == module or workflow.startswith(f"{module}.") for workflow in workflows)
+    }
 
 
 def _restricted(members: SandboxMatcher) -> SandboxMatcher:
-    """The SDK's restrictions, with those of HTTP clients; paths such as ``Path(__file__).resolve()`` may be computed
-    while a module is imported."""
+    """The SDK's restrictions, and those of HTTP clients.
+
+    Paths such as ``Path(__file__).resolve()`` are allowed while a module is imported."""
     children = dict(members.children)
     path = replace(children["pathlib"].children["Path"], only_runtime=True)
     children["pathlib"] = replace(children["pathlib"], children={"Path": path})
@@ -76,9 +95,9 @@ def _restricted(members: SandboxMatcher) -> SandboxMatcher:
 
 
 def explain(error: BaseException, declaration: WorkerDeclaration) -> str | None:
-    """Which line of an app keeps a workflow from being loaded, and what to do; ``None`` for any other error.
+    """The line of the app that prevents the import of a workflow, and a remedy; ``None`` for any other error.
 
-    The line is the last one of the workflow's own package on the way to the error.
+    The line is the last one of the workflow's own package in the traceback.
     """
     origin = error.__cause__
     if origin is None:

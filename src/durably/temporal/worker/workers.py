@@ -1,40 +1,45 @@
-"""The workers of one process: connected when the server is there, run until stopped, and stopped gracefully.
+"""The workers of one process: they connect when the server answers, run until stopped, and stop gracefully.
 
-This is what ``durably temporal worker``, Django's and Flask's commands, a web app in development and tests run. It
-knows the event loop that it is on, and no signals, terminals or frameworks.
+``durably temporal worker``, Django's and Flask's commands, tests and, in development, web apps (``Lifespan``) run
+them. Signals and terminals belong to ``process``.
 """
 
 import asyncio
+import concurrent.futures
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.service import RetryConfig, RPCError
 from temporalio.worker import Worker
 
-from .connect_failures import unknown_namespace
-from .declarations import WorkerDeclaration, by_task_queue
-from .errors import TemporalUnreachableError, TemporalWorkerError
+from durably.temporal.connect_failures import unknown_namespace
+from durably.temporal.declarations import WorkerDeclaration, by_task_queue
+from durably.temporal.errors import TemporalUnreachableError, TemporalWorkerError
+from durably.temporal.settings import ConnectionSettings
+
+from .deployments import explain_versioning, worker_version
+from .log import LogInterceptor
 from .sandbox import explain, make_runner
-from .settings import ConnectionSettings
-from .versioning import explain_versioning, worker_version
-from .worker_log import LogInterceptor
 
 DEFAULT_GRACE = timedelta(seconds=30)
 DEFAULT_ACTIVITIES = 100
-"""Activities that a worker runs at once if it is not told otherwise: the SDK's own figure."""
+"""Concurrent activities of a worker without ``max_concurrent_activities``: the SDK's own default."""
+WEB_GRACE = timedelta(seconds=2)
+"""Time for activities when a web process with a worker ends: in development, a reload should be quick."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 _logger = logging.getLogger("durably.temporal.worker")
 
 
 class Connection(Protocol):
-    """What workers need of a ``Temporal``."""
+    """The part of a ``Temporal`` that workers use."""
 
     workers: list[WorkerDeclaration]
 
@@ -47,9 +52,9 @@ class Connection(Protocol):
 class Workers:
     """The workers that a ``Temporal`` declares, one for each task queue.
 
-    ``grace`` is how long activities that run when the workers are stopped may take to end; then they are cancelled.
-    ``client`` is used instead of connecting, by tests. Unless ``versioned``, the settings of worker versioning do not
-    count. Raises ``TemporalWorkerError`` for what can be seen before.
+    ``grace`` is the time that running activities get when the workers are stopped; then they are cancelled.
+    Tests give a ``client``, so that the workers do not connect. With ``versioned=False``, the settings of worker
+    versioning are ignored. Raises ``TemporalWorkerError`` for faults that are visible before the start.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class Workers:
         return {_queue(declaration): _queue(declaration) in running for declaration in self.declarations}
 
     async def check_server(self, timeout: timedelta) -> str | None:
-        """What keeps the server from answering the workers, if anything does."""
+        """Why the server does not answer the workers; ``None`` if it does."""
         if not self._running:
             return "the workers do not run"
         try:
@@ -98,9 +103,9 @@ class Workers:
         await self._started.wait()
 
     async def run(self) -> None:
-        """Work until cancelled; then stop gracefully. A server that is away is waited for, and said in the log.
+        """Work until cancelled, then stop gracefully. Waits for a server that is away, and logs that.
 
-        Raises ``TemporalWorkerError`` when a worker cannot be made, or fails: then the others are stopped too.
+        Raises ``TemporalWorkerError`` if a worker cannot be made or fails. The others are stopped then.
         """
         client = self._client or await self._connect()
         try:
@@ -115,7 +120,7 @@ class Workers:
         pause = _FIRST_PAUSE
         while True:
             try:
-                # A worker has nobody waiting for it: calls are repeated for as long as the SDK thinks right.
+                # No visitor waits for a worker, so calls are repeated for as long as the SDK's default says.
                 return await self.temporal.connect(retry_config=RetryConfig())
             except TemporalUnreachableError as error:
                 _logger.warning("%s Trying again in %g seconds.", error.message, pause)
@@ -161,7 +166,7 @@ class Workers:
             await asyncio.wait(tasks)
 
     async def _await_start(self) -> None:
-        while not all(self.task_queues.values()):  # noqa: ASYNC110  The SDK tells nobody.
+        while not all(self.task_queues.values()):  # noqa: ASYNC110  The SDK has no event for it.
             await asyncio.sleep(0.01)
         self._started.set()
 
@@ -189,7 +194,7 @@ def _choose(declarations: list[WorkerDeclaration], task_queues: Sequence[str]) -
 
 
 def _reason(error: BaseException) -> str:
-    """What the SDK says, with the causes that it names last."""
+    """The SDK's message and those of its causes."""
     messages = []
     cause: BaseException | None = error
     while cause is not None:
@@ -199,7 +204,7 @@ def _reason(error: BaseException) -> str:
 
 
 def describe(declaration: WorkerDeclaration) -> str:
-    """``orders: OrderWorkflow; charge, ship``, for whoever starts the worker."""
+    """``orders: OrderWorkflow; charge, ship``: a line for the start of a worker."""
     workflows = ", ".join(workflow.__name__ for workflow in declaration.workflows) or "no workflows"
     activities = ", ".join(_name(activity) for activity in declaration.activities) or "no activities"
     return f"{declaration.task_queue}: {workflows}; {activities}"
@@ -207,3 +212,72 @@ def describe(declaration: WorkerDeclaration) -> str:
 
 def _name(activity: Callable[..., Any]) -> str:
     return getattr(activity, "__name__", type(activity).__name__)
+
+
+class WebConnection(Connection, Protocol):
+    """The part of a ``Temporal`` that a lifespan uses."""
+
+    web_worker: "Lifespan | None"
+
+    def start_connecting(self) -> "concurrent.futures.Future[Any] | None": ...
+
+
+class Lifespan:
+    """``FastAPI(lifespan=temporal.lifespan())``, or ``async with temporal.lifespan():`` in the app's own lifespan."""
+
+    def __init__(self, temporal: WebConnection, *, worker: bool) -> None:
+        self._temporal = temporal
+        self._worker = worker
+        self._workers: Workers | None = None
+        self._working: asyncio.Task[None] | None = None
+
+    @property
+    def worker_problem(self) -> str | None:
+        """Why the workers of this web process do not run; ``None`` if they do, or if it has none."""
+        if self._workers is None or self._working is None:
+            return None
+        if self._working.done():
+            return f"the worker in this web process has ended: {_end_of(self._working)}"
+        stopped = [queue for queue, is_running in self._workers.task_queues.items() if not is_running]
+        return f"the worker in this web process has not started yet for {', '.join(stopped)}" if stopped else None
+
+    def __call__(self, app: object = None) -> Self:
+        """A framework calls it with its app. A process may enter it several times, one after another, as tests do."""
+        return self
+
+    async def __aenter__(self) -> None:
+        connecting = self._temporal.start_connecting()
+        if connecting is not None:
+            connecting.add_done_callback(_forget_failure)
+        if self._worker:
+            self._workers = Workers(self._temporal, grace=WEB_GRACE)
+            self._working = asyncio.create_task(self._workers.run())
+            self._working.add_done_callback(_log_end)
+            self._temporal.web_worker = self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        working, self._working, self._workers = self._working, None, None
+        if self._temporal.web_worker is self:
+            self._temporal.web_worker = None
+        if working is not None:
+            working.cancel()
+            await asyncio.wait([working])
+
+
+def _forget_failure(connecting: "concurrent.futures.Future[Any]") -> None:
+    """The first request reports the failure."""
+    if not connecting.cancelled():
+        connecting.exception()
+
+
+def _log_end(working: "asyncio.Task[None]") -> None:
+    if not working.cancelled():
+        _logger.error("The worker in this web process has ended, and the app goes on without it: %s", _end_of(working))
+
+
+def _end_of(working: "asyncio.Task[None]") -> str:
+    if working.cancelled():
+        return "its task was cancelled"
+    return str(working.exception() or "it stopped without an error")

@@ -1,0 +1,120 @@
+"""``register`` and ``sync-schedules``: write search attributes and schedules that the app declares to the server."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+import click
+from temporalio.service import RPCError
+
+from durably.temporal.connect_failures import explain_refusal
+from durably.temporal.connection import Temporal
+from durably.temporal.errors import SearchAttributeError, TemporalSettingsError
+from durably.temporal.schedules import sync_schedules
+from durably.temporal.search_attributes import (
+    IndexedType,
+    commands,
+    declared_types,
+    known_attributes,
+    register,
+    type_name,
+)
+
+from . import say, with_target
+
+_PATIENCE = timedelta(seconds=10)
+
+Load = Callable[..., Temporal]
+Say = Callable[[str], object]
+
+REGISTER_OPTIONS = (
+    click.Option(["--check"], is_flag=True, help="Register nothing; the exit code is 1 if something is missing."),
+)
+SYNC_OPTIONS = (
+    click.Option(["--app"], metavar="NAME", help="The app of these schedules.  [default: the task queue's name]"),
+    click.Option(["--prune"], is_flag=True, help="Delete schedules of this app that are no longer declared."),
+    click.Option(["--dry-run"], is_flag=True, help="Change nothing: print what would be done."),
+)
+
+
+def make_register_command(load: Load, *, target: str | None = None) -> click.Command:
+    """``load`` returns the connection. It gets the argument ``target``, shown so, if there is one."""
+
+    def run(*, check: bool, **given: str) -> None:
+        if not run_register(load(**given), say, check=check):
+            raise click.exceptions.Exit(1)
+
+    words = (
+        f"Register the search attributes that {f'{target}, or MODULE:TEMPORAL,' if target else 'the app'} declares.\n\n"
+        "Temporal Cloud registers them with tcld or its web UI only: --check prints the commands."
+    )
+    return with_target(click.Command("register", callback=run, params=list(REGISTER_OPTIONS), help=words), target)
+
+
+def make_sync_schedules_command(load: Load, *, target: str | None = None) -> click.Command:
+    """``load`` returns the connection. It gets the argument ``target``, shown so, if there is one."""
+
+    def run(*, app: str | None, prune: bool, dry_run: bool, **given: str) -> None:
+        run_sync_schedules(load(**given), say, app=app, prune=prune, dry_run=dry_run)
+
+    words = (
+        f"Create and update the schedules that {target or 'the app'} declares with add_schedule().\n\n"
+        "An unchanged schedule is not written, and a paused schedule stays paused."
+    )
+    return with_target(click.Command("sync-schedules", callback=run, params=list(SYNC_OPTIONS), help=words), target)
+
+
+def run_register(temporal: Temporal, say: Say, *, check: bool) -> bool:
+    """Register the declared search attributes, or only look for them. Returns whether all are registered.
+
+    Raises ``SearchAttributeError``, also for two types of one name and for a refusal of the server, and
+    ``TemporalUnreachableError``.
+    """
+    try:
+        return asyncio.run(_register(temporal, say, check))
+    except RPCError as error:
+        raise SearchAttributeError(explain_refusal(error.message, temporal.settings)) from error
+
+
+async def _register(temporal: Temporal, say: Say, check: bool) -> bool:
+    wanted = declared_types([*temporal.search_attributes, *temporal.owner_attributes])
+    if not wanted:
+        say("no search attributes are declared; temporal.add_search_attributes(…) declares some")
+        return True
+    client = await temporal.connect()
+    if check:
+        known = await known_attributes(client, _PATIENCE)
+        for name, indexed in wanted.items():
+            say(_state(name, indexed, known) + ("" if name in known else f": {commands(client, name, indexed)}"))
+        return all(known.get(name) == indexed for name, indexed in wanted.items())
+    new = await register(client, wanted, _PATIENCE)
+    for name, indexed in wanted.items():
+        say(f"{name} ({type_name(indexed)}): {'registered' if name in new else 'is there'}")
+    return True
+
+
+def _state(name: str, indexed: IndexedType, known: Mapping[str, IndexedType]) -> str:
+    if name not in known:
+        return f"{name} ({type_name(indexed)}): missing"
+    if known[name] == indexed:
+        return f"{name} ({type_name(indexed)}): is there"
+    return f"{name} ({type_name(indexed)}): the server has it as {type_name(known[name])}: give it another name"
+
+
+def run_sync_schedules(temporal: Temporal, say: Say, *, app: str | None, prune: bool, dry_run: bool) -> None:
+    """Raises ``TemporalSettingsError``, also for a refusal of the server, and ``TemporalUnreachableError``."""
+
+    async def run() -> None:
+        found = False
+        async for id, outcome in sync_schedules(temporal, app=app, prune=prune, dry_run=dry_run):
+            found = True
+            say(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
+        if not found:
+            say("no schedules are declared; temporal.add_schedule(…) declares one")
+        elif dry_run:
+            say("nothing was changed, and the server has not checked the declarations")
+
+    try:
+        asyncio.run(run())
+    except RPCError as error:
+        raise TemporalSettingsError(explain_refusal(error.message, temporal.settings)) from error

@@ -1,0 +1,207 @@
+"""A process that only runs workers, for the commands of Durably, Django and Flask; its health endpoint.
+
+SIGTERM and SIGINT end it gracefully, within a bound, since supervisors kill a process that takes longer. Activities
+that were cut off run again after their timeouts.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from durably.temporal.connection import Temporal
+from durably.temporal.declarations import workflow_types
+from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.inspection import keep_metric
+from durably.temporal.settings import check_address
+
+from .deployments import describe_version
+from .workers import Workers, describe
+
+LAST_MOMENT = timedelta(seconds=5)
+"""Time after the grace in which cancelled activities end and are reported."""
+
+Say = Callable[[str], None]
+
+
+def run_worker_process(
+    temporal: Temporal, workers: Workers, *, say: Say, health: str | None = None, metrics: str | None = None
+) -> None:
+    """Work until a signal, or until the workers fail.
+
+    A framework's reloader calls this in a thread without signals, and ends the process itself. ``health`` and
+    ``metrics`` are the ``host:port`` of their endpoints. Raises ``TemporalWorkerError``,
+    ``TemporalSettingsError``.
+    """
+    if metrics is not None:
+        temporal.serve_metrics(metrics)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_work(temporal, workers, say, health, metrics))
+
+
+async def _work(temporal: Temporal, workers: Workers, say: Say, health: str | None, metrics: str | None) -> None:
+    with contextlib.ExitStack() as context:
+        if health is not None:
+            served = context.enter_context(HealthServer(health, workers))
+            say(f"health at http://{served.address}/live and /ready")
+        stop = asyncio.Event()
+        context.enter_context(_signals(stop.set))
+        working = asyncio.create_task(workers.run())
+        reporting = asyncio.create_task(_report_start(workers, say, metrics))
+        counting = asyncio.create_task(_count_stuck_workflows(temporal, workers)) if metrics is not None else None
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        reporting.cancel()
+        if counting is not None:
+            counting.cancel()
+        stopping.cancel()
+        if not working.done():
+            say(f"stopping; activities have {workers.grace.total_seconds():g} seconds to end")
+            await _stop(working, workers.grace)
+        if not working.cancelled():
+            working.result()
+        say("stopped")
+
+
+async def _report_start(workers: Workers, say: Say, metrics: str | None) -> None:
+    settings = workers.temporal.settings
+    say(f"connecting to {settings.address}, namespace {settings.namespace}")
+    await workers.started()
+    if metrics is not None:
+        say(f"metrics at http://{metrics}/metrics")
+    if workers.version is not None:
+        say(f"version {describe_version(workers.version)}")
+    for declaration in workers.declarations:
+        say(f"working on {describe(declaration)}")
+
+
+async def _count_stuck_workflows(temporal: Temporal, workers: Workers) -> None:
+    await workers.started()
+    await keep_metric(temporal, workflow_types(workers.declarations))
+
+
+async def _stop(working: "asyncio.Task[None]", grace: timedelta) -> None:
+    working.cancel()
+    await asyncio.wait([working], timeout=(grace + LAST_MOMENT).total_seconds())
+    if not working.done():
+        _end_at_once("activities do not end though cancelled; the process ends without them, and they will be retried")
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """The first signal stops the workers, a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    signalled = False
+
+    def handle(*_: object) -> None:
+        nonlocal signalled
+        if signalled:
+            _end_at_once("interrupted; activities that ran will be retried")
+        signalled = True
+        loop.call_soon_threadsafe(stop)
+
+    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, handle) for each in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(reason: str) -> NoReturn:
+    """Without the interpreter's shutdown, which would wait for the threads of activities."""
+    print(reason, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+PATIENCE = timedelta(seconds=2)
+"""Time after which an event loop without an answer counts as blocked."""
+
+
+class HealthServer:
+    """Serves ``GET /live`` and ``GET /ready`` at ``http://{address}``, for orchestrators; a context manager.
+
+    ``/live`` is 200 while the event loop answers: restart the process if it is not. ``/ready`` is 200 if all workers
+    run and the server answers for the namespace. Otherwise the status is 503, with the problem as JSON.
+    A thread of its own serves it, so that a blocked event loop is reported. ``Temporal.serve_metrics`` serves metrics.
+    """
+
+    def __init__(self, address: str, workers: Workers) -> None:
+        check_address(address, "the address of the health endpoint")
+        self.address = address
+        self._workers = workers
+        self._server: ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> Self:
+        """Enter it on the event loop of the workers. Raises ``TemporalSettingsError`` when the port is taken."""
+        host, _, port = self.address.rpartition(":")
+        handler = type("Handler", (_Handler,), {"loop": asyncio.get_running_loop(), "workers": self._workers})
+        try:
+            self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), handler)
+        except OSError as error:
+            raise TemporalSettingsError(f"health cannot be served at {self.address}: {error.strerror}") from error
+        self.address = f"{host}:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    loop: asyncio.AbstractEventLoop
+    workers: Workers
+
+    def do_GET(self) -> None:
+        checks = {"/live": (self._check_loop,), "/ready": (self._check_loop, self._check_work)}.get(self.path)
+        if checks is None:
+            self._send(HTTPStatus.NOT_FOUND, {"problem": "there is only /live and /ready"})
+        elif problem := next(filter(None, (check() for check in checks)), None):
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, {"problem": problem, "workers": self.workers.task_queues})
+        else:
+            self._send(HTTPStatus.OK, {"workers": self.workers.task_queues})
+
+    def _check_loop(self) -> str | None:
+        turned: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self.loop.call_soon_threadsafe(turned.set_result, None)
+        try:
+            turned.result(PATIENCE.total_seconds())
+        except TimeoutError:
+            return "the event loop is blocked: async code makes a blocking call"
+        return None
+
+    def _check_work(self) -> str | None:
+        if stopped := [queue for queue, is_running in self.workers.task_queues.items() if not is_running]:
+            return f"no worker runs for {', '.join(stopped)}"
+        return asyncio.run_coroutine_threadsafe(self.workers.check_server(PATIENCE), self.loop).result()
+
+    def _send(self, status: HTTPStatus, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Probes arrive every few seconds, and are not logged."""
