@@ -1,4 +1,4 @@
-"""Workflows that do not go on, each for a reason of its own."""
+"""Stuck workflows, each for a reason of its own."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Workflows that do not go on are named: in the gateway's notices, by the command, and in the workers' metric."""
+"""Stuck workflows are named: in the gateway's notices, by the command, and in the workers' metric."""
 
 import asyncio
 import datetime as dt

@@ -113,7 +113,7 @@ def test_the_workers_of_a_version_are_waited_for(server: DevServer, name: str) -
     options = ("set-current-version", "--build-id", "unknown", "--wait", "0")
     assert f'Error: the deployment "{name}": ' in deploy(temporal, *options, status=2)
     unknown = ("describe", "--deployment-name", "nothing")
-    assert "gets to know a deployment and its versions from the workers" in deploy(temporal, *unknown, status=2)
+    assert "knows a deployment and its versions from the workers" in deploy(temporal, *unknown, status=2)
     assert "it has 1" in deploy(temporal, "wait-until-drained", "--build-id", "3", status=2)
 
 
