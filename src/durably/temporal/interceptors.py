@@ -10,7 +10,7 @@ from temporalio import client, worker
 from temporalio.client import FetchWorkflowHistoryEventsInput, OutboundInterceptor
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-from durably.execution.handlers import is_async
+from durably.execution.step import is_async
 
 BOUNDED = (
     "start_workflow",

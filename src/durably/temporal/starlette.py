@@ -15,7 +15,7 @@ except ImportError as error:
         'durably.temporal.starlette needs Starlette: pip install "durably[starlette,temporal]"'
     ) from error
 
-from durably.execution.handlers import is_async
+from durably.execution.step import is_async
 from durably.temporal.gateway.messages import RequestHandler
 
 from .codec_server import CodecServer

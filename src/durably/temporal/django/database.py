@@ -36,7 +36,7 @@ from temporalio.worker import (
 
 from durably.django_compat import in_event_loop
 from durably.errors import Error
-from durably.execution.handlers import is_async
+from durably.execution.step import is_async
 from durably.temporal.connection import Temporal
 from durably.temporal.declarations import StartOptions, fill_arguments
 

@@ -18,6 +18,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription
 from temporalio.common import TypedSearchAttributes
 
+from durably.execution.step import is_async
 from durably.io.background_loop import get_background_loop, running_loop
 from durably.io.http_client import IO
 from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError

@@ -17,7 +17,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 
-from durably.execution.handlers import is_async
+from durably.execution.step import is_async
 from durably.temporal.compat import HandlerKind, handler_name
 from durably.temporal.connection import Temporal
 from durably.temporal.declarations import ScheduleDeclaration

@@ -13,7 +13,7 @@ from typing import Any
 
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes, WorkflowIDConflictPolicy
 
-from durably.execution.handlers import is_async
+from durably.execution.step import is_async
 from durably.temporal.declarations import check_memo
 from durably.temporal.errors import TemporalSettingsError
 
