@@ -279,7 +279,7 @@ COMPAT_MODULES = {
 OTHER_PRIVATE_PARTS = {
     "cli/app_server.py": {"os._exit"},  # documented
     "cli/guard.py": {"os._exit"},
-    "temporal/worker_process.py": {"os._exit"},
+    "temporal/worker/process.py": {"os._exit"},
     "temporal/tornado.py": {"super()._execute"},  # Tornado has no public hook around a whole request
     # Before the interpreter waits for its thread pools; ``atexit`` is after that.
     "in_process/process.py": {"getattr(threading, '_register_atexit', atexit.register)"},
