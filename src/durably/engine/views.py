@@ -151,7 +151,7 @@ class ReplayView(BulkOperationView, frozen=True, kw_only=True, rename={"affected
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sync changed. ``modified`` is false if the app's functions have not changed since its last sync.
+    """Result of a sync. ``modified`` is false if the app's functions have not changed since its last sync.
 
     ``added``, ``changed`` and ``removed`` are ids of functions. ``version`` is the client's ``app_version``, and
     ``previous_version`` that of the previous sync. ``previous_url`` is the app's URL before, if it has changed.
