@@ -78,7 +78,7 @@ class Gate:
 @dataclass
 class App:
     """``calls`` are the bodies of the calls to it, ``answers`` the statuses and bodies that it gave. ``is_blocking``
-    has it answer as under a WSGI server, ``checkpoints`` as one with the engine in its process."""
+    has it answer as under a WSGI server; ``checkpoints`` replace those over HTTP."""
 
     client: Client
     engine: EngineServer
@@ -91,6 +91,8 @@ class App:
 
     def serve(self, *functions: Function[Any]) -> None:
         self.handler = CommHandler(client=self.client, framework="test", functions=functions)
+        if self.checkpoints is not None:
+            self.handler._checkpoints = self.checkpoints  # type: ignore[assignment]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -102,7 +104,6 @@ class App:
             query_params=dict(request.query),
             raw_request=request,
             request_url=self.url,
-            checkpoints=self.checkpoints,
         )
         if self.is_blocking:
             response = await asyncio.to_thread(self.handler.handle_sync, request.method, comm_request)

@@ -1,26 +1,31 @@
-"""Checkpoints by another way than HTTP, as with an engine in the app's process: on by default, ops and steps joined."""
+"""Checkpoints without HTTP: on by default, and joined with the op that follows them."""
 
 import asyncio
+import concurrent.futures
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from durably import Checkpointing, Context, ContextSync
+from durably import Checkpointing, Client, Context, ContextSync, Embedded, Event, Function, TriggerEvent
+from durably.comm import CommHandler
 from durably.engine.core.errors import StaleCallError
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.errors import CallStaleError
+from durably.io.http_client import IO
 from durably.protocol.call import CheckpointRequest
 
 from .conftest import App, durable
 
 
 class DirectCheckpoints:
-    """Calls the engine on its own event loop, from whichever it is asked."""
+    """Calls the engine on the engine's event loop."""
 
     are_default = True
     join_answers = True
     has_lease = False
+    are_possible = True
 
     def __init__(self, engine: SqliteEngine) -> None:
         self._engine = engine
@@ -33,13 +38,17 @@ class DirectCheckpoints:
     def may_be_stale(self, since: float) -> bool:
         return False
 
-    async def commit(self, request: CheckpointRequest) -> None:
+    async def commit(self, request: CheckpointRequest, io: IO) -> None:
         self.batches.append([step.display_name for step in request.steps])
         done = asyncio.run_coroutine_threadsafe(self._engine.checkpoint(request.run_id, request), self._loop)
         try:
-            await asyncio.wrap_future(done)
+            await io.resolve(_result_of(done))
         except StaleCallError as error:
             raise CallStaleError(str(error)) from None
+
+
+async def _result_of(done: concurrent.futures.Future[None]) -> None:
+    await asyncio.wrap_future(done)
 
 
 @pytest.fixture
@@ -49,21 +58,30 @@ async def checkpoints(app: App) -> DirectCheckpoints:
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_functions_hand_their_steps_over_unless_told_not_to(
-    app: App, checkpoints: DirectCheckpoints, is_async: bool
+@pytest.mark.parametrize(("checkpointing", "calls"), [(None, 1), (False, 4)])
+async def test_functions_send_checkpoints_unless_the_option_is_off(
+    tmp_path: Path, is_async: bool, checkpointing: bool | None, calls: int
 ) -> None:
+    client = Client(app_id="app", is_production=False, engine=Embedded(tmp_path / "durably.db"))
+    called: list[int] = []
+
     async def in_async(ctx: Context) -> int:
+        called.append(1)
         return sum([await ctx.step.run(f"step {number}", lambda number: number, number) for number in range(3)])
 
     def in_sync(ctx: ContextSync) -> int:
+        called.append(1)
         return sum(ctx.step.run(f"step {number}", lambda number: number, number) for number in range(3))
 
-    handler = in_async if is_async else in_sync
-    assert await app.run(durable(app, handler, checkpointing=None)) == 3
-    assert (len(app.calls), len(checkpoints.batches)) == (1, 3)
-    assert await app.run(durable(app, handler, checkpointing=False, fn_id="off")) == 3
-    assert (len(app.calls), len(checkpoints.batches)) == (1 + 4, 3)
-    assert app.gate.checkpoints == []
+    make = client.create_function(fn_id="f", trigger=TriggerEvent(event="go"), checkpointing=checkpointing)
+    function: Function[Any] = make(in_async) if is_async else make(in_sync)
+    CommHandler(client=client, framework="test", functions=[function])
+    async with client.engine.running():
+        [event_id] = await client.send(Event(name="go"))
+        [run] = await client.engine.event_runs(event_id)
+        run = await client.engine.wait_for_run(run.id)
+    assert bytes(run.output or b"") == b"3"
+    assert len(called) == calls
 
 
 async def test_steps_and_the_op_that_follows_them_make_one_answer(app: App, checkpoints: DirectCheckpoints) -> None:

@@ -184,7 +184,7 @@ from durably import Embedded
 from durably.errors import TransportError
 engine = Embedded({database!r})
 try:
-    engine._process.request("list_runs", None, None, 1, None, timeout=3).result()
+    engine._process.request("list_runs", dict(), timeout=3).result()
 except TransportError as error:
     print(error)
 """

@@ -35,7 +35,7 @@ from durably.functions.checkpoints import HttpCheckpoints
 from durably.functions.function import Function, FunctionCall
 from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
-from durably.io.worker_threads import Surroundings, WorkerThreads
+from durably.io.worker_threads import RequestContext, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import RUNAWAY_ERROR, StepError, is_quiet
 from durably.protocol.events import Event
@@ -90,8 +90,8 @@ class CommHandler:
         serve_path: str | None = None,
         public_path: str | None = None,
         thread_pool: Executor | None = None,
-        surroundings: Surroundings = nullcontext,
-        thread_surroundings: Surroundings = nullcontext,
+        surroundings: RequestContext = nullcontext,
+        thread_surroundings: RequestContext = nullcontext,
     ) -> None:
         _check_arguments(client, functions)
         environment = Environment()

@@ -146,7 +146,8 @@ class StepCheckpointer:
         self._failed: list[StepReport] = []
         self._timers: list[Job[None]] = []
         self._stale: CallStaleError | None = None
-        self._is_refused = False
+        self._must_stop = False
+        """The call is stale, or a checkpoint was refused."""
         self._has_finished_steps = False
         runtime = config.max_runtime_seconds
         self._deadline = None if runtime is None else time.monotonic() + runtime
@@ -158,10 +159,6 @@ class StepCheckpointer:
         """A call that has finished nothing continues however late it is: the next call would get no further."""
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
         return self._must_stop or (is_late and self._has_finished_steps)
-
-    @property
-    def _must_stop(self) -> bool:
-        return self._stale is not None or self._is_refused
 
     async def take(self, report: StepReport) -> Memo | None:
         """Keep or commit the step. The function continues with the memo that its next call would get."""
@@ -178,7 +175,9 @@ class StepCheckpointer:
         if memo is None:
             return None
         if len(self._unsent) >= self._config.buffered_steps:
-            await self._commit_all()
+            if self._timers:
+                self.close()
+            await self._commit(self._io)
         elif len(self._unsent) == 1:
             self._start_timer()
         if self._must_stop:
@@ -202,10 +201,6 @@ class StepCheckpointer:
             report.op.data = msgspec.Raw(data)
         return Memo(returned)
 
-    async def _commit_all(self) -> None:
-        self.close()
-        await self._commit(self._io)
-
     async def _commit(self, io: IO) -> None:
         reports = list(self._unsent.values())
         ops = [report.op for report in reports]
@@ -213,9 +208,9 @@ class StepCheckpointer:
         try:
             await self._checkpoints.commit(request, io)
         except CallStaleError as error:
-            self._stale = error
+            self._stale, self._must_stop = error, True
         except CheckpointRefusedError as error:
-            self._is_refused = True
+            self._must_stop = True
             self._logger.warning(
                 "run %s: a checkpoint was refused, the call ends: %s", request.run_id, printable(error)
             )
@@ -241,7 +236,7 @@ class StepCheckpointer:
         if isinstance(ending, Returned) and self._unsent:
             ending = _complete(ending)
         if self._must_commit_before(ending):
-            await self._commit_all()
+            await self._commit(self._io)
         if self._stale is not None:
             return Raised(self._stale)
         unsent = list(self._unsent.values())

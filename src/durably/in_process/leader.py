@@ -30,10 +30,9 @@ from durably.protocol.text import get_logger
 from . import sockets
 from .dispatcher import Dispatcher, WorkerSlots
 from .errors import EngineMovedError
-from .follower import FollowerWorker, JoinRequest
+from .follower import OPERATIONS, FollowerWorker, JoinRequest, answer_operation
 from .in_flight import InFlightCalls
 from .link import Link, Timing
-from .operations import OPERATIONS, answer
 from .sockets import Entrance
 from .worker import LocalWorker
 
@@ -257,7 +256,7 @@ class Leader:
         if name == "join":
             await self._join(follower, msgspec.json.decode(payload, type=JoinRequest))
             return b""
-        return await answer(OPERATIONS[name], await self._get_engine(), payload)
+        return await answer_operation(OPERATIONS[name], await self._get_engine(), payload)
 
     async def _join(self, follower: FollowerWorker, request: JoinRequest) -> None:
         """Raises ``ConfigInvalidError``. The follower then gets no calls."""

@@ -21,10 +21,9 @@ from durably.protocol.text import get_logger
 
 from . import sockets
 from .errors import EngineMovedError, NodeClosedError
-from .follower import Follower
+from .follower import OPERATIONS, Follower
 from .leader import LOCK_NOTE, Leader
 from .link import Timing
-from .operations import OPERATIONS
 from .worker import LocalWorker
 from .write_lock import find_write_lock_holder
 

@@ -1,1 +1,1 @@
-"""What synchronous and asynchronous code share: a background event loop, worker threads, HTTP."""
+"""Input and output for sync and async code: event loops in threads, worker threads, HTTP, request bodies."""

@@ -49,7 +49,7 @@ class Response:
 
 
 class Job(Protocol[T_co]):
-    """Something that was started: its ``result()`` once it has ended, ``cancel()`` before."""
+    """Work that was started. ``result()`` is for work that has ended, ``cancel()`` for work that has not."""
 
     def result(self) -> T_co: ...
 
@@ -57,10 +57,10 @@ class Job(Protocol[T_co]):
 
 
 class IO(Protocol):
-    """The outside, as shared code sees it. The blocking kind never suspends."""
+    """I/O for code that is written once for sync and async callers. The blocking kind never suspends."""
 
     async def request(self, request: Request) -> Response:
-        """Raises ``TransportError`` when there is no answer."""
+        """Raises ``TransportError`` if there is no answer."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -74,24 +74,24 @@ class IO(Protocol):
         ...
 
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
-        """Call code that computes or blocks for long; on an event loop, in a thread of the executor."""
+        """Call code that computes or blocks for a long time; on an event loop, in a thread of the executor."""
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        """Start something asynchronous without waiting for it; in an event loop it ends with its starter's task."""
+        """Start a coroutine without waiting for it. In an event loop it ends with the current task."""
         ...
 
     def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        """Start something asynchronous that does not end with its starter's task."""
+        """Start a coroutine that does not end with the current task."""
         ...
 
     async def wait(self, job: Job[Any], seconds: float) -> bool:
-        """Wait for a job for so long; True if it has ended."""
+        """Wait up to ``seconds`` for a job. Returns whether it has ended."""
         ...
 
 
 class _Connections:
-    """The process's connection pool and the threads that async callers use it from; remade after a fork."""
+    """The process's connection pools, and threads for async callers. A forked child makes its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ class _Connections:
         self._executor: ThreadPoolExecutor | None = None
 
     def manager_for(self, url: str) -> urllib3.PoolManager:
-        """Raises ``urllib3.exceptions.HTTPError`` for a proxy that is none."""
+        """Raises ``urllib3.exceptions.HTTPError`` for an invalid proxy."""
         proxy = _proxy_for(url)
         with self._lock:
             if proxy not in self._managers:
@@ -114,7 +114,7 @@ class _Connections:
 
 
 def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment (or the platform) names; none is asked for what is on this machine."""
+    """The proxy that the environment or the platform names; ``None`` for a URL on this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if _is_local(host) or proxy_bypass(host):
@@ -154,7 +154,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Quiet(threading.local):
-    """Keeps urllib3 from logging our requests: it logs whole URLs, and some contain the event key."""
+    """Stops urllib3's log lines about our requests: they have whole URLs, and some contain the event key."""
 
     is_sending = False
 
@@ -194,7 +194,7 @@ def send(request: Request) -> Response:
 
 
 def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
-    """The whole body. The socket's timeout bounds each wait for bytes; this bounds their sum."""
+    """The whole body. The socket's timeout limits each wait for bytes, ``deadline`` limits their sum."""
     chunks: list[bytes] = []
     while chunk := answer.read1(_CHUNK_BYTES):
         chunks.append(chunk)
@@ -205,7 +205,7 @@ def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
 
 
 def failure_reason(error: Exception) -> str:
-    """What went wrong in plain words, without the URL that urllib3's messages contain."""
+    """The reason of a failure, without the URL that urllib3's messages contain."""
     if isinstance(error, urllib3.exceptions.ProxyError):
         return f"its proxy: {failure_reason(error.original_error)}"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
@@ -277,7 +277,7 @@ class AsyncIO:
         job = asyncio.ensure_future(coroutine)
         starter = asyncio.current_task()
         assert starter is not None
-        # Servers cancel the task that writes to a client who went away, but do not all close what it reads from.
+        # If the client disconnects, servers cancel the task that writes, but not all close the generator it reads.
         starter.add_done_callback(lambda _: job.cancel())
         return job
 
@@ -290,7 +290,7 @@ class AsyncIO:
 
 
 async def request_with_keys(io: IO, request: Request, keys: tuple[str | None, str | None]) -> Response:
-    """Send with the bearer token of the signing key; where it is refused, with that of the fallback."""
+    """Send with the bearer token of the signing key. If it is refused, send with that of the fallback key."""
     usable = [key for key in keys if key]
     response = await io.request(_with_bearer(request, usable[0] if usable else None))
     if response.status in (401, 403) and len(usable) > 1:

@@ -8,42 +8,55 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-Job = Callable[[], None]
-Surroundings = Callable[[], AbstractContextManager[object]]
+RequestContext = Callable[[], AbstractContextManager[object]]
+_Job = tuple["asyncio.Future[Any]", asyncio.AbstractEventLoop, contextvars.Context, Callable[[], Any]]
 
 
 class WorkerThreads:
-    """Threads of a pool. ``surroundings`` is the framework's context for work in a thread, ``size`` the number of
-    threads, if it is known.
+    """Threads of a pool. ``request_context`` makes the framework's context for work in a thread, ``size`` is the number
+    of threads, if it is known.
 
     Without a size, each job is a task of the executor, which may have other users. With a size, the executor gets at
     most ``size`` tasks at a time, and a task runs jobs until none waits. ``ThreadPoolExecutor`` creates a future with
-    a condition for each task: a third of what a job costs, if many wait.
+    a condition for each task: a third of a job's cost, if many wait.
     """
 
-    def __init__(self, pool: Executor, surroundings: Surroundings = nullcontext, size: int | None = None) -> None:
+    def __init__(self, pool: Executor, request_context: RequestContext = nullcontext, size: int | None = None) -> None:
         self.size = size
         self._pool = pool
-        self._surroundings = surroundings
+        self._request_context = None if request_context is nullcontext else request_context
         self._lock = threading.Lock()
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[_Job] = deque()
         self._running = 0
         """Tasks in the executor. Changed under the lock, like the queue."""
 
     async def run(self, work: Callable[[], T], *, on_abandoned: Callable[[], None] | None = None) -> T:
-        """Call ``work`` in a thread, with a copy of the caller's context variables. Raises what it raises.
+        """Call ``work`` in a thread, with a copy of the caller's context variables.
 
-        If the caller is cancelled, work that still waits for a thread does not begin. A thread cannot be interrupted:
-        work that has begun continues, its result is dropped, and ``on_abandoned`` is called.
+        Raises the errors of ``work``, and ``RuntimeError`` if the executor is shut down. If the caller is cancelled,
+        work that still waits for a thread does not begin. A thread cannot be interrupted: work that has begun
+        continues, its result is dropped, and ``on_abandoned`` is called.
         """
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-        job = partial(contextvars.copy_context().run, partial(self._work, work, loop, done))
-        self._submit(job)
+        done: asyncio.Future[T] = loop.create_future()  # ``wrap_future`` would cost half as much again
+        job = (done, loop, contextvars.copy_context(), work)
+        with self._lock:
+            self._jobs.append(job)
+            needs_task = self._running != self.size
+            if needs_task:
+                self._running += 1
+        if needs_task:
+            try:
+                self._pool.submit(self._run_jobs)
+            except BaseException:
+                with self._lock:
+                    self._running -= 1
+                self._withdraw(job)
+                raise
         try:
             return await done
         except asyncio.CancelledError:
@@ -51,22 +64,7 @@ class WorkerThreads:
                 on_abandoned()
             raise
 
-    def _submit(self, job: Job) -> None:
-        """Raises ``RuntimeError`` if the executor is shut down."""
-        with self._lock:
-            self._jobs.append(job)
-            if self._running == self.size:
-                return
-            self._running += 1
-        try:
-            self._pool.submit(self._run_jobs)
-        except BaseException:
-            with self._lock:
-                self._running -= 1
-            self._withdraw(job)
-            raise
-
-    def _withdraw(self, job: Job) -> bool:
+    def _withdraw(self, job: _Job) -> bool:
         """Take back a job. False if a thread has begun it."""
         with self._lock, suppress(ValueError):
             self._jobs.remove(job)
@@ -74,27 +72,30 @@ class WorkerThreads:
         return False
 
     def _run_jobs(self) -> None:
-        """In a thread, as a task of the executor. Jobs do not raise."""
+        """Run jobs in a thread, as a task of the executor."""
         may_continue = True
         while True:
             with self._lock:
                 if not self._jobs or not may_continue:
-                    self._running -= 1  # under the same lock as the look at the queue: no job is left behind
+                    self._running -= 1  # Under the lock of the queue, so that no job stays in it.
                     return
-                job = self._jobs.popleft()
-            job()
+                done, loop, context, work = self._jobs.popleft()
+            deliver: Callable[[], None]
+            try:
+                if self._request_context is None:
+                    deliver = partial(_resolve, done, context.run(work))
+                else:
+                    deliver = partial(_resolve, done, context.run(self._run_in_request_context, work))
+            except BaseException as error:
+                deliver = partial(_reject, done, error)
+            with suppress(RuntimeError):  # The loop is closed, so no caller waits.
+                loop.call_soon_threadsafe(deliver)
             may_continue = self.size is not None
 
-    def _work(self, work: Callable[[], T], loop: asyncio.AbstractEventLoop, done: "asyncio.Future[T]") -> None:
-        """In the thread. Future and loop are given directly: ``wrap_future`` costs half as much again."""
-        deliver: Callable[[], None]
-        try:
-            with self._surroundings():
-                deliver = partial(_resolve, done, work())
-        except BaseException as error:
-            deliver = partial(_reject, done, error)
-        with suppress(RuntimeError):  # the loop is closed, so there is no waiter
-            loop.call_soon_threadsafe(deliver)
+    def _run_in_request_context(self, work: Callable[[], T]) -> T:
+        assert self._request_context is not None
+        with self._request_context():
+            return work()
 
 
 def _resolve(done: "asyncio.Future[T]", value: T) -> None:
