@@ -72,10 +72,10 @@ RULES.append(
 
 # What a folder may still have. The numbers may only fall; a folder that is not named has none.
 LEFT: dict[str, int] = {
-    "docs": 7,
+    "docs": 4,
     "src/durably": 16,
-    "src/durably/cli": 33,
-    "src/durably/comm": 22,
+    "src/durably/cli": 31,
+    "src/durably/comm": 19,
     "src/durably/django": 1,
     "src/durably/engine": 4,
     "src/durably/engine/core": 67,
@@ -85,11 +85,9 @@ LEFT: dict[str, int] = {
     "src/durably/execution": 13,
     "src/durably/functions": 5,
     "src/durably/in_process": 3,
-    "src/durably/io": 9,
     "src/durably/protocol": 20,
-    "src/durably/temporal": 143,
-    "src/durably/temporal/gateway": 3,
-    "src/durably/testing": 28,
+    "src/durably/temporal": 54,
+    "src/durably/testing": 6,
 }
 
 
