@@ -80,6 +80,7 @@ docs-links: docs
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	-$(BIN)/python -m benchmarks.restate
 	$(BIN)/python -m benchmarks --save
 
 # The dependencies' versions that make and CI install; names and versions only.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from . import restate
 from .children import Child
 from .contenders.load import STEPS
 from .tables import describe_machine, judge, table
@@ -38,6 +39,7 @@ EXCHANGES = Contender("bare HTTP exchanges of the same bodies", "exchanges", 800
 EXCHANGES_EACH = Contender("bare HTTP exchanges, with three checkpoints", "exchanges", 800, ("3",))
 EXCHANGES_BUFFERED = Contender("bare HTTP exchanges, with one checkpoint", "exchanges", 800, ("1",))
 DBOS = Contender("DBOS on SQLite", "dbos_sqlite", 100)
+RESTATE = Contender("Restate", "restate_steps", 400)
 TEMPORAL = Contender("Temporal's development server", "temporal_dev", 100)
 CONTENDERS = (
     FLOOR,
@@ -50,6 +52,7 @@ CONTENDERS = (
     HTTP_BUFFERED,
     EXCHANGES_BUFFERED,
     DBOS,
+    RESTATE,
     TEMPORAL,
 )
 
@@ -61,6 +64,8 @@ _AIMS = (
     ("over HTTP, against bare exchanges", HTTP, EXCHANGES, 0.5),
     ("over HTTP with a checkpoint after each step, against bare exchanges", HTTP_EACH, EXCHANGES_EACH, 0.5),
     ("over HTTP with checkpoints, against bare exchanges", HTTP_BUFFERED, EXCHANGES_BUFFERED, 0.5),
+    ("over HTTP, against Restate", HTTP, RESTATE, 1),
+    ("over HTTP with checkpoints, against Restate", HTTP_BUFFERED, RESTATE, 1),
     ("over HTTP, against Temporal", HTTP, TEMPORAL, 10),
     ("over HTTP with checkpoints, against Temporal", HTTP_BUFFERED, TEMPORAL, 10),
 )
@@ -88,7 +93,9 @@ def measure(
     at_once: int = 100,
     contenders: Sequence[Contender] = CONTENDERS,
 ) -> Speeds:
-    """``share`` of the runs that fill a slot are made in each."""
+    """``share`` of the runs that fill a slot are made in each. Restate is left out if it is not installed."""
+    if not restate.is_installed():
+        contenders = [contender for contender in contenders if contender is not RESTATE]
     samples: dict[Contender, list[float]] = {contender: [] for contender in contenders}
     with ExitStack() as stack:
         children = {contender: stack.enter_context(_start(contender, directory)) for contender in contenders}
@@ -112,7 +119,7 @@ def report(directory: Path, *, is_quick: bool) -> str:
     """The section of the results."""
     rounds = 1 if is_quick else 7
     speeds = measure(directory, rounds=rounds, share=0.02 if is_quick else 1.0, at_once=10 if is_quick else 100)
-    peers = [contender for contender in (DBOS, TEMPORAL) if contender in speeds.samples]
+    peers = [contender for contender in (DBOS, RESTATE, TEMPORAL) if contender in speeds.samples]
     rows = [
         [
             contender.name,
@@ -129,7 +136,11 @@ def report(directory: Path, *, is_quick: bool) -> str:
             f"{describe_machine(PACKAGES)} A hundred runs at once, of a function of {STEPS} steps; "
             f"medians of {rounds} rounds.\n",
             table(header, rows),
-            *(judge(what, speeds.ratio(own, peer), at_least=aim) for what, own, peer, aim in _AIMS),
+            *(
+                judge(what, speeds.ratio(own, peer), at_least=aim)
+                for what, own, peer, aim in _AIMS
+                if peer in speeds.samples
+            ),
             "",
         ]
     )
