@@ -122,7 +122,7 @@ class App:
         return self.signing_key, self.signing_key_fallback
 
     def headers(self, framework: str | None = None) -> dict[str, str]:
-        """What every request and answer carries (spec §4.1)."""
+        """The headers of every request and answer (spec §4.1)."""
         headers = {
             Header.CONTENT_TYPE.value: "application/json",
             Header.REQUEST_VERSION.value: REQUEST_VERSION,

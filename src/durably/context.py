@@ -1,4 +1,4 @@
-"""What user code holds: the context of a run, and its groups of steps. The steps are in ``durably.steps``."""
+"""The context of a run, which user code gets, and its groups of steps. The steps are in ``durably.steps``."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence

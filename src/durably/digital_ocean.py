@@ -18,11 +18,11 @@ from .settings import Streaming
 FRAMEWORK = "digitalocean"
 
 _WEB_PREFIX = "/api/v1/web"
-"""DigitalOcean passes the path below the function only; this is what stands before the function's name."""
+"""The path before the function's name. DigitalOcean passes only the path below the function."""
 
 
 class FunctionContext(Protocol):
-    """What is used of the platform's context object."""
+    """The part of the platform's context object that is used."""
 
     api_host: str
     """Like ``https://faas-nyc1-2ef2e6cc.doserverless.co``."""

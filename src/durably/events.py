@@ -33,7 +33,7 @@ __all__ = ["Event", "EventType", "as_data"]
 
 
 class Model(Protocol):
-    """What is needed of a pydantic model; Durably itself does not import pydantic."""
+    """The part of a pydantic model that is used; Durably itself does not import pydantic."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 

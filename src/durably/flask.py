@@ -47,7 +47,7 @@ def serve(
         serve_origin=serve_origin,
         serve_path=serve_path,
         public_path=public_path,
-        surroundings=app.app_context,
+        request_context=app.app_context,
     )
 
     def answer() -> flask.Response:

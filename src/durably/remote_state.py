@@ -85,7 +85,7 @@ class StateDriver(Protocol):
 
 @dataclass(frozen=True)
 class RemoteStateFactory:
-    """What a client's or function's ``middleware`` takes."""
+    """A factory for a client's or function's ``middleware``."""
 
     middleware: type[RemoteStateMiddleware]
     driver: StateDriver

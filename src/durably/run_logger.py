@@ -27,7 +27,7 @@ _ASYNC_METHODS = frozenset(f"a{name}" for name in _METHODS)  # structlog's
 
 
 _OPTIONS = frozenset(("exc_info", "stack_info", "stacklevel", "extra"))
-"""What ``logging.Logger.log`` takes by name."""
+"""The options of ``logging.Logger.log``."""
 
 
 class _Fallback(logging.StreamHandler[Any]):

@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 import msgspec
 
 from durably.functions.config import FunctionDefinition
-from durably.protocol.durations import Duration, format_duration, format_moment, to_timedelta
+from durably.protocol.durations import Duration, format_duration, format_timestamp, to_timedelta
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
@@ -34,7 +34,7 @@ _SMALL_MILLISECONDS = 1000
 
 
 class Signal(msgspec.Struct, frozen=True):
-    """What ``wait_for_signal`` returns: the signal's name and the data sent with it."""
+    """The result of ``wait_for_signal``: the signal's name and the data sent with it."""
 
     signal: str
     data: Any = None
@@ -52,7 +52,10 @@ class FetchResponse(msgspec.Struct, frozen=True):
 
 
 class AIAdapter(Protocol):
-    """How to reach an AI provider; ``durably.ai`` has adapters, and those of ``inngest.experimental.ai`` fit too."""
+    """An AI provider's address and format.
+
+    ``durably.ai`` has adapters; those of ``inngest.experimental.ai`` fit too.
+    """
 
     def auth_key(self) -> str: ...
     def format(self) -> str: ...
@@ -111,7 +114,7 @@ class Step(msgspec.Struct, eq=False):
         return self._call.step(sleep_request(step_id, duration))
 
     def sleep_until(self, step_id: str, until: dt.datetime) -> Coroutine[None, None, None]:
-        """Sleep until a moment (naive ones are local time)."""
+        """Sleep until a time (naive ones are local time)."""
         return self._call.step(_sleep_until(step_id, until))
 
     def wait_for_event(
@@ -340,7 +343,7 @@ def sleep_request(step_id: str, duration: Duration) -> StepRequest:
 def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
     if not isinstance(until, dt.datetime):
         raise DurationInvalidError(f'step "{step_id}": sleep_until takes a datetime, not {until!r}')
-    text = format_moment(until)
+    text = format_timestamp(until)
     return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
 
 

@@ -112,8 +112,8 @@ class App:
         if response.stream is not None:
             return await self._stream(request, response.status_code, response.headers, response.stream())
         if request.method == "POST":
-            self.answers.append((int(response.status_code), msgspec.json.decode(response.body_bytes())))
-        return web.Response(status=response.status_code, body=response.body_bytes(), headers=response.headers)
+            self.answers.append((int(response.status_code), msgspec.json.decode(response.body)))
+        return web.Response(status=response.status_code, body=response.body, headers=response.headers)
 
     async def _stream(
         self, request: web.Request, status: int, headers: dict[str, str], chunks: AsyncIterator[bytes]

@@ -250,7 +250,7 @@ def _ending(job: Job, op: dict[str, Any]) -> Job:
 
 
 def _read(response: CommResponse) -> Answer:
-    return Answer(int(response.status_code), response.headers, response.body_bytes())
+    return Answer(int(response.status_code), response.headers, response.body)
 
 
 def engine_for(

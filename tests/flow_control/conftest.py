@@ -139,7 +139,7 @@ class World:
             request_url=self.url,
         )
         response = await self._handler.handle(request.method, comm_request)
-        return web.Response(status=response.status_code, body=response.body_bytes(), headers=response.headers)
+        return web.Response(status=response.status_code, body=response.body, headers=response.headers)
 
     # the engine
 

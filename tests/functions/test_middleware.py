@@ -571,7 +571,7 @@ async def test_hooks_that_block_run_in_a_thread_of_async_functions(runs_in_threa
 def test_a_misspelt_hook_is_refused(name: str, base: type) -> None:
     misspelt = type("Misspelt", (base,), {name: lambda self: None})
     with pytest.raises(
-        durably.errors.FunctionConfigInvalidError, match=f"a method '{name}', which is no hook: write '"
+        durably.errors.FunctionConfigInvalidError, match=f"a method '{name}', which is not a hook: write '"
     ):
         Client(app_id="app", is_production=False, middleware=[misspelt])
 

@@ -233,7 +233,7 @@ async def test_the_frameworks_surroundings_are_around_the_handler_in_its_thread(
     threads: list[tuple[str, int]] = []
 
     @contextmanager
-    def surroundings() -> Iterator[None]:
+    def request_context() -> Iterator[None]:
         threads.append(("begin", threading.get_ident()))
         yield
         threads.append(("end", threading.get_ident()))
@@ -243,7 +243,7 @@ async def test_the_frameworks_surroundings_are_around_the_handler_in_its_thread(
 
     engine = engine_for(function)
     engine.handler = CommHandler(
-        client=engine.client, framework="test", functions=engine.functions, thread_surroundings=surroundings
+        client=engine.client, framework="test", functions=engine.functions, thread_context=request_context
     )
     assert (await engine.run()).status == "Completed"
     assert [what for what, _ in threads] == ["begin", "handler", "end"]

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from durably.protocol.durations import (
     DurationInvalidError,
     format_duration,
-    format_moment,
+    format_timestamp,
     parse_duration,
-    parse_moment,
     parse_retry_after,
     parse_rfc3339,
+    parse_timestamp,
     to_timedelta,
 )
 
@@ -102,22 +102,22 @@ def test_values_that_are_no_durations(value: Any) -> None:
 
 @given(MOMENTS)
 def test_written_moments_are_read_again(moment: dt.datetime) -> None:
-    text = format_moment(moment)
+    text = format_timestamp(moment)
     assert text.endswith("Z")
     read = parse_rfc3339(text)
     assert read is not None
     assert moment - MILLISECOND < read <= moment
-    assert parse_moment(text, NOW) == read
+    assert parse_timestamp(text, NOW) == read
 
 
 @given(DURATIONS)
 def test_a_moment_may_be_a_duration_from_now(delta: dt.timedelta) -> None:
-    assert NOW + delta <= parse_moment(format_duration(delta), NOW) < NOW + delta + MILLISECOND
+    assert NOW + delta <= parse_timestamp(format_duration(delta), NOW) < NOW + delta + MILLISECOND
 
 
 def test_a_moment_too_far_away() -> None:
     with pytest.raises(DurationInvalidError, match="too long"):
-        parse_moment("500000w", NOW)
+        parse_timestamp("500000w", NOW)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_moment_too_far_away() -> None:
     ],
 )
 def test_dates_in_the_forms_that_sdks_write(text: str, moment: dt.datetime) -> None:
-    assert parse_rfc3339(text) == parse_moment(text, NOW) == moment
+    assert parse_rfc3339(text) == parse_timestamp(text, NOW) == moment
 
 
 @given(st.text())

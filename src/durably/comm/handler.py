@@ -4,9 +4,8 @@ Each method has an async and a sync front over one coroutine. A sync server driv
 over blocking I/O; asynchronous code then runs on the background loop.
 """
 
-import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -20,12 +19,10 @@ from durably.app import App
 from durably.errors import (
     BodyInvalidError,
     Error,
-    FunctionConfigInvalidError,
     FunctionNotServedError,
     MethodUnsupportedError,
     QueryParamMissingError,
     SignatureError,
-    SigningKeyMissingError,
     TransportError,
     URLInvalidError,
 )
@@ -42,10 +39,20 @@ from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER, Header, Probe, Query, SyncKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import printable
-from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
+from durably.settings import SERVE_ORIGIN, Environment, Streaming
 
 from .requests import CommRequest, CommResponse, stream
-from .serve_options import StreamingOption, read_path, read_serve_origin, read_streaming
+from .serve_options import (
+    StreamingOption,
+    check_arguments,
+    check_production,
+    index_functions,
+    read_path,
+    read_serve_origin,
+    read_streaming,
+    thread_count,
+    warn_of_other_apps,
+)
 from .syncer import Endpoint, Syncer, UnsignedSyncs, inspect_signed, inspect_unsigned
 from .verification import PAGE_HEADERS, Signer, check_addressee, refuse_forms, refuse_pages, verify_request
 
@@ -53,7 +60,7 @@ T = TypeVar("T")
 
 _ASYNC_IO = AsyncIO()
 _BLOCKING_IO = BlockingIO()
-_NO_SURROUNDINGS = nullcontext()
+_NO_CONTEXT = nullcontext()
 
 _RUNAWAY_SECONDS = 60.0
 """Seconds since the last run of a runaway chain failed, after which the same chain is logged again."""
@@ -70,8 +77,8 @@ class CommHandler:
     ``DURABLY_STREAMING``. ``serve_origin``, ``serve_path`` and ``public_path`` are parts of the URL that engines
     call. ``enable_unauthed_sync=False`` refuses unsigned syncs in production. ``thread_pool`` runs sync functions, and
     sync handlers of async functions, if they would block an event loop; by default it has
-    ``DURABLY_THREAD_POOL_MAX_WORKERS`` threads. ``surroundings`` returns the framework's context of a request, for
-    calls without a request; ``thread_surroundings`` returns the context for everything that runs in the pool.
+    ``DURABLY_THREAD_POOL_MAX_WORKERS`` threads. ``request_context`` returns the framework's context of a request, for
+    calls without a request; ``thread_context`` returns the context for everything that runs in the pool.
 
     Raises ``EngineNotConfiguredError`` and ``SigningKeyMissingError`` in production mode without an engine or a
     signing key, ``URLInvalidError`` for an invalid ``serve_origin``, and ``FunctionConfigInvalidError`` for two
@@ -90,10 +97,10 @@ class CommHandler:
         serve_path: str | None = None,
         public_path: str | None = None,
         thread_pool: Executor | None = None,
-        surroundings: RequestContext = nullcontext,
-        thread_surroundings: RequestContext = nullcontext,
+        request_context: RequestContext = nullcontext,
+        thread_context: RequestContext = nullcontext,
     ) -> None:
-        _check_arguments(client, functions)
+        check_arguments(client, functions)
         environment = Environment()
         self.client = client
         self.framework = framework
@@ -108,8 +115,8 @@ class CommHandler:
         self.endpoint = Endpoint(
             client, framework, self.functions, self.serve_origin, self.serve_path, self.public_path
         )
-        self._by_id = _index(self.functions)
-        _warn_of_other_apps(client, self.functions)
+        self._by_id = index_functions(self.functions)
+        warn_of_other_apps(client, self.functions)
         self._methods: dict[str, Method] = {"GET": self._get, "POST": self._post, "PUT": self._put}
         self._is_production = client.is_production
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
@@ -120,14 +127,14 @@ class CommHandler:
             environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
         )
         size = None
-        if thread_pool is None and (size := _thread_count(environment, is_in_process=client.in_process is not None)):
+        if thread_pool is None and (size := thread_count(environment, is_in_process=client.in_process is not None)):
             thread_pool = ThreadPoolExecutor(size, thread_name_prefix="durably-call")
-        self._threads = None if thread_pool is None else WorkerThreads(thread_pool, thread_surroundings, size)
-        self._surroundings = surroundings
+        self._threads = None if thread_pool is None else WorkerThreads(thread_pool, thread_context, size)
+        self._request_context = request_context
         if client.in_process is not None:
             client.in_process.add_handler(self)
         elif client.is_production:
-            _check_production(client)
+            check_production(client)
 
     @property
     def function_ids(self) -> frozenset[str]:
@@ -383,7 +390,7 @@ class CommHandler:
             return await self._threads.run(partial(self._call_sync, function, call))
         token = sending_run.set(call.context.run_id)
         try:
-            with self._surroundings() if call.raw_request is None else _NO_SURROUNDINGS:
+            with self._request_context() if call.raw_request is None else _NO_CONTEXT:
                 outcome = function.call(self.client, call, _ASYNC_IO)
                 return await (io.resolve(outcome) if isinstance(io, BlockingIO) else outcome)
         finally:
@@ -392,7 +399,7 @@ class CommHandler:
     def _call_sync(self, function: Function[Any], call: FunctionCall) -> Outcome:
         token = sending_run.set(call.context.run_id)
         try:
-            with self._surroundings() if call.raw_request is None else _NO_SURROUNDINGS:
+            with self._request_context() if call.raw_request is None else _NO_CONTEXT:
                 return drive(function.call(self.client, call, _BLOCKING_IO))
         finally:
             sending_run.reset(token)
@@ -454,53 +461,3 @@ def _place_of(req: CommRequest) -> str:
     except URLInvalidError:
         return "a request"
     return place if place.isprintable() else ascii(place)
-
-
-def _thread_count(environment: Environment, *, is_in_process: bool) -> int:
-    """The number of threads for sync functions; 0 for none. The default is that of ``ThreadPoolExecutor``."""
-    workers = environment.thread_pool_max_workers
-    if workers == 0 and is_in_process:
-        workers = None  # There is no request in whose thread a sync function could run.
-    return min(32, (os.cpu_count() or 1) + 4) if workers is None else workers
-
-
-def _check_arguments(client: object, functions: object) -> None:
-    """Those of ``serve``, which are easily given in the wrong order."""
-    if not isinstance(client, App):
-        raise FunctionConfigInvalidError(f"serve takes a durably.Client as its client, not {client!r}")
-    if not isinstance(functions, Iterable):
-        raise FunctionConfigInvalidError(f"serve takes a list of functions, not {functions!r}")
-
-
-def _check_production(client: App) -> None:
-    """Raises the error that prevents serving the app. In a test run no engine is needed."""
-    if is_test_run():
-        return
-    _ = client.api_origin
-    if client.signing_key is None:
-        raise SigningKeyMissingError
-
-
-def _warn_of_other_apps(client: App, functions: Sequence[Function[Any]]) -> None:
-    """Warn of functions of a client with another id: they lack its middleware, and keep its id as their prefix."""
-    for function in functions:
-        if function.opts.app_id != client.app_id:
-            client.logger.warning(
-                "the app %r serves the function %r, which a client of the app %r made; middleware and settings of "
-                "that client are not used",
-                client.app_id,
-                function.id,
-                function.opts.app_id,
-            )
-
-
-def _index(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:
-    by_id: dict[str, Function[Any]] = {}
-    for function in functions:
-        if not isinstance(function, Function):
-            raise FunctionConfigInvalidError(f"serve takes functions made by client.create_function, not {function!r}")
-        for function_id in function.entries:
-            if function_id in by_id:
-                raise FunctionConfigInvalidError(f'two functions have the id "{function_id}"; fn_id must be unique')
-            by_id[function_id] = function
-    return by_id

@@ -20,9 +20,9 @@ from durably.errors import (
 )
 from durably.execution import Found, Outcome, Raised, StepReport, drive
 from durably.io.http_client import IO, Job
-from durably.protocol.durations import format_moment
+from durably.protocol.durations import format_timestamp
 from durably.protocol.errors import ErrorCode, describe_error, is_retriable
-from durably.protocol.headers import DISCOVER, Header, Probe, Query, ServerKind
+from durably.protocol.headers import Header, Probe, Query, ServerKind
 from durably.protocol.opcodes import RETRY_AFTER_OPT, Op
 from durably.values.outputs import encode_output, finish
 
@@ -82,12 +82,6 @@ class CommRequest:
         if isinstance(value, str) or value is None:
             return value or None
         return (value[0] or None) if value else None
-
-    @property
-    def target(self) -> str | None:
-        """The hashed id of the step that the call targets, ``None`` to discover."""
-        step_id = self.query(Query.STEP_ID)
-        return None if step_id == DISCOVER else step_id
 
     @property
     def probe(self) -> Probe | None:
@@ -195,10 +189,6 @@ class CommResponse:
         """An answer whose chunks keep the connection alive until the call has ended (spec §9)."""
         return cls(stream=stream, status_code=HTTPStatus.CREATED)
 
-    def body_bytes(self) -> bytes:
-        """``body``, under its name in other SDKs of the protocol."""
-        return self.body
-
     def stream_sync(self) -> Generator[bytes, None, None]:
         """``stream`` for frameworks that write in a thread; it must block instead of waiting."""
         assert self.stream is not None
@@ -257,7 +247,7 @@ def retry_after_text(error: RetryAfterError) -> str:
     """Whole seconds for a delay, which the engine adds to its own clock; a timestamp is sent as it is."""
     delay = error.retry_after
     if isinstance(delay, dt.datetime):
-        return format_moment(delay)
+        return format_timestamp(delay)
     return str(max(0, math.ceil(delay.total_seconds())))
 
 

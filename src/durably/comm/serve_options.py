@@ -1,14 +1,24 @@
 """Arguments of ``serve``: the app, paths and origins, streaming. Adapters and ``CommHandler`` check them here."""
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from durably.app import App
 from durably.client import Client
-from durably.errors import FunctionConfigInvalidError, URLInvalidError
+from durably.errors import FunctionConfigInvalidError, SigningKeyMissingError, URLInvalidError
+from durably.functions.function import Function
 from durably.protocol.text import redact_url
-from durably.settings import DEFAULT_SERVE_PATH, Environment, Streaming, check_serve_path, parse_url
+from durably.settings import (
+    DEFAULT_SERVE_PATH,
+    Environment,
+    Streaming,
+    check_serve_path,
+    is_test_run,
+    parse_url,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -132,3 +142,56 @@ def read_streaming(option: StreamingOption) -> Streaming | None:
             f'serve takes durably.Streaming.FORCE, "force" or True as its streaming (or Streaming.DISABLE, "disable", '
             f"False), not {option!r}"
         ) from None
+
+
+# -- functions, threads
+
+
+def thread_count(environment: Environment, *, is_in_process: bool) -> int:
+    """The number of threads for sync functions; 0 for none. The default is that of ``ThreadPoolExecutor``."""
+    workers = environment.thread_pool_max_workers
+    if workers == 0 and is_in_process:
+        workers = None  # There is no request in whose thread a sync function could run.
+    return min(32, (os.cpu_count() or 1) + 4) if workers is None else workers
+
+
+def check_arguments(client: object, functions: object) -> None:
+    """Check the arguments of ``serve``, which are easily given in the wrong order."""
+    if not isinstance(client, App):
+        raise FunctionConfigInvalidError(f"serve takes a durably.Client as its client, not {client!r}")
+    if not isinstance(functions, Iterable):
+        raise FunctionConfigInvalidError(f"serve takes a list of functions, not {functions!r}")
+
+
+def check_production(client: App) -> None:
+    """Raises the error that prevents serving the app. In a test run no engine is needed."""
+    if is_test_run():
+        return
+    _ = client.api_origin
+    if client.signing_key is None:
+        raise SigningKeyMissingError
+
+
+def warn_of_other_apps(client: App, functions: Sequence[Function[Any]]) -> None:
+    """Warn of functions of a client with another id: they lack its middleware, and keep its id as their prefix."""
+    for function in functions:
+        if function.opts.app_id != client.app_id:
+            client.logger.warning(
+                "the app %r serves the function %r, which a client of the app %r made; middleware and settings of "
+                "that client are not used",
+                client.app_id,
+                function.id,
+                function.opts.app_id,
+            )
+
+
+def index_functions(functions: Sequence[Function[Any]]) -> dict[str, Function[Any]]:
+    by_id: dict[str, Function[Any]] = {}
+    for function in functions:
+        if not isinstance(function, Function):
+            raise FunctionConfigInvalidError(f"serve takes functions made by client.create_function, not {function!r}")
+        for function_id in function.entries:
+            if function_id in by_id:
+                raise FunctionConfigInvalidError(f'two functions have the id "{function_id}"; fn_id must be unique')
+            by_id[function_id] = function
+    return by_id

@@ -1,4 +1,4 @@
-"""What an app reports of itself: inspection by GET (spec §4.5), and syncs (spec §4.3).
+"""Reports of an app about itself: inspection by GET (spec §4.5), and syncs (spec §4.3).
 
 A sync sends the engine the app's functions, in an answer or in a request of the app's own. Secrets are only ever shown
 hashed, and only to requests that are signed.
@@ -312,7 +312,7 @@ class Syncer:
             used = urlsplit(req.request_url).path
             if used and used != path:
                 self._app.logger.warning(
-                    "app %s syncs the path %s, and this sync came to %a: if the app is mounted below a prefix, set "
+                    "app %s syncs the path %s, and this sync was sent to %a: if the app is mounted below a prefix, set "
                     "public_path in serve(…)",
                     self._app.app_id,
                     path,

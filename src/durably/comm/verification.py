@@ -43,15 +43,15 @@ class Verified:
 class CanonicalChecks:
     """Verifies bodies in canonical form, one at a time, and bounds what badly signed ones cost.
 
-    Anybody may send these. What they take of the CPU is debited, and credited again at ``CANONICAL_CPU_SHARE``; without
-    credit none is tried. Bodies that are well signed cost no credit. Thread-safe.
+    Any client may send badly signed bodies. Their CPU time is debited, and credited again at ``CANONICAL_CPU_SHARE``.
+    Without credit no body is tried. Bodies that are well signed cost no credit. Thread-safe.
     """
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time
     ) -> None:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="durably-verify")
-        """Where bodies are verified if there is an event loop: not the app's own threads."""
+        """The thread that verifies bodies if there is an event loop. It is not one of the app's own threads."""
         self._lock = threading.Lock()
         self._clock, self._cpu_clock = clock, cpu_clock
         self._credit, self._credited_at = CANONICAL_CPU_BURST, clock()
@@ -62,7 +62,7 @@ class CanonicalChecks:
             if self._current_credit() <= 0:
                 raise SignatureMismatchError(
                     "the signature does not match any of the signing keys (a re-encoded body is not recognised for "
-                    "some seconds, because too many badly signed ones came)"
+                    "some seconds, because too many badly signed ones arrived)"
                 )
             began = self._cpu_clock()
             try:
@@ -92,7 +92,7 @@ if hasattr(os, "register_at_fork"):
 
 
 async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], io: IO) -> Verified:
-    """Which key signed a request, and what it signed.
+    """The key that signed a request, and what it signed.
 
     The signature of its bytes is tried first. If it is not of these, the engine may have signed the canonical form, or
     a proxy may have re-encoded the body. A small body is then verified in canonical form, never on an event loop.

@@ -69,7 +69,7 @@ def serve(
 def make_handler(client: Client, functions: Sequence[Function[Any]], **options: Any) -> CommHandler:
     """``options`` are those of ``CommHandler``."""
     handler = CommHandler(
-        client=client, framework=FRAMEWORK, functions=functions, thread_surroundings=_usable_connections, **options
+        client=client, framework=FRAMEWORK, functions=functions, thread_context=_usable_connections, **options
     )
     if client.in_process is not None:
         start_with_project(client, client.in_process)

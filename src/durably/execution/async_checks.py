@@ -38,7 +38,7 @@ class ClockUnsupportedError(Error):
 
 
 _Awaitable = tuple[str, Collection[Place], weakref.ref[Any]]
-"""What user code made, the frames in which it was made, and the coroutine."""
+"""The name of a step or group, the frames in which user code made it, and the coroutine."""
 
 
 class Unawaited:
@@ -112,7 +112,7 @@ def _not_awaited(awaitable: _Awaitable) -> StepNotAwaitedError:
 def find_clock(tasks: Iterable[AnyTask], ignored: Collection[AnyTask] = ()) -> str | None:
     """The name of a clock of asyncio that is running around what the tasks wait for, or ``None``.
 
-    ``asyncio.timeout``, ``wait_for`` and ``wait(timeout=)`` count from the moment the call began, and every call
+    ``asyncio.timeout``, ``wait_for`` and ``wait(timeout=)`` count from the start of the call, and every call
     starts again: around a step that sleeps for a day they would either never fire or fire each time. Clocks of
     ``ignored`` tasks, and around those alone, do not concern the steps.
     """

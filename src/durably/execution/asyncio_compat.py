@@ -26,8 +26,8 @@ AnyFuture = asyncio.Future[Any]
 class RunTask(asyncio.Task[Any]):
     """A task of a run.
 
-    ``may_be_timed``: it may have entered ``asyncio.timeout``, which asks the task how often it is cancelled. So do
-    others, after which a clock is looked for in vain.
+    ``may_be_timed``: it may have entered ``asyncio.timeout``, which calls the task's ``cancelling``. Other callers set
+    it too, which costs a search for a clock.
     """
 
     may_be_timed = False
@@ -51,7 +51,7 @@ def stack_of_thread(thread_id: int) -> FrameType | None:
 
 
 class Wait(Enum):
-    """What a task is doing, as far as its run's steps are concerned."""
+    """The state of a task, as far as its run's steps are concerned."""
 
     READY = auto()
     """It runs, or will in one of the loop's next iterations."""
@@ -150,7 +150,7 @@ def _waits_in_primitive(task: AnyTask) -> bool:
 
 
 def _innermost(task: AnyTask) -> tuple[Any, str, str]:
-    """What awaits the future, the file of its code, and its name."""
+    """The awaitable that awaits the future, the file of its code, and its name."""
     innermost = None
     for awaitable in _await_chain(task):
         innermost = awaitable
@@ -159,7 +159,7 @@ def _innermost(task: AnyTask) -> tuple[Any, str, str]:
 
 
 def _resolved_by(future: AnyFuture) -> Iterator[AnyFuture]:
-    """Futures that this one's end resolves through a closure: what ``asyncio.shield`` returned, say."""
+    """Futures that this one's end resolves through a closure, for example what ``asyncio.shield`` returned."""
     for _, resolved in forwarded_by(future):
         yield from resolved
 

@@ -80,10 +80,10 @@ class NestedStep(BaseException):
 
 
 class Hooks(Protocol):
-    """Where a call reports its progress to middleware. Each may do I/O; ``execution`` itself does none."""
+    """Receives a call's progress, for middleware. Each hook may do I/O; ``execution`` itself does none."""
 
     async def unmemoized(self) -> None:
-        """All memos are returned, or a step without one is met: new code is about to run. Called once."""
+        """All memos are returned, or a step without one is reached: new code is about to run. Called once."""
 
     async def before_step(self, step: StepInfo) -> None: ...
 
@@ -250,7 +250,7 @@ class Replay(msgspec.Struct, kw_only=True):
             return to_rare_memo(value)
 
     def divergence(self, found: str | None) -> Raised | None:
-        """How the call ends if the function, about to run a new step or at its end, did not reach all memos.
+        """The end of the call if the function, about to run a new step or at its end, did not reach all memos.
 
         A memo whose step was made is reached, even if the function abandoned it, as a race does with losers. A call
         for one step may end before it has reached all memos.
@@ -361,7 +361,7 @@ async def apart_from_run(work: Awaitable[T]) -> T:
 
 
 def value_of(step: Step, memo: Memo) -> Any:
-    """What the step returns. Raises ``StepError`` for a step that failed."""
+    """The step's result. Raises ``StepError`` for a step that failed."""
     if (error := memo.error) is not None:
         raise StepError(error.message or "", error.name or "Error", error.stack, error.code)
     decode = step.request.decode
@@ -377,7 +377,7 @@ def nested(request: StepRequest, outer: Step) -> NestedStep:
 
 
 def raised_by_user(error: Exception | SystemExit) -> Exception:
-    """What a function or handler raised, with a traceback that begins in its code.
+    """An error of a function or handler, with a traceback that begins in its code.
 
     ``sys.exit`` is an error like any other: it would end the server's process, and all that runs in it.
     """

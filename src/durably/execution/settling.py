@@ -14,14 +14,14 @@ awaiter's own), one iteration each.
 """
 
 _PATIENCE_SECONDS = 1.0
-"""How long parked steps wait for a task that waits for the outside and makes no progress.
+"""Seconds for which parked steps wait for a task that waits for something outside and makes no progress.
 
-Going on without it is mostly safe: its steps are found later, as those of a slower branch.
+To continue without it is mostly safe: its steps are found later, as those of a slower branch.
 """
 
 _LONG_PATIENCE_SECONDS = 25.0
-"""The same where going on would be in vain. Less than the 30 s after which many servers and proxies
-give a request up."""
+"""The same if continuing would change nothing. Less than the 30 s after which many servers and proxies give a request
+up."""
 
 
 class Settling:
@@ -39,7 +39,7 @@ class Settling:
         self._is_over = False
         self._active = set(tasks)  # tasks that are neither parked on a step nor wait for other tasks
         self._parked: set[AnyTask] = set()
-        self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by what they wait for, tasks to look at once it has come
+        self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by future, the tasks to look at when it is done
         self._progress = 0  # counts steps that park or go on, and tasks that begin or end
         self._moves = 0  # counts whatever may have changed what a task waits for
         self._quiet = 0
@@ -104,7 +104,7 @@ class Settling:
         self._moved()
 
     def stop(self) -> None:
-        """Look no more: the call has its outcome."""
+        """Stop looking: the call has its outcome."""
         self._is_over = True
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Settling:
         self._watched.clear()
         if self._observed is not None:
             self._observed.close()
-        self._decide = _nothing  # what decides holds this: together they would wait for the garbage collector
+        self._decide = _nothing  # the call refers to this: together they would wait for the garbage collector
 
     # -- looking
 
@@ -151,7 +151,7 @@ class Settling:
         self._decide()
 
     def _is_moving(self) -> bool:
-        """Whether a task runs, or waits for the outside; either looks again by itself."""
+        """Whether a task runs, or waits for something outside. Both cause another look by themselves."""
         moving = False
         for task in self._active - self.ignored:
             wait = classify(task, self.tasks)
@@ -166,7 +166,7 @@ class Settling:
         return moving
 
     def _watch(self, task: AnyTask) -> None:
-        """Look at the task again once what it waits for has come."""
+        """Look at the task again when the future it waits for is done."""
         waiter = waiter_of(task)
         assert waiter is not None
         if waiter in self._watched:
@@ -196,7 +196,7 @@ class Settling:
 
 
 def _nothing() -> None:
-    """In place of a decision, once the call is over."""
+    """Replaces the decision when the call is over."""
 
 
 IsOwn = Callable[[object], bool]

@@ -80,7 +80,7 @@ class SyncCall:
             returned = Raised(raised_by_user(error))
         finally:
             in_step.reset(outer_step)
-        # A function that swallows the interrupt goes on running, but what the call found stands.
+        # A function that swallows the interrupt continues, but the call has its outcome.
         if replay.is_replaying:
             drive(replay.start_new_code())
         return self._outcome if self._outcome is not None else returned
@@ -142,7 +142,7 @@ class SyncCall:
         raise _Skipped
 
     def _meet_target(self, step: Step) -> NoReturn:
-        """Execute the step, and others that the call is for where they are in the same group and there is time."""
+        """Execute the step. Further targets of the call follow if they are in the same group and there is time."""
         replay = self._replay
         if step.request.is_run:
             try:
@@ -255,7 +255,7 @@ class _Branch:
 
 @dataclass(slots=True)
 class _Uses:
-    """Where an id is used in a group. ``keeps_step``: each use moves on only when all branches do."""
+    """The uses of an id in a group. ``keeps_step``: each use advances only when all branches do."""
 
     paths: set[tuple[int, ...]] = field(default_factory=set)
     levels: set[tuple[int, ...]] = field(default_factory=set)
@@ -290,7 +290,7 @@ class Branches:
             self._path.pop()
 
     def end_group(self, *, abandoned: bool) -> None:
-        """``abandoned``: an error ended the group, and its other branches may yet go on behind the function's back."""
+        """End a group. ``abandoned``: an error ended it, and its other branches may continue after the function."""
         if self._path:
             self._path[-1].level += 1
             self._path[-1].has_groups = True
@@ -318,6 +318,6 @@ class Branches:
 
 def _ambiguous(step_id: str) -> StepIdAmbiguousError:
     return StepIdAmbiguousError(
-        f'step id "{step_id}" repeats across branches of group.parallel, where a sync function cannot tell the steps '
-        f'apart: give each branch ids of its own, such as f"{step_id}-{{number}}", or make the function async'
+        f'step id "{step_id}" repeats across branches of group.parallel, where a sync function cannot distinguish the '
+        f'steps: give each branch ids of its own, such as f"{step_id}-{{number}}", or make the function async'
     )

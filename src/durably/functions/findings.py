@@ -1,4 +1,4 @@
-"""What a call finds wrong with its function: steps that it no longer reaches, small durations, steps left behind."""
+"""Faults of a function that a call finds: steps that it no longer reaches, small durations, unfinished steps."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -85,7 +85,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What an engine calls by ``id``: the handler of a function, or its failure handler. ``source`` is for errors."""
+    """A handler that engines call by ``id``: a function's, or its failure handler. ``source`` is for errors."""
 
     id: str
     handler: Callable[..., Any]
@@ -109,7 +109,9 @@ class Function(FunctionDefinition[T]):
         middleware: Sequence[MiddlewareFactory] = (),
     ) -> None:
         if not callable(handler):
-            raise FunctionConfigInvalidError(f'function "{opts.local_id}" decorates {handler!r}, which is no function')
+            raise FunctionConfigInvalidError(
+                f'function "{opts.local_id}" decorates {handler!r}, which is not a function'
+            )
         for given in (handler, on_failure):
             if given is not None:
                 _check_is_no_generator(opts, given)

@@ -83,7 +83,7 @@ class TransformOutputStepInfo:
 
 @dataclass
 class TransformOutputResult:
-    """What a function or step returned or raised. ``output`` and ``error`` may be replaced.
+    """The result or the error of a function or step. ``output`` and ``error`` may be replaced.
 
     ``step`` is ``None`` if the function itself ended.
     """
@@ -189,8 +189,8 @@ def _misspelt_hook(cls: type) -> str | None:
             continue
         if close := difflib.get_close_matches(name, HOOKS, n=1, cutoff=_SIMILARITY):
             return (
-                f"{cls.__name__} has a method {name!r}, which is no hook: write {close[0]!r}, or, if you mean a method "
-                "of your own, give it another name"
+                f"{cls.__name__} has a method {name!r}, which is not a hook: write {close[0]!r}, or, if you mean a "
+                "method of your own, give it another name"
             )
     return None
 

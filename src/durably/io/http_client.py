@@ -22,7 +22,6 @@ from durably.protocol.headers import Header
 from durably.protocol.signatures import bearer_token
 
 from .background_loop import Remote, get_background_loop
-from .worker_threads import WorkerThreads
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -67,10 +66,6 @@ class IO(Protocol):
 
     def resolve(self, value: Awaitable[T]) -> Awaitable[T]:
         """Await a value. The blocking kind waits for it on the background loop."""
-        ...
-
-    async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
-        """Call blocking code; on an event loop, in a worker thread if there are any."""
         ...
 
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
@@ -236,9 +231,6 @@ class BlockingIO:
     async def resolve(self, value: Awaitable[T]) -> T:
         return value.result() if isinstance(value, Remote) else get_background_loop().run(value)
 
-    async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
-        return function()
-
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
         return function()
 
@@ -264,9 +256,6 @@ class AsyncIO:
 
     def resolve(self, value: Awaitable[T]) -> Awaitable[T]:
         return value
-
-    async def run(self, threads: WorkerThreads | None, function: Callable[[], T]) -> T:
-        return function() if threads is None else await threads.run(function)
 
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
         if executor is None:

@@ -1,7 +1,7 @@
-"""Durations and moments as the wire writes them (spec §1.3.2).
+"""Durations and timestamps as the wire writes them (spec §1.3.2).
 
-A duration is Go-like text: ``1h30m``, ``500ms``, also ``d`` and ``w``. A moment is RFC 3339. Where the
-protocol accepts either, so does ``parse_moment``.
+A duration is Go-like text: ``1h30m``, ``500ms``, also ``d`` and ``w``. A timestamp is RFC 3339. ``parse_timestamp``
+accepts either, as parts of the protocol do.
 """
 
 import datetime as dt
@@ -70,28 +70,28 @@ def parse_duration(text: str) -> dt.timedelta:
     return duration
 
 
-def format_moment(moment: dt.datetime) -> str:
+def format_timestamp(timestamp: dt.datetime) -> str:
     """RFC 3339 in UTC with milliseconds. A naive ``datetime`` is local time, as everywhere in Python."""
-    utc = moment.astimezone(dt.UTC)
+    utc = timestamp.astimezone(dt.UTC)
     return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_rfc3339(text: str) -> dt.datetime | None:
-    """The moment, in UTC where no offset is given; ``None`` if the text is none."""
+    """The timestamp, in UTC if it has no offset; ``None`` for other text."""
     try:
-        moment = dt.datetime.fromisoformat(text.strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
+        timestamp = dt.datetime.fromisoformat(text.strip())
+        return (timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
     except (ValueError, OverflowError):
         return None
 
 
-def parse_moment(text: str, now: dt.datetime) -> dt.datetime:
-    """When something is due that the wire gives as a duration from ``now`` or as an RFC 3339 date.
+def parse_timestamp(text: str, now: dt.datetime) -> dt.datetime:
+    """The time that the wire gives as a duration from ``now`` or as an RFC 3339 timestamp.
 
     Raises ``DurationInvalidError``.
     """
-    if len(text) >= 10 and (moment := parse_rfc3339(text)):
-        return moment
+    if len(text) >= 10 and (timestamp := parse_rfc3339(text)):
+        return timestamp
     try:
         return now + parse_duration(text)
     except OverflowError:
@@ -99,12 +99,12 @@ def parse_moment(text: str, now: dt.datetime) -> dt.datetime:
 
 
 def parse_retry_after(text: str, now: dt.datetime) -> dt.datetime | None:
-    """The ``retry-after`` header: seconds, RFC 3339, or an HTTP date. ``None`` where it is none of them."""
+    """The ``retry-after`` header: seconds, RFC 3339, or an HTTP date. ``None`` for other text."""
     text = text.strip()
     if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII):
         return now + dt.timedelta(seconds=float(text))
-    if moment := parse_rfc3339(text):
-        return moment
+    if timestamp := parse_rfc3339(text):
+        return timestamp
     try:
         return email.utils.parsedate_to_datetime(text).astimezone(dt.UTC)
     except (ValueError, TypeError, OverflowError):

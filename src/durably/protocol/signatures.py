@@ -51,7 +51,7 @@ class SigningKeyInvalidError(Error, ValueError):
 
 
 def check_signing_key(key: str | None, setting: str) -> None:
-    """Refuse a key that anybody could guess, or that is written wrongly.
+    """Refuse a key that is easy to guess, or that is written wrongly.
 
     ``setting`` is its name; ``None`` means that no key is set. A key with quotes or spaces around it would be another
     key than that of the other side, and each call would be refused.
@@ -116,7 +116,7 @@ def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: flo
 def parse_header(header: str) -> tuple[int, str]:
     """The timestamp (unix seconds) and the signature (64 lower-case hex digits). Raises ``SignatureError``.
 
-    Anybody may send this header, at any length, so it costs one bounded match.
+    Any client may send this header, at any length, so it costs one bounded match.
     """
     match = _HEADER.fullmatch(header) if len(header) <= _MAX_HEADER_LENGTH else None
     if match is None:
@@ -143,7 +143,7 @@ def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None]
 
 
 def canonicalize(body: bytes) -> bytes | None:
-    """The body in RFC 8785 form, or ``None`` where it is no JSON."""
+    """The body in RFC 8785 form, or ``None`` if it is not JSON."""
     try:
         return rfc8785.dumps(json.loads(body, parse_int=_parse_integer))
     except (ValueError, OverflowError, RecursionError):
@@ -151,13 +151,13 @@ def canonicalize(body: bytes) -> bytes | None:
 
 
 def _parse_integer(text: str) -> int | float:
-    """Numbers are doubles to RFC 8785, and where an integer is none exactly, its nearest is what was signed."""
+    """RFC 8785 numbers are doubles. An integer that is not exactly a double was signed as the nearest double."""
     value = int(text)
     return value if abs(value) < _MAX_EXACT else float(value)
 
 
 def hash_signing_key(key: str) -> str:
-    """Hex SHA-256 of the hex-decoded key; keys that are no hex are hashed as text."""
+    """Hex SHA-256 of the hex-decoded key; other keys are hashed as text."""
     bare = strip_key_prefix(key)
     try:
         raw = bytes.fromhex(bare)
@@ -171,7 +171,7 @@ def hash_event_key(key: str) -> str:
 
 
 def bearer_token(key: str) -> str:
-    """What ``authorization: Bearer`` carries for a signing key: its prefix, then the hashed rest."""
+    """The token in ``authorization: Bearer`` for a signing key: its prefix, then the hash of the rest."""
     bare = strip_key_prefix(key)
     return key[: len(key) - len(bare)] + hash_signing_key(key)
 

@@ -87,7 +87,7 @@ async def replay(handler: CommHandler, function_id: str, body: bytes) -> Found:
         is_connect=True,
     )
     response = await handler.post(request)
-    answer = response.body_bytes()
+    answer = response.body
     if response.status_code == HTTPStatus.OK:
         return Found({}, RETURNED)
     if response.status_code != HTTPStatus.PARTIAL_CONTENT:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from durably.protocol.durations import DurationInvalidError, parse_moment, parse_retry_after
+from durably.protocol.durations import DurationInvalidError, parse_retry_after, parse_timestamp
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import (
     DEFAULT_LONG_TIMEOUT,
@@ -339,7 +339,7 @@ def _long_timeout(op: Op, now: int) -> int:
 def _until(op: Op, text: str, now: int) -> int:
     at = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
     try:
-        until = parse_moment(text, at)
+        until = parse_timestamp(text, at)
     except DurationInvalidError as error:
         raise OpInvalidError(f"step {step_name(op)!r}: {error}") from error
     if until - at > MAX_WAIT:
