@@ -40,10 +40,9 @@ from .declarations import (
     scheduled_arguments,
 )
 from .errors import TemporalSettingsError, TemporalUnreachableError
-from .interceptors import DeadlineInterceptor, tracing_interceptor
-from .request_log import NotingInterceptor
+from .interceptors import CallInterceptor, tracing_interceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
-from .search_attributes import DeclaredAttribute, OwnerInterceptor, log_faults
+from .search_attributes import DeclaredAttribute, log_faults
 from .settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
 from .sync import SyncClient
 from .worker.workers import Lifespan
@@ -138,10 +137,8 @@ class Temporal:
         self._configuration = configuration
         self._given_converter = data_converter
         self._encryption = encryption
-        bounding = [] if rpc_timeout is None else [DeadlineInterceptor(rpc_timeout)]
         traced = [tracing_interceptor()] if tracing else []
-        owners = OwnerInterceptor(self.client, rpc_timeout or DEFAULT_RPC_TIMEOUT)
-        self.interceptors = [NotingInterceptor(), owners, *bounding, *traced, *interceptors]
+        self.interceptors = [CallInterceptor(self.client, rpc_timeout), *traced, *interceptors]
         self.plugins = list(plugins)
         self._identity = identity
         self._retry_config = retry_config

@@ -20,22 +20,22 @@ HEADER = "durably-request-id"
 HTTP_HEADER = "X-Request-ID"
 _USABLE = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
-_request_id: ContextVar[str | None] = ContextVar("durably_request_id", default=None)
+request_id: ContextVar[str | None] = ContextVar("durably_request_id", default=None)
 
 
 def current_request_id() -> str | None:
     """The id of the web request that is handled, or that has started the workflow of the activity that runs."""
-    return _request_id.get()
+    return request_id.get()
 
 
 @contextmanager
 def web_request(id: str | None) -> Iterator[None]:
     """Workflows that are started meanwhile carry this id, for an app that makes ids of requests itself."""
-    token = _request_id.set(id)
+    token = request_id.set(id)
     try:
         yield
     finally:
-        _request_id.reset(token)
+        request_id.reset(token)
 
 
 def usable_request_id(given: str | None) -> str | None:
@@ -53,7 +53,7 @@ class RequestIdFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "request_id"):
-            record.request_id = _request_id.get()
+            record.request_id = request_id.get()
         return True
 
 

@@ -14,30 +14,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from temporalio.client import (
-    CancelWorkflowInput,
-    DescribeWorkflowInput,
-    FetchWorkflowHistoryEventsInput,
-    Interceptor,
-    OutboundInterceptor,
-    QueryWorkflowInput,
-    SignalWorkflowInput,
-    StartWorkflowInput,
-    StartWorkflowUpdateInput,
-    StartWorkflowUpdateWithStartInput,
-    TerminateWorkflowInput,
-    WorkflowHandle,
-    WorkflowHistoryEventAsyncIterator,
-    WorkflowUpdateHandle,
-)
-
 from durably.protocol.text import printable
 
-from .request_ids import HTTP_HEADER, choose_request_id, current_request_id, web_request, with_request_id
+from .request_ids import HTTP_HEADER, choose_request_id, current_request_id, web_request
 
 logger = logging.getLogger("durably.temporal.requests")
 
-_noted: ContextVar[list[str] | None] = ContextVar("durably_workflow_ids", default=None)
+noted_workflows: ContextVar[list[str] | None] = ContextVar("durably_workflow_ids", default=None)
 """The request's list, which its threads and tasks share."""
 
 
@@ -45,16 +28,16 @@ _noted: ContextVar[list[str] | None] = ContextVar("durably_workflow_ids", defaul
 def noting_workflows() -> Iterator[list[str]]:
     """The ids of workflows that the client has to do with meanwhile, in the order in which they come."""
     noted: list[str] = []
-    token = _noted.set(noted)
+    token = noted_workflows.set(noted)
     try:
         yield noted
     finally:
-        _noted.reset(token)
+        noted_workflows.reset(token)
 
 
 def note_workflow(workflow_id: str) -> None:
     """The request that is handled just now, if there is one, has to do with this workflow."""
-    noted = _noted.get()
+    noted = noted_workflows.get()
     if noted is not None and workflow_id not in noted:
         noted.append(workflow_id)
 
@@ -63,60 +46,8 @@ class WorkflowIdFilter(logging.Filter):
     """Gives records ``workflow_ids``: a list, empty outside of requests."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.workflow_ids = list(_noted.get() or ())
+        record.workflow_ids = list(noted_workflows.get() or ())
         return True
-
-
-class NotingInterceptor(Interceptor):
-    """Every client of a ``Temporal`` has it."""
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        return _Noting(next)
-
-
-class _Noting(OutboundInterceptor):
-    async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
-        note_workflow(input.id)
-        input.headers = with_request_id(input.headers, current_request_id())
-        return await super().start_workflow(input)
-
-    async def cancel_workflow(self, input: CancelWorkflowInput) -> None:
-        note_workflow(input.id)
-        await super().cancel_workflow(input)
-
-    async def describe_workflow(self, input: DescribeWorkflowInput) -> Any:
-        note_workflow(input.id)
-        return await super().describe_workflow(input)
-
-    def fetch_workflow_history_events(
-        self, input: FetchWorkflowHistoryEventsInput
-    ) -> WorkflowHistoryEventAsyncIterator:
-        note_workflow(input.id)
-        return super().fetch_workflow_history_events(input)
-
-    async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-        note_workflow(input.id)
-        return await super().query_workflow(input)
-
-    async def signal_workflow(self, input: SignalWorkflowInput) -> None:
-        note_workflow(input.id)
-        await super().signal_workflow(input)
-
-    async def terminate_workflow(self, input: TerminateWorkflowInput) -> None:
-        note_workflow(input.id)
-        await super().terminate_workflow(input)
-
-    async def start_workflow_update(self, input: StartWorkflowUpdateInput) -> WorkflowUpdateHandle[Any]:
-        note_workflow(input.id)
-        return await super().start_workflow_update(input)
-
-    async def start_update_with_start_workflow(
-        self, input: StartWorkflowUpdateWithStartInput
-    ) -> WorkflowUpdateHandle[Any]:
-        start = input.start_workflow_input
-        note_workflow(start.id)
-        start.headers = with_request_id(start.headers, current_request_id())
-        return await super().start_update_with_start_workflow(input)
 
 
 class RequestLog:

@@ -9,14 +9,14 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.client import Client, Interceptor, OutboundInterceptor, StartWorkflowInput, WorkflowHandle
+from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -299,30 +299,3 @@ def check_owner(owner: Any, source: str) -> str:
             "workflows by it"
         )
     return owner
-
-
-class OwnerInterceptor(Interceptor):
-    """Registers the owner's search attribute before the first workflow that is started with it.
-
-    Without it, a workflow that is started before any request to a gateway would be refused by a new server.
-    """
-
-    def __init__(self, client: Callable[[], Awaitable[Client]], rpc_timeout: timedelta) -> None:
-        self._client, self._rpc_timeout = client, rpc_timeout
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        return _Registering(next, self._client, self._rpc_timeout)
-
-
-class _Registering(OutboundInterceptor):
-    def __init__(
-        self, next: OutboundInterceptor, client: Callable[[], Awaitable[Client]], rpc_timeout: timedelta
-    ) -> None:
-        super().__init__(next)
-        self._client, self._rpc_timeout = client, rpc_timeout
-
-    async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
-        attributes = input.search_attributes
-        if isinstance(attributes, TypedSearchAttributes) and any(pair.key == DURABLY_OWNER for pair in attributes):
-            await ensure_keyword(await self._client(), OWNER_ATTRIBUTE, self._rpc_timeout)
-        return await super().start_workflow(input)

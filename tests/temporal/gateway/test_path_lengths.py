@@ -10,8 +10,8 @@ from durably.temporal.gateway import Action, Gateway, expose
 from ...paths import CallPath, Tracer
 from ..workflows import SumWorkflow
 
-_MAX_FUNCTIONS = 35
-_MAX_MODULES = 12
+_MAX_FUNCTIONS = 32
+_MAX_MODULES = 9
 
 
 async def test_a_start_passes_few_functions(temporal: Temporal) -> None:

@@ -21,7 +21,7 @@ from temporalio.common import MetricMeter, SearchAttributeKey, TypedSearchAttrib
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.temporal.connection import Temporal
-from durably.temporal.errors import TemporalSettingsError
+from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
 from durably.temporal.inspection import Inspector
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
@@ -230,8 +230,6 @@ class Gateway:
             options = start_options(exposure, start_input, principal)
             if options.search_attributes is not None:
                 self._declare_attributes(exposure, options.search_attributes)
-        if workflow_id is not None:
-            note_workflow(workflow_id)
         call = Call(
             request=request,
             operation=operation,
@@ -260,7 +258,11 @@ class Gateway:
         return await (work if io is None else io.resolve(work))
 
     async def _perform(self, call: Call, endpoint: Endpoint) -> GatewayResponse:
-        call.client = await self.temporal.client()
+        try:
+            call.client = await self.temporal.client()
+        except TemporalUnreachableError:
+            note_workflow(call.workflow_id)  # Otherwise the client notes it.
+            raise
         if call.target is not None:
             await call.target.check()
         elif call.exposure.ownership is not None:
