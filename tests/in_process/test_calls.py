@@ -1,0 +1,111 @@
+"""Answers to in-process calls: those that an engine reads from the HTTP response with the same outcome."""
+
+import copy
+import datetime as dt
+from typing import Any
+
+import msgspec
+import pytest
+
+from durably import NonRetriableError, RetryAfterError
+from durably.comm import CommResponse
+from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached, failed, read_answer
+from durably.engine.settings import SystemClock
+from durably.engine.views import to_datetime
+from durably.execution import Found, Outcome, Raised, StepReport
+from durably.execution import Returned as FunctionReturned
+from durably.in_process.calls import answer_of
+from durably.in_process.follower import decode_answer, encode_answer
+from durably.protocol.errors import ErrorData
+from durably.protocol.headers import Header
+from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
+from durably.protocol.opcodes import Op, Opcode
+
+NOW = 1_700_000_000_000
+
+
+class StillClock(SystemClock):
+    def now(self) -> int:
+        return NOW
+
+
+def run_report(step_id: str, output: Any = msgspec.UNSET, error: BaseException | None = None) -> StepReport:
+    return StepReport(Op(id=step_id, op=Opcode.STEP_RUN, display_name=step_id), output=output, error=error)
+
+
+def raised(error: BaseException) -> BaseException:
+    """An error with a traceback."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+OUTCOMES: dict[str, Outcome] = {
+    "output": FunctionReturned({"a": [1, None, "ü"]}),
+    "no output": FunctionReturned(msgspec.UNSET),
+    "output that is not JSON": FunctionReturned(object()),
+    "output that is too large": FunctionReturned("x" * MAX_STEP_OUTPUT_BYTES),
+    "error": Raised(raised(ValueError("no"))),
+    "final error": Raised(raised(NonRetriableError("never"))),
+    "error with a delay": Raised(raised(RetryAfterError("later", "90s"))),
+    "error with a delay that is clipped": Raised(raised(RetryAfterError("later", "90d"))),
+    "error with a timestamp": Raised(raised(RetryAfterError("later", dt.datetime(2023, 11, 15, tzinfo=dt.UTC)))),
+    "steps": Found([run_report("a", 1), run_report("b", {"c": None})]),
+    "failed step": Found([run_report("a", 1), run_report("b", error=raised(ValueError("no")))]),
+    "failed step with a delay": Found([run_report("a", error=raised(RetryAfterError("later", "5m")))]),
+    "several failed steps": Found(
+        [run_report("a", error=raised(RetryAfterError("x", "5m"))), run_report("b", error=raised(ValueError("no")))]
+    ),
+    "options": Found([StepReport(Op(id="a", op=Opcode.INVOKE_FUNCTION, opts={"payload": {"data": {"k": (1, 2)}}}))]),
+}
+
+
+def over_http(outcome: Outcome) -> Answer:
+    response = CommResponse.from_call_result(outcome)
+    headers = {Header.SDK.value: "test", **response.headers}
+    return read_answer(int(response.status_code), headers, response.body, to_datetime(NOW))
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_answer_is_that_of_the_http_response(name: str) -> None:
+    outcome = OUTCOMES[name]
+    expected = over_http(_copied(outcome))
+    answer = answer_of(_copied(outcome), StillClock())
+    assert _comparable(answer) == _comparable(expected)
+    assert _comparable(decode_answer(encode_answer(answer))) == _comparable(expected)
+
+
+def _copied(outcome: Outcome) -> Outcome:
+    """Encoding changes reports and their ops."""
+    if not isinstance(outcome, Found):
+        return outcome
+    return Found([msgspec.structs.replace(report, op=copy.copy(report.op)) for report in outcome.reports])
+
+
+def _comparable(answer: Answer) -> Any:
+    return type(answer), msgspec.to_builtins(msgspec.json.decode(msgspec.json.encode(answer)))
+
+
+@pytest.mark.parametrize(
+    "answer", [Returned(b"1"), Unreached(ErrorData(name="N", message="m")), failed("N", "m", no_retry=True)]
+)
+def test_answer_of_a_follower_arrives_unchanged(answer: Answer) -> None:
+    assert decode_answer(encode_answer(answer)) == answer
+
+
+def test_answer_above_the_limit_of_bodies_fails_the_run() -> None:
+    output = "x" * MAX_STEP_OUTPUT_BYTES
+    found = Found([run_report(str(number), output) for number in range(MAX_REQUEST_BYTES // len(output) + 1)])
+    answer = answer_of(found, StillClock())
+    assert isinstance(answer, AttemptFailed)
+    assert (answer.error.name, answer.no_retry) == ("AnswerTooLargeError", True)
+
+
+def test_options_in_an_answer_do_not_change_with_the_app_s_objects() -> None:
+    data = {"k": 1}
+    [op] = answer_of(  # type: ignore[union-attr]
+        Found([StepReport(Op(id="a", op=Opcode.INVOKE_FUNCTION, opts={"payload": {"data": data}}))]), StillClock()
+    ).ops
+    data["k"] = 2
+    assert op.opts == {"payload": {"data": {"k": 1}}}
