@@ -82,9 +82,14 @@ Refuse = Callable[[int, Mapping[str, str], bytes, bool], AttemptFailed | None]
 
 
 def read_answer(
-    status: int, headers: Mapping[str, str], body: bytes, now: dt.datetime, refuse: Refuse | None = None
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    now: dt.datetime,
+    refuse: Refuse | None = None,
+    max_output_bytes: int = MAX_STEP_OUTPUT_BYTES,
 ) -> Answer:
-    """``headers`` has lower-case names."""
+    """Read an app's answer to a call. ``headers`` has lower-case names."""
     was_streamed = status == 201
     if was_streamed:
         try:
@@ -111,12 +116,12 @@ def read_answer(
         )
     if status == 206:
         return _read_ops(headers, body, no_retry, retry_at)
-    return _read_output(body)
+    return _read_output(body, max_output_bytes)
 
 
-def _read_output(body: bytes) -> Answer:
-    if len(body) > MAX_STEP_OUTPUT_BYTES:
-        message = f"the function returned {len(body)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible"
+def _read_output(body: bytes, max_bytes: int) -> Answer:
+    if len(body) > max_bytes:
+        message = f"the function returned {len(body)} bytes; at most {max_bytes} are possible"
         return failed("OutputTooLargeError", message, no_retry=True)
     body = body.strip() or b"null"
     try:

@@ -61,12 +61,12 @@ def generation_of(request_id: str) -> int | None:
     return int(generation) if generation.isdecimal() and generation.isascii() else None
 
 
-def build_body(data: CallData) -> bytes:
-    """Where it would be too large, the app is told to fetch memos and events from the engine's API instead."""
+def build_body(data: CallData, max_bytes: int = MAX_CALL_BODY_BYTES) -> bytes:
+    """If the body would be too large, it asks the app to fetch memos and events from the engine's API instead."""
     events = len(data.events[0]) + sum(map(len, data.events))
     size = events + sum(len(step_id) + len(memo) + 4 for step_id, memo in data.memos)
-    body = _assemble(data, use_api=False) if size <= MAX_CALL_BODY_BYTES else None
-    return body if body is not None and len(body) <= MAX_CALL_BODY_BYTES else _assemble(data, use_api=True)
+    body = _assemble(data, use_api=False) if size <= max_bytes else None
+    return body if body is not None and len(body) <= max_bytes else _assemble(data, use_api=True)
 
 
 def join_memos(memos: Sequence[tuple[str, bytes]]) -> bytes:

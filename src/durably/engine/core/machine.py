@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 
 from durably.protocol.errors import ErrorCode, ErrorData
-from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op, Opcode
 
 from .answers import AttemptFailed, ReportedOps, Returned, Unreached
@@ -181,12 +180,12 @@ def _write_steps(transition: Transition, run_input: Checkpointed) -> None:
     transition.status = RunStatus.RUNNING
     attempts = call.attempt + 1
     for op in run_input.ops:
-        _check_checkpointable(op)
+        _check_checkpointable(op, transition.policy.max_step_output_bytes)
         if op.op in LAZY:
             note_deferred(transition, op)
         if op.op not in EXECUTED or op.id in run_input.memoised or op.id in transition.written:
             continue
-        memo, _ = executed_memo(op)
+        memo, _ = executed_memo(op, transition.policy.max_step_output_bytes)
         try:
             transition.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts)
         except RunOverflow as overflow:
@@ -197,7 +196,7 @@ def _write_steps(transition: Transition, run_input: Checkpointed) -> None:
         transition.calls[call.generation] = msgspec.structs.replace(call, attempt=0, unreached=0, name=name, error="")
 
 
-def _check_checkpointable(op: Op) -> None:
+def _check_checkpointable(op: Op, max_bytes: int) -> None:
     if op.op not in EXECUTED and op.op not in LAZY and op.op != Opcode.STEP_PLANNED:
         raise CheckpointInvalidError(
             f"step {step_name(op)!r}: an op {op.op!r} needs a decision of the engine, so it cannot be checkpointed; "
@@ -205,8 +204,8 @@ def _check_checkpointable(op: Op) -> None:
         )
     if not op.id:
         raise CheckpointInvalidError(f"an op {op.op!r} has no id")
-    if isinstance(op.data, msgspec.Raw) and len(bytes(op.data)) > MAX_STEP_OUTPUT_BYTES:
-        raise TooLargeError(f"step {step_name(op)!r} returned more than {MAX_STEP_OUTPUT_BYTES} bytes")
+    if isinstance(op.data, msgspec.Raw) and len(bytes(op.data)) > max_bytes:
+        raise TooLargeError(f"step {step_name(op)!r} returned more than {max_bytes} bytes")
 
 
 # waits

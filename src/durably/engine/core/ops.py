@@ -10,14 +10,6 @@ import msgspec
 
 from durably.protocol.durations import DurationInvalidError, parse_retry_after, parse_timestamp
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import (
-    DEFAULT_LONG_TIMEOUT,
-    MAX_DEFERRED,
-    MAX_DEFERRED_BYTES,
-    MAX_EVENT_NAME_LENGTH,
-    MAX_STEP_OUTPUT_BYTES,
-    MAX_WAIT,
-)
 from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
 
 from .answers import ReportedOps
@@ -71,20 +63,20 @@ def apply_op(answered: AnsweredCall, op: Op) -> None:
     handler(answered, op)
 
 
-def executed_memo(op: Op) -> tuple[bytes, bool]:
+def executed_memo(op: Op, max_bytes: int) -> tuple[bytes, bool]:
     """The memo of a step that an app has executed, and whether it is an error."""
     data = bytes(op.data) if isinstance(op.data, msgspec.Raw) else b"null"
-    if len(data) <= MAX_STEP_OUTPUT_BYTES:
+    if len(data) <= max_bytes:
         return data_memo(data), False
     message = (
-        f"step {step_name(op)!r} returned {len(data)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible: return "
+        f"step {step_name(op)!r} returned {len(data)} bytes; at most {max_bytes} are possible: return "
         "less, for instance a reference to where the data is stored"
     )
     return error_memo(ErrorData(name="StepOutputTooLargeError", message=message)), True
 
 
 def _step_run(answered: AnsweredCall, op: Op) -> None:
-    memo, failed = executed_memo(op)
+    memo, failed = executed_memo(op, answered.transition.policy.max_step_output_bytes)
     _write(answered, op, memo, failed)
 
 
@@ -93,7 +85,7 @@ def _step_error(answered: AnsweredCall, op: Op) -> None:
     if answered.report.no_retry or attempt + 1 >= transition.max_attempts:
         _step_failed(answered, op)
     else:
-        retry_at = _read_retry_after(op, transition.now) or answered.report.retry_at
+        retry_at = _read_retry_after(op, transition) or answered.report.retry_at
         transition.retry(answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
 
 
@@ -133,25 +125,25 @@ def _step_planned(answered: AnsweredCall, op: Op) -> None:
 
 
 def _sleep(answered: AnsweredCall, op: Op) -> None:
-    until = _read_sleep(op, answered.transition.now)
+    until = _read_sleep(op, answered.transition)
     answered.wait(op, Opcode.SLEEP)
     answered.transition.commands.append(Sleep(op.id, step_name(op), until))
 
 
 def _wait_for_event(answered: AnsweredCall, op: Op) -> None:
-    command = _read_event_wait(op, answered.transition.now)
+    command = _read_event_wait(op, answered.transition)
     answered.wait(op, Opcode.WAIT_FOR_EVENT)
     answered.transition.commands.append(command)
 
 
 def _wait_for_signal(answered: AnsweredCall, op: Op) -> None:
-    command = _read_signal_wait(op, answered.transition.now)
+    command = _read_signal_wait(op, answered.transition)
     answered.wait(op, Opcode.WAIT_FOR_SIGNAL)
     answered.transition.commands.append(command)
 
 
 def _invoke(answered: AnsweredCall, op: Op) -> None:
-    command = _read_invoke(op, answered.transition.now)
+    command = _read_invoke(op, answered.transition)
     answered.wait(op, Opcode.INVOKE_FUNCTION)
     answered.transition.commands.append(command)
 
@@ -217,17 +209,19 @@ def note_deferred(transition: Transition, op: Op) -> bool:
 
 
 def _add_deferred(transition: Transition, op: Op) -> bool:
+    policy = transition.policy
     if not op.id:
         raise OpInvalidError(f"an op {op.op!r} has no id")
     if op.id in transition.defers:
         return False
-    if len(transition.defers) >= MAX_DEFERRED:
-        raise OpInvalidError(f"a run may defer {MAX_DEFERRED} functions, and has done so")
+    if len(transition.defers) >= policy.max_deferred:
+        raise OpInvalidError(f"a run may defer {policy.max_deferred} functions, and has done so")
     try:
         command = _read_defer(op)
         size = sum(deferred.size for deferred in transition.defers.values()) + len(command.data)
-        if size > MAX_DEFERRED_BYTES:
-            raise OpInvalidError(f"all its deferred data has {size} bytes; at most {MAX_DEFERRED_BYTES} are possible")
+        if size > policy.max_deferred_bytes:
+            most = policy.max_deferred_bytes
+            raise OpInvalidError(f"all its deferred data has {size} bytes; at most {most} are possible")
     except OpInvalidError:
         # The app gets it as accepted, so that it does not repeat it with each call.
         transition.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
@@ -250,29 +244,29 @@ def _abort_deferred(transition: Transition, op: Op) -> bool:
 # options of ops
 
 
-def _read_sleep(op: Op, now: int) -> int:
+def _read_sleep(op: Op, transition: Transition) -> int:
     """The end of a sleep. The Python SDK sends it in ``name``, others in ``opts.duration``."""
     text = _text(op, "duration") or op.name or "0s"
-    return _until(op, text, now)
+    return _until(op, text, transition)
 
 
-def _read_retry_after(op: Op, now: int) -> int | None:
+def _read_retry_after(op: Op, transition: Transition) -> int | None:
     """The time at which a failed step asks to be retried, if it does."""
     text = _text(op, RETRY_AFTER_OPT)
-    at = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
+    at = dt.datetime.fromtimestamp(transition.now / 1000, dt.UTC)
     wanted = parse_retry_after(text, at) if text else None
     return None if wanted is None else round(clip_retry_after(wanted, at).timestamp() * 1000)
 
 
-def _read_event_wait(op: Op, now: int) -> AwaitEvent:
+def _read_event_wait(op: Op, transition: Transition) -> AwaitEvent:
     """An empty timeout means now: the wait ends at once, without an event."""
     event = _text(op, "event") or op.name or ""
     if not event:
         raise OpInvalidError(f"step {step_name(op)!r} waits for an event but names none")
-    if len(event) > MAX_EVENT_NAME_LENGTH:
+    if len(event) > (longest := transition.policy.max_event_name_length):
         raise OpInvalidError(
             f"step {step_name(op)!r} waits for an event whose name has {len(event)} characters; "
-            f"at most {MAX_EVENT_NAME_LENGTH} are possible"
+            f"at most {longest} are possible"
         )
     expression = _text(op, "if") or None
     if expression:
@@ -287,20 +281,21 @@ def _read_event_wait(op: Op, now: int) -> AwaitEvent:
                 f"step {step_name(op)!r} waits for an event with the expression `{expression}`, which {missing_field}"
             )
     timeout = _text(op, "timeout")
-    return AwaitEvent(op.id, step_name(op), event, expression, until=_until(op, timeout, now) if timeout else now)
+    until = _until(op, timeout, transition) if timeout else transition.now
+    return AwaitEvent(op.id, step_name(op), event, expression, until)
 
 
-def _read_signal_wait(op: Op, now: int) -> AwaitSignal:
+def _read_signal_wait(op: Op, transition: Transition) -> AwaitSignal:
     signal = _text(op, "signal")
     if not signal:
         raise OpInvalidError(f"step {step_name(op)!r} waits for a signal but names none")
     conflict = _text(op, "conflict") or "fail"
     if conflict not in ("fail", "replace"):
         raise OpInvalidError(f"step {step_name(op)!r} has the conflict mode {conflict!r}; use 'fail' or 'replace'")
-    return AwaitSignal(op.id, step_name(op), signal, replaces=conflict == "replace", until=_long_timeout(op, now))
+    return AwaitSignal(op.id, step_name(op), signal, conflict == "replace", _long_timeout(op, transition))
 
 
-def _read_invoke(op: Op, now: int) -> Invoke:
+def _read_invoke(op: Op, transition: Transition) -> Invoke:
     function_id = _text(op, "function_id")
     if not function_id:
         raise OpInvalidError(f"step {step_name(op)!r} invokes a function but names none")
@@ -310,7 +305,7 @@ def _read_invoke(op: Op, now: int) -> Invoke:
     data = payload.get("data")
     if data is not None and not isinstance(data, dict):
         raise OpInvalidError(f"step {step_name(op)!r} invokes {function_id!r} with data that is not an object")
-    return Invoke(op.id, step_name(op), function_id, payload, until=_long_timeout(op, now))
+    return Invoke(op.id, step_name(op), function_id, payload, until=_long_timeout(op, transition))
 
 
 def _read_defer(op: Op) -> Defer:
@@ -331,21 +326,23 @@ def _read_defer_abort(op: Op) -> str:
     return target
 
 
-def _long_timeout(op: Op, now: int) -> int:
+def _long_timeout(op: Op, transition: Transition) -> int:
     timeout = _text(op, "timeout")
-    return _until(op, timeout, now) if timeout else now + DEFAULT_LONG_TIMEOUT // dt.timedelta(milliseconds=1)
+    if timeout:
+        return _until(op, timeout, transition)
+    return transition.now + transition.policy.default_timeout // dt.timedelta(milliseconds=1)
 
 
-def _until(op: Op, text: str, now: int) -> int:
-    at = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
+def _until(op: Op, text: str, transition: Transition) -> int:
+    at = dt.datetime.fromtimestamp(transition.now / 1000, dt.UTC)
     try:
         until = parse_timestamp(text, at)
     except DurationInvalidError as error:
         raise OpInvalidError(f"step {step_name(op)!r}: {error}") from error
-    if until - at > MAX_WAIT:
-        raise OpInvalidError(f"step {step_name(op)!r} is to last {text!r}; at most {MAX_WAIT.days} days are possible")
+    if until - at > (longest := transition.policy.max_wait):
+        raise OpInvalidError(f"step {step_name(op)!r} is to last {text!r}; at most {longest.days} days are possible")
     # Rounded up: a wait must not end a fraction of a millisecond early.
-    return max(now, now + -(-(until - at) // dt.timedelta(milliseconds=1)))
+    return max(transition.now, transition.now + -(-(until - at) // dt.timedelta(milliseconds=1)))
 
 
 def _text(op: Op, option: str) -> str:

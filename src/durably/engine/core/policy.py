@@ -8,8 +8,15 @@ import msgspec
 from durably.protocol.limits import (
     BACKOFF_JITTER_SECONDS,
     BACKOFF_SECONDS,
+    DEFAULT_LONG_TIMEOUT,
+    MAX_DEFERRED,
+    MAX_DEFERRED_BYTES,
     MAX_DEPTH,
+    MAX_EVENT_NAME_LENGTH,
+    MAX_RUN_STATE_BYTES,
+    MAX_STEP_OUTPUT_BYTES,
     MAX_STEPS,
+    MAX_WAIT,
     RETRY_AFTER_MAX,
     RETRY_AFTER_MIN,
 )
@@ -23,13 +30,21 @@ class Policy(msgspec.Struct, frozen=True):
 
     ``retry_delay`` is the delay after the given attempt (from 0) failed, ``unreached_delay`` the delay after the given
     number of calls in a row (from 0) did not reach the app, both in milliseconds. ``max_steps`` is the maximum number
-    of steps of a run, ``max_depth`` the maximum depth of invocations.
+    of steps of a run, ``max_depth`` the maximum depth of invocations. ``max_wait`` is the longest sleep or wait,
+    ``default_timeout`` that of an invocation or a wait for a signal without one.
     """
 
     retry_delay: Callable[[int], int]
     unreached_delay: Callable[[int], int]
     max_steps: int = MAX_STEPS
     max_depth: int = MAX_DEPTH
+    max_step_output_bytes: int = MAX_STEP_OUTPUT_BYTES
+    max_run_state_bytes: int = MAX_RUN_STATE_BYTES
+    max_deferred: int = MAX_DEFERRED
+    max_deferred_bytes: int = MAX_DEFERRED_BYTES
+    max_event_name_length: int = MAX_EVENT_NAME_LENGTH
+    max_wait: dt.timedelta = MAX_WAIT
+    default_timeout: dt.timedelta = DEFAULT_LONG_TIMEOUT
 
 
 def standard_backoff(attempt: int, jitter: float) -> dt.timedelta:

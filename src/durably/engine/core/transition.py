@@ -3,7 +3,6 @@
 import msgspec
 
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_RUN_STATE_BYTES
 from durably.protocol.opcodes import Opcode
 
 from .errors import StaleCallError
@@ -144,11 +143,11 @@ class Transition:
         """Store the result of a step. Raises ``RunOverflow`` if the run has no room for it."""
         if self.memos + 1 > self.policy.max_steps:
             raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
-        if self.bytes + len(memo) > MAX_RUN_STATE_BYTES:
+        if self.bytes + len(memo) > self.policy.max_run_state_bytes:
             raise RunOverflow(
                 "StateTooLargeError",
-                f"with the output of step {name!r} the run's state is over {MAX_RUN_STATE_BYTES} bytes: return less "
-                "from steps, for instance a reference to where the data is stored",
+                f"with the output of step {name!r} the run's state is over {self.policy.max_run_state_bytes} bytes: "
+                "return less from steps, for instance a reference to where the data is stored",
             )
         self.memos += 1
         self.bytes += len(memo)

@@ -186,7 +186,7 @@ def _holds(transaction: Transaction, operation: BulkOperation, run_key: int) -> 
     if operation.expression is None:
         return True
     event = transaction.event(transaction.store.run(run_key).event_key).fields
-    return compile_expression(operation.expression).matches(event)
+    return compile_expression(operation.expression).matches(event, now=transaction.now)
 
 
 def _cancel(transaction: Transaction, run_key: int) -> bool:

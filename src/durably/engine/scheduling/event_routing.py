@@ -13,7 +13,7 @@ from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin, origin_of_event
 from durably.engine.sqlite.run_tables import RunRow
-from durably.engine.views import EventView
+from durably.engine.views import EventView, to_milliseconds
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.text import get_logger
@@ -117,7 +117,7 @@ def route(
     listened = [(path, value_at(path, received.fields)) for path in transaction.wait_paths(received.name)]
     if listened:
         _cancel(transaction, received, listened)
-    functions = transaction.registry.triggered_by(received)
+    functions = transaction.registry.triggered_by(received, transaction.now)
     if functions:
         transaction.events[key] = received
     for function in functions:
@@ -163,7 +163,7 @@ def _note(transaction: Transaction, received: ReceivedEvent, describe: Callable[
 
 def _matches(transaction: Transaction, run_key: int, expression: str, received: ReceivedEvent) -> bool:
     trigger = transaction.event(transaction.store.run(run_key).event_key)
-    return compile_expression(expression).matches(trigger.fields, received.fields)
+    return compile_expression(expression).matches(trigger.fields, received.fields, now=transaction.now)
 
 
 def _wait_name(transaction: Transaction, run_key: int, step_id: str) -> str:
@@ -217,7 +217,7 @@ class EventOutcomes:
 
 
 def _explain_conditions(view: EventView, registry: Registry) -> list[str]:
-    refused = registry.refused_by_condition(view.event.model_dump(), view.event.name)
+    refused = registry.refused_by_condition(view.event.model_dump(), view.event.name, to_milliseconds(view.received_at))
     if not refused:
         return []
     named = ", ".join(refused[:_MOST_FUNCTIONS]) + (", …" if len(refused) > _MOST_FUNCTIONS else "")

@@ -105,8 +105,8 @@ class BulkCancellation(msgspec.Struct, frozen=True):
     def is_followed(self, now: int) -> bool:
         return now < self.created_at + FOLLOWED_FOR
 
-    def holds_for(self, event: Mapping[str, object]) -> bool:
-        return self.condition is None or self.condition.matches(event)
+    def holds_for(self, event: Mapping[str, object], now: int) -> bool:
+        return self.condition is None or self.condition.matches(event, now=now)
 
 
 _MOST_NAMES = 1000
@@ -192,12 +192,12 @@ class Registry:
         """Whether a function is triggered by events of a name, if its expression holds, or cancelled by them."""
         return name in self._cancelling or bool(self._triggers_of(name))
 
-    def triggered_by(self, event: ReceivedEvent) -> list[Function]:
+    def triggered_by(self, event: ReceivedEvent, now: int) -> list[Function]:
         """The active functions that an event triggers, each once, even if several of its triggers match."""
         found: dict[str, Function] = {}
         for triggered in self._triggers_of(event.name):
             if triggered.function.id not in found and (
-                triggered.expression is None or triggered.expression.matches(event.fields)
+                triggered.expression is None or triggered.expression.matches(event.fields, now=now)
             ):
                 found[triggered.function.id] = triggered.function
         return list(found.values())
@@ -212,13 +212,13 @@ class Registry:
             self._by_name[name] = found
         return found
 
-    def refused_by_condition(self, fields: Mapping[str, Any], name: str) -> list[str]:
+    def refused_by_condition(self, fields: Mapping[str, Any], name: str, now: int) -> list[str]:
         """Ids of active functions with triggers of this name whose conditions are false for the event's ``fields``."""
         named = self._triggers_of(name)
         matching = {
             triggered.function.id
             for triggered in named
-            if triggered.expression is None or triggered.expression.matches(fields)
+            if triggered.expression is None or triggered.expression.matches(fields, now=now)
         }
         return sorted({triggered.function.id for triggered in named} - matching)
 

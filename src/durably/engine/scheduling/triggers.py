@@ -227,7 +227,7 @@ def _heed_cancellations(transaction: Transaction, function: Function, run: RunRo
             cancellation.is_followed(run.created_at)
             and descends_from_cancelled(transaction, function.id, trigger.origin, cancellation.created_at)
         )
-        if is_meant and cancellation.holds_for(trigger.fields):
+        if is_meant and cancellation.holds_for(trigger.fields, transaction.now):
             transaction.cancel(run.key, CANCELLED_IN_BULK)
             return
 

@@ -439,8 +439,8 @@ def test_cancellations_and_timeouts_count_from_the_admission() -> None:
     assert [listens.until for listens in outcome.cancel_on] == [None, _START + 3_600_000, end_of_world]
     condition = outcome.cancel_on[0].condition
     assert condition is not None
-    assert condition.matches(event(id=1), event(id=1))
-    assert not condition.matches(event(id=1), event(id=2))
+    assert condition.matches(event(id=1), event(id=1), now=0)
+    assert not condition.matches(event(id=1), event(id=2), now=0)
     assert outcome.start_by == _START + 10_000
     assert flow.finish_by(_START + 5_000) == _START + 65_000
 
@@ -456,7 +456,7 @@ _json = st.recursive(
 @settings(max_examples=200)
 def test_values_share_a_bucket_if_and_only_if_they_are_equal(one: Any, other: Any) -> None:
     flow = flow_of(throttle={"limit": 1, "period": "1s", "key": "event.data.value"})
-    buckets = [flow.bucket(BucketKind.THROTTLE, event(value=value)) for value in (one, other, one)]
+    buckets = [flow.bucket(BucketKind.THROTTLE, event(value=value), _START) for value in (one, other, one)]
     assert buckets[0] == buckets[2]
     if type(one) is type(other):
         assert (buckets[0] == buckets[1]) == (one == other)
@@ -472,7 +472,7 @@ def test_large_ids_that_differ_in_the_last_digit_are_apart() -> None:
 def test_buckets_of_functions_and_options_are_apart() -> None:
     flows = [flow_of(id=name, throttle={"limit": 1, "period": "1s", "key": "event.data.k"}) for name in ("a", "a/b")]
     keys = ["b/text:c", "c", "~1"]
-    buckets = [flow.bucket(BucketKind.THROTTLE, event(k=key)) for flow in flows for key in keys]
+    buckets = [flow.bucket(BucketKind.THROTTLE, event(k=key), _START) for flow in flows for key in keys]
     ids = {bucket.id for bucket in buckets if bucket is not None}
     assert len(ids) == 6
     long = {Bucket(BucketKind.THROTTLE, "f" * 300 + tail, "key").id for tail in "ab"}

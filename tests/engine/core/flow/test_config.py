@@ -163,16 +163,16 @@ def test_limits_of_wider_scopes_are_shared_by_key_value() -> None:
         flow_of(id=name, concurrency=limit).concurrency for name, limit in zip("abc", (shared, other, env), strict=True)
     )
     fields = event(queue="payments")
-    assert a.bucket_id("a", fields) == b.bucket_id("b", fields)
-    assert a.bucket_id("a", fields) != b.bucket_id("b", event(queue="mail"))
-    assert a.bucket_id("a", fields) != c.bucket_id("c", fields)
+    assert a.bucket_id("a", fields, 0) == b.bucket_id("b", fields, 0)
+    assert a.bucket_id("a", fields, 0) != b.bucket_id("b", event(queue="mail"), 0)
+    assert a.bucket_id("a", fields, 0) != c.bucket_id("c", fields, 0)
     (own,) = flow_of(concurrency={"limit": 1, "key": '"payments"'}).concurrency
-    assert own.bucket_id("a", fields) != own.bucket_id("b", fields)
+    assert own.bucket_id("a", fields, 0) != own.bucket_id("b", fields, 0)
 
 
 def test_a_limit_keeps_its_name_while_only_its_number_changes() -> None:
     before, after = (flow_of(concurrency={"limit": limit, "key": "event.data.user"}) for limit in (1, 5))
     (limit,) = before.concurrency
-    slot = EntrySlot(limit.name, limit.bucket_id("shop-fn", event(user=1)))
+    slot = EntrySlot(limit.name, limit.bucket_id("shop-fn", event(user=1), 0))
     assert (before.limit(slot.limit_name), after.limit(slot.limit_name)) == (1, 5)
     assert flow_of().limit(slot.limit_name) is None

@@ -22,9 +22,9 @@ class Expression:
     ``missing_field`` says that it reads a field that no event has, if it does. The field's value is unknown, so such a
     condition never holds.
 
-    ``event`` is the trigger, ``async_`` the newcomer that the expression calls ``async``, both as JSON decodes
-    them. ``now`` is what its clock shows; the system's, if it asks for one and none is given. ``kinds`` are those of
-    the values that it may give.
+    ``event`` is the trigger, ``async_`` the later event that the expression calls ``async``, both as JSON decodes
+    them. ``now`` is the value of ``now()``, in milliseconds since the epoch. ``kinds`` are the kinds of values that it
+    may give.
     """
 
     __slots__ = ("_equalities", "_evaluate", "_variables", "kinds", "missing_field", "text")
@@ -40,15 +40,11 @@ class Expression:
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
-    def matches(
-        self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: dt.datetime | None = None
-    ) -> bool:
+    def matches(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> bool:
         """Whether the result is ``true`` itself: another truthy value is no match, as on the public server."""
         return self._run(event, async_, now) is True
 
-    def value(
-        self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: dt.datetime | None = None
-    ) -> Any:
+    def value(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> Any:
         """The result as JSON has it, for keys and priorities: a bool, a finite number, a text, a list or a dict;
         ``None`` for null and for what is unknown. Times (RFC 3339, ``90s``) and bytes become text."""
         result = self._run(event, async_, now)
@@ -62,7 +58,7 @@ class Expression:
         """What holds between a newcomer and an event whenever ``matches`` does. See ``Equality``."""
         return list(self._equalities)
 
-    def _run(self, event: object, newcomer: object, now: dt.datetime | None) -> Any:
+    def _run(self, event: object, newcomer: object, now: int) -> Any:
         frame = Frame(event, UNKNOWN if newcomer is None else newcomer, now, self._variables)
         try:
             return self._evaluate(frame)

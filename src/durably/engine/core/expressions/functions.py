@@ -259,17 +259,17 @@ def _type(frame: Frame, value: Any) -> Any:
 
 @_function("now", 0)
 def _now(frame: Frame) -> Any:
-    return frame.read_clock()
+    return frame.time()
 
 
 @_function("now_plus", 1)
 def _now_plus(frame: Frame, text: Any) -> Any:
-    return _shift(frame.read_clock(), _duration(frame, text), 1)
+    return _shift(frame.time(), _duration(frame, text), 1)
 
 
 @_function("now_minus", 1)
 def _now_minus(frame: Frame, text: Any) -> Any:
-    return _shift(frame.read_clock(), _duration(frame, text), -1)
+    return _shift(frame.time(), _duration(frame, text), -1)
 
 
 def _shift(moment: dt.datetime, duration: Any, sign: int) -> Any:

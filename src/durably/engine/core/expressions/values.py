@@ -45,11 +45,11 @@ class FuelExhaustedError(Exception):
 
 
 class Frame:
-    """One evaluation: the two documents, the clock, the variables of macros, and the fuel that is left."""
+    """One evaluation: the two documents, the time in milliseconds, the variables of macros, and the fuel left."""
 
     __slots__ = ("event", "fuel", "newcomer", "now", "variables")
 
-    def __init__(self, event: object, newcomer: object, now: dt.datetime | None, variables: int) -> None:
+    def __init__(self, event: object, newcomer: object, now: int, variables: int) -> None:
         self.event = event
         self.newcomer = newcomer
         self.now = now
@@ -61,11 +61,8 @@ class Frame:
         if self.fuel < 0:
             raise FuelExhaustedError
 
-    def read_clock(self) -> dt.datetime:
-        """The same moment however often one evaluation asks."""
-        if self.now is None:
-            self.now = dt.datetime.now(dt.UTC)
-        return self.now
+    def time(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self.now / 1000, dt.UTC)
 
 
 def is_number(value: object) -> bool:

@@ -136,16 +136,16 @@ class Holder(BucketState, frozen=True, array_like=True):
 def admit(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
     """Decide about an event that has just triggered the function."""
     event, options = trigger.fields, flow.options
-    if options.batch_events is not None and _is_batched(flow, event):
+    if options.batch_events is not None and _is_batched(flow, event, now):
         return _add_to_batch(flow, trigger, read, now)
     changes: tuple[StateChange, ...] = ()
-    if options.idempotency and (bucket := flow.bucket(BucketKind.IDEMPOTENCY, event)) is not None:
+    if options.idempotency and (bucket := flow.bucket(BucketKind.IDEMPOTENCY, event, now)) is not None:
         seen = Seen.load(read, bucket)
         if seen is not None and now < seen.until:
             return Admission(Skip(SkipReason.IDEMPOTENCY))
         until = now + _IDEMPOTENCY_PERIOD
         changes = (StateChange(bucket, Seen(until).encode(), expires=until),)
-    if flow.rate_limit is not None and (bucket := flow.bucket(BucketKind.RATE_LIMIT, event)) is not None:
+    if flow.rate_limit is not None and (bucket := flow.bucket(BucketKind.RATE_LIMIT, event, now)) is not None:
         level = rates.Level.load(read, bucket)
         if rates.ready_at(flow.rate_limit, level, now) > now:
             return Admission(Skip(SkipReason.RATE_LIMIT))
@@ -159,16 +159,16 @@ def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
     """Decide about a run that is to start now: for an event that was admitted, for a debounce or batch (its first
     event) that has ended, or for a rerun. The outcome is ``Start`` or ``Skip``."""
     options = flow.options
-    singleton = None if options.singleton is None else flow.bucket(BucketKind.SINGLETON, event)
+    singleton = None if options.singleton is None else flow.bucket(BucketKind.SINGLETON, event, now)
     holder = None if singleton is None else Holder.load(read, singleton)
     if holder is not None and options.singleton is not None and options.singleton.mode == "skip":
         return Admission(Skip(SkipReason.SINGLETON, holder.run_key))
-    throttle = None if flow.throttle is None else flow.bucket(BucketKind.THROTTLE, event)
+    throttle = None if flow.throttle is None else flow.bucket(BucketKind.THROTTLE, event, now)
     return Admission(
         Start(
             queue_entry=QueueEntry(
                 place=place_of(flow, event, now),
-                slots=tuple(EntrySlot(each.name, each.bucket_id(flow.function_id, event)) for each in flow.concurrency),
+                slots=_slots(flow, event, now),
                 throttle=None if throttle is None else throttle.id,
                 singleton=singleton,
             ),
@@ -179,10 +179,16 @@ def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
     )
 
 
+def _slots(flow: Flow, event: Fields, now: int) -> tuple[EntrySlot, ...]:
+    return tuple(EntrySlot(limit.name, limit.bucket_id(flow.function_id, event, now)) for limit in flow.concurrency)
+
+
 def _cancel_on(flow: Flow, now: int) -> tuple[CancelOn, ...]:
+    if not flow.options.cancel:
+        return ()
     return tuple(
-        CancelOn(cancel.event, flow.expressions.get(f"cancel[{index}].if_exp"), deadline(cancel.timeout, now))
-        for index, cancel in enumerate(flow.options.cancel or ())
+        CancelOn(cancel.event, condition, deadline(cancel.timeout, now))
+        for cancel, condition in zip(flow.options.cancel, flow.cancel_conditions, strict=True)
     )
 
 
@@ -193,7 +199,7 @@ def place_of(flow: Flow, event: Fields, now: int) -> int:
     """
     if flow.options.priority is None:
         return now
-    value = flow.expressions["priority.run"].value(event)
+    value = flow.expressions["priority.run"].value(event, now=now)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return now
     return now - 1000 * math.trunc(max(-MAX_PRIORITY_SECONDS, min(value, MAX_PRIORITY_SECONDS)))
@@ -203,7 +209,7 @@ def place_of(flow: Flow, event: Fields, now: int) -> int:
 
 
 def _debounce(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
-    bucket = flow.bucket(BucketKind.DEBOUNCE, trigger.fields)
+    bucket = flow.bucket(BucketKind.DEBOUNCE, trigger.fields, now)
     assert bucket is not None
     before = PendingDebounce.load(read, bucket)
     after = _postpone(flow, before, trigger, now)
@@ -240,13 +246,13 @@ def end_debounce(bucket: Bucket, read: ReadState, now: int) -> tuple[int, StateC
 # batches
 
 
-def _is_batched(flow: Flow, event: Fields) -> bool:
+def _is_batched(flow: Flow, event: Fields, now: int) -> bool:
     condition = flow.expressions.get("batch_events.if_exp")
-    return condition is None or condition.matches(event)
+    return condition is None or condition.matches(event, now=now)
 
 
 def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
-    bucket, batch_events = flow.bucket(BucketKind.BATCH, trigger.fields), flow.options.batch_events
+    bucket, batch_events = flow.bucket(BucketKind.BATCH, trigger.fields, now), flow.options.batch_events
     assert bucket is not None
     assert batch_events is not None
     assert batch_events.timeout is not None

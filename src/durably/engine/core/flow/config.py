@@ -1,5 +1,6 @@
 """The flow control of one function, compiled from the options that ``durably.protocol.options`` declares."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -44,8 +45,8 @@ class ConcurrencyLimit(msgspec.Struct, frozen=True):
     scope: str
     key: Expression | None = None
 
-    def bucket_id(self, function_id: str, event: Fields) -> str:
-        key = "" if self.key is None else key_text(self.key.value(event))
+    def bucket_id(self, function_id: str, event: Fields, now: int) -> str:
+        key = "" if self.key is None else key_text(self.key.value(event, now=now))
         if self.scope == "fn":
             return bucket_id("concurrency", self.scope, function_id, self.name, key)
         return bucket_id("concurrency", self.scope, key)
@@ -55,13 +56,14 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a function, and what is computed from them once.
 
     ``expressions`` are by their places, such as ``debounce.key``. ``rate_limit`` and ``throttle`` are set if the
-    function has those options.
+    function has those options. ``cancel_conditions`` are those of the option ``cancel``, one for each entry.
     """
 
     function_id: str
     options: FunctionOptions = msgspec.field(default_factory=FunctionOptions)
     expressions: Mapping[str, Expression] = {}
     concurrency: tuple[ConcurrencyLimit, ...] = ()
+    cancel_conditions: tuple[Expression | None, ...] = ()
     rate_limit: Pace | None = None
     throttle: Pace | None = None
     schedules: tuple[Schedule, ...] = ()
@@ -71,12 +73,12 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
         """Whether every event starts a run at once, and every call is made at once."""
         return not any(getattr(self.options, option.name) for option in OPTIONS)
 
-    def bucket(self, kind: BucketKind, event: Fields) -> Bucket | None:
+    def bucket(self, kind: BucketKind, event: Fields, now: int) -> Bucket | None:
         """The bucket of an option to which an event belongs; ``None`` if the option does not apply to the event."""
         expression = self.expressions.get(_KEY_PLACES[kind])
         if expression is None:
             return Bucket(kind, self.function_id)
-        value = expression.value(event)
+        value = expression.value(event, now=now)
         if value is False and kind in _OFF_IF_FALSE:
             return None
         return Bucket(kind, self.function_id, key_text(value))
@@ -98,9 +100,16 @@ def deadline(timeout: Duration | None, now: int) -> int | None:
     """The time at which a timeout ends: ``now`` plus a duration, or a date that is the same for all runs."""
     if timeout is None:
         return None
+    date, duration = _read_timeout(timeout)
+    return now + duration if date is None else date
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_timeout(timeout: Duration) -> tuple[int | None, int]:
+    """The date of a timeout, or else its duration, in milliseconds."""
     if isinstance(timeout, str) and (date := parse_date(timeout)):
-        return round(date.timestamp() * 1000)
-    return now + milliseconds(timeout)
+        return round(date.timestamp() * 1000), 0
+    return None, milliseconds(timeout)
 
 
 def read_flow(config: FunctionConfig) -> Flow:
@@ -122,6 +131,9 @@ def read_flow(config: FunctionConfig) -> Flow:
         concurrency=tuple(
             _limit(entry, expressions.get(f"concurrency[{index}].key"))
             for index, entry in enumerate(config.concurrency or [])
+        ),
+        cancel_conditions=tuple(
+            expressions.get(f"cancel[{index}].if_exp") for index in range(len(config.cancel or ()))
         ),
         rate_limit=None if rate_limit is None else _rate_pace(rate_limit),
         throttle=None if throttle is None else pace_of(throttle.limit, throttle.period, throttle.burst or 1),
