@@ -1,4 +1,4 @@
-"""The codec server in each framework, as Temporal's web UI and CLI ask it."""
+"""The codec server in each framework, with requests of Temporal's web UI and CLI."""
 
 import base64
 import json
@@ -49,7 +49,7 @@ def test_payloads_are_encoded_and_decoded(app: AppServer) -> None:
     assert app.post("/codec/decode", {"payloads": []}, OWNER).json == {"payloads": []}
 
 
-def test_pages_of_the_web_ui_may_ask_and_those_of_other_sites_may_not(app: AppServer) -> None:
+def test_only_pages_of_the_web_ui_are_allowed(app: AppServer) -> None:
     for origin in (UI, OTHER_UI):
         preflight = app.ask("OPTIONS", "/codec/decode", None, {**PREFLIGHT, "Origin": origin})
         assert (preflight.status, preflight.body) == (204, b"")
@@ -108,7 +108,7 @@ def test_refusals_are_problem_documents(app: AppServer) -> None:
     assert app.post("/codec/other", {}, OWNER).status == 404
 
 
-async def test_an_unreadable_payload_is_explained_in_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unreadable_payload_is_explained_only_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     server = CodecServer(CODEC, allow_anonymous=True)
     body = json_format.MessageToJson(Payloads(payloads=[FOREIGN])).encode()
     response = await server.handle(asked(body))
@@ -135,21 +135,21 @@ def asked(body: bytes, principal: Any = None, **headers: str) -> GatewayRequest:
 
 
 @pytest.mark.parametrize("anonymous", [None, AnonymousUser()], ids=["none", "object"])
-async def test_who_is_not_known_is_asked_to_authenticate_and_who_may_not_is_refused(anonymous: Any) -> None:
+async def test_anonymous_principals_get_401_and_others_403(anonymous: Any) -> None:
     server = CodecServer(CODEC, authorize=lambda action: action.principal == "ada")
     for principal, status in ((anonymous, 401), ("bob", 403), ("ada", 200)):
         response = await server.handle(asked(b'{"payloads": []}', principal))
         assert (response.status_code, "WWW-Authenticate" in response.headers) == (status, status == 401)
 
 
-async def test_a_connection_answers_for_its_own_namespace() -> None:
+async def test_a_connection_serves_its_own_namespace() -> None:
     server = CodecServer(Temporal("127.0.0.1:1", namespace="billing", encryption=CODEC), allow_anonymous=True)
     for namespace, status in (("billing", 200), ("default", 404)):
         response = await server.handle(asked(b'{"payloads": []}', **{"X-Namespace": namespace}))
         assert response.status_code == status
 
 
-async def test_several_connections_answer_each_for_its_own_namespace() -> None:
+async def test_each_of_several_connections_serves_its_own_namespace() -> None:
     first, second = (Temporal("127.0.0.1:1", namespace=name, encryption=CODEC) for name in ("default", "billing"))
     server = CodecServer([first, second], allow_anonymous=True)
     for headers, status in (({}, 200), ({"X-Namespace": "billing"}, 200), ({"X-Namespace": "other"}, 404)):
@@ -169,7 +169,7 @@ async def test_a_connection_without_encryption_is_named_in_the_log(caplog: pytes
     )
 
 
-async def test_a_body_of_very_many_entries_is_refused_before_it_is_read() -> None:
+async def test_a_body_with_many_entries_is_refused_before_it_is_parsed() -> None:
     """8 MiB of metadata would hold the event loop for seconds."""
     entries = {f"k{number}": "" for number in range(50)}
     body = json.dumps({"payloads": [{"metadata": entries}] * 20}).encode()
@@ -202,7 +202,7 @@ def test_a_connection_without_encryption_is_refused_where_the_server_is_mounted(
             mount()
 
 
-async def test_the_refusal_of_an_origin_names_it() -> None:
+async def test_the_problem_of_a_forbidden_origin_names_it() -> None:
     server = CodecServer(CODEC, origins=["http://127.0.0.1:8233"], allow_anonymous=True)
     response = await server.handle(asked(b'{"payloads": []}', Origin="http://localhost:8233"))
     assert "pages of http://localhost:8233 may not" in json.loads(response.body)["detail"]
@@ -219,12 +219,12 @@ async def test_the_refusal_of_an_origin_names_it() -> None:
     ],
     ids=["open", "both", "path", "any", "wildcard"],
 )
-def test_a_server_that_nobody_guards_must_be_asked_for(options: dict[str, Any], words: str) -> None:
+def test_a_codec_server_needs_authorize_or_allow_anonymous(options: dict[str, Any], words: str) -> None:
     with pytest.raises(TemporalSettingsError, match=words):
         CodecServer(CODEC, **options)
 
 
-def test_temporals_command_line_reads_what_was_encrypted(
+def test_temporals_command_line_reads_encrypted_payloads(
     apps: Callable[..., AppServer], server: DevServer, temporal: Temporal
 ) -> None:
     encrypted = Temporal(server.address, encryption=CODEC)
@@ -243,6 +243,6 @@ def test_temporals_command_line_reads_what_was_encrypted(
 
 
 def base64_decoded(text: str) -> str:
-    """With what is written in Base64 in it after it."""
+    """The output, followed by its decoded Base64."""
     found = [word for word in text.split('"') if len(word) % 4 == 0 and word.replace("=", "").isalnum()]
     return text + "".join(base64.b64decode(word).decode(errors="replace") for word in found)

@@ -1,4 +1,4 @@
-"""FastAPI's own habits: dependencies that guard, dependencies that are overridden, the app's documentation."""
+"""Features of FastAPI: dependencies, their overrides, and the app's documentation."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -41,7 +41,7 @@ async def test_dependencies_guard_all_endpoints(temporal: Temporal) -> None:
     assert (operation["tags"], operation["summary"]) == (["workflows"], "Start SleepingWorkflow")
 
 
-async def test_another_client_is_put_in_by_overriding_the_dependency(temporal: Temporal) -> None:
+async def test_a_dependency_override_replaces_the_client(temporal: Temporal) -> None:
     elsewhere = Temporal("127.0.0.1:1")
     app = fastapi.FastAPI()
 
@@ -66,8 +66,8 @@ async def test_a_mounted_app_links_to_itself(temporal: Temporal) -> None:
 
 
 @pytest.mark.parametrize("inner", ["", "/api"])
-async def test_what_is_no_endpoint_is_told_by_the_gateway_and_the_apps_own_endpoints_come_first(inner: str) -> None:
-    """Whether the prefix is the router's own, or the app's."""
+async def test_unknown_paths_are_problems_and_the_apps_own_endpoints_precede(inner: str) -> None:
+    """The prefix is the router's own, or the app's."""
     gateway = Gateway(Temporal("127.0.0.1:1", task_queue="q"), [expose(SleepingWorkflow)], allow_anonymous=True)
     app = fastapi.FastAPI()
     app.include_router(router(gateway, prefix=inner), prefix="" if inner else "/api")
@@ -92,7 +92,7 @@ async def test_what_is_no_endpoint_is_told_by_the_gateway_and_the_apps_own_endpo
     assert not any("rest" in path for path in app.openapi()["paths"])
 
 
-async def test_dependencies_guard_what_is_no_endpoint_too() -> None:
+async def test_dependencies_guard_unknown_paths_too() -> None:
     gateway = Gateway(Temporal("127.0.0.1:1", task_queue="q"), [expose(SleepingWorkflow)], allow_anonymous=True)
     app = fastapi.FastAPI()
     app.include_router(router(gateway, prefix="/api", dependencies=[fastapi.Depends(check_token)]))

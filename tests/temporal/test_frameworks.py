@@ -1,4 +1,4 @@
-"""The gateway in each framework, on a real server of it, against a real Temporal server and worker."""
+"""The gateway in each framework, with a real web server, Temporal server and worker."""
 
 import json
 import time
@@ -56,7 +56,7 @@ def test_an_order_from_start_to_end(app: AppServer, order: dict[str, object]) ->
     assert done.json["result"] == {"order_id": order["order_id"], "paid": 3.0, "note": "fragile"}
 
 
-def test_a_client_may_wait_for_the_result_of_what_it_starts(app: AppServer) -> None:
+def test_a_start_can_wait_for_the_result(app: AppServer) -> None:
     body = {"pair": {"left": 1, "right": [2, 3]}, "factor": 2}
     done = app.post("/open/sum-of-pair", body, {"Prefer": "wait=30"})
     assert (done.status, done.json["result"], done.headers["Preference-Applied"]) == (200, 12, "wait=30")
@@ -107,14 +107,14 @@ def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]
     assert app.get("/open/sleeping/x/history").status == 404
 
 
-def test_a_failed_workflow_tells_its_causes_and_no_details(app: AppServer, order: dict[str, object]) -> None:
+def test_a_failed_workflow_shows_causes_without_details(app: AppServer, order: dict[str, object]) -> None:
     failed = app.post("/open/orders", {**order, "lines": ["decline"]}, {"Prefer": "wait=30"})
     assert (failed.status, failed.json["type"]) == (424, "urn:durably:problem:workflow-failed")
     assert [cause["type"] for cause in failed.json["failure"]] == ["ActivityError", "CardDeclined"]
     assert b"secret" not in failed.body
 
 
-def test_an_answer_that_does_not_fit_its_type_is_the_servers_error(app: AppServer) -> None:
+def test_an_answer_of_another_type_is_an_error_of_the_app(app: AppServer) -> None:
     owner = {"X-User": "owner"}
     place = app.post("/guarded/mistyped", headers=owner).headers["Location"]
     answers = [
@@ -132,7 +132,7 @@ def test_an_answer_that_does_not_fit_its_type_is_the_servers_error(app: AppServe
     assert (events[-1]["event"], json.loads(events[-1]["data"])["status"]) == ("problem", 500)
 
 
-def test_who_may_do_what(app: AppServer, order: dict[str, object]) -> None:
+def test_authorize_decides_about_users(app: AppServer, order: dict[str, object]) -> None:
     anonymous = app.post("/guarded/orders", order)
     assert (anonymous.status, anonymous.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert app.post("/guarded/orders", order, {"X-User": "reader"}).status == 403
@@ -144,7 +144,7 @@ def test_who_may_do_what(app: AppServer, order: dict[str, object]) -> None:
     assert app.post(f"{place}/terminate", headers={"X-User": "owner"}).status == 202
 
 
-def test_progress_is_followed_live_and_picked_up_again(app: AppServer, order: dict[str, object]) -> None:
+def test_live_progress_can_be_resumed(app: AppServer, order: dict[str, object]) -> None:
     place = app.post("/open/orders", order).headers["Location"]
     seen = []
     for event in app.events(f"{place}/events"):
@@ -161,7 +161,7 @@ def test_progress_is_followed_live_and_picked_up_again(app: AppServer, order: di
     assert rest == kinds[kinds.index("activity_task_scheduled") + 1 :]
 
 
-def test_progress_is_followed_from_run_to_run(app: AppServer) -> None:
+def test_live_progress_continues_from_run_to_run(app: AppServer) -> None:
     owner = {"X-User": "owner"}
     place = app.post("/guarded/chains", {"steps": ["wait", "again", "fail", "wait"]}, owner).headers["Location"]
     seen: list[dict[str, str]] = []
@@ -226,7 +226,7 @@ def test_errors_in_the_apps_own_endpoints_are_problem_documents(app: AppServer, 
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_without_the_server_an_app_starts_and_answers_503_until_it_is_there(name: str) -> None:
+def test_without_a_server_an_app_starts_and_answers_503(name: str) -> None:
     absent = DevServer()
     with running(name, absent.address) as app:
         for path in ("/open/sleeping/x", "/direct/x"):
@@ -242,7 +242,7 @@ def test_without_the_server_an_app_starts_and_answers_503_until_it_is_there(name
 
 
 @pytest.mark.parametrize("name", ["django-wsgi", "django-asgi"])
-def test_django_checks_csrf_where_users_are_known_by_a_session(name: str, apps: Callable[..., AppServer]) -> None:
+def test_django_checks_csrf_for_sessions(name: str, apps: Callable[..., AppServer]) -> None:
     app = apps(name)
     token = "t" * 32
     form = f"csrfmiddlewaretoken={token}".encode()
@@ -277,7 +277,7 @@ UNKNOWN = [
 ]
 
 
-def test_a_query_parameter_that_does_not_exist_is_named(app: AppServer) -> None:
+def test_an_unknown_query_parameter_is_refused(app: AppServer) -> None:
     headers = {"X-User": "owner", "Content-Type": "application/json"}
     for method, path, name, known in UNKNOWN:
         refused = app.ask(method, f"{path}?{name}=5", b"{}" if method == "POST" else None, headers)
@@ -298,8 +298,8 @@ REPEATED = [
 ]
 
 
-def test_a_query_parameter_that_is_given_twice_is_named(app: AppServer) -> None:
-    """Frameworks differ in the one that counts."""
+def test_a_repeated_query_parameter_is_refused(app: AppServer) -> None:
+    """Frameworks read different ones."""
     headers = {"X-User": "owner"}
     for path, name in REPEATED:
         refused = app.get(path, headers)
@@ -308,6 +308,6 @@ def test_a_query_parameter_that_is_given_twice_is_named(app: AppServer) -> None:
 
 
 def test_an_idempotency_key_without_a_principal_is_refused(app: AppServer) -> None:
-    """Everybody may start sums there, whoever asks."""
+    """Everybody can start sums at this gateway."""
     answer = app.post("/keyless/sum-of-pair", {"pair": {"left": 1}}, {"Idempotency-Key": "k"})
     assert (answer.status, answer.json["type"]) == (400, "urn:durably:problem:no-principal")

@@ -49,7 +49,7 @@ def test_a_workflow_from_start_to_end(temporal: Temporal, order: Order) -> None:
     assert handle.fetch_history().events
 
 
-def test_a_workflow_of_others_is_found_again(temporal: Temporal, order: Order) -> None:
+def test_a_handle_to_an_existing_workflow(temporal: Temporal, order: Order) -> None:
     started = temporal.sync.start_workflow(OrderWorkflow.run, order, id=order.order_id, task_queue=TASK_QUEUE)
     for handle in (
         temporal.sync.get_workflow_handle_for(OrderWorkflow.run, order.order_id),
@@ -62,13 +62,13 @@ def test_a_workflow_of_others_is_found_again(temporal: Temporal, order: Order) -
         started.result()
 
 
-def test_several_arguments_and_the_result_at_once(temporal: Temporal) -> None:
+def test_a_workflow_with_several_arguments_is_executed(temporal: Temporal) -> None:
     result = temporal.sync.execute_workflow(SumWorkflow.run, args=[Pair(1, [2]), 3], id=uuid.uuid4().hex)
     assert result == 9
 
 
 def test_arguments_that_are_left_out_get_their_defaults(temporal: Temporal) -> None:
-    """A worker reads fewer arguments than parameters without their types, and its task would fail again and again."""
+    """A worker reads fewer arguments than parameters without their types: its task would fail again and again."""
     handle = temporal.sync.start_workflow(SumWorkflow.run, args=[Pair(1, [2])], id=uuid.uuid4().hex)
     try:
         assert handle.result(timeout=timedelta(seconds=30)) == 3
@@ -135,7 +135,7 @@ def test_lists_are_read_page_by_page(temporal: Temporal) -> None:
     assert temporal.sync.count_workflows("WorkflowType='SleepingWorkflow'").count >= 3
 
 
-def test_an_update_starts_the_workflow_that_it_is_for(temporal: Temporal, order: Order) -> None:
+def test_update_with_start_starts_a_missing_workflow(temporal: Temporal, order: Order) -> None:
     start = StartOperation(
         OrderWorkflow.run, order, id=order.order_id, id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING
     )

@@ -40,6 +40,16 @@ def test_a_workflow_is_paused_and_resumed(app: AppServer) -> None:
     assert app.post("/open/orders/none/pause").status == 404
 
 
+async def test_a_start_that_attaches_to_a_paused_workflow_reports_its_status(temporal: Temporal) -> None:
+    gateway = open_gateway(temporal)
+    order = {"order_id": uuid.uuid4().hex, "amount": 3, "lines": ["wait"]}
+    place = f"carts/{(await ask(gateway, None, 'POST', 'carts', order)).json['workflow_id']}"
+    assert (await ask(gateway, None, "POST", f"{place}/pause")).status == 202
+    attached = (await ask(gateway, None, "POST", "carts", order)).json
+    assert (attached["status"], attached["attached"]) == ("paused", True)
+    assert (await ask(gateway, None, "POST", f"{place}/terminate")).status == 202
+
+
 def test_only_operators_pause() -> None:
     assert {Operation.PAUSE, Operation.RESUME} <= FOR_OPERATORS - FOR_OWNERS
 
@@ -53,7 +63,7 @@ def server_without_pauses() -> Iterator[DevServer]:
 
 
 async def test_a_server_that_cannot_pause(server_without_pauses: DevServer) -> None:
-    temporal = Temporal(server_without_pauses.address, task_queue="nobody")
+    temporal = Temporal(server_without_pauses.address, task_queue="idle")
     gateway = open_gateway(temporal)
     started = await ask(gateway, None, "POST", "orders", {"order_id": "1", "amount": 1})
     refused = await ask(gateway, None, "POST", f"orders/{started.json['workflow_id']}/pause")
