@@ -1,15 +1,21 @@
-"""Writes what the docs have from the code: settings, and the operations of the HTTP API.
+"""Writes what the docs have from the code: settings, options of functions, and operations of the HTTP API.
 
 ``make docs`` runs it, and a test compares. After a change of the code: ``python docs/generate.py``.
 """
 
 import inspect
 import textwrap
+import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from durably.engine.interface import Engine
 from durably.engine.operations import REQUIRED, Access, Argument, Operation, Place, operations_of
+from durably.protocol.durations import format_duration
+from durably.protocol.options import Choice, Count, Expression, Option, Period, Text
 from durably.settings import SETTINGS
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -26,6 +32,44 @@ def settings() -> str:
     )
 
 
+def options() -> str:
+    """A section for each option of functions, with its fields."""
+    return "\n".join(option(each) for each in sorted(Option.__subclasses__(), key=lambda each: each.__name__))
+
+
+def option(declared: type[Option]) -> str:
+    fields = [
+        f"| `{each.name}` | {values(typing.get_args(each.type)[1])} | {default_of(each)} |"
+        for each in msgspec.structs.fields(declared)
+    ]
+    table = "\n".join(["| field | value | default |", "|---|---|---|", *fields])
+    return "\n\n".join([f"### `durably.{declared.__name__}`", *paragraphs(declared), table]) + "\n"
+
+
+def values(check: Any) -> str:
+    """The values that the check of a field accepts."""
+    match check:
+        case Count():
+            return f"{check.least:,} to {check.most:,}"
+        case Period():
+            date = "; or a date" if check.may_be_date else ""
+            return f"duration, {format_duration(check.least)} to {format_duration(check.most)}{date}"
+        case Choice():
+            return ", ".join(f'`"{name}"`' for name in check.names)
+        case Expression():
+            kind = {None: "expression", "bool": "condition", "number": "expression of a number"}[check.gives]
+            return f"{kind} over `event` and `async`" if check.has_async else f"{kind} over `event`"
+        case Text():
+            return "text" if check.longest is None else f"text, at most {check.longest} characters"
+    raise TypeError(f"{type(check).__name__} has no description here")
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "required"
+    return "" if field.default is None else f"`{field.default}`"
+
+
 def operations() -> str:
     """A section for each operation, in the order of their declarations."""
     order = list(vars(Engine))
@@ -34,14 +78,19 @@ def operations() -> str:
 
 
 def operation(declared: Operation) -> str:
-    docstring = inspect.getdoc(getattr(Engine, declared.name)) or ""
-    paragraphs = [fill(" ".join(part.split()).replace("``", "`")) for part in docstring.split("\n\n")]
+    texts = paragraphs(getattr(Engine, declared.name))
     arguments = [argument(each) for each in declared.arguments if each.place is not Place.PATH]
     facts = [f"Method: `{declared.name}`."]
     if declared.access in KEYS:
         facts.append(f"Key: {KEYS[declared.access]}.")
-    parts = [f"### `{declared.http_method} {declared.path}`", *paragraphs, "\n".join(arguments), " ".join(facts)]
+    parts = [f"### `{declared.http_method} {declared.path}`", *texts, "\n".join(arguments), " ".join(facts)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def paragraphs(documented: object) -> list[str]:
+    """The paragraphs of a docstring as Markdown."""
+    docstring = inspect.getdoc(documented) or ""
+    return [fill(" ".join(part.split()).replace("``", "`")) for part in docstring.split("\n\n")]
 
 
 def argument(declared: Argument) -> str:
@@ -62,6 +111,7 @@ def fill(text: str) -> str:
 
 
 GENERATED: dict[Path, Callable[[], str]] = {
+    REFERENCE / "options.md": options,
     REFERENCE / "settings.md": settings,
     REFERENCE / "http-api.md": operations,
 }
