@@ -1,8 +1,13 @@
-"""Which program a process is, by its command."""
+"""The program of a process, by its command; its imports and its exit."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from durably.in_process.server_start import Program, program_of
+from durably.in_process.server_start import Program, is_importing, program_of
 from durably.settings import Environment
 
 SERVER, COMMAND, OTHER = Program.SERVER, Program.COMMAND, Program.OTHER
@@ -32,3 +37,26 @@ SERVER, COMMAND, OTHER = Program.SERVER, Program.COMMAND, Program.OTHER
 )
 def test_programs(command: str, variables: dict[str, str], expected: Program) -> None:
     assert program_of(command.split(), Environment(variables)) is expected
+
+
+def test_import_is_seen_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "imported_by_test.py").write_text(
+        "from durably.in_process.server_start import is_importing\nwas_importing = is_importing()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.import_module("imported_by_test").was_importing
+    assert not is_importing()
+
+
+AT_EXIT = """
+import concurrent.futures
+from durably.in_process.server_start import call_before_threads_end
+pool = concurrent.futures.ThreadPoolExecutor()
+pool.submit(int).result()
+call_before_threads_end(lambda: print(pool.submit(lambda: "ran").result()))
+"""
+
+
+def test_threads_still_run_at_the_exit() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "ran"

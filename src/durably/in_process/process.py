@@ -1,10 +1,8 @@
 """The engine as one process uses it, from the first request to its end."""
 
 import asyncio
-import atexit
 import contextlib
 import os
-import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
@@ -20,7 +18,13 @@ from durably.settings import is_test_run
 
 from .app_loop import AppLoop
 from .errors import EngineMovedError, NodeClosedError
-from .server_start import BackgroundStart, Program, refuse_green_threads, this_program
+from .server_start import (
+    BackgroundStart,
+    Program,
+    call_before_threads_end,
+    refuse_green_threads,
+    this_program,
+)
 
 if TYPE_CHECKING:
     from durably.comm import CommHandler
@@ -314,8 +318,7 @@ class ProcessEngine:
 
         refuse_green_threads()
         if not self._stops_at_exit:
-            # Before the thread pools end, which atexit is too late for.
-            getattr(threading, "_register_atexit", atexit.register)(self._stop_at_exit)
+            call_before_threads_end(self._stop_at_exit)
             self._stops_at_exit = True
         options = self._options
         heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)

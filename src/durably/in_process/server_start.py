@@ -1,5 +1,11 @@
-"""Detection of web servers, and a start without a server's hook."""
+"""Start and end without a server's hooks: the program of this process, its imports, and its exit.
 
+Two private parts of Python are used here, because there is no public way: ``ModuleSpec._initializing`` and
+``threading._register_atexit`` (checked with Python 3.11, 3.12 and 3.13). If a version lacks the first, a start in the
+background does not wait for imports. If it lacks the second, the exit does not wait for calls in threads.
+"""
+
+import atexit
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -90,6 +96,11 @@ def is_importing() -> bool:
     return any(
         getattr(getattr(module, "__spec__", None), "_initializing", False) for module in list(sys.modules.values())
     )
+
+
+def call_before_threads_end(callback: Callable[[], None]) -> None:
+    """Call at the exit of the process, before thread pools end. ``atexit`` calls after that."""
+    getattr(threading, "_register_atexit", atexit.register)(callback)
 
 
 _PATCHERS = (("gevent", "gevent.monkey", "is_module_patched"), ("eventlet", "eventlet.patcher", "is_monkey_patched"))
