@@ -18,10 +18,16 @@ class Instance(typing.NamedTuple):
 
 
 class Checker(ast.NodeVisitor):
-    """Collects the wrong uses in a block. ``known`` has the classes of names that the block does not define."""
+    """Collects the wrong uses in a block.
 
-    def __init__(self, known: Mapping[str, Types]) -> None:
-        self.names: dict[str, Any] = {name: Instance(types) for name, types in known.items()}
+    ``known`` has the classes of names that the block does not define, ``names`` what other names mean. With
+    ``is_partial`` calls may lack arguments.
+    """
+
+    is_partial = False
+
+    def __init__(self, known: Mapping[str, Types], names: Mapping[str, Any] | None = None) -> None:
+        self.names: dict[str, Any] = {name: Instance(types) for name, types in known.items()} | dict(names or {})
         self.wrong: list[str] = []
 
     def visit_Import(self, node: ast.Import) -> None:
@@ -67,8 +73,10 @@ class Checker(ast.NodeVisitor):
         if not candidates or any(isinstance(each, ast.Starred) for each in node.args):
             return
         keywords = {each.arg: None for each in node.keywords if each.arg is not None}
-        has_more = len(keywords) < len(node.keywords)
-        errors = [error for each in candidates if (error := misfit(each, len(node.args), keywords, has_more))]
+        # ``…`` in the text of a page stands for arguments that are left out.
+        given = [each for each in node.args if not (isinstance(each, ast.Constant) and each.value is ...)]
+        has_more = len(keywords) < len(node.keywords) or self.is_partial or len(given) < len(node.args)
+        errors = [error for each in candidates if (error := misfit(each, len(given), keywords, has_more))]
         if len(errors) == len(candidates):
             self.wrong.append(f"{ast.unparse(node.func)}: {errors[0]}")
 

@@ -94,3 +94,15 @@ def make() -> dict[str, Any]:
     gateway = Gateway(temporal, [], allow_anonymous=True)
     own = {"client": client, "temporal": temporal, "gateway": gateway, "functions": [function]}
     return globals() | own | dict.fromkeys(("greet", "onboard", "report"), function)
+
+
+def public() -> dict[str, Any]:
+    """What pages name in their text without an import."""
+    from durably import encryption, remote_state, testing
+    from durably.temporal import gateway
+    from durably.testing import temporal as temporal_tests
+
+    names: dict[str, Any] = {"durably": durably, "Temporal": Temporal}
+    for module in (durably, encryption, remote_state, testing, gateway, temporal_tests):
+        names |= {name: getattr(module, name) for name in module.__all__}
+    return names

@@ -8,9 +8,11 @@ import ast
 import builtins
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -18,7 +20,7 @@ import django
 from django.conf import settings
 
 from .api_use import Checker
-from .pages import ALL_PAGES, Block, blocks
+from .pages import ALL_PAGES, ROOT, Block, blocks, prose
 
 ONLY_COMPILED = {
     "# settings.py": "settings of a Django project, which need its apps",
@@ -115,6 +117,25 @@ def problems(block: Block) -> Iterator[str]:
         yield f"{type(error).__name__}: {error}"
 
 
+def problems_of_text(page: Path) -> Iterator[str]:
+    """Wrong uses in pieces of code within the text, such as ``Client(env=…)``."""
+    from . import context
+
+    # In pages on Temporal ``client`` is that of temporalio.
+    known = {name: types for name, types in context.KNOWN.items() if name != "client" or "temporal" not in page.parts}
+    for match in re.finditer(r"(?<!`)`([^`]+)`(?!`)", prose(page)):
+        try:
+            tree = ast.parse(match[1].replace("…", "..."))
+        except SyntaxError:
+            continue
+        if not any(isinstance(node, ast.Call) for node in ast.walk(tree)):
+            continue
+        checker = Checker(known, context.public())
+        checker.is_partial = True
+        checker.visit(tree)
+        yield from (f"`{match[1]}`: {problem}" for problem in checker.wrong)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     configure()
@@ -125,6 +146,7 @@ def main() -> None:
         if block.language == "python"
         for problem in problems(block)
     ]
+    found += [f"{page.relative_to(ROOT)}: {problem}" for page in ALL_PAGES for problem in problems_of_text(page)]
     sys.exit("\n".join(found) or None)
 
 

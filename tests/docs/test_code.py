@@ -24,7 +24,7 @@ from durably.temporal import Temporal
 from durably.temporal.flask import init_app
 
 from .api_use import Checker
-from .context import KNOWN
+from .context import KNOWN, public
 from .pages import ALL_PAGES, ROOT, Block, blocks
 
 BLOCKS = [block for page in ALL_PAGES for block in blocks(page)]
@@ -72,6 +72,14 @@ def test_a_wrong_use_is_found(code: str, problem: str) -> None:
     checker = Checker(KNOWN)
     checker.visit(ast.parse(code))
     assert problem in " ".join(checker.wrong)
+
+
+@pytest.mark.parametrize("code", ["Throttle(limt=...)", "TestEngine(..., clock=1)", "EngineSettings(steps=2)"])
+def test_a_wrong_use_in_the_text_is_found(code: str) -> None:
+    checker = Checker(KNOWN, public())
+    checker.is_partial = True
+    checker.visit(ast.parse(code))
+    assert len(checker.wrong) == 1
 
 
 # Commands.
