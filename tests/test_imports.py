@@ -179,7 +179,7 @@ def test_the_engine_does_not_know_its_http_api() -> None:
 
 
 def test_the_sdk_knows_no_engine_of_ours() -> None:
-    """Users import what they give to a client in place of an engine over HTTP (``durably.engine_interface``)."""
+    """Users import what they give to a client in place of an engine over HTTP (``durably.engines``)."""
     others = ("engine", "in_process", "testing", "cli", "__init__.py")
     sdk = [file for file in modules() if file.relative_to(PACKAGE).parts[0] not in others]
     ours = ("durably.engine", "durably.in_process", "durably.testing", "durably.cli")
@@ -195,7 +195,7 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
         "durably.errors",
         "durably.events",
         "durably.execution",
-        "durably.engine_interface",
+        "durably.engines",
         "durably.io",
         "durably.protocol",
         "durably.settings",
@@ -222,7 +222,7 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         "durably.django_compat",
         "durably.errors",
         "durably.functions",
-        "durably.engine_interface",
+        "durably.engines",
         "durably.io.background_loop",
         "durably.io.bodies",
         "durably.settings",

@@ -24,7 +24,7 @@ from durably.protocol.text import printable
 from durably.values.json_values import encode_checked
 
 from .app import App
-from .engine_interface import InProcessEngine
+from .engines import InProcessEngine
 from .errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
 
 _ENGINES_FIELD = "_inngest"

@@ -22,7 +22,7 @@ from durably.io.bodies import UNREADABLE, read_chunks
 
 from .client import Client
 from .comm import CommHandler, CommRequest
-from .engine_interface import InProcessEngine
+from .engines import InProcessEngine
 
 FRAMEWORK = "fast_api"
 

@@ -15,7 +15,7 @@ from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
-from .engine_interface import InProcessEngine
+from .engines import InProcessEngine
 from .werkzeug_compat import current_object
 
 FRAMEWORK = "flask"

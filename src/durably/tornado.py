@@ -20,7 +20,7 @@ from durably.io.bodies import check_length, check_size
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
-from .engine_interface import InProcessEngine
+from .engines import InProcessEngine
 from .errors import BodyTooLargeError
 
 FRAMEWORK = "tornado"

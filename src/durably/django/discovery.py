@@ -10,7 +10,7 @@ import django.core.signals
 from django.utils.module_loading import module_has_submodule
 
 from durably.client import Client
-from durably.engine_interface import InProcessEngine
+from durably.engines import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
 

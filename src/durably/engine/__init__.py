@@ -1,8 +1,8 @@
-"""Engines: what stores runs and decides what is called when.
+"""The engine: it stores events and runs, and decides when to call which function.
 
-``machine`` and its siblings here are pure: no I/O, no clock, no randomness. ``embedded`` is the engine
-that keeps its state in one SQLite file. An engine knows apps only through ``durably.protocol``; it never
-imports the SDK, a web framework or user code.
+``interface`` declares the operations of an engine. ``sqlite_engine`` implements them on a SQLite file, with ``sqlite``
+(storage), ``scheduling`` (transactions, timers, calls) and ``core`` (decisions, pure). ``http`` is the API. An engine
+knows apps only through ``durably.protocol``; it never imports the SDK, a web framework or user code.
 """
 
 from importlib.util import find_spec

@@ -15,10 +15,12 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from durably.engine.core.errors import EngineError
 from durably.protocol.api import SendBody
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import Header
+from durably.protocol.sync import SyncRequest
 
 from .operations import Access, Operation, blocking, operation
 from .views import (
@@ -36,6 +38,7 @@ from .views import (
     RunUpdate,
     RunView,
     StepView,
+    SyncResult,
     TracesView,
 )
 
@@ -87,8 +90,7 @@ async def _show_kept(engine: "Engine", arguments: Mapping[str, Any], kept: bool)
 
 
 class Engine:
-    """Each method is an operation. By default it is passed to ``execute``, which subclasses implement; a subclass that
-    is an engine itself overrides the methods.
+    """An engine. Most methods are operations, which pass themselves to ``execute`` unless a subclass overrides them.
 
     Methods raise the errors of ``durably.engine.core.errors``. Ids of functions begin with their app's. Times have time
     zones. Lists are newest first; ``cursor`` is the id of the last item of the previous page, and ``id_suffix`` the end
@@ -321,6 +323,24 @@ class Engine:
     @operation("GET /v1/runs/{run_id}/traces")
     async def run_traces(self, run_id: str) -> list[TracesView]:
         """The exports of spans that name a run. They may contain spans of other runs."""
+
+    # state and syncs
+
+    @property
+    def stop_error(self) -> EngineError | None:
+        """The error that stopped the engine, if it has stopped by itself."""
+        return None
+
+    async def verify(self) -> None:
+        """Raises an error if the engine cannot take events or call apps."""
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        """Replace the functions of an app.
+
+        ``in_process``: the app is called by other means than HTTP, and its URLs only name it. Raises
+        ``ConfigInvalidError``, which names the function and the option.
+        """
+        raise NotImplementedError
 
     # updates
 

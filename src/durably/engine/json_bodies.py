@@ -90,7 +90,7 @@ def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineErro
 
 
 def explain_json_error(body: bytes, error: Exception) -> str:
-    """What is wrong with a body, by the error of its decoder."""
+    """The error in a body, by the error of its decoder."""
     match error:
         case msgspec.ValidationError():
             return f"the body has the wrong shape: {error}"

@@ -32,7 +32,7 @@ class ArgumentInvalidError(ValueError):
 
 
 class Access(Enum):
-    """Who may call an operation over HTTP. An engine in dev mode asks for no keys; it checks hosts and origins."""
+    """Callers of an operation over HTTP. An engine in dev mode asks for no keys: it checks hosts and origins."""
 
     OPEN = "everyone"
     EVENT_KEY = "holders of an event key, which is part of the path"
@@ -119,7 +119,8 @@ def _base_of(annotation: Any) -> tuple[Any, msgspec.Meta | None]:
     return annotation, None
 
 
-def _without_none(annotation: Any) -> Any:
+def without_none(annotation: Any) -> Any:
+    """The type ``T`` of ``T | None``."""
     if get_origin(annotation) not in (Union, types.UnionType):
         return annotation
     others = [each for each in get_args(annotation) if each is not type(None)]
@@ -198,7 +199,7 @@ class Operation:
                 parameter.name,
                 self._names.get(parameter.name) or self._headers.get(parameter.name) or parameter.name,
                 self._place_of(parameter.name),
-                _without_none(hints[parameter.name]),
+                without_none(hints[parameter.name]),
                 parameter.default,
                 self._http_defaults.get(parameter.name),
             )

@@ -59,7 +59,7 @@ class SystemClock:
 
 
 class Durability(StrEnum):
-    """What survives a power failure. A crash of the process alone loses nothing in any.
+    """The data that survives a power failure. A crash of the process alone never loses data.
 
     ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last transactions may be lost.
     ``OFF``: nothing, perhaps; for databases that are not kept.

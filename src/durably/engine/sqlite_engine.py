@@ -101,16 +101,16 @@ class SqliteEngine(Engine):
         await self._runtime.close()
 
     async def wait_closed(self) -> None:
-        """Returns once the engine is closed: by ``close``, or because another has taken the database over."""
+        """Wait until the engine is closed, by ``close`` or because another has taken the database over."""
         await self._runtime.closed.wait()
 
     @property
     def stop_error(self) -> EngineError | None:
-        """The reason why the engine has stopped by itself: its database was taken over or replaced, or is damaged."""
+        """The error that stopped the engine: its database was taken over or replaced, or is damaged."""
         return self._runtime.stop_error
 
     async def verify(self) -> None:
-        """Raises ``DatabaseLostError`` where another engine has taken the database over; this one then closes."""
+        """Raises ``DatabaseLostError`` if another engine has taken the database over; this one then closes."""
         await self._transactions.transact(lambda transaction: None)
 
     # events
@@ -254,11 +254,6 @@ class SqliteEngine(Engine):
     # functions and apps
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
-        """Replace the functions of an app.
-
-        ``in_process``: the app is called by other means than HTTP, and its URLs only name it. Raises
-        ``ConfigInvalidError``, which names the function and the option.
-        """
         functions = read_sync(request, in_process=in_process)
         return await self._transactions.transact(lambda transaction: operations.sync(transaction, request, functions))
 

@@ -194,7 +194,7 @@ class RunView(
     rerun_of: str | None
 
     def decode_output(self) -> Any:
-        """``output`` as Python objects; ``None`` where there is none."""
+        """``output`` as Python objects; ``None`` if there is none."""
         return None if self.output is None else msgspec.json.decode(self.output)
 
 
@@ -300,7 +300,7 @@ class UpdateKind(StrEnum):
 class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """An update of a run. Subscribers get it after the commit.
 
-    ``step`` is the step's id as the user wrote it, ``None`` where it concerns the function's own code.
+    ``step`` is the step's id as the user wrote it, ``None`` if it concerns the function's own code.
     ``attempt`` is the one that failed (from 0), ``due_at`` when the next is made, a sleep ends or a wait times
     out. ``output`` is JSON: of a step its memo, of a run what the function returned. ``error`` is ``"Name: message"``.
     """

@@ -13,7 +13,7 @@ from durably.engine.operations import Operation, blocking
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import resolve_path
 from durably.engine.views import CancellationView, FromStep, InvokeReceipt, ReplayView, RunStatus, RunView
-from durably.engine_interface import InProcessEngine
+from durably.engines import InProcessEngine
 from durably.events import as_data
 from durably.io.background_loop import get_background_loop
 from durably.protocol.durations import Duration, to_timedelta
@@ -83,7 +83,7 @@ class Embedded(SyncEngine):
         return f"Embedded({str(self.path)!r})"
 
     def __in_process__(self) -> InProcessEngine:
-        """See ``durably.engine_interface``."""
+        """See ``durably.engines``."""
         return self._process
 
     async def start(self) -> None:

@@ -154,7 +154,7 @@ class SyncTestEngine:
 class TestEngine(TestEngineBase):
     """Runs ``functions`` of ``client``'s app: ``async with TestEngine(client, [function]) as engine:``.
 
-    While it is open, all that the client sends goes to it. It belongs to the event loop that opened it.
+    While it is open, it gets all events that the client sends. It belongs to the event loop that opened it.
 
     ``now`` is the start of its clock (default: the real time). ``calls_at_once`` is the maximum number of concurrent
     calls; with one, the default, a test is deterministic.

@@ -1,7 +1,7 @@
 """The engine for tests: the whole SQLite engine, on a virtual clock, calling functions in this process.
 
-Time stands still until a test advances it. It then goes from one timer to the next. Each method returns when nothing
-more can happen at that moment, so that a test never races with the code under test.
+Time stands still until a test advances it, from one timer to the next. Each method returns when no more work can be
+done at that time, so that a test never races with the code under test.
 """
 
 import datetime as dt
@@ -60,16 +60,16 @@ class TestRun(RunFacts):
         self._engine = engine
 
     async def wait(self, max_time: Duration = DEFAULT_MAX_TIME) -> Self:
-        """Let time go on until the run has ended, however it ends; the run itself.
+        """Advance the clock until the run has ended, with any status; the run itself.
 
-        Raises ``RunStuckError``, which says what the run waits for, where nothing more can happen, or not within
-        ``max_time`` of virtual time.
+        Raises ``RunStuckError``, which names what the run waits for, if nothing is scheduled, or if it does not end
+        within ``max_time`` of virtual time.
         """
         await self._engine._wait_for(self, max_time)
         return self
 
     async def cancel(self) -> bool:
-        """False where the run had ended."""
+        """Cancel the run; false if it has already ended."""
         return await self._engine.cancel(self)
 
 
@@ -113,7 +113,7 @@ class TestEngineBase:
         self._records: Records | None = None
 
     def with_app(self, client: Client, functions: Sequence[Function[Any]]) -> Self:
-        """Run the functions of another app too, from the engine's opening on."""
+        """Run the functions of another app too. Call it before the engine is opened."""
         self._apps.append((client, functions))
         return self
 
@@ -140,7 +140,7 @@ class TestEngineBase:
             error.add_note(described)
 
     def describe_runs(self, *, besides: str = "") -> str:
-        """The timelines of the latest runs, but for those that are in ``besides``, and mocks that no step has met."""
+        """The timelines of the latest runs, without those in ``besides``, and the mocks that no step has used."""
         runs = [self._run(run.id) for run in self._open_records.inspector.latest_runs(_MOST_DESCRIBED + 1)]
         lines = [text for run in runs[-_MOST_DESCRIBED:] if (text := run.timeline()) not in besides]
         if lines or not besides:
@@ -173,7 +173,7 @@ class TestEngineBase:
         return self
 
     async def _close(self) -> None:
-        """End what is under way, and forget everything."""
+        """Stop calls under way, and delete the database."""
         self._records = None
         await self._stack.aclose()
 
@@ -186,7 +186,7 @@ class TestEngineBase:
             raise RuntimeError("the test engine is not open: use it in `async with` or, made by .sync(), in `with`")
         return self._records
 
-    # what comes from outside
+    # operations
 
     @overload
     async def send(self, events: Event) -> TestRun: ...
@@ -195,7 +195,7 @@ class TestEngineBase:
     async def send(self, events: Event | Sequence[Event]) -> TestRun | list[TestRun]:
         """Send an event, or several, as the first app's client does; the run of the event, or all runs of several.
 
-        The run of a single event is known once it is looked at: an event that only wakes others need start none.
+        The run of a single event is looked up at its first use, because an event may only wake other runs.
         """
         records = await self._rest()
         ids = await self._apps[0][0].send(events)
@@ -218,7 +218,7 @@ class TestEngineBase:
         return await self._apply(self._engine.signal(name, data)) is not None
 
     async def cancel(self, run: RunFacts) -> bool:
-        """False where the run had ended."""
+        """Cancel the run; false if it has already ended."""
         return await self._apply(self._engine.cancel_run(run.id))
 
     async def rerun(self, run: RunFacts) -> TestRun:
@@ -265,8 +265,10 @@ class TestEngineBase:
             pass
 
     async def run_until_idle(self, max_time: Duration = DEFAULT_MAX_TIME) -> None:
-        """Let time go on until nothing more is due. Raises ``RunStuckError`` where that takes longer than
-        ``max_time``, as it does with a cron trigger, which is always due once more."""
+        """Advance the clock until nothing is scheduled.
+
+        Raises ``RunStuckError`` if that takes longer than ``max_time``, as with a cron trigger, which never ends.
+        """
         await self._rest()
         max_time = to_timedelta(max_time)
         until = self._clock.now() + round(max_time / _MILLISECOND)
@@ -278,7 +280,7 @@ class TestEngineBase:
             await self._clock.advance()
 
     async def _wait_for(self, run: RunFacts, max_time: Duration = DEFAULT_MAX_TIME) -> None:
-        """What ``run.wait()`` does."""
+        """See ``TestRun.wait``."""
         await self._rest()
         max_time = to_timedelta(max_time)
         until = self._clock.now() + round(max_time / _MILLISECOND)
@@ -303,13 +305,13 @@ class TestEngineBase:
         calls: Callable[..., Any] | None = None,
         function: Function[Any] | None = None,
     ) -> None:
-        """From now on let a step of that id, of whatever kind, come to something of the test's choice.
+        """Give steps with this id, of any kind, a result from now on.
 
-        ``returns`` is what the step returns to its function: of a wait an ``Event``, a ``Signal``, or ``None`` for a
-        timeout; of ``fetch`` a ``FetchResponse``. ``raises`` is what its handler raises, to be tried again like any
-        error; a ``NonRetriableError`` is final. ``calls`` is called in place of the handler with its arguments, or,
-        for steps without a handler, with a dictionary of what the step asks the engine for. ``function`` narrows it
-        down to one function.
+        ``returns`` is the value that the step returns to its function: of a wait an ``Event``, a ``Signal``, or
+        ``None`` for a timeout; of ``fetch`` a ``FetchResponse``. ``raises`` is the error of its handler, which is
+        retried like any error; a ``NonRetriableError`` is final. ``calls`` is called in place of the handler with its
+        arguments, or, for steps without a handler, with a dictionary of the step's options. ``function`` limits it to
+        one function.
         """
         if sum(given is not None for given in (returns, raises, calls)) > 1:
             raise TypeError("mock_step takes one of returns, raises and calls")
@@ -329,8 +331,11 @@ class TestEngineBase:
         error: BaseException | type[BaseException] | None = None,
         function: Function[Any] | None = None,
     ) -> None:
-        """From now on let a step of that id fail, before it does anything, at these attempts (from 0, as
-        ``ctx.attempt`` counts), or at all. ``error`` is what it raises, by default a ``RuntimeError``."""
+        """Fail steps with this id from now on, before their handlers run.
+
+        ``attempts`` are the attempts that fail (from 0, as ``ctx.attempt``); by default all. ``error`` is by default a
+        ``RuntimeError``.
+        """
         if error is None:
             error = RuntimeError(f"the test lets step {step_id!r} fail")
         elif isinstance(error, type):
@@ -338,11 +343,12 @@ class TestEngineBase:
         self._mocks.fail(step_id, _id_of(function), attempts, error)
 
     async def check_determinism(self, run: RunFacts, *, orders: int = 5) -> None:
-        """Call the run's function again, with the memos of ever more of its steps, and for parallel ones in ``orders``
-        other orders: it must find the same steps each time, at other times and in another process too.
+        """Check that the run's function finds the same steps each time it is replayed.
 
-        Its steps are not executed, but its code between them is, many times. Raises ``NotDeterministicError``, which
-        names the step; warns by ``DeterminismWarning`` where it cannot use another process.
+        It is called with the memos of one more step each time, for parallel steps in ``orders`` other orders, at other
+        times, and in another process. Its steps are not executed, but its code between them is, many times. Raises
+        ``NotDeterministicError``, which names the step; warns by ``DeterminismWarning`` if it cannot use another
+        process.
         """
         await self._rest()
         inspector = self._open_records.inspector
@@ -369,7 +375,7 @@ class TestEngineBase:
         return result
 
     async def _rest(self) -> Records:
-        """All that was set off before comes first."""
+        """Wait until all work that was started before is done."""
         refuse_inside_calls()
         records = self._open_records
         await self._clock.rest()

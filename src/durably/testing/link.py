@@ -1,4 +1,4 @@
-"""The engine interface of clients while a test engine is open (``durably.engine_interface``)."""
+"""The engine interface of clients while a test engine is open (``durably.engines``)."""
 
 import asyncio
 import contextvars

@@ -108,7 +108,10 @@ def _normalise(host: str) -> str:
 
 
 class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API accepts. Raises ``ValueError`` for cloud mode without keys, or with keys that are only a prefix."""
+    """The keys that the API accepts.
+
+    Raises ``ValueError`` for cloud mode without keys, or for a mere prefix of a key.
+    """
 
     server_kind: ServerKind
     event_keys: tuple[str, ...] = ()

@@ -1,11 +1,10 @@
-"""The HTTP API as an aiohttp application: the routes, and what each request passes."""
+"""The HTTP API as an aiohttp application: its routes, and the steps that each request passes."""
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from durably.engine.interface import Engine
 from durably.engine.operations import Access, operations_of
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
@@ -37,7 +36,7 @@ async def _is_never_alive(url: str) -> bool:
 
 
 def create_api(
-    engine: SqliteEngine,
+    engine: Engine,
     keys: ApiKeys,
     *,
     hosts: AllowedHosts = _LOCAL,
@@ -65,7 +64,7 @@ def create_api(
 
 
 def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
-    """What each request passes: its connection's limits, access, the handler, and errors."""
+    """The handler of a route, within its connection's limits, the access check, and the answers to errors."""
     engine, handle, headers = api.engine, route.handle, api.headers()
     is_health, is_events = route.path == HEALTH_PATH, route.path.startswith(_EVENTS)
     is_cross_origin = is_events and api.server_kind is ServerKind.DEV

@@ -5,16 +5,15 @@ The server uses ``read_arguments`` and ``encode_result``, the client ``write_req
 
 import datetime as dt
 import functools
-import types
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NoReturn, Union, cast, get_args, get_origin
+from typing import Any, NoReturn, cast, get_args, get_origin
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 import durably.engine.core.errors
 from durably.engine.core.errors import EngineError
-from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status
+from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status, without_none
 from durably.engine.views import RunStatus
 from durably.protocol.api import Envelope, ErrorBody, Metadata
 
@@ -214,7 +213,7 @@ def read_result(operation: Operation, given: Mapping[str, Any], response: HttpRe
     if response.status >= 400:
         error = _read_error(response)
         if error.code == NOT_FOUND and operation.missing is not None:
-            return [] if get_origin(_without_none(operation.result)) is list and not _is_optional(operation) else None
+            return [] if get_origin(without_none(operation.result)) is list and not _is_optional(operation) else None
         _raise(error)
     try:
         return _result_reader(operation)(response.body)
@@ -223,13 +222,13 @@ def read_result(operation: Operation, given: Mapping[str, Any], response: HttpRe
 
 
 def _is_optional(operation: Operation) -> bool:
-    return _without_none(operation.result) is not operation.result
+    return without_none(operation.result) is not operation.result
 
 
 @functools.cache
 def _result_reader(operation: Operation) -> Callable[[bytes], Any]:
     kind = wire_type(operation.result)
-    if operation.is_bare and _without_none(operation.result) is msgspec.Raw:
+    if operation.is_bare and without_none(operation.result) is msgspec.Raw:
         return msgspec.Raw
     if operation.is_bare:
         decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
@@ -261,7 +260,7 @@ def wire_type(kind: Any) -> Any:
     """The type to decode JSON as, before ``from_wire``. msgspec does not decode ``Raw | None``."""
     if get_origin(kind) is list:
         return list[wire_type(get_args(kind)[0])]  # type: ignore[misc]
-    inner = _without_none(kind)
+    inner = without_none(kind)
     if inner is msgspec.Raw:
         return inner
     if inner is not kind:
@@ -316,10 +315,3 @@ def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
     if field.default_factory is not msgspec.NODEFAULT:
         return field.name, field.type, msgspec.field(default_factory=cast(Any, field.default_factory))
     return field.name, field.type
-
-
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) not in (Union, types.UnionType):
-        return annotation
-    others = [each for each in get_args(annotation) if each is not type(None)]
-    return others[0] if len(others) == 1 and len(others) < len(get_args(annotation)) else annotation

@@ -57,7 +57,7 @@ class Connections:
         """Connections without a request under way, the longest idle first."""
         self.may_have_room = asyncio.Event()
         self._acceptor: Acceptor | None = None
-        self._sweeping: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
 
     def start(self, listener: socket.socket, server: web.Server) -> None:
         """Start accepting. Logs it if the operating system allows fewer connections than configured."""
@@ -75,14 +75,14 @@ class Connections:
             make_room=self._make_room,
             may_have_room=self.may_have_room,
         )
-        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        self._checking = asyncio.get_running_loop().create_task(self._check_all())
 
     async def close(self) -> None:
         """Stop accepting. Open connections stay."""
         if self._acceptor is not None:
             await self._acceptor.close()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
 
     def begin_request(self, request: web.Request) -> "_Connection | None":
         """The connection of a request, which has a request under way; ``None`` if it has gone."""
@@ -111,7 +111,7 @@ class Connections:
                 connection.end()
                 return
 
-    async def _sweep(self) -> None:
+    async def _check_all(self) -> None:
         limits = self.limits
         shortest = min(limits.head_timeout, limits.keep_alive, limits.write_timeout)
         loop = asyncio.get_running_loop()

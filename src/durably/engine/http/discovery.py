@@ -1,7 +1,7 @@
-"""Asking an app, by its URL, to sync: the engine's side of ``durably dev -u URL`` (spec §4.3).
+"""Syncs by URL: the engine asks an app for its functions, as in ``durably dev -u URL`` (spec §4.3).
 
-Out of band, the app is sent a PUT and then posts its functions to the engine's ``/fn/register``; in cloud mode
-the engine asks for them in the signed answer itself, and falls back where the app declines.
+Out of band, the engine sends a PUT, and the app posts its functions to the engine's ``/fn/register``. In cloud mode the
+engine asks for them in the signed answer, and falls back to the other way if the app declines.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from aiohttp import hdrs
 from yarl import URL
 
 from durably.engine.core.errors import EngineError
+from durably.engine.interface import Engine
 from durably.engine.scheduling.requests.http_call import read_limited, sign_request, was_sent
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.call import decode
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, verify
@@ -37,11 +37,11 @@ _logger = get_logger("durably.engine")
 
 
 class AppUnreachedError(EngineError):
-    """Nothing answers at the app's URL (yet)."""
+    """No app answers at the URL."""
 
 
 class NoAppError(EngineError):
-    """What answers at the URL serves no functions."""
+    """The server at the URL serves no functions."""
 
 
 class SyncFailedError(EngineError):
@@ -90,7 +90,7 @@ class AppDiscovery:
     Give ``note_sync`` to ``create_api`` as its ``on_sync``; each accepted sync is passed on to ``on_sync``.
     """
 
-    def __init__(self, engine: SqliteEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
+    def __init__(self, engine: Engine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
         self._engine, self._settings, self._origin, self._on_sync = engine, settings, origin, on_sync
         self.conflicts = AppConflicts(engine, self._is_alive)
         self._awaited: dict[str, AcceptedSync | None] = {}
@@ -215,7 +215,7 @@ class AppDiscovery:
             ) from None
 
     def _signed(self, body: bytes) -> dict[str, str]:
-        """In cloud mode apps show nothing to those who do not sign."""
+        """In cloud mode apps answer only signed requests."""
         key = self._settings.signing_key
         if key is None or self._settings.server_kind is ServerKind.DEV:
             return {}

@@ -13,9 +13,9 @@ import msgspec
 from aiohttp import hdrs, web
 
 from durably.engine.core.errors import BodyInvalidError, EngineError
+from durably.engine.interface import Engine
 from durably.engine.json_bodies import decode_json, explain_json_error
 from durably.engine.operations import Access, Operation
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunUpdate
 from durably.protocol.api import AppSyncBody
 from durably.protocol.headers import Header, Query, ServerKind
@@ -38,9 +38,9 @@ _logger = get_logger("durably.engine.api")
 
 @dataclass
 class ApiState:
-    """What the handlers share. ``has_limits``: requests have the limits of a public API, such as of lists."""
+    """The state that handlers share. ``has_limits``: requests have the limits of a public API, such as of lists."""
 
-    engine: SqliteEngine
+    engine: Engine
     server_kind: ServerKind
     on_sync: OnSync
     sync_at: SyncAt | None
@@ -124,7 +124,7 @@ async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
 
 
 async def _get_dev_info(api: ApiState, request: web.Request) -> web.Response:
-    """``GET /dev``, in dev mode only: its existence tells official SDKs that a dev engine listens here."""
+    """``GET /dev``, in dev mode only: official SDKs find a dev engine by it."""
     return json_response(
         {
             "version": version("durably"),

@@ -1,4 +1,4 @@
-"""An engine served over HTTP: the engine, its API on one address, and the asking of apps to sync.
+"""An engine served over HTTP: the engine, its API on one address, and syncs with apps.
 
 No access log is kept: the paths of ``/e/`` hold event keys.
 """
@@ -28,7 +28,7 @@ _LIMITS = ConnectionLimits()
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8288
 SHUTDOWN_SECONDS = 2.0
-"""How long requests under way may take once the server closes."""
+"""Seconds for requests under way when the server closes."""
 
 
 class PortTakenError(EngineError):
@@ -36,7 +36,7 @@ class PortTakenError(EngineError):
 
 
 class HostInvalidError(EngineError):
-    """The host to listen at is no address of this machine."""
+    """The host to listen at must be an address of this machine."""
 
 
 class DatabaseUnusableError(EngineError):
