@@ -1,6 +1,6 @@
 """The parts of asyncio that have no public interface: what a task waits for, and the clocks around it.
 
-Checked with CPython 3.11.7 and 3.13.5. Each part has a test in ``tests/execution/test_asyncio_compat.py``, which fails
+Checked with CPython 3.11.7, 3.12.1 and 3.13.0. Each part has a test in ``tests/execution/test_asyncio_compat.py``, which fails
 when a version of Python changes it. If a part is missing, a task counts as one that waits for something outside of its
 run: its steps are found after a second, and asyncio's clocks around steps may go unnoticed.
 
