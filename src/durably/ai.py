@@ -1,6 +1,6 @@
-"""Adapters for ``step.ai.infer``: where an AI provider is reached, and how a request to it is written.
+"""Adapters for ``step.ai.infer``: the address of an AI provider, and the format of its requests.
 
-The engine makes the request; the key travels to it with the step, and is neither stored nor shown there.
+The engine makes the request. The key is sent to it with the step, and is neither stored nor shown there.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Adapter:
         return dict(self._headers)
 
     def on_call(self, body: dict[str, Any]) -> None:
-        """Complete a request's body: the model, where it names none."""
+        """Complete a request's body: add the model if it has none."""
         body.setdefault("model", self.model)
 
     def url_infer(self) -> str:
@@ -64,7 +64,7 @@ class Anthropic(Adapter):
 
 
 class Gemini(Adapter):
-    """The model stands in the URL, not in the body."""
+    """The model is in the URL, not in the body."""
 
     wire_format = "gemini"
     default_url = "https://generativelanguage.googleapis.com/v1beta"

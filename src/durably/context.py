@@ -1,4 +1,7 @@
-"""The context of a run, which user code gets, and its groups of steps. The steps are in ``durably.steps``."""
+"""The context of a run, which user code gets, and its groups of steps.
+
+The steps are in ``durably.steps``.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -63,7 +66,10 @@ class ContextSync:
 
 
 class Group(msgspec.Struct, eq=False):
-    """Several steps at once, in async functions. Plain ``asyncio.gather`` and ``TaskGroup`` work as well."""
+    """Several steps at once, in async functions.
+
+    Plain ``asyncio.gather`` and ``TaskGroup`` work as well.
+    """
 
     _call: AsyncCall
 
@@ -150,7 +156,7 @@ class DurableTimeout:
         self._owner = asyncio.current_task()
         assert self._owner is not None
         self._cancelling = self._owner.cancelling()
-        # The engine must ask after the clock as after the steps, also where a group waits for all of its steps.
+        # The engine must call after the clock as after the steps, even if a group waits for all of its steps.
         self._outer_mode = group_mode.get()
         group_mode.set(ParallelMode.RACE)
         self._clock = asyncio.ensure_future(self._call.step(self._request))
@@ -207,7 +213,10 @@ class GroupSync(msgspec.Struct, eq=False):
     def parallel(
         self, callables: Sequence[Branch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
     ) -> tuple[Any, ...]:
-        """See ``Group.parallel``. The steps run at the same time; the code between them does not."""
+        """See ``Group.parallel``.
+
+        The steps run at the same time; the code between them does not.
+        """
         _check_callables(callables, "make them functions, or lambdas: `lambda: ctx.step.run(…)`")
         return self._call.parallel(callables, parallel_mode)
 

@@ -51,7 +51,7 @@ def serve(
     if client.in_process is not None:
         raise FunctionConfigInvalidError(
             "Client.engine cannot be used in DigitalOcean Functions, whose processes do not outlive a request: leave "
-            "it out, and let an engine elsewhere call this function"
+            "it out, and have an engine elsewhere call this function"
         )
     handler = CommHandler(
         client=client,
@@ -103,7 +103,10 @@ def _body_of(http: Mapping[str, Any]) -> bytes:
 
 
 def _to_result(response: CommResponse) -> dict[str, Any]:
-    """The body is text. The platform would re-encode an object, which breaks the signature."""
+    """The body is text.
+
+    The platform would re-encode an object, which breaks the signature.
+    """
     return {
         "statusCode": int(response.status_code),
         "headers": response.headers,

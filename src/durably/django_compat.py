@@ -1,4 +1,6 @@
-"""Views for ASGI and WSGI, and the parts of Django that have no public name. Durably's adapters for Django share it.
+"""Views for ASGI and WSGI, and the parts of Django that have no public name.
+
+Durably's adapters for Django share it.
 
 Private are ``HttpRequest._body`` and the attribute ``_non_atomic_requests`` of views. Checked with Django 5.2.19;
 ``tests/frameworks/test_compat.py`` fails when a version of Django changes either. If ``_body`` is renamed, Django

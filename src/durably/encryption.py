@@ -74,12 +74,18 @@ class Cipher:
         self._fallbacks = [_box(key, "fallback_decryption_keys") for key in fallback_decryption_keys or ()]
 
     def encrypt(self, value: Any, source: str = "the value") -> dict[str, Any]:
-        """The envelope of a JSON value. Raises ``OutputUnserializableError``, naming the source."""
+        """The envelope of a JSON value.
+
+        Raises ``OutputUnserializableError``, naming the source.
+        """
         sealed = self._box.encrypt(encode_output(value, source))
         return {_MARKER: True, _STRATEGY: _STRATEGY_ID, "data": base64.b64encode(sealed).decode()}
 
     def decrypt(self, value: Any) -> Any:
-        """The content of an envelope; any other value unchanged. Raises ``DecryptionError``."""
+        """The content of an envelope; any other value unchanged.
+
+        Raises ``DecryptionError``.
+        """
         if not is_encrypted(value):
             return value
         if (strategy := value.get(_STRATEGY)) != _STRATEGY_ID:
@@ -286,7 +292,10 @@ class EncryptionMiddleware(MiddlewareSync):
             ) from None
 
     def _decrypt_data(self, data: Mapping[str, Any], event: str) -> Mapping[str, Any]:
-        """The data as a whole, or its top-level fields. Engines' own events hold other events and outputs."""
+        """The data as a whole, or its top-level fields.
+
+        Engines' own events hold other events and outputs.
+        """
         decrypt: Callable[[Any], Any] = self._cipher.decrypt
         if is_encrypted(data):
             whole = decrypt(data)
@@ -327,7 +336,10 @@ def _decrypt_field(decrypt: Callable[[Any], Any], name: str, value: Any) -> Any:
 
 
 def _throughout(decrypt: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Decrypt each envelope within a value. Envelopes inside decrypted values are not decrypted."""
+    """Decrypt each envelope within a value.
+
+    Envelopes inside decrypted values are not decrypted.
+    """
 
     def visit(value: Any) -> Any:
         if is_encrypted(value):

@@ -1,4 +1,7 @@
-"""Exceptions that Durably raises. Those that decide how an answer is written are defined with the wire."""
+"""Exceptions that Durably raises.
+
+Those that decide how an answer is written are defined with the wire.
+"""
 
 from durably.execution.async_checks import ClockUnsupportedError, StepNotAwaitedError
 from durably.execution.memos import MemoUnreadableError, ReplayDivergedError, StepIdUnstableError
@@ -64,7 +67,7 @@ __all__ = [
 
 
 class BodyInvalidError(Error):
-    """A request's body is not what the protocol says; the message names the place."""
+    """A request's body does not follow the protocol; the message names the place."""
 
     code = ErrorCode.BODY_INVALID
     include_stack = False
@@ -109,7 +112,7 @@ class CallStaleError(Error):
 
 
 class CheckpointRefusedError(Error):
-    """The engine does not take steps while their call goes on."""
+    """The engine does not take steps before their call has ended."""
 
     code = ErrorCode.CHECKPOINT_REFUSED
     include_stack = False
@@ -181,7 +184,10 @@ class RegistrationFailedError(Error):
 
 
 class ServeOriginMissingError(Error):
-    """An app in production does not know its own URL. It takes none from a request's headers."""
+    """An app in production does not know its own URL.
+
+    It takes none from a request's headers.
+    """
 
     code = ErrorCode.SERVE_ORIGIN_MISSING
     include_stack = False
@@ -193,7 +199,10 @@ class ServerKindMismatchError(Error):
 
 
 class SettingConflictError(FunctionConfigInvalidError):
-    """Two variables of one setting have different values. The message names both, and shows neither value."""
+    """Two variables of one setting have different values.
+
+    The message names both, and shows neither value.
+    """
 
     def __init__(self, ours: str, theirs: str) -> None:
         super().__init__(f"{ours} and {theirs} are two names of one setting, and have different values; unset {theirs}")
@@ -222,7 +231,10 @@ class SendEventsError(Error):
 
 
 class EventUnserializableError(SendEventsError):
-    """An event that cannot be sent: it is no ``Event``, or its data is not JSON. Another attempt cannot help."""
+    """An event that cannot be sent: it is no ``Event``, or its data is not JSON.
+
+    Another attempt cannot help.
+    """
 
     is_retriable = False
 
@@ -238,7 +250,10 @@ class SyncTooSoonError(Error):
 
 
 class TransportError(Error):
-    """An engine could not be reached, or broke off. The message names its origin, never the whole URL."""
+    """An engine could not be reached, or broke off.
+
+    The message names its origin, never the whole URL.
+    """
 
     include_stack = False
 

@@ -71,7 +71,10 @@ class EventType(Generic[M]):
 
 
 def as_data(data: Mapping[str, Any] | Model | None) -> Mapping[str, Any] | None:
-    """Event data as a mapping; pydantic models are dumped in JSON mode. Raises ``TypeError`` for anything else."""
+    """Event data as a mapping; pydantic models are dumped in JSON mode.
+
+    Raises ``TypeError`` for anything else.
+    """
     if data is None or isinstance(data, Mapping):
         return data
     if isinstance(data, Event) or not hasattr(data, "model_dump"):
@@ -95,7 +98,10 @@ _MOST_WARNED = 1000
 
 
 class _Answer(msgspec.Struct):
-    """The part of an engine's answer that is read. ``error`` is set if not all events were accepted."""
+    """The part of an engine's answer that is read.
+
+    ``error`` is set if not all events were accepted.
+    """
 
     ids: list[str] | None = None
     error: str | None = None

@@ -30,7 +30,10 @@ def get_step_context() -> Step | StepSync:
 
 @contextmanager
 def set_step_context(step: Step | StepSync) -> Iterator[None]:
-    """Set the result of ``get_step_context``, for example in tests. Raises ``RuntimeError`` if it is already set."""
+    """Set the result of ``get_step_context``, for example in tests.
+
+    Raises ``RuntimeError`` if it is already set.
+    """
     if step_context.get(None) is not None:
         raise RuntimeError("the step context is set already: this code runs in a durable function")
     token = step_context.set(step)
@@ -41,7 +44,9 @@ def set_step_context(step: Step | StepSync) -> Iterator[None]:
 
 
 def step(step_id: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function a step of the durable function that calls it. Outside of one it is called directly.
+    """Make a function a step of the durable function that calls it.
+
+    Outside of one it is called directly.
 
     An async durable function must await the result, so decorate an async function for it.
     """

@@ -42,7 +42,7 @@ def serve(
     """Add the endpoint that engines call, by default at ``/api/inngest``.
 
     ``serve_path`` mounts it elsewhere; ``serve_origin`` and ``public_path`` replace what the engine sees of
-    the app's URL, behind a proxy say. ``streaming`` keeps connections of long calls alive.
+    the app's URL, for example behind a proxy. ``streaming`` keeps connections of long calls alive.
     ``enable_unauthed_sync=False`` refuses unsigned syncs in production mode. Async functions run on the
     server's event loop, sync ones in a thread pool.
     """

@@ -26,7 +26,10 @@ from .execution import StepInfo, StepMemos
 
 @base_of_middleware
 class Middleware:
-    """Base of async middleware. One is made for each call and each sending, with the framework's request."""
+    """Base of async middleware.
+
+    One is made for each call and each sending, with the framework's request.
+    """
 
     def __init__(self, client: Client, raw_request: object) -> None:
         self.client = client
@@ -36,7 +39,7 @@ class Middleware:
         """Before the function runs. Context and memos may be changed."""
 
     async def after_memoization(self) -> None:
-        """All memos are returned; at once where there are none."""
+        """All memos are returned. Runs at once if there are none."""
 
     async def before_execution(self) -> None:
         """Before new code runs."""
@@ -68,7 +71,9 @@ class Middleware:
 
 @base_of_middleware
 class MiddlewareSync:
-    """Base of sync middleware, for functions of both kinds. The hooks are those of ``Middleware``.
+    """Base of sync middleware, for functions of both kinds.
+
+    The hooks are those of ``Middleware``.
 
     In an async function the hooks run on its event loop. Hooks that block (files, the network) set ``runs_in_thread``:
     then async functions wait for them in a worker thread. Context variables that such a hook sets are not kept.

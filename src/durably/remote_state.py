@@ -63,7 +63,10 @@ class StateError(Error):
 
 
 class StateDriver(Protocol):
-    """A store of outputs. All methods may be called by several threads at once, and may block."""
+    """A store of outputs.
+
+    All methods may be called by several threads at once, and may block.
+    """
 
     @property
     def strategy(self) -> str:
@@ -71,11 +74,17 @@ class StateDriver(Protocol):
         ...
 
     def save(self, run_id: str, data: bytes) -> Mapping[str, Any]:
-        """Store JSON durably. Returns the fields that ``load`` needs, as JSON values. Raises ``StateError``."""
+        """Store JSON durably.
+
+        Returns the fields that ``load`` needs, as JSON values. Raises ``StateError``.
+        """
         ...
 
     def owns(self, reference: Mapping[str, Any]) -> bool:
-        """Whether ``save`` of this store may have returned the reference. References are untrusted."""
+        """Whether ``save`` of this store may have returned the reference.
+
+        References are untrusted.
+        """
         ...
 
     def load(self, reference: Mapping[str, Any]) -> bytes:
@@ -182,7 +191,7 @@ class RemoteStateMiddleware(MiddlewareSync):
         except StateError as error:
             return error
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return StateError("what is stored is not JSON")
+            return StateError("the stored data is not JSON")
 
     def _reader_of(self, reference: Mapping[str, Any]) -> StateDriver:
         strategy = reference.get(_STRATEGY)
@@ -272,7 +281,10 @@ class S3Driver:
 
     @contextlib.contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
-        """Convert errors of boto3 (which is not imported here) by their codes. Their texts may show credentials."""
+        """Convert errors of boto3 (which is not imported here) by their codes.
+
+        Their texts may show credentials.
+        """
         try:
             yield
         except Exception as error:

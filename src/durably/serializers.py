@@ -18,7 +18,7 @@ class Serializer(Protocol):
 class PydanticSerializer:
     """Whatever pydantic's ``TypeAdapter`` understands: models, dataclasses, lists and unions of them …
 
-    Raises ``ImportError`` where pydantic is not installed (``pip install "durably[pydantic]"``).
+    Raises ``ImportError`` if pydantic is not installed (``pip install "durably[pydantic]"``).
     """
 
     def __init__(self) -> None:

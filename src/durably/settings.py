@@ -1,4 +1,6 @@
-"""Settings: constructor arguments first, then the environment, then defaults. The only reader of ``os.environ``.
+"""Settings: constructor arguments first, then the environment, then defaults.
+
+The only reader of ``os.environ``.
 
 ``SETTINGS`` declares each variable once. The reader, the error for two names with different values, the warning about
 unknown names, the command line's help and ``docs/reference/settings.md`` use it.
@@ -88,7 +90,10 @@ def _signing_key(text: str, name: str) -> str:
 
 
 def _dev(text: str, name: str) -> str:
-    """``"1"``, ``"0"`` or the engine's URL. Development mode takes unsigned calls, so nothing else may turn it on."""
+    """``"1"``, ``"0"`` or the engine's URL.
+
+    Development mode takes unsigned calls, so nothing else may turn it on.
+    """
     if (is_on := parse_switch(text)) is not None:
         return "1" if is_on else _OFF
     if "://" not in text and not _HOST_AND_PORT.fullmatch(text):
@@ -130,7 +135,10 @@ def _thread_count(text: str, name: str) -> int:
 
 
 def check_serve_path(text: str, name: str) -> str:
-    """A URL's path, with or without its leading slash. Raises ``FunctionConfigInvalidError``."""
+    """A URL's path, with or without its leading slash.
+
+    Raises ``FunctionConfigInvalidError``.
+    """
     if "://" in text or text.startswith("//") or not (_PATH.fullmatch(text) and text.isprintable()):
         raise FunctionConfigInvalidError(
             f"{name} must be a path like {DEFAULT_SERVE_PATH}, without host, query, fragment and spaces, not "
@@ -324,7 +332,7 @@ class Environment:
 
     @property
     def name(self) -> str | None:
-        """The environment that an engine keeps apart from others: a branch, say."""
+        """The environment, such as a branch, that an engine separates from others."""
         return self.read(ENV) or next((value for name in _BRANCH_VARIABLES if (value := self._get(name))), None)
 
     @property
@@ -470,7 +478,10 @@ def describe_unknown_name(name: str, nearest: str | None) -> str:
 
 
 def parse_origin(text: str, setting: str) -> str:
-    """A base URL without trailing slash, query and fragment. Raises ``URLInvalidError`` naming the setting."""
+    """A base URL without trailing slash, query and fragment.
+
+    Raises ``URLInvalidError`` naming the setting.
+    """
     url = parse_url(text, setting)
     if "?" in url or "#" in url:
         raise URLInvalidError(
@@ -480,7 +491,9 @@ def parse_origin(text: str, setting: str) -> str:
 
 
 def parse_url(text: str, setting: str) -> str:
-    """A URL with its scheme. One without a scheme is http on this machine, and refused for any other host.
+    """A URL with its scheme.
+
+    One without a scheme is http on this machine, and refused for any other host.
 
     ``setting`` is what gives it: a setting, an argument or an option. Raises ``URLInvalidError`` naming the setting.
     """

@@ -71,7 +71,7 @@ class Step(msgspec.Struct, eq=False):
     are made. Durations are milliseconds or ``timedelta``. A step that failed for good raises ``StepError``.
     """
 
-    # Coroutines are typed with None, not Any: where an argument's type has an Any in it, mypy gives up choosing among
+    # Coroutines are typed with None, not Any: if an argument's type contains Any, mypy does not choose among
     # the overloads of asyncio.gather and group.parallel, and infers Any.
 
     _app: App

@@ -1,4 +1,6 @@
-"""The parts of Werkzeug that have no public name, for Flask's adapters. Checked with Werkzeug 3.1.9.
+"""The parts of Werkzeug that have no public name, for Flask's adapters.
+
+Checked with Werkzeug 3.1.9.
 
 ``LocalProxy._get_current_object`` is documented, in spite of its name. ``flask run`` uses ``werkzeug._reloader``.
 ``tests/frameworks/test_compat.py`` fails when a version of Werkzeug changes either.
@@ -9,12 +11,18 @@ from typing import Any
 
 
 def current_object(proxy: Any) -> Any:
-    """The object behind a ``LocalProxy`` such as ``flask.request``. Other threads can use it."""
+    """The object behind a ``LocalProxy`` such as ``flask.request``.
+
+    Other threads can use it.
+    """
     return proxy._get_current_object()
 
 
 def run_with_reloader(run: Callable[[], None]) -> None:
-    """Call ``run``, and restart the process when source changes. Raises ``RuntimeError``."""
+    """Call ``run``, and restart the process when source changes.
+
+    Raises ``RuntimeError``.
+    """
     try:
         from werkzeug._reloader import run_with_reloader as run_reloaded
     except ImportError as error:

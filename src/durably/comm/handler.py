@@ -201,7 +201,7 @@ class CommHandler:
     async def _answer(self, req: CommRequest, method: Method, io: IO) -> CommResponse:
         """Verify and answer. Never raises because of a request's content.
 
-        In development nothing need be signed, but what is signed is verified.
+        In development requests need no signature, but a signature that is there is verified.
         """
         key: Key = None
         req.seconds["comm_handler"] = 0.0
@@ -240,7 +240,10 @@ class CommHandler:
         return response
 
     def _log_refusal(self, what: str, error: Exception) -> None:
-        """A refusal explains itself. An error that is not one of ours is a fault, and needs its traceback."""
+        """A refusal explains itself.
+
+        An error that is not one of ours is a fault, and needs its traceback.
+        """
         self.client.logger.error(
             "%s was refused: %s",
             printable(what),
@@ -440,7 +443,10 @@ class CommHandler:
             self.client.logger.error("%s raised %s", printable(source), type(error).__name__, exc_info=error)
 
     def _log_runaway(self, source: str, error: StepError) -> None:
-        """Log the chain once, for the run that fails first. The runs that invoked it fail with the same error."""
+        """Log the chain once, for the run that fails first.
+
+        The runs that invoked it fail with the same error.
+        """
         now = time.monotonic()
         if error.message not in self._runaways:
             self.client.logger.error(
@@ -455,7 +461,10 @@ def _signer(req: CommRequest, key: str) -> Signer:
 
 
 def _place_of(req: CommRequest) -> str:
-    """The URL less its query, for the log. Its parts come from the sender of the request."""
+    """The URL less its query, for the log.
+
+    Its parts come from the sender of the request.
+    """
     try:
         place = req.request_url.partition("?")[0]
     except URLInvalidError:

@@ -69,7 +69,10 @@ class CommRequest:
 
     @property
     def request_url(self) -> str:
-        """The URL of the request. Raises ``URLInvalidError`` if its headers (``Host``) make none."""
+        """The URL of the request.
+
+        Raises ``URLInvalidError`` if its headers (``Host``) make none.
+        """
         if not isinstance(self._request_url, str):
             try:
                 self._request_url = self._request_url()
@@ -174,9 +177,9 @@ class CommResponse:
 
     @classmethod
     def from_error(cls, error: Exception) -> "CommResponse":
-        """The answer to a refused request, without a traceback of ours.
+        """The answer to a refused request, without a traceback.
 
-        Only the name of an error that is not an ``Error`` of ours is shown: its text was not written for others.
+        Of an error that is not a ``durably.errors.Error``, only the name is shown: its text was not written for others.
         """
         if not isinstance(error, Error):
             error = Error(f"the app could not answer ({type(error).__name__}); its log says why")
@@ -254,8 +257,8 @@ def retry_after_text(error: RetryAfterError) -> str:
 def state_retries(failed: Sequence[StepReport]) -> None:
     """Add to each op when to retry its step.
 
-    Headers describe the answer as a whole. This is an addition of ours, as are calls in which several steps are
-    executed.
+    Headers describe the answer as a whole. Like calls in which several steps are executed, this is an addition to the
+    protocol.
     """
     for report in failed:
         if isinstance(report.error, RetryAfterError):

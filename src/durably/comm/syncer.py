@@ -50,7 +50,7 @@ CAPABILITIES = {"in_band_sync": "v1", "trust_probe": "v1"}
 class Endpoint:
     """An app's endpoint in a web framework: its functions, and the parts of its URL that settings give.
 
-    ``functions`` are in the order of the sync. ``None`` for a part of the URL takes that of the request.
+    ``functions`` are in the order of the sync. A part of the URL that is ``None`` is taken from the request.
     """
 
     app: App
@@ -131,7 +131,10 @@ class UnsignedSyncs:
         self._answer: CommResponse | None = None
 
     def begin(self) -> CommResponse | None:
-        """The answer to reuse, or ``None`` if the caller must sync. Raises ``SyncTooSoonError``."""
+        """The answer to reuse, or ``None`` if the caller must sync.
+
+        Raises ``SyncTooSoonError``.
+        """
         with self._lock:
             now = time.monotonic()
             if now >= self._next_at:
@@ -215,7 +218,9 @@ class Syncer:
         return answer
 
     async def _register_unsigned(self, request: Request, io: IO) -> CommResponse:
-        """Register for an unsigned request in production. Only the log shows details, such as the engine's address.
+        """Register for an unsigned request in production.
+
+        Only the log shows details, such as the engine's address.
 
         Raises ``RegistrationFailedError``.
         """
@@ -278,7 +283,10 @@ class Syncer:
         )
 
     def _url_from(self, req: CommRequest, used: str) -> str:
-        """The URL that the engine used, with the parts that settings replace. Raises ``URLInvalidError``."""
+        """The URL that the engine used, with the parts that settings replace.
+
+        Raises ``URLInvalidError``.
+        """
         scheme, netloc = self._origin(req) or read_origin(used, "the app's URL")
         return urlunsplit((scheme, netloc, self._path(req) or urlsplit(used).path or "/", "", ""))
 
@@ -330,7 +338,7 @@ class Syncer:
     def _warn(self, warning: object) -> None:
         """Log the engine's warning, for example that another app has the same id."""
         if isinstance(warning, str) and warning:
-            self._app.logger.warning("the engine says of this sync: %s", printable(warning))
+            self._app.logger.warning("the engine warns about this sync: %s", printable(warning))
 
     def _hand_back(self, response: Response) -> CommResponse:
         try:

@@ -34,7 +34,10 @@ PAGE_HEADERS = frozenset(("origin", "sec-fetch-site"))
 
 @dataclass(frozen=True)
 class Verified:
-    """``key`` signed the request. ``body`` is what it signed: the request's, or the canonical form of that."""
+    """``key`` signed the request.
+
+    ``body`` is what it signed: the request's body, or its canonical form.
+    """
 
     key: str
     body: bytes
@@ -106,7 +109,7 @@ async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], 
         verified = Verified(key, req.body)
     except SignatureMismatchError:
         if len(req.body) > MAX_CANONICAL_BYTES:
-            signatures.verify_canonical(*given)  # says why it is not tried
+            signatures.verify_canonical(*given)  # raises an error with the reason
         verified = await io.compute(partial(_checks.verify, *given), _checks.executor)
     return verified
 
@@ -132,7 +135,9 @@ def is_like_request(body: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Signer:
-    """Signs the answer to one request. ``key`` is the one that signed it, ``request_signature`` its header.
+    """Signs the answer to one request.
+
+    ``key`` is the one that signed it, ``request_signature`` its header.
 
     The protocol's signature covers a body and a time, so it is valid for a request with this body too. A function's
     result that has the form of a request gets Durably's signature only, which is not valid for requests. The answer to

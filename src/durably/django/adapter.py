@@ -78,7 +78,7 @@ def make_handler(client: Client, functions: Sequence[Function[Any]], **options: 
 
 def _with_discovered(client: Client, functions: Sequence[Function[Any]] | None) -> Sequence[Function[Any]]:
     if not isinstance(functions, Sequence | None):
-        return functions  # wrong, as CommHandler says
+        return functions  # CommHandler raises the error
     found = discovered.functions_of(client) if isinstance(client, Client) else []
     if functions is None and not found:
         raise FunctionConfigInvalidError(

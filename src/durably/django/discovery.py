@@ -25,7 +25,10 @@ class Discovered:
         self._functions: dict[str, list[Function[Any]]] = {}
 
     def find(self) -> None:
-        """Import the modules. Raises ``FunctionConfigInvalidError`` for a function without a client beside it."""
+        """Import the modules.
+
+        Raises ``FunctionConfigInvalidError`` for a function without a client beside it.
+        """
         self.clients.clear()
         self._functions.clear()
         modules = list(_modules())

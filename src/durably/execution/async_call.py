@@ -212,7 +212,9 @@ class AsyncCall:
     # -- steps
 
     def step(self, request: StepRequest) -> Coroutine[Any, Any, Any]:
-        """The step, to be awaited. Repetitions of an id are numbered here, when user code makes the step.
+        """The step, to be awaited.
+
+        Repetitions of an id are numbered here, when user code makes the step.
 
         Tasks that are made of a set of steps (``asyncio.wait``, ``as_completed``) start in no fixed order.
         """
@@ -238,7 +240,10 @@ class AsyncCall:
         return result
 
     async def _result_of(self, step: Step) -> Any:
-        """Return the memo. Park if there is none yet, or if the memo's turn has to be awaited."""
+        """Return the memo.
+
+        Park if there is none yet, or if the memo's turn has to be awaited.
+        """
         self._unawaited.awaitables.pop(step.awaitable_id, None)
         task = asyncio.current_task(self._loop)
         assert task is not None
@@ -366,7 +371,10 @@ class AsyncCall:
             settling.unpark(task)
 
     async def _refuse_in_teardown(self, task: AnyTask) -> None:
-        """Refuse a step that is reached while the function's tasks are cancelled. The cancellation goes on."""
+        """Refuse a step that is reached while the function's tasks are cancelled.
+
+        The cancellation continues.
+        """
         refusals = self._refusals[task] = self._refusals.get(task, 0) + 1
         if refusals > _MAX_REFUSALS:
             await self._loop.create_future()
@@ -446,7 +454,10 @@ def _resolve(future: asyncio.Future[bool], value: bool) -> None:
 
 
 async def _await_output(output: Awaitable[Any]) -> Any:
-    """Await a handler's result. A handler that cancels itself has failed like any other."""
+    """Await a handler's result.
+
+    A handler that cancels itself has failed like any other.
+    """
     task = _current_task()
     requests = cancelling(task)
     try:

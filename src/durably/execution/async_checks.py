@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _OWN_CODE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _ORIGIN_FRAMES = 6
-"""Frames of ours between user code and the coroutine of a step, and one of user code."""
+"""The number of Durably's frames between user code and the coroutine of a step, and one of user code."""
 
 Place = tuple[str, int, str]
 """A file's name, a line in it, and the name of the function."""
@@ -30,7 +30,7 @@ class StepNotAwaitedError(Error):
 
 
 class ClockUnsupportedError(Error):
-    """A step stands inside one of asyncio's clocks, which are not durable."""
+    """A step is inside one of asyncio's clocks, which are not durable."""
 
     code = ErrorCode.CLOCK_UNSUPPORTED
     is_retriable = False
@@ -44,8 +44,8 @@ _Awaitable = tuple[str, Collection[Place], weakref.ref[Any]]
 class Unawaited:
     """The coroutines of one call, for steps and groups, that have not begun.
 
-    ``awaitables`` has them by their ``id()``. A coroutine that begins removes itself. ``lost`` has one that nothing
-    refers to, and whose ``id()`` is now that of a later coroutine.
+    ``awaitables`` has them by their ``id()``. A coroutine that begins removes itself. ``lost`` has one to
+    which nothing refers, and whose ``id()`` a later coroutine has.
     """
 
     __slots__ = ("awaitables", "lost")
@@ -55,7 +55,7 @@ class Unawaited:
         self.lost: _Awaitable | None = None
 
     def create(self, name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
-        """The coroutine of a step or group. It knows where user code made it."""
+        """The coroutine of a step or group. It records where user code made it."""
         depth = sys.get_coroutine_origin_tracking_depth()
         sys.set_coroutine_origin_tracking_depth(_ORIGIN_FRAMES)
         try:

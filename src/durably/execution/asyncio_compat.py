@@ -1,8 +1,8 @@
 """The parts of asyncio that have no public interface: what a task waits for, and the clocks around it.
 
-Checked with CPython 3.11.7, 3.12.1 and 3.13.0. Each part has a test in ``tests/execution/test_asyncio_compat.py``, which fails
-when a version of Python changes it. If a part is missing, a task counts as one that waits for something outside of its
-run: its steps are found after a second, and asyncio's clocks around steps may go unnoticed.
+Checked with CPython 3.11.7, 3.12.1 and 3.13.0. ``tests/execution/test_asyncio_compat.py`` has a test of each part, and
+fails if a version of Python changes it. If a part is missing, a task counts as one that waits for something outside
+of its run: its steps are found after a second, and asyncio's clocks around steps may go unnoticed.
 
 Private are ``Task._fut_waiter``, ``Future._callbacks``, ``gather``'s ``_children``, the names of local variables in
 ``asyncio.wait`` and ``wait_for``, ``_AsCompletedIterator`` and ``sys._current_frames``. Nothing else in Durably uses
@@ -118,7 +118,7 @@ def forwarded_by(future: AnyFuture) -> Iterator[tuple[Any, list[AnyFuture]]]:
 
 
 def is_wakeup(callback: Any) -> bool:
-    """Whether a future's callback is that of a task that awaits the future."""
+    """Whether a future's callback wakes a task that awaits the future."""
     return "wakeup" in getattr(callback, "__name__", "") or "TaskWakeup" in type(callback).__name__
 
 

@@ -14,7 +14,10 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 class Memo(msgspec.Struct):
-    """One finished step. ``data`` and ``error`` may be replaced, which is how middleware decrypts them."""
+    """One finished step.
+
+    ``data`` and ``error`` may be replaced, which is how middleware decrypts them.
+    """
 
     data: Any = None
     error: ErrorData | None = None
@@ -75,12 +78,15 @@ class StepMemos:
         return None if value is None else to_memo(value)
 
     def refuse(self, hashed_id: str, reason: str) -> None:
-        """Mark a memo that cannot be restored. If the function reaches its step, the call ends with the reason."""
+        """Mark a memo that cannot be restored.
+
+        If the function reaches its step, the call ends with the reason.
+        """
         self.refusals = {**self.refusals, hashed_id: reason}
 
 
 def take_inputs(memos: Memos) -> Mapping[str, Sequence[Any]]:
-    """Remove what is not a result: arguments for steps that are run again with another input, by hashed step id."""
+    """Take out inputs: arguments for steps that are run again with another input, by hashed step id."""
     inputs: dict[str, Sequence[Any]] = {}
     for hashed_id, raw in list(memos.items()):
         value = None if isinstance(raw, Memo) else _decode(raw)

@@ -53,7 +53,10 @@ class Found(msgspec.Struct):
 
 
 class Checkpointed(msgspec.Struct):
-    """The function cannot continue. The ``Checkpointer`` has every step that the call has executed."""
+    """The function cannot continue.
+
+    The ``Checkpointer`` has every step that the call has executed.
+    """
 
 
 Outcome = Returned | Raised | Found
@@ -80,7 +83,10 @@ class NestedStep(BaseException):
 
 
 class Hooks(Protocol):
-    """Receives a call's progress, for middleware. Each hook may do I/O; ``execution`` itself does none."""
+    """Receives a call's progress, for middleware.
+
+    Each hook may do I/O; ``execution`` itself does none.
+    """
 
     async def unmemoized(self) -> None:
         """All memos are returned, or a step without one is reached: new code is about to run. Called once."""
@@ -109,7 +115,7 @@ class Threads(Protocol):
     async def run(self, work: Callable[[], T], *, on_abandoned: Callable[[], None] | None = None) -> T:
         """Call ``work``, which never raises, without blocking the event loop.
 
-        ``on_abandoned`` is called if the caller is cancelled and ``work`` goes on.
+        ``on_abandoned`` is called if the caller is cancelled and ``work`` continues.
         """
         ...
 
@@ -126,7 +132,7 @@ class LeaseCheck(Protocol):
 
 
 class Findings(Protocol):
-    """Receives what is perhaps wrong with the function of a call."""
+    """Receives possible faults of a call's function."""
 
     def small_duration(self, step_id: str, milliseconds: int) -> None:
         """The step's duration is perhaps meant in seconds."""
@@ -138,7 +144,7 @@ class Findings(Protocol):
         """The function returned without these steps, which are in tasks that nothing has awaited."""
 
     def abandoned_thread(self, step_id: str) -> None:
-        """The step was cancelled while its handler ran in a thread, which goes on."""
+        """The step was cancelled while its handler ran in a thread, which continues."""
 
 
 class Replay(msgspec.Struct, kw_only=True):
@@ -286,7 +292,9 @@ class Replay(msgspec.Struct, kw_only=True):
         return self.checkpointer is not None and self.checkpointer.is_over
 
     def plan(self, step: Step, mode: ParallelMode | None, *, among_several: bool) -> StepReport:
-        """Report a step without executing it. ``mode`` is that of its ``group.parallel``, if any.
+        """Report a step without executing it.
+
+        ``mode`` is that of its ``group.parallel``, if any.
 
         Steps that plain asyncio found together race: the engine asks for discovery after each of them. So does a
         step alone once steps were parallel, or it would wait for those that lost a race and are still under way.

@@ -1,4 +1,7 @@
-"""When a call of an async function is settled: every task waits for a step. Also the end of a call's tasks."""
+"""When a call of an async function is settled: every task waits for a step.
+
+Also the end of a call's tasks.
+"""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Set
@@ -25,7 +28,10 @@ up."""
 
 
 class Settling:
-    """Watches the ``tasks`` of one call. ``decide`` is called each time they are settled."""
+    """Watches the ``tasks`` of one call.
+
+    ``decide`` is called each time they are settled.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, decide: Callable[[], None], tasks: set[AnyTask]) -> None:
         self._loop = loop
@@ -151,7 +157,10 @@ class Settling:
         self._decide()
 
     def _is_moving(self) -> bool:
-        """Whether a task runs, or waits for something outside. Both cause another look by themselves."""
+        """Whether a task runs, or waits for something outside.
+
+        Both cause another look by themselves.
+        """
         moving = False
         for task in self._active - self.ignored:
             wait = classify(task, self.tasks)
@@ -222,7 +231,7 @@ class Observed:
     def was_awaited(self, task: AnyTask, is_own: IsOwn) -> bool:
         """Whether a task that is over, or that was awaited itself, has awaited the task, or a callback looks at it.
 
-        What the task's end resolves (``gather``, ``shield``) may have been awaited in its place. ``is_own`` says
+        What the task's end resolves (``gather``, ``shield``) may have been awaited in its place. ``is_own`` returns
         whether a callback of a task is the call's own, which waits for nothing on behalf of the function.
         """
         return self._was_awaited(task, is_own, set())

@@ -1,4 +1,4 @@
-"""A step: what user code asks for, what it is in its run, and what is reported of it."""
+"""A step: the request of user code, the step in its run, its report to the engine, and calls of its handler."""
 
 import asyncio
 import inspect
@@ -15,7 +15,9 @@ _NO_LOOP = ("no running event loop", "no current event loop")
 
 
 class StepRequest(msgspec.Struct):
-    """A step as user code asked for it. One is made for each step of each call, so it must be cheap to make.
+    """A step as user code asked for it.
+
+    One is made for each step of each call, so it must be cheap to make.
 
     ``handler`` is called for steps that run in the app (op ``StepRun``). ``decode`` converts the memo's data to the
     step's result, ``encode`` the handler's result to the memo's data; ``None`` for JSON values. ``small_duration`` is
@@ -43,7 +45,10 @@ StandIn = Callable[[StepRequest, int], StepRequest]
 
 
 class StepInfo(msgspec.Struct, frozen=True):
-    """A step as middleware sees it. ``id`` is the user's own; ``index`` counts repetitions of it from 0."""
+    """A step as middleware sees it.
+
+    ``id`` is the user's own; ``index`` counts repetitions of it from 0.
+    """
 
     id: str
     op: Opcode
@@ -83,7 +88,10 @@ class Step(msgspec.Struct):
 
 
 class StepReport(msgspec.Struct):
-    """An op for the engine. That of an executed step has what it returned or raised, not yet encoded."""
+    """An op for the engine.
+
+    If the step was executed, its output or error is here, not yet encoded.
+    """
 
     op: Op
     step: Step | None = None
@@ -103,7 +111,10 @@ class StepReport(msgspec.Struct):
         return self.op.op if self.step is None else self.step.request.step_id
 
     def replace(self, output: Any, error: BaseException | None) -> None:
-        """Replace the step's result by middleware's. An executed step without its error has succeeded."""
+        """Replace the step's result by middleware's.
+
+        An executed step without its error has succeeded.
+        """
         if self.error is not None and error is None:
             self.op.op = Opcode.STEP_RUN
         self.output, self.error = output, error

@@ -22,7 +22,7 @@ class AsyncUnsupportedError(Error):
 
 
 class _Interrupt(BaseException):
-    """The call has its outcome; what is left of the function is not run."""
+    """The call has its outcome; the rest of the function is not run."""
 
 
 class _Skipped(BaseException):
@@ -32,8 +32,8 @@ class _Skipped(BaseException):
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never really waits, in this thread and without an event loop.
 
-    Code that decides is written once, as coroutines over a small I/O interface; where that interface
-    blocks instead of waiting, this is all it takes to run it.
+    Code that decides is written once, as coroutines over a small I/O interface. If the interface blocks instead of
+    waiting, this runs them.
     """
     try:
         coroutine.send(None)
@@ -142,7 +142,10 @@ class SyncCall:
         raise _Skipped
 
     def _meet_target(self, step: Step) -> NoReturn:
-        """Execute the step. Further targets of the call follow if they are in the same group and there is time."""
+        """Execute the step.
+
+        Further targets of the call follow if they are in the same group and there is time.
+        """
         replay = self._replay
         if step.request.is_run:
             try:
@@ -255,7 +258,10 @@ class _Branch:
 
 @dataclass(slots=True)
 class _Uses:
-    """The uses of an id in a group. ``keeps_step``: each use advances only when all branches do."""
+    """The uses of an id in a group.
+
+    ``keeps_step``: each use advances only when all branches do.
+    """
 
     paths: set[tuple[int, ...]] = field(default_factory=set)
     levels: set[tuple[int, ...]] = field(default_factory=set)
@@ -290,7 +296,10 @@ class Branches:
             self._path.pop()
 
     def end_group(self, *, abandoned: bool) -> None:
-        """End a group. ``abandoned``: an error ended it, and its other branches may continue after the function."""
+        """End a group.
+
+        ``abandoned``: an error ended it, and its other branches may continue after the function.
+        """
         if self._path:
             self._path[-1].level += 1
             self._path[-1].has_groups = True

@@ -62,7 +62,9 @@ class Checkpoints(Protocol):
         ...
 
     async def commit(self, request: CheckpointRequest, io: IO) -> None:
-        """Send finished steps to the engine. They are stored durably when this returns; repetitions change nothing.
+        """Send finished steps to the engine.
+
+        They are stored durably when this returns; repetitions change nothing.
 
         Raises ``CallStaleError`` if the call must stop because the engine has
         given it up, and ``CheckpointRefusedError`` if the engine does not take the steps for any other reason: then
@@ -161,7 +163,10 @@ class StepCheckpointer:
         return self._must_stop or (is_late and self._has_finished_steps)
 
     async def take(self, report: StepReport) -> Memo | None:
-        """Keep or commit the step. The function continues with the memo that its next call would get."""
+        """Keep or commit the step.
+
+        The function continues with the memo that its next call would get.
+        """
         memo = self._memo_of(report)
         if self._middleware is not None:
             await self._middleware.end_execution()
@@ -256,7 +261,10 @@ class StepCheckpointer:
         return not self._checkpoints.join_answers and not is_end and len(self._unsent) + len(following) > 1
 
     def close(self) -> None:
-        """Stop the timers. A commit that a timer has begun may be repeated, which changes nothing."""
+        """Stop the timers.
+
+        A commit that a timer has begun may be repeated, which changes nothing.
+        """
         while self._timers:
             self._timers.pop().cancel()
 

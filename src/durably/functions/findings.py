@@ -35,7 +35,10 @@ class Divergences:
         self.names: dict[str, str] = {}
 
     def report(self, run_id: str, divergence: Divergence, logger: Logger, *, is_strict: bool) -> Error | None:
-        """Log a divergence, once for each run and number of unreached steps. Returns the error that fails the run."""
+        """Log a divergence, once for each run and number of unreached steps.
+
+        Returns the error that fails the run.
+        """
         if len(self.names) > _MAX_NAMES:
             self.names.clear()
         text = self._describe(run_id, divergence)
@@ -125,7 +128,7 @@ class Findings(msgspec.Struct):
 
     def abandoned_thread(self, step_id: str) -> None:
         self.app.logger.warning(
-            'step "%s" of function "%s" (run %s) was cancelled while its handler ran in a thread, which goes on: '
+            'step "%s" of function "%s" (run %s) was cancelled while its handler ran in a thread, which continues: '
             "a thread cannot be interrupted. Its result is dropped, and if the function reaches the step again, "
             "the handler runs again",
             printable(step_id),

@@ -85,7 +85,10 @@ class FunctionCall(msgspec.Struct, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A handler that engines call by ``id``: a function's, or its failure handler. ``source`` is for errors."""
+    """A handler that engines call by ``id``: a function's, or its failure handler.
+
+    ``source`` is for errors.
+    """
 
     id: str
     handler: Callable[..., Any]
@@ -393,7 +396,7 @@ def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
 
 
 def _annotated_context(handler: Handler[Any]) -> str | None:
-    """The name of the first argument's class, if it is one of ours or of the ``inngest`` package.
+    """The name of the first argument's class, if it is Durably's or of the ``inngest`` package.
 
     Names that exist only for type checkers cannot be evaluated; then the annotation's text is used.
     """

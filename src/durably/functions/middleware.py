@@ -83,7 +83,9 @@ class TransformOutputStepInfo:
 
 @dataclass
 class TransformOutputResult:
-    """The result or the error of a function or step. ``output`` and ``error`` may be replaced.
+    """The result or the error of a function or step.
+
+    ``output`` and ``error`` may be replaced.
 
     ``step`` is ``None`` if the function itself ended.
     """
@@ -170,7 +172,10 @@ def _fault_of_class(cls: type) -> str | None:
 
 
 def _without_hooks(cls: type) -> str | None:
-    """The problem of a class that defines methods but no hook. Durably would never call these methods."""
+    """The problem of a class that defines methods but no hook.
+
+    Durably would never call these methods.
+    """
     bases = {object, *BASES, inngest_compat.base_of(cls)}
     own = {name: value for base in cls.__mro__ if base not in bases for name, value in vars(base).items()}
     methods = sorted(name for name, value in own.items() if inspect.isfunction(value) and not name.startswith("_"))
@@ -212,7 +217,10 @@ def _make(factory: MiddlewareFactory, client: object, raw_request: object) -> An
 
 
 class MiddlewareStack:
-    """The middleware of one call or one sending (an ``execution.Hooks``). Without middleware, none is made."""
+    """The middleware of one call or one sending (an ``execution.Hooks``).
+
+    Without middleware, none is made.
+    """
 
     def __init__(self, factories: Sequence[MiddlewareFactory], client: object, raw_request: object, io: IO) -> None:
         self._middleware = [_make(factory, client, raw_request) for factory in factories]
@@ -220,7 +228,10 @@ class MiddlewareStack:
         self._is_executing = False
 
     async def call(self, hook: str, *args: Any) -> None:
-        """Run one hook of all middleware. What a hook raises ends the call, as the function's error."""
+        """Run one hook of all middleware.
+
+        What a hook raises ends the call, as the function's error.
+        """
         ordered = reversed(self._middleware) if hook in _REVERSED else self._middleware
         for middleware in ordered:
             method = getattr(middleware, hook, None)

@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 
 class TooDeepError(msgspec.DecodeError):
-    """The JSON is nested more deeply than Python can decode. Sending it again does not help."""
+    """The JSON is nested more deeply than Python can decode.
+
+    Sending it again does not help.
+    """
 
     def __init__(self) -> None:
         super().__init__("JSON is nested too deeply")
@@ -50,8 +53,11 @@ class Stack(msgspec.Struct, kw_only=True, gc=False):
 
 
 class CallContext(msgspec.Struct, kw_only=True, gc=False):
-    """``also`` is an addition of ours: planned steps that the app may execute along with the one that it is called for,
-    reporting their ops too. Each has a call of its own, which is made later if this one leaves it out."""
+    """The context of a call.
+
+    ``also`` is an addition to the protocol: planned steps that the app may execute with the step that it is called for,
+    and whose ops it reports too. Each has a call of its own, which is made later if this call leaves it out.
+    """
 
     run_id: str
     attempt: int = 0
@@ -92,7 +98,10 @@ decode_events = partial(decode, msgspec.json.Decoder(list[Event]))
 
 
 class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
-    """``POST {api}/v1/checkpoint/{run}/async``. The ids are those that the call carried in its context."""
+    """``POST {api}/v1/checkpoint/{run}/async``.
+
+    The ids are those that the call carried in its context.
+    """
 
     run_id: str = ""
     fn_id: str | None = None

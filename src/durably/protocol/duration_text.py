@@ -20,7 +20,10 @@ _WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 
 
 def read_duration(text: str) -> dt.timedelta | None:
-    """``None`` for text that is not a whole sequence of ``<number><unit>``. Raises ``OverflowError``."""
+    """``None`` for text that is not a whole sequence of ``<number><unit>``.
+
+    Raises ``OverflowError``.
+    """
     stripped = text.strip()
     if stripped == "0":
         return dt.timedelta(0)

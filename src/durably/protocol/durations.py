@@ -71,7 +71,10 @@ def parse_duration(text: str) -> dt.timedelta:
 
 
 def format_timestamp(timestamp: dt.datetime) -> str:
-    """RFC 3339 in UTC with milliseconds. A naive ``datetime`` is local time, as everywhere in Python."""
+    """RFC 3339 in UTC with milliseconds.
+
+    A naive ``datetime`` is local time, as everywhere in Python.
+    """
     utc = timestamp.astimezone(dt.UTC)
     return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -99,7 +102,10 @@ def parse_timestamp(text: str, now: dt.datetime) -> dt.datetime:
 
 
 def parse_retry_after(text: str, now: dt.datetime) -> dt.datetime | None:
-    """The ``retry-after`` header: seconds, RFC 3339, or an HTTP date. ``None`` for other text."""
+    """The ``retry-after`` header: seconds, RFC 3339, or an HTTP date.
+
+    ``None`` for other text.
+    """
     text = text.strip()
     if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII):
         return now + dt.timedelta(seconds=float(text))

@@ -63,7 +63,10 @@ class ErrorCode(StrEnum):
 
 
 class ErrorData(msgspec.Struct, kw_only=True):
-    """An error on the wire. Lenient in what it reads: official SDKs omit or null any of these."""
+    """An error on the wire.
+
+    All fields are optional, because official SDKs omit any of them, or send null.
+    """
 
     name: str | None = None
     message: str | None = None
@@ -150,14 +153,19 @@ class RetryAfterError(Error):
 
 
 class DeadlineError(Error, TimeoutError):
-    """A ``group.timeout`` is over. Not retriable: at every replay it would be over again."""
+    """A ``group.timeout`` is over.
+
+    Not retriable: at every replay it would be over again.
+    """
 
     code = ErrorCode.DEADLINE
     is_retriable = False
 
 
 class StepError(Error):
-    """A step has finally failed. The awaited step raises it, and the function may catch it.
+    """A step has finally failed.
+
+    The awaited step raises it, and the function may catch it.
 
     The original exception was raised in another call, so only its ``name``, ``message`` and
     ``stack`` remain, and its ``code`` if it was one of Durably's. Not retriable: the step's own attempts are used up

@@ -17,8 +17,8 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Something that happened.
 
     ``name`` is what triggers match on; ``data`` any JSON object; ``ts`` milliseconds since the epoch,
-    0 until it is sent; ``id`` is given by the engine where it is empty, and makes sending idempotent for
-    24 hours where it is not; ``user`` and ``v`` travel along untouched.
+    0 until it is sent; the engine sets ``id`` if it is empty, otherwise it makes sending idempotent for
+    24 hours; ``user`` and ``v`` are passed on unchanged.
     """
 
     name: str

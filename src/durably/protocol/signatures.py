@@ -24,7 +24,10 @@ _MAX_EXACT = 2**53
 
 
 class SignatureError(Error):
-    """A request or an answer is not signed as it must be. The message never contains a key or a signature."""
+    """A request or an answer is not signed as it must be.
+
+    The message never contains a key or a signature.
+    """
 
     code = ErrorCode.SIG_VERIFICATION_FAILED
     include_stack = False
@@ -114,7 +117,9 @@ def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: flo
 
 
 def parse_header(header: str) -> tuple[int, str]:
-    """The timestamp (unix seconds) and the signature (64 lower-case hex digits). Raises ``SignatureError``.
+    """The timestamp (unix seconds) and the signature (64 lower-case hex digits).
+
+    Raises ``SignatureError``.
 
     Any client may send this header, at any length, so it costs one bounded match.
     """
@@ -151,7 +156,10 @@ def canonicalize(body: bytes) -> bytes | None:
 
 
 def _parse_integer(text: str) -> int | float:
-    """RFC 8785 numbers are doubles. An integer that is not exactly a double was signed as the nearest double."""
+    """RFC 8785 numbers are doubles.
+
+    An integer that is not exactly a double was signed as the nearest double.
+    """
     value = int(text)
     return value if abs(value) < _MAX_EXACT else float(value)
 
@@ -244,7 +252,10 @@ def sign_answer(status: int, headers: Mapping[str, str], body: bytes, *, call_si
 def verify_answer(
     status: int, headers: Mapping[str, str], body: bytes, *, call_signature: str, keys: Iterable[str | None]
 ) -> None:
-    """Check the signature with each key; ``None`` is skipped. Raises ``SignatureError``."""
+    """Check the signature with each key; ``None`` is skipped.
+
+    Raises ``SignatureError``.
+    """
     given = headers.get(Header.ANSWER_SIGNATURE)
     if not given:
         raise SignatureError(f"the {Header.ANSWER_SIGNATURE} header is missing")

@@ -123,14 +123,17 @@ def redact_url(url: object) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'shop-ship'?"`` for the nearest known id, or nothing. An id may lack its prefix."""
+    """``"; did you mean 'shop-ship'?"`` for the nearest known id, or nothing.
+
+    An id may lack its prefix.
+    """
     ids = sorted(known)
     nearest = [each for each in ids if each.endswith(f"-{name}")] or difflib.get_close_matches(name[:200], ids, 1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def show_url(text: str) -> str:
-    """A text that should be a URL, for the error that says it is none: as it is, unless it may hold a password."""
+    """A text that should be a URL, for an error message: unchanged, unless it may contain a password."""
     return redact_url(text) if "@" in text else text
 
 
@@ -155,7 +158,10 @@ _HARMLESS = (int, float, list, dict, set, frozenset)
 
 
 class _Printable(logging.Filter):
-    """Makes the arguments of a log line printable. The template stays the same, because tools group lines by it."""
+    """Makes the arguments of a log line printable.
+
+    The template stays the same, because tools group lines by it.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple) and record.args:

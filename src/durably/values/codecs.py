@@ -30,7 +30,10 @@ class TypeUnsupportedError(Exception):
 
 
 class ValueRefusedError(Exception):
-    """A value cannot be stored, or stored JSON does not fit the type. The message says where and why."""
+    """A value cannot be stored, or stored JSON does not fit the type.
+
+    The message says where and why.
+    """
 
 
 Notify = Callable[[Change], None]
@@ -42,7 +45,10 @@ class Codec(Protocol):
     name: str
 
     def encode(self, value: Any, notify: Notify) -> Any:
-        """JSON values that ``decode`` turns into an equal value. ``notify`` gets parts whose form changes."""
+        """JSON values that ``decode`` turns into an equal value.
+
+        ``notify`` gets parts whose form changes.
+        """
         ...
 
     def decode(self, data: Any) -> Any: ...
@@ -56,7 +62,7 @@ def codec_for(typ: Any, serializer: Serializer | None = None) -> Codec | None:
     """
     try:
         found: Codec | str | None = _cached_codec(typ)
-    except TypeError:  # not hashable: Annotated with a list, say
+    except TypeError:  # not hashable, like Annotated with a list
         found = _find_codec(typ)
     if not isinstance(found, str):
         return found

@@ -47,7 +47,7 @@ class Change(NamedTuple):
 
 
 def encode_json(value: Any) -> bytes:
-    """Raises ``ValueError`` with what is wrong with the value."""
+    """Raises ``ValueError`` with the fault of the value."""
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -116,7 +116,10 @@ def is_same(value: Any, returned: Any) -> bool:
 
 
 def worst_change(value: Any, returned: Any) -> Change | None:
-    """The first loss, else the first change, else ``None``. Raises ``RecursionError`` for endless values."""
+    """The first loss, else the first change, else ``None``.
+
+    Raises ``RecursionError`` for endless values.
+    """
     first = None
     for change in find_changes(value, returned):
         if change.is_loss:
@@ -147,7 +150,7 @@ def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]
     elif isinstance(returned, enum.Enum) and returned.value == value:
         return
     elif isinstance(value, str) and not isinstance(value, enum.Enum) and not isinstance(returned, str):
-        return  # text that was read as the type says
+        return  # text that was converted to the type
     elif not is_same(value, returned) and kind is not type(returned):
         yield Change(path, _describe(value), _describe(returned), not isinstance(value, _WITH_FORM_IN_JSON))
     elif not is_same(value, returned) and kind.__eq__ is not _IDENTITY:
@@ -155,7 +158,7 @@ def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]
 
 
 def _changes_of_mapping(value: Mapping[Any, Any], returned: Any, path: str) -> Iterator[Change]:
-    """Of a dictionary; ``returned`` may be an object of a class with fields, as the type says."""
+    """Changes of a dictionary; ``returned`` may be an object of a class with fields, if that is the type."""
     is_mapping = isinstance(returned, Mapping)
     names = None if is_mapping else field_names(returned)
     if not is_mapping and names is None:

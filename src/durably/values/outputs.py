@@ -41,7 +41,10 @@ _MAX_WARNED = 4096
 
 
 def encode_output(value: Any, source: str) -> bytes:
-    """JSON of what a function or step returned. Raises ``OutputUnserializableError`` naming the source."""
+    """JSON of what a function or step returned.
+
+    Raises ``OutputUnserializableError`` naming the source.
+    """
     return to_json(value, source)[0]
 
 
@@ -218,7 +221,10 @@ def _remember(handler: Any, typ: Any, codec: Codec | None) -> None:
 def function_codec(
     source: str, handler: Callable[..., Any], output_type: Any, serializer: Serializer | None
 ) -> Codec | None:
-    """The codec of a function's output. An unusable annotation is reported, and ignored."""
+    """The codec of a function's output.
+
+    An unusable annotation is reported, and ignored.
+    """
     if output_type is not Unset:
         return _explicit(f"{source}: output_type", output_type, serializer)
     typ = declared_type(handler, ())
