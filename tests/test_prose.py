@@ -76,7 +76,6 @@ LEFT: dict[str, int] = {
     "src/durably": 4,
     "src/durably/cli": 31,
     "src/durably/engine": 1,
-    "src/durably/engine/core": 67,
     "src/durably/engine/scheduling": 23,
     "src/durably/engine/sqlite": 40,
     "src/durably/in_process": 3,

@@ -17,7 +17,7 @@ SYNC_VERSION = "0.1"
 
 
 class _Wire(msgspec.Struct, kw_only=True, omit_defaults=True, rename="camel"):
-    """Base of the wire's structs: camelCase names, absent where default."""
+    """Base of the wire's structs: camelCase names; default values are left out."""
 
 
 class Trigger(_Wire):

@@ -32,16 +32,16 @@ EVENT: dict[str, Any] = {
         "odd key": 1,
     },
 }
-NEWCOMER: dict[str, Any] = {"name": "shop/order.paid", "data": {"text": "hi", "int": 9.0, "status": "200"}}
+LATER: dict[str, Any] = {"name": "shop/order.paid", "data": {"text": "hi", "int": 9.0, "status": "200"}}
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
 
 def value(expression: str) -> Any:
-    return compile_expression(expression).value(EVENT, NEWCOMER, now=round(NOW.timestamp() * 1000))
+    return compile_expression(expression).value(EVENT, LATER, now=round(NOW.timestamp() * 1000))
 
 
 def matches(expression: str) -> bool:
-    return compile_expression(expression).matches(EVENT, NEWCOMER, now=round(NOW.timestamp() * 1000))
+    return compile_expression(expression).matches(EVENT, LATER, now=round(NOW.timestamp() * 1000))
 
 
 @pytest.mark.parametrize(
@@ -302,11 +302,11 @@ def test_string_literals(literal: str, text: str) -> None:
         ("'a'.contains()", (1, 5), "takes 1 arguments, not 0"),
         ("event.data.list.exists(1, true)", (1, 17), "takes a variable"),
         ("has(event)", (1, 1), "has() takes one field"),
-        ("event.data.id.matches('(')", (1, 15), "no RE2 expression"),
-        ("event.data.id.matches('(a)\\\\1')", (1, 15), "no RE2 expression"),
+        ("event.data.id.matches('(')", (1, 15), "not an RE2 expression"),
+        ("event.data.id.matches('(a)\\\\1')", (1, 15), "not an RE2 expression"),
         ("9223372036854775808", None, "64 bits"),
         ("99999999999999999999999999999999999", (1, 1), "64 bits"),
-        (r"'\ud800'", (1, 1), "no Unicode character"),
+        (r"'\ud800'", (1, 1), "not a Unicode character"),
     ],
 )
 def test_invalid(expression: str, place: tuple[int, int] | None, reason: str) -> None:
@@ -327,7 +327,7 @@ def test_compiling_twice_gives_the_same_expression() -> None:
     assert compile_expression("event.data.id == 1") is compile_expression("event.data.id == 1")
 
 
-def test_no_newcomer() -> None:
+def test_no_later_event() -> None:
     expression = compile_expression("async.data.id == null && !has(async.data.id)")
     assert expression.matches({"data": {}}, now=0)
 

@@ -96,8 +96,8 @@ conditions = st.recursive(
 
 
 @given(conditions, documents, documents)
-def test_whatever_matches_satisfies_every_equality(expression: str, event: Any, newcomer: Any) -> None:
+def test_whatever_matches_satisfies_every_equality(expression: str, event: Any, later: Any) -> None:
     compiled = compile_expression(expression)
-    if compiled.matches(event, newcomer, now=0):
+    if compiled.matches(event, later, now=0):
         for equality in compiled.equalities():
-            assert equality.wanted_key(event) == equality.found_key(newcomer)
+            assert equality.wanted_key(event) == equality.found_key(later)

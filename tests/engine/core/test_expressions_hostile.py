@@ -80,9 +80,9 @@ def test_long_but_flat_is_fine(expression: str) -> None:
 def test_work_is_bounded(expression: str) -> None:
     compiled = compile_expression(expression)
     event = {"l": list(range(1, 20_000)), "s": "1" * 200_000 + "x" * 200_000}
-    newcomer = {"l": list(range(1, 20_000))}
+    later = {"l": list(range(1, 20_000))}
     started = time.perf_counter()
-    assert not compiled.matches(event, newcomer, now=0)
+    assert not compiled.matches(event, later, now=0)
     assert time.perf_counter() - started < SOON
 
 
@@ -217,13 +217,13 @@ expressions = st.recursive(
 @example("event.a * 0.5", {"a": 10**400}, None)
 @example("date('9999-12-31') + duration('99w')", {}, None)
 @example("event.a % 1 + event.a / 0.0", {"a": float("nan")}, None)
-def test_evaluating_never_raises(expression: str, event: Any, newcomer: Any) -> None:
+def test_evaluating_never_raises(expression: str, event: Any, later: Any) -> None:
     try:
         compiled = compile_expression(f"[1].map(x, {expression})")
     except ExpressionInvalidError:
         return
-    assert compiled.matches(event, newcomer, now=0) is False
-    compiled.value(event, newcomer, now=0)
+    assert compiled.matches(event, later, now=0) is False
+    compiled.value(event, later, now=0)
 
 
 tokens = st.sampled_from(

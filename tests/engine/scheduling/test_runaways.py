@@ -132,17 +132,17 @@ def test_invocations_nest_for_good_and_chains_for_an_hour() -> None:
     for depth in range(1, 5):
         origin = origin_of_invocation(1, origin, depth * CHAIN_PERIOD * 2)
         assert (origin.depth, origin.chain) == (depth, 1)
-    assert explain_runaway(origin, 3, tells_end=False) is not None
-    assert explain_runaway(origin, 4, tells_end=False) is None
+    assert explain_runaway(origin, 3, is_run_end=False) is not None
+    assert explain_runaway(origin, 4, is_run_end=False) is None
     assert origin_of_event(1, origin, 9 * CHAIN_PERIOD).depth == 0
 
 
 @pytest.mark.parametrize(
-    ("chain", "tells_end", "is_refused"), [(10, False, False), (11, False, True), (12, True, False), (13, True, True)]
+    ("chain", "is_run_end", "is_refused"), [(10, False, False), (11, False, True), (12, True, False), (13, True, True)]
 )
-def test_handlers_hear_of_the_run_that_was_refused(chain: int, tells_end: bool, is_refused: bool) -> None:
+def test_handlers_hear_of_the_run_that_was_refused(chain: int, is_run_end: bool, is_refused: bool) -> None:
     origin = Origin(run_key=1, depth=0, chain=chain, since=0)
-    assert (explain_runaway(origin, 1, tells_end=tells_end) is not None) == is_refused
+    assert (explain_runaway(origin, 1, is_run_end=is_run_end) is not None) == is_refused
 
 
 @pytest.mark.parametrize("through", ["loop", "other"])

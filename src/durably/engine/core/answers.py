@@ -26,7 +26,7 @@ class Returned(msgspec.Struct, frozen=True, tag=True):
 
 
 class ReportedOps(msgspec.Struct, frozen=True, tag=True):
-    """``races`` is set where the app predates parallel modes: each of its parallel steps asks for discovery."""
+    """``races`` is set if the app predates parallel modes: each of its parallel steps asks for discovery."""
 
     ops: list[Op]
     no_retry: bool = False
@@ -35,7 +35,7 @@ class ReportedOps(msgspec.Struct, frozen=True, tag=True):
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, tag=True):
-    """``written`` is the error as the app wrote it, JSON; ``None`` where the app wrote none."""
+    """``written`` is the error as the app wrote it, JSON; ``None`` if the app wrote none."""
 
     error: ErrorData
     no_retry: bool = False
@@ -44,7 +44,7 @@ class AttemptFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Unreached(msgspec.Struct, frozen=True, tag=True):
-    """The app has seen nothing of the call, so this uses up no attempt."""
+    """The call did not reach the app, so it uses up no attempt."""
 
     error: ErrorData
 
@@ -53,7 +53,7 @@ Answer = Returned | ReportedOps | AttemptFailed | Unreached
 
 
 class _Streamed(msgspec.Struct):
-    """A streamed answer: the status and headers that count, known only once the function ended."""
+    """A streamed answer: the status and headers that count, which are known only when the function has ended."""
 
     status: int
     headers: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def failed(name: str, message: str, *, no_retry: bool = False) -> AttemptFailed:
 
 
 def _invalid(message: str, error: msgspec.DecodeError) -> AttemptFailed:
-    """A truncated or malformed answer may be whole the next time. A too deeply nested one stays so."""
+    """A truncated or malformed answer may be complete at the next attempt. A too deeply nested one stays so."""
     return failed("AnswerInvalidError", message, no_retry=isinstance(error, TooDeepError))
 
 
@@ -150,7 +150,7 @@ def _read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> int | Non
 
 
 def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[ErrorData, bytes | None]:
-    """What a function raised or, of an answer that is no app's, what can be told about it."""
+    """The error that a function raised, or a description of an answer that is not from an app."""
     try:
         written = _unwrap_text(body)
         error = decode(_error_decoder, written)
@@ -168,7 +168,7 @@ def describe_failure(status: int, headers: Mapping[str, str], body: bytes) -> st
 
 
 def _unwrap_text(body: bytes) -> bytes:
-    """JSON inside of a JSON string, as streaming writes it, and some SDKs their errors."""
+    """Unwrap JSON in a JSON string: streamed answers, and errors of some SDKs, are written so."""
     stripped = body.strip()
     return decode(_text_decoder, stripped).encode() if stripped.startswith(b'"') else stripped
 
@@ -189,7 +189,7 @@ class AnswerVerification(msgspec.Struct, frozen=True):
 
     ``keys`` are the engine's, ``call_signature`` is the call's signature, ``now`` is in unix seconds.
     ``signs_whole``: the app announced at its sync that it signs whole answers.
-    ``was_sent`` tells whether the engine sent a signature header itself.
+    ``was_sent`` returns whether the engine sent a signature header itself.
     """
 
     keys: tuple[str | None, str | None]

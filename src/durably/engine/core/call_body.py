@@ -14,15 +14,15 @@ from durably.protocol.signatures import canonicalize
 from .run_state import Call, Deferred
 
 _SDK_DECIDES = -1
-"""``version``: the app is to use the version of the protocol that it likes best."""
+"""The ``version`` that leaves the choice of the protocol's version to the app."""
 
 
 class CallData(msgspec.Struct, frozen=True, gc=False):
     """The content of a call. ``events`` are JSON, several if the run has a batch; ``memos`` are hashed step ids and
-    memos in the order of the memos. ``step_input``, if any, is the hashed id of a step that has yet to run, and the
+    memos in the order of the memos. ``step_input``, if any, is the hashed id of a step that has not run yet, and the
     input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``: an app may
-    execute their steps too, and an SDK without this feature ignores them. ``priority`` is that of ``CallAt``, and is
-    not sent. ``defers`` are the functions that the run has deferred."""
+    execute their steps too, and an SDK without this feature ignores them. ``priority`` orders calls, and is not sent.
+    ``defers`` are the functions that the run has deferred."""
 
     run_id: str
     function_id: str
@@ -42,7 +42,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def request_id(self) -> str:
-        """Tells this call from all others. Checkpoints may be known by it where they have no generation."""
+        """Identifies this call. Checkpoints without a generation are known by it."""
         return request_id_of(self.run_id, self.call.generation)
 
 
@@ -151,8 +151,8 @@ def canonical_json(raw: bytes) -> bytes:
 def canonical_call(data: CallData) -> tuple[bytes, bytes]:
     """The body of a call to an app of another SDK, and the bytes to sign.
 
-    Each event and memo is canonicalised by itself: one call into msgspec for all of them would hold the interpreter's
-    lock for longer. Takes up to 0.1 s for a megabyte, so not for an event loop if the call is large.
+    Each event and memo is canonicalised separately: one call into msgspec for all of them would hold the interpreter's
+    lock for longer. A megabyte takes up to 0.1 s, so run large calls outside of the event loop.
     """
     canonical = msgspec.structs.replace(
         data,
@@ -170,7 +170,7 @@ def to_sign(body: bytes) -> bytes:
 
 
 def _canonical_float(text: str) -> msgspec.Raw:
-    """Where ``repr`` uses no exponent, it writes the same digits as ECMAScript, which RFC 8785 refers to."""
+    """Without an exponent, ``repr`` writes the same digits as ECMAScript, which RFC 8785 refers to."""
     value = float(text)
     shortest = repr(value)
     if "e" in shortest:

@@ -1,4 +1,4 @@
-"""Errors that engines raise. Each names what was wrong, where, and what to do about it."""
+"""Errors that engines raise. Each message names the thing, the fault and the remedy."""
 
 from durably.protocol.errors import Error
 
@@ -23,7 +23,7 @@ class DatabaseTooNewError(EngineError):
 
 
 class DatabaseCorruptError(EngineError):
-    """The file is no database of Durably's, or its content is damaged."""
+    """The file is not a database of Durably, or its content is damaged."""
 
 
 class DatabaseLostError(EngineError):
@@ -53,7 +53,7 @@ class DatabaseUnavailableError(EngineError):
 
 
 class DatabaseBusyError(DatabaseUnavailableError):
-    """Another process is in the middle of a transaction, and does not come to its end."""
+    """Another process holds a transaction open, and does not end it."""
 
 
 class BackupFailedError(EngineError):
@@ -61,7 +61,7 @@ class BackupFailedError(EngineError):
 
 
 class EngineClosedError(EngineError):
-    """The engine is closed or closing, and accepts nothing any more."""
+    """The engine is closed or closing, and accepts no more input."""
 
 
 class EventInvalidError(EngineError):
@@ -89,7 +89,7 @@ class FunctionNotFoundError(EngineError):
 
 
 class FunctionPausedError(EngineError):
-    """The function is paused: nothing of it is started."""
+    """The function is paused: none of its runs starts."""
 
 
 class RunNotFoundError(EngineError):
@@ -105,11 +105,11 @@ class CancellationNotFoundError(EngineError):
 
 
 class SelectionInvalidError(EngineError):
-    """What runs a bulk cancellation or replay is to concern, is not said well."""
+    """The selection of runs for a bulk cancellation or replay is not valid."""
 
 
 class StaleCallError(EngineError):
-    """A call was given up on, or its run has ended: what it sends changes nothing any more (409)."""
+    """A call was given up, or its run has ended: its answer changes nothing (409)."""
 
 
 class CheckpointInvalidError(EngineError):
@@ -121,4 +121,4 @@ class TooLargeError(EngineError):
 
 
 class OpInvalidError(EngineError):
-    """An op cannot be carried out. The message names the step and the reason."""
+    """An op cannot be executed. The message names the step and the reason."""

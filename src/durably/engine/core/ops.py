@@ -51,7 +51,7 @@ class AnsweredCall:
 
 
 def apply_op(answered: AnsweredCall, op: Op) -> None:
-    """Raises ``OpInvalidError`` and ``RunOverflow``, either of which fails the run."""
+    """Apply one op. Raises ``OpInvalidError`` and ``RunOverflow``; both fail the run."""
     handler = _HANDLERS.get(op.op)
     if handler is None:
         raise OpInvalidError(

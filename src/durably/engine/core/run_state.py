@@ -1,4 +1,4 @@
-"""The state of a run: what decides what happens to it next, and the origins of its events."""
+"""The state of a run, from which the machine decides what happens next, and the origins of its events."""
 
 from enum import StrEnum
 
@@ -8,7 +8,8 @@ from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode
 
 MACHINE_VERSION = 1
-"""Raised when a state of before would be read or carried on differently. ``decode_run_state`` reads all older ones."""
+"""The version of stored states. Raise it if the machine would continue an older state differently.
+``decode_run_state`` reads all older versions."""
 
 
 class RunStatus(StrEnum):
@@ -27,10 +28,10 @@ class RunStatus(StrEnum):
 class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An outstanding call, to be made at ``due`` (milliseconds since the epoch) or under way since.
 
-    ``step_id`` is the planned step that it targets, or ``DISCOVER``. ``generation`` is its lease: whatever
-    arrives under another one is stale. ``attempt`` counts from 0; ``unreached`` is how often in a row it did
-    not reach the app. ``race`` is the parallel mode of the targeted step, ``memos_seen`` how many memos the
-    discovery saw, at least, that is or that planned this call. ``error`` is why the attempt before failed.
+    ``step_id`` is the planned step that it targets, or ``DISCOVER``. ``generation`` is its lease: an answer with
+    another one is stale. ``attempt`` counts from 0; ``unreached`` is the number of times in a row that it did not reach
+    the app. ``race`` is the parallel mode of the targeted step. ``memos_seen`` is the least number of memos that this
+    discovery, or the one that planned this call, saw. ``error`` is the reason why the attempt before failed.
     """
 
     generation: int
@@ -48,16 +49,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
         return self.step_id == DISCOVER
 
     def is_made(self, now: int) -> bool:
-        """Whether it is under way, or about to be: all but repetitions that are put off. What was never put off is
-        made even where the clock has been set back since, and now says that it is not due."""
+        """Whether the call is under way or about to be, which all calls are but postponed retries. A call that was
+        never postponed is made even if the clock was set back and shows an earlier time than ``due``."""
         return self.due <= now or not self.error
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """An outstanding step that waits for something other than a call; ``op`` says for what.
+    """An outstanding step that waits for something other than a call, by its ``op``.
 
-    ``generation``, ``attempt`` and ``needs_op`` concern requests alone: what a request was to send is kept
-    nowhere durable, so after a restart the step ``needs_op``: the app has to report it again.
+    ``generation``, ``attempt`` and ``needs_op`` concern only requests. The content of a request is not stored, so after
+    a restart the step ``needs_op``: the app must report it again.
     """
 
     step_id: str
@@ -70,8 +71,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 
 
 class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A function that the run has deferred: to be started once the run has ended, if it still ``is_abortable``.
-    ``size`` is that of its data, in bytes; the data itself is stored beside the run state."""
+    """A function that the run has deferred. It starts when the run has ended, if it still ``is_abortable``.
+    ``size`` is that of its data in bytes; the data is stored beside the run state."""
 
     step_id: str
     size: int = 0
@@ -79,8 +80,8 @@ class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """``generation`` is the last one given out. ``discover_again`` is a wish for discovery that came while
-    one was under way. ``memos`` and ``bytes`` count what the run has stored, for the protocol's limits."""
+    """``generation`` is the last one used. ``discover_again``: discovery was asked for while one was under way.
+    ``memos`` and ``bytes`` are the number and size of the run's memos, for the protocol's limits."""
 
     version: int
     status: RunStatus
@@ -145,15 +146,15 @@ def _dispatch(run_key: int, before: Origin | None, now: int, depth: int) -> Orig
     return Origin(run_key, depth, before.chain + 1, before.since)
 
 
-def explain_runaway(origin: Origin | None, max_depth: int, *, tells_end: bool) -> str | None:
-    """The reason why an event must start no run, or ``None``. ``tells_end``: the event is about another run's end."""
+def explain_runaway(origin: Origin | None, max_depth: int, *, is_run_end: bool) -> str | None:
+    """The reason why an event must start no run, or ``None``. ``is_run_end``: the event reports another run's end."""
     if origin is None:
         return None
     advice = "if that is not a mistake, raise the engine's limit (`--max-depth`, or `max_depth` in its settings)"
     if origin.depth > max_depth:
         return f"functions that invoke each other may be {max_depth} deep; {advice}"
     most = max_depth * _CHAIN_FACTOR
-    if origin.chain > most + (_ROOM_FOR_HANDLERS if tells_end else 0):
+    if origin.chain > most + (_ROOM_FOR_HANDLERS if is_run_end else 0):
         return f"at most {most} runs may start each other within an hour; {advice}"
     return None
 

@@ -232,9 +232,9 @@ def index_key(expression: Expression | None, trigger: Mapping[str, Any]) -> tupl
     return msgspec.json.encode(equality.async_path).decode(), equality.wanted_key(trigger)
 
 
-def value_at(path: str | None, newcomer: Mapping[str, Any]) -> str | None:
+def value_at(path: str | None, later: Mapping[str, Any]) -> str | None:
     """The value that an event has at a path that ``index_key`` returned."""
-    return None if path is None else Equality(_path_decoder.decode(path)).found_key(newcomer)
+    return None if path is None else Equality(_path_decoder.decode(path)).found_key(later)
 
 
 def _most_selective(equalities: list[Equality]) -> Equality | None:

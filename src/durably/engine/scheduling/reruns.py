@@ -87,10 +87,10 @@ def descends_from_cancelled(transaction: Transaction, function_id: str, origin: 
 
 
 def refuse_runaway(
-    transaction: Transaction, function: Function, origin: Origin | None, *, tells_end: bool = False
+    transaction: Transaction, function: Function, origin: Origin | None, *, is_run_end: bool = False
 ) -> ErrorData | None:
     """The reason why an event of this origin must not start a run of a function, or ``None``."""
-    reason = explain_runaway(origin, transaction.policy.max_depth, tells_end=tells_end)
+    reason = explain_runaway(origin, transaction.policy.max_depth, is_run_end=is_run_end)
     if reason is None:
         return None
     named = [function.id]

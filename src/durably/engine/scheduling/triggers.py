@@ -52,7 +52,7 @@ def trigger_function(transaction: Transaction, function: Function, event_key: in
     controls = transaction.registry.controls.get(function.id)
     received = transaction.event(event_key)
     if received.origin is not None:
-        runaway = refuse_runaway(transaction, function, received.origin, tells_end=received.name in RUN_END_EVENTS)
+        runaway = refuse_runaway(transaction, function, received.origin, is_run_end=received.name in RUN_END_EVENTS)
         if runaway is not None:
             return _store_failed_run(transaction, function, (event_key,), runaway)
     if function.is_plain and controls is None:

@@ -1,8 +1,8 @@
 """From an expression's tree to a function of a frame.
 
-Every node becomes one small closure over the closures of its parts, so that an evaluation is a few calls and
-looks nothing up but the data. The commonest forms (a path of fields, its comparison with a literal) have
-closures of their own. Names, functions and literals are checked here, once.
+Every node becomes one small closure over the closures of its parts, so that an evaluation is a few calls and only
+looks up data. The commonest forms (a path of fields, its comparison with a literal) have closures of their own.
+Names, functions and literals are checked here, once.
 """
 
 import operator
@@ -52,7 +52,7 @@ Evaluate = Callable[[Frame], Any]
 
 ROOTS: dict[str, Evaluate] = {
     "event": operator.attrgetter("event"),
-    "async": operator.attrgetter("newcomer"),
+    "async": operator.attrgetter("later"),
 }
 _BINARY: dict[str, Callable[[Frame, Any, Any], Any]] = {
     "==": equal,
@@ -90,7 +90,7 @@ class Compiler:
     ``event_fields`` are the fields of events that it reads, like ``{"data": "event"}``, each with the last name of the
     event.
 
-    Where there is no newcomer (``has_async`` is false), naming it is a fault: it would be unknown for ever.
+    Without a later event (``has_async`` is false), naming it is a fault, because it would always be unknown.
     """
 
     def __init__(self, has_async: bool) -> None:
@@ -186,7 +186,7 @@ class Compiler:
         return _compile_function(function, tuple(map(self.compile, nodes)))
 
     def _compile_has(self, node: Call) -> Evaluate:
-        """Whether a field is there, be it null. True or false, never unknown: so that ``!has(…)`` holds."""
+        """Whether a field exists, null included. True or false, never unknown, so that ``!has(…)`` holds."""
         if len(node.arguments) != 1 or not isinstance(node.arguments[0], Field):
             raise FaultError("has() takes one field, like has(event.data.id)", node.place)
         field = self.compile(node.arguments[0])
@@ -197,7 +197,7 @@ class Compiler:
         arities, compile_loop = _MACROS[node.name]
         if len(node.arguments) not in arities or not isinstance(node.arguments[0], Name):
             example = f"{node.name}(x, {'x.id' if node.name == 'map' else 'x > 1'})"
-            raise FaultError(f"{node.name}() takes a variable and what to do with it, like {example}", node.place)
+            raise FaultError(f"{node.name}() takes a variable and an expression, like {example}", node.place)
         items = self.compile(node.target)
         variable = node.arguments[0].name
         hidden = self._scope.get(variable)
@@ -217,7 +217,7 @@ def _compile_literal(value: Any) -> Evaluate:
 
 
 def _or_null(value: Any) -> Any:
-    """What a list or a map holds for a missing value."""
+    """The value in a list or a map: null stands for a missing one."""
     return None if value is UNKNOWN else value
 
 
@@ -331,7 +331,7 @@ def _check_pattern(pattern: str, place: Place) -> None:
     try:
         compile_pattern(pattern)
     except ValueError as error:
-        raise FaultError(f"the pattern {pattern[:80]!r} is no RE2 expression: {error}", place) from None
+        raise FaultError(f"the pattern {pattern[:80]!r} is not an RE2 expression: {error}", place) from None
 
 
 def _compile_function(function: Function, arguments: tuple[Evaluate, ...]) -> Evaluate:

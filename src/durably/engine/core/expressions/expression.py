@@ -1,26 +1,133 @@
-"""A compiled expression, and the cache of them."""
+"""A compiled expression, what it requires of events, and the cache of expressions."""
 
 import datetime as dt
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from .analysis import Equality, Kind, possible_kinds, read_equalities
-from .compiler import Compiler, Evaluate
+from .compiler import Compiler, Evaluate, split_path
 from .functions import TypeOf
-from .syntax import ExpressionInvalidError, FaultError, Node, parse
-from .values import UNKNOWN, Frame, FuelExhaustedError, to_text
+from .syntax import (
+    Binary,
+    Call,
+    Chain,
+    Conditional,
+    ExpressionInvalidError,
+    FaultError,
+    ListOf,
+    Literal,
+    MapOf,
+    Node,
+    Unary,
+    parse,
+)
+from .values import UNKNOWN, Frame, FuelExhaustedError, Path, read_path, to_index_key, to_text
 
 _CACHE_SIZE = 2048
 _EVENT_FIELDS = ("name", "data", "id", "ts", "user", "v")
 
 
+@dataclass(frozen=True, slots=True)
+class Equality:
+    """``async_path`` in the later event equals ``event_path`` in the trigger, or ``literal`` if that is ``None``.
+
+    Compare by keys: short texts that are the same for values that the dialect holds equal (1 and 1.0, null and a
+    missing field). Store ``wanted_key(event)`` with the wait, and find waits by ``found_key(later)``.
+    """
+
+    async_path: Path
+    event_path: Path | None = None
+    literal: Any = None
+
+    def wanted_key(self, event: Mapping[str, Any]) -> str:
+        return to_index_key(self.literal if self.event_path is None else read_path(event, self.event_path))
+
+    def found_key(self, later: Mapping[str, Any]) -> str:
+        return to_index_key(read_path(later, self.async_path))
+
+
+def read_equalities(node: Node) -> Iterator[Equality]:
+    """The equalities that a tree requires: only terms of ``&&``, because others need not hold."""
+    match node:
+        case Chain(operator="&&", terms=terms):
+            for term in terms:
+                yield from read_equalities(term)
+        case Binary(operator="==", left=left, right=right):
+            equality = _read_equality(left, right) or _read_equality(right, left)
+            if equality:
+                yield equality
+
+
+def _read_equality(async_side: Node, other: Node) -> Equality | None:
+    path = split_path(async_side)
+    if path is None or path[0] != "async":
+        return None
+    if isinstance(other, Literal):
+        return Equality(path[1], literal=other.value)
+    other_path = split_path(other)
+    if other_path is None or other_path[0] != "event":
+        return None
+    return Equality(path[1], event_path=other_path[1])
+
+
+class Kind(StrEnum):
+    BOOL = "true or false"
+    NUMBER = "a number"
+    TEXT = "a text"
+    NULL = "null"
+    LIST = "a list"
+    MAP = "a map"
+
+
+_ANY = frozenset(Kind)
+_BOOL = frozenset({Kind.BOOL})
+_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in")
+_CONDITIONS = ("has", "exists", "all", "exists_one", "existsOne")
+
+
+def possible_kinds(node: Node) -> frozenset[Kind]:
+    """The kinds of values that a tree may give. A missing value counts as null."""
+    match node:
+        case Literal(value=value):
+            return frozenset({_kind_of_literal(value)})
+        case ListOf():
+            return frozenset({Kind.LIST})
+        case MapOf():
+            return frozenset({Kind.MAP, Kind.NULL})
+        case Unary(operator="!"):
+            return _BOOL | {Kind.NULL}
+        case Binary(operator=operator) if operator in _COMPARISONS:
+            return _BOOL | {Kind.NULL}
+        case Call(name=name) if name in _CONDITIONS:
+            return _BOOL | {Kind.NULL}
+        case Chain(operator="&&" | "||", terms=terms):
+            return frozenset().union(*map(possible_kinds, terms))
+        case Conditional(then=then, otherwise=otherwise):
+            return possible_kinds(then) | possible_kinds(otherwise)
+        case _:
+            return _ANY
+
+
+def _kind_of_literal(value: object) -> Kind:
+    match value:
+        case None:
+            return Kind.NULL
+        case bool():
+            return Kind.BOOL
+        case int() | float():
+            return Kind.NUMBER
+        case _:
+            return Kind.TEXT
+
+
 class Expression:
     """One expression, compiled. Immutable, and may be evaluated from several threads. Evaluating raises nothing.
 
-    ``missing_field`` says that it reads a field that no event has, if it does. The field's value is unknown, so such a
-    condition never holds.
+    ``missing_field`` is set if the expression reads a field that events do not have. The field's value is unknown, so
+    such a condition never holds.
 
     ``event`` is the trigger, ``async_`` the later event that the expression calls ``async``, both as JSON decodes
     them. ``now`` is the value of ``now()``, in milliseconds since the epoch. ``kinds`` are the kinds of values that it
@@ -41,12 +148,12 @@ class Expression:
         return f"Expression({self.text!r})"
 
     def matches(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> bool:
-        """Whether the result is ``true`` itself: another truthy value is no match, as on the public server."""
+        """Whether the result is ``true`` itself. Other truthy values do not match, as on the public server."""
         return self._run(event, async_, now) is True
 
     def value(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> Any:
-        """The result as JSON has it, for keys and priorities: a bool, a finite number, a text, a list or a dict;
-        ``None`` for null and for what is unknown. Times (RFC 3339, ``90s``) and bytes become text."""
+        """The result as JSON, for keys and priorities: a bool, a finite number, a text, a list or a dict; ``None`` for
+        null and unknown values. Times (RFC 3339, ``90s``) and bytes become text."""
         result = self._run(event, async_, now)
         if result is UNKNOWN or (isinstance(result, float) and not math.isfinite(result)):
             return None
@@ -55,11 +162,11 @@ class Expression:
         return result.name if isinstance(result, TypeOf) else result
 
     def equalities(self) -> list[Equality]:
-        """What holds between a newcomer and an event whenever ``matches`` does. See ``Equality``."""
+        """Equalities between the later event and the trigger that hold whenever ``matches`` does."""
         return list(self._equalities)
 
-    def _run(self, event: object, newcomer: object, now: int) -> Any:
-        frame = Frame(event, UNKNOWN if newcomer is None else newcomer, now, self._variables)
+    def _run(self, event: object, later: object, now: int) -> Any:
+        frame = Frame(event, UNKNOWN if later is None else later, now, self._variables)
         try:
             return self._evaluate(frame)
         except (FuelExhaustedError, RecursionError):  # too many elements, or data nested too deeply to compare
@@ -78,9 +185,9 @@ def _explain_missing_field(fields: Mapping[str, str]) -> str | None:
 
 @functools.lru_cache(maxsize=_CACHE_SIZE)
 def compile_expression(text: str, *, has_async: bool = True) -> Expression:
-    """Compile a CEL expression in the protocol's dialect; the last 2,048 are remembered.
+    """Compile a CEL expression in the protocol's dialect. The last 2,048 are cached.
 
-    ``has_async`` is whether it may name the newcomer, ``async``, as those of waits and cancellations do.
+    ``has_async``: the expression may name the later event, ``async``, as those of waits and cancellations do.
     Raises ``ExpressionInvalidError``, whose message quotes the expression and names the place and the fault.
     """
     try:

@@ -1,7 +1,7 @@
 """The functions that expressions can call: CEL's own, and those that the protocol's dialect adds.
 
 A table from names to implementations. Each takes the evaluation's frame and its arguments, none of them
-``UNKNOWN``, and returns ``UNKNOWN`` for arguments that it cannot use; nothing here raises but for want of fuel.
+``UNKNOWN``, and returns ``UNKNOWN`` for arguments that it cannot use. They raise nothing but ``FuelExhaustedError``.
 """
 
 import base64
@@ -85,7 +85,7 @@ _text_question("endsWith", str.endswith)
 
 @_function("matches", 2, form="both", when_unknown=False)
 def _matches(frame: Frame, text: Any, pattern: Any) -> Any:
-    """RE2: its time is at most the text's length times the pattern's size, and that much fuel it costs."""
+    """RE2. Its fuel, like its time, grows with the text's length times the pattern's size."""
     if not (isinstance(text, str) and isinstance(pattern, str)):
         return UNKNOWN
     try:
@@ -98,7 +98,7 @@ def _matches(frame: Frame, text: Any, pattern: Any) -> Any:
 
 @functools.lru_cache(maxsize=128)
 def compile_pattern(pattern: str) -> Any:
-    """Raises ``ValueError``, which says what is wrong with it."""
+    """Raises ``ValueError`` with the fault of the pattern."""
     if len(pattern) > _MAX_PATTERN:
         raise ValueError(f"a pattern has at most {_MAX_PATTERN} characters")
     options = re2.Options()
@@ -209,7 +209,7 @@ def _dyn(frame: Frame, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TypeOf:
-    """What ``type()`` returns, and what the names ``int``, ``string`` … stand for where they are not called."""
+    """The value of ``type()``, and of the names ``int``, ``string`` … that are not called."""
 
     name: str
 
@@ -272,9 +272,9 @@ def _now_minus(frame: Frame, text: Any) -> Any:
     return _shift(frame.time(), _duration(frame, text), -1)
 
 
-def _shift(moment: dt.datetime, duration: Any, sign: int) -> Any:
+def _shift(time: dt.datetime, duration: Any, sign: int) -> Any:
     try:
-        return UNKNOWN if duration is UNKNOWN else moment + duration * sign
+        return UNKNOWN if duration is UNKNOWN else time + duration * sign
     except OverflowError:
         return UNKNOWN
 
@@ -306,8 +306,8 @@ def _timestamp(frame: Frame, value: Any) -> Any:
 
 @_function("date", 1)
 def _date(frame: Frame, value: Any) -> Any:
-    """The dialect's: also dates without a time and HTTP dates; a number is seconds, milliseconds or nanoseconds
-    since the epoch, whichever gives a year from 2000 on."""
+    """The dialect's function, which also reads dates without a time and HTTP dates. A number is seconds,
+    milliseconds or nanoseconds since the epoch, whichever gives a year from 2000 on."""
     if isinstance(value, str):
         return (parse_rfc3339(value) or _parse_mail_date(value)) if len(value) <= _MAX_WORD else UNKNOWN
     if isinstance(value, dt.datetime):
@@ -326,8 +326,8 @@ def _from_epoch(seconds: float) -> Any:
 
 def _parse_mail_date(text: str) -> Any:
     try:
-        moment = email.utils.parsedate_to_datetime(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
+        time = email.utils.parsedate_to_datetime(text)
+        return (time if time.tzinfo else time.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
     except (ValueError, TypeError, IndexError, OverflowError):
         return UNKNOWN
 
@@ -338,39 +338,39 @@ def _time_part(
     @_function(name, 1, 2, form="method")
     def implementation(frame: Frame, value: Any, zone: Any = "UTC") -> Any:
         if isinstance(value, dt.datetime) and isinstance(zone, str):
-            moment = _move_to_zone(value, zone)
-            return UNKNOWN if moment is None else of_timestamp(moment)
+            in_zone = _move_to_zone(value, zone)
+            return UNKNOWN if in_zone is None else of_timestamp(in_zone)
         if isinstance(value, dt.timedelta) and of_duration:
             return of_duration(value)
         return UNKNOWN
 
 
-def _move_to_zone(moment: dt.datetime, zone: str) -> dt.datetime | None:
+def _move_to_zone(time: dt.datetime, zone: str) -> dt.datetime | None:
     if offset := re.fullmatch(r"([+-]?)(\d{1,2}):(\d{2})", zone, re.ASCII):
         delta = dt.timedelta(hours=int(offset[2]), minutes=int(offset[3]))
         try:
-            return moment.astimezone(dt.timezone(-delta if offset[1] == "-" else delta))
+            return time.astimezone(dt.timezone(-delta if offset[1] == "-" else delta))
         except (ValueError, OverflowError):
             return None
     try:
-        return moment.astimezone(ZoneInfo(zone))
+        return time.astimezone(ZoneInfo(zone))
     except (ValueError, OverflowError, OSError, KeyError):
         return None
 
 
 _SECOND = dt.timedelta(seconds=1)
 
-_time_part("getFullYear", lambda moment: moment.year)
-_time_part("getMonth", lambda moment: moment.month - 1)
-_time_part("getDayOfMonth", lambda moment: moment.day - 1)
-_time_part("getDate", lambda moment: moment.day)
-_time_part("getDayOfWeek", lambda moment: moment.isoweekday() % 7)
-_time_part("getDayOfYear", lambda moment: moment.timetuple().tm_yday - 1)
-_time_part("getHours", lambda moment: moment.hour, lambda length: int(length / (3600 * _SECOND)))
-_time_part("getMinutes", lambda moment: moment.minute, lambda length: int(length / (60 * _SECOND)))
-_time_part("getSeconds", lambda moment: moment.second, lambda length: int(length / _SECOND))
+_time_part("getFullYear", lambda time: time.year)
+_time_part("getMonth", lambda time: time.month - 1)
+_time_part("getDayOfMonth", lambda time: time.day - 1)
+_time_part("getDate", lambda time: time.day)
+_time_part("getDayOfWeek", lambda time: time.isoweekday() % 7)
+_time_part("getDayOfYear", lambda time: time.timetuple().tm_yday - 1)
+_time_part("getHours", lambda time: time.hour, lambda length: int(length / (3600 * _SECOND)))
+_time_part("getMinutes", lambda time: time.minute, lambda length: int(length / (60 * _SECOND)))
+_time_part("getSeconds", lambda time: time.second, lambda length: int(length / _SECOND))
 _time_part(
     "getMilliseconds",
-    lambda moment: moment.microsecond // 1000,
+    lambda time: time.microsecond // 1000,
     lambda length: int(length % _SECOND / dt.timedelta(milliseconds=1)),
 )

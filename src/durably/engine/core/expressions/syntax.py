@@ -14,14 +14,14 @@ _SHOWN_LENGTH = 200
 
 
 class Place(NamedTuple):
-    """Where in an expression, counted from one."""
+    """A place in an expression; both numbers begin at one."""
 
     line: int
     column: int
 
 
 class ExpressionInvalidError(EngineError):
-    """An expression is not valid. The message quotes it, says where the fault is, what it is, and what to write."""
+    """An expression is not valid. The message quotes it, with the place of the fault and the remedy."""
 
     code = ErrorCode.FUNCTION_CONFIG_INVALID
 
@@ -35,7 +35,7 @@ class ExpressionInvalidError(EngineError):
 
 
 class FaultError(Exception):
-    """A fault met where the whole expression is not at hand; turned into an ``ExpressionInvalidError`` outside."""
+    """A fault, before it is raised with the whole expression as ``ExpressionInvalidError``."""
 
     def __init__(self, reason: str, place: Place | None = None) -> None:
         super().__init__(reason)
@@ -74,7 +74,7 @@ def _decode_escape(match: re.Match[str]) -> str:
         return _SIMPLE.get(simple, simple)
     code = int(octal, 8) if octal else int(hexadecimal or short or long, 16)
     if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-        raise ValueError(f"the escape {match[0]} is no Unicode character")
+        raise ValueError(f"the escape {match[0]} is not a Unicode character")
     return chr(code)
 
 
@@ -189,7 +189,7 @@ Node = Literal | Name | Field | Index | Call | ListOf | MapOf | Unary | Binary |
 
 
 class _TreeBuilder:
-    """Makes nodes, bottom-up, as the parser reduces; refuses trees that are too deep while they grow."""
+    """Makes nodes, bottom-up, as the parser reduces. Refuses trees that are too deep while they grow."""
 
     def conditional(self, parts: list[Any]) -> Node:
         condition, then, otherwise = parts
@@ -318,7 +318,7 @@ def _load_parser() -> Callable[[str], Node]:
 
 
 def parse(text: str) -> Node:
-    """Raises ``FaultError`` for text that is no expression, too long, or too deeply nested."""
+    """Raises ``FaultError`` for text that is not an expression, too long, or too deeply nested."""
     if len(text) > MAX_LENGTH:
         raise FaultError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     return _load_parser()(text)

@@ -1,11 +1,9 @@
-"""What values are equal, ordered, added and true in the protocol's dialect of CEL.
+"""Values in the protocol's dialect of CEL: equality, order, arithmetic and truth.
 
-Plain CEL stops with an error where types differ or a field is missing; the dialect goes on. ``UNKNOWN`` stands
-for both: a field that is not there, and an operation that has no result (a division by zero, a text less than
-a number). Where the public server's answer is a rule one could not guess, the comment says "as the server
-does". Values are what JSON decodes to, plus ``bytes``, ``datetime`` (a timestamp) and ``timedelta``.
-
-Knows nothing of expressions: only of their values, and of the fuel that bounds the work on large ones.
+Plain CEL stops with an error if types differ or a field is missing; the dialect continues. ``UNKNOWN`` stands for a
+missing field, and for an operation without a result (a division by zero, a text less than a number). Comments say
+"as the server does" for rules of the public server that are not obvious. Values are those of JSON, plus ``bytes``,
+``datetime`` (a timestamp) and ``timedelta``. Fuel bounds the work on large values.
 """
 
 import datetime as dt
@@ -37,7 +35,7 @@ _ORDERED = (str, bool, bytes, dt.datetime, dt.timedelta)
 _SCALARS = frozenset((str, bool, int, float, bytes, dt.datetime, dt.timedelta, type(None)))
 
 Path = tuple[str | int, ...]
-"""Where a value lies below ``event`` or ``async``: field names and list indexes."""
+"""The place of a value below ``event`` or ``async``: field names and list indexes."""
 
 
 class FuelExhaustedError(Exception):
@@ -47,11 +45,11 @@ class FuelExhaustedError(Exception):
 class Frame:
     """One evaluation: the two documents, the time in milliseconds, the variables of macros, and the fuel left."""
 
-    __slots__ = ("event", "fuel", "newcomer", "now", "variables")
+    __slots__ = ("event", "fuel", "later", "now", "variables")
 
-    def __init__(self, event: object, newcomer: object, now: int, variables: int) -> None:
+    def __init__(self, event: object, later: object, now: int, variables: int) -> None:
         self.event = event
-        self.newcomer = newcomer
+        self.later = later
         self.now = now
         self.variables: list[Any] = [UNKNOWN] * variables
         self.fuel = FUEL
@@ -70,7 +68,7 @@ def is_number(value: object) -> bool:
 
 
 def is_truthy(value: object) -> bool:
-    """As JavaScript has it, for ``||``, ``&&`` and ``?:``: an empty list is true, an empty text is not."""
+    """Truth as in JavaScript, for ``||``, ``&&`` and ``?:``: an empty list is true, an empty text is not."""
     if value is True or value is False:
         return value
     if value is None or value is UNKNOWN:
@@ -81,7 +79,7 @@ def is_truthy(value: object) -> bool:
 
 
 def read_field(value: object, key: object) -> Any:
-    """``value[key]`` and ``value.key``; ``UNKNOWN`` where there is no such thing."""
+    """``value[key]`` and ``value.key``; ``UNKNOWN`` if there is none."""
     if type(value) is dict and type(key) is str:
         return value.get(key, UNKNOWN)
     if isinstance(value, Mapping):
@@ -101,7 +99,7 @@ def read_path(value: object, path: Path) -> Any:
 
 
 def equal(frame: Frame, left: object, right: object) -> bool:
-    """``==``. Null equals null and what is missing, nothing else does; two missing fields are not equal."""
+    """``==``. Null equals only null and a missing field; two missing fields are not equal."""
     if left is UNKNOWN:
         return right is None
     if right is UNKNOWN:
@@ -128,7 +126,7 @@ def not_equal(frame: Frame, left: object, right: object) -> bool:
 
 
 def contains(frame: Frame, item: object, container: object) -> Any:
-    """``item in container``: an element of a list, a key of a map. False where either is missing."""
+    """``item in container``: an element of a list, a key of a map. False if either is missing."""
     if item is UNKNOWN or container is UNKNOWN:
         return False
     if isinstance(container, Mapping):
@@ -140,7 +138,7 @@ def contains(frame: Frame, item: object, container: object) -> Any:
 
 
 def _order(compare: Callable[[Any, Any], bool], unknown_left: bool) -> Callable[[Frame, Any, Any], Any]:
-    """An ordering operator. As the server does: what is missing is less than anything, null is the other's zero."""
+    """An ordering operator. As the server does: a missing field is less than any value, null is the other's zero."""
 
     def ordered(frame: Frame, left: Any, right: Any) -> Any:
         if left is UNKNOWN:
@@ -173,7 +171,7 @@ greater_or_equal = _order(operator.ge, unknown_left=False)
 
 
 def add(frame: Frame, left: Any, right: Any) -> Any:
-    """``+``: what is missing or null adds nothing; values of two types are joined as text."""
+    """``+``: a missing field or null adds nothing; values of two types are joined as text."""
     if left is UNKNOWN or left is None:
         return right
     if right is UNKNOWN or right is None:
@@ -300,7 +298,7 @@ def _element_to_text(value: object) -> str:
 def to_index_key(value: object) -> str:
     """A short text that values share if they are equal in the dialect; different values nearly never share one.
 
-    A missing field has null's. Lists and maps have one key each: whoever looks up by key evaluates after.
+    A missing field has null's key. All lists share one key, and so do all maps: evaluate the expression after a lookup.
     """
     if value is None or value is UNKNOWN:
         return "null"

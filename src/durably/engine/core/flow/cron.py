@@ -22,26 +22,26 @@ _ITEM = rf"(?:[*?]|{_VALUE}(?:-{_VALUE})?)(?:/\d{{1,2}})?"
 _FIELD = re.compile(rf"{_ITEM}(?:,{_ITEM})*", re.ASCII)
 _STEPPED_DAYS = {2: "1-31", 4: "0-6"}
 _LATE = 60_000
-"""A tick is missed, rather than somewhat late, if it is over its jitter and this many milliseconds overdue."""
+"""A tick counts as missed, not as late, if it is overdue by more than its jitter and this many milliseconds."""
 _FIRST_LOOK_BACK = 24 * 60 * 60 * 1000
 _LOOK_BACK_GROWTH = 8
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """``text`` is what the app wrote, ``fields`` what it amounts to, ``jitter`` milliseconds."""
+    """``text`` is the app's, ``fields`` its normal form, ``jitter`` in milliseconds."""
 
     text: str
     fields: str
     zone: str
     jitter: int = 0
 
-    def ticks_after(self, moment: int) -> Iterator[int]:
-        """The ticks later than ``moment``, in order."""
+    def ticks_after(self, after: int) -> Iterator[int]:
+        """The ticks later than a time, in order."""
         zone = ZoneInfo(self.zone)
-        last = moment
-        for tick in CronSim(self.fields, dt.datetime.fromtimestamp(moment / 1000, zone)):
+        last = after
+        for tick in CronSim(self.fields, dt.datetime.fromtimestamp(after / 1000, zone)):
             at = round(tick.timestamp() * 1000)
-            # Around clock changes some come out as a time of day that has passed already.
+            # Around clock changes, some are a time of day that has already passed.
             if at > last:
                 last = at
                 yield at
@@ -55,7 +55,7 @@ class Tick(NamedTuple):
 
 
 class Fired(NamedTuple):
-    """``tick`` is to start a run now, ``upcoming`` to be planned in its place; ``None`` where there is none."""
+    """``tick`` starts a run now, ``upcoming`` is the next to plan; ``None`` if there is none."""
 
     tick: Tick
     upcoming: Tick | None
@@ -68,7 +68,7 @@ def plan_tick(schedule: Schedule, function_id: str, after: int) -> Tick | None:
 
 
 def fire(schedule: Schedule, function_id: str, planned: Tick, now: int) -> Fired:
-    """What follows from a planned tick that is due: it is fired, or a later one in its place if it was missed."""
+    """Fire a planned tick whose time has come, or the last one since if it was missed."""
     tick = planned
     horizon = now - schedule.jitter - _LATE
     if planned.at < horizon:
@@ -77,7 +77,7 @@ def fire(schedule: Schedule, function_id: str, planned: Tick, now: int) -> Fired
 
 
 def _latest(schedule: Schedule, planned: int, until: int) -> int:
-    """The last tick from ``planned`` to ``until``, looked for from ever further back."""
+    """The last tick from ``planned`` to ``until``. The search begins ever further back."""
     look_back = _FIRST_LOOK_BACK
     while (start := until - look_back) > planned:
         found = None
@@ -97,7 +97,7 @@ def _latest(schedule: Schedule, planned: int, until: int) -> int:
 
 
 def _spread(schedule: Schedule, function_id: str, at: int) -> Tick:
-    """A tick with its jitter, which is the same however often it is asked for."""
+    """A tick with its jitter, which is always the same."""
     if not schedule.jitter:
         return Tick(at, at)
     seed = f"{function_id}|{schedule.text}|{at}".encode()

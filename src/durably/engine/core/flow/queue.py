@@ -1,4 +1,4 @@
-"""The queue: which of the calls that want to be made may be made now.
+"""The queue of calls: those that may be made now, within the limits of their functions.
 
 Calls join the queue and leave it. ``settle`` returns those that are within their limits, best place first. A returned
 call occupies its concurrency slots until it leaves. One rule keeps this cheap: *a concurrency key waits at a limit only
@@ -55,16 +55,16 @@ class QueueRows(Protocol):
     def first_call(self, key_id: str) -> QueuedCall | None: ...
 
     def drop_call(self, run_key: int, generation: int) -> str | None:
-        """Remove a queued call. The id of its concurrency key; ``None`` where it is not queued."""
+        """Remove a queued call. Returns the id of its concurrency key, or ``None`` if it is not queued."""
 
     def used(self, bucket_id: str) -> int:
-        """How many calls hold a slot of the bucket."""
+        """The number of calls that hold a slot of the bucket."""
         ...
 
     def put_used(self, bucket_id: str, used: int) -> None: ...
 
     def put_slots(self, run_key: int, generation: int, bucket_ids: tuple[str, ...]) -> None:
-        """Note that a call holds a slot of each of the buckets."""
+        """Store that a call holds a slot of each of the buckets."""
 
     def free_slots(self, run_key: int, generation: int) -> tuple[str, ...] | None: ...
 
@@ -73,10 +73,10 @@ class QueueRows(Protocol):
     def put_level(self, bucket_id: str, level: Level) -> None: ...
 
     def put_throttle_time(self, bucket_id: str, ready_at: int) -> None:
-        """Note when to look at the concurrency keys that wait at a throttle."""
+        """Store the time at which to check the concurrency keys that wait at a throttle."""
 
     def take_due_throttles(self, until: int, at_most: int) -> list[str]:
-        """Remove what ``put_throttle_time`` noted up to a time: ids of buckets."""
+        """Remove and return the buckets whose throttle times have passed."""
         ...
 
 
@@ -104,7 +104,7 @@ class Queue:
         self._levels: dict[str, Level | None] = {}
 
     def join(self, call: QueuedCall, queue_entry: QueueEntry, flow: Flow, *, starts_run: bool) -> None:
-        """A call wants to be made. ``starts_run`` is true of a run's first, and not of its repetitions."""
+        """Add a call. ``starts_run`` is true for the first call of a run, not for its retries."""
         key = key_of(queue_entry, flow, call, starts_run=starts_run)
         if not key.slots and key.throttle is None:
             self._made.append(call)
@@ -172,7 +172,7 @@ class Queue:
 
     def _push(self, limit: Limit) -> None:
         """Check the first concurrency key that waits at a limit, in order. It cannot change before that:
-        concurrency keys only come to wait at limits that have closed, and within a transaction those do not open
+        concurrency keys only begin to wait at limits that are reached, and within a transaction those do not open
         again."""
         key = self._rows.first_key(limit)
         if key is not None:
@@ -226,7 +226,7 @@ class Queue:
             self._rows.put_key(msgspec.structs.replace(key, first=first))
 
     def _put_changed(self, key: ConcurrencyKey) -> None:
-        """Write a concurrency key whose numbers may have changed, and have it looked at."""
+        """Write a concurrency key whose limits may have changed, and check it."""
         limits = key.limits
         if key.waits_at not in limits:
             key = msgspec.structs.replace(key, waits_at=limits[0] if limits else NO_LIMIT)

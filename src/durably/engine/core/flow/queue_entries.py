@@ -1,4 +1,4 @@
-"""Queue entries: what a run carries about flow control, and the queues they wait in."""
+"""Queue entries, which runs carry for flow control, and the concurrency keys in which their calls wait."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from .rates import Level, Pace
 
 
 class EntrySlot(msgspec.Struct, frozen=True, array_like=True):
-    """``limit_name`` tells which of the function's concurrency limits it is that the bucket belongs to."""
+    """``limit_name`` is the function's concurrency limit that the bucket belongs to."""
 
     limit_name: str
     bucket_id: str
@@ -30,11 +30,11 @@ class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
     @property
     def is_queued(self) -> bool:
-        """Whether the run's calls, or its first at least, have to ask the queue at all."""
+        """Whether the run's calls, or at least the first, go through the queue."""
         return bool(self.slots) or self.throttle is not None
 
     def has_to_queue(self, *, starts_run: bool) -> bool:
-        """The same of one call; ``starts_run`` as in ``Queue.join``."""
+        """Whether a call goes through the queue; ``starts_run`` is as in ``Queue.join``."""
         return bool(self.slots) or (starts_run and self.throttle is not None)
 
 

@@ -30,7 +30,7 @@ class Pace(msgspec.Struct, frozen=True, array_like=True):
 
 
 def pace_of(limit: int, period: Duration, burst: int) -> Pace:
-    """``limit`` units in each ``period`` (a duration), of which up to ``burst`` (at least one) may be used at once.
+    """``limit`` units in each ``period`` (a duration); up to ``burst`` of them (at least one) may be used at once.
 
     Over any stretch of time, give or take a millisecond, at most ``stretch / period * limit + burst`` units are used.
     """
