@@ -83,3 +83,12 @@ def test_what_the_site_generates_exists() -> None:
             assert importlib.import_module(module).__doc__
         for module, command in re.findall(r"\.\. click:: (\S+):(\w+)", page.read_text()):
             assert isinstance(getattr(importlib.import_module(module), command), click.Group)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "explanation" / "comparison.md"], ids=name)
+def test_figures_are_those_of_the_results(page: Path) -> None:
+    """Throughput: relations such as ``26.3 ×``, and steps a second such as ``3,488``."""
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    figures = re.findall(r"\d+\.\d+ ×|\d,\d{3}(?= and)|(?<=and )\d{3}(?=\))", page.read_text())
+    assert figures
+    assert [figure for figure in figures if figure not in results] == []
