@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from durably.functions.config import register
 from durably.functions.function import Function
 from durably.functions.middleware import SendEventsResult, TransformOutputResult, TransformStepInput
-from durably.in_process.process import check_config
+from durably.in_process import check_config
 from durably.protocol.opcodes import ParallelMode
 from durably.protocol.options import (
     Batch,

@@ -13,8 +13,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.in_process.dispatcher import Capacity, Dispatcher
-from durably.in_process.errors import CallReturnedError, WorkerLostError
+from durably.in_process.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
 
 DONE = Returned(b"1")

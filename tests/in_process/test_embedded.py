@@ -215,8 +215,10 @@ FOR_SDKS = {
     "receive_events",
     "run_actions",
     "run_batch",
+    "sync_app",
+    "verify",
 }
-"""Methods that a web app's code does not call."""
+"""Methods that the HTTP API calls, and a web app's code does not."""
 
 
 def test_every_method_has_a_synchronous_twin() -> None:

@@ -11,10 +11,17 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.protocol.errors import ErrorData
+from durably.protocol.errors import Error, ErrorData
 
-from .errors import CallReturnedError, WorkerLostError
 from .in_flight import CallKey, InFlightCalls, identity_of
+
+
+class CallReturnedError(Error):
+    """A process that stops returns a call that it has not finished."""
+
+
+class WorkerLostError(Error):
+    """The process that ran the call has ended, or has sent no heartbeat for the lease."""
 
 
 class Capacity(msgspec.Struct, frozen=True):

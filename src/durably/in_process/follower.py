@@ -18,14 +18,25 @@ from durably.engine.core.errors import DatabaseLostError, EngineClosedError, Eng
 from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation, operations_of
+from durably.errors import Error
 from durably.protocol.opcodes import Op
 from durably.protocol.sync import SyncRequest
 
 from . import sockets
-from .dispatcher import Capacity, WorkerSlots
-from .errors import CallReturnedError, EngineMovedError, WorkerLostError
+from .dispatcher import CallReturnedError, Capacity, WorkerLostError, WorkerSlots
 from .link import AnswerError, Link, LinkLostError, Timing
 from .worker import LocalWorker
+
+
+class EngineMovedError(Error):
+    """The engine is not, or no longer, behind this leader or link.
+
+    ``is_unclear``: the request may have been executed.
+    """
+
+    def __init__(self, message: str, *, is_unclear: bool) -> None:
+        super().__init__(message)
+        self.is_unclear = is_unclear
 
 
 class JoinRequest(msgspec.Struct, frozen=True):

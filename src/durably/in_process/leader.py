@@ -29,8 +29,7 @@ from durably.protocol.text import get_logger
 
 from . import sockets
 from .dispatcher import Dispatcher, WorkerSlots
-from .errors import EngineMovedError
-from .follower import OPERATIONS, FollowerWorker, JoinRequest, answer_operation
+from .follower import OPERATIONS, EngineMovedError, FollowerWorker, JoinRequest, answer_operation
 from .in_flight import InFlightCalls
 from .link import Link, Timing
 from .sockets import Entrance

@@ -16,12 +16,11 @@ from durably.engine.core.errors import (
 )
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, make_directory, read_note
-from durably.errors import TransportError
+from durably.errors import Error, TransportError
 from durably.protocol.text import get_logger
 
 from . import sockets
-from .errors import EngineMovedError, NodeClosedError
-from .follower import OPERATIONS, Follower
+from .follower import OPERATIONS, EngineMovedError, Follower
 from .leader import LOCK_NOTE, Leader
 from .link import Timing
 from .worker import LocalWorker
@@ -37,6 +36,10 @@ _RETRY_SECONDS = 1.0
 """Before another attempt, after an error."""
 
 _logger = get_logger("durably.engine")
+
+
+class NodeClosedError(Error):
+    """This node was closed or replaced during a request."""
 
 
 class Node:

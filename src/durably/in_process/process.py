@@ -6,18 +6,24 @@ import os
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from durably.comm import CommHandler
+from durably.engine.core.policy import dev_backoff, standard_backoff
+from durably.engine.settings import EngineSettings
 from durably.errors import EngineNotStartedError, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
-from durably.protocol.sync import FunctionConfig
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.events import EventReceipt
 from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
-from .app_loop import AppLoop
-from .errors import EngineMovedError, NodeClosedError
+from .calls import EngineCheckpoints
+from .follower import EngineMovedError
+from .link import Heartbeat, Timing
+from .node import Node, NodeClosedError
 from .server_start import (
     BackgroundStart,
     Program,
@@ -25,14 +31,7 @@ from .server_start import (
     refuse_green_threads,
     this_program,
 )
-
-if TYPE_CHECKING:
-    from durably.comm import CommHandler
-    from durably.engine.settings import EngineSettings
-    from durably.protocol.call import CheckpointRequest
-    from durably.protocol.events import EventReceipt
-
-    from .node import Node
+from .worker import AppLoop, LocalWorker
 
 T = TypeVar("T")
 
@@ -59,7 +58,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     max_calls: int
     lease_seconds: float
-    settings: "EngineSettings | None"
+    settings: EngineSettings | None
 
 
 class ProcessEngine:
@@ -125,7 +124,7 @@ class ProcessEngine:
 
     # InProcessEngine
 
-    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> "OnAnyLoop[EventReceipt]":
+    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> OnAnyLoop[EventReceipt]:
         self._refuse_in_test_run()
         return OnAnyLoop(
             get_engine_loop(), lambda: self._send_events({"body": body, "seed": seed, "sender": sender}, timeout)
@@ -134,7 +133,7 @@ class ProcessEngine:
     def refuse_to_block(self) -> None:
         """Any thread of the app may wait: the engine has its own."""
 
-    def add_handler(self, handler: "CommHandler") -> None:
+    def add_handler(self, handler: CommHandler) -> None:
         self._handlers[handler.client.app_id] = handler
         if self._is_serving and self._node is not None:
             submit(self._node.update())
@@ -172,7 +171,7 @@ class ProcessEngine:
     # on any event loop: in the leader, sends and commits go straight to the writer's thread, which saves two changes of
     # threads
 
-    async def _send_events(self, arguments: Mapping[str, Any], timeout: float) -> "EventReceipt":
+    async def _send_events(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
         if self._runs_functions and self._node is not None:
             try:
                 receipt: EventReceipt = await self._node.request_directly("receive_events", arguments)
@@ -181,7 +180,7 @@ class ProcessEngine:
                 pass
         return await submit(self._send_through_node(arguments, timeout))
 
-    async def _checkpoint(self, run_id: str, request: "CheckpointRequest") -> None:
+    async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         """Commit steps of a function, from any event loop. Waits without a limit while there is no leader.
 
         Raises ``TransportError`` if the node was closed: a sync function cannot be stopped, and may still run.
@@ -218,7 +217,7 @@ class ProcessEngine:
             if self._node is None:
                 _logger.exception("the engine on %s cannot start in process %d", self._options.path, os.getpid())
 
-    async def _replace_node(self) -> "Node":
+    async def _replace_node(self) -> Node:
         before, node = self._node, self._make_node()
         self._node = node
         try:
@@ -248,7 +247,7 @@ class ProcessEngine:
                 f"the engine on {self._options.path} did not answer within {timeout:g} s{reason}"
             ) from None
 
-    async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> "EventReceipt":
+    async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
         """Acknowledged events must run, so a process with functions starts with the first event that it sends."""
         if not self._is_serving and self._starts_with_send:
             self._starting = asyncio.create_task(self._start_in_background())
@@ -310,12 +309,7 @@ class ProcessEngine:
             self._background_start.cancel()
             self._background_start = None
 
-    def _make_node(self) -> "Node":
-        from .calls import EngineCheckpoints
-        from .link import Heartbeat, Timing
-        from .node import Node
-        from .worker import LocalWorker
-
+    def _make_node(self) -> Node:
         refuse_green_threads()
         if not self._stops_at_exit:
             call_before_threads_end(self._stop_at_exit)
@@ -335,10 +329,7 @@ class ProcessEngine:
             may_lead=self._may_lead,
         )
 
-    def _engine_settings(self) -> "EngineSettings":
-        from durably.engine.core.policy import dev_backoff, standard_backoff
-        from durably.engine.settings import EngineSettings
-
+    def _engine_settings(self) -> EngineSettings:
         if self._options.settings is not None:
             return self._options.settings
         modes = {handler.client.is_production for handler in self._handlers.values()}
@@ -385,21 +376,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
-
-
-def check_config(config: Mapping[str, Any]) -> str | None:
-    """The error that the engine would report at the sync; ``None`` if the config is valid or no engine is installed."""
-    try:
-        from durably.engine.core.errors import ConfigInvalidError
-        from durably.engine.core.flow.config import check_triggers, read_flow
-    except ImportError:
-        return None
-    read = msgspec.convert(config, FunctionConfig)
-    # Other engines know more than five fields, such as @daily. Ours refuses it at the sync.
-    read.triggers = [trigger for trigger in read.triggers if not (trigger.cron or "").strip().startswith("@")]
-    try:
-        check_triggers(read.id, read.triggers)
-        read_flow(read)
-    except ConfigInvalidError as error:
-        return str(error)
-    return None
