@@ -178,7 +178,7 @@ async def test_runs_that_fail_are_cancelled_or_go_on_pass() -> None:
         await cancelled.cancel()
         for run in (failed, cancelled, waiting):
             if run is failed:
-                with pytest.warns(DeterminismWarning, match="no variable of a module"):
+                with pytest.warns(DeterminismWarning, match="is not a variable of a module"):
                     await engine.check_determinism(run)
             else:
                 await engine.check_determinism(run)
