@@ -80,8 +80,7 @@ LEFT: dict[str, int] = {
     "src/durably/engine/sqlite": 40,
     "src/durably/in_process": 3,
     "src/durably/protocol": 2,
-    "src/durably/temporal": 54,
-    "src/durably/testing": 6,
+    "src/durably/testing": 3,
 }
 
 

@@ -51,7 +51,7 @@ def _does_not_fit(part: str, reason: str) -> TemporalVersionError:
     )
 
 
-# Definitions. ``temporalio`` has no public way to ask a class or function for what its decorators said. Its workers
+# Definitions. ``temporalio`` has no public way to read what the decorators of a class or function said. Its workers
 # and clients read ``_Definition``.
 
 
@@ -66,7 +66,7 @@ class HandlerDefinition:
 
 @dataclass(frozen=True)
 class WorkflowParts:
-    """What a workflow class's decorators said. ``name`` is ``None`` for a dynamic workflow.
+    """The definition of a workflow class. ``name`` is ``None`` for a dynamic workflow.
 
     Handlers are by name, without dynamic handlers and those that ``temporalio`` adds itself.
     """
@@ -115,7 +115,7 @@ _HANDLER_ATTRIBUTES: Mapping[HandlerKind, str] = {
 
 
 def handler_name(kind: HandlerKind, method: Callable[..., Any]) -> str | None:
-    """The name that a handler's decorator gave it; ``None`` if it has none, or is no handler of that kind.
+    """The name that a handler's decorator gave it; ``None`` without a name, or for a handler of another kind.
 
     Raises ``TemporalVersionError``.
     """
@@ -241,7 +241,7 @@ class _IdentifiedCall:
 
 # Native objects after a fork. A runtime's threads do not exist in a forked child, and freeing a runtime, client or call
 # of the parent waits for these threads for ever, at the latest when the child exits. ``temporalio`` documents only that
-# runtimes do not work across forks. A module global is no help: the interpreter's shutdown clears it.
+# runtimes do not work across forks. A module global does not help: the interpreter's shutdown clears it.
 
 
 def never_free(native: object) -> None:
@@ -255,8 +255,8 @@ MAIN_IN_SANDBOX = "__temporal_main__"
 """The name under which the workflow sandbox imports ``__main__``."""
 
 
-# Texts of the native client, which tell more than its statuses and are documented nowhere. If they change, users get a
-# less exact message, and nothing else.
+# Texts of the native client, which say more than its statuses and are not documented. If they change, users get a less
+# exact message, and nothing else changes.
 
 _BROKEN_CONNECTION = re.compile(r"transport error|h2 protocol error|http2 error|operation was canceled")
 

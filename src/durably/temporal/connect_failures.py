@@ -1,7 +1,7 @@
-"""Why a connection fails, in words that name the setting: certificates, keys, names, API keys. Pure.
+"""Reasons of failed connections, which name the setting: certificates, keys, names, API keys. Pure.
 
-The native client says it in texts of its TLS library and of gRPC. They are documented nowhere and were read from
-``temporalio`` 1.35.0. A text that is not in the table is passed on as it is.
+The native client reports texts of its TLS library and of gRPC. They are not documented and were read from
+``temporalio`` 1.35.0. Users get a text that is not in the table unchanged.
 """
 
 import re
@@ -42,7 +42,7 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
 
 
 def explain_refusal(message: str, settings: ConnectionSettings) -> str:
-    """What a connected server said, and what to do if it does not know the namespace."""
+    """The message of a connected server, with the remedy if it does not know the namespace."""
     return unknown_namespace(message, settings) or f"the server refuses: {message}"
 
 
@@ -111,7 +111,7 @@ _CAUSES = (
         f"the server does not permit the namespace to the app: check TEMPORAL_NAMESPACE, and {_API_KEY}",
     ),
 )
-"""What the native client's text has, and what that means."""
+"""Patterns of the native client's text, and their meanings."""
 
 _BROKEN = re.compile(
     r"connection closed|ConnectionReset|BrokenPipe|UnexpectedEof|operation was canceled|transport error"

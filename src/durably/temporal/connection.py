@@ -1,8 +1,8 @@
-"""The connection of an app to its Temporal server: one client per process, connected when first used.
+"""The connection of an app to its Temporal server: one client per process, which connects at its first use.
 
-A ``Temporal`` is made at import time, before any event loop, before a fork, while the server may be away. The first use
-connects, on the background event loop; from then on the client serves every event loop and thread of the process, and
-reconnects by itself when the server comes back. It knows nothing of HTTP, and of workers only what is declared.
+A ``Temporal`` is made at import time, before any event loop and before a fork; the server may be away. The first use
+connects, on the background event loop. Then the client serves every event loop and thread of the process, and
+reconnects by itself when the server is back.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ from .sync import SyncClient
 from .worker.workers import Lifespan
 
 WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
-"""How a web app repeats what an absent server did not answer: a visitor waits three seconds, not the SDK's ten."""
+"""Retries of a web app's calls while the server is away: a visitor waits three seconds, not the SDK's ten."""
 
 DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
 DEFAULT_RPC_TIMEOUT = timedelta(seconds=10)
@@ -58,7 +58,7 @@ _logger = get_logger("durably.temporal")
 
 @dataclass(frozen=True)
 class Health:
-    """Whether the server answers for the namespace and the workers of the web process run, and why not."""
+    """Whether the server answers for the namespace, and the web process's workers run; ``problem`` is the reason."""
 
     ok: bool
     address: str
@@ -69,23 +69,23 @@ class Health:
 class Temporal:
     """An app's connection to Temporal.
 
-    ``address`` is ``host:port``. What is not given comes from ``TEMPORAL_…`` environment variables, Temporal's
-    configuration file (``profile``, ``config_file``) and the framework's settings; see ``durably.temporal.settings``.
-    ``task_queue`` is the one on which workflows are started that name none. ``data_converter`` is the pydantic one
-    when pydantic is installed; ``encryption`` is a codec added to it, which hides failures' texts too. Unless given, it
-    is made of the settings' encryption keys, if there are any.
+    ``address`` is ``host:port``. Defaults are from ``TEMPORAL_…`` environment variables, Temporal's configuration
+    file (``profile``, ``config_file``) and the framework's settings; see ``durably.temporal.settings``.
+    ``task_queue`` is the default for starts of workflows. ``data_converter`` is the pydantic one if pydantic is
+    installed. ``encryption`` is a codec for it, which hides failures' texts too; by default it is made of the
+    settings' encryption keys, if there are any.
     ``deployment_name``, ``build_id`` and ``versioning_behavior`` (``pinned``, ``auto-upgrade``) are the version of the
     app's workers: see ``durably.temporal.worker.deployments``.
     ``tracing`` makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
-    ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` says how long calls are
-    repeated while the server is away. ``connect_timeout`` bounds the first connection as a whole, ``rpc_timeout`` each
-    call that is given none of its own, waits for results and updates apart; with ``None`` the SDK's half minute does.
+    ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` bounds the retries of
+    calls while the server is away. ``connect_timeout`` bounds the first connection as a whole. ``rpc_timeout`` is the
+    default timeout of calls, except waits for results and updates; with ``None`` it is the SDK's half minute.
 
     An app with several connections gives the others a ``name``: the environment variables of
-    ``Temporal(name="billing")`` begin with ``TEMPORAL_BILLING_``. ``same_server_as`` is the connection whose address,
-    TLS and credentials count if this one names no server, and whose encryption keys count if it has none.
+    ``Temporal(name="billing")`` begin with ``TEMPORAL_BILLING_``. ``same_server_as`` is a connection that gives its
+    address, TLS and credentials if this one names no server, and its encryption keys if this one has none.
 
-    Making one connects to nothing and reads no settings. ``await temporal.client()`` gives the client;
+    The constructor does not connect and reads no settings. ``await temporal.client()`` gives the client;
     ``temporal.sync`` is the same for synchronous code.
     """
 
@@ -151,10 +151,10 @@ class Temporal:
         self.owner_attributes: list[DeclaredAttribute] = []
         self.web_worker: Lifespan | None = None
         self._override: Client | None = None
-        self._start_anew()
+        self._reset()
         _connections.add(self)
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._connecting: concurrent.futures.Future[Client] | None = None
@@ -163,10 +163,10 @@ class Temporal:
         for inherited in (self._client, self._connecting):
             if inherited is not None:
                 never_free(inherited)
-        self._start_anew()
+        self._reset()
 
     def configure(self, configuration: Callable[[], Mapping[str, Any]]) -> None:
-        """Where a framework keeps its settings (``durably.temporal.settings.FRAMEWORK_KEYS``): read at first use.
+        """Set the source of the framework's settings (``durably.temporal.settings.FRAMEWORK_KEYS``), read at first use.
 
         Raises ``TemporalSettingsError`` when the settings have been read already.
         """
@@ -184,13 +184,13 @@ class Temporal:
         activities: Sequence[Callable[..., Any]] = (),
         **options: Unpack[WorkerOptions],
     ) -> None:
-        """Declare what workers of this app run: ``durably temporal worker module:temporal`` runs all that is declared.
+        """Declare a worker of this app. ``durably temporal worker module:temporal`` runs all declared workers.
 
-        ``task_queue`` is the connection's if not given; what is declared for one task queue in several places is one
-        worker's. Synchronous activities run in threads. Starts nothing.
+        The default ``task_queue`` is the connection's. All declarations for one task queue are one worker. Sync
+        activities run in threads.
         """
         if workflow.unsafe.in_sandbox():
-            return  # A workflow's module is imported anew for the workflow; all is declared already.
+            return  # The sandbox imports a workflow's module again; its declarations exist already.
         self.workers.append(
             WorkerDeclaration(
                 task_queue=task_queue, workflows=tuple(workflows), activities=tuple(activities), options=dict(options)
@@ -213,10 +213,10 @@ class Temporal:
     ) -> None:
         """Declare a schedule: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``.
 
-        When is said by one of ``cron``, ``every`` and ``spec``, in ``time_zone`` (UTC if not given). The workflows'
-        ids begin with ``workflow_id``, which is the schedule's own if not given; their time is appended. Parameters of
-        ``start`` that are left out get their defaults as they are now. The server gets to know by ``durably temporal
-        sync-schedules module:temporal``. Raises ``TemporalSettingsError``, for arguments that do not fit too.
+        The times are one of ``cron``, ``every`` and ``spec``, in ``time_zone`` (default: UTC). The workflows' ids are
+        ``workflow_id`` (default: the schedule's id) and the time. Parameters of ``start`` without an argument get their
+        present defaults. ``durably temporal sync-schedules module:temporal`` writes schedules to the server. Raises
+        ``TemporalSettingsError``, also for arguments that do not fit.
         """
         if workflow.unsafe.in_sandbox():
             return
@@ -239,8 +239,8 @@ class Temporal:
     ) -> None:
         """Declare search attributes that the app sets. Gateways add those that exposures declare by key.
 
-        When the process connects, those that the namespace does not know are logged as errors, with the command that
-        registers them and ``where``, the code that sets them. At once if the process is connected already.
+        When the process connects, attributes that the namespace does not know are logged as errors, with the command
+        that registers them and ``where``, the code that sets them.
         """
         if workflow.unsafe.in_sandbox() or not keys:
             return
@@ -252,7 +252,7 @@ class Temporal:
     def serve_metrics(self, address: str, *, processes: int = 1) -> None:
         """Serve the process's metrics to Prometheus at ``http://{address}/metrics``; ``address`` is ``host:port``.
 
-        Where several ``processes`` of a web server do so, each takes the first port from that one on that is free.
+        If several ``processes`` of a web server call this, each takes the next free port.
         Raises ``TemporalSettingsError`` when a runtime was given, which has its own telemetry, or the address is bad.
         """
         if self._own_runtime is not plain_runtime:
@@ -271,7 +271,7 @@ class Temporal:
 
     @property
     def meter(self) -> MetricMeter:
-        """Where the process's metrics are counted, for the app's own too; of no effect when nobody collects them.
+        """The meter of the process's metrics, for the app's own metrics too. Without an exporter it does nothing.
 
         Raises ``TemporalSettingsError`` when the runtime cannot be started.
         """
@@ -298,7 +298,7 @@ class Temporal:
 
     @cached_property
     def data_converter(self) -> DataConverter:
-        """What turns values into payloads: workers of the same app need the same. Raises ``TemporalSettingsError``."""
+        """The converter of values into payloads, the same for all workers. Raises ``TemporalSettingsError``."""
         converter = self._given_converter or _default_converter()
         codec = self._encryption or _codec_of(self.settings)
         if codec is None:
@@ -322,7 +322,7 @@ class Temporal:
         client = self._override or self._client
         if client is not None:
             return client
-        # Whoever gives up waiting must not take the connection away from the others.
+        # A caller that is cancelled must not cancel the connection of the others.
         return await asyncio.shield(asyncio.wrap_future(self._connect_once()))
 
     def start_connecting(self) -> concurrent.futures.Future[Client] | None:
@@ -353,7 +353,7 @@ class Temporal:
     async def connect(
         self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[Interceptor] | None = None
     ) -> Client:
-        """A client of one's own with the same settings, for a worker say, whose calls are repeated otherwise.
+        """A new client with the same settings: a worker's calls are retried for longer, for example.
 
         Raises what ``client`` raises, and ``TemporalSettingsError`` when the runtime cannot be started.
         """
@@ -407,12 +407,12 @@ class Temporal:
 
     @property
     def worker_problem(self) -> str | None:
-        """Why the workers of ``lifespan(worker=True)`` do not run; ``None`` if they do, or if there are none."""
+        """The reason why workers of ``lifespan(worker=True)`` do not run; ``None`` if they do, or if there are none."""
         return None if self.web_worker is None else self.web_worker.worker_problem
 
     @contextlib.contextmanager
     def override(self, client: Client) -> Iterator[None]:
-        """Use another client meanwhile, in the whole process: that of a test environment."""
+        """Use another client within ``with``, in the whole process: that of a test environment."""
         before, self._override = self._override, client
         try:
             yield

@@ -142,7 +142,7 @@ def workflow_types(declarations: Iterable[WorkerDeclaration]) -> list[str]:
 
 
 class ScheduledWorkflowOptions(TypedDict, total=False):
-    """How a schedule starts its workflow, as ``temporalio.client.ScheduleActionStartWorkflow`` describes it."""
+    """Options of a scheduled start, as ``temporalio.client.ScheduleActionStartWorkflow`` describes them."""
 
     execution_timeout: timedelta
     run_timeout: timedelta
@@ -203,7 +203,7 @@ class CallOptions(TypedDict, total=False):
 
 
 class StartOptions(CallOptions, total=False):
-    """How a workflow is started, as ``temporalio.client.Client.start_workflow`` describes it."""
+    """Options of a workflow's start, as ``temporalio.client.Client.start_workflow`` describes them."""
 
     task_queue: str
     execution_timeout: timedelta

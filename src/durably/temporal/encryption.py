@@ -48,7 +48,7 @@ class EncryptionKey:
         try:
             key = base64.b64decode(encoded, validate=True)
         except ValueError:
-            raise TemporalSettingsError(f"the key of an encryption key id:key is no Base64; {_HOW_TO_MAKE}") from None
+            raise TemporalSettingsError(f"the key of an encryption key id:key is not Base64; {_HOW_TO_MAKE}") from None
         _check_length(key, "an encryption key id:key")
         return cls(id, key)
 
@@ -71,7 +71,7 @@ class EncryptionKey:
         return cls(id, os.urandom(32))
 
     def export(self) -> str:
-        """What ``parse`` reads. A secret."""
+        """The text that ``parse`` reads, which is a secret."""
         return f"{self.id}:{base64.b64encode(self.key).decode()}"
 
 
@@ -81,11 +81,11 @@ def _check_length(key: bytes, what: str) -> None:
 
 
 class EncryptionCodec(PayloadCodec):
-    """Encrypts with the first key; decrypts with whichever a payload names.
+    """Encrypts with the first key, and decrypts with the key that a payload names.
 
     To replace a key: add the new one at the end everywhere, then move it to the front everywhere, and remove the old
-    one when no workflow that was started with it is kept any more. Payloads that are not encrypted are read as they
-    are, so that encryption can be turned on while workflows run; ``require_encrypted=True`` refuses them.
+    one when the server keeps no workflow of it. Payloads that are not encrypted are read unchanged, so that encryption
+    can be turned on while workflows run; ``require_encrypted=True`` refuses them.
     """
 
     def __init__(self, *keys: EncryptionKey, require_encrypted: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Why workflows are stuck: questions to the server about task queues, histories, and all workflows of some types.
+"""Reasons why workflows are stuck: requests about task queues, histories, and all workflows of some types.
 
 ``notices`` judges the answers. Workers that serve metrics count stuck workflows (``keep_metric``).
 """
@@ -106,7 +106,7 @@ class Inspector:
     async def notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
     ) -> list[Notice]:
-        """Why a running workflow is stuck; empty if it is not. Raises ``RPCError``."""
+        """Reasons why a running workflow is stuck; empty if it is not. Raises ``RPCError``."""
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return []
         described = description.raw_description
@@ -245,7 +245,7 @@ async def _read_tail(client: Client, description: WorkflowExecutionDescription, 
 
 
 async def _read_task_failure(client: Client, events: Sequence[HistoryEvent]) -> Tail:
-    """Why the last workflow task failed; ``events`` are the last ones first."""
+    """The failure of the last workflow task; ``events`` are the last ones first."""
     for event in events:
         if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT:
             return Tail(cause="timed_out", message="no worker has answered in time")

@@ -1,4 +1,4 @@
-"""What keeps a workflow from going on, found in what the server says of it. Pure: no I/O, no clock.
+"""Notices: reasons why a workflow is stuck, found in the server's descriptions. Pure: no I/O, no clock.
 
 The gateway's descriptions, Django's admin, the metrics and ``durably temporal check`` show the same notices.
 """
@@ -16,7 +16,7 @@ from .errors import scrub
 
 
 class Reason(StrEnum):
-    """Why a workflow does not go on; the names are those of metrics and commands."""
+    """Reasons why a workflow is stuck; the values are those of metrics and commands."""
 
     NO_POLLER = "no-poller"
     NO_CURRENT_VERSION = "no-current-version"
@@ -38,10 +38,10 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """From when on a workflow counts as stuck.
+    """Limits from which on a workflow is stuck.
 
-    ``workflow_task_attempts`` and ``activity_attempts`` are the numbers of the attempt that is under way;
-    ``activity_duration`` is the time since an activity that is retried was scheduled first.
+    ``workflow_task_attempts`` and ``activity_attempts`` are numbers of the running attempt. ``activity_duration`` is
+    the time since the first schedule of a retried activity.
     """
 
     workflow_task_attempts: int = 3
@@ -49,7 +49,7 @@ class Thresholds:
     activity_attempts: int = 10
     activity_duration: dt.timedelta = dt.timedelta(hours=1)
     poller_silence: dt.timedelta = dt.timedelta(seconds=90)
-    """A worker that lives polls at least once a minute; the server remembers those that died for five minutes."""
+    """A live worker polls at least once a minute; the server lists a dead one for five minutes."""
 
 
 DEFAULT_THRESHOLDS = Thresholds()
@@ -71,9 +71,11 @@ class Queue:
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """What the last events of a history say: why a workflow task failed (the cause is that of
-    ``WorkflowTaskFailedCause``, in lower case); by the id of an activity, when it was scheduled first and why its last
-    attempt failed. Texts are decrypted."""
+    """The last events of a history. ``cause`` and ``message`` are those of a failed workflow task.
+
+    ``cause`` is a ``WorkflowTaskFailedCause`` in lower case. ``scheduled`` is the first schedule of each activity by
+    its id, ``failures`` the error of its last attempt. Texts are decrypted.
+    """
 
     cause: str = ""
     message: str = ""
@@ -89,14 +91,14 @@ _RETRYING = 2
 
 
 def needs_tail(described: DescribeWorkflowExecutionResponse, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> bool:
-    """Whether the history is needed to find why the workflow is stuck."""
+    """Whether the reasons depend on the history."""
     return _is_task_failing(described, thresholds) or any(
         activity.attempt >= _RETRYING for activity in described.pending_activities
     )
 
 
 def queues_to_ask(described: DescribeWorkflowExecutionResponse) -> tuple[str, frozenset[str]]:
-    """The workflow's task queue, and those on which its activities wait to be taken."""
+    """The workflow's task queue, and those of its waiting activities."""
     waiting = {
         activity.activity_options.task_queue.name
         for activity in described.pending_activities
@@ -113,7 +115,7 @@ def find_notices(
     now: dt.datetime,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> list[Notice]:
-    """What keeps an open workflow from going on, as far as the server knows."""
+    """Notices of an open workflow, as far as the server knows."""
     found = [poller_notice(queue, now, thresholds) for queue in queues]
     if not any(found):
         for_workflows = [queue for queue in queues if not queue.is_for_activities]
@@ -126,7 +128,7 @@ def find_notices(
 
 
 def poller_notice(queue: Queue, now: dt.datetime, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> Notice | None:
-    """Whether no worker polls the queue."""
+    """A notice if no worker polls the queue."""
     what = " for activities" if queue.is_for_activities else ""
     if not queue.polls:
         text = f'no worker polls the task queue "{queue.name}"{what}: is one running, with that queue and namespace?'

@@ -1,7 +1,7 @@
 """The id of a web request, from the request through the workflow that it starts to the activities of that workflow.
 
 It is kept in a context variable within a process, and in a header of Temporal's calls between processes. The header is
-not encrypted: an id is no secret.
+not encrypted: an id is not a secret.
 """
 
 import logging
@@ -24,13 +24,13 @@ request_id: ContextVar[str | None] = ContextVar("durably_request_id", default=No
 
 
 def current_request_id() -> str | None:
-    """The id of the web request that is handled, or that has started the workflow of the activity that runs."""
+    """The id of the current web request, or of the request that started the current activity's workflow."""
     return request_id.get()
 
 
 @contextmanager
 def web_request(id: str | None) -> Iterator[None]:
-    """Workflows that are started meanwhile carry this id, for an app that makes ids of requests itself."""
+    """Give this id to workflows that start within ``with``, for an app that makes ids of requests itself."""
     token = request_id.set(id)
     try:
         yield

@@ -1,9 +1,9 @@
-"""Which workflows a web request had to do with, in the app's log.
+"""The log of web requests, with the ids of the workflows that a request used.
 
-Every call of the client notes the workflow's id while a request is handled. The middlewares here log one line for each
-request, with the ids; ``WorkflowIdFilter`` puts them into the records of an app's own logging instead.
+During a request, every call of the client records the workflow's id. The middlewares here log one line for each
+request, with the ids. ``WorkflowIdFilter`` adds them to the records of an app's own logging instead.
 
-The middlewares are ASGI's and WSGI's; Django's is in ``durably.temporal.django``, and a mixin for Tornado's handlers in
+The middlewares are for ASGI and WSGI; Django's is in ``durably.temporal.django``, and a mixin for Tornado's handlers in
 ``durably.temporal.tornado``.
 """
 
@@ -26,7 +26,7 @@ noted_workflows: ContextVar[list[str] | None] = ContextVar("durably_workflow_ids
 
 @contextmanager
 def noting_workflows() -> Iterator[list[str]]:
-    """The ids of workflows that the client has to do with meanwhile, in the order in which they come."""
+    """The ids of workflows that the client uses within ``with``, in order of first use."""
     noted: list[str] = []
     token = noted_workflows.set(noted)
     try:
@@ -36,7 +36,7 @@ def noting_workflows() -> Iterator[list[str]]:
 
 
 def note_workflow(workflow_id: str) -> None:
-    """The request that is handled just now, if there is one, has to do with this workflow."""
+    """Record the workflow's id for the current request, if there is one."""
     noted = noted_workflows.get()
     if noted is not None and workflow_id not in noted:
         noted.append(workflow_id)
@@ -84,7 +84,7 @@ class RequestLog:
         }
         about = f" workflows: {printable(', '.join(self._ids))}" if self._ids else ""
         message = "%s %s %s in %s ms%s"
-        # Paths are decoded, and so may have line ends with which somebody forges lines.
+        # Paths are decoded: line ends in them could forge lines of the log.
         method, path = printable(self.method), printable(self.path)
         logger.info(message, method, path, status, milliseconds, about, extra={"fields": fields, **fields})
 

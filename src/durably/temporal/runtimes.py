@@ -1,11 +1,11 @@
-"""One ``temporalio`` runtime per process, and what a fork does to it.
+"""One ``temporalio`` runtime per process, also after a fork.
 
-A runtime is a pool of native threads, which do not exist in a forked child: there, a client of the parent's runtime
-never answers, and even freeing one waits for ever for those threads, at the latest when the child exits. So a child
-starts a runtime of its own, and what it inherited is kept until the process is gone.
+A runtime is a pool of native threads, which do not exist in a forked child. There, a client of the parent's runtime
+never answers, and to free it waits for those threads forever. So a child starts a runtime of its own, and never frees
+what it inherited.
 
-Nor does the interpreter's exit wait for those threads: one that is just handing an answer to Python then takes the
-process down with a fatal error. So the exit gives them a moment first.
+The interpreter's exit does not wait for those threads either. A thread that passes an answer to Python at that time
+would end the process with a fatal error. So the exit waits briefly for them.
 """
 
 import atexit
@@ -33,8 +33,10 @@ def plain_runtime() -> Runtime:
 
 @functools.cache
 def measured_runtime(address: str, processes: int = 1) -> RuntimeFactory:
-    """What makes a runtime that serves its metrics to Prometheus at ``address``, which is ``host:port``, or at the
-    first free one of as many ports as there are ``processes``."""
+    """A factory of runtimes that serve metrics to Prometheus at ``address``, which is ``host:port``.
+
+    With several ``processes``, it takes the first free one of as many ports.
+    """
     host, _, port = address.rpartition(":")
     addresses = [f"{host}:{int(port) + number}" for number in range(processes)]
 
@@ -62,14 +64,14 @@ def _prometheus(address: str) -> PrometheusConfig:
 
 
 _EXIT_PAUSE = 0.02
-"""Seconds at exit in which native threads finish what they began; they need microseconds."""
+"""Seconds at exit for native threads to finish; they need microseconds."""
 
 _lock = threading.Lock()
 _runtimes: dict[RuntimeFactory, Runtime] = {}
 
 
 def runtime_of_process(factory: RuntimeFactory = plain_runtime) -> Runtime:
-    """This process's runtime, made by ``factory`` when it is first asked for. All connections share it."""
+    """This process's runtime, made by ``factory`` at its first use. All connections share it."""
     with _lock:
         if factory not in _runtimes:
             if not _runtimes:
@@ -78,7 +80,7 @@ def runtime_of_process(factory: RuntimeFactory = plain_runtime) -> Runtime:
         return _runtimes[factory]
 
 
-def _start_anew() -> None:
+def _reset_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
     for runtime in _runtimes.values():
@@ -87,4 +89,4 @@ def _start_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,8 +1,7 @@
-"""Schedules declared in code, and the server's made to be like them.
+"""Schedules: declared in code, and written to the server.
 
-A schedule that was declared carries the name of its app, so that it is known as such when it is declared no longer, and
-what it starts carries a fingerprint of the declaration, so that only what has changed is written. Whether it is paused
-is for people to say, and is kept.
+A written schedule has the name of its app, so that a schedule without a declaration can be found. Its workflows have a
+fingerprint of the declaration, so that only changes are written. A paused schedule stays paused.
 """
 
 import hashlib
@@ -44,7 +43,7 @@ class Outcome(StrEnum):
 
 
 def spec_in_words(spec: ScheduleSpec) -> str:
-    """When a schedule is due, on one line: ``cron 0 3 * * *, in Europe/Berlin``."""
+    """The times of a schedule, on one line: ``cron 0 3 * * *, in Europe/Berlin``."""
     words = [f"cron {expression}" for expression in spec.cron_expressions]
     for interval in spec.intervals:
         offset = f", offset by {_duration(interval.offset)}" if interval.offset else ""
@@ -59,7 +58,7 @@ def spec_in_words(spec: ScheduleSpec) -> str:
 
 
 def check_spec(declaration: ScheduleDeclaration) -> None:
-    """What can be found wrong with a declaration without the server, which knows more forms of cron expressions.
+    """Check a declaration without the server, which accepts more forms of cron expressions.
 
     Raises ``TemporalSettingsError`` for an unknown time zone, if this machine has a database of them, and for a wrong
     expression of five fields, if cronsim is installed.
@@ -111,10 +110,10 @@ def _duration(span: timedelta) -> str:
 async def sync_schedules(
     temporal: Temporal, *, app: str | None = None, prune: bool = False, dry_run: bool = False
 ) -> AsyncIterator[tuple[str, Outcome]]:
-    """Create and update the server's schedules as they are declared; with ``prune``, delete those of the same ``app``
-    that are declared no longer. Yields each schedule's id and what was done with it, or with ``dry_run`` would be.
+    """Create and update the server's schedules as they are declared. Yields the id and outcome of each.
 
-    ``app`` tells apart the apps that share a namespace; it is the connection's task queue if not given. Raises
+    With ``prune``, deletes schedules of the same ``app`` without a declaration. With ``dry_run``, changes nothing.
+    ``app`` distinguishes the apps of a namespace; the default is the connection's task queue. Raises
     ``TemporalSettingsError``, ``TemporalUnreachableError``, ``RPCError``.
     """
     app = app or default_app(temporal)
@@ -131,7 +130,7 @@ async def sync_schedules(
 
 
 async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
-    """The app that declared it. What cannot be read was written with another's data converter, and is another's."""
+    """The app that declared it; ``None`` if its name cannot be read: another data converter has written it."""
     try:
         return str(await schedule.memo_value(_OWNER, None) or "") or None
     except Exception:
@@ -139,7 +138,7 @@ async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription
 
 
 def default_app(temporal: Temporal) -> str:
-    """The app that schedules are marked with if ``sync_schedules`` is given none."""
+    """The default ``app`` of ``sync_schedules``."""
     return temporal.settings.task_queue or "default"
 
 
@@ -209,7 +208,9 @@ async def _create(client: Client, id: str, schedule: Schedule, app: str) -> None
     try:
         await client.create_schedule(id, schedule, memo={_OWNER: app})
     except ScheduleAlreadyRunningError:
-        raise TemporalSettingsError(f'the schedule "{id}" was created by somebody else just now: sync again') from None
+        raise TemporalSettingsError(
+            f'the schedule "{id}" was created by another process at the same time: sync again'
+        ) from None
 
 
 async def _update(handle: ScheduleHandle, schedule: Schedule) -> None:
@@ -245,7 +246,7 @@ def _schedule(temporal: Temporal, declaration: ScheduleDeclaration, fingerprint:
 
 
 def _fingerprint(temporal: Temporal, declaration: ScheduleDeclaration) -> str:
-    """Of all that is declared. Arguments count as the server gets them, before encryption, which differs each time."""
+    """A hash of the declaration. Arguments are hashed before encryption, which differs each time."""
     arguments = [each.data for each in temporal.data_converter.payload_converter.to_payloads(declaration.args)]
     name = declaration.workflow if isinstance(declaration.workflow, str) else declaration.workflow.__qualname__
     queue = _queue(temporal, declaration)

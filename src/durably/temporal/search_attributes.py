@@ -33,15 +33,15 @@ IndexedType: TypeAlias = "IndexedValueType.ValueType"
 KEYWORD: IndexedType = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
 
 _PATIENCE = timedelta(seconds=15)
-"""Servers keep what they know of a namespace for some seconds."""
+"""Time until a server accepts a registered attribute: it caches a namespace for some seconds."""
 
 _PAUSE = 0.1
-"""Seconds between two questions whether the server knows an attribute by now."""
+"""Seconds between two checks whether the server accepts an attribute."""
 
 _logger = logging.getLogger("durably.temporal")
 
 _known: weakref.WeakKeyDictionary[Client, set[str]] = weakref.WeakKeyDictionary()
-"""Attributes that the server has accepted once: a client is one namespace in one process."""
+"""Attributes that the server has accepted, by client."""
 
 _lock = threading.Lock()
 
@@ -53,7 +53,7 @@ def type_name(indexed: IndexedType) -> str:
 
 
 def commands(client: Client, name: str, indexed: IndexedType) -> str:
-    """How a person registers an attribute with Temporal's own tools: on a server, and in Temporal Cloud."""
+    """The commands of Temporal's own tools that register an attribute: on a server, and in Temporal Cloud."""
     namespace, kind = client.namespace, type_name(indexed)
     return (
         f"run `temporal operator search-attribute create --namespace {namespace} --name {name} --type {kind} "
@@ -64,7 +64,7 @@ def commands(client: Client, name: str, indexed: IndexedType) -> str:
 
 
 async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_timeout: timedelta) -> list[str]:
-    """Make attributes known to the server; returns the names of those that it did not know.
+    """Register attributes; returns the names of new ones.
 
     Raises ``SearchAttributeError`` for one that the server knows with another type, and if the server does not let this
     client register attributes; ``RPCError`` if the server is away.
@@ -103,7 +103,7 @@ async def _listed(client: Client, rpc_timeout: timedelta) -> Mapping[str, Indexe
 
 
 async def _add(client: Client, name: str, indexed: IndexedType, rpc_timeout: timedelta) -> bool:
-    """Each by a request of its own: the server refuses all of a request if it has one of them already."""
+    """One attribute a request: the server refuses a request with several if it has one of them already."""
     request = AddSearchAttributesRequest(namespace=client.namespace, search_attributes={name: indexed})
     try:
         await client.operator_service.add_search_attributes(request, timeout=rpc_timeout)
@@ -123,7 +123,7 @@ class DeclaredAttribute:
 
 
 async def find_faults(client: Client, declared: Iterable[DeclaredAttribute], rpc_timeout: timedelta) -> list[str]:
-    """Why the server refuses workflows with these attributes: a text for each one that it does not know as declared.
+    """A text for each attribute that the server does not know as it is declared.
 
     Raises ``RPCError`` if the server is away, or does not list search attributes for this client.
     """
@@ -174,13 +174,13 @@ def indexed_type(key: SearchAttributeKey[Any]) -> IndexedType:
 
 
 async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> None:
-    """Register a Keyword unless the server knows it, and wait until the server accepts it. Asks once per client.
+    """Register a Keyword unless the server knows it, and wait until the server accepts it. Once per client.
 
     Raises ``SearchAttributeError``, and ``RPCError`` if the server is away.
     """
     if name in _known.get(client, ()):
         return
-    condition = f"{name} = 'nobody'"
+    condition = f"{name} = 'none'"
     if not await _is_accepted(client, condition, rpc_timeout):
         await register(client, {name: KEYWORD}, rpc_timeout)
         await _until_accepted(client, name, KEYWORD, condition, rpc_timeout)
@@ -191,7 +191,7 @@ async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> N
 async def register_and_wait(client: Client, attributes: Mapping[str, IndexedType], rpc_timeout: timedelta) -> None:
     """Register attributes that the server does not know, and wait until it accepts them.
 
-    Raises what ``register`` raises.
+    Raises the errors of ``register``.
     """
     await register(client, attributes, rpc_timeout)
     for name, indexed in attributes.items():
@@ -201,7 +201,7 @@ async def register_and_wait(client: Client, attributes: Mapping[str, IndexedType
 async def _until_accepted(
     client: Client, name: str, indexed: IndexedType, condition: str, rpc_timeout: timedelta
 ) -> None:
-    """Until the server takes a query with the ``condition``. Raises ``SearchAttributeError``."""
+    """Wait until the server accepts a query with the ``condition``. Raises ``SearchAttributeError``."""
     end = time.monotonic() + _PATIENCE.total_seconds()
     while not await _is_accepted(client, condition, rpc_timeout):
         if time.monotonic() > end:
@@ -254,7 +254,7 @@ _DEFAULT_REPR = re.compile(r"<.* at 0x[0-9a-fA-F]+.*>")
 
 
 def describe_shared_text(text: str) -> str | None:
-    """What is wrong with a text that several users can have; ``None`` for any other text.
+    """Describes a text that several users can have; ``None`` for any other text.
 
     ``str`` makes such texts of a missing attribute, and of an object without ``__str__``: its text has the address in
     memory, which another user's object gets later.
@@ -285,11 +285,11 @@ def check_owner(owner: Any, source: str) -> str:
     """``source`` begins the error. Raises ``TemporalSettingsError``, without the text: it may be personal data."""
     if not isinstance(owner, str):
         kind = "a coroutine" if hasattr(owner, "__await__") else type(owner).__name__
-        raise TemporalSettingsError(f"{source} {kind}: an owner is a text, such as str(user.id), or None for nobody")
+        raise TemporalSettingsError(f"{source} {kind}: an owner is a text, such as str(user.id), or None for no owner")
     if (shared := describe_shared_text(owner)) is not None:
         raise TemporalSettingsError(
             f"{source} {shared}: several users could have it. Use a text that is unique, such as str(user.id), or None "
-            'for nobody. If users may really have that name, put a word before it: f"user:{user.name}"'
+            'for no owner. If users may really have that name, put a word before it: f"user:{user.name}"'
         )
     is_unfit = not owner.isprintable() or _UNFIT & set(owner) or "'" in (owner[:1], owner[-1:])
     if not owner or len(owner) > _MAXIMUM_OWNER or is_unfit:

@@ -1,11 +1,11 @@
-"""Where the Temporal server is, read from arguments, the environment, a profile, and a framework's settings.
+"""Settings of a connection: from arguments, the environment, a profile, and a framework's settings.
 
-The first of these that says something counts: arguments; ``TEMPORAL_…`` environment variables; the profile of
-Temporal's own configuration file (all that ``temporalio.envconfig`` reads, so the ``temporal`` command and the app
-agree); what the framework's settings say, in the same words without the prefix; the defaults of a development server.
+The first source with a value counts: arguments; ``TEMPORAL_…`` environment variables; the profile of Temporal's own
+configuration file (both as ``temporalio.envconfig`` reads them, so the ``temporal`` command and the app agree); the
+framework's settings, with the same names without the prefix; the defaults of a development server.
 
 An app with several connections gives the others a name. The variables of the connection ``billing`` begin with
-``TEMPORAL_BILLING_``, and ``TEMPORAL_…`` variables do not count for it. This module connects to nothing.
+``TEMPORAL_BILLING_``; it ignores other ``TEMPORAL_…`` variables.
 """
 
 import difflib
@@ -67,7 +67,7 @@ _OF_WORKERS = {
 """Fields of ``ConnectionSettings`` that are for worker versioning, and their settings."""
 
 _NOT_OF_THE_SDK = ("CONFIG_FILE", "ENCRYPTION_KEYS", "PROFILE", "TASK_QUEUE", *_OF_WORKERS.values())
-"""Those that ``temporalio.envconfig`` does not read from variables."""
+"""Settings that ``temporalio.envconfig`` does not read from variables."""
 
 _FRAMEWORK = "the framework's settings"
 _SERVER_ALIAS = "SERVER"
@@ -84,11 +84,11 @@ _OTHER_NAMES = {
 _MEANT_BY_OTHER_NAME = {other: key for key, others in _OTHER_NAMES.items() for other in others.split()}
 """Names that Temporal's other programs and samples use, and the SDK does not read. ``SERVER`` is Django's."""
 _READ_KEYS = sorted(FRAMEWORK_KEYS - {_SERVER_ALIAS})
-"""Variables that count, without their prefix. ``GRPC_META_…`` ones have names of the app's own."""
+"""Variables that are read, without their prefix. The app chooses the names of ``GRPC_META_…`` ones."""
 _OF_ONE_PROCESS = ("GATEWAY_SECRET", "UI_URL")
 """Variables of Durably that are not settings of a connection."""
 _SIMILARITY = 0.85
-"""Of a misspelt name, as ``difflib`` counts it: one or two letters. No two names that count are this close."""
+"""The similarity of a misspelt name, as ``difflib`` counts it: one or two letters. Valid names are less similar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def with_own_names(text: str, settings: ConnectionSettings) -> str:
 
 
 def prefix_of(name: str | None) -> str:
-    """What the environment variables of a connection begin with. Raises ``TemporalSettingsError`` for a bad name."""
+    """The prefix of a connection's environment variables. Raises ``TemporalSettingsError`` for a bad name."""
     if name is None:
         return PREFIX
     upper = name.upper().replace("-", "_")
@@ -188,7 +188,7 @@ def variables_of(name: str | None, environment: Mapping[str, str]) -> Mapping[st
 def misspelt_variables(
     name: str | None, environment: Mapping[str, str], other_prefixes: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Variables that do not count but resemble one of this connection that does, each with that one.
+    """Unknown variables that resemble a valid one of this connection, each with the valid one.
 
     ``other_prefixes`` are those of the app's other connections. Other unknown names belong to Temporal's own programs.
     """
@@ -233,7 +233,7 @@ def _names_a_server(arguments: Mapping[str, Any], framework: Mapping[str, Any], 
 
 
 def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> ConnectionSettings:
-    """Credentials never go to another server than the one that they are for."""
+    """Never sends credentials to another server."""
     if other is None:
         return ConnectionSettings()
     if not with_server:
@@ -266,7 +266,7 @@ def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_plain_switch(variables: Mapping[str, str], source: str) -> dict[str, str]:
-    """``TEMPORAL_TLS`` as the SDK reads it, which takes ``off``, ``no`` and nothing at all for on."""
+    """``TEMPORAL_TLS`` as ``true`` or ``false``: the SDK would read ``off``, ``no`` and an empty value as on."""
     others = {name: value for name, value in variables.items() if name != _TLS}
     word = variables.get(_TLS, "").strip().lower()
     if not word:
@@ -289,7 +289,7 @@ def _load(variables: Mapping[str, str], source: str, **options: Any) -> ClientCo
 def _apply(
     settings: ConnectionSettings, profile: ClientConfigProfile, source: str | Mapping[str, str]
 ) -> ConnectionSettings:
-    """``source`` is where the profile was read: its name, or the environment that stands before a file."""
+    """``source`` is the profile's source: its name, or the environment that precedes a file."""
     changes: dict[str, Any] = {
         "address": profile.address,
         "namespace": profile.namespace,
@@ -367,7 +367,7 @@ _PEM_PARTS = (
 
 
 def _check_tls(tls: TLSConfig) -> None:
-    """What a mistyped path or a swapped pair of files leaves. Contents never appear in a message."""
+    """Find mistyped paths and swapped files. Messages contain no contents."""
     if (tls.client_cert is None) != (tls.client_private_key is None):
         missing, there = ("KEY", "CERT") if tls.client_private_key is None else ("CERT", "KEY")
         raise TemporalSettingsError(

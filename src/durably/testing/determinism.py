@@ -118,7 +118,7 @@ class DeterminismCheck:
         return any(len(point.found.steps) > 1 for point in self._points.values())
 
     async def _find(self, memos: Sequence[PastStep]) -> Found:
-        """What the function finds, in each call with these memos."""
+        """The steps that the function finds in each call with these memos."""
         key = _key(memos)
         if key in self._points:
             return self._points[key].found

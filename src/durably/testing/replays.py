@@ -136,7 +136,7 @@ def find_place(wanted: object) -> Place | None:
 
 
 def replay_elsewhere(client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]) -> list[Found]:
-    """What each of the calls finds in a new process. Raises ``OtherProcessError``."""
+    """The steps that each of the calls finds in a new process. Raises ``OtherProcessError``."""
     client_place, function_place = find_place(client), find_place(function)
     if client_place is None or function_place is None:
         what = repr(client) if client_place is None else f"function {function.id!r}"

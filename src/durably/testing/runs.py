@@ -239,7 +239,7 @@ class RunFacts:
 
     @property
     def output(self) -> Any:
-        """What the function returned, from JSON; ``None`` unless the run is completed."""
+        """The function's result, from JSON; ``None`` unless the run is completed."""
         view = self._view
         return view.decode_output() if view.status is RunStatus.COMPLETED else None
 

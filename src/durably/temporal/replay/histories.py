@@ -48,7 +48,7 @@ class StoredHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryQuery:
-    """Which workflows of a server: the ``limit`` most recent ones of each type and state, started after ``since``.
+    """Selects workflows of a server: the ``limit`` most recent ones of each type and state, started after ``since``.
 
     ``query`` is a condition of Temporal's list filters that is added to the others.
     """

@@ -195,7 +195,7 @@ def _result(stored: StoredHistory, outcome: Outcome, message: str = "", fault: F
 
 @dataclass
 class TypeReport:
-    """How many histories of a workflow type were replayed and skipped, and the results of those that failed."""
+    """Counts of replayed and skipped histories of a workflow type, and the results of failed ones."""
 
     workflow_type: str
     replayed: int = 0

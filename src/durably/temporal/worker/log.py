@@ -1,7 +1,7 @@
-"""What a worker logs: the start and the end of each workflow run, and each attempt of an activity that fails.
+"""The log of a worker: the start and the end of each workflow run, and failed attempts of activities.
 
-The text is for people; the same facts are fields of the record (``extra``) for structlog and JSON formatters. Replays
-log nothing again.
+The text is for people. The same facts are fields of the record (``extra``) for structlog and JSON formatters. Replays
+log nothing.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ MAXIMUM_MESSAGE = 500
 
 
 class LogInterceptor(Interceptor):
-    """Every worker of ``Workers`` has it, before the interceptors that are declared."""
+    """The first interceptor of every worker of ``Workers``."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _LoggedActivity(next)
@@ -109,7 +109,7 @@ def _log(logger: logging.Logger, level: int, text: str, fields: dict[str, Any], 
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What was raised first: the failure of an activity says only that there was one."""
+    """The original error: that of an activity only says that it failed."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -120,7 +120,7 @@ def _type(error: BaseException) -> str:
 
 
 class _Outbound(WorkflowOutboundInterceptor):
-    """Passes the request's id on to what the workflow starts."""
+    """Passes the request's id to the activities and workflows that the workflow starts."""
 
     def start_activity(self, input: StartActivityInput) -> Any:
         input.headers = _passed_on(input.headers)

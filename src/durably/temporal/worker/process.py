@@ -28,7 +28,7 @@ from durably.temporal.settings import check_address
 from .deployments import describe_version
 from .workers import Workers, describe
 
-LAST_MOMENT = timedelta(seconds=5)
+AFTER_GRACE = timedelta(seconds=5)
 """Time after the grace in which cancelled activities end and are reported."""
 
 Say = Callable[[str], None]
@@ -92,7 +92,7 @@ async def _count_stuck_workflows(temporal: Temporal, workers: Workers) -> None:
 
 async def _stop(working: "asyncio.Task[None]", grace: timedelta) -> None:
     working.cancel()
-    await asyncio.wait([working], timeout=(grace + LAST_MOMENT).total_seconds())
+    await asyncio.wait([working], timeout=(grace + AFTER_GRACE).total_seconds())
     if not working.done():
         _end_at_once("activities do not end though cancelled; the process ends without them, and they will be retried")
 

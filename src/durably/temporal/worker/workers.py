@@ -84,7 +84,7 @@ class Workers:
         return {_queue(declaration): _queue(declaration) in running for declaration in self.declarations}
 
     async def check_server(self, timeout: timedelta) -> str | None:
-        """Why the server does not answer the workers; ``None`` if it does."""
+        """The reason if the server does not answer the workers; ``None`` if it does."""
         if not self._running:
             return "the workers do not run"
         try:
@@ -233,7 +233,7 @@ class Lifespan:
 
     @property
     def worker_problem(self) -> str | None:
-        """Why the workers of this web process do not run; ``None`` if they do, or if it has none."""
+        """The reason why workers of this web process do not run; ``None`` if they do, or if it has none."""
         if self._workers is None or self._working is None:
             return None
         if self._working.done():
