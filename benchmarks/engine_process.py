@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from durably.cli.running import keep_what_is_loaded
+from durably.cli.event_loop import freeze_loaded_modules
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
 
@@ -32,5 +32,5 @@ async def _answer(question: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    keep_what_is_loaded()
+    freeze_loaded_modules()
     serve(open_engine)

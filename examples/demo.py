@@ -14,8 +14,8 @@ from pathlib import Path
 
 import aiohttp
 
-from durably.cli.activity import Activity
 from durably.cli.dev_server import DevOptions, DevServer
+from durably.cli.run_text import Activity
 from durably.engine.views import RunUpdate, UpdateKind
 from durably.errors import Error
 

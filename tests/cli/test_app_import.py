@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from durably.cli.app_import import AppImportError, import_app
+from durably.cli.app_loading import AppImportError, import_app
 
 Write = Callable[[str], None]
 

@@ -14,7 +14,7 @@ import tornado.web
 from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
 
-from durably.cli.app_kinds import AppKind, NotAnAppError, detect_kind
+from durably.cli.app_loading import AppKind, NotAnAppError, detect_kind
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,13 +16,10 @@ from hypothesis import strategies as st
 
 import durably
 from durably.cli import text
-from durably.cli.activity import Activity
-from durably.cli.console import Console
-from durably.cli.failures import CliError
-from durably.cli.functions import _state, _triggers
-from durably.cli.invoke import describe_failure
-from durably.cli.log_lines import JsonFormatter
-from durably.cli.timeline import describe_run, describe_steps
+from durably.cli.functions import _state, _triggers, describe_failure
+from durably.cli.production_server import JsonFormatter
+from durably.cli.run_text import Activity, describe_run, describe_steps
+from durably.cli.text import CliError, Console
 from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, StepView, UpdateKind
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
@@ -214,7 +211,7 @@ def test_everything_is_printed_and_logged_by_what_is_tested_here() -> None:
 
 def test_nothing_but_tracebacks_is_printed_in_several_lines() -> None:
     """A value with line breaks could forge lines."""
-    permitted = {"text.py", "timeline.py", "failures.py", "app_server.py"}
+    permitted = {"text.py", "run_text.py", "app_server.py"}
     commands = [path for path in sources("cli") if path.name not in permitted]
     assert [path.name for path in commands if re.search(r"\b(fit|printable)_lines\b", path.read_text())] == []
 

@@ -1,8 +1,8 @@
 """The command line. ``durably --help`` lists the commands.
 
-``dev`` and ``start`` run an engine; ``backup`` and ``check`` read a database; the others talk to a running engine over
-HTTP. Modules here that run an engine, or serve an app, are imported by the command that needs them, so that the others
-start at once.
+``dev`` and ``start`` run an engine; ``backup`` and ``check`` read a database; other commands use the HTTP API of a
+running engine. Commands import the modules that run an engine or serve an app when they need them, so that the others
+start quickly.
 """
 
 import gc
@@ -11,7 +11,7 @@ import sys
 
 def main() -> None:
     """Entry point of the ``durably`` command."""
-    gc.disable()  # Imports leave no garbage, and looking for some takes a fifth of a command's time.
+    gc.disable()  # Imports leave no garbage, and garbage collections would take a fifth of the time.
     try:
         from .commands import durably
     except ModuleNotFoundError as error:

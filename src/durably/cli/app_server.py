@@ -1,31 +1,26 @@
-"""The program that serves a user's app, in a process of its own: ``python -m durably.cli.app_server module:app``.
+"""A program that serves a user's app in a process of its own: ``python -m durably.cli.app_server module:app``.
 
-``durably dev`` starts it, and restarts it when the source changes. It imports user code and its framework's
-server; it knows an engine only from its environment. Errors end it with ``EXIT_REPORTED`` after one or
-two lines on stderr.
+``durably dev`` starts it, and restarts it when the source changes. It imports the user's code and its framework's
+server. It finds the engine by its environment. Errors end it with ``EXIT_REPORTED`` after one or two lines on stderr.
 """
 
 import argparse
 import logging
-import os
 import signal
+import socketserver
 import sys
 import threading
-import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from .app_import import AppImportError, import_app
-from .app_kinds import ACCEPTED, AppKind, NotAnAppError, detect_kind
+from .app_loading import ACCEPTED, AppImportError, AppKind, NotAnAppError, detect_kind, import_app
+from .guard import EXIT_REPORTED, GRACE_SECONDS, follow_parent
 from .text import Styled, echo, fit_lines, style
 
 Server = Callable[[Any, str, int], None]
 """Serves an app at a host and port until SIGTERM."""
-
-EXIT_REPORTED = 3
-"""Exit status of a server that has said what was wrong."""
-GRACE_SECONDS = 2
-_PARENT_CHECK_SECONDS = 0.5
 
 
 def serve_asgi(app: Any, host: str, port: int) -> None:
@@ -36,10 +31,33 @@ def serve_asgi(app: Any, host: str, port: int) -> None:
     )
 
 
-def serve_wsgi(app: Any, host: str, port: int) -> None:
-    from .wsgi_server import serve
+class ThreadingWSGIServer(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 128
 
-    serve(app, host, port)
+    def server_bind(self) -> None:
+        # HTTPServer would query the DNS for the host's name, which can take seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class QuietRequestHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """The engine reports calls."""
+
+
+def serve_wsgi(app: Any, host: str, port: int) -> None:
+    """Serve with a small threaded server of the standard library, until SIGTERM."""
+    server = ThreadingWSGIServer((host, port), QuietRequestHandler)
+    server.set_app(app)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # shutdown() waits for serve_forever(), which runs in the thread that this handler interrupts.
+        threading.Thread(target=server.shutdown).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    server.serve_forever(poll_interval=0.1)
 
 
 def serve_tornado(app: Any, host: str, port: int) -> None:
@@ -86,7 +104,7 @@ def main() -> None:
 
 
 def _load(target: str) -> tuple[Server, object]:
-    """The app, and what can serve it. Exits with ``EXIT_REPORTED`` where there is none."""
+    """The app and its server. Exits with ``EXIT_REPORTED`` if there is no such app."""
     try:
         app = import_app(target)
         return SERVERS[detect_kind(app)], app
@@ -99,9 +117,9 @@ def _load(target: str) -> tuple[Server, object]:
 
 
 class _ProminentWarnings(logging.Handler):
-    """Shows warnings and errors of an app that configures no logging with their level, in colour on a terminal.
+    """The log of an app that configures no logging: warnings and errors with their level, in colour on a terminal.
 
-    Python's own handler of last resort prints the bare message, which is lost among the lines of runs.
+    Python's own handler of last resort prints only the message, which is hard to see among the lines of runs.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -111,9 +129,9 @@ class _ProminentWarnings(logging.Handler):
 
 
 def escape_tracebacks() -> None:
-    """Have every log record of this process hold its traceback with control characters escaped.
+    """Escape control characters in the tracebacks of all log records of this process.
 
-    An exception's message often quotes an event, and anybody may send those. Formatters use the text that a record has.
+    An exception's message often quotes an event, whose sender may be hostile. Formatters use the text of the record.
     """
     make_record = logging.getLogRecordFactory()
     formatter = logging.Formatter()
@@ -125,19 +143,6 @@ def escape_tracebacks() -> None:
         return record
 
     logging.setLogRecordFactory(make_escaped)
-
-
-def follow_parent() -> None:
-    """End when the parent process does. The terminal sends Ctrl-C to both: the parent ends this one in its own time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="durably-parent-watch").start()
 
 
 if __name__ == "__main__":

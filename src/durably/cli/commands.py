@@ -4,23 +4,16 @@ import click
 
 from durably.settings import Environment, describe_unknown_name
 
-from .backup import backup
-from .bulk_operations import cancellations
-from .check import check
+from .database import backup, check
 from .dev import dev
-from .events import events
-from .failures import Group
-from .functions import functions
-from .health import health
-from .invoke import invoke
+from .events import events, send, signal
+from .functions import functions, invoke
 from .keys import keys
-from .runs import runs
-from .send import send
-from .signal import signal
+from .runs import cancellations, runs
 from .start import start
-from .sync import sync
+from .sync import health, sync
 from .temporal import temporal
-from .text import echo
+from .text import Group, echo
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

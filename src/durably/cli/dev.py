@@ -18,7 +18,7 @@ from .options import read_allowed_hosts, server_options
     envvar="DURABLY_ALLOWED_HOSTS",
     show_envvar=True,
     metavar="NAME",
-    help="A host, besides localhost, by which clients and web pages may reach the engine, like host.docker.internal; "
+    help="A host besides localhost by which clients and web pages may reach the engine, like host.docker.internal; "
     "* allows all. May be repeated; in the environment, separated by spaces.",
 )
 @click.option(
@@ -28,7 +28,7 @@ from .options import read_allowed_hosts, server_options
     type=click.IntRange(0, 65535),
     help="Port of MODULE:APP; 0 takes a free one.",
 )
-@click.option("--app-path", metavar="PATH", help="Where MODULE:APP serves its functions, if not at a usual path.")
+@click.option("--app-path", metavar="PATH", help="Path of the functions of MODULE:APP, if it is not a usual one.")
 @click.option(
     "--db",
     "database",
@@ -57,13 +57,13 @@ def dev(
 
     MODULE:APP is an ASGI app (FastAPI, Django), a WSGI app (Flask, Django), a tornado.web.Application or a
     DigitalOcean main(event, context). It gets the engine's URL in DURABLY_DEV, is restarted when Python source below
-    the working directory changes, and is synced. For apps that you run yourself give the URL of their endpoint with
-    -u, like http://127.0.0.1:3000/api/inngest.
+    the working directory changes, and is synced. For an app that runs separately, give the URL of its endpoint with -u,
+    like http://127.0.0.1:3000/api/inngest.
 
-    Runs are printed as they happen. They are kept between starts, and continue.
+    Updates of runs are printed. The state is kept between starts, so that runs continue.
     """
     from .dev_server import DevOptions, DevServer
-    from .running import run_until_stopped
+    from .event_loop import run_until_stopped
 
     options = DevOptions(
         target=target,

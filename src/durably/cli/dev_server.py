@@ -1,4 +1,4 @@
-"""What ``durably dev`` runs: an engine, the user's app in a child process, and the reporting of what happens.
+"""The server of ``durably dev``: an engine, the user's app in a child process, and reports of what happens.
 
 A script can use it too::
 
@@ -28,14 +28,11 @@ from durably.engine.views import RunUpdate
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 
-from .activity import Activity
-from .app_process import AppProcess, check_importable
-from .child_process import AppFailedError
-from .console import Console
-from .development import free_port, state_directory
-from .reloading import SourceChanges, restart_on_changes
-from .running import first_failure
-from .syncing import keep_synced
+from .apps import AppProcess, check_importable, keep_synced
+from .child_process import AppFailedError, SourceChanges, free_port, restart_on_changes, state_directory
+from .event_loop import first_failure
+from .run_text import Activity
+from .text import Console
 
 IN_MEMORY = Path(":memory:")
 DEFAULT_APP_PORT = 8000
@@ -43,13 +40,12 @@ CLOSE_GRACE = dt.timedelta(seconds=1)
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``target`` is ``module:app`` to serve. ``urls`` are apps that run by themselves; they are synced every
-    ``poll_interval`` seconds. Port 0 takes a free port.
+    """``target`` is the ``module:app`` to serve. ``urls`` are separate apps, synced every ``poll_interval`` seconds.
 
-    Without ``database``, state is kept in ``.durably/dev.db`` below the working directory; ``Path(":memory:")`` keeps
-    it in a temporary file. ``allowed_hosts`` are further hosts that the engine answers to, besides those of this
-    machine. ``app_path`` is the path of the app's endpoint, if it is not a usual one. With ``reload``, the app is
-    restarted when Python source below the working directory changes.
+    Port 0 takes a free port. Without ``database``, the state is in ``.durably/dev.db`` below the working directory;
+    with ``Path(":memory:")``, in a temporary file. ``allowed_hosts`` are hosts besides those of this machine that the
+    engine answers to. ``app_path`` is the path of the app's endpoint, if it is not a usual one. With ``reload``, the
+    app restarts when Python source below the working directory changes.
     """
 
     target: str | None = None
@@ -69,9 +65,9 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DevServer:
-    """Use as an asynchronous context manager: the app has synced once it is entered.
+    """An async context manager: the app has synced when it is entered.
 
-    Raises ``AppFailedError``, ``EngineError`` on entering, for all that can keep it from starting.
+    Entering raises ``AppFailedError`` or ``EngineError`` if the server cannot start.
     """
 
     def __init__(self, options: DevOptions, console: Console | None = None) -> None:
@@ -106,9 +102,9 @@ class DevServer:
         await self._cleanup.aclose()
 
     async def run(self) -> None:
-        """Report runs, keep apps in sync and restart the app, until cancelled.
+        """Report runs, sync apps and restart the app, until cancelled.
 
-        Raises ``AppFailedError`` where the app ends and is not restarted on changes.
+        Raises ``AppFailedError`` if the app ends and ``reload`` is off.
         """
         with first_failure():
             async with asyncio.TaskGroup() as tasks:
@@ -160,7 +156,7 @@ class DevServer:
             )
 
     def _temporary_database(self) -> Path:
-        """SQLite's own in-memory databases belong to one connection each, and the engine has several."""
+        """The engine has several connections; an in-memory database of SQLite has only one."""
         directory = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="durably-dev-"))
         return Path(directory) / "dev.db"
 

@@ -22,7 +22,7 @@ from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL
 
-from .failures import CliError
+from .text import CliError
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0

@@ -1,14 +1,13 @@
-"""``durably events list|show``."""
+"""``durably send``, ``durably signal`` and ``durably events list|show``."""
 
 import datetime as dt
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import client_options, read_moment
-from .short_ids import is_short_id, only_id
+from .options import client_options, is_short_id, only_id, read_data, read_json, read_time
 from .text import (
     coloured_status,
     describe_facts,
@@ -29,6 +28,67 @@ if TYPE_CHECKING:
 
     from .engine_client import EngineClient
 
+
+@click.command()
+@click.argument("name")
+@click.option("--data", metavar="JSON|@FILE|-", help="The event's data: a JSON object, a file, or - for stdin.")
+@click.option("--id", "event_id", metavar="ID", help="Sending the same id again within 24 hours changes nothing.")
+@click.option("--ts", type=click.IntRange(1), metavar="MS", help="When it happened, in milliseconds since the epoch.")
+@click.option("--v", "version", metavar="TEXT", help="The version of the data's shape.")
+@client_options
+def send(
+    client: "EngineClient",
+    name: str,
+    data: str | None,
+    event_id: str | None,
+    ts: int | None,
+    version: str | None,
+) -> None:
+    """Send the event NAME and print its id. The runs that it starts at once are named on stderr."""
+    from durably.protocol.events import Event
+
+    event = Event(name=name, data=read_data(data), id=event_id or "", ts=ts or 0, v=version)
+    sent = client.send_event(event)
+    echo(sent.ids[0])
+    for reason in sent.unmatched.values():
+        echo(f"it starts nothing: {reason}", err=True)
+    if not sent.unmatched:
+        _report_runs(client, sent.ids[0])
+
+
+def _report_runs(client: "EngineClient", event_id: str) -> None:
+    """Report the runs if the keys allow it: in production, an event key allows only to send."""
+    from .engine_client import AnswerError, existing
+
+    try:
+        runs = client.event_runs_sync(event_id)
+        notes = existing(client.get_event_sync(event_id)).notes
+    except AnswerError as error:
+        if error.status in (401, 403):
+            return
+        raise
+    for run in runs:
+        verb = "skipped" if run.status == "Skipped" else "started"
+        echo(f"{verb} run {run.id} of {run.function_id}", err=True)
+    for note in notes:
+        echo(note, err=True)
+    if not runs and not notes:
+        echo("it has started no run yet", err=True)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--data", metavar="JSON|@FILE|-", help="The result of the waiting step: JSON, a file, or - for stdin.")
+@client_options
+def signal(client: "EngineClient", name: str, data: str | None) -> None:
+    """Wake the run that waits for the signal NAME, and print its id.
+
+    Exit code 1 if no run waits for it.
+    """
+    value: Any = None if data is None else read_json(data, "--data", object)
+    echo(client.signal_sync(name, value))
+
+
 _PAGE = 100
 _POLL_SECONDS = 1.0
 _DATA_WIDTH = 60
@@ -36,18 +96,20 @@ _DATA_WIDTH = 60
 
 @click.group()
 def events() -> None:
-    """Look at the events that were received."""
+    """List and show received events."""
 
 
 @events.command("list")
 @click.option("--name", metavar="NAME", help="Only events of this name.")
 @click.option(
     "--since",
-    callback=read_moment,
+    callback=read_time,
     metavar="TIME",
     help="Only events received since: RFC 3339, or how long ago, like 2h.",
 )
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, _PAGE), help="At most so many.")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1, _PAGE), help="The largest number of events."
+)
 @click.option("--follow", is_flag=True, help="Continue with new events as they arrive, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --follow a JSON object per line.")
 @client_options
@@ -75,7 +137,7 @@ def list_events(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the event, with the runs that it started.")
 @client_options
 def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
-    """Show an event and the runs that it started. EVENT is its id, or the end of it."""
+    """Show an event and the runs that it started. EVENT is its id, or the end of the id."""
     event = _find_event(client, event_id)
     runs = client.event_runs_sync(event.id)
     if as_json:
@@ -94,7 +156,7 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
 
 
 def _find_event(client: "EngineClient", text: str) -> "EventView":
-    """The event with this id, which may be the sender's, or else with an id that ends so. Raises ``CliError``."""
+    """The event with this id, or the sender's id, or an id that ends with it. Raises ``CliError``."""
     from .engine_client import AnswerError, existing
 
     try:
@@ -107,7 +169,7 @@ def _find_event(client: "EngineClient", text: str) -> "EventView":
 
 
 def _followed(client: "EngineClient", name: str | None, found: "list[EventView]") -> "Iterator[EventView]":
-    """The events found, oldest first, then each new event."""
+    """``found``, oldest first, then each new event."""
     while True:
         yield from reversed(found)
         last = found[0].id if found else _newest_id(client, name)

@@ -1,7 +1,7 @@
-"""Runs a program that would outlive us: ``python -m durably.cli.guard program argument…``.
+"""Processes that end with their parent process; ``python -m durably.cli.guard program argument…`` ends a program so.
 
-The program ends with this process's parent in any case, and by SIGTERM. Ctrl-C, which the terminal sends
-to all, does not reach it: its starter ends it.
+The guarded program also ends by SIGTERM. Ctrl-C, which the terminal sends to all processes, does not reach it: the
+parent ends it.
 """
 
 import os
@@ -10,25 +10,36 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-from .app_server import GRACE_SECONDS
-
+EXIT_REPORTED = 3
+"""Exit status of a child process that has printed its error."""
+GRACE_SECONDS = 2
 _PARENT_CHECK_SECONDS = 0.5
 
 
-def main() -> None:
-    parent = os.getppid()
+def follow_parent() -> None:
+    """End this process when its parent ends. Ctrl-C is ignored: the parent handles it."""
+    _at_end_of_parent(lambda: os._exit(1))
+
+
+def _at_end_of_parent(end: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    program = subprocess.Popen(sys.argv[1:], start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: _end(program))
+    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_PARENT_CHECK_SECONDS)
-        _end(program)
+        end()
 
-    threading.Thread(target=watch, daemon=True).start()
-    # Returning would stop the watch; a status of a signal is passed on as a shell does.
+    threading.Thread(target=watch, daemon=True, name="durably-parent-watch").start()
+
+
+def main() -> None:
+    program = subprocess.Popen(sys.argv[1:], start_new_session=True)
+    signal.signal(signal.SIGTERM, lambda *_: _end(program))
+    _at_end_of_parent(lambda: _end(program))
+    # A shell passes on the status of a signal like this.
     status = program.wait()
     sys.exit(128 - status if status < 0 else status)
 

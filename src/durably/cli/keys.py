@@ -1,4 +1,4 @@
-"""``durably keys``: make the keys that an engine in production and its apps share."""
+"""``durably keys``: make the keys of an engine in production and its apps."""
 
 import os
 import secrets
@@ -8,7 +8,7 @@ import click
 
 from durably.settings import EVENT_KEY, SIGNING_KEY
 
-from .failures import CliError
+from .text import CliError
 
 _KEY_BYTES = 32
 
@@ -18,7 +18,7 @@ _KEY_BYTES = 32
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PATH",
-    help="Write them to a new file that only you can read, instead of to the terminal.",
+    help="Write the keys to a new file that only you can read, not to the terminal.",
 )
 def keys(output: Path | None) -> None:
     """Make a signing key and an event key, as lines for an environment file.

@@ -10,7 +10,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 from durably.in_process import sockets
 
-from .failures import CliError
+from .text import CliError
 
 
 class _SocketConnection(HTTPConnection):

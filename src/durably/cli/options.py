@@ -1,10 +1,15 @@
-"""Options that several commands share. Keys belong in the environment, where no list of processes shows them."""
+"""Options and arguments that several commands share.
+
+Keys belong in the environment: options appear in lists of processes.
+"""
 
 import datetime as dt
 import functools
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -26,13 +31,67 @@ from durably.settings import (
     parse_url,
 )
 
+from .text import CliError
+
+T = TypeVar("T")
+_SHAPES: dict[type, str] = {dict: "a JSON object like '{\"id\": 1}'", list: "a JSON array like '[1]'"}
+
+
+def read_data(text: str | None) -> dict[str, Any]:
+    """The JSON object of ``--data``: JSON, ``@file``, or ``-`` for stdin; empty without ``text``."""
+    return {} if text is None else read_json(text, "--data", dict)
+
+
+def read_json(text: str, option: str, shape: type[T]) -> T:
+    """The JSON value of an option, of the type ``shape``: JSON, ``@file``, or ``-`` for stdin."""
+    source, content = option, text
+    if text == "-":
+        source, content = "the JSON on stdin", sys.stdin.read()
+    elif text.startswith("@"):
+        source = text[1:]
+        try:
+            with open(source, encoding="utf-8") as file:
+                content = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CliError(f"cannot read {source}: {error}") from None
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise CliError(f"{source} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise CliError(f"{source} is nested too deeply") from None
+    if not isinstance(data, shape):
+        raise CliError(f"{source} must be {_SHAPES[shape]}, not {type(data).__name__}")
+    return data
+
+
+_ID_LENGTH = 26
+
+
+def is_short_id(text: str) -> bool:
+    """Whether the text may be the end of an id, as `durably dev` prints it."""
+    return len(text) < _ID_LENGTH and text.isascii() and text.isalnum()
+
+
+def only_id(kind: str, text: str, found: Sequence[str]) -> str:
+    """The only element of ``found``, ids that end with ``text``. ``kind`` is run or event. Raises ``CliError``."""
+    if not found:
+        raise CliError(
+            f"no {kind} has the id {text!r}, or an id that ends with it; `durably {kind}s list` lists {kind}s"
+        )
+    if len(found) > 1:
+        ids = ", ".join(found)
+        raise CliError(f"several {kind}s have ids that end with {text!r}: {ids}; give more characters of the id")
+    return found[0]
+
+
 Command = Callable[..., Any]
 
 
 def engine_url() -> str:
-    """The engine that the environment names, as SDKs find it, or a dev engine on this machine.
+    """The engine of the environment, as SDKs find it, or a dev engine on this machine.
 
-    Raises ``URLInvalidError`` naming the variable.
+    Raises ``URLInvalidError``, which names the variable.
     """
     environment = Environment()
     for setting, url in ((ENGINE_URL, environment.read(ENGINE_URL)), (DEV, environment.dev_url)):
@@ -54,7 +113,7 @@ def _check_engine_url(context: click.Context, parameter: click.Parameter, url: s
 
 
 def read_app_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
-    """An app's URL: the callback of an argument that takes one."""
+    """The callback of an argument that is an app's URL."""
     return _check_url(url)
 
 
@@ -63,7 +122,7 @@ def _check_app_urls(context: click.Context, parameter: click.Parameter, urls: tu
 
 
 def read_age(context: click.Context, parameter: click.Parameter, text: str | None) -> dt.timedelta | None:
-    """A duration: the callback of options that take one."""
+    """The callback of options that are durations."""
     if text is None:
         return None
     try:
@@ -71,12 +130,12 @@ def read_age(context: click.Context, parameter: click.Parameter, text: str | Non
     except DurationInvalidError as error:
         raise click.BadParameter(error.message) from None
     if age <= dt.timedelta():
-        raise click.BadParameter("it must be longer than nothing")
+        raise click.BadParameter("it must be longer than 0")
     return age
 
 
 def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """Names and addresses: the callback of ``--allowed-host``."""
+    """The callback of ``--allowed-host``: names and addresses."""
     from durably.engine.http.access import check_allowed_host
 
     try:
@@ -93,30 +152,30 @@ def _check_url(url: str) -> str:
 
 
 def _check_text(options: dict[str, Any]) -> None:
-    """Bytes of an argument that are not UTF-8 arrive as surrogates, which cannot be sent to the engine."""
+    """Refuse bytes that are not UTF-8: they arrive as surrogates, which cannot be sent to the engine."""
     for name, value in options.items():
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
             raise click.UsageError(f"{name.replace('_', ' ')} is not encoded in UTF-8")
 
 
-def read_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> dt.datetime | None:
-    """RFC 3339, or a duration before now: the callback of options that take a time."""
+def read_time(context: click.Context, parameter: click.Parameter, text: str | None) -> dt.datetime | None:
+    """The callback of options that are times: RFC 3339, or a duration before now."""
     if text is None:
         return None
-    if moment := parse_rfc3339(text):
-        return moment
+    if time := parse_rfc3339(text):
+        return time
     try:
         return dt.datetime.now(dt.UTC) - parse_duration(text)
     except (DurationInvalidError, OverflowError):
         raise click.BadParameter(
-            f"{text!r} is neither a moment like 2026-01-31T12:00:00Z nor a duration like 2h"
+            f"{text!r} is neither a time like 2026-01-31T12:00:00Z nor a duration like 2h"
         ) from None
 
 
 def setting_option(
     *declarations: str, setting: Setting[str], help: str, read: Callable[[str], Any] = str, **options: Any
 ) -> Callable[[Command], Command]:
-    """An option whose default is a setting of the environment. ``read`` makes the default of its text."""
+    """An option whose default is a setting of the environment. ``read`` converts the setting's text."""
 
     def default() -> Any:
         text = Environment().read(setting)
@@ -154,21 +213,21 @@ def signing_key_options(command: Command) -> Command:
 
 
 def client_options(command: Command) -> Command:
-    """Gives the command a ``client``, the ``EngineClient`` that its options describe."""
+    """Add the options of a client, and call the command with the ``EngineClient`` that they describe."""
 
     @click.option(
         "--url",
         default=engine_url,
         callback=_check_engine_url,
         metavar="URL",
-        help=f"The engine to talk to.  [env var: {ENGINE_URL.name}, {DEV.name}; default: {DEV_ORIGIN}]",
+        help=f"The engine to connect to.  [env var: {ENGINE_URL.name}, {DEV.name}; default: {DEV_ORIGIN}]",
     )
     @click.option(
         "--db",
         "database",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="PATH",
-        help="Talk to the engine in an app's own processes, by the path that its Embedded(…) has, instead of to --url.",
+        help="Connect to the engine in an app's own processes, by the path of its Embedded(…), instead of to --url.",
     )
     @signing_key_options
     @setting_option("--event-key", setting=EVENT_KEY, metavar="KEY", help="One of its event keys.")
@@ -196,19 +255,19 @@ def client_options(command: Command) -> Command:
 
 
 def database_option(command: Command) -> Command:
-    """``database``, for commands that read it themselves, whether an engine is running or not."""
+    """``database``, for commands that read the file themselves, with or without a running engine."""
     return click.option(
         "--db",
         "database",
         required=True,
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="PATH",
-        help="The database: what an engine was given as --db, the path of an Embedded(…), or .durably/dev.db.",
+        help="The database: the --db of an engine, the path of an Embedded(…), or .durably/dev.db.",
     )(command)
 
 
 def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Callable[[Command], Command]:
-    """``host`` and ``port`` of the engine, the ``urls`` of apps, how often they are synced, and limits."""
+    """``host`` and ``port`` of the engine, ``urls`` of apps, the interval of their syncs, and limits."""
     options = (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
         click.option(

@@ -1,23 +1,75 @@
-"""What ``durably start`` runs: an engine, its API, and a log for machines."""
+"""The server of ``durably start``: an engine, its API, and a log of one JSON object a line."""
 
 import asyncio
 import contextlib
+import datetime as dt
+import logging
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.server import EngineServer
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.settings import EngineSettings
-from durably.protocol.text import get_logger, redact_url
+from durably.engine.views import RunUpdate, UpdateKind
+from durably.protocol.text import get_logger, printable_json, redact_url
 from durably.settings import Environment
 
-from .log_lines import log_fields, log_update
-from .running import first_failure
-from .syncing import keep_synced
+from .apps import keep_synced
+from .event_loop import first_failure
+
+_LEVELS = {
+    UpdateKind.STEP_FAILED: logging.WARNING,
+    UpdateKind.RETRYING: logging.WARNING,
+    UpdateKind.UNREACHED: logging.WARNING,
+    UpdateKind.RUN_FAILED: logging.ERROR,
+}
+_run_logger = get_logger("durably.runs")
+
+
+class JsonFormatter(logging.Formatter):
+    """``{"ts", "level", "logger", "message", …}``, and the values given to ``log_fields``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "ts": dt.datetime.fromtimestamp(record.created, dt.UTC),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = record.exc_text or self.formatException(record.exc_info)
+        return printable_json(msgspec.json.encode(line).decode())
+
+
+def log_json_lines(level: int = logging.INFO) -> None:
+    """Write the log to stderr, as JSON lines."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def log_update(update: RunUpdate) -> None:
+    """Log an update. Inputs and outputs are users' data, and are not logged."""
+    fields: dict[str, Any] = {"run_id": update.run_id, "function_id": update.function_id}
+    for name in ("step", "attempt", "due_at", "error"):
+        if (value := getattr(update, name)) is not None:
+            fields[name] = value
+    log_fields(_run_logger, update.kind.value, level=_LEVELS.get(update.kind, logging.INFO), **fields)
+
+
+def log_fields(logger: logging.Logger, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """Log a message with values beside it."""
+    logger.log(level, message, extra={"fields": fields})
+
 
 _logger = get_logger("durably.start")
 
@@ -33,7 +85,7 @@ async def serve(
     urls: Sequence[str],
     poll_interval: float,
 ) -> None:
-    """Until cancelled. Raises what ``EngineServer.open`` raises."""
+    """Serve until cancelled. Raises the errors of ``EngineServer.open``."""
     log = SyncLog()
     is_new = not await asyncio.to_thread(database.exists)
     server = await EngineServer.open(
@@ -59,7 +111,7 @@ async def _log_runs(server: EngineServer) -> None:
         async for update in updates:
             log_update(update)
     if isinstance(server.engine.stop_error, DatabaseReplacedError):
-        # A restarted engine would create an empty database in the old one's place. A person must decide that.
+        # A restarted engine would create an empty database instead. A person must decide that.
         _logger.critical("the engine answers 503 until it is stopped: put its database back, then start it again")
         await asyncio.Event().wait()
     raise EngineClosedError("the engine stopped by itself; the log says why")

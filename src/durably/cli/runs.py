@@ -1,20 +1,19 @@
-"""``durably runs list|show|cancel|rerun|replay``."""
+"""``durably runs list|show|cancel|rerun|replay``, and ``durably cancellations list|delete``."""
 
 import datetime as dt
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from durably.protocol.text import suggest
 
-from .bulk_operations import count_runs, selection_options, wait_for_end
-from .data import read_json
-from .failures import CliError
-from .options import client_options, read_moment
-from .short_ids import is_short_id, only_id
+from .options import Command, client_options, is_short_id, only_id, read_json, read_time
 from .text import (
     STATUS_COLOURS,
+    CliError,
     Styled,
     coloured_status,
     echo,
@@ -28,17 +27,94 @@ from .text import (
 )
 
 if TYPE_CHECKING:
-    from durably.engine.views import RunView
+    from durably.engine.views import CancellationView, ReplayView
 
     from .engine_client import EngineClient
 
+    Body = TypeVar("Body", CancellationView, ReplayView)
+    from durably.engine.views import RunView
+
+_POLL_SECONDS = 0.1
+
+
+def selection_options(command: Command) -> Command:
+    """The options ``since``, ``until``, ``expression`` and ``no_wait``."""
+    options = (
+        click.option(
+            "--since",
+            callback=read_time,
+            metavar="TIME",
+            help="Only runs created since: RFC 3339, or how long ago, like 2h.",
+        ),
+        click.option(
+            "--until", callback=read_time, metavar="TIME", help="Only runs created before: the same. [default: now]"
+        ),
+        click.option("--if", "expression", metavar="EXPRESSION", help="Only runs for whose event this holds."),
+        click.option("--no-wait", is_flag=True, help="Do not wait until all runs are found."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def wait_for_end(operation: "Body", get: Callable[[str], "Body | None"]) -> "Body":
+    while operation.ended_at is None:
+        time.sleep(_POLL_SECONDS)
+        operation = get(operation.id) or operation
+    return operation
+
+
+def count_runs(count: int) -> str:
+    return f"{count} {'run was' if count == 1 else 'runs were'}"
+
+
+@click.group()
+def cancellations() -> None:
+    """List and delete bulk cancellations, which `durably runs cancel --function` makes."""
+
+
+@cancellations.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@client_options
+def list_cancellations(client: "EngineClient", as_json: bool) -> None:
+    """List bulk cancellations, newest first."""
+    found = client.list_cancellations_sync()
+    if as_json:
+        echo_json(found)
+    elif not found:
+        echo("no cancellations", err=True)
+    else:
+        echo(table(["CANCELLATION", "FUNCTION", "SINCE", "UNTIL", "IF", "CANCELLED"], list(map(_row, found))))
+
+
+@cancellations.command()
+@click.argument("cancellation_id", metavar="CANCELLATION")
+@client_options
+def delete(client: "EngineClient", cancellation_id: str) -> None:
+    """Delete CANCELLATION: it cancels no more runs."""
+    client.delete_cancellation_sync(cancellation_id)
+    echo(f"{cancellation_id} cancels no more runs")
+
+
+def _row(cancellation: "CancellationView") -> list[Any]:
+    since, until = cancellation.started_after, cancellation.started_before
+    times = [format_local(since) if since else "", format_local(until)]
+    return [
+        cancellation.id,
+        cancellation.function_id,
+        *times,
+        cancellation.expression or "",
+        str(cancellation.affected),
+    ]
+
+
 _MOST_EVENTS = 10
-"""The number of events that are shown of a batch."""
+"""The largest number of events of a batch that is shown."""
 
 
 @click.group()
 def runs() -> None:
-    """Look at runs, cancel them, run them again."""
+    """List, show, cancel and rerun runs."""
 
 
 @runs.command("list")
@@ -47,12 +123,12 @@ def runs() -> None:
 )
 @click.option("--function", "function_id", metavar="FUNCTION", help="Only runs of this function.")
 @click.option(
-    "--since", callback=read_moment, metavar="TIME", help="Only runs created since: RFC 3339, or how long ago, like 2h."
+    "--since", callback=read_time, metavar="TIME", help="Only runs created since: RFC 3339, or how long ago, like 2h."
 )
 @click.option(
     "--follow", is_flag=True, help="Print what happens to runs from now on, as `durably dev` does, until Ctrl-C."
 )
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500), help="At most so many.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500), help="The largest number of runs.")
 @click.option(
     "--json",
     "as_json",
@@ -101,7 +177,7 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
     RUN is a run's id, or the end of it, as `durably dev` prints it.
     """
     from .engine_client import existing
-    from .timeline import describe_attempts, describe_events, describe_metadata, describe_run, describe_steps
+    from .run_text import describe_attempts, describe_events, describe_metadata, describe_run, describe_steps
 
     run_id = find_run_id(client, run_id)
     run, steps, attempts = (
@@ -144,7 +220,7 @@ def cancel(
 ) -> None:
     """Cancel a run that has not ended, or many of a function, and print how many.
 
-    With an --until in the future, runs that start until then are cancelled as well.
+    With an --until in the future, runs that start before it are cancelled too.
     """
     if (run_id is None) == (function_id is None):
         raise click.UsageError("name a RUN, or the --function whose runs to cancel")
@@ -167,15 +243,15 @@ def cancel(
         echo(f"{count_runs(wait_for_end(begun, client.get_cancellation_sync).affected)} cancelled")
     if begun.started_before > now:
         echo(
-            f"so will be those that start until {format_local(begun.started_before)}: "
-            f"`durably cancellations delete {begun.id}` takes that back",
+            f"runs that start until {format_local(begun.started_before)} will be cancelled too: "
+            f"`durably cancellations delete {begun.id}` ends that",
             err=True,
         )
 
 
 @runs.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--from-step", metavar="ID", help="Keep what the steps before this one came to.")
+@click.option("--from-step", metavar="ID", help="Keep the results of the steps before this one.")
 @click.option(
     "--input", "step_input", metavar="JSON|@FILE|-", help="A JSON array: arguments for that step in place of its own."
 )
@@ -201,7 +277,7 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     default=("Failed",),
     show_default=True,
     type=click.Choice(("Failed", "Cancelled", "Completed", "Skipped"), case_sensitive=False),
-    help="Only runs that ended so. May be repeated.",
+    help="Only runs with this status. May be repeated.",
 )
 @selection_options
 @client_options
@@ -231,7 +307,7 @@ def replay(
 
 
 def find_run_id(client: "EngineClient", text: str) -> str:
-    """The id of the run that ``text`` names: a whole id, or the end of one. Raises ``CliError``."""
+    """The id of the run that ``text`` names: an id, or the end of one. Raises ``CliError``."""
     if not is_short_id(text):
         return text
     return only_id("run", text, [run.id for run in client.list_runs_sync(id_suffix=text, limit=5)])
@@ -245,7 +321,7 @@ def _check_function(client: "EngineClient", function_id: str) -> None:
 
 
 def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> None:
-    from .activity import Activity
+    from .run_text import Activity
 
     if function_id is not None:
         _check_function(client, function_id)

@@ -8,8 +8,8 @@ import click
 from durably.protocol.text import get_logger
 from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
-from .failures import CliError
 from .options import read_age, server_options, setting_option, signing_key_options
+from .text import CliError
 
 _ADVICE = "; `durably keys` makes one of each"
 
@@ -65,9 +65,9 @@ def start(
 ) -> None:
     """Run an engine for production.
 
-    It is one process, and keeps its state in the file --db. Calls to apps and their answers are signed with the
+    The engine is one process, with its state in the file --db. Calls to apps and their answers are signed with the
     signing key, which the API requires too. Events need an event key. `durably keys` makes both. Apps are synced by
-    `durably sync URL`, as a part of their deployment, or every minute if -u names them. The log is one JSON
+    `durably sync URL`, a part of their deployment, or every minute if -u names them. The log is one JSON
     object a line, on stderr.
     """
     if str(database) == ":memory:":
@@ -86,9 +86,8 @@ def start(
     from durably.engine.settings import EngineSettings
     from durably.protocol.headers import ServerKind
 
-    from .log_lines import log_json_lines
-    from .production_server import serve
-    from .running import run_until_stopped
+    from .event_loop import run_until_stopped
+    from .production_server import log_json_lines, serve
 
     settings = EngineSettings(
         server_kind=ServerKind.CLOUD,

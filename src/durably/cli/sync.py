@@ -1,4 +1,4 @@
-"""``durably sync``: sync a deployed app with the engine."""
+"""``durably sync``, the last step of a deployment, and ``durably health``, for supervisors of containers."""
 
 import time
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ _APP_UNREACHED = 502
 def sync(client: "EngineClient", app_url: str, wait: "dt.timedelta | None", as_json: bool) -> None:
     """Sync the app at APP_URL with the engine: the last step of a deployment.
 
-    The engine asks the app for its functions and stores what has changed. APP_URL is the URL of the app's endpoint as
+    The engine reads the app's functions and stores the changes. APP_URL is the URL of the app's endpoint as
     the engine reaches it, like http://127.0.0.1:8000/api/inngest. Exits with 1, and changes nothing, if the app does
     not answer or the engine refuses its functions.
     """
@@ -62,7 +62,7 @@ def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody
 
 
 def describe_sync(done: "AppSyncBody") -> Styled:
-    """A line on the app, then one for each function that was added (+), changed (~) or removed (-)."""
+    """A line about the app, and a line for each function that was added (+), changed (~) or removed (-)."""
     name = f"{done.app_id} {done.version}" if done.version else done.app_id
     count = len(done.functions)
     lines = [f"synced {name} at {redact_url(done.url)}: {count} {'function' if count == 1 else 'functions'}"]
@@ -74,3 +74,14 @@ def describe_sync(done: "AppSyncBody") -> Styled:
     if len(lines) == 1:
         lines[0] += ", unchanged"
     return Styled("\n".join(map(printable, lines)))
+
+
+@click.command()
+@client_options
+def health(client: "EngineClient") -> None:
+    """Exit with 0 if the engine accepts events and calls apps, with 1 if not.
+
+    The command requests /ready of the engine, which needs no keys.
+    """
+    client.check_ready()
+    echo("ready")

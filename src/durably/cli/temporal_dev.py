@@ -1,4 +1,4 @@
-"""What ``durably temporal dev`` runs: Temporal's development server, the app and its worker, each a child process."""
+"""The processes of ``durably temporal dev``: Temporal's development server, the app and its worker."""
 
 import asyncio
 import contextlib
@@ -11,25 +11,33 @@ import msgspec
 from durably.protocol.text import reachable
 from durably.temporal.binaries import find_program
 
-from .child_process import AppFailedError, ChildProcess
-from .console import Console
-from .development import check_port_free, free_port, state_directory
-from .reloading import SourceChanges, restart_on_changes
-from .running import first_failure
+from .child_process import (
+    AppFailedError,
+    ChildProcess,
+    SourceChanges,
+    check_port_free,
+    free_port,
+    restart_on_changes,
+    state_directory,
+)
+from .event_loop import first_failure
+from .text import Console
 
 START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 _FREE_PORT_TRIES = 3
 
 _SERVER_SETTINGS = {"frontend.WorkflowPauseEnabled": "true"}
-"""Dynamic configuration of the development server: what production servers have and it leaves off."""
+"""Dynamic configuration of the development server: features that production servers have by default."""
 
 
 class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``app`` is ``module:app``, ``workers`` are ``module:temporal``; ``manage`` is a Django project's ``manage.py``,
-    whose worker and server are run instead of them, and with ``migrate`` its migrations before. ``server`` is the
-    ``host:port`` of one that runs already; otherwise one is started, which keeps its state in ``database`` and has
-    ``namespaces`` beside ``default``. Ports of 0 take free ones."""
+    """``app`` is ``module:app``, ``workers`` are ``module:temporal``.
+
+    ``manage`` is a Django project's ``manage.py``: its worker and server run instead of them, with ``migrate`` after
+    its migrations. ``server`` is the ``host:port`` of a running server. Otherwise one is started, with its state in
+    ``database`` and ``namespaces`` beside ``default``. Port 0 takes a free port.
+    """
 
     app: str | None
     workers: tuple[str, ...]
@@ -46,7 +54,7 @@ class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemporalDev:
-    """Runs all of it until cancelled. Raises ``AppFailedError`` or ``ProgramMissingError`` if it does not start."""
+    """Runs the processes until cancelled. Raises ``AppFailedError`` or ``ProgramMissingError`` at the start."""
 
     def __init__(self, options: TemporalDevOptions, console: Console) -> None:
         self._options, self._console = options, console
@@ -70,7 +78,7 @@ class TemporalDev:
             await server.stop()
 
     async def _start_server(self) -> "ServerProcess":
-        """Start Temporal's server and wait until it accepts.
+        """Start Temporal's server and wait until it accepts connections.
 
         A free port is looked up before the server binds it, so another program can take it in between. Then
         another port is tried, unless the user chose the port.
@@ -100,7 +108,7 @@ class TemporalDev:
                 return server
 
     def _namespaces(self) -> list[str]:
-        """Those that the server has beside ``default``."""
+        """The server's namespaces besides ``default``."""
         of_project = [each.namespace for each in self._django_connections]
         return [each for each in dict.fromkeys([*self._options.namespaces, *of_project]) if each != "default"]
 
@@ -149,7 +157,7 @@ class DjangoConnection(msgspec.Struct, frozen=True):
 
 
 async def _django_connections(manage: Path) -> list[DjangoConnection]:
-    """Raises ``AppFailedError`` if the project cannot report them; why is on its stderr."""
+    """Raises ``AppFailedError`` if the project cannot list them; the reason is on its stderr."""
     command = (sys.executable, str(manage), "run_temporal_worker", "--list-connections")
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
@@ -175,7 +183,7 @@ def _django_worker(manage: Path, connection: DjangoConnection, variables: dict[s
 
 
 class ServedProcess(ChildProcess):
-    """A child process that listens at a port, and is up when it accepts there."""
+    """A child process that listens at a port, and is up when it accepts connections there."""
 
     def __init__(
         self, target: str, command: Sequence[str], variables: dict[str, str], *, host: str, port: int, option: str
@@ -189,7 +197,7 @@ class ServedProcess(ChildProcess):
         await super().start()
 
     async def answer(self) -> None:
-        """Wait until it accepts. Raises ``AppFailedError`` where it ends before, or never does."""
+        """Wait until it accepts connections. Raises ``AppFailedError`` if it ends before, or does not."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 while not await self._accepts():
@@ -245,7 +253,7 @@ def _worker(target: str, options: Sequence[str], variables: dict[str, str]) -> C
 
 
 async def run_reloaded_worker(target: str, options: Sequence[str]) -> None:
-    """``durably temporal worker --reload``: until cancelled."""
+    """Run ``durably temporal worker --reload`` until cancelled."""
     await _run_children([_worker(target, options, {})], Console(), reload=True)
 
 

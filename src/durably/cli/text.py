@@ -1,4 +1,4 @@
-"""Putting values into words and columns for a terminal."""
+"""The output of commands: text that is safe for a terminal, colours, columns, JSON, and errors."""
 
 import datetime as dt
 import json
@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from durably.protocol.errors import Error
 from durably.protocol.text import printable, printable_json, printable_lines
 
 STATUS_COLOURS = {
@@ -20,7 +21,7 @@ _SHORT_ID_LENGTH = 6
 
 
 class Styled(str):
-    """Text that is safe for a terminal: text from apps is escaped, colours come from this module."""
+    """Text that is safe for a terminal: text of apps is escaped, colours are from this module."""
 
     __slots__ = ()
 
@@ -36,17 +37,17 @@ def fit(text: object) -> Styled:
 
 
 def fit_lines(text: object) -> Styled:
-    """The same for text that has several lines by its nature: tracebacks, and nothing else."""
+    """Several lines that are safe for a terminal: tracebacks only."""
     return text if isinstance(text, Styled) else Styled(printable_lines(text))
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print one line; every command prints by this. What has several lines is made of fit ones, as ``Styled``."""
+    """Print one line. All commands print with this function; ``Styled`` text may have several lines."""
     click.echo(fit(text), err=err)
 
 
 def short_id(run_id: str) -> str:
-    """The end of a run's id: its random part, which distinguishes runs at a glance."""
+    """The end of a run's id: its random part."""
     return run_id[-_SHORT_ID_LENGTH:]
 
 
@@ -65,13 +66,13 @@ def format_seconds(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count)
 
 
-def format_local(moment: dt.datetime) -> str:
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def format_local(time: dt.datetime) -> str:
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def format_clock(moment: dt.datetime, now: dt.datetime) -> str:
-    """The local time of day, with the date where that is not today's."""
-    local = moment.astimezone()
+def format_clock(time: dt.datetime, now: dt.datetime) -> str:
+    """The local time of day, with the date if that is not today's."""
+    local = time.astimezone()
     return local.strftime("%H:%M:%S" if local.date() == now.astimezone().date() else "%Y-%m-%d %H:%M:%S")
 
 
@@ -110,14 +111,54 @@ def describe_facts(facts: list[tuple[str, str]]) -> Styled:
 
 
 def echo_json_line(value: object) -> None:
-    """The same as ``echo_json`` on one line, for streams of values."""
+    """``echo_json`` on one line, for streams of values."""
     import msgspec
 
     click.echo(printable_json(msgspec.json.encode(value).decode()))
 
 
 def echo_json(value: object) -> None:
-    """Anything that msgspec encodes, for programs to read."""
+    """Print a value as JSON, for programs."""
     import msgspec
 
     click.echo(printable_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()))
+
+
+class Console:
+    """The output of a command that runs until it is stopped."""
+
+    def say(self, line: str) -> None:
+        click.echo(fit(line))
+
+    def note(self, line: str) -> None:
+        """Print a line about the command itself, not about runs."""
+        click.secho(fit(line), dim=True)
+
+    def warn(self, line: str) -> None:
+        """Print a warning; work continues."""
+        click.secho(fit(line), fg="yellow", err=True)
+
+
+class CliError(click.ClickException):
+    """Ends a command with exit code 1. ``message`` is one or two lines: the problem and the remedy."""
+
+    exit_code = 1
+
+    def format_message(self) -> str:
+        return printable_lines(self.message)
+
+
+class Group(click.Group):
+    """Shows errors of Durably without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Error as error:
+            if not error.message:  # A child process has printed the error.
+                raise click.exceptions.Exit(1) from error
+            raise CliError(error.message) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "durably").partition(".")[0] == "durably":
+                raise
+            raise CliError(f'{error.name} is not installed; it comes with pip install "durably[engine]"') from error

@@ -1,26 +1,27 @@
-"""The user's app, served by a child process: started, stopped, restarted, and asked to sync."""
+"""The apps of an engine: ``AppProcess`` serves one in a child process, ``keep_synced`` syncs with a separate one."""
 
 import asyncio
 import contextlib
 import sys
+from collections.abc import Callable
 
+from durably.engine.core.errors import EngineError
 from durably.engine.http.discovery import AppDiscovery, AppUnreachedError, NoAppError
-from durably.protocol.text import reachable
+from durably.protocol.text import reachable, redact_url
 from durably.settings import development_variables
 
-from .app_server import EXIT_REPORTED
-from .child_process import AppFailedError, ChildProcess
-from .development import check_port_free
+from .child_process import AppFailedError, ChildProcess, check_port_free
+from .guard import EXIT_REPORTED
 
 USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
-"""Where apps are looked for: the default of every SDK, an older one, and that of DigitalOcean functions."""
+"""Usual paths of endpoints: the default of all SDKs, a former default, and that of DigitalOcean functions."""
 START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 _PROGRAM = "durably.cli.app_server"
 
 
 class AppProcess(ChildProcess):
-    """Serves ``target``, which is ``module:app``; ``engine_origin`` is the engine that the app uses."""
+    """A child process that serves ``target``, a ``module:app``. ``engine_origin`` is the engine for the app."""
 
     def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
         command = (sys.executable, "-m", _PROGRAM, target, "--host", host, "--port", str(port))
@@ -33,14 +34,14 @@ class AppProcess(ChildProcess):
         return f"http://{reachable(self._host)}:{self._port}"
 
     async def start(self) -> None:
-        """Raises ``AppFailedError`` where the port is taken."""
+        """Raises ``AppFailedError`` if the port is taken."""
         check_port_free(self._host, self._port)
         await super().start()
 
     async def sync(self, discovery: AppDiscovery) -> str:
-        """Wait until the app answers, and have it sync. Answers with its URL.
+        """Wait until the app answers, and sync with it. Returns its URL.
 
-        Raises ``AppFailedError`` where it ended or never answers, ``SyncFailedError``.
+        Raises ``AppFailedError`` if it ended or does not answer, and ``SyncFailedError``.
         """
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -67,7 +68,35 @@ class AppProcess(ChildProcess):
 
 
 async def check_importable(target: str) -> None:
-    """Raises ``AppFailedError`` where there is no such app."""
+    """Raises ``AppFailedError`` if there is no such app."""
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", _PROGRAM, target, "--check")
     if await process.wait() == EXIT_REPORTED:
         raise AppFailedError("")
+
+
+UNREACHED_PAUSE_SECONDS = 1.0
+
+
+async def keep_synced(
+    url: str, discovery: AppDiscovery, *, interval: float, say: Callable[[str], None], warn: Callable[[str], None]
+) -> None:
+    """Sync with the app at ``url`` every ``interval`` seconds; with 0, until the first success.
+
+    Reports each problem once, and its end.
+    """
+    known: str | None = None
+    while True:
+        problem, pause = None, interval
+        try:
+            await discovery.sync(url)
+        except EngineError as error:
+            problem = error.message
+            pause = UNREACHED_PAUSE_SECONDS if isinstance(error, AppUnreachedError) else interval
+        if problem and problem != known:
+            warn(f"{problem}; waiting for it")
+        elif known and not problem:
+            say(f"the app at {redact_url(url)} answers")
+        known = problem
+        if not problem and not interval:
+            return
+        await asyncio.sleep(pause or UNREACHED_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Running a command's event loop until SIGINT or SIGTERM, after which it cleans up and ends."""
+"""The event loop of a command that runs until SIGINT or SIGTERM."""
 
 import asyncio
 import gc
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def first_failure() -> Iterator[None]:
-    """Around a task group whose tasks run until cancelled: the first that fails is why the others end."""
+    """Around a task group whose tasks run until cancelled: raises the error of the first task that fails."""
     try:
         yield
     except ExceptionGroup as group:
@@ -17,8 +17,11 @@ def first_failure() -> Iterator[None]:
 
 
 def run_until_stopped(work: Coroutine[None, None, None]) -> None:
-    """A first signal cancels ``work``, which is how a person ends it: no error. A second SIGINT interrupts; a second
-    SIGTERM changes nothing, since those who send one often send another, to the whole group say."""
+    """Run ``work`` until it ends, or until a first signal cancels it, which is not an error.
+
+    A second SIGINT interrupts. A second SIGTERM is ignored: supervisors often send one to the process and one to its
+    group.
+    """
 
     async def run() -> None:
         task = asyncio.create_task(work)
@@ -41,19 +44,19 @@ def run_until_stopped(work: Coroutine[None, None, None]) -> None:
             if not stopped:
                 raise
 
-    keep_what_is_loaded()
+    freeze_loaded_modules()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(run())
 
 
-def keep_what_is_loaded() -> None:
-    """The garbage collector need not look through all modules again and again: they are there to stay."""
+def freeze_loaded_modules() -> None:
+    """Exempt the loaded modules from garbage collections, which would traverse them each time."""
     gc.collect()
     gc.freeze()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed: an engine gets by with about three quarters of the CPU time."""
+    """uvloop, if it is installed: an engine then needs about three quarters of the CPU time."""
     try:
         import uvloop
     except ImportError:

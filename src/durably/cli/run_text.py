@@ -1,0 +1,243 @@
+"""Text about runs: a line for each update, and a run with its events, steps and failed attempts."""
+
+import datetime as dt
+import shutil
+from textwrap import indent
+from typing import Any
+
+import click
+import msgspec
+
+from durably.engine.views import AttemptView, EventView, MetadataView, RunUpdate, RunView, StepView, UpdateKind
+from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
+from durably.protocol.text import printable
+
+from .text import (
+    Styled,
+    coloured_status,
+    describe_facts,
+    fit,
+    fit_lines,
+    format_clock,
+    format_json,
+    format_local,
+    format_seconds,
+    short_id,
+    shorten,
+    style,
+    table,
+)
+
+
+def describe_memo(op: str | None, memo: Any) -> str:
+    """A step's result. ``memo`` is as apps get it: ``{"data": …}``, ``{"error": …}``, an event, or null."""
+    if memo is None:
+        return "timed out" if op in MAY_TIME_OUT else ""
+    if op == Opcode.WAIT_FOR_EVENT:
+        return f"{memo.get('name')} {format_json(memo.get('data'))}"
+    return format_json(unwrap_memo(memo))
+
+
+_FAILURES = (UpdateKind.STEP_FAILED, UpdateKind.RUN_FAILED)
+_RUN_ENDS = (
+    UpdateKind.RUN_COMPLETED,
+    UpdateKind.RUN_FAILED,
+    UpdateKind.RUN_CANCELLED,
+    UpdateKind.RUN_SKIPPED,
+)
+_MARKS = {
+    UpdateKind.RUN_STARTED: ("▶", "cyan"),
+    UpdateKind.STEP_COMPLETED: ("✓", "green"),
+    UpdateKind.STEP_FAILED: ("✗", "red"),
+    UpdateKind.RETRYING: ("↻", "yellow"),
+    UpdateKind.UNREACHED: ("!", "yellow"),
+    UpdateKind.SLEEPING: ("…", "blue"),
+    UpdateKind.WAITING: ("…", "blue"),
+    UpdateKind.RUN_COMPLETED: ("■", "green"),
+    UpdateKind.RUN_FAILED: ("■", "red"),
+    UpdateKind.RUN_CANCELLED: ("■", "yellow"),
+    UpdateKind.RUN_SKIPPED: ("□", "yellow"),
+}
+_FIRST_FUNCTION_WIDTH = 16
+_FIRST_STEP_WIDTH = 20
+_ELAPSED_WIDTH = 9
+_HINT_INDENT = 10
+_WIDEST = 32
+_FALLBACK_TERMINAL = (160, 24)
+_LEAST_DETAIL_WIDTH = 40
+
+
+class Activity:
+    """Formats updates as aligned lines. Columns grow with their content, and do not shrink."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, dt.datetime] = {}
+        self._function_width, self._step_width = _FIRST_FUNCTION_WIDTH, _FIRST_STEP_WIDTH
+
+    def format(self, update: RunUpdate) -> Styled:
+        mark, colour = _MARKS[update.kind]
+        is_run = update.kind in _RUN_ENDS or update.kind is UpdateKind.RUN_STARTED
+        subject = fit(update.kind.value if is_run else update.step or "(function)")
+        function_id = fit(update.function_id)
+        self._function_width = _widen(self._function_width, function_id)
+        self._step_width = _widen(self._step_width, subject)
+        columns = (
+            style(update.at.astimezone().strftime("%H:%M:%S"), dim=True),
+            style(short_id(update.run_id), fg="magenta"),
+            function_id.ljust(self._function_width),
+            style(mark, fg=colour),
+            style(subject.ljust(self._step_width), fg=colour if is_run else None, bold=is_run),
+            style(self._elapsed(update).rjust(_ELAPSED_WIDTH), dim=True),
+        )
+        line = "  ".join(columns)
+        room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2
+        whole = _detail(update)
+        detail = shorten(whole, max(room, _LEAST_DETAIL_WIDTH))
+        shown = style(detail, fg="red") if update.kind in _FAILURES else fit(detail)
+        if update.kind is UpdateKind.RUN_FAILED and detail != whole:
+            hint = f"the whole error: durably runs show {short_id(update.run_id)}"
+            shown = Styled(f"{shown}\n{' ' * _HINT_INDENT}{style(hint, dim=True)}")
+        return Styled(f"{line}  {shown}" if detail else line)
+
+    def _elapsed(self, update: RunUpdate) -> str:
+        """The time since the run's start; empty if its start is unknown."""
+        if update.kind is UpdateKind.RUN_STARTED:
+            self._started[update.run_id] = update.at
+            return ""
+        is_end = update.kind in _RUN_ENDS
+        started = self._started.pop(update.run_id, None) if is_end else self._started.get(update.run_id)
+        return f"+{format_seconds((update.at - started).total_seconds())}" if started else ""
+
+
+def _detail(update: RunUpdate) -> str:
+    match update.kind:
+        case UpdateKind.RUN_STARTED:
+            return update.run_id
+        case UpdateKind.SLEEPING:
+            return f"sleeps{_until(update)}"
+        case UpdateKind.WAITING:
+            return f"waits{_until(update)}"
+        case UpdateKind.RETRYING:
+            number = f"attempt {update.attempt + 1} failed" if update.attempt is not None else "failed"
+            return f"{number}{_due(update)}: {_error(update)}"
+        case UpdateKind.UNREACHED:
+            return f"the app does not answer{_due(update)}: {_error(update)}"
+        case UpdateKind.STEP_FAILED | UpdateKind.RUN_FAILED:
+            return _error(update)
+        case UpdateKind.RUN_CANCELLED | UpdateKind.RUN_SKIPPED:
+            return _error(update).partition(": ")[2]  # the mark already says what the error's name says
+        case UpdateKind.STEP_COMPLETED:
+            return describe_memo(update.op, _output(update))
+        case _:
+            return format_json(_output(update)) if update.output is not None else ""
+
+
+def _widen(width: int, text: str) -> int:
+    return min(max(width, len(text)), _WIDEST)
+
+
+def _until(update: RunUpdate) -> str:
+    return f" until {format_clock(update.due_at, update.at)}" if update.due_at else ""
+
+
+def _due(update: RunUpdate) -> str:
+    return f", again in {format_seconds((update.due_at - update.at).total_seconds())}" if update.due_at else ""
+
+
+def _error(update: RunUpdate) -> str:
+    return update.error or "no reason given"
+
+
+def _output(update: RunUpdate) -> object:
+    return None if update.output is None else msgspec.json.decode(update.output)
+
+
+_STEP_MARKS = {"completed": ("✓", "green"), "failed": ("✗", "red"), "retrying": ("↻", "yellow")}
+_OTHER_MARK = ("…", "blue")
+_OUTPUT_WIDTH = 60
+_ERROR_WIDTH = 200
+
+
+def describe_run(run: RunView) -> Styled:
+    output = run.decode_output()
+    facts = [
+        ("Run", run.id),
+        ("Function", run.function_id),
+        ("Status", coloured_status(run.status)),
+        ("Event", ", ".join(run.event_ids)),
+        ("Started", format_local(run.created_at)),
+    ]
+    if run.rerun_of:
+        facts.append(("Rerun of", run.rerun_of))
+    if run.ended_at:
+        facts.append(("Duration", format_seconds((run.ended_at - run.created_at).total_seconds())))
+    if run.status == "Failed":
+        facts.append(("Error", _describe_error(output)))
+    elif run.status in ("Cancelled", "Skipped") and isinstance(output, dict):
+        facts.append(("Reason", printable(output.get("message"))))
+    elif run.status == "Completed":
+        facts.append(("Output", format_json(output)))
+    return describe_facts(facts)
+
+
+def describe_events(events: list[EventView], count: int) -> Styled:
+    """The data of each event. ``count`` is the number of the run's events."""
+    rows = [[event.id, event.name, format_json(event.data)] for event in events]
+    more = f"\n… and {count - len(events)} more" if count > len(events) else ""
+    return Styled(table(["EVENT", "NAME", "DATA"], rows) + more)
+
+
+def describe_attempts(run: RunView, attempts: list[AttemptView]) -> Styled:
+    """A line for each failed attempt, with the time since the run's start."""
+    rows = [
+        [
+            f"+{format_seconds((attempt.ended_at - run.created_at).total_seconds())}",
+            attempt.step or "(function)",
+            str(attempt.attempt + 1),
+            shorten(attempt.error, _ERROR_WIDTH),
+        ]
+        for attempt in attempts
+    ]
+    return table(["AT", "FAILED STEP", "ATTEMPT", "ERROR"], rows)
+
+
+def describe_metadata(metadata: list[MetadataView]) -> Styled:
+    """A line for each time that the app's SDK sent metadata about the run."""
+    rows = [
+        [format_local(one.received_at), shorten(format_json(msgspec.json.decode(one.body)), _ERROR_WIDTH)]
+        for one in metadata
+    ]
+    return table(["RECEIVED", "METADATA"], rows)
+
+
+def describe_steps(run: RunView, steps: list[StepView]) -> Styled:
+    """A line for each step, with the time since the run's start: of the step's end, or else of its start."""
+    return table(["AT", "", "STEP", "KIND", "ATTEMPTS", "RESULT"], [_step_row(run, step) for step in steps])
+
+
+def _step_row(run: RunView, step: StepView) -> list[str]:
+    at = (step.ended_at or step.created_at) - run.created_at
+    mark, colour = _STEP_MARKS.get(step.status, _OTHER_MARK)
+    attempts = str(step.attempts) if step.attempts > 1 or step.op == Opcode.STEP_RUN else ""
+    row = [f"+{format_seconds(at.total_seconds())}", style(mark, fg=colour), step.id, step.op, attempts]
+    return [*row, _result(step)]
+
+
+def _result(step: StepView) -> str:
+    if step.error:
+        due = f"; again at {format_local(step.due_at)}" if step.due_at and not step.ended_at else ""
+        return shorten(step.error, _OUTPUT_WIDTH) + due
+    if step.ended_at is None:
+        return f"{step.status} until {format_local(step.due_at)}" if step.due_at else step.status
+    return shorten(describe_memo(step.op, None if step.memo is None else msgspec.json.decode(step.memo)), _OUTPUT_WIDTH)
+
+
+def _describe_error(output: object) -> str:
+    """The error on one line, then its stack, indented, so that its lines differ from the facts."""
+    if not isinstance(output, dict):
+        return format_json(output)
+    described = fit(f"{output.get('name') or 'Error'}: {output.get('message') or ''}")
+    stack = output.get("stack")
+    if not isinstance(stack, str) or not stack.strip():
+        return described
+    return Styled(f"{described}\n\n{indent(fit_lines(stack.rstrip()), '  ')}")
