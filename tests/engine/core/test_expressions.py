@@ -199,7 +199,7 @@ def test_does_not_hold(expression: str) -> None:
         ("null <= null", False),
     ],
 )
-def test_order_of_what_is_missing_or_null(expression: str, holds: bool) -> None:
+def test_order_of_missing_fields_and_null(expression: str, holds: bool) -> None:
     """What is missing is less than anything; null is the other side's zero."""
     assert matches(expression) is holds
 

@@ -96,7 +96,7 @@ conditions = st.recursive(
 
 
 @given(conditions, documents, documents)
-def test_whatever_matches_satisfies_every_equality(expression: str, event: Any, later: Any) -> None:
+def test_matching_events_satisfy_every_equality(expression: str, event: Any, later: Any) -> None:
     compiled = compile_expression(expression)
     if compiled.matches(event, later, now=0):
         for equality in compiled.equalities():

@@ -280,7 +280,7 @@ tokens = st.sampled_from(
 
 
 @given(st.lists(tokens, max_size=25).map("".join) | st.lists(tokens, max_size=25).map(" ".join) | st.text())
-def test_compiling_raises_nothing_else(text: str) -> None:
+def test_compiling_raises_only_expression_invalid_error(text: str) -> None:
     try:
         compiled = compile_expression(text)
     except ExpressionInvalidError:

@@ -151,7 +151,7 @@ def test_an_answer_under_an_old_generation_is_refused() -> None:
     assert run.state == before
 
 
-def test_what_comes_after_the_end() -> None:
+def test_inputs_after_the_end() -> None:
     run = Run()
     run.ops(op(Opcode.SLEEP, opts={"duration": "1s"}))
     run.feed(CancelRequested())
@@ -164,7 +164,7 @@ def test_what_comes_after_the_end() -> None:
     assert run.state == before
 
 
-def test_an_answer_that_asks_for_nothing_is_a_failed_attempt() -> None:
+def test_an_answer_without_ops_is_a_failed_attempt() -> None:
     run = Run(max_attempts=3)
     for _ in range(3):
         run.ops()
@@ -250,7 +250,7 @@ def test_the_step_limit_is_the_policys() -> None:
     assert "max_steps" in run.error["message"]
 
 
-def test_a_fan_out_over_the_step_limit_starts_nothing() -> None:
+def test_a_fan_out_over_the_step_limit_starts_no_step() -> None:
     run = Run()
     run.policy = msgspec.structs.replace(POLICY, max_steps=5)
     run.ops(ran("a"))
@@ -273,7 +273,7 @@ def test_a_fan_out_up_to_the_step_limit_is_carried_out() -> None:
 
 
 @pytest.mark.parametrize("bad", ["Sleep", "NoSuchOp"])
-def test_an_answer_with_an_impossible_op_starts_nothing_of_what_it_asks_for(bad: str) -> None:
+def test_an_answer_with_an_invalid_op_starts_no_step(bad: str) -> None:
     run = Run()
     opts = {"function_id": "app-child", "payload": {"data": {}}}
     wrong = Op(id="b", op=bad, opts={"duration": "no duration"})
@@ -290,7 +290,7 @@ def aborted(target: str = "d") -> Op:
     return op(Opcode.DEFER_ABORT, f"{target}:abort", opts={"target_hashed_id": target, "fn_slug": "app-later"})
 
 
-def test_a_deferred_function_is_stored_with_what_it_comes_with() -> None:
+def test_a_deferred_function_is_stored_with_the_ops_of_its_answer() -> None:
     run = Run()
     commands = run.ops(deferred(data={"n": 1}), ran("a"))
     assert commands[0] == Defer("d", "app-later", b'{"n":1}')
@@ -316,7 +316,7 @@ def test_an_aborted_function_is_taken_back_for_good() -> None:
     assert kinds(run.ops(ran("c"), aborted(), deferred())) == [WriteMemo, MakeCall]
 
 
-def test_what_is_deferred_comes_before_the_end_of_the_run() -> None:
+def test_a_function_is_deferred_before_the_end_of_the_run() -> None:
     run = Run()
     assert kinds(run.ops(Op(op=Opcode.RUN_COMPLETE, data=msgspec.Raw(b"1")), deferred())) == [Defer, EndRun]
     run = Run()
@@ -342,7 +342,7 @@ def test_checkpoints_may_defer() -> None:
         (op(Opcode.DEFER_ABORT, opts={}), "what is to be aborted"),
     ],
 )
-def test_what_is_wrong_with_a_deferred_function_is_said_and_fails_no_run(wrong: Op, reason: str) -> None:
+def test_an_invalid_defer_is_reported_and_fails_no_run(wrong: Op, reason: str) -> None:
     run = Run()
     refused, *others = run.ops(wrong, ran("a"))
     assert isinstance(refused, RefuseDeferred)
@@ -386,7 +386,7 @@ def test_racing_steps_ask_for_discovery_each() -> None:
     assert len(run.discoveries) == 1
 
 
-def test_the_losers_of_a_race_hold_up_nothing() -> None:
+def test_the_losers_of_a_race_delay_no_other_step() -> None:
     run = Run()
     run.ops(planned("a", race=True), op(Opcode.SLEEP, "nap", race=True, opts={"duration": "1h"}))
     run.ops(ran("a"), step="a")
@@ -400,7 +400,7 @@ def test_an_app_older_than_parallel_modes_races_always() -> None:
     assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo, MakeCall]
 
 
-def test_wishes_for_discovery_while_one_is_under_way_become_one() -> None:
+def test_requests_for_discovery_while_one_is_under_way_become_one() -> None:
     run = Run()
     run.ops(*(planned(step, race=True) for step in "abcd"))
     run.ops(ran("a"), step="a")
@@ -595,7 +595,7 @@ def test_invoke_and_its_timeout() -> None:
         (Op(id="a", op="Dance", name="step a"), "'Dance'"),
     ],
 )
-def test_what_cannot_be_carried_out_fails_the_run_and_names_the_step(bad: Op, reason: str) -> None:
+def test_an_invalid_op_fails_the_run_and_names_the_step(bad: Op, reason: str) -> None:
     run = Run()
     run.ops(bad)
     assert run.error["name"] == "OpInvalidError"
@@ -622,7 +622,7 @@ def test_a_request_is_tried_again_then_memoised_as_an_error() -> None:
     assert kinds(run.feed(failed)) == [CloseWait, WriteMemo, MakeCall]
 
 
-def test_the_run_state_keeps_nothing_of_what_a_request_sends() -> None:
+def test_the_run_state_does_not_hold_the_content_of_a_request() -> None:
     from durably.engine.core.run_state import encode_run_state
 
     run = Run()
@@ -672,7 +672,7 @@ def test_a_checkpoint_sent_twice_changes_nothing_the_second_time() -> None:
     assert run.state.memos == 1
 
 
-def test_the_answer_may_repeat_what_was_checkpointed() -> None:
+def test_the_answer_may_repeat_checkpointed_steps() -> None:
     run = Run()
     run.feed(Checkpointed(1, [ran("a")]))
     run.ops(ran("a"), memoised=("a",))
@@ -681,7 +681,7 @@ def test_the_answer_may_repeat_what_was_checkpointed() -> None:
 
 
 @pytest.mark.parametrize("kind", [Opcode.SLEEP, Opcode.STEP_ERROR, Opcode.RUN_COMPLETE, Opcode.INVOKE_FUNCTION])
-def test_what_needs_a_decision_cannot_be_checkpointed(kind: Opcode) -> None:
+def test_ops_that_need_a_decision_cannot_be_checkpointed(kind: Opcode) -> None:
     run = Run()
     before = run.state
     with pytest.raises(CheckpointInvalidError, match="step a"):
@@ -734,7 +734,7 @@ def test_discovery_follows_at_once_where_steps_were_checkpointed() -> None:
     assert [(call.attempt, call.due) for call in run.discoveries] == [(0, NOW)]
 
 
-def test_recovery_gives_what_was_under_way_a_new_generation_and_leaves_the_rest() -> None:
+def test_recovery_gives_calls_under_way_a_new_generation_and_leaves_others() -> None:
     run = Run()
     run.ops(planned("a"), planned("b"))
     run.ops(raised("a"), step="a")

@@ -74,8 +74,11 @@ def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> tuple[R
 
 
 def advance(state: RunState, run_input: Input, now: int, policy: Policy) -> tuple[RunState, list[Command]]:
-    """Raises ``StaleCallError``, and for checkpoints ``CheckpointInvalidError`` and ``TooLargeError``; then
-    nothing has changed."""
+    """The run state after an input, and the commands to execute with it.
+
+    Raises ``StaleCallError``, and for checkpoints ``CheckpointInvalidError`` and ``TooLargeError``; then nothing has
+    changed.
+    """
     transition = Transition(state, now, policy)
     _HANDLERS[state.status, type(run_input)](transition, run_input)
     transition.settle()

@@ -241,7 +241,7 @@ def test_debounce(gaps: list[int], timeout: str | None, data: st.DataObject) -> 
         assert events == []
 
 
-def test_late_news_do_not_replace_what_is_pending_nor_put_it_off() -> None:
+def test_an_older_event_neither_replaces_the_pending_one_nor_postpones_it() -> None:
     engine = Engine(flow_of(debounce={"period": "10s"}))
     engine.send(ts=_START + 5_000, version=2)
     engine.pass_time(6_000)
@@ -250,7 +250,7 @@ def test_late_news_do_not_replace_what_is_pending_nor_put_it_off() -> None:
     assert engine.runs == [(_START + 10_000, [0])]
 
 
-def test_a_debounce_that_ends_late_takes_in_what_came_before() -> None:
+def test_a_debounce_that_ends_late_includes_events_from_before() -> None:
     engine = Engine(flow_of(debounce={"period": "10s", "timeout": "15s"}))
     engine.send()
     engine.now += 60_000  # no engine was running
@@ -405,7 +405,7 @@ def test_no_priority_moves_a_run_by_more_than_ten_minutes(value: Any) -> None:
         assert ahead == 0
 
 
-def test_priority_of_a_missing_field_is_none() -> None:
+def test_priority_of_a_missing_field_is_zero() -> None:
     flow = flow_of(priority={"run": "event.data.nothing"})
     assert place_of(flow, event(), _START) == _START
 

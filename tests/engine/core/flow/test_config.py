@@ -94,14 +94,14 @@ _BATCH = {"batchEvents": {"maxSize": 10, "timeout": "5s"}}
         (_BATCH | {"idempotency": "event.id"}, "batch_events and idempotency cannot be used together"),
     ],
 )
-def test_what_is_refused(options: dict[str, Any], says: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises((ConfigInvalidError, msgspec.ValidationError)) as raised:
         flow_of(**options)
     assert str(raised.value).startswith("function 'shop-fn': ")
     assert says in str(raised.value)
 
 
-def test_all_that_may_be_combined_is_accepted() -> None:
+def test_options_that_may_be_combined_are_accepted() -> None:
     flow = flow_of(
         triggers=[{"event": "order/placed"}, {"cron": "TZ=Europe/Paris 0 9 * * 1-5", "jitter": "30s"}],
         rateLimit={"limit": 100, "period": "1h", "key": "event.data.user"},

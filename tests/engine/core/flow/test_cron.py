@@ -42,7 +42,7 @@ def ticks(text: str, after: str, count: int, zone: str = "UTC") -> list[str]:
         ("5,10-12 0 1 1 *", ["2026-01-01T00:05:00+00:00", "2026-01-01T00:10:00+00:00", "2026-01-01T00:11:00+00:00"]),
     ],
 )
-def test_what_schedules_mean(text: str, expected: list[str]) -> None:
+def test_ticks_of_schedules(text: str, expected: list[str]) -> None:
     assert ticks(text, "2026-01-01T00:00:00+00:00", len(expected)) == expected
 
 

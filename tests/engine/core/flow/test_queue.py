@@ -221,7 +221,7 @@ def check_rows(world: World) -> None:
 
 @given(_flows, _steps, st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_the_queue_does_what_the_plain_one_does(
+def test_the_queue_agrees_with_a_simple_model(
     chosen: list[tuple[int, int]], steps: list[tuple[str, int, int]], restarts: bool
 ) -> None:
     flows = [make_flow(function, limits, throttle) for function, (limits, throttle) in enumerate(chosen)]
@@ -289,7 +289,7 @@ def test_no_run_starves_under_steady_arrivals_of_better_priority() -> None:
     rows.close()
 
 
-def test_runs_held_up_by_concurrency_do_not_break_the_throttle_afterwards() -> None:
+def test_runs_delayed_by_concurrency_do_not_break_the_throttle_afterwards() -> None:
     rows = SqliteRows(":memory:")
     world = World(rows, [flow_of(concurrency=5, throttle={"limit": 1, "period": "10s"})])
     with world.transaction() as queue:
@@ -343,7 +343,7 @@ def count_statements(queued: int, flow: Flow, users: int) -> int:
     return len(rows.statements)
 
 
-def test_what_a_transaction_costs_does_not_depend_on_how_much_is_queued() -> None:
+def test_the_cost_of_a_transaction_does_not_depend_on_the_length_of_the_queue() -> None:
     for flow, users in [
         (make_flow(0, 1, 0), 1),
         (make_flow(0, 2, 0), 10),

@@ -65,7 +65,7 @@ def test_an_unsigned_answer_is_not_used(status: int, headers: dict[str, str]) ->
         (500, SDK, ["the app answered with status 500"]),
     ],
 )
-def test_the_likely_reason_is_told(status: int, headers: dict[str, str], words: list[str]) -> None:
+def test_an_unsigned_answer_names_the_likely_reason(status: int, headers: dict[str, str], words: list[str]) -> None:
     message = refused(check(), status, headers, b"nonsense")
     for word in words:
         assert word in message
@@ -108,7 +108,7 @@ def test_the_whole_of_an_answer_is_checked_where_the_app_signs_it() -> None:
         (500, {"x-durably-signature": "v1=" + "0" * 64}),
     ],
 )
-def test_nothing_that_decides_can_be_changed_on_the_way(status: int, changed: dict[str, str]) -> None:
+def test_a_changed_status_header_or_body_is_refused(status: int, changed: dict[str, str]) -> None:
     error = b'{"name": "E", "message": "boom"}'
     headers = whole(500, error, x_inngest_no_retry="true") | changed
     refused(check(signs_whole=True), status, headers, error)

@@ -47,7 +47,7 @@ def test_in_the_long_run_units_come_at_the_rate(limit: int, period: int, burst: 
 
 
 @given(_limits, _periods, _bursts, st.lists(st.integers(0, 2_000), max_size=60), st.integers(0, 10_000))
-def test_ready_at_is_the_first_moment_at_which_a_unit_may_come(
+def test_ready_at_is_the_first_time_at_which_a_unit_may_be_used(
     limit: int, period: int, burst: int, gaps: list[int], ahead: int
 ) -> None:
     pace, level, now = pace_of(limit, period, burst), None, _START

@@ -27,7 +27,7 @@ def test_as_the_reference_has_it(value: object, spaced: bool, escaped: bool) -> 
     assert canonical_json(raw) == rfc8785.dumps(json.loads(raw))
 
 
-def test_what_has_no_canonical_form_is_sorted_at_least() -> None:
+def test_json_without_a_canonical_form_is_sorted() -> None:
     assert canonical_json(b'{"b": 1, "a": 12345678901234567890}') == b'{"a":12345678901234567890,"b":1}'
 
 

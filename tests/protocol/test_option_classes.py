@@ -1,4 +1,4 @@
-"""What functions are configured with: checked when it is made, written as the wire wants it."""
+"""Options and functions: checks when they are made, and their form on the wire."""
 
 import datetime as dt
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def test_a_period_is_never_shortened_and_hardly_lengthened(period: dt.timedelta)
         (lambda: durably.Cancel(event=7), "Cancel.event is 7; it must be text"),
     ],
 )
-def test_options_that_are_wrong(make: Callable[[], Any], message: str) -> None:
+def test_an_invalid_option_is_refused_when_it_is_made(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(FunctionConfigInvalidError) as raised:
         make()
     assert message in str(raised.value)
@@ -116,7 +116,7 @@ def test_options_that_are_wrong(make: Callable[[], Any], message: str) -> None:
         ({"idempotency": 5}, "idempotency takes str"),
     ],
 )
-def test_functions_that_are_configured_wrongly(options: dict[str, Any], message: str) -> None:
+def test_an_invalid_configuration_names_function_and_option(options: dict[str, Any], message: str) -> None:
     client = Client(app_id="app", is_production=False)
     with pytest.raises(FunctionConfigInvalidError) as raised:
         client.create_function(**({"fn_id": "mine", "trigger": durably.TriggerEvent(event="e")} | options))
