@@ -74,7 +74,6 @@ RULES.append(
 LEFT: dict[str, int] = {
     "docs": 4,
     "src/durably": 4,
-    "src/durably/cli": 31,
     "src/durably/engine": 1,
     "src/durably/engine/scheduling": 23,
     "src/durably/engine/sqlite": 40,
