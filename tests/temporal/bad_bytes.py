@@ -1,4 +1,4 @@
-"""Requests that no client library would send, byte by byte, and what each is to be answered with."""
+"""Requests that no client library would send, byte by byte, and their expected responses."""
 
 import http.client
 import socket
@@ -12,7 +12,7 @@ MEBIBYTE = 1024 * 1024
 
 @dataclass(frozen=True)
 class Request:
-    """``length`` is the Content-Length that is claimed; the body's own unless given. ``media_type`` may be ``""``."""
+    """``length`` is the Content-Length header, by default that of the body. ``media_type`` may be ``""``."""
 
     method: str
     path: str
@@ -39,7 +39,7 @@ class BadAnswer:
 
 
 def send(origin: str, request: Request | bytes, *, ends: bool = True) -> BadAnswer | None:
-    """``None`` when the connection was closed without an answer. ``ends``: nothing follows bytes or a body cut off."""
+    """The response; ``None`` if the connection is closed without one. ``ends``: nothing follows the bytes."""
     url = urlsplit(origin)
     data = request if isinstance(request, bytes) else request.encode()
     with socket.create_connection((url.hostname, url.port or 80), timeout=30) as connection:
@@ -48,7 +48,7 @@ def send(origin: str, request: Request | bytes, *, ends: bool = True) -> BadAnsw
             if ends and (isinstance(request, bytes) or request.is_cut_off):
                 connection.shutdown(socket.SHUT_WR)
         except OSError:
-            """It has answered before all was sent."""
+            """The server has responded before all was sent."""
         try:
             response = http.client.HTTPResponse(connection, method="HEAD" if data.startswith(b"HEAD") else "GET")
             response.begin()
@@ -96,7 +96,7 @@ PROBLEMS: dict[str, tuple[Request, set[int]]] = {
     "a broken form": (post(b"order_id=a", media_type="multipart/form-data; boundary=x"), {400, 415}),
     "a key that is none": (Request("POST", "/open/sleeping", b"{}", ("Idempotency-Key: \xff",)), {400}),
 }
-"""What is below the gateway's mount and comes as far as the framework."""
+"""Requests below the gateway's mount point that reach the framework."""
 
 SAID_TO_BE_TOO_LARGE = post(ORDER, length=10**9)
 
@@ -127,4 +127,4 @@ BAD_BYTES: dict[str, Request | bytes] = {
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "TLS": b"\x16\x03\x01\x00\xff\r\n\r\n",
 }
-"""What web servers and frameworks refuse on their own."""
+"""Requests that web servers and frameworks refuse by themselves."""

@@ -1,5 +1,7 @@
-"""What a user writes with a client that openapi-python-client has generated as ``made_client``; runs in a process of
-its own: ``python client_tour.py ORIGIN …``. mypy checks it against the client's types."""
+"""A program with ``made_client``, which openapi-python-client has generated: ``python client_tour.py ORIGIN …``.
+
+mypy checks it with the types of the client.
+"""
 
 import sys
 import uuid

@@ -1,10 +1,10 @@
-"""Malformed requests by the thousand, made from the OpenAPI document: ``python -m tests.temporal.fuzz``.
+"""Thousands of malformed requests, made from the OpenAPI document: ``python -m tests.temporal.fuzz``.
 
-schemathesis makes requests that are as the document says, and requests that are not; half of them are about workflows
-that exist. They come from two users in turn, and each is also about the other's workflows. No answer may be an error of
-the server's, each must be as the document says, and none may tell a user anything of the other: ids, inputs, memos,
-keys. With ``--absent`` there is no Temporal server, and what makes sense is answered with 503. Exits with 1 and the
-requests, as curl commands, whose answers are not as they should be. The short form of it is a test.
+schemathesis makes valid and malformed requests; half of them are about existing workflows. They come from two users in
+turn, and each is repeated about a workflow of the other user. No response may be an internal error, each must fit the
+document, and none may reveal anything of the other user: ids, inputs, memos, keys. With ``--absent`` there is no
+Temporal server, and valid requests get 503. The exit code is 1 after a fault; the requests are printed as curl
+commands. A test is a short form of it.
 """
 
 import argparse
@@ -48,14 +48,14 @@ from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
 CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance]
 FRAMEWORKS = (*SERVERS, "starlette")
 MOUNT = "/mine"
-"""The gateway whose workflows have owners. It has the exposures of the open one, whose document it shares."""
+"""The gateway with owners. It has the same exposures and document as the open one."""
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""Runs, and ids that the gateway makes up."""
+"""Ids of runs, and random ids of workflows."""
 
 
 @dataclass
 class User:
-    """``secrets`` are texts that no other user may be told; what the user's answers tell is added to them."""
+    """``secrets`` are texts that no other user must see. Texts of responses to the user are added to them."""
 
     name: str
     order_ids: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class User:
 
 
 def make_user(app: AppServer, name: str, *, is_server_absent: bool) -> User:
-    """A user whose workflows have a unique text in each part."""
+    """A user with unique texts in each part of the workflows."""
     user = User(f"{name}-{uuid.uuid4().hex}", [uuid.uuid4().hex for _ in range(2)], f"key-{uuid.uuid4().hex}")
     line, note, address = (f"{part}-{uuid.uuid4().hex}" for part in ("line", "note", "address"))
     user.secrets = {user.name, user.key, line, note, address, *user.order_ids}
@@ -94,7 +94,7 @@ def make_user(app: AppServer, name: str, *, is_server_absent: bool) -> User:
 
 @dataclass
 class Report:
-    """``faults`` has one request of each kind of fault."""
+    """``faults`` contains a request for each kind of fault."""
 
     is_server_absent: bool = False
     statuses: Counter[int] = field(default_factory=Counter)
@@ -107,7 +107,7 @@ class Report:
         is_told_to_come_again = response.status_code == 503 and "retry-after" in response.headers
         if response.status_code >= 500 and not (self.is_server_absent and is_told_to_come_again):
             self._note(f"{label}: an error of the server's", case, response)
-        # schemathesis holds each event against the schema, which is of the stream as a whole.
+        # schemathesis compares each event with the schema of the whole stream.
         is_stream = response.headers["content-type"][0].startswith("text/event-stream")
         checks = CHECKS if is_stream else [*CHECKS, response_schema_conformance]
         try:
@@ -117,18 +117,18 @@ class Report:
                 self._note(f"{label}: {failure.title}", case, response)
 
     def add_user(self, case: Case, response: Response, user: User, other: User, *, is_foreign: bool) -> None:
-        """Hold the answer against what ``other`` keeps to itself. What the request names may be repeated."""
+        """Search the response for secrets of ``other``. Texts of the request may be repeated."""
         request = response.request
         sent = f"{unquote(request.url or '')} {request.headers} {_text(request.body)}"
-        told = f"{response.text} {unquote(response.text)} {dict(response.headers)}"
+        seen = f"{response.text} {unquote(response.text)} {dict(response.headers)}"
         label = f"{case.operation.label}: {response.status_code}"
-        if leaked := [secret for secret in other.secrets if secret in told and secret not in sent]:
-            self._note(f"{label}: tells {user.name} of {other.name}: {leaked[0]}", case, response)
+        if leaked := [secret for secret in other.secrets if secret in seen and secret not in sent]:
+            self._note(f"{label}: reveals to {user.name} a text of {other.name}: {leaked[0]}", case, response)
         if is_foreign:
             self.foreign[response.status_code] += 1
             if response.status_code < 400:
                 self._note(f"{label}: {user.name} reaches a workflow of {other.name}", case, response)
-        user.secrets |= {each for each in UUID.findall(told) if each not in sent}
+        user.secrets |= {each for each in UUID.findall(seen) if each not in sent}
 
     def _note(self, kind: str, case: Case, response: Response) -> None:
         self.faults.setdefault(kind, f"{case.as_curl_command()}\n  {response.text[:500]}")
@@ -136,9 +136,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A request, and a number that picks the workflow that it is about: 0 leaves the id as it was made.
+    """A request, and a number that selects its workflow: 0 leaves the generated id.
 
-    ``is_borrowed``: it comes with the other user's key, and asks for the other's order.
+    ``is_borrowed``: it has the other user's key, and names the other's order.
     """
 
     case: Case
@@ -147,7 +147,7 @@ class Attempt:
 
 
 def make_attempts(app: AppServer, *, amount: int, first_seed: int) -> list[Attempt]:
-    """At least as many requests to the gateway with owners of an app. Apps with the same document get the same ones."""
+    """At least ``count`` requests to the gateway with owners. They are the same for the same document."""
     document = app.get("/openapi.json" if app.name == "fastapi" else "/open/openapi.json").json
     paths = document["paths"].items()
     paths = {MOUNT + path.removeprefix("/open"): what for path, what in paths if path.startswith("/open/")}
@@ -157,7 +157,7 @@ def make_attempts(app: AppServer, *, amount: int, first_seed: int) -> list[Attem
 
 @functools.cache
 def _make_attempts(document: str, amount: int, first_seed: int) -> list[Attempt]:
-    """Most of the time that a short run takes, so that it is spent once for each document."""
+    """Cached: it takes most of the time of a short run."""
     operations = [found.ok() for found in schemathesis.openapi.from_dict(json.loads(document)).get_all_operations()]
     made: list[Attempt] = []
 
@@ -165,7 +165,7 @@ def _make_attempts(document: str, amount: int, first_seed: int) -> list[Attempt]
         made.append(Attempt(case, workflow, is_borrowed))
 
     next_seed = first_seed
-    # Not every operation can be malformed, so that some are left over for another round.
+    # Some operations cannot be malformed: they are left for another round.
     while (missing := amount - len(made)) > 0:
         each = math.ceil(missing / (2 * len(operations)))
         for operation, mode in itertools.product(operations, GenerationMode):
@@ -200,7 +200,7 @@ def fuzz(app: AppServer, attempts: Iterable[Attempt], *, is_server_absent: bool 
 
 
 def _borrow(case: Case, other: User) -> dict[str, str]:
-    """Let the request ask for what is the other's by its order's number, by a query and by its key."""
+    """Put the other user's order, query and key into the request."""
     if isinstance(case.body, dict) and "order_id" in case.body:
         case.body = {**case.body, "order_id": other.order_ids[0]}
     elif isinstance(case.body, dict) and isinstance(case.body.get("input"), dict):
@@ -222,7 +222,7 @@ def _repeat(make: Callable[..., None], times: int, first_seed: int, *strategies:
     try:
         repeated()
     except Unsatisfiable:
-        """Nothing of such an operation can be wrong."""
+        """An operation without anything that could be malformed."""
 
 
 def main() -> None:
@@ -259,7 +259,7 @@ def _run(names: Sequence[str], amount: int, first_seed: int, is_server_absent: b
 
 
 def _worker(server: DevServer) -> Any:
-    """In a thread of its own."""
+    """A worker in a thread."""
     from .worker_thread import working
 
     temporal = Temporal(server.address, task_queue=TASK_QUEUE)

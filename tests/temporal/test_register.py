@@ -96,7 +96,8 @@ def test_what_is_missing_is_registered(kind: str, shop: Path, server: DevServer,
     checked = ask(shop, server, mark, *COMMANDS[kind], "--check")
     assert checked.returncode == 1, checked.stderr
     for name, of in types.items():
-        assert f"{name} ({of}): missing: run `temporal operator search-attribute create" in checked.stdout
+        remedy = "run this command without --check, or run `temporal operator search-attribute create"
+        assert f"{name} ({of}): missing: {remedy}" in checked.stdout
     assert "tcld namespace search-attributes add" in checked.stdout
     for expected in ("registered", "is there"):
         registered = ask(shop, server, mark, *COMMANDS[kind])

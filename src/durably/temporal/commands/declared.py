@@ -85,7 +85,8 @@ async def _register(temporal: Temporal, say: Say, check: bool) -> bool:
     if check:
         known = await known_attributes(client, _PATIENCE)
         for name, indexed in wanted.items():
-            say(_state(name, indexed, known) + ("" if name in known else f": {commands(client, name, indexed)}"))
+            own = f": run this command without --check, or {commands(client, name, indexed)}"
+            say(_state(name, indexed, known) + ("" if name in known else own))
         return all(known.get(name) == indexed for name, indexed in wanted.items())
     new = await register(client, wanted, _PATIENCE)
     for name, indexed in wanted.items():
