@@ -31,7 +31,7 @@ async def answer(
 async def to_request(
     server: RequestHandler, request: Request, principal: Any, *, inner: str = "", segments: int = 0
 ) -> GatewayRequest:
-    """A request of the gateway. Raises ``Problem`` for a body that is too large or cut off.
+    """A request of the gateway. Raises a problem for a large or incomplete body.
 
     The path after the mount point is ``inner``, or the last ``segments`` of the path.
     """
