@@ -1,6 +1,6 @@
 """Serving functions in a Flask app."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 try:
@@ -58,7 +58,8 @@ def serve(
             return _to_flask(handler.refuse(error))
         comm_request = CommRequest(
             body=body,
-            headers=dict(request.headers.items()),
+            headers=_headers_of(request.environ),
+            has_lower_names=True,
             query_params=request.args,
             raw_request=request,
             request_url=lambda: request.url,
@@ -71,10 +72,21 @@ def serve(
     app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])
 
 
+def _headers_of(environ: Mapping[str, Any]) -> dict[str, str]:
+    """The headers, by lower-case names. Werkzeug capitalises them, which costs more."""
+    headers = {name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name[:5] == "HTTP_"}
+    if content_type := environ.get("CONTENT_TYPE"):
+        headers["content-type"] = content_type
+    if content_length := environ.get("CONTENT_LENGTH"):
+        headers["content-length"] = content_length
+    return headers
+
+
 def _read_body(request: flask.Request) -> bytes:
     """Raises the errors in ``UNREADABLE``."""
-    is_chunked(request.environ)
-    check_length(request.headers.get("content-length"))
+    environ = request.environ
+    is_chunked(environ)
+    check_length(environ.get("CONTENT_LENGTH"))
     if request.content_length is not None:
         return request.get_data()  # of exactly that length, and data that a hook of the app has already read
     return read_body(request.stream.read, None, (HTTPException,))
