@@ -109,7 +109,7 @@ def pay_sync(ctx: ContextSync) -> Any:
 
 
 @pytest.mark.parametrize("handler", [pay, pay_sync])
-async def test_a_run_of_the_official_sdk_goes_on_here_and_the_reverse(handler: Any) -> None:
+async def test_run_moves_between_the_official_sdk_and_durably(handler: Any) -> None:
     official = Official(KEY)
     data = official.encrypt_event({"encrypted": {"card": SECRET}, "plain": True})
     replies = {

@@ -139,7 +139,7 @@ def test_each_reads_what_the_other_stored(s3: Any) -> None:
 
 
 @pytest.mark.parametrize("handler", [steps, steps_sync])
-async def test_a_run_of_the_official_middleware_goes_on_here_and_the_reverse(s3: Any, handler: Any) -> None:
+async def test_run_moves_between_the_official_middleware_and_durably(s3: Any, handler: Any) -> None:
     """``durably`` clients use the official middleware too, so that a run can move from one client to the other."""
     theirs = official.RemoteStateMiddleware.factory(official.S3Driver(bucket=BUCKET, client=s3))
     ours = RemoteStateMiddleware.factory(S3Driver(bucket=BUCKET, client=s3), threshold_bytes=0)

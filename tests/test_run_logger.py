@@ -61,7 +61,7 @@ class Kept(logging.Handler):
         self.records.append(record)
 
 
-async def test_each_line_tells_function_run_and_step(handler: Any) -> None:
+async def test_each_line_names_function_run_and_step(handler: Any) -> None:
     logger, kept = logging.Logger("mine", logging.INFO), Kept()
     logger.addHandler(kept)
     await run_with(logger, handler)

@@ -110,7 +110,7 @@ def test_arguments_that_are_wrong(arguments: dict[str, Any], message: str) -> No
         Client(app_id="app", **arguments)
 
 
-def test_a_url_that_is_none_is_named_by_what_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_an_invalid_url_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(URLInvalidError, match="engine has no scheme"):
         Client(app_id="app", engine="nodots")
     monkeypatch.setenv("INNGEST_BASE_URL", "nodots")
@@ -118,7 +118,7 @@ def test_a_url_that_is_none_is_named_by_what_gives_it(monkeypatch: pytest.Monkey
         Client(app_id="app")
 
 
-def test_an_app_that_moves_is_told_of_inngest_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_with_inngest_keys_is_pointed_to_inngest_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_module, "is_test_run", lambda: False)
     monkeypatch.setenv("INNGEST_EVENT_KEY", "secret-key")
     with pytest.raises(EngineNotConfiguredError, match=r"stays there .*InngestCloud") as raised:
@@ -130,7 +130,7 @@ def test_an_app_that_moves_is_told_of_inngest_cloud(monkeypatch: pytest.MonkeyPa
     assert "stays there" not in str(raised.value)
 
 
-def test_half_an_engine_is_told_of_the_other_half() -> None:
+def test_error_of_one_base_url_names_the_other() -> None:
     client = Client(app_id="app", api_base_url="https://api.example.com")
     assert client.api_origin == "https://api.example.com"
     with pytest.raises(EngineNotConfiguredError, match="DURABLY_EVENT_API_BASE_URL is not"):

@@ -175,7 +175,7 @@ def test_the_methods_by_name_without_a_loop(engine: FakeEngine) -> None:
     assert handler.get_sync(make_request()).status_code == 200
 
 
-def test_other_methods_are_told_which_there_are() -> None:
+def test_refusal_of_another_method_lists_the_allowed_ones() -> None:
     response = make_handler().handle_sync("DELETE", make_request())
     assert (response.status_code, response.headers["allow"]) == (405, "GET, POST, PUT")
 
@@ -324,7 +324,7 @@ def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPa
 # -- the cost of unsigned requests
 
 
-def test_a_body_that_was_encoded_anew_is_verified_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reencoded_body_is_verified_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
     canonical = wire.encode(wire.call_body(run_id="01RUN"))
     request = make_call(headers={"x-inngest-signature": wire.sign(canonical)})
@@ -375,7 +375,7 @@ def test_badly_signed_bodies_take_a_bounded_share_of_the_cpu(monkeypatch: pytest
     assert len(tried) * 0.167 < 0.06 * now
 
 
-def test_after_too_many_badly_signed_bodies_it_says_so_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_badly_signed_bodies_are_refused_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now, cpu = 0.0, iter(range(100))
     checks = CanonicalChecks(clock=lambda: now, cpu_clock=lambda: float(next(cpu)))
     bad = b"[1.50]", wire.sign(b""), (wire.SIGNING_KEY, None), time.time()

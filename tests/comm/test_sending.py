@@ -165,7 +165,7 @@ def test_refusals_are_not_tried_again(
         (Event(name="test/odd", data={"odd": object()}), "cannot be expressed in JSON"),
     ],
 )
-def test_what_is_no_event(engine: FakeEngine, send: Send, events: Any, message: str) -> None:
+def test_value_that_is_not_an_event_is_refused(engine: FakeEngine, send: Send, events: Any, message: str) -> None:
     with pytest.raises(SendEventsError, match=message):
         send(make_client(engine), events)
     assert engine.received == []

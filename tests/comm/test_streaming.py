@@ -61,7 +61,7 @@ async def test_spaces_then_the_answer() -> None:
     assert json.loads(envelope) == {"status": 206, "headers": {"a": "b"}, "body": '{"text":"☃"}'}
 
 
-async def test_what_nobody_reads_is_not_started() -> None:
+async def test_stream_without_a_reader_is_not_started() -> None:
     job = Job()
     chunks = stream_of(job)
     await chunks.aclose()

@@ -120,7 +120,7 @@ async def test_as_completed_yields_in_the_order_of_the_engine(order: str) -> Non
     assert run.output == list(order)
 
 
-async def test_ops_stand_in_the_order_in_which_steps_were_made() -> None:
+async def test_ops_are_in_the_order_in_which_steps_were_made() -> None:
     """``as_completed`` starts its coroutines in the order of a set, which differs from call to call."""
 
     async def function(ctx: Context) -> Any:
@@ -544,7 +544,7 @@ def _after(iterations: int, callback: Callable[[], Any]) -> None:
         callback()
 
 
-async def test_cancelling_a_handler_from_outside_leaves_the_step_and_the_function_goes_on(
+async def test_cancelling_a_handler_from_outside_ends_the_step_and_not_the_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DURABLY_STRICT_REPLAY", "0")

@@ -95,7 +95,7 @@ async def test_a_step_added_before_a_finished_one_runs_late(kind: str, caplog: p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_removed_step_is_told_at_the_next_new_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_removed_step_is_reported_at_the_next_new_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     shop = Shop(kind, ["a", "b", "c"])
     await shop.change(["b", "c"], after=1)
     assert (shop.run.output, shop.ran) == (["b", "c"], ["a", "b", "c"])
@@ -103,7 +103,7 @@ async def test_a_removed_step_is_told_at_the_next_new_step(kind: str, caplog: py
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_steps_removed_at_the_end_are_told_when_the_function_returns(
+async def test_steps_removed_at_the_end_are_reported_when_the_function_returns(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop = Shop(kind, ["a", "b", "c"])
@@ -133,13 +133,13 @@ async def test_a_condition_on_the_events_time_keeps_versions_side_by_side(
     assert (shop.run.output, warnings(caplog)) == (["version", "charge"], [])
 
 
-async def test_a_change_is_told_once_for_each_run(caplog: pytest.LogCaptureFixture) -> None:
+async def test_change_is_reported_once_for_each_run(caplog: pytest.LogCaptureFixture) -> None:
     shop = Shop("async", ["a", "b", "c", "d", "e"])
     await shop.change(["new", "b", "c", "d", "e"], after=1)
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_step_of_which_this_process_does_not_know_the_name(caplog: pytest.LogCaptureFixture) -> None:
+async def test_removed_step_with_an_unknown_name_is_reported_by_its_hash(caplog: pytest.LogCaptureFixture) -> None:
     shop = Shop("async", ["charge", "mail"])
     await shop.carry_on(1)
     after_deployment = Shop("async", ["charge-card", "mail"])

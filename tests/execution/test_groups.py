@@ -352,7 +352,7 @@ async def test_user_cancellation_is_not_taken_for_the_clock() -> None:
     assert run.output == "CancelledError"
 
 
-async def test_a_cancellation_beside_the_clock_goes_on() -> None:
+async def test_other_cancellation_than_the_clocks_continues() -> None:
     async def function(ctx: Context) -> Any:
         async def guarded() -> None:
             async with ctx.group.timeout("deadline", 1000):

@@ -21,7 +21,7 @@ SCENARIOS: dict[str, Callable[[], Awaitable[None]]] = {
     for scenario in (
         plain.test_gather_finds_all_then_runs_each_in_a_call_of_its_own,
         plain.test_task_group_raises_the_group_and_cancels_the_rest,
-        plain.test_ops_stand_in_the_order_in_which_steps_were_made,
+        plain.test_ops_are_in_the_order_in_which_steps_were_made,
         plain.test_shield,
         plain.test_primitives_between_branches,
         plain.test_real_io_in_branches_is_waited_for,

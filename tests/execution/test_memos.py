@@ -67,14 +67,14 @@ def test_a_memo_is_taken_once() -> None:
 
 
 @pytest.mark.parametrize(("wire", "arguments"), [({"input": [1, 2]}, [1, 2]), ({"type": "input", "input": 3}, [3])])
-def test_an_input_is_no_memo(wire: Any, arguments: list[int]) -> None:
+def test_input_is_not_a_memo(wire: Any, arguments: list[int]) -> None:
     memos = memos_of(a=wire, b={"data": {"input": 1}})
     assert take_inputs(memos.memos) == {"a": arguments}
     assert take(memos, "a") is None
     assert take(memos, "b") == ({"input": 1}, None)
 
 
-def test_what_middleware_replaces_is_what_the_step_gets() -> None:
+def test_step_gets_the_memo_that_middleware_replaced() -> None:
     memos = memos_of(a={"data": "secret"}, b={"error": {"name": "E", "message": "secret"}}, c={"data": 1})
     for memo in memos.values():
         if memo.data == "secret":

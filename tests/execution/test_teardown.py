@@ -86,7 +86,7 @@ async def test_tasks_made_on_the_way_out_are_cancelled_too() -> None:
     assert [task.cancelled() for task in made] == [True]
 
 
-async def test_a_cancellation_swallowed_by_a_step_that_follows_goes_on() -> None:
+async def test_cancellation_swallowed_before_a_following_step_continues() -> None:
     async def function(ctx: Context) -> Any:
         try:
             return await ctx.step.run("a", str, "a")

@@ -229,7 +229,7 @@ async def left_group(ctx: Context) -> Any:
 @pytest.mark.parametrize(
     "function", [left_gather, left_task, left_branch, left_after_other_steps, left_group], ids=lambda f: f.__name__
 )
-async def test_steps_in_tasks_that_nobody_awaits_are_named_when_the_function_returns(
+async def test_steps_in_unawaited_tasks_are_named_when_the_function_returns(
     function: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = await engine_for(function).run(pick=named("first", "second"))
@@ -354,7 +354,7 @@ async def test_steps_that_lost_a_race_are_not_named(function: Any, pick: Any, ca
     assert "nothing awaited" not in caplog.text
 
 
-async def test_the_functions_own_error_is_told_and_not_the_step_that_it_had_made() -> None:
+async def test_functions_own_error_comes_before_that_of_an_unawaited_step() -> None:
     async def function(ctx: Context) -> None:
         steps = [ctx.step.run("a", nothing)]
         raise KeyError(len(steps))

@@ -133,7 +133,7 @@ def test_a_step_inside_a_step(server: Server, kind: str) -> None:
     assert_step_error(answer, "StepFailed", "step_nested", '"inner"', '"outer"')
 
 
-def test_a_duration_that_is_none(server: Server, kind: str) -> None:
+def test_invalid_duration_fails_the_step(server: Server, kind: str) -> None:
     assert_error(call_mistaken(server, kind, "duration"), "duration_invalid", 'step "nap"', "-5")
 
 

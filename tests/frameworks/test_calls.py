@@ -253,7 +253,7 @@ def test_the_trust_probe_in_development(server: Server) -> None:
     assert "x-inngest-signature" not in answer.headers
 
 
-def test_a_probe_of_which_nothing_is_known(server: Server) -> None:
+def test_unknown_probe_is_refused(server: Server) -> None:
     answer = wire.request("POST", server.url("dev") + "?probe=space", b"")
     assert (answer.status, answer.json["code"]) == (400, "query_param_invalid")
     assert "space" in answer.json["message"]
@@ -275,7 +275,7 @@ def test_errors_are_signed_too(server: Server, how: str) -> None:
     assert wire.is_signed(wire.call(server.url("cloud"), "app-cloud-raises-sync", body, key=wire.SIGNING_KEY))
 
 
-def test_a_body_that_was_encoded_anew_on_its_way(server: Server) -> None:
+def test_body_that_a_proxy_reencoded_is_accepted(server: Server) -> None:
     body = wire.call_body({"z": 1.0, "a": [1, {"y": "é", "b": None}], "n": 1e21})
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     canonical = canonical.replace("1.0", "1")

@@ -58,7 +58,7 @@ def test_an_unsigned_sync_in_production_registers_the_configured_url(server: Ser
 
 
 @pytest.mark.parametrize("body", [b"", FORGED_BODY])
-def test_nor_does_a_signed_one_that_is_out_of_band(server: Server, engine: FakeEngine, body: bytes) -> None:
+def test_signed_out_of_band_sync_takes_no_url_from_the_request(server: Server, engine: FakeEngine, body: bytes) -> None:
     """Its signature does not cover the Host, and an attacker who saw it may repeat it."""
     if has_platform_url(server):
         pytest.skip("the platform tells the URL")
@@ -81,7 +81,7 @@ def test_a_badly_signed_sync_in_production_is_refused(server: Server, engine: Fa
 
 
 @pytest.mark.parametrize("url", ["http://[", "ftp://x", "//x", "http://a:port/", ""])
-def test_an_in_band_sync_of_a_url_that_is_none(server: Server, url: str) -> None:
+def test_in_band_sync_of_an_invalid_url_is_refused(server: Server, url: str) -> None:
     body = wire.encode({"url": url})
     headers = {"x-inngest-sync-kind": "in_band", "x-inngest-signature": wire.sign(body)}
     answer = wire.request("PUT", server.url("cloud"), body, headers)
@@ -89,7 +89,7 @@ def test_an_in_band_sync_of_a_url_that_is_none(server: Server, url: str) -> None
 
 
 @pytest.mark.parametrize("host", ["[", "a b", "x:port"])
-def test_a_host_that_is_none_is_refused(server: Server, engine: FakeEngine, host: str) -> None:
+def test_invalid_host_is_refused(server: Server, engine: FakeEngine, host: str) -> None:
     """By the app or its server, unless the framework has a better one; calls need none."""
     status = _raw(server, "PUT", server.url("dev"), {"host": host})
     assert status < 500

@@ -79,7 +79,7 @@ def test_development_mode(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("cloud", "dev"), ("dev", "cloud")])
-def test_an_engine_of_the_other_kind_is_told_nothing(server: Server, variant: str, kind: str) -> None:
+def test_engine_of_the_other_kind_gets_no_inspection(server: Server, variant: str, kind: str) -> None:
     answer = wire.request("GET", server.url(variant), headers={"x-inngest-server-kind": kind})
     assert (answer.status, answer.json) == (403, {})
 

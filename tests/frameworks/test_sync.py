@@ -68,7 +68,7 @@ def test_in_band_needs_a_signature(server: Server, engine: FakeEngine, signature
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"url": 5}', b"{}"])
-def test_in_band_with_a_body_that_is_none(server: Server, body: bytes) -> None:
+def test_in_band_sync_with_an_invalid_body_is_refused(server: Server, body: bytes) -> None:
     headers = {**IN_BAND, "x-inngest-signature": wire.sign(body)}
     answer = wire.request("PUT", server.url("cloud"), body, headers)
     assert (answer.status, answer.json["code"]) == (400, "body_invalid")
@@ -159,7 +159,7 @@ def test_the_deployment_is_named_to_the_engine_but_not_in_the_url(server: Server
     assert received.json["url"] == server.url("dev")
 
 
-def test_the_engine_is_told_which_kind_is_expected(server: Server, engine: FakeEngine) -> None:
+def test_sync_names_the_expected_kind_of_engine(server: Server, engine: FakeEngine) -> None:
     wire.request("PUT", server.url("dev"), b"", {"x-inngest-server-kind": "dev"})
     assert engine.to("/fn/register")[0].headers["x-inngest-expected-server-kind"] == "dev"
 
@@ -203,7 +203,7 @@ def test_what_the_engine_refuses_is_handed_back(server: Server, engine: FakeEngi
 
 
 @pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"", b"[]"])
-def test_an_answer_that_is_none(server: Server, engine: FakeEngine, body: bytes) -> None:
+def test_engines_answer_that_is_not_json_fails_the_sync(server: Server, engine: FakeEngine, body: bytes) -> None:
     engine.answers["/fn/register"] = 502, body
     answer = wire.request("PUT", server.url("dev"), b"")
     assert (answer.status, answer.json["code"]) == (500, "registration_failed")

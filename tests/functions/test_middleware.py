@@ -338,7 +338,7 @@ async def test_outputs_and_errors_can_be_replaced(kinds: tuple[str, str, str]) -
     ]
 
 
-async def test_step_hooks_say_which_step() -> None:
+async def test_step_hooks_get_the_step() -> None:
     seen: list[Any] = []
 
     class Steps(MiddlewareSync):
@@ -426,7 +426,7 @@ async def test_send_event_in_a_sync_function(blocking: bool, http_engine: HTTPEn
     assert http_engine.to("/e/")[0].body[0]["data"] == {"n": encrypt(1)}
 
 
-async def test_a_failed_sending_is_told_to_the_hooks() -> None:
+async def test_hooks_get_the_error_of_a_failed_sending() -> None:
     results = []
 
     class Note(MiddlewareSync):

@@ -63,7 +63,7 @@ async def test_code_that_blocks_the_loop_is_named_while_it_does(place: str, line
     assert remedy in line
 
 
-async def test_it_is_told_once(lines: Lines) -> None:
+async def test_blocking_step_is_logged_once(lines: Lines) -> None:
     async def pay() -> None:
         assert lines.told.wait(PATIENCE_SECONDS)
         time.sleep(1.5)
@@ -75,7 +75,7 @@ async def test_it_is_told_once(lines: Lines) -> None:
     assert len(lines.lines) == 1
 
 
-async def test_what_does_not_block_is_not_told(lines: Lines) -> None:
+async def test_step_that_does_not_block_is_not_logged(lines: Lines) -> None:
     def in_thread() -> None:
         time.sleep(1.5)
 

@@ -86,7 +86,7 @@ def test_redirects_are_not_followed() -> None:
 # -- failures
 
 
-def test_nobody_listens() -> None:
+def test_engine_that_is_not_running_cannot_be_reached() -> None:
     assert failure_of(get("http://user:secret@127.0.0.1:9/e/secret")) == (
         "cannot reach http://127.0.0.1:9: connection refused"
     )
@@ -256,7 +256,7 @@ async def test_an_async_caller_waits_without_blocking_its_loop() -> None:
         assert (await request).status == 204
 
 
-def test_a_proxy_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_an_invalid_proxy_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://[")
     with pytest.raises(TransportError, match="HTTP_PROXY"):
         send(Request("GET", "http://engine.example.com/", {}))

@@ -170,7 +170,7 @@ async def test_errors_that_asyncio_treats_specially_fail_the_step(raised: BaseEx
     assert told in error["message"] + error["stack"]
 
 
-async def test_a_handler_that_needs_the_event_loop_is_told_where_it_ran() -> None:
+async def test_error_of_a_handler_without_an_event_loop_names_the_thread() -> None:
     async def function(ctx: Context) -> None:
         await ctx.step.run("gather", lambda: asyncio.create_task(is_on_loop_async()))
 

@@ -24,7 +24,7 @@ def test_a_signature_that_was_sent_is_recognised_in_each_of_its_spellings() -> N
     assert header(1, NOW + 1) not in sent
 
 
-def test_it_is_forgotten_once_nobody_accepts_it() -> None:
+def test_signature_is_forgotten_when_it_has_expired() -> None:
     sent = SentSignatures()
     for second in range(3000):
         sent.add(header(second, NOW + second))

@@ -73,7 +73,7 @@ def test_no_header_whatever_gets_through_or_breaks_anything(header: str) -> None
 
 
 @given(JSON)
-def test_a_body_may_be_encoded_anew_on_its_way(value: object) -> None:
+def test_signature_of_a_reencoded_body_is_valid(value: object) -> None:
     canonical = canonicalize(json.dumps(value).encode())
     assert canonical is not None
     reencoded = json.dumps(value, indent=2, sort_keys=False).encode()
@@ -138,7 +138,7 @@ def test_the_key_that_signed_is_returned() -> None:
         ("t=now&s=xyz", [KEY], ErrorCode.SIG_VERIFICATION_FAILED),
     ],
 )
-def test_what_was_wrong_is_told(header: str | None, keys: list[str | None], code: ErrorCode) -> None:
+def test_error_names_the_fault_of_a_signature(header: str | None, keys: list[str | None], code: ErrorCode) -> None:
     with pytest.raises(SignatureError) as raised:
         verify(b"", header, keys, NOW)
     assert raised.value.code is code
