@@ -18,7 +18,7 @@ from inngest._internal import step_lib
 from inngest._internal.step_lib import step_async, step_sync
 
 import durably
-from durably import context
+from durably import steps
 
 FRAMEWORKS = ("digital_ocean", "django", "fast_api", "flask", "tornado")
 MADE_BY_THE_SDK = {"Context", "ContextSync", "Function", "Step", "StepMemos", "StepSync"}
@@ -118,8 +118,8 @@ def test_the_parts_of_steps_and_groups() -> None:
     pairs = [
         (step_lib.Group, durably.Group),
         (step_lib.GroupSync, durably.GroupSync),
-        (step_async.AI, context.AI),
-        (step_sync.AI, context.AISync),
+        (step_async.AI, steps.AI),
+        (step_sync.AI, steps.AISync),
     ]
     for theirs, ours in pairs:
         for member in public(theirs):
