@@ -18,7 +18,7 @@ def test_a_backup_of_a_running_engine_is_sound(start: Start, run: Run, directory
         assert connection.execute("SELECT name FROM events").fetchall() == [("hello",)]
         connection.execute("UPDATE events SET body = 'x'")
     found = run("check", "--db", "copy.db")
-    assert (found.status, "is no JSON" in found.stdout) == (1, True)
+    assert (found.status, "is not JSON" in found.stdout) == (1, True)
     again = run("backup", "copy.db", "--db", "engine.db")
     assert (again.status, "copy.db exists already" in again.stderr) == (1, True)
 

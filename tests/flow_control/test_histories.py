@@ -21,10 +21,10 @@ from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import RunStatus, decode_run_state
 from durably.engine.scheduling import bulk_operations, event_routing, operations, runs
 from durably.engine.scheduling.events import check_event
-from durably.engine.scheduling.outbox import CallAt, ContinueBulkOperation, ControlsChanged, OutboxMessage
+from durably.engine.scheduling.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.reruns import FromStep
-from durably.engine.scheduling.timers import load_due
+from durably.engine.scheduling.timers import load_timers
 from durably.engine.scheduling.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.run_tables import Store
@@ -92,7 +92,7 @@ class Histories(RuleBasedStateMachine):
         for script in MIGRATIONS:
             self.db.executescript(script)
         self.now = _START
-        self.under_way: dict[tuple[int, int], CallAt] = {}
+        self.under_way: dict[tuple[int, int], ScheduledCall] = {}
         self.steps = 0
         self.runs_when_paused: int | None = None
         self.entropy = 0
@@ -127,14 +127,14 @@ class Histories(RuleBasedStateMachine):
 
     def _dispatch_after_commit(self, message: OutboxMessage) -> None:
         match message:
-            case CallAt():
+            case ScheduledCall():
                 self._make([message])
             case ControlsChanged(function_id, controls):
                 self.registry = self.registry.with_controls(function_id, controls)
             case ContinueBulkOperation(operation_id):
-                self._do(bulk_operations.go_on(operation_id))
+                self._do(bulk_operations.continue_operation(operation_id))
 
-    def _make(self, calls: list[CallAt]) -> None:
+    def _make(self, calls: list[ScheduledCall]) -> None:
         for due in calls:
             if not due.call.is_made(self.now):
                 continue
@@ -143,24 +143,24 @@ class Histories(RuleBasedStateMachine):
             elif self._head_call(due) is not None:
                 self.under_way[due.run_key, due.call.generation] = due
 
-    def _head_call(self, due: CallAt) -> object:
+    def _head_call(self, due: ScheduledCall) -> object:
         row = self.db.execute("SELECT head FROM heads WHERE run_key = ?", (due.run_key,)).fetchone()
         return decode_run_state(row[0]).call(due.call.generation) if row else None
 
     def _fall_due(self) -> None:
         """All that is due, read from the database: also what has been met before."""
-        for _, item in load_due(self.db, -1, self.now, 1000).items:
-            if isinstance(item, CallAt):
+        for _, item in load_timers(self.db, -1, self.now, 1000).items:
+            if isinstance(item, ScheduledCall):
                 self._make([item])
             else:
-                self._do(operations.fall_due(item))
+                self._do(operations.fire_timer(item))
 
-    def _answer(self, due: CallAt, answer: Answer) -> None:
+    def _answer(self, due: ScheduledCall, answer: Answer) -> None:
         del self.under_way[due.run_key, due.call.generation]
         if self._head_call(due) is not None:
             self._do(functools.partial(operations.answer, due, answer))
 
-    def _some_call(self, index: int) -> CallAt:
+    def _some_call(self, index: int) -> ScheduledCall:
         return list(self.under_way.values())[index % len(self.under_way)]
 
     # what may happen
@@ -383,7 +383,7 @@ class Histories(RuleBasedStateMachine):
     def _has_pending(self) -> bool:
         return any(self.db.execute(f"SELECT 1 FROM {table}").fetchone() for table in ("held_events", "openings"))
 
-    def _ending(self, due: CallAt) -> Answer:
+    def _ending(self, due: ScheduledCall) -> Answer:
         if due.call.is_discovery:
             return Returned(b"1")
         return ReportedOps(ops=[Op(id=due.call.step_id, op=Opcode.STEP_RUN, name="s", data=msgspec.Raw(b"1"))])

@@ -16,15 +16,15 @@ from durably.engine.core.errors import (
 )
 from durably.engine.scheduling.bulk_operations import read_controls
 from durably.engine.scheduling.outbox import (
-    CallAt,
     ContinueBulkOperation,
     ControlsChanged,
     Outbox,
-    RequestAt,
     RunEnded,
+    ScheduledCall,
+    ScheduledRequest,
+    StepTimer,
     StoredTimer,
     Synced,
-    TimerAt,
 )
 from durably.engine.scheduling.registry import Registry
 from durably.engine.scheduling.requests.call_dispatch import Executor
@@ -32,7 +32,7 @@ from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
 from durably.engine.scheduling.requests.step_requests import Outbound, Requests
 from durably.engine.scheduling.retention import PurgeStore, Retention
 from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
-from durably.engine.scheduling.timers import Loaded, Timers, load_due
+from durably.engine.scheduling.timers import Loaded, Timers, load_timers
 from durably.engine.scheduling.transact import Transactions
 from durably.engine.scheduling.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
@@ -49,11 +49,11 @@ _LOAD_LIMIT = 10_000
 """Timers, and delayed calls, read at a time."""
 _RECOVERED_TOGETHER = 100
 _CHECK_SECONDS = 1.0
-"""How often an idle engine checks that its database still exists. A busy engine checks at each commit."""
+"""Seconds between an idle engine's checks that its database still exists. A busy engine checks at each commit."""
 
 _logger = get_logger("durably.engine")
 
-_Due = CallAt | StoredTimer | RequestAt
+_Due = ScheduledCall | StoredTimer | ScheduledRequest
 
 
 class Runtime:
@@ -101,7 +101,7 @@ class Runtime:
         self._requests = Requests(
             Outbound(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
-        self._timers: Timers[_Due] = Timers(settings.clock, self._load_due, self._fire)
+        self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire)
         self._retention: Retention | None = None
         if settings.retention is not None:
             self._retention = Retention(PurgeStore(connection), self.transactions, settings.clock, settings.retention)
@@ -186,7 +186,7 @@ class Runtime:
         if self._closing is None:
             self.stop_error = error
             _logger.critical("%s; this engine stops (its database is %s)", error.message, self._path)
-            # What is under way has nowhere to put its answer.
+            # Answers of calls under way cannot be stored.
             self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
 
     async def _recover(self) -> None:
@@ -195,7 +195,7 @@ class Runtime:
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
         for operation_id in open_bulk_operations:
-            self.transactions.transact_in_background(bulk_operations.go_on(operation_id))
+            self.transactions.transact_in_background(bulk_operations.continue_operation(operation_id))
 
     async def _recover_together(self, run_keys: list[int]) -> None:
         """A run that cannot be recovered does not affect the others."""
@@ -215,13 +215,13 @@ class Runtime:
 
     def _dispatch_after_commit(self, outbox: Outbox) -> None:
         """Act on a transaction's outbox after its commit."""
-        calls: list[CallAt] = []
+        calls: list[ScheduledCall] = []
         for message in outbox:
             match message:
                 case RunChange():
                     if self.subscriptions.listeners:
                         self.subscriptions.publish(message)
-                case CallAt():
+                case ScheduledCall():
                     if not message.call.is_made(self.settings.clock.now()):
                         self._timers.add(message.call.due, message)
                     elif message.has_to_queue:
@@ -231,7 +231,7 @@ class Runtime:
                 case RunEnded():
                     self._requests.forget(message.run_key)
                     self.completion_waiters.resolve(message.run_key)
-                case RequestAt():
+                case ScheduledRequest():
                     self._requests.note(message)
                     self._timers.add(message.request.scheduled_at, message, is_stored=False)
                 case Synced():
@@ -241,41 +241,41 @@ class Runtime:
                         message.function_id, message.controls
                     )
                 case ContinueBulkOperation():
-                    self.transactions.transact_in_background(bulk_operations.go_on(message.operation_id))
+                    self.transactions.transact_in_background(bulk_operations.continue_operation(message.operation_id))
                 case _:
                     self._timers.add(message.due, message)
         if calls:
             self.executor.make(calls)
 
-    async def _load_due(self, after: int, until: int) -> Loaded[_Due]:
-        loaded = await self.reader.read(lambda connection: load_due(connection, after, until, _LOAD_LIMIT))
+    async def _load_timers(self, after: int, until: int) -> Loaded[_Due]:
+        loaded = await self.reader.read(lambda connection: load_timers(connection, after, until, _LOAD_LIMIT))
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _fire(self, due: list[_Due]) -> None:
         """Act on timers that are due."""
-        self.executor.make([item for item in due if isinstance(item, CallAt) and not item.has_to_queue])
+        self.executor.make([item for item in due if isinstance(item, ScheduledCall) and not item.has_to_queue])
         for item in due:
-            if isinstance(item, CallAt):
+            if isinstance(item, ScheduledCall):
                 if item.has_to_queue:
                     self._join_queue(item)
-            elif isinstance(item, RequestAt):
+            elif isinstance(item, ScheduledRequest):
                 self._requests.make(item)
-            elif isinstance(item, TimerAt):
+            elif isinstance(item, StepTimer):
                 self.transactions.transact_in_background(
-                    operations.fall_due(item), functools.partial(operations.fail, item.run_key)
+                    operations.fire_timer(item), functools.partial(operations.fail, item.run_key)
                 )
             else:
-                self.transactions.transact_in_background(operations.fall_due(item))
+                self.transactions.transact_in_background(operations.fire_timer(item))
 
-    def _join_queue(self, call: CallAt) -> None:
+    def _join_queue(self, call: ScheduledCall) -> None:
         self.transactions.transact_in_background(
             operations.join_queue(call), functools.partial(operations.fail, call.run_key)
         )
 
 
 async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:
-    """Raises ``DatabaseUnavailableError`` where it cannot be written, ``DatabaseBusyError`` where another process does
-    not let go of it."""
+    """Raises ``DatabaseUnavailableError`` if it cannot be written, ``DatabaseBusyError`` if another process holds its
+    lock."""
     try:
         return await asyncio.to_thread(take_ownership, connection, after_epoch)
     except sqlite3.OperationalError as error:

@@ -72,10 +72,10 @@ async def test_a_malformed_seed(engine: SqliteEngine, seed: str) -> None:
         (Event(name="x", ts=1_700_000_000), "milliseconds"),
         (Event(name="x", ts=-5), "milliseconds"),
         (Event(name="x", data={"blob": "x" * 600_000}), "at most 524288"),
-        (Event(name="x", data={"what": object()}), "no JSON"),
+        (Event(name="x", data={"what": object()}), "not JSON"),
     ],
 )
-async def test_what_is_no_event_is_refused_with_all_sent_beside_it(
+async def test_an_invalid_event_is_refused_with_all_of_its_request(
     engine: SqliteEngine, event: Event, reason: str
 ) -> None:
     with pytest.raises(EventInvalidError, match=reason):

@@ -70,8 +70,8 @@ OF_SLEEPER = "(SELECT key FROM runs WHERE function_id = 'app-sleeper' ORDER BY k
             "call 9 of run .* waits for room, but is not",
         ),
         ("UPDATE memos SET seq = 1", "the memos of run .* have no clear order"),
-        ("UPDATE memos SET memo = '{'", "the memo of step a of run .* is no JSON"),
-        ("UPDATE events SET body = '{' WHERE name = 'done'", "the event .* is no JSON"),
+        ("UPDATE memos SET memo = '{'", "the memo of step a of run .* is not JSON"),
+        ("UPDATE events SET body = '{' WHERE name = 'done'", "the event .* is not JSON"),
         ("UPDATE functions SET config = '[]'", "the configuration of function app-done cannot be read"),
         (
             "UPDATE waits SET topic = (SELECT id FROM events WHERE name = 'done') WHERE op = 'InvokeFunction'",

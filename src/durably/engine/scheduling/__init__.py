@@ -1,1 +1,1 @@
-"""What happens when: transactions, triggers, timers, calls to apps, requests, bulk operations."""
+"""Scheduling of runs: transactions, triggers, timers, calls to apps, requests, bulk operations."""

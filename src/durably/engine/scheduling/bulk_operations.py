@@ -1,9 +1,8 @@
 """Bulk operations on a function's runs: pause, cancel, replay.
 
-An operation on many runs is done a few runs at a time, each time in a separate unit of work, and continues after a
-restart. If the time range of a bulk cancellation ends in the future, it also cancels runs that start until then. For an
-hour it also cancels runs of the function that descend from a run that it cancelled, so a function that starts itself
-repeatedly cannot escape it.
+An operation on many runs takes a transaction for a few runs at a time, and continues after a restart. If the time range
+of a bulk cancellation ends in the future, it also cancels runs that start until then. For an hour it also cancels runs
+of the function that descend from a run that it cancelled, so a function that starts itself repeatedly cannot escape it.
 """
 
 from collections.abc import Callable, Collection
@@ -22,7 +21,7 @@ from .reruns import descends_from_cancelled, plan_rerun
 from .transaction import Transaction
 
 _TOGETHER = 200
-"""Runs looked at in one unit of work: others should not wait long for it."""
+"""The number of runs of one transaction: other transactions should not wait long."""
 _ALL_RUNS = 2**62
 
 
@@ -44,7 +43,7 @@ def check_selection(selection: Selection) -> None:
 
 
 def check_statuses(statuses: Collection[RunStatus]) -> None:
-    """Of runs that are to run again. Raises ``SelectionInvalidError``."""
+    """Check the statuses of a replay. Raises ``SelectionInvalidError``."""
     if not statuses or not all(status.has_ended for status in statuses):
         raise SelectionInvalidError("only runs that have ended can be replayed: give at least one such status")
 
@@ -66,7 +65,7 @@ def replay_runs(transaction: Transaction, selection: Selection, statuses: Collec
 
 
 def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
-    """Runs that were cancelled by it stay so. Raises ``CancellationNotFoundError``."""
+    """End a bulk cancellation. Its cancelled runs stay cancelled. Raises ``CancellationNotFoundError``."""
     operation = transaction.store.apps.find(cancellation_id)
     if operation is None or operation.kind is not BulkOperationKind.CANCEL:
         raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
@@ -92,9 +91,9 @@ def refuse_paused(transaction: Transaction, function: Function) -> None:
         raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
 
 
-def go_on(operation_id: str) -> Callable[[Transaction], None]:
-    """Look at the next runs of a bulk operation."""
-    return lambda transaction: _go_on(transaction, operation_id)
+def continue_operation(operation_id: str) -> Callable[[Transaction], None]:
+    """Process the next runs of a bulk operation."""
+    return lambda transaction: _continue_operation(transaction, operation_id)
 
 
 def read_controls(store: Store, now: int) -> dict[str, FunctionControls]:
@@ -142,7 +141,7 @@ def _begin(
     return operation
 
 
-def _go_on(transaction: Transaction, operation_id: str) -> None:
+def _continue_operation(transaction: Transaction, operation_id: str) -> None:
     bulk_operations = transaction.store.apps
     operation = bulk_operations.find(operation_id)
     if operation is None or operation.ended_at is not None:

@@ -43,8 +43,8 @@ _RAISED = "invalid status code: 500"
 
 
 class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
-    """An event that is stored, or about to be. ``body`` is JSON, ``decoded`` the same, once it is needed. ``origin``
-    describes the run that sent it, if any."""
+    """An event that is stored, or is being stored. ``body`` is JSON; ``decoded`` is the same, once it is needed.
+    ``origin`` describes the run that sent it, if any."""
 
     id: str
     name: str
@@ -94,7 +94,7 @@ def check_content(event: Event, max_bytes: int) -> CheckedEvent:
         data = msgspec.json.encode(event.data or {})
         size = len(msgspec.json.encode(msgspec.structs.replace(event, data=msgspec.Raw(data))))
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        raise EventInvalidError(f"event {event.name!r} is no JSON: {error}") from error
+        raise EventInvalidError(f"event {event.name!r} is not JSON: {error}") from error
     if size > max_bytes:
         raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are possible")
     return CheckedEvent(event, data)

@@ -34,7 +34,7 @@ from durably.protocol.sync import SyncRequest
 from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
 from .events import make_internal_event
-from .outbox import BucketAt, CallAt, DeadlineAt, StoredTimer, Synced, ThrottleAt, TickAt, TimerAt
+from .outbox import BucketTimer, CronTimer, DeadlineTimer, ScheduledCall, StepTimer, StoredTimer, Synced, ThrottleTimer
 from .registry import Function
 from .reruns import plan_rerun
 from .transaction import Transaction
@@ -45,25 +45,25 @@ _LATE = {
 }
 
 
-def answer(due: CallAt, answered: Answer, transaction: Transaction) -> None:
+def answer(scheduled: ScheduledCall, answered: Answer, transaction: Transaction) -> None:
     """Apply a call's answer. Raises ``StaleCallError``."""
-    memoised = transaction.memoised(due.run_key, _steps_of(due, answered))
-    runs.apply(transaction, due.run_key, Answered(due.call.generation, answered, memoised))
+    memoised = transaction.memoised(scheduled.run_key, _steps_of(scheduled, answered))
+    runs.apply(transaction, scheduled.run_key, Answered(scheduled.call.generation, answered, memoised))
 
 
-def answer_together(answered: Sequence[tuple[CallAt, Answer]], transaction: Transaction) -> None:
+def answer_together(answered: Sequence[tuple[ScheduledCall, Answer]], transaction: Transaction) -> None:
     """Apply the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are stale."""
     run_key = answered[0][0].run_key
-    memoised = transaction.memoised(run_key, set[str]().union(*(_steps_of(due, own) for due, own in answered)))
-    parts = tuple(Answered(due.call.generation, own, memoised) for due, own in answered)
+    memoised = transaction.memoised(run_key, set[str]().union(*(_steps_of(*each) for each in answered)))
+    parts = tuple(Answered(scheduled.call.generation, own, memoised) for scheduled, own in answered)
     runs.apply(transaction, run_key, AnsweredTogether(parts))
 
 
-def _steps_of(due: CallAt, answered: Answer) -> set[str]:
+def _steps_of(scheduled: ScheduledCall, answered: Answer) -> set[str]:
     """The steps whose memos the run machine must know."""
     step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, ReportedOps) else set()
-    if not due.call.is_discovery:
-        step_ids.add(due.call.step_id)
+    if not scheduled.call.is_discovery:
+        step_ids.add(scheduled.call.step_id)
     return step_ids
 
 
@@ -94,24 +94,24 @@ def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
     return lambda transaction: runs.fail_run(transaction, run_key, data)
 
 
-def fall_due(timer: StoredTimer) -> Callable[[Transaction], object]:
+def fire_timer(timer: StoredTimer) -> Callable[[Transaction], object]:
     """Apply a timer that is due."""
     match timer:
-        case TimerAt(run_key, step_id):
+        case StepTimer(run_key, step_id):
             return lambda transaction: runs.apply(transaction, run_key, TimerFired(step_id))
-        case DeadlineAt(run_key):
+        case DeadlineTimer(run_key):
             return lambda transaction: _end_late_run(transaction, run_key)
-        case BucketAt(bucket_id):
+        case BucketTimer(bucket_id):
             return lambda transaction: triggers.end_bucket(transaction, bucket_id)
-        case TickAt():
+        case CronTimer():
             return lambda transaction: fire_tick(transaction, timer)
-        case ThrottleAt():
+        case ThrottleTimer():
             return lambda transaction: transaction.queue.check_throttles()
 
 
-def join_queue(due: CallAt) -> Callable[[Transaction], None]:
+def join_queue(scheduled: ScheduledCall) -> Callable[[Transaction], None]:
     """Queue a delayed call that is due."""
-    return lambda transaction: runs.join_queue(transaction, due.run_key, due.call.generation)
+    return lambda transaction: runs.join_queue(transaction, scheduled.run_key, scheduled.call.generation)
 
 
 def _end_late_run(transaction: Transaction, run_key: int) -> None:
@@ -121,7 +121,7 @@ def _end_late_run(transaction: Transaction, run_key: int) -> None:
 
 
 def cancel(transaction: Transaction, run_id: str) -> bool:
-    """False where the run has ended. Raises ``RunNotFoundError``."""
+    """False if the run has ended. Raises ``RunNotFoundError``."""
     return runs.apply(transaction, _find_run(transaction, run_id), CancelRequested())
 
 
@@ -215,7 +215,7 @@ def _find_run(transaction: Transaction, run_id: str) -> int:
 
 
 def plan_schedules(transaction: Transaction, function: Function) -> None:
-    """After a sync: schedules that are new begin with their next tick, those that are gone tick no more."""
+    """After a sync: plan the next tick of new schedules, and drop removed schedules."""
     planned = transaction.store.flow.schedules(function.id)
     wanted = {schedule.text: schedule for schedule in function.flow.schedules}
     for text in planned.keys() - wanted.keys():
@@ -224,13 +224,13 @@ def plan_schedules(transaction: Transaction, function: Function) -> None:
         _plan(transaction, function, wanted[text], plan_tick(wanted[text], function.id, transaction.now))
 
 
-def fire_tick(transaction: Transaction, due: TickAt) -> None:
-    """A tick is due; nothing happens where it is not any more. One of a paused function starts nothing."""
-    planned = transaction.store.flow.schedules(due.function_id).get(due.schedule)
-    function = transaction.registry.find(due.function_id)
+def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
+    """Fire a schedule, if the tick is still planned, and plan the next tick. A paused function does not start."""
+    planned = transaction.store.flow.schedules(timer.function_id).get(timer.schedule)
+    function = transaction.registry.find(timer.function_id)
     if planned is None or planned.due > transaction.now or function is None:
         return
-    schedule = next((one for one in function.flow.schedules if one.text == due.schedule), None)
+    schedule = next((one for one in function.flow.schedules if one.text == timer.schedule), None)
     if schedule is None or not function.is_active:
         return
     fired = fire(schedule, function.id, planned, transaction.now)
@@ -254,8 +254,8 @@ def _plan(transaction: Transaction, function: Function, schedule: Schedule, tick
         transaction.store.flow.drop_schedule(function.id, schedule.text)
     else:
         transaction.store.flow.put_tick(function.id, schedule.text, tick)
-        transaction.outbox.append(TickAt(function.id, schedule.text, tick.due))
+        transaction.outbox.append(CronTimer(function.id, schedule.text, tick.due))
 
 
-def _to_text(moment: int) -> str:
-    return to_datetime(moment).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _to_text(time: int) -> str:
+    return to_datetime(time).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,7 +14,7 @@ from .registry import Function, FunctionControls
 from .subscriptions import RunChange
 
 
-class CallAt(msgspec.Struct, frozen=True, gc=False):
+class ScheduledCall(msgspec.Struct, frozen=True, gc=False):
     """A call to make when it is due, or to put into the queue then if it ``has_to_queue``. ``data`` is the call's
     content, if it is known without a read. ``priority`` moves it ahead of its function's other calls, in
     milliseconds."""
@@ -27,14 +27,14 @@ class CallAt(msgspec.Struct, frozen=True, gc=False):
     data: CallData | None = None
 
 
-def call_of(
+def schedule_call(
     run: RunRow, queue_entry: QueueEntry | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
-) -> CallAt:
+) -> ScheduledCall:
     priority = 0 if queue_entry is None else run.created_at - queue_entry.place
-    return CallAt(run.key, call, run.function_id, priority, has_to_queue, data)
+    return ScheduledCall(run.key, call, run.function_id, priority, has_to_queue, data)
 
 
-class TimerAt(msgspec.Struct, frozen=True, gc=False):
+class StepTimer(msgspec.Struct, frozen=True, gc=False):
     """A sleep or wait to end when it is due."""
 
     run_key: int
@@ -42,28 +42,28 @@ class TimerAt(msgspec.Struct, frozen=True, gc=False):
     due: int
 
 
-class RequestAt(msgspec.Struct, frozen=True):
+class ScheduledRequest(msgspec.Struct, frozen=True):
     """A request to make when it is due, for a step that fetches or infers."""
 
     run_key: int
     request: MakeRequest
 
 
-class DeadlineAt(msgspec.Struct, frozen=True, gc=False):
+class DeadlineTimer(msgspec.Struct, frozen=True, gc=False):
     """A run to cancel if it has not started, or not ended, by then."""
 
     run_key: int
     due: int
 
 
-class BucketAt(msgspec.Struct, frozen=True, gc=False):
+class BucketTimer(msgspec.Struct, frozen=True, gc=False):
     """A debounce or a batch to end, if it has not been put off by then."""
 
     bucket_id: str
     due: int
 
 
-class TickAt(msgspec.Struct, frozen=True, gc=False):
+class CronTimer(msgspec.Struct, frozen=True, gc=False):
     """A cron schedule to fire."""
 
     function_id: str
@@ -71,13 +71,13 @@ class TickAt(msgspec.Struct, frozen=True, gc=False):
     due: int
 
 
-class ThrottleAt(msgspec.Struct, frozen=True, gc=False):
+class ThrottleTimer(msgspec.Struct, frozen=True, gc=False):
     """Throttles to check."""
 
     due: int
 
 
-StoredTimer = TimerAt | DeadlineAt | BucketAt | TickAt | ThrottleAt
+StoredTimer = StepTimer | DeadlineTimer | BucketTimer | CronTimer | ThrottleTimer
 """Timers that are stored, and are read from the database if they are not in memory."""
 
 
@@ -106,7 +106,14 @@ class ContinueBulkOperation(msgspec.Struct, frozen=True, gc=False):
 
 
 OutboxMessage = (
-    CallAt | StoredTimer | RequestAt | RunEnded | ControlsChanged | Synced | ContinueBulkOperation | RunChange
+    ScheduledCall
+    | StoredTimer
+    | ScheduledRequest
+    | RunEnded
+    | ControlsChanged
+    | Synced
+    | ContinueBulkOperation
+    | RunChange
 )
 Outbox = list[OutboxMessage]
 """In the order in which the transaction added them."""

@@ -45,8 +45,8 @@ class Function(msgspec.Struct, frozen=True):
         try:
             function = cls.from_config(decode_function(encoded), app_id)
         except (ConfigInvalidError, msgspec.ValidationError) as error:
-            # Checked when it was synced, by an earlier version perhaps: no reason not to start.
-            _logger.error("%s; the engine goes on without the function's flow control", error)
+            # An earlier version may have accepted it at the sync. The engine must start nevertheless.
+            _logger.error("%s; the engine continues without the function's flow control", error)
             config = decode_without_options(encoded)
             function = cls(function_id, app_id, True, config, Flow(function_id=function_id), is_plain=True)
         return msgspec.structs.replace(function, is_active=is_active)
@@ -63,7 +63,7 @@ class Function(msgspec.Struct, frozen=True):
         return next(iter(self.config.steps.values())).runtime.answer_signature == WHOLE_ANSWERS
 
     def url_of(self, step_id: str) -> URL:
-        """Where to call the function: to discover, or for one step."""
+        """The URL of a call: of a discovery, or of one step."""
         return _url_of(next(iter(self.config.steps.values())).runtime.url, self.id, step_id)
 
 
@@ -144,7 +144,7 @@ class Registry:
             try:
                 expression = compile_expression(trigger.expression) if trigger.expression else None
             except ExpressionInvalidError as error:
-                # Checked when it was synced, by an earlier version perhaps: no reason not to start.
+                # An earlier version may have accepted it at the sync. The engine must start nevertheless.
                 _logger.error("function %s: its trigger %s is left out: %s", function.id, trigger.event, error)
             else:
                 self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))
@@ -285,7 +285,7 @@ def _check_runtime(function_id: str, step: StepConfig) -> None:
     try:
         url = URL(step.runtime.url)
         is_good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed, a name that is none
+    except ValueError:  # a port that is not a number, an open bracket, an invalid name
         is_good = False
     if not is_good:
         # URLs may hold passwords.

@@ -39,11 +39,13 @@ class Cutoff(msgspec.Struct, frozen=True):
 
 
 class PurgeStore:
+    """Statements that delete finished runs and unused events."""
+
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def purge_runs(self, cutoff: Cutoff, limit: int) -> int:
-        """Remove at most so many runs, their memos, and events that nothing else needs; how many runs there were."""
+        """Remove at most ``limit`` runs, their memos, and events that no other run needs. Returns the runs' number."""
         rows = self._connection.execute(
             "SELECT key, event_key FROM runs WHERE ended_at < ? ORDER BY ended_at LIMIT ?", (cutoff.runs, limit)
         ).fetchall()
@@ -65,8 +67,10 @@ class PurgeStore:
         return len(rows)
 
     def purge_events(self, cutoff: Cutoff, after: int, limit: int) -> int | None:
-        """Look at so many of the events that follow the one of the key ``after``, and remove those that no run needs.
-        The key of the last; ``None`` where those that follow are younger, or there are none."""
+        """Check ``limit`` events after the key ``after``, and remove those that no run needs.
+
+        Returns the key of the last; ``None`` if all old events are checked.
+        """
         rows = self._connection.execute(
             "SELECT key, received_at FROM events WHERE key > ? ORDER BY key LIMIT ?", (after, limit)
         ).fetchall()
@@ -82,8 +86,10 @@ def _listed(keys: Iterable[int]) -> str:
 
 
 class Retention:
-    """``age`` is how long what has ended is kept. Events are kept for the 24 hours, at least, for which they are
-    recognised when they are sent again."""
+    """Purges runs that ended longer than ``age`` ago, and events that no run needs.
+
+    Events are kept for at least 24 hours, so that repeated events are recognised.
+    """
 
     def __init__(self, store: PurgeStore, transactions: Transactions, clock: Clock, age: dt.timedelta) -> None:
         self._store = store
@@ -98,7 +104,7 @@ class Retention:
         self._purge: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Purge at once, and every now and then."""
+        """Purge now, and again after each interval."""
         now = self._clock.now()
         self._due = min(self._due, now + self._interval)  # The clock may have been set back.
         if now >= self._due:
@@ -120,11 +126,11 @@ class Retention:
         cutoff = Cutoff(runs=now - self._age, events=now - self._event_age)
         while await self._transactions.transact_with_retry(lambda _: self._store.purge_runs(cutoff, _RUNS_AT_ONCE)):
             pass
-        while await self._look_at_events(cutoff):
+        while await self._purge_events(cutoff):
             pass
 
-    async def _look_at_events(self, cutoff: Cutoff) -> bool:
-        """False at the end."""
+    async def _purge_events(self, cutoff: Cutoff) -> bool:
+        """Purge a portion of events. False at the end."""
         after = self._seen_event
         seen = await self._transactions.transact_with_retry(
             lambda _: self._store.purge_events(cutoff, after, _EVENTS_AT_ONCE)

@@ -48,7 +48,7 @@ from durably.protocol.text import get_logger
 
 from . import event_routing, subscriptions, triggers
 from .events import ReceivedEvent, RunResult, check_content, deferred_data, index_key, run_end_events
-from .outbox import CallAt, Outbox, RequestAt, RunEnded, TimerAt, call_of
+from .outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from .reruns import origin_before, refuse_runaway
 from .transaction import CachedRun, LiveRun, Transaction, with_memo
 
@@ -56,7 +56,7 @@ _logger = get_logger("durably.engine")
 
 
 def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
-    """Cancel a run now or, if it is just being changed, as soon as that change is complete."""
+    """See ``CancelRun``."""
     live = transaction.runs.get(run_key)
     if live is not None and live.is_changing:
         transaction.inputs.append((run_key, CancelRequested(reason)))
@@ -218,7 +218,7 @@ def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> No
     if live.queue_entry is None or not live.queue_entry.has_to_queue(starts_run=live.row.started_at is None):
         _add_call(transaction, live, command.call)
     elif is_later:
-        transaction.outbox.append(call_of(live.row, live.queue_entry, command.call, has_to_queue=True))
+        transaction.outbox.append(schedule_call(live.row, live.queue_entry, command.call, has_to_queue=True))
     else:
         transaction.queue.join(live.row, command.call, live.queue_entry)
     if command.call.error:
@@ -316,7 +316,7 @@ def _make_request(transaction: Transaction, live: LiveRun, command: MakeRequest)
     # The options are not stored, because they may contain credentials.
     live.may_have_waits = True
     transaction.store.put_wait(WaitRow(live.row.key, command.step_id, command.op), transaction.now)
-    transaction.outbox.append(RequestAt(live.row.key, command))
+    transaction.outbox.append(ScheduledRequest(live.row.key, command))
 
 
 def _close_wait(transaction: Transaction, live: LiveRun, command: CloseWait) -> None:
@@ -334,7 +334,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     transaction.outbox.append(RunEnded(row.key))
     transaction.outbox.append(subscriptions.run_ended(row, command, transaction.now))
     completed = command.status == RunStatus.COMPLETED
-    # Runs keep their error as the app wrote it; others get it without the nulls, as official servers send it.
+    # A run keeps its error as the app wrote it. Events and invokers get it without nulls, as from official servers.
     reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
     memo = data_memo(reported) if completed else b'{"error":' + reported + b"}"
     if live.queue_entry is not None:
@@ -379,7 +379,7 @@ def _wait(transaction: Transaction, live: LiveRun, name: str, wait: WaitRow) -> 
     live.may_have_waits = True
     transaction.store.put_wait(wait, transaction.now)
     if wait.due is not None:
-        transaction.outbox.append(TimerAt(wait.run_key, wait.step_id, wait.due))
+        transaction.outbox.append(StepTimer(wait.run_key, wait.step_id, wait.due))
         transaction.outbox.append(subscriptions.step_waits(live.row, name, wait.op, wait.due, transaction.now))
 
 
@@ -401,7 +401,7 @@ _COMMANDS: dict[type[Any], Callable[[Transaction, LiveRun, Any], None]] = {
 
 def _add_call(transaction: Transaction, live: LiveRun, call: Call) -> None:
     live.call_place = len(transaction.outbox)
-    transaction.outbox.append(call_of(live.row, live.queue_entry, call))
+    transaction.outbox.append(schedule_call(live.row, live.queue_entry, call))
 
 
 def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
@@ -410,7 +410,7 @@ def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
     The content must be in memory, the call due, and nothing else able to happen to the run before it, except its end.
     """
     state, message = live.state, transaction.outbox[place]
-    assert isinstance(message, CallAt), "calls stay at their places"
+    assert isinstance(message, ScheduledCall), "calls stay at their places"
     if (
         live.trigger is None
         or live.kept_memos is None
@@ -434,7 +434,7 @@ def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
 
 
 def _invocation(payload: dict[str, Any]) -> Event:
-    """The event that an app's invocation amounts to; anything odd about its optional parts is left out."""
+    """The event of an app's invocation, without optional parts of a wrong type."""
     version, user = payload.get("v"), payload.get("user")
     return Event(
         name=InternalEvent.FUNCTION_INVOKED,

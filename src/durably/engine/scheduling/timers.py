@@ -1,4 +1,4 @@
-"""Timers: what is due when. The next minute is in memory, the rest in the database."""
+"""Timers. Those of the next minute are in memory, the others in the database."""
 
 import asyncio
 import heapq
@@ -14,14 +14,13 @@ from durably.engine.settings import Clock, Timer
 from durably.engine.sqlite.queries import read_run_state_of
 from durably.protocol.text import get_logger
 
-from .outbox import BucketAt, CallAt, DeadlineAt, StoredTimer, ThrottleAt, TickAt, TimerAt
+from .outbox import BucketTimer, CronTimer, DeadlineTimer, ScheduledCall, StepTimer, StoredTimer, ThrottleTimer
 
 T = TypeVar("T")
 
 
 class Loaded(msgspec.Struct, Generic[T], frozen=True):
-    """``items`` are what is due, each with its time, up to ``reached``; the first thing after that is due at
-    ``next_due``, ``None`` where there is none."""
+    """Timers and their times, up to ``reached``. ``next_due`` is the time of the first timer after that, if any."""
 
     items: list[tuple[int, T]]
     reached: int
@@ -32,7 +31,7 @@ Load = Callable[[int, int], Awaitable[Loaded[T]]]
 
 _WINDOW_MILLISECONDS = 60_000
 _AHEAD_MILLISECONDS = 5_000
-"""What is stored is read so long before it is due."""
+"""The time by which stored timers are read before they are due."""
 _RETRY_MILLISECONDS = 1_000
 _NEVER = 2**63
 
@@ -40,9 +39,9 @@ _logger = get_logger("durably.engine")
 
 
 class Timers(Generic[T]):
-    """``load(after, until)`` reads what is due in ``(after, until]``; where that is much it may answer with a part
-    of it. ``on_due`` is given what is due, in order; what is added while it is being read may be given twice. Times
-    are milliseconds since the epoch."""
+    """``load(after, until)`` reads the timers of ``(after, until]``; if they are many, it may return the first of them.
+    ``on_due`` gets due timers in order. A timer that is added while it is being read may be delivered twice. Times are
+    milliseconds since the epoch."""
 
     def __init__(self, clock: Clock, load: Load[T], on_due: Callable[[list[T]], None]) -> None:
         self._clock = clock
@@ -68,7 +67,7 @@ class Timers(Generic[T]):
             self._loading.cancel()
 
     def add(self, due: int, item: T, *, is_stored: bool = True) -> None:
-        """What is stored, and due only after what has been read so far, is left to be read in time."""
+        """Add a timer. A stored timer beyond the horizon is not kept in memory: it is read later."""
         if self._is_closed:
             return
         self._look_ahead()
@@ -82,7 +81,7 @@ class Timers(Generic[T]):
             self._wake_at(wakes_at)
 
     def _look_ahead(self) -> None:
-        """The next minute counts as read, as far as nothing is stored in it."""
+        """Move the horizon a minute ahead, as far as no stored timer precedes it."""
         if self._loading is None:
             self._horizon = max(self._horizon, min(self._clock.now() + _WINDOW_MILLISECONDS, self._next_stored - 1))
 
@@ -104,7 +103,7 @@ class Timers(Generic[T]):
         self._wake()
 
     def _wake(self) -> None:
-        """Set the timer to when there is something to do next."""
+        """Set the clock's timer to the next time at which something is due or must be read."""
         when = self._heap[0][0] if self._heap else _NEVER
         if self._loading is None:
             when = min(when, self._next_stored - _AHEAD_MILLISECONDS)
@@ -123,14 +122,14 @@ class Timers(Generic[T]):
             self._timer = None
 
     async def _read_on(self, until: int) -> None:
-        # From now on, what is added up to ``until`` is kept: a transaction that the read does not see yet reports
-        # what it adds after this line, and one that it does see may report before, hence things given twice.
+        # From here on, timers up to ``until`` are kept when they are added. A transaction that the read does not see is
+        # dispatched after this line. One that it sees may be dispatched before, so a timer may be delivered twice.
         horizon, self._horizon = self._horizon, until
         next_stored, self._next_stored = self._next_stored, _NEVER
         try:
             loaded = await self._load(horizon, until)
         except Exception:
-            _logger.exception("reading what is due next failed; trying again")
+            _logger.exception("the next timers could not be read; trying again")
             self._horizon, self._next_stored = horizon, min(next_stored, self._next_stored)
             self._loading = None
             again = self._clock.now() + _RETRY_MILLISECONDS
@@ -145,22 +144,24 @@ class Timers(Generic[T]):
 
 
 _TIMERS: tuple[tuple[str, str, str, Callable[..., StoredTimer]], ...] = (
-    ("waits", "due", "run_key, step_id, due", TimerAt),
-    ("deadlines", "due", "run_key, due", DeadlineAt),
-    ("buckets", "due", "id, due", BucketAt),
-    ("schedules", "due", "function_id, schedule, due", TickAt),
-    ("openings", "opens_at", "opens_at", ThrottleAt),
+    ("waits", "due", "run_key, step_id, due", StepTimer),
+    ("deadlines", "due", "run_key, due", DeadlineTimer),
+    ("buckets", "due", "id, due", BucketTimer),
+    ("schedules", "due", "function_id, schedule, due", CronTimer),
+    ("openings", "opens_at", "opens_at", ThrottleTimer),
 )
-"""Tables, their column of times, and what else of their rows makes which timer."""
+"""Tables, their columns of times, their other columns, and the timers made of them."""
 _CALLS = ("delayed_calls", "due", "run_key, generation, due")
 
 
-def load_due(connection: sqlite3.Connection, after: int, until: int, limit: int) -> Loaded[CallAt | StoredTimer]:
-    """What is due in ``(after, until]``, at most about ``limit`` of each kind."""
+def load_timers(
+    connection: sqlite3.Connection, after: int, until: int, limit: int
+) -> Loaded[ScheduledCall | StoredTimer]:
+    """The timers and delayed calls of ``(after, until]``, at most about ``limit`` of each kind."""
     tables = [(table, time, columns) for table, time, columns, _ in _TIMERS] + [_CALLS]
     found = [_load_until(connection, *table, after, until, limit) for table in tables]
     reached = min(until for _, until in found)
-    items: list[tuple[int, CallAt | StoredTimer]] = []
+    items: list[tuple[int, ScheduledCall | StoredTimer]] = []
     for (_, _, _, make), (rows, _) in zip(_TIMERS, found, strict=False):
         items += [(row[-1], make(*row)) for row in rows if row[-1] <= reached]
     for run_key, generation, due in found[-1][0]:
@@ -170,20 +171,20 @@ def load_due(connection: sqlite3.Connection, after: int, until: int, limit: int)
     return Loaded(items, reached, _next_due(connection, tables, reached))
 
 
-def _delayed_call(connection: sqlite3.Connection, run_key: int, generation: int, due: int) -> CallAt | None:
+def _delayed_call(connection: sqlite3.Connection, run_key: int, generation: int, due: int) -> ScheduledCall | None:
     state = read_run_state_of(connection, run_key)
-    # Where the run state is damaged, those who make the call find out.
+    # A damaged run state is found when the call is made.
     call = state.call(generation) if state else Call(generation=generation, due=due)
     row = connection.execute(
         "SELECT runs.function_id, heads.ticket IS NOT NULL FROM heads JOIN runs ON runs.key = heads.run_key "
         "WHERE heads.run_key = ?",
         (run_key,),
     ).fetchone()
-    return None if call is None or row is None else CallAt(run_key, call, row[0], has_to_queue=bool(row[1]))
+    return None if call is None or row is None else ScheduledCall(run_key, call, row[0], has_to_queue=bool(row[1]))
 
 
 def _next_due(connection: sqlite3.Connection, tables: list[tuple[str, str, str]], after: int) -> int | None:
-    """When the first of what comes after a window is due."""
+    """The time of the first timer after a window."""
     queries = (f"SELECT min({time}) FROM {table} WHERE {time} > ?" for table, time, _ in tables)
     dues = [connection.execute(query, (after,)).fetchone()[0] for query in queries]
     return min((due for due in dues if due is not None), default=None)
@@ -192,12 +193,12 @@ def _next_due(connection: sqlite3.Connection, tables: list[tuple[str, str, str]]
 def _load_until(
     connection: sqlite3.Connection, table: str, time: str, columns: str, after: int, until: int, limit: int
 ) -> tuple[list[Any], int]:
-    """Rows that end in their time, and how far they go."""
+    """Rows, whose last column is their time, and the time up to which they are complete."""
     select = f"SELECT {columns} FROM {table} WHERE {time}"
     rows = connection.execute(f"{select} > ? AND {time} <= ? ORDER BY {time} LIMIT ?", (after, until, limit)).fetchall()
     if len(rows) < limit:
         return rows, until
     last = rows[-1][-1]
-    # Others may be due in the same millisecond as the last: all of that, or none.
+    # Other rows may have the same time as the last one: read all of them.
     rows = [row for row in rows if row[-1] < last]
     return rows + connection.execute(f"{select} = ?", (last,)).fetchall(), last

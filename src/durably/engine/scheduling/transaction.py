@@ -18,19 +18,17 @@ from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
 from .events import ENTROPY_BYTES, Entropy, ReceivedEvent, make_id, make_internal_event
-from .outbox import Outbox, ThrottleAt, call_of
+from .outbox import Outbox, ThrottleTimer, schedule_call
 from .registry import Registry
 
 _CAPACITY = 2048
 _MOST_TRIGGER_BYTES = 2048
-"""Of an event that is kept along with the run that it triggered."""
-
-
+"""The maximum size of an event that is kept with the run that it triggered."""
 _MOST_NAMES = 1000
 """The maximum number of event names whose paths are kept."""
 _MOST_MEMOS = 32
 _MOST_MEMO_BYTES = 2048
-"""The memos of one run that are kept."""
+"""The limits for the memos of one run that are kept."""
 
 Memos = tuple[tuple[str, bytes], ...]
 
@@ -49,7 +47,7 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
 
 
 def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
-    """The memos to keep once another is stored."""
+    """The memos to keep after another is stored."""
     if memos is None or len(memos) == _MOST_MEMOS:
         return None
     if sum(len(kept) for _, kept in memos) + len(memo) > _MOST_MEMO_BYTES:
@@ -80,7 +78,7 @@ class RunCache:
             del self._keys[oldest.row.id]
 
     def forget(self, run_key: int) -> None:
-        """Of a run that has ended."""
+        """Remove a run that has ended."""
         cached = self.runs.pop(run_key, None)
         if cached is not None:
             del self._keys[cached.row.id]
@@ -96,7 +94,7 @@ _THROTTLES_AT_ONCE = 100
 
 
 class RunQueue:
-    """``now`` is milliseconds since the epoch."""
+    """The queue of flow control, as a transaction uses it. ``now`` is milliseconds since the epoch."""
 
     def __init__(self, store: Store, registry: Registry, outbox: Outbox, now: int) -> None:
         self._registry = registry
@@ -112,53 +110,53 @@ class RunQueue:
         return self._queue
 
     def join(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
-        """A call wants to be made now."""
+        """Add a call that is due."""
         function = self._registry.find(run.function_id)
         flow = Flow(function_id=run.function_id) if function is None else function.flow
         queued = QueuedCall(queue_entry.place, run.key, call.generation)
         self._open_queue.join(queued, queue_entry, flow, starts_run=run.started_at is None)
 
     def join_again(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
-        """The same for a call that may have joined before, as after a restart."""
+        """``join`` for a call that may have joined before a restart."""
         if self._rows.slots_taken_at(run.key, call.generation) is not None:
-            self._outbox.append(call_of(run, queue_entry, call))
+            self._outbox.append(schedule_call(run, queue_entry, call))
         elif call.generation not in self._rows.waiting(run.key):
             self.join(run, call, queue_entry)
 
     def leave(self, run_key: int, generation: int) -> None:
-        """A call has come to its end, or is not wanted any more."""
+        """Remove a call that has ended, or is no longer outstanding."""
         self._open_queue.leave(run_key, generation)
 
     def leave_all(self, run_key: int) -> None:
-        """The same for all calls of a run that are stored."""
+        """Remove all calls of a run."""
         for generation in self._rows.waiting(run_key) | self._rows.holding_slots(run_key):
             self.leave(run_key, generation)
 
     def waiting(self, run_key: int) -> set[int]:
-        """The generations of a run's calls that are not let through yet."""
+        """The generations of a run's calls that wait in the queue."""
         return self._rows.waiting(run_key)
 
     def ready_since(self, run: RunRow, call: Call) -> int:
-        """When a call that was let through could be made."""
+        """The time at which a call left the queue, or was due."""
         slots_taken_at = self._rows.slots_taken_at(run.key, call.generation)
         return max(call.due, run.started_at or 0) if slots_taken_at is None else slots_taken_at
 
     def check_throttles(self) -> None:
-        """Look at throttles that are ready by now."""
+        """Check the throttles that are ready."""
         if self._open_queue.check_throttles(_THROTTLES_AT_ONCE):
-            self._outbox.append(ThrottleAt(self._now))
+            self._outbox.append(ThrottleTimer(self._now))
 
     def update_limits(self, flow: Flow) -> None:
-        """What a function has queued goes by these numbers from now on."""
+        """Apply a function's new limits to its queued calls."""
         self._open_queue.update_limits(flow)
 
     def settle(self) -> list[QueuedCall]:
-        """The calls that may be made, since this was asked last."""
+        """The calls that may be made now and have not been returned before."""
         if self._queue is None:
             return []
         through = self._queue.settle()
         self._queue = None
-        self._outbox.extend(ThrottleAt(ready_at) for ready_at in self._rows.throttle_times)
+        self._outbox.extend(ThrottleTimer(ready_at) for ready_at in self._rows.throttle_times)
         self._rows.throttle_times.clear()
         return through
 
@@ -171,13 +169,13 @@ class EventOutcome(msgspec.Struct, frozen=True):
 
 
 class CancelRun(Protocol):
-    """Cancels a run now or, if the run is just being changed, as soon as that change is complete."""
+    """Cancels a run now or, if an input is being applied to it, after that input."""
 
     def __call__(self, transaction: "Transaction", run_key: int, reason: str) -> None: ...
 
 
 class TransactionContext(msgspec.Struct, frozen=True):
-    """What all transactions of an engine share."""
+    """The values that all transactions of an engine share."""
 
     store: Store
     policy: Policy

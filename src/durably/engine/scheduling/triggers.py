@@ -31,7 +31,7 @@ from durably.protocol.errors import ErrorData
 
 from . import subscriptions
 from .events import RUN_END_EVENTS, RunResult, index_key, run_end_events
-from .outbox import BucketAt, DeadlineAt, call_of
+from .outbox import BucketTimer, DeadlineTimer, schedule_call
 from .registry import CANCELLED_IN_BULK, Function
 from .reruns import Rerun, descends_from_cancelled, refuse_runaway
 from .transaction import Transaction
@@ -90,7 +90,7 @@ def end_bucket(transaction: Transaction, bucket_id: str) -> None:
     bucket, state, due = found
     now, read = transaction.now, transaction.store.flow.read
     if due > now:
-        transaction.outbox.append(BucketAt(bucket_id, due))
+        transaction.outbox.append(BucketTimer(bucket_id, due))
         return
     change: StateChange | None
     if bucket.kind is BucketKind.DEBOUNCE:
@@ -124,7 +124,7 @@ def _hold_back(transaction: Transaction, function: Function, event_key: int, deb
     bucket_id = debounced.bucket.id
     if debounced.fired_at_before is None or debounced.fires_at < debounced.fired_at_before:
         # The timer of a postponed one fires at its earlier time, and is set again then.
-        transaction.outbox.append(BucketAt(bucket_id, debounced.fires_at))
+        transaction.outbox.append(BucketTimer(bucket_id, debounced.fires_at))
     if debounced.dropped != event_key:
         transaction.store.flow.hold_event(bucket_id, event_key)
     if debounced.dropped is not None:
@@ -138,7 +138,7 @@ def _add_to_batch(transaction: Transaction, function: Function, event_key: int, 
     if batched.is_full:
         return _start_held(transaction, function, bucket_id)
     if batched.batch.size == 1:
-        transaction.outbox.append(BucketAt(bucket_id, batched.fires_at))
+        transaction.outbox.append(BucketTimer(bucket_id, batched.fires_at))
     return None
 
 
@@ -240,7 +240,7 @@ def _set_finish(transaction: Transaction, function: Function, run: RunRow) -> No
 
 def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due: int) -> None:
     transaction.store.flow.put_deadline(run.key, kind, due)
-    transaction.outbox.append(DeadlineAt(run.key, due))
+    transaction.outbox.append(DeadlineTimer(run.key, due))
 
 
 def _is_needed(transaction: Transaction, function: Function, how: Start) -> bool:
@@ -298,7 +298,7 @@ def _start_run(
         if rerun is None and len(event_keys) == 1 and len(event) <= _MOST_CARRIED_BYTES:
             # The first call's content is only the event. This saves a read.
             data = CallData(run.id, run.function_id, call, state.max_attempts, state.disable_immediate, [event], [])
-        transaction.outbox.append(call_of(run, queue_entry, call, data=data))
+        transaction.outbox.append(schedule_call(run, queue_entry, call, data=data))
     transaction.outbox.append(subscriptions.run_started(run, transaction.now))
     return run
 

@@ -22,7 +22,7 @@ class BulkOperationKind(StrEnum):
 
 
 class BulkOperation(msgspec.Struct, frozen=True, kw_only=True):
-    """``affected`` counts the runs to which it was done so far. See the schema for the rest."""
+    """``affected`` is the number of runs changed so far. For the other fields see ``migrations``."""
 
     id: str
     kind: BulkOperationKind
@@ -53,7 +53,7 @@ class AppStore:
         )
 
     def app_version_and_url(self, app_id: str) -> tuple[str | None, str | None]:
-        """The app's own version, and its URL, at its last sync."""
+        """The app's version, and its URL, at its last sync."""
         row = self._connection.execute("SELECT version, url FROM apps WHERE id = ?", (app_id,)).fetchone()
         return (row[0], row[1]) if row else (None, None)
 
@@ -124,7 +124,7 @@ class AppStore:
         return read_bulk_operation(row) if row else None
 
     def open_bulk_operations(self, function_id: str | None = None) -> list[str]:
-        """Those, of one function or all, that have yet to look at runs."""
+        """The ids of unfinished operations, of one function or of all."""
         rows = self._connection.execute(
             "SELECT id FROM sweeps WHERE ended_at IS NULL AND function_id = coalesce(?, function_id) ORDER BY id",
             (function_id,),

@@ -20,10 +20,10 @@ from .migrations import MIGRATIONS
 _logger = get_logger("durably.engine")
 
 APPLICATION_ID = 0x44524259
-"""Marks the file as Durably's ("DRBY"), so that no other program's database is taken for one."""
+"""The ``application_id`` of the file: "DRBY". It distinguishes the file from other programs' databases."""
 
 _MOST_LOG_BYTES = 64 * 1024 * 1024
-"""What is kept of the write-ahead log after a long read, such as a backup, has let it grow."""
+"""The maximum size of the write-ahead log after a checkpoint. A long read, such as a backup, lets it grow."""
 
 
 def connect(path: Path, durability: Durability) -> sqlite3.Connection:
@@ -49,7 +49,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 
 
 def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
-    """Open the database, made or migrated where need be.
+    """Open the database. Create or migrate it if necessary.
 
     Raises ``DatabaseNotOwnedError``, ``DatabaseTooNewError``, ``DatabaseUnavailableError`` and
     ``DatabaseCorruptError``.
@@ -66,7 +66,7 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if connection is not None:
             connection.close()
-        # Read-only, on a full disk, in no directory: not the content's fault.
+        # A read-only file, a full disk or a missing directory does not mean that the content is damaged.
         kind = DatabaseUnavailableError if isinstance(error, sqlite3.OperationalError) else DatabaseCorruptError
         if is_busy(error):
             kind = DatabaseBusyError
@@ -79,7 +79,7 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
 
 
 def open_existing(path: Path) -> sqlite3.Connection:
-    """A connection that only reads, to a database that an engine may be using.
+    """A read-only connection to a database that an engine may be using.
 
     Raises ``DatabaseMissingError``, ``DatabaseTooNewError`` and ``DatabaseCorruptError``.
     """
@@ -89,7 +89,7 @@ def open_existing(path: Path) -> sqlite3.Connection:
     try:
         _check_application(connection, path)
         if _check_version(connection, path) == 0:
-            raise DatabaseCorruptError(f"{path} is no database of an engine: it is empty")
+            raise DatabaseCorruptError(f"{path} is not a database of an engine: it is empty")
     except sqlite3.DatabaseError as error:
         connection.close()
         raise DatabaseCorruptError(f"the database {path} cannot be read: {error}") from error
@@ -119,7 +119,7 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     version = _check_version(connection, path)
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        # user_version and application_id are part of the transaction: a migration is applied wholly or not at all.
+        # user_version and application_id belong to the transaction, so a migration is applied completely or not at all.
         marks = f"PRAGMA user_version = {number}; PRAGMA application_id = {APPLICATION_ID};"
         connection.executescript(f"BEGIN IMMEDIATE; {script}; {marks} COMMIT;")
     if 0 < version < len(MIGRATIONS):
@@ -132,9 +132,9 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def take_ownership(connection: sqlite3.Connection, after_epoch: int | None = None) -> int:
-    """Begin a new epoch, which is checked in each transaction: the engine that owned the database before stops.
+    """Begin a new epoch. Each transaction checks the epoch, so the engine that owned the database before stops.
 
-    ``after_epoch`` is the one that is to end; raises ``DatabaseLostError`` where another has begun since.
+    ``after_epoch`` is the epoch to end. Raises ``DatabaseLostError`` if another epoch has begun since.
     """
     connection.execute("BEGIN IMMEDIATE")
     (current,) = connection.execute("SELECT epoch FROM owner").fetchone()
@@ -153,12 +153,12 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Whether another process had the lock for longer than was waited."""
+    """Whether another process has held the lock for longer than ``busy_timeout``."""
     return bool(error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY)
 
 
 def explain(error: Exception) -> Exception:
-    """Errors of the disk, and of what is on it, told apart from mistakes in statements."""
+    """The engine's error for a fault of the disk or of the file; other errors are returned as they are."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
         return DatabaseCorruptError(
             f"the database is damaged ({error}): see what `durably check` finds, and go back to a backup if need be"

@@ -21,7 +21,7 @@ _FOR_OTHERS = 0o077
 _MAX_LINKS = 40
 """The number of symbolic links that Linux follows."""
 _PARTS = {"": "database", "-wal": "write-ahead log", "-shm": "shared memory file"}
-"""The suffixes of the files that SQLite has open, and their names."""
+"""The suffixes of SQLite's open files, and their names."""
 
 _logger = get_logger("durably.engine")
 
@@ -71,7 +71,7 @@ def check_owner(file: Path, status: os.stat_result) -> None:
     Root may use the files of the user who owns their directory.
     """
     if stat.S_ISLNK(status.st_mode):
-        raise DatabaseNotOwnedError(f"{file} is a symbolic link, which somebody else may have made: remove it")
+        raise DatabaseNotOwnedError(f"{file} is a symbolic link, which another user may have made: remove it")
     _check_is_file(file, status)
     if sys.platform == "win32":
         return
@@ -219,8 +219,7 @@ class DatabaseLock:
     """Holds the lock from its construction to ``release``.
 
     Raises ``DatabaseLockedError``, and ``DatabaseNotOwnedError``, ``DatabaseLinkedError`` or ``DatabasePathError`` for
-    a lock file that somebody else has put there. ``note`` is written into the file, for others to read who find it
-    locked.
+    a lock file of another user. ``note`` is written into the file, for processes that find it locked.
     """
 
     def __init__(self, database: Path, note: str = "") -> None:
@@ -238,7 +237,7 @@ class DatabaseLock:
             os.write(self._descriptor, note.encode())
 
     def release(self) -> None:
-        """Also for a forked child, in which it leaves the lock to the parent."""
+        """Release the lock. In a forked child the lock stays with the parent."""
         os.close(self._descriptor)
 
 
@@ -268,7 +267,7 @@ def _open_private(path: Path) -> int:
 
 
 def _check_file(path: Path, status: os.stat_result) -> None:
-    """Somebody else may have put the file there, to hold its lock, or to have another file emptied.
+    """Check that another user has not created the file, to hold its lock, or to have another file emptied.
 
     Raises ``DatabaseNotOwnedError``, ``DatabaseLinkedError``, ``DatabasePathError``.
     """
@@ -278,7 +277,7 @@ def _check_file(path: Path, status: os.stat_result) -> None:
 
 
 def read_note(database: Path) -> str:
-    """The note of whoever holds the lock, or held it last; empty where nobody ever did."""
+    """The note of the process that holds the lock, or held it last; empty if there was none."""
     path = _path_of(database)
     return path.read_text() if path.is_file() else ""  # a pipe would block
 

@@ -1,4 +1,4 @@
-"""Statements of flow control: buckets, held events, cancellations, deadlines, schedules."""
+"""Statements of flow control: buckets, held events, cancel events, deadlines, schedules, the queue of calls."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from durably.engine.core.flow.cron import Tick
 from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, QueuedCall, decode_key, encode_key
 from durably.engine.core.flow.rates import Level
 
-_SWEPT_TOGETHER = 2
-"""How many buckets that mean nothing any more are removed when one is written: more than can come to be."""
+_EXPIRED_TOGETHER = 2
+"""The number of expired buckets that a write removes. It is more than one, so that expired buckets do not pile up."""
 
 
 class DeadlineKind(StrEnum):
@@ -21,7 +21,7 @@ class DeadlineKind(StrEnum):
 
 
 class CancelRow(msgspec.Struct, frozen=True):
-    """``path`` and ``value`` narrow down which events cancel the run; see the schema."""
+    """An event that cancels the run. ``path`` and ``value`` are its key in the wait index."""
 
     event: str
     path: str | None
@@ -42,14 +42,14 @@ class FlowStore:
         return row[0] if row else None
 
     def due_bucket(self, bucket_id: str) -> tuple[Bucket, bytes, int] | None:
-        """A bucket about which something is to be done, its state, and when."""
+        """A bucket with a timer, its state, and the timer's time."""
         row = self._connection.execute(
             "SELECT kind, function_id, key, state, due FROM buckets WHERE id = ? AND due IS NOT NULL", (bucket_id,)
         ).fetchone()
         return (Bucket(BucketKind(row[0]), row[1], row[2]), row[3], row[4]) if row else None
 
     def put(self, change: StateChange, now: int) -> None:
-        """Store a change, and remove some buckets that have expired meanwhile."""
+        """Store a change, and remove some expired buckets."""
         bucket = change.bucket
         if change.state is None:
             self._connection.execute("DELETE FROM buckets WHERE id = ?", (bucket.id,))
@@ -62,10 +62,10 @@ class FlowStore:
         if change.expires is not None:
             self._connection.execute(
                 "DELETE FROM buckets WHERE id IN (SELECT id FROM buckets WHERE expires <= ? ORDER BY expires LIMIT ?)",
-                (now, _SWEPT_TOGETHER),
+                (now, _EXPIRED_TOGETHER),
             )
 
-    # events that are held back
+    # held events
 
     def hold_event(self, bucket_id: str, event_key: int) -> None:
         self._connection.execute("INSERT INTO held_events (bucket_id, event_key) VALUES (?, ?)", (bucket_id, event_key))
@@ -76,7 +76,7 @@ class FlowStore:
         )
 
     def take_held_events(self, bucket_id: str) -> tuple[int, ...]:
-        """Remove the events of a bucket; in the order in which they came."""
+        """Remove and return the events of a bucket, in the order of receipt."""
         rows = self._connection.execute(
             "DELETE FROM held_events WHERE bucket_id = ? RETURNING event_key", (bucket_id,)
         ).fetchall()
@@ -92,7 +92,7 @@ class FlowStore:
         )
 
     def cancels(self, event: str, path: str | None, value: str | None, now: int) -> list[tuple[int, str | None]]:
-        """Runs, oldest first, that an event may cancel, and the expressions that tell."""
+        """Runs, oldest first, that an event may cancel, and their expressions."""
         return self._connection.execute(
             "SELECT run_key, expression FROM cancels WHERE event = ? AND path IS ? AND value IS ? "
             "AND (until IS NULL OR until >= ?) ORDER BY run_key",
@@ -114,7 +114,7 @@ class FlowStore:
         self._connection.execute("DELETE FROM deadlines WHERE run_key = ?", (run_key,))
 
     def forget_run(self, run_key: int) -> None:
-        """Of a run that has ended: nothing cancels it any more."""
+        """Delete the cancel events and the deadline of a run that has ended."""
         for table in ("cancels", "deadlines"):
             self._connection.execute(f"DELETE FROM {table} WHERE run_key = ?", (run_key,))
 
@@ -139,21 +139,18 @@ class FlowStore:
         )
 
     def drop_schedules_of_others(self, app_id: str) -> None:
-        """Those of an app's functions that it does not sync any more."""
+        """Delete the schedules of the app's inactive functions."""
         self._connection.execute(
             "DELETE FROM schedules WHERE function_id IN (SELECT id FROM functions WHERE app_id = ? AND NOT is_active)",
             (app_id,),
         )
 
 
-_SWEPT_TOGETHER = 2
-"""How many levels that mean nothing any more are removed when one is written: more than can come to be."""
-
 _bucket_ids = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
 class SqliteQueueRows:
-    """For one unit of work, at the time ``now``. ``throttle_times`` are those that were noted in it."""
+    """The rows of one transaction, at the time ``now``. ``throttle_times`` are the times that it stored."""
 
     def __init__(self, connection: sqlite3.Connection, now: int) -> None:
         self._connection = connection
@@ -246,7 +243,7 @@ class SqliteQueueRows:
         return {generation for (generation,) in rows}
 
     def slots_taken_at(self, run_key: int, generation: int) -> int | None:
-        """When a call was let through; ``None`` where it holds no slot."""
+        """The time at which a call left the queue; ``None`` if it holds no slot."""
         row = self._connection.execute(
             "SELECT made_at FROM holds WHERE run_key = ? AND generation = ?", (run_key, generation)
         ).fetchone()
@@ -265,7 +262,7 @@ class SqliteQueueRows:
         )
         self._connection.execute(
             "DELETE FROM levels WHERE id IN (SELECT id FROM levels WHERE expires <= ? ORDER BY expires LIMIT ?)",
-            (self._now, _SWEPT_TOGETHER),
+            (self._now, _EXPIRED_TOGETHER),
         )
 
     def put_throttle_time(self, bucket_id: str, ready_at: int) -> None:

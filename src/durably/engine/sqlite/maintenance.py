@@ -1,6 +1,6 @@
-"""Examining a database: is the file sound, and does what is in it fit together?
+"""Check and backup of a database, which an engine may be using.
 
-Reads alone, all of it as it was at one moment, so that an engine may go on using the database.
+The check reads one snapshot. It covers the file, and the consistency of its rows.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ _LIVE = "('Scheduled', 'Running')"
 
 
 def check_database(path: Path) -> list[str]:
-    """What is wrong with a database, in sentences; empty where all is well.
+    """Check a database. Returns its faults as sentences.
 
-    Raises ``DatabaseMissingError``, and ``DatabaseCorruptError`` where the file cannot be read as one of Durably's.
+    Raises ``DatabaseMissingError``, and ``DatabaseCorruptError`` if the file is not a database of Durably.
     """
     with contextlib.closing(open_existing(path)) as connection:
         connection.execute("BEGIN")
@@ -53,7 +53,7 @@ def _check_file(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _check_references(connection: sqlite3.Connection) -> Iterator[str]:
-    """Rows that belong to a run, and runs that belong to an event."""
+    """Rows without their run, and runs without their event."""
     for table in ("memos", "failed_attempts", "run_events", "heads", *_OF_LIVE_RUNS):
         query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)"
         yield from (
@@ -78,7 +78,7 @@ def _check_references(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _check_heads(connection: sqlite3.Connection) -> Iterator[str]:
-    """Heads that cannot be read, and those that the rows beside them do not bear out."""
+    """Run states that cannot be read, and those that contradict other rows."""
     rows = connection.execute(
         "SELECT run_key, runs.id, head, (SELECT count(*) FROM memos WHERE memos.run_key = heads.run_key) "
         "FROM heads JOIN runs ON runs.key = run_key"
@@ -167,7 +167,7 @@ def _check_json(connection: sqlite3.Connection) -> Iterator[str]:
             try:
                 msgspec.json.decode(stored, type=msgspec.Raw)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                yield f"{what.format(*names)} is no JSON: {error}"
+                yield f"{what.format(*names)} is not JSON: {error}"
     for function_id, config in connection.execute("SELECT id, config FROM functions"):
         try:
             decode_function(config)
@@ -176,9 +176,10 @@ def _check_json(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def back_up(database: Path, destination: Path) -> int:
-    """Copy a database to a file of its own, and answer with the bytes that it has.
+    """Copy a database to a new file, and return its size in bytes.
 
-    An engine that is running goes on meanwhile. ``destination`` appears once the copy is complete and on the disk.
+    The copy is a snapshot: it has all acknowledged changes, and no part of a transaction. A running engine is not
+    interrupted. ``destination`` appears when the copy is complete and on the disk.
     Raises ``BackupFailedError``, ``DatabaseMissingError``, ``DatabaseCorruptError``.
     """
     if destination.exists():
@@ -199,12 +200,12 @@ def back_up(database: Path, destination: Path) -> int:
 
 def _copy(source: sqlite3.Connection, partial: Path) -> None:
     partial.unlink(missing_ok=True)
-    # Exclusively: a file that somebody else makes here in between would stay theirs to read.
+    # Exclusively: a file that another user creates here first would stay readable for that user.
     os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     with contextlib.closing(sqlite3.connect(partial)) as target:
-        # In one step: what an engine writes meanwhile would have each further step begin from the start.
+        # In one step: with several, each write of an engine would restart the copy.
         source.backup(target)
-        # One file, which is whole by itself; an engine that opens it turns to a write-ahead log again.
+        # One complete file. An engine that opens it turns on the write-ahead log again.
         target.execute("PRAGMA journal_mode = DELETE")
 
 

@@ -1,7 +1,7 @@
-"""The database's schema, as the scripts that bring it about one after the other.
+"""The database's schema: one script for each version.
 
-Times are milliseconds since the epoch. ``key`` columns are rowids, for joins; ``id`` columns are what the
-outside knows. ``PRAGMA user_version`` counts the migrations that were applied.
+Times are milliseconds since the epoch. ``key`` columns are rowids, for joins; ``id`` columns are public.
+``PRAGMA user_version`` is the number of applied migrations.
 """
 
 _FIRST = """
@@ -60,7 +60,7 @@ CREATE TABLE runs (
 CREATE INDEX runs_by_event ON runs (event_key);
 CREATE INDEX runs_by_function ON runs (function_id, key);
 
--- The heads of runs that have not ended. is_moving tells those that have a call or a request outstanding.
+-- The states of runs that have not ended. is_moving: the run has a call or a request outstanding.
 CREATE TABLE heads (
     run_key INTEGER PRIMARY KEY,
     is_moving INTEGER NOT NULL,
@@ -200,7 +200,7 @@ CREATE TABLE openings (
 ) WITHOUT ROWID;
 CREATE INDEX openings_by_time ON openings (opens_at);
 
--- Events that cancel a run, narrowed down as in waits; until is the last moment at which they do.
+-- Events that cancel a run, narrowed down as in waits; until is the last time at which they do.
 CREATE TABLE cancels (
     run_key INTEGER NOT NULL,
     position INTEGER NOT NULL,
@@ -213,7 +213,7 @@ CREATE TABLE cancels (
 ) WITHOUT ROWID;
 CREATE INDEX cancels_by_event ON cancels (event, path, value);
 
--- When a run is cancelled if it has not started, or not ended, by then; kind tells which.
+-- When a run is cancelled if it has not started, or not ended, by then; kind says which.
 CREATE TABLE deadlines (
     run_key INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
@@ -306,7 +306,7 @@ CREATE TABLE defers (
 """
 
 _ANNOTATIONS = """
--- What SDKs tell about runs beside their steps: metadata, as it came (JSON), and exports of spans, of any runs.
+-- Reports of SDKs: metadata of runs, as received (JSON), and exports of spans, of any runs.
 CREATE TABLE run_metadata (
     key INTEGER PRIMARY KEY,
     run_key INTEGER NOT NULL,
@@ -323,4 +323,4 @@ CREATE TABLE traces (
 """
 
 MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS, _FAILED_ATTEMPTS, _DEFERS, _ANNOTATIONS)
-"""In order, each a script that takes the schema one version further. Those that were released never change."""
+"""Scripts in order; each raises the version by one. Statements of released scripts never change."""

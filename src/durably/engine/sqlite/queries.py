@@ -1,4 +1,4 @@
-"""Reading the database for people and for the API: rows into views. Runs in the reader's threads."""
+"""Queries for views: the API, the command line and tests. They run in the reader's threads."""
 
 import datetime as dt
 import itertools
@@ -37,9 +37,9 @@ from durably.protocol.text import redact_url
 
 Bulk = TypeVar("Bulk", CancellationView, ReplayView)
 IsUnderWay = Callable[[int, int], bool]
-"""Whether the call of a run's key and a generation is under way."""
+"""Maps a run's key and a generation to whether that call is under way."""
 FirstCallAt = Callable[[int], int | None]
-"""When a run's first call was made, while that is not stored yet."""
+"""Maps a run's key to the time of its first call, if that is not stored yet."""
 
 _MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
@@ -52,12 +52,12 @@ _event_decoder = msgspec.json.Decoder(Event)
 _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _moment(milliseconds: int | None) -> dt.datetime | None:
+def _optional_datetime(milliseconds: int | None) -> dt.datetime | None:
     return None if milliseconds is None else to_datetime(milliseconds)
 
 
 class Conditions:
-    """A WHERE clause, made of those conditions that apply."""
+    """A WHERE clause, of the conditions that have a value."""
 
     def __init__(self) -> None:
         self._clauses: list[str] = []
@@ -186,12 +186,12 @@ def bulk_operation_view(operation: BulkOperation, view: type[Bulk]) -> Bulk:
     return view(
         id=operation.id,
         function_id=operation.function_id,
-        started_after=_moment(operation.started_after),
+        started_after=_optional_datetime(operation.started_after),
         started_before=to_datetime(operation.started_before),
         expression=operation.expression,
         statuses=operation.statuses or (),
         created_at=to_datetime(operation.created_at),
-        ended_at=_moment(operation.ended_at),
+        ended_at=_optional_datetime(operation.ended_at),
         affected=operation.affected,
     )
 
@@ -232,11 +232,11 @@ def list_runs(
     conditions.add("function_id = ?", function_id)
     conditions.add("runs.key < (SELECT key FROM runs WHERE id = ?)", cursor)
     if status is not None and status.has_ended:
-        # The index of those that are rare is used only where the statement repeats its condition.
+        # SQLite uses the partial index only if the statement repeats its condition.
         rare = "" if status is RunStatus.COMPLETED else " AND ended_at IS NOT NULL AND status <> 'Completed'"
         conditions.add(f"status = ?{rare}", status)
     elif status is not None:
-        # Whether a run is scheduled or running, the database learns late: each that has not ended is looked at.
+        # The database stores late whether a run is scheduled or running, so each live run is read.
         conditions.add("runs.key IN (SELECT run_key FROM heads WHERE run_key > ?)", 0)
     rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
     views = (_run_view(connection, row, first_call_at) for row in rows)
@@ -259,8 +259,8 @@ def _run_view(connection: sqlite3.Connection, row: Any, first_call_at: FirstCall
         event_ids=event_ids,
         event_id=event_ids[0] if event_ids else None,
         created_at=to_datetime(created_at),
-        started_at=_moment(started_at),
-        ended_at=_moment(ended_at),
+        started_at=_optional_datetime(started_at),
+        ended_at=_optional_datetime(ended_at),
         output=None if output is None else msgspec.Raw(output),
         attempt=max((call.attempt for call in state.calls), default=0) if state else 0,
         max_attempts=max_attempts,
@@ -289,7 +289,7 @@ def run_batch(connection: sqlite3.Connection, run_id: str) -> bytes | None:
 
 
 def read_batch(connection: sqlite3.Connection, run_key: int) -> list[bytes]:
-    """The events of a run that has several, in the order in which they came."""
+    """The events of a batch, in the order of receipt."""
     rows = connection.execute(
         "SELECT body FROM run_events JOIN events ON events.key = run_events.event_key WHERE run_key = ? "
         "ORDER BY event_key",
@@ -312,7 +312,7 @@ def run_actions(connection: sqlite3.Connection, run_id: str) -> bytes | None:
 
 
 def pending_input(step_input: bytes, memoised: Collection[str]) -> tuple[str, bytes] | None:
-    """The step that is to run with another input, and that, unless it has run."""
+    """The step that a rerun gives another input, and the input; ``None`` if the step has run."""
     ((step_id, given),) = _step_input_decoder.decode(step_input).items()
     return None if step_id in memoised else (step_id, bytes(given))
 
@@ -328,7 +328,7 @@ def read_run_state_of(connection: sqlite3.Connection, run_key: int) -> RunState 
 
 
 def _readable(stored: bytes) -> RunState | None:
-    """``None`` where the run state is damaged: its run fails as soon as something is to happen to it."""
+    """``None`` if the run state is damaged. The run fails at its next input."""
     try:
         return read_run_state(stored)
     except DatabaseCorruptError:
@@ -435,7 +435,7 @@ def _waiting_step(connection: sqlite3.Connection, run_key: int, wait: Wait) -> S
         attempts=wait.attempt + 1,
         created_at=to_datetime(created_at),
         ended_at=None,
-        due_at=_moment(due),
+        due_at=_optional_datetime(due),
         memo=None,
         error=None,
     )

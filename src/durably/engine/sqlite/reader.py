@@ -1,4 +1,4 @@
-"""Reading, on connections and threads of its own, so that the event loop never waits for the disk."""
+"""Reads, in threads with connections of their own: the event loop never waits for the disk."""
 
 import asyncio
 import functools
@@ -42,7 +42,7 @@ class Reader:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="durably-reader")
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """The result of ``query``, all of which sees the database as it is at one moment.
+        """The result of ``query``, which sees one snapshot of the database.
 
         Raises ``EngineClosedError``, ``DatabaseUnavailableError``, ``DatabaseCorruptError``.
         """
@@ -51,7 +51,7 @@ class Reader:
         return await self._explained(asyncio.get_running_loop().run_in_executor(self._threads, self._run, query))
 
     async def read_batched(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """The same for small queries: those of one turn of the event loop share the way to a thread, and back."""
+        """``read`` for small queries: queries of one iteration of the event loop share a thread switch."""
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         if not self._asked:
@@ -73,7 +73,7 @@ class Reader:
             outcomes.add_done_callback(functools.partial(_deliver, [future for _, future in group]))
 
     def _run_each(self, queries: Sequence[Callable[[sqlite3.Connection], Any]]) -> list[Any]:
-        """The result of each, or what it raised."""
+        """The results of queries, or their errors."""
         outcomes = []
         for query in queries:
             try:

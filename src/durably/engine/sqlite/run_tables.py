@@ -1,4 +1,4 @@
-"""Statements for runs, events, memos and waits."""
+"""Statements for events, runs, memos, waits, deferred functions and delayed calls."""
 
 import sqlite3
 from collections.abc import Collection, Iterator
@@ -27,7 +27,7 @@ _RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, create
 
 
 class RunRow(msgspec.Struct, frozen=True, gc=False):
-    """``event_key`` is the event that triggered the run, or the first of them where it ``is_batch``."""
+    """``event_key`` is the event that triggered the run; of a batch the first."""
 
     key: int
     id: str
@@ -42,7 +42,7 @@ class RunRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class NewRun(msgspec.Struct, frozen=True, gc=False):
-    """``step_input``: see the schema."""
+    """For ``step_input`` see ``migrations``."""
 
     id: str
     function_id: str
@@ -56,7 +56,7 @@ class NewRun(msgspec.Struct, frozen=True, gc=False):
 
 
 class WaitRow(msgspec.Struct, frozen=True, gc=False):
-    """``path`` and ``value`` narrow down which events can end an event wait; see the schema."""
+    """``path`` and ``value`` are the key of an event wait in the wait index."""
 
     run_key: int
     step_id: str
@@ -89,7 +89,7 @@ class Store:
         body: bytes,
         origin: Origin | None = None,
     ) -> int | None:
-        """``None`` where there is an event of this id already."""
+        """The key of the event; ``None`` if there is an event of this id already."""
         key = self._event_keys.next()
         cursor = self._connection.execute(
             "INSERT INTO events (key, id, sender_id, name, received_at, body, origin) VALUES (?, ?, ?, ?, ?, ?, ?) "
@@ -99,7 +99,7 @@ class Store:
         return key if cursor.rowcount else None
 
     def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
-        """The id of the event that came with this sender's id lately."""
+        """The id of an event that was sent with this id after a time."""
         row = self._connection.execute(
             "SELECT id FROM events WHERE sender_id = ? AND received_at > ? ORDER BY received_at DESC LIMIT 1",
             (sender_id, received_after),
@@ -180,7 +180,7 @@ class Store:
 
     def run(self, run_key: int) -> RunRow:
         run = self.find_run(run_key)
-        assert run is not None, "who has its key knows that it is there"
+        assert run is not None, "the key is that of a stored run"
         return run
 
     def find_run(self, run_key: int) -> RunRow | None:
@@ -244,7 +244,7 @@ class Store:
         self._connection.execute("UPDATE heads SET is_moving = ? WHERE run_key = ?", (is_moving, run_key))
 
     def begin_run(self, run: RunRow, started_at: int) -> RunRow:
-        """Note that the run's first call is made, or was at that time."""
+        """Store the time of the run's first call."""
         started_at = started_at if run.started_at is None else run.started_at
         self._connection.execute(
             "UPDATE runs SET status = ?, started_at = ? WHERE key = ?", (RunStatus.RUNNING, started_at, run.key)
@@ -252,7 +252,7 @@ class Store:
         return msgspec.structs.replace(run, status=RunStatus.RUNNING, started_at=started_at)
 
     def end_run(self, run_key: int, status: RunStatus, started_at: int | None, ended_at: int, output: bytes) -> None:
-        """Waits and delayed calls are dropped apart: most runs have none in the end."""
+        """Store a run's end. Waits are dropped separately, because most runs have none at their end."""
         self._connection.execute(
             "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?), ended_at = ?, output = ? WHERE key = ?",
             (status, started_at, ended_at, output, run_key),
@@ -280,7 +280,7 @@ class Store:
         )
 
     def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
-        """Those of the steps that have a memo."""
+        """The ids of the steps that have a memo."""
         query = "SELECT 1 FROM memos WHERE run_key = ? AND step_id = ?"
         return frozenset(
             step_id for step_id in step_ids if self._connection.execute(query, (run_key, step_id)).fetchone()
@@ -293,7 +293,7 @@ class Store:
         ).fetchall()
 
     def size_of_memos(self, run_key: int, before: int) -> tuple[int, int]:
-        """How many of the run's memos come before a place, and how many bytes they have."""
+        """The number and the bytes of a run's memos before a place."""
         row: tuple[int, int] = self._connection.execute(
             "SELECT count(*), coalesce(sum(length(memo)), 0) FROM memos WHERE run_key = ? AND seq < ?",
             (run_key, before),
@@ -301,7 +301,7 @@ class Store:
         return row
 
     def copy_memos(self, from_key: int, to_key: int, before: int) -> None:
-        """Give a run those memos of another that come before a place."""
+        """Copy a run's memos before a place to another run."""
         self._connection.execute(
             "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo) "
             "SELECT ?, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo FROM memos "
@@ -329,7 +329,7 @@ class Store:
         )
 
     def take_wait(self, run_key: int, step_id: str) -> int | None:
-        """Remove a wait; when it began."""
+        """Remove a wait. Returns the time at which it began."""
         row = self._connection.execute(
             "DELETE FROM waits WHERE run_key = ? AND step_id = ? RETURNING created_at", (run_key, step_id)
         ).fetchone()
@@ -339,7 +339,7 @@ class Store:
         self._connection.execute("DELETE FROM waits WHERE run_key = ?", (run_key,))
 
     def mute_wait(self, run_key: int, step_id: str) -> None:
-        """Let nothing but its timeout end a wait."""
+        """Make the timeout the only end of a wait."""
         self._connection.execute("UPDATE waits SET topic = NULL WHERE run_key = ? AND step_id = ?", (run_key, step_id))
 
     def waits_for(self, op: Opcode, topic: str) -> list[tuple[int, str]]:
@@ -349,7 +349,7 @@ class Store:
         ).fetchall()
 
     def event_waits(self, event: str, path: str | None, value: str | None) -> Iterator[tuple[int, str, str | None]]:
-        """Runs, steps and expressions that wait for an event, narrowed down by what lies at ``path`` of it."""
+        """Runs, steps and expressions of waits for an event that has ``value`` at ``path``."""
         rows: Iterator[tuple[int, str, str | None]] = self._connection.execute(
             "SELECT run_key, step_id, expression FROM waits WHERE op = ? AND topic = ? AND path IS ? AND value IS ?",
             (Opcode.WAIT_FOR_EVENT, event, path, value),
@@ -357,7 +357,7 @@ class Store:
         return rows
 
     def add_wait_path(self, event: str, path: str | None) -> None:
-        """Note that something waits for, or is cancelled by, an event, narrowed down by a place of it or not."""
+        """Add a path of the wait index for events of a name; ``None`` is the path of waits without a key."""
         self._connection.execute("INSERT OR IGNORE INTO wait_paths (event, path) VALUES (?, ?)", (event, path or ""))
 
     def wait_paths(self, event: str) -> list[str | None]:
@@ -391,7 +391,7 @@ class Store:
         )
 
     def put_failed_attempt(self, run_key: int, call: Call, now: int) -> None:
-        """Keep the error of the attempt before ``call``, which repeats it."""
+        """Store the error of the attempt that ``call`` repeats."""
         attempt = call.attempt if call.unreached else call.attempt - 1
         self._connection.execute(
             "INSERT OR REPLACE INTO failed_attempts (run_key, step_id, attempt, name, ended_at, error) "
@@ -422,7 +422,7 @@ def read_run_state(stored: bytes) -> RunState:
 
 
 class RowKeys:
-    """Of one table, ascending. Each is given out once, also where the row is not written, or the writing undone."""
+    """Ascending keys of one table. Each is used once, even if its row is not written or is rolled back."""
 
     def __init__(self, connection: sqlite3.Connection, table: str) -> None:
         self._connection = connection

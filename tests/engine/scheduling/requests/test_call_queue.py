@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.outbox import CallAt
+from durably.engine.scheduling.outbox import ScheduledCall
 from durably.engine.scheduling.requests.call_dispatch import RUN_REQUESTS, CallQueue
 
 _KINDS = st.sampled_from(["step"] * 6 + ["again", "discovery"])
@@ -26,7 +26,7 @@ class Model:
         self.functions = functions
         self.ready = CallQueue(max_requests)
         self.generations = count(1)
-        self.waiting: dict[int, dict[int, CallAt]] = defaultdict(dict)
+        self.waiting: dict[int, dict[int, ScheduledCall]] = defaultdict(dict)
         self.requests: Counter[int] = Counter()
         self.under_way: list[int] = []
         self.passed_over: Counter[int] = Counter()
@@ -39,7 +39,7 @@ class Model:
         else:
             generation = next(self.generations)
             call = Call(generation=generation, due=0, step_id=f"s{generation}", attempt=int(kind == "again"))
-        due = CallAt(run_key, call, self.function_of(run_key))
+        due = ScheduledCall(run_key, call, self.function_of(run_key))
         self.waiting[run_key][call.generation] = due
         self.ready.add(due, 0)
 
@@ -85,7 +85,7 @@ class Model:
         if self.under_way:
             run_key = self.under_way.pop(0)
             self.requests[run_key] -= 1
-            self.ready.ended(CallAt(run_key, Call(generation=0, due=0), self.function_of(run_key)))
+            self.ready.ended(ScheduledCall(run_key, Call(generation=0, due=0), self.function_of(run_key)))
 
 
 @given(_MOVES, st.sampled_from([1, 2, 10, 500]), st.integers(1, 4))
@@ -193,5 +193,5 @@ def test_functions_take_turns_and_their_items_go_by_place(added: list[tuple[str,
     assert not any(waiting.values())
 
 
-def _call(run_key: int, function_id: str, priority: int = 0) -> CallAt:
-    return CallAt(run_key, Call(generation=1, due=0), function_id, priority)
+def _call(run_key: int, function_id: str, priority: int = 0) -> ScheduledCall:
+    return ScheduledCall(run_key, Call(generation=1, due=0), function_id, priority)

@@ -69,5 +69,5 @@ async def test_infer_fails_unless_the_status_is_success(
 @pytest.mark.parametrize("body", ["<html>", "", "[" * 100_000])
 async def test_infer_needs_json(server: Any, outbound: Outbound, body: str) -> None:
     server.respond(text=body)
-    with pytest.raises(OutboundError, match="something else than JSON"):
+    with pytest.raises(OutboundError, match="was not answered with JSON"):
         await outbound.infer({"url": server.url, "body": {}})

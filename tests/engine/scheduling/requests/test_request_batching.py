@@ -2,12 +2,14 @@
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.outbox import CallAt
+from durably.engine.scheduling.outbox import ScheduledCall
 from durably.engine.scheduling.requests.call_dispatch import answers_of
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op
 
-CALLS = [CallAt(1, Call(generation=number, due=0, step_id=name), "f") for number, name in enumerate("abc", start=1)]
+CALLS = [
+    ScheduledCall(1, Call(generation=number, due=0, step_id=name), "f") for number, name in enumerate("abc", start=1)
+]
 ERROR = ErrorData(message="broken")
 
 

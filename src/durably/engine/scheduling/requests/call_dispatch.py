@@ -19,7 +19,7 @@ from durably.engine.core.errors import (
 )
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.scheduling import operations
-from durably.engine.scheduling.outbox import CallAt
+from durably.engine.scheduling.outbox import ScheduledCall
 from durably.engine.scheduling.transact import Transactions
 from durably.engine.settings import Clock
 from durably.engine.sqlite.queries import pending_input, read_batch
@@ -47,11 +47,11 @@ class Executor:
         self._max_calls = max_calls
         self._call_queue = CallQueue(max_calls)
         self._under_way: set[tuple[int, int]] = set()  # runs and generations
-        self._requests: set[asyncio.Task[Sequence[CallAt]]] = set()
+        self._requests: set[asyncio.Task[Sequence[ScheduledCall]]] = set()
         self._started: dict[int, int] = {}
         self._is_closing = False
 
-    def make(self, calls: list[CallAt]) -> None:
+    def make(self, calls: list[ScheduledCall]) -> None:
         """Make calls now, or as soon as others have ended."""
         if self._is_closing:
             return
@@ -59,10 +59,10 @@ class Executor:
             self._start(calls)
             return
         room, now = self._max_calls - len(self._requests), self._clock.now()
-        for position, due in enumerate(calls):
+        for position, scheduled in enumerate(calls):
             # A call that waits for others is kept without its data.
-            may_keep = due.data is None or position < room
-            self._call_queue.add(due if may_keep else msgspec.structs.replace(due, data=None), now)
+            may_keep = scheduled.data is None or position < room
+            self._call_queue.add(scheduled if may_keep else msgspec.structs.replace(scheduled, data=None), now)
         self._start_waiting()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
@@ -87,23 +87,25 @@ class Executor:
         while not self._is_closing and (taken := self._call_queue.take()):
             self._start(taken)
 
-    def _start(self, taken: Sequence[CallAt]) -> None:
+    def _start(self, taken: Sequence[ScheduledCall]) -> None:
         """Start a request for calls of one run. A call that is under way already is not made twice."""
-        calls = [due for due in taken if (due.run_key, due.call.generation) not in self._under_way]
+        calls = [
+            scheduled for scheduled in taken if (scheduled.run_key, scheduled.call.generation) not in self._under_way
+        ]
         if not calls:
             self._call_queue.ended(taken[0])
             return
         self._clock.hold()
         task = asyncio.get_running_loop().create_task(self._make(calls))
         self._requests.add(task)
-        for due in calls:
-            self._under_way.add((due.run_key, due.call.generation))
+        for scheduled in calls:
+            self._under_way.add((scheduled.run_key, scheduled.call.generation))
         task.add_done_callback(functools.partial(self._finished, calls))
 
-    def _finished(self, calls: Sequence[CallAt], task: asyncio.Task[Sequence[CallAt]]) -> None:
+    def _finished(self, calls: Sequence[ScheduledCall], task: asyncio.Task[Sequence[ScheduledCall]]) -> None:
         self._requests.discard(task)
-        for due in calls:
-            self._under_way.discard((due.run_key, due.call.generation))
+        for scheduled in calls:
+            self._under_way.discard((scheduled.run_key, scheduled.call.generation))
         self._call_queue.ended(calls[0])
         self._started.pop(calls[0].run_key, None)
         if not task.cancelled():
@@ -116,7 +118,7 @@ class Executor:
             self._start_waiting()
         self._clock.release()
 
-    async def _make(self, calls: Sequence[CallAt]) -> Sequence[CallAt]:
+    async def _make(self, calls: Sequence[ScheduledCall]) -> Sequence[ScheduledCall]:
         """Make calls of one run by one request. Returns the calls that the app left to another request."""
         run_key = calls[0].run_key
         try:
@@ -130,9 +132,11 @@ class Executor:
                 await self._store(calls[0], data, answer)
                 return ()
             outstanding = {call.generation for call in (data.call, *data.also)}
-            answers = list(answers_of([due for due in calls if due.call.generation in outstanding], answer))
-            await self._store_all([(due, own) for due, own in answers if own is not None], data)
-            return [due for due, own in answers if own is None]
+            answers = list(
+                answers_of([scheduled for scheduled in calls if scheduled.call.generation in outstanding], answer)
+            )
+            await self._store_all([(scheduled, own) for scheduled, own in answers if own is not None], data)
+            return [scheduled for scheduled, own in answers if own is None]
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             # The call was given up, or is made again when the engine starts.
             return ()
@@ -141,7 +145,7 @@ class Executor:
             await self._transactions.transact_with_retry(operations.fail(run_key, error))
             return ()
 
-    async def _store_all(self, answers: Sequence[tuple[CallAt, Answer]], data: CallData) -> None:
+    async def _store_all(self, answers: Sequence[tuple[ScheduledCall, Answer]], data: CallData) -> None:
         if len(answers) > 1:
             try:
                 await self._transactions.transact_with_retry(functools.partial(operations.answer_together, answers))
@@ -150,23 +154,23 @@ class Executor:
                 raise
             except Exception:
                 _logger.exception("answers of run %s could not be stored together", data.run_id)
-        for due, answer in answers:
-            await self._store(due, data, answer)
+        for scheduled, answer in answers:
+            await self._store(scheduled, data, answer)
 
-    async def _store(self, due: CallAt, data: CallData, answer: Answer) -> None:
+    async def _store(self, scheduled: ScheduledCall, data: CallData, answer: Answer) -> None:
         try:
-            await self._transactions.transact_with_retry(functools.partial(operations.answer, due, answer))
+            await self._transactions.transact_with_retry(functools.partial(operations.answer, scheduled, answer))
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
             _logger.exception("an answer of run %s could not be stored", data.run_id)
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
-            await self._transactions.transact_with_retry(functools.partial(operations.answer, due, unusable))
+            await self._transactions.transact_with_retry(functools.partial(operations.answer, scheduled, unusable))
 
-    async def _read(self, calls: Sequence[CallAt]) -> CallData | None:
+    async def _read(self, calls: Sequence[ScheduledCall]) -> CallData | None:
         """The content of the request; ``None`` if none of the calls is outstanding any more."""
-        generations = [due.call.generation for due in calls]
+        generations = [scheduled.call.generation for scheduled in calls]
         while True:
             try:
                 return await self._reader.read_batched(
@@ -224,7 +228,7 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
     )
 
 
-def answers_of(calls: Sequence[CallAt], answer: Answer) -> Iterator[tuple[CallAt, Answer | None]]:
+def answers_of(calls: Sequence[ScheduledCall], answer: Answer) -> Iterator[tuple[ScheduledCall, Answer | None]]:
     """Each call's part of the answer, the first call's first; ``None`` for one to be made again, as if it had not been.
 
     The first call is that which an app knows of if it does not know that others share the request: whatever does not
@@ -239,9 +243,9 @@ def answers_of(calls: Sequence[CallAt], answer: Answer) -> Iterator[tuple[CallAt
     parts = [[op for op in answer.ops if op.id not in ids]]
     parts += [[op for op in answer.ops if op.id == other.call.step_id] for other in others]
     answers_nothing = not any(parts)
-    for due, ops in zip(calls, parts, strict=True):
-        is_answered = ops or (due is first and answers_nothing)
-        yield due, msgspec.structs.replace(answer, ops=ops) if is_answered else None
+    for scheduled, ops in zip(calls, parts, strict=True):
+        is_answered = ops or (scheduled is first and answers_nothing)
+        yield scheduled, msgspec.structs.replace(answer, ops=ops) if is_answered else None
 
 
 RUN_REQUESTS = 32
@@ -257,7 +261,7 @@ class CallQueue:
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
-        self.waiting: dict[int, deque[CallAt]] = {}
+        self.waiting: dict[int, deque[ScheduledCall]] = {}
         self._turns: FairQueue[int] = FairQueue()  # runs that may have a call made
         self._held: set[int] = set()  # runs with as many requests under way as possible
         self._by_run: Counter[int] = Counter()
@@ -265,32 +269,32 @@ class CallQueue:
         self._under_way = 0
         self._now = 0
 
-    def take_at_once(self, due: CallAt) -> bool:
+    def take_at_once(self, scheduled: ScheduledCall) -> bool:
         """Whether a call may be made now because no other call waits."""
-        if self.waiting or self._by_run[due.run_key] >= RUN_REQUESTS:
+        if self.waiting or self._by_run[scheduled.run_key] >= RUN_REQUESTS:
             return False
-        if not may_have_another(self._by_function[due.function_id], self._max_requests - self._under_way):
+        if not may_have_another(self._by_function[scheduled.function_id], self._max_requests - self._under_way):
             return False
-        self._count(due)
+        self._count(scheduled)
         return True
 
-    def add(self, due: CallAt, now: int) -> None:
+    def add(self, scheduled: ScheduledCall, now: int) -> None:
         """Add a call. A discovery goes before the run's other calls, and is not limited by them, because the next steps
         depend on it."""
         self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
-        run_key = due.run_key
+        run_key = scheduled.run_key
         queue = self.waiting.setdefault(run_key, deque())
-        if due.call.is_discovery:
-            queue.appendleft(due)
+        if scheduled.call.is_discovery:
+            queue.appendleft(scheduled)
             if run_key in self._held:
                 self._held.discard(run_key)
-                self._line_up(due)
+                self._line_up(scheduled)
         else:
-            queue.append(due)
+            queue.append(scheduled)
         if len(queue) == 1 and run_key not in self._held:
-            self._line_up(due)
+            self._line_up(scheduled)
 
-    def take(self) -> Sequence[CallAt]:
+    def take(self) -> Sequence[ScheduledCall]:
         """The calls of the next request, all of one run; empty if all waiting calls must go on waiting."""
         while (free := self._max_requests - self._under_way) > 0:
             run_key = self._turns.take(partial(self._may_have_another, free))
@@ -310,16 +314,16 @@ class CallQueue:
             return taken
         return ()
 
-    def ended(self, due: CallAt) -> None:
+    def ended(self, scheduled: ScheduledCall) -> None:
         """A request has ended that was made for this call, and perhaps for others of its run."""
-        run_key = due.run_key
+        run_key = scheduled.run_key
         self._by_run[run_key] -= 1
         if not self._by_run[run_key]:
             del self._by_run[run_key]
         self._under_way -= 1
-        self._by_function[due.function_id] -= 1
-        if not self._by_function[due.function_id]:
-            del self._by_function[due.function_id]
+        self._by_function[scheduled.function_id] -= 1
+        if not self._by_function[scheduled.function_id]:
+            del self._by_function[scheduled.function_id]
         if run_key in self._held:
             self._held.discard(run_key)
             self._line_up(self.waiting[run_key][0])
@@ -329,19 +333,19 @@ class CallQueue:
         self._turns.clear()
         self._held.clear()
 
-    def _count(self, due: CallAt) -> None:
-        self._by_run[due.run_key] += 1
-        self._by_function[due.function_id] += 1
+    def _count(self, scheduled: ScheduledCall) -> None:
+        self._by_run[scheduled.run_key] += 1
+        self._by_function[scheduled.function_id] += 1
         self._under_way += 1
 
     def _may_have_another(self, free: int, function_id: str) -> bool:
         return may_have_another(self._by_function[function_id], free)
 
-    def _line_up(self, due: CallAt) -> None:
-        self._turns.add(due.function_id, self._now - due.priority, due.run_key)
+    def _line_up(self, scheduled: ScheduledCall) -> None:
+        self._turns.add(scheduled.function_id, self._now - scheduled.priority, scheduled.run_key)
 
 
-def _take_batch(queue: deque[CallAt], count: int) -> list[CallAt]:
+def _take_batch(queue: deque[ScheduledCall], count: int) -> list[ScheduledCall]:
     """Calls from the front of the queue. A repeated call has a request of its own, because a request has one
     attempt."""
     taken = [queue.popleft()]
@@ -350,5 +354,5 @@ def _take_batch(queue: deque[CallAt], count: int) -> list[CallAt]:
     return taken
 
 
-def _can_share(due: CallAt) -> bool:
-    return not (due.call.is_discovery or due.call.attempt or due.call.unreached)
+def _can_share(scheduled: ScheduledCall) -> bool:
+    return not (scheduled.call.is_discovery or scheduled.call.attempt or scheduled.call.unreached)

@@ -1,4 +1,4 @@
-"""One call over HTTP: the signed request to the app, and its answer as a value."""
+"""Calls over HTTP: the signed request to the app, and its answer as a value."""
 
 import asyncio
 import socket
@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unreached, failed, read_answer
@@ -28,8 +29,8 @@ _QUICK_BYTES = 1024 * 1024
 _QUICK_TO_CANONICALISE_BYTES = 16 * 1024
 """The largest body of a call that is canonicalised on the event loop (2 ms if it is full of fractions)."""
 _IDLE_SECONDS = 1.5
-"""How long an idle connection is kept: less than servers keep theirs (gunicorn 2 s, uvicorn and Node 5 s), so
-that a call rarely meets one that its server is closing."""
+"""Seconds to keep an idle connection. Servers keep theirs longer (gunicorn 2 s, uvicorn and Node 5 s), so a call
+rarely uses a connection that its server is closing."""
 
 _LIVENESS = (
     ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
@@ -39,10 +40,9 @@ _LIVENESS = (
     ("TCP_KEEPCNT", socket.IPPROTO_TCP, 3),
     ("TCP_USER_TIMEOUT", socket.IPPROTO_TCP, 60_000),
 )
-"""Options of a connection, so far as the platform has them, by which the loss of the host behind it is noticed within
-a minute, and not only when the call times out after hours: it is asked for a sign of life after 30 s of silence and
-then every 10 s, three times; what was sent is given up on after 60 s without an acknowledgement. (macOS says
-``TCP_KEEPALIVE`` for ``TCP_KEEPIDLE``.)"""
+"""Socket options, if the platform has them. They detect the loss of a host within a minute, where a call times out
+after hours. TCP probes the connection after 30 s of silence, then every 10 s, three times. Data without an
+acknowledgement fails after 60 s. (macOS calls ``TCP_KEEPIDLE`` ``TCP_KEEPALIVE``.)"""
 
 
 # Plain text: ``Enum.value`` is slow, and there are several for each call.
@@ -58,32 +58,30 @@ _SAME_FOR_ALL_CALLS = {
 }
 
 _CLOSING_SECONDS = 2.0
-"""How long it may take until a connection that the app was closing turns out to be closed: several round trips."""
+"""Seconds until a closed connection must have shown itself as closed: several round trips."""
 
 
-class _Seen:
-    """What has become of a request so far: whether its connection was ``reused``, and whether it was answered."""
+class _Progress(msgspec.Struct, eq=False, gc=False):
+    """The progress of a request: whether its connection was ``reused``, and whether it was ``answered``."""
 
-    __slots__ = ("answered", "began", "reused")
-
-    def __init__(self) -> None:
-        self.answered, self.reused = False, True
-        self.began = time.monotonic()
+    began: float
+    reused: bool = True
+    answered: bool = False
 
     @property
     def was_too_late(self) -> bool:
-        """Whether its connection may have been on its way to be closed as the request was sent."""
+        """Whether the app may have been closing the connection when the request was sent."""
         is_soon = time.monotonic() - self.began < _CLOSING_SECONDS
         return self.reused and not self.answered and is_soon
 
 
-_seen: ContextVar[_Seen] = ContextVar("durably_request")
-"""Of the request that is being made, and for which connections are opened. (aiohttp's tracing tells the same, at the
-price of a twentieth of what a call costs.)"""
+_progress: ContextVar[_Progress] = ContextVar("durably_request")
+"""The progress of the present request, for the function that opens its connection. (aiohttp's tracing reports the same,
+but costs a twentieth of a call.)"""
 
 
 class Caller(Protocol):
-    """How an engine reaches its apps. Used on the engine's event loop alone."""
+    """Makes calls to apps, on the engine's event loop."""
 
     async def call(self, function: Function, data: CallData) -> Answer:
         """Make one call. An app that cannot be reached, or answers badly, is an ``Answer`` too. Raises only
@@ -105,7 +103,7 @@ class HttpCaller:
             settings, aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_connect)
         )
         self._canonicaliser = ThreadPoolExecutor(1, thread_name_prefix="durably-canonical")
-        """One thread: several would take the interpreter from the event loop in turns."""
+        """One thread: several would compete with the event loop for the interpreter's lock."""
 
     async def close(self) -> None:
         self._canonicaliser.shutdown(wait=False, cancel_futures=True)
@@ -115,10 +113,10 @@ class HttpCaller:
     async def call(self, function: Function, data: CallData) -> Answer:
         body = build_body(data)
         url = function.url_of(data.call.step_id)
-        # After a connection that was kept had gone, the next tells for certain whether the app is there.
+        # If a kept connection was closed, a new one shows whether the app can be reached.
         session = self._fresh_session if data.call.unreached else self._session
-        seen = _Seen()
-        _seen.set(seen)
+        progress = _Progress(time.monotonic())
+        _progress.set(progress)
         headers = {
             **_SAME_FOR_ALL_CALLS[self._settings.server_kind],
             _RUN_ID: data.run_id,
@@ -131,12 +129,14 @@ class HttpCaller:
             headers[Header.SIGNATURE.value] = sign_request(signed, self._settings.signing_key)
         try:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                seen.answered = True
+                progress.answered = True
                 content = await read_limited(response, MAX_REQUEST_BYTES)
                 now = to_datetime(self._settings.clock.now())
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            return _explain(error, url, seen)
-        refuse = self._verification(function, headers.get(Header.SIGNATURE.value, ""))
+            return _explain(error, url, progress)
+        refuse = None
+        if self._settings.server_kind is ServerKind.CLOUD:
+            refuse = self._verification(function, headers.get(Header.SIGNATURE.value, ""))
         if content is None:
             message = f"the app's answer has more than {MAX_REQUEST_BYTES} bytes"
             return failed("AnswerTooLargeError", message, no_retry=refuse is None)
@@ -145,9 +145,9 @@ class HttpCaller:
         return read() if len(content) <= _QUICK_BYTES else await asyncio.to_thread(read)
 
     def _verification(self, function: Function, call_signature: str) -> Refuse | None:
-        """``None`` if unsigned answers are accepted: in development, and from the apps in ``unsigned_apps``."""
+        """``None`` if unsigned answers of the app are accepted (``unsigned_apps``)."""
         settings = self._settings
-        if settings.server_kind is not ServerKind.CLOUD or function.app_id in settings.unsigned_apps:
+        if function.app_id in settings.unsigned_apps:
             return None
         return AnswerVerification(
             keys=(settings.signing_key, settings.signing_key_fallback),
@@ -173,7 +173,7 @@ class HttpCaller:
 
 
 def open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket for a connection to an address of ``getaddrinfo``, which notices when the other side has vanished."""
+    """A socket for an address of ``getaddrinfo``, which detects the loss of the other host."""
     opened = socket.socket(*address[:3])
     for name, level, value in _LIVENESS:
         if hasattr(socket, name):
@@ -182,7 +182,7 @@ def open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 def _connect(address: aiohttp.AddrInfoType) -> socket.socket:
-    _seen.get().reused = False
+    _progress.get().reused = False
     return open_socket(address)
 
 
@@ -208,18 +208,18 @@ async def read_limited(response: aiohttp.ClientResponse, max_bytes: int) -> byte
     return b"".join(chunks)
 
 
-def _explain(error: BaseException, url: URL, seen: _Seen) -> Answer:
-    """What a request that failed amounts to: has the app seen it?"""
+def _explain(error: BaseException, url: URL, progress: _Progress) -> Answer:
+    """The answer for a request that failed. It depends on whether the app may have received the request."""
     place = f"{url.host}:{url.port}"
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         reason = getattr(error, "os_error", None) or error
         return Unreached(
             ErrorData(name="AppUnreachableError", message=f"no connection to the app at {place}: {reason}")
         )
-    # A connection that was kept from an earlier call, and on which not a byte came back, was most likely being closed
-    # by the server when it was used again, if that shows at once. Most likely: the call may have brought the app down,
-    # too. So the next one is made over a connection of its own, and if that breaks, an attempt has failed.
-    if seen.was_too_late and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
+    # A kept connection that fails at once, without a byte of an answer, was most likely being closed by the server. It
+    # is not certain: the call may have crashed the app. So the next call uses a new connection, and if that breaks, an
+    # attempt has failed.
+    if progress.was_too_late and isinstance(error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError):
         return Unreached(ErrorData(name="AppUnreachableError", message=f"the app at {place} had closed the connection"))
     if isinstance(error, asyncio.TimeoutError):
         return failed("CallTimeoutError", f"the app at {place} did not answer in time")
@@ -230,11 +230,11 @@ def _explain(error: BaseException, url: URL, seen: _Seen) -> Answer:
 
 
 _sent = SentSignatures()
-"""Of all engines in the process: whichever has made a signature, it is not an app's."""
+"""The signatures of all engines in the process. None of them is an app's."""
 
 
 def sign_request(body: bytes, key: str) -> str:
-    """The header's value for a request that is sent now."""
+    """The signature header of a request that is sent now."""
     header = sign(body, key, int(time.time()))
     _sent.add(header)
     return header

@@ -1,4 +1,9 @@
-"""From the options of an op to an HTTP request, with its secrets hidden."""
+"""Outbound requests: their options, their secrets, and the addresses that they may reach.
+
+The address of the socket that is about to connect is checked: after names are resolved, redirects are followed, and
+unusual spellings (``0x7f.1``, ``[::ffff:127.0.0.1]``) are parsed. So a name that resolves differently the second time
+does not pass the check.
+"""
 
 import base64
 import ipaddress
@@ -32,9 +37,9 @@ _NOT_FORWARDED = frozenset(
         "upgrade",
     }
 )
-"""Headers that belong to the connection, which is the engine's own; it sets them."""
+"""Headers of the connection, which the engine sets."""
 _HARMLESS = frozenset({"accept", "accept-language", "content-type", "user-agent"})
-"""Headers that a redirect to another origin takes along; any other may be a credential."""
+"""Headers that a redirect to another origin keeps. Any other header may be a credential."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*")
 _REDIRECTS_TO_GET = frozenset({301, 302, 303})
@@ -52,8 +57,8 @@ class Request:
     body: bytes | None
 
     def redirected(self, status: int, location: str) -> "Request":
-        """The request that an answer with a ``Location`` asks for. To another origin go neither credentials nor any
-        other header that might be one; 301, 302 and 303 turn all but HEAD into GET, as browsers do."""
+        """The request that follows a redirect. Another origin gets no header that may be a credential. 301, 302 and 303
+        change all methods but HEAD into GET, as browsers do."""
         url = _parse_url(location, base=self.url)
         request = replace(self, url=_without_user(url))
         if url.origin() != self.url.origin():
@@ -152,7 +157,7 @@ def _read_headers(headers: Any) -> CIMultiDict[str]:
 def _checked_value(name: str, value: Any) -> str:
     text = value if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
     if text is None or not _HEADER_VALUE.fullmatch(text):
-        raise RequestInvalidError(f"the header {name!r} is no text that HTTP can carry")
+        raise RequestInvalidError(f"the header {name!r} is not a text that HTTP can carry")
     return text
 
 
@@ -165,7 +170,7 @@ def _encode(body: Any) -> bytes:
 
 
 def _guess_type(body: bytes) -> str:
-    """What most bodies are whose sender names no type: SDKs hand JSON over as text."""
+    """The content type of a body without one. SDKs pass JSON as text."""
     return "application/json" if body.lstrip()[:1] in (b"{", b"[") else "text/plain; charset=utf-8"
 
 
@@ -217,15 +222,18 @@ _NOT_PUBLIC = tuple(
 
 
 class AddressRefusedError(OSError):
-    """An address is not public. The text is the same for all, so that the refusals of one name merge into one."""
+    """An address is not public. All have the same text, so that aiohttp merges the errors of one name."""
 
     def __init__(self) -> None:
         super().__init__("not a public address")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet's: not private, loopback, link-local (where clouds serve
-    credentials), shared (CGNAT), multicast or reserved, nor an IPv6 address that wraps an IPv4 one."""
+    """Whether an IP address is public.
+
+    Private, loopback, link-local (where clouds serve credentials), shared (CGNAT), multicast and reserved addresses are
+    not, nor are IPv6 addresses that wrap an IPv4 address.
+    """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,8 @@
-"""HTTP client of outbound requests: redirects, limits, and errors."""
+"""Requests of the steps ``fetch`` and ``ai.infer``: the HTTP client, and the way from an op to its memo.
+
+Apps choose the URL, so requests go to public addresses only, unless the engine is configured otherwise. Requests carry
+credentials. Credentials appear in no error, log line or stored value.
+"""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,7 +15,7 @@ from durably.engine.core.errors import EngineClosedError, EngineError
 from durably.engine.core.inputs import MakeRequest, RequestFinished
 from durably.engine.core.transition import data_memo, error_memo
 from durably.engine.scheduling import runs
-from durably.engine.scheduling.outbox import RequestAt
+from durably.engine.scheduling.outbox import ScheduledRequest
 from durably.engine.scheduling.transact import Transactions
 from durably.engine.scheduling.transaction import Transaction
 from durably.engine.settings import Clock
@@ -35,8 +39,8 @@ from .outbound_request import (
 class OutboundError(EngineError):
     """A request for a step failed. Holds no credential.
 
-    ``name`` is ``GatewayError`` or ``AIGatewayError``, as the public server has it; ``retriable`` says whether
-    another attempt may end otherwise; ``status`` is the answer's, where there was one.
+    ``name`` is ``GatewayError`` or ``AIGatewayError``, as with the public server. ``retriable`` says whether another
+    attempt may succeed. ``status`` is that of the answer, if there was one.
     """
 
     def __init__(self, name: str, message: str, retriable: bool, status: int | None = None) -> None:
@@ -55,7 +59,7 @@ _MAX_REDIRECTS = 20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WITHOUT_BODY = frozenset({204, 205, 304})
 _TRANSPORT_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
-"""Headers of an answer that no longer hold once its body is read and unpacked."""
+"""Headers of an answer that are wrong after its body is read and unpacked."""
 _RETRIABLE_STATUSES = frozenset({408, 409, 425, 429})
 _CONNECT_SECONDS = 15.0
 _QUOTED_CHARACTERS = 500
@@ -110,7 +114,7 @@ class Outbound:
         try:
             return msgspec.json.decode(body)
         except (msgspec.DecodeError, RecursionError):
-            raise attempt.error("was answered with something else than JSON", retriable=True, status=status) from None
+            raise attempt.error("was not answered with JSON", retriable=True, status=status) from None
 
     async def close(self) -> None:
         if self._session is not None:
@@ -167,7 +171,7 @@ class Outbound:
 
 
 class _Attempt:
-    """One request as errors speak of it: without credentials."""
+    """One request, with its errors, which hold no credentials."""
 
     def __init__(self, name: str, opts: Mapping[str, Any]) -> None:
         self._name = name
@@ -199,7 +203,7 @@ def _join_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundError:
-    """The exceptions of aiohttp and the system, in words that quote nothing of the request."""
+    """The error for an exception of aiohttp or the system. It quotes nothing of the request."""
     match error:
         case aiohttp.ClientConnectorError(os_error=AddressRefusedError()):
             return attempt.error(
@@ -232,6 +236,8 @@ _logger = get_logger("durably.engine")
 
 
 class Requests:
+    """Requests of steps that are due or under way, by run."""
+
     def __init__(self, outbound: Outbound, transactions: Transactions, clock: Clock) -> None:
         self._outbound = outbound
         self._transactions = transactions
@@ -239,12 +245,12 @@ class Requests:
         self._opts: dict[int, dict[str, dict[str, Any]]] = {}
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}
 
-    def note(self, wanted: RequestAt) -> None:
-        """Remember what a request is to send, until it is due."""
+    def note(self, wanted: ScheduledRequest) -> None:
+        """Keep the options of a request until it is due."""
         if wanted.request.opts is not None:
             self._opts.setdefault(wanted.run_key, {})[wanted.request.step_id] = wanted.request.opts
 
-    def make(self, wanted: RequestAt) -> None:
+    def make(self, wanted: ScheduledRequest) -> None:
         opts = self._opts.get(wanted.run_key, {}).get(wanted.request.step_id)
         if opts is None:
             return
@@ -254,7 +260,7 @@ class Requests:
         task.add_done_callback(lambda task: self._finished(wanted.run_key, task))
 
     def forget(self, run_key: int) -> None:
-        """The run has ended."""
+        """Cancel the requests of a run that has ended."""
         self._opts.pop(run_key, None)
         for task in self._tasks.get(run_key, ()):
             task.cancel()
@@ -272,21 +278,22 @@ class Requests:
             del self._tasks[run_key]
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its text may quote what was sent.
-            _logger.error("what a step's request came to could not be stored: %s", type(error).__name__)
+            _logger.error("the result of a step's request could not be stored: %s", type(error).__name__)
         self._clock.release()
 
-    async def _make(self, wanted: RequestAt, opts: dict[str, Any]) -> None:
+    async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
         outcome = await self._send(wanted.request, opts)
 
-        def unit(transaction: Transaction) -> bool:
-            """Whether it is to be made again."""
+        def apply(transaction: Transaction) -> bool:
+            """Whether the request is repeated."""
             runs.apply(transaction, wanted.run_key, outcome)
             return any(
-                isinstance(message, RequestAt) and _is_same_step(wanted, message) for message in transaction.outbox
+                isinstance(message, ScheduledRequest) and _is_same_step(wanted, message)
+                for message in transaction.outbox
             )
 
         try:
-            is_repeated = await self._transactions.transact_with_retry(unit)
+            is_repeated = await self._transactions.transact_with_retry(apply)
         except EngineClosedError:
             return
         if not is_repeated:
@@ -305,7 +312,7 @@ class Requests:
             message = f"the engine could not make the request of step {request.name!r}: {kind}"
             return _failed(request, "RequestFailedError", message, is_retriable=False)
 
-    def _drop(self, wanted: RequestAt, opts: dict[str, Any]) -> None:
+    def _drop(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
         of_run = self._opts.get(wanted.run_key, {})
         if of_run.get(wanted.request.step_id) is opts:
             del of_run[wanted.request.step_id]
@@ -313,7 +320,7 @@ class Requests:
                 del self._opts[wanted.run_key]
 
 
-def _is_same_step(one: RequestAt, other: RequestAt) -> bool:
+def _is_same_step(one: ScheduledRequest, other: ScheduledRequest) -> bool:
     return (one.run_key, one.request.step_id) == (other.run_key, other.request.step_id)
 
 
