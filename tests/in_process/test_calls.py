@@ -102,7 +102,7 @@ def test_answer_above_the_limit_of_bodies_fails_the_run() -> None:
     assert (answer.error.name, answer.no_retry) == ("AnswerTooLargeError", True)
 
 
-def test_options_in_an_answer_do_not_change_with_the_app_s_objects() -> None:
+def test_options_in_an_answer_are_a_copy() -> None:
     data = {"k": 1}
     [op] = answer_of(  # type: ignore[union-attr]
         Found([StepReport(Op(id="a", op=Opcode.INVOKE_FUNCTION, opts={"payload": {"data": data}}))]), StillClock()

@@ -9,7 +9,7 @@ from durably.comm import CommHandler
 from ..paths import CallPath, Tracer
 
 STEPS = 12
-_MAX_FUNCTIONS = 93
+_MAX_FUNCTIONS = 91
 _MAX_MODULES = 26
 
 

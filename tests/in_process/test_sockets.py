@@ -63,7 +63,7 @@ def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path) -> None:
         sockets.make_directory(directory)
 
 
-def test_a_link_instead_of_a_directory_is_refused(tmp_path: Path) -> None:
+def test_symbolic_link_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir(mode=0o700)
     (tmp_path / "sockets").symlink_to(tmp_path / "target")
     with pytest.raises(EngineError, match="must be a directory"):
@@ -112,7 +112,7 @@ async def test_leader_has_one_socket(tmp_path: Path) -> None:
     assert not [path for path in directory.iterdir() if path.is_socket()]
 
 
-def test_the_command_line_does_not_talk_to_a_directory_of_anybody_else(tmp_path: Path) -> None:
+def test_command_line_refuses_a_directory_that_others_can_enter(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
     database.touch()
     directory = sockets.directory_of(database)
