@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from durably import Context
-from durably.execution import settling
+from durably.execution import AsyncCall, Memo, Replay, Returned, StepReport, StepRequest, settling
+from durably.protocol.opcodes import Opcode
 
 from .engine import complete, engine_for, fail
 
@@ -205,3 +206,32 @@ async def test_a_clock_that_was_left_is_no_clock() -> None:
             return await ctx.step.run("step", str, "step")
 
     assert await complete(function) == "step"
+
+
+class Checkpoints:
+    """Stores steps, so that the call continues."""
+
+    is_over = False
+
+    async def take(self, report: StepReport) -> Memo:
+        return Memo(report.output)
+
+
+@pytest.mark.parametrize("is_around", [False, True])
+async def test_clock_in_a_handler_does_not_delay_later_steps(is_around: bool) -> None:
+    """A step is executed at once unless a clock may run around it. Otherwise the call looks for the clock first."""
+    call = AsyncCall(Replay(memos={}, checkpointer=Checkpoints()))
+
+    async def handler() -> str:
+        async with asyncio.timeout(60):
+            await asyncio.sleep(0)
+        return "done"
+
+    async def function() -> None:
+        if is_around:
+            await handler()
+        for number in range(2):
+            await call.step(StepRequest(str(number), Opcode.STEP_RUN, handler=handler))
+
+    assert await call.run(function) == Returned(None)
+    assert (call._settling is not None) == is_around

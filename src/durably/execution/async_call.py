@@ -456,16 +456,21 @@ def _resolve(future: asyncio.Future[bool], value: bool) -> None:
 async def _await_output(output: Awaitable[Any]) -> Any:
     """Await a handler's result.
 
-    A handler that cancels itself has failed like any other.
+    A handler that cancels itself has failed like any other. Its own clocks have ended with it, so they do not mark the
+    task.
     """
     task = _current_task()
     requests = cancelling(task)
+    may_be_timed = isinstance(task, RunTask) and task.may_be_timed
     try:
         return await output
     except asyncio.CancelledError as error:
         if cancelling(task) > requests:
             raise
         raise RuntimeError("the handler was cancelled by its own code (asyncio.CancelledError)") from error
+    finally:
+        if isinstance(task, RunTask):
+            task.may_be_timed = may_be_timed
 
 
 def _result_of_main(main: AnyTask) -> Ending:
