@@ -173,6 +173,15 @@ def test_storage_does_not_know_what_is_stored_when() -> None:
     assert violations(modules("engine", "sqlite"), lambda m: not is_within(m, *unknown)) == []
 
 
+def test_the_interface_of_engines_knows_no_engine() -> None:
+    interface = [PACKAGE / "engine" / f"{name}.py" for name in ("interface", "operations", "views")]
+    sqlite = ("durably.engine.sqlite", "durably.engine.scheduling", "durably.engine.runtime")
+    unknown = (*sqlite, "durably.engine.sqlite_engine", "durably.engine.http")
+    assert violations(interface, lambda m: not is_within(m, *unknown, *FRAMEWORKS)) == []
+    api = [PACKAGE / "engine" / "http" / f"{name}.py" for name in ("application", "routes", "codec", "client", "syncs")]
+    assert violations(api, lambda m: not is_within(m, *sqlite, "durably.engine.sqlite_engine")) == []
+
+
 def test_the_engine_does_not_know_its_http_api() -> None:
     below = [file for file in modules("engine") if "http" not in file.parent.parts]
     assert violations(below, lambda m: not is_within(m, "durably.engine.http")) == []

@@ -10,12 +10,13 @@ import aiohttp
 import msgspec
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
 from durably.engine.http.access import ApiKeys
 from durably.engine.http.application import create_api
-from durably.engine.http.client import HttpEngine, aiohttp_exchange
-from durably.engine.http.codec import EngineRefusedError, HttpRequest, read_arguments, write_request
+from durably.engine.http.client import HttpEngine
+from durably.engine.http.codec import EngineRefusedError, HttpRequest, HttpResponse, read_arguments, write_request
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation, blocking, operation, operations_of
 from durably.engine.sqlite_engine import SqliteEngine
@@ -50,7 +51,13 @@ async def client(engine: SqliteEngine, tmp_path: Path) -> AsyncIterator[HttpEngi
     path = str(tmp_path / "api")
     await web.UnixSite(runner, path).start()
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session:
-        yield HttpEngine(aiohttp_exchange(session))
+
+        async def exchange(request: HttpRequest) -> HttpResponse:
+            url = URL("http://localhost" + request.target, encoded=True)
+            async with session.request(request.method, url, data=request.body, headers=request.headers) as response:
+                return HttpResponse(response.status, await response.read())
+
+        yield HttpEngine(exchange)
     await runner.cleanup()
 
 

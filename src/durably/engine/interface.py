@@ -324,7 +324,9 @@ class Engine:
     async def run_traces(self, run_id: str) -> list[TracesView]:
         """The exports of spans that name a run. They may contain spans of other runs."""
 
-    # state and syncs
+
+class LocalEngine(Engine):
+    """An engine that runs in this process, with the methods that its HTTP API needs besides the operations."""
 
     @property
     def stop_error(self) -> EngineError | None:
@@ -341,8 +343,6 @@ class Engine:
         ``ConfigInvalidError``, which names the function and the option.
         """
         raise NotImplementedError
-
-    # updates
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
         """Future changes of runs, for people to read: a slow reader loses the oldest updates."""

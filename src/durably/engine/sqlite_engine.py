@@ -43,7 +43,7 @@ from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.sync import SyncRequest
 
-from .interface import Engine
+from .interface import LocalEngine
 from .json_bodies import decode_events
 from .runtime import Runtime
 from .scheduling import annotations, bulk_operations, event_routing, operations
@@ -55,7 +55,7 @@ _PORTION_BYTES = 256 * 1024
 """Data of events that are checked at a time: about 1 ms."""
 
 
-class SqliteEngine(Engine):
+class SqliteEngine(LocalEngine):
     """Open with ``await SqliteEngine.open(path)``, close with ``await engine.close()``.
 
     Use it on the event loop that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited

@@ -62,7 +62,7 @@ async def test_spans_are_accepted_and_shown_with_their_run(dev: Harness, content
     assert (await dev.json("GET", "/v1/runs/other/traces"))[1]["data"] == []
 
 
-async def test_the_oldest_spans_go_first(dev: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oldest_spans_are_deleted_first(dev: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annotations, "MAX_TRACES_BYTES", 100)
     for number in range(10):
         body = f'{{"run":"r","n":{number}}}'.ljust(20)
@@ -86,7 +86,7 @@ async def test_the_oldest_spans_go_first(dev: Harness, monkeypatch: pytest.Monke
         ("POST", "/v2/sandboxes", "sandboxes"),
     ],
 )
-async def test_what_is_not_there_is_said_clearly_and_logged_once(
+async def test_unsupported_features_are_refused_and_logged_once(
     dev: Harness, caplog: pytest.LogCaptureFixture, method: str, path: str, feature: str
 ) -> None:
     with caplog.at_level(logging.ERROR, "durably.engine.api"):

@@ -50,7 +50,7 @@ async def test_in_cloud_mode_the_api_needs_the_signing_key(cloud: Harness, metho
 
 
 @pytest.mark.parametrize("key", [SIGNING_KEY, FALLBACK_KEY])
-async def test_either_signing_key_will_do(cloud: Harness, key: str) -> None:
+async def test_either_signing_key_is_accepted(cloud: Harness, key: str) -> None:
     status, answer = await cloud.json("GET", "/v1/runs", headers={"authorization": f"Bearer {bearer_token(key)}"})
     assert (status, answer["data"]) == (200, [])
 
@@ -68,7 +68,7 @@ async def test_in_cloud_mode_events_need_an_event_key(cloud: Harness, caplog: py
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
-async def test_anyone_may_ask_after_health(cloud: Harness, path: str) -> None:
+async def test_health_needs_no_key(cloud: Harness, path: str) -> None:
     status, answer = await cloud.json("GET", path)
     assert (status, answer["message"]) == (200, "OK")
 
@@ -102,7 +102,7 @@ async def test_dev_information_is_not_for_cloud_mode(cloud: Harness) -> None:
     assert status == 404
 
 
-async def test_answers_say_which_mode_the_engine_is_in(dev: Harness) -> None:
+async def test_answers_name_the_mode_of_the_engine(dev: Harness) -> None:
     async with dev.http.get("/health") as response:
         assert response.headers["x-inngest-server-kind"] == "dev"
 
@@ -120,7 +120,7 @@ async def test_local_pages_may_send_events_in_dev_mode(dev: Harness) -> None:
         assert (response.status, response.headers["access-control-allow-origin"]) == (400, "*")
 
 
-async def test_pages_of_other_origins_may_do_nothing_else_in_dev_mode(dev: Harness) -> None:
+async def test_pages_of_other_origins_are_refused_elsewhere_in_dev_mode(dev: Harness) -> None:
     for method, path in GUARDED[:-1]:
         status, answer = await dev.json(method, path, headers={"origin": "https://evil.example"})
         assert (status, "another origin" in answer["error"]) == (403, True)

@@ -39,7 +39,7 @@ async def test_a_failure_of_the_engine_is_logged_without_the_event_key(
     assert EVENT_KEY not in caplog.text
 
 
-async def test_a_full_disk_is_told_of_but_not_with_each_request(
+async def test_a_full_disk_is_logged_but_not_with_each_request(
     cloud: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*args: object, **options: object) -> list[str]:
@@ -62,13 +62,13 @@ async def test_bodies_have_a_limit(dev: Harness, monkeypatch: pytest.MonkeyPatch
     assert "larger than" in answer["error"]
 
 
-async def test_a_closed_engine_says_that_it_is(dev: Harness) -> None:
+async def test_a_closed_engine_answers_503(dev: Harness) -> None:
     await dev.engine.close()
     status, answer = await dev.json("POST", "/e/any", json={"name": "a"})
     assert (status, answer["status"]) == (503, 503)
 
 
-async def test_a_body_that_its_headers_belie_is_refused(dev: Harness, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_body_that_does_not_fit_its_headers_is_refused(dev: Harness, caplog: pytest.LogCaptureFixture) -> None:
     for encoding, status in (("gzip", 400), ("deflate", 400), ("br", 415)):
         answer = await dev.json("POST", "/e/any", data=b'{"name": "a"}', headers={"content-encoding": encoding})
         assert (answer[0], "content-encoding" in answer[1]["error"]) == (status, True)
@@ -117,7 +117,7 @@ async def test_a_request_that_is_refused_is_not_unpacked(
 
 
 @pytest.mark.parametrize("limit", ["0", "000000001000", "000000001" + "9" * 5000])
-async def test_a_limit_beyond_what_is_possible_is_refused(dev: Harness, limit: str) -> None:
+async def test_a_limit_out_of_range_is_refused(dev: Harness, limit: str) -> None:
     status, answer = await dev.json("GET", "/v1/events", params={"limit": limit})
     assert (status, "limit must be" in answer["error"]) == (400, True)
 
@@ -143,7 +143,9 @@ async def exchange(harness: Harness, request: bytes) -> bytes:
     return answer
 
 
-async def test_the_log_quotes_nothing_of_what_is_no_http(cloud: Harness, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_quotes_nothing_of_an_unreadable_request(
+    cloud: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
     get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     parts = urlsplit(cloud.server.origin)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
@@ -156,7 +158,7 @@ async def test_the_log_quotes_nothing_of_what_is_no_http(cloud: Harness, caplog:
     assert EVENT_KEY not in caplog.text
 
 
-async def test_what_is_expected_of_the_engine(dev: Harness) -> None:
+async def test_only_the_expectation_of_100_continue_is_met(dev: Harness) -> None:
     request = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\nExpect: {}\r\n\r\n"
     for path in ("/e/any", "/nowhere", "/health"):
         assert b" 100 " in await exchange(dev, request.format(path, "100-continue").encode())
@@ -164,7 +166,7 @@ async def test_what_is_expected_of_the_engine(dev: Harness) -> None:
         assert b" 417 " in await exchange(dev, request.format(path, "Käse").encode("latin-1"))
 
 
-async def test_a_disk_that_cannot_be_written_is_the_senders_to_try_again(dev: Harness) -> None:
+async def test_a_disk_that_cannot_be_written_answers_503(dev: Harness) -> None:
     connection = dev.engine._runtime._connection
     connection.execute("PRAGMA query_only = 1")
     status, answer = await dev.json("POST", "/e/any", json={"name": "a"})
@@ -173,7 +175,7 @@ async def test_a_disk_that_cannot_be_written_is_the_senders_to_try_again(dev: Ha
     await dev.send("a")
 
 
-async def test_an_engine_whose_database_was_deleted_says_so_on_every_route(dev: Harness, tmp_path: Path) -> None:
+async def test_an_engine_without_its_database_answers_503_on_every_route(dev: Harness, tmp_path: Path) -> None:
     await dev.send("before")
     (tmp_path / "engine.db").unlink()
     status, answer = await dev.json("POST", "/e/any", json={"name": "after"})
@@ -206,7 +208,7 @@ async def test_a_header_that_is_not_utf_8_is_refused(
     assert "Traceback" not in caplog.text
 
 
-async def test_a_client_that_leaves_within_a_body_is_no_failure(
+async def test_a_client_that_leaves_within_a_body_is_not_a_failure(
     dev: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reading, left = asyncio.Event(), asyncio.Event()

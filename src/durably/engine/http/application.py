@@ -3,7 +3,7 @@
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from durably.engine.interface import Engine
+from durably.engine.interface import Engine, LocalEngine
 from durably.engine.operations import Access, operations_of
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -36,7 +36,7 @@ async def _is_never_alive(url: str) -> bool:
 
 
 def create_api(
-    engine: Engine,
+    engine: LocalEngine,
     keys: ApiKeys,
     *,
     hosts: AllowedHosts = _LOCAL,

@@ -1,25 +1,17 @@
 """``HttpEngine``: an engine that is reached over HTTP, by TCP or over a Unix socket.
 
-It implements ``Engine`` by the table of operations, and leaves the exchange of a request to the function that it is
-given. Over a Unix socket, on an event loop::
-
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector("…/1.http")) as session:
-        engine = HttpEngine(aiohttp_exchange(session))
-        run = await engine.get_run(run_id)
-
-The command line gives one that uses urllib3 and never suspends (``cli/engine_client.py``).
+It implements ``Engine`` by the table of operations. The exchange of a request is a function that it is given, such as
+one of an aiohttp session with a ``UnixConnector``, or that of the command line, which uses urllib3 and never suspends
+(``cli/engine_client.py``).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation
 
 from .codec import HttpRequest, HttpResponse, read_result, write_request
-
-if TYPE_CHECKING:
-    import aiohttp
 
 Exchange = Callable[[HttpRequest], Awaitable[HttpResponse]]
 """Sends a request to the engine and returns its answer. Raises an error of its own if no engine answers."""
@@ -41,16 +33,3 @@ class HttpEngine(Engine):
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         request = write_request(operation, arguments, key=self._event_key)
         return read_result(operation, arguments, await self._exchange(request))
-
-
-def aiohttp_exchange(session: "aiohttp.ClientSession", origin: str = "http://localhost") -> Exchange:
-    """Exchanges by an aiohttp session, whose connector may be that of a Unix socket. Raises ``aiohttp.ClientError``."""
-    from yarl import URL
-
-    async def exchange(request: HttpRequest) -> HttpResponse:
-        async with session.request(
-            request.method, URL(origin + request.target, encoded=True), data=request.body, headers=request.headers
-        ) as response:
-            return HttpResponse(response.status, await response.read())
-
-    return exchange

@@ -17,7 +17,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from durably.engine.core.errors import EngineError
-from durably.engine.interface import Engine
+from durably.engine.interface import LocalEngine
 from durably.engine.scheduling.requests.http_call import read_limited, sign_request, was_sent
 from durably.engine.settings import EngineSettings
 from durably.protocol.call import decode
@@ -90,7 +90,7 @@ class AppDiscovery:
     Give ``note_sync`` to ``create_api`` as its ``on_sync``; each accepted sync is passed on to ``on_sync``.
     """
 
-    def __init__(self, engine: Engine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
+    def __init__(self, engine: LocalEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
         self._engine, self._settings, self._origin, self._on_sync = engine, settings, origin, on_sync
         self.conflicts = AppConflicts(engine, self._is_alive)
         self._awaited: dict[str, AcceptedSync | None] = {}

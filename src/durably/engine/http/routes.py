@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from durably.engine.core.errors import BodyInvalidError, EngineError
-from durably.engine.interface import Engine
+from durably.engine.interface import LocalEngine
 from durably.engine.json_bodies import decode_json, explain_json_error
 from durably.engine.operations import Access, Operation
 from durably.engine.views import RunUpdate
@@ -40,7 +40,7 @@ _logger = get_logger("durably.engine.api")
 class ApiState:
     """The state that handlers share. ``has_limits``: requests have the limits of a public API, such as of lists."""
 
-    engine: Engine
+    engine: LocalEngine
     server_kind: ServerKind
     on_sync: OnSync
     sync_at: SyncAt | None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from durably.engine.interface import Engine
+from durably.engine.interface import LocalEngine
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import redact_url
@@ -70,14 +70,14 @@ class Accepted(msgspec.Struct, frozen=True):
 class AppConflicts:
     """``is_alive`` returns whether an app answers at a URL."""
 
-    def __init__(self, engine: Engine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(self, engine: LocalEngine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
         self._engine = engine
         self._is_alive = is_alive
         self._replaced: dict[tuple[str, object, object], float] = {}
         self._said: dict[str, float] = {}
 
     async def accept(self, request: SyncRequest) -> Accepted:
-        """Store an app's sync. Raises the errors of ``Engine.sync_app``."""
+        """Store an app's sync. Raises the errors of ``LocalEngine.sync_app``."""
         before = await self._served(request.app_id)
         result = await self._engine.sync_app(request)
         now = Served(request.url, frozenset(function.id for function in request.functions))

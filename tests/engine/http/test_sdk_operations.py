@@ -31,7 +31,7 @@ async def test_a_signal_wakes_the_run_that_waits_for_it(dev: Harness, serve_func
     assert shown["data"]["output"] == {"by": "me"}
 
 
-async def test_a_signal_that_nobody_waits_for_is_not_found(dev: Harness) -> None:
+async def test_a_signal_without_a_waiting_run_is_not_found(dev: Harness) -> None:
     status, answer = await dev.json("POST", "/v1/signals", json={"signal": "nobody", "data": 1})
     assert (status, "nobody" in answer["error"]) == (404, True)
     status, answer = await dev.json("POST", "/v1/signals", json={"data": 1})

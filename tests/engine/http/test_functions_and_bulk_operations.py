@@ -1,4 +1,4 @@
-"""What people order: pausing a function, bulk cancellation and replay, running again from a step."""
+"""Pausing functions, bulk cancellations and replays, and reruns from a step."""
 
 import datetime as dt
 
@@ -67,7 +67,7 @@ async def test_runs_are_cancelled_in_bulk(dev: Harness, serve_functions: ServeFu
     assert not later.status.has_ended
 
 
-async def test_bad_orders_are_refused(dev: Harness, serve_functions: ServeFunctions) -> None:
+async def test_invalid_bulk_operations_are_refused(dev: Harness, serve_functions: ServeFunctions) -> None:
     await _serve_shop(dev, serve_functions)
     for wanted, reason in (
         ({"function_id": "shop-place"}, "started_before is required"),
@@ -104,7 +104,7 @@ async def test_failed_runs_are_replayed(dev: Harness, serve_functions: ServeFunc
     assert status == 404
 
 
-async def test_a_run_goes_again_from_a_step_with_another_input(dev: Harness, serve_functions: ServeFunctions) -> None:
+async def test_a_run_is_rerun_from_a_step_with_another_input(dev: Harness, serve_functions: ServeFunctions) -> None:
     await _serve_shop(dev, serve_functions)
     run = await dev.ended((await dev.run_of(await dev.send("order", {"total": 3}))).id)
     wanted = {"from_step": {"step_id": "charge", "input": [5]}}
