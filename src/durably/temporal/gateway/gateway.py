@@ -14,7 +14,6 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, NoReturn
 
-import msgspec
 from pydantic import ValidationError
 from temporalio.common import MetricMeter, SearchAttributeKey, TypedSearchAttributes
 
@@ -45,18 +44,17 @@ from .authorization import (
     principal_key,
 )
 from .call import Call, Limits, Target
-from .endpoints import Endpoint, Endpoints, Key, Match, options_of_get
+from .endpoints import Endpoint, Endpoints, Key, Match
 from .exposure import AnyExposure, Exposure, Operation, ScheduleExposure
 from .idempotency import KeyedRequest, keyed_request
 from .messages import (
-    JSON,
     GatewayRequest,
     GatewayResponse,
     has_more_values,
     is_of_another_site,
     without_body,
 )
-from .openapi import SecuritySchemes, check_security_schemes, openapi, swagger_page
+from .openapi import Documents, SecuritySchemes, answer_page, check_security_schemes
 from .operations.events import StreamSlots
 from .operations.schedules import ScheduleCall
 from .operations.starting import choose_id, start_options
@@ -78,7 +76,6 @@ from .start_options import StartOptions, check_id, declared_keys
 _STARTS = frozenset({Operation.START, Operation.SIGNAL_WITH_START})
 _BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
 _REQUEST_ID = HTTP_HEADER.lower()
-_MAXIMUM_DOCUMENTS = 8
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 
 
@@ -140,7 +137,7 @@ class Gateway:
         self._declared_attributes: set[tuple[str, str, Any]] = set()
         self._app_parameters = frozenset([app_parameters] if isinstance(app_parameters, str) else app_parameters)
         self._stream_slots = StreamSlots(self.limits.max_streams)
-        self._documents: dict[tuple[str, str], bytes] = {}
+        self._documents = Documents(self.endpoints, self.security_schemes)
 
     def _check_schedules(self, schedules: ScheduleExposure | None) -> Sequence[AnyExposure]:
         """Raises ``TemporalSettingsError``."""
@@ -410,36 +407,14 @@ class Gateway:
 
     def answer_document(self, method: str, *, mount: str, title: str) -> GatewayResponse:
         """The response with the document. ``mount`` is the path before the gateway's."""
-        return _answer_get(method, JSON, lambda: self.document(mount=mount, title=title))
+        return self._documents.answer(method, mount=mount, title=title)
 
     def answer_docs(self, method: str, *, title: str, docs: bool | str) -> GatewayResponse:
         """The response to a request for the page with Swagger UI, beside the document.
 
         ``docs`` is the URL of the app's own copy of ``swagger-ui-dist``, or ``True`` for a CDN.
         """
-        assets = docs if isinstance(docs, str) else None
-        return _answer_get(method, "text/html; charset=utf-8", lambda: swagger_page(title=title, assets=assets))
-
-    def document(self, *, mount: str, title: str) -> bytes:
-        """The document as JSON, cached. ``mount`` is the path before the gateway's."""
-        key = (mount, title)
-        if key not in self._documents:
-            schemes = self.security_schemes
-            made = openapi(self.endpoints, mount=mount, title=title, version="1", security_schemes=schemes)
-            if len(self._documents) >= _MAXIMUM_DOCUMENTS:
-                self._documents.clear()
-            self._documents[key] = msgspec.json.encode(made)
-        return self._documents[key]
-
-
-def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> GatewayResponse:
-    try:
-        if (response := options_of_get(method)) is not None:
-            return response
-    except Problem as problem:
-        return problem.response()
-    made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": content_type}, body=make())
-    return without_body(made) if method == "HEAD" else made
+        return answer_page(method, title=title, assets=docs if isinstance(docs, str) else None)
 
 
 def _request_id_of(request: GatewayRequest) -> AbstractContextManager[None]:

@@ -5,15 +5,18 @@ The document is for frameworks that have none of their own. Swagger UI: https://
 
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from pydantic import TypeAdapter
 
 from durably.temporal.errors import TemporalSettingsError
 
-from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter
-from .problems import MEDIA_TYPE
+from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, options_of_get
+from .messages import JSON, GatewayResponse, without_body
+from .problems import MEDIA_TYPE, Problem
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -192,3 +195,40 @@ def check_security_schemes(schemes: SecuritySchemes | None) -> dict[str, dict[st
                 f'Gateway(security_schemes=…): "{name}" has no {missing[0]!r}, which the type {scheme["type"]} needs'
             )
     return checked
+
+
+class Documents:
+    """The OpenAPI document of a gateway as JSON, cached for each place and title."""
+
+    _MAXIMUM = 8
+
+    def __init__(self, endpoints: Iterable[Endpoint], security_schemes: Mapping[str, Mapping[str, Any]]) -> None:
+        self._endpoints, self._security_schemes = endpoints, security_schemes
+        self._made: dict[tuple[str, str], bytes] = {}
+
+    def answer(self, method: str, *, mount: str, title: str) -> GatewayResponse:
+        return _answer_get(method, JSON, lambda: self._get(mount, title))
+
+    def _get(self, mount: str, title: str) -> bytes:
+        if (mount, title) not in self._made:
+            schemes = self._security_schemes
+            made = openapi(self._endpoints, mount=mount, title=title, version="1", security_schemes=schemes)
+            if len(self._made) >= self._MAXIMUM:
+                self._made.clear()
+            self._made[mount, title] = msgspec.json.encode(made)
+        return self._made[mount, title]
+
+
+def answer_page(method: str, *, title: str, assets: str | None) -> GatewayResponse:
+    """The response with ``swagger_page``."""
+    return _answer_get(method, "text/html; charset=utf-8", lambda: swagger_page(title=title, assets=assets))
+
+
+def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> GatewayResponse:
+    try:
+        if (response := options_of_get(method)) is not None:
+            return response
+    except Problem as problem:
+        return problem.response()
+    made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": content_type}, body=make())
+    return without_body(made) if method == "HEAD" else made
