@@ -1,14 +1,24 @@
-"""Importing what ``module:app`` names, and saying where the user's code went wrong."""
+"""Imports of ``module:app``, with errors that name the user's line, and the kinds of apps."""
 
+import asyncio
+import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import django
+import django.conf
+import fastapi
+import flask
 import pytest
+import tornado.web
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 
-from durably.cli.app_loading import AppImportError, import_app
+from durably.cli.app_loading import AppImportError, AppKind, NotAnAppError, detect_kind, import_app
 
 Write = Callable[[str], None]
 
@@ -64,3 +74,67 @@ def test_what_went_wrong_is_said(write_module: Write, source: str, target: str, 
     with pytest.raises(AppImportError) as caught:
         import_app(target)
     assert re.search(pattern, str(caught.value)), str(caught.value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def django_settings() -> Iterator[None]:
+    """A process has one set of settings: other tests' stay, and these are taken back for other tests' sake."""
+    if django.conf.settings.configured:
+        yield
+        return
+    django.conf.settings.configure(ROOT_URLCONF=__name__)
+    django.setup()
+    yield
+    django.conf.settings._wrapped = django.conf.empty
+
+
+async def raw_asgi(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def raw_wsgi(environ: Any, start_response: Any) -> Any: ...
+
+
+def main(event: Any, context: Any) -> Any: ...
+
+
+class AsgiMiddleware:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+class WsgiMiddleware:
+    def __call__(self, env: Any, start: Any) -> Any: ...
+
+
+def test_apps_are_recognised() -> None:
+    apps: list[tuple[object, AppKind]] = [
+        (fastapi.FastAPI(), AppKind.ASGI),
+        (get_asgi_application(), AppKind.ASGI),
+        (raw_asgi, AppKind.ASGI),
+        (AsgiMiddleware(), AppKind.ASGI),
+        (functools.partial(raw_asgi), AppKind.ASGI),
+        (flask.Flask(__name__), AppKind.WSGI),
+        (get_wsgi_application(), AppKind.WSGI),
+        (raw_wsgi, AppKind.WSGI),
+        (WsgiMiddleware(), AppKind.WSGI),
+        (tornado.web.Application(), AppKind.TORNADO),
+        (main, AppKind.DIGITAL_OCEAN),
+        (lambda event, context: {}, AppKind.DIGITAL_OCEAN),
+    ]
+    for app, kind in apps:
+        assert detect_kind(app) is kind, app
+
+
+@pytest.mark.parametrize(
+    ("found", "described"),
+    [
+        ({"a": 1}, "builtins.dict"),
+        (fastapi.FastAPI, "the class FastAPI"),
+        (asyncio, "the module asyncio"),
+        (lambda: None, r"the function <lambda>\(\)"),
+        (None, "NoneType"),
+        (asyncio.sleep, r"the function sleep\(delay\)"),
+    ],
+)
+def test_other_objects_are_described(found: object, described: str) -> None:
+    with pytest.raises(NotAnAppError, match=described):
+        detect_kind(found)
