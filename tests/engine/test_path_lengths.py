@@ -18,7 +18,7 @@ from durably.engine.settings import Durability, EngineSettings
 from ..paths import CallPath, Tracer
 
 ROUNDS = 5
-MAX_FUNCTIONS = 158
+MAX_FUNCTIONS = 133
 MAX_MODULES = 38
 """Lower them when the path gets shorter: the aim is 100 functions in 22 modules."""
 
