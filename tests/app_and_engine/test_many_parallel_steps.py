@@ -50,12 +50,12 @@ async def test_a_thousand(app: App, kind: Callable[..., Any]) -> None:
         ran[number] += 1
         return number
 
-    began = time.monotonic()
+    began = time.process_time()
     assert await app.run(durable(app, kind(1000, work), checkpointing=None)) == sum(range(1000))
     assert set(ran.values()) == {1}
     assert len(app.discoveries) < 20
     assert len(app.calls) < 3 * RUN_REQUESTS
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60, "seconds of CPU"
 
 
 @KINDS

@@ -7,7 +7,6 @@ them; ``durably.errors`` exports all of them to users.
 
 import datetime as dt
 import traceback
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -103,6 +102,16 @@ class Error(Exception):
     def stack(self) -> str | None:
         return format_stack(self) if self.include_stack else None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python would call the class with ``args``, but constructors take more, or other, arguments.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[Error], args: tuple[Any, ...], attributes: dict[str, Any]) -> Error:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
 
 class FunctionConfigInvalidError(Error, ValueError):
     """A function's or client's configuration is wrong; the message names the function and the option."""
@@ -192,9 +201,6 @@ class StepError(Error):
     @property
     def stack(self) -> str | None:
         return self._stack
-
-    def __reduce__(self) -> tuple[Callable[..., "StepError"], tuple[str, str, str | None, str]]:
-        return (StepError, (self._message, self._name, self._stack, self.code))
 
 
 _TOLD_CODES = frozenset(ErrorCode) - {ErrorCode.UNKNOWN}
