@@ -77,8 +77,6 @@ LEFT: dict[str, int] = {
     "src/durably/engine": 1,
     # The names of tables stay.
     "src/durably/engine/sqlite": 9,
-    "src/durably/in_process": 3,
-    "src/durably/protocol": 2,
     "src/durably/testing": 3,
 }
 

@@ -175,6 +175,12 @@ def test_a_change_restarts_it(start: Start, shop: Path, server: DevServer, tempo
     assert command.stop() == 0
 
 
+def test_grace_beside_reload_is_refused(run: Run, shop: Path) -> None:
+    result = run("temporal", "worker", "shop", "--reload", "--grace", "5")
+    assert result.status == 1
+    assert "--reload cancels activities after 1 second: leave out --grace" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from .app_loading import AppImportError, import_app
 from .text import CliError, Console
@@ -190,6 +191,8 @@ def _run_worker(
     guarded: bool,
 ) -> None:
     if reload:
+        if click.get_current_context().get_parameter_source("grace") is not ParameterSource.DEFAULT:
+            raise CliError("--reload cancels activities after 1 second: leave out --grace, or --reload")
         from .event_loop import run_until_stopped
         from .temporal_dev import run_reloaded_worker
 

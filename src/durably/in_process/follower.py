@@ -40,7 +40,7 @@ class EngineMovedError(Error):
 
 
 class JoinRequest(msgspec.Struct, frozen=True):
-    """What a follower reports to the leader at first, and after each change."""
+    """A follower's report to the leader, at first and after each change."""
 
     capacity: Capacity
     syncs: list[SyncRequest] = []

@@ -153,7 +153,10 @@ class FairLimit:
 
 
 class AppLoop:
-    """Where async functions run: on ``loop``, or, while it is ``None``, on the process's background event loop."""
+    """Runs async functions on ``loop``, or on the process's background event loop.
+
+    The latter while ``loop`` is ``None``.
+    """
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -18,7 +18,7 @@ class LockHolder(NamedTuple):
     is_stopped: bool
 
     def describe(self, database: Path) -> str:
-        """What is wrong, and what to do."""
+        """The text of an error, with the remedy."""
         process = f"process {self.process_id}" + (f" ({self.program})" if self.program else "")
         if self.is_stopped:
             return (

@@ -18,7 +18,7 @@ class Metadata(msgspec.Struct, kw_only=True):
 
 
 class Envelope(msgspec.Struct, Generic[T], kw_only=True):
-    """What every ``/v1`` answer is wrapped in."""
+    """The object that wraps every ``/v1`` answer."""
 
     data: T
     metadata: Metadata

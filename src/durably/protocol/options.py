@@ -376,7 +376,7 @@ class FunctionOptions(msgspec.Struct, kw_only=True, omit_defaults=True, rename="
 
 _NOT_WITH_BATCHES = {
     "debounce": "a debounce keeps one event of many, a batch all of them",
-    "singleton": "a batch has no single event by which to tell whose run it is",
+    "singleton": "a batch has no single event whose key could be compared",
     "cancel": "a batch has no single event to compare the cancelling one with",
     "priority": "a batch has no single event to take the priority from",
     "rate_limit": "events are dropped one by one, before they make a batch",
